@@ -1,0 +1,1 @@
+"""secateur prunes pretrained diffusion and flow models and recovers what pruning cost."""

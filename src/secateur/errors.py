@@ -1,0 +1,21 @@
+"""Errors for people: what was wrong, where, and what to do. The command line prints them as one line."""
+
+
+class SecateurError(Exception):
+    """Base class of every error a user can cause or fix. Its message is one clear line."""
+
+
+class DataError(SecateurError):
+    """Images, labels or arrays that cannot be used."""
+
+
+class ModelError(SecateurError):
+    """A model folder that is missing, truncated, hostile, or of an unknown architecture."""
+
+
+class TargetError(SecateurError):
+    """A size or a speed that cannot be parsed or reached."""
+
+
+class TrainingError(SecateurError):
+    """A run that cannot go on: a loss that is not finite, a checkpoint that does not fit."""

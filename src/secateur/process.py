@@ -1,0 +1,175 @@
+"""Processes: noising, training target and sampler of a model family behind one interface.
+
+A process knows nothing about networks. Timesteps are always in the unit that the network takes, so that
+`predict(model, process.add_noise(x0, noise, t), t)` is comparable with `process.target(x0, noise, t)`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from torch import Tensor, nn
+
+from .errors import ModelError
+
+
+class Process(Protocol):
+    """What criteria, objectives and samplers need to know about a diffusion or flow process."""
+
+    @property
+    def num_train_timesteps(self) -> int:
+        """Number of steps between clean and noise."""
+        ...
+
+    def timesteps(self, u: Tensor) -> Tensor:
+        """Map u in [0, 1), 0 the clean end, to timesteps of the same shape."""
+        ...
+
+    def add_noise(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Noisy sample x_t, the shape of `sample` (B, ...); `timesteps` is (B,)."""
+        ...
+
+    def target(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """What the network should output at (x_t, t), the shape of `sample`."""
+        ...
+
+    def scheduler(self) -> Any:
+        """A fresh deterministic diffusers sampler for this process."""
+        ...
+
+    def sampler_to_model(self, timestep: Tensor) -> Tensor:
+        """The sampler's timestep in the unit that the network takes."""
+        ...
+
+    def model_to_sampler(self, output: Tensor) -> Tensor:
+        """The network's output in the convention that the sampler's `step` takes."""
+        ...
+
+
+@dataclass(frozen=True)
+class DiffusionProcess:
+    """Discrete variance-preserving diffusion (DDPM, Ho et al. 2020, eq. 4), sampled by DDIM with eta 0.
+
+    Targets follow the scheduler's `prediction_type`: epsilon, sample, or v (Salimans & Ho 2022, appendix D).
+    """
+
+    config: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_scheduler", DDPMScheduler.from_config(self.config))
+        if self.prediction_type not in ("epsilon", "sample", "v_prediction"):
+            raise ModelError(
+                f"prediction type {self.prediction_type!r} is unknown; use epsilon, sample or v_prediction"
+            )
+
+    @property
+    def prediction_type(self) -> str:
+        return self._scheduler.config.prediction_type  # type: ignore[attr-defined]
+
+    @property
+    def num_train_timesteps(self) -> int:
+        return self._scheduler.config.num_train_timesteps  # type: ignore[attr-defined]
+
+    def timesteps(self, u: Tensor) -> Tensor:
+        return (u * self.num_train_timesteps).long()
+
+    def add_noise(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        return self._scheduler.add_noise(sample, noise, timesteps)  # type: ignore[attr-defined]
+
+    def target(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        if self.prediction_type == "epsilon":
+            return noise
+        if self.prediction_type == "sample":
+            return sample
+        return self._scheduler.get_velocity(sample, noise, timesteps)  # type: ignore[attr-defined]
+
+    def scheduler(self) -> DDIMScheduler:
+        return DDIMScheduler.from_config(self._scheduler.config)  # type: ignore[attr-defined]
+
+    def sampler_to_model(self, timestep: Tensor) -> Tensor:
+        return timestep
+
+    def model_to_sampler(self, output: Tensor) -> Tensor:
+        return output
+
+
+@dataclass(frozen=True)
+class FlowProcess:
+    """Rectified flow: x_sigma = (1 - sigma) x0 + sigma noise, sampled by Euler steps.
+
+    `convention` fixes what the network sees and predicts:
+    - "diffusers": time 1000 sigma, velocity noise - x0 (Esser et al. 2024);
+    - "sit": time 1 - sigma in [0, 1], velocity x0 - noise (Ma et al. 2024, linear path).
+    """
+
+    config: dict[str, Any] = field(default_factory=dict)
+    convention: Literal["diffusers", "sit"] = "diffusers"
+
+    @property
+    def num_train_timesteps(self) -> int:
+        return int(self.config.get("num_train_timesteps", 1000))
+
+    def _sigmas(self, timesteps: Tensor, like: Tensor) -> Tensor:
+        sigmas = timesteps / self.num_train_timesteps if self.convention == "diffusers" else 1 - timesteps
+        return sigmas.to(like).reshape(-1, *[1] * (like.ndim - 1))
+
+    def timesteps(self, u: Tensor) -> Tensor:
+        return u * self.num_train_timesteps if self.convention == "diffusers" else 1 - u
+
+    def add_noise(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        sigmas = self._sigmas(timesteps, sample)
+        return (1 - sigmas) * sample + sigmas * noise
+
+    def target(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        return noise - sample if self.convention == "diffusers" else sample - noise
+
+    def scheduler(self) -> FlowMatchEulerDiscreteScheduler:
+        return FlowMatchEulerDiscreteScheduler.from_config(self.config)
+
+    def sampler_to_model(self, timestep: Tensor) -> Tensor:
+        return timestep if self.convention == "diffusers" else 1 - timestep / self.num_train_timesteps
+
+    def model_to_sampler(self, output: Tensor) -> Tensor:
+        return output if self.convention == "diffusers" else -output
+
+
+def process_from_config(config: dict[str, Any]) -> Process:
+    """The process that a diffusers `scheduler_config.json` describes.
+
+    The key `secateur_flow_convention`, which diffusers ignores, names the convention of a flow model.
+
+    Raises:
+        ModelError: the scheduler belongs to neither family.
+    """
+    name = config.get("_class_name", "DDPMScheduler")
+    if name.startswith("FlowMatch"):
+        return FlowProcess(config, config.get("secateur_flow_convention", "diffusers"))
+    if "beta_schedule" in config or "beta_start" in config or name in ("DDPMScheduler", "DDIMScheduler"):
+        return DiffusionProcess(config)
+    raise ModelError(
+        f"scheduler {name} is not supported; use one with a beta schedule (DDPM, DDIM, DPM-Solver ...) or a FlowMatch one"
+    )
+
+
+def predict(model: nn.Module, x_BCHW: Tensor, timesteps_B: Tensor, class_labels_B: Tensor | None = None) -> Tensor:
+    """The network's prediction (B, C, H, W) at (x_t, t); the half that learns the variance is dropped."""
+    conditions = {} if class_labels_B is None else {"class_labels": class_labels_B}
+    output = model(x_BCHW, timesteps_B, return_dict=False, **conditions)[0]
+    return output[:, : x_BCHW.shape[1]]
+
+
+def denoising_error(
+    model: nn.Module,
+    process: Process,
+    x0_BCHW: Tensor,
+    noise_BCHW: Tensor,
+    timesteps_B: Tensor,
+    class_labels_B: Tensor | None = None,
+) -> Tensor:
+    """Mean squared error of each sample's prediction, (B,): L_simple (DDPM, eq. 14) or its flow counterpart."""
+    x_t = process.add_noise(x0_BCHW, noise_BCHW, timesteps_B)
+    target = process.target(x0_BCHW, noise_BCHW, timesteps_B)
+    prediction = predict(model, x_t, timesteps_B, class_labels_B).to(target.dtype)
+    return (prediction - target).square().flatten(1).mean(1)
