@@ -1,0 +1,24 @@
+"""What of a model can be removed, and how to mask or remove it."""
+
+from .dims import Block, Cut, Dim, Slice, Structure, StructureBuilder, check_cut
+from .masks import Masks, masked, masks_of
+from .registry import describe, register_structure, supported_architectures
+from .removal import Skip, remove
+
+__all__ = [
+    "Block",
+    "Cut",
+    "Dim",
+    "Masks",
+    "Skip",
+    "Slice",
+    "Structure",
+    "StructureBuilder",
+    "check_cut",
+    "describe",
+    "masked",
+    "masks_of",
+    "register_structure",
+    "remove",
+    "supported_architectures",
+]

@@ -1,0 +1,241 @@
+"""What of a model can be removed: widths (`Dim`) and skippable layers (`Block`).
+
+Masks, removal, scoring, costs, saving and loading all read the same `Structure`. It holds names and numbers only,
+no tensors, so it is the same for a model on the meta device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+Role = Literal["out", "in", "norm", "gate"]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Consecutive entries of one parameter's axis that belong to a dim, from `offset` on.
+
+    `role` says what a mask does there:
+    - "out": produced here; a mask leaves it alone, since every reader masks;
+    - "in": read here; the mask multiplies the module's input;
+    - "norm": affine parameters of a GroupNorm; the mask weighs its statistics;
+    - "gate": produced here, and the mask multiplies the module's output (a query, which no later input sees).
+    """
+
+    parameter: str
+    axis: int
+    offset: int = 0
+    role: Role = "out"
+
+    @property
+    def module(self) -> str:
+        return self.parameter.rpartition(".")[0]
+
+
+@dataclass(frozen=True)
+class Dim:
+    """One removable width: `size` units of `width` channels each.
+
+    Attributes:
+        cells: sizes, in units, of the consecutive cells that must lose units evenly: the common refinement of the
+            borders of every norm group that touches the dim. One cell when no norm does.
+        link: dims of one link keep the same fraction, because a norm after a skip concatenation spans them.
+        levels: the number of equal steps from nothing to everything; at level k every cell of c units keeps c k / levels.
+        rescaled: parameters multiplied by sqrt(kept / size) on removal: attention divides by the root of the head size.
+    """
+
+    name: str
+    size: int
+    width: int
+    slices: tuple[Slice, ...]
+    cells: tuple[int, ...]
+    link: str
+    levels: int
+    rescaled: tuple[str, ...] = ()
+
+    def cell_ranges(self) -> Iterable[range]:
+        """The unit indices of each cell, in order."""
+        start = 0
+        for cell in self.cells:
+            yield range(start, start + cell)
+            start += cell
+
+    def kept_at(self, level: int) -> int:
+        """Units kept at `level`."""
+        return self.size * level // self.levels
+
+
+@dataclass(frozen=True)
+class Block:
+    """A residual branch or layer that can be skipped: module `name` maps its first argument to the same shape.
+
+    `listed` blocks are elements of a list that the model runs through, and leave it; the others are replaced by `Skip`.
+    """
+
+    name: str
+    listed: bool
+
+
+@dataclass(frozen=True)
+class Structure:
+    """All dims and blocks of one model.
+
+    Attributes:
+        dims: by name, in the order of the forward pass.
+        blocks: by name, likewise.
+        attention: attention modules, each with the dim that its score and value products scale with.
+        head_conditioning: submodule of the first listed block that the model's head reads too (DiT), if any.
+    """
+
+    dims: Mapping[str, Dim]
+    blocks: Mapping[str, Block]
+    attention: Mapping[str, str] = field(default_factory=dict)
+    head_conditioning: str | None = None
+
+    @cached_property
+    def links(self) -> dict[str, tuple[Dim, ...]]:
+        """Dims by link; the dims of one link move together."""
+        links: dict[str, list[Dim]] = {}
+        for dim in self.dims.values():
+            links.setdefault(dim.link, []).append(dim)
+        return {name: tuple(dims) for name, dims in links.items()}
+
+    def owner(self, parameter: str) -> str | None:
+        """The block that holds `parameter`, if any."""
+        return next((name for name in self.blocks if parameter.startswith(name + ".")), None)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What a pruning keeps: unit indices per dim (a dim not named keeps all) and the blocks that leave."""
+
+    kept: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    removed_blocks: tuple[str, ...] = ()
+
+    def masks(self, structure: Structure) -> dict[str, list[float]]:
+        """The cut as 0/1 masks: one value per unit of each dim, one per block."""
+        masks = {}
+        for name, dim in structure.dims.items():
+            kept = set(self.kept.get(name, range(dim.size)))
+            masks[name] = [float(unit in kept) for unit in range(dim.size)]
+        for name in structure.blocks:
+            masks[name] = [float(name not in self.removed_blocks)]
+        return masks
+
+
+def check_cut(structure: Structure, cut: Cut) -> None:
+    """Raise `ValueError` unless `cut` is one that removal can apply without changing what is kept.
+
+    Each cell of a dim must keep the same fraction, and so must the dims of one link; see `Dim`.
+    """
+    for name in (*cut.kept, *cut.removed_blocks):
+        if name not in structure.dims and name not in structure.blocks:
+            raise ValueError(f"the model has no dim or block named {name}")
+    for link, dims in structure.links.items():
+        levels = set()
+        for dim in dims:
+            kept = cut.kept.get(dim.name, tuple(range(dim.size)))
+            if list(kept) != sorted(set(kept)) or not kept or kept[0] < 0 or kept[-1] >= dim.size:
+                raise ValueError(f"{dim.name}: kept units must be increasing indices below {dim.size}, not none")
+            chosen = set(kept)
+            counts = [sum(unit in chosen for unit in cell) for cell in dim.cell_ranges()]
+            levels |= {count * dim.levels / cell for count, cell in zip(counts, dim.cells, strict=True)}
+        if len(levels) != 1:
+            names = ", ".join(dim.name for dim in dims[:3])
+            raise ValueError(f"units must leave {names} evenly from every norm group (link {link})")
+
+
+class StructureBuilder:
+    """Collects the slices of each dim while an architecture file walks through its model.
+
+    A tensor's channels are described by the list of dims that lie one after another on its channel axis: one name,
+    or several after a concatenation. `None` entries are fixed widths.
+    """
+
+    def __init__(self) -> None:
+        self._units: dict[str, tuple[int, int]] = {}
+        self._slices: dict[str, list[Slice]] = {}
+        self._norms: list[tuple[list[str], int]] = []
+        self._rescaled: dict[str, tuple[str, ...]] = {}
+        self.blocks: dict[str, Block] = {}
+        self.attention: dict[str, str] = {}
+
+    def dim(self, name: str, size: int, width: int = 1, rescaled: tuple[str, ...] = ()) -> list[str]:
+        """Declare a dim and return it as a channel list."""
+        self._units[name] = (size, width)
+        self._slices[name] = []
+        self._rescaled[name] = rescaled
+        return [name]
+
+    def channels(self, dims: list[str]) -> int:
+        """Total channels of a channel list."""
+        return sum(math.prod(self._units[name]) for name in dims)
+
+    def add(self, parameter: str, axis: int, dims: list[str], role: Role, repeats: int = 1) -> None:
+        """The axis of `parameter` carries `dims`, `repeats` times over (fused halves)."""
+        offset = 0
+        for name in dims * repeats:
+            self._slices[name].append(Slice(parameter, axis, offset, role))
+            offset += math.prod(self._units[name])
+
+    def writes(
+        self, module: str, dims: list[str], *, bias: bool = True, gate: bool = False, repeats: int = 1
+    ) -> None:
+        """A Conv or Linear produces `dims`."""
+        role: Role = "gate" if gate else "out"
+        self.add(f"{module}.weight", 0, dims, role, repeats)
+        if bias:
+            # The weight's gate already masks the module's output.
+            self.add(f"{module}.bias", 0, dims, "out", repeats)
+
+    def reads(self, module: str, dims: list[str]) -> None:
+        """A Conv or Linear takes `dims` as its input."""
+        self.add(f"{module}.weight", 1, dims, "in")
+
+    def normalizes(self, module: str, dims: list[str], num_groups: int) -> None:
+        """A GroupNorm with affine parameters runs over `dims`."""
+        self.add(f"{module}.weight", 0, dims, "norm")
+        self.add(f"{module}.bias", 0, dims, "out")
+        self._norms.append((dims, num_groups))
+
+    def build(self, head_conditioning: str | None = None) -> Structure:
+        """Refine the norm groups into cells, link what a norm spans, and freeze."""
+        borders = {name: {0, size} for name, (size, _) in self._units.items()}
+        link = {name: name for name in self._units}
+        for dims, num_groups in self._norms:
+            group = self.channels(dims) // num_groups
+            offset = 0
+            for name in dims:
+                size = self._units[name][0]
+                borders[name] |= {border - offset for border in range(0, offset + size, group) if border > offset}
+                offset += size
+            joined = {link[name] for name in dims}
+            first = min(joined, key=list(link).index)
+            link = {name: first if of in joined else of for name, of in link.items()}
+        cells = {name: _differences(found) for name, found in borders.items()}
+        levels: dict[str, int] = {}
+        for name, of in link.items():
+            levels[of] = math.gcd(levels.get(of, 0), *cells[name])
+        dims_built = {
+            name: Dim(
+                name,
+                size,
+                width,
+                tuple(self._slices[name]),
+                cells[name],
+                link[name],
+                levels[link[name]],
+                self._rescaled[name],
+            )
+            for name, (size, width) in self._units.items()
+        }
+        return Structure(dims_built, self.blocks, self.attention, head_conditioning)
+
+
+def _differences(borders: set[int]) -> tuple[int, ...]:
+    ordered = sorted(borders)
+    return tuple(right - left for left, right in zip(ordered, ordered[1:], strict=False))

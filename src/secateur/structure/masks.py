@@ -1,0 +1,131 @@
+"""Soft masks on a live model: with 0/1 masks the output equals that of the model with those units removed.
+
+Masks act through forward hooks that read them at every call, so a schedule may change them between steps. Parameters
+stay as they are underneath.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .dims import Cut, Structure
+
+Masks = Mapping[str, Tensor]  # dim name -> (units,), block name -> (1,), values in [0, 1]; names left out count as 1
+Pieces = list[tuple[str, int, int]]  # dim name, offset, width
+
+
+def masks_of(cut: Cut, structure: Structure, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """The 0/1 masks of a cut."""
+    return {name: torch.tensor(values, device=device) for name, values in cut.masks(structure).items()}
+
+
+@contextmanager
+def masked(model: nn.Module, structure: Structure, masks: Masks) -> Iterator[None]:
+    """Run `model` with `masks` inside the block."""
+    handles = []
+    for (module_name, role), pieces in _pieces_by_module(structure, masks).items():
+        module = model.get_submodule(module_name)
+        if role == "in":
+            channel_axis = 1 if isinstance(module, nn.Conv2d) else -1
+            handles.append(module.register_forward_pre_hook(_scale_input(pieces, masks, channel_axis)))
+        elif role == "gate":
+            handles.append(module.register_forward_hook(_scale_output(pieces, masks)))
+        else:
+            assert isinstance(module, nn.GroupNorm)
+            handles.append(module.register_forward_hook(_weigh_statistics(pieces, masks)))
+    blocks = [name for name in structure.blocks if name in masks]
+    for name in blocks:
+        handles.append(model.get_submodule(name).register_forward_hook(_skip(masks[name]), with_kwargs=True))
+    if structure.head_conditioning is not None and blocks:
+        handles.append(_redirect_head(model, structure, masks))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def masked_group_norm(x: Tensor, mask_C: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """GroupNorm of x (B, C, ...) whose statistics weigh channel c by mask_C[c].
+
+    Zeroing a channel is not removing it, since it stays in the mean and variance of its group; weight 0 takes it out.
+    """
+    x_BGcN = x.reshape(x.shape[0], num_groups, -1, x[0, 0].numel())
+    mask_Gc1 = mask_C.to(x).reshape(num_groups, -1, 1)
+    count_G11 = (mask_Gc1.sum(1, keepdim=True) * x_BGcN.shape[-1]).clamp_min(torch.finfo(x.dtype).tiny)
+    mean = (x_BGcN * mask_Gc1).sum((2, 3), keepdim=True) / count_G11
+    variance = ((x_BGcN - mean).square() * mask_Gc1).sum((2, 3), keepdim=True) / count_G11
+    normalized = ((x_BGcN - mean) * torch.rsqrt(variance + eps)).reshape(x.shape)
+    shape = (1, -1, *[1] * (x.ndim - 2))
+    return normalized * weight.reshape(shape) + bias.reshape(shape)
+
+
+def _pieces_by_module(structure: Structure, masks: Masks) -> dict[tuple[str, str], Pieces]:
+    found: dict[tuple[str, str], Pieces] = {}
+    for dim in structure.dims.values():
+        for piece in dim.slices:
+            if dim.name in masks and piece.role != "out":
+                found.setdefault((piece.module, piece.role), []).append((dim.name, piece.offset, dim.width))
+    return {key: sorted(pieces, key=lambda piece: piece[1]) for key, pieces in found.items()}
+
+
+def _channel_mask(pieces: Pieces, masks: Masks, channels: int, like: Tensor) -> Tensor:
+    """The masks of `pieces` laid along one axis of `channels` entries; what no piece covers is 1."""
+    parts, end = [], 0
+    for name, offset, width in pieces:
+        values = masks[name].to(like).repeat_interleave(width)
+        parts += [like.new_ones(offset - end), values]
+        end = offset + len(values)
+    return torch.cat([*parts, like.new_ones(channels - end)])
+
+
+def _scale_input(pieces: Pieces, masks: Masks, axis: int) -> Callable[..., Any]:
+    def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        x = args[0]
+        mask = _channel_mask(pieces, masks, x.shape[axis], x)
+        return (x * (mask[:, None, None] if axis == 1 else mask), *args[1:])
+
+    return hook
+
+
+def _scale_output(pieces: Pieces, masks: Masks) -> Callable[..., Any]:
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        return output * _channel_mask(pieces, masks, output.shape[-1], output)
+
+    return hook
+
+
+def _weigh_statistics(pieces: Pieces, masks: Masks) -> Callable[..., Any]:
+    def hook(module: nn.GroupNorm, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        x = args[0]
+        mask = _channel_mask(pieces, masks, x.shape[1], x)
+        return masked_group_norm(x, mask, module.num_groups, module.weight, module.bias, module.eps)
+
+    return hook
+
+
+def _skip(mask: Tensor) -> Callable[..., Any]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+        x = args[0] if args else kwargs["hidden_states"]
+        return x + mask.to(output) * (output - x)
+
+    return hook
+
+
+def _redirect_head(model: nn.Module, structure: Structure, masks: Masks) -> Any:
+    """The head reads the conditioning of the first block whose mask is not 0, as it will after removal."""
+    listed = [block.name for block in structure.blocks.values() if block.listed]
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
+        first = next((name for name in listed if name not in masks or masks[name].item() != 0), listed[0])
+        if first == listed[0]:
+            return None
+        return model.get_submodule(f"{first}.{structure.head_conditioning}")(*args, **kwargs)
+
+    source = model.get_submodule(f"{listed[0]}.{structure.head_conditioning}")
+    return source.register_forward_hook(hook, with_kwargs=True)

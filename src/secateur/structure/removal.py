@@ -1,0 +1,88 @@
+"""Physical removal of units and blocks."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .attributes import follow_weights
+from .dims import Cut, Structure, check_cut
+
+
+class Skip(nn.Module):
+    """Stands where a residual block was: returns its first argument."""
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return hidden_states
+
+
+def kept_entries(structure: Structure, cut: Cut, shapes: dict[str, torch.Size]) -> dict[str, dict[int, Tensor]]:
+    """For each parameter that the cut touches, the kept indices along each touched axis.
+
+    Several dims may lie on one axis (a concatenation), and one dim several times (fused halves).
+    """
+    keep: dict[str, dict[int, Tensor]] = {}
+    for name, kept_units in cut.kept.items():
+        dim = structure.dims[name]
+        unit_kept = torch.zeros(dim.size, dtype=torch.bool)
+        unit_kept[list(kept_units)] = True
+        entry_kept = unit_kept.repeat_interleave(dim.width)
+        for piece in dim.slices:
+            axes = keep.setdefault(piece.parameter, {})
+            size = shapes[piece.parameter][piece.axis]
+            axis = axes.setdefault(piece.axis, torch.ones(size, dtype=torch.bool))
+            axis[piece.offset : piece.offset + len(entry_kept)] = entry_kept
+    return {
+        parameter: {axis: kept.nonzero().flatten() for axis, kept in axes.items()} for parameter, axes in keep.items()
+    }
+
+
+def remove(model: nn.Module, structure: Structure, cut: Cut) -> nn.Module:
+    """Remove from `model`, in place, what `cut` does not keep, and return the model.
+
+    `requires_grad`, dtype, device and mode are kept; works on the meta device too.
+
+    Raises:
+        ValueError: a cut that would change the function of what is kept; see `check_cut`.
+    """
+    check_cut(structure, cut)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    shapes = {name: parameter.shape for name, parameter in parameters.items()}
+    with torch.no_grad():
+        for name, axes in kept_entries(structure, cut, shapes).items():
+            old = parameters[name]
+            new = old.detach()
+            for axis, kept in axes.items():
+                new = new.index_select(axis, kept.to(new.device))
+            _set_parameter(model, name, nn.Parameter(new.clone(), old.requires_grad))
+        for name, kept_units in cut.kept.items():
+            dim = structure.dims[name]
+            for parameter in dim.rescaled:
+                model.get_parameter(parameter).mul_(math.sqrt(len(kept_units) / dim.size))
+    _remove_blocks(model, structure, cut.removed_blocks)
+    follow_weights(model)
+    return model
+
+
+def _set_parameter(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    module_name, _, attribute = name.rpartition(".")
+    setattr(model.get_submodule(module_name), attribute, parameter)
+
+
+def _remove_blocks(model: nn.Module, structure: Structure, removed: tuple[str, ...]) -> None:
+    lists: dict[str, list[int]] = {}
+    for name in removed:
+        parent, _, index = name.rpartition(".")
+        if structure.blocks[name].listed:
+            lists.setdefault(parent, []).append(int(index))
+        else:
+            model.get_submodule(parent).register_module(index, Skip())
+    for parent, indices in lists.items():
+        blocks = model.get_submodule(parent)
+        assert isinstance(blocks, nn.ModuleList)
+        kept = nn.ModuleList(block for i, block in enumerate(blocks) if i not in indices)
+        holder, _, attribute = parent.rpartition(".")
+        setattr(model.get_submodule(holder), attribute, kept)
