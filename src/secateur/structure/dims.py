@@ -6,6 +6,7 @@ no tensors, so it is the same for a model on the meta device.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -182,9 +183,7 @@ class StructureBuilder:
             self._slices[name].append(Slice(parameter, axis, offset, role))
             offset += math.prod(self._units[name])
 
-    def writes(
-        self, module: str, dims: list[str], *, bias: bool = True, gate: bool = False, repeats: int = 1
-    ) -> None:
+    def writes(self, module: str, dims: list[str], *, bias: bool = True, gate: bool = False, repeats: int = 1) -> None:
         """A Conv or Linear produces `dims`."""
         role: Role = "gate" if gate else "out"
         self.add(f"{module}.weight", 0, dims, role, repeats)
@@ -238,4 +237,4 @@ class StructureBuilder:
 
 def _differences(borders: set[int]) -> tuple[int, ...]:
     ordered = sorted(borders)
-    return tuple(right - left for left, right in zip(ordered, ordered[1:], strict=False))
+    return tuple(right - left for left, right in itertools.pairwise(ordered))

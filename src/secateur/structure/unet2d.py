@@ -34,7 +34,9 @@ def describe_unet2d(model: UNet2DModel) -> Structure:
     """
     for block in (*model.down_blocks, *model.up_blocks, model.mid_block):
         if block is not None and type(block).__name__ not in BLOCKS:
-            raise ValueError(f"UNet2DModel block {type(block).__name__} is not supported; supported: {', '.join(BLOCKS)}")
+            raise ValueError(
+                f"UNet2DModel block {type(block).__name__} is not supported; supported: {', '.join(BLOCKS)}"
+            )
     walk = _Walk(model)
     return walk.builder.build()
 
@@ -74,8 +76,10 @@ class _Walk:
         embedded = [("time_embedding", model.time_embedding)]
         if isinstance(model.class_embedding, TimestepEmbedding):
             embedded.append(("class_embedding", model.class_embedding))
-        temb = [] if isinstance(model.class_embedding, nn.Identity) else self.builder.dim(
-            "time_embedding", model.time_embedding.linear_2.out_features
+        temb = (
+            []
+            if isinstance(model.class_embedding, nn.Identity)
+            else self.builder.dim("time_embedding", model.time_embedding.linear_2.out_features)
         )
         for name, module in embedded:
             inner = self.builder.dim(f"{name}.inner", module.linear_1.out_features)

@@ -1,0 +1,37 @@
+"""The options of all criteria."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from .ranking import ElementReduction, GroupReduction
+
+TimestepReduction = Literal["sum-then-abs", "abs-then-sum"]
+
+
+@dataclass(frozen=True)
+class CriterionConfig:
+    """Which criterion ranks the units, and how.
+
+    Attributes:
+        name: random, magnitude, taylor or diff-pruning.
+        threshold: diff-pruning stops at the first timestep whose loss is below this fraction of the largest so far.
+            0.05 was best on CIFAR-10, 0 on CelebA, 0.01 on LSUN (Diff-Pruning, section 4): look at the loss curve.
+        timestep_reduction: gradients summed over timesteps before the absolute value (the released code) or after it
+            (the paper's formula); taylor and diff-pruning only. The second takes one backward pass per timestep.
+        element_reduction: abs or square of each w g (or w).
+        group_reduction: sum over a unit's entries, or mean per layer normalized by the layer's own mean.
+        num_timesteps: evenly spaced calibration timesteps; 0 takes every one of the process.
+        num_images: calibration images, all used at every timestep.
+        batch_size: (image, timestep) pairs in one pass; changes speed and memory only.
+        seed: draws the calibration images, their noise, and random scores.
+    """
+
+    name: Literal["random", "magnitude", "taylor", "diff-pruning"] = "diff-pruning"
+    threshold: float = 0.05
+    timestep_reduction: TimestepReduction = "sum-then-abs"
+    element_reduction: ElementReduction = "abs"
+    group_reduction: GroupReduction = "sum"
+    num_timesteps: int = 0
+    num_images: int = 128
+    batch_size: int = 256
+    seed: int = 0

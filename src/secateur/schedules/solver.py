@@ -1,0 +1,233 @@
+"""From a target to widths: which units and blocks leave, honouring norm groups, head sizes and `round_to`.
+
+Every cut is a path: an ordered list of removal steps, each the smallest change its dim (with the dims linked to it)
+or block can make. Local allocation orders the steps by the fraction they leave, global allocation by their score.
+The solver walks down the path until the target holds, then takes back what still fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..errors import TargetError
+from ..structure import Cut, Dim, Structure
+from ..structure.cost import CostModel
+from .target import Metric, Target, format_amount
+
+Allocation = Literal["local", "global"]
+Granularity = Literal["width", "depth", "both"]
+Scores = Mapping[str, Tensor]  # dim name -> (units,), block name -> (1,); low scores leave first
+
+
+@dataclass(frozen=True)
+class Step:
+    """After this step the link keeps `level`, or, with level 0, the block is gone. `key` orders steps; low goes first."""
+
+    name: str
+    level: int
+    before: int
+    key: float
+    is_block: bool = False
+
+
+@dataclass(frozen=True)
+class Widths:
+    """A state on the path: the level of each link and the blocks removed."""
+
+    levels: Mapping[str, int]
+    removed_blocks: frozenset[str] = frozenset()
+
+    def kept(self, structure: Structure) -> dict[str, int]:
+        """Units kept per dim."""
+        return {dim.name: dim.kept_at(self.levels[link]) for link, dims in structure.links.items() for dim in dims}
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The cut, what was asked, and what it reaches, in the metric's unit."""
+
+    cut: Cut
+    target: Target
+    dense: float
+    asked: float
+    reached: float
+
+
+def allowed_levels(dims: Sequence[Dim], round_to: int) -> list[int]:
+    """Levels, ascending, at which every dim of a link keeps a multiple of `round_to` channels, and the full level.
+
+    When no smaller level gives such multiples (widths too small for it), every level is allowed.
+    """
+    full = dims[0].levels
+    rounded = [level for level in range(1, full) if all(dim.kept_at(level) * dim.width % round_to == 0 for dim in dims)]
+    return [*(rounded or range(1, full)), full]
+
+
+def removal_steps(
+    structure: Structure,
+    scores: Scores,
+    *,
+    allocation: Allocation = "local",
+    granularity: Granularity = "width",
+    round_to: int = 8,
+) -> list[Step]:
+    """Every removal step of the model in the order in which they are taken."""
+    steps: list[Step] = []
+    if granularity in ("width", "both"):
+        for link, dims in structure.links.items():
+            levels = allowed_levels(dims, round_to)
+            steps += _link_steps(link, dims, levels, scores if allocation == "global" else None)
+    if granularity in ("depth", "both"):
+        steps += _block_steps(structure, scores, allocation, granularity)
+    return sorted(steps, key=lambda step: step.key)
+
+
+def _link_steps(link: str, dims: Sequence[Dim], levels: list[int], scores: Scores | None) -> list[Step]:
+    """Steps of one link; with `scores`, keyed by the mean normalized score of the units that leave."""
+    full = levels[-1]
+    falling = list(zip(levels[-2::-1], levels[:0:-1], strict=True))  # (level, before)
+    if scores is None:
+        return [Step(link, level, before, 1 - (level + before) / 2 / full) for level, before in falling]
+    steps, floor = [], float("-inf")
+    for level, before in falling:
+        leaving = torch.cat([_leaving(dim, normalized(scores[dim.name]), level, before) for dim in dims])
+        floor = max(floor, leaving.mean().item())  # a link's steps keep their order
+        steps.append(Step(link, level, before, floor))
+    return steps
+
+
+def _block_steps(structure: Structure, scores: Scores, allocation: Allocation, granularity: Granularity) -> list[Step]:
+    """One step per block; the last listed one stays. Local `both` spreads the blocks over the widths' path by rank."""
+    names = sorted(structure.blocks, key=lambda name: scores[name].item())
+    listed = [name for name in names if structure.blocks[name].listed]
+    removable = [name for name in names if name != (listed[-1] if listed else None)]
+    mean = torch.cat([scores[name] for name in names]).abs().mean().item() if names else 1.0
+    steps = []
+    for rank, name in enumerate(removable):
+        by_score = allocation == "global" and granularity == "both"
+        key = scores[name].item() / (mean or 1.0) if by_score else (rank + 0.5) / len(names)
+        steps.append(Step(name, 0, 1, key, is_block=True))
+    return steps
+
+
+def normalized(scores: Tensor) -> Tensor:
+    """Scores over their mean magnitude, so that dims of different nature can be ranked together; signs stay."""
+    return scores / scores.abs().mean().clamp_min(torch.finfo(scores.dtype).tiny)
+
+
+def _leaving(dim: Dim, scores: Tensor, level: int, before: int) -> Tensor:
+    """Scores of the units that leave each cell between two levels."""
+    parts = []
+    for cell in dim.cell_ranges():
+        falling = scores[cell.start : cell.stop].sort(descending=True).values
+        parts.append(falling[len(cell) * level // dim.levels : len(cell) * before // dim.levels])
+    return torch.cat(parts)
+
+
+def solve(
+    structure: Structure,
+    target: Target,
+    steps: Sequence[Step],
+    scores: Scores,
+    cost: CostModel,
+    measure_latency: Callable[[Cut], float] | None = None,
+) -> Solution:
+    """The largest cut state on the path of `steps` that meets `target`, and its units chosen by `scores`.
+
+    The gap to an analytic target is smaller than the last step down the path. Latency is measured by
+    `measure_latency` (ms) along the path only, since every measurement makes a model.
+
+    Raises:
+        TargetError: the target lies outside what the steps can reach; the message names the range.
+    """
+    dense_widths = Widths({link: dims[0].levels for link, dims in structure.links.items()})
+    measure = _measure(structure, target.metric, scores, cost, measure_latency)
+    dense = measure(dense_widths)
+    asked = target.amount(dense)
+    smallest = measure(_walk(dense_widths, steps))
+    tolerance = 1e-9 * dense
+    if not smallest - tolerance <= asked <= dense + tolerance:
+        low, high = (format_amount(target.metric, value) for value in (smallest, dense))
+        raise TargetError(
+            f"{target} ({format_amount(target.metric, asked)}) is out of reach: this model goes from {high} down to "
+            f"{low} ({100 * smallest / dense:.3g}%) with these settings; ask for more, or allow other units "
+            "(smaller round_to, other granularity)"
+        )
+    low_count, high_count = 0, len(steps)
+    while low_count < high_count:
+        middle = (low_count + high_count) // 2
+        if measure(_walk(dense_widths, steps[:middle])) <= asked + tolerance:
+            high_count = middle
+        else:
+            low_count = middle + 1
+    widths = _walk(dense_widths, steps[:high_count])
+    if target.metric != "latency":
+        widths = _take_back(widths, steps[:high_count], lambda state: measure(state) <= asked + tolerance)
+    cut = choose_units(structure, scores, widths)
+    return Solution(cut, target, dense, asked, measure(widths))
+
+
+def _measure(
+    structure: Structure,
+    metric: Metric,
+    scores: Scores,
+    cost: CostModel,
+    measure_latency: Callable[[Cut], float] | None,
+) -> Callable[[Widths], float]:
+    if metric == "latency":
+        assert measure_latency is not None
+        return lambda widths: measure_latency(choose_units(structure, scores, widths))
+    if metric == "blocks":
+        return lambda widths: float(len(structure.blocks) - len(widths.removed_blocks))
+    attribute = {"macs": "macs", "params": "parameters"}[metric]
+    return lambda widths: getattr(cost(widths.kept(structure), widths.removed_blocks), attribute)
+
+
+def _walk(widths: Widths, steps: Sequence[Step]) -> Widths:
+    levels = dict(widths.levels)
+    removed = set(widths.removed_blocks)
+    for step in steps:
+        if step.is_block:
+            removed.add(step.name)
+        else:
+            levels[step.name] = step.level
+    return Widths(levels, frozenset(removed))
+
+
+def _take_back(widths: Widths, taken: Sequence[Step], fits: Callable[[Widths], bool]) -> Widths:
+    """Undo the last step of each link or block, the last taken first, where the target still holds.
+
+    One step each, so that what costs little of the target's metric does not grow back whole.
+    """
+    last = {step.name: step for step in taken}
+    for step in sorted(last.values(), key=lambda step: -step.key):
+        levels, removed = dict(widths.levels), set(widths.removed_blocks)
+        if step.is_block:
+            removed.discard(step.name)
+        else:
+            levels[step.name] = step.before
+        candidate = Widths(levels, frozenset(removed))
+        if fits(candidate):
+            widths = candidate
+    return widths
+
+
+def choose_units(structure: Structure, scores: Scores, widths: Widths) -> Cut:
+    """In every cell, keep the units that score highest (the earlier one on ties)."""
+    kept = {}
+    for link, dims in structure.links.items():
+        for dim in dims:
+            if widths.levels[link] == dim.levels or structure.owner(dim.slices[0].parameter) in widths.removed_blocks:
+                continue
+            units: list[int] = []
+            for cell in dim.cell_ranges():
+                count = len(cell) * widths.levels[link] // dim.levels
+                order = scores[dim.name][cell.start : cell.stop].sort(descending=True, stable=True).indices
+                units += (order[:count] + cell.start).tolist()
+            kept[dim.name] = tuple(sorted(units))
+    return Cut(kept, tuple(name for name in structure.blocks if name in widths.removed_blocks))

@@ -1,0 +1,107 @@
+"""MACs and parameters of any cut, without making it.
+
+A convolution or linear layer costs a fixed number of MACs per weight, and attention's score and value products are
+proportional to its inner width, so one counted forward pass of the dense model prices every cut exactly.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from .dims import Structure
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Size of a model: multiply-accumulates for one sample, of which attention products, and parameters."""
+
+    macs: float
+    attention_macs: float
+    parameters: int
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Prices cuts of one model; build it with `cost_model`."""
+
+    structure: Structure
+    shapes: Mapping[str, torch.Size]
+    macs_per_weight: Mapping[str, float]
+    attention_macs: Mapping[str, float]
+
+    def __call__(self, kept: Mapping[str, int], removed_blocks: Collection[str] = ()) -> Cost:
+        """Cost when each dim named in `kept` has that many units left and `removed_blocks` are gone."""
+        lost = self._lost_entries(kept)
+        macs = 0.0
+        parameters = 0
+        for name, shape in self.shapes.items():
+            if removed_blocks and self.structure.owner(name) in removed_blocks:
+                continue
+            numel = math.prod(size - lost.get((name, axis), 0) for axis, size in enumerate(shape))
+            parameters += numel
+            macs += numel * self.macs_per_weight.get(name, 0.0)
+        attention = 0.0
+        for module, dense in self.attention_macs.items():
+            if removed_blocks and self.structure.owner(module + ".") in removed_blocks:
+                continue
+            dim = self.structure.dims[self.structure.attention[module]]
+            attention += dense * kept.get(dim.name, dim.size) / dim.size
+        return Cost(macs + attention, attention, parameters)
+
+    def _lost_entries(self, kept: Mapping[str, int]) -> dict[tuple[str, int], int]:
+        lost: dict[tuple[str, int], int] = {}
+        for name, units in kept.items():
+            dim = self.structure.dims[name]
+            if units == dim.size:
+                continue
+            for piece in dim.slices:
+                key = (piece.parameter, piece.axis)
+                lost[key] = lost.get(key, 0) + (dim.size - units) * dim.width
+        return lost
+
+
+def skeleton(model: nn.Module) -> nn.Module:
+    """A copy of `model` on the meta device: all of its modules, none of its memory."""
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    memo: dict[int, Any] = {}
+    for _, tensor in tensors:
+        empty = torch.empty_like(tensor, device="meta")
+        memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+    return copy.deepcopy(model, memo)
+
+
+def cost_model(model: nn.Module, structure: Structure, inputs: Mapping[str, Any]) -> CostModel:
+    """Count one forward pass of `model` on one sample of `inputs` (keyword arguments) on the meta device."""
+    hollow = skeleton(model)
+    meta_inputs = {
+        name: value[:1].to("meta") if isinstance(value, torch.Tensor) else value for name, value in inputs.items()
+    }
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        hollow(**meta_inputs, return_dict=False)
+    root = type(hollow).__name__ + "."
+    macs = {
+        name.removeprefix(root): sum(operations.values()) / 2 for name, operations in counter.get_flop_counts().items()
+    }
+    shapes = {name: parameter.shape for name, parameter in hollow.named_parameters()}
+    per_weight = {
+        name: macs[module] / shape.numel()
+        for name, shape in shapes.items()
+        if (module := name.removesuffix(".weight")) in macs and name.endswith(".weight")
+    }
+    products = {
+        module: macs[module] - sum(macs.get(f"{module}.{child}", 0.0) for child in _leaves(hollow, module))
+        for module in structure.attention
+    }
+    return CostModel(structure, shapes, per_weight, products)
+
+
+def _leaves(model: nn.Module, module: str) -> list[str]:
+    return [name for name, child in model.get_submodule(module).named_modules() if name and not list(child.children())]
