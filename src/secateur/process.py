@@ -58,7 +58,10 @@ class DiffusionProcess:
     config: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_scheduler", DDPMScheduler.from_config(self.config))
+        try:
+            object.__setattr__(self, "_scheduler", DDPMScheduler.from_config(self.config))
+        except (NotImplementedError, TypeError, ValueError, RuntimeError) as error:
+            raise ModelError(f"the scheduler config cannot be used: {error}") from error
         if self.prediction_type not in ("epsilon", "sample", "v_prediction"):
             raise ModelError(
                 f"prediction type {self.prediction_type!r} is unknown; use epsilon, sample or v_prediction"
@@ -149,7 +152,7 @@ def process_from_config(config: dict[str, Any]) -> Process:
     if "beta_schedule" in config or "beta_start" in config or name in ("DDPMScheduler", "DDIMScheduler"):
         return DiffusionProcess(config)
     raise ModelError(
-        f"scheduler {name} is not supported; use one with a beta schedule (DDPM, DDIM, DPM-Solver ...) or a FlowMatch one"
+        f"scheduler {name} is not supported; use one with a beta schedule (DDPM, DDIM ...) or a FlowMatch one"
     )
 
 

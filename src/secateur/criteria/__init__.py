@@ -7,15 +7,15 @@ from torch import nn
 from ..data import Batch
 from ..process import Process
 from ..structure import Structure
-from .config import CriterionConfig
+from .config import CriterionName, ScoringConfig
 from .diff_pruning import diff_pruning, taylor
 from .magnitude import magnitude
 from .random import random
 from .ranking import LossCurve, Ranking, unit_scores
 
-Criterion = Callable[[nn.Module, Process, Batch, Structure, CriterionConfig], Ranking]
+Criterion = Callable[[nn.Module, Process, Batch, Structure, ScoringConfig], Ranking]
 
-CRITERIA: dict[str, Criterion] = {
+CRITERIA: dict[CriterionName, Criterion] = {
     "random": random,
     "magnitude": magnitude,
     "taylor": taylor,
@@ -23,9 +23,16 @@ CRITERIA: dict[str, Criterion] = {
 }
 
 
-def score(model: nn.Module, process: Process, batch: Batch, structure: Structure, config: CriterionConfig) -> Ranking:
-    """Rank the units and blocks of `model` by the criterion that `config` names."""
-    return CRITERIA[config.name](model, process, batch, structure, config)
+def score(
+    model: nn.Module,
+    process: Process,
+    batch: Batch,
+    structure: Structure,
+    criterion: CriterionName = "diff-pruning",
+    config: ScoringConfig | None = None,
+) -> Ranking:
+    """Rank the units and blocks of `model` by the named criterion."""
+    return CRITERIA[criterion](model, process, batch, structure, config or ScoringConfig())
 
 
-__all__ = ["CRITERIA", "Criterion", "CriterionConfig", "LossCurve", "Ranking", "score", "unit_scores"]
+__all__ = ["CRITERIA", "Criterion", "CriterionName", "LossCurve", "Ranking", "ScoringConfig", "score", "unit_scores"]

@@ -5,15 +5,15 @@ from typing import Literal
 
 from .ranking import ElementReduction, GroupReduction
 
+CriterionName = Literal["random", "magnitude", "taylor", "diff-pruning"]
 TimestepReduction = Literal["sum-then-abs", "abs-then-sum"]
 
 
 @dataclass(frozen=True)
-class CriterionConfig:
-    """Which criterion ranks the units, and how.
+class ScoringConfig:
+    """How a criterion scores units.
 
     Attributes:
-        name: random, magnitude, taylor or diff-pruning.
         threshold: diff-pruning stops at the first timestep whose loss is below this fraction of the largest so far.
             0.05 was best on CIFAR-10, 0 on CelebA, 0.01 on LSUN (Diff-Pruning, section 4): look at the loss curve.
         timestep_reduction: gradients summed over timesteps before the absolute value (the released code) or after it
@@ -26,7 +26,6 @@ class CriterionConfig:
         seed: draws the calibration images, their noise, and random scores.
     """
 
-    name: Literal["random", "magnitude", "taylor", "diff-pruning"] = "diff-pruning"
     threshold: float = 0.05
     timestep_reduction: TimestepReduction = "sum-then-abs"
     element_reduction: ElementReduction = "abs"

@@ -18,12 +18,12 @@ from ..errors import TrainingError
 from ..process import Process, denoising_error
 from ..progress import progress
 from ..structure import Structure
-from .config import CriterionConfig
+from .config import ScoringConfig
 from .ranking import LossCurve, Ranking, parameters_of, reduce_elements, unit_scores
 
 
 def diff_pruning(
-    model: nn.Module, process: Process, batch: Batch, structure: Structure, config: CriterionConfig
+    model: nn.Module, process: Process, batch: Batch, structure: Structure, config: ScoringConfig
 ) -> Ranking:
     """Scores from one calibration batch and one noise tensor, kept for every timestep.
 
@@ -43,7 +43,7 @@ def diff_pruning(
     return Ranking(unit_scores(structure, importance, config.group_reduction), curve)
 
 
-def taylor(model: nn.Module, process: Process, batch: Batch, structure: Structure, config: CriterionConfig) -> Ranking:
+def taylor(model: nn.Module, process: Process, batch: Batch, structure: Structure, config: ScoringConfig) -> Ranking:
     """Diff-Pruning with threshold 0: every timestep counts."""
     return diff_pruning(model, process, batch, structure, dataclasses.replace(config, threshold=0.0))
 
@@ -101,7 +101,7 @@ def taylor_importance(
     batch: Batch,
     noise: Tensor,
     timesteps: Tensor,
-    config: CriterionConfig,
+    config: ScoringConfig,
 ) -> dict[str, Tensor]:
     """Importance of every parameter entry from |w g| or (w g)^2.
 

@@ -6,11 +6,11 @@ from torch import nn
 from ..data import Batch
 from ..process import Process
 from ..structure import Structure
-from .config import CriterionConfig
+from .config import ScoringConfig
 from .ranking import Ranking
 
 
-def random(model: nn.Module, process: Process, batch: Batch, structure: Structure, config: CriterionConfig) -> Ranking:
+def random(model: nn.Module, process: Process, batch: Batch, structure: Structure, config: ScoringConfig) -> Ranking:
     """Uniform scores drawn from `config.seed`."""
     generator = torch.Generator().manual_seed(config.seed)
     sizes = {name: dim.size for name, dim in structure.dims.items()} | dict.fromkeys(structure.blocks, 1)

@@ -14,7 +14,7 @@ _HELP = "write for example macs=56%, macs=3.4G, params=20M, latency=20ms or bloc
 
 @dataclass(frozen=True)
 class Target:
-    """What is asked: a metric, and a fraction of the dense model's value or an amount (MACs, parameters, ms, blocks)."""
+    """What is asked: a metric, and a fraction of the dense value or an amount (MACs, parameters, ms, blocks)."""
 
     metric: Metric
     value: float

@@ -45,7 +45,7 @@ class Dim:
         cells: sizes, in units, of the consecutive cells that must lose units evenly: the common refinement of the
             borders of every norm group that touches the dim. One cell when no norm does.
         link: dims of one link keep the same fraction, because a norm after a skip concatenation spans them.
-        levels: the number of equal steps from nothing to everything; at level k every cell of c units keeps c k / levels.
+        levels: the number of equal steps from nothing to everything; at level k a cell of c units keeps c k / levels.
         rescaled: parameters multiplied by sqrt(kept / size) on removal: attention divides by the root of the head size.
     """
 

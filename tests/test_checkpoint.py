@@ -1,0 +1,161 @@
+"""Invariant 2: saved equals loaded, safetensors and JSON only, pruned again composes, hostile folders are refused."""
+
+import copy
+import json
+
+import pytest
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler, DiTTransformer2DModel, FlowMatchEulerDiscreteScheduler, UNet2DModel
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+import secateur
+from models import cuts, dit, dits, output, unet, unets
+from secateur.checkpoint import MANIFEST, WEIGHTS, apply_cut, from_pretrained, load, manifest_of, save_pretrained
+from secateur.errors import ModelError
+from secateur.structure import Cut, describe
+
+DDPM = dict(DDPMScheduler().config) | {"_class_name": "DDPMScheduler"}
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+@pytest.mark.parametrize("models", [unets(), dits()], ids=["unet", "dit"])
+def test_saved_equals_loaded_bit_for_bit_after_two_cuts(models, data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    model = data.draw(models)
+    for generation in range(2):
+        apply_cut(model, data.draw(cuts(describe(model))))
+        save_pretrained(model, folder / "model", DDPM)
+        loaded = load(folder / "model").model
+        assert torch.equal(output(loaded), output(model))
+        assert len(manifest_of(loaded).steps) == generation + 1
+        model = loaded
+    assert {path.suffix for path in (folder / "model").iterdir()} == {".json", ".safetensors"}
+
+
+def test_a_dense_model_saves_and_loads(tmp_path):
+    model = unet()
+    save_pretrained(model, tmp_path / "dense", DDPM)
+    assert manifest_of(from_pretrained(tmp_path / "dense")) is None
+    assert torch.equal(output(from_pretrained(tmp_path / "dense")), output(model))
+    assert from_pretrained(tmp_path / "dense", torch_dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_depth_pruned_transformer_loads_in_plain_diffusers(tmp_path, first):
+    model = dit()
+    apply_cut(model, Cut({}, (f"transformer_blocks.{first}", "transformer_blocks.2")))
+    save_pretrained(model, tmp_path / "model")
+    plain = DiTTransformer2DModel.from_pretrained(tmp_path / "model").eval()
+    assert len(plain.transformer_blocks) == 2
+    assert torch.equal(output(plain), output(model))
+
+
+def test_a_pruned_unet_drops_into_a_pipeline(tmp_path):
+    DDPMPipeline(unet(), DDPMScheduler()).save_pretrained(tmp_path / "dense")
+    loaded = load(tmp_path / "dense")
+    assert isinstance(loaded.model, UNet2DModel)
+    pruned = apply_cut(copy.deepcopy(loaded.model), half(loaded.model))
+    secateur.save_pipeline(loaded, pruned, tmp_path / "pruned")
+    pipeline = secateur.load_pipeline(tmp_path / "pruned")
+    assert torch.equal(output(pipeline.unet), output(pruned))
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(num_inference_steps=2, output_type="np").images
+    assert images.shape == (1, 8, 8, 1)
+    assert torch.equal(output(load(tmp_path / "pruned").model), output(pruned))
+
+
+def half(model):
+    structure = describe(model)
+    return Cut(
+        {
+            dim.name: tuple(unit for cell in dim.cell_ranges() for unit in cell[: len(cell) // 2])
+            for dim in structure.dims.values()
+            if dim.levels % 2 == 0
+        }
+    )
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model = apply_cut(unet(), half(unet()))
+    return save_pretrained(model, tmp_path / "model", DDPM)
+
+
+def edit(folder, name, change):
+    value = json.loads((folder / name).read_text())
+    change(value)
+    (folder / name).write_text(json.dumps(value))
+
+
+def hostile_unit(value):
+    next(iter(value["steps"][0]["dims"].values()))["kept"][-1] = 10**9
+
+
+def hostile_class(value):
+    value["base"]["class"] = "DiffusionPipeline"
+
+
+def stringly(value):
+    value["steps"] = "cut"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:200]),
+        lambda folder: (folder / WEIGHTS).unlink(),
+        lambda folder: (folder / MANIFEST).write_text("{"),
+        lambda folder: (folder / MANIFEST).write_text("[]"),
+        lambda folder: (folder / MANIFEST).write_text("{}"),
+        lambda folder: (folder / "config.json").unlink(),
+        lambda folder: edit(folder, MANIFEST, hostile_unit),
+        lambda folder: edit(folder, MANIFEST, hostile_class),
+        lambda folder: edit(folder, MANIFEST, stringly),
+        lambda folder: edit(folder, MANIFEST, lambda value: value.update(format_version=99)),
+        lambda folder: edit(folder, MANIFEST, lambda value: value["base"]["config"].update(block_out_channels=3)),
+        lambda folder: drop_one_tensor(folder),
+        lambda folder: (folder / "scheduler_config.json").unlink(),
+        lambda folder: (folder / "scheduler_config.json").write_text('{"_class_name": "Strange"}'),
+        lambda folder: (folder / "scheduler_config.json").write_text('{"beta_schedule": "nonsense"}'),
+    ],
+)
+def test_damaged_folders_give_one_clear_line(saved, damage):
+    damage(saved)
+    with pytest.raises(ModelError) as caught:
+        load(saved)
+    assert "\n" not in str(caught.value)
+
+
+def drop_one_tensor(folder):
+    weights = load_file(folder / WEIGHTS)
+    weights.pop("conv_in.weight")
+    save_file(weights, folder / WEIGHTS)
+
+
+def test_a_dense_folder_that_lacks_a_tensor_is_refused(tmp_path):
+    save_pretrained(unet(), tmp_path / "dense", DDPM)
+    drop_one_tensor(tmp_path / "dense")
+    with pytest.raises(ModelError, match="lack"):
+        load(tmp_path / "dense")
+
+
+def test_the_flow_convention_travels_with_the_scheduler(tmp_path):
+    config = dict(FlowMatchEulerDiscreteScheduler().config) | {
+        "_class_name": "FlowMatchEulerDiscreteScheduler",
+        "secateur_flow_convention": "sit",
+    }
+    save_pretrained(dit(), tmp_path / "sit", config)
+    assert load(tmp_path / "sit").process.convention == "sit"
+
+
+def test_unknown_places_and_architectures(tmp_path):
+    with pytest.raises(ModelError, match="neither a folder nor a hub id"):
+        load(tmp_path / "nothing")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text('{"_class_name": "AutoencoderKL"}')
+    (tmp_path / "other" / "scheduler_config.json").write_text(json.dumps(DDPM))
+    with pytest.raises(ModelError, match="UNet2DModel"):
+        load(tmp_path / "other")
