@@ -1,15 +1,19 @@
 """When and how much to cut."""
 
+from .one_shot import CutConfig, no_scores, one_shot
 from .solver import Allocation, Granularity, Scores, Solution, Step, removal_steps, solve
 from .target import Target, parse_target
 
 __all__ = [
     "Allocation",
+    "CutConfig",
     "Granularity",
     "Scores",
     "Solution",
     "Step",
     "Target",
+    "no_scores",
+    "one_shot",
     "parse_target",
     "removal_steps",
     "solve",

@@ -36,11 +36,12 @@ class CostModel:
     shapes: Mapping[str, torch.Size]
     macs_per_weight: Mapping[str, float]
     attention_macs: Mapping[str, float]
+    head_macs: float  # of the head's call of the first kept block's conditioning, whichever block that is
 
     def __call__(self, kept: Mapping[str, int], removed_blocks: Collection[str] = ()) -> Cost:
         """Cost when each dim named in `kept` has that many units left and `removed_blocks` are gone."""
         lost = self._lost_entries(kept)
-        macs = 0.0
+        macs = self.head_macs
         parameters = 0
         for name, shape in self.shapes.items():
             if removed_blocks and self.structure.owner(name) in removed_blocks:
@@ -96,11 +97,17 @@ def cost_model(model: nn.Module, structure: Structure, inputs: Mapping[str, Any]
         for name, shape in shapes.items()
         if (module := name.removesuffix(".weight")) in macs and name.endswith(".weight")
     }
+    head_macs = 0.0
+    if structure.head_conditioning is not None:
+        # Called twice: once by its block and once by the head.
+        shared = f"{next(iter(structure.blocks))}.{structure.head_conditioning}"
+        head_macs = macs[shared] / 2
+        per_weight |= {name: each / 2 for name, each in per_weight.items() if name.startswith(shared + ".")}
     products = {
         module: macs[module] - sum(macs.get(f"{module}.{child}", 0.0) for child in _leaves(hollow, module))
         for module in structure.attention
     }
-    return CostModel(structure, shapes, per_weight, products)
+    return CostModel(structure, shapes, per_weight, products, head_macs)
 
 
 def _leaves(model: nn.Module, module: str) -> list[str]:

@@ -1,0 +1,96 @@
+"""The command line: an edge over `secateur.commands`."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import tyro
+from diffusers.utils import logging as diffusers_logging
+
+from . import commands
+from .criteria import ScoringConfig
+from .errors import SecateurError
+from .evaluation import EvaluationConfig
+from .recipes import recipe_named
+from .recovery import RecoveryConfig
+from .schedules import CutConfig
+
+DESCRIPTION = """Prune pretrained diffusion and flow models, and recover what pruning cost.
+
+Start with `secateur quickstart`. Every command is a Python function of the same name and arguments."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; exit with 0, or with 1 and one line that says what was wrong."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    diffusers_logging.set_verbosity_error()
+    warnings.simplefilter("ignore")
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            _commands(arguments),
+            prog="secateur",
+            description=DESCRIPTION,
+            args=arguments,
+            config=(tyro.conf.AvoidSubcommands,),
+        )
+    except SecateurError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        _fail("stopped; what was written stays, and the same command takes it up again", status=130)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        _fail(f"out of memory: lower the batch sizes ({str(error).splitlines()[0]})")
+    except RuntimeError as error:
+        if "not enough memory" not in str(error) and "can't allocate memory" not in str(error):
+            raise
+        _fail("out of memory: lower the batch sizes")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        _fail(f"{error.filename or 'input or output'}: {error.strerror or error}")
+
+
+def _commands(arguments: Sequence[str]) -> dict[str, Callable[..., Any]]:
+    """The commands, with option groups opened at their defaults; those of `compress` are the chosen recipe's."""
+    chosen = recipe_named(_recipe_name(arguments))
+    opened: dict[str, dict[str, Any]] = {
+        "quickstart": {},
+        "compress": {
+            "scoring": chosen.scoring,
+            "cut": chosen.cut,
+            "recovery": chosen.recovery,
+            "evaluation": chosen.evaluation,
+        },
+        "rank": {"scoring": ScoringConfig()},
+        "prune": {"scoring": ScoringConfig(), "cut": CutConfig()},
+        "finetune": {"recovery": RecoveryConfig()},
+        "evaluate": {"evaluation": EvaluationConfig()},
+        "sample": {},
+        "inspect": {},
+        "report": {},
+    }
+    return {name: functools.partial(getattr(commands, name), **groups) for name, groups in opened.items()}
+
+
+def _recipe_name(arguments: Sequence[str]) -> str:
+    """The value of --recipe, needed before parsing because it sets the defaults of the other options."""
+    for position, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name == "--recipe":
+            return value if equals else "".join(arguments[position + 1 : position + 2])
+    return "diff-pruning"
+
+
+def _fail(message: str, status: int = 1) -> None:
+    print(f"secateur: {message}", file=sys.stderr)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,13 @@
+"""One file per command; each is a Python function that the command line calls with the same arguments."""
+
+from .compress import compress
+from .evaluate import evaluate
+from .finetune import finetune
+from .inspect import inspect
+from .prune import prune
+from .quickstart import quickstart
+from .rank import rank
+from .report import report
+from .sample import sample
+
+__all__ = ["compress", "evaluate", "finetune", "inspect", "prune", "quickstart", "rank", "report", "sample"]

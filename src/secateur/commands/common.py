@@ -1,0 +1,113 @@
+"""What the commands share: opening a model and its data, and run folders that know what made them."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import sys
+from collections.abc import Mapping
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+
+from ..checkpoint import Loaded, library_versions, load
+from ..data import ImageDataset, load_data
+from ..errors import ModelError, SecateurError
+from ..evaluation import input_shape
+from ..files import read_json, write_json
+from ..structure import Structure, describe
+
+Model = tyro.conf.Positional[str]
+ProcessName = Literal["auto", "ddpm", "v-prediction", "flow", "flow-sit"]
+EMBEDDED = ("digits-unet", "digits-sit")
+
+_FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000}
+PROCESSES: dict[str, dict[str, Any] | None] = {
+    "auto": None,
+    "ddpm": {"_class_name": "DDPMScheduler", "beta_schedule": "linear"},
+    "v-prediction": {"_class_name": "DDPMScheduler", "beta_schedule": "linear", "prediction_type": "v_prediction"},
+    "flow": _FLOW,
+    "flow-sit": _FLOW | {"secateur_flow_convention": "sit"},
+}
+
+
+def open_model(model: str, process: ProcessName = "auto", device: str = "auto") -> tuple[Loaded, Structure]:
+    """Load a folder, a hub id or an embedded model, move it to the device, and describe its structure."""
+    if model in EMBEDDED and not Path(model).exists():
+        with as_file(files("secateur") / "assets" / model) as folder:
+            loaded = load(folder, process_config=PROCESSES[process])
+    else:
+        loaded = load(model, process_config=PROCESSES[process])
+    try:
+        structure = describe(loaded.model)
+    except ValueError as error:
+        raise ModelError(f"{model}: {error}") from error
+    loaded.model.to(choose_device(device))
+    return loaded, structure
+
+
+def open_data(data: str, loaded: Loaded) -> ImageDataset:
+    """Open images for the loaded model."""
+    return load_data(data, input_shape(loaded.model))
+
+
+def choose_device(name: str) -> torch.device:
+    """The named device; "auto" is the accelerator when there is one, else the CPU."""
+    if name == "auto":
+        return torch.accelerator.current_accelerator() or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise SecateurError(f"there is no device {name!r} here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def start_run(out: str | Path, config: Mapping[str, Any]) -> Path:
+    """Make the run folder `out` with its `config.json`, or take up the run that the same settings began there.
+
+    Raises:
+        SecateurError: the folder holds something else, or a run with other settings.
+    """
+    out = Path(out)
+    described = plain(config)
+    path = out / "config.json"
+    if path.is_file():
+        before = read_json(path)
+        differing = [key for key in described if before.get(key) != described[key]]
+        if differing:
+            raise SecateurError(
+                f"{out} was begun with another {', '.join(differing)}; choose another --out, or the same settings"
+            )
+        return out
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise SecateurError(f"{out} exists and is no run of secateur; choose another --out")
+    device = f"{platform.machine()}, {torch.get_num_threads()} threads"
+    if torch.accelerator.is_available():
+        device = f"{torch.accelerator.current_accelerator()}, {device}"
+    about = {
+        "command_line": " ".join(["secateur", *sys.argv[1:]]),
+        "versions": library_versions() | {"python": platform.python_version()},
+        "device": device,
+    }
+    write_json(path, described | about)
+    return out
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses, paths and tuples as what JSON gives back."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def say(line: str) -> None:
+    """One line of output for the user."""
+    print(line, flush=True)

@@ -1,0 +1,125 @@
+"""`secateur compress`: load, rank, cut, recover, evaluate, report; resumable."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from ..criteria import CriterionName, ScoringConfig
+from ..evaluation import EvaluationConfig
+from ..recipes import Recipe, recipe_named
+from ..recovery import RecoveryConfig
+from ..report import write_report
+from ..schedules import CutConfig, parse_target
+from .common import Model, ProcessName, open_data, open_model, say, start_run
+from .plan import check_plan, print_plan
+from .stages import cut_stage, evaluate_stage, rank_stage, recover_stage
+
+
+def compress(
+    model: Model,
+    *,
+    target: str,
+    data: str,
+    out: Path,
+    recipe: str = "diff-pruning",
+    criterion: CriterionName | None = None,
+    objective: str | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    scoring: ScoringConfig | None = None,
+    cut: CutConfig | None = None,
+    recovery: RecoveryConfig | None = None,
+    evaluation: EvaluationConfig | None = None,
+    process: ProcessName = "auto",
+    device: str = "auto",
+    dry_run: bool = False,
+) -> Path:
+    """Prune a model to a target, recover what that cost, evaluate, and write a report.
+
+    Run the same command again to take up a run that was stopped. The result is the folder OUT/model.
+
+    Args:
+        model: model folder, pipeline folder, hub id, or an embedded model (digits-unet, digits-sit).
+        target: what to reach, for example macs=56%, macs=3.4G, params=20M or latency=20ms.
+        data: image folder (sub-folders are classes), .npz with images and labels, or digits.
+        out: run folder.
+        recipe: a named recipe (diff-pruning, taylor, magnitude, random, quickstart); what follows replaces its parts.
+        criterion: which criterion ranks the units.
+        objective: what recovery minimizes: denoising or distillation.
+        steps: recovery steps.
+        seed: seeds calibration, recovery and evaluation.
+        scoring: options of the criterion.
+        cut: which cuts are allowed.
+        recovery: how to fine-tune.
+        evaluation: what to measure.
+        process: how the model was trained, when no scheduler config lies beside it.
+        device: auto, cpu, cuda, mps ...
+        dry_run: print the plan, the predicted size and time, and stop.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        SecateurError: bad input, an unreachable target, a run that cannot go on; always one clear line.
+    """
+    settings = _settings(recipe, criterion, objective, steps, seed, scoring, cut, recovery, evaluation)
+    goal = parse_target(target)
+    loaded, structure = open_model(model, process, device)
+    dataset = open_data(data, loaded)
+    plan = check_plan(loaded, structure, goal, settings, dataset)
+    if dry_run:
+        print_plan(plan, loaded, structure, goal, settings)
+        return Path(out)
+    begun = time.perf_counter()
+    run = start_run(
+        out,
+        {
+            "command": "compress",
+            "model": model,
+            "target": str(goal),
+            "data": data,
+            "recipe": recipe,
+            "process": process,
+            "seed": seed,
+            **asdict(settings),
+        },
+    )
+    scores = rank_stage(run, loaded, structure, dataset, settings.criterion, settings.scoring)
+    details = {"criterion": settings.criterion, "scoring": asdict(settings.scoring), "seed": seed}
+    pruned = cut_stage(run, loaded, structure, goal, scores, settings.cut, details, model)
+    recovered = recover_stage(run, pruned, loaded, dataset, settings.recovery, loaded.model)
+    models = {"dense": loaded.model, "pruned": pruned, "recovered": recovered}
+    evaluate_stage(run, models, loaded.process, dataset, settings.evaluation)
+    page = write_report(run)
+    say(f"model   {run / 'model'}\nreport  {page}\nseconds {time.perf_counter() - begun:.0f}")
+    return run
+
+
+def _settings(
+    recipe: str,
+    criterion: CriterionName | None,
+    objective: str | None,
+    steps: int | None,
+    seed: int,
+    scoring: ScoringConfig | None,
+    cut: CutConfig | None,
+    recovery: RecoveryConfig | None,
+    evaluation: EvaluationConfig | None,
+) -> Recipe:
+    """The recipe with what was given in the place of its parts, and one seed everywhere."""
+    base = recipe_named(recipe)
+    recovery = recovery or base.recovery
+    return Recipe(
+        criterion=criterion or base.criterion,
+        scoring=replace(scoring or base.scoring, seed=seed),
+        cut=cut or base.cut,
+        recovery=replace(
+            recovery,
+            steps=recovery.steps if steps is None else steps,
+            objective=objective or recovery.objective,
+            seed=seed,
+        ),
+        evaluation=replace(evaluation or base.evaluation, seed=seed),
+    )

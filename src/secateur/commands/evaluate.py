@@ -1,0 +1,45 @@
+"""`secateur evaluate`: sizes, speed, samples and distances of one model, or of a pruned one against its dense base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..evaluation import EvaluationConfig
+from ..report import write_report
+from .common import Model, ProcessName, open_data, open_model, say, start_run
+from .stages import evaluate_stage
+
+
+def evaluate(
+    model: Model,
+    *,
+    data: str,
+    out: Path,
+    reference: str | None = None,
+    evaluation: EvaluationConfig | None = None,
+    process: ProcessName = "auto",
+    device: str = "auto",
+) -> Path:
+    """Evaluate a model; with a reference, also how far its images are from the reference's on the same noise.
+
+    Args:
+        model: model folder, pipeline folder, hub id, or an embedded model (digits-unet, digits-sit).
+        data: real images: an image folder, an .npz with images, or digits.
+        out: folder to write to.
+        reference: the dense model to compare with.
+        evaluation: what to measure.
+        process: how the model was trained, when no scheduler config lies beside it.
+        device: auto, cpu, cuda, mps ...
+    """
+    settings = evaluation or EvaluationConfig()
+    loaded, _ = open_model(model, process, device)
+    models = {"model": loaded.model}
+    if reference is not None:
+        models = {"dense": open_model(reference, process, device)[0].model, "pruned": loaded.model}
+    dataset = open_data(data, loaded)
+    places = {"model": model, "reference": reference, "data": data, "process": process}
+    run = start_run(out, {"command": "evaluate", **places, "evaluation": settings})
+    evaluate_stage(run, models, loaded.process, dataset, settings)
+    say((run / "evaluation" / "evaluation.md").read_text())
+    say(f"report  {write_report(run)}")
+    return run

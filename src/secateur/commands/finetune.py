@@ -1,0 +1,55 @@
+"""`secateur finetune`: recover a pruned model, or train any model further."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from ..recovery import RecoveryConfig, build_objective, check_labels
+from .common import Model, ProcessName, open_data, open_model, say, start_run
+from .stages import recover_stage
+
+
+def finetune(
+    model: Model,
+    *,
+    data: str,
+    out: Path,
+    teacher: str | None = None,
+    objective: str | None = None,
+    steps: int | None = None,
+    recovery: RecoveryConfig | None = None,
+    process: ProcessName = "auto",
+    device: str = "auto",
+) -> Path:
+    """Fine-tune a model; the result, with EMA weights, is the folder OUT/model.
+
+    Run the same command again to resume. Start it with torchrun or accelerate launch for several processes.
+
+    Args:
+        model: model folder, pipeline folder, hub id, or an embedded model (digits-unet, digits-sit).
+        data: training images: an image folder, an .npz with images, or digits.
+        out: folder to write to.
+        teacher: the dense model, for objectives that match it.
+        objective: denoising or distillation; the default is the recovery options' own.
+        steps: optimizer steps; the default is the recovery options' own.
+        recovery: how to train.
+        process: how the model was trained, when no scheduler config lies beside it.
+        device: auto, cpu, cuda, mps ...
+    """
+    settings = recovery or RecoveryConfig()
+    settings = dataclasses.replace(
+        settings,
+        steps=steps if steps is not None else settings.steps,
+        objective=objective or settings.objective,
+    )
+    loaded, _ = open_model(model, process, device)
+    dense = open_model(teacher, process, device)[0].model if teacher is not None else None
+    dataset = open_data(data, loaded)
+    build_objective(settings.objective, settings.weights, dense)
+    check_labels(loaded.model, dataset)
+    places = {"model": model, "teacher": teacher, "data": data, "process": process}
+    run = start_run(out, {"command": "finetune", **places, "recovery": settings})
+    recover_stage(run, loaded.model, loaded, dataset, settings, dense)
+    say(f"model   {run / 'model'}\nlog     {run / 'recovery' / 'log.jsonl'}")
+    return run

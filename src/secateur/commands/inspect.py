@@ -1,0 +1,64 @@
+"""`secateur inspect`: what a model is, what can be removed from it, and what was removed already."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ..checkpoint import manifest_of
+from ..evaluation import example_inputs
+from ..schedules import CutConfig, no_scores, removal_steps
+from ..schedules.target import format_count
+from ..structure.cost import cost_model
+from .common import Model, open_model, say
+
+
+def inspect(model: Model, *, dims: bool = False, device: str = "cpu") -> dict[str, Any]:
+    """Print a model's size, its removable dims and blocks, the smallest reachable size, and its manifest.
+
+    Args:
+        model: model folder, pipeline folder, hub id, or an embedded model (digits-unet, digits-sit).
+        dims: list every dim.
+        device: auto, cpu, cuda, mps ...
+    """
+    loaded, structure = open_model(model, "auto", device)
+    cost = cost_model(loaded.model, structure, example_inputs(loaded.model, 1))
+    dense = cost({})
+    smallest = {}
+    for granularity in ("width", "depth"):
+        steps = removal_steps(structure, no_scores(structure), granularity=granularity, round_to=CutConfig().round_to)
+        levels = {step.name: step.level for step in steps if not step.is_block}
+        kept = {dim.name: dim.kept_at(levels.get(dim.link, dim.levels)) for dim in structure.dims.values()}
+        smallest[granularity] = cost(kept, {step.name for step in steps if step.is_block})
+    say(f"class       {type(loaded.model).__name__}, {type(loaded.process).__name__}")
+    say(f"parameters  {format_count(dense.parameters)}")
+    products = f"{format_count(dense.attention_macs)} of them attention products"
+    say(f"MACs        {format_count(dense.macs)} for one sample, {products}")
+    say(f"removable   {len(structure.dims)} widths, {len(structure.blocks)} blocks")
+    for granularity, least in smallest.items():
+        share = 100 * least.macs / dense.macs
+        say(
+            f"smallest    {format_count(least.macs)} MACs ({share:.1f}%), {format_count(least.parameters)} by {granularity}"
+        )
+    manifest = manifest_of(loaded.model)
+    for step in manifest.steps if manifest is not None else ():
+        say(f"history     {step['kind']} {step.get('target', step.get('objective', ''))}")
+    if dims:
+        table = Table("dim", "units", "channels each", "levels", "moves with")
+        for dim in structure.dims.values():
+            linked = len(structure.links[dim.link]) - 1
+            table.add_row(
+                dim.name, str(dim.size), str(dim.width), str(dim.levels), f"{linked} others" if linked else ""
+            )
+        Console().print(table)
+    return {
+        "class": type(loaded.model).__name__,
+        "parameters": dense.parameters,
+        "macs": dense.macs,
+        "attention_macs": dense.attention_macs,
+        "dims": {dim.name: dim.size for dim in structure.dims.values()},
+        "blocks": list(structure.blocks),
+        "history": [dict(step) for step in manifest.steps] if manifest is not None else [],
+    }

@@ -1,0 +1,39 @@
+"""`secateur rank`: which units and blocks matter least."""
+
+from pathlib import Path
+
+from ..criteria import CriterionName, ScoringConfig
+from .common import Model, ProcessName, open_data, open_model, say, start_run
+from .stages import rank_stage
+
+
+def rank(
+    model: Model,
+    *,
+    data: str,
+    out: Path,
+    criterion: CriterionName = "diff-pruning",
+    scoring: ScoringConfig | None = None,
+    process: ProcessName = "auto",
+    device: str = "auto",
+) -> Path:
+    """Rank every unit and block of a model; writes a JSON, a table and a plot.
+
+    Args:
+        model: model folder, pipeline folder, hub id, or an embedded model (digits-unet, digits-sit).
+        data: calibration images: an image folder, an .npz with images, or digits.
+        out: folder to write to.
+        criterion: which criterion.
+        scoring: its options.
+        process: how the model was trained, when no scheduler config lies beside it.
+        device: auto, cpu, cuda, mps ...
+    """
+    scoring = scoring or ScoringConfig()
+    loaded, structure = open_model(model, process, device)
+    dataset = open_data(data, loaded)
+    settings = {"criterion": criterion, "scoring": scoring, "process": process}
+    run = start_run(out, {"command": "rank", "model": model, "data": data, **settings})
+    rank_stage(run, loaded, structure, dataset, criterion, scoring)
+    say((run / "ranking.md").read_text())
+    say(f"scores  {run / 'ranking.json'}\nplot    {run / 'plots' / 'ranking.png'}")
+    return run

@@ -1,0 +1,22 @@
+"""`secateur report`: write the report of a run again."""
+
+from pathlib import Path
+
+import tyro
+
+from ..errors import SecateurError
+from ..report import write_report
+from .common import say
+
+
+def report(run: tyro.conf.Positional[Path]) -> Path:
+    """Write RUN/report.html from what the run folder holds.
+
+    Args:
+        run: the folder of a rank, prune, finetune, evaluate, compress or quickstart run.
+    """
+    if not (Path(run) / "config.json").is_file():
+        raise SecateurError(f"{run} is no run of secateur: it has no config.json")
+    page = write_report(Path(run))
+    say(f"report  {page}")
+    return page

@@ -1,0 +1,78 @@
+"""One-shot pruning: one ranking, one cut that meets the target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..structure import Cut, Structure
+from ..structure.cost import cost_model
+from .solver import Allocation, Granularity, Scores, Solution, removal_steps, solve
+from .target import Target
+
+
+@dataclass(frozen=True)
+class CutConfig:
+    """Which cuts are allowed.
+
+    Attributes:
+        allocation: local removes the same fraction everywhere; global ranks all units of the model together.
+        granularity: width removes units of dims, depth removes blocks, both mixes them.
+        round_to: keep multiples of this many channels wherever the widths allow it; such widths run fast.
+    """
+
+    allocation: Allocation = "local"
+    granularity: Granularity = "width"
+    round_to: int = 8
+
+
+def one_shot(
+    model: nn.Module,
+    structure: Structure,
+    target: Target,
+    scores: Scores,
+    config: CutConfig,
+    inputs: Mapping[str, Any],
+    measure_latency: Callable[[Cut], float] | None = None,
+) -> tuple[Solution, dict[str, Any]]:
+    """The cut for `target`, and its description as `cut.json` holds it.
+
+    Raises:
+        TargetError: the target is out of reach.
+    """
+    steps = removal_steps(
+        structure, scores, allocation=config.allocation, granularity=config.granularity, round_to=config.round_to
+    )
+    cost = cost_model(model, structure, inputs)
+    solution = solve(structure, target, steps, scores, cost, measure_latency)
+    kept = {name: len(units) for name, units in solution.cut.kept.items()}
+    before, after = cost({}), cost(kept, solution.cut.removed_blocks)
+    description = {
+        "target": str(target),
+        "metric": target.metric,
+        "asked": solution.asked,
+        "reached": solution.reached,
+        "dense": solution.dense,
+        "before": vars(before),
+        "after": vars(after),
+        "dims": {
+            dim.name: {"units": dim.size, "kept": kept.get(dim.name, dim.size), "width": dim.width}
+            for dim in structure.dims.values()
+            if structure.owner(dim.slices[0].parameter) not in solution.cut.removed_blocks
+        },
+        "removed_blocks": list(solution.cut.removed_blocks),
+        "allocation": config.allocation,
+        "granularity": config.granularity,
+        "round_to": config.round_to,
+    }
+    return solution, description
+
+
+def no_scores(structure: Structure) -> dict[str, Tensor]:
+    """Equal scores, to plan a cut before anything is ranked."""
+    sizes = {name: dim.size for name, dim in structure.dims.items()} | dict.fromkeys(structure.blocks, 1)
+    return {name: torch.zeros(size, dtype=torch.float64) for name, size in sizes.items()}

@@ -1,0 +1,213 @@
+"""Targets, the solver and its paths."""
+
+import pytest
+import torch
+from diffusers import UNet2DModel
+
+from models import dit, inputs_for, unet
+from secateur.errors import TargetError
+from secateur.schedules import CutConfig, Target, no_scores, one_shot, parse_target, removal_steps
+from secateur.schedules.target import format_count
+from secateur.structure import check_cut, describe
+from secateur.structure.cost import cost_model
+
+CIFAR10 = {
+    "sample_size": 32,
+    "block_out_channels": (128, 256, 256, 256),
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    "layers_per_block": 2,
+    "downsample_padding": 0,
+    "flip_sin_to_cos": False,
+    "freq_shift": 1,
+    "attention_head_dim": None,
+    "norm_eps": 1e-6,
+}
+
+
+def random_scores(structure, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.rand(value.shape, generator=generator).double() for name, value in no_scores(structure).items()}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("macs=56%", Target("macs", 0.56, True)),
+        ("0.56", Target("macs", 0.56, True)),
+        ("100%", Target("macs", 1.0, True)),
+        ("3.4G", Target("macs", 3.4e9, False)),
+        ("3.4g", Target("macs", 3.4e9, False)),
+        ("params=20M", Target("params", 20e6, False)),
+        ("params = .5", Target("params", 0.5, True)),
+        ("20ms", Target("latency", 20.0, False)),
+        ("latency=0.02s", Target("latency", 20.0, False)),
+        ("latency=60%", Target("latency", 0.6, True)),
+        ("blocks=6", Target("blocks", 6.0, False)),
+        ("blocks=1", Target("blocks", 1.0, False)),
+        ("blocks=50%", Target("blocks", 0.5, True)),
+    ],
+)
+def test_targets_are_read(text, expected):
+    assert parse_target(text) == expected
+    assert parse_target(str(expected)) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "macs", "macs=", "flops=3G", "0%", "0", "-3G", "120%", "latency=3G", "params=3ms", "blocks=3M", "3X", "nan"],
+)
+def test_other_texts_are_refused_with_an_example(text):
+    with pytest.raises(TargetError, match="target"):
+        parse_target(text)
+
+
+def test_counts_are_readable():
+    assert [format_count(value) for value in (999.9e6, 19.9e6, 6.22e9, 1234, 12)] == [
+        "1.00G",
+        "19.9M",
+        "6.22G",
+        "1.23K",
+        "12",
+    ]
+
+
+@pytest.mark.parametrize("allocation", ["local", "global"])
+@pytest.mark.parametrize(
+    ("granularity", "target"),
+    [
+        ("width", "macs=70%"),
+        ("width", "macs=50%"),
+        ("width", "params=70%"),
+        ("depth", "macs=75%"),
+        ("depth", "params=100%"),
+        ("both", "macs=50%"),
+        ("both", "params=60%"),
+    ],
+)
+@pytest.mark.parametrize("model", [unet(), dit()], ids=["unet", "dit"])
+def test_the_target_is_met_within_one_step_of_the_path(model, target, granularity, allocation):
+    structure = describe(model)
+    scores = random_scores(structure)
+    config = CutConfig(allocation, granularity, round_to=2)
+    inputs = inputs_for(model)
+    solution, description = one_shot(model, structure, parse_target(target), scores, config, inputs)
+    check_cut(structure, solution.cut)
+    assert solution.reached <= solution.asked * (1 + 1e-9)
+    cost = cost_model(model, structure, inputs)
+    attribute = "macs" if target.startswith("macs") else "parameters"
+    steps = removal_steps(structure, scores, allocation=allocation, granularity=granularity, round_to=2)
+    largest = max(step_cost(structure, cost, step, attribute) for step in steps)
+    assert solution.asked - solution.reached < largest
+    assert description["after"]["macs"] <= description["before"]["macs"]
+
+
+def step_cost(structure, cost, step, attribute):
+    """What one step takes from the dense model: an upper bound of what it takes later."""
+    dense = getattr(cost({}), attribute)
+    if step.is_block:
+        return dense - getattr(cost({}, {step.name}), attribute)
+    level = structure.links[step.name][0].levels - (step.before - step.level)
+    kept = {dim.name: dim.kept_at(level) for dim in structure.links[step.name]}
+    return dense - getattr(cost(kept), attribute)
+
+
+def test_an_unreachable_target_names_the_range():
+    model = unet()
+    structure = describe(model)
+    with pytest.raises(TargetError, match=r"from .*K.* down to .*K") as caught:
+        one_shot(model, structure, parse_target("params=1%"), no_scores(structure), CutConfig(), inputs_for(model))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_last_transformer_block_stays():
+    model = dit()
+    structure = describe(model)
+    target = parse_target("blocks=1")
+    solution, _ = one_shot(
+        model, structure, target, random_scores(structure), CutConfig(granularity="depth"), inputs_for(model)
+    )
+    assert len(solution.cut.removed_blocks) == 3
+    with pytest.raises(TargetError):
+        one_shot(
+            model,
+            structure,
+            parse_target("blocks=0.1"),
+            no_scores(structure),
+            CutConfig(granularity="depth"),
+            inputs_for(model),
+        )
+
+
+def test_depth_removes_the_lowest_blocks():
+    model = dit()
+    structure = describe(model)
+    scores = no_scores(structure)
+    for name, value in zip(structure.blocks, (3.0, 1.0, 2.0, 4.0), strict=True):
+        scores[name] += value
+    config = CutConfig(granularity="depth")
+    solution, _ = one_shot(model, structure, parse_target("blocks=50%"), scores, config, inputs_for(model))
+    assert solution.cut.removed_blocks == ("transformer_blocks.1", "transformer_blocks.2")
+
+
+def test_local_allocation_takes_the_lowest_units_of_every_cell():
+    model = unet()
+    structure = describe(model)
+    scores = random_scores(structure)
+    solution, _ = one_shot(model, structure, parse_target("60%"), scores, CutConfig(round_to=1), inputs_for(model))
+    for name, units in solution.cut.kept.items():
+        for cell in structure.dims[name].cell_ranges():
+            kept = [unit for unit in cell if unit in units]
+            gone = [unit for unit in cell if unit not in units]
+            if gone:
+                assert scores[name][kept].min() >= scores[name][gone].max()
+
+
+def test_round_to_is_honoured_where_widths_allow_it():
+    model = unet(block_out_channels=(16, 32), norm_num_groups=2, attention_head_dim=8)
+    structure = describe(model)
+    config = CutConfig(round_to=8)
+    solution, _ = one_shot(model, structure, parse_target("50%"), random_scores(structure), config, inputs_for(model))
+    assert solution.cut.kept
+    for name, units in solution.cut.kept.items():
+        assert len(units) * structure.dims[name].width % 8 == 0
+
+
+def test_a_latency_target_is_met_by_measuring():
+    model = dit()
+    structure = describe(model)
+
+    def milliseconds(cut):
+        return 10.0 + sum(len(cut.kept.get(name, range(dim.size))) for name, dim in structure.dims.items()) / 10
+
+    solution, _ = one_shot(
+        model,
+        structure,
+        parse_target("latency=40ms"),
+        random_scores(structure),
+        CutConfig(round_to=1),
+        inputs_for(model),
+        milliseconds,
+    )
+    assert 39 < solution.reached <= 40
+
+
+def test_the_cifar10_unet_reaches_the_published_point():
+    """Diff-Pruning, table 1: 35.7M -> 19.8M parameters, 6.1G -> 3.4G MACs, attention products not counted."""
+    with torch.device("meta"):
+        model = UNet2DModel(**CIFAR10)
+    structure = describe(model)
+    inputs = {"sample": torch.empty(1, 3, 32, 32), "timestep": torch.ones(1)}
+    _, description = one_shot(model, structure, parse_target("macs=56%"), random_scores(structure), CutConfig(), inputs)
+    before, after = description["before"], description["after"]
+    assert before["parameters"] == 35_746_307
+    assert (before["macs"] - before["attention_macs"]) / 1e9 == pytest.approx(6.05, abs=0.01)
+    assert round((after["macs"] - after["attention_macs"]) / 1e9, 1) == 3.4
+    assert 19.8e6 <= after["parameters"] <= 20.1e6
+
+
+def test_equal_requests_give_equal_cuts():
+    model = unet()
+    structure = describe(model)
+    request = (model, structure, parse_target("60%"), random_scores(structure), CutConfig("global"), inputs_for(model))
+    assert one_shot(*request)[0].cut == one_shot(*request)[0].cut
