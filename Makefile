@@ -9,7 +9,7 @@ demo: $(VENV)/installed
 	$(BIN)/secateur quickstart
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest
 
 test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest -m slow

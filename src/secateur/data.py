@@ -161,7 +161,7 @@ def _digits(shape: tuple[int, int, int] | None) -> ArrayDataset:
 
 def _open_npz(path: Path, shape: tuple[int, int, int] | None) -> ArrayDataset:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in ("images", "labels", "names") if key in archive}
     except Exception as error:  # a damaged or hostile archive can raise nearly anything: zip, zlib, header, memory
         raise DataError(f"{path} is not a readable .npz: {error}".replace("\n", " ")) from error

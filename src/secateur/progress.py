@@ -34,7 +34,11 @@ def progress(description: str, total: int, start: int = 0) -> Iterator[Advance]:
         )
         with Progress(*columns, console=Console(stderr=True)) as bar:
             task = bar.add_task(description, total=total, completed=start, note="")
-            yield lambda steps=1, note="": bar.update(task, advance=steps, note=note)
+
+            def advance(steps: int = 1, note: str = "") -> None:
+                bar.update(task, advance=steps, note=note)
+
+            yield advance
         return
     yield _plain_lines(description, total, start)
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -20,7 +20,7 @@ from ..evaluation import input_shape
 from ..files import read_json, write_json
 from ..structure import Structure, describe
 
-Model = tyro.conf.Positional[str]
+Model = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
 ProcessName = Literal["auto", "ddpm", "v-prediction", "flow", "flow-sit"]
 EMBEDDED = ("digits-unet", "digits-sit")
 

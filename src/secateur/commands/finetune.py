@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from ..recovery import RecoveryConfig, build_objective, check_labels
+from ..recovery import RecoveryConfig
+from ..recovery.conditioning import check_labels
+from ..recovery.objectives import build_objective
 from .common import Model, ProcessName, open_data, open_model, say, start_run
 from .stages import recover_stage
 

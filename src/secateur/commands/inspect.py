@@ -38,21 +38,19 @@ def inspect(model: Model, *, dims: bool = False, device: str = "cpu") -> dict[st
     say(f"MACs        {format_count(dense.macs)} for one sample, {products}")
     say(f"removable   {len(structure.dims)} widths, {len(structure.blocks)} blocks")
     for granularity, least in smallest.items():
-        share = 100 * least.macs / dense.macs
-        say(
-            f"smallest    {format_count(least.macs)} MACs ({share:.1f}%), {format_count(least.parameters)} by {granularity}"
-        )
+        sizes = f"{format_count(least.macs)} MACs, {format_count(least.parameters)} parameters"
+        say(f"smallest    {sizes} by {granularity}, {100 * least.macs / dense.macs:.1f}% of the MACs")
     manifest = manifest_of(loaded.model)
     for step in manifest.steps if manifest is not None else ():
         say(f"history     {step['kind']} {step.get('target', step.get('objective', ''))}")
     if dims:
-        table = Table("dim", "units", "channels each", "levels", "moves with")
+        table = Table("dim", "units", "channels each", "levels", "moves with", box=None, pad_edge=False)
         for dim in structure.dims.values():
             linked = len(structure.links[dim.link]) - 1
             table.add_row(
                 dim.name, str(dim.size), str(dim.width), str(dim.levels), f"{linked} others" if linked else ""
             )
-        Console().print(table)
+        Console(width=max(100, Console().width)).print(table)
     return {
         "class": type(loaded.model).__name__,
         "parameters": dense.parameters,

@@ -12,7 +12,8 @@ from ..data import ImageDataset
 from ..evaluation import example_inputs
 from ..process import denoising_error
 from ..recipes import Recipe
-from ..recovery import build_objective, check_labels
+from ..recovery.conditioning import check_labels
+from ..recovery.objectives import build_objective
 from ..schedules import Target, no_scores, one_shot
 from ..schedules.target import format_count
 from ..structure import Structure
@@ -58,20 +59,17 @@ def print_plan(
             say(f"{label:10} {format_count(before)} -> {format_count(after)} ({100 * after / before:.1f}%)")
         narrowed = sum(entry["kept"] < entry["units"] for entry in plan["dims"].values())
         blocks = len(plan["removed_blocks"])
-        say(
-            f"cut        {narrowed} of {len(structure.dims)} widths narrower, {blocks} of {len(structure.blocks)} blocks out"
-        )
+        say(f"cut        {narrowed} of {len(structure.dims)} widths, {blocks} of {len(structure.blocks)} blocks")
         if recipe.cut.allocation == "global":
             say("           (global allocation: the ranking will change these numbers)")
     step = seconds_per_pair(loaded)
     timesteps = scoring.num_timesteps or loaded.process.num_train_timesteps
-    ranked = {"random": 0.0, "magnitude": 0.0}.get(
-        recipe.criterion, timesteps * scoring.num_images * (1 + FORWARD_SHARE)
-    )
+    pairs = timesteps * scoring.num_images * (1 + FORWARD_SHARE)
+    scored = 0.0 if recipe.criterion in ("random", "magnitude") else pairs
     teacher = FORWARD_SHARE if recovery.objective != "denoising" else 0.0
     trained = recovery.steps * recovery.batch_size * (ratio + teacher)
     sampled = evaluation.num_images * evaluation.num_inference_steps * FORWARD_SHARE * (1 + 2 * ratio)
-    for label, pairs in (("rank", ranked), ("recover", trained), ("sample", sampled)):
+    for label, pairs in (("rank", scored), ("recover", trained), ("sample", sampled)):
         say(f"{label:10} about {_duration(pairs * step)} on {next(loaded.model.parameters()).device}")
 
 

@@ -54,7 +54,7 @@ def prune(
     scores = rank_stage(run, loaded, structure, dataset, criterion, settings.scoring)
     details = {"criterion": criterion, "scoring": dataclasses.asdict(settings.scoring)}
     pruned = cut_stage(run, loaded, structure, goal, scores, settings.cut, details, model)
-    say((run / "cut.md").read_text())
+    say((run / "tables" / "cut.md").read_text())
     say(f"model   {run / 'pruned'}")
     if loaded.pipeline is not None:
         say(f"whole   {save_pipeline(loaded, pruned, run / 'pipeline')}")

@@ -34,6 +34,6 @@ def rank(
     settings = {"criterion": criterion, "scoring": scoring, "process": process}
     run = start_run(out, {"command": "rank", "model": model, "data": data, **settings})
     rank_stage(run, loaded, structure, dataset, criterion, scoring)
-    say((run / "ranking.md").read_text())
+    say((run / "tables" / "ranking.md").read_text())
     say(f"scores  {run / 'ranking.json'}\nplot    {run / 'plots' / 'ranking.png'}")
     return run

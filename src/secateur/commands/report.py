@@ -1,6 +1,7 @@
 """`secateur report`: write the report of a run again."""
 
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -9,7 +10,7 @@ from ..report import write_report
 from .common import say
 
 
-def report(run: tyro.conf.Positional[Path]) -> Path:
+def report(run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]) -> Path:
     """Write RUN/report.html from what the run folder holds.
 
     Args:

@@ -11,6 +11,8 @@ from ..report import image_grid
 from ..sampling import generate_images
 from .common import Model, ProcessName, open_model, say
 
+MOST_COLUMNS = 20
+
 
 def sample(
     model: Model,
@@ -59,9 +61,8 @@ def sample(
         null_class=null_class(loaded.model),
         batch_size=batch_size,
     )
-    columns = (
-        classes if classes is not None and classes <= 20 and class_label is None else max(1, round(num_images**0.5))
-    )
+    rows_of_classes = class_label is None and classes is not None and classes <= MOST_COLUMNS
+    columns = classes if rows_of_classes and classes else max(1, round(num_images**0.5))
     with atomic_file(out) as temporary:
         image_grid(images, columns).save(temporary, format="PNG")
     say(f"images  {out}")

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..checkpoint import Loaded, apply_cut, from_pretrained, note_step, save_pretrained
 from ..criteria import CriterionName, ScoringConfig, score
 from ..data import ImageDataset, calibration_batch
 from ..evaluation import EvaluationConfig, evaluate_models, example_inputs, measure_latency, write_evaluation
-from ..files import atomic_file, read_json, write_json
+from ..files import read_json, write_json
 from ..process import Process
 from ..recovery import RecoveryConfig, recover
 from ..report import write_cut, write_ranking
@@ -138,9 +137,7 @@ def evaluate_stage(
     path = folder / "evaluation.json"
     if not path.is_file():
         result, samples = evaluate_models(models, process, dataset, config)
-        with atomic_file(folder / "samples.safetensors") as temporary:
-            save_file({name: images.contiguous() for name, images in samples.items()}, temporary)
-        write_evaluation(result, folder)
+        write_evaluation(result, folder, samples)
     return read_json(path)
 
 

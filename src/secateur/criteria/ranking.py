@@ -55,7 +55,8 @@ def unit_scores(
         for piece in dim.slices:
             key = (piece.parameter, piece.axis)
             if key not in along:
-                moved = importance[piece.parameter].movedim(piece.axis, 0).flatten(1).double()
+                values = importance[piece.parameter].movedim(piece.axis, 0)
+                moved = values.reshape(len(values), -1).double()
                 along[key] = (moved.sum(1) if group_reduction == "sum" else moved.mean(1)).cpu()
             entries = along[key][piece.offset : piece.offset + dim.size * dim.width]
             per_unit = entries.reshape(dim.size, dim.width)

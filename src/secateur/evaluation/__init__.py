@@ -1,0 +1,52 @@
+"""What pruning gained and what it cost: efficiency, fidelity, consistency and denoising loss."""
+
+from .consistency import mse, psnr, ssim
+from .denoising import denoising_loss_per_timestep
+from .efficiency import (
+    Efficiency,
+    Latency,
+    count_macs,
+    count_parameters,
+    measure_efficiency,
+    measure_latency,
+    peak_activation_bytes,
+    weights_bytes,
+)
+from .evaluate import EvaluationConfig, evaluate_models
+from .features import FeatureNetwork, SmallFeatures, feature_network, load_small_features, metric_name
+from .fidelity import FeatureStatistics, Fidelity, frechet, frechet_distance, frechet_std
+from .inputs import class_count, example_inputs, input_shape, null_class
+from .write import evaluation_table, write_evaluation
+
+__all__ = [
+    "Efficiency",
+    "EvaluationConfig",
+    "FeatureNetwork",
+    "FeatureStatistics",
+    "Fidelity",
+    "Latency",
+    "SmallFeatures",
+    "class_count",
+    "count_macs",
+    "count_parameters",
+    "denoising_loss_per_timestep",
+    "evaluate_models",
+    "evaluation_table",
+    "example_inputs",
+    "feature_network",
+    "frechet",
+    "frechet_distance",
+    "frechet_std",
+    "input_shape",
+    "load_small_features",
+    "measure_efficiency",
+    "measure_latency",
+    "metric_name",
+    "mse",
+    "null_class",
+    "peak_activation_bytes",
+    "psnr",
+    "ssim",
+    "weights_bytes",
+    "write_evaluation",
+]

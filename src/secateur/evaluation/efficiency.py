@@ -1,0 +1,197 @@
+"""What a model costs: parameters, MACs, latency and memory."""
+
+from __future__ import annotations
+
+import functools
+import time
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from .inputs import device_of, example_inputs, inference
+
+WARMUP_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Wall-clock time of one call, in milliseconds: median and quartiles over `rounds`."""
+
+    median_ms: float
+    lower_ms: float
+    upper_ms: float
+    rounds: int
+
+
+@dataclass(frozen=True)
+class Efficiency:
+    """Cost of one model. Dictionaries are keyed by batch size, as text."""
+
+    parameters: int
+    macs: int  # of one sample, one network call
+    weights_bytes: int
+    peak_activation_bytes: dict[str, int]
+    latency: dict[str, Latency]
+    compiled_latency: dict[str, Latency]  # empty unless asked for
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain JSON values."""
+        return asdict(self) | {"notes": list(self.notes)}
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of parameters, each shared tensor once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_macs(model: nn.Module, inputs: Mapping[str, Tensor]) -> int:
+    """Multiply-accumulates of `model(**inputs)`: convolutions, matrix products and attention, at 2 FLOPs each."""
+    # The fused attention kernel of the CPU is missing from torch's counter; the plain one is matrix products.
+    with inference(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(**inputs)
+    return counter.get_total_flops() // 2
+
+
+def weights_bytes(model: nn.Module) -> int:
+    """Bytes of the state dict as saved, each shared tensor once."""
+    return sum(storage.nbytes() for storage in _storages(model.state_dict().values()).values())
+
+
+def peak_activation_bytes(model: nn.Module, inputs: Mapping[str, Tensor]) -> int:
+    """Most bytes alive at once during `model(**inputs)`, beyond weights and inputs.
+
+    On CUDA by the allocator; elsewhere by the tensors that operators return, without a kernel's own workspace.
+    """
+    device = device_of(model)
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        with inference(model):
+            model(**inputs)
+        return torch.cuda.max_memory_allocated(device) - before
+    with inference(model), LiveBytes([*model.state_dict().values(), *inputs.values()]) as live:
+        model(**inputs)
+    return live.peak
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of the tensors made inside it: `live` now, `peak` at most; `known` tensors are free."""
+
+    def __init__(self, known: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._sizes = dict.fromkeys(_storages(known), 0)
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        for address, storage in _storages(tree_leaves(output)).items():
+            if address not in self._sizes:  # else a view, or in place
+                self._sizes[address] = storage.nbytes()
+                self.live += storage.nbytes()
+                self.peak = max(self.peak, self.live)
+                weakref.finalize(storage, self._free, address)
+        return output
+
+    def _free(self, address: int) -> None:
+        self.live -= self._sizes.pop(address)
+
+
+def _storages(values: Iterable[Any]) -> dict[int, torch.UntypedStorage]:
+    storages = (value.untyped_storage() for value in values if isinstance(value, Tensor))
+    return {storage.data_ptr(): storage for storage in storages}
+
+
+def measure_latency(
+    calls: Mapping[str, Callable[[], object]], rounds: int, warmup: int = WARMUP_ROUNDS
+) -> dict[str, Latency]:
+    """Time each call once a round, in turn, so that a busy or warming machine slows all of them alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(warmup + rounds):
+        for name, call in calls.items():
+            _synchronize()
+            begun = time.perf_counter()
+            call()
+            _synchronize()
+            seconds[name].append(time.perf_counter() - begun)
+    return {name: _latency(times[warmup:]) for name, times in seconds.items()}
+
+
+def _latency(seconds: Sequence[float]) -> Latency:
+    lower, median, upper = (float(value) for value in np.quantile(seconds, (0.25, 0.5, 0.75)) * 1000)
+    return Latency(median, lower, upper, len(seconds))
+
+
+def _synchronize() -> None:
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+
+
+def measure_efficiency(
+    models: Mapping[str, nn.Module],
+    *,
+    rounds: int = 20,
+    batch_sizes: Sequence[int] = (1, 32),
+    compile: bool = False,
+) -> dict[str, Efficiency]:
+    """Cost of each model, latencies interleaved; with `compile`, also those under `torch.compile`.
+
+    A model that does not compile has no `compiled_latency`, and a note that says why.
+    """
+    eager = {batch: _latencies(models, models, batch, rounds) for batch in batch_sizes}
+    compiled: dict[int, dict[str, Latency]] = {}
+    failures: dict[str, str] = {}
+    if compile:
+        working = {}
+        for name, model in models.items():
+            try:
+                working[name] = _compile(model, batch_sizes)
+            except Exception as error:  # a missing compiler, an unsupported operator: of any type
+                failures[name] = f"torch.compile failed: {' '.join(str(error).split())[:200]}"
+        compiled = {batch: _latencies(models, working, batch, rounds) for batch in batch_sizes}
+    return {
+        name: Efficiency(
+            parameters=count_parameters(model),
+            macs=count_macs(model, example_inputs(model, 1)),
+            weights_bytes=weights_bytes(model),
+            peak_activation_bytes={
+                str(batch): peak_activation_bytes(model, example_inputs(model, batch)) for batch in batch_sizes
+            },
+            latency={str(batch): latencies[name] for batch, latencies in eager.items()},
+            compiled_latency={str(batch): found[name] for batch, found in compiled.items() if name in found},
+            notes=(failures[name],) if name in failures else (),
+        )
+        for name, model in models.items()
+    }
+
+
+def _latencies(
+    models: Mapping[str, nn.Module], calls: Mapping[str, Callable[..., object]], batch: int, rounds: int
+) -> dict[str, Latency]:
+    """Latency of each of `calls`, the model of that name or its compiled form."""
+    with ExitStack() as stack:
+        bound = {}
+        for name, call in calls.items():
+            stack.enter_context(inference(models[name]))
+            bound[name] = functools.partial(call, **example_inputs(models[name], batch))
+        return measure_latency(bound, rounds)
+
+
+def _compile(model: nn.Module, batch_sizes: Sequence[int]) -> Callable[..., object]:
+    compiled = torch.compile(model, fullgraph=True, dynamic=False)  # fullgraph: no silent part in eager mode
+    with inference(model):
+        for batch in batch_sizes:
+            compiled(**example_inputs(model, batch))
+    return compiled

@@ -1,0 +1,208 @@
+"""Compare models at one stroke: cost, denoising loss, distance from the dense model and from the data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..data import Batch, ImageDataset, calibration_batch
+from ..errors import DataError, ModelError, SecateurError
+from ..process import Process
+from ..sampling import generate_images
+from .consistency import mse, psnr, ssim
+from .denoising import denoising_loss_per_timestep
+from .efficiency import Efficiency, measure_efficiency
+from .features import FeatureNetwork, feature_network, metric_name
+from .fidelity import FeatureStatistics, fidelity
+from .inputs import class_count, device_of, input_shape, null_class
+
+REAL_SHOWN = 64
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How much to measure. `features` names the network of the Fréchet distance; None takes the one that fits."""
+
+    num_images: int = 1000
+    num_real_images: int = 50_000  # at most
+    num_inference_steps: int = 50
+    guidance_scale: float = 1.0
+    batch_size: int = 128
+    seed: int = 0
+    latency_rounds: int = 20
+    latency_batch_sizes: tuple[int, ...] = (1, 32)
+    compile: bool = False
+    features: str | None = None
+
+
+def evaluate_models(
+    models: Mapping[str, nn.Module], process: Process, dataset: ImageDataset, config: EvaluationConfig
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Measure `models`, the first of which is the dense reference.
+
+    Returns the result as plain JSON values, and tensors to look at: each model's images (num_images, C, H, W) in
+    [-1, 1], drawn from the same seeds, up to 64 images of the data as `real`, and `class_labels` (num_images,) of
+    the samples if there are any; classes take turns.
+
+    Raises:
+        ModelError: `config.features` cannot be loaded, or guidance is asked of a model without a null class.
+        DataError: the labels do not fit the models' classes, or there are fewer than two images.
+    """
+    reference, dense = next(iter(models.items()))
+    _check(dense, dataset, config)
+    images = {name: _draw(name, model, process, config) for name, model in models.items()}
+    costs = measure_efficiency(
+        models, rounds=config.latency_rounds, batch_sizes=config.latency_batch_sizes, compile=config.compile
+    )
+    network, notes = _features(dataset, device_of(dense), config)
+    real = None if network is None else _real_statistics(network, dataset, device_of(dense), config)
+    batch = _loss_batch(dense, dataset, config)
+
+    entries = {}
+    for name, model in models.items():
+        finite = bool(images[name].isfinite().all())
+        entry: dict[str, Any] = costs[name].to_dict()
+        entry["relative"] = _relative(costs[name], costs[reference])
+        entry["denoising_loss"] = _denoising(model, process, batch, config)
+        compared = finite and name != reference
+        entry["consistency"] = _consistency(images[name], images[reference]) if compared else None
+        entry["fidelity"] = None
+        if not finite:
+            entry["notes"].append("some samples are not finite, so they are not compared")
+        elif network is not None and real is not None:
+            features = _embed(network, images[name], device_of(dense), config)
+            entry["fidelity"] = asdict(fidelity(metric_name(network), features, real))
+        entries[name] = entry
+    result = {
+        "format": 1,
+        "reference": reference,
+        "data": {"name": dataset.name, "images": len(dataset), "shape": list(dataset.shape)},
+        "config": asdict(config) | {"latency_batch_sizes": list(config.latency_batch_sizes)},
+        "environment": _environment(device_of(dense)),
+        "notes": notes,
+        "models": entries,
+    }
+    return result, images | _to_look_at(dense, dataset, config)
+
+
+def _to_look_at(model: nn.Module, dataset: ImageDataset, config: EvaluationConfig) -> dict[str, Tensor]:
+    shown = {"real": calibration_batch(dataset, REAL_SHOWN, config.seed).sample}
+    labels = _class_labels(model, config)
+    return shown if labels is None else shown | {"class_labels": torch.tensor(labels)}
+
+
+def _class_labels(model: nn.Module, config: EvaluationConfig) -> list[int] | None:
+    classes = class_count(model)
+    return None if classes is None else [index % classes for index in range(config.num_images)]
+
+
+def _check(model: nn.Module, dataset: ImageDataset, config: EvaluationConfig) -> None:
+    classes = class_count(model)
+    if input_shape(model) != dataset.shape:
+        shape = input_shape(model)
+        raise DataError(f"{dataset.name} gives images {dataset.shape}; open it as load_data(source, {shape})")
+    if classes is not None and len(dataset.class_names) > classes:
+        raise DataError(f"{dataset.name} has {len(dataset.class_names)} classes, the model knows {classes}")
+    if config.num_images < 2 or len(dataset) < 2:
+        raise DataError("an evaluation needs at least 2 samples and 2 images; raise num_images or give more data")
+    if config.guidance_scale != 1.0 and null_class(model) is None:
+        raise ModelError(f"{type(model).__name__} has no null class to guide away from; use guidance_scale 1")
+
+
+def _draw(name: str, model: nn.Module, process: Process, config: EvaluationConfig) -> Tensor:
+    return generate_images(
+        model,
+        process,
+        range(config.seed, config.seed + config.num_images),
+        input_shape(model),
+        _class_labels(model, config),
+        num_inference_steps=config.num_inference_steps,
+        guidance_scale=config.guidance_scale,
+        null_class=null_class(model),
+        batch_size=config.batch_size,
+        description=f"sampling {name}",
+    )
+
+
+def _features(
+    dataset: ImageDataset, device: torch.device, config: EvaluationConfig
+) -> tuple[FeatureNetwork | None, list[str]]:
+    """The feature network, or None with a note if nobody asked for one by name and none is at hand."""
+    try:
+        return feature_network(config.features, dataset.shape[0], dataset.shape[1:], device), []
+    except SecateurError as error:
+        if config.features is not None:
+            raise
+        return None, [f"no Fréchet distance: {error}"]
+
+
+@torch.no_grad()
+def _embed(network: FeatureNetwork, images: Tensor, device: torch.device, config: EvaluationConfig) -> Tensor:
+    return torch.cat([network(chunk.to(device)).cpu() for chunk in images.split(config.batch_size)])
+
+
+def _real_statistics(
+    network: FeatureNetwork, dataset: ImageDataset, device: torch.device, config: EvaluationConfig
+) -> FeatureStatistics:
+    result = FeatureStatistics(network.dim)
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(config.seed))
+    for indices in order[: config.num_real_images].split(config.batch_size):
+        result.update(_embed(network, dataset.batch(indices.tolist()).sample, device, config))
+    return result
+
+
+def _loss_batch(model: nn.Module, dataset: ImageDataset, config: EvaluationConfig) -> Batch:
+    """Images with the labels that the model takes: none, the data's, or its null class."""
+    batch = calibration_batch(dataset, config.batch_size, config.seed)
+    if class_count(model) is None:
+        return Batch(batch.sample)
+    if batch.class_labels is not None:
+        return batch
+    null = null_class(model)
+    if null is None:
+        raise DataError(f"{dataset.name} has no labels, which the model needs; put images in one folder per class")
+    return Batch(batch.sample, torch.full((len(batch.sample),), null))
+
+
+def _denoising(model: nn.Module, process: Process, batch: Batch, config: EvaluationConfig) -> dict[str, Any]:
+    timesteps, losses = denoising_loss_per_timestep(model, process, batch, seed=config.seed)
+    return {
+        "timesteps": timesteps.tolist(),
+        "losses": [_number(loss) for loss in losses.tolist()],
+        "mean": _number(float(losses.mean())),
+    }
+
+
+def _consistency(images: Tensor, reference: Tensor) -> dict[str, Any]:
+    values = {"ssim": ssim(images, reference), "psnr": psnr(images, reference), "mse": mse(images, reference)}
+    return {
+        name: {"mean": _number(float(value.mean())), "std": _number(float(value.std()))}
+        for name, value in values.items()
+    }
+
+
+def _relative(cost: Efficiency, reference: Efficiency) -> dict[str, Any]:
+    """Shares of the reference's cost; `speedup` is by its median latency."""
+    return {
+        "parameters": cost.parameters / reference.parameters,
+        "macs": cost.macs / reference.macs,
+        "weights_bytes": cost.weights_bytes / reference.weights_bytes,
+        "speedup": {
+            batch: reference.latency[batch].median_ms / latency.median_ms for batch, latency in cost.latency.items()
+        },
+    }
+
+
+def _number(value: float) -> float | None:
+    """The value, or None for what JSON cannot hold: the PSNR of equal images, the loss of a diverged model."""
+    return value if math.isfinite(value) else None
+
+
+def _environment(device: torch.device) -> dict[str, Any]:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}

@@ -1,0 +1,196 @@
+"""Criteria against closed forms, and the checks of the Diff-Pruning specification."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+
+from models import dit, unet
+from secateur.criteria import CRITERIA, ScoringConfig, score, unit_scores
+from secateur.criteria.diff_pruning import (
+    calibration_timesteps,
+    summed_gradients,
+    taylor_importance,
+    timestep_losses,
+    used_timesteps,
+)
+from secateur.data import Batch
+from secateur.errors import TrainingError
+from secateur.process import DiffusionProcess, FlowProcess
+from secateur.structure import StructureBuilder, describe
+
+FEW = ScoringConfig(num_timesteps=8, batch_size=16)
+
+
+def batch_of(model, count=4, seed=0, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    size, channels = model.config.sample_size, model.config.in_channels
+    sample = torch.randn(count, channels, size, size, generator=generator).to(dtype)
+    labels = torch.arange(count) if "num_embeds_ada_norm" in model.config else None
+    return Batch(sample, labels)
+
+
+class OneLayer(nn.Module):
+    """Predicts w * x per channel, as a diffusers model does."""
+
+    def __init__(self, weights):
+        super().__init__()
+        self.scale = nn.Linear(2, 2, bias=False)
+        self.scale.weight = nn.Parameter(torch.tensor(weights, dtype=torch.float64))
+
+    def forward(self, x, timestep, return_dict=False):
+        return (self.scale(x.movedim(1, -1)).movedim(-1, 1),)
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A process without noise whose target is zero, so that the loss is a quadratic form of the weights."""
+
+    num_train_timesteps: int = 2
+
+    def timesteps(self, u):
+        return (u * 2).long()
+
+    def add_noise(self, sample, noise, timesteps):
+        return sample * (1 + timesteps.reshape(-1, 1, 1, 1))
+
+    def target(self, sample, noise, timesteps):
+        return torch.zeros_like(sample)
+
+
+@pytest.mark.parametrize("element_reduction", ["abs", "square"])
+@pytest.mark.parametrize("timestep_reduction", ["sum-then-abs", "abs-then-sum"])
+def test_one_linear_layer_equals_the_closed_form(timestep_reduction, element_reduction):
+    """L_t = mean over outputs of (W x)^2 at x = (1 + t) e, so dL/dW = W x x' (two outputs of one pixel)."""
+    model = OneLayer([[2.0, 1.0], [0.0, -3.0]])
+    builder = StructureBuilder()
+    builder.writes("scale", builder.dim("out", 2), bias=False)
+    structure = builder.build()
+    x = torch.tensor([1.0, -2.0], dtype=torch.float64)
+    batch = Batch(x.reshape(1, 2, 1, 1))
+    weight = model.scale.weight.detach()
+    gradients = [weight @ torch.outer(x, x) * (1 + t) ** 2 for t in (0, 1)]
+    terms = [weight * sum(gradients)] if timestep_reduction == "sum-then-abs" else [weight * g for g in gradients]
+    expected = sum(term.abs() if element_reduction == "abs" else term.square() for term in terms).sum(1)
+    config = ScoringConfig(
+        threshold=0, timestep_reduction=timestep_reduction, element_reduction=element_reduction, num_timesteps=2
+    )
+    found = score(model, Plain(), batch, structure, "diff-pruning", config).scores["out"]
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_prefix_ends_at_the_first_small_loss_for_good():
+    assert used_timesteps([4, 5, 0.2, 9], 0.05) == 2
+    assert used_timesteps([4, 5, 0.2, 9], 0.0) == 4
+    assert used_timesteps([4, 3, 9], 1.0) == 1  # T = 1: the steps before the loss first drops below its maximum
+    assert used_timesteps([1, 2, 3], 1.0) == 3
+
+
+def test_threshold_zero_uses_every_timestep_and_one_only_the_rise():
+    model, process = unet(), DiffusionProcess()
+    batch = batch_of(model)
+    noise = torch.randn(batch.sample.shape, generator=torch.Generator().manual_seed(0))
+    timesteps = calibration_timesteps(process, 8)
+    assert len(timestep_losses(model, process, batch, noise, timesteps, 0.0, 16)) == 8
+    losses = timestep_losses(model, process, batch, noise, timesteps, 1.0, 16)
+    assert used_timesteps(losses, 1.0) == len(losses) - 1 or len(losses) == 8
+    ranking = score(model, process, batch, describe(model), "taylor", FEW)
+    assert ranking.curve.used == 8
+
+
+def test_calibration_timesteps_are_all_of_them_by_default():
+    assert torch.equal(calibration_timesteps(DiffusionProcess(), 0), torch.arange(1000))
+    assert torch.equal(calibration_timesteps(DiffusionProcess(), 4), torch.tensor([125, 375, 625, 875]))
+    assert torch.equal(calibration_timesteps(FlowProcess(), 2), torch.tensor([250.0, 750.0]))
+
+
+@pytest.mark.parametrize(
+    ("model", "process"), [(unet(), DiffusionProcess()), (dit(), FlowProcess())], ids=["unet", "dit"]
+)
+def test_batched_timesteps_equal_one_at_a_time(model, process):
+    model = model.double()
+    batch = batch_of(model, dtype=torch.float64)
+    noise = torch.randn(batch.sample.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    timesteps = calibration_timesteps(process, 8).to(torch.float64)
+    torch.set_default_dtype(torch.float64)
+    try:
+        one = summed_gradients(model, process, batch, noise, timesteps, batch_size=len(batch.sample))
+        together = summed_gradients(model, process, batch, noise, timesteps, batch_size=16)
+        split = summed_gradients(model, process, batch, noise, timesteps, batch_size=3)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for name, gradient in one.items():
+        torch.testing.assert_close(together[name], gradient, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(split[name], gradient, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("criterion", sorted(CRITERIA))
+@pytest.mark.parametrize(
+    ("model", "process"), [(unet(), DiffusionProcess()), (dit(), FlowProcess())], ids=["unet", "dit"]
+)
+def test_every_criterion_scores_every_unit_and_block_the_same_each_time(model, process, criterion):
+    structure, batch = describe(model), batch_of(model)
+    first = score(model, process, batch, structure, criterion, FEW).scores
+    second = score(model, process, batch, structure, criterion, FEW).scores
+    assert {name: len(values) for name, values in first.items()} == {
+        **{name: dim.size for name, dim in structure.dims.items()},
+        **dict.fromkeys(structure.blocks, 1),
+    }
+    for name, values in first.items():
+        assert torch.equal(values, second[name])
+        assert values.isfinite().all()
+        assert values.std() > 0 or len(values) == 1
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_scaling_the_loss_leaves_the_ranking():
+    """The loss is the mean over outputs; a scaled importance keeps the order of every dim."""
+    model, process = unet(), DiffusionProcess()
+    structure, batch = describe(model), batch_of(model)
+    noise = torch.randn(batch.sample.shape, generator=torch.Generator().manual_seed(0))
+    importance = taylor_importance(model, process, batch, noise, calibration_timesteps(process, 4), FEW)
+    plain = unit_scores(structure, importance)
+    scaled = unit_scores(structure, {name: 7 * value for name, value in importance.items()})
+    for name in structure.dims:
+        assert torch.equal(plain[name].argsort(), scaled[name].argsort())
+
+
+def test_permuting_channels_permutes_their_scores():
+    model, process = dit(), FlowProcess()
+    structure, batch = describe(model), batch_of(model)
+    order = torch.randperm(128, generator=torch.Generator().manual_seed(1))
+    before = score(model, process, batch, structure, "taylor", FEW).scores["transformer_blocks.1.ff"]
+    feed_forward = model.transformer_blocks[1].ff.net
+    with torch.no_grad():
+        feed_forward[0].proj.weight.copy_(feed_forward[0].proj.weight[order].clone())
+        feed_forward[0].proj.bias.copy_(feed_forward[0].proj.bias[order].clone())
+        feed_forward[2].weight.copy_(feed_forward[2].weight[:, order].clone())
+    after = score(model, process, batch, structure, "taylor", FEW).scores["transformer_blocks.1.ff"]
+    torch.testing.assert_close(after, before[order], rtol=1e-4, atol=1e-9)
+
+
+def test_group_mean_averages_one_in_every_dim():
+    model = unet()
+    config = ScoringConfig(group_reduction="mean")
+    scores = score(model, DiffusionProcess(), batch_of(model), describe(model), "magnitude", config).scores
+    for name in describe(model).dims:
+        assert scores[name].mean().item() == pytest.approx(1)
+
+
+def test_magnitude_of_a_unit_is_the_sum_over_its_slices():
+    model = dit()
+    block = model.transformer_blocks[2]
+    scores = score(model, FlowProcess(), batch_of(model), describe(model), "magnitude").scores
+    expected = (
+        block.ff.net[0].proj.weight.abs().sum(1) + block.ff.net[0].proj.bias.abs() + block.ff.net[2].weight.abs().sum(0)
+    )
+    torch.testing.assert_close(scores["transformer_blocks.2.ff"], expected.double(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_loss_that_is_not_finite_is_an_error():
+    model = unet()
+    with torch.no_grad():
+        model.conv_in.weight.fill_(float("nan"))
+    with pytest.raises(TrainingError, match="finite"):
+        score(model, DiffusionProcess(), batch_of(model), describe(model), "diff-pruning", FEW)

@@ -1,0 +1,155 @@
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+from diffusers import DiTTransformer2DModel, UNet2DModel
+from torch import nn
+
+from secateur.errors import ModelError
+from secateur.evaluation import (
+    class_count,
+    count_macs,
+    count_parameters,
+    example_inputs,
+    input_shape,
+    measure_efficiency,
+    measure_latency,
+    null_class,
+    peak_activation_bytes,
+    weights_bytes,
+)
+
+
+@pytest.fixture(scope="module")
+def unet() -> UNet2DModel:
+    return UNet2DModel(
+        sample_size=(8, 4),
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(8,),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        norm_num_groups=4,
+        add_attention=False,
+        num_class_embeds=3,
+    )
+
+
+@pytest.fixture(scope="module")
+def dit() -> DiTTransformer2DModel:
+    return DiTTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=1,
+        out_channels=2,
+        num_layers=2,
+        patch_size=2,
+        sample_size=8,
+        num_embeds_ada_norm=10,
+        norm_num_groups=1,
+    )
+
+
+def test_inputs_of_both_families(unet: UNet2DModel, dit: DiTTransformer2DModel) -> None:
+    assert (input_shape(unet), class_count(unet), null_class(unet)) == ((1, 8, 4), 3, None)
+    assert (input_shape(dit), class_count(dit), null_class(dit)) == ((1, 8, 8), 10, 10)
+    assert unet(**example_inputs(unet, 5)).sample.shape == (5, 1, 8, 4)
+    assert dit(**example_inputs(dit, 12)).sample.shape == (12, 2, 8, 8)
+    unconditional = UNet2DModel(
+        block_out_channels=(8,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), norm_num_groups=4
+    )
+    assert class_count(unconditional) is None
+    with pytest.raises(ModelError, match="no sample_size"):
+        example_inputs(unconditional, 1)
+
+
+def test_macs_of_a_transformer_by_hand(dit: DiTTransformer2DModel) -> None:
+    tokens, width, layers, patch = 16, 16, 2, 4
+    block = tokens * 4 * width**2  # q, k, v, out
+    block += 2 * tokens**2 * width  # scores and their sum: what a counter of the fused kernel misses
+    block += tokens * 2 * width * 4 * width  # feed-forward
+    block += 256 * width + width**2 + 6 * width**2  # timestep embedding and modulation
+    ends = tokens * patch * width + 256 * width + width**2 + 2 * width**2 + tokens * width * patch * 2
+    assert count_macs(dit, example_inputs(dit, 1)) == layers * block + ends
+    assert count_macs(dit, example_inputs(dit, 3)) == 3 * (layers * block + ends)
+
+
+def test_macs_of_a_convolution() -> None:
+    assert count_macs(nn.Conv2d(3, 5, 3, padding=1, stride=2), {"input": torch.zeros(1, 3, 8, 8)}) == 5 * 4 * 4 * 3 * 9
+
+
+def test_shared_tensors_count_once() -> None:
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
+    assert (count_parameters(model), weights_bytes(model)) == (32, 128)
+    model[1].weight = model[0].weight
+    assert (count_parameters(model), weights_bytes(model)) == (16, 64)
+
+
+def test_counting_leaves_the_mode_alone(dit: DiTTransformer2DModel) -> None:
+    dit.train()
+    count_macs(dit, example_inputs(dit, 1))
+    assert dit.training
+    dit.eval()
+    peak_activation_bytes(dit, example_inputs(dit, 1))
+    assert not dit.training
+
+
+def test_peak_activation_is_what_lives_at_once() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1000))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            weight = self.weight.view(10, 100)[:1]  # a view of a weight costs nothing
+            x = x + weight  # 400
+            skip = x.view(100)  # a view costs nothing
+            for _ in range(5):
+                x = x * 2  # the old one dies after the new one is made
+            x.add_(1)  # in place
+            return x.view(100) + skip  # three of 400 alive
+
+    net = Net()
+    assert peak_activation_bytes(net, {"x": torch.ones(1, 100)}) == 3 * 400
+    assert peak_activation_bytes(net, {"x": torch.ones(1, 100)}) == 3 * 400  # the first left nothing behind
+
+
+def test_latency_takes_turns_and_drops_the_warmup() -> None:
+    order: list[str] = []
+
+    def call(name: str, seconds: float) -> None:
+        order.append(name)
+        time.sleep(0.2 if len(order) <= 2 else seconds)
+
+    found = measure_latency({"a": lambda: call("a", 0.0), "b": lambda: call("b", 0.01)}, rounds=4, warmup=1)
+    assert order == ["a", "b"] * 5
+    assert found["a"].rounds == 4
+    assert found["a"].median_ms < found["b"].median_ms < 100
+    assert found["b"].lower_ms <= found["b"].median_ms <= found["b"].upper_ms
+    assert found["b"].lower_ms >= 10
+
+
+def test_a_failed_compilation_is_a_note(dit: DiTTransformer2DModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(model: nn.Module, **options: object) -> Callable[..., object]:
+        if model is dit:
+            raise RuntimeError("no compiler\nat hand")
+        return lambda **inputs: model(**inputs)
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    twin = DiTTransformer2DModel.from_config(dit.config)
+    found = measure_efficiency({"dit": dit, "twin": twin}, rounds=2, batch_sizes=(1, 2), compile=True)
+    assert found["dit"].notes == ("torch.compile failed: no compiler at hand",)
+    assert (found["dit"].compiled_latency, found["twin"].notes) == ({}, ())
+    assert set(found["twin"].compiled_latency) == set(found["dit"].latency) == {"1", "2"}
+    assert found["dit"].to_dict()["latency"]["1"]["rounds"] == 2
+    assert found["dit"].peak_activation_bytes["2"] == 2 * found["dit"].peak_activation_bytes["1"]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_compilation_works(dit: DiTTransformer2DModel) -> None:
+    found = measure_efficiency({"dit": dit}, rounds=2, batch_sizes=(1, 2), compile=True)["dit"]
+    assert found.notes == ()
+    assert set(found.compiled_latency) == {"1", "2"}

@@ -1,0 +1,207 @@
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiTTransformer2DModel, UNet2DModel
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from secateur.data import Batch, load_data
+from secateur.errors import DataError, ModelError
+from secateur.evaluation import (
+    EvaluationConfig,
+    SmallFeatures,
+    denoising_loss_per_timestep,
+    evaluate_models,
+    evaluation_table,
+    write_evaluation,
+)
+from secateur.process import DiffusionProcess, FlowProcess
+
+CONFIG = EvaluationConfig(
+    num_images=6,
+    num_real_images=100,
+    num_inference_steps=2,
+    batch_size=4,
+    latency_rounds=2,
+    latency_batch_sizes=(1, 2),
+)
+
+
+def dit(layers: int, seed: int = 0) -> DiTTransformer2DModel:
+    torch.manual_seed(seed)
+    return DiTTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=1,
+        out_channels=1,
+        num_layers=layers,
+        patch_size=2,
+        sample_size=8,
+        num_embeds_ada_norm=10,
+        norm_num_groups=1,
+    )
+
+
+def unet(**options: Any) -> UNet2DModel:
+    return UNet2DModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(8,),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        norm_num_groups=4,
+        add_attention=False,
+        **options,
+    )
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Networks this small spend their time on waking threads, most of all on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def features(tmp_path: Path) -> str:
+    torch.manual_seed(0)
+    return str(SmallFeatures(1, 10, width=8).save(tmp_path / "tiny"))
+
+
+class Oracle(nn.Module):
+    """Knows the clean image: its error at each timestep is exactly `bias` squared."""
+
+    def __init__(self, process: DiffusionProcess, x0: Tensor, bias: float) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.tensor(bias))
+        self.process, self.x0 = process, x0
+
+    def forward(self, x: Tensor, timesteps: Tensor, return_dict: bool) -> tuple[Tensor]:
+        assert not self.training
+        zero = torch.zeros_like(self.x0)
+        signal = self.process.add_noise(self.x0, zero, timesteps)
+        scale = self.process.add_noise(zero, torch.ones_like(zero), timesteps)
+        return ((x - signal) / scale + self.bias,)
+
+
+def test_denoising_loss_of_a_known_error() -> None:
+    process = DiffusionProcess()
+    x0 = load_data("digits").batch(range(4)).sample
+    model = Oracle(process, x0, 0.5).train()
+    timesteps, losses = denoising_loss_per_timestep(model, process, Batch(x0), bins=4)
+    assert timesteps.tolist() == [125, 375, 625, 875]
+    torch.testing.assert_close(losses, torch.full((4,), 0.25), rtol=1e-3, atol=0)
+    assert model.training
+
+
+def test_denoising_noise_is_fixed_by_the_seed() -> None:
+    process, batch, model = FlowProcess(convention="sit"), load_data("digits").batch(range(4)), dit(1)
+    timesteps, losses = denoising_loss_per_timestep(model, process, batch, bins=2)
+    torch.testing.assert_close(timesteps, torch.tensor([0.75, 0.25]))
+    assert torch.equal(losses, denoising_loss_per_timestep(model, process, batch, bins=2)[1])
+    assert not torch.equal(losses, denoising_loss_per_timestep(model, process, batch, bins=2, seed=1)[1])
+
+
+def test_evaluation_of_class_conditional_models(tmp_path: Path, features: str) -> None:
+    dense, twin, small = dit(2), dit(2), dit(1, seed=1)
+    models = {"dense": dense, "twin": twin, "small": small}
+    config = replace(CONFIG, features=features, guidance_scale=1.5)
+    result, images = evaluate_models(models, FlowProcess(convention="sit"), load_data("digits"), config)
+
+    assert set(images) == {"dense", "twin", "small", "real", "class_labels"}
+    assert images["class_labels"].tolist() == [0, 1, 2, 3, 4, 5]
+    assert images["small"].shape == (6, 1, 8, 8)
+    assert torch.equal(images["dense"], images["twin"])
+
+    entries = result["models"]
+    assert entries["dense"]["consistency"] is None
+    assert entries["twin"]["consistency"]["ssim"]["mean"] == pytest.approx(1)
+    assert entries["twin"]["consistency"]["psnr"]["mean"] is None  # infinite
+    assert entries["small"]["consistency"]["ssim"]["mean"] < 0.999
+    expected = (images["small"] - images["dense"]).square().mean().item()
+    assert entries["small"]["consistency"]["mse"]["mean"] == pytest.approx(expected, rel=1e-5)
+
+    assert entries["dense"]["fidelity"]["metric"] == "FD[tiny]"
+    assert entries["dense"]["fidelity"]["value"] == entries["twin"]["fidelity"]["value"] > 0
+    assert (entries["small"]["fidelity"]["samples"], entries["small"]["fidelity"]["reference_samples"]) == (6, 100)
+    assert not entries["small"]["fidelity"]["full_rank"]
+
+    assert entries["dense"]["relative"] | {"speedup": {}} == {
+        "parameters": 1.0,
+        "macs": 1.0,
+        "weights_bytes": 1.0,
+        "speedup": {},
+    }
+    assert entries["small"]["relative"]["macs"] == entries["small"]["macs"] / entries["dense"]["macs"] < 0.7
+    assert len(entries["small"]["denoising_loss"]["losses"]) == 10
+    assert entries["small"]["denoising_loss"]["mean"] == pytest.approx(
+        np.mean(entries["small"]["denoising_loss"]["losses"]), rel=1e-5
+    )
+
+    write_evaluation(result, tmp_path / "out", images)
+    text = (tmp_path / "out" / "evaluation.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail) == result
+    assert torch.equal(load_file(tmp_path / "out" / "samples.safetensors")["small"], images["small"])
+    table = (tmp_path / "out" / "evaluation.md").read_text()
+    rows = [line for line in table.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in rows}) == 1
+    assert [line.split("|")[1].strip() for line in rows[2:]] == ["dense", "twin", "small"]
+    assert "FD[tiny]" in rows[0]
+    assert "small: FD[tiny] rests on fewer images than its 64 features" in table
+
+
+def test_unconditional_model_that_diverged(features: str) -> None:
+    dense, broken = unet(), unet()
+    nn.init.constant_(broken.conv_out.bias, float("nan"))
+    config = replace(CONFIG, features=features)
+    result, images = evaluate_models({"d": dense, "b": broken}, DiffusionProcess(), load_data("digits"), config)
+    assert "class_labels" not in images
+    entry = result["models"]["b"]
+    assert (entry["consistency"], entry["fidelity"], entry["denoising_loss"]["mean"]) == (None, None, None)
+    assert entry["notes"] == ["some samples are not finite, so they are not compared"]
+    json.dumps(result, allow_nan=False)
+    assert "- b: some samples" in evaluation_table(result)
+
+
+def test_missing_features_are_a_note_unless_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str | None, *rest: object) -> None:
+        raise ModelError("none at hand")
+
+    monkeypatch.setattr("secateur.evaluation.evaluate.feature_network", refuse)
+    arguments = {"d": unet()}, DiffusionProcess(), load_data("digits")
+    result, _ = evaluate_models(*arguments, CONFIG)
+    assert result["notes"] == ["no Fréchet distance: none at hand"]
+    assert result["models"]["d"]["fidelity"] is None
+    with pytest.raises(ModelError, match="none at hand"):
+        evaluate_models(*arguments, replace(CONFIG, features="FID"))
+
+
+def test_labels_that_the_model_needs(tmp_path: Path, features: str) -> None:
+    np.savez(tmp_path / "grey.npz", images=np.random.default_rng(0).integers(0, 255, (5, 8, 8), dtype=np.uint8))
+    unlabelled, config = load_data(tmp_path / "grey.npz"), replace(CONFIG, features=features)
+    result, _ = evaluate_models({"d": dit(1)}, FlowProcess(), unlabelled, config)  # by its null class
+    assert result["models"]["d"]["denoising_loss"]["mean"] > 0
+    with pytest.raises(DataError, match="no labels, which the model needs"):
+        evaluate_models({"d": unet(num_class_embeds=10)}, DiffusionProcess(), unlabelled, config)
+    with pytest.raises(DataError, match="has 10 classes, the model knows 3"):
+        evaluate_models({"d": unet(num_class_embeds=3)}, DiffusionProcess(), load_data("digits"), config)
+
+
+def test_questions_that_make_no_sense_are_refused_at_once() -> None:
+    process = DiffusionProcess()
+    with pytest.raises(ModelError, match="no null class"):
+        evaluate_models({"d": unet()}, process, load_data("digits"), replace(CONFIG, guidance_scale=2.0))
+    with pytest.raises(DataError, match=r"open it as load_data\(source, \(1, 8, 8\)\)"):
+        evaluate_models({"d": unet()}, process, load_data("digits", (1, 16, 16)), CONFIG)
+    with pytest.raises(DataError, match="at least 2 samples"):
+        evaluate_models({"d": unet()}, process, load_data("digits"), replace(CONFIG, num_images=1))
