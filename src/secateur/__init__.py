@@ -1,16 +1,36 @@
 """secateur prunes pretrained diffusion and flow models and recovers what pruning cost."""
 
 from .checkpoint import from_pretrained, load, load_pipeline, push_to_hub, save_pipeline, save_pretrained
+from .commands import compress, evaluate, finetune, inspect, prune, quickstart, rank, report, sample
+from .criteria import ScoringConfig
+from .errors import SecateurError
+from .evaluation import EvaluationConfig
+from .recovery import RecoveryConfig
+from .schedules import CutConfig
 from .structure import register_structure
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CutConfig",
+    "EvaluationConfig",
+    "RecoveryConfig",
+    "ScoringConfig",
+    "SecateurError",
+    "compress",
+    "evaluate",
+    "finetune",
     "from_pretrained",
+    "inspect",
     "load",
     "load_pipeline",
+    "prune",
     "push_to_hub",
+    "quickstart",
+    "rank",
     "register_structure",
+    "report",
+    "sample",
     "save_pipeline",
     "save_pretrained",
 ]

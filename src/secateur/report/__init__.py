@@ -1,0 +1,26 @@
+"""What a run did, to look at: plots, image grids, tables and one self-contained page."""
+
+from .files import write_cut, write_ranking
+from .grids import comparison_grid, image_grid
+from .html import write_report
+from .plots import plot_cut, plot_denoising, plot_ranking, plot_speed, plot_training, save_figure
+from .tables import Table, block_table, cut_table, evaluation_table, ranking_table
+
+__all__ = [
+    "Table",
+    "block_table",
+    "comparison_grid",
+    "cut_table",
+    "evaluation_table",
+    "image_grid",
+    "plot_cut",
+    "plot_denoising",
+    "plot_ranking",
+    "plot_speed",
+    "plot_training",
+    "ranking_table",
+    "save_figure",
+    "write_cut",
+    "write_ranking",
+    "write_report",
+]

@@ -1,0 +1,116 @@
+"""Measured speed-up over the reduction of MACs that should give it, dense and pruned interleaved.
+
+    python benchmarks/speedup.py
+
+A U-Net of the DDPM CIFAR-10 shape and a DiT-S/2 transformer, random weights, cut to 56 % of their MACs; batch 1 and
+32, float32 and bfloat16. An efficiency of 1 means that the time fell as much as the MACs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from diffusers import DiTTransformer2DModel, UNet2DModel
+from torch import nn
+
+from secateur.evaluation import example_inputs, measure_latency
+from secateur.files import write_json, write_text
+from secateur.schedules import CutConfig, no_scores, one_shot, parse_target
+from secateur.structure import describe, remove
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def cifar10_unet() -> UNet2DModel:
+    """The shape of google/ddpm-cifar10-32."""
+    return UNet2DModel(
+        sample_size=32,
+        block_out_channels=(128, 256, 256, 256),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=2,
+        downsample_padding=0,
+        flip_sin_to_cos=False,
+        freq_shift=1,
+        attention_head_dim=None,
+        norm_eps=1e-6,
+    )
+
+
+def dit_s() -> DiTTransformer2DModel:
+    """DiT-S/2 at 256 px (Peebles & Xie 2023, table 1)."""
+    return DiTTransformer2DModel(num_attention_heads=6, attention_head_dim=64, num_layers=12, sample_size=32)
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {"unet-cifar10": cifar10_unet, "dit-s-2": dit_s}
+
+
+def measure(name: str, target: str, round_to: int, rounds: int) -> list[dict[str, object]]:
+    """One row per batch size and dtype."""
+    torch.manual_seed(0)
+    dense = MODELS[name]().eval()
+    structure = describe(dense)
+    solution, description = one_shot(
+        dense,
+        structure,
+        parse_target(target),
+        no_scores(structure),
+        CutConfig(round_to=round_to),
+        example_inputs(dense, 1),
+    )
+    pruned = remove(copy.deepcopy(dense), structure, solution.cut)
+    ratio = description["before"]["macs"] / description["after"]["macs"]
+    rows: list[dict[str, object]] = []
+    for dtype in (torch.float32, torch.bfloat16):
+        for batch_size in (1, 32):
+            models = {"dense": dense.to(dtype), "pruned": pruned.to(dtype)}
+            inputs = example_inputs(dense, batch_size)
+            with torch.inference_mode():
+                latency = measure_latency(
+                    {key: lambda model=model: model(**inputs) for key, model in models.items()}, rounds, warmup=1
+                )
+            speedup = latency["dense"].median_ms / latency["pruned"].median_ms
+            rows.append(
+                {
+                    "model": name,
+                    "round_to": round_to,
+                    "dtype": str(dtype).removeprefix("torch."),
+                    "batch": batch_size,
+                    "dense_ms": round(latency["dense"].median_ms, 1),
+                    "pruned_ms": round(latency["pruned"].median_ms, 1),
+                    "macs_ratio": round(ratio, 3),
+                    "speedup": round(speedup, 3),
+                    "efficiency": round(speedup / ratio, 3),
+                }
+            )
+            print(" ".join(f"{key}={value}" for key, value in rows[-1].items()), flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--target", default="macs=56%")
+    parser.add_argument("--round-to", type=int, nargs="+", default=[8, 16, 32])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    arguments = parser.parse_args()
+    rows = [
+        row
+        for name in arguments.models
+        for round_to in arguments.round_to
+        for row in measure(name, arguments.target, round_to, arguments.rounds)
+    ]
+    about = {"torch": torch.__version__, "threads": torch.get_num_threads(), "target": arguments.target}
+    write_json(RESULTS / "speedup.json", {"environment": about, "rounds": arguments.rounds, "rows": rows})
+    header = list(rows[0])
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    lines += ["| " + " | ".join(str(row[key]) for key in header) + " |" for row in rows]
+    write_text(RESULTS / "speedup.md", "\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""Figures and tables of a run as files: `plots/*.png`, and each table as Markdown and CSV in `tables/`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from ..files import atomic_file, write_text
+from .grids import comparison_grid
+from .plots import plot_cut, plot_denoising, plot_ranking, plot_speed, plot_training, save_figure
+from .run import Run, read_run
+from .tables import Table, block_table, cut_table, evaluation_table, ranking_table
+
+MOST_SAMPLES = 10
+
+
+def figures_of(run: Run) -> dict[str, Figure]:
+    """Every figure that the run has numbers for, by name."""
+    found: dict[str, Figure] = {}
+    models = run.evaluation.models
+    if run.ranking:
+        found["ranking"] = plot_ranking(run.ranking, run.cut)
+    if run.cut.get("dims"):
+        found["cut"] = plot_cut(run.cut)
+    if run.records:
+        found["training"] = plot_training(run.records)
+    if any(model.losses for model in models):
+        found["denoising"] = plot_denoising(models)
+    if len(models) > 1:
+        found["speed"] = plot_speed(models)
+    return found
+
+
+def tables_of(run: Run) -> dict[str, Table]:
+    """Every table that the run has numbers for, by name."""
+    found: dict[str, Table] = {}
+    if run.ranking:
+        found["ranking"] = ranking_table(run.ranking, run.cut)
+    if run.ranking.get("blocks"):
+        found["blocks"] = block_table(run.ranking, run.cut)
+    if run.cut.get("dims"):
+        found["cut"] = cut_table(run.cut)
+    if run.evaluation.models:
+        found["evaluation"] = evaluation_table(run.evaluation)
+    return found
+
+
+def write_ranking(folder: str | Path) -> Path:
+    """Write the plot and the tables of `ranking.json`; returns the folder."""
+    return _write(read_run(folder), ("ranking", "blocks"))
+
+
+def write_cut(folder: str | Path) -> Path:
+    """Write the plot and the table of `cut.json`, and those of the ranking with the border of the cut."""
+    return _write(read_run(folder), ("ranking", "blocks", "cut"))
+
+
+def _write(run: Run, names: tuple[str, ...]) -> Path:
+    write_figures(run.folder, {name: figure for name, figure in figures_of(run).items() if name in names})
+    write_tables(run.folder, {name: table for name, table in tables_of(run).items() if name in names})
+    return run.folder
+
+
+def write_figures(folder: Path, figures: dict[str, Figure]) -> None:
+    """Write each figure to `plots/NAME.png`."""
+    for name, figure in figures.items():
+        save_figure(figure, folder / "plots" / f"{name}.png")
+
+
+def write_tables(folder: Path, tables: dict[str, Table]) -> None:
+    """Write each table to `tables/NAME.md` and `tables/NAME.csv`."""
+    for name, table in tables.items():
+        write_text(folder / "tables" / f"{name}.md", table.to_markdown())
+        write_text(folder / "tables" / f"{name}.csv", table.to_csv())
+
+
+def write_samples(run: Run) -> None:
+    """Write `plots/samples.png`, the first images of every model and of the data."""
+    rows = dict(run.images) if run.real is None else {**run.images, "real": run.real}
+    if rows:
+        with atomic_file(run.folder / "plots" / "samples.png") as temporary:
+            comparison_grid({name: images[:MOST_SAMPLES] for name, images in rows.items()}).save(temporary, "PNG")

@@ -1,0 +1,128 @@
+"""One self-contained page about a run: no scripts, no files beside it, nothing from the network."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from ..files import write_json, write_text
+from .files import MOST_SAMPLES, figures_of, tables_of, write_figures, write_samples, write_tables
+from .grids import to_image
+from .plots import plot_ranking
+from .run import Run, read_run
+from .style import inline_svg
+from .summary import summarize
+
+LARGEST_TILE = 160  # pixels of an image in the page
+ALTERNATIVES = {
+    "ranking": "Sorted scores of every dim",
+    "blocks": "Score of every block",
+    "curve": "Calibration loss by timestep, and where scoring stopped",
+    "cut": "Channels of every dim before and after the cut",
+    "training": "Recovery loss, learning rate and gradient norm by step",
+    "denoising": "Denoising loss of every model by timestep",
+    "speed": "MACs, parameters and latency relative to the dense model",
+}
+SETTINGS = ("command", "command_line", "model", "data", "device", "versions")
+
+
+@dataclass(frozen=True)
+class Strip:
+    """A row of images, as data URIs, with its label."""
+
+    label: str
+    tiles: tuple[str, ...]
+    captions: tuple[str, ...] = ()
+
+
+def write_report(run: str | Path) -> Path:
+    """Write `report.html`, `report.json`, `plots/` and `tables/` from what the folder `run` holds.
+
+    Raises:
+        SecateurError: the folder holds no run, or a damaged one.
+    """
+    found = read_run(run)
+    figures = figures_of(found)
+    write_figures(found.folder, figures)
+    write_tables(found.folder, tables_of(found))
+    write_samples(found)
+    summary = summarize(found)
+    write_json(found.folder / "report.json", summary.numbers)
+    figures = _apart(found, figures)
+    svgs = {name: Markup(inline_svg(figure, str(escape(ALTERNATIVES[name])), name)) for name, figure in figures.items()}
+    environment = Environment(
+        loader=PackageLoader("secateur.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    page = environment.get_template("report.html").render(
+        title=_title(found),
+        summary=summary,
+        figures=svgs,
+        tables=tables_of(found),
+        strips=[_strip(name, images, found.class_labels) for name, images in found.images.items()],
+        real=None if found.real is None else _strip("real images", found.real, None),
+        evaluation=found.evaluation,
+        ranking=found.ranking,
+        cut=found.cut,
+        facts=_facts(found.config),
+        versions=found.config.get("versions", {}),
+        command=found.config.get("command_line", found.config.get("command")),
+        settings=_settings(found),
+    )
+    return write_text(found.folder / "report.html", page)
+
+
+def _apart(run: Run, figures: dict[str, Figure]) -> dict[str, Figure]:
+    """The figures with each panel of the ranking by itself, so that the page can lay them out beside each other."""
+    nothing: dict[str, Any] = {"dims": {}, "blocks": {}, "curve": None}
+    parts = {"ranking": "dims", "blocks": "blocks", "curve": "curve"}
+    panels = {
+        name: plot_ranking({**nothing, part: run.ranking[part]}, run.cut)
+        for name, part in parts.items()
+        if run.ranking.get(part)
+    }
+    return {name: figure for name, figure in figures.items() if name != "ranking"} | panels
+
+
+def _title(run: Run) -> str:
+    model = str(run.config.get("model") or run.folder.resolve().name).rstrip("/").rpartition("/")[2]
+    if run.cut:
+        return f"{model}, pruned to {run.cut['target']}"
+    return f"{model}, ranked by {run.ranking['criterion']}" if run.ranking else model
+
+
+def _facts(config: Any) -> dict[str, str]:
+    shown = ("model", "data", "recipe", "target", "seed", "device")
+    return {key: str(config[key]) for key in shown if config.get(key) is not None}
+
+
+def _settings(run: Run) -> str:
+    """Every setting as JSON, without what the page shows elsewhere."""
+    chosen = {key: value for key, value in run.config.items() if key not in SETTINGS}
+    if run.ranking:
+        chosen["ranking"] = {"criterion": run.ranking.get("criterion"), "options": run.ranking.get("options")}
+    if run.cut:
+        chosen["cut"] = {key: run.cut.get(key) for key in ("allocation", "granularity", "round_to")}
+    return json.dumps(chosen, indent=2, ensure_ascii=False)
+
+
+def _strip(label: str, images: Tensor, class_labels: Tensor | None) -> Strip:
+    captions = () if class_labels is None else tuple(str(value) for value in class_labels[:MOST_SAMPLES].tolist())
+    return Strip(label, tuple(_data_uri(image) for image in images[:MOST_SAMPLES]), captions)
+
+
+def _data_uri(image_CHW: Tensor) -> str:
+    image = to_image(image_CHW)
+    image.thumbnail((LARGEST_TILE, LARGEST_TILE))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

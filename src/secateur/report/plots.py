@@ -1,0 +1,229 @@
+"""Figures of a run, each a pure function of plain numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from .results import ModelResult
+from .style import (
+    ACCENT,
+    FAINT,
+    INK,
+    MODEL_COLOURS,
+    SCORE_COLOURS,
+    SPARE_COLOURS,
+    WARM,
+    model_colour,
+    name_margin,
+    panels,
+    plain,
+    row_labels,
+    save_figure,
+    styled,
+)
+
+__all__ = ["plot_cut", "plot_denoising", "plot_ranking", "plot_speed", "plot_training", "save_figure"]
+
+STRIP = 128  # pixels of a strip of scores
+TALLEST = 20.0  # inches of rows
+MARGIN = 0.62  # inches left of a panel with numbers
+
+
+def rows_height(rows: int) -> float:
+    """Inches for `rows` rows with a label each."""
+    return min(max(0.145 * rows, 0.5), TALLEST)
+
+
+@styled
+def plot_ranking(ranking: Mapping[str, Any], cut: Mapping[str, Any] | None = None) -> Figure:
+    """Sorted scores of every dim, with the border of `cut` if known; block scores; the calibration loss."""
+    dims = {name: scores for name, scores in ranking["dims"].items() if scores}
+    blocks = ranking.get("blocks") or {}
+    curve = ranking.get("curve")
+    heights, lefts = [], []
+    if dims:
+        heights.append(rows_height(len(dims)))
+        lefts.append(name_margin(list(dims)))
+    if blocks:
+        heights.append(rows_height(len(blocks)))
+        lefts.append(name_margin(list(blocks)))
+    if curve:
+        heights.append(1.9)
+        lefts.append(MARGIN)
+    figure, axes = panels(heights, lefts)
+    remaining = iter(axes)
+    if dims:
+        _strips(next(remaining), dims, (cut or {}).get("dims", {}))
+    if blocks:
+        _block_bars(next(remaining), blocks, (cut or {}).get("removed_blocks", []))
+    if curve:
+        _loss_curve(next(remaining), curve)
+    return figure
+
+
+def score_strip(scores: Sequence[float]) -> NDArray[np.float64]:
+    """Scores from high to low over their largest magnitude, resampled to `STRIP` values."""
+    values = np.sort(np.nan_to_num(np.asarray(scores, dtype=np.float64)))[::-1]
+    values = values / (np.abs(values).max() or 1.0)
+    return values[np.arange(STRIP) * len(values) // STRIP]
+
+
+def _strips(axes: Axes, dims: Mapping[str, Sequence[float]], cut: Mapping[str, Mapping[str, Any]]) -> None:
+    image = np.stack([score_strip(scores) for scores in dims.values()])
+    extent = (0, 100, len(dims) - 0.5, -0.5)
+    axes.imshow(
+        image, SCORE_COLOURS, vmin=min(0.0, image.min()), vmax=1, extent=extent, aspect="auto", interpolation="nearest"
+    )
+    row_labels(axes, list(dims))
+    axes.set_ylim(len(dims) - 0.5, -0.5)
+    axes.hlines(np.arange(len(dims) - 1) + 0.5, 0, 100, colors="white", linewidth=0.6)
+    kept = {row: 100 * cut[name]["kept"] / cut[name]["units"] for row, name in enumerate(dims) if name in cut}
+    borders = {row: share for row, share in kept.items() if share < 100}
+    rows = np.array(list(borders))
+    axes.vlines(list(borders.values()), rows - 0.46, rows + 0.46, colors=WARM, linewidth=2)
+    axes.spines[:].set_visible(False)
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("units, best first (%)" + ("; bar: share kept" if borders else ""))
+    axes.set_title("Score over the dim's largest")
+
+
+def _block_bars(axes: Axes, blocks: Mapping[str, float], removed: Sequence[str]) -> None:
+    colours = [FAINT if name in removed else ACCENT for name in blocks]
+    axes.barh(range(len(blocks)), list(blocks.values()), height=0.68, color=colours)
+    row_labels(axes, list(blocks))
+    axes.grid(axis="x")
+    axes.set_title("Score of each block" + (" (grey: removed)" if removed else ""))
+
+
+def _loss_curve(axes: Axes, curve: Mapping[str, Any]) -> None:
+    timesteps, losses, used = curve["timesteps"], curve["losses"], curve["used"]
+    axes.plot(timesteps[:used], losses[:used], color=ACCENT, marker="." if used < 3 else "")
+    if used < len(losses):
+        axes.plot(timesteps[max(used - 1, 0) :], losses[max(used - 1, 0) :], color=FAINT, linestyle=":", marker=".")
+        axes.axvline(timesteps[used], color=WARM, linewidth=1.2, linestyle="--")
+        axes.annotate("stops here", (timesteps[used], max(losses)), (-4, 0), textcoords="offset points", ha="right")
+    axes.set_ylim(bottom=0)
+    axes.grid(axis="y")
+    axes.set_xlabel("timestep, from the clean end")
+    axes.set_title(f"Calibration loss ({used} timesteps scored)")
+
+
+@styled
+def plot_cut(cut: Mapping[str, Any]) -> Figure:
+    """Channels of every dim before and after, in network order."""
+    dims = cut["dims"]
+    figure, (axes,) = panels([rows_height(len(dims))], [name_margin(list(dims))])
+    before = [dim["units"] * dim.get("width", 1) for dim in dims.values()]
+    after = [dim["kept"] * dim.get("width", 1) for dim in dims.values()]
+    axes.barh(range(len(dims)), before, height=0.78, color=FAINT, alpha=0.38)
+    axes.barh(range(len(dims)), after, height=0.78, color=ACCENT)
+    widest = max(before)
+    for row, (dense, kept) in enumerate(zip(before, after, strict=True)):
+        share = f"{100 * kept / dense:.0f}%"
+        axes.text(widest * 1.02, row, share, va="center", fontsize=6.5, color=INK, alpha=1 if kept < dense else 0.5)
+    row_labels(axes, list(dims))
+    axes.set_ylim(len(dims) - 0.5, -0.5)
+    axes.set_xlim(0, widest * 1.13)
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel("channels")
+    axes.set_title("Channels kept of each dim")
+    return figure
+
+
+@styled
+def plot_training(records: Sequence[Mapping[str, float]]) -> Figure:
+    """Loss and its terms (raw faint, smoothed strong), learning rate and gradient norm by step."""
+    quantities = [key for key in ("lr", "grad_norm") if any(key in record for record in records)]
+    figure, axes = panels([2.2, *[0.8] * len(quantities)], [MARGIN] * (1 + len(quantities)))
+    known = {"step", "loss", "lr", "grad_norm", "seconds"}
+    terms = list(dict.fromkeys(key for record in records for key in record if key not in known))
+    # A single term is the loss again.
+    for position, name in enumerate(["loss", *(terms if len(terms) > 1 else [])]):
+        steps, values = _series(records, name)
+        colour = ACCENT if name == "loss" else SPARE_COLOURS[(position - 1) % len(SPARE_COLOURS)]
+        axes[0].plot(steps, values, color=colour, linewidth=0.7, alpha=0.35)
+        axes[0].plot(steps, smooth(values), color=colour, label=plain(name), linewidth=1.8)
+    positive = all(value > 0 for name in ("loss", *terms) for value in _series(records, name)[1])
+    axes[0].set_yscale("log" if positive else "linear")
+    axes[0].grid(axis="y")
+    if len(terms) > 1:
+        axes[0].legend(ncols=3, loc="upper right")
+    axes[0].set_title("Recovery loss (raw and smoothed)")
+    titles = {"lr": "Learning rate", "grad_norm": "Gradient norm"}
+    for panel, name in zip(axes[1:], quantities, strict=True):
+        panel.plot(*_series(records, name), color=MODEL_COLOURS["dense"], linewidth=1.1)
+        panel.set_ylim(bottom=0)
+        panel.grid(axis="y")
+        panel.set_title(titles[name])
+    axes[-1].set_xlabel("step")
+    return figure
+
+
+def _series(records: Sequence[Mapping[str, float]], name: str) -> tuple[list[float], list[float]]:
+    found = [(record["step"], record[name]) for record in records if name in record]
+    return [step for step, _ in found], [value for _, value in found]
+
+
+def smooth(values: Sequence[float], span: float = 0.05) -> NDArray[np.float64]:
+    """Centred moving average over a `span` of all values; the window shrinks at both ends."""
+    half = max(1, round(len(values) * span / 2))
+    padded = np.concatenate([[0.0], np.cumsum(values)])
+    centre = np.arange(len(values))
+    reach = np.minimum(half, np.minimum(centre, len(values) - 1 - centre))
+    return (padded[centre + reach + 1] - padded[centre - reach]) / (2 * reach + 1)
+
+
+@styled
+def plot_denoising(models: Sequence[ModelResult]) -> Figure:
+    """Denoising loss of every model by timestep."""
+    figure, (axes,) = panels([2.3], [MARGIN])
+    for position, model in enumerate(models):
+        style = "--" if model.name == "dense" else "-"
+        colour = model_colour(model.name, position)
+        losses = np.array(model.losses, dtype=np.float64)  # None becomes NaN, a gap
+        axes.plot(model.timesteps, losses, style, color=colour, label=plain(model.name), marker=".", markersize=4)
+    if all(loss is None or loss > 0 for model in models for loss in model.losses):
+        axes.set_yscale("log")
+    axes.grid(axis="y")
+    axes.legend(loc="best")
+    axes.set_xlabel("timestep")
+    axes.set_title("Denoising loss by timestep")
+    return figure
+
+
+@styled
+def plot_speed(models: Sequence[ModelResult]) -> Figure:
+    """MACs, parameters and latency of every model relative to the first one."""
+    dense = models[0]
+    ratios = {
+        "MACs": [_ratio(model.macs, dense.macs) for model in models],
+        "parameters": [_ratio(model.parameters, dense.parameters) for model in models],
+    }
+    for batch in dense.latency:
+        times = [model.latency[batch].median_ms if batch in model.latency else None for model in models]
+        ratios[f"latency,\nbatch {batch}"] = [_ratio(time, times[0]) for time in times]
+    figure, (axes,) = panels([2.3], [MARGIN])
+    width = 0.8 / len(models)
+    for position, model in enumerate(models):
+        heights = [ratio[position] for ratio in ratios.values()]
+        places = np.arange(len(ratios)) + (position - (len(models) - 1) / 2) * width
+        bars = axes.bar(places, heights, width * 0.9, color=model_colour(model.name, position), label=plain(model.name))
+        axes.bar_label(bars, [f"{height:.0f}" if height else "" for height in heights], fontsize=6.5, padding=1)
+    axes.set_xticks(range(len(ratios)), list(ratios))
+    axes.tick_params(axis="x", length=0)
+    axes.set_ylim(top=1.38 * max(height for heights in ratios.values() for height in heights))
+    axes.legend(ncols=len(models), loc="upper right")
+    axes.grid(axis="y")
+    axes.set_title(f"Cost (% of {plain(dense.name)})")
+    return figure
+
+
+def _ratio(value: float | None, of: float | None) -> float:
+    """Percentage; 0 draws nothing where a value was not measured."""
+    return 100 * value / of if value and of else 0.0

@@ -1,0 +1,118 @@
+"""Tables of a run: values for CSV, the same values rounded for people in Markdown and HTML."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..schedules.target import format_count
+from .results import Evaluation, ModelResult
+
+Value = str | int | float | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Column names and rows of values."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Value, ...], ...]
+
+    def text(self) -> list[list[str]]:
+        """The rows as people read them."""
+        return [[format_value(value) for value in row] for row in self.rows]
+
+    def to_markdown(self) -> str:
+        """A Markdown table; all columns but the first are aligned to the right."""
+        lines = [self.columns, [":--", *["--:"] * (len(self.columns) - 1)], *self.text()]
+        return "".join("| " + " | ".join(map(_markdown_cell, line)) + " |\n" for line in lines)
+
+    def to_csv(self) -> str:
+        """Comma-separated values at full precision; empty where nothing was measured."""
+        buffer = io.StringIO()
+        csv.writer(buffer, lineterminator="\n").writerows([self.columns, *self.rows])
+        return buffer.getvalue()
+
+
+def format_value(value: Value) -> str:
+    """Large counts with K, M, G or T, other numbers with three digits, a dash for nothing."""
+    if value is None:
+        return "–"
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int):
+        return format_count(value) if abs(value) >= 100_000 else str(value)
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    return f"{value:.3g}"
+
+
+def _markdown_cell(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("\n", " ")
+
+
+def ranking_table(ranking: Mapping[str, Any], cut: Mapping[str, Any] | None = None) -> Table:
+    """Every dim: units, lowest, mean and highest score, and the units that `cut` removes."""
+    cuts = (cut or {}).get("dims", {})
+    rows = []
+    for name, scores in ranking["dims"].items():
+        removed = cuts[name]["units"] - cuts[name]["kept"] if name in cuts else None
+        spread = (min(scores), sum(scores) / len(scores), max(scores)) if scores else (None, None, None)
+        rows.append((name, len(scores), *spread, removed))
+    return Table(("dim", "units", "lowest", "mean", "highest", "removed"), tuple(rows))
+
+
+def block_table(ranking: Mapping[str, Any], cut: Mapping[str, Any] | None = None) -> Table:
+    """Every ranked block, its score, and whether `cut` removes it."""
+    removed = (cut or {}).get("removed_blocks", [])
+    rows = tuple((name, score, "yes" if name in removed else "") for name, score in ranking["blocks"].items())
+    return Table(("block", "score", "removed"), rows)
+
+
+def cut_table(cut: Mapping[str, Any]) -> Table:
+    """Every dim: units before and after, channels of a unit, and the share that stays."""
+    rows = tuple(
+        (name, dim["units"], dim["kept"], dim.get("width", 1), 100 * dim["kept"] / dim["units"])
+        for name, dim in cut["dims"].items()
+    )
+    return Table(("dim", "before", "after", "channels per unit", "kept %"), rows)
+
+
+def evaluation_table(evaluation: Evaluation) -> Table:
+    """One row per quantity that was measured, one column per model."""
+    models = evaluation.models
+    rows: list[tuple[Value, ...]] = [
+        ("parameters", *[model.parameters for model in models]),
+        ("MACs of one call, one sample", *[model.macs for model in models]),
+        ("weights (MiB)", *[_mebibytes(model.weights_bytes) for model in models]),
+    ]
+    for batch in _batches(models, "peak_bytes"):
+        peaks = [_mebibytes(model.peak_bytes.get(batch)) for model in models]
+        rows.append((f"peak activations, batch {batch} (MiB)", *peaks))
+    for title, attribute in (("latency", "latency"), ("compiled latency", "compiled_latency")):
+        for batch in _batches(models, attribute):
+            timings = [getattr(model, attribute).get(batch) for model in models]
+            medians = [timing and timing.median_ms for timing in timings]
+            rows.append((f"{title}, batch {batch} (ms, median)", *medians))
+    rows += [
+        ("denoising loss, mean over timesteps", *[model.loss for model in models]),
+        (f"{evaluation.metric} to real images", *[model.frechet for model in models]),
+        (f"{evaluation.metric}, bootstrap deviation", *[model.frechet_std for model in models]),
+        (f"SSIM to {evaluation.reference}, same noise", *[model.ssim for model in models]),
+        (f"PSNR to {evaluation.reference}, same noise (dB)", *[model.psnr for model in models]),
+        (f"MSE to {evaluation.reference}, same noise", *[model.mse for model in models]),
+    ]
+    measured = tuple(row for row in rows if any(value is not None for value in row[1:]))
+    return Table(("", *(model.name for model in models)), measured)
+
+
+def _mebibytes(value: int | None) -> float | None:
+    return None if value is None else value / 2**20
+
+
+def _batches(models: Sequence[ModelResult], attribute: str) -> list[str]:
+    return list(dict.fromkeys(batch for model in models for batch in getattr(model, attribute)))

@@ -1,0 +1,278 @@
+"""The report of a synthetic run: every number is there, hostile text stays text, missing parts are tolerated."""
+
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from secateur.errors import SecateurError
+from secateur.report import (
+    block_table,
+    comparison_grid,
+    cut_table,
+    image_grid,
+    ranking_table,
+    write_cut,
+    write_ranking,
+    write_report,
+)
+from secateur.report.plots import score_strip, smooth
+
+HOSTILE = """<script>alert("x")</script>|$\\frac{$ & 'q'"""
+
+
+def dims_of(extra: int) -> list[str]:
+    return ["conv_in", *(f"down_blocks.{index}.resnets.0.inner" for index in range(extra)), HOSTILE]
+
+
+def write_ranking_json(run: Path, extra: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    write(
+        run / "ranking.json",
+        {
+            "criterion": "diff-pruning",
+            "options": {"threshold": 0.05},
+            "seconds": 12.34,
+            "dims": {
+                name: torch.rand(8 + 8 * (index % 4), generator=generator).tolist()
+                for index, name in enumerate(dims_of(extra))
+            },
+            "blocks": {"down_blocks.0": 0.25, "mid_block": 0.75},
+            "curve": {"timesteps": [5.0, 15.0, 25.0, 35.0], "losses": [0.9, 0.4, 0.1, 0.04], "used": 3},
+        },
+    )
+
+
+def write_cut_json(run: Path, extra: int) -> None:
+    dims = {
+        name: {"units": 8 + 8 * (index % 4), "kept": (8 + 8 * (index % 4)) * 3 // 4, "width": 1 + index % 2}
+        for index, name in enumerate(dims_of(extra))
+    }
+    before = {"macs": 24.0e6, "attention_macs": 1.0e6, "parameters": 6_600_000}
+    after = {"macs": 11.93e6, "attention_macs": 0.5e6, "parameters": 3_102_000}
+    described = {"target": "macs=50%", "metric": "macs", "asked": 12.0e6, "reached": 11.93e6, "dense": 24.0e6}
+    settings = {"removed_blocks": ["mid_block"], "allocation": "local", "granularity": "both", "round_to": 8}
+    write(run / "cut.json", described | settings | {"before": before, "after": after, "dims": dims})
+
+
+def write_evaluation_json(run: Path) -> None:
+    def entry(size: float, frechet: float, ssim: float | None) -> dict[str, Any]:
+        def latency(ms: float) -> dict[str, float]:
+            return {"median_ms": ms * size, "lower_ms": 0.98 * ms * size, "upper_ms": 1.02 * ms * size, "rounds": 20}
+
+        losses = [0.9 * frechet, 0.2, 0.05, None]
+        consistency = {name: {"mean": ssim, "std": 0.1} for name in ("ssim", "psnr", "mse")}
+        fidelity = {"metric": "FD[digits-features]", "value": frechet, "std": 0.2, "samples": 1000}
+        return {
+            "parameters": int(6_600_000 * size),
+            "macs": int(24e6 * size),
+            "weights_bytes": int(26_400_000 * size),
+            "peak_activation_bytes": {"1": 100_000, "32": 3_200_000},
+            "latency": {"1": latency(4.0), "32": latency(30.0)},
+            "compiled_latency": {},
+            "notes": [],
+            "denoising_loss": {"timesteps": [5.0, 350.0, 700.0, 995.0], "losses": losses, "mean": 0.12345},
+            "consistency": None if ssim is None else consistency,
+            "fidelity": fidelity | {"reference_samples": 1797, "dims": 64, "full_rank": True},
+        }
+
+    models = {"pruned": entry(0.5, 41.2, 0.31), "recovered": entry(0.5, 5.17, 0.74), "dense": entry(1.0, 3.14, None)}
+    result = {"reference": "dense", "environment": {"device": "cpu", "threads": 2}, "notes": [HOSTILE]}
+    write(run / "evaluation" / "evaluation.json", result | {"models": models})
+    generator = torch.Generator().manual_seed(1)
+    images = {name: torch.rand(12, 1, 8, 8, generator=generator) * 2 - 1 for name in (*models, "real")}
+    save_file({**images, "class_labels": torch.arange(12) % 10}, run / "evaluation" / "samples.safetensors")
+
+
+def make_run(run: Path, extra: int = 3) -> Path:
+    write(
+        run / "config.json",
+        {
+            "command": "compress",
+            "command_line": f"secateur compress digits-unet --note {HOSTILE}",
+            "model": "folder/digits-unet",
+            "data": "digits",
+            "seed": 7,
+            "device": "cpu, 2 threads",
+            "versions": {"secateur": "0.1.0", "torch": "2.6.0"},
+            "recovery": {"steps": 40},
+        },
+    )
+    write_ranking_json(run, extra)
+    write_cut_json(run, extra)
+    write_evaluation_json(run)
+    records = [
+        {"step": s, "loss": 2 / s, "denoising": 1 / s, "jvp": 1 / s, "lr": 2e-4, "grad_norm": 1.0} for s in range(1, 40)
+    ]
+    lines = "\n".join(json.dumps(record) for record in records)
+    (run / "recovery").mkdir()
+    (run / "recovery" / "log.jsonl").write_text(lines + '\n{"step": 41, "lo')
+    return run
+
+
+def write(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+class Page(HTMLParser):
+    """Collects the tags, attributes and text of a page."""
+
+    def __init__(self, markup: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.text = ""
+        self.feed(markup)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = make_run(tmp_path_factory.mktemp("runs") / "run")
+    assert write_report(folder) == folder / "report.html"
+    return folder
+
+
+@pytest.fixture(scope="module")
+def markup(run: Path) -> str:
+    return (run / "report.html").read_text(encoding="utf-8")
+
+
+def test_summary_says_what_was_asked_reached_and_lost(markup: str) -> None:
+    text = Page(markup).text
+    assert "Asked for macs=50%; reached 49.7% (11.9M of 24.0M MACs)." in text
+    assert "47% of the parameters (3.10M of 6.60M); 1 block removed" in text
+    assert "2.00× faster at batch 32 (30 → 15 ms)" in text
+    assert "FD[digits-features] of 1000 samples" in text
+    assert "3.14 dense → 41.2 pruned → 5.17 recovered" in text
+    assert "0.310 pruned → 0.740 recovered" in text
+    assert "secateur compress digits-unet" in text
+    assert "2.6.0" in text
+
+
+def test_page_is_self_contained_and_hostile_text_stays_text(markup: str) -> None:
+    page = Page(markup)
+    assert "http" not in re.sub(r"base64,[A-Za-z0-9+/=\s]+", "", markup)
+    assert all(link.startswith(("data:", "#")) for link in page.links)
+    assert "script" not in page.tags
+    assert HOSTILE in page.text
+    assert page.tags.count("img") == 40
+    assert page.tags.count("svg") == 7
+    ids = re.findall(r'\bid="([^"]+)"', markup)
+    assert len(ids) == len(set(ids))
+
+
+def test_report_json_holds_the_numbers(run: Path) -> None:
+    def reject(constant: str) -> None:
+        raise AssertionError(constant)
+
+    numbers = json.loads((run / "report.json").read_text(), parse_constant=reject)
+    assert [model["name"] for model in numbers["models"]] == ["dense", "pruned", "recovered"]
+    assert numbers["target"]["reached"] == 11.93e6
+    assert numbers["models"][2]["frechet"] == 5.17
+    assert numbers["not_measured"] == []
+
+
+def test_plots_and_tables_are_written(run: Path) -> None:
+    names = {path.stem for path in (run / "plots").iterdir()}
+    assert names == {"ranking", "cut", "training", "denoising", "speed", "samples"}
+    for path in (run / "plots").iterdir():
+        with Image.open(path) as image:
+            image.load()
+            assert min(image.size) > 100
+    assert {path.name for path in (run / "tables").iterdir()} == {
+        f"{name}.{kind}" for name in ("ranking", "blocks", "cut", "evaluation") for kind in ("md", "csv")
+    }
+
+
+@pytest.mark.parametrize("part", ["ranking.json", "cut.json", "recovery/log.jsonl", "evaluation/evaluation.json"])
+def test_one_part_is_enough(tmp_path: Path, part: str) -> None:
+    whole, run = make_run(tmp_path / "whole", extra=1), tmp_path / "run"
+    (run / part).parent.mkdir(parents=True)
+    (whole / part).rename(run / part)
+    text = Page(write_report(run).read_text(encoding="utf-8")).text
+    assert ("Not measured" in text) == (part != "evaluation/evaluation.json")
+
+
+def test_no_claim_of_speed_when_quartiles_overlap(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", extra=1)
+    path = run / "evaluation" / "evaluation.json"
+    found = json.loads(path.read_text())
+    found["models"]["recovered"]["latency"]["1"] = {"median_ms": 3.9, "lower_ms": 3.5, "upper_ms": 4.1}
+    found["models"]["recovered"]["latency"]["32"] = {"median_ms": 60, "lower_ms": 59, "upper_ms": 61}
+    found["models"]["recovered"]["fidelity"] = None
+    path.write_text(json.dumps(found))
+    text = Page(write_report(run).read_text(encoding="utf-8")).text
+    assert "no clear difference at batch 1" in text
+    assert "2.00× slower at batch 32" in text
+    assert "Not measured: Fréchet distance" in text
+
+
+def test_stages_write_their_own_plots(tmp_path: Path) -> None:
+    write_ranking_json(tmp_path, 60)
+    write_ranking(tmp_path)
+    assert not (tmp_path / "plots" / "cut.png").exists()
+    write_cut_json(tmp_path, 60)
+    write_cut(tmp_path)
+    assert (tmp_path / "plots" / "cut.png").is_file()
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_folders_without_a_run_are_named(tmp_path: Path) -> None:
+    with pytest.raises(SecateurError, match="holds no run"):
+        write_report(tmp_path)
+    (tmp_path / "ranking.json").write_text("{")
+    with pytest.raises(SecateurError, match="not readable JSON"):
+        write_report(tmp_path)
+
+
+def test_tables(run: Path) -> None:
+    ranking = {"dims": {"a|b": [3.0, 1.0]}, "blocks": {"x": 0.5}}
+    cut = {"dims": {"a|b": {"units": 2, "kept": 1, "width": 4}}, "removed_blocks": ["x"]}
+    assert ranking_table(ranking, cut).rows == (("a|b", 2, 1.0, 2.0, 3.0, 1),)
+    assert ranking_table(ranking).rows[0][-1] is None
+    assert block_table(ranking, cut).rows == (("x", 0.5, "yes"),)
+    assert cut_table(cut).to_csv() == "dim,before,after,channels per unit,kept %\na|b,2,1,4,50.0\n"
+    assert cut_table(cut).to_markdown().splitlines()[2] == "| a\\|b | 2 | 1 | 4 | 50 |"
+    assert "FD[digits-features] to real images,3.14,41.2,5.17" in (run / "tables" / "evaluation.csv").read_text()
+
+
+def test_grids_enlarge_tiny_images_pixel_by_pixel() -> None:
+    images = torch.full((3, 1, 8, 8), -1.0)
+    images[0, 0, 0, 0] = 1
+    grid = image_grid(images, 2)
+    assert grid.size == (2 * 64 + 4, 2 * 64 + 4)
+    assert grid.getpixel((7, 7)) == (255, 255, 255)
+    assert grid.getpixel((8, 8)) == (0, 0, 0)
+    assert comparison_grid({"dense": images, "pruned": images}).height == 2 * 64 + 4
+    assert image_grid(torch.zeros(1, 4, 100, 50), 1).size == (100, 200)
+
+
+def test_strips_and_smoothing() -> None:
+    strip = score_strip([1.0, 4.0, 2.0, math.nan])
+    assert strip[0] == 1
+    assert strip[-1] == 0
+    assert sorted(strip, reverse=True) == list(strip)
+    assert smooth([3.0] * 50) == pytest.approx([3.0] * 50)
+    assert smooth([1.0, 2.0, 3.0]) == pytest.approx([1.0, 2.0, 3.0])
+
+
+def test_plotting_leaves_the_settings_of_matplotlib(tmp_path: Path) -> None:
+    before = dict(matplotlib.rcParams)
+    write_report(make_run(tmp_path / "run", extra=1))
+    assert dict(matplotlib.rcParams) == before
