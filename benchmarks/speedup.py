@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import copy
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -67,12 +68,10 @@ def measure(name: str, target: str, round_to: int, rounds: int) -> list[dict[str
     rows: list[dict[str, object]] = []
     for dtype in (torch.float32, torch.bfloat16):
         for batch_size in (1, 32):
-            models = {"dense": dense.to(dtype), "pruned": pruned.to(dtype)}
-            inputs = example_inputs(dense, batch_size)
+            inputs = example_inputs(dense.to(dtype), batch_size)
+            calls = {"dense": partial(dense, **inputs), "pruned": partial(pruned.to(dtype), **inputs)}
             with torch.inference_mode():
-                latency = measure_latency(
-                    {key: lambda model=model: model(**inputs) for key, model in models.items()}, rounds, warmup=1
-                )
+                latency = measure_latency(calls, rounds, warmup=1)
             speedup = latency["dense"].median_ms / latency["pruned"].median_ms
             rows.append(
                 {

@@ -10,7 +10,7 @@ from ..criteria import CriterionName, ScoringConfig
 from ..evaluation import EvaluationConfig
 from ..recipes import Recipe, recipe_named
 from ..recovery import RecoveryConfig
-from ..report import write_report
+from ..reporting import write_report
 from ..schedules import CutConfig, parse_target
 from .common import Model, ProcessName, open_data, open_model, say, start_run
 from .plan import check_plan, print_plan

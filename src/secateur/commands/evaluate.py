@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..evaluation import EvaluationConfig
-from ..report import write_report
+from ..reporting import write_report
 from .common import Model, ProcessName, open_data, open_model, say, start_run
 from .stages import evaluate_stage
 

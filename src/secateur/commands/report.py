@@ -6,7 +6,7 @@ from typing import Annotated
 import tyro
 
 from ..errors import SecateurError
-from ..report import write_report
+from ..reporting import write_report
 from .common import say
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from ..errors import SecateurError
 from ..evaluation import class_count, input_shape, null_class
 from ..files import atomic_file
-from ..report import image_grid
+from ..reporting import image_grid
 from ..sampling import generate_images
 from .common import Model, ProcessName, open_model, say
 

@@ -18,7 +18,7 @@ from ..evaluation import EvaluationConfig, evaluate_models, example_inputs, meas
 from ..files import read_json, write_json
 from ..process import Process
 from ..recovery import RecoveryConfig, recover
-from ..report import write_cut, write_ranking
+from ..reporting import write_cut, write_ranking
 from ..schedules import CutConfig, Target, one_shot
 from ..structure import Cut, Structure, remove
 

@@ -26,7 +26,7 @@ Scores = Mapping[str, Tensor]  # dim name -> (units,), block name -> (1,); low s
 
 @dataclass(frozen=True)
 class Step:
-    """After it the link keeps `level`, or, with level 0, the block is gone. Steps go in the order of `key`, low first."""
+    """After it the link keeps `level`, or, with level 0, the block is gone. Steps are taken by rising `key`."""
 
     name: str
     level: int

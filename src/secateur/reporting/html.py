@@ -60,7 +60,7 @@ def write_report(run: str | Path) -> Path:
     figures = _apart(found, figures)
     svgs = {name: Markup(inline_svg(figure, str(escape(ALTERNATIVES[name])), name)) for name, figure in figures.items()}
     environment = Environment(
-        loader=PackageLoader("secateur.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        loader=PackageLoader("secateur.reporting"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
     page = environment.get_template("report.html").render(

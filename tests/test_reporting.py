@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from secateur.errors import SecateurError
-from secateur.report import (
+from secateur.reporting import (
     block_table,
     comparison_grid,
     cut_table,
@@ -24,7 +24,7 @@ from secateur.report import (
     write_ranking,
     write_report,
 )
-from secateur.report.plots import score_strip, smooth
+from secateur.reporting.plots import score_strip, smooth
 
 HOSTILE = """<script>alert("x")</script>|$\\frac{$ & 'q'"""
 

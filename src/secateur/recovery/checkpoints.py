@@ -1,0 +1,120 @@
+"""Checkpoints of a recovery run: safetensors and JSON, always a whole one on disk.
+
+`<folder>/checkpoints/step-000500/` holds `model.safetensors`, `ema.safetensors`, `optimizer.safetensors` and
+`state.json`. Adam's moments are stored by parameter name, so that moments can be cut like their parameters.
+"""
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..errors import TrainingError
+from ..files import atomic_folder, read_json, write_json
+from .config import RecoveryConfig
+from .ema import Ema
+
+# They change what is written, not what is trained.
+NOT_COMPARED = ("checkpoint_every", "log_every", "report_to")
+
+
+@dataclass
+class TrainingState:
+    """Everything that a step changes. `step` counts the steps done, `seconds` the time they took."""
+
+    model: nn.Module
+    ema: Ema
+    optimizer: torch.optim.Optimizer
+    scaler: Any = None
+    step: int = 0
+    seconds: float = 0.0
+
+
+def newest_checkpoint(folder: str | Path) -> Path | None:
+    """The newest checkpoint of the run in `folder`, or None."""
+    return max((Path(folder) / "checkpoints").glob("step-*"), default=None)
+
+
+def save_checkpoint(folder: str | Path, state: TrainingState, config: RecoveryConfig, data: str) -> Path:
+    """Write the checkpoint of `state`, then remove older ones and what killed runs left behind.
+
+    Raises:
+        SecateurError: the disk is full, or the folder cannot be written; the older checkpoint is still there.
+    """
+    path = Path(folder) / "checkpoints" / f"step-{state.step:08d}"
+    with atomic_folder(path) as temporary:
+        save_file(_contiguous(state.model.state_dict()), temporary / "model.safetensors")
+        save_file(_contiguous(state.ema.model.state_dict()), temporary / "ema.safetensors")
+        save_file(_contiguous(optimizer_tensors(state)), temporary / "optimizer.safetensors")
+        saved = {
+            "step": state.step,
+            "seconds": state.seconds,
+            "data": data,
+            "scaler": state.scaler.state_dict() if state.scaler else None,
+            "config": _as_json(config),
+        }
+        write_json(temporary / "state.json", saved)
+    for other in path.parent.iterdir():
+        if other != path:
+            shutil.rmtree(other, ignore_errors=True)
+    return path
+
+
+def restore_checkpoint(folder: str | Path, state: TrainingState, config: RecoveryConfig, data: str) -> None:
+    """Bring `state` to the newest checkpoint in `folder`; leave it as it is if there is none.
+
+    Raises:
+        TrainingError: the checkpoint was written with another config, data or model, or is damaged.
+    """
+    path = newest_checkpoint(folder)
+    if path is None:
+        return
+    saved = read_json(path / "state.json")
+    if changes := _differences(saved["config"] | {"data": saved["data"]}, _as_json(config) | {"data": data}):
+        raise TrainingError(f"{path} was written with other settings ({changes}); use them, or another folder")
+    device = next(state.model.parameters()).device
+    try:
+        state.model.load_state_dict(load_file(path / "model.safetensors"))
+        state.ema.model.load_state_dict(load_file(path / "ema.safetensors"))
+        moments = load_file(path / "optimizer.safetensors", device=str(device))
+    except (SafetensorError, RuntimeError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise TrainingError(f"{path} does not fit this model: {reason}; use another folder") from error
+    parameters = dict(state.model.named_parameters())
+    for key, value in moments.items():
+        name, moment = key.rsplit(".", 1)
+        state.optimizer.state[parameters[name]][moment] = value
+    if state.scaler and saved["scaler"]:
+        state.scaler.load_state_dict(saved["scaler"])
+    state.step, state.seconds = saved["step"], saved["seconds"]
+
+
+def optimizer_tensors(state: TrainingState) -> dict[str, Tensor]:
+    """Adam's state as `<parameter name>.exp_avg`, `.exp_avg_sq` and `.step`."""
+    return {
+        f"{name}.{moment}": value
+        for name, parameter in state.model.named_parameters()
+        for moment, value in state.optimizer.state.get(parameter, {}).items()
+    }
+
+
+def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+
+def _as_json(config: RecoveryConfig) -> dict[str, Any]:
+    return json.loads(json.dumps(asdict(config)))
+
+
+def _differences(saved: dict[str, Any], asked: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{name} {saved.get(name)} there, {asked[name]} here"
+        for name in asked
+        if name not in NOT_COMPARED and saved.get(name) != asked[name]
+    )

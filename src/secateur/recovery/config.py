@@ -1,0 +1,55 @@
+"""Settings of a recovery run."""
+
+from dataclasses import dataclass, field
+from math import cos, pi
+from typing import Literal
+
+from ..errors import TrainingError
+
+
+@dataclass(frozen=True)
+class RecoveryConfig:
+    """How to train. `batch_size` counts images per optimizer step, over all processes and accumulation.
+
+    `weights` replaces weights of the objective's terms; `dropout` None leaves the model's own probability;
+    `clip` None leaves gradients unclipped.
+    """
+
+    steps: int = 500
+    batch_size: int = 64
+    learning_rate: float = 2e-4
+    lr_schedule: Literal["constant", "cosine", "linear"] = "constant"
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip: float | None = 1.0
+    ema_decay: float = 0.9999
+    accumulation: int = 1
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    dropout: float | None = None
+    label_dropout: float = 0.1
+    horizontal_flip: bool = False
+    timestep_sampling: Literal["uniform", "antithetic"] = "uniform"
+    objective: str = "denoising"
+    weights: dict[str, float] = field(default_factory=dict)
+    checkpoint_every: int = 500
+    log_every: int = 10
+    report_to: tuple[str, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulation", "checkpoint_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise TrainingError(f"recovery {name} is {getattr(self, name)}; give at least 1")
+
+
+def learning_rate_at(config: RecoveryConfig, step: int) -> float:
+    """Learning rate of optimizer step `step` (0, 1, ...): linear warm-up, then constant or down to zero."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    done = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
+    if config.lr_schedule == "cosine":
+        return config.learning_rate * (1 + cos(pi * done)) / 2
+    if config.lr_schedule == "linear":
+        return config.learning_rate * (1 - done)
+    return config.learning_rate

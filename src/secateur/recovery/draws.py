@@ -1,0 +1,125 @@
+"""All randomness of a training step, as a pure function of seed and step.
+
+Every process draws for the whole batch and keeps its own share, so the loss does not depend on how many
+processes or micro-batches share a batch, and a resumed run needs no generator state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data import ImageDataset
+from ..process import Process
+from .config import RecoveryConfig
+
+# Streams keep draws of one step independent of each other.
+STEP, NOISE, EPOCH, DROPOUT = range(4)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A micro-batch with its random draws.
+
+    `sample` and `noise` are (B, C, H, W), `timesteps` (B,) in the network's unit, `class_labels` (B,) or None.
+    `normal(k)`, k = 1, 2, ..., are further standard normal tensors (B, C, H, W), for random projections.
+    """
+
+    sample: Tensor
+    noise: Tensor
+    timesteps: Tensor
+    class_labels: Tensor | None
+    normal: Callable[[int], Tensor]
+
+    def to(self, device: torch.device) -> Draw:
+        return replace(
+            self,
+            sample=self.sample.to(device),
+            noise=self.noise.to(device),
+            timesteps=self.timesteps.to(device),
+            class_labels=None if self.class_labels is None else self.class_labels.to(device),
+            normal=lambda k: self.normal(k).to(device),
+        )
+
+
+def seed_of(*key: int) -> int:
+    """A 63-bit seed for torch from any number of integers, such as (seed, step, stream)."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _generator(*key: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed_of(*key))
+
+
+@lru_cache(maxsize=2)
+def _permutation(seed: int, epoch: int, length: int) -> Tensor:
+    return torch.randperm(length, generator=_generator(seed, EPOCH, epoch))
+
+
+def batch_indices(seed: int, step: int, batch_size: int, length: int) -> Tensor:
+    """Indices (batch_size,) of batch `step` in an endless row of shuffled epochs over `length` images."""
+    positions = torch.arange(step * batch_size, (step + 1) * batch_size)
+    epochs = positions // length
+    return torch.cat(
+        [
+            _permutation(seed, epoch, length)[positions[epochs == epoch] % length]
+            for epoch in range(int(epochs[0]), int(epochs[-1]) + 1)
+        ]
+    )
+
+
+def uniform_times(config: RecoveryConfig, generator: torch.Generator) -> Tensor:
+    """u in [0, 1), (batch_size,); antithetic draws come in pairs u, 1 - u, as in DDIM's released code."""
+    if config.timestep_sampling == "uniform":
+        return torch.rand(config.batch_size, generator=generator)
+    u = torch.rand((config.batch_size + 1) // 2, generator=generator)
+    mirrored = 1 - 2**-24 - u  # torch.rand is a multiple of 2^-24, so this stays in [0, 1)
+    return torch.stack([u, mirrored], dim=1).flatten()[: config.batch_size]
+
+
+def draw_step(
+    dataset: ImageDataset,
+    process: Process,
+    config: RecoveryConfig,
+    step: int,
+    null_class: int | None = None,
+    labelled: bool = False,
+    rank: int = 0,
+    processes: int = 1,
+) -> list[Draw]:
+    """The micro-batches, `config.accumulation` of them, that process `rank` works through in step `step`."""
+    indices = batch_indices(config.seed, step, config.batch_size, len(dataset))
+    generator = _generator(config.seed, STEP, step)
+    u = uniform_times(config, generator)
+    flipped = torch.rand(config.batch_size, generator=generator) < (0.5 if config.horizontal_flip else 0.0)
+    dropped = torch.rand(config.batch_size, generator=generator) < config.label_dropout
+    timesteps = process.timesteps(u)
+
+    def normal(share: slice, stream: int) -> Tensor:
+        shape = (config.batch_size, *dataset.shape)
+        return torch.randn(shape, generator=_generator(config.seed, NOISE, step, stream))[share]
+
+    size = config.batch_size // (config.accumulation * processes)
+    draws = []
+    for micro in range(config.accumulation):
+        start = (micro * processes + rank) * size
+        share = slice(start, start + size)
+        batch = dataset.batch(indices[share].tolist())
+        labels = batch.class_labels if labelled else None
+        if labels is not None and null_class is not None:
+            labels = torch.where(dropped[share], null_class, labels)
+        draws.append(
+            Draw(
+                sample=torch.where(flipped[share, None, None, None], batch.sample.flip(-1), batch.sample),
+                noise=normal(share, 0),
+                timesteps=timesteps[share],
+                class_labels=labels,
+                normal=partial(normal, share),
+            )
+        )
+    return draws

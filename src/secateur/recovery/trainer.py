@@ -1,0 +1,251 @@
+"""The recovery loop, on accelerate: one CPU or many GPUs by the launcher, resumable to the bit."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import nn
+
+from ..data import ImageDataset
+from ..errors import TrainingError
+from ..process import Process
+from ..progress import progress
+from .checkpoints import TrainingState, newest_checkpoint, restore_checkpoint, save_checkpoint
+from .conditioning import check_labels, disable_label_dropout, null_class, num_classes
+from .config import RecoveryConfig, learning_rate_at
+from .draws import DROPOUT, Draw, draw_step, seed_of
+from .ema import Ema
+from .objectives import Objective, build_objective
+
+OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
+
+
+def recover(
+    model: nn.Module,
+    process: Process,
+    dataset: ImageDataset,
+    config: RecoveryConfig,
+    folder: str | Path,
+    teacher: nn.Module | None = None,
+) -> nn.Module:
+    """Train `model` in place by `config` and return its moving average, a model in eval mode.
+
+    `folder` gets `log.jsonl` and the newest checkpoint; a run found there with the same config goes on from it,
+    with the same weights in the end as one that was never interrupted. `model` is trained in float32 and is left
+    without label dropout of its own; `teacher` is frozen.
+
+    Raises:
+        TrainingError: the loss is not finite, memory does not suffice, the data does not fit the model, or the
+            checkpoint in `folder` belongs to another run.
+        KeyboardInterrupt: on Ctrl-C, after the step at hand and a checkpoint.
+    """
+    folder = Path(folder)
+    objective = build_objective(config.objective, config.weights, teacher)
+    check_labels(model, dataset)
+    accelerator = _accelerator(config, folder)
+    try:
+        devices = [accelerator.device] if accelerator.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            return _Run(accelerator, model, process, dataset, config, folder, objective, teacher).finish()
+    except RuntimeError as error:
+        if not any(words in str(error) for words in OUT_OF_MEMORY):
+            raise
+        raise TrainingError(
+            f"out of memory at batch size {config.batch_size}, accumulation {config.accumulation}; "
+            "lower the batch size or raise the accumulation"
+        ) from error
+    finally:
+        AcceleratorState._reset_state()  # so that the next run may use another mixed precision
+
+
+def _accelerator(config: RecoveryConfig, folder: Path) -> Accelerator:
+    try:
+        accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(),  # else processes on CPUs would not find each other
+            mixed_precision=config.mixed_precision,
+            log_with=list(config.report_to) or None,
+            project_dir=folder,
+        )
+    except ValueError as error:
+        raise TrainingError(f"mixed precision {config.mixed_precision} does not work here: {error}") from error
+    parts = config.accumulation * accelerator.num_processes
+    if config.batch_size % parts:
+        raise TrainingError(
+            f"batch size {config.batch_size} does not divide by {accelerator.num_processes} processes x "
+            f"accumulation {config.accumulation}; use a multiple of {parts}"
+        )
+    if config.report_to:
+        accelerator.init_trackers("secateur", config={"recovery": json.dumps(asdict(config))})
+    return accelerator
+
+
+class _Run:
+    """One recovery run: the objects that live through all of its steps."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: nn.Module,
+        process: Process,
+        dataset: ImageDataset,
+        config: RecoveryConfig,
+        folder: Path,
+        objective: Objective,
+        teacher: nn.Module | None,
+    ) -> None:
+        self.accelerator, self.process, self.dataset = accelerator, process, dataset
+        self.config, self.folder, self.objective = config, folder, objective
+        self.data = f"{dataset.name}, {len(dataset)} images {tuple(dataset.shape)}"
+        model.float().to(accelerator.device).train()
+        ema = Ema(model, config.ema_decay)
+        self._prepare_student(model)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(
+            trained, config.learning_rate, config.betas, weight_decay=config.weight_decay, fused=True
+        )
+        self.student, self.optimizer = accelerator.prepare(model, optimizer)
+        self.teacher = teacher and accelerator.prepare_model(teacher.eval().requires_grad_(False), evaluation_mode=True)
+        self.state = TrainingState(model, ema, optimizer, accelerator.scaler)
+        restore_checkpoint(folder, self.state, config, self.data)
+
+    def _prepare_student(self, model: nn.Module) -> None:
+        self.null_class, self.labelled = null_class(model), num_classes(model) is not None
+        disable_label_dropout(model)
+        if self.config.dropout is not None:
+            for module in model.modules():
+                if isinstance(module, nn.Dropout):
+                    module.p = self.config.dropout
+
+    def finish(self) -> nn.Module:
+        """Run the steps that are left."""
+        main = self.accelerator.is_main_process
+        if main:
+            _cut_log(self.folder / "log.jsonl", self.state.step)
+        bar = progress("recovery", self.config.steps, self.state.step) if main else nullcontext(_silent)
+        with bar as advance, ThreadPoolExecutor(1) as prefetcher, _deferred_interrupt() as interrupted:
+            upcoming = prefetcher.submit(self._draw, self.state.step)
+            while self.state.step < self.config.steps:
+                draws = upcoming.result()
+                upcoming = prefetcher.submit(self._draw, min(self.state.step + 1, self.config.steps - 1))
+                begun = time.perf_counter()
+                record, stop = self._step(draws, interrupted())
+                self.state.seconds += time.perf_counter() - begun
+                self._keep(record, stop)
+                advance(1, f"loss {record['loss']:.4f}")
+                if stop:
+                    raise KeyboardInterrupt
+        self.accelerator.end_training()
+        for wrapped in (self.student, self.teacher):
+            if wrapped is not None:  # take the mixed precision off again
+                self.accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
+        return self.state.ema.model
+
+    def _draw(self, step: int) -> list[Draw]:
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        return draw_step(self.dataset, self.process, self.config, step, self.null_class, self.labelled, rank, processes)
+
+    def _step(self, draws: list[Draw], interrupted: bool) -> tuple[dict[str, float], bool]:
+        """One optimizer step; its record for the log, and whether some process was interrupted."""
+        state, accelerator = self.state, self.accelerator
+        learning_rate = learning_rate_at(self.config, state.step)
+        for group in state.optimizer.param_groups:
+            group["lr"] = learning_rate
+        sums = self._accumulate(draws)
+        shared = torch.stack([*sums.values(), torch.tensor(float(interrupted), device=accelerator.device)])
+        *means, stopped = accelerator.reduce(shared, "mean").tolist()
+        terms = dict(zip(sums, means, strict=True))
+        loss = sum(self.objective.weights[name] * value for name, value in terms.items())
+        limit = math.inf if self.config.clip is None else self.config.clip
+        grad_norm = float(accelerator.clip_grad_norm_(state.model.parameters(), limit))
+        # In fp16 the scaler skips steps whose gradients overflow.
+        if not math.isfinite(loss) or (state.scaler is None and not math.isfinite(grad_norm)):
+            raise TrainingError(self._diverged(terms, grad_norm))
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        state.ema.update(state.model, state.step)
+        state.step += 1
+        record = {"step": state.step, "loss": loss, **terms, "lr": learning_rate, "grad_norm": grad_norm}
+        return record, stopped > 0
+
+    def _accumulate(self, draws: list[Draw]) -> dict[str, torch.Tensor]:
+        """Backward through every micro-batch; the mean of each term over them."""
+        sums: dict[str, torch.Tensor] = {}
+        for number, draw in enumerate(draws):
+            last = number == len(draws) - 1
+            key = (self.config.seed, DROPOUT, self.state.step, self.accelerator.process_index, number)
+            torch.manual_seed(seed_of(*key))  # dropout layers draw from the global generator
+            with nullcontext() if last else self.accelerator.no_sync(self.student):
+                moved = draw.to(self.accelerator.device)
+                terms = self.objective.terms(self.student, self.teacher, self.process, moved)
+                self.accelerator.backward(self.objective.loss(terms) / len(draws))
+            for name, value in terms.items():
+                sums[name] = sums.get(name, 0) + value.detach().float() / len(draws)
+        return sums
+
+    def _diverged(self, terms: dict[str, float], grad_norm: float) -> str:
+        values = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
+        kept = newest_checkpoint(self.folder)
+        return (
+            f"training diverged at step {self.state.step + 1} ({values}, gradient norm {grad_norm:.4g}); "
+            f"the last checkpoint is {kept or 'not yet written'}; lower the learning rate"
+        )
+
+    def _keep(self, record: dict[str, float], stop: bool) -> None:
+        """Log and checkpoint, on the main process, when it is time."""
+        step, config = self.state.step, self.config
+        last = step == config.steps
+        if step % config.log_every == 0 or last:
+            self.accelerator.log({k: v for k, v in record.items() if k != "step"}, step=step)
+            if self.accelerator.is_main_process:
+                _append(self.folder / "log.jsonl", record | {"seconds": round(self.state.seconds, 3)})
+        if self.accelerator.is_main_process and (step % config.checkpoint_every == 0 or last or stop):
+            save_checkpoint(self.folder, self.state, config, self.data)
+
+
+def _silent(steps: int = 1, note: str = "") -> None:
+    pass
+
+
+@contextmanager
+def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
+    """Let Ctrl-C wait for the end of a step: the block asks whether it came; a second one is not held back."""
+    came: list[Any] = []
+
+    def remember(*_: Any) -> None:
+        came.append(True)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    try:
+        before = signal.signal(signal.SIGINT, remember)
+    except ValueError:  # only the main thread may, and only it is interrupted
+        yield lambda: False
+        return
+    try:
+        yield lambda: bool(came)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _append(path: Path, record: dict[str, float]) -> None:
+    with path.open("a", encoding="utf-8") as log:
+        log.write(json.dumps(record) + "\n")
+
+
+def _cut_log(path: Path, step: int) -> None:
+    """Drop the lines after `step`, which a run that was killed wrote after its last checkpoint."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    whole = [line for line in lines if line.endswith("}")]
+    path.write_text("".join(f"{line}\n" for line in whole if json.loads(line)["step"] <= step), encoding="utf-8")
