@@ -24,6 +24,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
+        _open_to_others(temporary)
         os.replace(temporary, path)
     except OSError as error:
         raise SecateurError(f"cannot write {path}: {error.strerror or error}") from error
@@ -41,9 +42,11 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-    temporary.chmod(0o755)
+    _open_to_others(temporary)
     try:
         yield temporary
+        for written in temporary.rglob("*"):
+            _open_to_others(written)
         retired = temporary.with_suffix(".old")
         if path.exists():
             os.replace(path, retired)
@@ -53,6 +56,13 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         raise SecateurError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _open_to_others(path: Path) -> None:
+    """Give `path` the rights that the umask allows; temporary folders and safetensors files are born private."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
 
 
 def write_text(path: str | Path, text: str) -> Path:

@@ -1,0 +1,292 @@
+"""The commands end to end on small models: what they write, what they refuse, and that a stopped run goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from PIL import Image
+from safetensors.torch import load_file
+
+import secateur
+from models import dit, output, unet
+from secateur.cli import main
+from secateur.commands import stages
+from secateur.errors import SecateurError
+
+QUICK = [
+    *("--scoring.num-timesteps", "4", "--scoring.num-images", "8"),
+    *("--recovery.batch-size", "8", "--recovery.log-every", "1", "--recovery.checkpoint-every", "2"),
+    *("--evaluation.num-images", "12", "--evaluation.num-inference-steps", "2", "--evaluation.latency-rounds", "2"),
+]
+RANKED = QUICK[:4]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    ddpm = dict(DDPMScheduler().config) | {"_class_name": "DDPMScheduler"}
+    flow = dict(FlowMatchEulerDiscreteScheduler().config) | {"_class_name": "FlowMatchEulerDiscreteScheduler"}
+    secateur.save_pretrained(unet(), folder / "unet", ddpm)
+    secateur.save_pretrained(dit(), folder / "sit", flow)
+    DDPMPipeline(unet(), DDPMScheduler()).save_pretrained(folder / "pipeline")
+    return folder
+
+
+def compress(model, out, *more):
+    main(
+        [
+            "compress",
+            str(model),
+            "--target",
+            "macs=60%",
+            "--data",
+            "digits",
+            "--out",
+            str(out),
+            "--steps",
+            "4",
+            *QUICK,
+            *more,
+        ]
+    )
+
+
+@pytest.mark.parametrize("name", ["unet", "sit"])
+def test_compress_writes_a_model_a_report_and_everything_behind_them(models, tmp_path, name, capsys):
+    compress(models / name, tmp_path / "run", "--objective", "distillation")
+    run = tmp_path / "run"
+    cut = json.loads((run / "cut.json").read_text())
+    assert cut["after"]["macs"] <= 0.6 * cut["before"]["macs"]
+    model = secateur.from_pretrained(run / "model")
+    assert sum(parameter.numel() for parameter in model.parameters()) == cut["after"]["parameters"]
+    evaluation = json.loads((run / "evaluation" / "evaluation.json").read_text())
+    assert list(evaluation["models"]) == ["dense", "pruned", "recovered"]
+    assert evaluation["models"]["pruned"]["macs"] == cut["after"]["macs"]
+    steps = json.loads((run / "model" / "pruning.json").read_text())["steps"]
+    assert [step["kind"] for step in steps] == ["cut", "recovery"]
+    assert steps[0]["criterion"] == "diff-pruning"
+    for plot in ("ranking", "cut", "training", "denoising", "speed", "samples"):
+        with Image.open(run / "plots" / f"{plot}.png") as image:
+            assert min(image.size) > 40
+    assert (run / "report.html").stat().st_size > 10_000
+    printed = capsys.readouterr().out
+    assert str(run / "model") in printed
+
+
+def test_the_same_seed_gives_the_same_run(models, tmp_path):
+    for name in ("first", "second"):
+        compress(models / "unet", tmp_path / name, "--seed", "3")
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert (
+        json.loads((first / "ranking.json").read_text())["dims"]
+        == json.loads((second / "ranking.json").read_text())["dims"]
+    )
+    weights = [load_file(run / "model" / "diffusion_pytorch_model.safetensors") for run in (first, second)]
+    assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
+    compress(models / "unet", tmp_path / "other", "--seed", "4")
+    other = load_file(tmp_path / "other" / "model" / "diffusion_pytorch_model.safetensors")
+    assert any(
+        other[key].shape != value.shape or not torch.equal(value, other[key]) for key, value in weights[0].items()
+    )
+
+
+@pytest.mark.parametrize("stage", ["score", "one_shot", "recover", "evaluate_models"])
+def test_a_run_that_dies_in_any_stage_goes_on_to_the_same_result(models, tmp_path, monkeypatch, stage):
+    compress(models / "unet", tmp_path / "whole")
+
+    def dies(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, stage, dies)
+        with pytest.raises(SystemExit) as stopped:
+            compress(models / "unet", tmp_path / "run")
+    assert stopped.value.code == 130
+    compress(models / "unet", tmp_path / "run")
+    weights = [load_file(tmp_path / run / "model" / "diffusion_pytorch_model.safetensors") for run in ("whole", "run")]
+    assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
+
+
+@pytest.mark.slow
+def test_a_killed_compression_goes_on_to_the_same_result(models, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "secateur.cli",
+        "compress",
+        str(models / "unet"),
+        "--target",
+        "60%",
+        "--data",
+        "digits",
+    ]
+    command += ["--steps", "60", *QUICK]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, "--out", str(tmp_path / "whole")], check=True, env=environment)
+    for delay in (9.0, 10.0, 11.0):
+        process = subprocess.Popen([*command, "--out", str(tmp_path / "run")], env=environment)
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run([*command, "--out", str(tmp_path / "run")], check=True, env=environment)
+    weights = [load_file(tmp_path / run / "model" / "diffusion_pytorch_model.safetensors") for run in ("whole", "run")]
+    assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
+
+
+def test_prune_again_composes_and_a_pipeline_stays_a_pipeline(models, tmp_path):
+    for source, out in ((models / "pipeline", "first"), (tmp_path / "first" / "pipeline", "second")):
+        secateur.prune(
+            str(source),
+            target="macs=80%",
+            data="digits",
+            out=tmp_path / out,
+            criterion="magnitude",
+        )
+    pipeline = secateur.load_pipeline(tmp_path / "second" / "pipeline")
+    assert len(json.loads((tmp_path / "second" / "pruned" / "pruning.json").read_text())["steps"]) == 2
+    assert torch.equal(output(pipeline.unet), output(secateur.from_pretrained(tmp_path / "second" / "pruned")))
+
+
+def test_rank_evaluate_sample_finetune_report_inspect(models, tmp_path, capsys):
+    data = ["--data", "digits"]
+    main(["rank", str(models / "sit"), *data, "--out", str(tmp_path / "rank"), "--criterion", "taylor", *RANKED])
+    assert len(json.loads((tmp_path / "rank" / "ranking.json").read_text())["blocks"]) == 4
+    main(["evaluate", str(models / "unet"), *data, "--out", str(tmp_path / "evaluate"), *QUICK[-6:]])
+    assert (tmp_path / "evaluate" / "report.html").is_file()
+    main(
+        [
+            "sample",
+            str(models / "sit"),
+            "--out",
+            str(tmp_path / "grid.png"),
+            "--num-images",
+            "20",
+            "--num-inference-steps",
+            "2",
+        ]
+    )
+    with Image.open(tmp_path / "grid.png") as image:
+        assert image.width == pytest.approx(5 * image.height, rel=0.2)  # ten classes wide, two high
+    main(["finetune", str(models / "unet"), *data, "--out", str(tmp_path / "tuned"), "--steps", "2", *QUICK[4:6]])
+    assert not torch.equal(output(secateur.from_pretrained(tmp_path / "tuned" / "model")), output(unet()))
+    main(["report", str(tmp_path / "rank")])
+    main(["inspect", str(models / "unet"), "--dims"])
+    printed = capsys.readouterr().out
+    assert "7 blocks" in printed
+    assert "mid_block.attentions.0.heads" in printed
+
+
+def test_dry_run_writes_nothing(models, tmp_path, capsys):
+    compress(models / "unet", tmp_path / "run", "--dry-run")
+    printed = capsys.readouterr().out
+    assert "MACs" in printed
+    assert "recover" in printed
+    assert not (tmp_path / "run").exists()
+
+
+def test_python_and_the_command_line_do_the_same(models, tmp_path):
+    main(["prune", str(models / "unet"), "--target", "60%", "--data", "digits", "--out", str(tmp_path / "a"), *RANKED])
+    secateur.prune(
+        str(models / "unet"),
+        target="60%",
+        data="digits",
+        out=tmp_path / "b",
+        scoring=secateur.ScoringConfig(num_timesteps=4, num_images=8),
+    )
+    assert torch.equal(*(output(secateur.from_pretrained(tmp_path / run / "pruned")) for run in "ab"))
+
+
+def test_images_in_class_folders(models, tmp_path):
+    generator = np.random.default_rng(0)
+    for label in "ab":
+        (tmp_path / "images" / label).mkdir(parents=True)
+        for i in range(6):
+            pixels = generator.integers(0, 256, (20, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / label / f"{i}.png")
+    main(
+        [
+            "prune",
+            str(models / "sit"),
+            "--target",
+            "70%",
+            "--data",
+            str(tmp_path / "images"),
+            "--out",
+            str(tmp_path / "run"),
+            *RANKED,
+        ]
+    )
+    assert (tmp_path / "run" / "pruned" / "config.json").is_file()
+
+
+BAD = {
+    "no such model": ["prune", "/nowhere/model", "--target", "50%", "--data", "digits", "--out", "OUT"],
+    "no such data": ["prune", "UNET", "--target", "50%", "--data", "/nowhere/images", "--out", "OUT"],
+    "no such recipe": ["compress", "UNET", "--target", "50%", "--data", "digits", "--out", "OUT", "--recipe", "best"],
+    "bad target": ["prune", "UNET", "--target", "half", "--data", "digits", "--out", "OUT"],
+    "unreachable": ["prune", "UNET", "--target", "1%", "--data", "digits", "--out", "OUT"],
+    "no teacher": ["finetune", "UNET", "--data", "digits", "--out", "OUT", "--objective", "distillation"],
+    "no objective": ["compress", "UNET", "--target", "60%", "--data", "digits", "--out", "OUT", "--objective", "magic"],
+    "no device": ["prune", "UNET", "--target", "60%", "--data", "digits", "--out", "OUT", "--device", "abacus"],
+    "bad class": ["sample", "SIT", "--out", "OUT.png", "--class-label", "77"],
+    "no run": ["report", "UNET/.."],
+    "zero steps": ["finetune", "UNET", "--data", "digits", "--out", "OUT", "--steps", "0"],
+}
+
+
+@pytest.mark.parametrize("arguments", BAD.values(), ids=BAD.keys())
+def test_bad_input_ends_in_one_line_and_writes_nothing(models, tmp_path, capsys, arguments):
+    places = {"UNET": str(models / "unet"), "SIT": str(models / "sit"), "OUT": str(tmp_path / "out")}
+    for key, value in places.items():
+        arguments = [argument.replace(key, value) for argument in arguments]
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("secateur: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_out_folder_that_holds_something_else_is_left_alone(models, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "holiday.txt").write_text("sun")
+    with pytest.raises(SecateurError, match="no run of secateur"):
+        secateur.prune(
+            str(models / "unet"), target="60%", data="digits", out=tmp_path / "photos", criterion="magnitude"
+        )
+    assert (tmp_path / "photos" / "holiday.txt").read_text() == "sun"
+
+
+def test_other_settings_in_a_run_folder_are_refused(models, tmp_path):
+    secateur.prune(str(models / "unet"), target="60%", data="digits", out=tmp_path / "run", criterion="magnitude")
+    with pytest.raises(SecateurError, match="target"):
+        secateur.prune(str(models / "unet"), target="70%", data="digits", out=tmp_path / "run", criterion="magnitude")
+
+
+def test_a_full_disk_is_one_line_and_keeps_what_was_there(models, tmp_path, monkeypatch, capsys):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_text", full)
+    with pytest.raises(SystemExit):
+        main(["prune", str(models / "unet"), "--target", "60%", "--data", "digits", "--out", str(tmp_path / "run")])
+    assert "No space left" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_quickstart_within_three_minutes(tmp_path):
+    begun = time.monotonic()
+    secateur.quickstart(out=tmp_path / "run")
+    assert time.monotonic() - begun < 180
+    models = json.loads((tmp_path / "run" / "evaluation" / "evaluation.json").read_text())["models"]
+    assert models["recovered"]["macs"] <= models["dense"]["macs"] / 2
+    distances = {name: entry["fidelity"]["value"] for name, entry in models.items()}
+    assert distances["dense"] < distances["recovered"] < distances["pruned"]

@@ -1,0 +1,162 @@
+"""Recovery: objectives, draws, averages and schedules, each alone."""
+
+import copy
+
+import pytest
+import torch
+from diffusers.models.embeddings import LabelEmbedding
+from torch import nn
+
+from models import dit, unet
+from secateur.data import ArrayDataset, load_data
+from secateur.errors import TrainingError
+from secateur.process import DiffusionProcess, FlowProcess, denoising_error
+from secateur.recovery import Ema, RecoveryConfig
+from secateur.recovery.conditioning import check_labels, disable_label_dropout, null_class, num_classes
+from secateur.recovery.config import learning_rate_at
+from secateur.recovery.draws import batch_indices, draw_step, seed_of, uniform_times
+from secateur.recovery.ema import warm_decay
+from secateur.recovery.objectives import build_objective
+
+
+@pytest.fixture(scope="module")
+def digits() -> ArrayDataset:
+    return load_data("digits")
+
+
+def test_denoising_is_the_mean_of_the_process_error(digits):
+    for process in (
+        DiffusionProcess(),
+        DiffusionProcess({"prediction_type": "v_prediction"}),
+        DiffusionProcess({"prediction_type": "sample"}),
+        FlowProcess(),
+        FlowProcess(convention="sit"),
+    ):
+        (draw,) = draw_step(digits, process, RecoveryConfig(batch_size=4), 0)
+        model = unet()
+        terms = build_objective("denoising", {}, None).terms(model, None, process, draw)
+        expected = denoising_error(model, process, draw.sample, draw.noise, draw.timesteps).mean()
+        assert torch.allclose(terms["denoising"], expected)
+
+
+def test_distillation_vanishes_for_equal_models_and_leaves_the_teacher_alone(digits):
+    process, student, teacher = FlowProcess(), unet(), unet()
+    (draw,) = draw_step(digits, process, RecoveryConfig(batch_size=4), 0)
+    objective = build_objective("distillation", {"distillation": 3.0}, teacher)
+    terms = objective.terms(student, teacher, process, draw)
+    assert terms["distillation"] == 0
+    terms["distillation"] = torch.tensor(2.0)
+    objective.loss(terms).backward()
+    assert torch.allclose(objective.loss(terms), terms["denoising"] + 6)
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert any(parameter.grad is not None for parameter in student.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "message"),
+    [
+        ("denoise", {}, "use denoising, distillation"),
+        ("denoising", {"kd": 1.0}, "no term kd"),
+        ("distillation", {}, "pass the dense model"),
+    ],
+)
+def test_objectives_that_cannot_be_built(name, weights, message):
+    with pytest.raises(TrainingError, match=message):
+        build_objective(name, weights, None)
+
+
+def test_every_epoch_visits_every_image_once():
+    row = torch.cat([batch_indices(0, step, 8, 10) for step in range(10)])  # 80 draws, 8 epochs
+    for epoch in row.view(8, 10):
+        assert sorted(epoch.tolist()) == list(range(10))
+    assert not torch.equal(row[:10], row[10:20])
+    assert len(batch_indices(0, 3, 64, 10)) == 64  # more than an epoch in one batch
+
+
+def test_draws_are_pure_and_shares_join_to_the_whole(digits):
+    process = FlowProcess()
+    config = RecoveryConfig(batch_size=8, horizontal_flip=True, label_dropout=0.5)
+    (whole,) = draw_step(digits, process, config, 7, null_class=10, labelled=True)
+    (again,) = draw_step(digits, process, config, 7, null_class=10, labelled=True)
+    assert torch.equal(whole.noise, again.noise)
+    assert 0 < (whole.class_labels == 10).sum() < 8
+    halves = RecoveryConfig(batch_size=8, horizontal_flip=True, label_dropout=0.5, accumulation=2)
+    shares = [draw_step(digits, process, halves, 7, 10, True, rank, 2) for rank in range(2)]
+    ordered = [shares[rank][micro] for micro in range(2) for rank in range(2)]
+    for name in ("sample", "noise", "timesteps", "class_labels"):
+        assert torch.equal(torch.cat([getattr(share, name) for share in ordered]), getattr(whole, name))
+    assert torch.equal(torch.cat([share.normal(2) for share in ordered]), whole.normal(2))
+    assert not torch.equal(whole.normal(1), whole.normal(2))
+    assert not torch.equal(whole.normal(1), whole.noise)
+
+
+def test_antithetic_times_come_in_pairs():
+    config = RecoveryConfig(batch_size=7, timestep_sampling="antithetic")
+    u = uniform_times(config, torch.Generator().manual_seed(0))
+    assert u.shape == (7,)
+    assert torch.allclose(u[0:6:2] + u[1:6:2], torch.ones(3))
+    t = DiffusionProcess().timesteps(u)
+    assert torch.equal(t[0:6:2] + t[1:6:2], torch.full((3,), 999))
+
+
+def test_seeds_differ_by_every_part_of_the_key():
+    assert len({seed_of(a, b, c) for a in range(3) for b in range(3) for c in range(3)}) == 27
+
+
+def test_warm_decay_follows_the_formula():
+    assert warm_decay(0.9999, 0) == 0
+    assert warm_decay(0.9999, 15) == 1 - 16**-0.75 == 0.875
+    assert warm_decay(0.9, 10**6) == 0.9
+
+
+def test_average_follows_weights_and_copies_buffers():
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    ema = Ema(model, decay=0.5)
+    before = copy.deepcopy(ema.model)
+    with torch.no_grad():
+        model[0].weight.add_(1)
+        model[1].running_mean.add_(3)
+    ema.update(model, step=100)
+    assert torch.allclose(ema.model[0].weight, before[0].weight + 0.5)
+    assert torch.equal(ema.model[1].running_mean, model[1].running_mean)
+    assert not ema.model.training
+    assert not any(parameter.requires_grad for parameter in ema.model.parameters())
+
+
+def test_learning_rate_schedules():
+    config = RecoveryConfig(steps=110, learning_rate=1.0, warmup_steps=10)
+    assert learning_rate_at(config, 0) == pytest.approx(0.1)
+    assert learning_rate_at(config, 60) == 1
+    linear = RecoveryConfig(steps=110, learning_rate=1.0, warmup_steps=10, lr_schedule="linear")
+    cosine = RecoveryConfig(steps=110, learning_rate=1.0, warmup_steps=10, lr_schedule="cosine")
+    assert learning_rate_at(linear, 35) == pytest.approx(0.75)
+    assert learning_rate_at(cosine, 60) == pytest.approx(0.5)
+    assert learning_rate_at(cosine, 10) == 1
+
+
+def test_labels_are_dropped_by_the_draw_and_not_in_the_blocks():
+    model = dit().train()
+    assert (null_class(model), num_classes(model)) == (10, 10)
+    disable_label_dropout(model)
+    embeddings = [module for module in model.modules() if isinstance(module, LabelEmbedding)]
+    assert len(embeddings) == 4
+    x, t, labels = torch.randn(16, 1, 8, 8), torch.arange(16), torch.zeros(16, dtype=torch.int64)
+    assert torch.equal(model(x, t, labels).sample, model(x, t, labels).sample)
+    assert all(module.embedding_table.num_embeddings == 11 for module in embeddings)
+
+
+def test_models_and_data_must_agree_about_labels(digits):
+    assert (null_class(unet()), num_classes(unet())) == (None, None)
+    assert num_classes(unet(num_class_embeds=3)) == 3
+    check_labels(unet(), digits)
+    check_labels(dit(), digits)
+    with pytest.raises(TrainingError, match="labels of 3 classes"):
+        check_labels(unet(num_class_embeds=3), digits)
+    unlabelled = ArrayDataset("none", (1, 8, 8), (), torch.zeros(4, 1, 8, 8), None)
+    with pytest.raises(TrainingError, match="labels of 10 classes"):
+        check_labels(dit(), unlabelled)
+
+
+def test_settings_below_one_are_refused():
+    with pytest.raises(TrainingError, match="accumulation is 0"):
+        RecoveryConfig(accumulation=0)

@@ -1,0 +1,239 @@
+"""Recovery as a whole: it learns, and interruptions, processes and micro-batches do not change what it learns."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from models import dit, unet
+from secateur.data import ArrayDataset, Batch
+from secateur.errors import TrainingError
+from secateur.process import DiffusionProcess, FlowProcess
+from secateur.recovery import RecoveryConfig, recover
+from secateur.recovery.checkpoints import newest_checkpoint
+
+CONFIG = RecoveryConfig(
+    steps=6, batch_size=4, learning_rate=1e-3, checkpoint_every=2, log_every=1, dropout=0.1, label_dropout=0.5
+)
+
+
+def images() -> ArrayDataset:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.rand(10, 1, 8, 8, generator=generator)
+    return ArrayDataset("noise", (1, 8, 8), ("a", "b"), pixels, torch.arange(10) % 2)
+
+
+@dataclass
+class Failing:
+    """The images, until batch number `at` is asked for."""
+
+    at: int
+    fail: type[BaseException] | signal.Signals
+    inner: ArrayDataset = field(default_factory=images)
+    asked: int = 0
+    name: str = "noise"
+    shape: tuple[int, int, int] = (1, 8, 8)
+    class_names: tuple[str, ...] = ("a", "b")
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def batch(self, indices: list[int]) -> Batch:
+        self.asked += 1
+        if self.asked == self.at:
+            if isinstance(self.fail, signal.Signals):
+                os.kill(os.getpid(), self.fail)
+            else:
+                raise self.fail
+        return self.inner.batch(indices)
+
+
+def log(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def assert_same(one: nn.Module, other: nn.Module) -> None:
+    for name, value in one.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    ("build", "process"),
+    [
+        (unet, DiffusionProcess()),
+        (unet, DiffusionProcess({"prediction_type": "v_prediction"})),
+        (unet, DiffusionProcess({"prediction_type": "sample"})),
+        (dit, FlowProcess()),
+        (dit, FlowProcess(convention="sit")),
+    ],
+)
+def test_learning_lowers_the_loss(build, process, tmp_path):
+    config = RecoveryConfig(steps=60, batch_size=8, learning_rate=3e-3, log_every=1)
+    ema = recover(build(), process, images(), config, tmp_path)
+    losses = [record["loss"] for record in log(tmp_path)]
+    assert len(losses) == 60
+    assert sum(losses[-15:]) < 0.8 * sum(losses[:15])
+    assert not ema.training
+
+
+@pytest.mark.parametrize("at", [1, 2, 4, 5])
+def test_a_run_that_failed_resumes_to_the_bit(at, tmp_path):
+    whole, process = dit(), FlowProcess()
+    expected = recover(whole, process, images(), CONFIG, tmp_path / "whole")
+    with pytest.raises(OSError, match=r"^$"):
+        recover(dit(), process, Failing(at, OSError), CONFIG, tmp_path / "cut")
+    resumed = dit()
+    actual = recover(resumed, process, images(), CONFIG, tmp_path / "cut")
+    assert_same(expected, actual)
+    assert_same(whole, resumed)
+    assert [record["step"] for record in log(tmp_path / "cut")] == [1, 2, 3, 4, 5, 6]
+    assert [r["loss"] for r in log(tmp_path / "cut")] == [r["loss"] for r in log(tmp_path / "whole")]
+
+
+def test_ctrl_c_finishes_the_step_and_keeps_it(tmp_path):
+    whole = recover(unet(), DiffusionProcess(), images(), CONFIG, tmp_path / "whole")
+    config = replace(CONFIG, checkpoint_every=100)  # settings of what is written may differ
+    with pytest.raises(KeyboardInterrupt):
+        recover(unet(), DiffusionProcess(), Failing(3, signal.SIGINT), config, tmp_path / "cut")
+    assert newest_checkpoint(tmp_path / "cut") is not None
+    assert len(log(tmp_path / "cut")) < 6
+    assert_same(whole, recover(unet(), DiffusionProcess(), images(), CONFIG, tmp_path / "cut"))
+
+
+def test_a_finished_run_is_read_back(tmp_path):
+    expected = recover(unet(), DiffusionProcess(), images(), CONFIG, tmp_path)
+    before = (tmp_path / "log.jsonl").read_text()
+    assert_same(expected, recover(unet(), DiffusionProcess(), images(), CONFIG, tmp_path))
+    assert (tmp_path / "log.jsonl").read_text() == before
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000006"]
+
+
+def test_global_generator_is_left_alone(tmp_path):
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    model = unet()
+    torch.manual_seed(3)
+    recover(model, DiffusionProcess(), images(), replace(CONFIG, steps=1), tmp_path)
+    assert torch.rand(1) == expected
+
+
+def test_two_micro_batches_equal_one(tmp_path):
+    config = replace(CONFIG, dropout=None, steps=3)
+    recover(dit(), FlowProcess(), images(), config, tmp_path / "1")
+    recover(dit(), FlowProcess(), images(), replace(config, accumulation=2), tmp_path / "2")
+    for one, two in zip(log(tmp_path / "1"), log(tmp_path / "2"), strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
+        assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-4)
+
+
+def test_mixed_precision_distillation_and_gradient_checkpointing(tmp_path):
+    student, teacher = dit(), dit()
+    student.enable_gradient_checkpointing()
+    config = replace(CONFIG, objective="distillation", mixed_precision="bf16", steps=2)
+    recover(student, FlowProcess(), images(), config, tmp_path, teacher)
+    assert all(parameter.dtype == torch.float32 for parameter in student.parameters())
+    assert {"denoising", "distillation", "lr", "grad_norm", "seconds"} <= log(tmp_path)[0].keys()
+    x, t, labels = torch.randn(2, 1, 8, 8), torch.tensor([1, 2]), torch.tensor([0, 1])
+    assert torch.equal(teacher(x, t, labels).sample, dit()(x, t, labels).sample)  # no autocast is left on it
+
+
+def test_gradient_checkpointing_changes_nothing(tmp_path):
+    plain = recover(dit(), FlowProcess(), images(), replace(CONFIG, steps=2), tmp_path / "plain")
+    model = dit()
+    model.enable_gradient_checkpointing()
+    assert_same(plain, recover(model, FlowProcess(), images(), replace(CONFIG, steps=2), tmp_path / "saving"))
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tmp_path):
+    model = unet()
+    recover(model, DiffusionProcess(), images(), CONFIG, tmp_path)
+    longer = tmp_path / "longer"
+    broken = images()
+    broken.images[:] = float("nan")
+    with pytest.raises(TrainingError, match=r"diverged at step 1 .*not yet written"):
+        recover(model, DiffusionProcess(), broken, CONFIG, longer)
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+def test_another_config_data_or_model_is_refused(tmp_path):
+    recover(unet(), DiffusionProcess(), images(), CONFIG, tmp_path)
+    with pytest.raises(TrainingError, match="seed 0 there, 1 here"):
+        recover(unet(), DiffusionProcess(), images(), replace(CONFIG, seed=1), tmp_path)
+    fewer = replace(images(), images=images().images[:5], labels=None)
+    with pytest.raises(TrainingError, match="5 images"):
+        recover(unet(), DiffusionProcess(), fewer, CONFIG, tmp_path)
+    with pytest.raises(TrainingError, match="does not fit this model"):
+        recover(dit(), DiffusionProcess(), images(), CONFIG, tmp_path)
+
+
+def test_batches_that_do_not_divide_are_refused(tmp_path):
+    with pytest.raises(TrainingError, match="use a multiple of 3"):
+        recover(unet(), DiffusionProcess(), images(), replace(CONFIG, accumulation=3), tmp_path)
+
+
+def test_out_of_memory_says_what_to_do(tmp_path):
+    class Large(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1))
+
+        def forward(self, *args: object, **kwargs: object) -> tuple[torch.Tensor]:
+            return (torch.empty(10**15) * self.weight,)
+
+    with pytest.raises(TrainingError, match="lower the batch size or raise the accumulation"):
+        recover(Large(), DiffusionProcess(), images(), CONFIG, tmp_path)
+
+
+# ------------------------------------------------------------------------------------------- other processes
+
+SCRIPT = """
+import sys
+import torch
+from test_recovery_trainer import CONFIG, dit, images, FlowProcess, recover, replace
+torch.set_num_threads(1)
+config = replace(CONFIG, steps=int(sys.argv[2]), dropout=None)
+recover(dit(), FlowProcess(), images(), config, sys.argv[1])
+"""
+
+
+def command(script: Path, *arguments: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
+    script.write_text(SCRIPT)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, *launcher, str(script), *arguments], env=environment)
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_to_the_bit(tmp_path):
+    assert command(tmp_path / "run.py", str(tmp_path / "whole"), "400").wait() == 0
+    for lines in (5, 120, 250):
+        run = command(tmp_path / "run.py", str(tmp_path / "cut"), "400")
+        text = tmp_path / "cut" / "log.jsonl"
+        while run.poll() is None and not (text.exists() and text.read_text().count("\n") > lines):
+            time.sleep(0.002)
+        run.kill()
+        run.wait()
+    assert len(log(tmp_path / "cut")) < 400
+    assert command(tmp_path / "run.py", str(tmp_path / "cut"), "400").wait() == 0
+    for name in ("model.safetensors", "ema.safetensors", "optimizer.safetensors"):
+        one, other = (newest_checkpoint(tmp_path / run) / name for run in ("whole", "cut"))
+        assert one.read_bytes() == other.read_bytes()
+    assert [record["step"] for record in log(tmp_path / "cut")] == list(range(1, 401))
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(tmp_path):
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    one = command(tmp_path / "run.py", str(tmp_path / "one"), "5")
+    assert one.wait() == 0
+    assert command(tmp_path / "run.py", str(tmp_path / "two"), "5", launcher=torchrun).wait() == 0
+    for single, joined in zip(log(tmp_path / "one"), log(tmp_path / "two"), strict=True):
+        assert single["loss"] == pytest.approx(joined["loss"], rel=1e-4)
+        assert single["grad_norm"] == pytest.approx(joined["grad_norm"], rel=1e-4)
