@@ -18,8 +18,9 @@ import torch
 from diffusers import DiTTransformer2DModel, UNet2DModel
 from torch import nn
 
-from secateur.evaluation import example_inputs, measure_latency
+from secateur.evaluation import measure_latency
 from secateur.files import write_json, write_text
+from secateur.inputs import example_inputs
 from secateur.schedules import CutConfig, no_scores, one_shot, parse_target
 from secateur.structure import describe, remove
 

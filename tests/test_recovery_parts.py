@@ -12,7 +12,8 @@ from secateur.data import ArrayDataset, load_data
 from secateur.errors import TrainingError
 from secateur.process import DiffusionProcess, FlowProcess, denoising_error
 from secateur.recovery import Ema, RecoveryConfig
-from secateur.recovery.conditioning import check_labels, disable_label_dropout, null_class, num_classes
+from secateur.inputs import class_count, null_class
+from secateur.recovery.conditioning import check_labels, disable_label_dropout
 from secateur.recovery.config import learning_rate_at
 from secateur.recovery.draws import batch_indices, draw_step, seed_of, uniform_times
 from secateur.recovery.ema import warm_decay
@@ -136,7 +137,7 @@ def test_learning_rate_schedules():
 
 def test_labels_are_dropped_by_the_draw_and_not_in_the_blocks():
     model = dit().train()
-    assert (null_class(model), num_classes(model)) == (10, 10)
+    assert (null_class(model), class_count(model)) == (10, 10)
     disable_label_dropout(model)
     embeddings = [module for module in model.modules() if isinstance(module, LabelEmbedding)]
     assert len(embeddings) == 4
@@ -146,8 +147,8 @@ def test_labels_are_dropped_by_the_draw_and_not_in_the_blocks():
 
 
 def test_models_and_data_must_agree_about_labels(digits):
-    assert (null_class(unet()), num_classes(unet())) == (None, None)
-    assert num_classes(unet(num_class_embeds=3)) == 3
+    assert (null_class(unet()), class_count(unet())) == (None, None)
+    assert class_count(unet(num_class_embeds=3)) == 3
     check_labels(unet(), digits)
     check_labels(dit(), digits)
     with pytest.raises(TrainingError, match="labels of 3 classes"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import platform
 import sys
 from collections.abc import Mapping
@@ -16,8 +17,8 @@ import tyro
 from ..checkpoint import Loaded, library_versions, load
 from ..data import ImageDataset, load_data
 from ..errors import ModelError, SecateurError
-from ..evaluation import input_shape
 from ..files import read_json, write_json
+from ..inputs import input_shape
 from ..structure import Structure, describe
 
 Model = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
@@ -66,6 +67,21 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def is_main_process() -> bool:
+    """Whether this process writes and prints; a launcher such as torchrun numbers them in RANK."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def one_process(command: str) -> None:
+    """Refuse to run `command` in several processes.
+
+    Raises:
+        SecateurError: a launcher started more than one.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise SecateurError(f"{command} runs in one process; prune first, then start finetune in several")
+
+
 def start_run(out: str | Path, config: Mapping[str, Any]) -> Path:
     """Make the run folder `out` with its `config.json`, or take up the run that the same settings began there.
 
@@ -73,6 +89,8 @@ def start_run(out: str | Path, config: Mapping[str, Any]) -> Path:
         SecateurError: the folder holds something else, or a run with other settings.
     """
     out = Path(out)
+    if not is_main_process():
+        return out
     described = plain(config)
     path = out / "config.json"
     if path.is_file():
@@ -109,5 +127,6 @@ def plain(value: Any) -> Any:
 
 
 def say(line: str) -> None:
-    """One line of output for the user."""
-    print(line, flush=True)
+    """Output for the user."""
+    if is_main_process():
+        print(line, flush=True)

@@ -12,7 +12,7 @@ from ..recipes import Recipe, recipe_named
 from ..recovery import RecoveryConfig
 from ..reporting import write_report
 from ..schedules import CutConfig, parse_target
-from .common import Model, ProcessName, open_data, open_model, say, start_run
+from .common import Model, ProcessName, one_process, open_data, open_model, say, start_run
 from .plan import check_plan, print_plan
 from .stages import cut_stage, evaluate_stage, rank_stage, recover_stage
 
@@ -64,6 +64,7 @@ def compress(
     Raises:
         SecateurError: bad input, an unreachable target, a run that cannot go on; always one clear line.
     """
+    one_process("compress")
     settings = _settings(recipe, criterion, objective, steps, seed, scoring, cut, recovery, evaluation)
     goal = parse_target(target)
     loaded, structure = open_model(model, process, device)

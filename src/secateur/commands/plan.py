@@ -9,7 +9,7 @@ import torch
 
 from ..checkpoint import Loaded
 from ..data import ImageDataset
-from ..evaluation import example_inputs
+from ..inputs import example_inputs
 from ..process import denoising_error
 from ..recipes import Recipe
 from ..recovery.conditioning import check_labels

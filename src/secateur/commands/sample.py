@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import SecateurError
-from ..evaluation import class_count, input_shape, null_class
 from ..files import atomic_file
+from ..inputs import class_count, input_shape, null_class
 from ..reporting import image_grid
 from ..sampling import generate_images
 from .common import Model, ProcessName, open_model, say

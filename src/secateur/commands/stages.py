@@ -14,13 +14,15 @@ from torch import Tensor, nn
 from ..checkpoint import Loaded, apply_cut, from_pretrained, note_step, save_pretrained
 from ..criteria import CriterionName, ScoringConfig, score
 from ..data import ImageDataset, calibration_batch
-from ..evaluation import EvaluationConfig, evaluate_models, example_inputs, measure_latency, write_evaluation
+from ..evaluation import EvaluationConfig, evaluate_models, measure_latency, write_evaluation
 from ..files import read_json, write_json
+from ..inputs import example_inputs
 from ..process import Process
 from ..recovery import RecoveryConfig, recover
 from ..reporting import write_cut, write_ranking
 from ..schedules import CutConfig, Target, one_shot
 from ..structure import Cut, Structure, remove
+from .common import is_main_process
 
 LATENCY_ROUNDS = 20
 
@@ -120,6 +122,8 @@ def recover_stage(
     folder = out / "model"
     if not folder.is_dir():
         recovered = recover(copy.deepcopy(pruned), loaded.process, dataset, config, out / "recovery", teacher)
+        if not is_main_process():
+            return recovered
         note_step(recovered, "recovery", dataclasses.asdict(config))
         save_pretrained(recovered, folder, loaded.scheduler_config)
     return from_pretrained(folder).to(next(loaded.model.parameters()).device)

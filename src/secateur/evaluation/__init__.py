@@ -15,7 +15,6 @@ from .efficiency import (
 from .evaluate import EvaluationConfig, evaluate_models
 from .features import FeatureNetwork, SmallFeatures, feature_network, load_small_features, metric_name
 from .fidelity import FeatureStatistics, Fidelity, frechet, frechet_distance, frechet_std
-from .inputs import class_count, example_inputs, input_shape, null_class
 from .write import evaluation_table, write_evaluation
 
 __all__ = [
@@ -26,24 +25,20 @@ __all__ = [
     "Fidelity",
     "Latency",
     "SmallFeatures",
-    "class_count",
     "count_macs",
     "count_parameters",
     "denoising_loss_per_timestep",
     "evaluate_models",
     "evaluation_table",
-    "example_inputs",
     "feature_network",
     "frechet",
     "frechet_distance",
     "frechet_std",
-    "input_shape",
     "load_small_features",
     "measure_efficiency",
     "measure_latency",
     "metric_name",
     "mse",
-    "null_class",
     "peak_activation_bytes",
     "psnr",
     "ssim",

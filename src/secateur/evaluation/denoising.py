@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ..data import Batch
+from ..inputs import device_of, inference
 from ..process import Process, denoising_error
-from .inputs import device_of, inference
 
 
 def denoising_loss_per_timestep(

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from .inputs import device_of, example_inputs, inference
+from ..inputs import device_of, example_inputs, inference
 
 WARMUP_ROUNDS = 3
 

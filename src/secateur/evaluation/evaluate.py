@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..data import Batch, ImageDataset, calibration_batch
 from ..errors import DataError, ModelError, SecateurError
+from ..inputs import class_count, device_of, input_shape, null_class
 from ..process import Process
 from ..sampling import generate_images
 from .consistency import mse, psnr, ssim
@@ -19,7 +20,6 @@ from .denoising import denoising_loss_per_timestep
 from .efficiency import Efficiency, measure_efficiency
 from .features import FeatureNetwork, feature_network, metric_name
 from .fidelity import FeatureStatistics, fidelity
-from .inputs import class_count, device_of, input_shape, null_class
 
 REAL_SHOWN = 64
 

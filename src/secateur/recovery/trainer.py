@@ -20,10 +20,11 @@ from torch import nn
 
 from ..data import ImageDataset
 from ..errors import TrainingError
+from ..inputs import class_count, null_class
 from ..process import Process
 from ..progress import progress
 from .checkpoints import TrainingState, newest_checkpoint, restore_checkpoint, save_checkpoint
-from .conditioning import check_labels, disable_label_dropout, null_class, num_classes
+from .conditioning import check_labels, disable_label_dropout
 from .config import RecoveryConfig, learning_rate_at
 from .draws import DROPOUT, Draw, draw_step, seed_of
 from .ema import Ema
@@ -121,7 +122,7 @@ class _Run:
         restore_checkpoint(folder, self.state, config, self.data)
 
     def _prepare_student(self, model: nn.Module) -> None:
-        self.null_class, self.labelled = null_class(model), num_classes(model) is not None
+        self.null_class, self.labelled = null_class(model), class_count(model) is not None
         disable_label_dropout(model)
         if self.config.dropout is not None:
             for module in model.modules():

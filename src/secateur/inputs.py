@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ModelError
+from .errors import ModelError
 
 
 def device_of(model: nn.Module) -> torch.device:
