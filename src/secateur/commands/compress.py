@@ -10,7 +10,7 @@ from ..criteria import CriterionName, ScoringConfig
 from ..evaluation import EvaluationConfig
 from ..recipes import Recipe, recipe_named
 from ..recovery import RecoveryConfig
-from ..reporting import write_report
+from ..reporting import read_run, summarize, write_report
 from ..schedules import CutConfig, parse_target
 from .common import Model, ProcessName, one_process, open_data, open_model, say, start_run
 from .plan import check_plan, print_plan
@@ -94,7 +94,9 @@ def compress(
     models = {"dense": loaded.model, "pruned": pruned, "recovered": recovered}
     evaluate_stage(run, models, loaded.process, dataset, settings.evaluation)
     page = write_report(run)
-    say(f"model   {run / 'model'}\nreport  {page}\nseconds {time.perf_counter() - begun:.0f}")
+    for sentence in summarize(read_run(run)).sentences:
+        say(sentence)
+    say(f"\nmodel    {run / 'model'}\nreport   {page}\nseconds  {time.perf_counter() - begun:.0f}")
     return run
 
 

@@ -26,10 +26,23 @@ REAL_SHOWN = 64
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """How much to measure. `features` names the network of the Fréchet distance; None takes the one that fits."""
+    """What to measure.
+
+    Attributes:
+        num_images: samples of each model, drawn from the same noise.
+        num_real_images: images of the data that the samples are compared with, at most.
+        num_inference_steps: sampler steps.
+        guidance_scale: classifier-free guidance; 1 is off.
+        batch_size: images at once; changes speed and memory only.
+        seed: of the first sample; sample i depends on seed + i only.
+        latency_rounds: timed rounds, in each of which every model runs once.
+        latency_batch_sizes: batch sizes to time.
+        compile: also time torch.compile.
+        features: network of the Fréchet distance, FID or a folder; None takes the one that fits.
+    """
 
     num_images: int = 1000
-    num_real_images: int = 50_000  # at most
+    num_real_images: int = 50_000
     num_inference_steps: int = 50
     guidance_scale: float = 1.0
     batch_size: int = 128

@@ -9,10 +9,30 @@ from ..errors import TrainingError
 
 @dataclass(frozen=True)
 class RecoveryConfig:
-    """How to train. `batch_size` counts images per optimizer step, over all processes and accumulation.
+    """How to train.
 
-    `weights` replaces weights of the objective's terms; `dropout` None leaves the model's own probability;
-    `clip` None leaves gradients unclipped.
+    Attributes:
+        steps: optimizer steps.
+        batch_size: images per optimizer step, over all processes and accumulation.
+        learning_rate: of AdamW, at its highest.
+        lr_schedule: after the warm-up, constant or down to zero at the last step.
+        warmup_steps: steps of linear warm-up.
+        weight_decay: decoupled weight decay.
+        betas: of AdamW.
+        clip: largest norm of the gradient; None leaves it.
+        ema_decay: largest decay of the moving average, which is what is saved; a warm-up makes it fit short runs.
+        accumulation: micro-batches per optimizer step.
+        mixed_precision: no, bf16 or fp16.
+        dropout: probability of every dropout layer; None leaves the model's own.
+        label_dropout: how often a class label is replaced by "no class", where the model has one.
+        horizontal_flip: mirror half of the images.
+        timestep_sampling: uniform, or antithetic in pairs.
+        objective: denoising or distillation.
+        weights: replaces weights of the objective's terms.
+        checkpoint_every: steps between checkpoints; the newest is kept.
+        log_every: steps between lines of log.jsonl.
+        report_to: accelerate's trackers, such as tensorboard or wandb; log.jsonl is always written.
+        seed: draws batches, timesteps, noise and dropout.
     """
 
     steps: int = 500

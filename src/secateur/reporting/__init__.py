@@ -4,6 +4,8 @@ from .files import write_cut, write_ranking
 from .grids import comparison_grid, image_grid
 from .html import write_report
 from .plots import plot_cut, plot_denoising, plot_ranking, plot_speed, plot_training, save_figure
+from .run import read_run
+from .summary import summarize
 from .tables import Table, block_table, cut_table, evaluation_table, ranking_table
 
 __all__ = [
@@ -19,7 +21,9 @@ __all__ = [
     "plot_speed",
     "plot_training",
     "ranking_table",
+    "read_run",
     "save_figure",
+    "summarize",
     "write_cut",
     "write_ranking",
     "write_report",
