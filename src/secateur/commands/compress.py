@@ -6,6 +6,7 @@ import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from ..checkpoint import save_pipeline
 from ..criteria import CriterionName, ScoringConfig
 from ..evaluation import EvaluationConfig
 from ..recipes import Recipe, recipe_named
@@ -27,7 +28,7 @@ def compress(
     criterion: CriterionName | None = None,
     objective: str | None = None,
     steps: int | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     scoring: ScoringConfig | None = None,
     cut: CutConfig | None = None,
     recovery: RecoveryConfig | None = None,
@@ -38,7 +39,8 @@ def compress(
 ) -> Path:
     """Prune a model to a target, recover what that cost, evaluate, and write a report.
 
-    Run the same command again to take up a run that was stopped. The result is the folder OUT/model.
+    Run the same command again to take up a run that was stopped. The result is the folder OUT/model, or
+    OUT/pipeline when a pipeline was given.
 
     Args:
         model: model folder, pipeline folder, hub id, or an embedded model (digits-unet, digits-sit).
@@ -49,7 +51,7 @@ def compress(
         criterion: which criterion ranks the units.
         objective: what recovery minimizes: denoising or distillation.
         steps: recovery steps.
-        seed: seeds calibration, recovery and evaluation.
+        seed: one seed for scoring, recovery and evaluation, instead of their own.
         scoring: options of the criterion.
         cut: which cuts are allowed.
         recovery: how to fine-tune.
@@ -83,16 +85,17 @@ def compress(
             "data": data,
             "recipe": recipe,
             "process": process,
-            "seed": seed,
             **asdict(settings),
         },
     )
     scores = rank_stage(run, loaded, structure, dataset, settings.criterion, settings.scoring)
-    details = {"criterion": settings.criterion, "scoring": asdict(settings.scoring), "seed": seed}
+    details = {"criterion": settings.criterion, "scoring": asdict(settings.scoring)}
     pruned = cut_stage(run, loaded, structure, goal, scores, settings.cut, details, model)
     recovered = recover_stage(run, pruned, loaded, dataset, settings.recovery, loaded.model)
     models = {"dense": loaded.model, "pruned": pruned, "recovered": recovered}
     evaluate_stage(run, models, loaded.process, dataset, settings.evaluation)
+    if loaded.pipeline is not None:
+        save_pipeline(loaded, recovered, run / "pipeline")
     page = write_report(run)
     for sentence in summarize(read_run(run)).sentences:
         say(sentence)
@@ -105,24 +108,24 @@ def _settings(
     criterion: CriterionName | None,
     objective: str | None,
     steps: int | None,
-    seed: int,
+    seed: int | None,
     scoring: ScoringConfig | None,
     cut: CutConfig | None,
     recovery: RecoveryConfig | None,
     evaluation: EvaluationConfig | None,
 ) -> Recipe:
-    """The recipe with what was given in the place of its parts, and one seed everywhere."""
+    """The recipe with what was given in the place of its parts."""
     base = recipe_named(recipe)
-    recovery = recovery or base.recovery
+    scoring, recovery, evaluation = scoring or base.scoring, recovery or base.recovery, evaluation or base.evaluation
     return Recipe(
         criterion=criterion or base.criterion,
-        scoring=replace(scoring or base.scoring, seed=seed),
+        scoring=replace(scoring, seed=scoring.seed if seed is None else seed),
         cut=cut or base.cut,
         recovery=replace(
             recovery,
             steps=recovery.steps if steps is None else steps,
             objective=objective or recovery.objective,
-            seed=seed,
+            seed=recovery.seed if seed is None else seed,
         ),
-        evaluation=replace(evaluation or base.evaluation, seed=seed),
+        evaluation=replace(evaluation, seed=evaluation.seed if seed is None else seed),
     )

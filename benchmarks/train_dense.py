@@ -1,0 +1,219 @@
+"""Train the dense models that tests, the quickstart and the benchmarks prune: from scratch, by seed, on a CPU.
+
+    python benchmarks/train_dense.py digits-unet digits-sit
+    python benchmarks/train_dense.py all --threads 1
+
+Interrupted runs go on where they stopped (`--runs` holds their checkpoints). The digits come with scikit-learn;
+Fashion-MNIST is read from `$SECATEUR_DATA/fashion_mnist_train.npz`, else from `../shared/data` beside the
+repository.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from diffusers import (
+    DDPMScheduler,
+    DiTTransformer2DModel,
+    FlowMatchEulerDiscreteScheduler,
+    UNet2DModel,
+)
+from torch import nn
+from torch.nn import functional as F
+
+from secateur.data import ImageDataset, load_data
+from secateur.errors import SecateurError
+from secateur.evaluation.features import SmallFeatures
+from secateur.files import atomic_folder, write_json
+from secateur.process import process_from_config
+from secateur.progress import progress
+from secateur.recovery import RecoveryConfig, recover
+
+ROOT = Path(__file__).resolve().parent.parent
+ASSETS = ROOT / "src" / "secateur" / "assets"
+MODELS = ROOT / "benchmarks" / "models"
+FASHION = "fashion_mnist_train.npz"
+
+
+def digits() -> ImageDataset:
+    return load_data("digits")
+
+
+def fashion() -> ImageDataset:
+    """Fashion-MNIST at 16x16; images of it stay out of the repository."""
+    path = Path(os.environ.get("SECATEUR_DATA", ROOT.parent / "shared" / "data")) / FASHION
+    if not path.is_file():
+        sys.exit(f"{path} is missing; put {FASHION} there or set SECATEUR_DATA to the folder that holds it")
+    return load_data(path, (1, 16, 16))
+
+
+def unet(sample_size: int, channels: tuple[int, ...], layers: int) -> UNet2DModel:
+    """A DDPM U-Net with attention in all levels but the outermost; few norm groups leave a fine pruning grain."""
+    inner = len(channels) - 1
+    return UNet2DModel(
+        sample_size=sample_size,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=channels,
+        layers_per_block=layers,
+        down_block_types=("DownBlock2D", *["AttnDownBlock2D"] * inner),
+        up_block_types=(*["AttnUpBlock2D"] * inner, "UpBlock2D"),
+        norm_num_groups=4,
+        attention_head_dim=16,
+    )
+
+
+def sit(sample_size: int) -> DiTTransformer2DModel:
+    """A class-conditional SiT of 12 blocks, initialized by adaLN-Zero (DiT, section 3.2)."""
+    model = DiTTransformer2DModel(
+        sample_size=sample_size,
+        in_channels=1,
+        patch_size=2,
+        num_layers=12,
+        num_attention_heads=4,
+        attention_head_dim=24,
+        num_embeds_ada_norm=10,
+    )
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+    for block in model.transformer_blocks:
+        for layer in (block.norm1.emb.timestep_embedder.linear_1, block.norm1.emb.timestep_embedder.linear_2):
+            nn.init.normal_(layer.weight, std=0.02)
+        nn.init.normal_(block.norm1.emb.class_embedder.embedding_table.weight, std=0.02)
+        nn.init.zeros_(block.norm1.linear.weight)
+    nn.init.zeros_(model.proj_out_1.weight)
+    nn.init.zeros_(model.proj_out_2.weight)
+    return model
+
+
+DIFFUSION = DDPMScheduler(num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2", clip_sample=True)
+FLOW = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000)
+CONFIG = RecoveryConfig(
+    batch_size=64, learning_rate=1e-3, lr_schedule="cosine", warmup_steps=200, checkpoint_every=500, log_every=50
+)
+
+
+@dataclass(frozen=True)
+class Dense:
+    """One dense model: how to build and train it, and where it goes."""
+
+    build: Callable[[], nn.Module]
+    scheduler: DDPMScheduler | FlowMatchEulerDiscreteScheduler
+    data: Callable[[], ImageDataset]
+    folder: Path
+    config: RecoveryConfig
+
+
+DENSE = {
+    "digits-unet": Dense(
+        lambda: unet(8, (32, 64), 2), DIFFUSION, digits, ASSETS / "digits-unet", replace(CONFIG, steps=6_000)
+    ),
+    "digits-sit": Dense(lambda: sit(8), FLOW, digits, ASSETS / "digits-sit", replace(CONFIG, steps=7_000)),
+    "fashion-unet": Dense(
+        lambda: unet(16, (32, 64, 96), 1),
+        DIFFUSION,
+        fashion,
+        MODELS / "fashion-unet",
+        replace(CONFIG, steps=2_500),
+    ),
+    "fashion-sit": Dense(lambda: sit(16), FLOW, fashion, MODELS / "fashion-sit", replace(CONFIG, steps=2_000)),
+}
+FEATURES = {
+    "digits-features": (digits, ASSETS / "digits-features", 3_000),
+    "fashion-features": (fashion, MODELS / "fashion-features", 4_000),
+}
+
+
+def train_dense(name: str, steps: int | None, runs: Path) -> Path:
+    """Train the model called `name` and write it as a diffusers folder with its scheduler and `training.json`."""
+    dense = DENSE[name]
+    config = replace(dense.config, steps=steps or dense.config.steps)
+    torch.manual_seed(config.seed)
+    process = process_from_config(dict(dense.scheduler.config))
+    model = recover(dense.build(), process, dense.data(), config, runs / f"{name}-{config.steps}")
+    lines = (runs / f"{name}-{config.steps}" / "log.jsonl").read_text().splitlines()
+    losses = [line["loss"] for line in map(json.loads, lines[-20:])]
+    with atomic_folder(dense.folder) as temporary:
+        model.save_pretrained(temporary)
+        dense.scheduler.save_config(temporary)
+        write_json(
+            temporary / "training.json",
+            {
+                "steps": config.steps,
+                "seconds": json.loads(lines[-1])["seconds"],
+                "threads": torch.get_num_threads(),
+                "final_loss": sum(losses) / len(losses),
+                "config": asdict(config),
+            },
+        )
+    return dense.folder
+
+
+def train_features(name: str, steps: int | None) -> Path:
+    """Train a `SmallFeatures` classifier on shifted, noisy images and save it."""
+    data, folder, default_steps = FEATURES[name]
+    dataset, steps = data(), steps or default_steps
+    torch.manual_seed(0)
+    network = SmallFeatures(dataset.shape[0], len(dataset.class_names))
+    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=1e-2, fused=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    begun, right = time.perf_counter(), 0.0
+    with progress(name, steps) as advance:
+        for _ in range(steps):
+            batch = dataset.batch(torch.randint(len(dataset), (128,)).tolist())
+            logits = network.logits(augment(batch.sample))
+            optimizer.zero_grad()
+            F.cross_entropy(logits, batch.class_labels, label_smoothing=0.05).backward()
+            optimizer.step()
+            schedule.step()
+            right = 0.99 * right + 0.01 * (logits.argmax(1) == batch.class_labels).float().mean().item()
+            advance(1, f"accuracy {right:.3f}")
+    network.save(folder)
+    seconds = round(time.perf_counter() - begun, 1)
+    write_json(folder / "training.json", {"steps": steps, "seconds": seconds, "train_accuracy": round(right, 4)})
+    return folder
+
+
+def augment(images_BCHW: torch.Tensor) -> torch.Tensor:
+    """Each image shifted by at most one pixel, under noise of its own strength up to 0.3."""
+    padded = F.pad(images_BCHW, (1, 1, 1, 1), value=-1.0)
+    height, width = images_BCHW.shape[2:]
+    shifts = torch.randint(0, 3, (len(images_BCHW), 2)).tolist()
+    shifted = torch.stack(
+        [image[:, y : y + height, x : x + width] for image, (y, x) in zip(padded, shifts, strict=True)]
+    )
+    return shifted + 0.3 * torch.rand(len(shifted), 1, 1, 1) * torch.randn_like(shifted)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("names", nargs="+", choices=[*DENSE, "features", "all"])
+    parser.add_argument("--steps", type=int, help="optimizer steps, instead of each model's own")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="CPU threads; more stall when other work shares the cores"
+    )
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "dense", help="checkpoints and logs")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    order = ["digits-unet", "digits-sit", "features", "fashion-unet", "fashion-sit"]
+    try:
+        for name in order if "all" in arguments.names else arguments.names:
+            if name in DENSE:
+                print(train_dense(name, arguments.steps, arguments.runs))
+            else:
+                for network in FEATURES:
+                    print(train_features(network, arguments.steps))
+    except SecateurError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()
