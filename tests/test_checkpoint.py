@@ -159,3 +159,24 @@ def test_unknown_places_and_architectures(tmp_path):
     (tmp_path / "other" / "scheduler_config.json").write_text(json.dumps(DDPM))
     with pytest.raises(ModelError, match="UNet2DModel"):
         load(tmp_path / "other")
+
+
+def test_push_to_hub_uploads_what_save_pretrained_writes(monkeypatch):
+    seen = {}
+
+    class Hub:
+        def __init__(self, token):
+            seen["token"] = token
+
+        def create_repo(self, repo_id, private, exist_ok):
+            seen["repo"] = (repo_id, private, exist_ok)
+
+        def upload_folder(self, repo_id, folder_path, commit_message):
+            seen["files"] = {path.name for path in folder_path.iterdir()}
+            return "the commit"
+
+    monkeypatch.setattr("secateur.checkpoint.HfApi", Hub)
+    model = apply_cut(unet(), half(unet()))
+    assert secateur.push_to_hub(model, "someone/model", private=True, token="secret") == "the commit"
+    assert seen["repo"] == ("someone/model", True, True)
+    assert seen["files"] == {"config.json", WEIGHTS, MANIFEST}

@@ -18,7 +18,6 @@ from secateur.evaluation import (
     SmallFeatures,
     denoising_loss_per_timestep,
     evaluate_models,
-    evaluation_table,
     write_evaluation,
 )
 from secateur.process import DiffusionProcess, FlowProcess
@@ -152,12 +151,6 @@ def test_evaluation_of_class_conditional_models(tmp_path: Path, features: str) -
     text = (tmp_path / "out" / "evaluation.json").read_text()
     assert json.loads(text, parse_constant=pytest.fail) == result
     assert torch.equal(load_file(tmp_path / "out" / "samples.safetensors")["small"], images["small"])
-    table = (tmp_path / "out" / "evaluation.md").read_text()
-    rows = [line for line in table.splitlines() if line.startswith("|")]
-    assert len({line.count("|") for line in rows}) == 1
-    assert [line.split("|")[1].strip() for line in rows[2:]] == ["dense", "twin", "small"]
-    assert "FD[tiny]" in rows[0]
-    assert "small: FD[tiny] rests on fewer images than its 64 features" in table
 
 
 def test_unconditional_model_that_diverged(features: str) -> None:
@@ -170,7 +163,6 @@ def test_unconditional_model_that_diverged(features: str) -> None:
     assert (entry["consistency"], entry["fidelity"], entry["denoising_loss"]["mean"]) == (None, None, None)
     assert entry["notes"] == ["some samples are not finite, so they are not compared"]
     json.dumps(result, allow_nan=False)
-    assert "- b: some samples" in evaluation_table(result)
 
 
 def test_missing_features_are_a_note_unless_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,9 +10,9 @@ from torch import nn
 from models import dit, unet
 from secateur.data import ArrayDataset, load_data
 from secateur.errors import TrainingError
+from secateur.inputs import class_count, null_class
 from secateur.process import DiffusionProcess, FlowProcess, denoising_error
 from secateur.recovery import Ema, RecoveryConfig
-from secateur.inputs import class_count, null_class
 from secateur.recovery.conditioning import check_labels, disable_label_dropout
 from secateur.recovery.config import learning_rate_at
 from secateur.recovery.draws import batch_indices, draw_step, seed_of, uniform_times

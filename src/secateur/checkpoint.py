@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -131,8 +132,6 @@ def save_pipeline(loaded: Loaded, model: nn.Module, folder: str | Path) -> Path:
 
 def push_to_hub(model: nn.Module, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
     """Upload `model` as `save_pretrained` writes it, and return the address of the commit."""
-    import tempfile
-
     with tempfile.TemporaryDirectory() as scratch:
         folder = save_pretrained(model, Path(scratch) / "model")
         api = HfApi(token=token)

@@ -103,7 +103,7 @@ def start_run(out: str | Path, config: Mapping[str, Any]) -> Path:
         return out
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise SecateurError(f"{out} exists and is no run of secateur; choose another --out")
-    device = f"{platform.machine()}, {torch.get_num_threads()} threads"
+    device = f"{platform.machine()}, {torch.get_num_threads()} thread(s)"
     if torch.accelerator.is_available():
         device = f"{torch.accelerator.current_accelerator()}, {device}"
     about = {

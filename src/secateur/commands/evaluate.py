@@ -40,6 +40,7 @@ def evaluate(
     places = {"model": model, "reference": reference, "data": data, "process": process}
     run = start_run(out, {"command": "evaluate", **places, "evaluation": settings})
     evaluate_stage(run, models, loaded.process, dataset, settings)
-    say((run / "evaluation" / "evaluation.md").read_text())
-    say(f"report  {write_report(run)}")
+    page = write_report(run)
+    say((run / "tables" / "evaluation.md").read_text())
+    say(f"report  {page}")
     return run

@@ -15,7 +15,7 @@ from .efficiency import (
 from .evaluate import EvaluationConfig, evaluate_models
 from .features import FeatureNetwork, SmallFeatures, feature_network, load_small_features, metric_name
 from .fidelity import FeatureStatistics, Fidelity, frechet, frechet_distance, frechet_std
-from .write import evaluation_table, write_evaluation
+from .write import write_evaluation
 
 __all__ = [
     "Efficiency",
@@ -29,7 +29,6 @@ __all__ = [
     "count_parameters",
     "denoising_loss_per_timestep",
     "evaluate_models",
-    "evaluation_table",
     "feature_network",
     "frechet",
     "frechet_distance",

@@ -70,7 +70,7 @@ def read_evaluation(found: Mapping[str, Any]) -> Evaluation:
         if not value.get("full_rank", True)
     ]
     environment = found.get("environment", {})
-    threads = f", {environment['threads']} threads" if "threads" in environment else ""
+    threads = f", {environment['threads']} thread(s)" if "threads" in environment else ""
     return Evaluation(
         models=tuple(_model(name, entries[name]) for name in names),
         reference=reference,

@@ -1,0 +1,47 @@
+"""Samples of the dense models beside real images, as docs/images/dense-*.png.
+
+python benchmarks/dense_samples.py
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import train_dense
+from secateur import load
+from secateur.files import atomic_file
+from secateur.inputs import class_count, input_shape, null_class
+from secateur.reporting import comparison_grid
+from secateur.sampling import generate_images
+
+IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
+COLUMNS, STEPS = 20, 50
+# Redistributed images are scikit-learn's digits only; Fashion-MNIST stays out of the repository.
+GROUPS = {"digits": (("digits-unet", "digits-sit"), True), "fashion": (("fashion-unet", "fashion-sit"), False)}
+
+
+def main() -> None:
+    for group, (names, with_real) in GROUPS.items():
+        rows = {}
+        for name in names:
+            dense = train_dense.DENSE[name]
+            loaded = load(dense.folder)
+            classes = class_count(loaded.model)
+            labels = None if classes is None else [i % classes for i in range(COLUMNS)]
+            rows[name] = generate_images(
+                loaded.model,
+                loaded.process,
+                range(COLUMNS),
+                input_shape(loaded.model),
+                labels,
+                num_inference_steps=STEPS,
+                null_class=null_class(loaded.model),
+            )
+        if with_real:
+            rows["real images"] = train_dense.digits().batch(range(COLUMNS)).sample
+        with atomic_file(IMAGES / f"dense-{group}.png") as temporary:
+            comparison_grid(rows).save(temporary, "PNG")
+
+
+if __name__ == "__main__":
+    main()
