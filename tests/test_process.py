@@ -1,0 +1,122 @@
+"""Processes against their formulas, and the deterministic sampler."""
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler
+
+from models import dit, unet
+from secateur.errors import ModelError
+from secateur.process import DiffusionProcess, FlowProcess, denoising_error, predict, process_from_config
+from secateur.sampling import generate, generate_images, initial_noise
+
+X0 = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+NOISE = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+
+
+def alphas(timesteps):
+    """sqrt(alpha_bar) and sqrt(1 - alpha_bar) of the linear schedule, from its definition."""
+    bar = torch.cumprod(1 - torch.linspace(1e-4, 2e-2, 1000, dtype=torch.float64), 0)[timesteps]
+    return (value.sqrt().float().reshape(-1, 1, 1, 1) for value in (bar, 1 - bar))
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+def test_diffusion_noises_and_targets_by_its_formulas(prediction_type):
+    process = DiffusionProcess({"prediction_type": prediction_type})
+    timesteps = torch.tensor([0, 500, 999])
+    alpha, sigma = alphas(timesteps)
+    torch.testing.assert_close(
+        process.add_noise(X0, NOISE, timesteps), alpha * X0 + sigma * NOISE, rtol=1e-5, atol=1e-5
+    )
+    expected = {"epsilon": NOISE, "sample": X0, "v_prediction": alpha * NOISE - sigma * X0}[prediction_type]
+    torch.testing.assert_close(process.target(X0, NOISE, timesteps), expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(process.timesteps(torch.tensor([0.0, 0.4567, 0.9999])), torch.tensor([0, 456, 999]))
+
+
+def test_flow_conventions_describe_one_process():
+    u = torch.tensor([0.0, 0.25, 1.0])
+    ours, sits = FlowProcess(), FlowProcess(convention="sit")
+    torch.testing.assert_close(ours.timesteps(u), 1000 * u)
+    torch.testing.assert_close(sits.timesteps(u), 1 - u)
+    noisy = ours.add_noise(X0, NOISE, ours.timesteps(u))
+    torch.testing.assert_close(noisy, sits.add_noise(X0, NOISE, sits.timesteps(u)))
+    torch.testing.assert_close(noisy[0], X0[0])
+    torch.testing.assert_close(noisy[2], NOISE[2])
+    torch.testing.assert_close(ours.target(X0, NOISE, u), NOISE - X0)
+    torch.testing.assert_close(sits.target(X0, NOISE, u), X0 - NOISE)
+
+
+class Exact(torch.nn.Module):
+    """The velocity field that leads every noise straight to `X0`, in either convention."""
+
+    def __init__(self, convention):
+        super().__init__()
+        self.convention = convention
+
+    def forward(self, x, timestep, return_dict=False):
+        sigma = timestep / 1000 if self.convention == "diffusers" else 1 - timestep
+        velocity = (x - X0) / sigma.reshape(-1, 1, 1, 1)  # x = (1 - sigma) x0 + sigma noise
+        return (velocity if self.convention == "diffusers" else -velocity,)
+
+
+@pytest.mark.parametrize("convention", ["diffusers", "sit"])
+def test_the_flow_sampler_follows_an_exact_velocity_to_the_data(convention):
+    process = FlowProcess(convention=convention)
+    found = generate(Exact(convention), process, NOISE, num_inference_steps=7)
+    torch.testing.assert_close(found, X0.clamp(-1, 1), rtol=1e-4, atol=1e-4)
+
+
+def test_the_diffusion_sampler_is_ddim():
+    model, process = unet(), DiffusionProcess()
+    noise = initial_noise(range(2), (1, 8, 8))
+    scheduler = DDIMScheduler.from_config(DDPMScheduler().config)
+    scheduler.set_timesteps(5)
+    sample = noise
+    with torch.no_grad():
+        for timestep in scheduler.timesteps:
+            sample = scheduler.step(model(sample, timestep).sample, timestep, sample).prev_sample
+    torch.testing.assert_close(generate(model, process, noise, num_inference_steps=5), sample.clamp(-1, 1))
+
+
+def test_images_depend_on_their_seed_and_not_on_the_batch():
+    model, process = dit(), FlowProcess()
+    arguments = (model, process, range(5, 12), (1, 8, 8), [0, 1, 2, 3, 4, 5, 6])
+    together = generate_images(*arguments, num_inference_steps=3, batch_size=7)
+    apart = generate_images(*arguments, num_inference_steps=3, batch_size=2)
+    torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-5)
+    assert torch.equal(initial_noise([7], (1, 8, 8))[0], initial_noise([5, 6, 7], (1, 8, 8))[2])
+
+
+def test_guidance_extrapolates_from_the_null_class():
+    model, process = dit(), FlowProcess()
+    noise, labels = initial_noise(range(2), (1, 8, 8)), torch.tensor([1, 2])
+    one_step = {"num_inference_steps": 1, "null_class": 10}
+    timestep = torch.full((2,), 1000.0)
+    with torch.no_grad():
+        conditional, null = (predict(model, noise, timestep, label) for label in (labels, torch.full((2,), 10)))
+    expected = noise - (null + 3 * (conditional - null))
+    found = generate(model, process, noise, labels, guidance_scale=3.0, **one_step)
+    torch.testing.assert_close(found, expected.clamp(-1, 1), rtol=1e-4, atol=1e-4)
+
+
+def test_a_learned_variance_is_dropped():
+    model = dit(out_channels=2)
+    noise = initial_noise(range(2), (1, 8, 8))
+    found = predict(model, noise, torch.ones(2), torch.tensor([0, 1]))
+    full = model(noise, torch.ones(2), torch.tensor([0, 1])).sample
+    assert torch.equal(found, full[:, :1])
+
+
+def test_the_error_is_the_mean_over_pixels_of_each_sample():
+    process = FlowProcess()
+    errors = denoising_error(Exact("diffusers"), process, X0, NOISE, torch.tensor([100.0, 500.0, 900.0]))
+    torch.testing.assert_close(errors, torch.zeros(3), rtol=0, atol=1e-6)
+    assert denoising_error(Exact("diffusers"), process, X0 + 1, NOISE, torch.tensor([500.0] * 3)).shape == (3,)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"_class_name": "KarrasVeScheduler"}, {"_class_name": "DDPMScheduler", "prediction_type": "dreams"}],
+)
+def test_unknown_processes_are_refused(config):
+    with pytest.raises(ModelError):
+        process_from_config(config)
