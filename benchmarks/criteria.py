@@ -19,7 +19,7 @@ from secateur.recipes import quickstart
 
 ROOT = Path(__file__).resolve().parent
 CRITERIA = ("random", "magnitude", "taylor", "diff-pruning")
-NUM_IMAGES = 2000
+NUM_IMAGES = 1000
 
 
 def run(model: str, target: str, criterion: str, seed: int, steps: int, folder: Path) -> dict[str, dict[str, float]]:

@@ -66,7 +66,7 @@ DOWN_UP = {
 
 
 @st.composite
-def unets(draw: st.DrawFn) -> UNet2DModel:
+def unets(draw: st.DrawFn, **fixed: object) -> UNet2DModel:
     """Random `UNet2DModel` configurations: norm groups that straddle skips, head sizes, block types, embeddings."""
     groups = draw(st.sampled_from([1, 2, 4]))
     depth = draw(st.integers(1, 3))
@@ -75,25 +75,34 @@ def unets(draw: st.DrawFn) -> UNet2DModel:
     if head_dim is not None and any(width % head_dim for width in channels):
         head_dim = None
     down = tuple(draw(st.sampled_from(sorted(DOWN_UP))) for _ in range(depth))
-    embedding = draw(st.sampled_from([{}, {"num_class_embeds": 3}, {"class_embed_type": "timestep"}]))
-    return unet(
-        in_channels=draw(st.sampled_from([1, 3])),
-        out_channels=draw(st.sampled_from([1, 3])),
-        block_out_channels=channels,
-        down_block_types=down,
-        up_block_types=tuple(DOWN_UP[name] for name in reversed(down)),
-        norm_num_groups=groups,
-        attention_head_dim=head_dim,
-        layers_per_block=draw(st.integers(1, 2)),
-        downsample_padding=draw(st.sampled_from([0, 1])),
-        downsample_type=draw(st.sampled_from(["conv", "resnet"])),
-        upsample_type=draw(st.sampled_from(["conv", "resnet"])),
-        resnet_time_scale_shift=draw(st.sampled_from(["default", "scale_shift"])),
-        time_embedding_type=draw(st.sampled_from(["positional", "fourier"])),
-        mid_block_scale_factor=draw(st.sampled_from([1, 1.5])),
-        add_attention=draw(st.booleans()),
-        **embedding,
-    )
+    embedding = draw(st.sampled_from([{}, {"num_class_embeds": 3}]))
+    if not fixed:
+        embedding = draw(
+            st.sampled_from([embedding, {"class_embed_type": "timestep", "time_embedding_type": "fourier"}])
+        )
+    up = tuple(draw(st.sampled_from(sorted(DOWN_UP.values()))) for _ in range(depth))
+    drawn = {
+        "in_channels": draw(st.sampled_from([1, 3])),
+        "out_channels": draw(st.sampled_from([1, 3])),
+        "block_out_channels": channels,
+        "down_block_types": down,
+        "up_block_types": up,
+        "mid_block_type": draw(st.sampled_from(["UNetMidBlock2D", "UNetMidBlock2D", None])),
+        "norm_num_groups": groups,
+        "attn_norm_num_groups": draw(st.sampled_from([None, groups])),
+        "attention_head_dim": head_dim,
+        "layers_per_block": draw(st.integers(1, 2)),
+        "downsample_padding": draw(st.sampled_from([0, 1])),
+        "downsample_type": draw(st.sampled_from(["conv", "resnet"])),
+        "upsample_type": draw(st.sampled_from(["conv", "resnet"])),
+        "resnet_time_scale_shift": draw(st.sampled_from(["default", "scale_shift"])),
+        "time_embedding_type": draw(st.sampled_from(["positional", "fourier", "learned"])),
+        "time_embedding_dim": draw(st.sampled_from([None, 12])),
+        "num_train_timesteps": 1000,
+        "mid_block_scale_factor": draw(st.sampled_from([1, 1.5])),
+        "add_attention": draw(st.booleans()),
+    }
+    return unet(**(drawn | embedding | fixed))
 
 
 @st.composite

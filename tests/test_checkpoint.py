@@ -14,6 +14,7 @@ import secateur
 from models import cuts, dit, dits, output, unet, unets
 from secateur.checkpoint import MANIFEST, WEIGHTS, apply_cut, from_pretrained, load, manifest_of, save_pretrained
 from secateur.errors import ModelError
+from secateur.process import predict
 from secateur.structure import Cut, describe
 
 DDPM = dict(DDPMScheduler().config) | {"_class_name": "DDPMScheduler"}
@@ -180,3 +181,44 @@ def test_push_to_hub_uploads_what_save_pretrained_writes(monkeypatch):
     assert secateur.push_to_hub(model, "someone/model", private=True, token="secret") == "the commit"
     assert seen["repo"] == ("someone/model", True, True)
     assert seen["files"] == {"config.json", WEIGHTS, MANIFEST}
+
+
+def test_a_model_loads_without_its_scheduler(tmp_path):
+    model = apply_cut(unet(), half(unet()))
+    save_pretrained(model, tmp_path / "model")
+    assert torch.equal(output(from_pretrained(tmp_path / "model")), output(model))
+
+
+def test_saving_into_a_folder_leaves_other_files_and_no_stale_manifest(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "README.md").write_text("mine")
+    save_pretrained(apply_cut(unet(), half(unet())), tmp_path / "model", DDPM)
+    save_pretrained(unet(), tmp_path / "model", DDPM)
+    assert (tmp_path / "model" / "README.md").read_text() == "mine"
+    assert not (tmp_path / "model" / MANIFEST).exists()
+    assert torch.equal(output(from_pretrained(tmp_path / "model")), output(unet()))
+
+
+def test_a_pipeline_saved_by_diffusers_keeps_the_manifest(tmp_path):
+    pruned = apply_cut(unet(), half(unet()))
+    DDPMPipeline(pruned, DDPMScheduler()).save_pretrained(tmp_path / "pipeline")
+    found = secateur.load_pipeline(tmp_path / "pipeline").unet
+    assert torch.equal(output(found), output(pruned))
+    assert manifest_of(found) == manifest_of(pruned)
+
+
+@pytest.mark.parametrize("make", [unet, dit])
+@pytest.mark.parametrize("pruned", [False, True])
+def test_half_precision_comes_back_bit_for_bit(tmp_path, make, pruned):
+    model = make()
+    if pruned:
+        apply_cut(model, half(model))
+    model.to(torch.bfloat16)
+    save_pretrained(model, tmp_path / "model")
+    loaded = from_pretrained(tmp_path / "model")
+    assert loaded.dtype == torch.bfloat16
+    noise = torch.randn(2, 1, 8, 8)
+    labels = None if make is unet else torch.tensor([1, 2])
+    first, second = (predict(each, noise, torch.tensor([3, 4]), labels) for each in (model, loaded))
+    assert first.dtype == torch.float32
+    assert torch.equal(first, second)

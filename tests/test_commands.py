@@ -97,7 +97,10 @@ def test_the_same_seed_gives_the_same_run(models, tmp_path):
     )
 
 
-@pytest.mark.parametrize("stage", ["score", "one_shot", "recover", "evaluate_models"])
+STAGES = ["score", "write_ranking", "one_shot", "write_cut", "recover", "evaluate_models", "write_evaluation"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
 def test_a_run_that_dies_in_any_stage_goes_on_to_the_same_result(models, tmp_path, monkeypatch, stage):
     compress(models / "unet", tmp_path / "whole")
 
@@ -237,6 +240,12 @@ BAD = {
     "no device": ["prune", "UNET", "--target", "60%", "--data", "digits", "--out", "OUT", "--device", "abacus"],
     "bad class": ["sample", "SIT", "--out", "OUT.png", "--class-label", "77"],
     "no run": ["report", "UNET/.."],
+    "no blocks wanted": ["prune", "UNET", "--target", "blocks=99", "--data", "digits", "--out", "OUT"],
+    "round to 0": ["prune", "UNET", "--target", "60%", "--data", "digits", "--out", "OUT", "--cut.round-to", "0"],
+    "no images": ["rank", "UNET", "--data", "digits", "--out", "OUT", "--scoring.num-images", "0"],
+    "threshold": ["rank", "UNET", "--data", "digits", "--out", "OUT", "--scoring.threshold", "5"],
+    "too many steps": ["sample", "UNET", "--out", "OUT.png", "--num-inference-steps", "2000"],
+    "no guidance": ["sample", "UNET", "--out", "OUT.png", "--guidance-scale", "5"],
     "zero steps": ["finetune", "UNET", "--data", "digits", "--out", "OUT", "--steps", "0"],
 }
 
@@ -272,13 +281,22 @@ def test_other_settings_in_a_run_folder_are_refused(models, tmp_path):
 
 
 def test_a_full_disk_is_one_line_and_keeps_what_was_there(models, tmp_path, monkeypatch, capsys):
+    arguments = ["rank", str(models / "unet"), "--data", "digits", "--out", str(tmp_path / "run"), *RANKED]
+    main(arguments)
+    before = (tmp_path / "run" / "ranking.json").read_text()
+    (tmp_path / "run" / "tables" / "ranking.md").unlink()
+
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pathlib.Path.write_text", full)
-    with pytest.raises(SystemExit):
-        main(["prune", str(models / "unet"), "--target", "60%", "--data", "digits", "--out", str(tmp_path / "run")])
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.write_text", full)
+        with pytest.raises(SystemExit):
+            main(arguments)
     assert "No space left" in capsys.readouterr().err
+    assert (tmp_path / "run" / "ranking.json").read_text() == before
+    main(arguments)
+    assert (tmp_path / "run" / "tables" / "ranking.md").is_file()
 
 
 @pytest.mark.slow

@@ -5,9 +5,12 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from diffusers import DiTTransformer2DModel
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import nn
 
-from models import dit, unet
+from models import dit, dits, inputs_for, unet, unets
 from secateur.criteria import CRITERIA, ScoringConfig, score, unit_scores
 from secateur.criteria.diff_pruning import (
     calibration_timesteps,
@@ -95,8 +98,11 @@ def test_threshold_zero_uses_every_timestep_and_one_only_the_rise():
     noise = torch.randn(batch.sample.shape, generator=torch.Generator().manual_seed(0))
     timesteps = calibration_timesteps(process, 8)
     assert len(timestep_losses(model, process, batch, noise, timesteps, 0.0, 16)) == 8
-    losses = timestep_losses(model, process, batch, noise, timesteps, 1.0, 16)
-    assert used_timesteps(losses, 1.0) == len(losses) - 1 or len(losses) == 8
+    whole = timestep_losses(model, process, batch, noise, timesteps, 0.0, 16)
+    for threshold in (0.5, 0.9, 1.0):
+        stopped = timestep_losses(model, process, batch, noise, timesteps, threshold, 4)
+        used = used_timesteps(whole, threshold)
+        assert stopped == pytest.approx(whole[: used + 1])
     ranking = score(model, process, batch, describe(model), "taylor", FEW)
     assert ranking.curve.used == 8
 
@@ -107,9 +113,7 @@ def test_calibration_timesteps_are_all_of_them_by_default():
     assert torch.equal(calibration_timesteps(FlowProcess(), 2), torch.tensor([250.0, 750.0]))
 
 
-@pytest.mark.parametrize(
-    ("model", "process"), [(unet(), DiffusionProcess()), (dit(), FlowProcess())], ids=["unet", "dit"]
-)
+@pytest.mark.parametrize(("model", "process"), BOTH, ids=["unet", "dit"])
 def test_batched_timesteps_equal_one_at_a_time(model, process):
     model = copy.deepcopy(model).double()
     batch = batch_of(model, dtype=torch.float64)
@@ -127,10 +131,22 @@ def test_batched_timesteps_equal_one_at_a_time(model, process):
         torch.testing.assert_close(split[name], gradient, rtol=1e-10, atol=1e-10)
 
 
+@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+@pytest.mark.parametrize("models", [unets(in_channels=1, out_channels=1), dits()], ids=["unet", "dit"])
+def test_any_architecture_can_be_scored_frozen_or_not(models, data):
+    model = data.draw(models).requires_grad_(data.draw(st.booleans()))
+    flags = [parameter.requires_grad for parameter in model.parameters()]
+    process = FlowProcess() if isinstance(model, DiTTransformer2DModel) else DiffusionProcess()
+    batch = Batch(batch_of(model).sample, inputs_for(model, 4).get("class_labels"))
+    scores = score(model, process, batch, describe(model), "diff-pruning", FEW).scores
+    assert all(values.isfinite().all() for values in scores.values())
+    assert max(values.max() for values in scores.values()) > 0
+    assert flags == [parameter.requires_grad for parameter in model.parameters()]
+
+
 @pytest.mark.parametrize("criterion", sorted(CRITERIA))
-@pytest.mark.parametrize(
-    ("model", "process"), [(unet(), DiffusionProcess()), (dit(), FlowProcess())], ids=["unet", "dit"]
-)
+@pytest.mark.parametrize(("model", "process"), BOTH, ids=["unet", "dit"])
 def test_every_criterion_scores_every_unit_and_block_the_same_each_time(model, process, criterion):
     structure, batch = describe(model), batch_of(model)
     first = score(model, process, batch, structure, criterion, FEW).scores
@@ -147,15 +163,30 @@ def test_every_criterion_scores_every_unit_and_block_the_same_each_time(model, p
 
 
 def test_scaling_the_loss_leaves_the_ranking():
-    """The loss is the mean over outputs; a scaled importance keeps the order of every dim."""
-    model, process = unet(), DiffusionProcess()
+    """Outputs and target both times 4 scale the loss, so every score, by 16, and no order changes."""
+
+    class Louder(DiffusionProcess):
+        def target(self, sample, noise, timesteps):
+            return 4 * super().target(sample, noise, timesteps)
+
+    class Loud(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, *arguments, **options):
+            return (4 * self.model(*arguments, **options)[0],)
+
+    model = unet()
     structure, batch = describe(model), batch_of(model)
     noise = torch.randn(batch.sample.shape, generator=torch.Generator().manual_seed(0))
-    importance = taylor_importance(model, process, batch, noise, calibration_timesteps(process, 4), FEW)
-    plain = unit_scores(structure, importance)
-    scaled = unit_scores(structure, {name: 7 * value for name, value in importance.items()})
+    timesteps = calibration_timesteps(DiffusionProcess(), 4)
+    plain = taylor_importance(model, DiffusionProcess(), batch, noise, timesteps, FEW)
+    loud = taylor_importance(Loud(model), Louder(), batch, noise, timesteps, FEW)
+    scores = unit_scores(structure, plain)
+    scaled = unit_scores(structure, {name: loud[f"model.{name}"] for name in plain})
     for name in structure.dims:
-        assert torch.equal(plain[name].argsort(), scaled[name].argsort())
+        torch.testing.assert_close(scaled[name], 16 * scores[name], rtol=1e-4, atol=1e-7)
 
 
 def test_permuting_channels_permutes_their_scores():

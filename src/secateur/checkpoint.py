@@ -7,6 +7,7 @@ memory, replays the cuts on shapes, and loads the weights strictly. Nothing is e
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -14,23 +15,24 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from accelerate import init_empty_weights
 from diffusers import DiffusionPipeline
 from huggingface_hub import HfApi, snapshot_download
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from .errors import ModelError, SecateurError
+from .errors import ModelError, SecateurError, first_line
 from .files import atomic_folder, read_json, write_json
 from .process import Process, process_from_config
-from .structure import Cut, describe, remove, supported_architectures
+from .structure import Cut, architecture_named, describe, remove, supported_architectures
 
 MANIFEST = "pruning.json"
+MANIFEST_KEY = "secateur_pruning"  # of the config, so that a pipeline's own save_pretrained keeps the manifest
 FORMAT_VERSION = 1
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+WEIGHTS_INDEX = f"{WEIGHTS}.index.json"
 SCHEDULER = "scheduler_config.json"
 COMPONENTS = ("unet", "transformer")
 LATENT_COMPONENTS = ("vae", "vqvae")
@@ -52,6 +54,13 @@ class Manifest:
             "versions": library_versions(),
         }
 
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> Manifest:
+        """Raise `ValueError` if `value` was written by another version of the format."""
+        if (version := value.get("format_version")) != FORMAT_VERSION:
+            raise ValueError(f"its manifest has format version {version}; this secateur reads {FORMAT_VERSION}")
+        return Manifest(value["base"], tuple(value["steps"]))
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -71,7 +80,8 @@ def library_versions() -> dict[str, str]:
 
 def manifest_of(model: nn.Module) -> Manifest | None:
     """The manifest of a model that `apply_cut` pruned or `from_pretrained` loaded; None for a dense model."""
-    return getattr(model, "pruning_manifest", None)
+    config: Mapping[str, Any] = getattr(model, "config", {})
+    return Manifest.from_json(config[MANIFEST_KEY]) if MANIFEST_KEY in config else None
 
 
 def apply_cut(model: nn.Module, cut: Cut, details: Mapping[str, Any] | None = None, base_id: str = "") -> nn.Module:
@@ -89,9 +99,7 @@ def apply_cut(model: nn.Module, cut: Cut, details: Mapping[str, Any] | None = No
         **(details or {}),
     }
     remove(model, structure, cut)
-    if type(model).__name__ == "DiTTransformer2DModel":
-        # Keeps a depth-pruned transformer loadable by plain diffusers.
-        model.register_to_config(num_layers=len(model.transformer_blocks))  # type: ignore[operator, arg-type]
+    _follow_depth(model)
     _attach(model, replace(manifest, steps=(*manifest.steps, step)))
     return model
 
@@ -104,36 +112,51 @@ def note_step(model: nn.Module, kind: str, details: Mapping[str, Any]) -> None:
 
 
 def save_pretrained(model: nn.Module, folder: str | Path, scheduler_config: Mapping[str, Any] | None = None) -> Path:
-    """Write `model` to `folder`, whole or not at all: safetensors and JSON only."""
-    manifest = manifest_of(model)
+    """Write `model` to `folder`: safetensors and JSON only. Other files that are there stay.
+
+    Raises:
+        SecateurError: the disk is full, or the folder cannot be written.
+    """
+    folder, manifest = Path(folder), manifest_of(model)
     with atomic_folder(folder) as temporary:
         model.save_pretrained(temporary, safe_serialization=True)  # type: ignore[operator]
         if manifest is not None:
             write_json(temporary / MANIFEST, manifest.to_json())
         if scheduler_config:
             write_json(temporary / SCHEDULER, dict(scheduler_config))
-    return Path(folder)
+        written = {path.name for path in temporary.iterdir()}
+    for name in {MANIFEST, WEIGHTS, WEIGHTS_INDEX} - written:
+        (folder / name).unlink(missing_ok=True)  # of a model that was saved here before
+    return folder
 
 
 def save_pipeline(loaded: Loaded, model: nn.Module, folder: str | Path) -> Path:
     """Write a copy of the pipeline folder that `loaded` came from with `model` in place of its component."""
     assert loaded.pipeline is not None
     assert loaded.component is not None
+    replaced = {loaded.component, "config.json", WEIGHTS, WEIGHTS_INDEX, MANIFEST}  # some keep it at the root
+
+    def left_out(parent: str, names: list[str]) -> set[str]:
+        at_root = Path(parent) == loaded.pipeline
+        return {name for name in names if name.startswith(".") or (at_root and name in replaced)}
+
     with atomic_folder(folder) as temporary:
-        shutil.copytree(
-            loaded.pipeline,
-            temporary,
-            dirs_exist_ok=True,
-            ignore=lambda parent, names: [name for name in names if name.startswith(".") or name == loaded.component],
-        )
+        shutil.copytree(loaded.pipeline, temporary, dirs_exist_ok=True, ignore=left_out)
         save_pretrained(model, temporary / loaded.component)
     return Path(folder)
 
 
-def push_to_hub(model: nn.Module, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
+def push_to_hub(
+    model: nn.Module,
+    repo_id: str,
+    scheduler_config: Mapping[str, Any] | None = None,
+    *,
+    private: bool = False,
+    token: str | None = None,
+) -> str:
     """Upload `model` as `save_pretrained` writes it, and return the address of the commit."""
     with tempfile.TemporaryDirectory() as scratch:
-        folder = save_pretrained(model, Path(scratch) / "model")
+        folder = save_pretrained(model, Path(scratch) / "model", scheduler_config)
         api = HfApi(token=token)
         api.create_repo(repo_id, private=private, exist_ok=True)
         return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Pruned with secateur"))
@@ -145,7 +168,7 @@ def from_pretrained(path_or_id: str | Path, *, torch_dtype: torch.dtype | None =
     Raises:
         ModelError: nothing is there, the folder is damaged, or its architecture has no declared structure.
     """
-    model = load(path_or_id).model
+    model = _load_model(_locate(path_or_id)[0], str(path_or_id))
     return model if torch_dtype is None else model.to(torch_dtype)
 
 
@@ -159,11 +182,55 @@ def load(path_or_id: str | Path, *, process_config: Mapping[str, Any] | None = N
     Raises:
         ModelError: as `from_pretrained`; also when no scheduler config is found or it is not supported.
     """
-    folder = _local_folder(path_or_id)
+    folder, pipeline, component = _locate(path_or_id)
+    places = [folder, folder.parent / "scheduler"] if pipeline is None else [pipeline / "scheduler", pipeline]
+    scheduler = dict(process_config or _scheduler_config(places))
+    process = process_from_config(scheduler)
+    return Loaded(_load_model(folder, str(path_or_id)), process, scheduler, pipeline, component)
+
+
+def load_pipeline(path: str | Path) -> DiffusionPipeline:
+    """A pipeline folder that holds a pruned component, as a diffusers pipeline ready to call.
+
+    Raises:
+        ModelError: as `from_pretrained`, or the folder is no pipeline.
+    """
+    folder, pipeline, component = _locate(path)
+    if pipeline is None:
+        raise ModelError(f"{path} is a model folder, not a pipeline: it has no model_index.json")
+    model = _load_model(folder, str(path))
+    try:
+        return DiffusionPipeline.from_pretrained(
+            pipeline, use_safetensors=True, trust_remote_code=False, **{str(component): model}
+        )
+    except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError) as error:
+        raise ModelError(f"{path} cannot be loaded: {first_line(error)}") from error
+
+
+def _locate(path_or_id: str | Path) -> tuple[Path, Path | None, str | None]:
+    """The model's folder, and the pipeline's folder and the component's name if it is part of one."""
+    folder, text = Path(path_or_id), str(path_or_id)
+    if folder.is_dir():
+        return _component(folder)
+    if text.count("/") != 1 or folder.is_absolute() or text.startswith("."):
+        raise ModelError(f"{path_or_id} is neither a folder nor a hub id such as google/ddpm-cifar10-32")
+    try:
+        # The small files first: they say which weights are wanted, and whether the model is supported.
+        model, pipeline, component = _component(Path(snapshot_download(text, allow_patterns=["*.json"])))
+        wanted = "*.safetensors" if pipeline in (None, model) else f"{component}/*.safetensors"
+        return _component(Path(snapshot_download(text, allow_patterns=["*.json", wanted])))
+    except SecateurError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"{path_or_id} is no local folder, and the hub did not give it: {first_line(error)}"
+        ) from error
+
+
+def _component(folder: Path) -> tuple[Path, Path | None, str | None]:
     index = folder / "model_index.json"
     if not index.is_file():
-        scheduler = dict(process_config or _scheduler_config([folder, folder.parent / "scheduler"]))
-        return Loaded(_load_model(folder, str(path_or_id)), process_from_config(scheduler), scheduler)
+        return folder, None, None
     listed = _read(index)
     component = next((name for name in COMPONENTS if name in listed), None)
     if component is None:
@@ -171,33 +238,8 @@ def load(path_or_id: str | Path, *, process_config: Mapping[str, Any] | None = N
     latent = [name for name in LATENT_COMPONENTS if name in listed]
     if latent:
         raise ModelError(f"{folder} works on the latents of a {latent[0]}; only pixel-space pipelines are supported")
-    scheduler = dict(process_config or _scheduler_config([folder / "scheduler", folder]))
     # Some hub folders keep their only component at the root.
-    model_folder = folder / component if (folder / component).is_dir() else folder
-    model = _load_model(model_folder, str(path_or_id))
-    return Loaded(model, process_from_config(scheduler), scheduler, folder, component)
-
-
-def load_pipeline(path: str | Path) -> DiffusionPipeline:
-    """A pipeline folder that holds a pruned component, as a diffusers pipeline ready to call."""
-    loaded = load(path)
-    if loaded.pipeline is None:
-        raise ModelError(f"{path} is a model folder, not a pipeline: it has no model_index.json")
-    return DiffusionPipeline.from_pretrained(loaded.pipeline, **{str(loaded.component): loaded.model})
-
-
-def _local_folder(path_or_id: str | Path) -> Path:
-    folder = Path(path_or_id)
-    if folder.is_dir():
-        return folder
-    text = str(path_or_id)
-    if text.count("/") != 1 or folder.is_absolute() or text.startswith("."):
-        raise ModelError(f"{path_or_id} is neither a folder nor a hub id such as google/ddpm-cifar10-32")
-    try:
-        return Path(snapshot_download(text, allow_patterns=["*.json", "*.safetensors"]))
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(f"{path_or_id} is no local folder, and the hub did not give it: {reason}") from error
+    return (folder / component if (folder / component).is_dir() else folder), folder, component
 
 
 def _scheduler_config(folders: list[Path]) -> dict[str, Any]:
@@ -220,61 +262,77 @@ def _read(path: Path) -> dict[str, Any]:
 def _load_model(folder: Path, base_id: str) -> nn.Module:
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} holds no config.json: it is not a diffusers model or pipeline folder")
-    pruned = (folder / MANIFEST).is_file()
-    base = _read(folder / MANIFEST).get("base") if pruned else None
-    name = base.get("class") if isinstance(base, dict) else _read(folder / "config.json").get("_class_name")
+    config = _read(folder / "config.json")
+    described = _read(folder / MANIFEST) if (folder / MANIFEST).is_file() else config.get(MANIFEST_KEY)
+    base = described.get("base") if isinstance(described, dict) else None
+    name = base.get("class") if isinstance(base, dict) else config.get("_class_name")
     if name not in supported_architectures():
         raise ModelError(
             f"{folder} holds a {name}, which is not supported; supported: {', '.join(supported_architectures())}"
         )
     try:
-        model = _load_pruned(folder, name) if pruned else _load_dense(folder, name)
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        IndexError,
-        SafetensorError,
-    ) as error:
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
-        raise ModelError(f"{folder} cannot be loaded: {reason}") from error
-    return model.eval()
+        architecture = architecture_named(name)
+        if described is None:
+            return _load_dense(folder, architecture).eval()
+        return _load_pruned(folder, architecture, Manifest.from_json(described)).eval()
+    except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, SafetensorError) as error:
+        lines = (str(error).strip() or repr(error)).splitlines()
+        # torch names what does not fit in the second line.
+        raise ModelError(f"{folder} cannot be loaded: {' '.join(line.strip() for line in lines[:2])}") from error
 
 
-def _load_dense(folder: Path, name: str) -> nn.Module:
-    model, report = getattr(diffusers, name).from_pretrained(
-        folder, use_safetensors=True, local_files_only=True, output_loading_info=True, low_cpu_mem_usage=False
+def _load_dense(folder: Path, architecture: type[Any]) -> nn.Module:
+    dtype = _saved_dtype(folder)
+    model, report = architecture.from_pretrained(
+        folder,
+        use_safetensors=True,
+        local_files_only=True,
+        output_loading_info=True,
+        low_cpu_mem_usage=False,
+        torch_dtype=dtype,
     )
     missing = [*report["missing_keys"], *report["mismatched_keys"]]
     if missing:
         raise ValueError(f"its weights lack {len(missing)} tensors, the first {missing[0]}")
-    return model
+    return model if dtype is None else model.to(dtype)  # buffers that are not saved
 
 
-def _load_pruned(folder: Path, name: str) -> nn.Module:
-    value = _read(folder / MANIFEST)
-    if value.get("format_version") != FORMAT_VERSION:
-        raise ValueError(
-            f"{MANIFEST} has format version {value.get('format_version')}; this secateur reads {FORMAT_VERSION}"
-        )
+def _load_pruned(folder: Path, architecture: type[Any], manifest: Manifest) -> nn.Module:
     with init_empty_weights(include_buffers=False):
-        model = getattr(diffusers, name).from_config(value["base"]["config"])
-    for step in value["steps"]:
+        model = architecture.from_config(dict(manifest.base["config"]))
+    for step in manifest.steps:
         if step["kind"] == "cut":
             kept = {dim: tuple(entry["kept"]) for dim, entry in step["dims"].items()}
             remove(model, describe(model), Cut(kept, tuple(step["removed_blocks"])))
-    if name == "DiTTransformer2DModel":
-        model.register_to_config(num_layers=len(model.transformer_blocks))
-    model.load_state_dict(_read_weights(folder), strict=True, assign=True)
-    _attach(model, Manifest(value["base"], tuple(value["steps"])))
+    _follow_depth(model)
+    weights = _read_weights(folder)
+    model.load_state_dict(weights, strict=True, assign=True)
+    dtypes = {tensor.dtype for tensor in weights.values()}
+    if len(dtypes) == 1:
+        model.to(dtypes.pop())  # buffers that are not saved
+    _attach(model, manifest)
     return model
 
 
+def _saved_dtype(folder: Path) -> torch.dtype | None:
+    """The dtype that all weights in one file share; None where they do not, or are spread over files."""
+    if not (folder / WEIGHTS).is_file():
+        return None
+    with safe_open(folder / WEIGHTS, "pt") as weights:
+        dtypes = {weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118
+    names = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    return names.get(dtypes.pop()) if len(dtypes) == 1 else None
+
+
+def _follow_depth(model: nn.Module) -> None:
+    """Write the depth of a transformer into its config, so that plain diffusers loads a depth-pruned one."""
+    blocks = getattr(model, "transformer_blocks", None)
+    if blocks is not None:
+        model.register_to_config(num_layers=len(blocks))  # type: ignore[operator]
+
+
 def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    index = folder / f"{WEIGHTS}.index.json"
+    index = folder / WEIGHTS_INDEX
     if not index.is_file():
         return _aligned(load_file(folder / WEIGHTS))
     names = sorted(set(_read(index)["weight_map"].values()))
@@ -292,9 +350,10 @@ def _aligned(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _attach(model: nn.Module, manifest: Manifest) -> None:
-    model.pruning_manifest = manifest  # type: ignore[assignment]
+    model.register_to_config(**{MANIFEST_KEY: manifest.to_json()})  # type: ignore[operator]
 
 
 def _plain_config(model: nn.Module) -> dict[str, Any]:
     config: Mapping[str, Any] = model.config  # type: ignore[assignment]
-    return {key: value for key, value in config.items() if not key.startswith("_")}
+    kept = {key: value for key, value in config.items() if not key.startswith("_") and key != MANIFEST_KEY}
+    return json.loads(json.dumps(kept))  # as a manifest that was read back has it

@@ -15,7 +15,7 @@ from diffusers.utils import logging as diffusers_logging
 
 from . import commands
 from .criteria import ScoringConfig
-from .errors import SecateurError
+from .errors import SecateurError, first_line
 from .evaluation import EvaluationConfig
 from .recipes import recipe_named
 from .recovery import RecoveryConfig
@@ -30,21 +30,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exit with 0, or with 1 and one line that says what was wrong."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     diffusers_logging.set_verbosity_error()
-    warnings.simplefilter("ignore")
     try:
-        tyro.extras.subcommand_cli_from_dict(
-            _commands(arguments),
-            prog="secateur",
-            description=DESCRIPTION,
-            args=arguments,
-            config=(tyro.conf.AvoidSubcommands,),
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            _run(arguments)
     except SecateurError as error:
         _fail(str(error))
     except KeyboardInterrupt:
         _fail("stopped; what was written stays, and the same command takes it up again", status=130)
     except (torch.OutOfMemoryError, MemoryError) as error:
-        _fail(f"out of memory: lower the batch sizes ({str(error).splitlines()[0]})")
+        _fail(f"out of memory: lower the batch sizes ({first_line(error)})")
     except RuntimeError as error:
         if "not enough memory" not in str(error) and "can't allocate memory" not in str(error):
             raise
@@ -54,6 +49,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(1)
     except OSError as error:
         _fail(f"{error.filename or 'input or output'}: {error.strerror or error}")
+
+
+def _run(arguments: Sequence[str]) -> None:
+    tyro.extras.subcommand_cli_from_dict(
+        _commands(arguments),
+        prog="secateur",
+        description=DESCRIPTION,
+        args=arguments,
+        config=(tyro.conf.AvoidSubcommands,),
+    )
 
 
 def _commands(arguments: Sequence[str]) -> dict[str, Callable[..., Any]]:

@@ -19,3 +19,14 @@ class TargetError(SecateurError):
 
 class TrainingError(SecateurError):
     """A run that cannot go on: a loss that is not finite, a checkpoint that does not fit."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its name if it says nothing."""
+    return (str(error).strip() or repr(error)).splitlines()[0]
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise `SecateurError(message)` unless `condition` holds."""
+    if not condition:
+        raise SecateurError(message)

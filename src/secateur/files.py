@@ -3,13 +3,15 @@
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .errors import SecateurError
+from .errors import SecateurError, first_line
+
+_UMASK = os.umask(0)
+os.umask(_UMASK)
 
 
 @contextmanager
@@ -20,9 +22,9 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         SecateurError: the disk is full, or the folder cannot be written; `path` is as it was before.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         _open_to_others(temporary)
         os.replace(temporary, path)
@@ -34,24 +36,27 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; it takes the place of `path` when the block succeeds.
+    """Yield a temporary folder beside `path`; it becomes `path` when the block succeeds.
+
+    Where `path` is there already, each file takes the place of its namesake and the other files stay.
 
     Raises:
         SecateurError: as `atomic_file`.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-    _open_to_others(temporary)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        temporary.mkdir(parents=True)
         yield temporary
         for written in temporary.rglob("*"):
             _open_to_others(written)
-        retired = temporary.with_suffix(".old")
-        if path.exists():
-            os.replace(path, retired)
-        os.replace(temporary, path)
-        shutil.rmtree(retired, ignore_errors=True)
+        if not path.exists():
+            os.replace(temporary, path)
+            return
+        for written in sorted(file for file in temporary.rglob("*") if file.is_file()):
+            place = path / written.relative_to(temporary)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(written, place)
     except OSError as error:
         raise SecateurError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
@@ -59,10 +64,8 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
 
 def _open_to_others(path: Path) -> None:
-    """Give `path` the rights that the umask allows; temporary folders and safetensors files are born private."""
-    umask = os.umask(0)
-    os.umask(umask)
-    path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
+    """Give `path` the rights that the umask allows; safetensors files are born private."""
+    path.chmod((0o777 if path.is_dir() else 0o666) & ~_UMASK)
 
 
 def write_text(path: str | Path, text: str) -> Path:
@@ -87,5 +90,5 @@ def read_json(path: str | Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SecateurError(f"{path} does not exist") from None
-    except (OSError, ValueError) as error:
-        raise SecateurError(f"{path} is not readable JSON: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise SecateurError(f"{path} is not readable JSON: {first_line(error)}") from error

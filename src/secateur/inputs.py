@@ -33,8 +33,14 @@ def input_shape(model: nn.Module) -> tuple[int, int, int]:
 
 
 def class_count(model: nn.Module) -> int | None:
-    """Number of classes of a class-conditional model; None for an unconditional one."""
+    """Number of classes of a class-conditional model; None for an unconditional one.
+
+    Raises:
+        ModelError: labels that are not class indices.
+    """
     config: Any = model.config
+    if (kind := config.get("class_embed_type")) is not None:
+        raise ModelError(f"{type(model).__name__} takes labels by class_embed_type={kind!r}, which is not supported")
     return config.get("num_class_embeds") or config.get("num_embeds_ada_norm")
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+import torch
 from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
-from .errors import ModelError
+from .errors import ModelError, first_line
 
 
 class Process(Protocol):
@@ -58,10 +59,9 @@ class DiffusionProcess:
     config: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        try:
-            object.__setattr__(self, "_scheduler", DDPMScheduler.from_config(self.config))
-        except (NotImplementedError, TypeError, ValueError, RuntimeError) as error:
-            raise ModelError(f"the scheduler config cannot be used: {error}") from error
+        object.__setattr__(self, "_scheduler", DDPMScheduler.from_config(self.config))
+        if self.num_train_timesteps < 1:
+            raise ModelError(f"the scheduler config has {self.num_train_timesteps} training timesteps")
         if self.prediction_type not in ("epsilon", "sample", "v_prediction"):
             raise ModelError(
                 f"prediction type {self.prediction_type!r} is unknown; use epsilon, sample or v_prediction"
@@ -110,6 +110,12 @@ class FlowProcess:
     config: dict[str, Any] = field(default_factory=dict)
     convention: Literal["diffusers", "sit"] = "diffusers"
 
+    def __post_init__(self) -> None:
+        if self.convention not in ("diffusers", "sit"):
+            raise ModelError(f"flow convention {self.convention!r} is unknown; use diffusers or sit")
+        if self.num_train_timesteps < 1:
+            raise ModelError(f"the scheduler config has {self.num_train_timesteps} training timesteps")
+
     @property
     def num_train_timesteps(self) -> int:
         return int(self.config.get("num_train_timesteps", 1000))
@@ -129,7 +135,10 @@ class FlowProcess:
         return noise - sample if self.convention == "diffusers" else sample - noise
 
     def scheduler(self) -> FlowMatchEulerDiscreteScheduler:
-        return FlowMatchEulerDiscreteScheduler.from_config(self.config)
+        # Shifts that depend on the image size and stochastic steps are choices of a sampler, not of the process.
+        return FlowMatchEulerDiscreteScheduler.from_config(
+            self.config, use_dynamic_shifting=False, stochastic_sampling=False
+        )
 
     def sampler_to_model(self, timestep: Tensor) -> Tensor:
         return timestep if self.convention == "diffusers" else 1 - timestep / self.num_train_timesteps
@@ -146,21 +155,42 @@ def process_from_config(config: dict[str, Any]) -> Process:
     Raises:
         ModelError: the scheduler belongs to neither family.
     """
-    name = config.get("_class_name", "DDPMScheduler")
-    if name.startswith("FlowMatch"):
-        return FlowProcess(config, config.get("secateur_flow_convention", "diffusers"))
-    if "beta_schedule" in config or "beta_start" in config or name in ("DDPMScheduler", "DDIMScheduler"):
-        return DiffusionProcess(config)
+    name = str(config.get("_class_name", "DDPMScheduler"))
+    try:
+        if name.startswith("FlowMatch"):
+            return _tried(FlowProcess(config, config.get("secateur_flow_convention", "diffusers")))
+        if "beta_schedule" in config or "beta_start" in config or name in ("DDPMScheduler", "DDIMScheduler"):
+            return _tried(DiffusionProcess(config))
+    except (NotImplementedError, TypeError, ValueError, RuntimeError, IndexError) as error:
+        raise ModelError(f"the scheduler config cannot be used: {first_line(error)}") from error
     raise ModelError(
         f"scheduler {name} is not supported; use one with a beta schedule (DDPM, DDIM ...) or a FlowMatch one"
     )
 
 
+def _tried(process: Process) -> Process:
+    """The process, after one use of everything that its config decides."""
+    sample, timesteps = torch.zeros(2, 1), process.timesteps(torch.tensor([0.0, 0.99]))
+    process.target(sample, process.add_noise(sample, sample, timesteps), timesteps)
+    process.scheduler().set_timesteps(1)
+    return process
+
+
 def predict(model: nn.Module, x_BCHW: Tensor, timesteps_B: Tensor, class_labels_B: Tensor | None = None) -> Tensor:
-    """The network's prediction (B, C, H, W) at (x_t, t); the half that learns the variance is dropped."""
+    """The network's prediction (B, C, H, W) at (x_t, t), in the dtype of x_t, whatever the network's own is.
+
+    The half that learns the variance is dropped.
+
+    Raises:
+        ModelError: a network that does not predict as many channels as it takes, or twice as many.
+    """
     conditions = {} if class_labels_B is None else {"class_labels": class_labels_B}
-    output = model(x_BCHW, timesteps_B, return_dict=False, **conditions)[0]
-    return output[:, : x_BCHW.shape[1]]
+    channels = x_BCHW.shape[1]
+    weights = next(model.parameters(), x_BCHW)
+    output = model(x_BCHW.to(weights.dtype), timesteps_B, return_dict=False, **conditions)[0]
+    if output.shape[1] not in (channels, 2 * channels):
+        raise ModelError(f"the model takes {channels} channels and predicts {output.shape[1]}; this is not supported")
+    return output[:, :channels].to(x_BCHW.dtype)
 
 
 def denoising_error(
@@ -174,5 +204,4 @@ def denoising_error(
     """Mean squared error of each sample's prediction, (B,): L_simple (DDPM, eq. 14) or its flow counterpart."""
     x_t = process.add_noise(x0_BCHW, noise_BCHW, timesteps_B)
     target = process.target(x0_BCHW, noise_BCHW, timesteps_B)
-    prediction = predict(model, x_t, timesteps_B, class_labels_B).to(target.dtype)
-    return (prediction - target).square().flatten(1).mean(1)
+    return (predict(model, x_t, timesteps_B, class_labels_B) - target).square().flatten(1).mean(1)

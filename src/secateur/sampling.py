@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from .errors import SecateurError, require
+from .inputs import device_of, inference
 from .process import Process, predict
 from .progress import progress
 
@@ -29,14 +31,22 @@ def generate(
 
     With `guidance_scale` other than 1, classifier-free guidance (Ho & Salimans 2022, eq. 6) pushes away from the
     prediction at label `null_class`.
+
+    Raises:
+        SecateurError: more steps than the process has, or guidance without class labels to guide by.
     """
+    most = process.num_train_timesteps
+    require(1 <= num_inference_steps <= most, f"num_inference_steps is {num_inference_steps}; give 1 to {most}")
+    guided = guidance_scale != 1.0
+    if guided and (class_labels_B is None or null_class is None):
+        raise SecateurError("the model has no null class to guide away from; use guidance_scale 1")
     scheduler = process.scheduler()
     scheduler.set_timesteps(num_inference_steps, device=noise_BCHW.device)
     sample = noise_BCHW
     for timestep in scheduler.timesteps:
         t_B = process.sampler_to_model(timestep).expand(len(sample)).to(sample.device)
         output = predict(model, sample, t_B, class_labels_B)
-        if guidance_scale != 1.0 and class_labels_B is not None and null_class is not None:
+        if guided and class_labels_B is not None and null_class is not None:
             unconditional = predict(model, sample, t_B, torch.full_like(class_labels_B, null_class))
             output = unconditional + guidance_scale * (output - unconditional)
         sample = scheduler.step(process.model_to_sampler(output), timestep, sample, return_dict=False)[0]
@@ -57,12 +67,11 @@ def generate_images(
     description: str = "sampling",
 ) -> Tensor:
     """Images (len(seeds), *shape) in [-1, 1] on the CPU, one seed each, drawn in batches with a progress bar."""
-    device = next(model.parameters()).device
+    require(batch_size >= 1, f"batch_size is {batch_size}; give at least 1")
+    device = device_of(model)
     labels = None if class_labels is None else torch.as_tensor(class_labels)
-    was_training = model.training
-    model.eval()
     images = []
-    with progress(description, len(seeds)) as advance:
+    with inference(model), progress(description, len(seeds)) as advance:
         for start in range(0, len(seeds), batch_size):
             chosen = slice(start, start + batch_size)
             noise = initial_noise(seeds[chosen], shape).to(device)
@@ -77,5 +86,4 @@ def generate_images(
             )
             images.append(batch.cpu())
             advance(len(noise), "")
-    model.train(was_training)
     return torch.cat(images)

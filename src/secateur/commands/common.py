@@ -6,17 +6,19 @@ import dataclasses
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 import tyro
+from torch import nn
 
-from ..checkpoint import Loaded, library_versions, load
+from ..checkpoint import Loaded, from_pretrained, library_versions, load
 from ..data import ImageDataset, load_data
-from ..errors import ModelError, SecateurError
+from ..errors import ModelError, SecateurError, first_line
 from ..files import read_json, write_json
 from ..inputs import input_shape
 from ..structure import Structure, describe
@@ -37,11 +39,8 @@ PROCESSES: dict[str, dict[str, Any] | None] = {
 
 def open_model(model: str, process: ProcessName = "auto", device: str = "auto") -> tuple[Loaded, Structure]:
     """Load a folder, a hub id or an embedded model, move it to the device, and describe its structure."""
-    if model in EMBEDDED and not Path(model).exists():
-        with as_file(files("secateur") / "assets" / model) as folder:
-            loaded = load(folder, process_config=PROCESSES[process])
-    else:
-        loaded = load(model, process_config=PROCESSES[process])
+    with _place(model) as place:
+        loaded = load(place, process_config=PROCESSES[process])
     try:
         structure = describe(loaded.model)
     except ValueError as error:
@@ -50,20 +49,45 @@ def open_model(model: str, process: ProcessName = "auto", device: str = "auto") 
     return loaded, structure
 
 
+def open_weights(model: str, device: str = "auto") -> nn.Module:
+    """As `open_model`, for what needs no process."""
+    with _place(model) as place:
+        return from_pretrained(place).to(choose_device(device))
+
+
+@contextmanager
+def _place(model: str) -> Iterator[str | Path]:
+    """Where the model is: a folder of the package for the embedded ones, else what the user wrote."""
+    if model not in EMBEDDED or Path(model).exists():
+        yield model
+        return
+    with as_file(files("secateur") / "assets" / model) as folder:
+        yield folder
+
+
 def open_data(data: str, loaded: Loaded) -> ImageDataset:
     """Open images for the loaded model."""
     return load_data(data, input_shape(loaded.model))
 
 
 def choose_device(name: str) -> torch.device:
-    """The named device; "auto" is the accelerator when there is one, else the CPU."""
+    """The named device, made the current one; "auto" is the accelerator when there is one, else the CPU.
+
+    A launcher gives each of its processes an accelerator of its own by LOCAL_RANK.
+
+    Raises:
+        SecateurError: there is no such device.
+    """
     if name == "auto":
-        return torch.accelerator.current_accelerator() or torch.device("cpu")
+        found = torch.accelerator.current_accelerator()
+        name = "cpu" if found is None else f"{found.type}:{os.environ.get('LOCAL_RANK', '0')}"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)
     except (RuntimeError, AssertionError) as error:
-        raise SecateurError(f"there is no device {name!r} here: {str(error).splitlines()[0]}") from error
+        raise SecateurError(f"there is no device {name!r} here: {first_line(error)}") from error
     return device
 
 
@@ -73,13 +97,13 @@ def is_main_process() -> bool:
 
 
 def one_process(command: str) -> None:
-    """Refuse to run `command` in several processes.
+    """Refuse to run `command` in several processes, which would write the same files.
 
     Raises:
         SecateurError: a launcher started more than one.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise SecateurError(f"{command} runs in one process; prune first, then start finetune in several")
+        raise SecateurError(f"{command} runs in one process; only finetune runs in several")
 
 
 def start_run(out: str | Path, config: Mapping[str, Any]) -> Path:

@@ -6,7 +6,6 @@ import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from ..checkpoint import save_pipeline
 from ..criteria import CriterionName, ScoringConfig
 from ..evaluation import EvaluationConfig
 from ..recipes import Recipe, recipe_named
@@ -14,7 +13,7 @@ from ..recovery import RecoveryConfig
 from ..reporting import read_run, summarize, write_report
 from ..schedules import CutConfig, parse_target
 from .common import Model, ProcessName, one_process, open_data, open_model, say, start_run
-from .plan import check_plan, print_plan
+from .plan import check_recovery, plan_cut, print_plan, print_times
 from .stages import cut_stage, evaluate_stage, rank_stage, recover_stage
 
 
@@ -71,9 +70,11 @@ def compress(
     goal = parse_target(target)
     loaded, structure = open_model(model, process, device)
     dataset = open_data(data, loaded)
-    plan = check_plan(loaded, structure, goal, settings, dataset)
+    check_recovery(loaded.model, dataset, settings.recovery, loaded.model)
+    plan = plan_cut(loaded.model, structure, goal, settings.cut)
     if dry_run:
-        print_plan(plan, loaded, structure, goal, settings)
+        print_plan(plan, structure, goal, settings.cut)
+        print_times(plan, loaded, settings.criterion, settings.scoring, settings.recovery, settings.evaluation)
         return Path(out)
     begun = time.perf_counter()
     run = start_run(
@@ -94,8 +95,6 @@ def compress(
     recovered = recover_stage(run, pruned, loaded, dataset, settings.recovery, loaded.model)
     models = {"dense": loaded.model, "pruned": pruned, "recovered": recovered}
     evaluate_stage(run, models, loaded.process, dataset, settings.evaluation)
-    if loaded.pipeline is not None:
-        save_pipeline(loaded, recovered, run / "pipeline")
     page = write_report(run)
     for sentence in summarize(read_run(run)).sentences:
         say(sentence)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..errors import SecateurError
 from ..evaluation import EvaluationConfig
 from ..reporting import write_report
-from .common import Model, ProcessName, open_data, open_model, say, start_run
+from .common import Model, ProcessName, one_process, open_data, open_model, say, start_run
 from .stages import evaluate_stage
 
 
@@ -31,11 +32,15 @@ def evaluate(
         process: how the model was trained, when no scheduler config lies beside it.
         device: auto, cpu, cuda, mps ...
     """
+    one_process("evaluate")
     settings = evaluation or EvaluationConfig()
     loaded, _ = open_model(model, process, device)
     models = {"model": loaded.model}
     if reference is not None:
-        models = {"dense": open_model(reference, process, device)[0].model, "pruned": loaded.model}
+        dense, _ = open_model(reference, process, device)
+        if dense.process != loaded.process:
+            raise SecateurError(f"{model} and {reference} have different scheduler configs: they cannot be compared")
+        models = {"dense": dense.model, "pruned": loaded.model}
     dataset = open_data(data, loaded)
     places = {"model": model, "reference": reference, "data": data, "process": process}
     run = start_run(out, {"command": "evaluate", **places, "evaluation": settings})

@@ -6,9 +6,8 @@ import dataclasses
 from pathlib import Path
 
 from ..recovery import RecoveryConfig
-from ..recovery.conditioning import check_labels
-from ..recovery.objectives import build_objective
 from .common import Model, ProcessName, open_data, open_model, say, start_run
+from .plan import check_recovery
 from .stages import recover_stage
 
 
@@ -48,8 +47,7 @@ def finetune(
     loaded, _ = open_model(model, process, device)
     dense = open_model(teacher, process, device)[0].model if teacher is not None else None
     dataset = open_data(data, loaded)
-    build_objective(settings.objective, settings.weights, dense)
-    check_labels(loaded.model, dataset)
+    check_recovery(loaded.model, dataset, settings, dense)
     places = {"model": model, "teacher": teacher, "data": data, "process": process}
     run = start_run(out, {"command": "finetune", **places, "recovery": settings})
     recover_stage(run, loaded.model, loaded, dataset, settings, dense)

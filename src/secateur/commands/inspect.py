@@ -11,8 +11,9 @@ from ..checkpoint import manifest_of
 from ..inputs import example_inputs
 from ..schedules import CutConfig, no_scores, removal_steps
 from ..schedules.target import format_count
+from ..structure import describe
 from ..structure.cost import cost_model
-from .common import Model, open_model, say
+from .common import Model, open_weights, say
 
 
 def inspect(model: Model, *, dims: bool = False, device: str = "cpu") -> dict[str, Any]:
@@ -23,8 +24,9 @@ def inspect(model: Model, *, dims: bool = False, device: str = "cpu") -> dict[st
         dims: list every dim.
         device: auto, cpu, cuda, mps ...
     """
-    loaded, structure = open_model(model, "auto", device)
-    cost = cost_model(loaded.model, structure, example_inputs(loaded.model, 1))
+    loaded = open_weights(model, device)
+    structure = describe(loaded)
+    cost = cost_model(loaded, structure, example_inputs(loaded, 1))
     dense = cost({})
     smallest = {}
     for granularity in ("width", "depth"):
@@ -32,7 +34,7 @@ def inspect(model: Model, *, dims: bool = False, device: str = "cpu") -> dict[st
         levels = {step.name: step.level for step in steps if not step.is_block}
         kept = {dim.name: dim.kept_at(levels.get(dim.link, dim.levels)) for dim in structure.dims.values()}
         smallest[granularity] = cost(kept, {step.name for step in steps if step.is_block})
-    say(f"class       {type(loaded.model).__name__}, {type(loaded.process).__name__}")
+    say(f"class       {type(loaded).__name__}")
     say(f"parameters  {format_count(dense.parameters)}")
     products = f"{format_count(dense.attention_macs)} of them attention products"
     say(f"MACs        {format_count(dense.macs)} for one sample, {products}")
@@ -40,7 +42,7 @@ def inspect(model: Model, *, dims: bool = False, device: str = "cpu") -> dict[st
     for granularity, least in smallest.items():
         sizes = f"{format_count(least.macs)} MACs, {format_count(least.parameters)} parameters"
         say(f"smallest    {sizes} by {granularity}, {100 * least.macs / dense.macs:.1f}% of the MACs")
-    manifest = manifest_of(loaded.model)
+    manifest = manifest_of(loaded)
     for step in manifest.steps if manifest is not None else ():
         say(f"history     {step['kind']} {step.get('target', step.get('objective', ''))}")
     if dims:
@@ -52,7 +54,7 @@ def inspect(model: Model, *, dims: bool = False, device: str = "cpu") -> dict[st
             )
         Console(width=max(100, Console().width)).print(table)
     return {
-        "class": type(loaded.model).__name__,
+        "class": type(loaded).__name__,
         "parameters": dense.parameters,
         "macs": dense.macs,
         "attention_macs": dense.attention_macs,

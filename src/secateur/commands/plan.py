@@ -6,15 +6,18 @@ import time
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..checkpoint import Loaded
+from ..criteria import CriterionName, ScoringConfig
 from ..data import ImageDataset
-from ..inputs import example_inputs
+from ..evaluation import EvaluationConfig
+from ..inputs import device_of, example_inputs
 from ..process import denoising_error
-from ..recipes import Recipe
+from ..recovery import RecoveryConfig
 from ..recovery.conditioning import check_labels
 from ..recovery.objectives import build_objective
-from ..schedules import Target, no_scores, one_shot
+from ..schedules import CutConfig, Target, no_scores, one_shot
 from ..schedules.target import format_count
 from ..structure import Structure
 from .common import say
@@ -23,54 +26,69 @@ FORWARD_SHARE = 1 / 3  # a forward pass costs about a third of a training step
 TIMED_STEPS = 3
 
 
-def check_plan(
-    loaded: Loaded, structure: Structure, target: Target, recipe: Recipe, dataset: ImageDataset
-) -> dict[str, Any] | None:
-    """Plan the cut with equal scores and check that recovery can start; None for a latency target.
+def check_recovery(
+    model: nn.Module, dataset: ImageDataset, recovery: RecoveryConfig, teacher: nn.Module | None
+) -> None:
+    """Find what would stop the recovery, before long work starts.
+
+    Raises:
+        SecateurError: an unknown objective, a missing teacher, or labels that do not fit.
+    """
+    build_objective(recovery.objective, recovery.weights, teacher)
+    check_labels(model, dataset)
+
+
+def plan_cut(model: nn.Module, structure: Structure, target: Target, cut: CutConfig) -> dict[str, Any] | None:
+    """Plan the cut with equal scores; None for a latency target, which only measuring can plan.
 
     Widths under local allocation do not depend on scores; under global allocation the plan is an estimate.
 
     Raises:
-        SecateurError: what would otherwise fail after the ranking.
+        TargetError: the target is out of reach.
     """
-    build_objective(recipe.recovery.objective, recipe.recovery.weights, loaded.model)
-    check_labels(loaded.model, dataset)
     if target.metric == "latency":
         return None
-    _, description = one_shot(
-        loaded.model, structure, target, no_scores(structure), recipe.cut, example_inputs(loaded.model, 1)
-    )
-    return description
+    return one_shot(model, structure, target, no_scores(structure), cut, example_inputs(model, 1))[1]
 
 
-def print_plan(
-    plan: dict[str, Any] | None, loaded: Loaded, structure: Structure, target: Target, recipe: Recipe
-) -> None:
-    """Print what a run would do, with predicted size and time."""
-    recovery, scoring, evaluation = recipe.recovery, recipe.scoring, recipe.evaluation
+def print_plan(plan: dict[str, Any] | None, structure: Structure, target: Target, cut: CutConfig) -> None:
+    """Print the predicted size."""
     say(f"target     {target}")
-    ratio = 1.0
     if plan is None:
         say("cut        found by measuring latency on this device during the run")
-    else:
-        ratio = plan["after"]["macs"] / plan["before"]["macs"]
-        for name, label in (("macs", "MACs"), ("parameters", "parameters")):
-            before, after = plan["before"][name], plan["after"][name]
-            say(f"{label:10} {format_count(before)} -> {format_count(after)} ({100 * after / before:.1f}%)")
-        narrowed = sum(entry["kept"] < entry["units"] for entry in plan["dims"].values())
-        blocks = len(plan["removed_blocks"])
-        say(f"cut        {narrowed} of {len(structure.dims)} widths, {blocks} of {len(structure.blocks)} blocks")
-        if recipe.cut.allocation == "global":
-            say("           (global allocation: the ranking will change these numbers)")
-    step = seconds_per_pair(loaded)
+        return
+    for name, label in (("macs", "MACs"), ("parameters", "parameters")):
+        before, after = plan["before"][name], plan["after"][name]
+        say(f"{label:10} {format_count(before)} -> {format_count(after)} ({100 * after / before:.1f}%)")
+    narrowed = sum(entry["kept"] < entry["units"] for entry in plan["dims"].values())
+    blocks = len(plan["removed_blocks"])
+    say(f"cut        {narrowed} of {len(structure.dims)} widths, {blocks} of {len(structure.blocks)} blocks")
+    if cut.allocation == "global":
+        say("           (global allocation: the ranking will change these numbers)")
+
+
+def print_times(
+    plan: dict[str, Any] | None,
+    loaded: Loaded,
+    criterion: CriterionName,
+    scoring: ScoringConfig,
+    recovery: RecoveryConfig | None = None,
+    evaluation: EvaluationConfig | None = None,
+) -> None:
+    """Print the predicted time of each stage that will run, from a few measured steps of the dense model."""
+    second = seconds_per_pair(loaded)
+    ratio = 1.0 if plan is None else plan["after"]["macs"] / plan["before"]["macs"]
     timesteps = scoring.num_timesteps or loaded.process.num_train_timesteps
     pairs = timesteps * scoring.num_images * (1 + FORWARD_SHARE)
-    scored = 0.0 if recipe.criterion in ("random", "magnitude") else pairs
-    teacher = FORWARD_SHARE if recovery.objective != "denoising" else 0.0
-    trained = recovery.steps * recovery.batch_size * (ratio + teacher)
-    sampled = evaluation.num_images * evaluation.num_inference_steps * FORWARD_SHARE * (1 + 2 * ratio)
-    for label, pairs in (("rank", scored), ("recover", trained), ("sample", sampled)):
-        say(f"{label:10} about {_duration(pairs * step)} on {next(loaded.model.parameters()).device}")
+    stages = {"rank": 0.0 if criterion in ("random", "magnitude") else pairs}
+    if recovery is not None:
+        teacher = FORWARD_SHARE if recovery.objective != "denoising" else 0.0
+        stages["recover"] = recovery.steps * recovery.batch_size * (ratio + teacher)
+    if evaluation is not None:
+        models = 1 + 2 * ratio  # dense, pruned, recovered
+        stages["sample"] = evaluation.num_images * evaluation.num_inference_steps * FORWARD_SHARE * models
+    for label, amount in stages.items():
+        say(f"{label:10} about {_duration(amount * second)} on {device_of(loaded.model)}")
 
 
 def seconds_per_pair(loaded: Loaded, batch_size: int = 32) -> float:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from ..checkpoint import save_pipeline
 from ..criteria import CriterionName, ScoringConfig
-from ..recipes import Recipe
+from ..recovery.conditioning import check_labels
 from ..schedules import CutConfig, parse_target
-from .common import Model, ProcessName, open_data, open_model, say, start_run
-from .plan import check_plan, print_plan
+from .common import Model, ProcessName, one_process, open_data, open_model, say, start_run
+from .plan import plan_cut, print_plan, print_times
 from .stages import cut_stage, rank_stage
 
 
@@ -42,18 +42,21 @@ def prune(
         dry_run: print the plan and the predicted size and stop.
     """
     goal = parse_target(target)
-    settings = Recipe(criterion=criterion, scoring=scoring or ScoringConfig(), cut=cut or CutConfig())
+    one_process("prune")
+    scoring, cut = scoring or ScoringConfig(), cut or CutConfig()
     loaded, structure = open_model(model, process, device)
     dataset = open_data(data, loaded)
-    plan = check_plan(loaded, structure, goal, settings, dataset)
+    check_labels(loaded.model, dataset)
+    plan = plan_cut(loaded.model, structure, goal, cut)
     if dry_run:
-        print_plan(plan, loaded, structure, goal, settings)
+        print_plan(plan, structure, goal, cut)
+        print_times(plan, loaded, criterion, scoring)
         return Path(out)
-    options = {"criterion": criterion, "scoring": settings.scoring, "cut": settings.cut, "process": process}
+    options = {"criterion": criterion, "scoring": scoring, "cut": cut, "process": process}
     run = start_run(out, {"command": "prune", "model": model, "target": str(goal), "data": data, **options})
-    scores = rank_stage(run, loaded, structure, dataset, criterion, settings.scoring)
-    details = {"criterion": criterion, "scoring": dataclasses.asdict(settings.scoring)}
-    pruned = cut_stage(run, loaded, structure, goal, scores, settings.cut, details, model)
+    scores = rank_stage(run, loaded, structure, dataset, criterion, scoring)
+    details = {"criterion": criterion, "scoring": dataclasses.asdict(scoring)}
+    pruned = cut_stage(run, loaded, structure, goal, scores, cut, details, model)
     say((run / "tables" / "cut.md").read_text())
     say(f"model   {run / 'pruned'}")
     if loaded.pipeline is not None:

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from ..criteria import CriterionName, ScoringConfig
-from .common import Model, ProcessName, open_data, open_model, say, start_run
+from ..recovery.conditioning import check_labels
+from .common import Model, ProcessName, one_process, open_data, open_model, say, start_run
 from .stages import rank_stage
 
 
@@ -28,9 +29,11 @@ def rank(
         process: how the model was trained, when no scheduler config lies beside it.
         device: auto, cpu, cuda, mps ...
     """
+    one_process("rank")
     scoring = scoring or ScoringConfig()
     loaded, structure = open_model(model, process, device)
     dataset = open_data(data, loaded)
+    check_labels(loaded.model, dataset)
     settings = {"criterion": criterion, "scoring": scoring, "process": process}
     run = start_run(out, {"command": "rank", "model": model, "data": data, **settings})
     rank_stage(run, loaded, structure, dataset, criterion, scoring)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..errors import SecateurError
+from ..errors import SecateurError, require
 from ..files import atomic_file
 from ..inputs import class_count, input_shape, null_class
 from ..reporting import image_grid
 from ..sampling import generate_images
-from .common import Model, ProcessName, open_model, say
+from .common import Model, ProcessName, one_process, open_model, say
 
 MOST_COLUMNS = 20
 
@@ -41,8 +41,8 @@ def sample(
         process: how the model was trained, when no scheduler config lies beside it.
         device: auto, cpu, cuda, mps ...
     """
-    if num_images < 1 or num_inference_steps < 1:
-        raise SecateurError("num_images and num_inference_steps must be at least 1")
+    one_process("sample")
+    require(num_images >= 1, f"num_images is {num_images}; give at least 1")
     loaded, _ = open_model(model, process, device)
     classes = class_count(loaded.model)
     if class_label is not None and (classes is None or not 0 <= class_label < classes):

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import Loaded, apply_cut, from_pretrained, note_step, save_pretrained
+from ..checkpoint import Loaded, apply_cut, from_pretrained, note_step, save_pipeline, save_pretrained
 from ..criteria import CriterionName, ScoringConfig, score
 from ..data import ImageDataset, calibration_batch
 from ..evaluation import EvaluationConfig, evaluate_models, measure_latency, write_evaluation
 from ..files import read_json, write_json
-from ..inputs import example_inputs
+from ..inputs import class_count, device_of, example_inputs
 from ..process import Process
 from ..recovery import RecoveryConfig, recover
 from ..reporting import write_cut, write_ranking
@@ -39,9 +39,8 @@ def rank_stage(
     path = out / "ranking.json"
     if not path.is_file():
         begun = time.perf_counter()
-        device = next(loaded.model.parameters()).device
-        batch = calibration_batch(dataset, scoring.num_images, scoring.seed).to(device)
-        if not takes_labels(loaded.model):
+        batch = calibration_batch(dataset, scoring.num_images, scoring.seed).to(device_of(loaded.model))
+        if class_count(loaded.model) is None:
             batch = dataclasses.replace(batch, class_labels=None)
         ranking = score(loaded.model, loaded.process, batch, structure, criterion, scoring)
         write_json(
@@ -55,7 +54,7 @@ def rank_stage(
                 "curve": None if ranking.curve is None else dataclasses.asdict(ranking.curve),
             },
         )
-        write_ranking(out)
+    write_ranking(out)
     ranking_json = read_json(path)
     scores = {name: torch.tensor(values, dtype=torch.float64) for name, values in ranking_json["dims"].items()}
     blocks = {name: torch.tensor([value], dtype=torch.float64) for name, value in ranking_json["blocks"].items()}
@@ -94,7 +93,7 @@ def cut_stage(
             base_id,
         )
         save_pretrained(pruned, folder, loaded.scheduler_config)
-    return from_pretrained(folder).to(next(loaded.model.parameters()).device)
+    return from_pretrained(folder).to(device_of(loaded.model))
 
 
 def latency_of(model: nn.Module, structure: Structure) -> Any:
@@ -118,7 +117,7 @@ def recover_stage(
     config: RecoveryConfig,
     teacher: nn.Module | None,
 ) -> nn.Module:
-    """Fine-tune; writes `recovery/` (log, checkpoints) and the folder `model` with the EMA weights."""
+    """Fine-tune; writes `recovery/` (log, checkpoints), the folder `model` with the EMA weights, and `pipeline`."""
     folder = out / "model"
     if not folder.is_dir():
         recovered = recover(copy.deepcopy(pruned), loaded.process, dataset, config, out / "recovery", teacher)
@@ -126,7 +125,10 @@ def recover_stage(
             return recovered
         note_step(recovered, "recovery", dataclasses.asdict(config))
         save_pretrained(recovered, folder, loaded.scheduler_config)
-    return from_pretrained(folder).to(next(loaded.model.parameters()).device)
+    recovered = from_pretrained(folder).to(device_of(loaded.model))
+    if loaded.pipeline is not None:
+        save_pipeline(loaded, recovered, out / "pipeline")
+    return recovered
 
 
 def evaluate_stage(
@@ -143,8 +145,3 @@ def evaluate_stage(
         result, samples = evaluate_models(models, process, dataset, config)
         write_evaluation(result, folder, samples)
     return read_json(path)
-
-
-def takes_labels(model: nn.Module) -> bool:
-    """Whether the model is conditioned on class labels."""
-    return "class_labels" in example_inputs(model, 1)

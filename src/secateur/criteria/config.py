@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from ..errors import require
 from .ranking import ElementReduction, GroupReduction
 
 CriterionName = Literal["random", "magnitude", "taylor", "diff-pruning"]
@@ -34,3 +35,9 @@ class ScoringConfig:
     num_images: int = 128
     batch_size: int = 256
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(0 <= self.threshold <= 1, f"scoring threshold is {self.threshold}; give 0 to 1")
+        require(self.num_timesteps >= 0, f"scoring num_timesteps is {self.num_timesteps}; give 0 (all) or more")
+        require(self.num_images >= 1, f"scoring num_images is {self.num_images}; give at least 1")
+        require(self.batch_size >= 1, f"scoring batch_size is {self.batch_size}; give at least 1")

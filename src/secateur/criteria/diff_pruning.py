@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from ..data import Batch
 from ..errors import TrainingError
+from ..inputs import inference
 from ..process import Process, denoising_error
-from ..progress import progress
+from ..progress import Advance, progress
 from ..structure import Structure
 from .config import ScoringConfig
 from .ranking import LossCurve, Ranking, parameters_of, reduce_elements, unit_scores
@@ -33,12 +35,11 @@ def diff_pruning(
     noise = torch.randn(batch.sample.shape, generator=torch.Generator().manual_seed(config.seed))
     noise = noise.to(batch.sample)
     timesteps = calibration_timesteps(process, config.num_timesteps).to(batch.sample.device)
-    was_training = model.training
-    model.eval()
-    losses = timestep_losses(model, process, batch, noise, timesteps, config.threshold, config.batch_size)
-    used = used_timesteps(losses, config.threshold)
-    importance = taylor_importance(model, process, batch, noise, timesteps[:used], config)
-    model.train(was_training)
+    with inference(model):
+        losses = timestep_losses(model, process, batch, noise, timesteps, config.threshold, config.batch_size)
+        used = used_timesteps(losses, config.threshold)
+        with differentiable(model):
+            importance = taylor_importance(model, process, batch, noise, timesteps[:used], config)
     curve = LossCurve(tuple(timesteps[: len(losses)].tolist()), tuple(losses), used)
     return Ranking(unit_scores(structure, importance, config.group_reduction), curve)
 
@@ -66,6 +67,20 @@ def used_timesteps(losses: list[float], threshold: float) -> int:
     return len(losses)
 
 
+@contextmanager
+def differentiable(model: nn.Module) -> Iterator[None]:
+    """Gradients of every parameter inside the block, frozen ones too: what is frozen can be pruned all the same."""
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+
+
 @torch.no_grad()
 def timestep_losses(
     model: nn.Module,
@@ -83,7 +98,7 @@ def timestep_losses(
     with progress("calibration losses", len(timesteps)) as advance:
         for chunk in timesteps.split(at_once):
             pairs = [_pair_errors(model, process, batch, noise, chunk, part) for part in _parts(images, batch_size)]
-            losses += torch.cat(pairs, dim=1).double().mean(1).tolist()
+            losses += torch.cat(pairs, dim=1).cpu().double().mean(1).tolist()
             if not all(map(torch.isfinite, torch.tensor(losses[-len(chunk) :]))):
                 raise TrainingError(
                     "a calibration loss is not finite: check that the model's weights and its scheduler fit together"
@@ -127,7 +142,7 @@ def summed_gradients(
     noise: Tensor,
     timesteps: Tensor,
     batch_size: int,
-    advance: object = None,
+    advance: Advance | None = None,
 ) -> dict[str, Tensor]:
     """Gradient of sum_t L_t, L_t the mean loss at t, by parameter name; `batch_size` pairs to a pass."""
     images = len(batch.sample)
@@ -142,7 +157,7 @@ def summed_gradients(
             for key, gradient in zip(distinct, gradients, strict=True):
                 if gradient is not None:
                     sums[key] += gradient
-        if callable(advance):
+        if advance is not None:
             advance(len(chunk), "")
     return {name: sums[id(parameter)] for name, parameter in parameters.items()}
 

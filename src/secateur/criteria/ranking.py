@@ -56,8 +56,8 @@ def unit_scores(
             key = (piece.parameter, piece.axis)
             if key not in along:
                 values = importance[piece.parameter].movedim(piece.axis, 0)
-                moved = values.reshape(len(values), -1).double()
-                along[key] = (moved.sum(1) if group_reduction == "sum" else moved.mean(1)).cpu()
+                moved = values.reshape(len(values), -1).cpu().double()
+                along[key] = moved.sum(1) if group_reduction == "sum" else moved.mean(1)
             entries = along[key][piece.offset : piece.offset + dim.size * dim.width]
             per_unit = entries.reshape(dim.size, dim.width)
             parts.append(per_unit.sum(1) if group_reduction == "sum" else per_unit.mean(1))
@@ -68,8 +68,8 @@ def unit_scores(
             mean = stacked.mean(0)
             scores[dim.name] = mean / mean.mean().clamp_min(torch.finfo(mean.dtype).tiny)
     for name in structure.blocks:
-        owned = [values.double().sum() for key, values in importance.items() if key.startswith(name + ".")]
-        scores[name] = torch.stack(owned).sum().reshape(1).cpu()
+        owned = [values.cpu().double().sum() for key, values in importance.items() if key.startswith(name + ".")]
+        scores[name] = torch.stack(owned).sum().reshape(1)
     return scores
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import require
 from ..structure import Cut, Structure
 from ..structure.cost import cost_model
 from .solver import Allocation, Granularity, Scores, Solution, removal_steps, solve
@@ -29,6 +30,9 @@ class CutConfig:
     granularity: Granularity = "width"
     round_to: int = 8
 
+    def __post_init__(self) -> None:
+        require(self.round_to >= 1, f"round_to is {self.round_to}; give at least 1")
+
 
 def one_shot(
     model: nn.Module,
@@ -44,8 +48,10 @@ def one_shot(
     Raises:
         TargetError: the target is out of reach.
     """
+    # Narrower widths bring a number of blocks no closer.
+    granularity = "depth" if target.metric == "blocks" else config.granularity
     steps = removal_steps(
-        structure, scores, allocation=config.allocation, granularity=config.granularity, round_to=config.round_to
+        structure, scores, allocation=config.allocation, granularity=granularity, round_to=config.round_to
     )
     cost = cost_model(model, structure, inputs)
     solution = solve(structure, target, steps, scores, cost, measure_latency)
@@ -66,7 +72,7 @@ def one_shot(
         },
         "removed_blocks": list(solution.cut.removed_blocks),
         "allocation": config.allocation,
-        "granularity": config.granularity,
+        "granularity": granularity,
         "round_to": config.round_to,
     }
     return solution, description

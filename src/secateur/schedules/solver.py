@@ -181,7 +181,16 @@ def _measure(
 ) -> Callable[[Widths], float]:
     if metric == "latency":
         assert measure_latency is not None
-        return lambda widths: measure_latency(choose_units(structure, scores, widths))
+        timed: dict[tuple[frozenset[tuple[str, int]], frozenset[str]], float] = {}
+
+        def latency(widths: Widths) -> float:
+            # Measured once: what the search compared is what is reported.
+            key = (frozenset(widths.levels.items()), widths.removed_blocks)
+            if key not in timed:
+                timed[key] = measure_latency(choose_units(structure, scores, widths))
+            return timed[key]
+
+        return latency
     if metric == "blocks":
         return lambda widths: float(len(structure.blocks) - len(widths.removed_blocks))
     attribute = {"macs": "macs", "params": "parameters"}[metric]

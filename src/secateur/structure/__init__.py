@@ -2,7 +2,7 @@
 
 from .dims import Block, Cut, Dim, Slice, Structure, StructureBuilder, check_cut
 from .masks import Masks, masked, masks_of
-from .registry import describe, register_structure, supported_architectures
+from .registry import architecture_named, describe, register_structure, supported_architectures
 from .removal import Skip, remove
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Slice",
     "Structure",
     "StructureBuilder",
+    "architecture_named",
     "check_cut",
     "describe",
     "masked",

@@ -133,9 +133,12 @@ def check_cut(structure: Structure, cut: Cut) -> None:
 
     Each cell of a dim must keep the same fraction, and so must the dims of one link; see `Dim`.
     """
-    for name in (*cut.kept, *cut.removed_blocks):
-        if name not in structure.dims and name not in structure.blocks:
-            raise ValueError(f"the model has no dim or block named {name}")
+    unknown = [*(set(cut.kept) - set(structure.dims)), *(set(cut.removed_blocks) - set(structure.blocks))]
+    if unknown:
+        raise ValueError(f"the model has no dim or block named {unknown[0]}")
+    listed = {name for name, block in structure.blocks.items() if block.listed}
+    if listed and listed <= set(cut.removed_blocks):
+        raise ValueError("at least one block must stay")
     for link, dims in structure.links.items():
         levels = set()
         for dim in dims:
@@ -196,7 +199,9 @@ class StructureBuilder:
         self.add(f"{module}.weight", 1, dims, "in")
 
     def normalizes(self, module: str, dims: list[str], num_groups: int) -> None:
-        """A GroupNorm with affine parameters runs over `dims`."""
+        """A GroupNorm with affine parameters runs over `dims`, whose units are single channels."""
+        if any(self._units[name][1] != 1 for name in dims):
+            raise ValueError(f"{module}: a norm over units of several channels is not supported")
         self.add(f"{module}.weight", 0, dims, "norm")
         self.add(f"{module}.bias", 0, dims, "out")
         self._norms.append((dims, num_groups))

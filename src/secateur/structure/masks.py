@@ -55,14 +55,15 @@ def masked_group_norm(x: Tensor, mask_C: Tensor, num_groups: int, weight: Tensor
 
     Zeroing a channel is not removing it, since it stays in the mean and variance of its group; weight 0 takes it out.
     """
-    x_BGcN = x.reshape(x.shape[0], num_groups, -1, x[0, 0].numel())
-    mask_Gc1 = mask_C.to(x).reshape(num_groups, -1, 1)
-    count_G11 = (mask_Gc1.sum(1, keepdim=True) * x_BGcN.shape[-1]).clamp_min(torch.finfo(x.dtype).tiny)
+    exact = x if x.dtype == torch.float64 else x.float()  # sums over a group overflow half precision
+    x_BGcN = exact.reshape(x.shape[0], num_groups, -1, x[0, 0].numel())
+    mask_Gc1 = mask_C.to(exact).reshape(num_groups, -1, 1)
+    count_G11 = (mask_Gc1.sum(1, keepdim=True) * x_BGcN.shape[-1]).clamp_min(torch.finfo(exact.dtype).tiny)
     mean = (x_BGcN * mask_Gc1).sum((2, 3), keepdim=True) / count_G11
     variance = ((x_BGcN - mean).square() * mask_Gc1).sum((2, 3), keepdim=True) / count_G11
     normalized = ((x_BGcN - mean) * torch.rsqrt(variance + eps)).reshape(x.shape)
     shape = (1, -1, *[1] * (x.ndim - 2))
-    return normalized * weight.reshape(shape) + bias.reshape(shape)
+    return (normalized * weight.reshape(shape) + bias.reshape(shape)).to(x.dtype)
 
 
 def _pieces_by_module(structure: Structure, masks: Masks) -> dict[tuple[str, str], Pieces]:

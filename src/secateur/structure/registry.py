@@ -26,6 +26,15 @@ def supported_architectures() -> tuple[str, ...]:
     return tuple(architecture.__name__ for architecture in _DECLARATIONS)
 
 
+def architecture_named(name: str) -> type[Any]:
+    """The class called `name` that has a declared structure.
+
+    Raises:
+        KeyError: there is none.
+    """
+    return {architecture.__name__: architecture for architecture in _DECLARATIONS}[name]
+
+
 def describe(model: nn.Module) -> Structure:
     """The structure of `model`, read from its live modules, so that a pruned model can be described again.
 
