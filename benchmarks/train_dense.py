@@ -116,7 +116,7 @@ DENSE = {
     "digits-unet": Dense(
         lambda: unet(8, (32, 64), 2), DIFFUSION, digits, ASSETS / "digits-unet", replace(CONFIG, steps=6_000)
     ),
-    "digits-sit": Dense(lambda: sit(8), FLOW, digits, ASSETS / "digits-sit", replace(CONFIG, steps=7_000)),
+    "digits-sit": Dense(lambda: sit(8), FLOW, digits, ASSETS / "digits-sit", replace(CONFIG, steps=5_000)),
     "fashion-unet": Dense(
         lambda: unet(16, (32, 64, 96), 1),
         DIFFUSION,
@@ -137,7 +137,7 @@ def train_dense(name: str, steps: int | None, runs: Path) -> Path:
     dense = DENSE[name]
     config = replace(dense.config, steps=steps or dense.config.steps)
     torch.manual_seed(config.seed)
-    process = process_from_config(dict(dense.scheduler.config))
+    process = process_from_config(dict(dense.scheduler.config) | {"_class_name": type(dense.scheduler).__name__})
     model = recover(dense.build(), process, dense.data(), config, runs / f"{name}-{config.steps}")
     lines = (runs / f"{name}-{config.steps}" / "log.jsonl").read_text().splitlines()
     losses = [line["loss"] for line in map(json.loads, lines[-20:])]

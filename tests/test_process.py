@@ -115,7 +115,17 @@ def test_the_error_is_the_mean_over_pixels_of_each_sample():
 
 @pytest.mark.parametrize(
     "config",
-    [{"_class_name": "KarrasVeScheduler"}, {"_class_name": "DDPMScheduler", "prediction_type": "dreams"}],
+    [
+        {},  # dict(scheduler.config) does not say which scheduler it is
+        {"_class_name": "KarrasVeScheduler"},
+        {"_class_name": 5},
+        {"_class_name": "DDPMScheduler", "prediction_type": "dreams"},
+        {"_class_name": "DDPMScheduler", "prediction_type": ["epsilon"]},
+        {"_class_name": "DDPMScheduler", "num_train_timesteps": 0},
+        {"_class_name": "DDPMScheduler", "trained_betas": "x"},
+        {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": "x"},
+        {"_class_name": "FlowMatchEulerDiscreteScheduler", "secateur_flow_convention": "SiT"},
+    ],
 )
 def test_unknown_processes_are_refused(config):
     with pytest.raises(ModelError):

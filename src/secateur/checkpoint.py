@@ -294,7 +294,7 @@ def _load_dense(folder: Path, architecture: type[Any]) -> nn.Module:
     missing = [*report["missing_keys"], *report["mismatched_keys"]]
     if missing:
         raise ValueError(f"its weights lack {len(missing)} tensors, the first {missing[0]}")
-    return model if dtype is None else model.to(dtype)  # buffers that are not saved
+    return model if dtype is None else nn.Module.to(model, dtype)  # buffers that are not saved; past diffusers' warning
 
 
 def _load_pruned(folder: Path, architecture: type[Any], manifest: Manifest) -> nn.Module:
@@ -309,7 +309,7 @@ def _load_pruned(folder: Path, architecture: type[Any], manifest: Manifest) -> n
     model.load_state_dict(weights, strict=True, assign=True)
     dtypes = {tensor.dtype for tensor in weights.values()}
     if len(dtypes) == 1:
-        model.to(dtypes.pop())  # buffers that are not saved
+        nn.Module.to(model, dtypes.pop())  # as above
     _attach(model, manifest)
     return model
 

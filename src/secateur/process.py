@@ -153,9 +153,9 @@ def process_from_config(config: dict[str, Any]) -> Process:
     The key `secateur_flow_convention`, which diffusers ignores, names the convention of a flow model.
 
     Raises:
-        ModelError: the scheduler belongs to neither family.
+        ModelError: the scheduler belongs to neither family, or its class is not named.
     """
-    name = str(config.get("_class_name", "DDPMScheduler"))
+    name = str(config.get("_class_name"))
     try:
         if name.startswith("FlowMatch"):
             return _tried(FlowProcess(config, config.get("secateur_flow_convention", "diffusers")))
