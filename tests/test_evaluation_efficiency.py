@@ -7,18 +7,15 @@ from diffusers import DiTTransformer2DModel, UNet2DModel
 from torch import nn
 
 from secateur.errors import ModelError
-from secateur.evaluation import (
-    class_count,
+from secateur.evaluation.efficiency import (
     count_macs,
     count_parameters,
-    example_inputs,
-    input_shape,
     measure_efficiency,
     measure_latency,
-    null_class,
     peak_activation_bytes,
     weights_bytes,
 )
+from secateur.inputs import class_count, example_inputs, input_shape, null_class
 
 
 @pytest.fixture(scope="module")

@@ -1,25 +1,23 @@
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DiTTransformer2DModel, UNet2DModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from models import dit, unet
 from secateur.data import Batch, load_data
-from secateur.errors import DataError, ModelError
+from secateur.errors import DataError, ModelError, SecateurError
 from secateur.evaluation import (
     EvaluationConfig,
     SmallFeatures,
-    denoising_loss_per_timestep,
     evaluate_models,
     write_evaluation,
 )
+from secateur.evaluation.denoising import denoising_loss_per_timestep
 from secateur.process import DiffusionProcess, FlowProcess
 
 CONFIG = EvaluationConfig(
@@ -30,45 +28,6 @@ CONFIG = EvaluationConfig(
     latency_rounds=2,
     latency_batch_sizes=(1, 2),
 )
-
-
-def dit(layers: int, seed: int = 0) -> DiTTransformer2DModel:
-    torch.manual_seed(seed)
-    return DiTTransformer2DModel(
-        num_attention_heads=2,
-        attention_head_dim=8,
-        in_channels=1,
-        out_channels=1,
-        num_layers=layers,
-        patch_size=2,
-        sample_size=8,
-        num_embeds_ada_norm=10,
-        norm_num_groups=1,
-    )
-
-
-def unet(**options: Any) -> UNet2DModel:
-    return UNet2DModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=(8,),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-        norm_num_groups=4,
-        add_attention=False,
-        **options,
-    )
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small spend their time on waking threads, most of all on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -104,15 +63,27 @@ def test_denoising_loss_of_a_known_error() -> None:
 
 
 def test_denoising_noise_is_fixed_by_the_seed() -> None:
-    process, batch, model = FlowProcess(convention="sit"), load_data("digits").batch(range(4)), dit(1)
+    process, batch, model = FlowProcess(convention="sit"), load_data("digits").batch(range(4)), dit(num_layers=1)
     timesteps, losses = denoising_loss_per_timestep(model, process, batch, bins=2)
     torch.testing.assert_close(timesteps, torch.tensor([0.75, 0.25]))
     assert torch.equal(losses, denoising_loss_per_timestep(model, process, batch, bins=2)[1])
     assert not torch.equal(losses, denoising_loss_per_timestep(model, process, batch, bins=2, seed=1)[1])
 
 
+def test_batch_size_changes_no_result(features: str) -> None:
+    results = []
+    for batch_size in (3, 200):
+        config = replace(CONFIG, features=features, batch_size=batch_size)
+        result, images = evaluate_models({"d": dit(num_layers=1)}, FlowProcess(), load_data("digits"), config)
+        results.append((result["models"]["d"], images["d"]))
+    (small, small_images), (large, large_images) = results
+    torch.testing.assert_close(small_images, large_images, rtol=1e-4, atol=1e-5)
+    assert small["denoising_loss"]["losses"] == pytest.approx(large["denoising_loss"]["losses"], rel=1e-5)
+    assert small["fidelity"]["value"] == pytest.approx(large["fidelity"]["value"], rel=1e-3)
+
+
 def test_evaluation_of_class_conditional_models(tmp_path: Path, features: str) -> None:
-    dense, twin, small = dit(2), dit(2), dit(1, seed=1)
+    dense, twin, small = dit(num_layers=2), dit(num_layers=2), dit(num_layers=1)
     models = {"dense": dense, "twin": twin, "small": small}
     config = replace(CONFIG, features=features, guidance_scale=1.5)
     result, images = evaluate_models(models, FlowProcess(convention="sit"), load_data("digits"), config)
@@ -181,7 +152,7 @@ def test_missing_features_are_a_note_unless_named(monkeypatch: pytest.MonkeyPatc
 def test_labels_that_the_model_needs(tmp_path: Path, features: str) -> None:
     np.savez(tmp_path / "grey.npz", images=np.random.default_rng(0).integers(0, 255, (5, 8, 8), dtype=np.uint8))
     unlabelled, config = load_data(tmp_path / "grey.npz"), replace(CONFIG, features=features)
-    result, _ = evaluate_models({"d": dit(1)}, FlowProcess(), unlabelled, config)  # by its null class
+    result, _ = evaluate_models({"d": dit(num_layers=1)}, FlowProcess(), unlabelled, config)  # by its null class
     assert result["models"]["d"]["denoising_loss"]["mean"] > 0
     with pytest.raises(DataError, match="no labels, which the model needs"):
         evaluate_models({"d": unet(num_class_embeds=10)}, DiffusionProcess(), unlabelled, config)
@@ -195,5 +166,24 @@ def test_questions_that_make_no_sense_are_refused_at_once() -> None:
         evaluate_models({"d": unet()}, process, load_data("digits"), replace(CONFIG, guidance_scale=2.0))
     with pytest.raises(DataError, match=r"open it as load_data\(source, \(1, 8, 8\)\)"):
         evaluate_models({"d": unet()}, process, load_data("digits", (1, 16, 16)), CONFIG)
-    with pytest.raises(DataError, match="at least 2 samples"):
-        evaluate_models({"d": unet()}, process, load_data("digits"), replace(CONFIG, num_images=1))
+    one = replace(load_data("digits"), images=torch.zeros(1, 1, 8, 8), labels=torch.zeros(1, dtype=torch.int64))
+    with pytest.raises(DataError, match="digits has 1 image"):
+        evaluate_models({"d": unet()}, process, one, CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_images", 1),
+        ("num_real_images", 1),
+        ("num_inference_steps", 0),
+        ("batch_size", 0),
+        ("latency_rounds", 0),
+        ("latency_batch_sizes", ()),
+        ("latency_batch_sizes", (1, 0)),
+        ("seed", -1),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(name: str, value: object) -> None:
+    with pytest.raises(SecateurError, match=rf"^evaluation {name} is .*; give "):
+        EvaluationConfig(**{name: value})

@@ -8,8 +8,13 @@ import torch
 from safetensors.torch import save_file
 
 from secateur.errors import ModelError
-from secateur.evaluation import SmallFeatures, feature_network, load_small_features, metric_name
-from secateur.evaluation.features import INCEPTION_WEIGHTS
+from secateur.evaluation.features import (
+    INCEPTION_WEIGHTS,
+    SmallFeatures,
+    feature_network,
+    load_small_features,
+    metric_name,
+)
 
 
 def test_saved_features_equal_loaded_features(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from diffusers.models.embeddings import LabelEmbedding
@@ -9,7 +10,7 @@ from torch import nn
 
 from models import dit, unet
 from secateur.data import ArrayDataset, load_data
-from secateur.errors import TrainingError
+from secateur.errors import DataError, SecateurError, TrainingError
 from secateur.inputs import class_count, null_class
 from secateur.process import DiffusionProcess, FlowProcess, denoising_error
 from secateur.recovery import Ema, RecoveryConfig
@@ -121,7 +122,12 @@ def test_average_follows_weights_and_copies_buffers():
     assert torch.allclose(ema.model[0].weight, before[0].weight + 0.5)
     assert torch.equal(ema.model[1].running_mean, model[1].running_mean)
     assert not ema.model.training
-    assert not any(parameter.requires_grad for parameter in ema.model.parameters())
+
+
+def test_average_keeps_what_is_frozen_apart():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).requires_grad_(False))
+    flags = [parameter.requires_grad for parameter in Ema(model).model.parameters()]
+    assert flags == [True, True, False, False]
 
 
 def test_learning_rate_schedules():
@@ -151,13 +157,51 @@ def test_models_and_data_must_agree_about_labels(digits):
     assert class_count(unet(num_class_embeds=3)) == 3
     check_labels(unet(), digits)
     check_labels(dit(), digits)
-    with pytest.raises(TrainingError, match="labels of 3 classes"):
+    with pytest.raises(DataError, match="digits has 10 classes, the model knows 3"):
         check_labels(unet(num_class_embeds=3), digits)
     unlabelled = ArrayDataset("none", (1, 8, 8), (), torch.zeros(4, 1, 8, 8), None)
-    with pytest.raises(TrainingError, match="labels of 10 classes"):
+    with pytest.raises(DataError, match="none has no labels, which the model needs"):
         check_labels(dit(), unlabelled)
+    check_labels(dit(), unlabelled, needed=False)
 
 
-def test_settings_below_one_are_refused():
-    with pytest.raises(TrainingError, match="accumulation is 0"):
-        RecoveryConfig(accumulation=0)
+def test_label_values_beyond_the_classes_are_refused(tmp_path):
+    np.savez(tmp_path / "sparse.npz", images=np.zeros((2, 8, 8), np.uint8), labels=[0, 63])
+    with pytest.raises(DataError, match="sparse has 64 classes, the model knows 10"):
+        check_labels(dit(), load_data(tmp_path / "sparse.npz"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("steps", 0),
+        ("accumulation", 0),
+        ("learning_rate", 0.0),
+        ("learning_rate", float("nan")),
+        ("warmup_steps", -1),
+        ("weight_decay", -0.1),
+        ("betas", (0.9, 1.0)),
+        ("clip", 0.0),
+        ("ema_decay", 1.0),
+        ("dropout", 1.5),
+        ("label_dropout", -0.1),
+        ("seed", -1),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(name, value):
+    with pytest.raises(SecateurError, match=rf"^recovery {name} is .*; give "):
+        RecoveryConfig(**{name: value})
+
+
+def test_settings_at_their_limits_are_taken():
+    RecoveryConfig(warmup_steps=0, weight_decay=0, betas=(0, 0), clip=None, ema_decay=0, dropout=1, label_dropout=1)
+
+
+def test_noise_of_a_step_is_drawn_once_for_all_micro_batches(digits, monkeypatch):
+    drawn = []
+    randn = torch.randn
+    monkeypatch.setattr("torch.randn", lambda *args, **options: drawn.append(args) or randn(*args, **options))
+    draws = draw_step(digits, FlowProcess(), RecoveryConfig(batch_size=8, accumulation=4), 0)
+    for draw in draws:
+        draw.normal(1)
+    assert len(drawn) == 2

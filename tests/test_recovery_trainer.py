@@ -8,9 +8,12 @@ import sys
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
+from accelerate.utils import LoggerType
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from models import dit, unet
@@ -143,6 +146,54 @@ def test_mixed_precision_distillation_and_gradient_checkpointing(tmp_path):
     assert {"denoising", "distillation", "lr", "grad_norm", "seconds"} <= log(tmp_path)[0].keys()
     x, t, labels = torch.randn(2, 1, 8, 8), torch.tensor([1, 2]), torch.tensor([0, 1])
     assert torch.equal(teacher(x, t, labels).sample, dit()(x, t, labels).sample)  # no autocast is left on it
+    assert all(parameter.requires_grad for parameter in teacher.parameters())
+
+
+@pytest.mark.parametrize("objective", ["denoising", "distillation"])
+def test_the_teacher_is_left_as_it_was(objective, tmp_path):
+    teacher = dit().train()
+    calls = []
+    teacher.register_forward_hook(lambda *_: calls.append(teacher.training))
+    recover(dit(), FlowProcess(), images(), replace(CONFIG, objective=objective, steps=2), tmp_path, teacher)
+    assert calls == ([False, False] if objective == "distillation" else [])
+    assert all(module.training for module in teacher.modules())
+    assert all(parameter.requires_grad for parameter in teacher.parameters())
+    assert_same(teacher, dit())
+
+
+def test_a_teacher_that_nobody_asks_is_not_touched(tmp_path):
+    teacher = dit()
+    teacher.train = teacher.to = None  # neither can be called
+    recover(dit(), FlowProcess(), images(), replace(CONFIG, steps=1), tmp_path, teacher)
+
+
+def test_what_is_returned_can_be_trained_further(tmp_path):
+    model = unet()
+    model.conv_in.requires_grad_(False)
+    ema = recover(model, DiffusionProcess(), images(), replace(CONFIG, steps=1), tmp_path)
+    for one, other in zip(ema.parameters(), model.parameters(), strict=True):
+        assert one.requires_grad == other.requires_grad
+    assert ema.conv_out.weight.requires_grad
+
+
+def test_mixed_precision_is_taken_off_a_run_that_failed(tmp_path):
+    model = dit()
+    with pytest.raises(OSError, match=r"^$"):
+        recover(model, FlowProcess(), Failing(2, OSError), replace(CONFIG, mixed_precision="bf16"), tmp_path)
+    x, t, labels = torch.randn(2, 1, 8, 8), torch.tensor([1, 2]), torch.tensor([0, 1])
+    plain = dit()
+    plain.load_state_dict(model.state_dict())
+    assert torch.equal(model.eval()(x, t, labels).sample, plain(x, t, labels).sample)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_training_stays_on_the_device_of_the_model(tmp_path):
+    last = torch.device("cuda", torch.cuda.device_count() - 1)
+    for device in (torch.device("cpu"), last, torch.device("cpu")):
+        config = replace(CONFIG, steps=2, objective="distillation")
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        ema = recover(dit().to(device), FlowProcess(), images(), config, folder, dit().to(device))
+        assert {parameter.device for parameter in ema.parameters()} == {device}
 
 
 def test_gradient_checkpointing_changes_nothing(tmp_path):
@@ -174,6 +225,59 @@ def test_another_config_data_or_model_is_refused(tmp_path):
         recover(dit(), DiffusionProcess(), images(), CONFIG, tmp_path)
 
 
+def edit_state(change):
+    """A function that changes `state.json` in a checkpoint."""
+
+    def edit(checkpoint: Path) -> None:
+        path = checkpoint / "state.json"
+        state = json.loads(path.read_text())
+        change(state)
+        path.write_text(json.dumps(state))
+
+    return edit
+
+
+def rename_moments(old: str, new: str):
+    """A function that renames what Adam remembers in a checkpoint."""
+
+    def edit(checkpoint: Path) -> None:
+        path = checkpoint / "optimizer.safetensors"
+        save_file({key.replace(old, new): value for key, value in load_file(path).items()}, path)
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda checkpoint: (checkpoint / "state.json").write_text("{"), "damaged"),
+        (lambda checkpoint: (checkpoint / "state.json").write_text("[]"), "damaged"),
+        (lambda checkpoint: (checkpoint / "state.json").unlink(), "damaged"),
+        (lambda checkpoint: (checkpoint / "ema.safetensors").write_bytes(b"no"), "damaged"),
+        (edit_state(lambda state: state.pop("settings")), "damaged"),
+        (edit_state(lambda state: state.update(settings=None)), "damaged"),
+        (edit_state(lambda state: state.pop("step")), "damaged"),
+        (edit_state(lambda state: state["settings"].update(num_processes=2)), "num_processes 2 there, 1 here"),
+        (rename_moments("conv_in.", "conv_none."), "damaged"),
+        (rename_moments("exp_avg_sq", "exp_avg_cube"), "damaged"),
+        (rename_moments("conv_in.bias", "conv_out.bias.bias"), "damaged"),
+    ],
+)
+def test_damaged_checkpoints_and_other_process_counts_are_refused(damage, message, tmp_path):
+    recover(unet(), DiffusionProcess(), images(), replace(CONFIG, steps=2), tmp_path)
+    damage(newest_checkpoint(tmp_path))
+    with pytest.raises(TrainingError, match=message) as raised:
+        recover(unet(), DiffusionProcess(), images(), replace(CONFIG, steps=2), tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["foo", "aim"])
+def test_missing_trackers_are_named(name, monkeypatch, tmp_path):
+    monkeypatch.setattr("secateur.recovery.trainer.get_available_trackers", lambda: [LoggerType.WANDB])
+    with pytest.raises(TrainingError, match=f"tracker '{name}' is unknown or not installed; installed: wandb"):
+        recover(unet(), DiffusionProcess(), images(), replace(CONFIG, report_to=("wandb", name)), tmp_path)
+
+
 def test_batches_that_do_not_divide_are_refused(tmp_path):
     with pytest.raises(TrainingError, match="use a multiple of 3"):
         recover(unet(), DiffusionProcess(), images(), replace(CONFIG, accumulation=3), tmp_path)
@@ -181,6 +285,8 @@ def test_batches_that_do_not_divide_are_refused(tmp_path):
 
 def test_out_of_memory_says_what_to_do(tmp_path):
     class Large(nn.Module):
+        config: ClassVar[dict[str, int]] = {}
+
         def __init__(self) -> None:
             super().__init__()
             self.weight = nn.Parameter(torch.ones(1))

@@ -11,21 +11,25 @@ from ..process import Process, denoising_error
 
 
 def denoising_loss_per_timestep(
-    model: nn.Module, process: Process, batch: Batch, bins: int = 10, seed: int = 0
+    model: nn.Module, process: Process, batch: Batch, bins: int = 10, seed: int = 0, batch_size: int = 128
 ) -> tuple[Tensor, Tensor]:
     """Timesteps (bins,) from clean to noise, and the mean denoising error at each, (bins,), both on the CPU.
 
-    Every model sees the same noise, one draw per image and bin.
+    Every model sees the same noise, one draw per image and bin, whatever the `batch_size`.
     """
-    device = device_of(model)
-    batch = batch.to(device)
+    batch = batch.to(device_of(model))
+    labels = batch.class_labels
+    chunks = [slice(start, start + batch_size) for start in range(0, len(batch.sample), batch_size)]
     generator = torch.Generator().manual_seed(seed)
     timesteps = process.timesteps((torch.arange(bins) + 0.5) / bins)
     losses = []
     with inference(model):
         for timestep in timesteps:
-            noise = torch.randn(batch.sample.shape, generator=generator).to(device)
-            t_B = timestep.expand(len(noise)).to(device)
-            error = denoising_error(model, process, batch.sample, noise, t_B, batch.class_labels)
-            losses.append(error.mean().cpu())
+            noise = torch.randn(batch.sample.shape, generator=generator).to(batch.sample)
+            t_B = timestep.expand(len(noise)).to(noise.device)
+            errors = []
+            for chunk in chunks:
+                labels_B = None if labels is None else labels[chunk]
+                errors.append(denoising_error(model, process, batch.sample[chunk], noise[chunk], t_B[chunk], labels_B))
+            losses.append(torch.cat(errors).mean().cpu())
     return timesteps, torch.stack(losses)

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ..data import Batch, ImageDataset, calibration_batch
-from ..errors import DataError, ModelError, SecateurError
+from ..errors import DataError, ModelError, SecateurError, require
 from ..inputs import class_count, device_of, input_shape, null_class
 from ..process import Process
+from ..recovery.conditioning import check_labels
 from ..sampling import generate_images
 from .consistency import mse, psnr, ssim
 from .denoising import denoising_loss_per_timestep
@@ -22,6 +23,7 @@ from .features import FeatureNetwork, feature_network, metric_name
 from .fidelity import FeatureStatistics, fidelity
 
 REAL_SHOWN = 64
+LOSS_IMAGES = 128
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,19 @@ class EvaluationConfig:
     latency_batch_sizes: tuple[int, ...] = (1, 32)
     compile: bool = False
     features: str | None = None
+
+    def __post_init__(self) -> None:
+        rules = {
+            "num_images": (self.num_images >= 2, "at least 2"),
+            "num_real_images": (self.num_real_images >= 2, "at least 2"),
+            "num_inference_steps": (self.num_inference_steps >= 1, "at least 1"),
+            "batch_size": (self.batch_size >= 1, "at least 1"),
+            "seed": (self.seed >= 0, "at least 0"),
+            "latency_rounds": (self.latency_rounds >= 1, "at least 1"),
+            "latency_batch_sizes": (min(self.latency_batch_sizes, default=0) >= 1, "one or more, each at least 1"),
+        }
+        for name, (valid, wanted) in rules.items():
+            require(valid, f"evaluation {name} is {getattr(self, name)}; give {wanted}")
 
 
 def evaluate_models(
@@ -115,14 +130,12 @@ def _class_labels(model: nn.Module, config: EvaluationConfig) -> list[int] | Non
 
 
 def _check(model: nn.Module, dataset: ImageDataset, config: EvaluationConfig) -> None:
-    classes = class_count(model)
-    if input_shape(model) != dataset.shape:
-        shape = input_shape(model)
+    shape = input_shape(model)
+    if shape != dataset.shape:
         raise DataError(f"{dataset.name} gives images {dataset.shape}; open it as load_data(source, {shape})")
-    if classes is not None and len(dataset.class_names) > classes:
-        raise DataError(f"{dataset.name} has {len(dataset.class_names)} classes, the model knows {classes}")
-    if config.num_images < 2 or len(dataset) < 2:
-        raise DataError("an evaluation needs at least 2 samples and 2 images; raise num_images or give more data")
+    check_labels(model, dataset, needed=null_class(model) is None)
+    if len(dataset) < 2:
+        raise DataError(f"{dataset.name} has 1 image, an evaluation needs at least 2; give more data")
     if config.guidance_scale != 1.0 and null_class(model) is None:
         raise ModelError(f"{type(model).__name__} has no null class to guide away from; use guidance_scale 1")
 
@@ -171,19 +184,19 @@ def _real_statistics(
 
 def _loss_batch(model: nn.Module, dataset: ImageDataset, config: EvaluationConfig) -> Batch:
     """Images with the labels that the model takes: none, the data's, or its null class."""
-    batch = calibration_batch(dataset, config.batch_size, config.seed)
+    batch = calibration_batch(dataset, LOSS_IMAGES, config.seed)
     if class_count(model) is None:
         return Batch(batch.sample)
-    if batch.class_labels is not None:
-        return batch
     null = null_class(model)
-    if null is None:
-        raise DataError(f"{dataset.name} has no labels, which the model needs; put images in one folder per class")
+    if batch.class_labels is not None or null is None:
+        return batch
     return Batch(batch.sample, torch.full((len(batch.sample),), null))
 
 
 def _denoising(model: nn.Module, process: Process, batch: Batch, config: EvaluationConfig) -> dict[str, Any]:
-    timesteps, losses = denoising_loss_per_timestep(model, process, batch, seed=config.seed)
+    timesteps, losses = denoising_loss_per_timestep(
+        model, process, batch, seed=config.seed, batch_size=config.batch_size
+    )
     return {
         "timesteps": timesteps.tolist(),
         "losses": [_number(loss) for loss in losses.tolist()],

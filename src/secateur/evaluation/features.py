@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import ModelError, SecateurError
+from ..errors import ModelError, SecateurError, first_line
 from ..files import atomic_folder, read_json, write_json
 
 DIGITS_FEATURES = "digits-features"
@@ -83,8 +83,7 @@ def load_small_features(folder: str | Path) -> SmallFeatures:
         network = SmallFeatures(**read_json(folder / "config.json"))
         network.load_state_dict(load_file(folder / "model.safetensors"))
     except (SecateurError, SafetensorError, OSError, TypeError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(f"{folder} holds no feature network of SmallFeatures.save: {reason}") from error
+        raise ModelError(f"{folder} holds no feature network of SmallFeatures.save: {first_line(error)}") from error
     network.name = folder.resolve().name
     return network.eval().requires_grad_(False)
 
@@ -115,7 +114,7 @@ def load_inception(weights: Path | None = None) -> InceptionFeatures:
     try:
         from torch_fidelity import FeatureExtractorInceptionV3
     except Exception as error:  # a broken torchvision below it raises other errors than ImportError
-        raise ModelError(f"FID needs torch-fidelity (pip install 'secateur[eval]'): {error}") from error
+        raise ModelError(f"FID needs torch-fidelity (pip install 'secateur[eval]'): {first_line(error)}") from error
     source: io.BytesIO | None = None
     cache = Path(torch.hub.get_dir(), "checkpoints", INCEPTION_WEIGHTS)
     if weights is not None:
@@ -131,7 +130,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path} is not a readable .safetensors file: {error}") from error
+        raise ModelError(f"{path} is not a readable .safetensors file: {first_line(error)}") from error
 
 
 def feature_network(

@@ -37,21 +37,13 @@ class FeatureStatistics:
         self._scatter = torch.zeros(dim, dim, dtype=torch.float64)  # sum of outer products of deviations
 
     def update(self, features_ND: Tensor) -> None:
-        """Add features (N, D), N at least 1."""
+        """Add features (N, D), N at least 1, by the pairwise update of Chan, Golub & LeVeque 1983, eq. 2.1."""
         features = features_ND.detach().cpu().double()
         mean = features.mean(0)
         deviations = features - mean
-        self._combine(len(features), mean, deviations.T @ deviations)
-
-    def merge(self, other: FeatureStatistics) -> None:
-        """Add what `other` has seen."""
-        if other.count:
-            self._combine(other.count, other.mean, other._scatter)
-
-    def _combine(self, count: int, mean: Tensor, scatter: Tensor) -> None:
-        """Pairwise update of Chan, Golub & LeVeque 1983, eq. 2.1."""
-        total = self.count + count
+        count, total = len(features), self.count + len(features)
         shift = mean - self.mean
+        scatter = deviations.T @ deviations
         self._scatter = self._scatter + scatter + torch.outer(shift, shift) * (self.count * count / total)
         self.mean = self.mean + shift * (count / total)
         self.count = total
@@ -73,16 +65,6 @@ def statistics(features_ND: Tensor) -> FeatureStatistics:
     result = FeatureStatistics(features_ND.shape[1])
     result.update(features_ND)
     return result
-
-
-def frechet(features_a: Tensor, features_b: Tensor) -> float:
-    """Fréchet distance of two sets of features, (N, D) and (M, D).
-
-    Raises:
-        DataError: fewer than two images on a side.
-    """
-    a, b = statistics(features_a), statistics(features_b)
-    return frechet_distance(a.mean, a.covariance, b.mean, b.covariance)
 
 
 def frechet_std(features_a: Tensor, reference: FeatureStatistics, resamples: int = 10, seed: int = 0) -> float:

@@ -6,7 +6,8 @@
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..errors import TrainingError
+from ..errors import SecateurError, TrainingError, first_line
 from ..files import atomic_folder, read_json, write_json
-from .config import RecoveryConfig
+from ..inputs import device_of
 from .ema import Ema
 
 # They change what is written, not what is trained.
 NOT_COMPARED = ("checkpoint_every", "log_every", "report_to")
+# What reading a checkpoint raises if it is damaged, or if it is of another model.
+UNFIT = (SecateurError, SafetensorError, OSError, RuntimeError, LookupError, TypeError, ValueError, AttributeError)
 
 
 @dataclass
@@ -41,8 +44,10 @@ def newest_checkpoint(folder: str | Path) -> Path | None:
     return max((Path(folder) / "checkpoints").glob("step-*"), default=None)
 
 
-def save_checkpoint(folder: str | Path, state: TrainingState, config: RecoveryConfig, data: str) -> Path:
+def save_checkpoint(folder: str | Path, state: TrainingState, settings: Mapping[str, Any]) -> Path:
     """Write the checkpoint of `state`, then remove older ones and what killed runs left behind.
+
+    `settings` are what a run that goes on from it must share.
 
     Raises:
         SecateurError: the disk is full, or the folder cannot be written; the older checkpoint is still there.
@@ -55,9 +60,8 @@ def save_checkpoint(folder: str | Path, state: TrainingState, config: RecoveryCo
         saved = {
             "step": state.step,
             "seconds": state.seconds,
-            "data": data,
             "scaler": state.scaler.state_dict() if state.scaler else None,
-            "config": _as_json(config),
+            "settings": _as_json(settings),
         }
         write_json(temporary / "state.json", saved)
     for other in path.parent.iterdir():
@@ -66,33 +70,42 @@ def save_checkpoint(folder: str | Path, state: TrainingState, config: RecoveryCo
     return path
 
 
-def restore_checkpoint(folder: str | Path, state: TrainingState, config: RecoveryConfig, data: str) -> None:
+def restore_checkpoint(folder: str | Path, state: TrainingState, settings: Mapping[str, Any]) -> None:
     """Bring `state` to the newest checkpoint in `folder`; leave it as it is if there is none.
 
     Raises:
-        TrainingError: the checkpoint was written with another config, data or model, or is damaged.
+        TrainingError: the checkpoint was written with other settings or another model, or is damaged.
     """
     path = newest_checkpoint(folder)
     if path is None:
         return
-    saved = read_json(path / "state.json")
-    if changes := _differences(saved["config"] | {"data": saved["data"]}, _as_json(config) | {"data": data}):
-        raise TrainingError(f"{path} was written with other settings ({changes}); use them, or another folder")
-    device = next(state.model.parameters()).device
     try:
-        state.model.load_state_dict(load_file(path / "model.safetensors"))
-        state.ema.model.load_state_dict(load_file(path / "ema.safetensors"))
-        moments = load_file(path / "optimizer.safetensors", device=str(device))
-    except (SafetensorError, RuntimeError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise TrainingError(f"{path} does not fit this model: {reason}; use another folder") from error
+        saved = read_json(path / "state.json")
+        changes = _differences(saved["settings"], _as_json(settings))
+        if not changes:
+            _load(path, saved, state)
+    except UNFIT as error:
+        reason = first_line(error)
+        raise TrainingError(f"{path} is damaged or does not fit this model: {reason}; use another folder") from error
+    if changes:
+        raise TrainingError(f"{path} was written with other settings ({changes}); use them, or another folder")
+
+
+def _load(path: Path, saved: dict[str, Any], state: TrainingState) -> None:
+    state.model.load_state_dict(load_file(path / "model.safetensors"))
+    state.ema.model.load_state_dict(load_file(path / "ema.safetensors"))
+    moments = load_file(path / "optimizer.safetensors", device=str(device_of(state.model)))
     parameters = dict(state.model.named_parameters())
-    for key, value in moments.items():
-        name, moment = key.rsplit(".", 1)
-        state.optimizer.state[parameters[name]][moment] = value
+    for name in {key.rpartition(".")[0] for key in moments}:
+        parameter = parameters[name]
+        state.optimizer.state[parameter] = {
+            "step": moments[f"{name}.step"],
+            "exp_avg": moments[f"{name}.exp_avg"].view_as(parameter),
+            "exp_avg_sq": moments[f"{name}.exp_avg_sq"].view_as(parameter),
+        }
     if state.scaler and saved["scaler"]:
         state.scaler.load_state_dict(saved["scaler"])
-    state.step, state.seconds = saved["step"], saved["seconds"]
+    state.step, state.seconds = int(saved["step"]), float(saved["seconds"])
 
 
 def optimizer_tensors(state: TrainingState) -> dict[str, Tensor]:
@@ -108,8 +121,8 @@ def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 
-def _as_json(config: RecoveryConfig) -> dict[str, Any]:
-    return json.loads(json.dumps(asdict(config)))
+def _as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(settings))
 
 
 def _differences(saved: dict[str, Any], asked: dict[str, Any]) -> str:

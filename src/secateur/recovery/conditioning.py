@@ -4,7 +4,7 @@ from diffusers.models.embeddings import LabelEmbedding
 from torch import nn
 
 from ..data import ImageDataset
-from ..errors import TrainingError
+from ..errors import DataError
 from ..inputs import class_count
 
 
@@ -15,15 +15,16 @@ def disable_label_dropout(model: nn.Module) -> None:
             module.dropout_prob = 0.0
 
 
-def check_labels(model: nn.Module, dataset: ImageDataset) -> None:
-    """Refuse data whose labels the model cannot take.
+def check_labels(model: nn.Module, dataset: ImageDataset, needed: bool = True) -> None:
+    """Refuse data whose labels the model cannot take; without labels too, unless they are not `needed`.
 
     Raises:
-        TrainingError: the model is class-conditional and the data has no labels, or more classes than it.
+        DataError: the model is class-conditional and the data has more classes than it, or no labels.
     """
-    classes = class_count(model)
-    if classes is not None and not 0 < len(dataset.class_names) <= classes:
-        raise TrainingError(
-            f"the model takes labels of {classes} classes, {dataset.name} has {len(dataset.class_names)}; "
-            "give data with labels, one sub-folder per class"
-        )
+    classes, found = class_count(model), len(dataset.class_names)
+    if classes is None:
+        return
+    if found > classes:
+        raise DataError(f"{dataset.name} has {found} classes, the model knows {classes}; give data of its classes")
+    if needed and found == 0:
+        raise DataError(f"{dataset.name} has no labels, which the model needs; put images in one folder per class")

@@ -1,10 +1,10 @@
 """Settings of a recovery run."""
 
 from dataclasses import dataclass, field
-from math import cos, pi
+from math import cos, inf, pi
 from typing import Literal
 
-from ..errors import TrainingError
+from ..errors import require
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,24 @@ class RecoveryConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulation", "checkpoint_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise TrainingError(f"recovery {name} is {getattr(self, name)}; give at least 1")
+        rules = {
+            "steps": (self.steps >= 1, "at least 1"),
+            "batch_size": (self.batch_size >= 1, "at least 1"),
+            "learning_rate": (0 < self.learning_rate < inf, "more than 0"),
+            "warmup_steps": (self.warmup_steps >= 0, "at least 0"),
+            "weight_decay": (0 <= self.weight_decay < inf, "at least 0"),
+            "betas": (all(0 <= beta < 1 for beta in self.betas), "two numbers from 0 to below 1"),
+            "clip": (self.clip is None or self.clip > 0, "more than 0, or none"),
+            "ema_decay": (0 <= self.ema_decay < 1, "a number from 0 to below 1"),
+            "accumulation": (self.accumulation >= 1, "at least 1"),
+            "dropout": (self.dropout is None or 0 <= self.dropout <= 1, "a number from 0 to 1, or none"),
+            "label_dropout": (0 <= self.label_dropout <= 1, "a number from 0 to 1"),
+            "checkpoint_every": (self.checkpoint_every >= 1, "at least 1"),
+            "log_every": (self.log_every >= 1, "at least 1"),
+            "seed": (self.seed >= 0, "at least 0"),
+        }
+        for name, (valid, wanted) in rules.items():
+            require(valid, f"recovery {name} is {getattr(self, name)}; give {wanted}")
 
 
 def learning_rate_at(config: RecoveryConfig, step: int) -> float:

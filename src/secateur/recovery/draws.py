@@ -1,14 +1,16 @@
 """All randomness of a training step, as a pure function of seed and step.
 
-Every process draws for the whole batch and keeps its own share, so the loss does not depend on how many
-processes or micro-batches share a batch, and a resumed run needs no generator state.
+Every process draws for the whole batch and keeps its own share, so images, timesteps, noise and labels do not depend
+on how many processes or micro-batches share a batch, and a resumed run needs no generator state. Dropout layers are
+the exception: each micro-batch of each process draws masks of its own, so only without dropout is training the same
+for every number of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 
 import numpy as np
 import torch
@@ -100,9 +102,13 @@ def draw_step(
     dropped = torch.rand(config.batch_size, generator=generator) < config.label_dropout
     timesteps = process.timesteps(u)
 
-    def normal(share: slice, stream: int) -> Tensor:
+    @cache  # once for all micro-batches
+    def whole(stream: int) -> Tensor:
         shape = (config.batch_size, *dataset.shape)
-        return torch.randn(shape, generator=_generator(config.seed, NOISE, step, stream))[share]
+        return torch.randn(shape, generator=_generator(config.seed, NOISE, step, stream))
+
+    def normal(share: slice, stream: int) -> Tensor:
+        return whole(stream)[share]
 
     size = config.batch_size // (config.accumulation * processes)
     draws = []

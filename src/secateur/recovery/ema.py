@@ -16,10 +16,10 @@ def warm_decay(decay: float, step: int) -> float:
 
 
 class Ema:
-    """Running average of a model, held as a `model` of its own in eval mode: what is cut from one is cut from both."""
+    """Running average of a model, a `model` of its own in eval mode, with the same `requires_grad` flags."""
 
     def __init__(self, model: nn.Module, decay: float = 0.9999) -> None:
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.model = copy.deepcopy(model).eval()
         self.decay = decay
 
     @torch.no_grad()

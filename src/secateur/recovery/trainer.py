@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -16,11 +17,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.tracking import get_available_trackers
 from torch import nn
 
 from ..data import ImageDataset
 from ..errors import TrainingError
-from ..inputs import class_count, null_class
+from ..files import write_text
+from ..inputs import class_count, device_of, null_class
 from ..process import Process
 from ..progress import progress
 from .checkpoints import TrainingState, newest_checkpoint, restore_checkpoint, save_checkpoint
@@ -43,23 +46,28 @@ def recover(
 ) -> nn.Module:
     """Train `model` in place by `config` and return its moving average, a model in eval mode.
 
-    `folder` gets `log.jsonl` and the newest checkpoint; a run found there with the same config goes on from it,
-    with the same weights in the end as one that was never interrupted. `model` is trained in float32 and is left
-    without label dropout of its own; `teacher` is frozen.
+    `folder` gets `log.jsonl` and the newest checkpoint; a run found there with the same config and number of
+    processes goes on from it, with the same weights in the end as one that was never interrupted. `model` is trained
+    in float32 on the device it is on, which becomes the current one (a launcher of several processes places them
+    itself), and is left without label dropout of its own. `teacher` is left as it is, but for being moved to that
+    device if the objective needs it. Accumulation and processes change the loss by rounding, and by the masks of
+    dropout layers if there are any.
 
     Raises:
-        TrainingError: the loss is not finite, memory does not suffice, the data does not fit the model, or the
-            checkpoint in `folder` belongs to another run.
+        DataError: the labels do not fit the model.
+        TrainingError: the loss is not finite, memory does not suffice, a tracker is missing, or the checkpoint in
+            `folder` is damaged or belongs to another run.
         KeyboardInterrupt: on Ctrl-C, after the step at hand and a checkpoint.
     """
     folder = Path(folder)
     objective = build_objective(config.objective, config.weights, teacher)
+    taught_by = teacher if objective.needs_teacher else None
     check_labels(model, dataset)
-    accelerator = _accelerator(config, folder)
     try:
+        accelerator = _accelerator(config, folder, device_of(model))
         devices = [accelerator.device] if accelerator.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
-            return _Run(accelerator, model, process, dataset, config, folder, objective, teacher).finish()
+            return _Run(accelerator, model, process, dataset, config, folder, objective, taught_by).finish()
     except RuntimeError as error:
         if not any(words in str(error) for words in OUT_OF_MEMORY):
             raise
@@ -68,13 +76,19 @@ def recover(
             "lower the batch size or raise the accumulation"
         ) from error
     finally:
-        AcceleratorState._reset_state()  # so that the next run may use another mixed precision
+        AcceleratorState._reset_state(reset_partial_state=True)  # the next run may differ in device and precision
 
 
-def _accelerator(config: RecoveryConfig, folder: Path) -> Accelerator:
+def _accelerator(config: RecoveryConfig, folder: Path, device: torch.device) -> Accelerator:
+    available = sorted(str(tracker) for tracker in get_available_trackers())
+    for tracker in config.report_to:
+        if tracker not in available:  # accelerate would drop it in silence
+            known = ", ".join(available) or "none is"
+            raise TrainingError(f"tracker {tracker!r} is unknown or not installed; installed: {known}")
+    _make_current(device)
     try:
         accelerator = Accelerator(
-            cpu=not torch.accelerator.is_available(),  # else processes on CPUs would not find each other
+            cpu=device.type == "cpu",
             mixed_precision=config.mixed_precision,
             log_with=list(config.report_to) or None,
             project_dir=folder,
@@ -90,6 +104,13 @@ def _accelerator(config: RecoveryConfig, folder: Path) -> Accelerator:
     if config.report_to:
         accelerator.init_trackers("secateur", config={"recovery": json.dumps(asdict(config))})
     return accelerator
+
+
+def _make_current(device: torch.device) -> None:
+    """Make `device` the one that accelerate takes; a launcher of several processes gives each its own."""
+    if device.type not in ("cpu", "mps") and device.index is not None and os.environ.get("WORLD_SIZE", "1") == "1":
+        make = getattr(torch.accelerator, "set_device_index", torch.cuda.set_device)  # torch 2.6 lacks the first
+        make(device.index)
 
 
 class _Run:
@@ -108,7 +129,10 @@ class _Run:
     ) -> None:
         self.accelerator, self.process, self.dataset = accelerator, process, dataset
         self.config, self.folder, self.objective = config, folder, objective
-        self.data = f"{dataset.name}, {len(dataset)} images {tuple(dataset.shape)}"
+        self.settings = asdict(config) | {
+            "data": f"{dataset.name}, {len(dataset)} images {tuple(dataset.shape)}",
+            "num_processes": accelerator.num_processes,  # dropout differs by it
+        }
         model.float().to(accelerator.device).train()
         ema = Ema(model, config.ema_decay)
         self._prepare_student(model)
@@ -117,9 +141,9 @@ class _Run:
             trained, config.learning_rate, config.betas, weight_decay=config.weight_decay, fused=True
         )
         self.student, self.optimizer = accelerator.prepare(model, optimizer)
-        self.teacher = teacher and accelerator.prepare_model(teacher.eval().requires_grad_(False), evaluation_mode=True)
+        self.teacher_mode = teacher is not None and teacher.training
+        self.teacher = teacher and accelerator.prepare_model(teacher.eval(), evaluation_mode=True)
         self.state = TrainingState(model, ema, optimizer, accelerator.scaler)
-        restore_checkpoint(folder, self.state, config, self.data)
 
     def _prepare_student(self, model: nn.Module) -> None:
         self.null_class, self.labelled = null_class(model), class_count(model) is not None
@@ -130,7 +154,20 @@ class _Run:
                     module.p = self.config.dropout
 
     def finish(self) -> nn.Module:
-        """Run the steps that are left."""
+        """Run the steps that are left, all of them without a checkpoint, and return the moving average."""
+        try:
+            restore_checkpoint(self.folder, self.state, self.settings)
+            self._train()
+            self.accelerator.end_training()
+        finally:
+            for wrapped in (self.student, self.teacher):
+                if wrapped is not None:  # take the mixed precision off again
+                    self.accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
+            if self.teacher is not None:
+                self.teacher.train(self.teacher_mode)
+        return self.state.ema.model
+
+    def _train(self) -> None:
         main = self.accelerator.is_main_process
         if main:
             _cut_log(self.folder / "log.jsonl", self.state.step)
@@ -147,11 +184,6 @@ class _Run:
                 advance(1, f"loss {record['loss']:.4f}")
                 if stop:
                     raise KeyboardInterrupt
-        self.accelerator.end_training()
-        for wrapped in (self.student, self.teacher):
-            if wrapped is not None:  # take the mixed precision off again
-                self.accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
-        return self.state.ema.model
 
     def _draw(self, step: int) -> list[Draw]:
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
@@ -186,7 +218,7 @@ class _Run:
         for number, draw in enumerate(draws):
             last = number == len(draws) - 1
             key = (self.config.seed, DROPOUT, self.state.step, self.accelerator.process_index, number)
-            torch.manual_seed(seed_of(*key))  # dropout layers draw from the global generator
+            torch.manual_seed(seed_of(*key))  # dropout layers draw from the global generator, each share its own masks
             with nullcontext() if last else self.accelerator.no_sync(self.student):
                 moved = draw.to(self.accelerator.device)
                 terms = self.objective.terms(self.student, self.teacher, self.process, moved)
@@ -212,7 +244,7 @@ class _Run:
             if self.accelerator.is_main_process:
                 _append(self.folder / "log.jsonl", record | {"seconds": round(self.state.seconds, 3)})
         if self.accelerator.is_main_process and (step % config.checkpoint_every == 0 or last or stop):
-            save_checkpoint(self.folder, self.state, config, self.data)
+            save_checkpoint(self.folder, self.state, self.settings)
 
 
 def _silent(steps: int = 1, note: str = "") -> None:
@@ -246,7 +278,6 @@ def _append(path: Path, record: dict[str, float]) -> None:
 
 def _cut_log(path: Path, step: int) -> None:
     """Drop the lines after `step`, which a run that was killed wrote after its last checkpoint."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     whole = [line for line in lines if line.endswith("}")]
-    path.write_text("".join(f"{line}\n" for line in whole if json.loads(line)["step"] <= step), encoding="utf-8")
+    write_text(path, "".join(f"{line}\n" for line in whole if json.loads(line)["step"] <= step))
