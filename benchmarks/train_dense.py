@@ -124,7 +124,7 @@ DENSE = {
         MODELS / "fashion-unet",
         replace(CONFIG, steps=2_500),
     ),
-    "fashion-sit": Dense(lambda: sit(16), FLOW, fashion, MODELS / "fashion-sit", replace(CONFIG, steps=1_500)),
+    "fashion-sit": Dense(lambda: sit(16), FLOW, fashion, MODELS / "fashion-sit", replace(CONFIG, steps=1_000)),
 }
 FEATURES = {
     "digits-features": (digits, ASSETS / "digits-features", 3_000),
