@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from diffusers import DiTTransformer2DModel, UNet2DModel
+from diffusers.utils import logging
 from torch import nn
 
 from secateur.evaluation import measure_latency
@@ -98,6 +99,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     arguments = parser.parse_args()
+    logging.set_verbosity_error()  # diffusers warns about every cast
     rows = [
         row
         for name in arguments.models

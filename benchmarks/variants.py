@@ -1,0 +1,76 @@
+"""Variants of the Diff-Pruning score at equal size, before recovery: what the published code bases disagree on.
+
+python benchmarks/variants.py
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+from dataclasses import replace
+from pathlib import Path
+
+from secateur.commands.common import open_data, open_model
+from secateur.criteria import ScoringConfig, score
+from secateur.data import Batch, calibration_batch
+from secateur.evaluation import EvaluationConfig, evaluate_models
+from secateur.files import write_json, write_text
+from secateur.inputs import example_inputs
+from secateur.schedules import CutConfig, one_shot, parse_target
+from secateur.structure import remove
+
+RESULTS = Path(__file__).resolve().parent / "results"
+BASE = ScoringConfig(num_timesteps=50, num_images=64)
+LOCAL, GLOBAL = CutConfig(), CutConfig(allocation="global")
+SEEDS = (0, 1, 2)
+VARIANTS = {
+    "default (sum-then-abs, abs, sum, threshold 0.05)": (BASE, LOCAL),
+    "threshold 0": (replace(BASE, threshold=0.0), LOCAL),
+    "threshold 0.2": (replace(BASE, threshold=0.2), LOCAL),
+    "abs-then-sum": (replace(BASE, timestep_reduction="abs-then-sum"), LOCAL),
+    "square": (replace(BASE, element_reduction="square"), LOCAL),
+    "group mean": (replace(BASE, group_reduction="mean"), LOCAL),
+    "global allocation": (BASE, GLOBAL),
+}
+
+
+def main() -> None:
+    loaded, structure = open_model("digits-unet")
+    dataset = open_data("digits", loaded)
+    rows = {}
+    for name, (scoring, cut) in VARIANTS.items():
+        runs = []
+        for seed in SEEDS:
+            batch = Batch(calibration_batch(dataset, scoring.num_images, seed).sample)
+            config = replace(scoring, seed=seed)
+            scores = score(loaded.model, loaded.process, batch, structure, "diff-pruning", config).scores
+            request = (parse_target("macs=50%"), scores, cut, example_inputs(loaded.model, 1))
+            solution, _ = one_shot(loaded.model, structure, *request)
+            pruned = remove(copy.deepcopy(loaded.model), structure, solution.cut)
+            measured = EvaluationConfig(num_images=500, num_inference_steps=25, latency_rounds=1, seed=seed)
+            result, _ = evaluate_models({"dense": loaded.model, "pruned": pruned}, loaded.process, dataset, measured)
+            entry = result["models"]["pruned"]
+            runs.append(
+                {
+                    "fd": entry["fidelity"]["value"],
+                    "ssim": entry["consistency"]["ssim"]["mean"],
+                    "loss": entry["denoising_loss"]["mean"],
+                }
+            )
+        rows[name] = {
+            key: (statistics.mean(r[key] for r in runs), statistics.stdev(r[key] for r in runs)) for key in runs[0]
+        }
+        print(name, rows[name], flush=True)
+    lines = ["| variant | FD pruned | SSIM to dense | denoising loss |", "|---|---|---|---|"]
+    for name, row in rows.items():
+        cells = [
+            f"{row[key][0]:.{digits}f} ± {row[key][1]:.{digits}f}"
+            for key, digits in (("fd", 1), ("ssim", 3), ("loss", 3))
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    write_json(RESULTS / "variants.json", rows)
+    write_text(RESULTS / "variants.md", "\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
