@@ -13,7 +13,7 @@ import torch
 
 from secateur.commands.common import open_data, open_model
 from secateur.criteria.diff_pruning import calibration_timesteps, summed_gradients
-from secateur.data import calibration_batch
+from secateur.data import Batch, calibration_batch
 from secateur.files import write_json
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -23,7 +23,7 @@ BATCHED = 128
 
 def main() -> None:
     loaded, _ = open_model("digits-unet")
-    batch = calibration_batch(open_data("digits", loaded), NUM_IMAGES, 0)
+    batch = Batch(calibration_batch(open_data("digits", loaded), NUM_IMAGES, 0).sample)
     noise = torch.randn(batch.sample.shape, generator=torch.Generator().manual_seed(0))
     timesteps = calibration_timesteps(loaded.process, NUM_TIMESTEPS)
 
@@ -38,9 +38,9 @@ def main() -> None:
 
     torch.set_default_dtype(torch.float64)
     loaded.model.double()
-    sample = type(batch)(batch.sample.double(), batch.class_labels)
+    exact = Batch(batch.sample.double())
     gradients = [
-        summed_gradients(loaded.model, loaded.process, sample, noise.double(), timesteps, size)
+        summed_gradients(loaded.model, loaded.process, exact, noise.double(), timesteps, size)
         for size in (NUM_IMAGES, BATCHED)
     ]
     scale = max(value.abs().max().item() for value in gradients[0].values())
