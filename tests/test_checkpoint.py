@@ -222,3 +222,29 @@ def test_half_precision_comes_back_bit_for_bit(tmp_path, make, pruned):
     first, second = (predict(each, noise, torch.tensor([3, 4]), labels) for each in (model, loaded))
     assert first.dtype == torch.float32
     assert torch.equal(first, second)
+
+
+def test_a_hub_id_fetches_the_small_files_first_and_only_the_wanted_weights(tmp_path, monkeypatch):
+    DDPMPipeline(unet(), DDPMScheduler()).save_pretrained(tmp_path / "pipeline")
+    asked = []
+
+    def download(repo_id, allow_patterns):
+        asked.append((repo_id, allow_patterns))
+        return str(tmp_path / "pipeline")
+
+    monkeypatch.setattr("secateur.checkpoint.snapshot_download", download)
+    assert torch.equal(output(load("someone/model").model), output(unet()))
+    assert asked == [("someone/model", ["*.json"]), ("someone/model", ["*.json", "unet/*.safetensors"])]
+    edit(tmp_path / "pipeline", "model_index.json", lambda value: value.update(vae=["diffusers", "AutoencoderKL"]))
+    with pytest.raises(ModelError, match="latents"):
+        load("someone/model")
+    assert len(asked) == 3
+
+
+def test_a_hub_that_does_not_answer_is_one_line(monkeypatch):
+    def offline(repo_id, allow_patterns):
+        raise ConnectionError("no route\nto the hub")
+
+    monkeypatch.setattr("secateur.checkpoint.snapshot_download", offline)
+    with pytest.raises(ModelError, match="the hub did not give it: no route$"):
+        load("someone/model")
