@@ -246,5 +246,5 @@ def test_a_hub_that_does_not_answer_is_one_line(monkeypatch):
         raise ConnectionError("no route\nto the hub")
 
     monkeypatch.setattr("secateur.checkpoint.snapshot_download", offline)
-    with pytest.raises(ModelError, match="the hub did not give it: no route$"):
+    with pytest.raises(ModelError, match=r"the hub did not give it: no route$"):
         load("someone/model")
