@@ -79,7 +79,8 @@ def choose_device(name: str) -> torch.device:
         SecateurError: there is no such device.
     """
     if name == "auto":
-        found = torch.accelerator.current_accelerator()
+        # A CUDA build names its accelerator on a machine without one too.
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         name = "cpu" if found is None else f"{found.type}:{os.environ.get('LOCAL_RANK', '0')}"
     try:
         device = torch.device(name)
