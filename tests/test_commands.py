@@ -194,6 +194,13 @@ def test_dry_run_writes_nothing(models, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(("command", "stage"), [("rank", "rank"), ("finetune", "recover"), ("evaluate", "sample")])
+def test_dry_runs_of_single_stages_predict_their_time(models, tmp_path, capsys, command, stage):
+    main([command, str(models / "sit"), "--data", "digits", "--out", str(tmp_path / "run"), "--dry-run"])
+    assert capsys.readouterr().out.startswith(f"{stage:10} about ")
+    assert not (tmp_path / "run").exists()
+
+
 def test_python_and_the_command_line_do_the_same(models, tmp_path):
     main(["prune", str(models / "unet"), "--target", "60%", "--data", "digits", "--out", str(tmp_path / "a"), *RANKED])
     secateur.prune(

@@ -74,7 +74,13 @@ def compress(
     plan = plan_cut(loaded.model, structure, goal, settings.cut)
     if dry_run:
         print_plan(plan, structure, goal, settings.cut)
-        print_times(plan, loaded, settings.criterion, settings.scoring, settings.recovery, settings.evaluation)
+        print_times(
+            loaded,
+            plan,
+            scoring=(settings.criterion, settings.scoring),
+            recovery=settings.recovery,
+            evaluation=settings.evaluation,
+        )
         return Path(out)
     begun = time.perf_counter()
     run = start_run(

@@ -8,6 +8,7 @@ from ..errors import SecateurError
 from ..evaluation import EvaluationConfig
 from ..reporting import write_report
 from .common import Model, ProcessName, one_process, open_data, open_model, say, start_run
+from .plan import print_times
 from .stages import evaluate_stage
 
 
@@ -20,6 +21,7 @@ def evaluate(
     evaluation: EvaluationConfig | None = None,
     process: ProcessName = "auto",
     device: str = "auto",
+    dry_run: bool = False,
 ) -> Path:
     """Evaluate a model; with a reference, also how far its images are from the reference's on the same noise.
 
@@ -31,6 +33,7 @@ def evaluate(
         evaluation: what to measure.
         process: how the model was trained, when no scheduler config lies beside it.
         device: auto, cpu, cuda, mps ...
+        dry_run: print the predicted time and stop.
     """
     one_process("evaluate")
     settings = evaluation or EvaluationConfig()
@@ -42,6 +45,9 @@ def evaluate(
             raise SecateurError(f"{model} and {reference} have different scheduler configs: they cannot be compared")
         models = {"dense": dense.model, "pruned": loaded.model}
     dataset = open_data(data, loaded)
+    if dry_run:
+        print_times(loaded, evaluation=settings)
+        return Path(out)
     places = {"model": model, "reference": reference, "data": data, "process": process}
     run = start_run(out, {"command": "evaluate", **places, "evaluation": settings})
     evaluate_stage(run, models, loaded.process, dataset, settings)

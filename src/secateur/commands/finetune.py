@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..recovery import RecoveryConfig
 from .common import Model, ProcessName, open_data, open_model, say, start_run
-from .plan import check_recovery
+from .plan import check_recovery, print_times
 from .stages import recover_stage
 
 
@@ -22,6 +22,7 @@ def finetune(
     recovery: RecoveryConfig | None = None,
     process: ProcessName = "auto",
     device: str = "auto",
+    dry_run: bool = False,
 ) -> Path:
     """Fine-tune a model; the result, with EMA weights, is the folder OUT/model.
 
@@ -37,6 +38,7 @@ def finetune(
         recovery: how to train.
         process: how the model was trained, when no scheduler config lies beside it.
         device: auto, cpu, cuda, mps ...
+        dry_run: print the predicted time and stop.
     """
     settings = recovery or RecoveryConfig()
     settings = dataclasses.replace(
@@ -48,6 +50,9 @@ def finetune(
     dense = open_model(teacher, process, device)[0].model if teacher is not None else None
     dataset = open_data(data, loaded)
     check_recovery(loaded.model, dataset, settings, dense)
+    if dry_run:
+        print_times(loaded, recovery=settings)
+        return Path(out)
     places = {"model": model, "teacher": teacher, "data": data, "process": process}
     run = start_run(out, {"command": "finetune", **places, "recovery": settings})
     recover_stage(run, loaded.model, loaded, dataset, settings, dense)

@@ -68,24 +68,27 @@ def print_plan(plan: dict[str, Any] | None, structure: Structure, target: Target
 
 
 def print_times(
-    plan: dict[str, Any] | None,
     loaded: Loaded,
-    criterion: CriterionName,
-    scoring: ScoringConfig,
+    plan: dict[str, Any] | None = None,
+    *,
+    scoring: tuple[CriterionName, ScoringConfig] | None = None,
     recovery: RecoveryConfig | None = None,
     evaluation: EvaluationConfig | None = None,
 ) -> None:
-    """Print the predicted time of each stage that will run, from a few measured steps of the dense model."""
+    """Print the predicted time of each stage that will run, from a few measured steps of the loaded model."""
     second = seconds_per_pair(loaded)
     ratio = 1.0 if plan is None else plan["after"]["macs"] / plan["before"]["macs"]
-    timesteps = scoring.num_timesteps or loaded.process.num_train_timesteps
-    pairs = timesteps * scoring.num_images * (1 + FORWARD_SHARE)
-    stages = {"rank": 0.0 if criterion in ("random", "magnitude") else pairs}
+    stages = {}
+    if scoring is not None:
+        criterion, config = scoring
+        timesteps = config.num_timesteps or loaded.process.num_train_timesteps
+        pairs = timesteps * config.num_images * (1 + FORWARD_SHARE)
+        stages["rank"] = 0.0 if criterion in ("random", "magnitude") else pairs
     if recovery is not None:
         teacher = FORWARD_SHARE if recovery.objective != "denoising" else 0.0
         stages["recover"] = recovery.steps * recovery.batch_size * (ratio + teacher)
     if evaluation is not None:
-        models = 1 + 2 * ratio  # dense, pruned, recovered
+        models = 1.0 if plan is None else 1 + 2 * ratio  # dense, pruned, recovered
         stages["sample"] = evaluation.num_images * evaluation.num_inference_steps * FORWARD_SHARE * models
     for label, amount in stages.items():
         say(f"{label:10} about {_duration(amount * second)} on {device_of(loaded.model)}")

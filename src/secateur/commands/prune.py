@@ -50,7 +50,7 @@ def prune(
     plan = plan_cut(loaded.model, structure, goal, cut)
     if dry_run:
         print_plan(plan, structure, goal, cut)
-        print_times(plan, loaded, criterion, scoring)
+        print_times(loaded, plan, scoring=(criterion, scoring))
         return Path(out)
     options = {"criterion": criterion, "scoring": scoring, "cut": cut, "process": process}
     run = start_run(out, {"command": "prune", "model": model, "target": str(goal), "data": data, **options})

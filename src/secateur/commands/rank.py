@@ -5,6 +5,7 @@ from pathlib import Path
 from ..criteria import CriterionName, ScoringConfig
 from ..recovery.conditioning import check_labels
 from .common import Model, ProcessName, one_process, open_data, open_model, say, start_run
+from .plan import print_times
 from .stages import rank_stage
 
 
@@ -17,6 +18,7 @@ def rank(
     scoring: ScoringConfig | None = None,
     process: ProcessName = "auto",
     device: str = "auto",
+    dry_run: bool = False,
 ) -> Path:
     """Rank every unit and block of a model; writes a JSON, a table and a plot.
 
@@ -28,12 +30,16 @@ def rank(
         scoring: its options.
         process: how the model was trained, when no scheduler config lies beside it.
         device: auto, cpu, cuda, mps ...
+        dry_run: print the predicted time and stop.
     """
     one_process("rank")
     scoring = scoring or ScoringConfig()
     loaded, structure = open_model(model, process, device)
     dataset = open_data(data, loaded)
     check_labels(loaded.model, dataset)
+    if dry_run:
+        print_times(loaded, scoring=(criterion, scoring))
+        return Path(out)
     settings = {"criterion": criterion, "scoring": scoring, "process": process}
     run = start_run(out, {"command": "rank", "model": model, "data": data, **settings})
     rank_stage(run, loaded, structure, dataset, criterion, scoring)
