@@ -13,7 +13,7 @@ from secateur.data import ArrayDataset, load_data
 from secateur.errors import DataError, SecateurError, TrainingError
 from secateur.inputs import class_count, null_class
 from secateur.process import DiffusionProcess, FlowProcess, denoising_error
-from secateur.recovery import Ema, RecoveryConfig
+from secateur.recovery import Ema, JacobianConfig, RecoveryConfig
 from secateur.recovery.conditioning import check_labels, disable_label_dropout
 from secateur.recovery.config import learning_rate_at
 from secateur.recovery.draws import batch_indices, draw_step, seed_of, uniform_times
@@ -36,7 +36,7 @@ def test_denoising_is_the_mean_of_the_process_error(digits):
     ):
         (draw,) = draw_step(digits, process, RecoveryConfig(batch_size=4), 0)
         model = unet()
-        terms = build_objective("denoising", {}, None).terms(model, None, process, draw)
+        terms = build_objective(RecoveryConfig(), None).terms(model, None, process, draw, JacobianConfig())
         expected = denoising_error(model, process, draw.sample, draw.noise, draw.timesteps).mean()
         assert torch.allclose(terms["denoising"], expected)
 
@@ -44,8 +44,9 @@ def test_denoising_is_the_mean_of_the_process_error(digits):
 def test_distillation_vanishes_for_equal_models_and_leaves_the_teacher_alone(digits):
     process, student, teacher = FlowProcess(), unet(), unet()
     (draw,) = draw_step(digits, process, RecoveryConfig(batch_size=4), 0)
-    objective = build_objective("distillation", {"distillation": 3.0}, teacher)
-    terms = objective.terms(student, teacher, process, draw)
+    config = RecoveryConfig(objective="distillation", weights={"distillation": 3.0})
+    objective = build_objective(config, teacher)
+    terms = objective.terms(student, teacher, process, draw, config.jacobian)
     assert terms["distillation"] == 0
     terms["distillation"] = torch.tensor(2.0)
     objective.loss(terms).backward()
@@ -64,7 +65,7 @@ def test_distillation_vanishes_for_equal_models_and_leaves_the_teacher_alone(dig
 )
 def test_objectives_that_cannot_be_built(name, weights, message):
     with pytest.raises(TrainingError, match=message):
-        build_objective(name, weights, None)
+        build_objective(RecoveryConfig(objective=name, weights=weights), None)
 
 
 def test_every_epoch_visits_every_image_once():

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from ..errors import SecateurError
-from ..evaluation import EvaluationConfig
+from ..evaluation import EvaluationConfig, MetricName
 from ..reporting import write_report
 from .common import Model, ProcessName, one_process, open_data, open_model, say, start_run
 from .plan import print_times
@@ -18,6 +19,7 @@ def evaluate(
     data: str,
     out: Path,
     reference: str | None = None,
+    metrics: tuple[MetricName, ...] | None = None,
     evaluation: EvaluationConfig | None = None,
     process: ProcessName = "auto",
     device: str = "auto",
@@ -30,13 +32,15 @@ def evaluate(
         data: real images: an image folder, an .npz with images, or digits.
         out: folder to write to.
         reference: the dense model to compare with.
-        evaluation: what to measure.
+        metrics: some of latency, loss, consistency, frechet, ftle, in the place of the evaluation options' own.
+        evaluation: how to measure.
         process: how the model was trained, when no scheduler config lies beside it.
         device: auto, cpu, cuda, mps ...
         dry_run: print the predicted time and stop.
     """
     one_process("evaluate")
     settings = evaluation or EvaluationConfig()
+    settings = replace(settings, metrics=metrics or settings.metrics)
     loaded, _ = open_model(model, process, device)
     models = {"model": loaded.model}
     if reference is not None:

@@ -33,7 +33,7 @@ def finetune(
         data: training images: an image folder, an .npz with images, or digits.
         out: folder to write to.
         teacher: the dense model, for objectives that match it.
-        objective: denoising or distillation; the default is the recovery options' own.
+        objective: denoising, distillation, first-order or 2ndmatch; the default is the recovery options' own.
         steps: optimizer steps; the default is the recovery options' own.
         recovery: how to train.
         process: how the model was trained, when no scheduler config lies beside it.

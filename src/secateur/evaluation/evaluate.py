@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +15,16 @@ from ..errors import DataError, ModelError, SecateurError, require
 from ..inputs import class_count, device_of, input_shape, null_class
 from ..process import Process
 from ..recovery.conditioning import check_labels
-from ..sampling import generate_images
+from ..sampling import generate_images, initial_noise
 from .consistency import mse, psnr, ssim
 from .denoising import denoising_loss_per_timestep
 from .efficiency import Efficiency, measure_efficiency
 from .features import FeatureNetwork, feature_network, metric_name
 from .fidelity import FeatureStatistics, fidelity
+from .lyapunov import finite_time_lyapunov_exponents
 
+MetricName = Literal["latency", "loss", "consistency", "frechet", "ftle"]
+FROM_SAMPLES = {"consistency", "frechet"}
 REAL_SHOWN = 64
 LOSS_IMAGES = 128
 
@@ -31,6 +34,9 @@ class EvaluationConfig:
     """What to measure.
 
     Attributes:
+        metrics: latency and peak memory; loss per timestep; consistency with the reference's samples (SSIM, PSNR, MSE);
+            frechet, the distance from the data; ftle, the sampler's finite-time Lyapunov exponent. Sizes and MACs are
+            always there.
         num_images: samples of each model, drawn from the same noise.
         num_real_images: images of the data that the samples are compared with, at most.
         num_inference_steps: sampler steps.
@@ -41,8 +47,11 @@ class EvaluationConfig:
         latency_batch_sizes: batch sizes to time.
         compile: also time torch.compile.
         features: network of the Fréchet distance, FID or a folder; None takes the one that fits.
+        ftle_images: trajectories to average the exponent over.
+        ftle_iterations: power iterations; the exponent rises with them towards its value.
     """
 
+    metrics: tuple[MetricName, ...] = ("latency", "loss", "consistency", "frechet")
     num_images: int = 1000
     num_real_images: int = 50_000
     num_inference_steps: int = 50
@@ -53,15 +62,20 @@ class EvaluationConfig:
     latency_batch_sizes: tuple[int, ...] = (1, 32)
     compile: bool = False
     features: str | None = None
+    ftle_images: int = 16
+    ftle_iterations: int = 5
 
     def __post_init__(self) -> None:
         rules = {
+            "metrics": (len(self.metrics) >= 1, "one or more of latency, loss, consistency, frechet, ftle"),
             "num_images": (self.num_images >= 2, "at least 2"),
             "num_real_images": (self.num_real_images >= 2, "at least 2"),
             "num_inference_steps": (self.num_inference_steps >= 1, "at least 1"),
             "batch_size": (self.batch_size >= 1, "at least 1"),
             "seed": (self.seed >= 0, "at least 0"),
             "latency_rounds": (self.latency_rounds >= 1, "at least 1"),
+            "ftle_images": (self.ftle_images >= 2, "at least 2"),
+            "ftle_iterations": (self.ftle_iterations >= 1, "at least 1"),
             "latency_batch_sizes": (min(self.latency_batch_sizes, default=0) >= 1, "one or more, each at least 1"),
         }
         for name, (valid, wanted) in rules.items():
@@ -83,24 +97,25 @@ def evaluate_models(
     """
     reference, dense = next(iter(models.items()))
     _check(dense, dataset, config)
-    images = {name: _draw(name, model, process, config) for name, model in models.items()}
-    costs = measure_efficiency(
-        models, rounds=config.latency_rounds, batch_sizes=config.latency_batch_sizes, compile=config.compile
-    )
-    network, notes = _features(dataset, device_of(dense), config)
+    sampled = FROM_SAMPLES & set(config.metrics)
+    images = {name: _draw(name, model, process, config) for name, model in models.items()} if sampled else {}
+    batch_sizes = config.latency_batch_sizes if "latency" in config.metrics else ()
+    costs = measure_efficiency(models, rounds=config.latency_rounds, batch_sizes=batch_sizes, compile=config.compile)
+    network, notes = _features(dataset, device_of(dense), config) if "frechet" in config.metrics else (None, [])
     real = None if network is None else _real_statistics(network, dataset, device_of(dense), config)
     batch = _loss_batch(dense, dataset, config)
 
     entries = {}
     for name, model in models.items():
-        finite = bool(images[name].isfinite().all())
         entry: dict[str, Any] = costs[name].to_dict()
         entry["relative"] = _relative(costs[name], costs[reference])
-        entry["denoising_loss"] = _denoising(model, process, batch, config)
-        compared = finite and name != reference
+        entry["denoising_loss"] = _denoising(model, process, batch, config) if "loss" in config.metrics else None
+        entry["ftle"] = _lyapunov(model, process, config) if "ftle" in config.metrics else None
+        finite = name in images and bool(images[name].isfinite().all())
+        compared = finite and name != reference and "consistency" in config.metrics
         entry["consistency"] = _consistency(images[name], images[reference]) if compared else None
         entry["fidelity"] = None
-        if not finite:
+        if sampled and not finite:
             entry["notes"].append("some samples are not finite, so they are not compared")
         elif network is not None and real is not None:
             features = _embed(network, images[name], device_of(dense), config)
@@ -110,7 +125,8 @@ def evaluate_models(
         "format": 1,
         "reference": reference,
         "data": {"name": dataset.name, "images": len(dataset), "shape": list(dataset.shape)},
-        "config": asdict(config) | {"latency_batch_sizes": list(config.latency_batch_sizes)},
+        "config": asdict(config)
+        | {"latency_batch_sizes": list(config.latency_batch_sizes), "metrics": list(config.metrics)},
         "environment": _environment(device_of(dense)),
         "notes": notes,
         "models": entries,
@@ -120,13 +136,13 @@ def evaluate_models(
 
 def _to_look_at(model: nn.Module, dataset: ImageDataset, config: EvaluationConfig) -> dict[str, Tensor]:
     shown = {"real": calibration_batch(dataset, REAL_SHOWN, config.seed).sample}
-    labels = _class_labels(model, config)
+    labels = _class_labels(model, config.num_images)
     return shown if labels is None else shown | {"class_labels": torch.tensor(labels)}
 
 
-def _class_labels(model: nn.Module, config: EvaluationConfig) -> list[int] | None:
+def _class_labels(model: nn.Module, count: int) -> list[int] | None:
     classes = class_count(model)
-    return None if classes is None else [index % classes for index in range(config.num_images)]
+    return None if classes is None else [index % classes for index in range(count)]
 
 
 def _check(model: nn.Module, dataset: ImageDataset, config: EvaluationConfig) -> None:
@@ -146,7 +162,7 @@ def _draw(name: str, model: nn.Module, process: Process, config: EvaluationConfi
         process,
         range(config.seed, config.seed + config.num_images),
         input_shape(model),
-        _class_labels(model, config),
+        _class_labels(model, config.num_images),
         num_inference_steps=config.num_inference_steps,
         guidance_scale=config.guidance_scale,
         null_class=null_class(model),
@@ -202,6 +218,21 @@ def _denoising(model: nn.Module, process: Process, batch: Batch, config: Evaluat
         "losses": [_number(loss) for loss in losses.tolist()],
         "mean": _number(float(losses.mean())),
     }
+
+
+def _lyapunov(model: nn.Module, process: Process, config: EvaluationConfig) -> dict[str, Any]:
+    noise = initial_noise(range(config.seed, config.seed + config.ftle_images), input_shape(model))
+    labels = _class_labels(model, config.ftle_images)
+    exponents = finite_time_lyapunov_exponents(
+        model,
+        process,
+        noise.to(device_of(model)),
+        None if labels is None else torch.tensor(labels, device=device_of(model)),
+        num_inference_steps=config.num_inference_steps,
+        iterations=config.ftle_iterations,
+        seed=config.seed,
+    )
+    return {"mean": _number(float(exponents.mean())), "std": _number(float(exponents.std()))}
 
 
 def _consistency(images: Tensor, reference: Tensor) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from .config import RecoveryConfig
 from .ema import Ema
+from .jacobian import JacobianConfig
 from .objectives import OBJECTIVES, Objective
 from .trainer import recover
 
-__all__ = ["OBJECTIVES", "Ema", "Objective", "RecoveryConfig", "recover"]
+__all__ = ["OBJECTIVES", "Ema", "JacobianConfig", "Objective", "RecoveryConfig", "recover"]

@@ -22,14 +22,18 @@ from ..inputs import device_of
 from .ema import Ema
 
 # They change what is written, not what is trained.
-NOT_COMPARED = ("checkpoint_every", "log_every", "report_to")
+NOT_COMPARED = ("checkpoint_every", "log_every", "grad_norms_every", "report_to")
 # What reading a checkpoint raises if it is damaged, or if it is of another model.
 UNFIT = (SecateurError, SafetensorError, OSError, RuntimeError, LookupError, TypeError, ValueError, AttributeError)
 
 
 @dataclass
 class TrainingState:
-    """Everything that a step changes. `step` counts the steps done, `seconds` the time they took."""
+    """Everything that a step changes.
+
+    `step` counts the steps done, `seconds` the time they took; `jacobian_scale` is the factor on the weight of the
+    Jacobian term that `balanced` steps have found.
+    """
 
     model: nn.Module
     ema: Ema
@@ -37,6 +41,8 @@ class TrainingState:
     scaler: Any = None
     step: int = 0
     seconds: float = 0.0
+    jacobian_scale: float = 1.0
+    balanced: int = 0
 
 
 def newest_checkpoint(folder: str | Path) -> Path | None:
@@ -60,6 +66,8 @@ def save_checkpoint(folder: str | Path, state: TrainingState, settings: Mapping[
         saved = {
             "step": state.step,
             "seconds": state.seconds,
+            "jacobian_scale": state.jacobian_scale,
+            "balanced": state.balanced,
             "scaler": state.scaler.state_dict() if state.scaler else None,
             "settings": _as_json(settings),
         }
@@ -106,6 +114,7 @@ def _load(path: Path, saved: dict[str, Any], state: TrainingState) -> None:
     if state.scaler and saved["scaler"]:
         state.scaler.load_state_dict(saved["scaler"])
     state.step, state.seconds = int(saved["step"]), float(saved["seconds"])
+    state.jacobian_scale, state.balanced = float(saved["jacobian_scale"]), int(saved["balanced"])
 
 
 def optimizer_tensors(state: TrainingState) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from math import cos, inf, pi
 from typing import Literal
 
 from ..errors import require
+from .jacobian import JacobianConfig
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,10 @@ class RecoveryConfig:
         label_dropout: how often a class label is replaced by "no class", where the model has one.
         horizontal_flip: mirror half of the images.
         timestep_sampling: uniform, or antithetic in pairs.
-        objective: denoising or distillation.
-        weights: replaces weights of the objective's terms.
+        objective: denoising, distillation, first-order or 2ndmatch.
+        weights: replaces weights of the objective's terms: denoising, distillation, jacobian.
+        jacobian: options of first-order and 2ndmatch.
+        grad_norms_every: steps between measurements of each term's gradient norm; 0 measures none.
         checkpoint_every: steps between checkpoints; the newest is kept.
         log_every: steps between lines of log.jsonl.
         report_to: accelerate's trackers, such as tensorboard or wandb; log.jsonl is always written.
@@ -52,6 +55,8 @@ class RecoveryConfig:
     timestep_sampling: Literal["uniform", "antithetic"] = "uniform"
     objective: str = "denoising"
     weights: dict[str, float] = field(default_factory=dict)
+    jacobian: JacobianConfig = field(default_factory=JacobianConfig)
+    grad_norms_every: int = 100
     checkpoint_every: int = 500
     log_every: int = 10
     report_to: tuple[str, ...] = ()
@@ -70,6 +75,7 @@ class RecoveryConfig:
             "accumulation": (self.accumulation >= 1, "at least 1"),
             "dropout": (self.dropout is None or 0 <= self.dropout <= 1, "a number from 0 to 1, or none"),
             "label_dropout": (0 <= self.label_dropout <= 1, "a number from 0 to 1"),
+            "grad_norms_every": (self.grad_norms_every >= 0, "0 (never) or more"),
             "checkpoint_every": (self.checkpoint_every >= 1, "at least 1"),
             "log_every": (self.log_every >= 1, "at least 1"),
             "seed": (self.seed >= 0, "at least 0"),

@@ -1,11 +1,19 @@
 """Recovery objectives: pure functions from student, teacher, process and one draw to named scalar terms.
 
-Every term is a mean over pixels and batch, so weights mean the same at every resolution. The loss is the sum of
-the terms by their weights. A new objective is one function here and one line in `OBJECTIVES`.
+Every term is a mean over pixels and batch, so weights mean the same at every resolution. 2ndMatch as published sums
+over pixels; its terms, and its weights 1, 1 and 0.1, are those here but for one common factor, the number of pixel
+values D: terms and weights here = published loss / D. (Against mean-reduced errors and a Jacobian term that is not
+divided, the weight would be 0.1 / D.)
+
+The loss is the sum of the terms by their weights. A new objective is one function here and one line in `OBJECTIVES`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +21,23 @@ from torch.nn import functional as F
 
 from ..errors import TrainingError
 from ..process import Process, predict
+from .config import RecoveryConfig
 from .draws import Draw
+from .jacobian import (
+    JacobianConfig,
+    any_attention,
+    frozen,
+    growth_mismatch,
+    higher_order,
+    project,
+    projection_mismatch,
+    unit_directions,
+)
 
 Terms = dict[str, Tensor]
-TermsFunction = Callable[[nn.Module, nn.Module | None, Process, Draw], Terms]
+TermsFunction = Callable[[nn.Module, nn.Module | None, Process, Draw, JacobianConfig], Terms]
+JACOBIAN = "jacobian"  # the term that may be left out of a step
+FORWARD, TRAINING, SECOND_ORDER = 1, 3, 6  # passes: a backward pass costs twice a forward one
 
 
 @dataclass(frozen=True)
@@ -25,50 +46,168 @@ class Objective:
 
     terms: TermsFunction
     weights: Mapping[str, float]
-    needs_teacher: bool = False
+    jacobian: JacobianConfig = field(default_factory=JacobianConfig)
+
+    @property
+    def needs_teacher(self) -> bool:
+        return "distillation" in self.weights
+
+    @property
+    def differentiates_twice(self) -> bool:
+        return JACOBIAN in self.weights
+
+    def layers(self, student: nn.Module, teacher: nn.Module | None) -> AbstractContextManager[None]:
+        """What a step's forward and backward passes must run in."""
+        if not self.differentiates_twice or teacher is None:
+            return nullcontext()
+        return higher_order((student, teacher), self.jacobian.projection)
+
+    @property
+    def balances(self) -> bool:
+        return self.differentiates_twice and self.jacobian.auto_weight
+
+    def at(self, step: int) -> Objective:
+        """The objective of optimizer step `step` (0, 1, ...): the Jacobian term comes every n steps, n-fold."""
+        if not self.differentiates_twice:
+            return self
+        every_n = self.jacobian.every_n
+        if step % every_n:
+            return OBJECTIVES["distillation"].weighted({k: v for k, v in self.weights.items() if k != JACOBIAN})
+        return self.weighted({JACOBIAN: every_n * self.weights[JACOBIAN]})
+
+    def weighted(self, weights: Mapping[str, float]) -> Objective:
+        """The objective with `weights` in the place of its own."""
+        return Objective(self.terms, {**self.weights, **weights}, self.jacobian)
+
+    def scaled(self, factor: float) -> Objective:
+        """The objective with `factor` times the weight of its Jacobian term, if it has one."""
+        return self.weighted({name: factor * value for name, value in self.weights.items() if name == JACOBIAN})
 
     def loss(self, terms: Terms) -> Tensor:
         """Weighted sum of `terms`, a scalar."""
         return torch.stack([self.weights[name] * value for name, value in terms.items()]).sum()
 
+    def passes(self) -> tuple[float, float]:
+        """Cost of one sample's step in forward passes of student and of teacher, on average over the steps."""
+        share = 1 / (self.jacobian.every_n * self.jacobian.every_n_samples) if self.differentiates_twice else 0.0
+        teacher = FORWARD * (1 + share) if self.needs_teacher else 0.0
+        return TRAINING + share * (SECOND_ORDER - TRAINING), teacher
 
-def denoising_terms(student: nn.Module, teacher: nn.Module | None, process: Process, draw: Draw) -> Terms:
+
+def denoising_terms(
+    student: nn.Module, teacher: nn.Module | None, process: Process, draw: Draw, config: JacobianConfig
+) -> Terms:
     """Error against the process's target: L_simple (DDPM, eq. 14), v, sample or flow velocity alike."""
-    x_t = process.add_noise(draw.sample, draw.noise, draw.timesteps)
-    target = process.target(draw.sample, draw.noise, draw.timesteps)
+    x_t, target = _noisy(process, draw)
     prediction = predict(student, x_t, draw.timesteps, draw.class_labels)
     return {"denoising": F.mse_loss(prediction.to(target.dtype), target)}
 
 
-def distillation_terms(student: nn.Module, teacher: nn.Module | None, process: Process, draw: Draw) -> Terms:
+def distillation_terms(
+    student: nn.Module, teacher: nn.Module | None, process: Process, draw: Draw, config: JacobianConfig
+) -> Terms:
     """`denoising_terms` and the error against the dense teacher's output on the same noisy input."""
     assert teacher is not None
-    x_t = process.add_noise(draw.sample, draw.noise, draw.timesteps)
-    target = process.target(draw.sample, draw.noise, draw.timesteps)
+    x_t, target = _noisy(process, draw)
     prediction = predict(student, x_t, draw.timesteps, draw.class_labels).to(target.dtype)
     with torch.no_grad():
         taught = predict(teacher, x_t, draw.timesteps, draw.class_labels).to(target.dtype)
     return {"denoising": F.mse_loss(prediction, target), "distillation": F.mse_loss(prediction, taught)}
 
 
+def jacobian_terms(
+    student: nn.Module,
+    teacher: nn.Module | None,
+    process: Process,
+    draw: Draw,
+    config: JacobianConfig,
+    mismatch: Callable[[list[Tensor], list[Tensor]], Tensor],
+) -> Terms:
+    """`distillation_terms` and `mismatch` / D between the Jacobian projections of student and teacher.
+
+    One pass of each network serves all terms; the teacher's projections are constants. With `every_n_samples` the
+    other samples go through a pass of their own, without a graph of second order.
+    """
+    assert teacher is not None
+    x_t, target = _noisy(process, draw)
+    share, rest = _shares(len(x_t), config.every_n_samples, x_t.device)
+    directions = unit_directions([draw.normal(k)[share].to(x_t) for k in range(1, config.directions + 1)])
+    chosen = _at(x_t, draw, share)
+    # A projection by jvp differentiates the teacher twice too.
+    with frozen(teacher), any_attention() if config.projection == "vjp" else nullcontext():
+        taught, projections_D = project(teacher, *chosen, directions, config.projection, create_graph=False)
+    prediction, projections = project(student, *chosen, directions, config.projection)
+    pairs = [(prediction, taught.detach(), target[share])]
+    if len(rest):
+        others = _at(x_t, draw, rest)
+        with torch.no_grad(), any_attention():
+            taught = predict(teacher, *others)
+        pairs.append((predict(student, *others), taught, target[rest]))
+    count = x_t.numel()
+    return {
+        "denoising": torch.stack([_squared_error(output, goal) for output, _, goal in pairs]).sum() / count,
+        "distillation": torch.stack([_squared_error(output, taught) for output, taught, _ in pairs]).sum() / count,
+        JACOBIAN: mismatch(projections, [p.detach() for p in projections_D]) / x_t[0].numel(),
+    }
+
+
+def second_match_terms(
+    student: nn.Module, teacher: nn.Module | None, process: Process, draw: Draw, config: JacobianConfig
+) -> Terms:
+    """2ndMatch: l_np L_NP + l_kd L_KD + l_jac L_Jac (Zheng & Shlizerman 2026), each divided by D."""
+    mismatch = partial(growth_mismatch, relative=config.relative)
+    return jacobian_terms(student, teacher, process, draw, config, mismatch)
+
+
+def first_order_terms(
+    student: nn.Module, teacher: nn.Module | None, process: Process, draw: Draw, config: JacobianConfig
+) -> Terms:
+    """The baseline that matches J v itself, which the paper finds to add little to distillation."""
+    return jacobian_terms(student, teacher, process, draw, config, projection_mismatch)
+
+
+def _noisy(process: Process, draw: Draw) -> tuple[Tensor, Tensor]:
+    """x_t and the process's target, each (B, C, H, W)."""
+    x_t = process.add_noise(draw.sample, draw.noise, draw.timesteps)
+    return x_t, process.target(draw.sample, draw.noise, draw.timesteps)
+
+
+def _shares(count: int, every_n: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Indices of every n-th sample, and of the others."""
+    indices = torch.arange(count, device=device)
+    chosen = indices % every_n == 0
+    return indices[chosen], indices[~chosen]
+
+
+def _at(x_t: Tensor, draw: Draw, share: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    return x_t[share], draw.timesteps[share], None if draw.class_labels is None else draw.class_labels[share]
+
+
+def _squared_error(output: Tensor, goal: Tensor) -> Tensor:
+    return F.mse_loss(output.to(goal.dtype), goal, reduction="sum")
+
+
 OBJECTIVES: dict[str, Objective] = {
     "denoising": Objective(denoising_terms, {"denoising": 1.0}),
-    "distillation": Objective(distillation_terms, {"denoising": 1.0, "distillation": 1.0}, needs_teacher=True),
+    "distillation": Objective(distillation_terms, {"denoising": 1.0, "distillation": 1.0}),
+    "first-order": Objective(first_order_terms, {"denoising": 1.0, "distillation": 1.0, JACOBIAN: 0.1}),
+    "2ndmatch": Objective(second_match_terms, {"denoising": 1.0, "distillation": 1.0, JACOBIAN: 0.1}),
 }
 
 
-def build_objective(name: str, weights: Mapping[str, float], teacher: nn.Module | None) -> Objective:
-    """The objective called `name`, with `weights` in the place of its default ones.
+def build_objective(config: RecoveryConfig, teacher: nn.Module | None) -> Objective:
+    """The objective that `config` names, with its weights and options.
 
     Raises:
         TrainingError: there is no such objective or term, or it needs a teacher and there is none.
     """
+    name = config.objective
     if name not in OBJECTIVES:
         raise TrainingError(f"objective {name!r} is unknown; use {', '.join(OBJECTIVES)}")
     objective = OBJECTIVES[name]
-    if unknown := sorted(set(weights) - set(objective.weights)):
+    if unknown := sorted(set(config.weights) - set(objective.weights)):
         known = ", ".join(objective.weights)
         raise TrainingError(f"objective {name} has no term {', '.join(unknown)}; its terms are {known}")
     if objective.needs_teacher and teacher is None:
         raise TrainingError(f"objective {name} needs a teacher; pass the dense model, or use denoising")
-    return Objective(objective.terms, {**objective.weights, **weights}, objective.needs_teacher)
+    return Objective(objective.terms, {**objective.weights, **config.weights}, config.jacobian)

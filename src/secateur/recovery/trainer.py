@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,13 +27,15 @@ from ..files import write_text
 from ..inputs import class_count, device_of, null_class
 from ..process import Process
 from ..progress import progress
+from .balance import gradient_norms
 from .checkpoints import TrainingState, newest_checkpoint, restore_checkpoint, save_checkpoint
 from .conditioning import check_labels, disable_label_dropout
 from .config import RecoveryConfig, learning_rate_at
 from .draws import DROPOUT, Draw, draw_step, seed_of
 from .ema import Ema
-from .objectives import Objective, build_objective
+from .objectives import JACOBIAN, Objective, Terms, build_objective
 
+BALANCED_STEPS = 10  # steps with a Jacobian term over which its automatic weight is found
 OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 
 
@@ -60,7 +63,7 @@ def recover(
         KeyboardInterrupt: on Ctrl-C, after the step at hand and a checkpoint.
     """
     folder = Path(folder)
-    objective = build_objective(config.objective, config.weights, teacher)
+    objective = build_objective(config, teacher)
     taught_by = teacher if objective.needs_teacher else None
     check_labels(model, dataset)
     try:
@@ -171,6 +174,11 @@ class _Run:
         main = self.accelerator.is_main_process
         if main:
             _cut_log(self.folder / "log.jsonl", self.state.step)
+        if main and self.objective.differentiates_twice and self.state.step < self.config.steps:
+            print(
+                "recovery: attention runs unfused in Jacobian passes: fused kernels have no second derivative",
+                file=sys.stderr,
+            )
         bar = progress("recovery", self.config.steps, self.state.step) if main else nullcontext(_silent)
         with bar as advance, ThreadPoolExecutor(1) as prefetcher, _deferred_interrupt() as interrupted:
             upcoming = prefetcher.submit(self._draw, self.state.step)
@@ -195,11 +203,13 @@ class _Run:
         learning_rate = learning_rate_at(self.config, state.step)
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate
-        sums = self._accumulate(draws)
+        objective = self.objective.at(state.step).scaled(state.jacobian_scale)
+        with objective.layers(self.student, self.teacher):
+            sums, norms, objective = self._accumulate(draws, objective)
         shared = torch.stack([*sums.values(), torch.tensor(float(interrupted), device=accelerator.device)])
         *means, stopped = accelerator.reduce(shared, "mean").tolist()
         terms = dict(zip(sums, means, strict=True))
-        loss = sum(self.objective.weights[name] * value for name, value in terms.items())
+        loss = sum(objective.weights[name] * value for name, value in terms.items())
         limit = math.inf if self.config.clip is None else self.config.clip
         grad_norm = float(accelerator.clip_grad_norm_(state.model.parameters(), limit))
         # In fp16 the scaler skips steps whose gradients overflow.
@@ -209,23 +219,47 @@ class _Run:
         self.optimizer.zero_grad()
         state.ema.update(state.model, state.step)
         state.step += 1
-        record = {"step": state.step, "loss": loss, **terms, "lr": learning_rate, "grad_norm": grad_norm}
+        record = {"step": state.step, "loss": loss, **terms, "lr": learning_rate, "grad_norm": grad_norm, **norms}
         return record, stopped > 0
 
-    def _accumulate(self, draws: list[Draw]) -> dict[str, torch.Tensor]:
-        """Backward through every micro-batch; the mean of each term over them."""
+    def _accumulate(
+        self, draws: list[Draw], objective: Objective
+    ) -> tuple[dict[str, torch.Tensor], dict[str, float], Objective]:
+        """Backward through every micro-batch: the mean of each term, measured gradient norms, the objective used."""
         sums: dict[str, torch.Tensor] = {}
+        norms: dict[str, float] = {}
         for number, draw in enumerate(draws):
             last = number == len(draws) - 1
             key = (self.config.seed, DROPOUT, self.state.step, self.accelerator.process_index, number)
             torch.manual_seed(seed_of(*key))  # dropout layers draw from the global generator, each share its own masks
             with nullcontext() if last else self.accelerator.no_sync(self.student):
                 moved = draw.to(self.accelerator.device)
-                terms = self.objective.terms(self.student, self.teacher, self.process, moved)
-                self.accelerator.backward(self.objective.loss(terms) / len(draws))
+                terms = objective.terms(self.student, self.teacher, self.process, moved, objective.jacobian)
+                if number == 0:
+                    norms, objective = self._measure(terms, objective)
+                self.accelerator.backward(objective.loss(terms) / len(draws))
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0) + value.detach().float() / len(draws)
-        return sums
+        return sums, norms, objective
+
+    def _measure(self, terms: Terms, objective: Objective) -> tuple[dict[str, float], Objective]:
+        """Gradient norms of the terms over the first micro-batch when they are due, and the balanced objective."""
+        state, every = self.state, self.config.grad_norms_every
+        balancing = objective.balances and state.balanced < BALANCED_STEPS
+        due = every > 0 and (state.step + 1) % every == 0
+        if not (balancing or due):
+            return {}, objective
+        trained = [parameter for parameter in state.model.parameters() if parameter.requires_grad]
+        measured = gradient_norms(terms, objective.weights, trained)
+        *norms, others = self.accelerator.reduce(measured, "mean").tolist()
+        named = dict(zip(terms, norms, strict=True))
+        if balancing and named[JACOBIAN] > 0:
+            factor = min(1.0, others / named[JACOBIAN])
+            state.jacobian_scale *= factor
+            named[JACOBIAN] *= factor
+            objective = objective.scaled(factor)
+        state.balanced += balancing
+        return {f"grad_norm_{name}": norm for name, norm in named.items()}, objective
 
     def _diverged(self, terms: dict[str, float], grad_norm: float) -> str:
         values = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())

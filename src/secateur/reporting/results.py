@@ -37,6 +37,7 @@ class ModelResult:
     mse: float | None = None
     frechet: float | None = None
     frechet_std: float | None = None
+    ftle: float | None = None
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ def _model(name: str, entry: Mapping[str, Any]) -> ModelResult:
         mse=consistency.get("mse", {}).get("mean"),
         frechet=fidelity.get("value"),
         frechet_std=fidelity.get("std"),
+        ftle=(entry.get("ftle") or {}).get("mean"),
     )
 
 

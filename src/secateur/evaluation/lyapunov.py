@@ -1,0 +1,88 @@
+"""Finite-time Lyapunov exponent of a sampler: how fast it pulls neighbouring noises apart, or together.
+
+The deterministic samplers used here (DDIM with eta 0, Euler) step by x' = A_t x + B_t f(x, t), so the map from noise to
+image has the Jacobian prod_t (A_t + B_t J_t), J_t the network's. FTLE = (1/N) log of its largest singular value over N
+steps (2ndMatch, arXiv 2506.05398), by power iteration with products of one step at a time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ..inputs import inference
+from ..process import Process, predict
+from ..progress import progress
+from ..recovery.jacobian import Projection, frozen, project, unit_directions
+
+
+@dataclass(frozen=True)
+class SamplerStep:
+    """x' = scale * x + gain * f(x, timestep), f the network, timestep () in its unit."""
+
+    timestep: Tensor
+    scale: float
+    gain: float
+
+
+def sampler_steps(process: Process, num_inference_steps: int) -> list[SamplerStep]:
+    """The steps of the process's sampler, without clipping, found by probing it: each is affine."""
+    columns = []
+    for sample, output in ((1.0, 0.0), (0.0, 1.0)):
+        scheduler = process.scheduler()
+        scheduler.register_to_config(clip_sample=False, thresholding=False)
+        scheduler.set_timesteps(num_inference_steps)
+        probe = torch.full((1,), sample, dtype=torch.float64)
+        answer = process.model_to_sampler(torch.full((1,), output, dtype=torch.float64))
+        columns.append([scheduler.step(answer, t, probe, return_dict=False)[0].item() for t in scheduler.timesteps])
+    timesteps = [process.sampler_to_model(t) for t in scheduler.timesteps]
+    return [SamplerStep(*step) for step in zip(timesteps, *columns, strict=True)]
+
+
+def finite_time_lyapunov_exponents(
+    model: nn.Module,
+    process: Process,
+    noise_BCHW: Tensor,
+    class_labels_B: Tensor | None = None,
+    *,
+    num_inference_steps: int = 50,
+    iterations: int = 10,
+    seed: int = 0,
+) -> Tensor:
+    """FTLE of each trajectory from `noise_BCHW`, (B,) on the CPU, without guidance and without clipping.
+
+    Each of `iterations` power iterations takes a jvp and a vjp of every step; the result rises towards the exponent.
+    """
+    steps = sampler_steps(process, num_inference_steps)
+    t_B = [step.timestep.expand(len(noise_BCHW)).to(noise_BCHW.device) for step in steps]
+    with inference(model), frozen(model), progress("Lyapunov exponents", 2 * iterations * len(steps)) as advance:
+        trajectory = [noise_BCHW]
+        for step, t in zip(steps, t_B, strict=True):
+            output = predict(model, trajectory[-1], t, class_labels_B)
+            trajectory.append(step.scale * trajectory[-1] + step.gain * output)
+
+        def push(v: Tensor, index: int, transposed: bool) -> Tensor:
+            """v by the Jacobian of one step, or by its transpose."""
+            kind: Projection = "vjp" if transposed else "jvp"
+            x, step = trajectory[index], steps[index]
+            _, (product,) = project(model, x, t_B[index], class_labels_B, [v], kind, create_graph=False)
+            advance(1, "")
+            return step.scale * v + step.gain * product.detach()
+
+        generator = torch.Generator().manual_seed(seed)
+        v = unit_directions([torch.randn(noise_BCHW.shape, generator=generator).to(noise_BCHW)])[0]
+        with sdpa_kernel(SDPBackend.MATH):
+            for _ in range(iterations):
+                image = v
+                for index in range(len(steps)):
+                    image = push(image, index, transposed=False)
+                grown = image.flatten(1).norm(dim=1)
+                # Only the direction matters on the way back, and unit length keeps it in range.
+                (back,) = unit_directions([image])
+                for index in reversed(range(len(steps))):
+                    back = push(back, index, transposed=True)
+                (v,) = unit_directions([back])
+    return (grown.double().log() / len(steps)).cpu()

@@ -1,0 +1,160 @@
+"""How a network's output answers a small change of its noisy input, by random projections.
+
+2ndMatch (Zheng & Shlizerman, CVPR 2026, arXiv 2506.05398) matches the growth ||J v||^2 of random perturbations, J the
+derivative of the raw output (epsilon, v, sample or velocity alike) with respect to the noisy input x_t. Conditions
+stay fixed and no guidance takes part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ..errors import require
+from ..process import predict
+
+Projection = Literal["vjp", "jvp"]
+ANY_ATTENTION = [
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.MATH,
+]
+FLOOR = 1e-3  # of the growth that `relative` divides by
+
+
+@dataclass(frozen=True)
+class JacobianConfig:
+    """Options of the objectives that look at the input Jacobian: 2ndmatch and first-order.
+
+    Attributes:
+        projection: vjp compares J'v, as the released code does; jvp compares Jv, as the paper writes, at a higher
+            price. The two agree where J is symmetric, as for an exact score.
+        directions: random directions per sample; their squared differences use the mean growth over them.
+        every_n: take the Jacobian term at every n-th step only, with n times its weight.
+        every_n_samples: take it over every n-th sample of the batch only.
+        relative: divide the difference in growth by the teacher's, so that timesteps with little noise do not dominate.
+        auto_weight: lower the term's weight until its gradient is no longer than that of the other terms over the
+            first 10 steps that have one: for data other than the paper's.
+    """
+
+    projection: Projection = "vjp"
+    directions: int = 1
+    every_n: int = 1
+    every_n_samples: int = 1
+    relative: bool = False
+    auto_weight: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("directions", "every_n", "every_n_samples"):
+            require(getattr(self, name) >= 1, f"jacobian {name} is {getattr(self, name)}; give at least 1")
+
+
+def unit_directions(normals: Sequence[Tensor]) -> list[Tensor]:
+    """Each sample of each tensor (B, ...) scaled to length 1: uniform on the sphere."""
+    return [v / v.flatten(1).norm(dim=1).reshape(-1, *[1] * (v.ndim - 1)) for v in normals]
+
+
+def project(
+    model: nn.Module,
+    x_BCHW: Tensor,
+    timesteps_B: Tensor,
+    class_labels_B: Tensor | None,
+    directions: Sequence[Tensor],
+    projection: Projection = "vjp",
+    create_graph: bool = True,
+) -> tuple[Tensor, list[Tensor]]:
+    """The prediction (B, C, H, W) at x_t, and J'v or Jv, the shape of x_t, for each of `directions`, one by one.
+
+    One pass serves the prediction and all projections. Samples do not mix: J is block diagonal over the batch.
+    """
+    with torch.enable_grad():
+        x = x_BCHW.detach().requires_grad_()
+        prediction = predict(model, x, timesteps_B, class_labels_B)
+        if projection == "vjp":
+            return prediction, [_vjp(prediction, x, v, create_graph) for v in directions]
+        # Jv is the derivative of u -> J'u along v; forward-mode AD fails in several layers of diffusers.
+        u = torch.zeros_like(prediction, requires_grad=True)
+        transposed = _vjp(prediction, x, u, create_graph=True)
+        return prediction, [_vjp(transposed, u, v, create_graph) for v in directions]
+
+
+def _vjp(output: Tensor, x: Tensor, v: Tensor, create_graph: bool) -> Tensor:
+    (product,) = torch.autograd.grad(output, x, v, create_graph=create_graph, retain_graph=True)
+    return product
+
+
+def squared_lengths(projections: Sequence[Tensor]) -> Tensor:
+    """||p||^2 of each sample, averaged over the directions, (B,), at least float32: the one-step growth v'J'Jv."""
+    return torch.stack([_exact(p).flatten(1).square().sum(1) for p in projections]).mean(0)
+
+
+def growth_mismatch(student: Sequence[Tensor], teacher: Sequence[Tensor], relative: bool = False) -> Tensor:
+    """L_Jac: mean over the batch of (||J v||^2 - ||J_D v||^2)^2, a scalar (2ndMatch, second-order matching loss)."""
+    grown, taught = squared_lengths(student), squared_lengths(teacher)
+    difference = grown - taught
+    return (difference / (taught + FLOOR) if relative else difference).square().mean()
+
+
+def projection_mismatch(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    """First-order matching: ||J v - J_D v||^2, averaged over directions and batch, a scalar."""
+    return squared_lengths([_exact(s) - _exact(t) for s, t in zip(student, teacher, strict=True)]).mean()
+
+
+def _exact(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter of `model` needs a gradient inside the block, so its passes keep no graph for their sake."""
+    needing = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in needing:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in needing:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def any_attention() -> Iterator[None]:
+    """Let attention take its fastest kernel inside a `higher_order` block."""
+    with sdpa_kernel(ANY_ATTENTION):
+        yield
+
+
+@contextmanager
+def higher_order(models: Sequence[nn.Module], projection: Projection) -> Iterator[None]:
+    """Layers whose derivatives of higher order are right, for `project` and the backward pass through it.
+
+    The block must hold the last backward pass too, where gradient checkpointing runs the layers again. Attention is
+    plain matrix products, since fused kernels have no second derivative. With jvp, layer norms are composed of plain
+    operations: torch takes the mean and deviation for constants in the third derivative of its own (measured on 2.13).
+    """
+    norms = [module for model in models for module in model.modules() if isinstance(module, nn.LayerNorm)]
+    handles = [norm.register_forward_hook(_plain_layer_norm) for norm in norms] if projection == "jvp" else []
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _plain_layer_norm(module: nn.LayerNorm, args: tuple[Tensor], output: Tensor) -> Tensor:
+    x, axes = _exact(args[0]), tuple(range(-len(module.normalized_shape), 0))
+    centred = x - x.mean(axes, keepdim=True)
+    normalized = centred * torch.rsqrt(centred.square().mean(axes, keepdim=True) + module.eps)
+    if module.weight is not None:
+        normalized = normalized * module.weight
+    if module.bias is not None:
+        normalized = normalized + module.bias
+    return normalized.to(output.dtype)
