@@ -1,7 +1,7 @@
 """secateur prunes pretrained diffusion and flow models and recovers what pruning cost."""
 
 from .checkpoint import from_pretrained, load, load_pipeline, push_to_hub, save_pipeline, save_pretrained
-from .commands import compress, evaluate, finetune, inspect, prune, quickstart, rank, report, sample
+from .commands import compress, convert, evaluate, finetune, inspect, prune, quickstart, rank, report, sample
 from .criteria import ScoringConfig
 from .errors import SecateurError
 from .evaluation import EvaluationConfig
@@ -18,6 +18,7 @@ __all__ = [
     "ScoringConfig",
     "SecateurError",
     "compress",
+    "convert",
     "evaluate",
     "finetune",
     "from_pretrained",

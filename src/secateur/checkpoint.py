@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from diffusers import DiffusionPipeline
+from diffusers.models.embeddings import Timesteps
 from huggingface_hub import HfApi, snapshot_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
@@ -30,6 +31,7 @@ from .structure import Cut, architecture_named, describe, remove, supported_arch
 
 MANIFEST = "pruning.json"
 MANIFEST_KEY = "secateur_pruning"  # of the config, so that a pipeline's own save_pretrained keeps the manifest
+FREQUENCIES_KEY = "secateur_original_frequencies"  # of the config of a DiT that was converted
 FORMAT_VERSION = 1
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 WEIGHTS_INDEX = f"{WEIGHTS}.index.json"
@@ -273,8 +275,11 @@ def _load_model(folder: Path, base_id: str) -> nn.Module:
     try:
         architecture = architecture_named(name)
         if described is None:
-            return _load_dense(folder, architecture).eval()
-        return _load_pruned(folder, architecture, Manifest.from_json(described)).eval()
+            model = _load_dense(folder, architecture)
+        else:
+            model = _load_pruned(folder, architecture, Manifest.from_json(described))
+        _follow_frequencies(model)
+        return model.eval()
     except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, SafetensorError) as error:
         lines = (str(error).strip() or repr(error)).splitlines()
         # torch names what does not fit in the second line.
@@ -329,6 +334,14 @@ def _follow_depth(model: nn.Module) -> None:
     blocks = getattr(model, "transformer_blocks", None)
     if blocks is not None:
         model.register_to_config(num_layers=len(blocks))  # type: ignore[operator]
+
+
+def _follow_frequencies(model: nn.Module) -> None:
+    """Give a converted DiT its time frequencies 10000^(-k/128); diffusers spaces them by 1/127."""
+    if model.config.get(FREQUENCIES_KEY):  # type: ignore[operator, union-attr]
+        for module in model.modules():
+            if isinstance(module, Timesteps):
+                module.downscale_freq_shift = 0
 
 
 def _read_weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -78,6 +78,7 @@ def _commands(arguments: Sequence[str]) -> dict[str, Callable[..., Any]]:
         "evaluate": {"evaluation": EvaluationConfig()},
         "sample": {},
         "inspect": {},
+        "convert": {},
         "report": {},
     }
     return {name: functools.partial(getattr(commands, name), **groups) for name, groups in opened.items()}

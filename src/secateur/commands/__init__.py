@@ -1,6 +1,7 @@
 """One file per command; each is a Python function that the command line calls with the same arguments."""
 
 from .compress import compress
+from .convert import convert
 from .evaluate import evaluate
 from .finetune import finetune
 from .inspect import inspect
@@ -10,4 +11,15 @@ from .rank import rank
 from .report import report
 from .sample import sample
 
-__all__ = ["compress", "evaluate", "finetune", "inspect", "prune", "quickstart", "rank", "report", "sample"]
+__all__ = [
+    "compress",
+    "convert",
+    "evaluate",
+    "finetune",
+    "inspect",
+    "prune",
+    "quickstart",
+    "rank",
+    "report",
+    "sample",
+]

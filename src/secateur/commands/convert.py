@@ -1,0 +1,40 @@
+"""`secateur convert`: an original DiT or SiT checkpoint as a diffusers pipeline folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from ..conversion import Kind
+from ..conversion import convert as convert_checkpoint
+from .common import one_process, say
+
+
+def convert(
+    checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")],
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")],
+    *,
+    kind: Kind | None = None,
+    num_heads: int | None = None,
+    vae: Path | None = None,
+) -> Path:
+    """Convert an original DiT or SiT checkpoint to a diffusers pipeline folder that every other command takes.
+
+    Args:
+        checkpoint: .pt or .safetensors file: a state dict, or a training checkpoint, of which the EMA is taken.
+        out: folder to write.
+        kind: dit or sit; the tensors do not tell. The default is what the file name says.
+        num_heads: attention heads, which no shape tells; the default is that of the published sizes.
+        vae: folder of a diffusers VAE to copy in; the other commands then take OUT/transformer.
+    """
+    one_process("convert")
+    config = convert_checkpoint(checkpoint, out, kind=kind, num_heads=num_heads, vae=vae)
+    heads, size = config["num_attention_heads"], config["sample_size"]
+    width = heads * config["attention_head_dim"]
+    say(f"model     {config['num_layers']} blocks of width {width}, {heads} heads")
+    say(f"input     {config['in_channels']}x{size}x{size}, patches of {config['patch_size']}")
+    say(f"classes   {config['num_embeds_ada_norm']}")
+    say(f"pipeline  {out}")
+    return out
