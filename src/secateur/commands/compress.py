@@ -11,9 +11,9 @@ from ..evaluation import EvaluationConfig
 from ..recipes import Recipe, recipe_named
 from ..recovery import RecoveryConfig
 from ..reporting import read_run, summarize, write_report
-from ..schedules import CutConfig, parse_target
+from ..schedules import CutConfig, granularity_for, parse_target
 from .common import Model, ProcessName, one_process, open_data, open_model, say, start_run
-from .plan import check_recovery, plan_cut, print_plan, print_times
+from .plan import check_criterion, check_recovery, plan_cut, print_plan, print_times
 from .stages import cut_stage, evaluate_stage, rank_stage, recover_stage
 
 
@@ -47,8 +47,8 @@ def compress(
         data: image folder (sub-folders are classes), .npz with images and labels, or digits.
         out: run folder.
         recipe: a named recipe (diff-pruning, taylor, magnitude, random, quickstart); what follows replaces its parts.
-        criterion: which criterion ranks the units.
-        objective: what recovery minimizes: denoising or distillation.
+        criterion: which criterion ranks the units; ced, uniform, cosine and loss-change rank blocks only.
+        objective: what recovery minimizes: denoising, distillation, first-order or 2ndmatch.
         steps: recovery steps.
         seed: one seed for scoring, recovery and evaluation, instead of their own.
         scoring: options of the criterion.
@@ -71,6 +71,7 @@ def compress(
     loaded, structure = open_model(model, process, device)
     dataset = open_data(data, loaded)
     check_recovery(loaded.model, dataset, settings.recovery, loaded.model)
+    check_criterion(settings.criterion, structure, granularity_for(goal, settings.cut))
     plan = plan_cut(loaded.model, structure, goal, settings.cut)
     if dry_run:
         print_plan(plan, structure, goal, settings.cut)

@@ -9,20 +9,25 @@ import torch
 from torch import nn
 
 from ..checkpoint import Loaded
-from ..criteria import CriterionName, ScoringConfig
+from ..criteria import BLOCK_CRITERIA, CriterionName, ScoringConfig
+from ..criteria.blocks import bins_of, block_names
+from ..criteria.drops import passes_of
+from ..criteria.gradient_flow import timestep_count
 from ..data import ImageDataset
+from ..errors import require
 from ..evaluation import EvaluationConfig
 from ..inputs import device_of, example_inputs
 from ..process import denoising_error
 from ..recovery import RecoveryConfig
 from ..recovery.conditioning import check_labels
 from ..recovery.objectives import build_objective
-from ..schedules import CutConfig, Target, no_scores, one_shot
+from ..schedules import CutConfig, Granularity, Target, no_scores, one_shot
 from ..schedules.target import format_count
-from ..structure import Structure
+from ..structure import Structure, describe
 from .common import say
 
 FORWARD_SHARE = 1 / 3  # a forward pass costs about a third of a training step
+HESSIAN_PRODUCT = 3.0  # a Hessian product costs about three of them, by double backward or by differences
 TIMED_STEPS = 3
 
 
@@ -34,8 +39,23 @@ def check_recovery(
     Raises:
         SecateurError: an unknown objective, a missing teacher, or labels that do not fit.
     """
-    build_objective(recovery.objective, recovery.weights, teacher)
+    build_objective(recovery, teacher)
     check_labels(model, dataset)
+
+
+def check_criterion(criterion: CriterionName, structure: Structure, granularity: Granularity = "depth") -> None:
+    """Find that `criterion` cannot rank what is to be cut, before long work starts.
+
+    Raises:
+        SecateurError: it ranks blocks only, and there are none, or widths are to be cut.
+    """
+    if criterion in BLOCK_CRITERIA:
+        block_names(structure)
+        require(
+            granularity == "depth",
+            f"criterion {criterion} ranks blocks only, and this cut narrows widths; add --cut.granularity depth, or "
+            "give a number of blocks as the target, such as blocks=6",
+        )
 
 
 def plan_cut(model: nn.Module, structure: Structure, target: Target, cut: CutConfig) -> dict[str, Any] | None:
@@ -83,10 +103,16 @@ def print_times(
         criterion, config = scoring
         timesteps = config.num_timesteps or loaded.process.num_train_timesteps
         pairs = timesteps * config.num_images * (1 + FORWARD_SHARE)
-        stages["rank"] = 0.0 if criterion in ("random", "magnitude") else pairs
+        if criterion in BLOCK_CRITERIA:
+            passes = 1.0 if criterion == "cosine" else passes_of(describe(loaded.model))
+            pairs = bins_of(config) * config.num_images * passes * FORWARD_SHARE
+        elif criterion == "gradient-flow":
+            pairs = timestep_count(loaded.process, config) * config.num_images * HESSIAN_PRODUCT
+        stages["rank"] = 0.0 if criterion in ("random", "magnitude", "uniform") else pairs
     if recovery is not None:
-        teacher = FORWARD_SHARE if recovery.objective != "denoising" else 0.0
-        stages["recover"] = recovery.steps * recovery.batch_size * (ratio + teacher)
+        student, teacher = build_objective(recovery, loaded.model).passes()
+        passes = ratio * student + teacher
+        stages["recover"] = recovery.steps * recovery.batch_size * passes * FORWARD_SHARE
     if evaluation is not None:
         models = 1.0 if plan is None else 1 + 2 * ratio  # dense, pruned, recovered
         stages["sample"] = evaluation.num_images * evaluation.num_inference_steps * FORWARD_SHARE * models

@@ -8,9 +8,9 @@ from pathlib import Path
 from ..checkpoint import save_pipeline
 from ..criteria import CriterionName, ScoringConfig
 from ..recovery.conditioning import check_labels
-from ..schedules import CutConfig, parse_target
+from ..schedules import CutConfig, granularity_for, parse_target
 from .common import Model, ProcessName, one_process, open_data, open_model, say, start_run
-from .plan import plan_cut, print_plan, print_times
+from .plan import check_criterion, plan_cut, print_plan, print_times
 from .stages import cut_stage, rank_stage
 
 
@@ -34,7 +34,7 @@ def prune(
         target: what to reach, for example macs=56%, params=20M, latency=20ms or blocks=6.
         data: calibration images: an image folder, an .npz with images, or digits.
         out: folder to write to.
-        criterion: which criterion ranks the units.
+        criterion: which criterion ranks the units; ced, uniform, cosine and loss-change rank blocks only.
         scoring: its options.
         cut: which cuts are allowed.
         process: how the model was trained, when no scheduler config lies beside it.
@@ -47,6 +47,7 @@ def prune(
     loaded, structure = open_model(model, process, device)
     dataset = open_data(data, loaded)
     check_labels(loaded.model, dataset)
+    check_criterion(criterion, structure, granularity_for(goal, cut))
     plan = plan_cut(loaded.model, structure, goal, cut)
     if dry_run:
         print_plan(plan, structure, goal, cut)

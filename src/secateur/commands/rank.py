@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from ..criteria import CriterionName, ScoringConfig
+from ..files import read_json
 from ..recovery.conditioning import check_labels
 from .common import Model, ProcessName, one_process, open_data, open_model, say, start_run
-from .plan import print_times
+from .plan import check_criterion, print_times
 from .stages import rank_stage
 
 
@@ -26,7 +27,7 @@ def rank(
         model: model folder, pipeline folder, hub id, or an embedded model (digits-unet, digits-sit).
         data: calibration images: an image folder, an .npz with images, or digits.
         out: folder to write to.
-        criterion: which criterion.
+        criterion: which criterion; ced, uniform, cosine and loss-change rank blocks only.
         scoring: its options.
         process: how the model was trained, when no scheduler config lies beside it.
         device: auto, cpu, cuda, mps ...
@@ -37,12 +38,17 @@ def rank(
     loaded, structure = open_model(model, process, device)
     dataset = open_data(data, loaded)
     check_labels(loaded.model, dataset)
+    check_criterion(criterion, structure)
     if dry_run:
         print_times(loaded, scoring=(criterion, scoring))
         return Path(out)
     settings = {"criterion": criterion, "scoring": scoring, "process": process}
     run = start_run(out, {"command": "rank", "model": model, "data": data, **settings})
     rank_stage(run, loaded, structure, dataset, criterion, scoring)
-    say((run / "tables" / "ranking.md").read_text())
-    say(f"scores  {run / 'ranking.json'}\nplot    {run / 'plots' / 'ranking.png'}")
+    for name in ("ranking", "blocks", "correlations"):
+        table = run / "tables" / f"{name}.md"
+        if table.is_file():
+            say(table.read_text())
+    say(f"scores   {run / 'ranking.json'}\nplot     {run / 'plots' / 'ranking.png'}")
+    say(f"seconds  {read_json(run / 'ranking.json')['seconds']}")
     return run

@@ -49,9 +49,10 @@ def rank_stage(
                 "criterion": criterion,
                 "options": dataclasses.asdict(scoring),
                 "seconds": round(time.perf_counter() - begun, 2),
-                "dims": {name: ranking.scores[name].tolist() for name in structure.dims},
+                "dims": {name: ranking.scores[name].tolist() for name in structure.dims if name in ranking.scores},
                 "blocks": {name: ranking.scores[name].item() for name in structure.blocks},
                 "curve": None if ranking.curve is None else dataclasses.asdict(ranking.curve),
+                "block_report": None if ranking.report is None else dataclasses.asdict(ranking.report),
             },
         )
     write_ranking(out)

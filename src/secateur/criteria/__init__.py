@@ -7,11 +7,17 @@ from torch import nn
 from ..data import Batch
 from ..process import Process
 from ..structure import Structure
+from .block_report import BlockEffect, BlockReport
+from .ced import ced
 from .config import CriterionName, ScoringConfig
+from .cosine import cosine
 from .diff_pruning import diff_pruning, taylor
+from .gradient_flow import gradient_flow
+from .loss_change import loss_change
 from .magnitude import magnitude
 from .random import random
 from .ranking import LossCurve, Ranking, unit_scores
+from .uniform import uniform
 
 Criterion = Callable[[nn.Module, Process, Batch, Structure, ScoringConfig], Ranking]
 
@@ -20,7 +26,13 @@ CRITERIA: dict[CriterionName, Criterion] = {
     "magnitude": magnitude,
     "taylor": taylor,
     "diff-pruning": diff_pruning,
+    "gradient-flow": gradient_flow,
+    "ced": ced,
+    "uniform": uniform,
+    "cosine": cosine,
+    "loss-change": loss_change,
 }
+BLOCK_CRITERIA: frozenset[CriterionName] = frozenset({"ced", "uniform", "cosine", "loss-change"})  # no scores of dims
 
 
 def score(
@@ -35,4 +47,16 @@ def score(
     return CRITERIA[criterion](model, process, batch, structure, config or ScoringConfig())
 
 
-__all__ = ["CRITERIA", "Criterion", "CriterionName", "LossCurve", "Ranking", "ScoringConfig", "score", "unit_scores"]
+__all__ = [
+    "BLOCK_CRITERIA",
+    "CRITERIA",
+    "BlockEffect",
+    "BlockReport",
+    "Criterion",
+    "CriterionName",
+    "LossCurve",
+    "Ranking",
+    "ScoringConfig",
+    "score",
+    "unit_scores",
+]

@@ -1,13 +1,27 @@
 """The options of all criteria."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from ..errors import require
 from .ranking import ElementReduction, GroupReduction
 
-CriterionName = Literal["random", "magnitude", "taylor", "diff-pruning"]
+CriterionName = Literal[
+    "random",
+    "magnitude",
+    "taylor",
+    "diff-pruning",
+    "gradient-flow",
+    "ced",
+    "uniform",
+    "cosine",
+    "loss-change",
+]
 TimestepReduction = Literal["sum-then-abs", "abs-then-sum"]
+GradientFlowMode = Literal["increase", "preserve"]
+TimestepWeights = Literal["inverse-gradient", "uniform"]
+HessianProduct = Literal["exact", "finite-difference"]
+CedPooling = Literal["stratified", "pooled"]
 
 
 @dataclass(frozen=True)
@@ -20,8 +34,16 @@ class ScoringConfig:
         timestep_reduction: gradients summed over timesteps before the absolute value (the released code) or after it
             (the paper's formula); taylor and diff-pruning only. The second takes one backward pass per timestep.
         element_reduction: abs or square of each w g (or w).
-        group_reduction: sum over a unit's entries, or mean per layer normalized by the layer's own mean.
-        num_timesteps: evenly spaced calibration timesteps; 0 takes every one of the process.
+        group_reduction: sum over a unit's entries, or mean per layer normalized by the layer's own mean; gradient-flow
+            always sums, since its scores have signs.
+        gradient_flow_mode: increase removes first what raises the gradient norm most (the rule of Wan et al.), preserve
+            what changes it least.
+        timestep_weights: gradient-flow weighs timestep t by 1 / ||g_t||^2 (inverse-gradient) or by 1 (uniform).
+        hessian_product: gradient-flow finds H g by double backward (exact), or from two more gradients
+            (finite-difference), which takes less memory and any attention kernel, but full float32 (no TF32).
+        ced_pooling: ced averages the shifts of the timestep bins (stratified), or takes one shift over all (pooled).
+        num_timesteps: evenly spaced calibration timesteps; 0 takes every one of the process (gradient-flow: 32). For
+            ced, cosine and loss-change: bins, each image once in each at a random timestep (0: 8).
         num_images: calibration images, all used at every timestep.
         batch_size: (image, timestep) pairs in one pass; changes speed and memory only.
         seed: draws the calibration images, their noise, and random scores.
@@ -31,6 +53,10 @@ class ScoringConfig:
     timestep_reduction: TimestepReduction = "sum-then-abs"
     element_reduction: ElementReduction = "abs"
     group_reduction: GroupReduction = "sum"
+    gradient_flow_mode: GradientFlowMode = "increase"
+    timestep_weights: TimestepWeights = "inverse-gradient"
+    hessian_product: HessianProduct = "exact"
+    ced_pooling: CedPooling = "stratified"
     num_timesteps: int = 0
     num_images: int = 128
     batch_size: int = 256
@@ -38,6 +64,13 @@ class ScoringConfig:
 
     def __post_init__(self) -> None:
         require(0 <= self.threshold <= 1, f"scoring threshold is {self.threshold}; give 0 to 1")
+        for name, value, known in (
+            ("gradient_flow_mode", self.gradient_flow_mode, GradientFlowMode),
+            ("timestep_weights", self.timestep_weights, TimestepWeights),
+            ("hessian_product", self.hessian_product, HessianProduct),
+            ("ced_pooling", self.ced_pooling, CedPooling),
+        ):
+            require(value in get_args(known), f"scoring {name} is {value!r}; give {' or '.join(get_args(known))}")
         require(self.num_timesteps >= 0, f"scoring num_timesteps is {self.num_timesteps}; give 0 (all) or more")
         require(self.num_images >= 1, f"scoring num_images is {self.num_images}; give at least 1")
         require(self.batch_size >= 1, f"scoring batch_size is {self.batch_size}; give at least 1")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..structure import Structure
+from .block_report import BlockReport
 
 ElementReduction = Literal["abs", "square"]
 GroupReduction = Literal["sum", "mean"]
@@ -26,10 +27,14 @@ class LossCurve:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Scores (float64, on the CPU; low leaves first) of every dim's units (units,) and every block (1,)."""
+    """Scores (float64, on the CPU; low leaves first) of every dim's units (units,) and every block (1,).
+
+    Criteria that rank blocks only leave the dims out.
+    """
 
     scores: Mapping[str, Tensor]
     curve: LossCurve | None = None
+    report: BlockReport | None = None
 
 
 def reduce_elements(values: Tensor, reduction: ElementReduction) -> Tensor:
@@ -44,7 +49,7 @@ def unit_scores(
 
     Args:
         structure: the structure of the model.
-        importance: for each parameter by name, a non-negative tensor of its shape.
+        importance: for each parameter by name, a tensor of its shape; non-negative for "mean", of any sign for "sum".
         group_reduction: "sum" over all entries of a unit; or "mean" over the entries of each slice, then over the
             slices, divided by the dim's own mean, so that every dim's scores average 1.
     """

@@ -10,9 +10,10 @@ from ..files import atomic_file, write_text
 from .grids import comparison_grid
 from .plots import plot_cut, plot_denoising, plot_ranking, plot_speed, plot_training, save_figure
 from .run import Run, read_run
-from .tables import Table, block_table, cut_table, evaluation_table, ranking_table
+from .tables import Table, block_table, correlation_table, cut_table, evaluation_table, ranking_table
 
 MOST_SAMPLES = 10
+RANKING = ("ranking", "blocks", "correlations")
 
 
 def figures_of(run: Run) -> dict[str, Figure]:
@@ -35,10 +36,12 @@ def figures_of(run: Run) -> dict[str, Figure]:
 def tables_of(run: Run) -> dict[str, Table]:
     """Every table that the run has numbers for, by name."""
     found: dict[str, Table] = {}
-    if run.ranking:
+    if run.ranking.get("dims"):
         found["ranking"] = ranking_table(run.ranking, run.cut)
     if run.ranking.get("blocks"):
         found["blocks"] = block_table(run.ranking, run.cut)
+    if run.ranking.get("block_report"):
+        found["correlations"] = correlation_table(run.ranking)
     if run.cut.get("dims"):
         found["cut"] = cut_table(run.cut)
     if run.evaluation.models:
@@ -48,12 +51,12 @@ def tables_of(run: Run) -> dict[str, Table]:
 
 def write_ranking(folder: str | Path) -> Path:
     """Write the plot and the tables of `ranking.json`; returns the folder."""
-    return _write(read_run(folder), ("ranking", "blocks"))
+    return _write(read_run(folder), RANKING)
 
 
 def write_cut(folder: str | Path) -> Path:
     """Write the plot and the table of `cut.json`, and those of the ranking with the border of the cut."""
-    return _write(read_run(folder), ("ranking", "blocks", "cut"))
+    return _write(read_run(folder), (*RANKING, "cut"))
 
 
 def _write(run: Run, names: tuple[str, ...]) -> Path:

@@ -83,12 +83,12 @@ def write_report(run: str | Path) -> Path:
 
 def _apart(run: Run, figures: dict[str, Figure]) -> dict[str, Figure]:
     """The figures with each panel of the ranking by itself, so that the page can lay them out beside each other."""
-    nothing: dict[str, Any] = {"dims": {}, "blocks": {}, "curve": None}
-    parts = {"ranking": "dims", "blocks": "blocks", "curve": "curve"}
+    nothing: dict[str, Any] = {"dims": {}, "blocks": {}, "block_report": None, "curve": None}
+    parts = {"ranking": ("dims",), "blocks": ("blocks", "block_report"), "curve": ("curve",)}
     panels = {
-        name: plot_ranking({**nothing, part: run.ranking[part]}, run.cut)
-        for name, part in parts.items()
-        if run.ranking.get(part)
+        name: plot_ranking({**nothing, **{part: run.ranking.get(part) for part in group}}, run.cut)
+        for name, group in parts.items()
+        if run.ranking.get(group[0])
     }
     return {name: figure for name, figure in figures.items() if name != "ranking"} | panels
 

@@ -13,10 +13,13 @@ from numpy.typing import NDArray
 from .results import ModelResult
 from .style import (
     ACCENT,
+    DARK,
+    DIRECTION_COLOURS,
     FAINT,
     INK,
     MODEL_COLOURS,
     SCORE_COLOURS,
+    SHIFT_COLOURS,
     SPARE_COLOURS,
     WARM,
     model_colour,
@@ -33,6 +36,7 @@ __all__ = ["plot_cut", "plot_denoising", "plot_ranking", "plot_speed", "plot_tra
 STRIP = 128  # pixels of a strip of scores
 TALLEST = 20.0  # inches of rows
 MARGIN = 0.62  # inches left of a panel with numbers
+MOST_NUMBERS = 10  # columns of cells wide enough for a number
 
 
 def rows_height(rows: int) -> float:
@@ -42,15 +46,19 @@ def rows_height(rows: int) -> float:
 
 @styled
 def plot_ranking(ranking: Mapping[str, Any], cut: Mapping[str, Any] | None = None) -> Figure:
-    """Sorted scores of every dim, with the border of `cut` if known; block scores; the calibration loss."""
+    """Sorted scores of every dim, with the border of `cut` if known; blocks and their report; the calibration loss."""
     dims = {name: scores for name, scores in ranking["dims"].items() if scores}
     blocks = ranking.get("blocks") or {}
+    report = ranking.get("block_report")
     curve = ranking.get("curve")
     heights, lefts = [], []
     if dims:
         heights.append(rows_height(len(dims)))
         lefts.append(name_margin(list(dims)))
     if blocks:
+        heights.append(rows_height(len(blocks)))
+        lefts.append(name_margin(list(blocks)))
+    if report:
         heights.append(rows_height(len(blocks)))
         lefts.append(name_margin(list(blocks)))
     if curve:
@@ -61,7 +69,12 @@ def plot_ranking(ranking: Mapping[str, Any], cut: Mapping[str, Any] | None = Non
     if dims:
         _strips(next(remaining), dims, (cut or {}).get("dims", {}))
     if blocks:
-        _block_bars(next(remaining), blocks, (cut or {}).get("removed_blocks", []))
+        removed = (cut or {}).get("removed_blocks", [])
+        if report:
+            _effect_bars(next(remaining), blocks, report["blocks"], removed)
+            _shift_map(next(remaining), report)
+        else:
+            _block_bars(next(remaining), blocks, removed)
     if curve:
         _loss_curve(next(remaining), curve)
     return figure
@@ -99,6 +112,45 @@ def _block_bars(axes: Axes, blocks: Mapping[str, float], removed: Sequence[str])
     row_labels(axes, list(blocks))
     axes.grid(axis="x")
     axes.set_title("Score of each block" + (" (grey: removed)" if removed else ""))
+
+
+def _effect_bars(
+    axes: Axes, blocks: Mapping[str, float], effects: Mapping[str, Mapping[str, Any]], removed: Sequence[str]
+) -> None:
+    largest = max(blocks.values()) or 1.0
+    for row, (name, score) in enumerate(blocks.items()):
+        effect = effects[name]
+        colour = DIRECTION_COLOURS[effect["direction"]]
+        axes.barh(row, score, height=0.68, color=colour, alpha=0.4 if name in removed else 1)
+        rank = f"{effect['rank']} ({effect['rank_low']}–{effect['rank_high']})"
+        axes.text(score + 0.015 * largest, row, rank, va="center", fontsize=6.5, color=INK)
+    for name, colour in DIRECTION_COLOURS.items():
+        axes.barh(0, 0, color=colour, label=name)
+    axes.legend(loc="lower right", title="output drifts to", title_fontsize=7, fontsize=7)
+    row_labels(axes, list(blocks))
+    axes.set_xlim(0, 1.22 * largest)
+    axes.grid(axis="x")
+    axes.set_title("Score, rank (90% range)" + ("; pale: removed" if removed else ""))
+
+
+def _shift_map(axes: Axes, report: Mapping[str, Any]) -> None:
+    """Change of log standard deviation by block and timestep bin."""
+    shifts = np.array([effect["signed"] for effect in report["blocks"].values()])
+    # By their root, so that one large shift does not make all others pale.
+    colours = np.sign(shifts) * np.sqrt(np.abs(shifts) / (np.abs(shifts).max() or 1.0))
+    axes.imshow(colours, SHIFT_COLOURS, vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
+    bins = shifts.shape[1]
+    if bins <= MOST_NUMBERS:
+        for row, column in np.ndindex(shifts.shape):
+            axes.text(column, row, f"{shifts[row, column]:+.2f}", ha="center", va="center", fontsize=5, color=DARK)
+    row_labels(axes, list(report["blocks"]))
+    axes.set_ylim(len(shifts) - 0.5, -0.5)
+    shown = range(0, bins, -(-bins // MOST_NUMBERS))
+    axes.set_xticks(shown, [f"{report['timesteps'][column]:.3g}" for column in shown])
+    axes.tick_params(axis="x", length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel("timestep, from the clean end")
+    axes.set_title("Change of log standard deviation")
 
 
 def _loss_curve(axes: Axes, curve: Mapping[str, Any]) -> None:

@@ -20,10 +20,13 @@ from ..files import atomic_file
 
 WIDTH, TOP, GAP, BOTTOM, RIGHT = 4.5, 0.34, 0.82, 0.52, 0.14  # inches
 INK = "#27313b"  # becomes the page's text colour in SVG
+DARK = "#28323c"  # text on a coloured ground, which stays dark
 MODEL_COLOURS = {"dense": "#74818f", "pruned": "#c4691c", "recovered": "#14877a"}
 ACCENT, WARM, FAINT = MODEL_COLOURS["recovered"], MODEL_COLOURS["pruned"], "#9aa6b2"
 SPARE_COLOURS = ("#5b6fb5", "#a34e78", "#8a7a1f", "#3c7ea8")
 SCORE_COLOURS = LinearSegmentedColormap.from_list("scores", ["#dbe4ea", "#6fb3a9", "#14877a", "#0a4a48"])
+DIRECTION_COLOURS = {"noise": WARM, "collapse": ACCENT, "neither": FAINT}
+SHIFT_COLOURS = LinearSegmentedColormap.from_list("shifts", [ACCENT, "#e6eaed", WARM])  # collapse, none, noise
 LONGEST_NAME = 33
 
 STYLE: dict[Any, Any] = {

@@ -65,12 +65,11 @@ def percent(part: float, whole: float) -> str:
 
 
 def _ranked(run: Run) -> str:
-    count = sum(map(len, run.ranking["dims"].values()))
+    dims, blocks = run.ranking["dims"], run.ranking.get("blocks", {})
     seconds = run.ranking.get("seconds")
     took = "" if seconds is None else f" in {seconds:.3g} s"
-    return (
-        f"Ranked {count} units of {len(run.ranking['dims'])} dims by {run.ranking['criterion']}{took}; nothing was cut."
-    )
+    what = f"{sum(map(len, dims.values()))} units of {len(dims)} dims" if dims else f"{len(blocks)} blocks"
+    return f"Ranked {what} by {run.ranking['criterion']}{took}; nothing was cut."
 
 
 def _target(run: Run) -> list[str]:

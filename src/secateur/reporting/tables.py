@@ -66,11 +66,33 @@ def ranking_table(ranking: Mapping[str, Any], cut: Mapping[str, Any] | None = No
     return Table(("dim", "units", "lowest", "mean", "highest", "removed"), tuple(rows))
 
 
+EFFECTS = {
+    "rank": "rank",
+    "rank from": "rank_low",
+    "rank to": "rank_high",
+    "direction": "direction",
+    "output error": "output_error",
+    "loss change": "loss_change",
+    "cosine": "cosine",
+}
+
+
 def block_table(ranking: Mapping[str, Any], cut: Mapping[str, Any] | None = None) -> Table:
-    """Every ranked block, its score, and whether `cut` removes it."""
+    """Every ranked block, its score, what dropping it does if that was measured, and whether `cut` removes it."""
     removed = (cut or {}).get("removed_blocks", [])
-    rows = tuple((name, score, "yes" if name in removed else "") for name, score in ranking["blocks"].items())
-    return Table(("block", "score", "removed"), rows)
+    effects = (ranking.get("block_report") or {}).get("blocks", {})
+    shown = EFFECTS if effects else {}
+    rows = tuple(
+        (name, score, *[effects[name][key] for key in shown.values()], "yes" if name in removed else "")
+        for name, score in ranking["blocks"].items()
+    )
+    return Table(("block", "score", *shown, "removed"), rows)
+
+
+def correlation_table(ranking: Mapping[str, Any]) -> Table:
+    """Rank correlation of the block scores with each other score that was measured beside them."""
+    rows = tuple(ranking["block_report"]["correlations"].items())
+    return Table((f"{ranking['criterion']} against", "rank correlation"), rows)
 
 
 def cut_table(cut: Mapping[str, Any]) -> Table:
@@ -105,6 +127,7 @@ def evaluation_table(evaluation: Evaluation) -> Table:
         (f"SSIM to {evaluation.reference}, same noise", *[model.ssim for model in models]),
         (f"PSNR to {evaluation.reference}, same noise (dB)", *[model.psnr for model in models]),
         (f"MSE to {evaluation.reference}, same noise", *[model.mse for model in models]),
+        ("finite-time Lyapunov exponent", *[model.ftle for model in models]),
     ]
     measured = tuple(row for row in rows if any(value is not None for value in row[1:]))
     return Table(("", *(model.name for model in models)), measured)

@@ -1,6 +1,6 @@
 """When and how much to cut."""
 
-from .one_shot import CutConfig, no_scores, one_shot
+from .one_shot import CutConfig, granularity_for, no_scores, one_shot
 from .solver import Allocation, Granularity, Scores, Solution, Step, removal_steps, solve
 from .target import Target, parse_target
 
@@ -12,6 +12,7 @@ __all__ = [
     "Solution",
     "Step",
     "Target",
+    "granularity_for",
     "no_scores",
     "one_shot",
     "parse_target",

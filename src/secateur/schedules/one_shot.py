@@ -34,6 +34,11 @@ class CutConfig:
         require(self.round_to >= 1, f"round_to is {self.round_to}; give at least 1")
 
 
+def granularity_for(target: Target, config: CutConfig) -> Granularity:
+    """What a cut for `target` removes: narrower widths bring a number of blocks no closer."""
+    return "depth" if target.metric == "blocks" else config.granularity
+
+
 def one_shot(
     model: nn.Module,
     structure: Structure,
@@ -48,8 +53,7 @@ def one_shot(
     Raises:
         TargetError: the target is out of reach.
     """
-    # Narrower widths bring a number of blocks no closer.
-    granularity = "depth" if target.metric == "blocks" else config.granularity
+    granularity = granularity_for(target, config)
     steps = removal_steps(
         structure, scores, allocation=config.allocation, granularity=granularity, round_to=config.round_to
     )

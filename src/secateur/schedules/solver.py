@@ -21,7 +21,7 @@ from .target import Metric, Target, format_amount
 
 Allocation = Literal["local", "global"]
 Granularity = Literal["width", "depth", "both"]
-Scores = Mapping[str, Tensor]  # dim name -> (units,), block name -> (1,); low scores leave first
+Scores = Mapping[str, Tensor]  # dim name -> (units,), block name -> (1,); low leaves first; no dims for depth alone
 
 
 @dataclass(frozen=True)

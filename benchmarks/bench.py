@@ -1,0 +1,146 @@
+"""What the quality benchmarks share: models with their data, cuts, distances, and results that survive a stop."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.commands.common import open_data, open_model
+from secateur.criteria import CriterionName, ScoringConfig, score
+from secateur.data import Batch, ImageDataset, calibration_batch
+from secateur.evaluation import finite_time_lyapunov_exponents
+from secateur.evaluation.consistency import ssim
+from secateur.evaluation.denoising import denoising_loss_per_timestep
+from secateur.evaluation.features import feature_network
+from secateur.evaluation.fidelity import FeatureStatistics, frechet_distance, statistics as feature_statistics
+from secateur.files import read_json, write_json
+from secateur.inputs import class_count, example_inputs, input_shape
+from secateur.recovery import RecoveryConfig
+from secateur.sampling import generate_images, initial_noise
+from secateur.schedules import CutConfig, Target, one_shot, parse_target
+from secateur.structure import Cut, remove
+from train_dense import MODELS, fashion
+
+ROOT = Path(__file__).resolve().parent
+RESULTS = ROOT / "results"
+NAMES = ("digits-unet", "digits-sit", "fashion-unet", "fashion-sit")
+NUM_IMAGES, NUM_INFERENCE_STEPS = 1000, 20
+FTLE_IMAGES, FTLE_ITERATIONS = 16, 3
+# The quickstart's, which suits a few hundred steps.
+RECOVERY = RecoveryConfig(
+    batch_size=64, learning_rate=1e-3, lr_schedule="cosine", warmup_steps=20, checkpoint_every=100_000, log_every=50
+)
+SCORING = ScoringConfig(num_timesteps=50, num_images=64)
+
+
+class Bench:
+    """One dense model, its data, and how far a pruned one is from both; samples come from the same noise."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        on_digits = name.startswith("digits")
+        self.loaded, self.structure = open_model(name if on_digits else str(MODELS / name), device="cpu")
+        self.dataset: ImageDataset = open_data("digits", self.loaded) if on_digits else fashion()
+        features = None if on_digits else MODELS / "fashion-features"
+        shape = input_shape(self.dense)
+        self.network = feature_network(features, shape[0], shape[1:])
+        classes = class_count(self.dense)
+        self.labels = None if classes is None else [index % classes for index in range(NUM_IMAGES)]
+
+    @property
+    def dense(self) -> nn.Module:
+        return self.loaded.model
+
+    def batch(self, count: int, seed: int) -> Batch:
+        batch = calibration_batch(self.dataset, count, seed)
+        return Batch(batch.sample) if self.labels is None else batch
+
+    def scores(self, criterion: CriterionName, seed: int, scoring: ScoringConfig = SCORING) -> dict[str, Tensor]:
+        batch = self.batch(scoring.num_images, seed)
+        config = replace(scoring, seed=seed)
+        return dict(score(self.dense, self.loaded.process, batch, self.structure, criterion, config).scores)
+
+    def cut(self, criterion: CriterionName, target: str, seed: int, config: CutConfig = CutConfig()) -> Cut:
+        request: tuple[Target, Any, CutConfig, Any] = (
+            parse_target(target),
+            self.scores(criterion, seed),
+            config,
+            example_inputs(self.dense, 1),
+        )
+        return one_shot(self.dense, self.structure, *request)[0].cut
+
+    def pruned(self, cut: Cut) -> nn.Module:
+        return remove(copy.deepcopy(self.dense), self.structure, cut)
+
+    def sample(self, model: nn.Module) -> Tensor:
+        shape, labels = input_shape(self.dense), self.labels
+        options = {"num_inference_steps": NUM_INFERENCE_STEPS, "batch_size": 250}
+        return generate_images(model, self.loaded.process, range(NUM_IMAGES), shape, labels, **options)
+
+    @torch.no_grad()
+    def embed(self, images: Tensor) -> Tensor:
+        return torch.cat([self.network(chunk) for chunk in images.split(500)])
+
+    @cached_property
+    def dense_images(self) -> Tensor:
+        return self.sample(self.dense)
+
+    @cached_property
+    def real_features(self) -> Tensor:
+        order = torch.randperm(len(self.dataset), generator=torch.Generator().manual_seed(0))[:10_000]
+        return torch.cat([self.embed(self.dataset.batch(part.tolist()).sample) for part in order.split(1000)])
+
+    @cached_property
+    def real(self) -> FeatureStatistics:
+        return feature_statistics(self.real_features)
+
+    def measure(self, model: nn.Module) -> dict[str, float]:
+        """FD to the data, SSIM to the dense model's images, denoising loss, FTLE."""
+        images = self.dense_images if model is self.dense else self.sample(model)
+        drawn = feature_statistics(self.embed(images))
+        _, losses = denoising_loss_per_timestep(model, self.loaded.process, self.batch(256, 1000), seed=1000)
+        labels = None if self.labels is None else torch.tensor(self.labels[:FTLE_IMAGES])
+        exponents = finite_time_lyapunov_exponents(
+            model,
+            self.loaded.process,
+            initial_noise(range(FTLE_IMAGES), input_shape(self.dense)),
+            labels,
+            num_inference_steps=NUM_INFERENCE_STEPS,
+            iterations=FTLE_ITERATIONS,
+        )
+        return {
+            "fd": frechet_distance(drawn.mean, drawn.covariance, self.real.mean, self.real.covariance),
+            "ssim": float(ssim(images, self.dense_images).mean()),
+            "loss": float(losses.mean()),
+            "ftle": float(exponents.mean()),
+        }
+
+
+class Results:
+    """Records in one JSON file, written after each; a key that is there is not measured again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.records: dict[str, dict[str, Any]] = read_json(path) if path.is_file() else {}
+
+    def once(self, key: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        if key not in self.records:
+            self.records[key] = measure()
+            write_json(self.path, self.records)
+            print(key, self.records[key], flush=True)
+        return self.records[key]
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """Mean and standard deviation over seeds."""
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
+    return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"

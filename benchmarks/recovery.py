@@ -1,0 +1,199 @@
+"""Objectives at equal steps and at equal wall-clock time: denoising, + distillation, + first-order, + 2ndMatch.
+
+    python benchmarks/recovery.py --model digits-unet
+    python benchmarks/recovery.py --table
+
+The pruned models are Diff-Pruning's. Equal time: every objective trains as long as 2ndMatch in its recommended setting
+takes for `--steps` steps, by step times that are measured side by side first. Stopped runs go on from the last result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import tempfile
+import time
+from dataclasses import replace
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+from bench import NAMES, RECOVERY, RESULTS, Bench, Results, spread
+from secateur.files import read_json, write_text
+from secateur.recovery import JacobianConfig, RecoveryConfig, recover
+from secateur.recovery.draws import draw_step
+from secateur.recovery.objectives import build_objective
+from secateur.reporting.style import FAINT, SPARE_COLOURS, WARM, save_figure, styled
+
+RECOMMENDED = JacobianConfig(every_n_samples=4)
+METHODS: dict[str, RecoveryConfig] = {
+    "denoising": RECOVERY,
+    "+ distillation": replace(RECOVERY, objective="distillation"),
+    "+ first-order": replace(RECOVERY, objective="first-order"),
+    "+ 2ndMatch": replace(RECOVERY, objective="2ndmatch"),
+    "+ 2ndMatch, 1/4 of the batch": replace(RECOVERY, objective="2ndmatch", jacobian=RECOMMENDED),
+}
+REFERENCE = "+ 2ndMatch, 1/4 of the batch"
+ROUNDS = 7
+
+
+def step_seconds(bench: Bench, pruned: nn.Module, methods: dict[str, RecoveryConfig]) -> dict[str, float]:
+    """Median seconds of a training step of each method, measured in turns."""
+    student = copy.deepcopy(pruned).train()
+    optimizer = torch.optim.AdamW(student.parameters(), 1e-9, fused=True)
+    labelled = bench.labels is not None
+    (draw,) = draw_step(bench.dataset, bench.loaded.process, RECOVERY, 0, labelled=labelled)
+    times: dict[str, list[float]] = {name: [] for name in methods}
+    for _ in range(ROUNDS):
+        for name, config in methods.items():
+            objective = build_objective(config, bench.dense)
+            begun = time.perf_counter()
+            with objective.layers(student, bench.dense):
+                terms = objective.terms(student, bench.dense, bench.loaded.process, draw, objective.jacobian)
+                objective.loss(terms).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            times[name].append(time.perf_counter() - begun)
+    return {name: statistics.median(found) for name, found in times.items()}
+
+
+def train(bench: Bench, pruned: nn.Module, config: RecoveryConfig) -> dict[str, float]:
+    begun = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        model = recover(copy.deepcopy(pruned), bench.loaded.process, bench.dataset, config, folder, bench.dense)
+    seconds = time.perf_counter() - begun
+    return {"steps": config.steps, "seconds": round(seconds, 1), **bench.measure(model)}
+
+
+def run(name: str, targets: list[str], seeds: list[int], steps: int) -> None:
+    bench = Bench(name)
+    results = Results(RESULTS / f"recovery-{name}.json")
+    results.once("dense", lambda: bench.measure(bench.dense))
+    for target in targets:
+        cut = bench.cut("diff-pruning", target, 0)
+        pruned = bench.pruned(cut)
+        results.once(f"{target}/pruned", lambda pruned=pruned: bench.measure(pruned))
+        seconds = results.once(f"{target}/step seconds", lambda pruned=pruned: step_seconds(bench, pruned, METHODS))
+        for seed in seeds:
+            for method, config in METHODS.items():
+                equal_time = round(steps * seconds[REFERENCE] / seconds[method])
+                for budget, count in (("steps", steps), ("time", equal_time)):
+                    if budget == "time" and method == REFERENCE:
+                        continue  # the same run
+                    chosen = replace(config, steps=count, seed=seed)
+                    key = f"{target}/{budget}/{method}/{seed}"
+                    results.once(key, lambda pruned=pruned, chosen=chosen: train(bench, pruned, chosen))
+
+
+# ------------------------------------------------------------------------------------------- tables and plot
+
+
+def collect(records: dict[str, Any], target: str, budget: str, method: str, key: str) -> list[float]:
+    budget = "steps" if method == REFERENCE else budget
+    prefix = f"{target}/{budget}/{method}/"
+    return [record[key] for name, record in records.items() if name.startswith(prefix)]
+
+
+def targets_of(records: dict[str, Any]) -> list[str]:
+    return list(dict.fromkeys(name.split("/")[0] for name in records if "/" in name))
+
+
+def table(records: dict[str, Any]) -> str:
+    """Markdown: one row per target, budget and method."""
+    dense = records["dense"]
+    lines = [
+        "| MACs | budget | objective | steps | FD | gap closed | SSIM | denoising loss | FTLE |",
+        "|---|---|---|--:|--:|--:|--:|--:|--:|",
+        f"| 100% | | dense | | {dense['fd']:.2f} | | 1 | {dense['loss']:.4f} | {dense['ftle']:.3f} |",
+    ]
+    for target in targets_of(records):
+        pruned = records[f"{target}/pruned"]
+        share = target.partition("=")[2]
+        lines.append(
+            f"| {share} | | pruned | 0 | {pruned['fd']:.2f} | | {pruned['ssim']:.3f} | {pruned['loss']:.4f} "
+            f"| {pruned['ftle']:.3f} |"
+        )
+        for budget in ("steps", "time"):
+            plain = statistics.mean(collect(records, target, budget, "denoising", "fd"))
+            for method in METHODS:
+                found = {
+                    key: collect(records, target, budget, method, key) for key in ("steps", "fd", "ssim", "loss", "ftle")
+                }
+                if not found["fd"]:
+                    continue
+                gap = 100 * (plain - statistics.mean(found["fd"])) / (plain - dense["fd"])
+                cells = (
+                    f"{found['steps'][0]}",
+                    spread(found["fd"], 2),
+                    "" if method == "denoising" else f"{gap:.0f} %",
+                    spread(found["ssim"], 3),
+                    spread(found["loss"], 4),
+                    spread(found["ftle"], 3),
+                )
+                lines.append(f"| {share} | equal {budget} | {method} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+@styled
+def plot(found: dict[str, dict[str, Any]]) -> Figure:
+    """FD of every seed, one panel per model and target, both budgets."""
+    panels = [(name, target) for name, records in found.items() for target in targets_of(records)]
+    columns = 2
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(8.2, 1.9 * rows + 0.3), facecolor="white", layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    colours = dict(zip(("steps", "time"), (WARM, SPARE_COLOURS[0]), strict=True))
+    for axes, (name, target) in zip(grid.flat, panels, strict=False):
+        records = found[name]
+        for budget, shift in (("steps", -0.13), ("time", 0.13)):
+            for place, method in enumerate(METHODS):
+                values = collect(records, target, budget, method, "fd")
+                if values:
+                    at = [place + shift] * len(values)
+                    axes.plot(values, at, "o", ms=3.5, color=colours[budget], alpha=0.55, mew=0)
+                    axes.plot(statistics.mean(values), place + shift, "|", ms=9, mew=2, color=colours[budget])
+        axes.axvline(records["dense"]["fd"], color=FAINT, lw=1, ls="--")
+        axes.set_title(f"{name}, {target.partition('=')[2]} of the MACs")
+        axes.set_yticks(range(len(METHODS)), list(METHODS))
+        axes.invert_yaxis()
+        axes.set_xlabel("FD to the data (dashed: dense)")
+    for axes in grid.flat[len(panels) :]:
+        axes.remove()
+    handles = [
+        figure.axes[0].plot([], [], "o", ms=4, color=colour, label=f"equal {budget}")[0]
+        for budget, colour in colours.items()
+    ]
+    figure.axes[0].legend(handles=handles, loc="lower right")
+    return figure
+
+
+def report() -> None:
+    found = {name: read_json(path) for name in NAMES if (path := RESULTS / f"recovery-{name}.json").is_file()}
+    for name, records in found.items():
+        text = table(records)
+        write_text(RESULTS / f"recovery-{name}.md", text)
+        print(f"\n{name}\n\n{text}")
+    save_figure(plot(found), RESULTS.parent.parent / "docs" / "images" / "recovery.png")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--model", choices=NAMES)
+    parser.add_argument("--targets", nargs="+", default=["macs=50%", "macs=30%"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--table", action="store_true", help="only make tables and plot of what is there")
+    arguments = parser.parse_args()
+    if arguments.table:
+        report()
+    elif arguments.model is None:
+        parser.error("give --model, or --table")
+    else:
+        run(arguments.model, arguments.targets, arguments.seeds, arguments.steps)
+
+
+if __name__ == "__main__":
+    main()

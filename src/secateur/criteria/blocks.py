@@ -1,0 +1,209 @@
+"""What dropping each block does to the output, measured on the same tuples (image, label, timestep, noise).
+
+Paired inputs take the variance of the inputs out of every comparison. Only sums over each tuple's output are kept, so
+that any statistic, and any resample of the images, needs no further pass.
+
+L blocks, T bins of timesteps, N images; B tuples of a micro-batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..data import Batch
+from ..errors import SecateurError, TrainingError
+from ..inputs import inference
+from ..process import Process, predict
+from ..progress import progress
+from ..structure import Structure
+from .config import ScoringConfig
+from .drops import outputs_without_each_block
+
+BINS = 8  # of timesteps, unless the config says how many
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Tuples:
+    """A micro-batch: `noisy` and `target` (B, C, H, W), `timesteps` (B,) in the network's unit, `class_labels` (B,)."""
+
+    noisy: Tensor
+    target: Tensor
+    timesteps: Tensor
+    class_labels: Tensor | None
+
+
+@dataclass(frozen=True)
+class BlockSums:
+    """Float64 sums over the entries of each tuple's output; row 0 of `total`, `square` and `loss` is the full model.
+
+    Attributes:
+        names: the L blocks.
+        entries: C H W.
+        total: sum of the output, (L + 1, T, N).
+        square: sum of its squares, (L + 1, T, N).
+        loss: mean squared denoising error, (L + 1, T, N).
+        change: sum of (output without the block - output)^2, (L, T, N).
+        cosine: 1 - cos(input of the block, its output), mean over tokens, (L, T, N).
+    """
+
+    names: tuple[str, ...]
+    entries: int
+    total: Array
+    square: Array
+    loss: Array
+    change: Array
+    cosine: Array
+
+    def output_error(self) -> Array:
+        """E|output without the block - output|^2 / E|output|^2 in each bin, (L, T)."""
+        return self.change.sum(-1) / _positive(self.square[0].sum(-1))
+
+    def loss_change(self) -> Array:
+        """Denoising loss without the block minus that of the full model in each bin, (L, T)."""
+        return (self.loss[1:] - self.loss[0]).mean(-1)
+
+
+def block_names(structure: Structure) -> tuple[str, ...]:
+    """The blocks in the order of the forward pass.
+
+    Raises:
+        SecateurError: there is none.
+    """
+    if not structure.blocks:
+        raise SecateurError("the model has no block that could be skipped; use a criterion that ranks widths")
+    return tuple(structure.blocks)
+
+
+def bins_of(config: ScoringConfig) -> int:
+    """Number of timestep bins."""
+    return config.num_timesteps or BINS
+
+
+def draw_tuples(process: Process, batch: Batch, config: ScoringConfig) -> Iterator[Tuples]:
+    """Every image once in every bin, bin after bin from the clean end, at a random timestep of the bin with new noise.
+
+    The draws depend on `config.seed` alone, not on how `config.batch_size` splits them.
+    """
+    images, bins = len(batch.sample), bins_of(config)
+    generator = torch.Generator().manual_seed(config.seed)
+    jitter = torch.rand(bins, images, generator=generator, dtype=torch.float64)
+    timesteps = process.timesteps(((torch.arange(bins)[:, None] + jitter) / bins).flatten())
+    timesteps = timesteps.float() if timesteps.is_floating_point() else timesteps
+    for chunk in torch.arange(bins * images).split(config.batch_size):
+        noise = torch.stack([torch.randn(batch.sample.shape[1:], generator=generator) for _ in chunk]).to(batch.sample)
+        index = (chunk % images).to(batch.sample.device)
+        sample, at = batch.sample[index], timesteps[chunk].to(batch.sample.device)
+        yield Tuples(
+            process.add_noise(sample, noise, at),
+            process.target(sample, noise, at),
+            at,
+            None if batch.class_labels is None else batch.class_labels[index],
+        )
+
+
+def measure_blocks(
+    model: nn.Module, process: Process, batch: Batch, structure: Structure, config: ScoringConfig
+) -> BlockSums:
+    """The sums of the full model and of every drop.
+
+    Raises:
+        SecateurError: the model has no blocks.
+        TrainingError: an output is not finite.
+    """
+    names, images, bins = block_names(structure), len(batch.sample), bins_of(config)
+    rows: list[list[Tensor]] = [[] for _ in range(len(names) + 1)]
+    distances: list[Tensor] = []
+    with inference(model), progress("blocks dropped", images * bins * len(names)) as advance:
+        for tuples in draw_tuples(process, batch, config):
+
+            def call(tuples: Tuples = tuples) -> Tensor:
+                return predict(model, tuples.noisy, tuples.timesteps, tuples.class_labels).cpu().double()
+
+            target = tuples.target.cpu().double()
+            with watched(model, names) as seen:
+                full = call()
+            distances.append(torch.stack([seen[name] for name in names]))
+            rows[0].append(_sums(full, full, target))
+            for row, output in zip(rows[1:], outputs_without_each_block(model, structure, call), strict=True):
+                row.append(_sums(output, full, target))
+                advance(len(target), "")
+    sums = torch.stack([torch.cat(row, dim=1) for row in rows]).reshape(len(names) + 1, 4, bins, images).numpy()
+    finite = np.isfinite(sums).all((1, 2, 3))
+    if not finite.all():
+        first = int(np.argmin(finite))
+        where = f"the output without {names[first - 1]} is" if first else "the model's output is"
+        raise TrainingError(f"{where} not finite: check weights and scheduler, or score in float32")
+    entries = batch.sample[0].numel()
+    total, square, change, loss = sums.swapaxes(0, 1)
+    cosine = torch.cat(distances, dim=1).reshape(len(names), bins, images).numpy()
+    return BlockSums(names, entries, total, square, loss, change[1:], cosine)
+
+
+@contextmanager
+def watched(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Collect, at each pass inside the block, 1 - cos(x, block(x)) of the named blocks, (B,) float64 on the CPU.
+
+    x is a token (B, N, C) or a pixel (B, C, H, W) of the block's input; a tuple's distances are averaged.
+    """
+    seen: dict[str, Tensor] = {}
+
+    def watch(name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+            x = args[0] if args else kwargs["hidden_states"]
+            similarity = F.cosine_similarity(x.float(), output.float(), dim=1 if x.ndim == 4 else -1)
+            seen[name] = 1 - similarity.flatten(1).cpu().double().mean(1)
+
+        return hook
+
+    with ExitStack() as hooks:
+        for name in names:
+            module = model.get_submodule(name)
+            hooks.enter_context(module.register_forward_hook(watch(name), with_kwargs=True))
+        yield seen
+
+
+def leaving_order(scores: Array, errors: Array | None = None) -> NDArray[np.intp]:
+    """Indices of blocks in the order in which they leave, along the last axis of `scores` (..., L).
+
+    The lowest score first; of equal ones the smaller of `errors` (..., L), then the later block.
+    """
+    errors = np.zeros_like(scores) if errors is None else errors
+    earlier = np.broadcast_to(-np.arange(scores.shape[-1]), scores.shape)
+    return np.lexsort((earlier, errors, scores), axis=-1)
+
+
+def block_scores(names: Sequence[str], scores: Array, errors: Array | None = None) -> dict[str, Tensor]:
+    """Scores (L,) by block, equal ones moved apart by the smallest float, so that they leave in `leaving_order`."""
+    apart = scores.copy()
+    order = leaving_order(scores, errors)
+    for before, after in pairwise(order):
+        apart[after] = max(apart[after], np.nextafter(apart[before], np.inf))
+    return {name: torch.tensor([score], dtype=torch.float64) for name, score in zip(names, apart.tolist(), strict=True)}
+
+
+def _sums(output: Tensor, full: Tensor, target: Tensor) -> Tensor:
+    """(4, B): total, square, change and loss of each tuple."""
+    return torch.stack(
+        [
+            output.flatten(1).sum(1),
+            output.square().flatten(1).sum(1),
+            (output - full).square().flatten(1).sum(1),
+            (output - target).square().flatten(1).mean(1),
+        ]
+    )
+
+
+def _positive(values: Array) -> Array:
+    return np.maximum(values, np.finfo(np.float64).tiny)

@@ -1,0 +1,31 @@
+"""Cosine distance of a block's input and output: a block that hardly turns the residual stream leaves first."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ..data import Batch
+from ..inputs import inference
+from ..process import Process, predict
+from ..structure import Structure
+from .blocks import block_names, block_scores, draw_tuples, watched
+from .config import ScoringConfig
+from .ranking import Ranking
+
+
+def cosine(model: nn.Module, process: Process, batch: Batch, structure: Structure, config: ScoringConfig) -> Ranking:
+    """Block influence, 1 - E cos(x, block(x)) over tokens (ShortGPT, Men et al. 2024, arXiv 2403.03853, eq. 1).
+
+    The expectation runs over the tuples of `ced`, one pass of the full model.
+
+    Raises:
+        SecateurError: the model has no blocks.
+    """
+    names = block_names(structure)
+    distances = []
+    with inference(model), watched(model, names) as seen:
+        for tuples in draw_tuples(process, batch, config):
+            predict(model, tuples.noisy, tuples.timesteps, tuples.class_labels)
+            distances.append(torch.stack([seen[name] for name in names]))
+    return Ranking(block_scores(names, torch.cat(distances, dim=1).mean(1).numpy()))

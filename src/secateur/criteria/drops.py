@@ -1,0 +1,84 @@
+"""The model's output without each of its blocks in turn, on one and the same input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..structure import Skip, Structure, masked
+
+
+def outputs_without_each_block(model: nn.Module, structure: Structure, call: Callable[[], Tensor]) -> Iterator[Tensor]:
+    """The output of `call`, which runs `model`, once for each block of `structure`, that block being an identity.
+
+    Blocks that the model runs through as one list share the computation of what lies before the dropped one, so all L
+    of them cost about L / 2 passes; blocks in other places cost a whole pass each.
+    """
+    drop = _resumed if is_chain(structure) else _masked
+    return drop(model, structure, call)
+
+
+def is_chain(structure: Structure) -> bool:
+    """Whether the blocks are the elements of one list, each fed by the one before it and by none else."""
+    parents = {name.rpartition(".")[0] for name in structure.blocks}
+    return len(parents) == 1 and all(block.listed for block in structure.blocks.values())
+
+
+def passes_of(structure: Structure) -> float:
+    """Whole forward passes that one input takes: the full model and every drop."""
+    blocks = len(structure.blocks)
+    return 1 + ((blocks - 1) * (blocks + 2) / 2 / blocks if is_chain(structure) else blocks)
+
+
+def _masked(model: nn.Module, structure: Structure, call: Callable[[], Tensor]) -> Iterator[Tensor]:
+    for name in structure.blocks:
+        with masked(model, structure, {name: torch.zeros(1)}):
+            yield call()
+
+
+def _resumed(model: nn.Module, structure: Structure, call: Callable[[], Tensor]) -> Iterator[Tensor]:
+    """As `_masked`, with one residual stream x kept: in the pass that drops block i, the input of block i - 1.
+
+    The blocks before i - 1 return x at once; block i - 1 runs on it, which gives the x of the next pass; block i does
+    not run.
+    """
+    stream: dict[str, Tensor] = {}
+
+    def keep(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        stream["next"] = output
+
+    def known(*args: Any, **kwargs: Any) -> Tensor:
+        return stream["x"]
+
+    before: nn.Module | None = None
+    with ExitStack() as passed:
+        for name in structure.blocks:
+            block = model.get_submodule(name)
+            with ExitStack() as dropped:
+                # The mask is for the conditioning that the model's head reads from the first block.
+                dropped.enter_context(masked(model, structure, {name: torch.zeros(1)}))
+                dropped.enter_context(_forward_replaced(block, Skip().forward))
+                if before is not None:
+                    dropped.enter_context(before.register_forward_hook(keep))
+                yield call()
+            if before is not None:
+                stream["x"] = stream.pop("next")
+                passed.enter_context(_forward_replaced(before, known))
+            before = block
+
+
+@contextmanager
+def _forward_replaced(module: nn.Module, forward: Callable[..., Tensor]) -> Iterator[None]:
+    """`module` computes `forward` inside the block; its submodules, which others may read, stay where they are."""
+    before = vars(module).get("forward")  # wrappers such as accelerate's set one on the instance
+    vars(module)["forward"] = forward
+    try:
+        yield
+    finally:
+        del vars(module)["forward"]
+        if before is not None:
+            vars(module)["forward"] = before

@@ -1,0 +1,267 @@
+"""Gradient flow, after Wan et al. (ICASSP 2025, arXiv 2501.09464): what is in the way of fast convergence leaves.
+
+From the paper: prune the parameters whose removal raises the gradient norm of the loss, while masks follow the gradient
+flow of an energy made from that criterion. Reconstructed here: the first-order change below (as in GraSP, Wang et al.
+2020, arXiv 2002.07376), timesteps scored one by one, their weights, and groups summed with their signs.
+
+With g_t, H_t the gradient and Hessian of the loss L_t at timestep t, removing the parameters P_g of group g changes
+1/2 sum_t w_t ||g_t||^2 to first order by
+
+    S_g = - sum_{q in P_g} theta_q sum_t w_t (H_t g_t)_q.
+
+Timesteps stay apart because the gradient of the summed loss nearly vanishes at a converged model. S is also dE/dm of
+the energy E(m) = -1/2 sum_t w_t ||g_t(m theta)||^2 at m = 1, the gradient taken with respect to the weights m theta.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ..data import Batch
+from ..errors import TrainingError
+from ..inputs import inference
+from ..process import Process, denoising_error
+from ..progress import progress
+from ..structure import Structure
+from .config import HessianProduct, ScoringConfig, TimestepWeights
+from .diff_pruning import calibration_timesteps
+from .ranking import LossCurve, Ranking, parameters_of, unit_scores
+
+Parameters = Mapping[str, Tensor]
+Loss = Callable[[Parameters], Tensor]
+
+DEFAULT_TIMESTEPS = 32
+EPSILON = 1e-12  # keeps the weight of a timestep without gradient finite
+# Times the cube root of the precision, which balances rounding against the third derivative, this share of the norm of
+# the weights is a step: networks bend long before their weights have moved by their own length.
+RELATIVE_STEP = 0.01
+
+
+@dataclass(frozen=True)
+class LocalGeometry:
+    """A loss L, its gradient g, and its Hessian times that gradient, H g, by parameter name."""
+
+    loss: float
+    gradient: Parameters
+    product: Parameters
+
+
+@dataclass(frozen=True)
+class GradientFlowStatistics:
+    """What the score is made of.
+
+    Attributes:
+        timesteps, losses, gradient_norms, weights: t, L_t, ||g_t|| and w_t, from the clean end on.
+        product: sum_t w_t H_t g_t, by each name of every parameter.
+    """
+
+    timesteps: tuple[float, ...]
+    losses: tuple[float, ...]
+    gradient_norms: tuple[float, ...]
+    weights: tuple[float, ...]
+    product: Parameters
+
+    @property
+    def energy(self) -> float:
+        """E at these weights; to compare models, hold the weights of one of them (see `gradient_flow_statistics`)."""
+        return energy(self.gradient_norms, self.weights)
+
+
+def gradient_flow(
+    model: nn.Module, process: Process, batch: Batch, structure: Structure, config: ScoringConfig
+) -> Ranking:
+    """-S, so that what raises the gradient norm most leaves first ("increase"), or |S| ("preserve").
+
+    Raises:
+        TrainingError: a calibration loss is not finite.
+    """
+    statistics = gradient_flow_statistics(model, process, batch, config)
+    changes = gradient_norm_changes(model, structure, statistics.product)
+    increase = config.gradient_flow_mode == "increase"
+    scores = {name: -values if increase else values.abs() for name, values in changes.items()}
+    return Ranking(scores, LossCurve(statistics.timesteps, statistics.losses, len(statistics.losses)))
+
+
+def gradient_flow_statistics(
+    model: nn.Module,
+    process: Process,
+    batch: Batch,
+    config: ScoringConfig,
+    weights: Sequence[float] | None = None,
+) -> GradientFlowStatistics:
+    """Losses, gradient norms and sum_t w_t H_t g_t from one batch and one noise tensor, kept for every timestep.
+
+    Inside `masked` this is about the masked model, with derivatives with respect to the weights underneath. Those of
+    what a zero mask hides vanish, so 0/1 masks give the units that stay the S of the model after removal (up to the
+    rescaled queries of single-head attention). Between 0 and 1 a mask shrinks the terms of what it scales, so a unit on
+    its way out scores closer to 0. The mask is a constant here: no g^2 enters, as differentiating through it would add.
+
+    Args:
+        model: any mode, frozen or not; it is left as it is.
+        process: its process.
+        batch: calibration images; L_t is their mean loss.
+        config: options.
+        weights: one w_t per timestep to use instead of `config.timestep_weights`; a schedule holds its first ones, so
+            that its energy stays one function of the masks.
+
+    Raises:
+        TrainingError: a calibration loss is not finite.
+    """
+    noise = torch.randn(batch.sample.shape, generator=torch.Generator().manual_seed(config.seed))
+    noise = noise.to(batch.sample)
+    timesteps = calibration_timesteps(process, timestep_count(process, config)).to(batch.sample.device)
+    # Half precision is too coarse for second derivatives.
+    parameters = {
+        name: parameter.detach().to(torch.promote_types(parameter.dtype, torch.float32))
+        for name, parameter in model.named_parameters()
+    }
+    losses, norms, used = [], [], []
+    total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+    with inference(model), progress("calibration curvature", len(timesteps)) as advance:
+        for index, timestep in enumerate(timesteps):
+            terms = loss_terms(model, process, batch, noise, timestep, config.batch_size)
+            geometry = local_geometry(terms, parameters, config.hessian_product)
+            if not math.isfinite(geometry.loss):
+                raise TrainingError(
+                    "a calibration loss is not finite: check that the model's weights and its scheduler fit together"
+                )
+            losses.append(geometry.loss)
+            norms.append(_norm(geometry.gradient))
+            used.append(timestep_weight(norms[-1], config.timestep_weights) if weights is None else weights[index])
+            total = {name: total[name] + used[-1] * product for name, product in geometry.product.items()}
+            advance(1, "")
+    canonical = {id(parameter): name for name, parameter in model.named_parameters()}
+    product = {name: total[canonical[id(parameter)]] for name, parameter in parameters_of(model).items()}
+    return GradientFlowStatistics(tuple(timesteps.tolist()), tuple(losses), tuple(norms), tuple(used), product)
+
+
+def gradient_norm_changes(model: nn.Module, structure: Structure, product: Parameters) -> dict[str, Tensor]:
+    """S_g of every unit (units,) and block (1,); `product` is sum_t w_t H_t g_t by parameter name.
+
+    Always the signed sum: dividing by a dim's mean, which may be negative, would turn its order around.
+    """
+    changes = {name: -parameter.detach() * product[name] for name, parameter in parameters_of(model).items()}
+    return unit_scores(structure, changes, "sum")
+
+
+def timestep_count(process: Process, config: ScoringConfig) -> int:
+    """How many timesteps are scored."""
+    return config.num_timesteps or min(DEFAULT_TIMESTEPS, process.num_train_timesteps)
+
+
+def energy(gradient_norms: Sequence[float], weights: Sequence[float]) -> float:
+    """E = -1/2 sum_t w_t ||g_t||^2."""
+    return -0.5 * sum(weight * norm**2 for weight, norm in zip(weights, gradient_norms, strict=True))
+
+
+def timestep_weight(gradient_norm: float, kind: TimestepWeights) -> float:
+    """w_t: 1, or 1 / (eps + ||g_t||^2), with which S is the change of 1/2 sum_t log(eps + ||g_t||^2)."""
+    return 1.0 if kind == "uniform" else 1 / (EPSILON + gradient_norm**2)
+
+
+def loss_terms(
+    model: nn.Module, process: Process, batch: Batch, noise: Tensor, timestep: Tensor, batch_size: int
+) -> list[Loss]:
+    """Functions of the parameters, one for every `batch_size` images, whose sum is the mean loss at `timestep` ()."""
+    errors = _Errors(model, process)
+    images = len(batch.sample)
+
+    def term(part: Tensor, parameters: Parameters) -> Tensor:
+        labels = None if batch.class_labels is None else batch.class_labels[part]
+        named = {f"model.{name}": parameter for name, parameter in parameters.items()}
+        arguments = (batch.sample[part], noise[part], timestep.expand(len(part)), labels)
+        return functional_call(errors, named, arguments).sum() / images
+
+    indices = torch.arange(images, device=batch.sample.device)
+    return [functools.partial(term, part) for part in indices.split(batch_size)]
+
+
+class _Errors(nn.Module):
+    """The denoising errors (B,) as a module, so that they can be called with other parameters."""
+
+    def __init__(self, model: nn.Module, process: Process) -> None:
+        super().__init__()
+        self.model = model
+        self.process = process
+
+    def forward(self, sample: Tensor, noise: Tensor, timesteps: Tensor, labels: Tensor | None) -> Tensor:
+        return denoising_error(self.model, self.process, sample, noise, timesteps, labels)
+
+
+def local_geometry(terms: Sequence[Loss], parameters: Parameters, method: HessianProduct = "exact") -> LocalGeometry:
+    """Value, gradient g and H g of the sum of `terms` at `parameters`; the graph of one term is held at a time."""
+    return _double_backward(terms, parameters) if method == "exact" else _central_difference(terms, parameters)
+
+
+def loss_and_gradient(terms: Sequence[Loss], parameters: Parameters) -> tuple[float, Parameters]:
+    """Value and gradient of the sum of `terms`, one backward pass each."""
+    total = 0.0
+    gradient: Parameters = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+    for term in terms:
+        leaves = _leaves(parameters)
+        with torch.enable_grad():
+            loss = term(leaves)
+        total += loss.item()
+        gradient = _add(gradient, _gradient(loss, leaves))
+    return total, gradient
+
+
+def _double_backward(terms: Sequence[Loss], parameters: Parameters) -> LocalGeometry:
+    """H g as the gradient of <g, stop(g)>; fused attention kernels have no second derivative."""
+    with sdpa_kernel(SDPBackend.MATH):
+        if len(terms) == 1:
+            return _along(terms[0], parameters)
+        # Every term is multiplied by the gradient of the whole loss, which therefore comes first.
+        loss, gradient = loss_and_gradient(terms, parameters)
+        products = (_along(term, parameters, gradient).product for term in terms)
+        return LocalGeometry(loss, gradient, functools.reduce(_add, products))
+
+
+@torch.enable_grad()
+def _along(term: Loss, parameters: Parameters, direction: Parameters | None = None) -> LocalGeometry:
+    """Value and gradient of one term, and its Hessian times `direction`, by default its own gradient."""
+    leaves = _leaves(parameters)
+    loss = term(leaves)
+    graph = _gradient(loss, leaves, create_graph=True)
+    gradient = {name: values.detach() for name, values in graph.items()}
+    along = gradient if direction is None else direction
+    slope = torch.stack([(graph[name] * along[name]).sum() for name in leaves]).sum()
+    return LocalGeometry(loss.item(), gradient, _gradient(slope, leaves))
+
+
+def _central_difference(terms: Sequence[Loss], parameters: Parameters) -> LocalGeometry:
+    """H g from the gradients a step before and after along g."""
+    loss, gradient = loss_and_gradient(terms, parameters)
+    precision = torch.finfo(next(iter(parameters.values())).dtype).eps
+    step = RELATIVE_STEP * precision ** (1 / 3) * _norm(parameters) / (_norm(gradient) or 1.0)
+    before, after = (
+        loss_and_gradient(terms, {name: values + signed * gradient[name] for name, values in parameters.items()})[1]
+        for signed in (-step, step)
+    )
+    return LocalGeometry(loss, gradient, {name: (after[name] - before[name]) / (2 * step) for name in parameters})
+
+
+def _leaves(parameters: Parameters) -> dict[str, Tensor]:
+    """Parameters to differentiate by, frozen ones too; the memory is shared."""
+    return {name: parameter.detach().requires_grad_() for name, parameter in parameters.items()}
+
+
+def _gradient(value: Tensor, leaves: Parameters, create_graph: bool = False) -> Parameters:
+    found = torch.autograd.grad(value, list(leaves.values()), create_graph=create_graph, materialize_grads=True)
+    return dict(zip(leaves, found, strict=True))
+
+
+def _add(left: Parameters, right: Parameters) -> Parameters:
+    return {name: values + right[name] for name, values in left.items()}
+
+
+def _norm(values: Parameters) -> float:
+    return torch.stack([value.square().sum() for value in values.values()]).sum().sqrt().item()

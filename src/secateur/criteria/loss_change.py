@@ -1,0 +1,27 @@
+"""Loss change: how much worse the model denoises without a block."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ..data import Batch
+from ..process import Process
+from ..structure import Structure
+from .blocks import block_scores, measure_blocks
+from .config import ScoringConfig
+from .ranking import Ranking
+
+
+def loss_change(
+    model: nn.Module, process: Process, batch: Batch, structure: Structure, config: ScoringConfig
+) -> Ranking:
+    """Denoising loss without a block minus that of the full model, on the tuples of `ced`; negative where it helps.
+
+    The "sensitivity" that TinyFusion compares with (Fang et al. 2025, arXiv 2412.01199).
+
+    Raises:
+        SecateurError: the model has no blocks.
+        TrainingError: an output is not finite.
+    """
+    sums = measure_blocks(model, process, batch, structure, config)
+    return Ranking(block_scores(sums.names, sums.loss_change().mean(-1), sums.output_error().mean(-1)))

@@ -1,0 +1,417 @@
+"""Gradient flow against quadratics, explicit Hessians and physical removal, in float64."""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call, grad, jacrev
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from models import dit, unet
+from secateur.criteria import ScoringConfig, score
+from secateur.criteria.gradient_flow import (
+    GradientFlowStatistics,
+    energy,
+    gradient_flow_statistics,
+    gradient_norm_changes,
+    local_geometry,
+    loss_and_gradient,
+    timestep_weight,
+)
+from secateur.data import Batch
+from secateur.errors import SecateurError, TrainingError
+from secateur.process import DiffusionProcess, FlowProcess
+from secateur.structure import Cut, check_cut, describe, masked, masks_of, remove
+
+METHODS = ["exact", "finite-difference"]
+THREE = ScoringConfig(num_timesteps=3, timestep_weights="uniform", batch_size=4)
+BOTH = [
+    (
+        unet(sample_size=4, block_out_channels=(2, 4), norm_num_groups=2, attention_head_dim=2).double(),
+        DiffusionProcess(),
+    ),
+    (
+        dit(sample_size=4, num_layers=2, num_attention_heads=2, attention_head_dim=2, num_embeds_ada_norm=4).double(),
+        FlowProcess(),
+    ),
+]
+over_both = pytest.mark.parametrize(("model", "process"), BOTH, ids=["unet", "dit"])
+
+
+def vector(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def batch_of(model, count=4, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    size, channels = model.config.sample_size, model.config.in_channels
+    sample = torch.randn(count, channels, size, size, generator=generator, dtype=torch.float64)
+    return Batch(sample, torch.arange(count) if "num_embeds_ada_norm" in model.config else None)
+
+
+def signed_scores(model, process, config=THREE):
+    """S of every unit and block."""
+    statistics = gradient_flow_statistics(model, process, batch_of(model), config)
+    return gradient_norm_changes(model, describe(model), statistics.product)
+
+
+def assert_same(found, expected, rtol=1e-9, atol=1e-12):
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        torch.testing.assert_close(
+            found[name], values, rtol=rtol, atol=atol, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+# ------------------------------------------------------------------------------------------------ quadratics
+
+
+def quadratic(matrix, linear, parameters):
+    theta = parameters["theta"]
+    return theta @ matrix @ theta / 2 - linear @ theta
+
+
+def squared_gradient(matrix, linear, theta):
+    return (matrix @ theta - linear).square().sum()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("matrix", "linear", "theta", "gradient", "product", "group", "first_order", "exact"),
+    [
+        ([[2, 1], [1, 3]], [1, 1], [1, -2], [-1, -6], [-8, -19], [0], 16, 21),
+        ([[2, 1], [1, 3]], [1, 1], [1, -2], [-1, -6], [-8, -19], [1], -76, -36),
+        (
+            [[2, 1, 0], [1, 3, 1], [0, 1, 4]],
+            [1, 0, 2],
+            [1, -2, 0.5],
+            [-1, -4.5, -2],
+            [-6.5, -16.5, -12.5],
+            [0, 2],
+            25.5,
+            35.75,
+        ),
+    ],
+    ids=["T1 first", "T1 second", "T2"],
+)
+def test_the_score_is_the_first_order_change_of_the_squared_gradient_norm(
+    matrix, linear, theta, gradient, product, group, first_order, exact, method
+):
+    matrix, linear, theta = (torch.tensor(values, dtype=torch.float64) for values in (matrix, linear, theta))
+    geometry = local_geometry([partial(quadratic, matrix, linear)], {"theta": theta}, method)
+    assert geometry.loss == pytest.approx(quadratic(matrix, linear, {"theta": theta}).item())
+    torch.testing.assert_close(geometry.gradient["theta"], vector(*gradient))
+    torch.testing.assert_close(geometry.product["theta"], vector(*product), rtol=1e-7, atol=1e-7)
+    changes = -theta * geometry.product["theta"]
+    assert 2 * changes[group].sum().item() == pytest.approx(first_order)
+    removed = theta.clone()
+    removed[group] = 0
+    change = squared_gradient(matrix, linear, removed) - squared_gradient(matrix, linear, theta)
+    assert change.item() == pytest.approx(exact)
+
+
+def wavy(matrix, parameters):
+    """A loss whose Hessian depends on the parameters."""
+    return (matrix @ parameters["theta"]).sin().square().sum()
+
+
+def test_the_score_is_the_gradient_of_the_energy_not_through_the_mask():
+    """T3, and the reason for it: through the mask, dE/dm has another g^2."""
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(4, 3, generator=generator, dtype=torch.float64)
+    theta = torch.randn(3, generator=generator, dtype=torch.float64)
+    geometry = local_geometry([partial(wavy, matrix)], {"theta": theta})
+    gradient, product = geometry.gradient["theta"], geometry.product["theta"]
+    of_weights = grad(lambda weights: wavy(matrix, {"theta": weights}))
+    through_mask = grad(lambda weights, mask: wavy(matrix, {"theta": mask * weights}))
+    ones = torch.ones(3, dtype=torch.float64)
+    flow = grad(lambda mask: -of_weights(mask * theta).square().sum() / 2)(ones)
+    torch.testing.assert_close(flow, -theta * product)
+    other = grad(lambda mask: -through_mask(theta, mask).square().sum() / 2)(ones)
+    torch.testing.assert_close(other, -theta * product - gradient.square())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_timesteps_apart_see_what_their_sum_hides(method):
+    """T4: the gradients cancel in the summed loss, as at a converged model."""
+
+    def shifted(matrix, centre, parameters):
+        offset = parameters["theta"] - centre
+        return offset @ matrix @ offset / 2
+
+    losses = [
+        partial(shifted, torch.diag(vector(1, 4)), vector(1, 0)),
+        partial(shifted, torch.diag(vector(4, 1)), vector(-0.25, 0)),
+    ]
+    # The weights are 0 in the specification; a third one gives the finite difference a step.
+    parameters = {"theta": vector(0, 0), "unused": vector(1)}
+    apart = sum(local_geometry([loss], parameters, method).product["theta"] for loss in losses)
+    torch.testing.assert_close(apart, vector(3, 0), rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(local_geometry(losses, parameters, method).product["theta"], vector(0, 0))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_several_terms_are_one_loss(method):
+    generator = torch.Generator().manual_seed(0)
+    terms = [partial(wavy, torch.randn(4, 3, generator=generator, dtype=torch.float64)) for _ in range(3)]
+    parameters = {"theta": torch.randn(3, generator=generator, dtype=torch.float64)}
+    whole = local_geometry([lambda values: sum(term(values) for term in terms)], parameters, method)
+    parts = local_geometry(terms, parameters, method)
+    assert parts.loss == pytest.approx(whole.loss)
+    assert_same(parts.gradient, whole.gradient)
+    assert_same(parts.product, whole.product, rtol=1e-6)
+    assert loss_and_gradient(terms, parameters)[0] == pytest.approx(whole.loss)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_gradient_has_no_product(method):
+    geometry = local_geometry(
+        [partial(quadratic, torch.eye(2).double(), vector(1, 2))], {"theta": vector(1, 2)}, method
+    )
+    assert geometry.product["theta"].tolist() == [0, 0]
+
+
+# -------------------------------------------------------------------------------------------------- networks
+
+
+def flat_loss(model, process, batch, noise, timestep):
+    """The loss at a timestep as a function of all parameters in one vector."""
+    named = dict(model.named_parameters())
+    t = timestep.repeat(len(batch.sample))
+    x_t, target = process.add_noise(batch.sample, noise, t), process.target(batch.sample, noise, t)
+    labels = {} if batch.class_labels is None else {"class_labels": batch.class_labels}
+
+    def loss(flat):
+        parts = flat.split([parameter.numel() for parameter in named.values()])
+        values = {name: part.reshape(named[name].shape) for name, part in zip(named, parts, strict=True)}
+        output = functional_call(model, values, (x_t, t), {"return_dict": False, **labels})[0]
+        return (output[:, : x_t.shape[1]] - target).square().mean()
+
+    return loss
+
+
+@over_both
+def test_every_score_equals_the_one_of_the_explicit_hessian(model, process):
+    structure, batch = describe(model), batch_of(model)
+    noise = torch.randn(batch.sample.shape, generator=torch.Generator().manual_seed(5)).double()
+    named = dict(model.named_parameters())
+    theta = torch.cat([parameter.detach().flatten() for parameter in named.values()])
+    change = torch.zeros_like(theta)
+    for timestep in process.timesteps(torch.tensor([0.25, 0.75])):
+        loss = flat_loss(model, process, batch, noise, timestep)
+        with sdpa_kernel(SDPBackend.MATH):
+            gradient, hessian = grad(loss)(theta), jacrev(grad(loss), chunk_size=256)(theta)
+        change -= theta * (hessian @ gradient) / gradient.square().sum()
+    sizes = [parameter.numel() for parameter in named.values()]
+    change_of = {name: part.reshape(named[name].shape) for name, part in zip(named, change.split(sizes), strict=True)}
+    expected = {
+        dim.name: torch.stack(
+            [
+                sum(
+                    change_of[piece.parameter].narrow(piece.axis, piece.offset + unit * dim.width, dim.width).sum()
+                    for piece in dim.slices
+                )
+                for unit in range(dim.size)
+            ]
+        )
+        for dim in structure.dims.values()
+    }
+    for block in structure.blocks:
+        owned = model.get_submodule(block).named_parameters(prefix=block)
+        expected[block] = sum(change_of[name].sum() for name, _ in owned).reshape(1)
+    found = score(model, process, batch, structure, "gradient-flow", ScoringConfig(num_timesteps=2, seed=5)).scores
+    assert_same(found, {name: -values for name, values in expected.items()}, rtol=1e-7, atol=1e-8)
+
+
+@over_both
+def test_finite_differences_agree_with_double_backward(model, process):
+    exact = signed_scores(model, process)
+    difference = signed_scores(model, process, ScoringConfig(**vars(THREE) | {"hessian_product": "finite-difference"}))
+    largest = max(values.abs().max().item() for values in exact.values())
+    assert_same(difference, exact, rtol=1e-6, atol=1e-7 * largest)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@over_both
+def test_splitting_the_batch_changes_nothing(model, process, method):
+    whole, *split = (
+        signed_scores(model, process, ScoringConfig(num_timesteps=2, batch_size=size, hessian_product=method))
+        for size in (8, 3, 1)
+    )
+    largest = max(values.abs().max().item() for values in whole.values())
+    for scores in split:
+        assert_same(scores, whole, rtol=1e-6, atol=1e-7 * largest)
+
+
+@over_both
+def test_modes_order_the_same_changes(model, process):
+    changes = signed_scores(model, process)
+    for mode, expected in (("increase", lambda values: -values), ("preserve", torch.abs)):
+        config = ScoringConfig(**vars(THREE) | {"gradient_flow_mode": mode, "group_reduction": "mean"})
+        ranking = score(model, process, batch_of(model), describe(model), "gradient-flow", config)
+        assert_same(ranking.scores, {name: expected(values) for name, values in changes.items()})
+    assert min(values.min() for values in changes.values()) < 0 < max(values.max() for values in changes.values())
+
+
+@over_both
+def test_weights_energy_and_losses_per_timestep(model, process):
+    batch = batch_of(model)
+    uniform = gradient_flow_statistics(model, process, batch, THREE)
+    assert uniform.weights == (1, 1, 1)
+    assert uniform.energy == pytest.approx(-sum(norm**2 for norm in uniform.gradient_norms) / 2)
+    noise = torch.randn(batch.sample.shape, generator=torch.Generator().manual_seed(0)).double()
+    theta = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+    for index, timestep in enumerate(process.timesteps((torch.arange(3) + 0.5) / 3)):
+        assert uniform.timesteps[index] == pytest.approx(timestep.item())
+        loss = flat_loss(model, process, batch, noise, timestep)
+        assert uniform.losses[index] == pytest.approx(loss(theta).item())
+        assert uniform.gradient_norms[index] == pytest.approx(grad(loss)(theta).norm().item())
+
+    inverse = gradient_flow_statistics(model, process, batch, ScoringConfig(num_timesteps=3))
+    assert inverse.gradient_norms == uniform.gradient_norms
+    assert inverse.energy == pytest.approx(-1.5)  # by construction: compare models by weights held fixed
+    held = gradient_flow_statistics(model, process, batch, THREE, weights=inverse.weights)
+    assert_same(held.product, inverse.product)
+    assert energy(uniform.gradient_norms, inverse.weights) == inverse.energy
+    one = [
+        gradient_flow_statistics(model, process, batch, THREE, weights=[float(index == at) for index in range(3)])
+        for at in range(3)
+    ]
+    expected = {
+        name: sum(weight * statistics.product[name] for weight, statistics in zip(inverse.weights, one, strict=True))
+        for name in inverse.product
+    }
+    assert_same(inverse.product, expected)
+
+
+def test_a_ranking_holds_the_losses_of_32_timesteps_or_of_all():
+    model = BOTH[0][0]
+    config = ScoringConfig(hessian_product="finite-difference")
+    arguments = batch_of(model, 1), describe(model), "gradient-flow", config
+    curve = score(model, DiffusionProcess(), *arguments).curve
+    assert len(curve.timesteps) == len(curve.losses) == curve.used == 32
+    assert curve.timesteps[:2] == (15, 46)
+    assert score(model, DiffusionProcess({"num_train_timesteps": 5}), *arguments).curve.timesteps == (0, 1, 2, 3, 4)
+
+
+class Loud(nn.Module):
+    """A model whose output is twice as loud."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, *arguments, **options):
+        return (2 * self.model(*arguments, **options)[0],)
+
+
+class Louder(DiffusionProcess):
+    def target(self, sample, noise, timesteps):
+        return 2 * super().target(sample, noise, timesteps)
+
+
+@pytest.mark.parametrize(("weights", "factor"), [("uniform", 16), ("inverse-gradient", 1)])
+def test_scaling_the_loss_scales_every_score_by_its_square(weights, factor):
+    """T7: outputs and target times 2 scale the loss by 4."""
+    model, process = BOTH[0]
+    config = ScoringConfig(num_timesteps=3, timestep_weights=weights)
+    plain = gradient_flow_statistics(model, process, batch_of(model), config).product
+    loud = gradient_flow_statistics(Loud(model), Louder(), batch_of(model), config).product
+    assert_same({name: loud[f"model.{name}"] for name in plain}, {name: factor * plain[name] for name in plain}, 1e-7)
+
+
+def test_permuting_channels_permutes_their_scores():
+    """T7."""
+    model, process = copy.deepcopy(BOTH[1][0]), BOTH[1][1]
+    before = signed_scores(model, process)
+    name = "transformer_blocks.1.ff"
+    order = torch.randperm(len(before[name]), generator=torch.Generator().manual_seed(1))
+    feed_forward = model.transformer_blocks[1].ff.net
+    with torch.no_grad():
+        feed_forward[0].proj.weight.copy_(feed_forward[0].proj.weight[order].clone())
+        feed_forward[0].proj.bias.copy_(feed_forward[0].proj.bias[order].clone())
+        feed_forward[2].weight.copy_(feed_forward[2].weight[:, order].clone())
+    assert_same(signed_scores(model, process), before | {name: before[name][order]})
+
+
+@pytest.mark.parametrize(
+    ("model", "process"),
+    [(unet(sample_size=4).double(), DiffusionProcess()), (dit(sample_size=4).double(), FlowProcess())],
+    ids=["unet", "dit"],
+)
+def test_masked_units_leave_the_others_the_scores_that_removal_would(model, process):
+    """With several heads left, since removal rescales the queries of a single one."""
+    structure = describe(model)
+    halves = {
+        dim.name: tuple(unit for cell in dim.cell_ranges() for unit in list(cell)[: len(cell) // 2])
+        for dim in structure.dims.values()
+        if all(cell % 2 == 0 for dims in structure.links[dim.link] for cell in dims.cells)
+    }
+    cut = Cut(halves, (list(structure.blocks)[-1],))
+    check_cut(structure, cut)
+    with masked(model, structure, masks_of(cut, structure)):
+        soft = signed_scores(model, process)
+    hard = signed_scores(remove(copy.deepcopy(model), structure, cut), process)
+    assert len(hard) > 2
+    for name, values in hard.items():
+        kept = list(cut.kept.get(name, range(len(values))))
+        torch.testing.assert_close(soft[name][kept], values, rtol=1e-7, atol=1e-9)
+    assert any(len(values) < len(soft[name]) for name, values in hard.items())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_model_is_left_as_it_was_found(method):
+    model, process = copy.deepcopy(BOTH[0][0]), BOTH[0][1]
+    model.train()
+    model.conv_in.requires_grad_(False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    flags = [parameter.requires_grad for parameter in model.parameters()]
+    config = ScoringConfig(num_timesteps=2, hessian_product=method)
+    trained = score(model, process, batch_of(model), describe(model), "gradient-flow", config).scores
+    assert model.training
+    assert flags == [parameter.requires_grad for parameter in model.parameters()]
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    frozen = copy.deepcopy(model).eval().requires_grad_(False)
+    with torch.no_grad():
+        assert_same(score(frozen, process, batch_of(model), describe(model), "gradient-flow", config).scores, trained)
+
+
+def test_shared_parameters_count_under_each_name():
+    model, process = copy.deepcopy(BOTH[1][0]), BOTH[1][1]
+    model.transformer_blocks[1].ff = model.transformer_blocks[0].ff
+    product = gradient_flow_statistics(model, process, batch_of(model), THREE).product
+    weight = "ff.net.2.weight"
+    assert torch.equal(product[f"transformer_blocks.0.{weight}"], product[f"transformer_blocks.1.{weight}"])
+    assert product[f"transformer_blocks.1.{weight}"].abs().max() > 0
+
+
+def test_half_precision_weights_are_differentiated_in_single_precision():
+    model = unet(sample_size=4).bfloat16()
+    batch = Batch(batch_of(model).sample.float())
+    half = gradient_flow_statistics(model, DiffusionProcess(), batch, THREE)
+    single = gradient_flow_statistics(copy.deepcopy(model).float(), DiffusionProcess(), batch, THREE)
+    assert_same(half.product, single.product)
+
+
+def test_a_loss_that_is_not_finite_is_an_error():
+    model = copy.deepcopy(BOTH[0][0])
+    with torch.no_grad():
+        model.conv_in.weight.fill_(float("nan"))
+    with pytest.raises(TrainingError, match="finite"):
+        score(model, DiffusionProcess(), batch_of(model), describe(model), "gradient-flow", THREE)
+
+
+@pytest.mark.parametrize("option", ["gradient_flow_mode", "timestep_weights", "hessian_product"])
+def test_an_unknown_option_is_refused_with_those_there_are(option):
+    with pytest.raises(SecateurError, match=f"{option} is 'other'; give .* or "):
+        ScoringConfig(**{option: "other"})
+
+
+def test_a_timestep_without_gradient_weighs_something_finite():
+    assert timestep_weight(0.5, "inverse-gradient") == pytest.approx(4)
+    assert timestep_weight(0.0, "inverse-gradient") < float("inf")
+    assert timestep_weight(0.5, "uniform") == 1
+    assert GradientFlowStatistics((1.0,), (1.0,), (2.0,), (0.5,), {}).energy == -1
