@@ -68,6 +68,7 @@ def _commands(arguments: Sequence[str]) -> dict[str, Callable[..., Any]]:
         "quickstart": {},
         "compress": {
             "scoring": chosen.scoring,
+            "progressive": chosen.progressive,
             "cut": chosen.cut,
             "recovery": chosen.recovery,
             "evaluation": chosen.evaluation,

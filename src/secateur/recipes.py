@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 from .criteria import CriterionName, ScoringConfig
 from .errors import SecateurError
 from .evaluation import EvaluationConfig
 from .recovery import RecoveryConfig
-from .schedules import CutConfig
+from .schedules import CutConfig, ProgressiveConfig
+
+ScheduleName = Literal["one-shot", "progressive"]
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,8 @@ class Recipe:
 
     criterion: CriterionName = "diff-pruning"
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
+    schedule: ScheduleName = "one-shot"
+    progressive: ProgressiveConfig = field(default_factory=ProgressiveConfig)
     cut: CutConfig = field(default_factory=CutConfig)
     recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -26,6 +31,16 @@ class Recipe:
 def diff_pruning() -> Recipe:
     """Diff-Pruning as published: one shot, the same fraction everywhere, denoising fine-tuning (Adam, 2e-4, EMA)."""
     return Recipe(recovery=RecoveryConfig(steps=2000, batch_size=128, dropout=0.1))
+
+
+def gradient_flow() -> Recipe:
+    """Progressive soft pruning after Wan et al. (2025), the stages counted into the same budget as `diff_pruning`'s."""
+    return Recipe(
+        criterion="gradient-flow",
+        schedule="progressive",
+        progressive=ProgressiveConfig(stage_steps=50),
+        recovery=diff_pruning().recovery,
+    )
 
 
 def taylor() -> Recipe:
@@ -56,6 +71,7 @@ def quickstart() -> Recipe:
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "diff-pruning": diff_pruning,
+    "gradient-flow": gradient_flow,
     "taylor": taylor,
     "magnitude": magnitude,
     "random": random,

@@ -6,15 +6,17 @@ import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from torch import nn
+
 from ..criteria import CriterionName, ScoringConfig
 from ..evaluation import EvaluationConfig
-from ..recipes import Recipe, recipe_named
+from ..recipes import Recipe, ScheduleName, recipe_named
 from ..recovery import RecoveryConfig
 from ..reporting import read_run, summarize, write_report
-from ..schedules import CutConfig, granularity_for, parse_target
+from ..schedules import CutConfig, ProgressiveConfig, granularity_for, parse_target
 from .common import Model, ProcessName, one_process, open_data, open_model, say, start_run
-from .plan import check_criterion, check_recovery, plan_cut, print_plan, print_times
-from .stages import cut_stage, evaluate_stage, rank_stage, recover_stage
+from .plan import check_criterion, check_recovery, check_schedule, plan_cut, print_plan, print_times
+from .stages import cut_stage, evaluate_stage, progressive_pruner, rank_stage, recover_stage
 
 
 def compress(
@@ -25,10 +27,12 @@ def compress(
     out: Path,
     recipe: str = "diff-pruning",
     criterion: CriterionName | None = None,
+    schedule: ScheduleName | None = None,
     objective: str | None = None,
     steps: int | None = None,
     seed: int | None = None,
     scoring: ScoringConfig | None = None,
+    progressive: ProgressiveConfig | None = None,
     cut: CutConfig | None = None,
     recovery: RecoveryConfig | None = None,
     evaluation: EvaluationConfig | None = None,
@@ -46,12 +50,15 @@ def compress(
         target: what to reach, for example macs=56%, macs=3.4G, params=20M or latency=20ms.
         data: image folder (sub-folders are classes), .npz with images and labels, or digits.
         out: run folder.
-        recipe: a named recipe (diff-pruning, taylor, magnitude, random, quickstart); what follows replaces its parts.
+        recipe: a named recipe (diff-pruning, gradient-flow, taylor, magnitude, random, quickstart); what follows
+            replaces its parts.
         criterion: which criterion ranks the units; ced, uniform, cosine and loss-change rank blocks only.
+        schedule: one-shot cuts before recovery; progressive shrinks soft masks during it.
         objective: what recovery minimizes: denoising, distillation, first-order or 2ndmatch.
         steps: recovery steps.
         seed: one seed for scoring, recovery and evaluation, instead of their own.
         scoring: options of the criterion.
+        progressive: how soft masks shrink.
         cut: which cuts are allowed.
         recovery: how to fine-tune.
         evaluation: what to measure.
@@ -66,11 +73,14 @@ def compress(
         SecateurError: bad input, an unreachable target, a run that cannot go on; always one clear line.
     """
     one_process("compress")
-    settings = _settings(recipe, criterion, objective, steps, seed, scoring, cut, recovery, evaluation)
+    settings = _settings(
+        recipe, criterion, schedule, objective, steps, seed, scoring, progressive, cut, recovery, evaluation
+    )
     goal = parse_target(target)
     loaded, structure = open_model(model, process, device)
     dataset = open_data(data, loaded)
     check_recovery(loaded.model, dataset, settings.recovery, loaded.model)
+    check_schedule(settings)
     check_criterion(settings.criterion, structure, granularity_for(goal, settings.cut))
     plan = plan_cut(loaded.model, structure, goal, settings.cut)
     if dry_run:
@@ -97,10 +107,15 @@ def compress(
         },
     )
     scores = rank_stage(run, loaded, structure, dataset, settings.criterion, settings.scoring)
-    details = {"criterion": settings.criterion, "scoring": asdict(settings.scoring)}
-    pruned = cut_stage(run, loaded, structure, goal, scores, settings.cut, details, model)
-    recovered = recover_stage(run, pruned, loaded, dataset, settings.recovery, loaded.model)
-    models = {"dense": loaded.model, "pruned": pruned, "recovered": recovered}
+    models = {"dense": loaded.model}
+    if settings.schedule == "progressive":
+        pruner = progressive_pruner(run, loaded, structure, dataset, goal, scores, settings, model)
+        start: nn.Module = loaded.model
+    else:
+        details = {"criterion": settings.criterion, "scoring": asdict(settings.scoring)}
+        pruner = None
+        start = models["pruned"] = cut_stage(run, loaded, structure, goal, scores, settings.cut, details, model)
+    models["recovered"] = recover_stage(run, start, loaded, dataset, settings.recovery, loaded.model, pruner)
     evaluate_stage(run, models, loaded.process, dataset, settings.evaluation)
     page = write_report(run)
     for sentence in summarize(read_run(run)).sentences:
@@ -112,10 +127,12 @@ def compress(
 def _settings(
     recipe: str,
     criterion: CriterionName | None,
+    schedule: ScheduleName | None,
     objective: str | None,
     steps: int | None,
     seed: int | None,
     scoring: ScoringConfig | None,
+    progressive: ProgressiveConfig | None,
     cut: CutConfig | None,
     recovery: RecoveryConfig | None,
     evaluation: EvaluationConfig | None,
@@ -126,6 +143,8 @@ def _settings(
     return Recipe(
         criterion=criterion or base.criterion,
         scoring=replace(scoring, seed=scoring.seed if seed is None else seed),
+        schedule=schedule or base.schedule,
+        progressive=progressive or base.progressive,
         cut=cut or base.cut,
         recovery=replace(
             recovery,

@@ -18,6 +18,7 @@ from ..errors import require
 from ..evaluation import EvaluationConfig
 from ..inputs import device_of, example_inputs
 from ..process import denoising_error
+from ..recipes import Recipe
 from ..recovery import RecoveryConfig
 from ..recovery.conditioning import check_labels
 from ..recovery.objectives import build_objective
@@ -41,6 +42,20 @@ def check_recovery(
     """
     build_objective(recovery, teacher)
     check_labels(model, dataset)
+
+
+def check_schedule(recipe: Recipe) -> None:
+    """Find that pruning would not be done before the budget is, before long work starts.
+
+    Raises:
+        SecateurError: the progressive stages take as many steps as there are, or more.
+    """
+    needed = recipe.progressive.pruning_steps
+    require(
+        recipe.schedule == "one-shot" or needed < recipe.recovery.steps,
+        f"progressive pruning takes {needed} steps, recovery has {recipe.recovery.steps}; give more --steps, or fewer "
+        "--progressive.stage-steps",
+    )
 
 
 def check_criterion(criterion: CriterionName, structure: Structure, granularity: Granularity = "depth") -> None:

@@ -13,15 +13,17 @@ from torch import Tensor, nn
 
 from ..checkpoint import Loaded, apply_cut, from_pretrained, note_step, save_pipeline, save_pretrained
 from ..criteria import CriterionName, ScoringConfig, score
-from ..data import ImageDataset, calibration_batch
+from ..data import Batch, ImageDataset, calibration_batch
 from ..evaluation import EvaluationConfig, evaluate_models, measure_latency, write_evaluation
 from ..files import read_json, write_json
 from ..inputs import class_count, device_of, example_inputs
 from ..process import Process
-from ..recovery import RecoveryConfig, recover
+from ..recipes import Recipe
+from ..recovery import Pruner, RecoveryConfig, recover
 from ..reporting import write_cut, write_ranking
-from ..schedules import CutConfig, Target, one_shot
+from ..schedules import CutConfig, Progressive, Target, one_shot, stage_scorer
 from ..structure import Cut, Structure, remove
+from ..structure.cost import cost_model
 from .common import is_main_process
 
 LATENCY_ROUNDS = 20
@@ -39,9 +41,7 @@ def rank_stage(
     path = out / "ranking.json"
     if not path.is_file():
         begun = time.perf_counter()
-        batch = calibration_batch(dataset, scoring.num_images, scoring.seed).to(device_of(loaded.model))
-        if class_count(loaded.model) is None:
-            batch = dataclasses.replace(batch, class_labels=None)
+        batch = _calibration(loaded, dataset, scoring)
         ranking = score(loaded.model, loaded.process, batch, structure, criterion, scoring)
         write_json(
             path,
@@ -62,6 +62,12 @@ def rank_stage(
     return scores | blocks
 
 
+def _calibration(loaded: Loaded, dataset: ImageDataset, scoring: ScoringConfig) -> Batch:
+    """The calibration images, with labels if the model takes them."""
+    batch = calibration_batch(dataset, scoring.num_images, scoring.seed).to(device_of(loaded.model))
+    return batch if class_count(loaded.model) is not None else dataclasses.replace(batch, class_labels=None)
+
+
 def cut_stage(
     out: Path,
     loaded: Loaded,
@@ -75,26 +81,73 @@ def cut_stage(
     """Prune a copy of the model to the target; writes `cut.json`, its table and plot, and the folder `pruned`."""
     folder = out / "pruned"
     if not folder.is_dir():
-        solution, description = one_shot(
-            loaded.model,
-            structure,
-            target,
-            scores,
-            config,
-            example_inputs(loaded.model, 1),
-            latency_of(loaded.model, structure) if target.metric == "latency" else None,
-        )
-        write_json(out / "cut.json", description)
-        write_cut(out)
-        recorded = {key: description[key] for key in ("target", "metric", "asked", "reached", "dense")}
+        cut, recorded = _solve(out, loaded, structure, target, scores, config)
         pruned = apply_cut(
             copy.deepcopy(loaded.model),
-            solution.cut,
+            cut,
             {**recorded, "cut": dataclasses.asdict(config), **details},
             base_id,
         )
         save_pretrained(pruned, folder, loaded.scheduler_config)
     return from_pretrained(folder).to(device_of(loaded.model))
+
+
+def _solve(
+    out: Path,
+    loaded: Loaded,
+    structure: Structure,
+    target: Target,
+    scores: dict[str, Tensor],
+    config: CutConfig,
+) -> tuple[Cut, dict[str, Any]]:
+    """The cut for the target, and what the manifest says of it; writes `cut.json`, its table and plot."""
+    solution, description = one_shot(
+        loaded.model,
+        structure,
+        target,
+        scores,
+        config,
+        example_inputs(loaded.model, 1),
+        latency_of(loaded.model, structure) if target.metric == "latency" else None,
+    )
+    write_json(out / "cut.json", description)
+    write_cut(out)
+    return solution.cut, {key: description[key] for key in ("target", "metric", "asked", "reached", "dense")}
+
+
+def progressive_pruner(
+    out: Path,
+    loaded: Loaded,
+    structure: Structure,
+    dataset: ImageDataset,
+    target: Target,
+    scores: dict[str, Tensor],
+    recipe: Recipe,
+    base_id: str,
+) -> Progressive:
+    """A pruner that ends at the widths of a one-shot cut by `scores`; writes `goal.json` and `cut.json`."""
+    path = out / "goal.json"
+    if not path.is_file():
+        cut, recorded = _solve(out, loaded, structure, target, scores, recipe.cut)
+        write_json(path, {"kept": cut.kept, "removed_blocks": cut.removed_blocks, "recorded": recorded})
+    goal = read_json(path)
+    scoring = recipe.progressive.scoring(recipe.scoring)
+    described = {"criterion": recipe.criterion, "scoring": dataclasses.asdict(scoring)}
+    return Progressive(
+        recipe.progressive,
+        Cut({name: tuple(units) for name, units in goal["kept"].items()}, tuple(goal["removed_blocks"])),
+        stage_scorer(loaded.process, _calibration(loaded, dataset, scoring), recipe.criterion, scoring),
+        cost_model(loaded.model, structure, example_inputs(loaded.model, 1)),
+        described | {"target": str(target)},
+        {
+            **goal["recorded"],
+            "schedule": "progressive",
+            "progressive": dataclasses.asdict(recipe.progressive),
+            "cut": dataclasses.asdict(recipe.cut),
+            **described,
+        },
+        base_id,
+    )
 
 
 def latency_of(model: nn.Module, structure: Structure) -> Any:
@@ -112,16 +165,20 @@ def latency_of(model: nn.Module, structure: Structure) -> Any:
 
 def recover_stage(
     out: Path,
-    pruned: nn.Module,
+    model: nn.Module,
     loaded: Loaded,
     dataset: ImageDataset,
     config: RecoveryConfig,
     teacher: nn.Module | None,
+    pruner: Pruner | None = None,
 ) -> nn.Module:
-    """Fine-tune; writes `recovery/` (log, checkpoints), the folder `model` with the EMA weights, and `pipeline`."""
+    """Fine-tune a copy of `model`, pruning it meanwhile if there is a pruner.
+
+    Writes `recovery/` (logs, checkpoints), the folder `model` with the averaged weights, and `pipeline`.
+    """
     folder = out / "model"
     if not folder.is_dir():
-        recovered = recover(copy.deepcopy(pruned), loaded.process, dataset, config, out / "recovery", teacher)
+        recovered = recover(copy.deepcopy(model), loaded.process, dataset, config, out / "recovery", teacher, pruner)
         if not is_main_process():
             return recovered
         note_step(recovered, "recovery", dataclasses.asdict(config))

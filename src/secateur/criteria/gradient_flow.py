@@ -84,10 +84,17 @@ def gradient_flow(
         TrainingError: a calibration loss is not finite.
     """
     statistics = gradient_flow_statistics(model, process, batch, config)
+    scores = gradient_flow_scores(model, structure, statistics, config)
+    return Ranking(scores, LossCurve(statistics.timesteps, statistics.losses, len(statistics.losses)))
+
+
+def gradient_flow_scores(
+    model: nn.Module, structure: Structure, statistics: GradientFlowStatistics, config: ScoringConfig
+) -> dict[str, Tensor]:
+    """Scores of every dim's units and every block from the `statistics` of `model`."""
     changes = gradient_norm_changes(model, structure, statistics.product)
     increase = config.gradient_flow_mode == "increase"
-    scores = {name: -values if increase else values.abs() for name, values in changes.items()}
-    return Ranking(scores, LossCurve(statistics.timesteps, statistics.losses, len(statistics.losses)))
+    return {name: -values if increase else values.abs() for name, values in changes.items()}
 
 
 def gradient_flow_statistics(

@@ -4,6 +4,16 @@ from .config import RecoveryConfig
 from .ema import Ema
 from .jacobian import JacobianConfig
 from .objectives import OBJECTIVES, Objective
+from .pruner import Decision, Pruner
 from .trainer import recover
 
-__all__ = ["OBJECTIVES", "Ema", "JacobianConfig", "Objective", "RecoveryConfig", "recover"]
+__all__ = [
+    "OBJECTIVES",
+    "Decision",
+    "Ema",
+    "JacobianConfig",
+    "Objective",
+    "Pruner",
+    "RecoveryConfig",
+    "recover",
+]

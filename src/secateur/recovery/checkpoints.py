@@ -6,8 +6,8 @@
 
 import json
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,8 @@ class TrainingState:
     """Everything that a step changes.
 
     `step` counts the steps done, `seconds` the time they took; `jacobian_scale` is the factor on the weight of the
-    Jacobian term that `balanced` steps have found.
+    Jacobian term that `balanced` steps have found. `cuts` are those made while training, and `pruning` is what a
+    pruner remembers, both as JSON.
     """
 
     model: nn.Module
@@ -43,6 +44,8 @@ class TrainingState:
     seconds: float = 0.0
     jacobian_scale: float = 1.0
     balanced: int = 0
+    cuts: list[dict[str, Any]] = field(default_factory=list)
+    pruning: dict[str, Any] = field(default_factory=dict)
 
 
 def newest_checkpoint(folder: str | Path) -> Path | None:
@@ -68,6 +71,8 @@ def save_checkpoint(folder: str | Path, state: TrainingState, settings: Mapping[
             "seconds": state.seconds,
             "jacobian_scale": state.jacobian_scale,
             "balanced": state.balanced,
+            "cuts": state.cuts,
+            "pruning": state.pruning,
             "scaler": state.scaler.state_dict() if state.scaler else None,
             "settings": _as_json(settings),
         }
@@ -78,8 +83,15 @@ def save_checkpoint(folder: str | Path, state: TrainingState, settings: Mapping[
     return path
 
 
-def restore_checkpoint(folder: str | Path, state: TrainingState, settings: Mapping[str, Any]) -> None:
+def restore_checkpoint(
+    folder: str | Path,
+    state: TrainingState,
+    settings: Mapping[str, Any],
+    replay_cuts: Callable[[TrainingState, list[dict[str, Any]]], None],
+) -> None:
     """Bring `state` to the newest checkpoint in `folder`; leave it as it is if there is none.
+
+    `replay_cuts` makes a fresh state fit what was cut before the checkpoint.
 
     Raises:
         TrainingError: the checkpoint was written with other settings or another model, or is damaged.
@@ -91,6 +103,7 @@ def restore_checkpoint(folder: str | Path, state: TrainingState, settings: Mappi
         saved = read_json(path / "state.json")
         changes = _differences(saved["settings"], _as_json(settings))
         if not changes:
+            replay_cuts(state, saved["cuts"])
             _load(path, saved, state)
     except UNFIT as error:
         reason = first_line(error)
@@ -115,6 +128,7 @@ def _load(path: Path, saved: dict[str, Any], state: TrainingState) -> None:
         state.scaler.load_state_dict(saved["scaler"])
     state.step, state.seconds = int(saved["step"]), float(saved["seconds"])
     state.jacobian_scale, state.balanced = float(saved["jacobian_scale"]), int(saved["balanced"])
+    state.pruning = saved["pruning"]
 
 
 def optimizer_tensors(state: TrainingState) -> dict[str, Tensor]:

@@ -8,9 +8,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
+from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from ..data import ImageDataset
@@ -27,6 +28,8 @@ from ..files import write_text
 from ..inputs import class_count, device_of, null_class
 from ..process import Process
 from ..progress import progress
+from ..structure import describe
+from ..structure.masks import masked
 from .balance import gradient_norms
 from .checkpoints import TrainingState, newest_checkpoint, restore_checkpoint, save_checkpoint
 from .conditioning import check_labels, disable_label_dropout
@@ -34,6 +37,8 @@ from .config import RecoveryConfig, learning_rate_at
 from .draws import DROPOUT, Draw, draw_step, seed_of
 from .ema import Ema
 from .objectives import JACOBIAN, Objective, Terms, build_objective
+from .pruner import Decision, Pruner
+from .surgery import cut_training_state, replay_cuts
 
 BALANCED_STEPS = 10  # steps with a Jacobian term over which its automatic weight is found
 OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
@@ -46,15 +51,18 @@ def recover(
     config: RecoveryConfig,
     folder: str | Path,
     teacher: nn.Module | None = None,
+    pruner: Pruner | None = None,
 ) -> nn.Module:
     """Train `model` in place by `config` and return its moving average, a model in eval mode.
 
-    `folder` gets `log.jsonl` and the newest checkpoint; a run found there with the same config and number of
-    processes goes on from it, with the same weights in the end as one that was never interrupted. `model` is trained
-    in float32 on the device it is on, which becomes the current one (a launcher of several processes places them
-    itself), and is left without label dropout of its own. `teacher` is left as it is, but for being moved to that
-    device if the objective needs it. Accumulation and processes change the loss by rounding, and by the masks of
-    dropout layers if there are any.
+    A `pruner` masks and cuts the model, its average and the optimizer's moments along the way.
+
+    `folder` gets `log.jsonl`, `stages.jsonl` with the pruner's decisions, and the newest checkpoint; a run found there
+    with the same config and number of processes goes on from it, with the same weights in the end as one that was never
+    interrupted. `model` is trained in float32 on the device it is on, which becomes the current one (a launcher of
+    several processes places them itself), and is left without label dropout of its own. `teacher` is left as it is, but
+    for being moved to that device if the objective needs it. Accumulation and processes change the loss by rounding,
+    and by the masks of dropout layers if there are any.
 
     Raises:
         DataError: the labels do not fit the model.
@@ -70,7 +78,7 @@ def recover(
         accelerator = _accelerator(config, folder, device_of(model))
         devices = [accelerator.device] if accelerator.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
-            return _Run(accelerator, model, process, dataset, config, folder, objective, taught_by).finish()
+            return _Run(accelerator, model, process, dataset, config, folder, objective, taught_by, pruner).finish()
     except RuntimeError as error:
         if not any(words in str(error) for words in OUT_OF_MEMORY):
             raise
@@ -129,12 +137,15 @@ class _Run:
         folder: Path,
         objective: Objective,
         teacher: nn.Module | None,
+        pruner: Pruner | None,
     ) -> None:
         self.accelerator, self.process, self.dataset = accelerator, process, dataset
         self.config, self.folder, self.objective = config, folder, objective
+        self.pruner, self.masking = pruner, ExitStack()
         self.settings = asdict(config) | {
             "data": f"{dataset.name}, {len(dataset)} images {tuple(dataset.shape)}",
             "num_processes": accelerator.num_processes,  # dropout differs by it
+            "pruner": pruner and pruner.settings(),
         }
         model.float().to(accelerator.device).train()
         ema = Ema(model, config.ema_decay)
@@ -159,10 +170,12 @@ class _Run:
     def finish(self) -> nn.Module:
         """Run the steps that are left, all of them without a checkpoint, and return the moving average."""
         try:
-            restore_checkpoint(self.folder, self.state, self.settings)
+            restore_checkpoint(self.folder, self.state, self.settings, replay_cuts)
+            self._mask()
             self._train()
             self.accelerator.end_training()
         finally:
+            self.masking.close()
             for wrapped in (self.student, self.teacher):
                 if wrapped is not None:  # take the mixed precision off again
                     self.accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
@@ -174,6 +187,7 @@ class _Run:
         main = self.accelerator.is_main_process
         if main:
             _cut_log(self.folder / "log.jsonl", self.state.step)
+            _cut_log(self.folder / "stages.jsonl", self.state.step - 1)  # what was decided at this step comes again
         if main and self.objective.differentiates_twice and self.state.step < self.config.steps:
             print(
                 "recovery: attention runs unfused in Jacobian passes: fused kernels have no second derivative",
@@ -186,6 +200,8 @@ class _Run:
                 draws = upcoming.result()
                 upcoming = prefetcher.submit(self._draw, min(self.state.step + 1, self.config.steps - 1))
                 begun = time.perf_counter()
+                if self.pruner is not None and self.pruner.due(self.state.step):
+                    self._prune(self.pruner)
                 record, stop = self._step(draws, interrupted())
                 self.state.seconds += time.perf_counter() - begun
                 self._keep(record, stop)
@@ -196,6 +212,39 @@ class _Run:
     def _draw(self, step: int) -> list[Draw]:
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         return draw_step(self.dataset, self.process, self.config, step, self.null_class, self.labelled, rank, processes)
+
+    def _prune(self, pruner: Pruner) -> None:
+        """Let the main process decide, and follow."""
+        state, accelerator = self.state, self.accelerator
+        begun = time.perf_counter()
+        decision = None
+        if accelerator.is_main_process:
+            with masked(state.ema.model, describe(state.ema.model), self._masks()):
+                decision = pruner.decide(state.ema.model, state.pruning, state.step)
+        (shared,) = broadcast_object_list([decision])
+        assert isinstance(shared, Decision)
+        state.pruning = {**shared.pruning, "masks": {name: list(values) for name, values in shared.masks.items()}}
+        if shared.cut is not None:
+            self.masking.close()
+            accelerator.unwrap_model(self.student, keep_fp32_wrapper=False)
+            cut_training_state(state, shared.cut, shared.details, pruner.base_id)
+            self.student = accelerator.prepare_model(state.model)
+        self._mask()
+        if accelerator.is_main_process:
+            seconds = round(time.perf_counter() - begun, 3)
+            _append(self.folder / "stages.jsonl", {"step": state.step, **shared.record, "seconds": seconds})
+
+    def _masks(self) -> dict[str, torch.Tensor]:
+        device = self.accelerator.device
+        return {
+            name: torch.tensor(values, device=device) for name, values in self.state.pruning.get("masks", {}).items()
+        }
+
+    def _mask(self) -> None:
+        """Train under the masks that the pruner asked for last."""
+        self.masking.close()
+        if masks := self._masks():
+            self.masking.enter_context(masked(self.state.model, describe(self.state.model), masks))
 
     def _step(self, draws: list[Draw], interrupted: bool) -> tuple[dict[str, float], bool]:
         """One optimizer step; its record for the log, and whether some process was interrupted."""
@@ -305,7 +354,7 @@ def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def _append(path: Path, record: dict[str, float]) -> None:
+def _append(path: Path, record: Mapping[str, Any]) -> None:
     with path.open("a", encoding="utf-8") as log:
         log.write(json.dumps(record) + "\n")
 

@@ -67,6 +67,19 @@ def remove(model: nn.Module, structure: Structure, cut: Cut) -> nn.Module:
     return model
 
 
+def name_after(structure: Structure, cut: Cut, parameter: str) -> str | None:
+    """The name of `parameter` after the removed blocks have left their lists; None if it left with one."""
+    block = structure.owner(parameter)
+    if block in cut.removed_blocks:
+        return None
+    if block is None or not structure.blocks[block].listed:
+        return parameter
+    parent, _, index = block.rpartition(".")
+    left = {name.rpartition(".")[2] for name in cut.removed_blocks if name.rpartition(".")[0] == parent}
+    position = int(index) - sum(int(other) < int(index) for other in left)
+    return f"{parent}.{position}{parameter[len(block) :]}"
+
+
 def _set_parameter(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
     module_name, _, attribute = name.rpartition(".")
     setattr(model.get_submodule(module_name), attribute, parameter)

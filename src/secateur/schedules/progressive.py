@@ -1,0 +1,214 @@
+"""Progressive soft pruning, after Wan et al. (ICASSP 2025, arXiv 2501.09464): masks that shrink while the model trains.
+
+From the paper: iterative structural pruning whose soft masks follow the gradient flow of an energy inside the masks
+of the wanted sparsity, so that no step loses much at once; the coarse-grained variant is the journal version's. The
+rest is reconstructed: the ratio schedule, the bounded Euler step, sticky sets, and their lengths.
+
+The energy E(m) = -1/2 sum_t w_t ||g_t(m theta)||^2 has dE/dm_g = S_g, the gradient-flow criterion's score. Its flow
+dm/dtau = -S_g, projected on the masks with a given number of units selected, moves the units with the largest S down
+and leaves the others at 1; one Euler step a stage, bounded, so that a selected unit is gone after `decay_stages`.
+With another criterion the same process follows that criterion's order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..criteria import ScoringConfig
+from ..errors import require
+from ..recovery.pruner import Decision
+from ..structure import Cut, Dim, Structure, describe
+from ..structure.cost import CostModel
+from .solver import Scores
+
+COARSE_TIMESTEPS = 8
+
+
+@dataclass(frozen=True)
+class ProgressiveConfig:
+    """How masks shrink.
+
+    Attributes:
+        stages: stages over which units are selected, more of them early: r_k = r (1 - (1 - k / stages)^3).
+        decay_stages: stages in which a selected unit goes from 1 to 0; 1 is iterative hard pruning.
+        stage_steps: optimizer steps between stages.
+        sticky: a selected unit stays selected; otherwise every stage selects anew, and masks may rise again.
+        coarse: score at stages 1, stages / 2 and stages only, on 8 timesteps.
+    """
+
+    stages: int = 10
+    decay_stages: int = 5
+    stage_steps: int = 10
+    sticky: bool = True
+    coarse: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("stages", "decay_stages", "stage_steps"):
+            require(getattr(self, name) >= 1, f"progressive {name} is {getattr(self, name)}; give at least 1")
+
+    @property
+    def last_stage(self) -> int:
+        """The stage at which all masks are 0 or 1 and units leave for good."""
+        return self.stages + self.decay_stages
+
+    @property
+    def pruning_steps(self) -> int:
+        """Optimizer steps before units leave for good; stage k = 1, 2, ... comes before step (k - 1) * stage_steps."""
+        return (self.last_stage - 1) * self.stage_steps
+
+    def scoring(self, scoring: ScoringConfig) -> ScoringConfig:
+        """The criterion's options between stages."""
+        return replace(scoring, num_timesteps=COARSE_TIMESTEPS) if self.coarse else scoring
+
+    def scores_at(self, stage: int) -> bool:
+        """Whether units are scored anew at `stage`."""
+        if self.coarse:
+            return stage in (1, max(1, self.stages // 2), self.stages)
+        return stage <= self.stages
+
+
+def selected_count(total: int, stage: int, stages: int) -> int:
+    """How many of the `total` units that will leave are selected at `stage`: total (1 - (1 - k/K)^3), rounded down."""
+    left = stages - min(stage, stages)
+    return total * (stages**3 - left**3) // stages**3
+
+
+def caps(dim: Dim, kept: int) -> list[int]:
+    """Units that leave each cell of `dim` when it keeps `kept` in all: the same fraction of every cell."""
+    level = kept * dim.levels // dim.size
+    return [cell - cell * level // dim.levels for cell in dim.cells]
+
+
+def select(dim: Dim, scores: Tensor, selected: set[int], count: int, cell_caps: list[int]) -> set[int]:
+    """`selected` and the lowest scoring other units of `dim`, `count` in all, none above the cap of its cell."""
+    chosen = set(selected)
+    cell_of = [cell for cell, units in enumerate(dim.cell_ranges()) for _ in units]
+    taken = [0] * len(dim.cells)
+    for unit in chosen:
+        taken[cell_of[unit]] += 1
+    for unit in scores.sort(stable=True).indices.tolist():
+        cell = cell_of[unit]
+        if len(chosen) >= count:
+            break
+        if unit not in chosen and taken[cell] < cell_caps[cell]:
+            chosen.add(unit)
+            taken[cell] += 1
+    return chosen
+
+
+def euler_step(mask: list[float], selected: set[int], decay_stages: int) -> list[float]:
+    """One bounded step of the projected flow: selected units down by 1 / decay_stages, the others up, within [0, 1].
+
+    In whole steps, so that the ends are 0 and 1 exactly.
+    """
+    moved = []
+    for unit, value in enumerate(mask):
+        level = round(value * decay_stages) + (-1 if unit in selected else 1)
+        moved.append(min(max(level, 0), decay_stages) / decay_stages)
+    return moved
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scores (low leaves first), numbers for the log, and what to pass to the next scoring, as JSON."""
+
+    scores: Scores
+    facts: dict[str, float] = field(default_factory=dict)
+    memory: Any = None
+
+
+@dataclass(frozen=True)
+class Progressive:
+    """A pruner (see `recovery.pruner`) that shrinks masks stage by stage and then removes what they hide.
+
+    Attributes:
+        config: its settings.
+        target: the cut that one-shot pruning would make; its widths and its blocks are where the masks go.
+        scorer: scores the masked model; its second argument is what it returned as `memory` at the first stage.
+        cost: of the dense model after a cut.
+        described: settings of criterion and target, which a resumed run must share.
+        details: for the manifest.
+    """
+
+    config: ProgressiveConfig
+    target: Cut
+    scorer: Callable[[nn.Module, Any], Scored]
+    cost: CostModel
+    described: dict[str, Any]
+    details: dict[str, Any]
+    base_id: str = ""
+
+    def settings(self) -> dict[str, Any]:
+        return {"schedule": "progressive", **asdict(self.config), **self.described}
+
+    def due(self, step: int) -> bool:
+        return step % self.config.stage_steps == 0 and step <= self.config.pruning_steps
+
+    def decide(self, model: nn.Module, pruning: Mapping[str, Any], step: int) -> Decision:
+        """Move the masks, then select the units that begin to leave; at the last stage cut."""
+        config, structure = self.config, describe(model)
+        stage = step // config.stage_steps + 1
+        facts: dict[str, float] = {}
+        memory, scores = pruning.get("memory"), _tensors(pruning.get("scores", {}))
+        if config.scores_at(stage):
+            scored = self.scorer(model, memory)
+            scores, facts = dict(scored.scores), scored.facts
+            memory = scored.memory if memory is None else memory
+        masks = pruning.get("masks") or _open_masks(self.target, structure)
+        selected = {name: set(units) for name, units in pruning.get("selected", {}).items()}
+        masks = {name: euler_step(mask, selected.get(name, set()), config.decay_stages) for name, mask in masks.items()}
+        if stage <= config.stages:
+            selected = self._select(structure, scores, selected, stage)
+        removed = frozenset(name for name in self.target.removed_blocks if selected[name])
+        kept = {name: structure.dims[name].size - len(selected[name]) for name in self.target.kept}
+        record = {
+            "stage": stage,
+            "selected": sum(len(units) for units in selected.values()),
+            "macs": round(self.cost(kept, removed).macs),
+            "masks": _histogram(masks, config.decay_stages),
+            **facts,
+        }
+        remembered = {
+            "selected": {name: sorted(units) for name, units in selected.items()},
+            "memory": memory,
+            "scores": {name: values.tolist() for name, values in scores.items()} if config.coarse else {},
+        }
+        if stage < config.last_stage:
+            return Decision(remembered, masks, record)
+        units = {name: tuple(i for i, value in enumerate(masks[name]) if value == 1) for name in self.target.kept}
+        return Decision({}, {}, record, Cut(units, self.target.removed_blocks), self.details)
+
+    def _select(
+        self, structure: Structure, scores: Scores, selected: dict[str, set[int]], stage: int
+    ) -> dict[str, set[int]]:
+        before = selected if self.config.sticky else {}
+        chosen = {}
+        for name, units in self.target.kept.items():
+            dim = structure.dims[name]
+            count = selected_count(dim.size - len(units), stage, self.config.stages)
+            chosen[name] = select(dim, scores[name], before.get(name, set()), count, caps(dim, len(units)))
+        # The blocks of the target, in the order of their present scores.
+        blocks = sorted(self.target.removed_blocks, key=lambda name: (not before.get(name), scores[name].item()))
+        leaving = blocks[: selected_count(len(blocks), stage, self.config.stages)]
+        return chosen | {name: ({0} if name in leaving else set()) for name in blocks}
+
+
+def _tensors(scores: Mapping[str, list[float]]) -> dict[str, Tensor]:
+    return {name: torch.tensor(values, dtype=torch.float64) for name, values in scores.items()}
+
+
+def _open_masks(target: Cut, structure: Structure) -> dict[str, list[float]]:
+    """A 1 for every unit of the dims that lose some, and for every block that leaves."""
+    dims = {name: [1.0] * structure.dims[name].size for name in target.kept}
+    return dims | {name: [1.0] for name in target.removed_blocks}
+
+
+def _histogram(masks: Mapping[str, list[float]], decay_stages: int) -> list[int]:
+    """How many units have the mask value 0, 1 / decay_stages, ..., 1."""
+    levels = [round(value * decay_stages) for values in masks.values() for value in values]
+    return [levels.count(level) for level in range(decay_stages + 1)]
