@@ -20,7 +20,8 @@ from secateur.evaluation import finite_time_lyapunov_exponents
 from secateur.evaluation.consistency import ssim
 from secateur.evaluation.denoising import denoising_loss_per_timestep
 from secateur.evaluation.features import feature_network
-from secateur.evaluation.fidelity import FeatureStatistics, frechet_distance, statistics as feature_statistics
+from secateur.evaluation.fidelity import FeatureStatistics, frechet_distance
+from secateur.evaluation.fidelity import statistics as feature_statistics
 from secateur.files import read_json, write_json
 from secateur.inputs import class_count, example_inputs, input_shape
 from secateur.recovery import RecoveryConfig
@@ -36,8 +37,9 @@ NUM_IMAGES, NUM_INFERENCE_STEPS = 1000, 20
 FTLE_IMAGES, FTLE_ITERATIONS = 16, 3
 # The quickstart's, which suits a few hundred steps.
 RECOVERY = RecoveryConfig(
-    batch_size=64, learning_rate=1e-3, lr_schedule="cosine", warmup_steps=20, checkpoint_every=100_000, log_every=50
+    batch_size=32, learning_rate=1e-3, lr_schedule="cosine", warmup_steps=20, checkpoint_every=100_000, log_every=50
 )
+CUT = CutConfig()
 SCORING = ScoringConfig(num_timesteps=50, num_images=64)
 
 
@@ -68,7 +70,7 @@ class Bench:
         config = replace(scoring, seed=seed)
         return dict(score(self.dense, self.loaded.process, batch, self.structure, criterion, config).scores)
 
-    def cut(self, criterion: CriterionName, target: str, seed: int, config: CutConfig = CutConfig()) -> Cut:
+    def cut(self, criterion: CriterionName, target: str, seed: int, config: CutConfig = CUT) -> Cut:
         request: tuple[Target, Any, CutConfig, Any] = (
             parse_target(target),
             self.scores(criterion, seed),

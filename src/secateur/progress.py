@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from rich.console import Console
 from rich.progress import (
@@ -18,29 +18,44 @@ from rich.progress import (
 Advance = Callable[[int, str], None]
 SECONDS_BETWEEN_LINES = 10.0
 
+_shown: list[Progress] = []  # a terminal has one display, and a bar within another becomes a line of it
+
 
 @contextmanager
 def progress(description: str, total: int, start: int = 0) -> Iterator[Advance]:
     """Show the progress of `total` steps; the block calls `advance(steps, note)`."""
-    if sys.stderr.isatty():
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-        )
-        with Progress(*columns, console=Console(stderr=True)) as bar:
-            task = bar.add_task(description, total=total, completed=start, note="")
-
-            def advance(steps: int = 1, note: str = "") -> None:
-                bar.update(task, advance=steps, note=note)
-
-            yield advance
+    if not sys.stderr.isatty():
+        yield _plain_lines(description, total, start)
         return
-    yield _plain_lines(description, total, start)
+    within = bool(_shown)
+    with nullcontext(_shown[0]) if within else _display() as bar:
+        task = bar.add_task(description, total=total, completed=start, note="")
+
+        def advance(steps: int = 1, note: str = "") -> None:
+            bar.update(task, advance=steps, note=note)
+
+        yield advance
+        if within:
+            bar.remove_task(task)
+
+
+@contextmanager
+def _display() -> Iterator[Progress]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as display:
+        _shown.append(display)
+        try:
+            yield display
+        finally:
+            _shown.remove(display)
 
 
 def _plain_lines(description: str, total: int, start: int) -> Advance:

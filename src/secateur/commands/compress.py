@@ -91,6 +91,7 @@ def compress(
             scoring=(settings.criterion, settings.scoring),
             recovery=settings.recovery,
             evaluation=settings.evaluation,
+            progressive=settings.progressive if settings.schedule == "progressive" else None,
         )
         return Path(out)
     begun = time.perf_counter()

@@ -22,7 +22,7 @@ from ..recipes import Recipe
 from ..recovery import RecoveryConfig
 from ..recovery.conditioning import check_labels
 from ..recovery.objectives import build_objective
-from ..schedules import CutConfig, Granularity, Target, no_scores, one_shot
+from ..schedules import CutConfig, Granularity, ProgressiveConfig, Target, no_scores, one_shot
 from ..schedules.target import format_count
 from ..structure import Structure, describe
 from .common import say
@@ -109,30 +109,45 @@ def print_times(
     scoring: tuple[CriterionName, ScoringConfig] | None = None,
     recovery: RecoveryConfig | None = None,
     evaluation: EvaluationConfig | None = None,
+    progressive: ProgressiveConfig | None = None,
 ) -> None:
-    """Print the predicted time of each stage that will run, from a few measured steps of the loaded model."""
+    """Print the predicted time of each stage that will run, from a few measured steps of the loaded model.
+
+    With `progressive` units leave during recovery, after scores of their own.
+    """
     second = seconds_per_pair(loaded)
     ratio = 1.0 if plan is None else plan["after"]["macs"] / plan["before"]["macs"]
     stages = {}
     if scoring is not None:
         criterion, config = scoring
-        timesteps = config.num_timesteps or loaded.process.num_train_timesteps
-        pairs = timesteps * config.num_images * (1 + FORWARD_SHARE)
-        if criterion in BLOCK_CRITERIA:
-            passes = 1.0 if criterion == "cosine" else passes_of(describe(loaded.model))
-            pairs = bins_of(config) * config.num_images * passes * FORWARD_SHARE
-        elif criterion == "gradient-flow":
-            pairs = timestep_count(loaded.process, config) * config.num_images * HESSIAN_PRODUCT
-        stages["rank"] = 0.0 if criterion in ("random", "magnitude", "uniform") else pairs
+        stages["rank"] = pairs_of(loaded, criterion, config)
+        if progressive is not None:
+            times = sum(progressive.scores_at(stage) for stage in range(1, progressive.last_stage))
+            stages["rank again"] = times * pairs_of(loaded, criterion, progressive.scoring(config))
     if recovery is not None:
         student, teacher = build_objective(recovery, loaded.model).passes()
-        passes = ratio * student + teacher
-        stages["recover"] = recovery.steps * recovery.batch_size * passes * FORWARD_SHARE
+        dense_steps = 0 if progressive is None else progressive.pruning_steps
+        passes = recovery.steps * (ratio * student + teacher) + dense_steps * (1 - ratio) * student
+        stages["recover"] = passes * recovery.batch_size * FORWARD_SHARE
     if evaluation is not None:
-        models = 1.0 if plan is None else 1 + 2 * ratio  # dense, pruned, recovered
+        cut_models = 1 if progressive else 2  # recovered, and pruned where that is a model of its own
+        models = 1.0 if plan is None else 1 + cut_models * ratio
         stages["sample"] = evaluation.num_images * evaluation.num_inference_steps * FORWARD_SHARE * models
     for label, amount in stages.items():
         say(f"{label:10} about {_duration(amount * second)} on {device_of(loaded.model)}")
+
+
+def pairs_of(loaded: Loaded, criterion: CriterionName, config: ScoringConfig) -> float:
+    """What one ranking costs, in forward and backward passes of one image."""
+    if criterion in ("random", "magnitude", "uniform"):
+        return 0.0
+    if criterion in BLOCK_CRITERIA:
+        passes = 1.0 if criterion == "cosine" else passes_of(describe(loaded.model))
+        return bins_of(config) * config.num_images * passes * FORWARD_SHARE
+    if criterion == "gradient-flow":
+        return timestep_count(loaded.process, config) * config.num_images * HESSIAN_PRODUCT
+    timesteps = config.num_timesteps or loaded.process.num_train_timesteps
+    return timesteps * config.num_images * (1 + FORWARD_SHARE)
 
 
 def seconds_per_pair(loaded: Loaded, batch_size: int = 32) -> float:

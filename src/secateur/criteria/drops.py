@@ -43,16 +43,16 @@ def _masked(model: nn.Module, structure: Structure, call: Callable[[], Tensor]) 
 def _resumed(model: nn.Module, structure: Structure, call: Callable[[], Tensor]) -> Iterator[Tensor]:
     """As `_masked`, with one residual stream x kept: in the pass that drops block i, the input of block i - 1.
 
-    The blocks before i - 1 return x at once; block i - 1 runs on it, which gives the x of the next pass; block i does
-    not run.
+    The first block takes x for its input, and the blocks before i - 1 hand it on at once, under any mask; block i - 1
+    runs on it, which gives the x of the next pass; block i does not run.
     """
     stream: dict[str, Tensor] = {}
 
     def keep(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         stream["next"] = output
 
-    def known(*args: Any, **kwargs: Any) -> Tensor:
-        return stream["x"]
+    def take_up(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (stream["x"], *args[1:])
 
     before: nn.Module | None = None
     with ExitStack() as passed:
@@ -66,8 +66,10 @@ def _resumed(model: nn.Module, structure: Structure, call: Callable[[], Tensor])
                     dropped.enter_context(before.register_forward_hook(keep))
                 yield call()
             if before is not None:
+                if "x" not in stream:
+                    passed.enter_context(before.register_forward_pre_hook(take_up))
                 stream["x"] = stream.pop("next")
-                passed.enter_context(_forward_replaced(before, known))
+                passed.enter_context(_forward_replaced(before, Skip().forward))
             before = block
 
 

@@ -149,8 +149,11 @@ def _as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _differences(saved: dict[str, Any], asked: dict[str, Any]) -> str:
-    return ", ".join(
-        f"{name} {saved.get(name)} there, {asked[name]} here"
-        for name in asked
-        if name not in NOT_COMPARED and saved.get(name) != asked[name]
-    )
+    found = []
+    for name in {**asked, **saved}:
+        there, here = saved.get(name), asked.get(name)
+        if name in NOT_COMPARED or there == here:
+            continue
+        nested = isinstance(there, dict) and isinstance(here, dict)
+        found.append(_differences(there, here) if nested else f"{name} {there} there, {here} here")
+    return ", ".join(found)

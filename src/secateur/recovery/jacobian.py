@@ -78,16 +78,19 @@ def project(
         x = x_BCHW.detach().requires_grad_()
         prediction = predict(model, x, timesteps_B, class_labels_B)
         if projection == "vjp":
-            return prediction, [_vjp(prediction, x, v, create_graph) for v in directions]
+            return prediction, _vjps(prediction, x, directions, create_graph)
         # Jv is the derivative of u -> J'u along v; forward-mode AD fails in several layers of diffusers.
         u = torch.zeros_like(prediction, requires_grad=True)
-        transposed = _vjp(prediction, x, u, create_graph=True)
-        return prediction, [_vjp(transposed, u, v, create_graph) for v in directions]
+        (transposed,) = _vjps(prediction, x, [u], create_graph=True)
+        return prediction, _vjps(transposed, u, directions, create_graph)
 
 
-def _vjp(output: Tensor, x: Tensor, v: Tensor, create_graph: bool) -> Tensor:
-    (product,) = torch.autograd.grad(output, x, v, create_graph=create_graph, retain_graph=True)
-    return product
+def _vjps(output: Tensor, x: Tensor, directions: Sequence[Tensor], create_graph: bool) -> list[Tensor]:
+    products = []
+    for left, v in zip(reversed(range(len(directions))), directions, strict=True):
+        keep = create_graph or left > 0  # the last pass frees what it has used
+        products += torch.autograd.grad(output, x, v, create_graph=create_graph, retain_graph=keep)
+    return products
 
 
 def squared_lengths(projections: Sequence[Tensor]) -> Tensor:

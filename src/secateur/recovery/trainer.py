@@ -154,7 +154,7 @@ class _Run:
         optimizer = torch.optim.AdamW(
             trained, config.learning_rate, config.betas, weight_decay=config.weight_decay, fused=True
         )
-        self.student, self.optimizer = accelerator.prepare(model, optimizer)
+        self.student, self.optimizer = model, optimizer
         self.teacher_mode = teacher is not None and teacher.training
         self.teacher = teacher and accelerator.prepare_model(teacher.eval(), evaluation_mode=True)
         self.state = TrainingState(model, ema, optimizer, accelerator.scaler)
@@ -171,6 +171,7 @@ class _Run:
         """Run the steps that are left, all of them without a checkpoint, and return the moving average."""
         try:
             restore_checkpoint(self.folder, self.state, self.settings, replay_cuts)
+            self._wrap()
             self._mask()
             self._train()
             self.accelerator.end_training()
@@ -186,6 +187,7 @@ class _Run:
     def _train(self) -> None:
         main = self.accelerator.is_main_process
         if main:
+            self.folder.mkdir(parents=True, exist_ok=True)
             _cut_log(self.folder / "log.jsonl", self.state.step)
             _cut_log(self.folder / "stages.jsonl", self.state.step - 1)  # what was decided at this step comes again
         if main and self.objective.differentiates_twice and self.state.step < self.config.steps:
@@ -226,13 +228,18 @@ class _Run:
         state.pruning = {**shared.pruning, "masks": {name: list(values) for name, values in shared.masks.items()}}
         if shared.cut is not None:
             self.masking.close()
-            accelerator.unwrap_model(self.student, keep_fp32_wrapper=False)
+            self.student = accelerator.unwrap_model(self.student, keep_fp32_wrapper=False)
             cut_training_state(state, shared.cut, shared.details, pruner.base_id)
-            self.student = accelerator.prepare_model(state.model)
+            self._wrap()
         self._mask()
         if accelerator.is_main_process:
             seconds = round(time.perf_counter() - begun, 3)
             _append(self.folder / "stages.jsonl", {"step": state.step, **shared.record, "seconds": seconds})
+
+    def _wrap(self) -> None:
+        """Hand over model and optimizer as they are now: the wrapper of several processes knows each parameter."""
+        self.accelerator.free_memory()  # of the wrapper before a cut, which would keep what left
+        self.student, self.optimizer = self.accelerator.prepare(self.state.model, self.state.optimizer)
 
     def _masks(self) -> dict[str, torch.Tensor]:
         device = self.accelerator.device
@@ -361,6 +368,6 @@ def _append(path: Path, record: Mapping[str, Any]) -> None:
 
 def _cut_log(path: Path, step: int) -> None:
     """Drop the lines after `step`, which a run that was killed wrote after its last checkpoint."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    whole = [line for line in lines if line.endswith("}")]
-    write_text(path, "".join(f"{line}\n" for line in whole if json.loads(line)["step"] <= step))
+    if path.exists():
+        whole = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+        write_text(path, "".join(f"{line}\n" for line in whole if json.loads(line)["step"] <= step))

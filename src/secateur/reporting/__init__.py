@@ -3,10 +3,11 @@
 from .files import write_cut, write_ranking
 from .grids import comparison_grid, image_grid
 from .html import write_report
-from .plots import plot_cut, plot_denoising, plot_ranking, plot_speed, plot_training, save_figure
+from .plots import plot_cut, plot_denoising, plot_ranking, plot_speed, plot_stages, plot_training
 from .run import read_run
+from .style import save_figure
 from .summary import summarize
-from .tables import Table, block_table, cut_table, evaluation_table, ranking_table
+from .tables import Table, block_table, cut_table, evaluation_table, ranking_table, stage_table
 
 __all__ = [
     "Table",
@@ -19,10 +20,12 @@ __all__ = [
     "plot_denoising",
     "plot_ranking",
     "plot_speed",
+    "plot_stages",
     "plot_training",
     "ranking_table",
     "read_run",
     "save_figure",
+    "stage_table",
     "summarize",
     "write_cut",
     "write_ranking",

@@ -8,9 +8,11 @@ from matplotlib.figure import Figure
 
 from ..files import atomic_file, write_text
 from .grids import comparison_grid
-from .plots import plot_cut, plot_denoising, plot_ranking, plot_speed, plot_training, save_figure
+from .plots import plot_cut, plot_denoising, plot_ranking, plot_speed, plot_stages, plot_training
 from .run import Run, read_run
-from .tables import Table, block_table, correlation_table, cut_table, evaluation_table, ranking_table
+from .stages import removal_step, soft_stages
+from .style import save_figure
+from .tables import Table, block_table, correlation_table, cut_table, evaluation_table, ranking_table, stage_table
 
 MOST_SAMPLES = 10
 RANKING = ("ranking", "blocks", "correlations")
@@ -19,13 +21,15 @@ RANKING = ("ranking", "blocks", "correlations")
 def figures_of(run: Run) -> dict[str, Figure]:
     """Every figure that the run has numbers for, by name."""
     found: dict[str, Figure] = {}
-    models = run.evaluation.models
+    models, stages = run.evaluation.models, soft_stages(run.stages)
     if run.ranking:
         found["ranking"] = plot_ranking(run.ranking, run.cut)
     if run.cut.get("dims"):
         found["cut"] = plot_cut(run.cut)
+    if stages:
+        found["stages"] = plot_stages(stages, run.records)
     if run.records:
-        found["training"] = plot_training(run.records)
+        found["training"] = plot_training(run.records, removal_step(stages))
     if any(model.losses for model in models):
         found["denoising"] = plot_denoising(models)
     if len(models) > 1:
@@ -44,6 +48,8 @@ def tables_of(run: Run) -> dict[str, Table]:
         found["correlations"] = correlation_table(run.ranking)
     if run.cut.get("dims"):
         found["cut"] = cut_table(run.cut)
+    if stages := soft_stages(run.stages):
+        found["stages"] = stage_table(stages)
     if run.evaluation.models:
         found["evaluation"] = evaluation_table(run.evaluation)
     return found

@@ -17,8 +17,10 @@ from torch import Tensor
 from ..files import write_json, write_text
 from .files import MOST_SAMPLES, figures_of, tables_of, write_figures, write_samples, write_tables
 from .grids import to_image
-from .plots import plot_ranking
+from .plots import plot_ranking, plot_stages
+from .plots.stages import parts_with_data
 from .run import Run, read_run
+from .stages import soft_stages
 from .style import inline_svg
 from .summary import summarize
 
@@ -28,10 +30,13 @@ ALTERNATIVES = {
     "blocks": "Score of every block",
     "curve": "Calibration loss by timestep, and where scoring stopped",
     "cut": "Channels of every dim before and after the cut",
-    "training": "Recovery loss, learning rate and gradient norm by step",
+    "masks": "Shares of units at each mask value, and the MACs that remain, by step",
+    "flow": "Calibration and training loss, energy and gradient norm by step of progressive pruning",
+    "training": "Recovery loss and its terms, gradient norms and learning rate by step",
     "denoising": "Denoising loss of every model by timestep",
     "speed": "MACs, parameters and latency relative to the dense model",
 }
+STAGE_PARTS = {"masks": ("masks", "macs"), "flow": ("loss", "energy", "gradient_norm")}
 SETTINGS = ("command", "command_line", "model", "data", "device", "versions")
 
 
@@ -82,7 +87,7 @@ def write_report(run: str | Path) -> Path:
 
 
 def _apart(run: Run, figures: dict[str, Figure]) -> dict[str, Figure]:
-    """The figures with each panel of the ranking by itself, so that the page can lay them out beside each other."""
+    """The figures with ranking and stages in parts, so that the page can lay them out beside each other."""
     nothing: dict[str, Any] = {"dims": {}, "blocks": {}, "block_report": None, "curve": None}
     parts = {"ranking": ("dims",), "blocks": ("blocks", "block_report"), "curve": ("curve",)}
     panels = {
@@ -90,7 +95,11 @@ def _apart(run: Run, figures: dict[str, Figure]) -> dict[str, Figure]:
         for name, group in parts.items()
         if run.ranking.get(group[0])
     }
-    return {name: figure for name, figure in figures.items() if name != "ranking"} | panels
+    stages = soft_stages(run.stages)
+    for name, group in STAGE_PARTS.items():
+        if stages and parts_with_data(stages, run.records, group):
+            panels[name] = plot_stages(stages, run.records, group)
+    return {name: figure for name, figure in figures.items() if name not in ("ranking", "stages")} | panels
 
 
 def _title(run: Run) -> str:

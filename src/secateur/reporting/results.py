@@ -38,6 +38,7 @@ class ModelResult:
     frechet: float | None = None
     frechet_std: float | None = None
     ftle: float | None = None
+    ftle_std: float | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ def _model(name: str, entry: Mapping[str, Any]) -> ModelResult:
     loss = entry.get("denoising_loss") or {}
     consistency = entry.get("consistency") or {}
     fidelity = entry.get("fidelity") or {}
+    lyapunov = entry.get("ftle") or {}
     return ModelResult(
         name=name,
         parameters=entry.get("parameters"),
@@ -103,7 +105,8 @@ def _model(name: str, entry: Mapping[str, Any]) -> ModelResult:
         mse=consistency.get("mse", {}).get("mean"),
         frechet=fidelity.get("value"),
         frechet_std=fidelity.get("std"),
-        ftle=(entry.get("ftle") or {}).get("mean"),
+        ftle=lyapunov.get("mean"),
+        ftle_std=lyapunov.get("std"),
     )
 
 

@@ -25,6 +25,7 @@ class Run:
     config: Mapping[str, Any] = field(default_factory=dict)
     ranking: Mapping[str, Any] = field(default_factory=dict)
     cut: Mapping[str, Any] = field(default_factory=dict)
+    stages: Sequence[Mapping[str, Any]] = ()
     records: Sequence[Mapping[str, float]] = ()
     evaluation: Evaluation = field(default_factory=Evaluation)
     images: Mapping[str, Tensor] = field(default_factory=dict)
@@ -41,14 +42,14 @@ def read_run(folder: str | Path) -> Run:
     folder = Path(folder)
     parts = {name: _json_if_there(folder / f"{name}.json") for name in ("config", "ranking", "cut")}
     evaluation = _json_if_there(folder / "evaluation" / "evaluation.json")
-    records = _read_log(folder / "recovery" / "log.jsonl")
-    if not (parts["ranking"] or parts["cut"] or evaluation or records):
+    stages, records = (_read_lines(folder / "recovery" / f"{name}.jsonl") for name in ("stages", "log"))
+    if not (parts["ranking"] or parts["cut"] or evaluation or stages or records):
         raise SecateurError(f"{folder} holds no run to report; give the output folder of a secateur command")
     tensors = _read_samples(folder / "evaluation" / "samples.safetensors")
     real, labels = tensors.pop("real", None), tensors.pop("class_labels", None)
     images = {name: tensors[name] for name in sorted(tensors, key=_model_order)}
     return Run(
-        folder, **parts, records=records, evaluation=read_evaluation(evaluation),
+        folder, **parts, stages=stages, records=records, evaluation=read_evaluation(evaluation),
         images=images, real=real, class_labels=labels,
     )  # fmt: skip
 
@@ -61,7 +62,7 @@ def _model_order(name: str) -> tuple[int, str]:
     return (MODEL_ORDER.index(name) if name in MODEL_ORDER else len(MODEL_ORDER)), name
 
 
-def _read_log(path: Path) -> tuple[dict[str, float], ...]:
+def _read_lines(path: Path) -> tuple[dict[str, Any], ...]:
     """The whole lines: a run that was killed may leave half a line at the end."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     try:

@@ -11,6 +11,7 @@ from typing import Any
 from ..schedules.target import format_amount, format_count
 from .results import Evaluation, ModelResult, Timing
 from .run import Run
+from .stages import removal_step, soft_stages
 
 UNITS = {"macs": " MACs", "params": " parameters", "latency": "", "blocks": " blocks"}
 
@@ -37,7 +38,7 @@ class Summary:
 
 def summarize(run: Run) -> Summary:
     """Say what the run's own files say, and no more."""
-    sentences = [*_target(run), *_size(run), *_speed(run.evaluation), *_quality(run.evaluation)]
+    sentences = [*_target(run), *_size(run), *_stages(run), *_speed(run.evaluation), *_quality(run.evaluation)]
     if not run.cut and run.ranking:
         sentences.insert(0, _ranked(run))
     missing = _not_measured(run)
@@ -46,6 +47,7 @@ def summarize(run: Run) -> Summary:
         "target": {key: run.cut.get(key) for key in ("target", "metric", "asked", "reached", "dense")},
         "before": run.cut.get("before"),
         "after": run.cut.get("after"),
+        "progressive": _progressive(run),
         "fidelity": {
             "metric": run.evaluation.metric or None,
             "samples": run.evaluation.samples,
@@ -98,6 +100,29 @@ def _size(run: Run) -> list[str]:
     return [f"That leaves {' and '.join(kept)}{gone}."]
 
 
+def _progressive(run: Run) -> dict[str, Any] | None:
+    """Stages of soft pruning so far, the steps they took, their seconds, and whether masked units were removed."""
+    stages = soft_stages(run.stages)
+    if not stages:
+        return None
+    seconds = sum(stage["seconds"] for stage in stages)
+    finished = removal_step(stages) is not None
+    return {"stages": len(stages), "steps": stages[-1]["step"], "seconds": seconds, "finished": finished}
+
+
+def _stages(run: Run) -> list[str]:
+    found = _progressive(run)
+    if found is None:
+        return []
+    stages, steps, last = found["stages"], found["steps"], max((record["step"] for record in run.records), default=0)
+    if not found["finished"]:
+        return [f"Pruning progressively: {stages} stages in {steps} steps so far, masked units are still there."]
+    when = f"the first {steps} of {last:g} steps" if last > steps else f"{steps} steps"
+    return [
+        f"Pruned progressively over {stages} stages in {when}; the stages themselves took {found['seconds']:.3g} s."
+    ]
+
+
 def _speed(evaluation: Evaluation) -> list[str]:
     if len(evaluation.models) < 2:
         return []
@@ -136,6 +161,8 @@ def _quality(evaluation: Evaluation) -> list[str]:
         sentences.append(f"SSIM to {evaluation.reference} on the same noise, 1 is identical: {ssim}.")
     if loss := _chain(models, lambda model: model.loss, ".4g"):
         sentences.append(f"Mean denoising loss: {loss}.")
+    if ftle := _chain(models, lambda model: model.ftle, ".3g"):
+        sentences.append(f"Finite-time Lyapunov exponent, how fast the sampler parts neighbouring noises: {ftle}.")
     return sentences
 
 
@@ -153,7 +180,9 @@ def _not_measured(run: Run) -> list[str]:
         "latency": all(model.latency for model in evaluation.models),
         "Fréchet distance": all(model.frechet is not None for model in evaluation.models),
         "denoising loss": all(model.loss is not None for model in evaluation.models),
-        f"SSIM to {evaluation.reference}": bool(compared) and all(model.ssim is not None for model in compared),
+        f"SSIM to {evaluation.reference if compared else 'a dense reference'}": (
+            bool(compared) and all(model.ssim is not None for model in compared)
+        ),
     }
     return [name for name, measured in checks.items() if not measured]
 

@@ -104,6 +104,24 @@ def cut_table(cut: Mapping[str, Any]) -> Table:
     return Table(("dim", "before", "after", "channels per unit", "kept %"), rows)
 
 
+STAGE = {
+    "stage": "stage",
+    "step": "step",
+    "selected": "selected",
+    "MACs": "macs",
+    "energy": "energy",
+    "gradient norm": "gradient_norm",
+    "calibration loss": "loss",
+    "seconds": "seconds",
+}
+
+
+def stage_table(stages: Sequence[Mapping[str, Any]]) -> Table:
+    """Every stage of progressive pruning; only the columns that some stage has a value for."""
+    shown = {title: key for title, key in STAGE.items() if any(key in stage for stage in stages)}
+    return Table(tuple(shown), tuple(tuple(stage.get(key) for key in shown.values()) for stage in stages))
+
+
 def evaluation_table(evaluation: Evaluation) -> Table:
     """One row per quantity that was measured, one column per model."""
     models = evaluation.models
@@ -128,6 +146,7 @@ def evaluation_table(evaluation: Evaluation) -> Table:
         (f"PSNR to {evaluation.reference}, same noise (dB)", *[model.psnr for model in models]),
         (f"MSE to {evaluation.reference}, same noise", *[model.mse for model in models]),
         ("finite-time Lyapunov exponent", *[model.ftle for model in models]),
+        ("finite-time Lyapunov exponent, deviation", *[model.ftle_std for model in models]),
     ]
     measured = tuple(row for row in rows if any(value is not None for value in row[1:]))
     return Table(("", *(model.name for model in models)), measured)

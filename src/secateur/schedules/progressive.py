@@ -91,7 +91,7 @@ def select(dim: Dim, scores: Tensor, selected: set[int], count: int, cell_caps: 
     taken = [0] * len(dim.cells)
     for unit in chosen:
         taken[cell_of[unit]] += 1
-    for unit in scores.sort(stable=True).indices.tolist():
+    for unit in scores.sort(descending=True, stable=True).indices.flip(0).tolist():  # of equal ones the later first
         cell = cell_of[unit]
         if len(chosen) >= count:
             break

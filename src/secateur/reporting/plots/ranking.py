@@ -1,4 +1,4 @@
-"""Figures of a run, each a pure function of plain numbers."""
+"""Scores of a ranking, and the widths that a cut leaves."""
 
 from __future__ import annotations
 
@@ -10,32 +10,24 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from .results import ModelResult
-from .style import (
+from ..style import (
     ACCENT,
     DARK,
     DIRECTION_COLOURS,
     FAINT,
     INK,
-    MODEL_COLOURS,
+    MARGIN,
     SCORE_COLOURS,
     SHIFT_COLOURS,
-    SPARE_COLOURS,
     WARM,
-    model_colour,
     name_margin,
     panels,
-    plain,
     row_labels,
-    save_figure,
     styled,
 )
 
-__all__ = ["plot_cut", "plot_denoising", "plot_ranking", "plot_speed", "plot_training", "save_figure"]
-
 STRIP = 128  # pixels of a strip of scores
 TALLEST = 20.0  # inches of rows
-MARGIN = 0.62  # inches left of a panel with numbers
 MOST_NUMBERS = 10  # columns of cells wide enough for a number
 
 
@@ -186,96 +178,3 @@ def plot_cut(cut: Mapping[str, Any]) -> Figure:
     axes.set_xlabel("channels")
     axes.set_title("Channels kept of each dim")
     return figure
-
-
-@styled
-def plot_training(records: Sequence[Mapping[str, float]]) -> Figure:
-    """Loss and its terms (raw faint, smoothed strong), learning rate and gradient norm by step."""
-    quantities = [key for key in ("lr", "grad_norm") if any(key in record for record in records)]
-    figure, axes = panels([2.2, *[0.8] * len(quantities)], [MARGIN] * (1 + len(quantities)))
-    known = {"step", "loss", "lr", "grad_norm", "seconds"}
-    terms = list(dict.fromkeys(key for record in records for key in record if key not in known))
-    # A single term is the loss again.
-    for position, name in enumerate(["loss", *(terms if len(terms) > 1 else [])]):
-        steps, values = _series(records, name)
-        colour = ACCENT if name == "loss" else SPARE_COLOURS[(position - 1) % len(SPARE_COLOURS)]
-        axes[0].plot(steps, values, color=colour, linewidth=0.7, alpha=0.35)
-        axes[0].plot(steps, smooth(values), color=colour, label=plain(name), linewidth=1.8)
-    positive = all(value > 0 for name in ("loss", *terms) for value in _series(records, name)[1])
-    axes[0].set_yscale("log" if positive else "linear")
-    axes[0].grid(axis="y")
-    if len(terms) > 1:
-        axes[0].legend(ncols=3, loc="upper right")
-    axes[0].set_title("Recovery loss (raw and smoothed)")
-    titles = {"lr": "Learning rate", "grad_norm": "Gradient norm"}
-    for panel, name in zip(axes[1:], quantities, strict=True):
-        panel.plot(*_series(records, name), color=MODEL_COLOURS["dense"], linewidth=1.1)
-        panel.set_ylim(bottom=0)
-        panel.grid(axis="y")
-        panel.set_title(titles[name])
-    axes[-1].set_xlabel("step")
-    return figure
-
-
-def _series(records: Sequence[Mapping[str, float]], name: str) -> tuple[list[float], list[float]]:
-    found = [(record["step"], record[name]) for record in records if name in record]
-    return [step for step, _ in found], [value for _, value in found]
-
-
-def smooth(values: Sequence[float], span: float = 0.05) -> NDArray[np.float64]:
-    """Centred moving average over a `span` of all values; the window shrinks at both ends."""
-    half = max(1, round(len(values) * span / 2))
-    padded = np.concatenate([[0.0], np.cumsum(values)])
-    centre = np.arange(len(values))
-    reach = np.minimum(half, np.minimum(centre, len(values) - 1 - centre))
-    return (padded[centre + reach + 1] - padded[centre - reach]) / (2 * reach + 1)
-
-
-@styled
-def plot_denoising(models: Sequence[ModelResult]) -> Figure:
-    """Denoising loss of every model by timestep."""
-    figure, (axes,) = panels([2.3], [MARGIN])
-    for position, model in enumerate(models):
-        style = "--" if model.name == "dense" else "-"
-        colour = model_colour(model.name, position)
-        losses = np.array(model.losses, dtype=np.float64)  # None becomes NaN, a gap
-        axes.plot(model.timesteps, losses, style, color=colour, label=plain(model.name), marker=".", markersize=4)
-    if all(loss is None or loss > 0 for model in models for loss in model.losses):
-        axes.set_yscale("log")
-    axes.grid(axis="y")
-    axes.legend(loc="best")
-    axes.set_xlabel("timestep")
-    axes.set_title("Denoising loss by timestep")
-    return figure
-
-
-@styled
-def plot_speed(models: Sequence[ModelResult]) -> Figure:
-    """MACs, parameters and latency of every model relative to the first one."""
-    dense = models[0]
-    ratios = {
-        "MACs": [_ratio(model.macs, dense.macs) for model in models],
-        "parameters": [_ratio(model.parameters, dense.parameters) for model in models],
-    }
-    for batch in dense.latency:
-        times = [model.latency[batch].median_ms if batch in model.latency else None for model in models]
-        ratios[f"latency,\nbatch {batch}"] = [_ratio(time, times[0]) for time in times]
-    figure, (axes,) = panels([2.3], [MARGIN])
-    width = 0.8 / len(models)
-    for position, model in enumerate(models):
-        heights = [ratio[position] for ratio in ratios.values()]
-        places = np.arange(len(ratios)) + (position - (len(models) - 1) / 2) * width
-        bars = axes.bar(places, heights, width * 0.9, color=model_colour(model.name, position), label=plain(model.name))
-        axes.bar_label(bars, [f"{height:.0f}" if height else "" for height in heights], fontsize=6.5, padding=1)
-    axes.set_xticks(range(len(ratios)), list(ratios))
-    axes.tick_params(axis="x", length=0)
-    axes.set_ylim(top=1.38 * max(height for heights in ratios.values() for height in heights))
-    axes.legend(ncols=len(models), loc="upper right")
-    axes.grid(axis="y")
-    axes.set_title(f"Cost (% of {plain(dense.name)})")
-    return figure
-
-
-def _ratio(value: float | None, of: float | None) -> float:
-    """Percentage; 0 draws nothing where a value was not measured."""
-    return 100 * value / of if value and of else 0.0

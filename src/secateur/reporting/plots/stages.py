@@ -1,0 +1,127 @@
+"""Progressive soft pruning, stage by stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from ...schedules.target import format_count
+from ..stages import removal_step
+from ..style import ACCENT, FAINT, MARGIN, MODEL_COLOURS, WARM, panels, styled
+from .curves import draw_points, draw_smoothed, mark_removal, scale_values, series, title_legend
+
+HEIGHTS = {"masks": 1.9, "macs": 1.0, "loss": 1.5, "energy": 1.1, "gradient_norm": 1.1}
+AFTER = 1.25  # of the steps of pruning are shown
+MOST_LEVELS = 6  # mask values in the legend
+
+Stage = Mapping[str, Any]
+Colour = tuple[float, float, float, float]
+
+
+@styled
+def plot_stages(
+    stages: Sequence[Stage], records: Sequence[Mapping[str, float]], parts: Sequence[str] = tuple(HEIGHTS)
+) -> Figure:
+    """Masks of the units, MACs that remain, losses, energy and gradient norm, from the first stage to a while after.
+
+    `stages` and `records` are lines of `stages.jsonl` and of `log.jsonl`. Of `parts`, those without data are absent.
+    """
+    shown = parts_with_data(stages, records, parts)
+    removed_at = removal_step(stages)
+    trained = records[-1]["step"] if records else 0
+    last = stages[-1]["step"]
+    end = max(min(trained, AFTER * last), 1.04 * last, 1)
+    figure, axes = panels([HEIGHTS[name] for name in shown], [MARGIN] * len(shown))
+    for panel, name in zip(axes, shown, strict=True):
+        if name == "masks":
+            _masks(panel, stages, end)
+        elif name == "macs":
+            _macs(panel, stages, end)
+        elif name == "loss":
+            _losses(panel, stages, [record for record in records if record["step"] <= end])
+        elif name == "energy":
+            _energy(panel, stages)
+        else:
+            _gradient_norm(panel, stages)
+        panel.set_xlim(0, end)
+        panel.set_xticks([stage["step"] for stage in stages if stage["step"] <= end], minor=True)
+        if removed_at is not None:
+            mark_removal(panel, removed_at)
+    dashed = "" if removed_at is None else "; dashed: masked units removed"
+    axes[-1].set_xlabel(f"step (small ticks: stages{dashed})")
+    return figure
+
+
+def parts_with_data(stages: Sequence[Stage], records: Sequence[Mapping[str, float]], parts: Sequence[str]) -> list[str]:
+    """Those of the `parts` of `plot_stages` that there is something to draw of."""
+    return [name for name in parts if any(name in stage for stage in stages) or (name == "loss" and records)]
+
+
+def _masks(axes: Axes, stages: Sequence[Stage], end: float) -> None:
+    """Stacked shares of units, those whose masks are 1 at the bottom; a stage's masks hold until the next."""
+    counts = np.array([stage["masks"] for stage in stages], dtype=np.float64)
+    shares = 100 * counts / counts.sum(axis=1, keepdims=True)
+    shares = np.vstack([shares, shares[-1]])[:, ::-1]
+    steps = [*(stage["step"] for stage in stages), end]
+    decay = counts.shape[1] - 1
+    values = [level / decay for level in range(decay, -1, -1)]
+    areas = axes.stackplot(steps, shares.T, colors=[_mask_colour(value) for value in values], step="post", linewidth=0)
+    labelled = np.unique(np.linspace(0, decay, min(decay + 1, MOST_LEVELS)).round().astype(int))
+    title_legend(axes, [areas[place] for place in labelled], [f"{values[place]:.2g}" for place in labelled], 0.9)
+    axes.set_ylim(0, 100)
+    axes.set_title("Units by mask (%)")
+
+
+def _mask_colour(value: float) -> Colour:
+    """Whole units are green, those on their way out ever paler orange, those that are gone grey."""
+    if value == 1:
+        return to_rgba(ACCENT)
+    return to_rgba(FAINT, 0.38) if value == 0 else to_rgba(WARM, 0.2 + 0.75 * value)
+
+
+def _macs(axes: Axes, stages: Sequence[Stage], end: float) -> None:
+    steps, macs = series(stages, "macs")
+    axes.plot([*steps, end], [*macs, macs[-1]], color=ACCENT, drawstyle="steps-post")
+    axes.set_ylim(0, 1.1 * max(macs))
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: format_count(value)))
+    axes.grid(axis="y")
+    axes.set_title("MACs without the selected units")
+
+
+def _losses(axes: Axes, stages: Sequence[Stage], records: Sequence[Mapping[str, float]]) -> None:
+    """Calibration loss beside the term of the training loss that is alike, the denoising error."""
+    name = "denoising" if any("denoising" in record for record in records) else "loss"
+    training, calibration = series(records, name), series(stages, "loss")
+    if training[0]:
+        draw_smoothed(axes, *training, MODEL_COLOURS["dense"], "training")
+    if calibration[0]:
+        draw_points(axes, *calibration, ACCENT, "calibration (EMA)")
+    scale_values(axes, [*training[1], *calibration[1]])
+    title_legend(axes, *axes.get_legend_handles_labels(), handlelength=1.5)
+    axes.grid(axis="y")
+    axes.set_title("Denoising loss" if name == "denoising" or calibration[0] else "Training loss")
+
+
+def _energy(axes: Axes, stages: Sequence[Stage]) -> None:
+    steps, values = series(stages, "energy")
+    draw_points(axes, steps, values, ACCENT)
+    sizes = np.abs(values)
+    if sizes.max() > 20 * sizes.min() > 0:
+        axes.set_yscale("symlog", linthresh=sizes.min())
+    axes.grid(axis="y")
+    axes.set_title("Energy")
+
+
+def _gradient_norm(axes: Axes, stages: Sequence[Stage]) -> None:
+    steps, values = series(stages, "gradient_norm")
+    draw_points(axes, steps, values, ACCENT)
+    axes.set_ylim(bottom=0)
+    axes.grid(axis="y")
+    axes.set_title("Gradient norm (root mean square over timesteps)")

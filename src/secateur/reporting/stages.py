@@ -1,0 +1,22 @@
+"""What the lines of `stages.jsonl` say about a run; every schedule writes its own kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Stage = Mapping[str, Any]
+
+
+def soft_stages(stages: Sequence[Stage]) -> list[Stage]:
+    """The stages of progressive soft pruning: those that tell how many units have which mask."""
+    return [stage for stage in stages if "masks" in stage]
+
+
+def removal_step(stages: Sequence[Stage]) -> int | None:
+    """The step at which the last of the soft `stages` removed the masked units; None if that is yet to come."""
+    if not stages:
+        return None
+    last = stages[-1]
+    gone, *shrinking, _ = last["masks"]
+    return last["step"] if gone == last["selected"] > 0 and not any(shrinking) else None
