@@ -1,6 +1,7 @@
 """Gradient flow against quadratics, explicit Hessians and physical removal, in float64."""
 
 import copy
+import math
 from functools import partial
 
 import pytest
@@ -12,7 +13,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from models import dit, unet
 from secateur.criteria import ScoringConfig, score
 from secateur.criteria.gradient_flow import (
-    GradientFlowStatistics,
     energy,
     gradient_flow_statistics,
     gradient_norm_changes,
@@ -271,19 +271,26 @@ def test_weights_energy_and_losses_per_timestep(model, process):
 
     inverse = gradient_flow_statistics(model, process, batch, ScoringConfig(num_timesteps=3))
     assert inverse.gradient_norms == uniform.gradient_norms
-    assert inverse.energy == pytest.approx(-1.5)  # by construction: compare models by weights held fixed
-    held = gradient_flow_statistics(model, process, batch, THREE, weights=inverse.weights)
-    assert_same(held.product, inverse.product)
-    assert energy(uniform.gradient_norms, inverse.weights) == inverse.energy
-    one = [
-        gradient_flow_statistics(model, process, batch, THREE, weights=[float(index == at) for index in range(3)])
-        for at in range(3)
-    ]
-    expected = {
-        name: sum(weight * statistics.product[name] for weight, statistics in zip(inverse.weights, one, strict=True))
-        for name in inverse.product
-    }
-    assert_same(inverse.product, expected)
+    assert inverse.weights == pytest.approx([norm**-2 for norm in uniform.gradient_norms])
+    assert inverse.energy == pytest.approx(-sum(math.log(norm) for norm in uniform.gradient_norms))
+
+
+@over_both
+@pytest.mark.parametrize("weights", ["uniform", "inverse-gradient"])
+def test_scores_of_blocks_are_the_derivatives_of_the_energy(model, process, weights):
+    batch, structure = batch_of(model), describe(model)
+    config = ScoringConfig(num_timesteps=3, timestep_weights=weights)
+    block = next(iter(structure.blocks))
+    product = gradient_flow_statistics(model, process, batch, config).product
+    expected = gradient_norm_changes(model, structure, product)[block].item()
+    energies = []
+    for mask in (1 + 1e-5, 1 - 1e-5):
+        scaled = copy.deepcopy(model)
+        with torch.no_grad():
+            for parameter in scaled.get_submodule(block).parameters():
+                parameter.mul_(mask)
+        energies.append(gradient_flow_statistics(scaled, process, batch, config).energy)
+    assert (energies[0] - energies[1]) / 2e-5 == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_ranking_holds_the_losses_of_32_timesteps_or_of_all():
@@ -414,4 +421,5 @@ def test_a_timestep_without_gradient_weighs_something_finite():
     assert timestep_weight(0.5, "inverse-gradient") == pytest.approx(4)
     assert timestep_weight(0.0, "inverse-gradient") < float("inf")
     assert timestep_weight(0.5, "uniform") == 1
-    assert GradientFlowStatistics((1.0,), (1.0,), (2.0,), (0.5,), {}).energy == -1
+    assert energy([2.0, 1.0], "uniform") == -2.5
+    assert energy([0.0], "inverse-gradient") < float("inf")

@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -19,12 +20,17 @@ from secateur.reporting import (
     comparison_grid,
     cut_table,
     image_grid,
+    plot_stages,
+    plot_training,
     ranking_table,
+    stage_table,
     write_cut,
     write_ranking,
     write_report,
 )
-from secateur.reporting.plots import score_strip, smooth
+from secateur.reporting.plots.curves import smooth
+from secateur.reporting.plots.ranking import score_strip
+from secateur.reporting.stages import removal_step, soft_stages
 
 HOSTILE = """<script>alert("x")</script>|$\\frac{$ & 'q'"""
 
@@ -276,3 +282,169 @@ def test_plotting_leaves_the_settings_of_matplotlib(tmp_path: Path) -> None:
     before = dict(matplotlib.rcParams)
     write_report(make_run(tmp_path / "run", extra=1))
     assert dict(matplotlib.rcParams) == before
+
+
+def stages_of(scored: bool = True, stages: int = 4, decay: int = 3) -> list[dict[str, Any]]:
+    """Records of a progressive run over 20 units that selects two a stage, five steps apart."""
+    records = []
+    for stage in range(1, stages + decay + 1):
+        selected = 2 * min(stage, stages)
+        levels = [0] * (decay + 1)
+        for born in range(1, min(stage, stages) + 1):
+            levels[max(decay - (stage - born), 0)] += 2
+        levels[decay] += 20 - selected
+        facts = {"energy": -2.0 * 10**stage, "gradient_norm": 1.0 * stage, "loss": 0.1 * stage}
+        record = {"step": 5 * (stage - 1), "stage": stage, "selected": selected, "macs": 24_000_000 - 10**6 * selected}
+        records.append(record | {"masks": levels} | (facts if scored and stage <= stages else {}) | {"seconds": 0.5})
+    return records
+
+
+def write_stages(run: Path, stages: list[dict[str, Any]]) -> None:
+    run.joinpath("recovery").mkdir(parents=True, exist_ok=True)
+    lines = "".join(json.dumps(stage) + "\n" for stage in stages)
+    (run / "recovery" / "stages.jsonl").write_text(lines + '{"step": 35, "stage": 8, "mas')
+
+
+def titles(figure: Figure) -> list[str]:
+    return [axes.get_title(loc="left") for axes in figure.axes]
+
+
+def log_of(steps: int, **terms: float) -> list[dict[str, float]]:
+    facts = {"lr": 1e-3, "grad_norm": 1.0, "seconds": 1.0}
+    return [{"step": step, "loss": sum(terms.values()), **terms, **facts} for step in range(1, steps + 1)]
+
+
+def test_report_of_a_progressive_run(tmp_path: Path) -> None:
+    run = make_run(tmp_path, extra=1)
+    write_stages(run, stages_of())
+    path = run / "evaluation" / "evaluation.json"
+    evaluation = json.loads(path.read_text())
+    del evaluation["models"]["pruned"]
+    path.write_text(json.dumps(evaluation))
+    markup = write_report(run).read_text(encoding="utf-8")
+    text = Page(markup).text
+    assert "Pruned progressively over 7 stages in the first 30 of 39 steps; deciding what leaves took 3.5 s." in text
+    assert "3.14 dense → 5.17 recovered" in text
+    assert "How they left" in text
+    assert "decided anew stage by stage" in text
+    assert markup.count('aria-label="Shares of units at each mask value, and the MACs that remain, by step"') == 1
+    assert markup.count("Calibration and training loss, energy and gradient norm by step") == 1
+    assert (run / "plots" / "stages.png").is_file()
+    assert (run / "tables" / "stages.csv").read_text().startswith("stage,step,selected,MACs,energy,gradient norm")
+    progressive = json.loads((run / "report.json").read_text())["progressive"]
+    assert progressive == {"stages": 7, "steps": 30, "seconds": 3.5, "finished": True}
+
+
+def test_report_while_units_are_still_on_their_way_out(tmp_path: Path) -> None:
+    write_stages(tmp_path, stages_of(scored=False)[:3])
+    text = Page(write_report(tmp_path).read_text(encoding="utf-8")).text
+    assert "Pruning progressively: 3 stages in 10 steps so far" in text
+    assert "dashed" not in text
+
+
+def test_stages_of_another_schedule_are_left_alone(tmp_path: Path) -> None:
+    run = make_run(tmp_path, extra=1)
+    write_stages(run, [{"step": 0, "stage": 1, "candidates": 3, "choice": "mid_block", "loss": 0.1, "seconds": 1.0}])
+    text = Page(write_report(run).read_text(encoding="utf-8")).text
+    assert "How they left" not in text
+    assert not (run / "plots" / "stages.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("scored", "trained", "expected"),
+    [
+        (
+            True,
+            40,
+            ["Units by mask (%)", "MACs without the selected units", "Denoising loss", "Energy", "Gradient norm"],
+        ),
+        (False, 40, ["Units by mask (%)", "MACs without the selected units", "Denoising loss"]),
+        (False, 0, ["Units by mask (%)", "MACs without the selected units"]),
+    ],
+)
+def test_panels_of_stages_without_data_are_absent(scored: bool, trained: int, expected: list[str]) -> None:
+    figure = plot_stages(stages_of(scored), log_of(trained, denoising=0.2))
+    assert [title.partition(" (root")[0] for title in titles(figure)] == expected
+    assert all(axes.get_xlim() == figure.axes[0].get_xlim() for axes in figure.axes)
+    assert "dashed" in figure.axes[-1].get_xlabel()
+
+
+def test_energy_over_decades_stays_legible() -> None:
+    energy = next(axes for axes in plot_stages(stages_of(), []).axes if axes.get_title(loc="left") == "Energy")
+    assert energy.get_yscale() == "symlog"
+
+
+@pytest.mark.parametrize("decay", [1, 20])
+def test_masks_fill_the_panel_at_every_stage(decay: int) -> None:
+    stages = stages_of(decay=decay)
+    assert {sum(stage["masks"]) for stage in stages} == {20}
+    masks = plot_stages(stages, [], ("masks",)).axes[0]
+    assert len(masks.collections) == decay + 2  # an area for each value, and the line of the removal
+    legend = masks.get_legend()
+    assert legend is not None
+    labels = [label.get_text() for label in legend.get_texts()]
+    assert len(labels) <= 6
+    assert (labels[0], labels[-1]) == ("1", "0")
+
+
+def test_units_are_removed_when_no_mask_is_between() -> None:
+    stages = stages_of()
+    assert removal_step(stages) == 30
+    assert [removal_step(stages[:count]) for count in range(7)] == [None] * 7
+    assert soft_stages([{"stage": 1, "choice": "x"}, stages[0]]) == [stages[0]]
+
+
+def test_stage_table_has_the_columns_with_values() -> None:
+    full, bare = stage_table(stages_of()), stage_table(stages_of(scored=False))
+    assert full.columns == (
+        "stage", "step", "selected", "MACs", "energy", "gradient norm", "calibration loss", "seconds",
+    )  # fmt: skip
+    assert bare.columns == ("stage", "step", "selected", "MACs", "seconds")
+    assert full.rows[-1] == (7, 30, 8, 16_000_000, None, None, None, 0.5)
+
+
+def test_terms_of_a_loss_that_come_now_and_then() -> None:
+    records = log_of(20, denoising=0.3, distillation=0.1)
+    records[0]["distillation"] = 0.0  # student and teacher are equal before the first step
+    for record in records[::4]:
+        record["jacobian"] = 1e-5
+    for record in records[4::5]:
+        record |= {"grad_norm_denoising": 1.0, "grad_norm_distillation": 0.5, "grad_norm_jacobian": 1e-4}
+    figure = plot_training(records, removed_at=10)
+    assert titles(figure) == [
+        "Recovery loss; its terms before weighting", "Gradient norm of each weighted term", "Learning rate",
+        "Gradient norm",
+    ]  # fmt: skip
+    loss, norms = figure.axes[:2]
+    assert (loss.get_yscale(), norms.get_yscale()) == ("log", "log")
+    legend = loss.get_legend()
+    assert legend is not None
+    assert [label.get_text() for label in legend.get_texts()] == ["loss", "denoising", "distillation", "jacobian"]
+    assert loss.get_ylim()[0] < 1e-5 < 0.4 < loss.get_ylim()[1]
+    assert [len(line.get_xdata()) for line in norms.lines] == [4, 4, 4]  # type: ignore[arg-type]
+    assert {line.get_color() for line in norms.lines} < {line.get_color() for line in loss.lines}
+
+
+def test_a_single_term_is_the_loss_again() -> None:
+    records = log_of(3, denoising=0.3)
+    records[1]["grad_norm_denoising"] = 1.0
+    assert titles(plot_training(records)) == ["Recovery loss (raw and smoothed)", "Learning rate", "Gradient norm"]
+
+
+@pytest.mark.parametrize("models", [("dense", "pruned"), ("model",)])
+def test_report_of_lyapunov_exponents_only(tmp_path: Path, models: tuple[str, ...]) -> None:
+    absent = dict.fromkeys(("denoising_loss", "consistency", "fidelity"))
+    timings: dict[str, Any] = {"peak_activation_bytes": {}, "latency": {}, "compiled_latency": {}}
+    entry = {"parameters": 10, "macs": 100, "weights_bytes": 40, "ftle": {"mean": 0.125, "std": 0.01}}
+    entries = {name: entry | absent | timings for name in models}
+    write(tmp_path / "evaluation" / "evaluation.json", {"reference": models[0], "models": entries, "notes": []})
+    markup = write_report(tmp_path).read_text(encoding="utf-8")
+    text = Page(markup).text
+    assert "Finite-time Lyapunov exponent, how fast the sampler parts neighbouring noises: 0.125" in text
+    assert "lower bound" in text
+    assert "Latencies are" not in text
+    assert "SSIM and PSNR" not in text
+    assert "SSIM to model" not in text
+    cost = ["Cost"] if len(models) > 1 else []
+    assert re.findall(r"<h2>(.*?)</h2>", markup) == ["Quality and cost", *cost, "How far these numbers go", "The run"]
+    assert 'deviation",0.01' in (tmp_path / "tables" / "evaluation.csv").read_text()

@@ -51,7 +51,7 @@ def finetune(
     dataset = open_data(data, loaded)
     check_recovery(loaded.model, dataset, settings, dense)
     if dry_run:
-        print_times(loaded, recovery=settings)
+        print_times(loaded, recovery=settings, teacher=dense)
         return Path(out)
     places = {"model": model, "teacher": teacher, "data": data, "process": process}
     run = start_run(out, {"command": "finetune", **places, "recovery": settings})

@@ -16,6 +16,7 @@ from ..criteria.gradient_flow import timestep_count
 from ..data import ImageDataset
 from ..errors import require
 from ..evaluation import EvaluationConfig
+from ..evaluation.efficiency import count_macs
 from ..inputs import device_of, example_inputs
 from ..process import denoising_error
 from ..recipes import Recipe
@@ -110,10 +111,12 @@ def print_times(
     recovery: RecoveryConfig | None = None,
     evaluation: EvaluationConfig | None = None,
     progressive: ProgressiveConfig | None = None,
+    teacher: nn.Module | None = None,
 ) -> None:
     """Print the predicted time of each stage that will run, from a few measured steps of the loaded model.
 
-    With `progressive` units leave during recovery, after scores of their own.
+    With `progressive` units leave during recovery, after scores of their own. The teacher is the loaded model itself
+    unless given.
     """
     second = seconds_per_pair(loaded)
     ratio = 1.0 if plan is None else plan["after"]["macs"] / plan["before"]["macs"]
@@ -125,9 +128,10 @@ def print_times(
             times = sum(progressive.scores_at(stage) for stage in range(1, progressive.last_stage))
             stages["rank again"] = times * pairs_of(loaded, criterion, progressive.scoring(config))
     if recovery is not None:
-        student, teacher = build_objective(recovery, loaded.model).passes()
+        student, taught = build_objective(recovery, loaded.model).passes()
+        larger = 1.0 if teacher is None else _macs(teacher) / _macs(loaded.model)
         dense_steps = 0 if progressive is None else progressive.pruning_steps
-        passes = recovery.steps * (ratio * student + teacher) + dense_steps * (1 - ratio) * student
+        passes = recovery.steps * (ratio * student + larger * taught) + dense_steps * (1 - ratio) * student
         stages["recover"] = passes * recovery.batch_size * FORWARD_SHARE
     if evaluation is not None:
         cut_models = 1 if progressive else 2  # recovered, and pruned where that is a model of its own
@@ -165,6 +169,10 @@ def seconds_per_pair(loaded: Loaded, batch_size: int = 32) -> float:
         loaded.model.zero_grad(set_to_none=True)
         seconds.append(time.perf_counter() - begun)
     return min(seconds) / batch_size
+
+
+def _macs(model: nn.Module) -> int:
+    return count_macs(model, example_inputs(model, 1))
 
 
 def _duration(seconds: float) -> str:

@@ -10,7 +10,8 @@ With g_t, H_t the gradient and Hessian of the loss L_t at timestep t, removing t
     S_g = - sum_{q in P_g} theta_q sum_t w_t (H_t g_t)_q.
 
 Timesteps stay apart because the gradient of the summed loss nearly vanishes at a converged model. S is also dE/dm of
-the energy E(m) = -1/2 sum_t w_t ||g_t(m theta)||^2 at m = 1, the gradient taken with respect to the weights m theta.
+an energy at m = 1, the gradient taken with respect to the weights m theta: E(m) = -1/2 sum_t ||g_t(m theta)||^2 with
+w_t = 1, and E(m) = -1/2 sum_t log ||g_t(m theta)||^2 with w_t = 1 / ||g_t||^2, to which every timestep counts alike.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ class GradientFlowStatistics:
 
     Attributes:
         timesteps, losses, gradient_norms, weights: t, L_t, ||g_t|| and w_t, from the clean end on.
+        energy: E, whose gradient the product makes.
         product: sum_t w_t H_t g_t, by each name of every parameter.
     """
 
@@ -67,12 +69,8 @@ class GradientFlowStatistics:
     losses: tuple[float, ...]
     gradient_norms: tuple[float, ...]
     weights: tuple[float, ...]
+    energy: float
     product: Parameters
-
-    @property
-    def energy(self) -> float:
-        """E at these weights; to compare models, hold the weights of one of them (see `gradient_flow_statistics`)."""
-        return energy(self.gradient_norms, self.weights)
 
 
 def gradient_flow(
@@ -102,7 +100,6 @@ def gradient_flow_statistics(
     process: Process,
     batch: Batch,
     config: ScoringConfig,
-    weights: Sequence[float] | None = None,
 ) -> GradientFlowStatistics:
     """Losses, gradient norms and sum_t w_t H_t g_t from one batch and one noise tensor, kept for every timestep.
 
@@ -116,8 +113,6 @@ def gradient_flow_statistics(
         process: its process.
         batch: calibration images; L_t is their mean loss.
         config: options.
-        weights: one w_t per timestep to use instead of `config.timestep_weights`; a schedule holds its first ones, so
-            that its energy stays one function of the masks.
 
     Raises:
         TrainingError: a calibration loss is not finite.
@@ -133,7 +128,7 @@ def gradient_flow_statistics(
     losses, norms, used = [], [], []
     total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
     with inference(model), progress("calibration curvature", len(timesteps)) as advance:
-        for index, timestep in enumerate(timesteps):
+        for timestep in timesteps:
             terms = loss_terms(model, process, batch, noise, timestep, config.batch_size)
             geometry = local_geometry(terms, parameters, config.hessian_product)
             if not math.isfinite(geometry.loss):
@@ -142,12 +137,13 @@ def gradient_flow_statistics(
                 )
             losses.append(geometry.loss)
             norms.append(_norm(geometry.gradient))
-            used.append(timestep_weight(norms[-1], config.timestep_weights) if weights is None else weights[index])
+            used.append(timestep_weight(norms[-1], config.timestep_weights))
             total = {name: total[name] + used[-1] * product for name, product in geometry.product.items()}
             advance(1, "")
     canonical = {id(parameter): name for name, parameter in model.named_parameters()}
     product = {name: total[canonical[id(parameter)]] for name, parameter in parameters_of(model).items()}
-    return GradientFlowStatistics(tuple(timesteps.tolist()), tuple(losses), tuple(norms), tuple(used), product)
+    level = energy(norms, config.timestep_weights)
+    return GradientFlowStatistics(tuple(timesteps.tolist()), tuple(losses), tuple(norms), tuple(used), level, product)
 
 
 def gradient_norm_changes(model: nn.Module, structure: Structure, product: Parameters) -> dict[str, Tensor]:
@@ -164,9 +160,10 @@ def timestep_count(process: Process, config: ScoringConfig) -> int:
     return config.num_timesteps or min(DEFAULT_TIMESTEPS, process.num_train_timesteps)
 
 
-def energy(gradient_norms: Sequence[float], weights: Sequence[float]) -> float:
-    """E = -1/2 sum_t w_t ||g_t||^2."""
-    return -0.5 * sum(weight * norm**2 for weight, norm in zip(weights, gradient_norms, strict=True))
+def energy(gradient_norms: Sequence[float], kind: TimestepWeights) -> float:
+    """E = -1/2 sum_t ||g_t||^2, or with inverse-gradient weights -1/2 sum_t log(eps + ||g_t||^2)."""
+    squares = [norm**2 for norm in gradient_norms]
+    return -0.5 * sum(squares if kind == "uniform" else (math.log(EPSILON + square) for square in squares))
 
 
 def timestep_weight(gradient_norm: float, kind: TimestepWeights) -> float:

@@ -154,6 +154,8 @@ def _differences(saved: dict[str, Any], asked: dict[str, Any]) -> str:
         there, here = saved.get(name), asked.get(name)
         if name in NOT_COMPARED or there == here:
             continue
-        nested = isinstance(there, dict) and isinstance(here, dict)
-        found.append(_differences(there, here) if nested else f"{name} {there} there, {here} here")
+        if isinstance(there, dict) and isinstance(here, dict):
+            found.append(_differences(there, here))
+        else:
+            found.append(f"{name} {there} there, {here} here")
     return ", ".join(found)

@@ -86,7 +86,7 @@ def project(
 
 
 def _vjps(output: Tensor, x: Tensor, directions: Sequence[Tensor], create_graph: bool) -> list[Tensor]:
-    products = []
+    products: list[Tensor] = []
     for left, v in zip(reversed(range(len(directions))), directions, strict=True):
         keep = create_graph or left > 0  # the last pass frees what it has used
         products += torch.autograd.grad(output, x, v, create_graph=create_graph, retain_graph=keep)

@@ -33,7 +33,7 @@ class Decision:
 class Pruner(Protocol):
     """Prunes a model while it trains. It holds settings only: what changes is in `pruning`, which checkpoints keep.
 
-    Decisions are made by one process from the averaged weights and followed by all.
+    One process decides, and all follow.
     """
 
     @property
@@ -49,6 +49,6 @@ class Pruner(Protocol):
         """Whether there is something to decide before optimizer step `step` (0, 1, ...)."""
         ...
 
-    def decide(self, model: nn.Module, pruning: Mapping[str, Any], step: int) -> Decision:
-        """The decision before step `step`; `model` has the averaged weights and runs under the present masks."""
+    def decide(self, model: nn.Module, average: nn.Module, pruning: Mapping[str, Any], step: int) -> Decision:
+        """The decision before step `step`, from the model and its moving average, both under the present masks."""
         ...

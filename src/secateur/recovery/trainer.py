@@ -171,7 +171,8 @@ class _Run:
         """Run the steps that are left, all of them without a checkpoint, and return the moving average."""
         try:
             restore_checkpoint(self.folder, self.state, self.settings, replay_cuts)
-            self._wrap()
+            # After the restoration: a wrapper for several processes must know the parameters of a model that was cut.
+            self.student, self.optimizer = self.accelerator.prepare(self.state.model, self.state.optimizer)
             self._mask()
             self._train()
             self.accelerator.end_training()
@@ -220,26 +221,24 @@ class _Run:
         state, accelerator = self.state, self.accelerator
         begun = time.perf_counter()
         decision = None
+        self.student = accelerator.unwrap_model(self.student, keep_fp32_wrapper=False)  # decisions in full precision
         if accelerator.is_main_process:
             with masked(state.ema.model, describe(state.ema.model), self._masks()):
-                decision = pruner.decide(state.ema.model, state.pruning, state.step)
+                decision = pruner.decide(state.model, state.ema.model, state.pruning, state.step)
         (shared,) = broadcast_object_list([decision])
         assert isinstance(shared, Decision)
         state.pruning = {**shared.pruning, "masks": {name: list(values) for name, values in shared.masks.items()}}
         if shared.cut is not None:
             self.masking.close()
-            self.student = accelerator.unwrap_model(self.student, keep_fp32_wrapper=False)
             cut_training_state(state, shared.cut, shared.details, pruner.base_id)
-            self._wrap()
+        if accelerator.num_processes > 1:
+            accelerator.free_memory()  # the old wrapper would keep what left
+            self.optimizer = accelerator.prepare_optimizer(state.optimizer)
+        self.student = accelerator.prepare_model(state.model)
         self._mask()
         if accelerator.is_main_process:
             seconds = round(time.perf_counter() - begun, 3)
             _append(self.folder / "stages.jsonl", {"step": state.step, **shared.record, "seconds": seconds})
-
-    def _wrap(self) -> None:
-        """Hand over model and optimizer as they are now: the wrapper of several processes knows each parameter."""
-        self.accelerator.free_memory()  # of the wrapper before a cut, which would keep what left
-        self.student, self.optimizer = self.accelerator.prepare(self.state.model, self.state.optimizer)
 
     def _masks(self) -> dict[str, torch.Tensor]:
         device = self.accelerator.device

@@ -118,9 +118,7 @@ def _stages(run: Run) -> list[str]:
     if not found["finished"]:
         return [f"Pruning progressively: {stages} stages in {steps} steps so far, masked units are still there."]
     when = f"the first {steps} of {last:g} steps" if last > steps else f"{steps} steps"
-    return [
-        f"Pruned progressively over {stages} stages in {when}; the stages themselves took {found['seconds']:.3g} s."
-    ]
+    return [f"Pruned progressively over {stages} stages in {when}; deciding what leaves took {found['seconds']:.3g} s."]
 
 
 def _speed(evaluation: Evaluation) -> list[str]:

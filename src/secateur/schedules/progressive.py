@@ -4,10 +4,11 @@ From the paper: iterative structural pruning whose soft masks follow the gradien
 of the wanted sparsity, so that no step loses much at once; the coarse-grained variant is the journal version's. The
 rest is reconstructed: the ratio schedule, the bounded Euler step, sticky sets, and their lengths.
 
-The energy E(m) = -1/2 sum_t w_t ||g_t(m theta)||^2 has dE/dm_g = S_g, the gradient-flow criterion's score. Its flow
-dm/dtau = -S_g, projected on the masks with a given number of units selected, moves the units with the largest S down
-and leaves the others at 1; one Euler step a stage, bounded, so that a selected unit is gone after `decay_stages`.
-With another criterion the same process follows that criterion's order.
+The gradient-flow criterion's energy E(m) has dE/dm_g = S_g, the criterion's score. Its flow dm/dtau = -S_g, projected
+on the masks with a given number of units selected, moves the units with the largest S down and leaves the others at 1;
+one Euler step a stage, bounded, so that a selected unit is gone after `decay_stages`. With another criterion the same
+process follows that criterion's order. Units are scored at the weights that train, under their masks: a moving average
+would lag behind the masks.
 """
 
 from __future__ import annotations
@@ -115,11 +116,10 @@ def euler_step(mask: list[float], selected: set[int], decay_stages: int) -> list
 
 @dataclass(frozen=True)
 class Scored:
-    """Scores (low leaves first), numbers for the log, and what to pass to the next scoring, as JSON."""
+    """Scores (low leaves first), and numbers for the log."""
 
     scores: Scores
     facts: dict[str, float] = field(default_factory=dict)
-    memory: Any = None
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class Progressive:
     Attributes:
         config: its settings.
         target: the cut that one-shot pruning would make; its widths and its blocks are where the masks go.
-        scorer: scores the masked model; its second argument is what it returned as `memory` at the first stage.
+        scorer: scores the masked model.
         cost: of the dense model after a cut.
         described: settings of criterion and target, which a resumed run must share.
         details: for the manifest.
@@ -137,7 +137,7 @@ class Progressive:
 
     config: ProgressiveConfig
     target: Cut
-    scorer: Callable[[nn.Module, Any], Scored]
+    scorer: Callable[[nn.Module], Scored]
     cost: CostModel
     described: dict[str, Any]
     details: dict[str, Any]
@@ -149,16 +149,15 @@ class Progressive:
     def due(self, step: int) -> bool:
         return step % self.config.stage_steps == 0 and step <= self.config.pruning_steps
 
-    def decide(self, model: nn.Module, pruning: Mapping[str, Any], step: int) -> Decision:
+    def decide(self, model: nn.Module, average: nn.Module, pruning: Mapping[str, Any], step: int) -> Decision:
         """Move the masks, then select the units that begin to leave; at the last stage cut."""
         config, structure = self.config, describe(model)
         stage = step // config.stage_steps + 1
         facts: dict[str, float] = {}
-        memory, scores = pruning.get("memory"), _tensors(pruning.get("scores", {}))
+        scores = _tensors(pruning.get("scores", {}))
         if config.scores_at(stage):
-            scored = self.scorer(model, memory)
+            scored = self.scorer(model)
             scores, facts = dict(scored.scores), scored.facts
-            memory = scored.memory if memory is None else memory
         masks = pruning.get("masks") or _open_masks(self.target, structure)
         selected = {name: set(units) for name, units in pruning.get("selected", {}).items()}
         masks = {name: euler_step(mask, selected.get(name, set()), config.decay_stages) for name, mask in masks.items()}
@@ -175,7 +174,6 @@ class Progressive:
         }
         remembered = {
             "selected": {name: sorted(units) for name, units in selected.items()},
-            "memory": memory,
             "scores": {name: values.tolist() for name, values in scores.items()} if config.coarse else {},
         }
         if stage < config.last_stage:

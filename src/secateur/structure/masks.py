@@ -42,7 +42,7 @@ def masked(model: nn.Module, structure: Structure, masks: Masks) -> Iterator[Non
     for name in blocks:
         handles.append(model.get_submodule(name).register_forward_hook(_skip(masks[name]), with_kwargs=True))
     if structure.head_conditioning is not None and blocks:
-        handles.append(_redirect_head(model, structure, masks))
+        handles += _redirect_head(model, structure, masks)
     try:
         yield
     finally:
@@ -118,15 +118,30 @@ def _skip(mask: Tensor) -> Callable[..., Any]:
     return hook
 
 
-def _redirect_head(model: nn.Module, structure: Structure, masks: Masks) -> Any:
-    """The head reads the conditioning of the first block whose mask is not 0, as it will after removal."""
+def _redirect_head(model: nn.Module, structure: Structure, masks: Masks) -> list[Any]:
+    """The head reads the conditioning of the first block that stays, as it will after removal.
+
+    While the masks of the blocks before it fall it reads a blend, so that nothing jumps where they reach 0.
+    """
     listed = [block.name for block in structure.blocks.values() if block.listed]
+    sources = {name: model.get_submodule(f"{name}.{structure.head_conditioning}") for name in listed}
+    first = model.get_submodule(listed[0])
+    running: list[bool] = []  # while the first block is: it reads its own
 
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
-        first = next((name for name in listed if name not in masks or masks[name].item() != 0), listed[0])
-        if first == listed[0]:
+    def blend(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
+        if running:
             return None
-        return model.get_submodule(f"{first}.{structure.head_conditioning}")(*args, **kwargs)
+        read, left = torch.zeros_like(output), output.new_ones(1)
+        for name, source in sources.items():
+            if left == 0:
+                break
+            mask = masks[name].to(output) if name in masks else output.new_ones(1)
+            read = read + left * mask * (output if source is module else source(*args, **kwargs))
+            left = left * (1 - mask)
+        return read + left * output
 
-    source = model.get_submodule(f"{listed[0]}.{structure.head_conditioning}")
-    return source.register_forward_hook(hook, with_kwargs=True)
+    return [
+        first.register_forward_pre_hook(lambda *_: running.append(True)),
+        first.register_forward_hook(lambda *_: running.clear()),
+        sources[listed[0]].register_forward_hook(blend, with_kwargs=True),
+    ]

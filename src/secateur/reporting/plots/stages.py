@@ -16,7 +16,7 @@ from ..stages import removal_step
 from ..style import ACCENT, FAINT, MARGIN, MODEL_COLOURS, WARM, panels, styled
 from .curves import draw_points, draw_smoothed, mark_removal, scale_values, series, title_legend
 
-HEIGHTS = {"masks": 1.9, "macs": 1.0, "loss": 1.5, "energy": 1.1, "gradient_norm": 1.1}
+HEIGHTS = {"masks": 2.4, "macs": 1.3, "loss": 1.4, "energy": 1.0, "gradient_norm": 1.0}
 AFTER = 1.25  # of the steps of pruning are shown
 MOST_LEVELS = 6  # mask values in the legend
 
@@ -34,9 +34,7 @@ def plot_stages(
     """
     shown = parts_with_data(stages, records, parts)
     removed_at = removal_step(stages)
-    trained = records[-1]["step"] if records else 0
-    last = stages[-1]["step"]
-    end = max(min(trained, AFTER * last), 1.04 * last, 1)
+    end = _end(stages, records)
     figure, axes = panels([HEIGHTS[name] for name in shown], [MARGIN] * len(shown))
     for panel, name in zip(axes, shown, strict=True):
         if name == "masks":
@@ -44,13 +42,13 @@ def plot_stages(
         elif name == "macs":
             _macs(panel, stages, end)
         elif name == "loss":
-            _losses(panel, stages, [record for record in records if record["step"] <= end])
+            _losses(panel, stages, _until(end, records))
         elif name == "energy":
             _energy(panel, stages)
         else:
             _gradient_norm(panel, stages)
         panel.set_xlim(0, end)
-        panel.set_xticks([stage["step"] for stage in stages if stage["step"] <= end], minor=True)
+        panel.set_xticks([stage["step"] for stage in stages], minor=True)
         if removed_at is not None:
             mark_removal(panel, removed_at)
     dashed = "" if removed_at is None else "; dashed: masked units removed"
@@ -60,7 +58,18 @@ def plot_stages(
 
 def parts_with_data(stages: Sequence[Stage], records: Sequence[Mapping[str, float]], parts: Sequence[str]) -> list[str]:
     """Those of the `parts` of `plot_stages` that there is something to draw of."""
-    return [name for name in parts if any(name in stage for stage in stages) or (name == "loss" and records)]
+    trained = _until(_end(stages, records), records)
+    return [name for name in parts if any(name in stage for stage in stages) or (name == "loss" and trained)]
+
+
+def _end(stages: Sequence[Stage], records: Sequence[Mapping[str, float]]) -> float:
+    """The last step to show."""
+    trained, last = records[-1]["step"] if records else 0, stages[-1]["step"]
+    return max(min(trained, AFTER * last), 1.04 * last, 1)
+
+
+def _until(end: float, records: Sequence[Mapping[str, float]]) -> list[Mapping[str, float]]:
+    return [record for record in records if record["step"] <= end]
 
 
 def _masks(axes: Axes, stages: Sequence[Stage], end: float) -> None:
@@ -89,7 +98,7 @@ def _macs(axes: Axes, stages: Sequence[Stage], end: float) -> None:
     steps, macs = series(stages, "macs")
     axes.plot([*steps, end], [*macs, macs[-1]], color=ACCENT, drawstyle="steps-post")
     axes.set_ylim(0, 1.1 * max(macs))
-    axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: format_count(value)))
     axes.grid(axis="y")
     axes.set_title("MACs without the selected units")

@@ -1,0 +1,175 @@
+"""Progressive soft pruning against one-shot and hard iterative pruning, at equal size and equal optimizer steps.
+
+    python benchmarks/gradient_flow.py --model digits-unet
+    python benchmarks/gradient_flow.py --table
+
+The stages of a progressive run are counted into its budget; time for scoring between stages is in the seconds. The seed
+draws calibration images and noise, and the training. Stopped runs go on from the last result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from bench import CUT, NAMES, RECOVERY, RESULTS, Bench, Results, spread
+from secateur.criteria import CriterionName, ScoringConfig
+from secateur.files import read_json, write_text
+from secateur.inputs import example_inputs
+from secateur.recovery import recover
+from secateur.reporting.style import FAINT, SPARE_COLOURS, WARM, save_figure, styled
+from secateur.schedules import Progressive, ProgressiveConfig, one_shot, parse_target, stage_scorer
+from secateur.structure import describe
+from secateur.structure.cost import cost_model
+
+SCORING = ScoringConfig(num_timesteps=16, num_images=16)
+PRESERVE = replace(SCORING, gradient_flow_mode="preserve")
+STAGES = ProgressiveConfig(stage_steps=6)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A criterion, its options, and the stages of a progressive run; None is one shot."""
+
+    criterion: CriterionName
+    scoring: ScoringConfig = SCORING
+    stages: ProgressiveConfig | None = None
+
+
+METHODS: dict[str, Method] = {
+    "one shot, magnitude": Method("magnitude"),
+    "one shot, taylor": Method("taylor"),
+    "one shot, diff-pruning": Method("diff-pruning"),
+    "one shot, gradient flow": Method("gradient-flow"),
+    "one shot, gradient flow, preserve": Method("gradient-flow", PRESERVE),
+    "iterative hard, gradient flow": Method("gradient-flow", SCORING, replace(STAGES, decay_stages=1)),
+    "iterative hard, taylor": Method("taylor", SCORING, replace(STAGES, decay_stages=1)),
+    "progressive, gradient flow (literal)": Method("gradient-flow", SCORING, STAGES),
+    "progressive, gradient flow, coarse": Method("gradient-flow", SCORING, replace(STAGES, coarse=True)),
+    "progressive, gradient flow, preserve": Method("gradient-flow", PRESERVE, STAGES),
+    "progressive, magnitude": Method("magnitude", SCORING, STAGES),
+    "progressive, taylor": Method("taylor", SCORING, STAGES),
+}
+
+
+def train(bench: Bench, method: Method, target: str, seed: int, steps: int) -> dict[str, float]:
+    """Score, cut and recover within `steps` optimizer steps; what the result is worth."""
+    begun = time.perf_counter()
+    scoring = replace(method.scoring, seed=seed)
+    loaded, structure, inputs = bench.loaded, bench.structure, example_inputs(bench.dense, 1)
+    scores = bench.scores(method.criterion, seed, scoring)
+    goal = one_shot(bench.dense, structure, parse_target(target), scores, CUT, inputs)[0].cut
+    start, pruner = bench.pruned(goal), None
+    if method.stages is not None:
+        scoring = method.stages.scoring(scoring)
+        scorer = stage_scorer(loaded.process, bench.batch(scoring.num_images, seed), method.criterion, scoring)
+        cost = cost_model(bench.dense, structure, inputs)
+        start, pruner = copy.deepcopy(bench.dense), Progressive(method.stages, goal, scorer, cost, {}, {})
+    with tempfile.TemporaryDirectory() as folder:
+        config = replace(RECOVERY, steps=steps, seed=seed)
+        model = recover(start, loaded.process, bench.dataset, config, folder, pruner=pruner)
+    seconds = time.perf_counter() - begun
+    macs = cost_model(model, describe(model), inputs)({}).macs
+    return {"steps": steps, "seconds": round(seconds, 1), "macs": macs, **bench.measure(model)}
+
+
+def run(name: str, targets: list[str], seeds: list[int], steps: int, methods: list[str]) -> None:
+    bench = Bench(name)
+    results = Results(RESULTS / f"gradient-flow-{name}.json")
+    results.once("dense", lambda: bench.measure(bench.dense))
+    for target in targets:
+        for seed in seeds:
+            for label in methods:
+                key = f"{target}/{label}/{seed}"
+                results.once(key, lambda t=target, s=seed, m=METHODS[label]: train(bench, m, t, s, steps))
+
+
+# ------------------------------------------------------------------------------------------- tables and plot
+
+
+def collect(records: dict[str, Any], target: str, method: str, key: str) -> list[float]:
+    prefix = f"{target}/{method}/"
+    return [record[key] for name, record in records.items() if name.startswith(prefix)]
+
+
+def targets_of(records: dict[str, Any]) -> list[str]:
+    return list(dict.fromkeys(name.split("/")[0] for name in records if "/" in name))
+
+
+def table(records: dict[str, Any]) -> str:
+    """Markdown: one row per target and method."""
+    dense = records["dense"]
+    lines = [
+        "| MACs | method | FD | SSIM | denoising loss | seconds |",
+        "|---|---|--:|--:|--:|--:|",
+        f"| 100% | dense | {dense['fd']:.2f} | 1 | {dense['loss']:.4f} | |",
+    ]
+    for target in targets_of(records):
+        for method in METHODS:
+            found = {key: collect(records, target, method, key) for key in ("fd", "ssim", "loss", "seconds")}
+            if found["fd"]:
+                cells = [spread(found[key], digits) for key, digits in (("fd", 2), ("ssim", 3), ("loss", 4))]
+                seconds = f"{statistics.median(found['seconds']):.0f}"
+                lines.append(f"| {target.partition('=')[2]} | {method} | {' | '.join(cells)} | {seconds} |")
+    return "\n".join(lines) + "\n"
+
+
+@styled
+def plot(found: dict[str, dict[str, Any]]) -> Figure:
+    """FD and SSIM of every seed, a row of panels per model and target."""
+    rows = [(name, target) for name, records in found.items() for target in targets_of(records)]
+    figure = Figure(figsize=(8.2, 2.6 * len(rows) + 0.3), facecolor="white", layout="constrained")
+    grid = figure.subplots(len(rows), 2, squeeze=False, sharey="row")
+    for (left, right), (name, target) in zip(grid, rows, strict=True):
+        records = found[name]
+        shown = [method for method in METHODS if collect(records, target, method, "fd")]
+        for axes, key, best in ((left, "fd", records["dense"]["fd"]), (right, "ssim", 1.0)):
+            for place, method in enumerate(shown):
+                values = collect(records, target, method, key)
+                colour = WARM if method.startswith("one shot") else SPARE_COLOURS[method.startswith("progressive") - 1]
+                axes.plot(values, [place] * len(values), "o", ms=3.5, color=colour, alpha=0.55, mew=0)
+                axes.plot(statistics.mean(values), place, "|", ms=10, mew=2, color=colour)
+            axes.axvline(best, color=FAINT, lw=1, ls="--")
+        left.set_title(f"{name}, {target.partition('=')[2]} of the MACs")
+        left.set_yticks(range(len(shown)), shown)
+        left.invert_yaxis()
+        left.set_xlabel("FD to the data (dashed: dense)")
+        right.set_xlabel("SSIM to the dense model's images")
+    return figure
+
+
+def report() -> None:
+    found = {name: read_json(path) for name in NAMES if (path := RESULTS / f"gradient-flow-{name}.json").is_file()}
+    for name, records in found.items():
+        text = table(records)
+        write_text(RESULTS / f"gradient-flow-{name}.md", text)
+        print(f"\n{name}\n\n{text}")
+    save_figure(plot(found), RESULTS.parent.parent / "docs" / "images" / "gradient-flow.png")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--model", choices=NAMES)
+    parser.add_argument("--targets", nargs="+", default=["macs=50%", "macs=30%"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--table", action="store_true", help="only make tables and plot of what is there")
+    arguments = parser.parse_args()
+    if arguments.table:
+        report()
+    elif arguments.model is None:
+        parser.error("give --model, or --table")
+    else:
+        run(arguments.model, arguments.targets, arguments.seeds, arguments.steps, arguments.methods)
+
+
+if __name__ == "__main__":
+    main()
