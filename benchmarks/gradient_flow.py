@@ -48,8 +48,6 @@ METHODS: dict[str, Method] = {
     "one shot, taylor": Method("taylor"),
     "one shot, diff-pruning": Method("diff-pruning"),
     "one shot, gradient flow": Method("gradient-flow"),
-    "one shot, gradient flow, preserve": Method("gradient-flow", PRESERVE),
-    "iterative hard, gradient flow": Method("gradient-flow", SCORING, replace(STAGES, decay_stages=1)),
     "iterative hard, taylor": Method("taylor", SCORING, replace(STAGES, decay_stages=1)),
     "progressive, gradient flow (literal)": Method("gradient-flow", SCORING, STAGES),
     "progressive, gradient flow, coarse": Method("gradient-flow", SCORING, replace(STAGES, coarse=True)),
@@ -77,13 +75,13 @@ def train(bench: Bench, method: Method, target: str, seed: int, steps: int) -> d
         model = recover(start, loaded.process, bench.dataset, config, folder, pruner=pruner)
     seconds = time.perf_counter() - begun
     macs = cost_model(model, describe(model), inputs)({}).macs
-    return {"steps": steps, "seconds": round(seconds, 1), "macs": macs, **bench.measure(model)}
+    return {"steps": steps, "seconds": round(seconds, 1), "macs": macs, **bench.measure(model, with_ftle=False)}
 
 
 def run(name: str, targets: list[str], seeds: list[int], steps: int, methods: list[str]) -> None:
     bench = Bench(name)
     results = Results(RESULTS / f"gradient-flow-{name}.json")
-    results.once("dense", lambda: bench.measure(bench.dense))
+    results.once("dense", lambda: bench.measure(bench.dense, with_ftle=False))
     for target in targets:
         for seed in seeds:
             for label in methods:

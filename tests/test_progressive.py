@@ -603,7 +603,7 @@ def assert_equals_whole(found, folder, whole):
 
 
 @pytest.mark.parametrize(
-    ("failures", "every"), [([1], 1), ([2], 1), ([4], 1), ([6], 2), ([7], 1), ([8, 2], 1), ([8], 5), ([9], 4)]
+    ("failures", "every"), [([1], 1), ([4], 1), ([6], 2), ([7], 1), ([8, 2], 1), ([8], 5), ([9], 4)]
 )
 def test_a_run_that_failed_resumes_to_the_bit(failures, every, whole, tmp_path):
     """Before which of its steps it fails, counted from 1: before, between, at and after the stages."""
@@ -686,9 +686,8 @@ def test_half_precision_accumulation_and_second_match_under_masks(build, process
     assert torch.equal(output(model.eval()), output(plain))  # neither masks nor autocast are left on it
 
 
-@pytest.mark.parametrize("objective", ["denoising", "2ndmatch"])
-def test_two_micro_batches_equal_one(objective, tmp_path):
-    config = replace(LONGER, steps=8, objective=objective)
+def test_two_micro_batches_equal_one(tmp_path):
+    config = replace(LONGER, steps=8, objective="2ndmatch")
     run(tmp_path / "1", config=config, teacher=smaller())
     run(tmp_path / "2", config=replace(config, accumulation=2), teacher=smaller())
     for one, two in zip(log(tmp_path / "1"), log(tmp_path / "2"), strict=True):
@@ -798,7 +797,7 @@ def test_a_compression_that_is_done_does_nothing_twice(compressed, models, quiet
     compress(models / "unet", compressed)
 
 
-@pytest.mark.parametrize("stage", ["write_cut", "recover", "save_pretrained"])
+@pytest.mark.parametrize("stage", ["write_cut", "save_pretrained"])
 def test_a_compression_that_died_goes_on_to_the_same_result(stage, compressed, models, quiet, monkeypatch, tmp_path):
     def dies(*_, **__):
         raise KeyboardInterrupt

@@ -369,11 +369,6 @@ def test_panels_of_stages_without_data_are_absent(scored: bool, trained: int, ex
     assert "dashed" in figure.axes[-1].get_xlabel()
 
 
-def test_energy_over_decades_stays_legible() -> None:
-    energy = next(axes for axes in plot_stages(stages_of(), []).axes if axes.get_title(loc="left") == "Energy")
-    assert energy.get_yscale() == "symlog"
-
-
 @pytest.mark.parametrize("decay", [1, 20])
 def test_masks_fill_the_panel_at_every_stage(decay: int) -> None:
     stages = stages_of(decay=decay)

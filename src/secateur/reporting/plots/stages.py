@@ -111,7 +111,7 @@ def _losses(axes: Axes, stages: Sequence[Stage], records: Sequence[Mapping[str, 
     if training[0]:
         draw_smoothed(axes, *training, MODEL_COLOURS["dense"], "training")
     if calibration[0]:
-        draw_points(axes, *calibration, ACCENT, "calibration (EMA)")
+        draw_points(axes, *calibration, ACCENT, "calibration")
     scale_values(axes, [*training[1], *calibration[1]])
     title_legend(axes, *axes.get_legend_handles_labels(), handlelength=1.5)
     axes.grid(axis="y")
@@ -121,9 +121,6 @@ def _losses(axes: Axes, stages: Sequence[Stage], records: Sequence[Mapping[str, 
 def _energy(axes: Axes, stages: Sequence[Stage]) -> None:
     steps, values = series(stages, "energy")
     draw_points(axes, steps, values, ACCENT)
-    sizes = np.abs(values)
-    if sizes.max() > 20 * sizes.min() > 0:
-        axes.set_yscale("symlog", linthresh=sizes.min())
     axes.grid(axis="y")
     axes.set_title("Energy")
 
