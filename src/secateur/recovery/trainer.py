@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -24,7 +21,6 @@ from torch import nn
 
 from ..data import ImageDataset
 from ..errors import TrainingError
-from ..files import write_text
 from ..inputs import class_count, device_of, null_class
 from ..process import Process
 from ..progress import progress
@@ -36,6 +32,8 @@ from .conditioning import check_labels, disable_label_dropout
 from .config import RecoveryConfig, learning_rate_at
 from .draws import DROPOUT, Draw, draw_step, seed_of
 from .ema import Ema
+from .interrupts import deferred_interrupt
+from .log import append_record, cut_log
 from .objectives import JACOBIAN, Objective, Terms, build_objective
 from .pruner import Decision, Pruner
 from .surgery import cut_training_state, replay_cuts
@@ -189,15 +187,15 @@ class _Run:
         main = self.accelerator.is_main_process
         if main:
             self.folder.mkdir(parents=True, exist_ok=True)
-            _cut_log(self.folder / "log.jsonl", self.state.step)
-            _cut_log(self.folder / "stages.jsonl", self.state.step - 1)  # what was decided at this step comes again
+            cut_log(self.folder / "log.jsonl", self.state.step)
+            cut_log(self.folder / "stages.jsonl", self.state.step - 1)  # what was decided at this step comes again
         if main and self.objective.differentiates_twice and self.state.step < self.config.steps:
             print(
                 "recovery: attention runs unfused in Jacobian passes: fused kernels have no second derivative",
                 file=sys.stderr,
             )
         bar = progress("recovery", self.config.steps, self.state.step) if main else nullcontext(_silent)
-        with bar as advance, ThreadPoolExecutor(1) as prefetcher, _deferred_interrupt() as interrupted:
+        with bar as advance, ThreadPoolExecutor(1) as prefetcher, deferred_interrupt() as interrupted:
             upcoming = prefetcher.submit(self._draw, self.state.step)
             while self.state.step < self.config.steps:
                 draws = upcoming.result()
@@ -238,7 +236,7 @@ class _Run:
         self._mask()
         if accelerator.is_main_process:
             seconds = round(time.perf_counter() - begun, 3)
-            _append(self.folder / "stages.jsonl", {"step": state.step, **shared.record, "seconds": seconds})
+            append_record(self.folder / "stages.jsonl", {"step": state.step, **shared.record, "seconds": seconds})
 
     def _masks(self) -> dict[str, torch.Tensor]:
         device = self.accelerator.device
@@ -331,42 +329,10 @@ class _Run:
         if step % config.log_every == 0 or last:
             self.accelerator.log({k: v for k, v in record.items() if k != "step"}, step=step)
             if self.accelerator.is_main_process:
-                _append(self.folder / "log.jsonl", record | {"seconds": round(self.state.seconds, 3)})
+                append_record(self.folder / "log.jsonl", record | {"seconds": round(self.state.seconds, 3)})
         if self.accelerator.is_main_process and (step % config.checkpoint_every == 0 or last or stop):
             save_checkpoint(self.folder, self.state, self.settings)
 
 
 def _silent(steps: int = 1, note: str = "") -> None:
     pass
-
-
-@contextmanager
-def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Let Ctrl-C wait for the end of a step: the block asks whether it came; a second one is not held back."""
-    came: list[Any] = []
-
-    def remember(*_: Any) -> None:
-        came.append(True)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    try:
-        before = signal.signal(signal.SIGINT, remember)
-    except ValueError:  # only the main thread may, and only it is interrupted
-        yield lambda: False
-        return
-    try:
-        yield lambda: bool(came)
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _append(path: Path, record: Mapping[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as log:
-        log.write(json.dumps(record) + "\n")
-
-
-def _cut_log(path: Path, step: int) -> None:
-    """Drop the lines after `step`, which a run that was killed wrote after its last checkpoint."""
-    if path.exists():
-        whole = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-        write_text(path, "".join(f"{line}\n" for line in whole if json.loads(line)["step"] <= step))
