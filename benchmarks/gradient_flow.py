@@ -54,6 +54,12 @@ METHODS: dict[str, Method] = {
     "progressive, gradient flow, preserve": Method("gradient-flow", PRESERVE, STAGES),
     "progressive, magnitude": Method("magnitude", SCORING, STAGES),
     "progressive, taylor": Method("taylor", SCORING, STAGES),
+    "progressive, gradient flow, uniform weights": Method(
+        "gradient-flow", replace(SCORING, timestep_weights="uniform"), STAGES
+    ),
+    "progressive, taylor, short stages": Method("taylor", SCORING, replace(STAGES, stage_steps=2)),
+    "progressive, taylor, not sticky": Method("taylor", SCORING, replace(STAGES, sticky=False)),
+    "progressive, preserve, short stages": Method("gradient-flow", PRESERVE, replace(STAGES, stage_steps=2)),
 }
 
 

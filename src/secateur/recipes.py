@@ -28,6 +28,8 @@ class Recipe:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 
+# Scores are taken anew at every stage, so each must be cheap.
+BETWEEN_STAGES = ScoringConfig(num_timesteps=32, num_images=64)
 # What docs/benchmarks.md found to keep the quality at half the price of the term at every step.
 SECOND_MATCH: dict[str, Any] = {
     "objective": "2ndmatch",
@@ -49,13 +51,27 @@ def second_match() -> Recipe:
     return replace(diff_pruning(), recovery=replace(diff_pruning().recovery, **SECOND_MATCH))
 
 
-def gradient_flow() -> Recipe:
-    """Progressive soft pruning after Wan et al. (2025), the stages counted into the same budget as `diff_pruning`'s."""
+def progressive() -> Recipe:
+    """Soft masks that shrink while the model trains, by Taylor scores: the best of our progressive runs."""
     return Recipe(
-        criterion="gradient-flow",
+        criterion="taylor",
+        scoring=BETWEEN_STAGES,
         schedule="progressive",
-        progressive=ProgressiveConfig(stage_steps=50),
+        progressive=ProgressiveConfig(stage_steps=20),
         recovery=diff_pruning().recovery,
+    )
+
+
+def gradient_flow() -> Recipe:
+    """Progressive soft pruning with its own criterion, after Wan et al. (2025).
+
+    Units leave by gradient-norm preservation, which does far better here than the literal rule, which is
+    `gradient_flow_mode` increase. Taylor scores do better still: see `progressive`.
+    """
+    return replace(
+        progressive(),
+        criterion="gradient-flow",
+        scoring=replace(BETWEEN_STAGES, gradient_flow_mode="preserve"),
     )
 
 
@@ -94,6 +110,7 @@ def quickstart() -> Recipe:
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "diff-pruning": diff_pruning,
     "2ndmatch": second_match,
+    "progressive": progressive,
     "gradient-flow": gradient_flow,
     "taylor": taylor,
     "magnitude": magnitude,

@@ -50,8 +50,8 @@ def compress(
         target: what to reach, for example macs=56%, macs=3.4G, params=20M or latency=20ms.
         data: image folder (sub-folders are classes), .npz with images and labels, or digits.
         out: run folder.
-        recipe: a named recipe (diff-pruning, 2ndmatch, gradient-flow, taylor, magnitude, random, quickstart); what
-            follows replaces its parts.
+        recipe: a named recipe (diff-pruning, 2ndmatch, progressive, gradient-flow, taylor, magnitude, random,
+            quickstart); what follows replaces its parts.
         criterion: which criterion ranks the units; ced, uniform, cosine and loss-change rank blocks only.
         schedule: one-shot cuts before recovery; progressive shrinks soft masks during it.
         objective: what recovery minimizes: denoising, distillation, first-order or 2ndmatch.
