@@ -134,13 +134,13 @@ def plot(found: dict[str, dict[str, Any]]) -> Figure:
     for (left, right), (name, target) in zip(grid, rows, strict=True):
         records = found[name]
         shown = [method for method in METHODS if collect(records, target, method, "fd")]
-        for axes, key, best in ((left, "fd", records["dense"]["fd"]), (right, "ssim", 1.0)):
+        for axes, key in ((left, "fd"), (right, "ssim")):
             for place, method in enumerate(shown):
                 values = collect(records, target, method, key)
                 colour = WARM if method.startswith("one shot") else SPARE_COLOURS[method.startswith("progressive") - 1]
                 axes.plot(values, [place] * len(values), "o", ms=3.5, color=colour, alpha=0.55, mew=0)
                 axes.plot(statistics.mean(values), place, "|", ms=10, mew=2, color=colour)
-            axes.axvline(best, color=FAINT, lw=1, ls="--")
+        left.axvline(records["dense"]["fd"], color=FAINT, lw=1, ls="--")
         left.set_title(f"{name}, {target.partition('=')[2]} of the MACs")
         left.set_yticks(range(len(shown)), shown)
         left.invert_yaxis()

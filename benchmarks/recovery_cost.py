@@ -46,8 +46,6 @@ SETTINGS: dict[str, RecoveryConfig] = {
     "+ 2ndMatch, every 4th step": replace(TWICE, jacobian=JacobianConfig(every_n=4)),
 }
 
-NUMBERS = (0, 1)  # a step with the Jacobian term, and one without it where it is not taken at every step
-
 
 @dataclass(frozen=True)
 class Case:
@@ -138,7 +136,7 @@ def measure(case: Case, rounds: int) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     for name, config in SETTINGS.items():
         flops, peaks = [], []
-        for number in NUMBERS:
+        for number in numbers(config):
             with Flops() as counter:
                 step(student, case, config, draw, number)
             flops.append(float(counter.total))
@@ -152,7 +150,7 @@ def measure(case: Case, rounds: int) -> dict[str, dict[str, float]]:
     for round_ in range(rounds):
         for name, config in SETTINGS.items():
             seconds = []
-            for number in NUMBERS:
+            for number in numbers(config):
                 begun = time.perf_counter()
                 step(student, case, config, draw, number)
                 optimizer.step()
@@ -163,6 +161,11 @@ def measure(case: Case, rounds: int) -> dict[str, dict[str, float]]:
     for name, measured in times.items():
         found[name]["seconds"] = statistics.median(measured)
     return found
+
+
+def numbers(config: RecoveryConfig) -> tuple[int, int]:
+    """A step with the Jacobian term, and one without it where it is not taken at every step."""
+    return config.jacobian.every_n - 1, config.jacobian.every_n
 
 
 def mean_over_steps(amounts: list[float], config: RecoveryConfig) -> float:

@@ -67,11 +67,11 @@ class Objective:
         return self.differentiates_twice and self.jacobian.auto_weight
 
     def at(self, step: int) -> Objective:
-        """The objective of optimizer step `step` (0, 1, ...): the Jacobian term comes every n steps, n-fold."""
+        """The objective of optimizer step `step` (0, 1, ...): the Jacobian term comes in the last of n steps, n-fold."""
         if not self.differentiates_twice:
             return self
         every_n = self.jacobian.every_n
-        if step % every_n:
+        if (step + 1) % every_n:  # counted as the log counts, so that its lines meet the term
             return OBJECTIVES["distillation"].weighted({k: v for k, v in self.weights.items() if k != JACOBIAN})
         return self.weighted({JACOBIAN: every_n * self.weights[JACOBIAN]})
 
