@@ -67,7 +67,7 @@ class Objective:
         return self.differentiates_twice and self.jacobian.auto_weight
 
     def at(self, step: int) -> Objective:
-        """The objective of optimizer step `step` (0, 1, ...): the Jacobian term comes in the last of n steps, n-fold."""
+        """The objective of optimizer step `step` (0, 1, ...): the Jacobian term is in the last of n steps, n-fold."""
         if not self.differentiates_twice:
             return self
         every_n = self.jacobian.every_n
