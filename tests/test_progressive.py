@@ -315,11 +315,11 @@ def test_the_budget_must_reach_beyond_the_stages():
     assert (recipe.schedule, recipe.criterion, recipe.progressive.pruning_steps) == (
         "progressive",
         "gradient-flow",
-        700,
+        280,
     )
-    check_schedule(replace(recipe, recovery=replace(recipe.recovery, steps=701)))
-    with pytest.raises(SecateurError, match="pruning takes 700 steps, recovery has 700; give more --steps") as caught:
-        check_schedule(replace(recipe, recovery=replace(recipe.recovery, steps=700)))
+    check_schedule(replace(recipe, recovery=replace(recipe.recovery, steps=281)))
+    with pytest.raises(SecateurError, match="pruning takes 280 steps, recovery has 280; give more --steps") as caught:
+        check_schedule(replace(recipe, recovery=replace(recipe.recovery, steps=280)))
     assert "\n" not in str(caught.value)
 
 
