@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from secateur.commands.common import open_data, open_model
@@ -22,9 +24,10 @@ from secateur.evaluation.denoising import denoising_loss_per_timestep
 from secateur.evaluation.features import feature_network
 from secateur.evaluation.fidelity import FeatureStatistics, frechet_distance
 from secateur.evaluation.fidelity import statistics as feature_statistics
-from secateur.files import read_json, write_json
+from secateur.files import read_json, write_json, write_text
 from secateur.inputs import class_count, example_inputs, input_shape
 from secateur.recovery import RecoveryConfig
+from secateur.reporting.style import save_figure
 from secateur.sampling import generate_images, initial_noise
 from secateur.schedules import CutConfig, Target, one_shot, parse_target
 from secateur.structure import Cut, remove
@@ -149,3 +152,34 @@ def spread(values: Sequence[float], digits: int) -> str:
     if len(values) == 1:
         return f"{values[0]:.{digits}f}"
     return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
+
+
+def collect(records: Mapping[str, Any], prefix: str, key: str) -> list[float]:
+    """The values of `key` in every record whose name begins with `prefix`, one for each seed."""
+    return [record[key] for name, record in records.items() if name.startswith(prefix)]
+
+
+def targets_of(records: Mapping[str, Any]) -> list[str]:
+    return list(dict.fromkeys(name.split("/")[0] for name in records if "/" in name))
+
+
+def command_line(description: str | None, steps: int) -> argparse.ArgumentParser:
+    """The options that quality benchmarks share: either a model to run, or tables of what is there."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--model", choices=NAMES)
+    what.add_argument("--table", action="store_true", help="only make tables and plot of what is there")
+    parser.add_argument("--targets", nargs="+", default=["macs=50%", "macs=30%"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=steps)
+    return parser
+
+
+def report(prefix: str, table: Callable[[dict[str, Any]], str], plot: Callable[[dict[str, Any]], Figure]) -> None:
+    """Write a table for every model that `prefix` has results of, and one plot of all."""
+    found = {name: read_json(path) for name in NAMES if (path := RESULTS / f"{prefix}-{name}.json").is_file()}
+    for name, records in found.items():
+        text = table(records)
+        write_text(RESULTS / f"{prefix}-{name}.md", text)
+        print(f"\n{name}\n\n{text}")
+    save_figure(plot(found), ROOT.parent / "docs" / "images" / f"{prefix}.png")

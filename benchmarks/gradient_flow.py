@@ -9,7 +9,6 @@ draws calibration images and noise, and the training. Stopped runs go on from th
 
 from __future__ import annotations
 
-import argparse
 import copy
 import statistics
 import tempfile
@@ -19,12 +18,11 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from bench import CUT, NAMES, RECOVERY, RESULTS, Bench, Results, spread
+from bench import CUT, RECOVERY, RESULTS, Bench, Results, collect, command_line, report, spread, targets_of
 from secateur.criteria import CriterionName, ScoringConfig
-from secateur.files import read_json, write_text
 from secateur.inputs import example_inputs
 from secateur.recovery import recover
-from secateur.reporting.style import FAINT, SPARE_COLOURS, WARM, save_figure, styled
+from secateur.reporting.style import FAINT, SPARE_COLOURS, WARM, styled
 from secateur.schedules import Progressive, ProgressiveConfig, one_shot, parse_target, stage_scorer
 from secateur.structure import describe
 from secateur.structure.cost import cost_model
@@ -98,15 +96,6 @@ def run(name: str, targets: list[str], seeds: list[int], steps: int, methods: li
 # ------------------------------------------------------------------------------------------- tables and plot
 
 
-def collect(records: dict[str, Any], target: str, method: str, key: str) -> list[float]:
-    prefix = f"{target}/{method}/"
-    return [record[key] for name, record in records.items() if name.startswith(prefix)]
-
-
-def targets_of(records: dict[str, Any]) -> list[str]:
-    return list(dict.fromkeys(name.split("/")[0] for name in records if "/" in name))
-
-
 def table(records: dict[str, Any]) -> str:
     """Markdown: one row per target and method."""
     dense = records["dense"]
@@ -117,7 +106,7 @@ def table(records: dict[str, Any]) -> str:
     ]
     for target in targets_of(records):
         for method in METHODS:
-            found = {key: collect(records, target, method, key) for key in ("fd", "ssim", "loss", "seconds")}
+            found = {key: collect(records, f"{target}/{method}/", key) for key in ("fd", "ssim", "loss", "seconds")}
             if found["fd"]:
                 cells = [spread(found[key], digits) for key, digits in (("fd", 2), ("ssim", 3), ("loss", 4))]
                 seconds = f"{statistics.median(found['seconds']):.0f}"
@@ -133,10 +122,10 @@ def plot(found: dict[str, dict[str, Any]]) -> Figure:
     grid = figure.subplots(len(rows), 2, squeeze=False, sharey="row")
     for (left, right), (name, target) in zip(grid, rows, strict=True):
         records = found[name]
-        shown = [method for method in METHODS if collect(records, target, method, "fd")]
+        shown = [method for method in METHODS if collect(records, f"{target}/{method}/", "fd")]
         for axes, key in ((left, "fd"), (right, "ssim")):
             for place, method in enumerate(shown):
-                values = collect(records, target, method, key)
+                values = collect(records, f"{target}/{method}/", key)
                 colour = WARM if method.startswith("one shot") else SPARE_COLOURS[method.startswith("progressive") - 1]
                 axes.plot(values, [place] * len(values), "o", ms=3.5, color=colour, alpha=0.55, mew=0)
                 axes.plot(statistics.mean(values), place, "|", ms=10, mew=2, color=colour)
@@ -149,28 +138,12 @@ def plot(found: dict[str, dict[str, Any]]) -> Figure:
     return figure
 
 
-def report() -> None:
-    found = {name: read_json(path) for name in NAMES if (path := RESULTS / f"gradient-flow-{name}.json").is_file()}
-    for name, records in found.items():
-        text = table(records)
-        write_text(RESULTS / f"gradient-flow-{name}.md", text)
-        print(f"\n{name}\n\n{text}")
-    save_figure(plot(found), RESULTS.parent.parent / "docs" / "images" / "gradient-flow.png")
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--model", choices=NAMES)
-    parser.add_argument("--targets", nargs="+", default=["macs=50%", "macs=30%"])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=200)
+    parser = command_line(__doc__, steps=200)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--table", action="store_true", help="only make tables and plot of what is there")
     arguments = parser.parse_args()
     if arguments.table:
-        report()
-    elif arguments.model is None:
-        parser.error("give --model, or --table")
+        report("gradient-flow", table, plot)
     else:
         run(arguments.model, arguments.targets, arguments.seeds, arguments.steps, arguments.methods)
 

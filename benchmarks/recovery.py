@@ -10,7 +10,6 @@ the last result.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import statistics
 import tempfile
@@ -22,12 +21,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from bench import NAMES, RECOVERY, RESULTS, Bench, Results, spread
-from secateur.files import read_json, write_text
+from bench import RECOVERY, RESULTS, Bench, Results, collect, command_line, report, spread, targets_of
 from secateur.recovery import JacobianConfig, RecoveryConfig, recover
 from secateur.recovery.draws import draw_step
 from secateur.recovery.objectives import build_objective
-from secateur.reporting.style import FAINT, SPARE_COLOURS, WARM, save_figure, styled
+from secateur.reporting.style import FAINT, SPARE_COLOURS, WARM, styled
 
 # What one seed of digits-unet and digits-sit at 30 % showed to do no harm: docs/benchmarks.md tells what was tried.
 BALANCED = JacobianConfig(every_n=4, relative=True, auto_weight=True)
@@ -100,14 +98,9 @@ def run(name: str, targets: list[str], seeds: list[int], steps: int) -> None:
 # ------------------------------------------------------------------------------------------- tables and plot
 
 
-def collect(records: dict[str, Any], target: str, budget: str, method: str, key: str) -> list[float]:
+def found_by(records: dict[str, Any], target: str, budget: str, method: str, key: str) -> list[float]:
     budget = "steps" if method == REFERENCE else budget
-    prefix = f"{target}/{budget}/{method}/"
-    return [record[key] for name, record in records.items() if name.startswith(prefix)]
-
-
-def targets_of(records: dict[str, Any]) -> list[str]:
-    return list(dict.fromkeys(name.split("/")[0] for name in records if "/" in name))
+    return collect(records, f"{target}/{budget}/{method}/", key)
 
 
 def table(records: dict[str, Any]) -> str:
@@ -126,10 +119,10 @@ def table(records: dict[str, Any]) -> str:
             f"| {pruned['ftle']:.3f} |"
         )
         for budget in ("steps", "time"):
-            plain = collect(records, target, budget, "denoising", "fd")
+            plain = found_by(records, target, budget, "denoising", "fd")
             for method in METHODS:
                 found = {
-                    key: collect(records, target, budget, method, key)
+                    key: found_by(records, target, budget, method, key)
                     for key in ("steps", "fd", "ssim", "loss", "ftle")
                 }
                 if not found["fd"]:
@@ -161,7 +154,7 @@ def plot(found: dict[str, dict[str, Any]]) -> Figure:
         records = found[name]
         for budget, shift in (("steps", -0.13), ("time", 0.13)):
             for place, method in enumerate(METHODS):
-                values = collect(records, target, budget, method, "fd")
+                values = found_by(records, target, budget, method, "fd")
                 if values:
                     at = [place + shift] * len(values)
                     axes.plot(values, at, "o", ms=3.5, color=colours[budget], alpha=0.55, mew=0)
@@ -181,27 +174,10 @@ def plot(found: dict[str, dict[str, Any]]) -> Figure:
     return figure
 
 
-def report() -> None:
-    found = {name: read_json(path) for name in NAMES if (path := RESULTS / f"recovery-{name}.json").is_file()}
-    for name, records in found.items():
-        text = table(records)
-        write_text(RESULTS / f"recovery-{name}.md", text)
-        print(f"\n{name}\n\n{text}")
-    save_figure(plot(found), RESULTS.parent.parent / "docs" / "images" / "recovery.png")
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--model", choices=NAMES)
-    parser.add_argument("--targets", nargs="+", default=["macs=50%", "macs=30%"])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=250)
-    parser.add_argument("--table", action="store_true", help="only make tables and plot of what is there")
-    arguments = parser.parse_args()
+    arguments = command_line(__doc__, steps=250).parse_args()
     if arguments.table:
-        report()
-    elif arguments.model is None:
-        parser.error("give --model, or --table")
+        report("recovery", table, plot)
     else:
         run(arguments.model, arguments.targets, arguments.seeds, arguments.steps)
 
