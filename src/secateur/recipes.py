@@ -95,7 +95,7 @@ def quickstart() -> Recipe:
     return Recipe(
         scoring=ScoringConfig(num_timesteps=50, num_images=64),
         recovery=RecoveryConfig(
-            steps=400,
+            steps=300,
             batch_size=64,
             learning_rate=1e-3,
             lr_schedule="cosine",
