@@ -117,6 +117,7 @@ DENSE = {
         lambda: unet(8, (32, 64), 2), DIFFUSION, digits, ASSETS / "digits-unet", replace(CONFIG, steps=6_000)
     ),
     "digits-sit": Dense(lambda: sit(8), FLOW, digits, ASSETS / "digits-sit", replace(CONFIG, steps=5_000)),
+    "digits-dit": Dense(lambda: sit(8), DIFFUSION, digits, MODELS / "digits-dit", replace(CONFIG, steps=5_000)),
     "fashion-unet": Dense(
         lambda: unet(16, (32, 64, 96), 1),
         DIFFUSION,
@@ -203,7 +204,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "dense", help="checkpoints and logs")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    order = ["digits-unet", "digits-sit", "features", "fashion-unet", "fashion-sit"]
+    order = ["digits-unet", "digits-sit", "digits-dit", "features", "fashion-unet", "fashion-sit"]
     try:
         for name in order if "all" in arguments.names else arguments.names:
             if name in DENSE:
