@@ -18,7 +18,7 @@ from torch import nn
 
 from secateur import register_structure
 from secateur.inputs import example_inputs
-from secateur.structure import Cut, Structure
+from secateur.structure import Cut, Structure, describe
 from secateur.structure.uvit import describe_uvit
 from uvit import UViT
 
@@ -124,7 +124,7 @@ def pixart(**changes: object) -> PixArtTransformer2DModel:
 
 def sd3(**changes: object) -> SD3Transformer2DModel:
     """A Stable Diffusion 3 transformer of a few thousand parameters."""
-    heads, head_dim = changes.get("num_attention_heads", 3), changes.get("attention_head_dim", 8)
+    heads, head_dim = changes.get("num_attention_heads", 4), changes.get("attention_head_dim", 8)
     config = {
         "sample_size": 8,
         "in_channels": 4,
@@ -146,7 +146,7 @@ def flux(**changes: object) -> FluxTransformer2DModel:
         "in_channels": 16,
         "num_layers": 2,
         "num_single_layers": 3,
-        "num_attention_heads": 3,
+        "num_attention_heads": 4,
         "attention_head_dim": 8,
         "axes_dims_rope": (2, 2, 4),
         "joint_attention_dim": 12,
@@ -412,6 +412,18 @@ def cuts(draw: st.DrawFn, structure: Structure) -> Cut:
     if listed and listed <= removed:
         removed.discard(min(listed))
     return Cut(kept, tuple(sorted(removed)))
+
+
+def half(model: nn.Module) -> Cut:
+    """The first half of every dim that can be halved."""
+    structure = describe(model)
+    return Cut(
+        {
+            dim.name: tuple(unit for cell in dim.cell_ranges() for unit in cell[: len(cell) // 2])
+            for dim in structure.dims.values()
+            if dim.levels % 2 == 0
+        }
+    )
 
 
 def inputs_for(model: nn.Module, batch_size: int = 2, seed: int = 0) -> dict[str, torch.Tensor]:

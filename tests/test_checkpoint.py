@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import secateur
-from models import STRATEGIES, cuts, dit, flux, output, pixart, sana, sd3, unet
+from models import STRATEGIES, cuts, dit, flux, half, output, pixart, sana, sd3, unet
 from secateur.checkpoint import MANIFEST, WEIGHTS, apply_cut, from_pretrained, load, manifest_of, save_pretrained
 from secateur.errors import ModelError
 from secateur.process import predict
@@ -89,17 +89,6 @@ def test_a_pruned_unet_drops_into_a_pipeline(tmp_path):
     images = pipeline(num_inference_steps=2, output_type="np").images
     assert images.shape == (1, 8, 8, 1)
     assert torch.equal(output(load(tmp_path / "pruned").model), output(pruned))
-
-
-def half(model):
-    structure = describe(model)
-    return Cut(
-        {
-            dim.name: tuple(unit for cell in dim.cell_ranges() for unit in cell[: len(cell) // 2])
-            for dim in structure.dims.values()
-            if dim.levels % 2 == 0
-        }
-    )
 
 
 @pytest.fixture

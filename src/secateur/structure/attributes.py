@@ -42,7 +42,7 @@ def follow_weights(model: nn.Module) -> None:
             module.heads = module.inner_dim // module.head_dim
         elif isinstance(module, FluxSingleTransformerBlock):
             module.mlp_hidden_dim = module.proj_mlp.out_features
-            module.proj_out._tp_packed_row_blocks = [module.attn.inner_dim, module.mlp_hidden_dim]
+            module.proj_out._tp_packed_row_blocks = [module.attn.to_q.out_features, module.mlp_hidden_dim]
         elif isinstance(module, ResnetBlock2D):
             _follow_resnet(module)
         elif isinstance(module, Downsample2D | Upsample2D) and module.use_conv:
