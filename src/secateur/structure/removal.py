@@ -42,15 +42,14 @@ def remove(model: nn.Module, structure: Structure, cut: Cut) -> nn.Module:
         ValueError: a cut that would change the function of what is kept; see `check_cut`.
     """
     check_cut(structure, cut)
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    shapes = {name: parameter.shape for name, parameter in parameters.items()}
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters(remove_duplicate=False)}
     with torch.no_grad():
         for name, axes in kept_entries(structure, cut, shapes).items():
-            old = parameters[name]
+            old = model.get_parameter(name)  # one at a time, so that no two whole models are in memory
             new = old.detach()
             for axis, kept in axes.items():
                 new = new.index_select(axis, kept.to(new.device))
-            _set_parameter(model, name, nn.Parameter(new.clone(), old.requires_grad))
+            _set_parameter(model, name, nn.Parameter(new, old.requires_grad))
         for name, kept_units in cut.kept.items():
             dim = structure.dims[name]
             for parameter in dim.rescaled:
