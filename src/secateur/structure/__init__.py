@@ -1,6 +1,7 @@
 """What of a model can be removed, and how to mask or remove it."""
 
 from .attributes import depth_entries
+from .check import Check, check_structure, count_checks
 from .dims import Block, Cut, Dim, Slice, Structure, StructureBuilder, check_cut
 from .masks import Masks, masked, masks_of
 from .registry import architecture_named, describe, register_structure, supported_architectures, unsupported
@@ -9,6 +10,7 @@ from .streams import Skip, handed_on, pick, streams_of
 
 __all__ = [
     "Block",
+    "Check",
     "Cut",
     "Dim",
     "Masks",
@@ -18,6 +20,8 @@ __all__ = [
     "StructureBuilder",
     "architecture_named",
     "check_cut",
+    "check_structure",
+    "count_checks",
     "depth_entries",
     "describe",
     "handed_on",
