@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from diffusers import DiTTransformer2DModel
+from diffusers import DiTTransformer2DModel, UNet2DModel
 from torch import nn
 from torch.nn import functional as F
 
@@ -179,4 +179,13 @@ def test_the_command_fails_on_a_wrong_declaration(monkeypatch, capsys):
 def test_settings_that_cannot_be_used_are_one_line(changes, error, said):
     with pytest.raises(error, match=said) as caught:
         secateur.check_structure("digits-sit", **changes)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("command", [secateur.check_structure, secateur.inspect])
+def test_a_part_that_is_not_declared_is_one_line(tmp_path, command):
+    types = {"down_block_types": ("SkipDownBlock2D",), "up_block_types": ("SkipUpBlock2D",)}
+    UNet2DModel(sample_size=8, block_out_channels=(32,), **types).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="block SkipDownBlock2D is not supported") as caught:
+        command(str(tmp_path))
     assert "\n" not in str(caught.value)

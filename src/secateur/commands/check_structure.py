@@ -12,8 +12,8 @@ from ..errors import ModelError, SecateurError, first_line, require
 from ..inputs import example_inputs, inference
 from ..progress import progress
 from ..structure import check_structure as checks_of
-from ..structure import count_checks, describe
-from .common import Model, open_weights, say
+from ..structure import count_checks
+from .common import Model, open_weights, say, structure_of
 
 
 def check_structure(
@@ -33,10 +33,7 @@ def check_structure(
     require(random_cuts >= 0, f"random_cuts is {random_cuts}; give at least 0")
     require(size is None or size >= 1, f"size is {size}; give at least 1")
     loaded = open_weights(model, device)
-    try:
-        structure = describe(loaded)
-    except ValueError as error:
-        raise ModelError(f"{model}: {error}") from error
+    structure = structure_of(model, loaded)
     inputs = example_inputs(loaded, 2, None if size is None else (size, size))
     try:
         with inference(loaded):

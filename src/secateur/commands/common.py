@@ -41,12 +41,21 @@ def open_model(model: str, process: ProcessName = "auto", device: str = "auto") 
     """Load a folder, a hub id or an embedded model, move it to the device, and describe its structure."""
     with _place(model) as place:
         loaded = load(place, process_config=PROCESSES[process])
-    try:
-        structure = describe(loaded.model)
-    except ValueError as error:
-        raise ModelError(f"{model}: {error}") from error
+    structure = structure_of(model, loaded.model)
     loaded.model.to(choose_device(device))
     return loaded, structure
+
+
+def structure_of(model: str, network: nn.Module) -> Structure:
+    """The structure of `network`, which was loaded from `model`.
+
+    Raises:
+        ModelError: it is not declared, or has a part that is not.
+    """
+    try:
+        return describe(network)
+    except ValueError as error:
+        raise ModelError(f"{model}: {error}") from error
 
 
 def open_weights(model: str, device: str = "auto") -> nn.Module:
