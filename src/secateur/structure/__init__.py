@@ -3,7 +3,7 @@
 from .dims import Block, Cut, Dim, Slice, Structure, StructureBuilder, check_cut
 from .masks import Masks, masked, masks_of
 from .registry import architecture_named, describe, register_structure, supported_architectures
-from .removal import Skip, remove
+from .removal import Skip, remove, without_blocks
 
 __all__ = [
     "Block",
@@ -22,4 +22,5 @@ __all__ = [
     "register_structure",
     "remove",
     "supported_architectures",
+    "without_blocks",
 ]
