@@ -231,14 +231,15 @@ class Adaptive:
             chosen = choose(candidates, present.loss, self.config)
             measured = describe_candidates(candidates, present.loss, self.config.macs_weight)
             described = [facts | more for facts, more in zip(described, measured, strict=True)]
-        left = leaving[: counts[chosen] - gone]
+        removed = leaving[: counts[chosen] - gone]
+        left = tuple(name for name in structure.blocks if name in removed)
         kept = [dense_name[name] for name in structure.blocks if name not in left]
         record = {
             "stage": stage + 1,
             "ranking": [dense_name[name] for name in sorted(structure.blocks, key=lambda name: scores[name].item())],
             "candidates": described,
             "chosen": counts[chosen],
-            "removed": [dense_name[name] for name in left],
+            "removed": [dense_name[name] for name in removed],
             "blocks": len(kept),
             "macs": round((1 - saved[chosen]) * self.dense_macs),
         }
@@ -248,7 +249,7 @@ class Adaptive:
             "scores": {dense_name[name]: scores[name].item() for name in structure.blocks},
         }
         details = {**self.details, "stage": stage + 1, "step": step}
-        return Decision(remembered, {}, record, Cut({}, tuple(left)) if left else None, details)
+        return Decision(remembered, {}, record, Cut({}, left) if left else None, details)
 
     def _counts(self, gone: int, total: int, stage: int) -> list[int]:
         if self.config.selector == "fixed":
