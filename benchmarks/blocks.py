@@ -30,7 +30,6 @@ from secateur.schedules import (
     Adaptive,
     AdaptiveConfig,
     CutConfig,
-    Target,
     block_cuts,
     judge,
     one_shot,
