@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from secateur.commands.common import open_data, open_model
+from secateur.conditions import rows
 from secateur.criteria import CriterionName, ScoringConfig, score
 from secateur.data import Batch, ImageDataset, calibration_batch
 from secateur.evaluation import finite_time_lyapunov_exponents
@@ -26,8 +27,9 @@ from secateur.evaluation.fidelity import FeatureStatistics, frechet_distance
 from secateur.evaluation.fidelity import statistics as feature_statistics
 from secateur.evaluation.manifold import manifold_scores
 from secateur.files import read_json, write_json, write_text
-from secateur.inputs import class_count, example_inputs, input_shape
+from secateur.inputs import example_inputs, input_shape
 from secateur.recovery import RecoveryConfig
+from secateur.recovery.conditioning import accepts, sample_conditions
 from secateur.reporting.style import save_figure
 from secateur.sampling import generate_images, initial_noise
 from secateur.schedules import CutConfig, Target, one_shot, parse_target
@@ -60,8 +62,7 @@ class Bench:
         features = None if on_digits else MODELS / "fashion-features"
         shape = input_shape(self.dense)
         self.network = feature_network(features, shape[0], shape[1:])
-        classes = class_count(self.dense)
-        self.labels = None if classes is None else [index % classes for index in range(NUM_IMAGES)]
+        self.conditions = sample_conditions(self.dense, self.dataset, NUM_IMAGES)
 
     @property
     def dense(self) -> nn.Module:
@@ -69,7 +70,7 @@ class Bench:
 
     def batch(self, count: int, seed: int) -> Batch:
         batch = calibration_batch(self.dataset, count, seed)
-        return Batch(batch.sample) if self.labels is None else batch
+        return Batch(batch.sample, accepts(self.dense)(batch.conditions))
 
     def scores(self, criterion: CriterionName, seed: int, scoring: ScoringConfig = SCORING) -> dict[str, Tensor]:
         batch = self.batch(scoring.num_images, seed)
@@ -89,9 +90,9 @@ class Bench:
         return remove(copy.deepcopy(self.dense), self.structure, cut)
 
     def sample(self, model: nn.Module) -> Tensor:
-        shape, labels = input_shape(self.dense), self.labels
+        shape, conditions = input_shape(self.dense), self.conditions
         options = {"num_inference_steps": NUM_INFERENCE_STEPS, "batch_size": 250}
-        return generate_images(model, self.loaded.process, range(NUM_IMAGES), shape, labels, **options)
+        return generate_images(model, self.loaded.process, range(NUM_IMAGES), shape, conditions, **options)
 
     @torch.no_grad()
     def embed(self, images: Tensor) -> Tensor:
@@ -142,12 +143,11 @@ class Bench:
         return found | {"ftle": self.ftle(model)} if with_ftle else found
 
     def ftle(self, model: nn.Module) -> float:
-        labels = None if self.labels is None else torch.tensor(self.labels[:FTLE_IMAGES])
         exponents = finite_time_lyapunov_exponents(
             model,
             self.loaded.process,
             initial_noise(range(FTLE_IMAGES), input_shape(self.dense)),
-            labels,
+            rows(self.conditions, slice(FTLE_IMAGES)),
             num_inference_steps=NUM_INFERENCE_STEPS,
             iterations=FTLE_ITERATIONS,
         )

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..checkpoint import Loaded
+from ..conditions import conditions_of
 from ..criteria import BLOCK_CRITERIA, CriterionName, ScoringConfig
 from ..criteria.blocks import bins_of, block_names
 from ..criteria.drops import passes_of
@@ -22,7 +23,7 @@ from ..inputs import device_of, example_inputs
 from ..process import denoising_error
 from ..recipes import Recipe
 from ..recovery import RecoveryConfig
-from ..recovery.conditioning import check_labels
+from ..recovery.conditioning import check_conditions
 from ..recovery.objectives import build_objective
 from ..schedules import CutConfig, Granularity, Target, no_scores, one_shot
 from ..schedules.target import format_count
@@ -43,7 +44,7 @@ def check_recovery(
         SecateurError: an unknown objective, a missing teacher, or labels that do not fit.
     """
     build_objective(recovery, teacher)
-    check_labels(model, dataset)
+    check_conditions(model, dataset)
 
 
 def check_schedule(recipe: Recipe, granularity: Granularity) -> None:
@@ -191,14 +192,12 @@ def pairs_of(loaded: Loaded, criterion: CriterionName, config: ScoringConfig) ->
 def seconds_per_pair(loaded: Loaded, batch_size: int = 32) -> float:
     """Seconds that one image takes in a forward and backward pass of the dense model, measured."""
     inputs = example_inputs(loaded.model, batch_size)
-    sample = next(iter(inputs.values()))
+    sample, told = next(iter(inputs.values())), conditions_of(inputs)
     timesteps = loaded.process.timesteps(torch.linspace(0.1, 0.9, batch_size)).to(sample.device)
     seconds = []
     for _ in range(TIMED_STEPS):
         begun = time.perf_counter()
-        loss = denoising_error(
-            loaded.model, loaded.process, sample, torch.randn_like(sample), timesteps, inputs.get("class_labels")
-        )
+        loss = denoising_error(loaded.model, loaded.process, sample, torch.randn_like(sample), timesteps, told)
         loss.mean().backward()
         loaded.model.zero_grad(set_to_none=True)
         seconds.append(time.perf_counter() - begun)

@@ -18,10 +18,11 @@ from ..criteria import CriterionName, ScoringConfig, score
 from ..data import Batch, ImageDataset, calibration_batch
 from ..evaluation import EvaluationConfig, evaluate_models, measure_latency, write_evaluation
 from ..files import read_json, write_json
-from ..inputs import class_count, device_of, example_inputs
+from ..inputs import device_of, example_inputs
 from ..process import Process
 from ..recipes import Recipe, ScheduleName
 from ..recovery import Pruner, RecoveryConfig, recover
+from ..recovery.conditioning import accepts
 from ..reporting import write_cut, write_ranking
 from ..schedules import Adaptive, CutConfig, Progressive, Target, block_cuts, judge, one_shot, settled, stage_scorer
 from ..structure import Cut, Structure, describe, remove
@@ -65,9 +66,9 @@ def rank_stage(
 
 
 def _calibration(loaded: Loaded, dataset: ImageDataset, scoring: ScoringConfig) -> Batch:
-    """The calibration images, with labels if the model takes them."""
+    """The calibration images, with the conditions that the model takes."""
     batch = calibration_batch(dataset, scoring.num_images, scoring.seed).to(device_of(loaded.model))
-    return batch if class_count(loaded.model) is not None else dataclasses.replace(batch, class_labels=None)
+    return dataclasses.replace(batch, conditions=accepts(loaded.model)(batch.conditions))
 
 
 def cut_stage(
