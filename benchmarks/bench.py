@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from secateur.commands.common import open_data, open_model
-from secateur.conditions import rows
+from secateur.conditions import LABELS, rows
 from secateur.criteria import CriterionName, ScoringConfig, score
 from secateur.data import Batch, ImageDataset, calibration_batch
 from secateur.evaluation import finite_time_lyapunov_exponents
@@ -114,10 +114,10 @@ class Bench:
         """Coverage of the data by samples with these features, and of the class that is covered least."""
         real = self.real_features[:COVERED]
         found = {"coverage": manifold_scores(features, real).means()["coverage"]}
-        labels = self.dataset.batch(self.real_order[:COVERED].tolist()).class_labels
-        if self.labels is None or labels is None:
+        labels = self.dataset.batch(self.real_order[:COVERED].tolist()).conditions.get(LABELS)
+        drawn = self.conditions.get(LABELS)
+        if labels is None or drawn is None:
             return found
-        drawn = torch.tensor(self.labels)
         by_class = [
             manifold_scores(features[drawn == label], real[labels == label]).means()["coverage"]
             for label in labels.unique()

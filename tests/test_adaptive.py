@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import secateur
 from models import dit, inputs_for, output, unet
 from secateur.cli import main
+from secateur.conditions import conditions_of, rows
 from secateur.criteria import ScoringConfig
 from secateur.data import Batch
 from secateur.errors import SecateurError, TrainingError
@@ -126,9 +127,8 @@ def decisions(pruner, model):
 
 def batch_for(model, count=4, seed=0):
     inputs = inputs_for(model, count, seed)
-    labels = inputs.get("class_labels")
     sample = inputs.get("sample", inputs.get("hidden_states"))
-    return ProxyBatch(sample, torch.zeros_like(sample), inputs["timestep"], labels)
+    return ProxyBatch(sample, torch.zeros_like(sample), inputs["timestep"], conditions_of(inputs))
 
 
 def doubled(model, batch):
@@ -137,14 +137,14 @@ def doubled(model, batch):
 
 def explicit_gradients(model, batch, signs):
     """Gradients (N, entries) of <output_i, r>, one backward pass for each sample."""
-    rows = []
+    found = []
     for i in range(len(batch.noisy)):
-        label = None if batch.class_labels is None else batch.class_labels[i : i + 1]
-        out = predict(model, batch.noisy[i : i + 1], batch.timesteps[i : i + 1], label)
+        one = slice(i, i + 1)
+        out = predict(model, batch.noisy[one], batch.timesteps[one], rows(batch.conditions, one))
         parameters = [p for layer in weighted_layers(model).values() for p in layer.parameters()]
-        found = torch.autograd.grad((out * signs).sum(), parameters, allow_unused=True)
-        rows.append(torch.cat([g.flatten() for g in found if g is not None]))
-    return torch.stack(rows)
+        gradients = torch.autograd.grad((out * signs).sum(), parameters, allow_unused=True)
+        found.append(torch.cat([g.flatten() for g in gradients if g is not None]))
+    return torch.stack(found)
 
 
 @pytest.mark.parametrize("build", [unet, lambda: dit(out_channels=2)])
@@ -192,7 +192,7 @@ def test_zico_is_its_definition():
     gradients = {name: [] for name in weighted_layers(model)}
     expected_losses = []
     for batch in batches:
-        error = predict(model, batch.noisy, batch.timesteps, batch.class_labels) - batch.target
+        error = predict(model, batch.noisy, batch.timesteps, batch.conditions) - batch.target
         loss = error.square().mean()
         expected_losses.append(loss.item())
         model.zero_grad()

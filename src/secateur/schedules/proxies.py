@@ -11,13 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from ..conditions import Conditions, rows
 from ..data import Batch
 from ..process import Process, predict
 from ..structure.cost import skeleton
@@ -45,12 +46,12 @@ class Judgement:
 
 @dataclass(frozen=True)
 class ProxyBatch:
-    """Noisy samples (N, C, H, W), their targets, timesteps (N,) in the network's unit, and class labels (N,)."""
+    """Noisy samples (N, C, H, W), their targets, timesteps (N,) in the network's unit, and conditions (N, ...)."""
 
     noisy: Tensor
     target: Tensor
     timesteps: Tensor
-    class_labels: Tensor | None
+    conditions: Conditions = field(default_factory=dict)
 
 
 def proxy_batches(process: Process, batch: Batch, seed: int) -> list[ProxyBatch]:
@@ -64,9 +65,8 @@ def proxy_batches(process: Process, batch: Batch, seed: int) -> list[ProxyBatch]
         timesteps = timesteps.float() if timesteps.is_floating_point() else timesteps
         sample, at = batch.sample[index], timesteps.to(batch.sample.device)
         noise = torch.randn(sample.shape, generator=generator).to(sample)
-        labels = None if batch.class_labels is None else batch.class_labels[index]
         target = process.target(sample, noise, at)
-        batches.append(ProxyBatch(process.add_noise(sample, noise, at), target, at, labels))
+        batches.append(ProxyBatch(process.add_noise(sample, noise, at), target, at, rows(batch.conditions, index)))
     return batches
 
 
@@ -113,7 +113,7 @@ def ntk_gram(model: nn.Module, batch: ProxyBatch, draws: int, seed: int) -> Tens
     gram = torch.zeros(count, count, dtype=torch.float64)
     weights = [layer.weight for layer in layers.values()]
     with torch.enable_grad(), _collected(layers, count, gram) as flush:
-        output = predict(model, batch.noisy, batch.timesteps, batch.class_labels)
+        output = predict(model, batch.noisy, batch.timesteps, batch.conditions)
         for draw in range(draws):
             signs = torch.randint(0, 2, output.shape[1:], generator=generator).to(output) * 2 - 1
             # All are asked for, so that the pass reaches every layer; what comes back is summed over samples: unused.
@@ -192,7 +192,7 @@ def zico(model: nn.Module, batches: Sequence[ProxyBatch]) -> tuple[list[float], 
     losses, running = [], [_Variation(weight) for weight in weights]
     for batch in batches:
         with torch.enable_grad():
-            prediction = predict(model, batch.noisy, batch.timesteps, batch.class_labels)
+            prediction = predict(model, batch.noisy, batch.timesteps, batch.conditions)
             loss = (prediction - batch.target).square().mean()
             gradients = torch.autograd.grad(loss, weights, allow_unused=True)
         losses.append(loss.item())
