@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from secateur.commands.common import open_data, open_model
+from secateur.conditions import LABELS, rows
 from secateur.criteria import CriterionName, ScoringConfig, score
 from secateur.data import Batch, ImageDataset, calibration_batch
 from secateur.evaluation import finite_time_lyapunov_exponents
@@ -24,9 +25,11 @@ from secateur.evaluation.denoising import denoising_loss_per_timestep
 from secateur.evaluation.features import feature_network
 from secateur.evaluation.fidelity import FeatureStatistics, frechet_distance
 from secateur.evaluation.fidelity import statistics as feature_statistics
+from secateur.evaluation.manifold import manifold_scores
 from secateur.files import read_json, write_json, write_text
-from secateur.inputs import class_count, example_inputs, input_shape
+from secateur.inputs import example_inputs, input_shape
 from secateur.recovery import RecoveryConfig
+from secateur.recovery.conditioning import accepts, sample_conditions
 from secateur.reporting.style import save_figure
 from secateur.sampling import generate_images, initial_noise
 from secateur.schedules import CutConfig, Target, one_shot, parse_target
@@ -35,7 +38,9 @@ from train_dense import MODELS, fashion
 
 ROOT = Path(__file__).resolve().parent
 RESULTS = ROOT / "results"
-NAMES = ("digits-unet", "digits-sit", "fashion-unet", "fashion-sit")
+NAMES = ("digits-unet", "digits-sit", "digits-dit", "fashion-unet", "fashion-sit")
+EMBEDDED = ("digits-unet", "digits-sit")
+COVERED = 2000  # real images
 NUM_IMAGES, NUM_INFERENCE_STEPS = 1000, 20
 FTLE_IMAGES, FTLE_ITERATIONS = 16, 3
 # The quickstart's, which suits a few hundred steps.
@@ -52,13 +57,12 @@ class Bench:
     def __init__(self, name: str) -> None:
         self.name = name
         on_digits = name.startswith("digits")
-        self.loaded, self.structure = open_model(name if on_digits else str(MODELS / name), device="cpu")
+        self.loaded, self.structure = open_model(name if name in EMBEDDED else str(MODELS / name), device="cpu")
         self.dataset: ImageDataset = open_data("digits", self.loaded) if on_digits else fashion()
         features = None if on_digits else MODELS / "fashion-features"
         shape = input_shape(self.dense)
         self.network = feature_network(features, shape[0], shape[1:])
-        classes = class_count(self.dense)
-        self.labels = None if classes is None else [index % classes for index in range(NUM_IMAGES)]
+        self.conditions = sample_conditions(self.dense, self.dataset, NUM_IMAGES)
 
     @property
     def dense(self) -> nn.Module:
@@ -66,7 +70,7 @@ class Bench:
 
     def batch(self, count: int, seed: int) -> Batch:
         batch = calibration_batch(self.dataset, count, seed)
-        return Batch(batch.sample) if self.labels is None else batch
+        return Batch(batch.sample, accepts(self.dense)(batch.conditions))
 
     def scores(self, criterion: CriterionName, seed: int, scoring: ScoringConfig = SCORING) -> dict[str, Tensor]:
         batch = self.batch(scoring.num_images, seed)
@@ -86,9 +90,9 @@ class Bench:
         return remove(copy.deepcopy(self.dense), self.structure, cut)
 
     def sample(self, model: nn.Module) -> Tensor:
-        shape, labels = input_shape(self.dense), self.labels
+        shape, conditions = input_shape(self.dense), self.conditions
         options = {"num_inference_steps": NUM_INFERENCE_STEPS, "batch_size": 250}
-        return generate_images(model, self.loaded.process, range(NUM_IMAGES), shape, labels, **options)
+        return generate_images(model, self.loaded.process, range(NUM_IMAGES), shape, conditions, **options)
 
     @torch.no_grad()
     def embed(self, images: Tensor) -> Tensor:
@@ -99,33 +103,51 @@ class Bench:
         return self.sample(self.dense)
 
     @cached_property
+    def real_order(self) -> Tensor:
+        return torch.randperm(len(self.dataset), generator=torch.Generator().manual_seed(0))[:10_000]
+
+    @cached_property
     def real_features(self) -> Tensor:
-        order = torch.randperm(len(self.dataset), generator=torch.Generator().manual_seed(0))[:10_000]
-        return torch.cat([self.embed(self.dataset.batch(part.tolist()).sample) for part in order.split(1000)])
+        return torch.cat([self.embed(self.dataset.batch(part.tolist()).sample) for part in self.real_order.split(1000)])
+
+    def coverage(self, features: Tensor) -> dict[str, float]:
+        """Coverage of the data by samples with these features, and of the class that is covered least."""
+        real = self.real_features[:COVERED]
+        found = {"coverage": manifold_scores(features, real).means()["coverage"]}
+        labels = self.dataset.batch(self.real_order[:COVERED].tolist()).conditions.get(LABELS)
+        drawn = self.conditions.get(LABELS)
+        if labels is None or drawn is None:
+            return found
+        by_class = [
+            manifold_scores(features[drawn == label], real[labels == label]).means()["coverage"]
+            for label in labels.unique()
+        ]
+        return found | {"lowest_class_coverage": min(by_class)}
 
     @cached_property
     def real(self) -> FeatureStatistics:
         return feature_statistics(self.real_features)
 
     def measure(self, model: nn.Module, with_ftle: bool = True) -> dict[str, float]:
-        """FD to the data, SSIM to the dense model's images, denoising loss, FTLE."""
+        """FD to the data and coverage of it, SSIM to the dense model's images, denoising loss, FTLE."""
         images = self.dense_images if model is self.dense else self.sample(model)
-        drawn = feature_statistics(self.embed(images))
+        features = self.embed(images)
+        drawn = feature_statistics(features)
         _, losses = denoising_loss_per_timestep(model, self.loaded.process, self.batch(256, 1000), seed=1000)
         found = {
             "fd": frechet_distance(drawn.mean, drawn.covariance, self.real.mean, self.real.covariance),
             "ssim": float(ssim(images, self.dense_images).mean()),
             "loss": float(losses.mean()),
+            **self.coverage(features),
         }
         return found | {"ftle": self.ftle(model)} if with_ftle else found
 
     def ftle(self, model: nn.Module) -> float:
-        labels = None if self.labels is None else torch.tensor(self.labels[:FTLE_IMAGES])
         exponents = finite_time_lyapunov_exponents(
             model,
             self.loaded.process,
             initial_noise(range(FTLE_IMAGES), input_shape(self.dense)),
-            labels,
+            rows(self.conditions, slice(FTLE_IMAGES)),
             num_inference_steps=NUM_INFERENCE_STEPS,
             iterations=FTLE_ITERATIONS,
         )

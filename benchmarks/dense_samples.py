@@ -10,7 +10,8 @@ from pathlib import Path
 import train_dense
 from secateur import load
 from secateur.files import atomic_file
-from secateur.inputs import class_count, input_shape, null_class
+from secateur.inputs import input_shape
+from secateur.recovery.conditioning import null_conditions, sample_conditions
 from secateur.reporting import comparison_grid
 from secateur.sampling import generate_images
 
@@ -26,16 +27,14 @@ def main() -> None:
         for name in names:
             dense = train_dense.DENSE[name]
             loaded = load(dense.folder)
-            classes = class_count(loaded.model)
-            labels = None if classes is None else [i % classes for i in range(COLUMNS)]
             rows[name] = generate_images(
                 loaded.model,
                 loaded.process,
                 range(COLUMNS),
                 input_shape(loaded.model),
-                labels,
+                sample_conditions(loaded.model, train_dense.digits(), COLUMNS),
                 num_inference_steps=STEPS,
-                null_class=null_class(loaded.model),
+                null=null_conditions(loaded.model),
             )
         if with_real:
             rows["real images"] = train_dense.digits().batch(range(COLUMNS)).sample

@@ -29,7 +29,7 @@ def shares(name: str) -> dict[str, list[float]]:
         x_t = process.add_noise(batch.sample, noise, timesteps)
         student, teacher = (
             squared_lengths(
-                project(model, x_t, timesteps, batch.class_labels, unit_directions([v]), create_graph=False)[1]
+                project(model, x_t, timesteps, batch.conditions, unit_directions([v]), create_graph=False)[1]
             )
             for model in (pruned, bench.dense)
         )

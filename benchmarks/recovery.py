@@ -23,6 +23,7 @@ from torch import nn
 
 from bench import RECOVERY, RESULTS, Bench, Results, collect, command_line, report, spread, targets_of
 from secateur.recovery import JacobianConfig, RecoveryConfig, recover
+from secateur.recovery.conditioning import accepts
 from secateur.recovery.draws import draw_step
 from secateur.recovery.objectives import build_objective
 from secateur.reporting.style import FAINT, SPARE_COLOURS, WARM, styled
@@ -47,8 +48,7 @@ def step_seconds(bench: Bench, pruned: nn.Module, methods: dict[str, RecoveryCon
     """Median seconds of a training step of each method, measured in turns."""
     student = copy.deepcopy(pruned).train()
     optimizer = torch.optim.AdamW(student.parameters(), 1e-9, fused=True)
-    labelled = bench.labels is not None
-    (draw,) = draw_step(bench.dataset, bench.loaded.process, RECOVERY, 0, labelled=labelled)
+    (draw,) = draw_step(bench.dataset, bench.loaded.process, RECOVERY, 0, accepts=accepts(bench.dense))
     times: dict[str, list[float]] = {name: [] for name in methods}
     for _ in range(ROUNDS):
         for name, config in methods.items():

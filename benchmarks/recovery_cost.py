@@ -29,6 +29,7 @@ from secateur.files import write_json, write_text
 from secateur.inputs import example_inputs, input_shape
 from secateur.process import DiffusionProcess, FlowProcess, Process
 from secateur.recovery import JacobianConfig, RecoveryConfig
+from secateur.recovery.conditioning import accepts
 from secateur.recovery.draws import Draw, draw_step
 from secateur.recovery.objectives import build_objective
 from secateur.schedules import CutConfig, no_scores, one_shot, parse_target
@@ -92,9 +93,8 @@ def draw_for(case: Case) -> Draw:
     shape = input_shape(case.model)
     images = torch.rand(case.batch_size, *shape, generator=torch.Generator().manual_seed(0))
     dataset = ArrayDataset("random", shape, ("a",), images, torch.zeros(case.batch_size, dtype=torch.int64))
-    labelled = isinstance(case.model, DiTTransformer2DModel)
     config = replace(BASE, batch_size=case.batch_size)
-    return draw_step(dataset, case.process, config, 0, labelled=labelled)[0]
+    return draw_step(dataset, case.process, config, 0, accepts=accepts(case.model))[0]
 
 
 class Flops(TorchDispatchMode):

@@ -18,6 +18,7 @@ from torch import nn
 import secateur
 from models import dit, inputs_for, output, unet
 from secateur.cli import main
+from secateur.conditions import conditions_of
 from secateur.criteria import BLOCK_CRITERIA, ScoringConfig, score
 from secateur.criteria.blocks import block_scores, draw_tuples, leaving_order, measure_blocks
 from secateur.criteria.ced import log_deviations, spearman
@@ -98,7 +99,7 @@ def chain_of(*functions):
 
 def batch_of(model, count=6):
     sample = torch.randn(count, model.config.in_channels, 8, 8, generator=torch.Generator().manual_seed(0))
-    return Batch(sample, inputs_for(model, count).get("class_labels"))
+    return Batch(sample, conditions_of(inputs_for(model, count)))
 
 
 def effects_of(model, structure, process=None, batch=None, config=FEW):
@@ -242,12 +243,12 @@ def test_scores_do_not_depend_on_how_batches_are_split(model, process, criterion
 
 
 def test_draws_are_paired_stratified_and_split_alike():
-    batch = Batch(torch.randn(5, 1, 8, 8), torch.arange(5))
+    batch = Batch(torch.randn(5, 1, 8, 8), {"class_labels": torch.arange(5)})
     process = FlowProcess()
     whole = next(draw_tuples(process, batch, ScoringConfig(batch_size=100)))
     split = list(draw_tuples(process, batch, ScoringConfig(batch_size=3)))
     assert torch.equal(whole.noisy, torch.cat([part.noisy for part in split]))
-    assert torch.equal(whole.class_labels, torch.arange(5).repeat(8))
+    assert torch.equal(whole.conditions["class_labels"], torch.arange(5).repeat(8))
     bins = (whole.timesteps / 125).long().reshape(8, 5)
     assert torch.equal(bins, torch.arange(8)[:, None].expand(8, 5))
     assert len(whole.timesteps.unique()) == 40

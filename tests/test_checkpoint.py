@@ -230,7 +230,7 @@ def test_half_precision_comes_back_bit_for_bit(tmp_path, make, pruned):
     loaded = from_pretrained(tmp_path / "model")
     assert loaded.dtype == torch.bfloat16
     noise = torch.randn(2, 1, 8, 8)
-    labels = None if make is unet else torch.tensor([1, 2])
+    labels = {} if make is unet else {"class_labels": torch.tensor([1, 2])}
     first, second = (predict(each, noise, torch.tensor([3, 4]), labels) for each in (model, loaded))
     assert first.dtype == torch.float32
     assert torch.equal(first, second)

@@ -19,6 +19,7 @@ from secateur.cli import main
 from secateur.conversion import convert_state_dict, kind_named, read_checkpoint
 from secateur.errors import SecateurError
 from secateur.process import predict
+from secateur.recovery.conditioning import label_conditions
 from secateur.sampling import generate, generate_images, initial_noise
 
 HIDDEN, HEADS, DEPTH, PATCH, CLASSES, GRID = 32, 4, 3, 2, 10, 4
@@ -134,7 +135,7 @@ def test_a_converted_dit_computes_what_the_original_does(tmp_path, channels, lea
     x, t, y = inputs(DIT_TIMES, channels)
     with torch.no_grad():
         assert_close(loaded.model(x, t, y).sample, original(x, t, y))
-        assert_close(predict(loaded.model, x, t, y), original(x, t, y)[:, :channels])
+        assert_close(predict(loaded.model, x, t, {"class_labels": y}), original(x, t, y)[:, :channels])
     # Too small a difference for outputs to show.
     assert {module.eps for module in loaded.model.modules() if isinstance(module, nn.LayerNorm)} == {1e-6}
     assert loaded.scheduler_config.get("variance_type") == ("learned_range" if learn_sigma else None)
@@ -168,13 +169,17 @@ def test_a_converted_sit_samples_the_original_ode(tmp_path):
         sample = sample + (after - now) * original(sample, torch.full((4,), now), labels)
     assert (sample - noise).abs().max() > 0.05
     assert sample.abs().max() < 1
-    assert_close(generate(loaded.model, loaded.process, noise, labels, num_inference_steps=steps), sample, 1e-4)
+    assert_close(
+        generate(loaded.model, loaded.process, noise, {"class_labels": labels}, num_inference_steps=steps), sample, 1e-4
+    )
 
 
 def test_the_samples_of_seeds_are_those_of_the_original(tmp_path):
     original = OriginalSiT()
     loaded = secateur.load(written(tmp_path, original, "SiT-tiny-2.pt"))
-    images = generate_images(loaded.model, loaded.process, range(4), (1, 8, 8), range(4), num_inference_steps=10)
+    images = generate_images(
+        loaded.model, loaded.process, range(4), (1, 8, 8), label_conditions([0, 1, 2, 3]), num_inference_steps=10
+    )
     scheduler = loaded.process.scheduler()
     scheduler.set_timesteps(10)
     sample = initial_noise(range(4), (1, 8, 8))

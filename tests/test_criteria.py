@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from models import dit, dits, inputs_for, unet, unets
+from secateur.conditions import conditions_of
 from secateur.criteria import BLOCK_CRITERIA, CRITERIA, ScoringConfig, score, unit_scores
 from secateur.criteria.diff_pruning import (
     calibration_timesteps,
@@ -32,7 +33,7 @@ def batch_of(model, count=4, seed=0, dtype=torch.float32):
     generator = torch.Generator().manual_seed(seed)
     size, channels = model.config.sample_size, model.config.in_channels
     sample = torch.randn(count, channels, size, size, generator=generator).to(dtype)
-    labels = torch.arange(count) if "num_embeds_ada_norm" in model.config else None
+    labels = {"class_labels": torch.arange(count)} if "num_embeds_ada_norm" in model.config else {}
     return Batch(sample, labels)
 
 
@@ -138,7 +139,7 @@ def test_any_architecture_can_be_scored_frozen_or_not(models, data):
     model = data.draw(models).requires_grad_(data.draw(st.booleans()))
     flags = [parameter.requires_grad for parameter in model.parameters()]
     process = FlowProcess() if isinstance(model, DiTTransformer2DModel) else DiffusionProcess()
-    batch = Batch(batch_of(model).sample, inputs_for(model, 4).get("class_labels"))
+    batch = Batch(batch_of(model).sample, conditions_of(inputs_for(model, 4)))
     scores = score(model, process, batch, describe(model), "diff-pruning", FEW).scores
     assert all(values.isfinite().all() for values in scores.values())
     assert max(values.max() for values in scores.values()) > 0

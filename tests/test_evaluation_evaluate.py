@@ -44,11 +44,11 @@ class Oracle(nn.Module):
         self.bias = nn.Parameter(torch.tensor(bias))
         self.process, self.x0 = process, x0
 
-    def forward(self, x: Tensor, timesteps: Tensor, return_dict: bool) -> tuple[Tensor]:
+    def forward(self, x: Tensor, timestep: Tensor, return_dict: bool) -> tuple[Tensor]:
         assert not self.training
         zero = torch.zeros_like(self.x0)
-        signal = self.process.add_noise(self.x0, zero, timesteps)
-        scale = self.process.add_noise(zero, torch.ones_like(zero), timesteps)
+        signal = self.process.add_noise(self.x0, zero, timestep)
+        scale = self.process.add_noise(zero, torch.ones_like(zero), timestep)
         return ((x - signal) / scale + self.bias,)
 
 

@@ -29,8 +29,8 @@ class Gaussian(nn.Module):
         a2 = self.kept[t.long()]
         return (1 - a2).sqrt() / (a2 * self.c**2 + 1 - a2)
 
-    def forward(self, x: Tensor, t: Tensor, return_dict: bool = False) -> tuple[Tensor]:
-        return (self.one * self.factor(t).view(-1, 1, 1, 1) * x,)
+    def forward(self, x: Tensor, timestep: Tensor, return_dict: bool = False) -> tuple[Tensor]:
+        return (self.one * self.factor(timestep).view(-1, 1, 1, 1) * x,)
 
 
 @pytest.mark.parametrize(("c", "expected"), [(0.25, -1.3906), (0.5, -0.6958), (0.05, -2.9981)])
@@ -54,7 +54,7 @@ def test_u9_gaussian_data(c, expected):
     ],
 )
 def test_exponent_is_the_largest_singular_value_of_the_sampler(build, process):
-    model, labels = build().double(), torch.tensor([3]) if build is dit else None
+    model, labels = build().double(), {"class_labels": torch.tensor([3])} if build is dit else {}
     noise = torch.randn(1, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     steps = sampler_steps(process, 3)
 
@@ -64,7 +64,7 @@ def test_exponent_is_the_largest_singular_value_of_the_sampler(build, process):
         return x
 
     with torch.no_grad():
-        sampled = sampler(noise).clamp(-1, 1)
+        sampled = sampler(noise)
     unclipped = type(process)({**process.config, "clip_sample": False}, **convention(process))
     assert torch.allclose(sampled, generate(model, unclipped, noise, labels, num_inference_steps=3), atol=1e-5)
     jacobian = torch.autograd.functional.jacobian(lambda x: sampler(x.view_as(noise)).flatten(), noise.flatten())

@@ -48,7 +48,7 @@ def batch_of(model, count=4, seed=0):
     generator = torch.Generator().manual_seed(seed)
     size, channels = model.config.sample_size, model.config.in_channels
     sample = torch.randn(count, channels, size, size, generator=generator, dtype=torch.float64)
-    return Batch(sample, torch.arange(count) if "num_embeds_ada_norm" in model.config else None)
+    return Batch(sample, {"class_labels": torch.arange(count)} if "num_embeds_ada_norm" in model.config else {})
 
 
 def signed_scores(model, process, config=THREE):
@@ -181,12 +181,11 @@ def flat_loss(model, process, batch, noise, timestep):
     named = dict(model.named_parameters())
     t = timestep.repeat(len(batch.sample))
     x_t, target = process.add_noise(batch.sample, noise, t), process.target(batch.sample, noise, t)
-    labels = {} if batch.class_labels is None else {"class_labels": batch.class_labels}
 
     def loss(flat):
         parts = flat.split([parameter.numel() for parameter in named.values()])
         values = {name: part.reshape(named[name].shape) for name, part in zip(named, parts, strict=True)}
-        output = functional_call(model, values, (x_t, t), {"return_dict": False, **labels})[0]
+        output = functional_call(model, values, (x_t, t), {"return_dict": False, **batch.conditions})[0]
         return (output[:, : x_t.shape[1]] - target).square().mean()
 
     return loss

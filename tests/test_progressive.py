@@ -29,11 +29,12 @@ from secateur.criteria import ScoringConfig, score
 from secateur.criteria.drops import outputs_without_each_block
 from secateur.criteria.gradient_flow import gradient_flow_statistics
 from secateur.errors import SecateurError, TrainingError
-from secateur.inputs import class_count, example_inputs
+from secateur.inputs import example_inputs
 from secateur.process import DiffusionProcess, FlowProcess
 from secateur.recipes import recipe_named
 from secateur.recovery import Ema, RecoveryConfig, recover
 from secateur.recovery.checkpoints import TrainingState, newest_checkpoint
+from secateur.recovery.conditioning import accepts
 from secateur.recovery.surgery import cut_training_state
 from secateur.schedules import (
     CutConfig,
@@ -57,7 +58,7 @@ WIDTH, DEPTH, BOTH = (CutConfig(granularity=name, round_to=2) for name in ("widt
 
 def calibration(model):
     batch = images().batch([0, 1, 2, 3])
-    return batch if class_count(model) is not None else replace(batch, class_labels=None)
+    return replace(batch, conditions=accepts(model)(batch.conditions))
 
 
 def pruner_for(model, process, target="macs=60%", criterion="random", cut=WIDTH, config=QUICK, scores=None):
@@ -317,9 +318,9 @@ def test_the_budget_must_reach_beyond_the_stages():
         "gradient-flow",
         280,
     )
-    check_schedule(replace(recipe, recovery=replace(recipe.recovery, steps=281)))
+    check_schedule(replace(recipe, recovery=replace(recipe.recovery, steps=281)), "width")
     with pytest.raises(SecateurError, match="pruning takes 280 steps, recovery has 280; give more --steps") as caught:
-        check_schedule(replace(recipe, recovery=replace(recipe.recovery, steps=280)))
+        check_schedule(replace(recipe, recovery=replace(recipe.recovery, steps=280)), "width")
     assert "\n" not in str(caught.value)
 
 

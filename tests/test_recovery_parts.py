@@ -14,7 +14,7 @@ from secateur.errors import DataError, SecateurError, TrainingError
 from secateur.inputs import class_count, null_class
 from secateur.process import DiffusionProcess, FlowProcess, denoising_error
 from secateur.recovery import Ema, JacobianConfig, RecoveryConfig
-from secateur.recovery.conditioning import check_labels, disable_label_dropout
+from secateur.recovery.conditioning import check_conditions, disable_label_dropout
 from secateur.recovery.config import learning_rate_at
 from secateur.recovery.draws import batch_indices, draw_step, seed_of, uniform_times
 from secateur.recovery.ema import warm_decay
@@ -79,15 +79,18 @@ def test_every_epoch_visits_every_image_once():
 def test_draws_are_pure_and_shares_join_to_the_whole(digits):
     process = FlowProcess()
     config = RecoveryConfig(batch_size=8, horizontal_flip=True, label_dropout=0.5)
-    (whole,) = draw_step(digits, process, config, 7, null_class=10, labelled=True)
-    (again,) = draw_step(digits, process, config, 7, null_class=10, labelled=True)
+    null = {"class_labels": torch.tensor(10)}
+    (whole,) = draw_step(digits, process, config, 7, null, dict)
+    (again,) = draw_step(digits, process, config, 7, null, dict)
     assert torch.equal(whole.noise, again.noise)
-    assert 0 < (whole.class_labels == 10).sum() < 8
+    assert 0 < (whole.conditions["class_labels"] == 10).sum() < 8
     halves = RecoveryConfig(batch_size=8, horizontal_flip=True, label_dropout=0.5, accumulation=2)
-    shares = [draw_step(digits, process, halves, 7, 10, True, rank, 2) for rank in range(2)]
+    shares = [draw_step(digits, process, halves, 7, null, dict, rank, 2) for rank in range(2)]
     ordered = [shares[rank][micro] for micro in range(2) for rank in range(2)]
-    for name in ("sample", "noise", "timesteps", "class_labels"):
+    for name in ("sample", "noise", "timesteps"):
         assert torch.equal(torch.cat([getattr(share, name) for share in ordered]), getattr(whole, name))
+    labels = torch.cat([share.conditions["class_labels"] for share in ordered])
+    assert torch.equal(labels, whole.conditions["class_labels"])
     assert torch.equal(torch.cat([share.normal(2) for share in ordered]), whole.normal(2))
     assert not torch.equal(whole.normal(1), whole.normal(2))
     assert not torch.equal(whole.normal(1), whole.noise)
@@ -156,20 +159,20 @@ def test_labels_are_dropped_by_the_draw_and_not_in_the_blocks():
 def test_models_and_data_must_agree_about_labels(digits):
     assert (null_class(unet()), class_count(unet())) == (None, None)
     assert class_count(unet(num_class_embeds=3)) == 3
-    check_labels(unet(), digits)
-    check_labels(dit(), digits)
+    check_conditions(unet(), digits)
+    check_conditions(dit(), digits)
     with pytest.raises(DataError, match="digits has 10 classes, the model knows 3"):
-        check_labels(unet(num_class_embeds=3), digits)
+        check_conditions(unet(num_class_embeds=3), digits)
     unlabelled = ArrayDataset("none", (1, 8, 8), (), torch.zeros(4, 1, 8, 8), None)
     with pytest.raises(DataError, match="none has no labels, which the model needs"):
-        check_labels(dit(), unlabelled)
-    check_labels(dit(), unlabelled, needed=False)
+        check_conditions(dit(), unlabelled)
+    check_conditions(dit(), unlabelled, needed=False)
 
 
 def test_label_values_beyond_the_classes_are_refused(tmp_path):
     np.savez(tmp_path / "sparse.npz", images=np.zeros((2, 8, 8), np.uint8), labels=[0, 63])
     with pytest.raises(DataError, match="sparse has 64 classes, the model knows 10"):
-        check_labels(dit(), load_data(tmp_path / "sparse.npz"))
+        check_conditions(dit(), load_data(tmp_path / "sparse.npz"))
 
 
 @pytest.mark.parametrize(

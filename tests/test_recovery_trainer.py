@@ -45,6 +45,7 @@ class Failing:
     name: str = "noise"
     shape: tuple[int, int, int] = (1, 8, 8)
     class_names: tuple[str, ...] = ("a", "b")
+    null: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.inner)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models import dit, unet
+from secateur.conditions import rows, without_labels
 from secateur.data import ArrayDataset
 from secateur.errors import SecateurError
 from secateur.process import DiffusionProcess, FlowProcess, predict
@@ -45,7 +46,7 @@ class Linear(nn.Module):
 
 def projected(weight: Tensor, directions: list[Tensor], projection: str) -> list[Tensor]:
     v = directions[0]
-    return project(Linear(weight), torch.randn_like(v), torch.zeros(len(v)), None, directions, projection)[1]
+    return project(Linear(weight), torch.randn_like(v), torch.zeros(len(v)), {}, directions, projection)[1]
 
 
 def twins(name: str) -> tuple[nn.Module, nn.Module, FlowProcess | DiffusionProcess]:
@@ -65,7 +66,9 @@ def draw(process, batch_size: int = 4, labels: bool = False) -> Draw:
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(10, 1, 8, 8, generator=generator)
     dataset = ArrayDataset("noise", (1, 8, 8), ("a", "b"), images, torch.arange(10) % 2)
-    (found,) = draw_step(dataset, process, RecoveryConfig(batch_size=batch_size), 0, labelled=labels)
+    (found,) = draw_step(
+        dataset, process, RecoveryConfig(batch_size=batch_size), 0, accepts=dict if labels else without_labels
+    )
     normal = found.normal
     return replace(found, sample=found.sample.double(), noise=found.noise.double(), normal=lambda k: normal(k).double())
 
@@ -101,7 +104,7 @@ def test_u1_projections_of_a_linear_map(projection, product, growth):
 def test_u2_loss_and_gradient_of_a_linear_map(projection, loss, gradient):
     model = Linear(W)
     teacher = [torch.tensor([5.0, 0.0], dtype=torch.float64).sqrt().view(1, 2, 1, 1)]
-    mismatch = growth_mismatch(project(model, V, torch.zeros(1), None, [V], projection)[1], teacher)
+    mismatch = growth_mismatch(project(model, V, torch.zeros(1), {}, [V], projection)[1], teacher)
     mismatch.backward()
     assert mismatch.item() == pytest.approx(loss)
     assert model.weight.grad.tolist() == [pytest.approx(row) for row in gradient]
@@ -129,8 +132,8 @@ def test_u5_several_directions_are_the_mean_over_separate_calls():
     student, teacher, process = twins("unet")
     found = draw(process)
     directions = unit_directions([found.normal(k) for k in (1, 2, 3)])
-    together = squared_lengths(project(student, found.sample, found.timesteps, None, directions)[1])
-    apart = [squared_lengths(project(student, found.sample, found.timesteps, None, [v])[1]) for v in directions]
+    together = squared_lengths(project(student, found.sample, found.timesteps, {}, directions)[1])
+    apart = [squared_lengths(project(student, found.sample, found.timesteps, {}, [v])[1]) for v in directions]
     assert torch.allclose(together, torch.stack(apart).mean(0), rtol=1e-12)
     sizes = {k: terms_of(objective_for(teacher, directions=k), student, teacher, process, found) for k in (1, 3)}
     assert sizes[1][JACOBIAN] != sizes[3][JACOBIAN]
@@ -159,7 +162,7 @@ def test_u7_gradients_reach_the_student_alone(name, objective):
     assert all(parameter.grad is None and parameter.requires_grad for parameter in teacher.parameters())
     plain, _, _ = twins(name)
     found = draw(process, labels=name == "dit")
-    predict(plain, found.sample, found.timesteps, found.class_labels).square().sum().backward()
+    predict(plain, found.sample, found.timesteps, found.conditions).square().sum().backward()
     for (key, one), other in zip(student.named_parameters(), plain.parameters(), strict=True):
         assert (one.grad is None) == (other.grad is None), key
 
@@ -184,11 +187,10 @@ def test_u8_samples_of_a_batch_do_not_mix(name):
     student, _, process = twins(name)
     found = draw(process, labels=name == "dit")
     directions = unit_directions([found.normal(1)])
-    labels = found.class_labels
-    _, (together,) = project(student, found.sample, found.timesteps, labels, directions)
+    _, (together,) = project(student, found.sample, found.timesteps, found.conditions, directions)
     for i in range(len(together)):
         one = slice(i, i + 1)
-        label = None if labels is None else labels[one]
+        label = rows(found.conditions, one)
         _, (alone,) = project(student, found.sample[one], found.timesteps[one], label, [directions[0][one]])
         assert torch.allclose(together[one], alone, rtol=1e-9, atol=1e-12)
 
@@ -212,7 +214,7 @@ def test_loss_and_gradient_equal_a_naive_double_backward(name, projection, objec
     with sdpa_kernel(SDPBackend.MATH):
         for i in range(2):
             one = slice(i, i + 1)
-            label = None if found.class_labels is None else found.class_labels[one]
+            label = rows(found.conditions, one)
 
             def output(x, model, one=one, label=label):
                 return predict(model, x.view(1, 1, 8, 8), found.timesteps[one], label).flatten()
@@ -283,7 +285,7 @@ def test_every_nth_sample_keeps_the_other_terms(name):
         found.sample[chosen],
         found.noise[chosen],
         found.timesteps[chosen],
-        None if found.class_labels is None else found.class_labels[chosen],
+        rows(found.conditions, chosen),
         lambda k: normal(k)[chosen],
     )
     alone = terms_of(objective_for(teacher), student, teacher, process, thinned)
@@ -319,7 +321,7 @@ def test_third_derivatives_through_layer_norms_are_those_of_finite_differences()
             return (norm(torch.sin(scale * x) * w),)
 
     def growth() -> Tensor:
-        return squared_lengths(project(model, x, torch.zeros(4), None, [v], "jvp")[1]).sum()
+        return squared_lengths(project(model, x, torch.zeros(4), {}, [v], "jvp")[1]).sum()
 
     model, step = Model(), 1e-6
     with higher_order([model], "jvp"):

@@ -69,6 +69,7 @@ def _commands(arguments: Sequence[str]) -> dict[str, Callable[..., Any]]:
         "compress": {
             "scoring": chosen.scoring,
             "progressive": chosen.progressive,
+            "adaptive": chosen.adaptive,
             "cut": chosen.cut,
             "recovery": chosen.recovery,
             "evaluation": chosen.evaluation,

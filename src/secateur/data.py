@@ -6,7 +6,7 @@ import difflib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
+from .conditions import LABELS, UNCONDITIONAL, Conditions, moved
 from .errors import DataError
 
 ACCEPTED = "an image folder, an .npz file with `images` (and `labels`), or the word `digits`"
@@ -37,14 +38,18 @@ WORKERS = min(8, os.cpu_count() or 1)
 
 @dataclass(frozen=True)
 class Batch:
-    """Images in [-1, 1], (B, C, H, W) float32, and their class labels, (B,) int64, or None."""
+    """Images in [-1, 1] or latents, (B, C, H, W) float32, and the conditions that belong to them."""
 
     sample: Tensor
-    class_labels: Tensor | None = None
+    conditions: Conditions = field(default_factory=dict)
+
+    @property
+    def class_labels(self) -> Tensor | None:
+        """(B,) int64, or None."""
+        return self.conditions.get(LABELS)
 
     def to(self, device: torch.device | str) -> Batch:
-        labels = None if self.class_labels is None else self.class_labels.to(device)
-        return Batch(self.sample.to(device), labels)
+        return Batch(self.sample.to(device), moved(self.conditions, device))
 
 
 class ImageDataset(Protocol):
@@ -61,6 +66,11 @@ class ImageDataset(Protocol):
     @property
     def class_names(self) -> tuple[str, ...]:
         """Name of each class label; empty without labels."""
+        ...
+
+    @property
+    def null(self) -> Conditions:
+        """What stands for no condition, a row of each: an encoded empty prompt; empty without captions."""
         ...
 
     def __len__(self) -> int: ...
@@ -95,8 +105,17 @@ def load_data(source: str | Path, shape: tuple[int, int, int] | None = None) -> 
 
 def calibration_batch(dataset: ImageDataset, n: int, seed: int) -> Batch:
     """`n` images drawn without replacement, the same for the same seed; all of them if there are fewer."""
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
-    return dataset.batch(order[:n].tolist())
+    return dataset.batch(calibration_order(dataset, seed)[:n].tolist())
+
+
+def calibration_order(dataset: ImageDataset, seed: int) -> Tensor:
+    """The indices of all images, shuffled, the same for the same seed."""
+    return torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
+
+
+def labelled(labels: Tensor | None, indices: Tensor) -> Conditions:
+    """The class labels at `indices` as conditions, none where there are no `labels`."""
+    return UNCONDITIONAL if labels is None else {LABELS: labels[indices]}
 
 
 # ---------------------------------------------------------------------------------------------------- arrays
@@ -111,6 +130,7 @@ class ArrayDataset:
     class_names: tuple[str, ...]
     images: Tensor
     labels: Tensor | None
+    null = UNCONDITIONAL
 
     def __len__(self) -> int:
         return len(self.images)
@@ -120,7 +140,7 @@ class ArrayDataset:
         images = self.images[chosen]
         images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
         images = _fit(_match_channels(images, self.shape[0]), self.shape[1:])
-        return Batch(images * 2 - 1, None if self.labels is None else self.labels[chosen])
+        return Batch(images * 2 - 1, labelled(self.labels, chosen))
 
 
 def _match_channels(images_BCHW: Tensor, channels: int) -> Tensor:
@@ -213,6 +233,7 @@ class FolderDataset:
     class_names: tuple[str, ...]
     paths: tuple[Path, ...]
     labels: Tensor | None
+    null = UNCONDITIONAL
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -220,8 +241,7 @@ class FolderDataset:
     def batch(self, indices: Sequence[int]) -> Batch:
         with ThreadPoolExecutor(WORKERS) as pool:
             images = list(pool.map(lambda index: _decode(self.paths[index], self.shape), indices))
-        labels = None if self.labels is None else self.labels[torch.as_tensor(indices, dtype=torch.int64)]
-        return Batch(torch.stack(images), labels)
+        return Batch(torch.stack(images), labelled(self.labels, torch.as_tensor(indices, dtype=torch.int64)))
 
 
 def _open_folder(folder: Path, shape: tuple[int, int, int] | None) -> FolderDataset:

@@ -13,6 +13,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
+from .conditions import UNCONDITIONAL, Conditions, arguments
 from .errors import ModelError, first_line
 
 
@@ -176,7 +177,7 @@ def _tried(process: Process) -> Process:
     return process
 
 
-def predict(model: nn.Module, x_BCHW: Tensor, timesteps_B: Tensor, class_labels_B: Tensor | None = None) -> Tensor:
+def predict(model: nn.Module, x_BCHW: Tensor, timesteps_B: Tensor, conditions: Conditions = UNCONDITIONAL) -> Tensor:
     """The network's prediction (B, C, H, W) at (x_t, t), in the dtype of x_t, whatever the network's own is.
 
     The half that learns the variance is dropped.
@@ -184,10 +185,10 @@ def predict(model: nn.Module, x_BCHW: Tensor, timesteps_B: Tensor, class_labels_
     Raises:
         ModelError: a network that does not predict as many channels as it takes, or twice as many.
     """
-    conditions = {} if class_labels_B is None else {"class_labels": class_labels_B}
     channels = x_BCHW.shape[1]
     weights = next(model.parameters(), x_BCHW)
-    output = model(x_BCHW.to(weights.dtype), timesteps_B, return_dict=False, **conditions)[0]
+    told = arguments(conditions, weights.dtype)
+    output = model(x_BCHW.to(weights.dtype), timestep=timesteps_B, return_dict=False, **told)[0]
     if output.shape[1] not in (channels, 2 * channels):
         raise ModelError(f"the model takes {channels} channels and predicts {output.shape[1]}; this is not supported")
     return output[:, :channels].to(x_BCHW.dtype)
@@ -199,9 +200,9 @@ def denoising_error(
     x0_BCHW: Tensor,
     noise_BCHW: Tensor,
     timesteps_B: Tensor,
-    class_labels_B: Tensor | None = None,
+    conditions: Conditions = UNCONDITIONAL,
 ) -> Tensor:
     """Mean squared error of each sample's prediction, (B,): L_simple (DDPM, eq. 14) or its flow counterpart."""
     x_t = process.add_noise(x0_BCHW, noise_BCHW, timesteps_B)
     target = process.target(x0_BCHW, noise_BCHW, timesteps_B)
-    return (predict(model, x_t, timesteps_B, class_labels_B) - target).square().flatten(1).mean(1)
+    return (predict(model, x_t, timesteps_B, conditions) - target).square().flatten(1).mean(1)

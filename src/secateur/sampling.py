@@ -1,10 +1,11 @@
 """Deterministic sampling: the same seeds give the same images, whatever the batch size."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from .conditions import UNCONDITIONAL, Conditions, dropped, moved, rows
 from .errors import SecateurError, require
 from .inputs import device_of, inference
 from .process import Process, predict
@@ -21,36 +22,38 @@ def generate(
     model: nn.Module,
     process: Process,
     noise_BCHW: Tensor,
-    class_labels_B: Tensor | None = None,
+    conditions: Conditions = UNCONDITIONAL,
     *,
     num_inference_steps: int = 50,
     guidance_scale: float = 1.0,
-    null_class: int | None = None,
+    null: Conditions = UNCONDITIONAL,
 ) -> Tensor:
-    """Integrate the deterministic sampler from `noise_BCHW`; images (B, C, H, W) in [-1, 1].
+    """Integrate the deterministic sampler from `noise_BCHW`; samples or latents (B, C, H, W), not clamped.
 
     With `guidance_scale` other than 1, classifier-free guidance (Ho & Salimans 2022, eq. 6) pushes away from the
-    prediction at label `null_class`.
+    prediction at the `null` conditions.
 
     Raises:
-        SecateurError: more steps than the process has, or guidance without class labels to guide by.
+        SecateurError: more steps than the process has, or guidance without null conditions to guide away from.
     """
     most = process.num_train_timesteps
     require(1 <= num_inference_steps <= most, f"num_inference_steps is {num_inference_steps}; give 1 to {most}")
     guided = guidance_scale != 1.0
-    if guided and (class_labels_B is None or null_class is None):
-        raise SecateurError("the model has no null class to guide away from; use guidance_scale 1")
+    if guided and not (conditions and null):
+        raise SecateurError("the model has no null condition to guide away from; use guidance_scale 1")
     scheduler = process.scheduler()
     scheduler.set_timesteps(num_inference_steps, device=noise_BCHW.device)
+    everywhere = torch.ones(len(noise_BCHW), dtype=torch.bool, device=noise_BCHW.device)
+    unconditioned = dropped(conditions, everywhere, null) if guided else UNCONDITIONAL
     sample = noise_BCHW
     for timestep in scheduler.timesteps:
         t_B = process.sampler_to_model(timestep).expand(len(sample)).to(sample.device)
-        output = predict(model, sample, t_B, class_labels_B)
-        if guided and class_labels_B is not None and null_class is not None:
-            unconditional = predict(model, sample, t_B, torch.full_like(class_labels_B, null_class))
+        output = predict(model, sample, t_B, conditions)
+        if guided:
+            unconditional = predict(model, sample, t_B, unconditioned)
             output = unconditional + guidance_scale * (output - unconditional)
         sample = scheduler.step(process.model_to_sampler(output), timestep, sample, return_dict=False)[0]
-    return sample.clamp(-1, 1)
+    return sample
 
 
 def generate_images(
@@ -58,18 +61,21 @@ def generate_images(
     process: Process,
     seeds: Sequence[int],
     shape: tuple[int, ...],
-    class_labels: Sequence[int] | None = None,
+    conditions: Conditions = UNCONDITIONAL,
     *,
     num_inference_steps: int = 50,
     guidance_scale: float = 1.0,
-    null_class: int | None = None,
+    null: Conditions = UNCONDITIONAL,
     batch_size: int = 128,
     description: str = "sampling",
+    decode: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Images (len(seeds), *shape) in [-1, 1] on the CPU, one seed each, drawn in batches with a progress bar."""
+    """Images (len(seeds), C, H, W) in [-1, 1] on the CPU, one seed each, drawn in batches with a progress bar.
+
+    `shape` is that of one sample, `conditions` have a row for each seed; `decode` turns latents into images.
+    """
     require(batch_size >= 1, f"batch_size is {batch_size}; give at least 1")
     device = device_of(model)
-    labels = None if class_labels is None else torch.as_tensor(class_labels)
     images = []
     with inference(model), progress(description, len(seeds)) as advance:
         for start in range(0, len(seeds), batch_size):
@@ -79,11 +85,11 @@ def generate_images(
                 model,
                 process,
                 noise,
-                None if labels is None else labels[chosen].to(device),
+                moved(rows(conditions, chosen), device),
                 num_inference_steps=num_inference_steps,
                 guidance_scale=guidance_scale,
-                null_class=null_class,
+                null=null,
             )
-            images.append(batch.cpu())
+            images.append((batch if decode is None else decode(batch)).clamp(-1, 1).cpu())
             advance(len(noise), "")
     return torch.cat(images)

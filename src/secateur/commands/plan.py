@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..checkpoint import Loaded
+from ..conditions import conditions_of
 from ..criteria import BLOCK_CRITERIA, CriterionName, ScoringConfig
 from ..criteria.blocks import bins_of, block_names
 from ..criteria.drops import passes_of
@@ -21,9 +23,9 @@ from ..inputs import device_of, example_inputs
 from ..process import denoising_error
 from ..recipes import Recipe
 from ..recovery import RecoveryConfig
-from ..recovery.conditioning import check_labels
+from ..recovery.conditioning import check_conditions
 from ..recovery.objectives import build_objective
-from ..schedules import CutConfig, Granularity, ProgressiveConfig, Target, no_scores, one_shot
+from ..schedules import CutConfig, Granularity, Target, no_scores, one_shot
 from ..schedules.target import format_count
 from ..structure import Structure, describe
 from .common import say
@@ -42,21 +44,34 @@ def check_recovery(
         SecateurError: an unknown objective, a missing teacher, or labels that do not fit.
     """
     build_objective(recovery, teacher)
-    check_labels(model, dataset)
+    check_conditions(model, dataset)
 
 
-def check_schedule(recipe: Recipe) -> None:
+def check_schedule(recipe: Recipe, granularity: Granularity) -> None:
     """Find that pruning would not be done before the budget is, before long work starts.
 
     Raises:
-        SecateurError: the progressive stages take as many steps as there are, or more.
+        SecateurError: the stages take as many steps as there are, or more; or they drop blocks, and widths are asked.
     """
-    needed = recipe.progressive.pruning_steps
-    require(
-        recipe.schedule == "one-shot" or needed < recipe.recovery.steps,
-        f"progressive pruning takes {needed} steps, recovery has {recipe.recovery.steps}; give more --steps, or fewer "
-        "--progressive.stage-steps",
-    )
+    if recipe.schedule == "progressive":
+        needed = recipe.progressive.pruning_steps
+        require(
+            needed < recipe.recovery.steps,
+            f"progressive pruning takes {needed} steps, recovery has {recipe.recovery.steps}; give more --steps, or "
+            "fewer --progressive.stage-steps",
+        )
+    if recipe.schedule == "adaptive":
+        boundaries = recipe.adaptive.boundaries(recipe.recovery.steps)
+        require(
+            len(set(boundaries)) == len(boundaries),
+            f"{len(boundaries)} adaptive stages do not fit into the first {100 * recipe.adaptive.until:g}% of "
+            f"{recipe.recovery.steps} steps; give more --steps, or fewer --adaptive.stages",
+        )
+        require(
+            granularity == "depth",
+            "the adaptive schedule drops blocks; add --cut.granularity depth, or give a number of blocks as the "
+            "target, such as blocks=6",
+        )
 
 
 def check_criterion(criterion: CriterionName, structure: Structure, granularity: Granularity = "depth") -> None:
@@ -103,6 +118,27 @@ def print_plan(plan: dict[str, Any] | None, structure: Structure, target: Target
         say("           (global allocation: the ranking will change these numbers)")
 
 
+@dataclass(frozen=True)
+class PrunedLate:
+    """What pruning during recovery adds: rankings, their options, and steps at more or less the dense size."""
+
+    rankings: int
+    scoring: ScoringConfig
+    dense_steps: int
+
+
+def pruned_late(recipe: Recipe) -> PrunedLate | None:
+    """What the recipe's schedule adds to the time; None for one shot."""
+    if recipe.schedule == "progressive":
+        config = recipe.progressive
+        rankings = sum(config.scores_at(stage) for stage in range(1, config.last_stage))
+        return PrunedLate(rankings, config.scoring(recipe.scoring), config.pruning_steps)
+    if recipe.schedule == "adaptive":
+        boundaries = recipe.adaptive.boundaries(recipe.recovery.steps)
+        return PrunedLate(len(boundaries), recipe.scoring, boundaries[-1])
+    return None
+
+
 def print_times(
     loaded: Loaded,
     plan: dict[str, Any] | None = None,
@@ -110,12 +146,12 @@ def print_times(
     scoring: tuple[CriterionName, ScoringConfig] | None = None,
     recovery: RecoveryConfig | None = None,
     evaluation: EvaluationConfig | None = None,
-    progressive: ProgressiveConfig | None = None,
+    pruned_late: PrunedLate | None = None,
     teacher: nn.Module | None = None,
 ) -> None:
     """Print the predicted time of each stage that will run, from a few measured steps of the loaded model.
 
-    With `progressive` units leave during recovery, after scores of their own. The teacher is the loaded model itself
+    `pruned_late` says what a schedule that prunes during recovery adds. The teacher is the loaded model itself
     unless given.
     """
     second = seconds_per_pair(loaded)
@@ -124,17 +160,16 @@ def print_times(
     if scoring is not None:
         criterion, config = scoring
         stages["rank"] = pairs_of(loaded, criterion, config)
-        if progressive is not None:
-            times = sum(progressive.scores_at(stage) for stage in range(1, progressive.last_stage))
-            stages["rank again"] = times * pairs_of(loaded, criterion, progressive.scoring(config))
+        if pruned_late is not None:
+            stages["rank again"] = pruned_late.rankings * pairs_of(loaded, criterion, pruned_late.scoring)
     if recovery is not None:
         student, taught = build_objective(recovery, loaded.model).passes()
         larger = 1.0 if teacher is None else _macs(teacher) / _macs(loaded.model)
-        dense_steps = 0 if progressive is None else progressive.pruning_steps
+        dense_steps = 0 if pruned_late is None else pruned_late.dense_steps
         passes = recovery.steps * (ratio * student + larger * taught) + dense_steps * (1 - ratio) * student
         stages["recover"] = passes * recovery.batch_size * FORWARD_SHARE
     if evaluation is not None:
-        cut_models = 1 if progressive else 2  # recovered, and pruned where that is a model of its own
+        cut_models = 1 if pruned_late else 2  # recovered, and pruned where that is a model of its own
         models = 1.0 if plan is None else 1 + cut_models * ratio
         stages["sample"] = evaluation.num_images * evaluation.num_inference_steps * FORWARD_SHARE * models
     for label, amount in stages.items():
@@ -157,14 +192,12 @@ def pairs_of(loaded: Loaded, criterion: CriterionName, config: ScoringConfig) ->
 def seconds_per_pair(loaded: Loaded, batch_size: int = 32) -> float:
     """Seconds that one image takes in a forward and backward pass of the dense model, measured."""
     inputs = example_inputs(loaded.model, batch_size)
-    sample = next(iter(inputs.values()))
+    sample, told = next(iter(inputs.values())), conditions_of(inputs)
     timesteps = loaded.process.timesteps(torch.linspace(0.1, 0.9, batch_size)).to(sample.device)
     seconds = []
     for _ in range(TIMED_STEPS):
         begun = time.perf_counter()
-        loss = denoising_error(
-            loaded.model, loaded.process, sample, torch.randn_like(sample), timesteps, inputs.get("class_labels")
-        )
+        loss = denoising_error(loaded.model, loaded.process, sample, torch.randn_like(sample), timesteps, told)
         loss.mean().backward()
         loaded.model.zero_grad(set_to_none=True)
         seconds.append(time.perf_counter() - begun)

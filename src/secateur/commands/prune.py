@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..checkpoint import save_pipeline
 from ..criteria import CriterionName, ScoringConfig
-from ..recovery.conditioning import check_labels
+from ..recovery.conditioning import check_conditions
 from ..schedules import CutConfig, granularity_for, parse_target
 from .common import Model, ProcessName, one_process, open_data, open_model, say, start_run
 from .plan import check_criterion, plan_cut, print_plan, print_times
@@ -46,7 +46,7 @@ def prune(
     scoring, cut = scoring or ScoringConfig(), cut or CutConfig()
     loaded, structure = open_model(model, process, device)
     dataset = open_data(data, loaded)
-    check_labels(loaded.model, dataset)
+    check_conditions(loaded.model, dataset)
     check_criterion(criterion, structure, granularity_for(goal, cut))
     plan = plan_cut(loaded.model, structure, goal, cut)
     if dry_run:

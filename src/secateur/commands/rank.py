@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ..criteria import CriterionName, ScoringConfig
 from ..files import read_json
-from ..recovery.conditioning import check_labels
+from ..recovery.conditioning import check_conditions
 from .common import Model, ProcessName, one_process, open_data, open_model, say, start_run
 from .plan import check_criterion, print_times
 from .stages import rank_stage
@@ -37,7 +37,7 @@ def rank(
     scoring = scoring or ScoringConfig()
     loaded, structure = open_model(model, process, device)
     dataset = open_data(data, loaded)
-    check_labels(loaded.model, dataset)
+    check_conditions(loaded.model, dataset)
     check_criterion(criterion, structure)
     if dry_run:
         print_times(loaded, scoring=(criterion, scoring))

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from ..errors import SecateurError, require
 from ..files import atomic_file
-from ..inputs import class_count, input_shape, null_class
+from ..inputs import class_count, input_shape
+from ..recovery.conditioning import label_conditions, null_conditions
 from ..reporting import image_grid
 from ..sampling import generate_images
 from .common import Model, ProcessName, one_process, open_model, say
@@ -55,10 +56,10 @@ def sample(
         loaded.process,
         range(seed, seed + num_images),
         input_shape(loaded.model),
-        labels,
+        label_conditions(labels),
         num_inference_steps=num_inference_steps,
         guidance_scale=guidance_scale,
-        null_class=null_class(loaded.model),
+        null=null_conditions(loaded.model),
         batch_size=batch_size,
     )
     rows_of_classes = class_label is None and classes is not None and classes <= MOST_COLUMNS

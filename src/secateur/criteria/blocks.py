@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..conditions import Conditions, rows
 from ..data import Batch
 from ..errors import SecateurError, TrainingError
 from ..inputs import inference
@@ -36,12 +37,12 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Tuples:
-    """A micro-batch: `noisy` and `target` (B, C, H, W), `timesteps` (B,) in the network's unit, `class_labels` (B,)."""
+    """A micro-batch: `noisy` and `target` (B, C, H, W), `timesteps` (B,) in the network's unit."""
 
     noisy: Tensor
     target: Tensor
     timesteps: Tensor
-    class_labels: Tensor | None
+    conditions: Conditions
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def draw_tuples(process: Process, batch: Batch, config: ScoringConfig) -> Iterat
             process.add_noise(sample, noise, at),
             process.target(sample, noise, at),
             at,
-            None if batch.class_labels is None else batch.class_labels[index],
+            rows(batch.conditions, index),
         )
 
 
@@ -123,23 +124,23 @@ def measure_blocks(
         TrainingError: an output is not finite.
     """
     names, images, bins = block_names(structure), len(batch.sample), bins_of(config)
-    rows: list[list[Tensor]] = [[] for _ in range(len(names) + 1)]
+    gathered: list[list[Tensor]] = [[] for _ in range(len(names) + 1)]
     distances: list[Tensor] = []
     with inference(model), progress("blocks dropped", images * bins * len(names)) as advance:
         for tuples in draw_tuples(process, batch, config):
 
             def call(tuples: Tuples = tuples) -> Tensor:
-                return predict(model, tuples.noisy, tuples.timesteps, tuples.class_labels).cpu().double()
+                return predict(model, tuples.noisy, tuples.timesteps, tuples.conditions).cpu().double()
 
             target = tuples.target.cpu().double()
             with watched(model, structure) as seen:
                 full = call()
             distances.append(torch.stack([seen[name] for name in names]))
-            rows[0].append(_sums(full, full, target))
-            for row, output in zip(rows[1:], outputs_without_each_block(model, structure, call), strict=True):
+            gathered[0].append(_sums(full, full, target))
+            for row, output in zip(gathered[1:], outputs_without_each_block(model, structure, call), strict=True):
                 row.append(_sums(output, full, target))
                 advance(len(target), "")
-    sums = torch.stack([torch.cat(row, dim=1) for row in rows]).reshape(len(names) + 1, 4, bins, images).numpy()
+    sums = torch.stack([torch.cat(row, dim=1) for row in gathered]).reshape(len(names) + 1, 4, bins, images).numpy()
     finite = np.isfinite(sums).all((1, 2, 3))
     if not finite.all():
         first = int(np.argmin(finite))

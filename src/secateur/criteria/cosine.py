@@ -26,6 +26,6 @@ def cosine(model: nn.Module, process: Process, batch: Batch, structure: Structur
     distances = []
     with inference(model), watched(model, structure) as seen:
         for tuples in draw_tuples(process, batch, config):
-            predict(model, tuples.noisy, tuples.timesteps, tuples.class_labels)
+            predict(model, tuples.noisy, tuples.timesteps, tuples.conditions)
             distances.append(torch.stack([seen[name] for name in names]))
     return Ranking(block_scores(names, torch.cat(distances, dim=1).mean(1).numpy()))

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from ..conditions import repeated, rows
 from ..data import Batch
 from ..errors import TrainingError
 from ..inputs import inference
@@ -176,13 +177,12 @@ def _pair_errors(
     sample = batch.sample[part]
     images = len(sample)
     repeat = (count, *[1] * (sample.ndim - 1))
-    labels = None if batch.class_labels is None else batch.class_labels[part].repeat(count)
     errors = denoising_error(
         model,
         process,
         sample.repeat(repeat),
         noise[part].repeat(repeat),
         timesteps.repeat_interleave(images),
-        labels,
+        repeated(rows(batch.conditions, part), count),
     )
     return errors.reshape(count, images)

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..conditions import Conditions, rows
 from ..data import Batch
 from ..errors import TrainingError
 from ..inputs import inference
@@ -179,9 +180,8 @@ def loss_terms(
     images = len(batch.sample)
 
     def term(part: Tensor, parameters: Parameters) -> Tensor:
-        labels = None if batch.class_labels is None else batch.class_labels[part]
         named = {f"model.{name}": parameter for name, parameter in parameters.items()}
-        arguments = (batch.sample[part], noise[part], timestep.expand(len(part)), labels)
+        arguments = (batch.sample[part], noise[part], timestep.expand(len(part)), rows(batch.conditions, part))
         return functional_call(errors, named, arguments).sum() / images
 
     indices = torch.arange(images, device=batch.sample.device)
@@ -196,8 +196,8 @@ class _Errors(nn.Module):
         self.model = model
         self.process = process
 
-    def forward(self, sample: Tensor, noise: Tensor, timesteps: Tensor, labels: Tensor | None) -> Tensor:
-        return denoising_error(self.model, self.process, sample, noise, timesteps, labels)
+    def forward(self, sample: Tensor, noise: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
+        return denoising_error(self.model, self.process, sample, noise, timesteps, conditions)
 
 
 def local_geometry(terms: Sequence[Loss], parameters: Parameters, method: HessianProduct = "exact") -> LocalGeometry:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..conditions import rows
 from ..data import Batch
 from ..inputs import device_of, inference
 from ..process import Process, denoising_error
@@ -18,7 +19,6 @@ def denoising_loss_per_timestep(
     Every model sees the same noise, one draw per image and bin, whatever the `batch_size`.
     """
     batch = batch.to(device_of(model))
-    labels = batch.class_labels
     chunks = [slice(start, start + batch_size) for start in range(0, len(batch.sample), batch_size)]
     generator = torch.Generator().manual_seed(seed)
     timesteps = process.timesteps((torch.arange(bins) + 0.5) / bins)
@@ -29,7 +29,7 @@ def denoising_loss_per_timestep(
             t_B = timestep.expand(len(noise)).to(noise.device)
             errors = []
             for chunk in chunks:
-                labels_B = None if labels is None else labels[chunk]
-                errors.append(denoising_error(model, process, batch.sample[chunk], noise[chunk], t_B[chunk], labels_B))
+                arguments = batch.sample[chunk], noise[chunk], t_B[chunk], rows(batch.conditions, chunk)
+                errors.append(denoising_error(model, process, *arguments))
             losses.append(torch.cat(errors).mean().cpu())
     return timesteps, torch.stack(losses)

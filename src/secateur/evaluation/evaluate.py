@@ -10,11 +10,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..conditions import LABELS, moved
 from ..data import Batch, ImageDataset, calibration_batch
 from ..errors import DataError, ModelError, SecateurError, require
-from ..inputs import class_count, device_of, input_shape, null_class
+from ..inputs import device_of, input_shape, null_class
 from ..process import Process
-from ..recovery.conditioning import check_labels
+from ..recovery.conditioning import accepts, check_conditions, null_conditions, sample_conditions
 from ..sampling import generate_images, initial_noise
 from .consistency import mse, psnr, ssim
 from .denoising import denoising_loss_per_timestep
@@ -98,7 +99,7 @@ def evaluate_models(
     reference, dense = next(iter(models.items()))
     _check(dense, dataset, config)
     sampled = FROM_SAMPLES & set(config.metrics)
-    images = {name: _draw(name, model, process, config) for name, model in models.items()} if sampled else {}
+    images = {name: _draw(name, model, process, dataset, config) for name, model in models.items()} if sampled else {}
     batch_sizes = config.latency_batch_sizes if "latency" in config.metrics else ()
     costs = measure_efficiency(models, rounds=config.latency_rounds, batch_sizes=batch_sizes, compile=config.compile)
     network, notes = _features(dataset, device_of(dense), config) if "frechet" in config.metrics else (None, [])
@@ -110,7 +111,7 @@ def evaluate_models(
         entry: dict[str, Any] = costs[name].to_dict()
         entry["relative"] = _relative(costs[name], costs[reference])
         entry["denoising_loss"] = _denoising(model, process, batch, config) if "loss" in config.metrics else None
-        entry["ftle"] = _lyapunov(model, process, config) if "ftle" in config.metrics else None
+        entry["ftle"] = _lyapunov(model, process, dataset, config) if "ftle" in config.metrics else None
         finite = name in images and bool(images[name].isfinite().all())
         compared = finite and name != reference and "consistency" in config.metrics
         entry["consistency"] = _consistency(images[name], images[reference]) if compared else None
@@ -136,36 +137,31 @@ def evaluate_models(
 
 def _to_look_at(model: nn.Module, dataset: ImageDataset, config: EvaluationConfig) -> dict[str, Tensor]:
     shown = {"real": calibration_batch(dataset, REAL_SHOWN, config.seed).sample}
-    labels = _class_labels(model, config.num_images)
-    return shown if labels is None else shown | {"class_labels": torch.tensor(labels)}
-
-
-def _class_labels(model: nn.Module, count: int) -> list[int] | None:
-    classes = class_count(model)
-    return None if classes is None else [index % classes for index in range(count)]
+    conditions = sample_conditions(model, dataset, config.num_images, config.seed)
+    return shown | {name: value for name, value in conditions.items() if name == LABELS}
 
 
 def _check(model: nn.Module, dataset: ImageDataset, config: EvaluationConfig) -> None:
     shape = input_shape(model)
     if shape != dataset.shape:
         raise DataError(f"{dataset.name} gives images {dataset.shape}; open it as load_data(source, {shape})")
-    check_labels(model, dataset, needed=null_class(model) is None)
+    check_conditions(model, dataset, needed=null_class(model) is None)
     if len(dataset) < 2:
         raise DataError(f"{dataset.name} has 1 image, an evaluation needs at least 2; give more data")
-    if config.guidance_scale != 1.0 and null_class(model) is None:
+    if config.guidance_scale != 1.0 and not null_conditions(model, dataset):
         raise ModelError(f"{type(model).__name__} has no null class to guide away from; use guidance_scale 1")
 
 
-def _draw(name: str, model: nn.Module, process: Process, config: EvaluationConfig) -> Tensor:
+def _draw(name: str, model: nn.Module, process: Process, dataset: ImageDataset, config: EvaluationConfig) -> Tensor:
     return generate_images(
         model,
         process,
         range(config.seed, config.seed + config.num_images),
         input_shape(model),
-        _class_labels(model, config.num_images),
+        sample_conditions(model, dataset, config.num_images, config.seed),
         num_inference_steps=config.num_inference_steps,
         guidance_scale=config.guidance_scale,
-        null_class=null_class(model),
+        null=null_conditions(model, dataset),
         batch_size=config.batch_size,
         description=f"sampling {name}",
     )
@@ -201,12 +197,10 @@ def _real_statistics(
 def _loss_batch(model: nn.Module, dataset: ImageDataset, config: EvaluationConfig) -> Batch:
     """Images with the labels that the model takes: none, the data's, or its null class."""
     batch = calibration_batch(dataset, LOSS_IMAGES, config.seed)
-    if class_count(model) is None:
-        return Batch(batch.sample)
     null = null_class(model)
-    if batch.class_labels is not None or null is None:
-        return batch
-    return Batch(batch.sample, torch.full((len(batch.sample),), null))
+    if batch.class_labels is None and null is not None:
+        return Batch(batch.sample, {LABELS: torch.full((len(batch.sample),), null)})
+    return Batch(batch.sample, accepts(model)(batch.conditions))
 
 
 def _denoising(model: nn.Module, process: Process, batch: Batch, config: EvaluationConfig) -> dict[str, Any]:
@@ -220,14 +214,14 @@ def _denoising(model: nn.Module, process: Process, batch: Batch, config: Evaluat
     }
 
 
-def _lyapunov(model: nn.Module, process: Process, config: EvaluationConfig) -> dict[str, Any]:
+def _lyapunov(model: nn.Module, process: Process, dataset: ImageDataset, config: EvaluationConfig) -> dict[str, Any]:
     noise = initial_noise(range(config.seed, config.seed + config.ftle_images), input_shape(model))
-    labels = _class_labels(model, config.ftle_images)
+    conditions = sample_conditions(model, dataset, config.ftle_images, config.seed)
     exponents = finite_time_lyapunov_exponents(
         model,
         process,
         noise.to(device_of(model)),
-        None if labels is None else torch.tensor(labels, device=device_of(model)),
+        moved(conditions, device_of(model)),
         num_inference_steps=config.num_inference_steps,
         iterations=config.ftle_iterations,
         seed=config.seed,

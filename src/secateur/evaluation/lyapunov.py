@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..conditions import UNCONDITIONAL, Conditions
 from ..inputs import inference
 from ..process import Process, predict
 from ..progress import progress
@@ -46,7 +47,7 @@ def finite_time_lyapunov_exponents(
     model: nn.Module,
     process: Process,
     noise_BCHW: Tensor,
-    class_labels_B: Tensor | None = None,
+    conditions: Conditions = UNCONDITIONAL,
     *,
     num_inference_steps: int = 50,
     iterations: int = 10,
@@ -61,14 +62,14 @@ def finite_time_lyapunov_exponents(
     with inference(model), frozen(model), progress("Lyapunov exponents", 2 * iterations * len(steps)) as advance:
         trajectory = [noise_BCHW]
         for step, t in zip(steps, t_B, strict=True):
-            output = predict(model, trajectory[-1], t, class_labels_B)
+            output = predict(model, trajectory[-1], t, conditions)
             trajectory.append(step.scale * trajectory[-1] + step.gain * output)
 
         def push(v: Tensor, index: int, transposed: bool) -> Tensor:
             """v by the Jacobian of one step, or by its transpose."""
             kind: Projection = "vjp" if transposed else "jvp"
             x, step = trajectory[index], steps[index]
-            _, (product,) = project(model, x, t_B[index], class_labels_B, [v], kind, create_graph=False)
+            _, (product,) = project(model, x, t_B[index], conditions, [v], kind, create_graph=False)
             advance(1, "")
             return step.scale * v + step.gain * product.detach()
 

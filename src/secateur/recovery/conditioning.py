@@ -1,11 +1,15 @@
-"""What a recovery run must know about a model's class labels."""
+"""What a model is told beside the noisy sample: which of the data's conditions it takes, and what stands for none."""
 
+from collections.abc import Callable
+
+import torch
 from diffusers.models.embeddings import LabelEmbedding
 from torch import nn
 
-from ..data import ImageDataset
+from ..conditions import LABELS, UNCONDITIONAL, Conditions, without_labels
+from ..data import ImageDataset, calibration_order
 from ..errors import DataError
-from ..inputs import class_count
+from ..inputs import class_count, null_class
 
 
 def disable_label_dropout(model: nn.Module) -> None:
@@ -15,7 +19,33 @@ def disable_label_dropout(model: nn.Module) -> None:
             module.dropout_prob = 0.0
 
 
-def check_labels(model: nn.Module, dataset: ImageDataset, needed: bool = True) -> None:
+def accepts(model: nn.Module) -> Callable[[Conditions], Conditions]:
+    """The function that leaves of the data's conditions those that `model` takes: labels only if it knows classes."""
+    return without_labels if class_count(model) is None else dict
+
+
+def null_conditions(model: nn.Module, dataset: ImageDataset | None = None) -> Conditions:
+    """What stands for no condition: the model's null class, the data's encoded empty prompt; empty without either."""
+    null = null_class(model)
+    labels = UNCONDITIONAL if null is None else {LABELS: torch.tensor(null)}
+    return {**labels, **(UNCONDITIONAL if dataset is None else dataset.null)}
+
+
+def label_conditions(labels: list[int] | None) -> Conditions:
+    """Class labels as conditions; none without them."""
+    return UNCONDITIONAL if labels is None else {LABELS: torch.tensor(labels)}
+
+
+def sample_conditions(model: nn.Module, dataset: ImageDataset, count: int, seed: int = 0) -> Conditions:
+    """Conditions of `count` samples: classes take turns, or else those of the data's images, shuffled."""
+    classes = class_count(model)
+    if classes is not None:
+        return label_conditions([index % classes for index in range(count)])
+    order = calibration_order(dataset, seed).repeat(-(-count // len(dataset)))[:count]
+    return without_labels(dataset.batch(order.tolist()).conditions) if dataset.null else UNCONDITIONAL
+
+
+def check_conditions(model: nn.Module, dataset: ImageDataset, needed: bool = True) -> None:
     """Refuse data whose labels the model cannot take; without labels too, unless they are not `needed`.
 
     Raises:

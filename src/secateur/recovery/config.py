@@ -25,7 +25,7 @@ class RecoveryConfig:
         accumulation: micro-batches per optimizer step.
         mixed_precision: no, bf16 or fp16.
         dropout: probability of every dropout layer; None leaves the model's own.
-        label_dropout: how often a class label is replaced by "no class", where the model has one.
+        label_dropout: how often a class label or a caption is replaced by none, where the model knows none.
         horizontal_flip: mirror half of the images.
         timestep_sampling: uniform, or antithetic in pairs.
         objective: denoising, distillation, first-order or 2ndmatch.

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..conditions import UNCONDITIONAL, Conditions, dropped, moved, without_labels
 from ..data import ImageDataset
 from ..process import Process
 from .config import RecoveryConfig
@@ -28,14 +29,14 @@ STEP, NOISE, EPOCH, DROPOUT = range(4)
 class Draw:
     """A micro-batch with its random draws.
 
-    `sample` and `noise` are (B, C, H, W), `timesteps` (B,) in the network's unit, `class_labels` (B,) or None.
+    `sample` and `noise` are (B, C, H, W), `timesteps` (B,) in the network's unit, `conditions` have B rows.
     `normal(k)`, k = 1, 2, ..., are further standard normal tensors (B, C, H, W), for random projections.
     """
 
     sample: Tensor
     noise: Tensor
     timesteps: Tensor
-    class_labels: Tensor | None
+    conditions: Conditions
     normal: Callable[[int], Tensor]
 
     def to(self, device: torch.device) -> Draw:
@@ -44,7 +45,7 @@ class Draw:
             sample=self.sample.to(device),
             noise=self.noise.to(device),
             timesteps=self.timesteps.to(device),
-            class_labels=None if self.class_labels is None else self.class_labels.to(device),
+            conditions=moved(self.conditions, device),
             normal=lambda k: self.normal(k).to(device),
         )
 
@@ -89,17 +90,20 @@ def draw_step(
     process: Process,
     config: RecoveryConfig,
     step: int,
-    null_class: int | None = None,
-    labelled: bool = False,
+    null: Conditions = UNCONDITIONAL,
+    accepts: Callable[[Conditions], Conditions] = without_labels,
     rank: int = 0,
     processes: int = 1,
 ) -> list[Draw]:
-    """The micro-batches, `config.accumulation` of them, that process `rank` works through in step `step`."""
+    """The micro-batches, `config.accumulation` of them, that process `rank` works through in step `step`.
+
+    `accepts` leaves of the data's conditions those that the model takes; `null` is what the dropped ones become.
+    """
     indices = batch_indices(config.seed, step, config.batch_size, len(dataset))
     generator = _generator(config.seed, STEP, step)
     u = uniform_times(config, generator)
     flipped = torch.rand(config.batch_size, generator=generator) < (0.5 if config.horizontal_flip else 0.0)
-    dropped = torch.rand(config.batch_size, generator=generator) < config.label_dropout
+    unconditional = torch.rand(config.batch_size, generator=generator) < config.label_dropout
     timesteps = process.timesteps(u)
 
     @cache  # once for all micro-batches
@@ -116,15 +120,12 @@ def draw_step(
         start = (micro * processes + rank) * size
         share = slice(start, start + size)
         batch = dataset.batch(indices[share].tolist())
-        labels = batch.class_labels if labelled else None
-        if labels is not None and null_class is not None:
-            labels = torch.where(dropped[share], null_class, labels)
         draws.append(
             Draw(
                 sample=torch.where(flipped[share, None, None, None], batch.sample.flip(-1), batch.sample),
                 noise=normal(share, 0),
                 timesteps=timesteps[share],
-                class_labels=labels,
+                conditions=dropped(accepts(batch.conditions), unconditional[share], null),
                 normal=partial(normal, share),
             )
         )

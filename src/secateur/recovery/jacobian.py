@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..conditions import Conditions
 from ..errors import require
 from ..process import predict
 
@@ -65,7 +66,7 @@ def project(
     model: nn.Module,
     x_BCHW: Tensor,
     timesteps_B: Tensor,
-    class_labels_B: Tensor | None,
+    conditions: Conditions,
     directions: Sequence[Tensor],
     projection: Projection = "vjp",
     create_graph: bool = True,
@@ -76,7 +77,7 @@ def project(
     """
     with torch.enable_grad():
         x = x_BCHW.detach().requires_grad_()
-        prediction = predict(model, x, timesteps_B, class_labels_B)
+        prediction = predict(model, x, timesteps_B, conditions)
         if projection == "vjp":
             return prediction, _vjps(prediction, x, directions, create_graph)
         # Jv is the derivative of u -> J'u along v; forward-mode AD fails in several layers of diffusers.

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..conditions import Conditions, rows
 from ..errors import TrainingError
 from ..process import Process, predict
 from .config import RecoveryConfig
@@ -99,7 +100,7 @@ def denoising_terms(
 ) -> Terms:
     """Error against the process's target: L_simple (DDPM, eq. 14), v, sample or flow velocity alike."""
     x_t, target = _noisy(process, draw)
-    prediction = predict(student, x_t, draw.timesteps, draw.class_labels)
+    prediction = predict(student, x_t, draw.timesteps, draw.conditions)
     return {"denoising": F.mse_loss(prediction.to(target.dtype), target)}
 
 
@@ -109,9 +110,9 @@ def distillation_terms(
     """`denoising_terms` and the error against the dense teacher's output on the same noisy input."""
     assert teacher is not None
     x_t, target = _noisy(process, draw)
-    prediction = predict(student, x_t, draw.timesteps, draw.class_labels).to(target.dtype)
+    prediction = predict(student, x_t, draw.timesteps, draw.conditions).to(target.dtype)
     with torch.no_grad():
-        taught = predict(teacher, x_t, draw.timesteps, draw.class_labels).to(target.dtype)
+        taught = predict(teacher, x_t, draw.timesteps, draw.conditions).to(target.dtype)
     return {"denoising": F.mse_loss(prediction, target), "distillation": F.mse_loss(prediction, taught)}
 
 
@@ -179,8 +180,8 @@ def _shares(count: int, every_n: int, device: torch.device) -> tuple[Tensor, Ten
     return indices[chosen], indices[~chosen]
 
 
-def _at(x_t: Tensor, draw: Draw, share: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    return x_t[share], draw.timesteps[share], None if draw.class_labels is None else draw.class_labels[share]
+def _at(x_t: Tensor, draw: Draw, share: Tensor) -> tuple[Tensor, Tensor, Conditions]:
+    return x_t[share], draw.timesteps[share], rows(draw.conditions, share)
 
 
 def _squared_error(output: Tensor, goal: Tensor) -> Tensor:

@@ -21,14 +21,14 @@ from torch import nn
 
 from ..data import ImageDataset
 from ..errors import TrainingError
-from ..inputs import class_count, device_of, null_class
+from ..inputs import device_of
 from ..process import Process
 from ..progress import progress
 from ..structure import describe
 from ..structure.masks import masked
 from .balance import gradient_norms
 from .checkpoints import TrainingState, newest_checkpoint, restore_checkpoint, save_checkpoint
-from .conditioning import check_labels, disable_label_dropout
+from .conditioning import accepts, check_conditions, disable_label_dropout, null_conditions
 from .config import RecoveryConfig, learning_rate_at
 from .draws import DROPOUT, Draw, draw_step, seed_of
 from .ema import Ema
@@ -71,7 +71,7 @@ def recover(
     folder = Path(folder)
     objective = build_objective(config, teacher)
     taught_by = teacher if objective.needs_teacher else None
-    check_labels(model, dataset)
+    check_conditions(model, dataset)
     try:
         accelerator = _accelerator(config, folder, device_of(model))
         devices = [accelerator.device] if accelerator.device.type == "cuda" else []
@@ -158,7 +158,7 @@ class _Run:
         self.state = TrainingState(model, ema, optimizer, accelerator.scaler)
 
     def _prepare_student(self, model: nn.Module) -> None:
-        self.null_class, self.labelled = null_class(model), class_count(model) is not None
+        self.null, self.accepts = null_conditions(model, self.dataset), accepts(model)
         disable_label_dropout(model)
         if self.config.dropout is not None:
             for module in model.modules():
@@ -212,7 +212,7 @@ class _Run:
 
     def _draw(self, step: int) -> list[Draw]:
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        return draw_step(self.dataset, self.process, self.config, step, self.null_class, self.labelled, rank, processes)
+        return draw_step(self.dataset, self.process, self.config, step, self.null, self.accepts, rank, processes)
 
     def _prune(self, pruner: Pruner) -> None:
         """Let the main process decide, and follow."""
@@ -270,7 +270,7 @@ class _Run:
             raise TrainingError(self._diverged(terms, grad_norm))
         self.optimizer.step()
         self.optimizer.zero_grad()
-        state.ema.update(state.model, state.step)
+        state.ema.update(state.model, state.step, state.since_cut)
         state.step += 1
         record = {"step": state.step, "loss": loss, **terms, "lr": learning_rate, "grad_norm": grad_norm, **norms}
         return record, stopped > 0

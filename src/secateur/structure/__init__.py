@@ -5,7 +5,7 @@ from .check import Check, check_structure, count_checks
 from .dims import Block, Cut, Dim, Slice, Structure, StructureBuilder, check_cut
 from .masks import Masks, masked, masks_of
 from .registry import architecture_named, describe, register_structure, supported_architectures, unsupported
-from .removal import remove
+from .removal import remove, without_blocks
 from .streams import Skip, handed_on, pick, streams_of
 
 __all__ = [
@@ -33,4 +33,5 @@ __all__ = [
     "streams_of",
     "supported_architectures",
     "unsupported",
+    "without_blocks",
 ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +64,12 @@ def remove(model: nn.Module, structure: Structure, cut: Cut) -> nn.Module:
     _remove_blocks(model, structure, cut.removed_blocks)
     follow_weights(model)
     return model
+
+
+def without_blocks(model: nn.Module, structure: Structure, names: Sequence[str]) -> nn.Module:
+    """`model` without the named blocks: modules of its own, tensors shared with `model`."""
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return remove(copy.deepcopy(model, shared), structure, Cut({}, tuple(names)))
 
 
 def name_after(structure: Structure, cut: Cut, parameter: str) -> str | None:
