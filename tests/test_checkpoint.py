@@ -21,7 +21,7 @@ from secateur.structure import Cut, describe
 DDPM = dict(DDPMScheduler().config) | {"_class_name": "DDPMScheduler"}
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_saved_equals_loaded_bit_for_bit_after_two_cuts(name, data, tmp_path_factory):

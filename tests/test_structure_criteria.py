@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models import inputs_for, pixart, sana, sd3, sdxl, unet_condition
+from models import inputs_for, pixart, sana, sd3, unet_condition
 from secateur.conditions import conditions_of
 from secateur.criteria import BLOCK_CRITERIA, CRITERIA, ScoringConfig, score
 from secateur.data import Batch
@@ -13,7 +13,7 @@ from secateur.structure import describe
 
 DDPM = process_from_config({"_class_name": "DDPMScheduler", "beta_schedule": "linear"})
 FLOW = process_from_config({"_class_name": "FlowMatchEulerDiscreteScheduler"})
-MODELS = [(unet_condition, DDPM), (sdxl, DDPM), (pixart, DDPM), (sd3, FLOW), (sana, FLOW)]
+MODELS = [(unet_condition, DDPM), (pixart, DDPM), (sd3, FLOW), (sana, FLOW)]
 NAMES = [make.__name__ for make, _ in MODELS]
 CONFIG = ScoringConfig(num_timesteps=2, num_images=2, batch_size=2)
 
