@@ -143,7 +143,7 @@ def test_missing_features_are_a_note_unless_named(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("secateur.evaluation.evaluate.feature_network", refuse)
     arguments = {"d": unet()}, DiffusionProcess(), load_data("digits")
     result, _ = evaluate_models(*arguments, CONFIG)
-    assert result["notes"] == ["no Fréchet distance: none at hand"]
+    assert result["notes"] == ["no frechet: none at hand"]
     assert result["models"]["d"]["fidelity"] is None
     with pytest.raises(ModelError, match="none at hand"):
         evaluate_models(*arguments, replace(CONFIG, features="FID"))

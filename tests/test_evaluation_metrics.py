@@ -6,7 +6,9 @@ from scipy.ndimage import correlate
 
 from secateur.errors import DataError
 from secateur.evaluation.consistency import mse, psnr, ssim
-from secateur.evaluation.fidelity import FeatureStatistics, fidelity, frechet_distance, frechet_std, statistics
+from secateur.evaluation.estimates import resample_counts
+from secateur.evaluation.fidelity import fidelity, frechet_distance, frechet_estimate
+from secateur.evaluation.statistics import FeatureStatistics, statistics
 
 
 def images(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -108,9 +110,12 @@ def test_statistics_of_a_stream() -> None:
 
 def test_bootstrap_spread_shrinks_with_the_number_of_images() -> None:
     reference = statistics(gaussian(4000, 4, 9))
-    few, many = frechet_std(gaussian(50, 4), reference), frechet_std(gaussian(3000, 4), reference)
+    few, many, again = (
+        frechet_estimate(gaussian(count, 4), reference, resample_counts(count, 50)).interval.std
+        for count in (50, 3000, 50)
+    )
     assert 0 < many < few / 2
-    assert frechet_std(gaussian(50, 4), reference) == few
+    assert again == few
 
 
 def test_fidelity_says_when_images_are_too_few() -> None:
