@@ -14,6 +14,9 @@ from torch import Tensor
 from .errors import SecateurError, first_line, require
 from .process import Process
 
+# What makes the process. Unless these are said again, a scheduler has defaults of its own where the config is silent.
+OF_THE_PROCESS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
+
 
 def sampler(process: Process, name: str | None = None) -> Any:
     """A fresh diffusers scheduler of class `name` for `process`; by default its own deterministic one.
@@ -36,14 +39,15 @@ def sampler(process: Process, name: str | None = None) -> Any:
         fitting = "FlowMatchEulerDiscreteScheduler, DPMSolverMultistepScheduler or UniPCMultistepScheduler"
         fitting = fitting if flow else "DDIMScheduler, DPMSolverMultistepScheduler or EulerDiscreteScheduler"
         kind = "flow" if flow else "diffusion"
-        raise SecateurError(f"{name} does not sample {kind} models with discrete steps; use {fitting}")
-    return chosen.from_config(base.config)
+        raise SecateurError(f"{name} does not sample a {kind} model; use {fitting}")
+    return chosen.from_config(base.config, **{name: base.config[name] for name in OF_THE_PROCESS})
 
 
 def _scheduler_class(name: str) -> Any:
     known = [found for found in dir(diffusers) if found.endswith("Scheduler")]
     if name not in known:
-        close = difflib.get_close_matches(name, known, 3, 0.3)
+        close = [found for found in known if name.lower() in found.lower()][:3]
+        close = close or difflib.get_close_matches(name, known, 3, 0.3)
         raise SecateurError(f"diffusers has no scheduler {name!r}; did you mean {', '.join(close) or 'DDIMScheduler'}?")
     return getattr(diffusers, name)
 

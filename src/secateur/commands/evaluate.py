@@ -7,8 +7,9 @@ from pathlib import Path
 
 from ..errors import SecateurError
 from ..evaluation import EvaluationConfig, MetricName
+from ..processes import is_main_process
 from ..reporting import write_report
-from .common import Model, ProcessName, one_process, open_data, open_model, say, start_run
+from .common import Model, ProcessName, open_data, open_model, say, start_run
 from .plan import print_times
 from .stages import evaluate_stage
 
@@ -27,18 +28,21 @@ def evaluate(
 ) -> Path:
     """Evaluate a model; with a reference, also how far its images are from the reference's on the same noise.
 
+    A stopped run goes on when the same command is given again. `torchrun --nproc_per_node 2 -m secateur.cli evaluate`
+    shares the sampling out over processes, which changes no sample.
+
     Args:
         model: model folder, pipeline folder, hub id, or an embedded model (digits-unet, digits-sit).
         data: real images: an image folder, an .npz with images, or digits.
         out: folder to write to.
         reference: the dense model to compare with.
-        metrics: some of latency, loss, consistency, frechet, ftle, in the place of the evaluation options' own.
+        metrics: some of latency, loss, consistency, ms-ssim, lpips, frechet, rfid, kid, inception-score, prdc,
+            per-class, ftle, in the place of the evaluation options' own; docs/metrics.md says what each is.
         evaluation: how to measure.
         process: how the model was trained, when no scheduler config lies beside it.
         device: auto, cpu, cuda, mps ...
         dry_run: print the predicted time and stop.
     """
-    one_process("evaluate")
     settings = evaluation or EvaluationConfig()
     settings = replace(settings, metrics=metrics or settings.metrics)
     loaded, _ = open_model(model, process, device)
@@ -55,6 +59,8 @@ def evaluate(
     places = {"model": model, "reference": reference, "data": data, "process": process}
     run = start_run(out, {"command": "evaluate", **places, "evaluation": settings})
     evaluate_stage(run, models, loaded.process, dataset, settings)
+    if not is_main_process():
+        return run
     page = write_report(run)
     say((run / "tables" / "evaluation.md").read_text())
     say(f"report  {page}")

@@ -29,7 +29,7 @@ from .features import FeatureNetwork, feature_network
 from .measured import Measured, joined
 from .quality import all_finite, measure_features, measure_pairs, read_real
 from .rows import Rows
-from .samples import IMAGES_SHOWN, Instruments, pair_metrics, real_rows, sample_rows, shown_images
+from .samples import IMAGES_SHOWN, Decode, Instruments, pair_metrics, real_rows, sample_rows, shown_images
 
 FAMILIES = ("denoising_loss", "ftle", "consistency", "fidelity", "per_class")  # null where they were not measured
 NOT_FINITE = "some samples are not finite, so they are not compared"
@@ -40,11 +40,12 @@ def evaluate_models(
     process: Process,
     dataset: ImageDataset,
     config: EvaluationConfig,
+    decode: Decode | None = None,
     *,
     cache: Path | None = None,
     network: FeatureNetwork | None = None,
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Measure `models`, the first of which is the dense reference.
+    """Measure `models`, the first of which is the dense reference; `decode` turns latents into images.
 
     Returns the result as plain JSON values, which docs/metrics.md describes, and tensors to look at: the first 64
     images of each model, (64, C, H, W) in [-1, 1], drawn from the same seeds, up to 64 images of the data as `real`,
@@ -64,7 +65,7 @@ def evaluate_models(
     check_evaluation(models, process, dataset, config)
     network, notes = _network(network, dataset, device, config)
     with _folder(cache) as folder:
-        instruments = Instruments(network, pair_metrics(config, device) if len(models) > 1 else {})
+        instruments = Instruments(network, pair_metrics(config, device) if len(models) > 1 else {}, decode)
         rows = sample_rows(models, process, dataset, config, instruments, folder) if config.draws_samples else {}
         needed = network is not None and config.needs_real_features
         real = real_rows(dataset, network, config, device, folder) if network is not None and needed else None

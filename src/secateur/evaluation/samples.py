@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ..data import ImageDataset
-from ..inputs import input_shape
+from ..inputs import device_of, input_shape
 from ..process import Process
 from ..recovery.conditioning import null_conditions, sample_conditions
 from ..sampling import generate_batch
-from .config import OF_PAIRS, EvaluationConfig
+from .config import EvaluationConfig
 from .consistency import ms_ssim, mse, psnr, ssim
 from .features import FeatureNetwork
 from .perceptual import load_lpips
@@ -24,15 +24,24 @@ from .rows import Chunk, Rows, fingerprint, key_of
 IMAGES_SHOWN = 64
 # The settings that decide what a row holds.
 DRAWN_BY = ("num_images", "num_pairs", "num_inference_steps", "guidance_scale", "scheduler", "batch_size", "seed")
+Decode = Callable[[Tensor], Tensor]
 PairMetric = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Instruments:
-    """What images are measured by."""
+    """What images are measured by; `decode` turns the latents of a latent model into images."""
 
     network: FeatureNetwork | None
     pairs: Mapping[str, PairMetric]
+    decode: Decode | None = None
+
+    @torch.no_grad()
+    def fingerprint(self, sample_BCHW: Tensor) -> list[Any]:
+        """What tells them from others, by what they make of a sample."""
+        name = None if self.network is None else self.network.name
+        decoded = None if self.decode is None else self.decode(sample_BCHW).double().sum().item()
+        return [name, sorted(self.pairs), decoded]
 
 
 def pair_metrics(config: EvaluationConfig, device: torch.device) -> dict[str, PairMetric]:
@@ -65,60 +74,61 @@ def sample_rows(
     `instruments.pairs`, but for the reference, the first model; `images` are kept of the first 64, and of the
     reference for as many as there are pairs.
     """
-    settings = {name: getattr(config, name) for name in DRAWN_BY}
-    common = [settings, getattr(instruments.network, "name", None), config.features, *sorted(instruments.pairs)]
-    pairs = min(config.num_pairs, config.num_images) if OF_PAIRS & set(config.metrics) else 0
+    pairs = min(config.num_pairs, config.num_images) if instruments.pairs else 0
+    settings = [getattr(config, name) for name in DRAWN_BY]
+    dense = next(iter(models.values()))
+    zeros = torch.zeros(1, *input_shape(dense), device=device_of(dense))
+    common = [settings, config.features, *instruments.fingerprint(zeros)]
     found: dict[str, Rows] = {}
     reference: Rows | None = None
     for name, model in models.items():
         key = key_of(common, fingerprint(model, process), None if reference is None else reference.folder.name)
         rows = Rows(folder / key, config.num_images, config.batch_size)
-        shown = IMAGES_SHOWN if reference is not None else max(IMAGES_SHOWN, pairs)
-        rows.measure(
-            _measurement(model, process, dataset, config, instruments, reference, pairs, shown), f"sampling {name}"
-        )
+        kept = IMAGES_SHOWN if reference is not None else max(IMAGES_SHOWN, pairs)
+
+        def measure(
+            indices: range, model: nn.Module = model, reference: Rows | None = reference, kept: int = kept
+        ) -> Chunk:
+            images = _draw(model, process, dataset, config, instruments.decode, indices)
+            chunk = _alone(images, instruments.network) | {"images": images[: max(0, kept - indices.start)]}
+            if reference is not None and pairs > indices.start:
+                others = reference.chunk(indices)["images"].to(images.device)
+                count = min(len(images), pairs - indices.start)
+                chunk |= {name: metric(images[:count], others[:count]) for name, metric in instruments.pairs.items()}
+            return chunk
+
+        rows.measure(torch.no_grad()(measure), f"sampling {name}")
         found[name] = rows
         reference = reference or rows
     return found
 
 
-def _measurement(
+def _draw(
     model: nn.Module,
     process: Process,
     dataset: ImageDataset,
     config: EvaluationConfig,
-    instruments: Instruments,
-    reference: Rows | None,
-    pairs: int,
-    shown: int,
-) -> Callable[[range], Chunk]:
-    """A function from indices to the rows of these samples."""
+    decode: Decode | None,
+    indices: range,
+) -> Tensor:
+    return generate_batch(
+        model,
+        process,
+        range(config.seed + indices.start, config.seed + indices.stop),
+        input_shape(model),
+        sample_conditions(model, dataset, indices, config.seed),
+        num_inference_steps=config.num_inference_steps,
+        guidance_scale=config.guidance_scale,
+        null=null_conditions(model, dataset),
+        scheduler=config.scheduler,
+        decode=decode,
+    )
 
-    @torch.no_grad()
-    def measure(indices: range) -> Chunk:
-        images = generate_batch(
-            model,
-            process,
-            range(config.seed + indices.start, config.seed + indices.stop),
-            input_shape(model),
-            sample_conditions(model, dataset, indices, config.seed),
-            num_inference_steps=config.num_inference_steps,
-            guidance_scale=config.guidance_scale,
-            null=null_conditions(model, dataset),
-            scheduler=config.scheduler,
-        )
-        chunk: dict[str, Any] = {"finite": images.flatten(1).isfinite().all(1)}
-        if shown > indices.start:
-            chunk["images"] = images[: shown - indices.start]
-        if instruments.network is not None:
-            chunk["features"] = instruments.network(images)
-        if reference is not None and pairs > indices.start:
-            compared = images[: pairs - indices.start]
-            others = reference.chunk(indices)["images"][: len(compared)].to(images.device)
-            chunk |= {name: metric(compared, others) for name, metric in instruments.pairs.items()}
-        return chunk
 
-    return measure
+def _alone(images_BCHW: Tensor, network: FeatureNetwork | None) -> Chunk:
+    """What an image says by itself."""
+    chunk = {"finite": images_BCHW.flatten(1).isfinite().all(1)}
+    return chunk if network is None else chunk | {"features": network(images_BCHW)}
 
 
 def shown_images(rows: Rows) -> Tensor:
