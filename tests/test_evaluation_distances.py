@@ -140,6 +140,16 @@ def test_manifold_scores_equal_brute_force(monkeypatch: pytest.MonkeyPatch) -> N
     assert 0 < scores.means()["recall"] < 1
     assert 0 < scores.means()["coverage"] < 1
 
+    counts_RN = resample_counts(40, 3)
+    found = manifold_scores(x, y, counts_RN).estimates(counts_RN)
+    drawn = sorted(set(resample(40, 3)[2].tolist()))
+    assert found["precision"].replicates[2].item() == pytest.approx(np.mean(np.array(precision)[resample(40, 3)[2]]))
+    recalled = [any(distances[i, j] <= within_x[i, 3] for i in drawn) for j in range(55)]
+    covered = [min(distances[drawn, j]) <= within_y[j, 5] for j in range(55)]
+    assert found["recall"].replicates[2].item() == pytest.approx(np.mean(recalled))
+    assert found["coverage"].replicates[2].item() == pytest.approx(np.mean(covered))
+    assert {name: estimate.value for name, estimate in found.items()} == pytest.approx(scores.means())
+
 
 def test_manifold_scores_of_extremes() -> None:
     y = gaussian(100, 3)

@@ -29,6 +29,16 @@ def test_counts_are_those_of_the_indices() -> None:
     assert not torch.equal(counts, resample_counts(7, 5, 4))
 
 
+def test_groups_are_resampled_within() -> None:
+    groups = torch.tensor([0, 1, 2] * 4)
+    indices = resample(12, 6, groups_N=groups)
+    assert torch.equal(groups[indices], groups.expand(6, 12))
+    assert len(indices.unique()) > 3
+    by_class = 100.0 * groups + values(12, 0)
+    mixed, within = (mean_estimate(by_class, resample_counts(12, 200, 0, g)).interval.std for g in (None, groups))
+    assert within < mixed / 20
+
+
 def test_the_deviation_of_a_mean_is_its_standard_error() -> None:
     found = mean_estimate(3 + 2 * values(400, 0), resample_counts(400, 2000))
     assert found.interval.std == pytest.approx(2 / 20, rel=0.1)

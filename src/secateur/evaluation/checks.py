@@ -16,6 +16,7 @@ from ..samplers import check_sampler
 from .config import NEED_REFERENCE, EvaluationConfig
 from .consistency import MS_SSIM_PIXELS
 from .features import FeatureNetwork
+from .statistics import read_statistics
 
 
 def check_evaluation(
@@ -53,8 +54,10 @@ def check_network(network: FeatureNetwork, config: EvaluationConfig, device: tor
     """Find that the feature network cannot answer.
 
     Raises:
-        SecateurError: an Inception Score by a network that is no classifier.
+        SecateurError: an Inception Score by a network that is no classifier; statistics of other features.
     """
+    if config.statistics is not None:
+        read_statistics(config.statistics, network.dim)
     if "inception-score" in config.metrics and network.classify(torch.zeros(1, network.dim, device=device)) is None:
         raise SecateurError(
             f"inception-score needs a classifier, {network.name} is none; leave it out of --metrics, or use "

@@ -55,14 +55,26 @@ class Estimate:
         return math.isfinite(self.value) and bool(self.replicates.isfinite().all())
 
 
-def resample(count: int, resamples: int, seed: int = 0) -> Tensor:
-    """Indices (resamples, count) drawn with replacement: the same for the same arguments."""
-    return torch.randint(count, (resamples, count), generator=torch.Generator().manual_seed(seed))
+def resample(count: int, resamples: int, seed: int = 0, groups_N: Tensor | None = None) -> Tensor:
+    """Indices (resamples, count) drawn with replacement: the same for the same arguments.
+
+    With `groups_N` each item is replaced by one of its own group. Samples whose classes take turns vary within classes
+    only, and resamples that mixed the classes would take far too much for chance.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if groups_N is None:
+        return torch.randint(count, (resamples, count), generator=generator)
+    indices = torch.empty(resamples, count, dtype=torch.int64)
+    for group in groups_N.unique():
+        members = (groups_N == group).nonzero().flatten()
+        drawn = torch.randint(len(members), (resamples, len(members)), generator=generator)
+        indices[:, members] = members[drawn]
+    return indices
 
 
-def resample_counts(count: int, resamples: int, seed: int = 0) -> Tensor:
+def resample_counts(count: int, resamples: int, seed: int = 0, groups_N: Tensor | None = None) -> Tensor:
     """How often each of `count` items occurs in each row of `resample`, (resamples, count) float64."""
-    indices = resample(count, resamples, seed)
+    indices = resample(count, resamples, seed, groups_N)
     return torch.zeros(resamples, count, dtype=torch.float64).scatter_add_(
         1, indices, torch.ones((), dtype=torch.float64).expand_as(indices)
     )

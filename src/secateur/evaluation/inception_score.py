@@ -27,5 +27,5 @@ def inception_score(logits_NK: Tensor, counts_RN: Tensor, splits: int = SPLITS) 
         marginal = share @ p[chosen]
         entropy = -torch.special.xlogy(marginal, marginal).sum(1)
         scores.append((entropy + share @ negative_entropy[chosen]).exp())
-    values = torch.stack(scores).mean(0)
+    values = torch.stack(scores).nanmean(0)  # a small part can be empty in a resample
     return Estimate(float(values[0]), values[1:])

@@ -92,7 +92,7 @@ def measure_features(
     with progress("comparing features", len(rows)) as advance:
         for name, found in rows.items():
             features = found.read(("features",))["features"]
-            estimates = feature_estimates(features, network, real, dense, config)
+            estimates = feature_estimates(features, labels_N, network, real, dense, config)
             fields: dict[str, object] = {}
             if "fd" in estimates and real.statistics is not None:
                 fields["fidelity"] = asdict(fidelity(metric_name(network), features, real.statistics, estimates["fd"]))
@@ -116,13 +116,18 @@ def _per_class(features_ND: Tensor, labels_N: Tensor, real: RealImages) -> dict[
 
 @torch.no_grad()
 def feature_estimates(
-    features_ND: Tensor, network: FeatureNetwork, real: RealImages, dense: Gaussian | None, config: EvaluationConfig
+    features_ND: Tensor,
+    labels_N: Tensor | None,
+    network: FeatureNetwork,
+    real: RealImages,
+    dense: Gaussian | None,
+    config: EvaluationConfig,
 ) -> dict[str, Estimate]:
     """The metrics of a model's features that `config` asks for and that have what they need.
 
     `dense` are the statistics of the reference's samples, that `rfd` is the distance to; the reference has none.
     """
-    counts = resample_counts(len(features_ND), config.bootstrap, config.seed)
+    counts = resample_counts(len(features_ND), config.bootstrap, config.seed, labels_N)
     found: dict[str, Estimate] = {}
     if "frechet" in config.metrics and real.statistics is not None:
         found["fd"] = frechet_estimate(features_ND, real.statistics, counts)
@@ -133,11 +138,5 @@ def feature_estimates(
     if "inception-score" in config.metrics and (logits := network.classify(features_ND)) is not None:
         found["inception_score"] = inception_score(logits, counts)
     if "prdc" in config.metrics and real.features_MD is not None:
-        scores = manifold_scores(features_ND, real.features_MD)
-        # Repeated points would change every ball, so the balls stay and the images that are asked about are resampled.
-        real_counts = resample_counts(len(real.features_MD), config.bootstrap, config.seed)
-        found["precision"] = mean_estimate(scores.precision_N, counts)
-        found["recall"] = mean_estimate(scores.recall_M, real_counts)
-        found["density"] = mean_estimate(scores.density_N, counts)
-        found["coverage"] = mean_estimate(scores.coverage_M, real_counts)
+        found |= manifold_scores(features_ND, real.features_MD, counts).estimates(counts)
     return found
