@@ -38,8 +38,8 @@ def ssim(a_BCHW: Tensor, b_BCHW: Tensor, value_range: tuple[float, float] = (-1.
 def ms_ssim(a_BCHW: Tensor, b_BCHW: Tensor, value_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor:
     """Multi-scale structural similarity of each pair, (B,) float64: Wang, Simoncelli & Bovik 2003, eq. 7.
 
-    Five scales, each the mean of 2x2 pixels of the one before; contrast and structure below 0 count as 0, since their
-    weights are no integers. Channels are averaged, as in `ssim`.
+    Five scales, each the mean of 2x2 pixels of the one before, of fewer at an odd edge; contrast and structure below 0
+    count as 0, since their weights are no integers. Channels are averaged, as in `ssim`.
 
     Raises:
         DataError: images of fewer than 161 pixels a side, on whose last scale no window fits.
@@ -50,7 +50,7 @@ def ms_ssim(a_BCHW: Tensor, b_BCHW: Tensor, value_range: tuple[float, float] = (
     product = torch.ones(a_BCHW.shape[:2], dtype=torch.float64, device=a_BCHW.device)
     for scale, weight in enumerate(MS_SSIM_WEIGHTS):
         if scale:
-            a_BCHW, b_BCHW = F.avg_pool2d(a_BCHW, 2), F.avg_pool2d(b_BCHW, 2)
+            a_BCHW, b_BCHW = (F.avg_pool2d(x_BCHW, 2, ceil_mode=True) for x_BCHW in (a_BCHW, b_BCHW))
         luminance, structure = _similarity(a_BCHW, b_BCHW, value_range)
         last = scale == len(MS_SSIM_WEIGHTS) - 1
         mean_BC = (luminance * structure if last else structure).mean((2, 3))

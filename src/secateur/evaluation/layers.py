@@ -39,12 +39,17 @@ def count_layers(model: nn.Module, inputs: Mapping[str, Tensor]) -> list[Layer]:
     root = type(model).__name__
     counts = count_flops(model, inputs).get_flop_counts()
     flops = {name: sum(found.values()) for name, found in counts.items()}
+
+    def within(module: nn.Module, place: str) -> int:
+        """FLOPs of the modules inside; a container that is never called itself has no entry."""
+        places = {f"{place}.{name}": child for name, child in module.named_children()}
+        return sum(flops[inner] if inner in flops else within(child, inner) for inner, child in places.items())
+
     layers: list[Layer] = []
     counted: set[int] = set()
     for name, module in model.named_modules():
-        place = f"{root}.{name}" if name else "Global"
-        within = sum(flops.get(f"{root}.{name}.{child}" if name else f"{root}.{child}", 0) for child in module._modules)
-        macs = (flops.get(place, 0) - within) // 2
+        place = f"{root}.{name}" if name else root
+        macs = (flops[place] - within(module, place)) // 2 if place in flops else 0
         own = [parameter for parameter in module.parameters(recurse=False) if id(parameter) not in counted]
         counted.update(map(id, own))
         if own or macs:
