@@ -7,7 +7,8 @@ from pathlib import Path
 
 from ..errors import SecateurError
 from ..evaluation import EvaluationConfig, MetricName
-from ..processes import is_main_process
+from ..inputs import device_of
+from ..processes import is_main_process, wait_for_everyone
 from ..reporting import write_report
 from .common import Model, ProcessName, open_data, open_model, say, start_run
 from .plan import print_times
@@ -58,6 +59,7 @@ def evaluate(
         return Path(out)
     places = {"model": model, "reference": reference, "data": data, "process": process}
     run = start_run(out, {"command": "evaluate", **places, "evaluation": settings})
+    wait_for_everyone(on_cpu=device_of(loaded.model).type == "cpu")  # nobody writes where the folder is refused
     evaluate_stage(run, models, loaded.process, dataset, settings)
     if not is_main_process():
         return run
