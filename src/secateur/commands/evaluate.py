@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import SecateurError
-from ..evaluation import EvaluationConfig, MetricName
+from ..evaluation import EvaluationConfig, MetricName, check_evaluation
 from ..inputs import device_of
 from ..processes import is_main_process, wait_for_everyone
 from ..reporting import write_report
@@ -54,6 +54,7 @@ def evaluate(
             raise SecateurError(f"{model} and {reference} have different scheduler configs: they cannot be compared")
         models = {"dense": dense.model, "pruned": loaded.model}
     dataset = open_data(data, loaded)
+    check_evaluation(models, loaded.process, dataset, settings)
     if dry_run:
         print_times(loaded, evaluation=settings)
         return Path(out)

@@ -1,5 +1,6 @@
 """What pruning gained and what it cost: efficiency, fidelity, consistency and denoising loss."""
 
+from .checks import check_evaluation
 from .config import EvaluationConfig, MetricName
 from .efficiency import measure_efficiency, measure_latency
 from .estimates import independent_difference, verdict
@@ -16,6 +17,7 @@ __all__ = [
     "MetricName",
     "NetworkFeatures",
     "SmallFeatures",
+    "check_evaluation",
     "evaluate_models",
     "finite_time_lyapunov_exponents",
     "independent_difference",

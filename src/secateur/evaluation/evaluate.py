@@ -20,12 +20,12 @@ from ..process import Process
 from ..processes import is_main_process, process_count, wait_for_everyone
 from ..recovery.conditioning import sample_conditions
 from .catalogue import describe_metric
-from .checks import check_evaluation, check_network
-from .config import OF_FEATURES, EvaluationConfig
+from .checks import check_evaluation, check_shape
+from .config import EvaluationConfig
 from .costs import measure_costs
 from .dynamics import measure_loss, measure_lyapunov
 from .estimates import comparisons
-from .features import FeatureNetwork, feature_network
+from .features import FeatureNetwork
 from .measured import Measured, joined
 from .quality import all_finite, measure_features, measure_pairs, read_real
 from .rows import Rows
@@ -62,8 +62,8 @@ def evaluate_models(
     """
     reference, dense = next(iter(models.items()))
     device = device_of(dense)
-    check_evaluation(models, process, dataset, config)
-    network, notes = _network(network, dataset, device, config)
+    check_shape(dense, dataset)
+    network, notes = check_evaluation(models, process, dataset, config, network)
     with _folder(cache) as folder:
         instruments = Instruments(network, pair_metrics(config, device) if len(models) > 1 else {}, decode)
         rows = sample_rows(models, process, dataset, config, instruments, folder) if config.draws_samples else {}
@@ -101,23 +101,6 @@ def _folder(cache: Path | None) -> Iterator[Path]:
         raise SecateurError("several processes evaluate through a folder that they share; give one as cache")
     with tempfile.TemporaryDirectory() as folder:
         yield Path(folder)
-
-
-def _network(
-    given: FeatureNetwork | None, dataset: ImageDataset, device: torch.device, config: EvaluationConfig
-) -> tuple[FeatureNetwork | None, list[str]]:
-    """The feature network, or None with a note if nobody asked for one by name and none is at hand."""
-    if not config.measures_features:
-        return None, []
-    try:
-        network = given or feature_network(config.features, dataset.shape[0], dataset.shape[1:], device)
-    except SecateurError as error:
-        if config.features is not None:
-            raise
-        missing = [name for name in config.metrics if name in OF_FEATURES]
-        return None, [f"no {', '.join(missing)}: {error}"]
-    check_network(network, config, device)
-    return network, []
 
 
 def _measure(
