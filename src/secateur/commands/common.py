@@ -21,6 +21,7 @@ from ..data import ImageDataset, load_data
 from ..errors import ModelError, SecateurError, first_line
 from ..files import read_json, write_json
 from ..inputs import input_shape
+from ..processes import is_main_process, process_count
 from ..structure import Structure, describe
 
 Model = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
@@ -101,19 +102,14 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def is_main_process() -> bool:
-    """Whether this process writes and prints; a launcher such as torchrun numbers them in RANK."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def one_process(command: str) -> None:
     """Refuse to run `command` in several processes, which would write the same files.
 
     Raises:
         SecateurError: a launcher started more than one.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise SecateurError(f"{command} runs in one process; only finetune runs in several")
+    if process_count() > 1:
+        raise SecateurError(f"{command} runs in one process; finetune, evaluate and sample run in several")
 
 
 def start_run(out: str | Path, config: Mapping[str, Any]) -> Path:
