@@ -50,9 +50,11 @@ class Method:
 
     criterion: CriterionName
     stages: AdaptiveConfig | None = None
+    scoring: ScoringConfig = SCORING
     second_match: bool = False
 
 
+PREDICTIONS = replace(SCORING, ced_output="prediction")
 PLAIN: dict[str, Method] = {
     "one shot, random": Method("random"),
     "one shot, magnitude": Method("magnitude"),
@@ -60,16 +62,18 @@ PLAIN: dict[str, Method] = {
     "one shot, cosine": Method("cosine"),
     "one shot, loss change": Method("loss-change"),
     "one shot, ced": Method("ced"),
-    "one by one, cosine": Method("cosine", AdaptiveConfig(stages=1, rerank="removal")),
-    "one by one, ced": Method("ced", AdaptiveConfig(stages=1, rerank="removal")),
-    "one by one, loss change": Method("loss-change", AdaptiveConfig(stages=1, rerank="removal")),
-    "adaptive, cosine": Method("cosine", STAGES),
+    "one shot, ced of predictions": Method("ced", scoring=PREDICTIONS),
     "adaptive, ced": Method("ced", STAGES),
+    "adaptive, ced, in the first quarter": Method("ced", replace(STAGES, until=0.25)),
+    "adaptive, ced of predictions": Method("ced", STAGES, PREDICTIONS),
+    "adaptive, cosine": Method("cosine", STAGES),
     "adaptive, ced, one by one": Method("ced", replace(STAGES, rerank="removal")),
-    "adaptive, loss change, one by one": Method("loss-change", replace(STAGES, rerank="removal")),
     "adaptive, ced, no reward for MACs": Method("ced", replace(STAGES, macs_weight=0.0)),
-    "adaptive, ced, guarded by loss": Method("ced", replace(STAGES, selector="loss")),
+    "adaptive, ced, as the guard allows": Method("ced", replace(STAGES, selector="loss")),
     "adaptive, ced, fixed counts": Method("ced", replace(STAGES, selector="fixed")),
+    "one by one, ced": Method("ced", AdaptiveConfig(stages=1, rerank="removal")),
+    "one by one, cosine": Method("cosine", AdaptiveConfig(stages=1, rerank="removal")),
+    "one by one, loss change": Method("loss-change", AdaptiveConfig(stages=1, rerank="removal")),
 }
 METHODS = PLAIN | {f"{name}, 2ndMatch": replace(method, second_match=True) for name, method in PLAIN.items()}
 
@@ -77,7 +81,7 @@ METHODS = PLAIN | {f"{name}, 2ndMatch": replace(method, second_match=True) for n
 def train(bench: Bench, method: Method, target: str, seed: int, steps: int) -> dict[str, Any]:
     """Rank, drop and recover within `steps` optimizer steps; what the result is worth."""
     begun = time.perf_counter()
-    scoring = replace(SCORING, seed=seed)
+    scoring = replace(method.scoring, seed=seed)
     config = replace(RECOVERY, steps=steps, seed=seed)
     if method.second_match:
         config = replace(config, **SECOND_MATCH)

@@ -27,11 +27,11 @@ from secateur.criteria.uniform import stride_order
 from secateur.data import Batch
 from secateur.errors import SecateurError, TrainingError
 from secateur.inputs import inference
-from secateur.process import DiffusionProcess, FlowProcess
+from secateur.process import DiffusionProcess, FlowProcess, predict
 from secateur.reporting import write_report
 from secateur.structure import Block, Cut, Structure, describe, masked, remove
 
-FEW = ScoringConfig(num_timesteps=4, batch_size=16)
+FEW = ScoringConfig(num_timesteps=4, batch_size=16, ced_output="prediction")
 BOTH = [(unet(), DiffusionProcess()), (dit(), FlowProcess())]
 
 
@@ -133,7 +133,7 @@ def test_opposite_shifts_cancel_when_pooled():
     """Scaling by e^s in the clean half and by e^-s in the other: s by bin, 1/2 log cosh 2s in all of them together."""
     s = 0.7
     model, structure = chain_of(identity, lambda x, t: x * torch.where(t < 0.5, math.exp(s), math.exp(-s)))
-    config = ScoringConfig(num_timesteps=8, num_images=400)
+    config = ScoringConfig(num_timesteps=8, num_images=400, ced_output="prediction")
     batch = Batch(torch.zeros(400, 1, 4, 4))
     ranking, (_, effect) = effects_of(model, structure, batch=batch, config=config)
     assert effect.signed == pytest.approx([-s] * 4 + [s] * 4)
@@ -161,25 +161,29 @@ def test_ties_go_to_the_smaller_error_then_to_the_later_block():
     assert block_scores("ab", np.array([1.0, 1.0]))["b"].item() == 1.0
 
 
-def test_log_deviations_are_those_of_the_outputs():
-    model, process = BOTH[0]
+@pytest.mark.parametrize("ced_output", ["prediction", "sample"])
+@pytest.mark.parametrize(("model", "process"), BOTH)
+def test_log_deviations_are_those_of_the_outputs(model, process, ced_output):
     structure, batch = describe(model), batch_of(model)
-    sums = measure_blocks(model, process, batch, structure, FEW)
+    sums = measure_blocks(model, process, batch, structure, dataclasses.replace(FEW, ced_output=ced_output))
     signed, pooled = log_deviations(sums.total, sums.square, sums.entries)
     tuples = next(draw_tuples(process, batch, dataclasses.replace(FEW, batch_size=1000)))
     with inference(model):
-        full = model(tuples.noisy, tuples.timesteps)[0].double()
+        full = predict(model, tuples.noisy, tuples.timesteps, tuples.conditions).double()
         name = sums.names[2]
         with masked(model, structure, {name: torch.zeros(1)}):
-            without = model(tuples.noisy, tuples.timesteps)[0].double()
+            without = predict(model, tuples.noisy, tuples.timesteps, tuples.conditions).double()
+    error = ((without - full).square().sum() / full.square().sum()).item()
+    assert sums.change[2].sum() / sums.size.sum() == pytest.approx(error, abs=1e-6)
+    losses = [(out - tuples.target).square().mean().item() for out in (full, without)]
+    assert sums.loss_change()[2].mean() == pytest.approx(losses[1] - losses[0], abs=1e-6)
+    if ced_output == "sample":
+        noisy = tuples.noisy.double()
+        full, without = (process.denoised(noisy, output, tuples.timesteps) for output in (full, without))
     assert pooled[2] == pytest.approx(math.log(without.std(correction=0) / full.std(correction=0)), abs=1e-6)
     pairs = zip(without.split(6), full.split(6), strict=True)
     bins = [math.log(ours.std(correction=0) / theirs.std(correction=0)) for ours, theirs in pairs]
     assert signed[2] == pytest.approx(bins, abs=1e-6)
-    error = ((without - full).square().sum() / full.square().sum()).item()
-    assert sums.change[2].sum() / sums.square[0].sum() == pytest.approx(error, abs=1e-6)
-    losses = [(out - tuples.target).square().mean().item() for out in (full, without)]
-    assert sums.loss_change()[2].mean() == pytest.approx(losses[1] - losses[0], abs=1e-6)
 
 
 @pytest.mark.parametrize("model", [unet(), dit(), dit(num_layers=1)], ids=["unet", "dit", "dit of one block"])

@@ -109,6 +109,29 @@ def test_a_learned_variance_is_dropped():
     assert torch.equal(found, full[:, :1])
 
 
+@pytest.mark.parametrize(
+    ("process", "timesteps"),
+    [
+        *(
+            (DiffusionProcess({"prediction_type": kind}), [0, 300, 700])
+            for kind in ("epsilon", "sample", "v_prediction")
+        ),
+        (FlowProcess(), [10.0, 500.0, 900.0]),
+        (FlowProcess(convention="sit"), [0.9, 0.5, 0.1]),
+    ],
+)
+def test_the_right_prediction_stands_for_the_clean_sample(process, timesteps):
+    timesteps = torch.tensor(timesteps)
+    noisy, target = process.add_noise(X0, NOISE, timesteps), process.target(X0, NOISE, timesteps)
+    torch.testing.assert_close(process.denoised(noisy, target, timesteps), X0, rtol=1e-4, atol=1e-4)
+
+
+def test_a_sample_without_any_signal_stays_finite():
+    process = DiffusionProcess({"rescale_betas_zero_snr": True})
+    found = process.denoised(NOISE, NOISE * 1.01, torch.tensor([999] * 3))
+    assert found.isfinite().all()
+
+
 def test_the_error_is_the_mean_over_pixels_of_each_sample():
     process = FlowProcess()
     errors = denoising_error(Exact("diffusers"), process, X0, NOISE, torch.tensor([100.0, 500.0, 900.0]))

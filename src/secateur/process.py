@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from .conditions import UNCONDITIONAL, Conditions, arguments
 from .errors import ModelError, first_line
 
+MOST_NOISE = 1e-8  # signal-to-noise ratio below which nothing of a clean sample can be told
+
 
 class Process(Protocol):
     """What criteria, objectives and samplers need to know about a diffusion or flow process."""
@@ -35,6 +37,10 @@ class Process(Protocol):
 
     def target(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """What the network should output at (x_t, t), the shape of `sample`."""
+        ...
+
+    def denoised(self, noisy: Tensor, output: Tensor, timesteps: Tensor) -> Tensor:
+        """The clean sample that the network's output at (x_t, t) stands for, the shape of `noisy`."""
         ...
 
     def scheduler(self) -> Any:
@@ -89,6 +95,15 @@ class DiffusionProcess:
             return sample
         return self._scheduler.get_velocity(sample, noise, timesteps)  # type: ignore[attr-defined]
 
+    def denoised(self, noisy: Tensor, output: Tensor, timesteps: Tensor) -> Tensor:
+        if self.prediction_type == "sample":
+            return output
+        kept = self._scheduler.alphas_cumprod.to(noisy)[timesteps].clamp_min(MOST_NOISE)  # type: ignore[attr-defined]
+        signal, noise = (root.sqrt().reshape(-1, *[1] * (noisy.ndim - 1)) for root in (kept, 1 - kept))
+        if self.prediction_type == "epsilon":
+            return (noisy - noise * output) / signal
+        return signal * noisy - noise * output
+
     def scheduler(self) -> DDIMScheduler:
         return DDIMScheduler.from_config(self._scheduler.config)  # type: ignore[attr-defined]
 
@@ -134,6 +149,9 @@ class FlowProcess:
 
     def target(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         return noise - sample if self.convention == "diffusers" else sample - noise
+
+    def denoised(self, noisy: Tensor, output: Tensor, timesteps: Tensor) -> Tensor:
+        return noisy - self._sigmas(timesteps, noisy) * self.model_to_sampler(output)
 
     def scheduler(self) -> FlowMatchEulerDiscreteScheduler:
         # Shifts that depend on the image size and stochastic steps are choices of a sampler, not of the process.

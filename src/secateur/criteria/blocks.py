@@ -47,15 +47,17 @@ class Tuples:
 
 @dataclass(frozen=True)
 class BlockSums:
-    """Float64 sums over the entries of each tuple's output; row 0 of `total`, `square` and `loss` is the full model.
+    """Float64 sums over each tuple's C H W outputs; row 0 of `total`, `square` and `loss` is the full model.
 
     Attributes:
         names: the L blocks.
         entries: C H W.
-        total: sum of the output, (L + 1, T, N).
+        total: sum of the output, by `ced_output` the clean sample that the network predicts or its prediction as it
+            is, (L + 1, T, N).
         square: sum of its squares, (L + 1, T, N).
+        size: sum of the squares of the full model's prediction, (T, N).
         loss: mean squared denoising error, (L + 1, T, N).
-        change: sum of (output without the block - output)^2, (L, T, N).
+        change: sum of (prediction without the block - prediction)^2, (L, T, N).
         cosine: 1 - cos(input of the block, its output), mean over tokens, (L, T, N).
     """
 
@@ -63,13 +65,14 @@ class BlockSums:
     entries: int
     total: Array
     square: Array
+    size: Array
     loss: Array
     change: Array
     cosine: Array
 
     def output_error(self) -> Array:
-        """E|output without the block - output|^2 / E|output|^2 in each bin, (L, T)."""
-        return self.change.sum(-1) / _positive(self.square[0].sum(-1))
+        """E|prediction without the block - prediction|^2 / E|prediction|^2 in each bin, (L, T)."""
+        return self.change.sum(-1) / _positive(self.size.sum(-1))
 
     def loss_change(self) -> Array:
         """Denoising loss without the block minus that of the full model in each bin, (L, T)."""
@@ -132,24 +135,29 @@ def measure_blocks(
             def call(tuples: Tuples = tuples) -> Tensor:
                 return predict(model, tuples.noisy, tuples.timesteps, tuples.conditions).cpu().double()
 
-            target = tuples.target.cpu().double()
+            def sums(prediction: Tensor, full: Tensor, tuples: Tuples = tuples) -> Tensor:
+                target, output = tuples.target.cpu().double(), prediction
+                if config.ced_output == "sample":
+                    output = process.denoised(tuples.noisy.cpu().double(), prediction, tuples.timesteps.cpu())
+                return _sums(output, prediction, full, target)
+
             with watched(model, structure) as seen:
                 full = call()
             distances.append(torch.stack([seen[name] for name in names]))
-            gathered[0].append(_sums(full, full, target))
+            gathered[0].append(sums(full, full))
             for row, output in zip(gathered[1:], outputs_without_each_block(model, structure, call), strict=True):
-                row.append(_sums(output, full, target))
-                advance(len(target), "")
-    sums = torch.stack([torch.cat(row, dim=1) for row in gathered]).reshape(len(names) + 1, 4, bins, images).numpy()
-    finite = np.isfinite(sums).all((1, 2, 3))
+                row.append(sums(output, full))
+                advance(len(full), "")
+    found = torch.stack([torch.cat(row, dim=1) for row in gathered]).reshape(len(names) + 1, 5, bins, images).numpy()
+    finite = np.isfinite(found).all((1, 2, 3))
     if not finite.all():
         first = int(np.argmin(finite))
         where = f"the output without {names[first - 1]} is" if first else "the model's output is"
         raise TrainingError(f"{where} not finite: check weights and scheduler, or score in float32")
     entries = batch.sample[0].numel()
-    total, square, change, loss = sums.swapaxes(0, 1)
+    total, square, size, change, loss = found.swapaxes(0, 1)
     cosine = torch.cat(distances, dim=1).reshape(len(names), bins, images).numpy()
-    return BlockSums(names, entries, total, square, loss, change[1:], cosine)
+    return BlockSums(names, entries, total, square, size[0], loss, change[1:], cosine)
 
 
 @contextmanager
@@ -196,14 +204,15 @@ def block_scores(names: Sequence[str], scores: Array, errors: Array | None = Non
     return {name: torch.tensor([score], dtype=torch.float64) for name, score in zip(names, apart.tolist(), strict=True)}
 
 
-def _sums(output: Tensor, full: Tensor, target: Tensor) -> Tensor:
-    """(4, B): total, square, change and loss of each tuple."""
+def _sums(output: Tensor, prediction: Tensor, full: Tensor, target: Tensor) -> Tensor:
+    """(5, B): total and square of the output; size, change and loss of the prediction, of each tuple."""
     return torch.stack(
         [
             output.flatten(1).sum(1),
             output.square().flatten(1).sum(1),
-            (output - full).square().flatten(1).sum(1),
-            (output - target).square().flatten(1).mean(1),
+            prediction.square().flatten(1).sum(1),
+            (prediction - full).square().flatten(1).sum(1),
+            (prediction - target).square().flatten(1).mean(1),
         ]
     )
 

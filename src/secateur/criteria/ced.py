@@ -4,9 +4,12 @@ From the paper and its reviews: a block's score is how far the output distributi
 one when the block is dropped, on the target data; CED_i = |H(out) - H(out without block i)| with a Gaussian entropy,
 that is, a difference of log standard deviations; the lowest leave first.
 
-Chosen here: the same tuples for every block; the mean over 8 timestep bins of |CED| within each (`stratified`), where
-the paper pools them (`pooled`: opposite shifts cancel); one variance over samples and entries of the output; of equal
-scores the smaller output error, then the later block leaves first.
+Chosen here: the same tuples for every block; the output is the clean sample that the network's prediction stands for
+(`ced_output` sample), since the distribution that a model has learned is one of samples: most of a velocity's variance,
+and of a noise's, is that of the noise it was given, which a dropped block does not touch (`prediction` takes it as it
+is); the mean over 8 timestep bins of |CED| within each (`stratified`), where the paper pools them (`pooled`: opposite
+shifts cancel); one variance over samples and entries of the output; of equal scores the smaller output error, then the
+later block leaves first.
 
 A standard deviation cannot see damage that keeps it. So the report has, from the same passes, the output error, the
 change of the denoising loss, how sure the ranks are, and whether simpler scores give the same order.
@@ -53,7 +56,7 @@ def ced(model: nn.Module, process: Process, batch: Batch, structure: Structure, 
             ced_stratified=float(np.abs(signed[i]).mean()),
             ced_pooled=float(np.abs(pooled[i])),
             direction=direction(signed[i]),
-            output_error=float(changes[i] / max(sums.square[0].sum(), np.finfo(np.float64).tiny)),
+            output_error=float(changes[i] / max(sums.size.sum(), np.finfo(np.float64).tiny)),
             loss_change=float(sums.loss_change()[i].mean()),
             cosine=float(sums.cosine[i].mean()),
             signed=tuple(signed[i].tolist()),

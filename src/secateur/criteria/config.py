@@ -22,6 +22,7 @@ GradientFlowMode = Literal["increase", "preserve"]
 TimestepWeights = Literal["inverse-gradient", "uniform"]
 HessianProduct = Literal["exact", "finite-difference"]
 CedPooling = Literal["stratified", "pooled"]
+CedOutput = Literal["sample", "prediction"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class ScoringConfig:
         hessian_product: gradient-flow finds H g by double backward (exact), or from two more gradients
             (finite-difference), which takes less memory and any attention kernel, but full float32 (no TF32).
         ced_pooling: ced averages the shifts of the timestep bins (stratified), or takes one shift over all (pooled).
+        ced_output: ced takes the spread of the clean sample that the network predicts (sample), or of its prediction as
+            it is (prediction).
         num_timesteps: evenly spaced calibration timesteps; 0 takes every one of the process (gradient-flow: 32). For
             ced, cosine and loss-change: bins, each image once in each at a random timestep (0: 8).
         num_images: calibration images, all used at every timestep.
@@ -57,6 +60,7 @@ class ScoringConfig:
     timestep_weights: TimestepWeights = "inverse-gradient"
     hessian_product: HessianProduct = "exact"
     ced_pooling: CedPooling = "stratified"
+    ced_output: CedOutput = "sample"
     num_timesteps: int = 0
     num_images: int = 128
     batch_size: int = 256
@@ -69,6 +73,7 @@ class ScoringConfig:
             ("timestep_weights", self.timestep_weights, TimestepWeights),
             ("hessian_product", self.hessian_product, HessianProduct),
             ("ced_pooling", self.ced_pooling, CedPooling),
+            ("ced_output", self.ced_output, CedOutput),
         ):
             require(value in get_args(known), f"scoring {name} is {value!r}; give {' or '.join(get_args(known))}")
         require(self.num_timesteps >= 0, f"scoring num_timesteps is {self.num_timesteps}; give 0 (all) or more")
