@@ -1,7 +1,7 @@
 """secateur prunes pretrained diffusion and flow models and recovers what pruning cost."""
 
 from .checkpoint import from_pretrained, load, load_pipeline, push_to_hub, save_pipeline, save_pretrained
-from .commands import compress, convert, evaluate, finetune, inspect, prune, quickstart, rank, report, sample
+from .commands import compress, convert, encode, evaluate, finetune, inspect, prune, quickstart, rank, report, sample
 from .criteria import ScoringConfig
 from .errors import SecateurError
 from .evaluation import EvaluationConfig
@@ -19,6 +19,7 @@ __all__ = [
     "SecateurError",
     "compress",
     "convert",
+    "encode",
     "evaluate",
     "finetune",
     "from_pretrained",

@@ -80,6 +80,7 @@ def _commands(arguments: Sequence[str]) -> dict[str, Callable[..., Any]]:
         "sample": {},
         "inspect": {},
         "convert": {},
+        "encode": {},
         "report": {},
     }
     return {name: functools.partial(getattr(commands, name), **groups) for name, groups in opened.items()}

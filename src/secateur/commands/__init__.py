@@ -2,6 +2,7 @@
 
 from .compress import compress
 from .convert import convert
+from .encode import encode
 from .evaluate import evaluate
 from .finetune import finetune
 from .inspect import inspect
@@ -14,6 +15,7 @@ from .sample import sample
 __all__ = [
     "compress",
     "convert",
+    "encode",
     "evaluate",
     "finetune",
     "inspect",

@@ -14,7 +14,7 @@ from ..recipes import Recipe, ScheduleName, recipe_named
 from ..recovery import RecoveryConfig
 from ..reporting import read_run, summarize, write_report
 from ..schedules import CutConfig, ProgressiveConfig, granularity_for, parse_target
-from .common import Model, ProcessName, one_process, open_data, open_model, say, start_run
+from .common import Component, Model, ProcessName, encode_data, one_process, open_data, open_model, say, start_run
 from .plan import check_criterion, check_recovery, check_schedule, plan_cut, print_plan, print_times
 from .stages import cut_stage, evaluate_stage, progressive_pruner, rank_stage, recover_stage
 
@@ -36,6 +36,7 @@ def compress(
     cut: CutConfig | None = None,
     recovery: RecoveryConfig | None = None,
     evaluation: EvaluationConfig | None = None,
+    component: Component | None = None,
     process: ProcessName = "auto",
     device: str = "auto",
     dry_run: bool = False,
@@ -62,6 +63,7 @@ def compress(
         cut: which cuts are allowed.
         recovery: how to fine-tune.
         evaluation: what to measure.
+        component: which part of a pipeline, unet or transformer; the default takes the one that is there.
         process: how the model was trained, when no scheduler config lies beside it.
         device: auto, cpu, cuda, mps ...
         dry_run: print the plan, the predicted size and time, and stop.
@@ -77,7 +79,7 @@ def compress(
         recipe, criterion, schedule, objective, steps, seed, scoring, progressive, cut, recovery, evaluation
     )
     goal = parse_target(target)
-    loaded, structure = open_model(model, process, device)
+    loaded, structure = open_model(model, process, device, component)
     dataset = open_data(data, loaded)
     check_recovery(loaded.model, dataset, settings.recovery, loaded.model)
     check_schedule(settings)
@@ -103,10 +105,12 @@ def compress(
             "target": str(goal),
             "data": data,
             "recipe": recipe,
+            "component": component,
             "process": process,
             **asdict(settings),
         },
     )
+    dataset = encode_data(dataset, loaded)
     scores = rank_stage(run, loaded, structure, dataset, settings.criterion, settings.scoring)
     models = {"dense": loaded.model}
     if settings.schedule == "progressive":
@@ -117,7 +121,7 @@ def compress(
         pruner = None
         start = models["pruned"] = cut_stage(run, loaded, structure, goal, scores, settings.cut, details, model)
     models["recovered"] = recover_stage(run, start, loaded, dataset, settings.recovery, loaded.model, pruner)
-    evaluate_stage(run, models, loaded.process, dataset, settings.evaluation)
+    evaluate_stage(run, models, loaded, dataset, settings.evaluation)
     page = write_report(run)
     for sentence in summarize(read_run(run)).sentences:
         say(sentence)

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..errors import SecateurError
 from ..evaluation import EvaluationConfig, MetricName
 from ..reporting import write_report
-from .common import Model, ProcessName, one_process, open_data, open_model, say, start_run
+from .common import Component, Model, ProcessName, encode_data, one_process, open_data, open_model, say, start_run
 from .plan import print_times
 from .stages import evaluate_stage
 
@@ -21,6 +21,7 @@ def evaluate(
     reference: str | None = None,
     metrics: tuple[MetricName, ...] | None = None,
     evaluation: EvaluationConfig | None = None,
+    component: Component | None = None,
     process: ProcessName = "auto",
     device: str = "auto",
     dry_run: bool = False,
@@ -34,6 +35,7 @@ def evaluate(
         reference: the dense model to compare with.
         metrics: some of latency, loss, consistency, frechet, ftle, in the place of the evaluation options' own.
         evaluation: how to measure.
+        component: which part of a pipeline, unet or transformer; the default takes the one that is there.
         process: how the model was trained, when no scheduler config lies beside it.
         device: auto, cpu, cuda, mps ...
         dry_run: print the predicted time and stop.
@@ -41,10 +43,10 @@ def evaluate(
     one_process("evaluate")
     settings = evaluation or EvaluationConfig()
     settings = replace(settings, metrics=metrics or settings.metrics)
-    loaded, _ = open_model(model, process, device)
+    loaded, _ = open_model(model, process, device, component)
     models = {"model": loaded.model}
     if reference is not None:
-        dense, _ = open_model(reference, process, device)
+        dense, _ = open_model(reference, process, device, component)
         if dense.process != loaded.process:
             raise SecateurError(f"{model} and {reference} have different scheduler configs: they cannot be compared")
         models = {"dense": dense.model, "pruned": loaded.model}
@@ -52,9 +54,10 @@ def evaluate(
     if dry_run:
         print_times(loaded, evaluation=settings)
         return Path(out)
-    places = {"model": model, "reference": reference, "data": data, "process": process}
+    places = {"model": model, "reference": reference, "data": data, "component": component, "process": process}
     run = start_run(out, {"command": "evaluate", **places, "evaluation": settings})
-    evaluate_stage(run, models, loaded.process, dataset, settings)
+    dataset = encode_data(dataset, loaded)
+    evaluate_stage(run, models, loaded, dataset, settings)
     page = write_report(run)
     say((run / "tables" / "evaluation.md").read_text())
     say(f"report  {page}")

@@ -14,7 +14,7 @@ from ..criteria import BLOCK_CRITERIA, CriterionName, ScoringConfig
 from ..criteria.blocks import bins_of, block_names
 from ..criteria.drops import passes_of
 from ..criteria.gradient_flow import timestep_count
-from ..data import ImageDataset
+from ..data import ImageDataset, LatentDataset
 from ..errors import require
 from ..evaluation import EvaluationConfig
 from ..evaluation.efficiency import count_macs
@@ -43,6 +43,8 @@ def check_recovery(
         SecateurError: an unknown objective, a missing teacher, or labels that do not fit.
     """
     build_objective(recovery, teacher)
+    mirrored = recovery.horizontal_flip and isinstance(dataset, LatentDataset)
+    require(not mirrored, "mirrored latents are not the latents of mirrored images; turn recovery.horizontal_flip off")
     check_conditions(model, dataset)
 
 

@@ -17,7 +17,6 @@ from ..data import Batch, ImageDataset, calibration_batch
 from ..evaluation import EvaluationConfig, evaluate_models, measure_latency, write_evaluation
 from ..files import read_json, write_json
 from ..inputs import device_of, example_inputs
-from ..process import Process
 from ..recipes import Recipe
 from ..recovery import Pruner, RecoveryConfig, recover
 from ..recovery.conditioning import accepts
@@ -25,7 +24,7 @@ from ..reporting import write_cut, write_ranking
 from ..schedules import CutConfig, Progressive, Target, one_shot, stage_scorer
 from ..structure import Cut, Structure, remove
 from ..structure.cost import cost_model
-from .common import is_main_process
+from .common import decoder, is_main_process
 
 LATENCY_ROUNDS = 20
 
@@ -193,7 +192,7 @@ def recover_stage(
 def evaluate_stage(
     out: Path,
     models: dict[str, nn.Module],
-    process: Process,
+    loaded: Loaded,
     dataset: ImageDataset,
     config: EvaluationConfig,
 ) -> dict[str, Any]:
@@ -201,6 +200,6 @@ def evaluate_stage(
     folder = out / "evaluation"
     path = folder / "evaluation.json"
     if not path.is_file():
-        result, samples = evaluate_models(models, process, dataset, config)
+        result, samples = evaluate_models(models, loaded.process, dataset, config, decoder(loaded))
         write_evaluation(result, folder, samples)
     return read_json(path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..conditions import LABELS, moved
-from ..data import Batch, ImageDataset, calibration_batch
+from ..data import Batch, ImageDataset, calibration_batch, pixels
 from ..errors import DataError, ModelError, SecateurError, require
 from ..inputs import device_of, input_shape, null_class
 from ..process import Process
@@ -24,6 +24,7 @@ from .features import FeatureNetwork, feature_network, metric_name
 from .fidelity import FeatureStatistics, fidelity
 from .lyapunov import finite_time_lyapunov_exponents
 
+Decode = Callable[[Tensor], Tensor]
 MetricName = Literal["latency", "loss", "consistency", "frechet", "ftle"]
 FROM_SAMPLES = {"consistency", "frechet"}
 REAL_SHOWN = 64
@@ -84,9 +85,13 @@ class EvaluationConfig:
 
 
 def evaluate_models(
-    models: Mapping[str, nn.Module], process: Process, dataset: ImageDataset, config: EvaluationConfig
+    models: Mapping[str, nn.Module],
+    process: Process,
+    dataset: ImageDataset,
+    config: EvaluationConfig,
+    decode: Decode | None = None,
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Measure `models`, the first of which is the dense reference.
+    """Measure `models`, the first of which is the dense reference; `decode` turns latents into images.
 
     Returns the result as plain JSON values, and tensors to look at: each model's images (num_images, C, H, W) in
     [-1, 1], drawn from the same seeds, up to 64 images of the data as `real`, and `class_labels` (num_images,) of
@@ -99,11 +104,12 @@ def evaluate_models(
     reference, dense = next(iter(models.items()))
     _check(dense, dataset, config)
     sampled = FROM_SAMPLES & set(config.metrics)
-    images = {name: _draw(name, model, process, dataset, config) for name, model in models.items()} if sampled else {}
+    drawn = models if sampled else {}
+    images = {name: _draw(name, model, process, dataset, config, decode) for name, model in drawn.items()}
     batch_sizes = config.latency_batch_sizes if "latency" in config.metrics else ()
     costs = measure_efficiency(models, rounds=config.latency_rounds, batch_sizes=batch_sizes, compile=config.compile)
-    network, notes = _features(dataset, device_of(dense), config) if "frechet" in config.metrics else (None, [])
-    real = None if network is None else _real_statistics(network, dataset, device_of(dense), config)
+    network, notes = _features(pixels(dataset), device_of(dense), config) if "frechet" in config.metrics else (None, [])
+    real = None if network is None else _real_statistics(network, pixels(dataset), device_of(dense), config)
     batch = _loss_batch(dense, dataset, config)
 
     entries = {}
@@ -125,7 +131,7 @@ def evaluate_models(
     result = {
         "format": 1,
         "reference": reference,
-        "data": {"name": dataset.name, "images": len(dataset), "shape": list(dataset.shape)},
+        "data": {"name": dataset.name, "images": len(dataset), "shape": list(pixels(dataset).shape)},
         "config": asdict(config)
         | {"latency_batch_sizes": list(config.latency_batch_sizes), "metrics": list(config.metrics)},
         "environment": _environment(device_of(dense)),
@@ -136,7 +142,7 @@ def evaluate_models(
 
 
 def _to_look_at(model: nn.Module, dataset: ImageDataset, config: EvaluationConfig) -> dict[str, Tensor]:
-    shown = {"real": calibration_batch(dataset, REAL_SHOWN, config.seed).sample}
+    shown = {"real": calibration_batch(pixels(dataset), REAL_SHOWN, config.seed).sample}
     conditions = sample_conditions(model, dataset, config.num_images, config.seed)
     return shown | {name: value for name, value in conditions.items() if name == LABELS}
 
@@ -152,7 +158,14 @@ def _check(model: nn.Module, dataset: ImageDataset, config: EvaluationConfig) ->
         raise ModelError(f"{type(model).__name__} has no null class to guide away from; use guidance_scale 1")
 
 
-def _draw(name: str, model: nn.Module, process: Process, dataset: ImageDataset, config: EvaluationConfig) -> Tensor:
+def _draw(
+    name: str,
+    model: nn.Module,
+    process: Process,
+    dataset: ImageDataset,
+    config: EvaluationConfig,
+    decode: Decode | None,
+) -> Tensor:
     return generate_images(
         model,
         process,
@@ -164,6 +177,7 @@ def _draw(name: str, model: nn.Module, process: Process, dataset: ImageDataset, 
         null=null_conditions(model, dataset),
         batch_size=config.batch_size,
         description=f"sampling {name}",
+        decode=decode,
     )
 
 
