@@ -4,39 +4,57 @@ import copy
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet2DModel
+from diffusers import UNet2DModel, UVit2DModel
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
 import secateur
-from models import cuts, dit, dits, inputs_for, output, unet, unets
+from models import ALL_STRATEGIES, cuts, dit, inputs_for, output, unet
 from secateur.structure import Cut, StructureBuilder, check_cut, describe, masked, masks_of, remove
 from secateur.structure.cost import cost_model, skeleton
 from secateur.structure.masks import masked_group_norm
 
-PROPERTY = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+PROPERTY = settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+AT_LENGTH = settings(PROPERTY, max_examples=300)
+
+
+# Text-conditional networks compute some of their embeddings and norms in float32, whatever the model's dtype.
+EXACT = {"unet", "dit", "autoencoder", "uvit"}
 
 
 @PROPERTY
 @given(data=st.data())
-@pytest.mark.parametrize("models", [unets(), dits()], ids=["unet", "dit"])
-def test_masked_equals_removed(models, data):
-    model = data.draw(models).double()
+@pytest.mark.parametrize("name", ALL_STRATEGIES)
+def test_masked_equals_removed(name, data):
+    check_masked_equals_removed(name, data)
+
+
+@pytest.mark.slow
+@AT_LENGTH
+@given(data=st.data())
+@pytest.mark.parametrize("name", ALL_STRATEGIES)
+def test_masked_equals_removed_at_length(name, data):
+    check_masked_equals_removed(name, data)
+
+
+def check_masked_equals_removed(name, data):
+    model = data.draw(ALL_STRATEGIES[name]).double()
     structure = describe(model)
     cut = data.draw(cuts(structure))
     with masked(model, structure, masks_of(cut, structure)):
         expected = double_output(model)
     found = double_output(remove(copy.deepcopy(model), structure, cut))
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max() + 1))
+    tolerance = 1e-9 if name in EXACT else 1e-6
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max() + 1))
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(PROPERTY, max_examples=10)
 @given(data=st.data())
-@pytest.mark.parametrize("models", [unets(), dits()], ids=["unet", "dit"])
-def test_cost_of_a_cut_equals_the_counted_cost_of_the_removed_model(models, data):
-    model = data.draw(models)
+@pytest.mark.parametrize("name", ALL_STRATEGIES)
+def test_cost_of_a_cut_equals_the_counted_cost_of_the_removed_model(name, data):
+    model = data.draw(ALL_STRATEGIES[name])
     structure = describe(model)
     cut = data.draw(cuts(structure))
     cost = cost_model(model, structure, inputs_for(model))
@@ -188,8 +206,8 @@ def test_unsupported_blocks_and_architectures_are_named():
     )
     with pytest.raises(ValueError, match="SkipDownBlock2D"):
         describe(skip)
-    with pytest.raises(ValueError, match="UNet2DModel, DiTTransformer2DModel"):
-        describe(AutoencoderKL())
+    with pytest.raises(ValueError, match=r"UVit2DModel .*UNet2DModel, .*docs/adding-an-architecture.md"):
+        describe(object.__new__(UVit2DModel))
 
 
 class Mlp(nn.Module):

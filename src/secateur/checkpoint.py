@@ -27,7 +27,7 @@ from torch import nn
 from .errors import ModelError, SecateurError, first_line
 from .files import atomic_folder, read_json, write_json
 from .process import Process, process_from_config
-from .structure import Cut, architecture_named, describe, remove, supported_architectures
+from .structure import Cut, architecture_named, depth_entries, describe, remove, supported_architectures, unsupported
 
 MANIFEST = "pruning.json"
 MANIFEST_KEY = "secateur_pruning"  # of the config, so that a pipeline's own save_pretrained keeps the manifest
@@ -307,9 +307,7 @@ def _load_model(folder: Path, base_id: str) -> nn.Module:
     base = described.get("base") if isinstance(described, dict) else None
     name = base.get("class") if isinstance(base, dict) else config.get("_class_name")
     if name not in supported_architectures():
-        raise ModelError(
-            f"{folder} holds a {name}, which is not supported; supported: {', '.join(supported_architectures())}"
-        )
+        raise ModelError(f"{folder} cannot be used: {unsupported(str(name))}")
     try:
         architecture = architecture_named(name)
         if described is None:
@@ -368,10 +366,8 @@ def _saved_dtype(folder: Path) -> torch.dtype | None:
 
 
 def _follow_depth(model: nn.Module) -> None:
-    """Write the depth of a transformer into its config, so that plain diffusers loads a depth-pruned one."""
-    blocks = getattr(model, "transformer_blocks", None)
-    if blocks is not None:
-        model.register_to_config(num_layers=len(blocks))  # type: ignore[operator]
+    """Write the depth of a transformer into its config."""
+    model.register_to_config(**depth_entries(model))  # type: ignore[operator]
 
 
 def _follow_frequencies(model: nn.Module) -> None:

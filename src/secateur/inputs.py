@@ -5,12 +5,18 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
+from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from .errors import ModelError
+from .example_conditions import example_conditions
+
+FLUX_SAMPLE_SIZE = 128  # of the latents of 1024 pixels; Flux has no size of its own
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -19,12 +25,14 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def input_shape(model: nn.Module) -> tuple[int, int, int]:
-    """Shape (C, H, W) of one sample, by the model's config.
+    """Shape (C, H, W) of one sample, by the model's config. Flux's is that of its latents before they are packed.
 
     Raises:
         ModelError: the config does not say.
     """
     config: Any = model.config
+    if isinstance(model, FluxTransformer2DModel):
+        return config["in_channels"] // 4, FLUX_SAMPLE_SIZE, FLUX_SAMPLE_SIZE
     size = config.get("sample_size")
     if size is None:
         raise ModelError(f"the config of {type(model).__name__} has no sample_size; set it to the image size")
@@ -50,21 +58,32 @@ def null_class(model: nn.Module) -> int | None:
     return config.get("num_embeds_ada_norm")
 
 
-def example_inputs(model: nn.Module, batch_size: int) -> dict[str, Tensor]:
-    """Keyword arguments for `model(**inputs)`: a noisy sample (B, C, H, W), timestep (B,) and class_labels (B,).
+def example_inputs(model: nn.Module, batch_size: int, size: tuple[int, int] | None = None) -> dict[str, Any]:
+    """Random keyword arguments for `model(**inputs)`, the same ones at every call, batch axes first.
+
+    A noisy sample (B, C, H, W), timestep (B,) and, where the architecture takes them, class_labels (B,), text states,
+    pooled text, sizes and positions. `size` is the height and width of the sample, by default the config's.
 
     Raises:
-        ModelError: as `input_shape`.
+        ModelError: as `input_shape`, and labels that are not class indices.
     """
-    first = next(iter(inspect.signature(model.forward).parameters))  # `sample` or `hidden_states`
-    noise = torch.randn(batch_size, *input_shape(model), generator=torch.Generator().manual_seed(0))
-    inputs = {first: noise, "timestep": torch.ones(batch_size, dtype=torch.int64)}
-    classes = class_count(model)
-    if classes is not None:
-        inputs["class_labels"] = torch.arange(batch_size) % classes
+    generator = torch.Generator().manual_seed(0)
     parameter = next(model.parameters())
-    inputs[first] = inputs[first].to(parameter.dtype)
-    return {name: value.to(parameter.device) for name, value in inputs.items()}
+    channels, height, width = input_shape(model)
+    sample = torch.randn(batch_size, channels, *(size or (height, width)), generator=generator)
+    parameters = inspect.signature(model.forward).parameters
+    inputs: dict[str, Any] = {next(iter(parameters)): sample}  # `sample` or `hidden_states`
+    if "timestep" in parameters:
+        inputs["timestep"] = torch.ones(batch_size, dtype=torch.int64)
+    conditions = example_conditions(model, sample, lambda *sizes: torch.randn(batch_size, *sizes, generator=generator))
+    if not conditions and (classes := class_count(model)) is not None:
+        inputs["class_labels"] = torch.arange(batch_size) % classes
+    return tree_map_only(Tensor, partial(_like, parameter), inputs | conditions)
+
+
+def _like(parameter: Tensor, value: Tensor) -> Tensor:
+    """`value` on the device of `parameter` and, if it has a fraction, in its dtype."""
+    return value.to(parameter.device, parameter.dtype if value.is_floating_point() else value.dtype)
 
 
 @contextmanager

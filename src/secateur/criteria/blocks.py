@@ -26,7 +26,7 @@ from ..errors import SecateurError, TrainingError
 from ..inputs import inference
 from ..process import Process, predict
 from ..progress import progress
-from ..structure import Structure
+from ..structure import Block, Structure, handed_on, pick, streams_of
 from .config import ScoringConfig
 from .drops import outputs_without_each_block
 
@@ -133,7 +133,7 @@ def measure_blocks(
                 return predict(model, tuples.noisy, tuples.timesteps, tuples.conditions).cpu().double()
 
             target = tuples.target.cpu().double()
-            with watched(model, names) as seen:
+            with watched(model, structure) as seen:
                 full = call()
             distances.append(torch.stack([seen[name] for name in names]))
             gathered[0].append(_sums(full, full, target))
@@ -153,25 +153,27 @@ def measure_blocks(
 
 
 @contextmanager
-def watched(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Collect, at each pass inside the block, 1 - cos(x, block(x)) of the named blocks, (B,) float64 on the CPU.
+def watched(model: nn.Module, structure: Structure) -> Iterator[dict[str, Tensor]]:
+    """Collect, at each pass inside the block, 1 - cos(x, block(x)) of the blocks, (B,) float64 on the CPU.
 
-    x is a token (B, N, C) or a pixel (B, C, H, W) of the block's input; a tuple's distances are averaged.
+    x is a token (B, N, C) or a pixel (B, C, H, W) of the image that the block takes; a sample's distances are averaged.
     """
     seen: dict[str, Tensor] = {}
 
-    def watch(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-            x = args[0] if args else kwargs["hidden_states"]
-            similarity = F.cosine_similarity(x.float(), output.float(), dim=1 if x.ndim == 4 else -1)
-            seen[name] = 1 - similarity.flatten(1).cpu().double().mean(1)
+    def watch(block: Block, module: nn.Module) -> Any:
+        streams = streams_of(block, module)
+
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            x, y = pick(streams, args, kwargs)[block.image], handed_on(block, output)[block.image]
+            similarity = F.cosine_similarity(x.float(), y.float(), dim=1 if x.ndim == 4 else -1)
+            seen[block.name] = 1 - similarity.flatten(1).cpu().double().mean(1)
 
         return hook
 
     with ExitStack() as hooks:
-        for name in names:
+        for name, block in structure.blocks.items():
             module = model.get_submodule(name)
-            hooks.enter_context(module.register_forward_hook(watch(name), with_kwargs=True))
+            hooks.enter_context(module.register_forward_hook(watch(block, module), with_kwargs=True))
         yield seen
 
 

@@ -24,7 +24,7 @@ def cosine(model: nn.Module, process: Process, batch: Batch, structure: Structur
     """
     names = block_names(structure)
     distances = []
-    with inference(model), watched(model, names) as seen:
+    with inference(model), watched(model, structure) as seen:
         for tuples in draw_tuples(process, batch, config):
             predict(model, tuples.noisy, tuples.timesteps, tuples.conditions)
             distances.append(torch.stack([seen[name] for name in names]))

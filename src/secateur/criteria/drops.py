@@ -23,9 +23,9 @@ def outputs_without_each_block(model: nn.Module, structure: Structure, call: Cal
 
 
 def is_chain(structure: Structure) -> bool:
-    """Whether the blocks are the elements of one list, each fed by the one before it and by none else."""
+    """Whether the blocks are elements of one list, each fed one tensor by the one before it and by none else."""
     parents = {name.rpartition(".")[0] for name in structure.blocks}
-    return len(parents) == 1 and all(block.listed for block in structure.blocks.values())
+    return len(parents) == 1 and all(block.listed and not block.returns for block in structure.blocks.values())
 
 
 def passes_of(structure: Structure) -> float:
@@ -74,7 +74,7 @@ def _resumed(model: nn.Module, structure: Structure, call: Callable[[], Tensor])
 
 
 @contextmanager
-def _forward_replaced(module: nn.Module, forward: Callable[..., Tensor]) -> Iterator[None]:
+def _forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """`module` computes `forward` inside the block; its submodules, which others may read, stay where they are."""
     before = vars(module).get("forward")  # wrappers such as accelerate's set one on the instance
     vars(module)["forward"] = forward

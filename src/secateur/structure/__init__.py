@@ -1,9 +1,11 @@
 """What of a model can be removed, and how to mask or remove it."""
 
+from .attributes import depth_entries
 from .dims import Block, Cut, Dim, Slice, Structure, StructureBuilder, check_cut
 from .masks import Masks, masked, masks_of
-from .registry import architecture_named, describe, register_structure, supported_architectures
-from .removal import Skip, remove
+from .registry import architecture_named, describe, register_structure, supported_architectures, unsupported
+from .removal import remove
+from .streams import Skip, handed_on, pick, streams_of
 
 __all__ = [
     "Block",
@@ -16,10 +18,15 @@ __all__ = [
     "StructureBuilder",
     "architecture_named",
     "check_cut",
+    "depth_entries",
     "describe",
+    "handed_on",
     "masked",
     "masks_of",
+    "pick",
     "register_structure",
     "remove",
+    "streams_of",
     "supported_architectures",
+    "unsupported",
 ]

@@ -1,10 +1,19 @@
 """Static attributes of diffusers and torch modules that must follow their weights after a cut."""
 
+from collections.abc import Mapping
+from typing import Any
+
+import torch
 from diffusers.models.attention_processor import Attention
 from diffusers.models.downsampling import Downsample2D
+from diffusers.models.normalization import RMSNorm
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.models.transformers.transformer_flux import FluxAttention, FluxSingleTransformerBlock
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
+
+DEPTHS = {"transformer_blocks": "num_layers", "single_transformer_blocks": "num_single_layers"}
 
 
 def follow_weights(model: nn.Module) -> None:
@@ -14,22 +23,51 @@ def follow_weights(model: nn.Module) -> None:
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
-            module.out_channels = module.weight.shape[0]
-            module.in_channels = module.weight.shape[1] * module.groups
+            _follow_conv(module)
         elif isinstance(module, nn.Linear):
             module.out_features, module.in_features = module.weight.shape
         elif isinstance(module, nn.GroupNorm):
             module.num_channels = module.weight.shape[0]
         elif isinstance(module, nn.Embedding):
             module.embedding_dim = module.weight.shape[1]
+        elif isinstance(module, nn.RMSNorm) and module.weight is not None:
+            module.normalized_shape = tuple(module.weight.shape)
+        elif isinstance(module, RMSNorm) and module.weight is not None:
+            module.dim = torch.Size(module.weight.shape)
     for module in model.modules():
         if isinstance(module, Attention):
             _follow_attention(module)
+        elif isinstance(module, FluxAttention):
+            module.inner_dim = module.to_q.out_features
+            module.heads = module.inner_dim // module.head_dim
+        elif isinstance(module, FluxSingleTransformerBlock):
+            module.mlp_hidden_dim = module.proj_mlp.out_features
+            module.proj_out._tp_packed_row_blocks = [module.attn.to_q.out_features, module.mlp_hidden_dim]
         elif isinstance(module, ResnetBlock2D):
             _follow_resnet(module)
         elif isinstance(module, Downsample2D | Upsample2D) and module.use_conv:
             module.channels = module.conv.in_channels
             module.out_channels = module.conv.out_channels
+        elif isinstance(module, Transformer2DModel) and module.is_input_continuous:
+            module.in_channels = module.out_channels = module.norm.num_channels
+
+
+def depth_entries(model: nn.Module) -> dict[str, Any]:
+    """The entries of a transformer's config that follow its depth, so that plain diffusers loads a depth-pruned one."""
+    config: Mapping[str, Any] = model.config  # type: ignore[assignment]
+    lists = {entry: getattr(model, name, None) for name, entry in DEPTHS.items()}
+    entries: dict[str, Any] = {entry: len(blocks) for entry, blocks in lists.items() if blocks is not None}
+    if "dual_attention_layers" in config:
+        layers = enumerate(model.transformer_blocks)  # type: ignore[arg-type]
+        entries["dual_attention_layers"] = tuple(i for i, block in layers if block.use_dual_attention)
+    return entries
+
+
+def _follow_conv(module: nn.Conv2d) -> None:
+    if module.groups > 1 and module.groups == module.in_channels:  # depthwise
+        module.groups = module.weight.shape[0]
+    module.out_channels = module.weight.shape[0]
+    module.in_channels = module.weight.shape[1] * module.groups
 
 
 def _follow_attention(module: Attention) -> None:

@@ -1,7 +1,7 @@
 """MACs and parameters of any cut, without making it.
 
 A convolution or linear layer costs a fixed number of MACs per weight, and attention's score and value products are
-proportional to its inner width, so one counted forward pass of the dense model prices every cut exactly.
+proportional to its inner width or fixed, so one counted forward pass of the dense model prices every cut exactly.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from .dims import Structure
@@ -51,10 +52,12 @@ class CostModel:
             macs += numel * self.macs_per_weight.get(name, 0.0)
         attention = 0.0
         for module, dense in self.attention_macs.items():
-            if removed_blocks and self.structure.owner(module + ".") in removed_blocks:
+            if removed_blocks and self.structure.owner(module) in removed_blocks:
                 continue
-            dim = self.structure.dims[self.structure.attention[module]]
-            attention += dense * kept.get(dim.name, dim.size) / dim.size
+            if module in self.structure.attention:
+                dim = self.structure.dims[self.structure.attention[module]]
+                dense *= kept.get(dim.name, dim.size) / dim.size
+            attention += dense
         return Cost(macs + attention, attention, parameters)
 
     def _lost_entries(self, kept: Mapping[str, int]) -> dict[tuple[str, int], int]:
@@ -80,35 +83,42 @@ def skeleton(model: nn.Module) -> nn.Module:
 
 
 def cost_model(model: nn.Module, structure: Structure, inputs: Mapping[str, Any]) -> CostModel:
-    """Count one forward pass of `model` on one sample of `inputs` (keyword arguments) on the meta device."""
+    """Count one forward pass of `model` on `inputs` (keyword arguments), per sample, on the meta device."""
     hollow = skeleton(model)
-    meta_inputs = {
-        name: value[:1].to("meta") if isinstance(value, torch.Tensor) else value for name, value in inputs.items()
-    }
+    meta_inputs = tree_map_only(torch.Tensor, lambda value: value.to("meta"), dict(inputs))
+    batch_size = len(next(iter(inputs.values())))
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        hollow(**meta_inputs, return_dict=False)
-    root = type(hollow).__name__ + "."
+        hollow(**meta_inputs)
+    root = type(hollow).__name__
     macs = {
-        name.removeprefix(root): sum(operations.values()) / 2 for name, operations in counter.get_flop_counts().items()
+        name.removeprefix(root).removeprefix("."): sum(operations.values()) // 2
+        for name, operations in counter.get_flop_counts().items()
+        if name != "Global"
     }
     shapes = {name: parameter.shape for name, parameter in hollow.named_parameters()}
+    weights = {name.removesuffix(".weight"): name for name in shapes if name.endswith(".weight")}
     per_weight = {
-        name: macs[module] / shape.numel()
-        for name, shape in shapes.items()
-        if (module := name.removesuffix(".weight")) in macs and name.endswith(".weight")
+        name: macs[module] / shapes[name].numel() / batch_size for module, name in weights.items() if module in macs
     }
-    head_macs = 0.0
+    own = _own_macs(macs, weights)
+    head_macs = 0
     if structure.head_conditioning is not None:
         # Called twice: once by its block and once by the head.
         shared = f"{next(iter(structure.blocks))}.{structure.head_conditioning}"
-        head_macs = macs[shared] / 2
+        head_macs = macs[shared] // 2
+        own[""] -= head_macs
         per_weight |= {name: each / 2 for name, each in per_weight.items() if name.startswith(shared + ".")}
-    products = {
-        module: macs[module] - sum(macs.get(f"{module}.{child}", 0.0) for child in _leaves(hollow, module))
-        for module in structure.attention
-    }
-    return CostModel(structure, shapes, per_weight, products, head_macs)
+    products = {module: count / batch_size for module, count in own.items() if count > 0}
+    return CostModel(structure, shapes, per_weight, products, head_macs / batch_size)
 
 
-def _leaves(model: nn.Module, module: str) -> list[str]:
-    return [name for name, child in model.get_submodule(module).named_modules() if name and not list(child.children())]
+def _own_macs(macs: Mapping[str, int], weights: Collection[str]) -> dict[str, int]:
+    """MACs of each module with neither a weight nor a submodule behind them: attention products."""
+    own = {module: count for module, count in macs.items() if module not in weights}
+    for module, count in macs.items():
+        parent = module.rpartition(".")[0]
+        while parent and parent not in macs:  # a list of modules is never called
+            parent = parent.rpartition(".")[0]
+        if module and parent in own:
+            own[parent] -= count
+    return own

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Literal, TypeAlias
 
 Role = Literal["out", "in", "norm", "gate"]
+Channels: TypeAlias = "Sequence[str | int]"  # names of dims, and widths that stay
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Slice:
     `role` says what a mask does there:
     - "out": produced here; a mask leaves it alone, since every reader masks;
     - "in": read here; the mask multiplies the module's input;
-    - "norm": affine parameters of a GroupNorm; the mask weighs its statistics;
+    - "norm": the weight of a GroupNorm or RMSNorm; the mask weighs its statistics;
     - "gate": produced here, and the mask multiplies the module's output (a query, which no later input sees).
     """
 
@@ -72,13 +73,23 @@ class Dim:
 
 @dataclass(frozen=True)
 class Block:
-    """A residual branch or layer that can be skipped: module `name` maps its first argument to the same shape.
+    """A residual branch or layer that can be skipped: module `name` maps tensors to tensors of the same shapes.
 
-    `listed` blocks are elements of a list that the model runs through, and leave it; the others are replaced by `Skip`.
+    Attributes:
+        name: of the module.
+        listed: an element of a list that the model runs through, which it leaves; the others are replaced by `Skip`.
+        returns: arguments of `forward` that the module hands on, in the order of the tuple that it returns; empty where
+            it returns one bare tensor, the successor of its first argument.
     """
 
     name: str
     listed: bool
+    returns: tuple[str, ...] = ()
+
+    @property
+    def image(self) -> int:
+        """Which of the tensors that it hands on is the image's."""
+        return self.returns.index("hidden_states") if self.returns else 0
 
 
 @dataclass(frozen=True)
@@ -89,12 +100,15 @@ class Structure:
         dims: by name, in the order of the forward pass.
         blocks: by name, likewise.
         attention: attention modules, each with the dim that its score and value products scale with.
+        attributes: numbers kept by modules that shrink as a dim does, such as a count of heads: "module.attribute" to
+            dim.
         head_conditioning: submodule of the first listed block that the model's head reads too (DiT), if any.
     """
 
     dims: Mapping[str, Dim]
     blocks: Mapping[str, Block]
     attention: Mapping[str, str] = field(default_factory=dict)
+    attributes: Mapping[str, str] = field(default_factory=dict)
     head_conditioning: str | None = None
 
     @cached_property
@@ -105,9 +119,11 @@ class Structure:
             links.setdefault(dim.link, []).append(dim)
         return {name: tuple(dims) for name, dims in links.items()}
 
-    def owner(self, parameter: str) -> str | None:
-        """The block that holds `parameter`, if any."""
-        return next((name for name in self.blocks if parameter.startswith(name + ".")), None)
+    def owner(self, name: str) -> str | None:
+        """The block that is, or holds, the module or parameter `name`, if any."""
+        while name and name not in self.blocks:
+            name = name.rpartition(".")[0]
+        return name or None
 
 
 @dataclass(frozen=True)
@@ -157,7 +173,7 @@ class StructureBuilder:
     """Collects the slices of each dim while an architecture file walks through its model.
 
     A tensor's channels are described by the list of dims that lie one after another on its channel axis: one name,
-    or several after a concatenation. `None` entries are fixed widths.
+    or several after a concatenation, where a number stands for as many channels that stay.
     """
 
     def __init__(self) -> None:
@@ -167,6 +183,7 @@ class StructureBuilder:
         self._rescaled: dict[str, tuple[str, ...]] = {}
         self.blocks: dict[str, Block] = {}
         self.attention: dict[str, str] = {}
+        self.attributes: dict[str, str] = {}
 
     def dim(self, name: str, size: int, width: int = 1, rescaled: tuple[str, ...] = ()) -> list[str]:
         """Declare a dim and return it as a channel list."""
@@ -179,14 +196,17 @@ class StructureBuilder:
         """Total channels of a channel list."""
         return sum(math.prod(self._units[name]) for name in dims)
 
-    def add(self, parameter: str, axis: int, dims: list[str], role: Role, repeats: int = 1) -> None:
+    def add(self, parameter: str, axis: int, dims: Channels, role: Role, repeats: int = 1) -> None:
         """The axis of `parameter` carries `dims`, `repeats` times over (fused halves)."""
         offset = 0
-        for name in dims * repeats:
+        for name in [*dims] * repeats:
+            if isinstance(name, int):
+                offset += name
+                continue
             self._slices[name].append(Slice(parameter, axis, offset, role))
             offset += math.prod(self._units[name])
 
-    def writes(self, module: str, dims: list[str], *, bias: bool = True, gate: bool = False, repeats: int = 1) -> None:
+    def writes(self, module: str, dims: Channels, *, bias: bool = True, gate: bool = False, repeats: int = 1) -> None:
         """A Conv or Linear produces `dims`."""
         role: Role = "gate" if gate else "out"
         self.add(f"{module}.weight", 0, dims, role, repeats)
@@ -194,17 +214,25 @@ class StructureBuilder:
             # The weight's gate already masks the module's output.
             self.add(f"{module}.bias", 0, dims, "out", repeats)
 
-    def reads(self, module: str, dims: list[str]) -> None:
+    def reads(self, module: str, dims: Channels) -> None:
         """A Conv or Linear takes `dims` as its input."""
         self.add(f"{module}.weight", 1, dims, "in")
 
     def normalizes(self, module: str, dims: list[str], num_groups: int) -> None:
         """A GroupNorm with affine parameters runs over `dims`, whose units are single channels."""
         if any(self._units[name][1] != 1 for name in dims):
-            raise ValueError(f"{module}: a norm over units of several channels is not supported")
+            raise ValueError(f"{module}: a group norm over units of several channels is not supported")
         self.add(f"{module}.weight", 0, dims, "norm")
         self.add(f"{module}.bias", 0, dims, "out")
         self._norms.append((dims, num_groups))
+
+    def normalizes_all(self, module: str, dims: list[str]) -> None:
+        """An RMSNorm with a weight and no bias runs over all of `dims` at once."""
+        self.add(f"{module}.weight", 0, dims, "norm")
+
+    def follows(self, attribute: str, dims: list[str]) -> None:
+        """The number at "module.attribute", of heads or channels, shrinks as the one dim of `dims` does."""
+        (self.attributes[attribute],) = dims
 
     def build(self, head_conditioning: str | None = None) -> Structure:
         """Refine the norm groups into cells, link what a norm spans, and freeze."""
@@ -237,7 +265,7 @@ class StructureBuilder:
             )
             for name, (size, width) in self._units.items()
         }
-        return Structure(dims_built, self.blocks, self.attention, head_conditioning)
+        return Structure(dims_built, self.blocks, self.attention, self.attributes, head_conditioning)
 
 
 def _differences(borders: set[int]) -> tuple[int, ...]:

@@ -11,9 +11,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from diffusers.models.normalization import RMSNorm
 from torch import Tensor, nn
 
-from .dims import Cut, Structure
+from .dims import Block, Cut, Structure
+from .streams import handed_on, pick, streams_of
 
 Masks = Mapping[str, Tensor]  # dim name -> (units,), block name -> (1,), values in [0, 1]; names left out count as 1
 Pieces = list[tuple[str, int, int]]  # dim name, offset, width
@@ -36,11 +38,13 @@ def masked(model: nn.Module, structure: Structure, masks: Masks) -> Iterator[Non
         elif role == "gate":
             handles.append(module.register_forward_hook(_scale_output(pieces, masks)))
         else:
-            assert isinstance(module, nn.GroupNorm)
-            handles.append(module.register_forward_hook(_weigh_statistics(pieces, masks)))
+            weigh = _weigh_groups if isinstance(module, nn.GroupNorm) else _weigh_mean_square
+            handles.append(module.register_forward_hook(weigh(pieces, masks)))
     blocks = [name for name in structure.blocks if name in masks]
     for name in blocks:
-        handles.append(model.get_submodule(name).register_forward_hook(_skip(masks[name]), with_kwargs=True))
+        module = model.get_submodule(name)
+        skip = _skip(structure.blocks[name], module, masks[name])
+        handles.append(module.register_forward_hook(skip, with_kwargs=True))
     if structure.head_conditioning is not None and blocks:
         handles += _redirect_head(model, structure, masks)
     try:
@@ -64,6 +68,15 @@ def masked_group_norm(x: Tensor, mask_C: Tensor, num_groups: int, weight: Tensor
     normalized = ((x_BGcN - mean) * torch.rsqrt(variance + eps)).reshape(x.shape)
     shape = (1, -1, *[1] * (x.ndim - 2))
     return (normalized * weight.reshape(shape) + bias.reshape(shape)).to(x.dtype)
+
+
+def masked_rms_norm(x: Tensor, mask_C: Tensor, weight: Tensor, eps: float | None) -> Tensor:
+    """RMSNorm of x (..., C) whose mean square weighs channel c by mask_C[c]."""
+    exact = x if x.dtype == torch.float64 else x.float()
+    mask = mask_C.to(exact)
+    mean_square = (exact.square() * mask).sum(-1, keepdim=True) / mask.sum().clamp_min(torch.finfo(exact.dtype).tiny)
+    eps = torch.finfo(x.dtype).eps if eps is None else eps
+    return (exact * torch.rsqrt(mean_square + eps)).to(x.dtype) * weight
 
 
 def _pieces_by_module(structure: Structure, masks: Masks) -> dict[tuple[str, str], Pieces]:
@@ -101,7 +114,7 @@ def _scale_output(pieces: Pieces, masks: Masks) -> Callable[..., Any]:
     return hook
 
 
-def _weigh_statistics(pieces: Pieces, masks: Masks) -> Callable[..., Any]:
+def _weigh_groups(pieces: Pieces, masks: Masks) -> Callable[..., Any]:
     def hook(module: nn.GroupNorm, args: tuple[Any, ...], output: Tensor) -> Tensor:
         x = args[0]
         mask = _channel_mask(pieces, masks, x.shape[1], x)
@@ -110,10 +123,21 @@ def _weigh_statistics(pieces: Pieces, masks: Masks) -> Callable[..., Any]:
     return hook
 
 
-def _skip(mask: Tensor) -> Callable[..., Any]:
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
-        x = args[0] if args else kwargs["hidden_states"]
-        return x + mask.to(output) * (output - x)
+def _weigh_mean_square(pieces: Pieces, masks: Masks) -> Callable[..., Any]:
+    def hook(module: nn.RMSNorm | RMSNorm, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        x = args[0]
+        return masked_rms_norm(x, _channel_mask(pieces, masks, x.shape[-1], x), module.weight, module.eps)
+
+    return hook
+
+
+def _skip(block: Block, module: nn.Module, mask: Tensor) -> Callable[..., Any]:
+    streams = streams_of(block, module)
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        pairs = zip(pick(streams, args, kwargs), handed_on(block, output), strict=True)
+        blended = tuple(x + mask.to(y) * (y - x) for x, y in pairs)
+        return blended if block.returns else blended[0]
 
     return hook
 

@@ -3,16 +3,35 @@
 from collections.abc import Callable
 from typing import Any
 
-from diffusers import DiTTransformer2DModel, UNet2DModel
+from diffusers import (
+    AutoencoderKL,
+    DiTTransformer2DModel,
+    FluxTransformer2DModel,
+    PixArtTransformer2DModel,
+    SanaTransformer2DModel,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
 from torch import nn
 
+from .autoencoder_kl import describe_autoencoder_kl
 from .dims import Structure
-from .dit import describe_dit
+from .dit import describe_dit, describe_pixart
+from .flux import describe_flux
+from .sana import describe_sana
+from .sd3 import describe_sd3
 from .unet2d import describe_unet2d
 
 _DECLARATIONS: dict[type[nn.Module], Callable[[Any], Structure]] = {
     UNet2DModel: describe_unet2d,
+    UNet2DConditionModel: describe_unet2d,
     DiTTransformer2DModel: describe_dit,
+    PixArtTransformer2DModel: describe_pixart,
+    SD3Transformer2DModel: describe_sd3,
+    FluxTransformer2DModel: describe_flux,
+    SanaTransformer2DModel: describe_sana,
+    AutoencoderKL: describe_autoencoder_kl,
 }
 
 
@@ -24,6 +43,14 @@ def register_structure(architecture: type[nn.Module], declaration: Callable[[Any
 def supported_architectures() -> tuple[str, ...]:
     """Class names that `describe` knows."""
     return tuple(architecture.__name__ for architecture in _DECLARATIONS)
+
+
+def unsupported(name: str) -> str:
+    """What to say of an architecture that nobody declared."""
+    return (
+        f"{name} has no declared structure; supported: {', '.join(supported_architectures())}. "
+        "docs/adding-an-architecture.md shows how to declare one"
+    )
 
 
 def architecture_named(name: str) -> type[Any]:
@@ -44,7 +71,4 @@ def describe(model: nn.Module) -> Structure:
     for architecture in type(model).__mro__:
         if architecture in _DECLARATIONS:
             return _DECLARATIONS[architecture](model)
-    raise ValueError(
-        f"{type(model).__name__} has no declared structure; supported: {', '.join(supported_architectures())}. "
-        "docs/adding-an-architecture.md shows how to declare one"
-    )
+    raise ValueError(unsupported(type(model).__name__))

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .attributes import follow_weights
 from .dims import Cut, Structure, check_cut
-
-
-class Skip(nn.Module):
-    """Stands where a residual block was: returns its first argument."""
-
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return hidden_states
+from .streams import Skip, streams_of
 
 
 def kept_entries(structure: Structure, cut: Cut, shapes: dict[str, torch.Size]) -> dict[str, dict[int, Tensor]]:
@@ -62,6 +55,11 @@ def remove(model: nn.Module, structure: Structure, cut: Cut) -> nn.Module:
             dim = structure.dims[name]
             for parameter in dim.rescaled:
                 model.get_parameter(parameter).mul_(math.sqrt(len(kept_units) / dim.size))
+    for path, name in structure.attributes.items():
+        if name in cut.kept:
+            holder, _, attribute = path.rpartition(".")
+            module = model.get_submodule(holder)
+            setattr(module, attribute, getattr(module, attribute) * len(cut.kept[name]) // structure.dims[name].size)
     _remove_blocks(model, structure, cut.removed_blocks)
     follow_weights(model)
     return model
@@ -92,7 +90,9 @@ def _remove_blocks(model: nn.Module, structure: Structure, removed: tuple[str, .
         if structure.blocks[name].listed:
             lists.setdefault(parent, []).append(int(index))
         else:
-            model.get_submodule(parent).register_module(index, Skip())
+            block = structure.blocks[name]
+            skip = Skip(streams_of(block, model.get_submodule(name)), as_tuple=bool(block.returns))
+            model.get_submodule(parent).register_module(index, skip)
     for parent, indices in lists.items():
         blocks = model.get_submodule(parent)
         assert isinstance(blocks, nn.ModuleList)

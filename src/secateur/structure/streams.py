@@ -1,0 +1,46 @@
+"""What flows through a block: the tensors that it takes, changes and hands on."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from .dims import Block
+
+
+class Stream(NamedTuple):
+    """A parameter of a block's `forward`: models pass it by position or by name."""
+
+    position: int
+    name: str
+
+
+def streams_of(block: Block, module: nn.Module) -> tuple[Stream, ...]:
+    """The parameters of the block's `module` that it hands on, in the order in which it returns them."""
+    names = list(inspect.signature(module.forward).parameters)
+    return tuple(Stream(names.index(name), name) for name in block.returns or names[:1])
+
+
+def pick(streams: Sequence[Stream], args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Tensor, ...]:
+    """The tensors of `streams` in one call."""
+    return tuple(args[each.position] if each.position < len(args) else kwargs[each.name] for each in streams)
+
+
+def handed_on(block: Block, output: Any) -> tuple[Tensor, ...]:
+    """The tensors in what a block returned."""
+    return output if block.returns else (output,)
+
+
+class Skip(nn.Module):
+    """Stands where a residual block was: returns what it takes, by default its first argument."""
+
+    def __init__(self, streams: Sequence[Stream] = (Stream(0, "hidden_states"),), as_tuple: bool = False) -> None:
+        super().__init__()
+        self.streams, self.as_tuple = tuple(streams), as_tuple
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, ...]:
+        taken = pick(self.streams, args, kwargs)
+        return taken if self.as_tuple else taken[0]

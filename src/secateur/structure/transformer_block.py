@@ -1,0 +1,15 @@
+"""`BasicTransformerBlock`, the layer of DiT, PixArt and the U-Nets: heads and feed-forward width."""
+
+from diffusers.models.attention import BasicTransformerBlock
+
+from .attention import declare_attention
+from .dims import StructureBuilder
+from .feedforward import declare_feed_forward
+
+
+def declare_transformer_block(builder: StructureBuilder, name: str, block: BasicTransformerBlock) -> None:
+    """Declare self-attention, cross-attention where there is one, and feed-forward; the residual width stays."""
+    declare_attention(builder, f"{name}.attn1", block.attn1)
+    if block.attn2 is not None:
+        declare_attention(builder, f"{name}.attn2", block.attn2)
+    declare_feed_forward(builder, f"{name}.ff", block.ff)
