@@ -17,6 +17,7 @@ from diffusers import (
 from PIL import Image
 
 from models import dit, randomize, unet
+from secateur.files import read_json, write_json
 
 LINEAR = {"beta_schedule": "scaled_linear", "clip_sample": False}
 SMALL = {
@@ -35,8 +36,10 @@ def vae(**changes: object) -> AutoencoderKL:
 def dit_pipeline(folder: Path, autoencoder: AutoencoderKL | None = None) -> DiTPipeline:
     """A class-conditional DiT on 8 x 8 latents of 16 x 16 images, saved to `folder`."""
     transformer: DiTTransformer2DModel = dit(in_channels=2, out_channels=4)
-    pipeline = DiTPipeline(transformer, autoencoder or vae(), DDIMScheduler(**LINEAR), {0: "cat", 1: "dog"})
+    pipeline = DiTPipeline(transformer, autoencoder or vae(), DDIMScheduler(**LINEAR))
     pipeline.save_pretrained(folder)
+    index = read_json(folder / "model_index.json")  # DiT-XL on the hub names its classes there
+    write_json(folder / "model_index.json", index | {"id2label": {str(i): f"class {i}" for i in range(10)}})
     return pipeline
 
 

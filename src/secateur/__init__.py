@@ -5,7 +5,7 @@ from .commands import compress, convert, encode, evaluate, finetune, inspect, pr
 from .criteria import ScoringConfig
 from .errors import SecateurError
 from .evaluation import EvaluationConfig
-from .recovery import RecoveryConfig
+from .recovery import RecoveryConfig, WarmupConfig
 from .schedules import CutConfig
 from .structure import register_structure
 
@@ -17,6 +17,7 @@ __all__ = [
     "RecoveryConfig",
     "ScoringConfig",
     "SecateurError",
+    "WarmupConfig",
     "compress",
     "convert",
     "encode",

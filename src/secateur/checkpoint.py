@@ -10,7 +10,7 @@ import importlib.metadata
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -112,6 +112,16 @@ def apply_cut(model: nn.Module, cut: Cut, details: Mapping[str, Any] | None = No
     return model
 
 
+def note_labels(model: nn.Module, class_names: Sequence[str], base_id: str = "") -> None:
+    """Write into the manifest that `model` was given other classes; one is begun for a dense model."""
+    config = _plain_config(model)
+    manifest = manifest_of(model) or Manifest({"id": base_id, "class": type(model).__name__, "config": config})
+    counts = {key: config[key] for key in ("num_embeds_ada_norm", "num_class_embeds") if key in config}
+    base = {**manifest.base, "config": {**manifest.base["config"], **counts}}
+    step = {"kind": "labels", "classes": len(class_names), "names": list(class_names)}
+    _attach(model, Manifest(base, (*manifest.steps, step)))
+
+
 def note_step(model: nn.Module, kind: str, details: Mapping[str, Any]) -> None:
     """Append what was done to a pruned model, for example a recovery, to its manifest."""
     manifest = manifest_of(model)
@@ -151,7 +161,16 @@ def save_pipeline(loaded: Loaded, model: nn.Module, folder: str | Path) -> Path:
     with atomic_folder(folder) as temporary:
         shutil.copytree(loaded.pipeline, temporary, dirs_exist_ok=True, ignore=left_out)
         save_pretrained(model, temporary / loaded.component)
+        _follow_labels(temporary / "model_index.json", model)
     return Path(folder)
+
+
+def _follow_labels(index: Path, model: nn.Module) -> None:
+    """Name the classes of a model that was given others in its pipeline's `id2label`, if it has one."""
+    listed, manifest = _read(index), manifest_of(model)
+    steps = [step for step in (manifest.steps if manifest is not None else ()) if step["kind"] == "labels"]
+    if "id2label" in listed and steps:
+        write_json(index, listed | {"id2label": {str(i): name for i, name in enumerate(steps[-1]["names"])}})
 
 
 def push_to_hub(

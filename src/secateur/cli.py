@@ -18,7 +18,7 @@ from .criteria import ScoringConfig
 from .errors import SecateurError, first_line
 from .evaluation import EvaluationConfig
 from .recipes import recipe_named
-from .recovery import RecoveryConfig
+from .recovery import RecoveryConfig, WarmupConfig
 from .schedules import CutConfig
 
 DESCRIPTION = """Prune pretrained diffusion and flow models, and recover what pruning cost.
@@ -71,6 +71,7 @@ def _commands(arguments: Sequence[str]) -> dict[str, Callable[..., Any]]:
             "progressive": chosen.progressive,
             "cut": chosen.cut,
             "recovery": chosen.recovery,
+            "warmup": WarmupConfig(),
             "evaluation": chosen.evaluation,
         },
         "rank": {"scoring": ScoringConfig()},

@@ -10,13 +10,14 @@ from torch import nn
 
 from ..criteria import CriterionName, ScoringConfig
 from ..evaluation import EvaluationConfig
+from ..labels import relabel
 from ..recipes import Recipe, ScheduleName, recipe_named
-from ..recovery import RecoveryConfig
+from ..recovery import RecoveryConfig, WarmupConfig
 from ..reporting import read_run, summarize, write_report
 from ..schedules import CutConfig, ProgressiveConfig, granularity_for, parse_target
 from .common import Component, Model, ProcessName, encode_data, one_process, open_data, open_model, say, start_run
-from .plan import check_criterion, check_recovery, check_schedule, plan_cut, print_plan, print_times
-from .stages import cut_stage, evaluate_stage, progressive_pruner, rank_stage, recover_stage
+from .plan import check_criterion, check_new_labels, check_recovery, check_schedule, plan_cut, print_plan, print_times
+from .stages import cut_stage, evaluate_stage, progressive_pruner, rank_stage, recover_stage, warmup_stage
 
 
 def compress(
@@ -36,6 +37,8 @@ def compress(
     cut: CutConfig | None = None,
     recovery: RecoveryConfig | None = None,
     evaluation: EvaluationConfig | None = None,
+    new_labels: bool = False,
+    warmup: WarmupConfig | None = None,
     component: Component | None = None,
     process: ProcessName = "auto",
     device: str = "auto",
@@ -63,6 +66,8 @@ def compress(
         cut: which cuts are allowed.
         recovery: how to fine-tune.
         evaluation: what to measure.
+        new_labels: the data's classes replace the model's: fresh label embeddings, trained before the ranking.
+        warmup: how the new labels are trained.
         component: which part of a pipeline, unet or transformer; the default takes the one that is there.
         process: how the model was trained, when no scheduler config lies beside it.
         device: auto, cpu, cuda, mps ...
@@ -81,6 +86,10 @@ def compress(
     goal = parse_target(target)
     loaded, structure = open_model(model, process, device, component)
     dataset = open_data(data, loaded)
+    if new_labels:
+        check_new_labels(dataset)
+        relabel(loaded.model, len(dataset.class_names), settings.recovery.seed)
+    warmup = (warmup or WarmupConfig()) if new_labels else None
     check_recovery(loaded.model, dataset, settings.recovery, loaded.model)
     check_schedule(settings)
     check_criterion(settings.criterion, structure, granularity_for(goal, settings.cut))
@@ -93,6 +102,7 @@ def compress(
             scoring=(settings.criterion, settings.scoring),
             recovery=settings.recovery,
             evaluation=settings.evaluation,
+            warmup=warmup,
             progressive=settings.progressive if settings.schedule == "progressive" else None,
         )
         return Path(out)
@@ -107,10 +117,13 @@ def compress(
             "recipe": recipe,
             "component": component,
             "process": process,
+            "warmup": warmup,
             **asdict(settings),
         },
     )
     dataset = encode_data(dataset, loaded)
+    if warmup is not None:
+        loaded = warmup_stage(run, loaded, dataset, warmup, settings.recovery, model)
     scores = rank_stage(run, loaded, structure, dataset, settings.criterion, settings.scoring)
     models = {"dense": loaded.model}
     if settings.schedule == "progressive":

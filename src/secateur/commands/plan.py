@@ -15,13 +15,13 @@ from ..criteria.blocks import bins_of, block_names
 from ..criteria.drops import passes_of
 from ..criteria.gradient_flow import timestep_count
 from ..data import ImageDataset, LatentDataset
-from ..errors import require
+from ..errors import DataError, require
 from ..evaluation import EvaluationConfig
 from ..evaluation.efficiency import count_macs
 from ..inputs import device_of, example_inputs
 from ..process import denoising_error
 from ..recipes import Recipe
-from ..recovery import RecoveryConfig
+from ..recovery import RecoveryConfig, WarmupConfig
 from ..recovery.conditioning import check_conditions
 from ..recovery.objectives import build_objective
 from ..schedules import CutConfig, Granularity, ProgressiveConfig, Target, no_scores, one_shot
@@ -46,6 +46,16 @@ def check_recovery(
     mirrored = recovery.horizontal_flip and isinstance(dataset, LatentDataset)
     require(not mirrored, "mirrored latents are not the latents of mirrored images; turn recovery.horizontal_flip off")
     check_conditions(model, dataset)
+
+
+def check_new_labels(dataset: ImageDataset) -> None:
+    """Find that there are no labels to learn, before long work starts.
+
+    Raises:
+        DataError: the data has none.
+    """
+    if not dataset.class_names:
+        raise DataError(f"{dataset.name} has no labels to learn; put images in one folder per class")
 
 
 def check_schedule(recipe: Recipe) -> None:
@@ -115,6 +125,7 @@ def print_times(
     evaluation: EvaluationConfig | None = None,
     progressive: ProgressiveConfig | None = None,
     teacher: nn.Module | None = None,
+    warmup: WarmupConfig | None = None,
 ) -> None:
     """Print the predicted time of each stage that will run, from a few measured steps of the loaded model.
 
@@ -124,6 +135,8 @@ def print_times(
     second = seconds_per_pair(loaded)
     ratio = 1.0 if plan is None else plan["after"]["macs"] / plan["before"]["macs"]
     stages = {}
+    if warmup is not None and recovery is not None:
+        stages["warm up"] = float(warmup.steps * recovery.batch_size)
     if scoring is not None:
         criterion, config = scoring
         stages["rank"] = pairs_of(loaded, criterion, config)

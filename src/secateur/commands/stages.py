@@ -11,14 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import Loaded, apply_cut, from_pretrained, note_step, save_pipeline, save_pretrained
+from ..checkpoint import Loaded, apply_cut, from_pretrained, note_labels, note_step, save_pipeline, save_pretrained
 from ..criteria import CriterionName, ScoringConfig, score
 from ..data import Batch, ImageDataset, calibration_batch
 from ..evaluation import EvaluationConfig, evaluate_models, measure_latency, write_evaluation
 from ..files import read_json, write_json
 from ..inputs import device_of, example_inputs
+from ..labels import train_only_labels
 from ..recipes import Recipe
-from ..recovery import Pruner, RecoveryConfig, recover
+from ..recovery import Pruner, RecoveryConfig, WarmupConfig, recover
 from ..recovery.conditioning import accepts
 from ..reporting import write_cut, write_ranking
 from ..schedules import CutConfig, Progressive, Target, one_shot, stage_scorer
@@ -27,6 +28,25 @@ from ..structure.cost import cost_model
 from .common import decoder, is_main_process
 
 LATENCY_ROUNDS = 20
+
+
+def warmup_stage(
+    out: Path, loaded: Loaded, dataset: ImageDataset, warmup: WarmupConfig, recovery: RecoveryConfig, base_id: str
+) -> Loaded:
+    """Train the labels of `loaded.model`, which `relabel` made; writes `warmup/` and the folder `relabelled`."""
+    folder = out / "relabelled"
+    if not folder.is_dir():
+        model = copy.deepcopy(loaded.model)
+        note_labels(model, dataset.class_names, base_id)
+        if warmup.train == "labels":
+            train_only_labels(model)
+        config = dataclasses.replace(
+            recovery, objective="denoising", weights={}, steps=warmup.steps, learning_rate=warmup.learning_rate
+        )
+        warm = recover(model, loaded.process, dataset, config, out / "warmup")
+        note_step(warm, "warmup", dataclasses.asdict(warmup))
+        save_pretrained(warm, folder, loaded.scheduler_config)
+    return dataclasses.replace(loaded, model=from_pretrained(folder).to(device_of(loaded.model)))
 
 
 def rank_stage(
