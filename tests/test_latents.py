@@ -17,9 +17,11 @@ from secateur.autoencoder import open_autoencoder
 from secateur.cli import main
 from secateur.commands.common import encode_data, open_data, open_model
 from secateur.data import LatentDataset, pixels
+from secateur.encoding import POSTERIOR
 from secateur.errors import DataError, ModelError, SecateurError
 from secateur.files import read_json
 from secateur.recovery.conditioning import null_conditions
+from secateur.recovery.draws import seed_of
 from secateur.sampling import generate_images, initial_noise
 
 SCORING = ScoringConfig(num_timesteps=3, num_images=4)
@@ -62,13 +64,15 @@ def test_latents_are_what_pipelines_train_on(tmp_path, changes):
     dit_pipeline(tmp_path / "pipeline", autoencoder)
     data = image_folder(tmp_path / "images", classes=True)
     dataset = opened(tmp_path / "pipeline", data)
+    noise = initial_noise([seed_of(index, POSTERIOR) for index in range(6)], (2, 8, 8))
     with torch.no_grad():
-        mean = autoencoder.encode(images_of(data)).latent_dist.mean
+        posterior = autoencoder.encode(images_of(data)).latent_dist
+    drawn = posterior.mean + posterior.std * noise
     if "latents_mean" in changes:
         shift, std = (torch.tensor(changes[name]).view(2, 1, 1) for name in ("latents_mean", "latents_std"))
-        expected = (mean - shift) * 0.5 / std
+        expected = (drawn - shift) * 0.5 / std
     else:
-        expected = (mean - changes.get("shift_factor", 0.0)) * changes.get("scaling_factor", 0.5)
+        expected = (drawn - changes.get("shift_factor", 0.0)) * changes.get("scaling_factor", 0.5)
     batch = dataset.batch(range(6))
     torch.testing.assert_close(batch.sample, expected, rtol=1e-5, atol=1e-5)
     assert batch.conditions["class_labels"].tolist() == [0, 0, 0, 1, 1, 1]
@@ -77,7 +81,7 @@ def test_latents_are_what_pipelines_train_on(tmp_path, changes):
     assert pixels(dataset).shape == (3, 16, 16)
     opened_again = open_autoencoder(tmp_path / "pipeline" / "vae")
     with torch.no_grad():
-        decoded = autoencoder.decode(mean).sample
+        decoded = autoencoder.decode(drawn).sample
     torch.testing.assert_close(opened_again.decode(batch.sample), decoded, rtol=1e-4, atol=1e-4)
 
 
@@ -104,11 +108,11 @@ def test_a_killed_encoding_goes_on_with_the_shard_at_hand(tmp_path, monkeypatch,
     monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "another"))
     encoded = []
 
-    def encode_until_killed(self, images):
+    def encode_until_killed(self, images, noise):
         encoded.append(images)
         if len(encoded) == 4:
             raise KeyboardInterrupt
-        return original(self, images)
+        return original(self, images, noise)
 
     original = secateur.autoencoder.Autoencoder.encode
     monkeypatch.setattr("secateur.autoencoder.Autoencoder.encode", encode_until_killed)
@@ -194,7 +198,7 @@ def test_compress_works_in_latent_space_and_returns_a_pipeline(tmp_path, capsys,
         "device": "cpu",
     }
     secateur.compress(str(tmp_path / "pipeline"), out=tmp_path / "run", dry_run=True, **arguments)
-    assert "latents    to encode once: 0.0 MB in" in capsys.readouterr().out
+    assert "latents    to encode once: about 0.0 MB in" in capsys.readouterr().out
     assert not (tmp_path / "cache" / "latents").exists()
     run = secateur.compress(str(tmp_path / "pipeline"), out=tmp_path / "run", **arguments)
     numbers = read_json(run / "evaluation" / "evaluation.json")
@@ -239,4 +243,6 @@ def test_the_command_line_encodes_ahead_and_refuses_in_one_line(tmp_path, capsys
     assert "lists no unet; it has" in refused("encode", folder, "--data", "digits", "--component", "unet")
     main(["sample", folder, "--out", str(tmp_path / "grid.png"), "--num-images", "4", "--num-inference-steps", "2"])
     assert (tmp_path / "grid.png").is_file()
+    alone = str(tmp_path / "pipeline" / "transformer")
+    assert "2-channel latents and no VAE" in refused("sample", alone, "--process", "ddpm", "--out", "x.png")
     assert "has no use for a prompt" in refused("sample", folder, "--out", "x.png", "--prompt", "a cat")

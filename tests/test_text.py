@@ -235,6 +235,10 @@ def test_what_has_no_text_side_is_refused(tmp_path, data):
     with pytest.raises(ModelError, match="prompts of a StableDiffusionInpaintPipeline are not supported"):
         open_data(str(data), loaded)
     (folder / "model_index.json").write_text(json.dumps(index))
+    (folder / "tokenizer").rename(folder / "elsewhere")
+    with pytest.raises(ModelError, match="tokenizer does not exist; give the whole pipeline"):
+        opened(folder, data)
+    (folder / "elsewhere").rename(folder / "tokenizer")
     (folder / "text_encoder" / "model.safetensors").unlink()
     with pytest.raises(ModelError, match=r"the text encoders of .* cannot be loaded"):
         opened(folder, data)

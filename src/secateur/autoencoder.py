@@ -58,16 +58,12 @@ class Autoencoder:
     shift: Tensor
 
     @torch.no_grad()
-    def encode(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Latents (B, C, h, w) of images in [-1, 1], and the standard deviation of their posteriors, the same shape.
-
-        The latents are the posterior's means. A VQModel has no posterior: its deviations are 0.
-        """
+    def encode(self, x_BCHW: Tensor, noise_BCHW: Tensor) -> Tensor:
+        """Latents (B, C, h, w) of images in [-1, 1]: of each posterior, mean + std noise; a VQModel has none."""
         encoded = self.model.encode(x_BCHW)  # type: ignore[operator]
         posterior = getattr(encoded, "latent_dist", None)
-        mean = encoded.latents if posterior is None else posterior.mean
-        std = torch.zeros_like(mean) if posterior is None else posterior.std
-        return (mean - self.shift) * self.scale, std * self.scale
+        drawn = encoded.latents if posterior is None else posterior.mean + posterior.std * noise_BCHW
+        return (drawn - self.shift) * self.scale
 
     @torch.no_grad()
     def decode(self, z_BCHW: Tensor) -> Tensor:

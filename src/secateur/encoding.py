@@ -30,10 +30,12 @@ from .files import atomic_file, read_json, write_json
 from .inputs import device_of, example_inputs, input_shape
 from .progress import progress
 from .prompts import KEPT, check_text, open_text_encoder, text_folders
+from .recovery.draws import seed_of
+from .sampling import initial_noise
 
 FORMAT = 1
 AT_ONCE = 8  # images or captions to a pass
-POSTERIOR_STD = "posterior_std"  # of each image's latents, on average: what taking the mean leaves out
+POSTERIOR = 1  # the stream of random numbers
 ABOUT = "about.json"
 NULL = "null.safetensors"
 
@@ -67,7 +69,7 @@ def open_encoded(source: str, loaded: Loaded) -> LatentDataset:
     images = load_data(source, space.image_shape(shape))
     data = {"files": _data_fingerprint(source, images), "shape": list(images.shape)}
     about = {"format": FORMAT, "vae": _folder_fingerprint(loaded.vae), "data": data, "latents": list(shape)}
-    row_bytes = 4 * shape[0] * shape[1] * shape[2] + 4
+    row_bytes = 4 * shape[0] * shape[1] * shape[2]
     latents = Shards(cache_folder() / "latents" / fingerprint(about), len(images), row_bytes)
     dataset = LatentDataset(images, shape, latents)
     if not takes_text(loaded.model):
@@ -124,11 +126,13 @@ def _encode_latents(dataset: LatentDataset, loaded: Loaded) -> None:
     autoencoder = open_autoencoder(loaded.vae, device_of(loaded.model))
 
     def encoded(indices: list[int]) -> dict[str, Tensor]:
-        images_BCHW = dataset.images.batch(indices).sample.to(autoencoder.scale)
-        latents, std = autoencoder.encode(images_BCHW)
+        # Latent models are trained on draws of the posterior, not on its mean; one of each image, by its number.
+        noise = initial_noise([seed_of(index, POSTERIOR) for index in indices], dataset.shape)
+        images = dataset.images.batch(indices).sample
+        latents = autoencoder.encode(images.to(autoencoder.scale), noise.to(autoencoder.scale)).cpu()
         if not latents.isfinite().all():
             raise ModelError(f"the VAE in {loaded.vae} gives latents of {dataset.name} that are not finite")
-        return {LATENTS: latents.cpu(), POSTERIOR_STD: std.flatten(1).mean(1).cpu()}
+        return {LATENTS: latents}
 
     _write_about(shards, dataset, {"shape": list(dataset.shape), "vae": str(loaded.vae)})
     _fill(shards, encoded, "latents")

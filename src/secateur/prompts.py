@@ -109,20 +109,24 @@ def _kept(name: str, value: Tensor) -> Tensor:
 
 
 def text_folders(pipeline: Path) -> list[Path]:
-    """The folders of the pipeline's text encoders and tokenizers."""
+    """The folders of the pipeline's text encoders and tokenizers, those it leaves out aside."""
     listed = read_json(pipeline / "model_index.json")
-    return [pipeline / name for name in sorted(listed) if name.startswith(TEXT_PARTS) and (pipeline / name).is_dir()]
+    parts = [name for name in sorted(listed) if name.startswith(TEXT_PARTS)]
+    return [pipeline / name for name in parts if listed[name][0] is not None]
 
 
 def check_text(pipeline: Path) -> None:
     """Find that prompts cannot be encoded, before long work starts.
 
     Raises:
-        ModelError: a pipeline that is not in the table, or transformers is not installed.
+        ModelError: a pipeline that is not in the table, a folder that it lacks, or transformers is not installed.
     """
     name = read_json(pipeline / "model_index.json").get("_class_name")
     if name not in ENCODERS:
         raise ModelError(f"prompts of a {name} are not supported; supported: {', '.join(ENCODERS)}")
+    for folder in text_folders(pipeline):
+        if not folder.is_dir():  # for a tokenizer transformers would take an empty one
+            raise ModelError(f"{folder} does not exist; give the whole pipeline folder")
     if importlib.util.find_spec("transformers") is None:
         raise ModelError("text encoders need transformers: pip install 'secateur[text]'")
 

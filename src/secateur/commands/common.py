@@ -81,7 +81,7 @@ def open_data(data: str, loaded: Loaded) -> ImageDataset:
         dataset = open_encoded(data, loaded)
         for name, disk, memory, folder in sizes(dataset, loaded):
             weights = f"{memory / 1e6:,.0f} MB of weights in memory"
-            say(f"{name:10} to encode once: {disk / 1e6:,.1f} MB in {folder}, {weights}")
+            say(f"{name:10} to encode once: about {disk / 1e6:,.1f} MB in {folder}, {weights}")
         return dataset
     if takes_text(loaded.model):
         raise ModelError(NO_PIPELINE)

@@ -56,6 +56,9 @@ def sample(
     one_process("sample")
     require(num_images >= 1, f"num_images is {num_images}; give at least 1")
     loaded, _ = open_model(model, process, device, component)
+    channels = input_shape(loaded.model)[0]
+    if loaded.vae is None and channels not in (1, 3):
+        raise ModelError(f"the model makes {channels}-channel latents and no VAE is beside it; give its whole pipeline")
     classes = class_count(loaded.model)
     if class_label is not None and (classes is None or not 0 <= class_label < classes):
         raise SecateurError(f"class_label {class_label} is out of range: the model has {classes or 'no'} classes")
