@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from secateur.commands.common import open_data, open_model
-from secateur.conditions import rows
+from secateur.conditions import LABELS, rows
 from secateur.criteria import CriterionName, ScoringConfig, score
 from secateur.data import Batch, ImageDataset, calibration_batch
 from secateur.evaluation import finite_time_lyapunov_exponents
@@ -25,6 +25,7 @@ from secateur.evaluation.denoising import denoising_loss_per_timestep
 from secateur.evaluation.features import feature_network
 from secateur.evaluation.fidelity import FeatureStatistics, frechet_distance
 from secateur.evaluation.fidelity import statistics as feature_statistics
+from secateur.evaluation.manifold import manifold_scores
 from secateur.files import read_json, write_json, write_text
 from secateur.inputs import example_inputs, input_shape
 from secateur.recovery import RecoveryConfig
@@ -37,7 +38,9 @@ from train_dense import MODELS, fashion
 
 ROOT = Path(__file__).resolve().parent
 RESULTS = ROOT / "results"
-NAMES = ("digits-unet", "digits-sit", "fashion-unet", "fashion-sit")
+NAMES = ("digits-unet", "digits-sit", "digits-dit", "fashion-unet", "fashion-sit")
+EMBEDDED = ("digits-unet", "digits-sit")
+COVERED = 2000  # real images
 NUM_IMAGES, NUM_INFERENCE_STEPS = 1000, 20
 FTLE_IMAGES, FTLE_ITERATIONS = 16, 3
 # The quickstart's, which suits a few hundred steps.
@@ -54,7 +57,7 @@ class Bench:
     def __init__(self, name: str) -> None:
         self.name = name
         on_digits = name.startswith("digits")
-        self.loaded, self.structure = open_model(name if on_digits else str(MODELS / name), device="cpu")
+        self.loaded, self.structure = open_model(name if name in EMBEDDED else str(MODELS / name), device="cpu")
         self.dataset: ImageDataset = open_data("digits", self.loaded) if on_digits else fashion()
         features = None if on_digits else MODELS / "fashion-features"
         shape = input_shape(self.dense)
@@ -100,23 +103,42 @@ class Bench:
         return self.sample(self.dense)
 
     @cached_property
+    def real_order(self) -> Tensor:
+        return torch.randperm(len(self.dataset), generator=torch.Generator().manual_seed(0))[:10_000]
+
+    @cached_property
     def real_features(self) -> Tensor:
-        order = torch.randperm(len(self.dataset), generator=torch.Generator().manual_seed(0))[:10_000]
-        return torch.cat([self.embed(self.dataset.batch(part.tolist()).sample) for part in order.split(1000)])
+        return torch.cat([self.embed(self.dataset.batch(part.tolist()).sample) for part in self.real_order.split(1000)])
+
+    def coverage(self, features: Tensor) -> dict[str, float]:
+        """Coverage of the data by samples with these features, and of the class that is covered least."""
+        real = self.real_features[:COVERED]
+        found = {"coverage": manifold_scores(features, real).means()["coverage"]}
+        labels = self.dataset.batch(self.real_order[:COVERED].tolist()).conditions.get(LABELS)
+        drawn = self.conditions.get(LABELS)
+        if labels is None or drawn is None:
+            return found
+        by_class = [
+            manifold_scores(features[drawn == label], real[labels == label]).means()["coverage"]
+            for label in labels.unique()
+        ]
+        return found | {"lowest_class_coverage": min(by_class)}
 
     @cached_property
     def real(self) -> FeatureStatistics:
         return feature_statistics(self.real_features)
 
     def measure(self, model: nn.Module, with_ftle: bool = True) -> dict[str, float]:
-        """FD to the data, SSIM to the dense model's images, denoising loss, FTLE."""
+        """FD to the data and coverage of it, SSIM to the dense model's images, denoising loss, FTLE."""
         images = self.dense_images if model is self.dense else self.sample(model)
-        drawn = feature_statistics(self.embed(images))
+        features = self.embed(images)
+        drawn = feature_statistics(features)
         _, losses = denoising_loss_per_timestep(model, self.loaded.process, self.batch(256, 1000), seed=1000)
         found = {
             "fd": frechet_distance(drawn.mean, drawn.covariance, self.real.mean, self.real.covariance),
             "ssim": float(ssim(images, self.dense_images).mean()),
             "loss": float(losses.mean()),
+            **self.coverage(features),
         }
         return found | {"ftle": self.ftle(model)} if with_ftle else found
 

@@ -318,9 +318,9 @@ def test_the_budget_must_reach_beyond_the_stages():
         "gradient-flow",
         280,
     )
-    check_schedule(replace(recipe, recovery=replace(recipe.recovery, steps=281)))
+    check_schedule(replace(recipe, recovery=replace(recipe.recovery, steps=281)), "width")
     with pytest.raises(SecateurError, match="pruning takes 280 steps, recovery has 280; give more --steps") as caught:
-        check_schedule(replace(recipe, recovery=replace(recipe.recovery, steps=280)))
+        check_schedule(replace(recipe, recovery=replace(recipe.recovery, steps=280)), "width")
     assert "\n" not in str(caught.value)
 
 

@@ -1,7 +1,20 @@
 """secateur prunes pretrained diffusion and flow models and recovers what pruning cost."""
 
 from .checkpoint import from_pretrained, load, load_pipeline, push_to_hub, save_pipeline, save_pretrained
-from .commands import compress, convert, encode, evaluate, finetune, inspect, prune, quickstart, rank, report, sample
+from .commands import (
+    check_structure,
+    compress,
+    convert,
+    encode,
+    evaluate,
+    finetune,
+    inspect,
+    prune,
+    quickstart,
+    rank,
+    report,
+    sample,
+)
 from .criteria import ScoringConfig
 from .errors import SecateurError
 from .evaluation import EvaluationConfig
@@ -18,6 +31,7 @@ __all__ = [
     "ScoringConfig",
     "SecateurError",
     "WarmupConfig",
+    "check_structure",
     "compress",
     "convert",
     "encode",

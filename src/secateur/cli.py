@@ -69,6 +69,7 @@ def _commands(arguments: Sequence[str]) -> dict[str, Callable[..., Any]]:
         "compress": {
             "scoring": chosen.scoring,
             "progressive": chosen.progressive,
+            "adaptive": chosen.adaptive,
             "cut": chosen.cut,
             "recovery": chosen.recovery,
             "warmup": WarmupConfig(),
@@ -80,11 +81,13 @@ def _commands(arguments: Sequence[str]) -> dict[str, Callable[..., Any]]:
         "evaluate": {"evaluation": EvaluationConfig()},
         "sample": {},
         "inspect": {},
+        "check-structure": {},
         "convert": {},
         "encode": {},
         "report": {},
     }
-    return {name: functools.partial(getattr(commands, name), **groups) for name, groups in opened.items()}
+    functions = {name: getattr(commands, name.replace("-", "_")) for name in opened}
+    return {name: functools.partial(functions[name], **groups) for name, groups in opened.items()}
 
 
 def _recipe_name(arguments: Sequence[str]) -> str:

@@ -10,9 +10,9 @@ from .criteria import CriterionName, ScoringConfig
 from .errors import SecateurError
 from .evaluation import EvaluationConfig
 from .recovery import JacobianConfig, RecoveryConfig
-from .schedules import CutConfig, ProgressiveConfig
+from .schedules import AdaptiveConfig, CutConfig, ProgressiveConfig
 
-ScheduleName = Literal["one-shot", "progressive"]
+ScheduleName = Literal["one-shot", "progressive", "adaptive"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Recipe:
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     schedule: ScheduleName = "one-shot"
     progressive: ProgressiveConfig = field(default_factory=ProgressiveConfig)
+    adaptive: AdaptiveConfig = field(default_factory=AdaptiveConfig)
     cut: CutConfig = field(default_factory=CutConfig)
     recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -75,6 +76,16 @@ def gradient_flow() -> Recipe:
     )
 
 
+def entpruner() -> Recipe:
+    """EntPruner's block pruning while the model trains (Li et al. 2025), a reconstruction: DiT and SiT."""
+    return Recipe(
+        criterion="ced",
+        schedule="adaptive",
+        cut=CutConfig(granularity="depth"),
+        recovery=diff_pruning().recovery,
+    )
+
+
 def taylor() -> Recipe:
     """Plain Taylor importance over all timesteps, otherwise as `diff_pruning`."""
     return Recipe(criterion="taylor", recovery=diff_pruning().recovery)
@@ -112,6 +123,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "2ndmatch": second_match,
     "progressive": progressive,
     "gradient-flow": gradient_flow,
+    "entpruner": entpruner,
     "taylor": taylor,
     "magnitude": magnitude,
     "random": random,

@@ -1,5 +1,6 @@
 """One file per command; each is a Python function that the command line calls with the same arguments."""
 
+from .check_structure import check_structure
 from .compress import compress
 from .convert import convert
 from .encode import encode
@@ -13,6 +14,7 @@ from .report import report
 from .sample import sample
 
 __all__ = [
+    "check_structure",
     "compress",
     "convert",
     "encode",

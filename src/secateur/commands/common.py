@@ -47,12 +47,21 @@ def open_model(
     """Load a folder, a hub id or an embedded model, move it to the device, and describe its structure."""
     with _place(model) as place:
         loaded = load(place, component=component, process_config=PROCESSES[process])
-    try:
-        structure = describe(loaded.model)
-    except ValueError as error:
-        raise ModelError(f"{model}: {error}") from error
+    structure = structure_of(model, loaded.model)
     loaded.model.to(choose_device(device))
     return loaded, structure
+
+
+def structure_of(model: str, network: nn.Module) -> Structure:
+    """The structure of `network`, which was loaded from `model`.
+
+    Raises:
+        ModelError: it is not declared, or has a part that is not.
+    """
+    try:
+        return describe(network)
+    except ValueError as error:
+        raise ModelError(f"{model}: {error}") from error
 
 
 def open_weights(model: str, device: str = "auto", component: Component | None = None) -> nn.Module:

@@ -6,18 +6,33 @@ import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from torch import nn
-
 from ..criteria import CriterionName, ScoringConfig
 from ..evaluation import EvaluationConfig
 from ..labels import relabel
 from ..recipes import Recipe, ScheduleName, recipe_named
 from ..recovery import RecoveryConfig, WarmupConfig
 from ..reporting import read_run, summarize, write_report
-from ..schedules import CutConfig, ProgressiveConfig, granularity_for, parse_target
+from ..schedules import AdaptiveConfig, CutConfig, ProgressiveConfig, granularity_for, parse_target
 from .common import Component, Model, ProcessName, encode_data, one_process, open_data, open_model, say, start_run
-from .plan import check_criterion, check_new_labels, check_recovery, check_schedule, plan_cut, print_plan, print_times
-from .stages import cut_stage, evaluate_stage, progressive_pruner, rank_stage, recover_stage, warmup_stage
+from .plan import (
+    check_criterion,
+    check_new_labels,
+    check_recovery,
+    check_schedule,
+    plan_cut,
+    print_plan,
+    print_times,
+    pruned_late,
+)
+from .stages import (
+    PRUNERS,
+    cut_stage,
+    evaluate_stage,
+    rank_stage,
+    recover_stage,
+    settle_stage,
+    warmup_stage,
+)
 
 
 def compress(
@@ -34,6 +49,7 @@ def compress(
     seed: int | None = None,
     scoring: ScoringConfig | None = None,
     progressive: ProgressiveConfig | None = None,
+    adaptive: AdaptiveConfig | None = None,
     cut: CutConfig | None = None,
     recovery: RecoveryConfig | None = None,
     evaluation: EvaluationConfig | None = None,
@@ -54,15 +70,17 @@ def compress(
         target: what to reach, for example macs=56%, macs=3.4G, params=20M or latency=20ms.
         data: image folder (sub-folders are classes), .npz with images and labels, or digits.
         out: run folder.
-        recipe: a named recipe (diff-pruning, 2ndmatch, progressive, gradient-flow, taylor, magnitude, random,
-            quickstart); what follows replaces its parts.
+        recipe: a named recipe (diff-pruning, 2ndmatch, progressive, gradient-flow, entpruner, taylor, magnitude,
+            random, quickstart); what follows replaces its parts.
         criterion: which criterion ranks the units; ced, uniform, cosine and loss-change rank blocks only.
-        schedule: one-shot cuts before recovery; progressive shrinks soft masks during it.
+        schedule: one-shot cuts before recovery; progressive shrinks soft masks during it; adaptive decides during it
+            how many blocks leave.
         objective: what recovery minimizes: denoising, distillation, first-order or 2ndmatch.
         steps: recovery steps.
         seed: one seed for scoring, recovery and evaluation, instead of their own.
         scoring: options of the criterion.
         progressive: how soft masks shrink.
+        adaptive: when and how many blocks leave.
         cut: which cuts are allowed.
         recovery: how to fine-tune.
         evaluation: what to measure.
@@ -81,7 +99,7 @@ def compress(
     """
     one_process("compress")
     settings = _settings(
-        recipe, criterion, schedule, objective, steps, seed, scoring, progressive, cut, recovery, evaluation
+        recipe, criterion, schedule, objective, steps, seed, scoring, progressive, adaptive, cut, recovery, evaluation
     )
     goal = parse_target(target)
     loaded, structure = open_model(model, process, device, component)
@@ -91,8 +109,9 @@ def compress(
         relabel(loaded.model, len(dataset.class_names), settings.recovery.seed)
     warmup = (warmup or WarmupConfig()) if new_labels else None
     check_recovery(loaded.model, dataset, settings.recovery, loaded.model)
-    check_schedule(settings)
-    check_criterion(settings.criterion, structure, granularity_for(goal, settings.cut))
+    granularity = granularity_for(goal, settings.cut)
+    check_schedule(settings, granularity)
+    check_criterion(settings.criterion, structure, granularity)
     plan = plan_cut(loaded.model, structure, goal, settings.cut)
     if dry_run:
         print_plan(plan, structure, goal, settings.cut)
@@ -103,7 +122,7 @@ def compress(
             recovery=settings.recovery,
             evaluation=settings.evaluation,
             warmup=warmup,
-            progressive=settings.progressive if settings.schedule == "progressive" else None,
+            pruned_late=pruned_late(settings),
         )
         return Path(out)
     begun = time.perf_counter()
@@ -126,14 +145,15 @@ def compress(
         loaded = warmup_stage(run, loaded, dataset, warmup, settings.recovery, model)
     scores = rank_stage(run, loaded, structure, dataset, settings.criterion, settings.scoring)
     models = {"dense": loaded.model}
-    if settings.schedule == "progressive":
-        pruner = progressive_pruner(run, loaded, structure, dataset, goal, scores, settings, model)
-        start: nn.Module = loaded.model
-    else:
+    start, pruner = loaded.model, None
+    if settings.schedule == "one-shot":
         details = {"criterion": settings.criterion, "scoring": asdict(settings.scoring)}
-        pruner = None
         start = models["pruned"] = cut_stage(run, loaded, structure, goal, scores, settings.cut, details, model)
+    else:
+        pruner = PRUNERS[settings.schedule](run, loaded, structure, dataset, goal, scores, settings, model)
     models["recovered"] = recover_stage(run, start, loaded, dataset, settings.recovery, loaded.model, pruner)
+    if settings.schedule == "adaptive":
+        settle_stage(run, loaded, structure, goal, settings.cut)
     evaluate_stage(run, models, loaded, dataset, settings.evaluation)
     page = write_report(run)
     for sentence in summarize(read_run(run)).sentences:
@@ -151,6 +171,7 @@ def _settings(
     seed: int | None,
     scoring: ScoringConfig | None,
     progressive: ProgressiveConfig | None,
+    adaptive: AdaptiveConfig | None,
     cut: CutConfig | None,
     recovery: RecoveryConfig | None,
     evaluation: EvaluationConfig | None,
@@ -163,6 +184,7 @@ def _settings(
         scoring=replace(scoring, seed=scoring.seed if seed is None else seed),
         schedule=schedule or base.schedule,
         progressive=progressive or base.progressive,
+        adaptive=adaptive or base.adaptive,
         cut=cut or base.cut,
         recovery=replace(
             recovery,

@@ -11,9 +11,8 @@ from ..checkpoint import manifest_of
 from ..inputs import example_inputs
 from ..schedules import CutConfig, no_scores, removal_steps
 from ..schedules.target import format_count
-from ..structure import describe
 from ..structure.cost import cost_model
-from .common import Component, Model, open_weights, say
+from .common import Component, Model, open_weights, say, structure_of
 
 
 def inspect(
@@ -28,7 +27,7 @@ def inspect(
         device: auto, cpu, cuda, mps ...
     """
     loaded = open_weights(model, device, component)
-    structure = describe(loaded)
+    structure = structure_of(model, loaded)
     cost = cost_model(loaded, structure, example_inputs(loaded, 1))
     dense = cost({})
     smallest = {}

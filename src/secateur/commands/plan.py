@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from ..recipes import Recipe
 from ..recovery import RecoveryConfig, WarmupConfig
 from ..recovery.conditioning import check_conditions
 from ..recovery.objectives import build_objective
-from ..schedules import CutConfig, Granularity, ProgressiveConfig, Target, no_scores, one_shot
+from ..schedules import CutConfig, Granularity, Target, no_scores, one_shot
 from ..schedules.target import format_count
 from ..structure import Structure, describe
 from .common import say
@@ -58,18 +59,31 @@ def check_new_labels(dataset: ImageDataset) -> None:
         raise DataError(f"{dataset.name} has no labels to learn; put images in one folder per class")
 
 
-def check_schedule(recipe: Recipe) -> None:
+def check_schedule(recipe: Recipe, granularity: Granularity) -> None:
     """Find that pruning would not be done before the budget is, before long work starts.
 
     Raises:
-        SecateurError: the progressive stages take as many steps as there are, or more.
+        SecateurError: the stages take as many steps as there are, or more; or they drop blocks, and widths are asked.
     """
-    needed = recipe.progressive.pruning_steps
-    require(
-        recipe.schedule == "one-shot" or needed < recipe.recovery.steps,
-        f"progressive pruning takes {needed} steps, recovery has {recipe.recovery.steps}; give more --steps, or fewer "
-        "--progressive.stage-steps",
-    )
+    if recipe.schedule == "progressive":
+        needed = recipe.progressive.pruning_steps
+        require(
+            needed < recipe.recovery.steps,
+            f"progressive pruning takes {needed} steps, recovery has {recipe.recovery.steps}; give more --steps, or "
+            "fewer --progressive.stage-steps",
+        )
+    if recipe.schedule == "adaptive":
+        boundaries = recipe.adaptive.boundaries(recipe.recovery.steps)
+        require(
+            len(set(boundaries)) == len(boundaries),
+            f"{len(boundaries)} adaptive stages do not fit into the first {100 * recipe.adaptive.until:g}% of "
+            f"{recipe.recovery.steps} steps; give more --steps, or fewer --adaptive.stages",
+        )
+        require(
+            granularity == "depth",
+            "the adaptive schedule drops blocks; add --cut.granularity depth, or give a number of blocks as the "
+            "target, such as blocks=6",
+        )
 
 
 def check_criterion(criterion: CriterionName, structure: Structure, granularity: Granularity = "depth") -> None:
@@ -116,6 +130,27 @@ def print_plan(plan: dict[str, Any] | None, structure: Structure, target: Target
         say("           (global allocation: the ranking will change these numbers)")
 
 
+@dataclass(frozen=True)
+class PrunedLate:
+    """What pruning during recovery adds: rankings, their options, and steps at more or less the dense size."""
+
+    rankings: int
+    scoring: ScoringConfig
+    dense_steps: int
+
+
+def pruned_late(recipe: Recipe) -> PrunedLate | None:
+    """What the recipe's schedule adds to the time; None for one shot."""
+    if recipe.schedule == "progressive":
+        config = recipe.progressive
+        rankings = sum(config.scores_at(stage) for stage in range(1, config.last_stage))
+        return PrunedLate(rankings, config.scoring(recipe.scoring), config.pruning_steps)
+    if recipe.schedule == "adaptive":
+        boundaries = recipe.adaptive.boundaries(recipe.recovery.steps)
+        return PrunedLate(len(boundaries), recipe.scoring, boundaries[-1])
+    return None
+
+
 def print_times(
     loaded: Loaded,
     plan: dict[str, Any] | None = None,
@@ -123,13 +158,13 @@ def print_times(
     scoring: tuple[CriterionName, ScoringConfig] | None = None,
     recovery: RecoveryConfig | None = None,
     evaluation: EvaluationConfig | None = None,
-    progressive: ProgressiveConfig | None = None,
+    pruned_late: PrunedLate | None = None,
     teacher: nn.Module | None = None,
     warmup: WarmupConfig | None = None,
 ) -> None:
     """Print the predicted time of each stage that will run, from a few measured steps of the loaded model.
 
-    With `progressive` units leave during recovery, after scores of their own. The teacher is the loaded model itself
+    `pruned_late` says what a schedule that prunes during recovery adds. The teacher is the loaded model itself
     unless given.
     """
     second = seconds_per_pair(loaded)
@@ -140,17 +175,16 @@ def print_times(
     if scoring is not None:
         criterion, config = scoring
         stages["rank"] = pairs_of(loaded, criterion, config)
-        if progressive is not None:
-            times = sum(progressive.scores_at(stage) for stage in range(1, progressive.last_stage))
-            stages["rank again"] = times * pairs_of(loaded, criterion, progressive.scoring(config))
+        if pruned_late is not None:
+            stages["rank again"] = pruned_late.rankings * pairs_of(loaded, criterion, pruned_late.scoring)
     if recovery is not None:
         student, taught = build_objective(recovery, loaded.model).passes()
         larger = 1.0 if teacher is None else _macs(teacher) / _macs(loaded.model)
-        dense_steps = 0 if progressive is None else progressive.pruning_steps
+        dense_steps = 0 if pruned_late is None else pruned_late.dense_steps
         passes = recovery.steps * (ratio * student + larger * taught) + dense_steps * (1 - ratio) * student
         stages["recover"] = passes * recovery.batch_size * FORWARD_SHARE
     if evaluation is not None:
-        cut_models = 1 if progressive else 2  # recovered, and pruned where that is a model of its own
+        cut_models = 1 if pruned_late else 2  # recovered, and pruned where that is a model of its own
         models = 1.0 if plan is None else 1 + cut_models * ratio
         stages["sample"] = evaluation.num_images * evaluation.num_inference_steps * FORWARD_SHARE * models
     for label, amount in stages.items():

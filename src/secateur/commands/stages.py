@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,12 @@ from ..evaluation import EvaluationConfig, evaluate_models, measure_latency, wri
 from ..files import read_json, write_json
 from ..inputs import device_of, example_inputs
 from ..labels import train_only_labels
-from ..recipes import Recipe
+from ..recipes import Recipe, ScheduleName
 from ..recovery import Pruner, RecoveryConfig, WarmupConfig, recover
 from ..recovery.conditioning import accepts
 from ..reporting import write_cut, write_ranking
-from ..schedules import CutConfig, Progressive, Target, one_shot, stage_scorer
-from ..structure import Cut, Structure, remove
+from ..schedules import Adaptive, CutConfig, Progressive, Target, block_cuts, judge, one_shot, settled, stage_scorer
+from ..structure import Cut, Structure, describe, remove
 from ..structure.cost import cost_model
 from .common import decoder, is_main_process
 
@@ -168,6 +170,55 @@ def progressive_pruner(
         },
         base_id,
     )
+
+
+def adaptive_pruner(
+    out: Path,
+    loaded: Loaded,
+    structure: Structure,
+    dataset: ImageDataset,
+    target: Target,
+    scores: dict[str, Tensor],
+    recipe: Recipe,
+    base_id: str,
+) -> Adaptive:
+    """A pruner that drops blocks stage by stage; writes `goal.json`, the amount that it must reach."""
+    path = out / "goal.json"
+    if not path.is_file():
+        _, recorded = _solve(out, loaded, structure, target, scores, recipe.cut)
+        write_json(path, {"recorded": recorded})
+    recorded = read_json(path)["recorded"]
+    amount = Target(target.metric, recorded["asked"], is_fraction=False)
+    batch = _calibration(loaded, dataset, recipe.scoring)
+    described = {"criterion": recipe.criterion, "scoring": dataclasses.asdict(recipe.scoring), "target": str(target)}
+    return Adaptive(
+        recipe.adaptive,
+        recipe.adaptive.boundaries(recipe.recovery.steps),
+        block_cuts(amount, recipe.cut, latency_of),
+        stage_scorer(loaded.process, batch, recipe.criterion, recipe.scoring),
+        judge(loaded.process, batch, recipe.scoring.seed),
+        lambda model: cost_model(model, describe(model), example_inputs(model, 1))({}).macs,
+        cost_model(loaded.model, structure, example_inputs(loaded.model, 1))({}).macs,
+        described,
+        {
+            **{key: recorded[key] for key in ("target", "metric", "asked", "dense")},
+            "schedule": "adaptive",
+            "adaptive": dataclasses.asdict(recipe.adaptive),
+            **described,
+        },
+        base_id,
+    )
+
+
+PRUNERS: dict[ScheduleName, Callable[..., Pruner]] = {"progressive": progressive_pruner, "adaptive": adaptive_pruner}
+
+
+def settle_stage(out: Path, loaded: Loaded, structure: Structure, target: Target, config: CutConfig) -> None:
+    """Write `cut.json`, its table and its plot anew, by what the decisions of the recovery removed."""
+    lines = (out / "recovery" / "stages.jsonl").read_text().splitlines()
+    removed = [name for line in lines for name in json.loads(line)["removed"]]
+    write_json(out / "cut.json", settled(loaded.model, structure, target, removed, config, latency_of))
+    write_cut(out)
 
 
 def latency_of(model: nn.Module, structure: Structure) -> Any:

@@ -5,6 +5,7 @@
 """
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -46,6 +47,11 @@ class TrainingState:
     balanced: int = 0
     cuts: list[dict[str, Any]] = field(default_factory=list)
     pruning: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def since_cut(self) -> float:
+        """Steps since the last of the cuts."""
+        return self.step - self.cuts[-1]["step"] if self.cuts else math.inf
 
 
 def newest_checkpoint(folder: str | Path) -> Path | None:

@@ -40,6 +40,7 @@ def cut_training_state(state: TrainingState, cut: Cut, details: Mapping[str, Any
         {
             "kept": {name: list(units) for name, units in cut.kept.items()},
             "removed_blocks": list(cut.removed_blocks),
+            "step": state.step,
             "details": dict(details),
             "base_id": base_id,
         }
@@ -49,6 +50,7 @@ def cut_training_state(state: TrainingState, cut: Cut, details: Mapping[str, Any
 def replay_cuts(state: TrainingState, cuts: list[dict[str, Any]]) -> None:
     """Apply the `cuts` that a checkpoint remembers to a fresh state, so that its tensors fit."""
     for saved in cuts:
+        state.step = saved["step"]
         cut = Cut({name: tuple(units) for name, units in saved["kept"].items()}, tuple(saved["removed_blocks"]))
         cut_training_state(state, cut, saved["details"], saved["base_id"])
 

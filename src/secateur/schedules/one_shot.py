@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import require
 from ..structure import Cut, Structure
-from ..structure.cost import cost_model
+from ..structure.cost import CostModel, cost_model
 from .solver import Allocation, Granularity, Scores, Solution, removal_steps, solve
 from .target import Target
 
@@ -59,9 +59,15 @@ def one_shot(
     )
     cost = cost_model(model, structure, inputs)
     solution = solve(structure, target, steps, scores, cost, measure_latency)
-    kept = {name: len(units) for name, units in solution.cut.kept.items()}
-    before, after = cost({}), cost(kept, solution.cut.removed_blocks)
-    description = {
+    return solution, describe_cut(structure, solution, cost, config)
+
+
+def describe_cut(structure: Structure, solution: Solution, cost: CostModel, config: CutConfig) -> dict[str, Any]:
+    """What `cut.json` holds: what was asked and reached, sizes before and after, and what every dim keeps."""
+    target, cut = solution.target, solution.cut
+    kept = {name: len(units) for name, units in cut.kept.items()}
+    before, after = cost({}), cost(kept, cut.removed_blocks)
+    return {
         "target": str(target),
         "metric": target.metric,
         "asked": solution.asked,
@@ -72,14 +78,13 @@ def one_shot(
         "dims": {
             dim.name: {"units": dim.size, "kept": kept.get(dim.name, dim.size), "width": dim.width}
             for dim in structure.dims.values()
-            if structure.owner(dim.slices[0].parameter) not in solution.cut.removed_blocks
+            if structure.owner(dim.slices[0].parameter) not in cut.removed_blocks
         },
-        "removed_blocks": list(solution.cut.removed_blocks),
+        "removed_blocks": list(cut.removed_blocks),
         "allocation": config.allocation,
-        "granularity": granularity,
+        "granularity": granularity_for(target, config),
         "round_to": config.round_to,
     }
-    return solution, description
 
 
 def no_scores(structure: Structure) -> dict[str, Tensor]:

@@ -145,8 +145,8 @@ def solve(
     Raises:
         TargetError: the target lies outside what the steps can reach; the message names the range.
     """
-    dense_widths = Widths({link: dims[0].levels for link, dims in structure.links.items()})
-    measure = _measure(structure, target.metric, scores, cost, measure_latency)
+    dense_widths = uncut(structure)
+    measure = measure_by(structure, target.metric, scores, cost, measure_latency)
     dense = measure(dense_widths)
     asked = target.amount(dense)
     smallest = measure(_walk(dense_widths, steps))
@@ -172,13 +172,14 @@ def solve(
     return Solution(cut, target, dense, asked, measure(widths))
 
 
-def _measure(
+def measure_by(
     structure: Structure,
     metric: Metric,
     scores: Scores,
     cost: CostModel,
     measure_latency: Callable[[Cut], float] | None,
 ) -> Callable[[Widths], float]:
+    """A function from a state to its `metric`, in the unit that targets have."""
     if metric == "latency":
         assert measure_latency is not None
         timed: dict[tuple[frozenset[tuple[str, int]], frozenset[str]], float] = {}
@@ -195,6 +196,11 @@ def _measure(
         return lambda widths: float(len(structure.blocks) - len(widths.removed_blocks))
     attribute = {"macs": "macs", "params": "parameters"}[metric]
     return lambda widths: getattr(cost(widths.kept(structure), widths.removed_blocks), attribute)
+
+
+def uncut(structure: Structure) -> Widths:
+    """The state in which everything is kept."""
+    return Widths({link: dims[0].levels for link, dims in structure.links.items()})
 
 
 def _walk(widths: Widths, steps: Sequence[Step]) -> Widths:

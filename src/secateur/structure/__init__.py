@@ -1,14 +1,16 @@
 """What of a model can be removed, and how to mask or remove it."""
 
 from .attributes import depth_entries
+from .check import Check, check_structure, count_checks
 from .dims import Block, Cut, Dim, Slice, Structure, StructureBuilder, check_cut
 from .masks import Masks, masked, masks_of
 from .registry import architecture_named, describe, register_structure, supported_architectures, unsupported
-from .removal import remove
+from .removal import remove, without_blocks
 from .streams import Skip, handed_on, pick, streams_of
 
 __all__ = [
     "Block",
+    "Check",
     "Cut",
     "Dim",
     "Masks",
@@ -18,6 +20,8 @@ __all__ = [
     "StructureBuilder",
     "architecture_named",
     "check_cut",
+    "check_structure",
+    "count_checks",
     "depth_entries",
     "describe",
     "handed_on",
@@ -29,4 +33,5 @@ __all__ = [
     "streams_of",
     "supported_architectures",
     "unsupported",
+    "without_blocks",
 ]

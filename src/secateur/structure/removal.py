@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -42,15 +44,14 @@ def remove(model: nn.Module, structure: Structure, cut: Cut) -> nn.Module:
         ValueError: a cut that would change the function of what is kept; see `check_cut`.
     """
     check_cut(structure, cut)
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    shapes = {name: parameter.shape for name, parameter in parameters.items()}
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters(remove_duplicate=False)}
     with torch.no_grad():
         for name, axes in kept_entries(structure, cut, shapes).items():
-            old = parameters[name]
+            old = model.get_parameter(name)  # one at a time, so that no two whole models are in memory
             new = old.detach()
             for axis, kept in axes.items():
                 new = new.index_select(axis, kept.to(new.device))
-            _set_parameter(model, name, nn.Parameter(new.clone(), old.requires_grad))
+            _set_parameter(model, name, nn.Parameter(new, old.requires_grad))
         for name, kept_units in cut.kept.items():
             dim = structure.dims[name]
             for parameter in dim.rescaled:
@@ -63,6 +64,12 @@ def remove(model: nn.Module, structure: Structure, cut: Cut) -> nn.Module:
     _remove_blocks(model, structure, cut.removed_blocks)
     follow_weights(model)
     return model
+
+
+def without_blocks(model: nn.Module, structure: Structure, names: Sequence[str]) -> nn.Module:
+    """`model` without the named blocks: modules of its own, tensors shared with `model`."""
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return remove(copy.deepcopy(model, shared), structure, Cut({}, tuple(names)))
 
 
 def name_after(structure: Structure, cut: Cut, parameter: str) -> str | None:

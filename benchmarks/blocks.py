@@ -1,0 +1,180 @@
+"""Block pruning: adaptive against one shot, CED against simpler rankings, at equal size and equal optimizer steps.
+
+    python benchmarks/blocks.py --model digits-sit
+    python benchmarks/blocks.py --table
+
+Half or 30 % of the blocks leave. The adaptive runs' stages are counted into their budget; the time of rankings and
+proxies is in the seconds. The seed draws calibration images and noise, random scores, and the training. Stopped runs go
+on from the last result.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from bench import RECOVERY, RESULTS, Bench, Results, collect, command_line, report, spread, targets_of
+from secateur.commands.stages import latency_of
+from secateur.criteria import CriterionName, ScoringConfig
+from secateur.inputs import example_inputs
+from secateur.recipes import SECOND_MATCH
+from secateur.recovery import recover
+from secateur.reporting.style import FAINT, SPARE_COLOURS, WARM, styled
+from secateur.schedules import (
+    Adaptive,
+    AdaptiveConfig,
+    CutConfig,
+    block_cuts,
+    judge,
+    one_shot,
+    parse_target,
+    stage_scorer,
+)
+from secateur.structure import describe
+from secateur.structure.cost import cost_model
+
+SCORING = ScoringConfig(num_images=64)
+DEPTH = CutConfig(granularity="depth")
+STAGES = AdaptiveConfig()
+
+
+@dataclass(frozen=True)
+class Method:
+    """A criterion, when blocks leave (None: before the first step), and whether 2ndMatch recovers."""
+
+    criterion: CriterionName
+    stages: AdaptiveConfig | None = None
+    second_match: bool = False
+
+
+PLAIN: dict[str, Method] = {
+    "one shot, random": Method("random"),
+    "one shot, magnitude": Method("magnitude"),
+    "one shot, uniform": Method("uniform"),
+    "one shot, cosine": Method("cosine"),
+    "one shot, loss change": Method("loss-change"),
+    "one shot, ced": Method("ced"),
+    "one by one, cosine": Method("cosine", AdaptiveConfig(stages=1, rerank="removal")),
+    "one by one, ced": Method("ced", AdaptiveConfig(stages=1, rerank="removal")),
+    "one by one, loss change": Method("loss-change", AdaptiveConfig(stages=1, rerank="removal")),
+    "adaptive, cosine": Method("cosine", STAGES),
+    "adaptive, ced": Method("ced", STAGES),
+    "adaptive, ced, one by one": Method("ced", replace(STAGES, rerank="removal")),
+    "adaptive, loss change, one by one": Method("loss-change", replace(STAGES, rerank="removal")),
+    "adaptive, ced, no reward for MACs": Method("ced", replace(STAGES, macs_weight=0.0)),
+    "adaptive, ced, guarded by loss": Method("ced", replace(STAGES, selector="loss")),
+    "adaptive, ced, fixed counts": Method("ced", replace(STAGES, selector="fixed")),
+}
+METHODS = PLAIN | {f"{name}, 2ndMatch": replace(method, second_match=True) for name, method in PLAIN.items()}
+
+
+def train(bench: Bench, method: Method, target: str, seed: int, steps: int) -> dict[str, Any]:
+    """Rank, drop and recover within `steps` optimizer steps; what the result is worth."""
+    begun = time.perf_counter()
+    scoring = replace(SCORING, seed=seed)
+    config = replace(RECOVERY, steps=steps, seed=seed)
+    if method.second_match:
+        config = replace(config, **SECOND_MATCH)
+    loaded, inputs = bench.loaded, example_inputs(bench.dense, 1)
+    start, pruner = copy.deepcopy(bench.dense), None
+    if method.stages is None:
+        scores = bench.scores(method.criterion, seed, scoring)
+        start = bench.pruned(one_shot(bench.dense, bench.structure, parse_target(target), scores, DEPTH, inputs)[0].cut)
+    else:
+        batch = bench.batch(128, seed)
+        pruner = Adaptive(
+            method.stages,
+            method.stages.boundaries(steps),
+            block_cuts(parse_target(target), DEPTH, latency_of),
+            stage_scorer(loaded.process, bench.batch(scoring.num_images, seed), method.criterion, scoring),
+            judge(loaded.process, batch, seed),
+            lambda model: cost_model(model, describe(model), inputs)({}).macs,
+            cost_model(bench.dense, bench.structure, inputs)({}).macs,
+            {},
+            {},
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        model = recover(start, loaded.process, bench.dataset, config, folder, bench.dense, pruner)
+    seconds = time.perf_counter() - begun
+    blocks = len(describe(model).blocks)
+    return {"steps": steps, "seconds": round(seconds, 1), "blocks": blocks, **bench.measure(model, with_ftle=False)}
+
+
+def run(name: str, targets: list[str], seeds: list[int], steps: int, methods: list[str]) -> None:
+    bench = Bench(name)
+    results = Results(RESULTS / f"blocks-{name}.json")
+    results.once("dense", lambda: bench.measure(bench.dense, with_ftle=False))
+    for target in targets:
+        for seed in seeds:
+            for label in methods:
+                key = f"{target}/{label}/{seed}"
+                results.once(key, lambda t=target, s=seed, m=METHODS[label]: train(bench, m, t, s, steps))
+
+
+# ------------------------------------------------------------------------------------------- tables and plot
+
+
+def table(records: dict[str, Any]) -> str:
+    """Markdown: one row per target and method."""
+    dense = records["dense"]
+    lines = [
+        "| blocks | method | FD | SSIM | denoising loss | coverage | lowest class coverage | seconds |",
+        "|---|---|--:|--:|--:|--:|--:|--:|",
+        f"| all | dense | {dense['fd']:.2f} | 1 | {dense['loss']:.4f} | {dense['coverage']:.3f} "
+        f"| {dense['lowest_class_coverage']:.3f} | |",
+    ]
+    digits = {"fd": 2, "ssim": 3, "loss": 4, "coverage": 3, "lowest_class_coverage": 3}
+    for target in targets_of(records):
+        for method in METHODS:
+            prefix = f"{target}/{method}/"
+            if seconds := collect(records, prefix, "seconds"):
+                cells = [spread(collect(records, prefix, key), places) for key, places in digits.items()]
+                blocks = target.partition("=")[2]
+                lines.append(f"| {blocks} | {method} | {' | '.join(cells)} | {statistics.median(seconds):.0f} |")
+    return "\n".join(lines) + "\n"
+
+
+@styled
+def plot(found: dict[str, dict[str, Any]]) -> Figure:
+    """FD and coverage of every seed, a row of panels per model and target."""
+    rows = [(name, target) for name, records in found.items() for target in targets_of(records)]
+    shown = {row: [method for method in METHODS if collect(found[row[0]], f"{row[1]}/{method}/", "fd")] for row in rows}
+    heights = [len(shown[row]) for row in rows]
+    figure = Figure(figsize=(8.2, 0.22 * sum(heights) + 0.8 * len(rows)), facecolor="white", layout="constrained")
+    grid = figure.subplots(len(rows), 2, squeeze=False, sharey="row", height_ratios=heights)
+    for (left, right), row in zip(grid, rows, strict=True):
+        name, target = row
+        for axes, key in ((left, "fd"), (right, "coverage")):
+            for place, method in enumerate(shown[row]):
+                values = collect(found[name], f"{target}/{method}/", key)
+                colour = SPARE_COLOURS[method.startswith("adaptive")] if not method.startswith("one shot") else WARM
+                axes.plot(values, [place] * len(values), "o", ms=3.5, color=colour, alpha=0.55, mew=0)
+                axes.plot(statistics.mean(values), place, "|", ms=10, mew=2, color=colour)
+            axes.axvline(found[name]["dense"][key], color=FAINT, lw=1, ls="--")
+        left.set_title(f"{name}, {target.partition('=')[2]} blocks")
+        left.set_yticks(range(len(shown[row])), shown[row])
+        left.invert_yaxis()
+        left.set_xlabel("FD to the data (dashed: dense)")
+        right.set_xlabel("coverage of the data")
+    return figure
+
+
+def main() -> None:
+    parser = command_line(__doc__, steps=200)
+    parser.set_defaults(targets=["blocks=6", "blocks=8"])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(PLAIN))
+    arguments = parser.parse_args()
+    if arguments.table:
+        report("blocks", table, plot)
+    else:
+        run(arguments.model, arguments.targets, arguments.seeds, arguments.steps, arguments.methods)
+
+
+if __name__ == "__main__":
+    main()

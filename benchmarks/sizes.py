@@ -1,0 +1,236 @@
+"""Structure and plan of full-size architectures, without their weights; and, by name, one of them pruned and saved.
+
+    python benchmarks/sizes.py
+    python benchmarks/sizes.py --prune sdxl --dtype bfloat16
+
+The first builds every model on the meta device, describes it, prices it and plans a cut to half of its MACs. The second
+fills one model with random weights, makes that cut, and saves the result to a temporary folder. Configurations are
+those of the published checkpoints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from diffusers import (
+    AutoencoderKL,
+    DiTTransformer2DModel,
+    FluxTransformer2DModel,
+    PixArtTransformer2DModel,
+    SanaTransformer2DModel,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+)
+from torch import nn
+
+from secateur.checkpoint import apply_cut, save_pretrained
+from secateur.files import read_json, write_json, write_text
+from secateur.inputs import example_inputs
+from secateur.schedules import CutConfig, no_scores, one_shot, parse_target
+from secateur.schedules.target import format_count
+from secateur.structure import describe
+from speedup import cifar10_unet
+
+RESULTS = Path(__file__).resolve().parent / "results"
+TARGET = "macs=50%"
+
+
+def sd15() -> UNet2DConditionModel:
+    """stable-diffusion-v1-5/stable-diffusion-v1-5."""
+    return UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
+
+
+def sdxl() -> UNet2DConditionModel:
+    """stabilityai/stable-diffusion-xl-base-1.0."""
+    return UNet2DConditionModel(
+        sample_size=128,
+        block_out_channels=(320, 640, 1280),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 2, 10),
+        attention_head_dim=(5, 10, 20),
+        cross_attention_dim=2048,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=256,
+        projection_class_embeddings_input_dim=2816,
+    )
+
+
+def dit_xl() -> DiTTransformer2DModel:
+    """facebook/DiT-XL-2-256."""
+    return DiTTransformer2DModel(sample_size=32, out_channels=8)
+
+
+def pixart_xl() -> PixArtTransformer2DModel:
+    """PixArt-alpha/PixArt-XL-2-1024-MS."""
+    return PixArtTransformer2DModel(caption_channels=4096)
+
+
+def sd3_medium() -> SD3Transformer2DModel:
+    """stabilityai/stable-diffusion-3-medium-diffusers."""
+    return SD3Transformer2DModel(
+        num_layers=24, num_attention_heads=24, caption_projection_dim=1536, pos_embed_max_size=192
+    )
+
+
+def flux_dev() -> FluxTransformer2DModel:
+    """black-forest-labs/FLUX.1-dev."""
+    return FluxTransformer2DModel(guidance_embeds=True)
+
+
+def sana_1600m() -> SanaTransformer2DModel:
+    """Efficient-Large-Model/Sana_1600M_1024px_diffusers."""
+    return SanaTransformer2DModel()
+
+
+def sd_vae() -> AutoencoderKL:
+    """stabilityai/sd-vae-ft-mse."""
+    return AutoencoderKL(
+        sample_size=256,
+        block_out_channels=(128, 256, 512, 512),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=2,
+    )
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "ddpm-cifar10": cifar10_unet,
+    "sd-1.5": sd15,
+    "sdxl": sdxl,
+    "dit-xl-2": dit_xl,
+    "pixart-xl-2": pixart_xl,
+    "sd3-medium": sd3_medium,
+    "flux-dev": flux_dev,
+    "sana-1.6b": sana_1600m,
+    "sd-vae": sd_vae,
+}
+
+
+def plan(name: str, target: str) -> dict[str, Any]:
+    """Describe, price and plan a cut of a model without weights; seconds of each."""
+    with init_empty_weights(include_buffers=True):
+        model = MODELS[name]()
+    started = time.perf_counter()
+    structure = describe(model)
+    described = time.perf_counter()
+    _, cut = one_shot(
+        model, structure, parse_target(target), no_scores(structure), CutConfig(), example_inputs(model, 1)
+    )
+    return {
+        "model": name,
+        "class": type(model).__name__,
+        "parameters": cut["before"]["parameters"],
+        "macs": cut["before"]["macs"],
+        "attention_macs": cut["before"]["attention_macs"],
+        "dims": len(structure.dims),
+        "links": len(structure.links),
+        "blocks": len(structure.blocks),
+        "reached": cut["after"]["macs"] / cut["before"]["macs"],
+        "parameters_left": cut["after"]["parameters"] / cut["before"]["parameters"],
+        "describe_seconds": round(described - started, 2),
+        "plan_seconds": round(time.perf_counter() - described, 2),
+    }
+
+
+def prune(name: str, target: str, dtype: torch.dtype) -> dict[str, Any]:
+    """Cut and save a model of random weights of `dtype`; seconds of each and the largest resident memory."""
+    with init_empty_weights(include_buffers=False):
+        model = MODELS[name]()
+    started = time.perf_counter()
+    _fill(model, dtype)
+    filled = time.perf_counter()
+    structure = describe(model)
+    solution, _ = one_shot(
+        model, structure, parse_target(target), no_scores(structure), CutConfig(), example_inputs(model, 1)
+    )
+    planned = time.perf_counter()
+    apply_cut(model, solution.cut)
+    cut = time.perf_counter()
+    gc.collect()
+    with tempfile.TemporaryDirectory() as folder:
+        save_pretrained(model, folder)
+        saved = time.perf_counter()
+        size = sum(os.path.getsize(file) for file in Path(folder).iterdir())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return {
+        "model": name,
+        "dtype": str(dtype).removeprefix("torch."),
+        "fill_seconds": round(filled - started, 1),
+        "plan_seconds": round(planned - filled, 1),
+        "cut_seconds": round(cut - planned, 1),
+        "save_seconds": round(saved - cut, 1),
+        "saved_gib": round(size / 2**30, 2),
+        "peak_gib": round(peak / 2**30, 2),
+    }
+
+
+def _fill(model: nn.Module, dtype: torch.dtype) -> None:
+    """Random values for every parameter that is on the meta device, one at a time."""
+    generator = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            values = torch.empty(parameter.shape, dtype=dtype).normal_(std=0.02, generator=generator)
+            setattr(module, name, nn.Parameter(values, requires_grad=False))
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(dtype) if buffer.is_floating_point() else buffer)
+
+
+def write(results: dict[str, Any]) -> None:
+    """`sizes.json` and the same as tables."""
+    write_json(RESULTS / "sizes.json", results)
+    lines = [
+        f"Planned to {results['target']} without weights, {results['threads']} thread(s), torch {results['torch']}.",
+        "",
+        "| model | class | parameters | MACs | attention products | widths | blocks | left | describe (s) | plan (s) |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    lines += [
+        f"| {row['model']} | {row['class']} | {format_count(row['parameters'])} | {format_count(row['macs'])} | "
+        f"{format_count(row['attention_macs'])} | {row['dims']} | {row['blocks']} | {100 * row['reached']:.1f} % | "
+        f"{row['describe_seconds']} | {row['plan_seconds']} |"
+        for row in results["plans"]
+    ]
+    if results["pruned"]:
+        header = list(results["pruned"][0])
+        lines += ["", "| " + " | ".join(header) + " |", "|---|---|" + "--:|" * (len(header) - 2)]
+        lines += ["| " + " | ".join(str(row[key]) for key in header) + " |" for row in results["pruned"]]
+    write_text(RESULTS / "sizes.md", "\n".join(lines) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--target", default=TARGET)
+    parser.add_argument("--prune", choices=list(MODELS), help="cut and save this one, with random weights")
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    arguments = parser.parse_args()
+    path = RESULTS / "sizes.json"
+    results = read_json(path) if path.exists() else {"plans": [], "pruned": []}
+    results |= {"target": arguments.target, "torch": torch.__version__, "threads": torch.get_num_threads()}
+    if arguments.prune:
+        row = prune(arguments.prune, arguments.target, getattr(torch, arguments.dtype))
+        key = (row["model"], row["dtype"])
+        results["pruned"] = [old for old in results["pruned"] if (old["model"], old["dtype"]) != key] + [row]
+        print(row, flush=True)
+    else:
+        results["plans"] = []
+        for name in MODELS:
+            results["plans"].append(plan(name, arguments.target))
+            print(results["plans"][-1], flush=True)
+    write(results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""`secateur check-structure`: does the declaration of a model's structure tell the truth?"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ..errors import ModelError, SecateurError, first_line, require
+from ..inputs import example_inputs, inference
+from ..progress import progress
+from ..structure import check_structure as checks_of
+from ..structure import count_checks
+from .common import Model, open_weights, say, structure_of
+
+
+def check_structure(
+    model: Model, *, size: int | None = None, random_cuts: int = 3, seed: int = 0, device: str = "cpu"
+) -> list[dict[str, Any]]:
+    """Compare masks with removal for every width and every block of a model alone, and for random cuts.
+
+    Random weights take the place of the model's own. Fails if any comparison does.
+
+    Args:
+        model: model folder, pipeline folder, hub id, or an embedded model (digits-unet, digits-sit).
+        size: height and width of the sample, by default the model's own; small ones are faster.
+        random_cuts: cuts of several widths and blocks at once.
+        seed: of the weights and the units that leave.
+        device: auto, cpu, cuda, mps ...
+    """
+    require(random_cuts >= 0, f"random_cuts is {random_cuts}; give at least 0")
+    require(size is None or size >= 1, f"size is {size}; give at least 1")
+    loaded = open_weights(model, device)
+    structure = structure_of(model, loaded)
+    inputs = example_inputs(loaded, 2, None if size is None else (size, size))
+    try:
+        with inference(loaded):
+            loaded(**inputs)
+    except (ValueError, RuntimeError) as error:
+        raise ModelError(f"{model} does not run at size {size or 'of its own'}: {first_line(error)}") from error
+    table = Table("cut alone", "error", "", "note", box=None, pad_edge=False)
+    found = []
+    with progress("masks against removal", count_checks(structure, random_cuts)) as advance:
+        for check in checks_of(loaded, structure, inputs, random_cuts=random_cuts, seed=seed):
+            found.append(check)
+            size_of_error = "-" if math.isinf(check.error) else f"{check.error:.1e}"
+            table.add_row(check.name, size_of_error, "ok" if check.ok else "WRONG", check.hint)
+            advance(1, check.name)
+    Console(width=max(160, Console().width)).print(table)
+    wrong = [check for check in found if not check.ok]
+    if wrong:
+        raise SecateurError(
+            f"the structure of {type(loaded).__name__} is declared wrongly: {len(wrong)} of {len(found)} comparisons "
+            f"fail, the first of {wrong[0].name}: {wrong[0].hint}"
+        )
+    worst = max((check.error for check in found), default=0.0)
+    say(
+        f"{type(loaded).__name__}: masks equal removal in all {len(found)} comparisons "
+        f"({len(structure.dims)} widths, {len(structure.blocks)} blocks); largest error {worst:.1e}"
+    )
+    return [vars(check) | {"ok": check.ok} for check in found]

@@ -1,0 +1,76 @@
+"""Precision, recall, density and coverage: do samples lie among the real images, and do they reach all of them?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+RECALL_NEIGHBOURS = 3  # Kynkäänniemi et al. 2019, section 3.1
+COVERAGE_NEIGHBOURS = 5  # Naeem et al. 2020, section 5
+PAIRS_AT_ONCE = 2**24
+
+
+@dataclass(frozen=True)
+class ManifoldScores:
+    """Per-image values whose means are the four metrics, float64; N samples, M real images."""
+
+    precision_N: Tensor
+    recall_M: Tensor
+    density_N: Tensor
+    coverage_M: Tensor
+
+    def means(self) -> dict[str, float]:
+        """The four metrics by name."""
+        return {name.split("_")[0]: float(values.mean()) for name, values in vars(self).items()}
+
+
+def manifold_scores(
+    features_ND: Tensor,
+    real_MD: Tensor,
+    *,
+    recall_neighbours: int = RECALL_NEIGHBOURS,
+    coverage_neighbours: int = COVERAGE_NEIGHBOURS,
+) -> ManifoldScores:
+    """Whether each image lies in the other side's manifold, the union of balls that reach to the k-th neighbour.
+
+    Precision and recall: Kynkäänniemi et al. 2019, eq. 1 and 2. Density and coverage: Naeem et al. 2020, eq. 3 and 4.
+    Needs more images on each side than neighbours. Distances are Euclidean, in float64, N x M of them in chunks.
+    """
+    # Centred features lose fewer digits when a distance is taken from inner products.
+    centre = real_MD.double().mean(0)
+    features, real = features_ND.double() - centre, real_MD.double() - centre
+    most = max(recall_neighbours, coverage_neighbours)
+    real_radii = _radii(real, most)
+    narrow, wide = real_radii[:, recall_neighbours - 1], real_radii[:, coverage_neighbours - 1]
+    drawn = _radii(features, recall_neighbours)[:, recall_neighbours - 1]
+    precision, density = torch.zeros(2, len(features), dtype=torch.float64)
+    recall, nearest = torch.zeros(len(real), dtype=torch.bool), torch.full((len(real),), torch.inf, dtype=torch.float64)
+    for chosen, distances in _distances(features, real):
+        precision[chosen] = (distances <= narrow).any(1).double()
+        density[chosen] = (distances <= wide).sum(1).double() / coverage_neighbours
+        recall |= (distances <= drawn[chosen, None]).any(0)
+        nearest = torch.minimum(nearest, distances.amin(0))
+    return ManifoldScores(precision, recall.double(), density, (nearest <= wide).double())
+
+
+def _radii(points_ND: Tensor, neighbours: int) -> Tensor:
+    """Squared distance of each point to its 1st ... k-th nearest other point, (N, k)."""
+    radii = torch.empty(len(points_ND), neighbours, dtype=torch.float64)
+    for chosen, distances in _distances(points_ND, points_ND):
+        own = torch.arange(len(points_ND))[chosen]
+        distances[torch.arange(len(own)), own] = -1.0  # itself comes first, whatever rounding says
+        radii[chosen] = distances.topk(neighbours + 1, largest=False).values[:, 1:]
+    return radii
+
+
+def _distances(a_ND: Tensor, b_MD: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Squared distances of a chunk of `a_ND` to all of `b_MD`, chunk by chunk."""
+    size = max(1, PAIRS_AT_ONCE // len(b_MD))
+    squares = b_MD.square().sum(1)
+    for start in range(0, len(a_ND), size):
+        chosen = slice(start, start + size)
+        part = a_ND[chosen]
+        yield chosen, (part.square().sum(1, keepdim=True) + squares - 2 * part @ b_MD.T).clamp(min=0)

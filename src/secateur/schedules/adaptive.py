@@ -1,0 +1,312 @@
+"""Adaptive progressive block pruning, after EntPruner (Li et al. 2025, arXiv 2511.21122). A reconstruction.
+
+From the paper and its reviews: while a model is fine-tuned, four stages decide without training how many more of the
+blocks leave, in the order of CED on the target data; each picks among sub-networks by two zero-cost proxies, the
+condition number of the NTK and ZiCo, weighted equally.
+
+Chosen here: stages at even distances over the first half of the steps; three to five candidates, of which the lowest
+means "not now"; a guard on the loss; a reward for MACs saved, without which "not now" nearly always wins; the last
+stage takes what is left, since a size that was asked for must be reached.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, get_args
+
+import torch
+from torch import nn
+
+from ..errors import require
+from ..inputs import example_inputs
+from ..recovery.pruner import Decision
+from ..structure import Cut, Structure, describe, without_blocks
+from ..structure.cost import cost_model
+from .one_shot import CutConfig, describe_cut, no_scores
+from .progressive import Scored
+from .proxies import Judgement
+from .solver import Scores, Solution, measure_by, removal_steps, solve, uncut
+from .target import Target
+
+Selector = Literal["proxy", "loss", "fixed"]
+Rerank = Literal["removal", "stage", "once"]
+MOST_CANDIDATES = 5
+
+
+@dataclass(frozen=True)
+class AdaptiveConfig:
+    """When and how many blocks leave.
+
+    Attributes:
+        stages: decisions; 1 is one-shot pruning before the first step.
+        until: the share of the recovery steps by which the last decision falls.
+        selector: proxy weighs NTK, ZiCo and MACs; loss removes as many blocks as the guard lets; fixed removes the
+            same number at every stage.
+        rerank: blocks are ranked anew after every removal, at every stage, or once.
+        macs_weight: what a decision gains by saving all of the dense MACs, in standard deviations of the proxies; 0 is
+            the paper's rule.
+        guard: a candidate whose loss is above this multiple of the present one is taken only if there is no other.
+    """
+
+    stages: int = 4
+    until: float = 0.5
+    selector: Selector = "proxy"
+    rerank: Rerank = "stage"
+    macs_weight: float = 0.5
+    guard: float = 1.25
+
+    def __post_init__(self) -> None:
+        require(self.stages >= 1, f"adaptive stages is {self.stages}; give at least 1")
+        require(0 <= self.until < 1, f"adaptive until is {self.until}; give 0 to below 1")
+        require(self.macs_weight >= 0, f"adaptive macs_weight is {self.macs_weight}; give 0 or more")
+        require(self.guard >= 1, f"adaptive guard is {self.guard}; give 1 or more")
+        for name, value, known in (("selector", self.selector, Selector), ("rerank", self.rerank, Rerank)):
+            require(value in get_args(known), f"adaptive {name} is {value!r}; give {' or '.join(get_args(known))}")
+
+    def boundaries(self, steps: int) -> tuple[int, ...]:
+        """The optimizer steps before which decisions fall, from 0 to the share `until` of `steps`."""
+        last = max(self.stages - 1, 1)
+        return tuple(round(stage * self.until * steps / last) for stage in range(self.stages))
+
+
+def block_cuts(
+    target: Target, config: CutConfig, latency_of: Callable[[nn.Module, Structure], Callable[[Cut], float]]
+) -> Callable[[nn.Module, Structure, Scores], Cut]:
+    """A function from a model, its structure and scores of its blocks to the cut of blocks that reaches `target`.
+
+    The target is an amount, so that it stays the same while the model shrinks; a model that is there loses nothing.
+    """
+
+    def goal(model: nn.Module, structure: Structure, scores: Scores) -> Cut:
+        steps = removal_steps(structure, scores, allocation=config.allocation, granularity="depth")
+        cost = cost_model(model, structure, example_inputs(model, 1))
+        latency = cached_by_blocks(latency_of(model, structure))
+        present = measure_by(structure, target.metric, scores, cost, latency)(uncut(structure))
+        reachable = replace(target, value=min(target.value, present))
+        return solve(structure, reachable, steps, scores, cost, latency).cut
+
+    return goal
+
+
+def settled(
+    model: nn.Module,
+    structure: Structure,
+    target: Target,
+    removed: Sequence[str],
+    config: CutConfig,
+    latency_of: Callable[[nn.Module, Structure], Callable[[Cut], float]],
+) -> dict[str, Any]:
+    """The description of the cut of a dense `model` that all decisions together made; `target` is as it was asked."""
+    cost = cost_model(model, structure, example_inputs(model, 1))
+    latency = cached_by_blocks(latency_of(model, structure))
+    measure = measure_by(structure, target.metric, no_scores(structure), cost, latency)
+    whole = uncut(structure)
+    dense, reached = measure(whole), measure(replace(whole, removed_blocks=frozenset(removed)))
+    cut = Cut({}, tuple(name for name in structure.blocks if name in removed))
+    return describe_cut(structure, Solution(cut, target, dense, target.amount(dense), reached), cost, config)
+
+
+def cached_by_blocks(measure: Callable[[Cut], float]) -> Callable[[Cut], float]:
+    """`measure`, once for each set of removed blocks: a latency is never the same twice."""
+    found: dict[tuple[str, ...], float] = {}
+
+    def measured(cut: Cut) -> float:
+        if cut.removed_blocks not in found:
+            found[cut.removed_blocks] = measure(cut)
+        return found[cut.removed_blocks]
+
+    return measured
+
+
+def candidate_counts(removed: int, total: int, stage: int, stages: int) -> list[int]:
+    """How many blocks may be gone after `stage` (0, 1, ...), ascending, at most five.
+
+    `removed` are gone already, `total` will be. A stage takes at most twice its even share and leaves no more than
+    the later ones can take; the last one takes all.
+    """
+    later = stages - 1 - stage
+    if later == 0:
+        return [total]
+    most = math.ceil(2 * total / stages)
+    low, high = max(removed, total - later * most), max(removed, min(total, removed + most))
+    count = min(MOST_CANDIDATES, high - low + 1)
+    return [low + round(i * (high - low) / max(count - 1, 1)) for i in range(count)]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A number of blocks gone, what was measured without them, and the share of the dense MACs that they save."""
+
+    count: int
+    judgement: Judgement
+    saved: float
+
+
+def objective(candidates: Sequence[Candidate], macs_weight: float) -> list[float]:
+    """J = z(-log kappa) / 2 + z(ZiCo) / 2 + macs_weight * share of MACs saved, z over the candidates."""
+    conditions = standardized([-candidate.judgement.log_condition for candidate in candidates])
+    zicos = standardized([candidate.judgement.zico for candidate in candidates])
+    return [
+        condition / 2 + zico / 2 + macs_weight * candidate.saved
+        for condition, zico, candidate in zip(conditions, zicos, candidates, strict=True)
+    ]
+
+
+def standardized(values: Sequence[float]) -> list[float]:
+    """Values less their mean over their standard deviation; zeros where they are constant or not all finite."""
+    mean = sum(values) / len(values)
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / len(values))
+    if not (math.isfinite(deviation) and deviation > 1e-12 * abs(mean)):
+        return [0.0] * len(values)
+    return [(value - mean) / deviation for value in values]
+
+
+def choose(candidates: Sequence[Candidate], loss: float, config: AdaptiveConfig) -> int:
+    """The place of the candidate that the selectors proxy and loss take; `loss` is the present model's."""
+    allowed = [i for i, candidate in enumerate(candidates) if candidate.judgement.loss <= config.guard * loss]
+    if not allowed:
+        return 0
+    if config.selector == "loss":
+        return allowed[-1]
+    scores = objective(candidates, config.macs_weight)
+    return max(allowed, key=lambda i: (scores[i], -i))
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """A pruner (see `recovery.pruner`) that decides at each boundary how many blocks leave, and which.
+
+    Attributes:
+        config: its settings.
+        boundaries: the steps before which it decides.
+        goal: the cut of blocks that takes a model to the target, by the scores of its blocks.
+        scorer: ranks the blocks of a model.
+        judge: measures a model.
+        macs: counts a model's MACs.
+        dense_macs: of the model before any cut.
+        described: settings of criterion and target, which a resumed run must share.
+        details: for the manifest.
+    """
+
+    config: AdaptiveConfig
+    boundaries: tuple[int, ...]
+    goal: Callable[[nn.Module, Structure, Scores], Cut]
+    scorer: Callable[[nn.Module], Scored]
+    judge: Callable[[nn.Module], Judgement]
+    macs: Callable[[nn.Module], float]
+    dense_macs: float
+    described: dict[str, Any]
+    details: dict[str, Any]
+    base_id: str = ""
+
+    def settings(self) -> dict[str, Any]:
+        return {"schedule": "adaptive", **asdict(self.config), "boundaries": list(self.boundaries), **self.described}
+
+    def due(self, step: int) -> bool:
+        return step in self.boundaries
+
+    def decide(self, model: nn.Module, average: nn.Module, pruning: Mapping[str, Any], step: int) -> Decision:
+        """Rank the blocks of the moving average, judge it without the lowest ones, and choose how many leave."""
+        stage, structure = self.boundaries.index(step), describe(average)
+        # Blocks are renamed when others leave; the log and the memory speak of the dense model's.
+        dense_name = dict(zip(structure.blocks, pruning.get("blocks", structure.blocks), strict=True))
+        gone = int(pruning.get("gone", 0))
+        scores = self._scores(average, structure, pruning, dense_name, stage)
+        leaving = sorted(self.goal(average, structure, scores).removed_blocks, key=lambda name: scores[name].item())
+        counts = self._counts(gone, gone + len(leaving), stage)
+        saved = [self._saved(average, structure, leaving[: count - gone]) for count in counts]
+        described: list[dict[str, Any]] = [
+            {"count": count, "saved": share} for count, share in zip(counts, saved, strict=True)
+        ]
+        chosen = 0
+        if len(counts) > 1:
+            present = self.judge(average)
+            judged = [
+                present if count == gone else self.judge(without_blocks(average, structure, leaving[: count - gone]))
+                for count in counts
+            ]
+            candidates = [Candidate(*fields) for fields in zip(counts, judged, saved, strict=True)]
+            chosen = choose(candidates, present.loss, self.config)
+            measured = describe_candidates(candidates, present.loss, self.config.macs_weight)
+            described = [facts | more for facts, more in zip(described, measured, strict=True)]
+        removed = leaving[: counts[chosen] - gone]
+        left = tuple(name for name in structure.blocks if name in removed)
+        kept = [dense_name[name] for name in structure.blocks if name not in left]
+        record = {
+            "stage": stage + 1,
+            "ranking": [dense_name[name] for name in sorted(structure.blocks, key=lambda name: scores[name].item())],
+            "candidates": described,
+            "chosen": counts[chosen],
+            "removed": [dense_name[name] for name in removed],
+            "blocks": len(kept),
+            "macs": round((1 - saved[chosen]) * self.dense_macs),
+        }
+        remembered = {
+            "blocks": kept,
+            "gone": counts[chosen],
+            "scores": {dense_name[name]: scores[name].item() for name in structure.blocks},
+        }
+        details = {**self.details, "stage": stage + 1, "step": step}
+        return Decision(remembered, {}, record, Cut({}, left) if left else None, details)
+
+    def _counts(self, gone: int, total: int, stage: int) -> list[int]:
+        if self.config.selector == "fixed":
+            return [max(gone, round(total * (stage + 1) / self.config.stages))]
+        return candidate_counts(gone, total, stage, self.config.stages)
+
+    def _scores(
+        self,
+        average: nn.Module,
+        structure: Structure,
+        pruning: Mapping[str, Any],
+        dense_name: Mapping[str, str],
+        stage: int,
+    ) -> Scores:
+        """Scores of the blocks: fresh ones, those of the first stage, or places in the order of one by one removal."""
+        if self.config.rerank == "once" and "scores" in pruning:
+            return {name: torch.tensor([pruning["scores"][dense_name[name]]]).double() for name in structure.blocks}
+        scores = {name: values for name, values in self.scorer(average).scores.items() if name in structure.blocks}
+        if self.config.rerank != "removal":
+            return scores
+        total = len(self.goal(average, structure, scores).removed_blocks)
+        gone = int(pruning.get("gone", 0))
+        first = self._one_by_one(average, structure, scores, self._counts(gone, gone + total, stage)[-1] - gone)
+        rest = sorted(set(structure.blocks) - set(first), key=lambda name: scores[name].item())
+        return {name: torch.tensor([place]).double() for place, name in enumerate([*first, *rest])}
+
+    def _one_by_one(self, average: nn.Module, structure: Structure, scores: Scores, count: int) -> list[str]:
+        """The first `count` blocks to leave when the others are ranked anew after each."""
+        order: list[str] = []
+        names = list(structure.blocks)
+        while len(order) < count:
+            first = min(names, key=lambda name: scores[name].item())
+            order.append(first)
+            names.remove(first)
+            if len(order) < count:
+                smaller = without_blocks(average, structure, order)
+                fresh = self.scorer(smaller).scores
+                scores = {name: fresh[renamed] for name, renamed in zip(names, describe(smaller).blocks, strict=True)}
+        return order
+
+    def _saved(self, average: nn.Module, structure: Structure, leaving: Sequence[str]) -> float:
+        return 1 - self.macs(without_blocks(average, structure, leaving)) / self.dense_macs
+
+
+def describe_candidates(candidates: Sequence[Candidate], loss: float, macs_weight: float) -> list[dict[str, Any]]:
+    """Numbers of the candidates for the log; null where one is not finite."""
+    scores = objective(candidates, macs_weight)
+    return [
+        {
+            "ntk": _number(candidate.judgement.log_condition),
+            "zico": _number(candidate.judgement.zico),
+            "guard": _number(candidate.judgement.loss / loss),
+            "score": score,
+        }
+        for candidate, score in zip(candidates, scores, strict=True)
+    ]
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,243 @@
+"""Does a declaration tell the truth? Masks against removal, for every width and block alone and for random cuts."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .dims import Cut, Dim, Structure
+from .masks import masked, masks_of
+from .removal import remove
+
+TOLERANCE = 1e-4  # of the largest output, in float32; a wrong declaration is off by far more
+
+
+@dataclass(frozen=True)
+class Check:
+    """One cut, masked and removed.
+
+    Attributes:
+        name: the width, link of widths or block that was cut alone, or "random cut".
+        error: largest difference of the two outputs over the largest output; infinite if the cut model does not run.
+        hint: where to look when it is wrong; what there is to know otherwise.
+    """
+
+    name: str
+    error: float
+    hint: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return self.error <= TOLERANCE
+
+
+def count_checks(structure: Structure, random_cuts: int) -> int:
+    """How many `check_structure` gives."""
+    return len(structure.links) + len(structure.blocks) + random_cuts
+
+
+def check_structure(
+    model: nn.Module, structure: Structure, inputs: Mapping[str, Any], *, random_cuts: int = 3, seed: int = 0
+) -> Iterator[Check]:
+    """Compare masks with removal on `inputs`, the keyword arguments of `model`.
+
+    `model` is left alone: a copy with random weights is cut, so that no zero or identity of an initialization hides an
+    error. Widths of one link are cut together.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    model = _randomized(model, generator)
+    dense = _run(model, inputs)
+    misplaced = _misplaced(model, structure)
+    for link, dims in structure.links.items():
+        name = link if len(dims) == 1 else f"{link} and {len(dims) - 1} linked"
+        if hint := next((misplaced[dim.name] for dim in dims if dim.name in misplaced), ""):
+            yield Check(name, math.inf, hint)
+        elif dims[0].levels == 1:
+            yield Check(name, 0.0, "one level only: nothing to cut")
+        else:
+            yield _compare(name, model, structure, Cut(_units(dims, generator)), inputs, dense)
+    listed = [name for name, block in structure.blocks.items() if block.listed]
+    for name in structure.blocks:
+        if listed == [name]:
+            yield Check(name, 0.0, "the only listed block: it stays")
+        else:
+            yield _compare(name, model, structure, Cut({}, (name,)), inputs, dense)
+    for _ in range(random_cuts):
+        yield _compare("random cut", model, structure, _random_cut(structure, generator), inputs, dense)
+
+
+def _randomized(model: nn.Module, generator: torch.Generator) -> nn.Module:
+    """A copy in eval mode and at least float32, whose activations keep their size through the layers."""
+    model = copy.deepcopy(model).eval()
+    if next(model.parameters()).dtype != torch.float64:
+        model.float()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            fan_in = parameter[0].numel() if parameter.ndim > 1 else 4
+            values = torch.randn(parameter.shape, generator=generator) * fan_in**-0.5
+            is_gain = parameter.ndim == 1 and name.endswith("weight")
+            parameter.copy_(values + 1 if is_gain else values)
+    return model
+
+
+def _run(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+    with torch.no_grad():
+        output = model(**inputs)
+    return output if isinstance(output, Tensor) else output[0]
+
+
+def _units(dims: tuple[Dim, ...], generator: torch.Generator) -> dict[str, tuple[int, ...]]:
+    """Random units to keep at a random level below the full one."""
+    level = int(torch.randint(1, dims[0].levels, (), generator=generator))
+    kept = {}
+    for dim in dims:
+        units: list[int] = []
+        for cell in dim.cell_ranges():
+            order = torch.randperm(len(cell), generator=generator)[: len(cell) * level // dim.levels]
+            units += (order + cell.start).tolist()
+        kept[dim.name] = tuple(sorted(units))
+    return kept
+
+
+def _random_cut(structure: Structure, generator: torch.Generator) -> Cut:
+    """About half of the links and a quarter of the blocks."""
+    kept: dict[str, tuple[int, ...]] = {}
+    for dims in structure.links.values():
+        if dims[0].levels > 1 and torch.rand((), generator=generator) < 0.5:
+            kept |= _units(dims, generator)
+    removed = [name for name in structure.blocks if torch.rand((), generator=generator) < 0.25]
+    listed = [name for name, block in structure.blocks.items() if block.listed]
+    return Cut(kept, tuple(name for name in removed if name != next(iter(listed), None)))
+
+
+def _misplaced(model: nn.Module, structure: Structure) -> dict[str, str]:
+    """What is wrong with the slices of a dim by their shapes alone, by dim."""
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters(remove_duplicate=False)}
+    taken: dict[tuple[str, int], list[tuple[int, int, str]]] = {}
+    found: dict[str, str] = {}
+    for dim in structure.dims.values():
+        for piece in dim.slices:
+            shape = shapes.get(piece.parameter)
+            end = piece.offset + dim.size * dim.width
+            others = taken.setdefault((piece.parameter, piece.axis), [])
+            place = f"{piece.parameter} axis {piece.axis} from {piece.offset} to {end}"
+            if shape is None:
+                found[dim.name] = f"the model has no parameter {piece.parameter}"
+            elif piece.axis >= len(shape) or end > shape[piece.axis]:
+                found[dim.name] = f"{place} lies outside of {tuple(shape)}"
+            elif overlap := next((name for start, stop, name in others if start < end and piece.offset < stop), None):
+                found[dim.name] = f"{place} overlaps {overlap}"
+            others.append((piece.offset, end, dim.name))
+    return found
+
+
+def _compare(
+    name: str, model: nn.Module, structure: Structure, cut: Cut, inputs: Mapping[str, Any], dense: Tensor
+) -> Check:
+    try:
+        with masked(model, structure, _masks(cut, structure, model)):
+            expected = _run(model, inputs)
+        found = _run(remove(_with_same_tensors(model), structure, cut), inputs)
+        error = ((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30)).item()
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError):
+        return Check(name, math.inf, _explain(model, structure, cut, inputs))
+    if not error <= TOLERANCE:  # also when it is not a number
+        return Check(name, error, _explain(model, structure, cut, inputs))
+    return Check(name, error, "its mask changes nothing" if torch.equal(expected, dense) else "")
+
+
+def _masks(cut: Cut, structure: Structure, model: nn.Module) -> dict[str, Tensor]:
+    """Masks of what the cut names only, so that other wrong declarations do not get in the way."""
+    masks = masks_of(cut, structure, next(model.parameters()).device)
+    return {name: masks[name] for name in (*cut.kept, *cut.removed_blocks)}
+
+
+def _with_same_tensors(model: nn.Module) -> nn.Module:
+    """A copy of the modules of `model`, which removal may give other tensors."""
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]})
+
+
+def _explain(model: nn.Module, structure: Structure, cut: Cut, inputs: Mapping[str, Any]) -> str:
+    """Run the cut again, watching every module: where it fails, or first differs from its masked self."""
+    pruned = _with_same_tensors(model)
+    with _Trace(model) as before, _Trace(pruned) as after:
+        try:
+            with masked(model, structure, _masks(cut, structure, model)):
+                _run(model, inputs)
+            after.running.append("removal")
+            remove(pruned, structure, cut)
+            after.running.clear()
+            _run(pruned, inputs)
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+            place = next((trace.running[-1] for trace in (before, after) if trace.running), "the model")
+            reason = f"fails in {place}: {(str(error).strip() or repr(error)).splitlines()[0]}"
+        else:
+            differing = next((name for name in after.seen if after.differs(before, name)), None)
+            reason = f"first differs after {differing}" if differing else "differs in the model's own forward"
+    return "; ".join([reason, *_stale(model, pruned, structure, cut)])
+
+
+def _stale(model: nn.Module, pruned: nn.Module, structure: Structure, cut: Cut) -> Iterator[str]:
+    """Numbers beside the weights of one cut dim that may be its dense size still."""
+    if len(cut.kept) != 1:
+        return
+    (dim,) = (structure.dims[name] for name in cut.kept)
+    holders = {piece.module for piece in dim.slices} | {piece.module.rpartition(".")[0] for piece in dim.slices}
+    for holder in sorted(holders):
+        before, after = model.get_submodule(holder), pruned.get_submodule(holder)
+        if type(before).__module__.startswith("torch."):
+            continue
+        for key, value in vars(before).items():
+            if type(value) is int and 1 < value in (dim.size, dim.size * dim.width) and vars(after).get(key) == value:
+                yield f"{holder}.{key} is still {value}"
+
+
+class _Trace:
+    """Watches one model: which modules are running, and what each returned last, as a shape, a mean and a size."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.running: list[str] = []
+        self.seen: dict[str, tuple[torch.Size, float, float]] = {}
+
+    def __enter__(self) -> _Trace:
+        self.hooks = []
+        for name, module in self.model.named_modules():
+            if name:
+                self.hooks.append(module.register_forward_pre_hook(self._begin(name)))
+                self.hooks.append(module.register_forward_hook(self._end(name)))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for hook in self.hooks:
+            hook.remove()
+
+    def differs(self, other: _Trace, name: str) -> bool:
+        """Whether module `name` returned something else here than there, in the same shape."""
+        if name not in other.seen or self.seen[name][0] != other.seen[name][0]:
+            return False
+        (_, mean, size), (_, other_mean, other_size) = self.seen[name], other.seen[name]
+        return max(abs(mean - other_mean), abs(size - other_size)) > TOLERANCE * other_size
+
+    def _begin(self, name: str) -> Callable[..., None]:
+        return lambda *_: self.running.append(name)
+
+    def _end(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            self.running.pop()
+            tensor = next((value for value in _flat(output) if isinstance(value, Tensor)), None)
+            if tensor is not None:
+                values = tensor.double()
+                self.seen[name] = (tensor.shape, values.mean().item(), values.square().mean().sqrt().item())
+
+        return hook
+
+
+def _flat(output: Any) -> tuple[Any, ...]:
+    return output if isinstance(output, tuple) else (output,)
