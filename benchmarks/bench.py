@@ -23,9 +23,10 @@ from secateur.evaluation import finite_time_lyapunov_exponents
 from secateur.evaluation.consistency import ssim
 from secateur.evaluation.denoising import denoising_loss_per_timestep
 from secateur.evaluation.features import feature_network
-from secateur.evaluation.fidelity import FeatureStatistics, frechet_distance
-from secateur.evaluation.fidelity import statistics as feature_statistics
+from secateur.evaluation.fidelity import frechet_distance
 from secateur.evaluation.manifold import manifold_scores
+from secateur.evaluation.statistics import FeatureStatistics
+from secateur.evaluation.statistics import statistics as feature_statistics
 from secateur.files import read_json, write_json, write_text
 from secateur.inputs import example_inputs, input_shape
 from secateur.recovery import RecoveryConfig

@@ -89,18 +89,23 @@ def depth_scorer(model):
     )
 
 
-def adaptive(model, target="blocks=3", scorer=depth_scorer, judged=None, steps=8, **changes):
+def by_weights(model):
+    """A judgement that is quick, and a pure function of the model."""
+    norms = [block.ff.net[0].proj.weight.detach().double().norm().item() for block in model.transformer_blocks]
+    return Judgement(1.0, sum(norms) / len(norms), max(norms))
+
+
+def adaptive(model, target="blocks=3", scorer=depth_scorer, judged=by_weights, steps=8, **changes):
     config = AdaptiveConfig(**changes)
     goal = parse_target(target)
     dense = {"macs": macs_of(model), "params": sum(p.numel() for p in model.parameters())}.get(goal.metric, 1.0)
     amount = Target(goal.metric, goal.amount(dense), is_fraction=False)
-    batch = images().batch(range(8))
     return Adaptive(
         config,
         config.boundaries(steps),
         block_cuts(amount, DEPTH, no_latency),
         scorer,
-        judged or judge(FlowProcess(), batch, 0),
+        judged,
         macs_of,
         macs_of(model),
         {"target": target},
@@ -381,7 +386,8 @@ def test_one_by_one_removal_follows_the_scores_of_what_is_left():
 
 def test_the_log_tells_what_was_measured():
     model = sit().eval()
-    found, _ = decisions(adaptive(model), model)
+    pruner = adaptive(model, stages=2, judged=judge(FlowProcess(), images().batch(range(8)), 0))
+    found, _ = decisions(pruner, model)
     first = found[0].record
     assert set(first) == {"stage", "ranking", "candidates", "chosen", "removed", "blocks", "macs"}
     assert set(first["candidates"][0]) == {"count", "saved", "ntk", "zico", "guard", "score"}
@@ -471,7 +477,7 @@ def test_blocks_leave_the_model_the_average_and_the_moments(whole):
     assert all(math.isfinite(record["loss"]) for record in log(folder))
 
 
-@pytest.mark.parametrize("failures", [[1], [2], [4], [5, 3], [7]])
+@pytest.mark.parametrize("failures", [[2], [4], [5, 3]])
 def test_a_run_that_failed_takes_the_same_decisions(failures, whole, tmp_path):
     config = replace(CONFIG, checkpoint_every=1)
     for at in failures:

@@ -253,6 +253,17 @@ BAD = {
     "threshold": ["rank", "UNET", "--data", "digits", "--out", "OUT", "--scoring.threshold", "5"],
     "too many steps": ["sample", "UNET", "--out", "OUT.png", "--num-inference-steps", "2000"],
     "no guidance": ["sample", "UNET", "--out", "OUT.png", "--guidance-scale", "5"],
+    "small images": ["evaluate", "UNET", "--data", "digits", "--out", "OUT", "--metrics", "ms-ssim"],
+    "no reference": ["evaluate", "UNET", "--data", "digits", "--out", "OUT", "--metrics", "rfid"],
+    "no statistics": [
+        *["evaluate", "UNET", "--data", "digits", "--out", "OUT", "--metrics", "frechet"],
+        *["--evaluation.statistics", "/nowhere.npz"],
+    ],
+    "no sampler": ["sample", "UNET", "--out", "OUT.png", "--scheduler", "MagicScheduler"],
+    "other sampler": [
+        *["compress", "UNET", "--target", "60%", "--data", "digits", "--out", "OUT"],
+        *["--evaluation.scheduler", "FlowMatchEulerDiscreteScheduler"],
+    ],
     "zero steps": ["finetune", "UNET", "--data", "digits", "--out", "OUT", "--steps", "0"],
 }
 

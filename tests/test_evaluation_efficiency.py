@@ -15,6 +15,7 @@ from secateur.evaluation.efficiency import (
     peak_activation_bytes,
     weights_bytes,
 )
+from secateur.evaluation.layers import count_layers
 from secateur.inputs import class_count, example_inputs, input_shape, null_class
 
 
@@ -150,3 +151,34 @@ def test_compilation_works(dit: DiTTransformer2DModel) -> None:
     found = measure_efficiency({"dit": dit}, rounds=2, batch_sizes=(1, 2), compile=True)["dit"]
     assert found.notes == ()
     assert set(found.compiled_latency) == {"1", "2"}
+
+
+def test_layers_add_up_to_the_model(unet: UNet2DModel, dit: DiTTransformer2DModel) -> None:
+    for model in (unet, dit):
+        inputs = example_inputs(model, 1)
+        layers = count_layers(model, inputs)
+        assert sum(layer.macs for layer in layers) == count_macs(model, inputs)
+        assert sum(layer.parameters for layer in layers) == count_parameters(model)
+        assert len({layer.name for layer in layers}) == len(layers)
+    found = {layer.name: layer for layer in layers}
+    assert found["transformer_blocks.0.attn1"].macs == 2 * 16**2 * 16  # the products of attention, which no weight has
+    assert found["transformer_blocks.0.attn1.to_q"].weight == (16, 16)
+    assert found["transformer_blocks.0.attn1.to_q"].macs == 16 * 16 * 16
+
+
+def test_shared_layers_count_once() -> None:
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
+    model[1].weight = model[0].weight
+    first, second = count_layers(model, {"input": torch.zeros(1, 4)})
+    assert (first.parameters, first.macs, second.parameters, second.macs) == (16, 16, 0, 16)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_timing_in_another_dtype_leaves_the_model_alone(dit: DiTTransformer2DModel) -> None:
+    found = measure_efficiency({"dit": dit}, rounds=3, batch_sizes=(2,), dtype=torch.bfloat16)["dit"]
+    assert next(dit.parameters()).dtype == torch.float32
+    assert (found.dtype, found.weights_bytes) == ("bfloat16", weights_bytes(dit))
+    single = peak_activation_bytes(dit, example_inputs(dit, 2))
+    assert found.peak_activation_bytes["2"] < 0.7 * single
+    assert found.throughput["2"] == pytest.approx(2000 / found.latency["2"].median_ms)
+    assert len(found.latency["2"].times_ms) == 3

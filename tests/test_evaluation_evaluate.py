@@ -140,10 +140,10 @@ def test_missing_features_are_a_note_unless_named(monkeypatch: pytest.MonkeyPatc
     def refuse(name: str | None, *rest: object) -> None:
         raise ModelError("none at hand")
 
-    monkeypatch.setattr("secateur.evaluation.evaluate.feature_network", refuse)
+    monkeypatch.setattr("secateur.evaluation.checks.feature_network", refuse)
     arguments = {"d": unet()}, DiffusionProcess(), load_data("digits")
     result, _ = evaluate_models(*arguments, CONFIG)
-    assert result["notes"] == ["no Fréchet distance: none at hand"]
+    assert result["notes"] == ["no frechet: none at hand"]
     assert result["models"]["d"]["fidelity"] is None
     with pytest.raises(ModelError, match="none at hand"):
         evaluate_models(*arguments, replace(CONFIG, features="FID"))

@@ -5,8 +5,10 @@ from scipy.linalg import sqrtm
 from scipy.ndimage import correlate
 
 from secateur.errors import DataError
-from secateur.evaluation.consistency import mse, psnr, ssim
-from secateur.evaluation.fidelity import FeatureStatistics, fidelity, frechet_distance, frechet_std, statistics
+from secateur.evaluation.consistency import ms_ssim, mse, psnr, ssim
+from secateur.evaluation.estimates import resample_counts
+from secateur.evaluation.fidelity import fidelity, frechet_distance, frechet_estimate
+from secateur.evaluation.statistics import FeatureStatistics, statistics
 
 
 def images(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -108,9 +110,12 @@ def test_statistics_of_a_stream() -> None:
 
 def test_bootstrap_spread_shrinks_with_the_number_of_images() -> None:
     reference = statistics(gaussian(4000, 4, 9))
-    few, many = frechet_std(gaussian(50, 4), reference), frechet_std(gaussian(3000, 4), reference)
+    few, many, again = (
+        frechet_estimate(gaussian(count, 4), reference, resample_counts(count, 50)).interval.std
+        for count in (50, 3000, 50)
+    )
     assert 0 < many < few / 2
-    assert frechet_std(gaussian(50, 4), reference) == few
+    assert again == few
 
 
 def test_fidelity_says_when_images_are_too_few() -> None:
@@ -119,3 +124,38 @@ def test_fidelity_says_when_images_are_too_few() -> None:
     assert not fidelity("FD[x]", gaussian(8, 8, 1), reference).full_rank
     with pytest.raises(DataError, match="at least 2 images"):
         fidelity("FD[x]", gaussian(1, 8), reference)
+
+
+def reference_ms_ssim(a: np.ndarray, b: np.ndarray) -> float:
+    """Wang et al. 2003 by scipy, images (H, W) in [0, 1]: contrast at four scales, all of it at the fifth."""
+    offsets = np.arange(11) - 5
+    window = np.exp(-(offsets[:, None] ** 2 + offsets[None] ** 2) / (2 * 1.5**2))
+    window /= window.sum()
+
+    def local(x: np.ndarray) -> np.ndarray:
+        return correlate(x, window)[5:-5, 5:-5]
+
+    product = 1.0
+    for scale, weight in enumerate((0.0448, 0.2856, 0.3001, 0.2363, 0.1333)):
+        mean_a, mean_b = local(a), local(b)
+        contrast = (2 * (local(a * b) - mean_a * mean_b) + 0.03**2) / (
+            local(a * a) - mean_a**2 + local(b * b) - mean_b**2 + 0.03**2
+        )
+        luminance = (2 * mean_a * mean_b + 0.01**2) / (mean_a**2 + mean_b**2 + 0.01**2)
+        product *= max(0, (contrast * (luminance if scale == 4 else 1)).mean()) ** weight
+        a, b = (np.pad(x, [(0, size % 2) for size in x.shape], "symmetric") for x in (a, b))
+        a, b = (x.reshape(x.shape[0] // 2, 2, x.shape[1] // 2, 2).mean((1, 3)) for x in (a, b))
+    return product
+
+
+def test_ms_ssim_equals_an_independent_implementation() -> None:
+    a = images(2, 2, 161, 190)
+    b = (a + 0.3 * images(2, 2, 161, 190, seed=1)).clamp(-1, 1)
+    pairs = ((a + 1) / 2).double().numpy(), ((b + 1) / 2).double().numpy()
+    expected = [
+        np.mean([reference_ms_ssim(x, y) for x, y in zip(xs, ys, strict=True)]) for xs, ys in zip(*pairs, strict=True)
+    ]
+    np.testing.assert_allclose(ms_ssim(a, b).numpy(), expected, rtol=1e-6)
+    torch.testing.assert_close(ms_ssim(a, a), torch.ones(2, dtype=torch.float64))
+    with pytest.raises(DataError, match="needs images of 161 pixels a side or more, these are 160x200; use SSIM"):
+        ms_ssim(*[images(1, 1, 160, 200)] * 2)

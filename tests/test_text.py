@@ -17,6 +17,7 @@ from secateur.commands.common import decoder, encode_data, open_data, open_model
 from secateur.conditions import rows
 from secateur.data import LatentDataset
 from secateur.errors import DataError, ModelError
+from secateur.evaluation import evaluate_models
 from secateur.files import read_json
 from secateur.inputs import input_shape
 from secateur.process import denoising_error
@@ -259,3 +260,19 @@ def test_times_of_any_text_model_are_predicted(tmp_path, capsys, data):
         options = {"data": str(data), "target": "macs=80%", "device": "cpu", "dry_run": True}
         secateur.prune(str(tmp_path / name), out=tmp_path / "run", cut=CutConfig(round_to=1), **options)
         assert "rank       about" in capsys.readouterr().out
+
+
+def test_kept_samples_are_those_of_other_captions_no_more(tmp_path, data):
+    stable_diffusion(tmp_path / "pipeline")
+
+    def drawn(dataset):
+        models, config = {"model": loaded.model}, replace(EVALUATION, metrics=("frechet",), features=None)
+        return evaluate_models(models, loaded.process, dataset, config, decoder(loaded), cache=tmp_path / "rows")[1]
+
+    loaded, dataset = opened(tmp_path / "pipeline", data)
+    first = drawn(dataset)["model"]
+    assert torch.equal(drawn(dataset)["model"], first)
+    metadata = data / "metadata.jsonl"
+    metadata.write_text(metadata.read_text().replace("a cat", "zebra"))
+    _, dataset = opened(tmp_path / "pipeline", data)
+    assert not torch.equal(drawn(dataset)["model"], first)

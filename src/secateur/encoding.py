@@ -6,7 +6,6 @@ in memory one after another, and only while something is missing.
 
 from __future__ import annotations
 
-import inspect
 import os
 import shutil
 from collections.abc import Iterator
@@ -27,7 +26,7 @@ from .data.latents import LATENTS
 from .data.shards import Shards
 from .errors import DataError, ModelError, require
 from .files import atomic_file, read_json, write_json
-from .inputs import device_of, example_inputs, input_shape
+from .inputs import device_of, example_inputs, input_shape, takes_text
 from .progress import progress
 from .prompts import KEPT, check_text, open_text_encoder, text_folders
 from .recovery.draws import seed_of
@@ -44,11 +43,6 @@ def cache_folder() -> Path:
     """Where encoded data is kept: SECATEUR_CACHE, or `secateur` in the user's cache folder."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("SECATEUR_CACHE") or Path(base) / "secateur")
-
-
-def takes_text(model: nn.Module) -> bool:
-    """Whether the network attends to text."""
-    return "encoder_hidden_states" in inspect.signature(model.forward).parameters
 
 
 def open_encoded(source: str, loaded: Loaded) -> LatentDataset:

@@ -88,6 +88,11 @@ def _like(parameter: Tensor, value: Tensor) -> Tensor:
     return value.to(parameter.device, parameter.dtype if value.is_floating_point() else value.dtype)
 
 
+def takes_text(model: nn.Module) -> bool:
+    """Whether the network attends to text."""
+    return "encoder_hidden_states" in inspect.signature(model.forward).parameters
+
+
 @contextmanager
 def inference(model: nn.Module) -> Iterator[None]:
     """Eval mode without gradients inside the block; the model's mode is restored after it."""

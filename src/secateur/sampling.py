@@ -1,4 +1,4 @@
-"""Deterministic sampling: the same seeds give the same images, whatever the batch size."""
+"""Sampling: the same seeds give the same images, whatever the batch size and the number of processes."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,11 +10,22 @@ from .errors import SecateurError, require
 from .inputs import device_of, inference
 from .process import Process, predict
 from .progress import progress
+from .samplers import sampler, step
+
+
+def generators_of(seeds: Sequence[int]) -> list[torch.Generator]:
+    """One generator on the CPU for each image."""
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def draw_noise(generators: Sequence[torch.Generator], shape: tuple[int, ...]) -> Tensor:
+    """Standard normal noise (len(generators), *shape), each image from a generator of its own."""
+    return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
 
 
 def initial_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
-    """Standard normal noise (len(seeds), *shape), each image from a generator of its own, on the CPU."""
-    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    """Standard normal noise (len(seeds), *shape) on the CPU that images of these seeds start from."""
+    return draw_noise(generators_of(seeds), shape)
 
 
 @torch.no_grad()
@@ -27,33 +38,73 @@ def generate(
     num_inference_steps: int = 50,
     guidance_scale: float = 1.0,
     null: Conditions = UNCONDITIONAL,
+    scheduler: str | None = None,
+    generators: Sequence[torch.Generator] = (),
 ) -> Tensor:
-    """Integrate the deterministic sampler from `noise_BCHW`; samples or latents (B, C, H, W), not clamped.
+    """Integrate the sampler from `noise_BCHW`; samples or latents (B, C, H, W), not clamped.
 
-    With `guidance_scale` other than 1, classifier-free guidance (Ho & Salimans 2022, eq. 6) pushes away from the
-    prediction at the `null` conditions.
+    The sampler is the process's deterministic one, or the diffusers `scheduler` of that class name; a stochastic one
+    draws from `generators`, one for each image. With `guidance_scale` other than 1, classifier-free guidance (Ho &
+    Salimans 2022, eq. 6) pushes away from the prediction at the `null` conditions.
 
     Raises:
-        SecateurError: more steps than the process has, or guidance without null conditions to guide away from.
+        SecateurError: more steps than the process has, a scheduler that does not fit, or guidance without null
+            conditions to guide away from.
     """
     most = process.num_train_timesteps
     require(1 <= num_inference_steps <= most, f"num_inference_steps is {num_inference_steps}; give 1 to {most}")
     guided = guidance_scale != 1.0
     if guided and not (conditions and null):
         raise SecateurError("the model has no null condition to guide away from; use guidance_scale 1")
-    scheduler = process.scheduler()
-    scheduler.set_timesteps(num_inference_steps, device=noise_BCHW.device)
+    solver = sampler(process, scheduler)
+    solver.set_timesteps(num_inference_steps, device=noise_BCHW.device)
+    # Flow schedulers start from plain noise and feed the network what they hold; they have neither attribute.
     everywhere = torch.ones(len(noise_BCHW), dtype=torch.bool, device=noise_BCHW.device)
     unconditioned = dropped(conditions, everywhere, null) if guided else UNCONDITIONAL
-    sample = noise_BCHW
-    for timestep in scheduler.timesteps:
+    sample = noise_BCHW * getattr(solver, "init_noise_sigma", 1.0)
+    scaled = getattr(solver, "scale_model_input", lambda sample, timestep: sample)
+    for timestep in solver.timesteps:
         t_B = process.sampler_to_model(timestep).expand(len(sample)).to(sample.device)
-        output = predict(model, sample, t_B, conditions)
+        x_t = scaled(sample, timestep)
+        output = predict(model, x_t, t_B, conditions)
         if guided:
-            unconditional = predict(model, sample, t_B, unconditioned)
+            unconditional = predict(model, x_t, t_B, unconditioned)
             output = unconditional + guidance_scale * (output - unconditional)
-        sample = scheduler.step(process.model_to_sampler(output), timestep, sample, return_dict=False)[0]
+        sample = step(solver, process.model_to_sampler(output), timestep, sample, generators)
     return sample
+
+
+def generate_batch(
+    model: nn.Module,
+    process: Process,
+    seeds: Sequence[int],
+    shape: tuple[int, ...],
+    conditions: Conditions = UNCONDITIONAL,
+    *,
+    num_inference_steps: int = 50,
+    guidance_scale: float = 1.0,
+    null: Conditions = UNCONDITIONAL,
+    scheduler: str | None = None,
+    decode: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Images (len(seeds), C, H, W) in [-1, 1] on the model's device, one seed each, drawn at once.
+
+    `shape` is that of one sample, `conditions` have a row for each seed; `decode` turns latents into images.
+    """
+    device, generators = device_of(model), generators_of(seeds)
+    with inference(model):
+        sample = generate(
+            model,
+            process,
+            draw_noise(generators, shape).to(device),
+            moved(conditions, device),
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            null=null,
+            scheduler=scheduler,
+            generators=generators,
+        )
+        return (sample if decode is None else decode(sample)).clamp(-1, 1)
 
 
 def generate_images(
@@ -66,30 +117,29 @@ def generate_images(
     num_inference_steps: int = 50,
     guidance_scale: float = 1.0,
     null: Conditions = UNCONDITIONAL,
+    scheduler: str | None = None,
     batch_size: int = 128,
     description: str = "sampling",
     decode: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Images (len(seeds), C, H, W) in [-1, 1] on the CPU, one seed each, drawn in batches with a progress bar.
-
-    `shape` is that of one sample, `conditions` have a row for each seed; `decode` turns latents into images.
-    """
+    """Images (len(seeds), C, H, W) in [-1, 1] on the CPU, drawn as by `generate_batch`, with a progress bar."""
     require(batch_size >= 1, f"batch_size is {batch_size}; give at least 1")
-    device = device_of(model)
     images = []
-    with inference(model), progress(description, len(seeds)) as advance:
+    with progress(description, len(seeds)) as advance:
         for start in range(0, len(seeds), batch_size):
             chosen = slice(start, start + batch_size)
-            noise = initial_noise(seeds[chosen], shape).to(device)
-            batch = generate(
+            batch = generate_batch(
                 model,
                 process,
-                noise,
-                moved(rows(conditions, chosen), device),
+                seeds[chosen],
+                shape,
+                rows(conditions, chosen),
                 num_inference_steps=num_inference_steps,
                 guidance_scale=guidance_scale,
                 null=null,
+                scheduler=scheduler,
+                decode=decode,
             )
-            images.append((batch if decode is None else decode(batch)).clamp(-1, 1).cpu())
-            advance(len(noise), "")
+            images.append(batch.cpu())
+            advance(len(batch), "")
     return torch.cat(images)

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from ..autoencoder import open_autoencoder
 from ..checkpoint import Loaded, from_pretrained, library_versions, load
 from ..data import ImageDataset, LatentDataset, load_data
-from ..encoding import encode, open_encoded, sizes, takes_text, whole
+from ..encoding import encode, open_encoded, sizes, whole
 from ..errors import ModelError, SecateurError, first_line
 from ..files import read_json, write_json
-from ..inputs import device_of, input_shape
+from ..inputs import device_of, input_shape, takes_text
+from ..processes import is_main_process, process_count
 from ..structure import Structure, describe
 
 Model = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
@@ -105,7 +106,7 @@ def encode_data(dataset: ImageDataset, loaded: Loaded) -> ImageDataset:
     """
     if not isinstance(dataset, LatentDataset) or whole(dataset):
         return dataset
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if process_count() > 1:
         raise SecateurError("the data is not encoded yet, which one process must do: run secateur encode first")
     return encode(dataset, loaded)
 
@@ -137,19 +138,14 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def is_main_process() -> bool:
-    """Whether this process writes and prints; a launcher such as torchrun numbers them in RANK."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def one_process(command: str) -> None:
     """Refuse to run `command` in several processes, which would write the same files.
 
     Raises:
         SecateurError: a launcher started more than one.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise SecateurError(f"{command} runs in one process; only finetune runs in several")
+    if process_count() > 1:
+        raise SecateurError(f"{command} runs in one process; finetune, evaluate and sample run in several")
 
 
 def start_run(out: str | Path, config: Mapping[str, Any]) -> Path:

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from ..criteria import CriterionName, ScoringConfig
-from ..evaluation import EvaluationConfig
+from ..evaluation import EvaluationConfig, check_evaluation
 from ..labels import relabel
 from ..recipes import Recipe, ScheduleName, recipe_named
 from ..recovery import RecoveryConfig, WarmupConfig
@@ -111,6 +111,7 @@ def compress(
     check_recovery(loaded.model, dataset, settings.recovery, loaded.model)
     granularity = granularity_for(goal, settings.cut)
     check_schedule(settings, granularity)
+    check_evaluation({"dense": loaded.model, "recovered": loaded.model}, loaded.process, dataset, settings.evaluation)
     check_criterion(settings.criterion, structure, granularity)
     plan = plan_cut(loaded.model, structure, goal, settings.cut)
     if dry_run:

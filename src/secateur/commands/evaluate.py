@@ -6,9 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import SecateurError
-from ..evaluation import EvaluationConfig, MetricName
+from ..evaluation import EvaluationConfig, MetricName, check_evaluation
+from ..inputs import device_of
+from ..processes import is_main_process, wait_for_everyone
 from ..reporting import write_report
-from .common import Component, Model, ProcessName, encode_data, one_process, open_data, open_model, say, start_run
+from .common import Component, Model, ProcessName, encode_data, open_data, open_model, say, start_run
 from .plan import print_times
 from .stages import evaluate_stage
 
@@ -28,19 +30,22 @@ def evaluate(
 ) -> Path:
     """Evaluate a model; with a reference, also how far its images are from the reference's on the same noise.
 
+    A stopped run goes on when the same command is given again. `torchrun --nproc_per_node 2 -m secateur.cli evaluate`
+    shares the sampling out over processes, which changes no sample.
+
     Args:
         model: model folder, pipeline folder, hub id, or an embedded model (digits-unet, digits-sit).
         data: real images: an image folder, an .npz with images, or digits.
         out: folder to write to.
         reference: the dense model to compare with.
-        metrics: some of latency, loss, consistency, frechet, ftle, in the place of the evaluation options' own.
+        metrics: some of latency, loss, consistency, ms-ssim, lpips, frechet, rfid, kid, inception-score, prdc,
+            per-class, ftle, in the place of the evaluation options' own; docs/metrics.md says what each is.
         evaluation: how to measure.
         component: which part of a pipeline, unet or transformer; the default takes the one that is there.
         process: how the model was trained, when no scheduler config lies beside it.
         device: auto, cpu, cuda, mps ...
         dry_run: print the predicted time and stop.
     """
-    one_process("evaluate")
     settings = evaluation or EvaluationConfig()
     settings = replace(settings, metrics=metrics or settings.metrics)
     loaded, _ = open_model(model, process, device, component)
@@ -51,13 +56,17 @@ def evaluate(
             raise SecateurError(f"{model} and {reference} have different scheduler configs: they cannot be compared")
         models = {"dense": dense.model, "pruned": loaded.model}
     dataset = open_data(data, loaded)
+    check_evaluation(models, loaded.process, dataset, settings)
     if dry_run:
         print_times(loaded, evaluation=settings)
         return Path(out)
     places = {"model": model, "reference": reference, "data": data, "component": component, "process": process}
     run = start_run(out, {"command": "evaluate", **places, "evaluation": settings})
+    wait_for_everyone(on_cpu=device_of(loaded.model).type == "cpu")  # nobody writes where the folder is refused
     dataset = encode_data(dataset, loaded)
     evaluate_stage(run, models, loaded, dataset, settings)
+    if not is_main_process():
+        return run
     page = write_report(run)
     say((run / "tables" / "evaluation.md").read_text())
     say(f"report  {page}")

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ..autoencoder import latent_space
 from ..checkpoint import Loaded
 from ..conditions import Conditions, rows
-from ..encoding import takes_text
 from ..errors import ModelError, SecateurError, require
+from ..evaluation.rows import Rows, fingerprint, key_of
 from ..files import atomic_file
-from ..inputs import class_count, device_of, input_shape
+from ..inputs import class_count, device_of, input_shape, takes_text
+from ..processes import process_count, process_index, wait_for_everyone
+from ..progress import progress
 from ..prompts import open_text_encoder
 from ..recovery.conditioning import label_conditions, null_conditions
-from ..reporting import image_grid
-from ..sampling import generate_images
-from .common import NO_PIPELINE, Component, Model, ProcessName, decoder, one_process, open_model, say
+from ..reporting.grids import image_grid, to_image
+from ..samplers import check_sampler
+from ..sampling import generate_batch
+from .common import NO_PIPELINE, Component, Model, ProcessName, decoder, one_process, open_model, say, start_run
 
 MOST_COLUMNS = 20
 
@@ -28,6 +34,7 @@ def sample(
     out: Path,
     num_images: int = 64,
     num_inference_steps: int = 50,
+    scheduler: str | None = None,
     class_label: int | None = None,
     prompt: tuple[str, ...] = (),
     guidance_scale: float = 1.0,
@@ -37,13 +44,18 @@ def sample(
     process: ProcessName = "auto",
     device: str = "auto",
 ) -> Path:
-    """Draw images into one PNG grid; image i depends on seed + i only.
+    """Draw images into one PNG grid, or into a folder of PNG files; image i depends on seed + i only.
+
+    A folder that was begun goes on where it stopped when the same command is given again, and torchrun shares it out
+    over processes. Images of a class-conditional model lie in one sub-folder per class, as --data takes them.
 
     Args:
         model: model folder, pipeline folder, hub id, or an embedded model (digits-unet, digits-sit).
-        out: PNG file to write.
+        out: PNG file to write, or a folder.
         num_images: how many.
         num_inference_steps: sampler steps.
+        scheduler: class name of a diffusers scheduler, such as DPMSolverMultistepScheduler, EulerDiscreteScheduler or
+            UniPCMultistepScheduler; the default is the process's own deterministic one.
         class_label: draw this class; the default goes through all of a class-conditional model's classes.
         prompt: one or more texts that take turns, for a text-conditional pipeline.
         guidance_scale: classifier-free guidance; 1 is off.
@@ -53,41 +65,70 @@ def sample(
         process: how the model was trained, when no scheduler config lies beside it.
         device: auto, cpu, cuda, mps ...
     """
-    one_process("sample")
-    require(num_images >= 1, f"num_images is {num_images}; give at least 1")
+    out = Path(out)
+    grid = out.suffix.lower() == ".png"
+    if grid:
+        one_process("sample of a grid")
+    for name, value, least in (("num_images", num_images, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
+        require(value >= least, f"{name} is {value}; give at least {least}")
     loaded, _ = open_model(model, process, device, component)
     channels = input_shape(loaded.model)[0]
     if loaded.vae is None and channels not in (1, 3):
         raise ModelError(f"the model makes {channels}-channel latents and no VAE is beside it; give its whole pipeline")
+    check_sampler(loaded.process, scheduler, num_inference_steps)
     classes = class_count(loaded.model)
     if class_label is not None and (classes is None or not 0 <= class_label < classes):
         raise SecateurError(f"class_label {class_label} is out of range: the model has {classes or 'no'} classes")
+    labels = None
+    if classes is not None:
+        labels = [class_label if class_label is not None else i % classes for i in range(num_images)]
     if takes_text(loaded.model):
         conditions, null = _told(loaded, prompt, num_images)
     else:
         require(not prompt, f"{model} takes no text: it has no use for a prompt")
-        labels = None
-        if classes is not None:
-            labels = [class_label if class_label is not None else i % classes for i in range(num_images)]
         conditions, null = label_conditions(labels), null_conditions(loaded.model)
-    images = generate_images(
-        loaded.model,
-        loaded.process,
-        range(seed, seed + num_images),
-        input_shape(loaded.model),
-        conditions,
-        num_inference_steps=num_inference_steps,
-        guidance_scale=guidance_scale,
-        null=null,
-        batch_size=batch_size,
-        decode=decoder(loaded),
+    require(
+        guidance_scale == 1 or bool(null), "the model has no null condition to guide away from; use guidance_scale 1"
     )
-    rows_of_classes = class_label is None and classes is not None and classes <= MOST_COLUMNS
-    columns = classes if rows_of_classes and classes else max(1, round(num_images**0.5))
-    with atomic_file(out) as temporary:
-        image_grid(images, columns).save(temporary, format="PNG")
+    decode = decoder(loaded)
+
+    def draw(indices: Sequence[int]) -> Tensor:
+        return generate_batch(
+            loaded.model,
+            loaded.process,
+            [seed + index for index in indices],
+            input_shape(loaded.model),
+            rows(conditions, torch.tensor(indices)),
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            null=null,
+            scheduler=scheduler,
+            decode=decode,
+        ).cpu()
+
+    settings = {
+        "command": "sample",
+        "model": model,
+        "num_inference_steps": num_inference_steps,
+        "scheduler": scheduler,
+        "class_label": class_label,
+        "prompt": prompt,
+        "component": component,
+        "guidance_scale": guidance_scale,
+        "seed": seed,
+        "process": process,
+    }
+    if grid:
+        key = key_of(settings, num_images, batch_size, fingerprint(loaded.model, loaded.process))
+        rows_of_classes = class_label is None and classes is not None and classes <= MOST_COLUMNS
+        columns = classes if rows_of_classes and classes else max(1, round(num_images**0.5))
+        _write_grid(out, columns, Rows(out.with_name(f".{out.name}.parts") / key, num_images, batch_size), draw)
+    else:
+        start_run(out, settings)
+        wait_for_everyone(on_cpu=device_of(loaded.model).type == "cpu")  # all stop where the folder is refused
+        _write_files(out, [_file(out, index, labels) for index in range(num_images)], batch_size, draw)
     say(f"images  {out}")
-    return Path(out)
+    return out
 
 
 def _told(loaded: Loaded, prompts: tuple[str, ...], count: int) -> tuple[Conditions, Conditions]:
@@ -98,3 +139,29 @@ def _told(loaded: Loaded, prompts: tuple[str, ...], count: int) -> tuple[Conditi
     _, height, width = latent_space(loaded.vae).image_shape(input_shape(loaded.model))
     encoder = open_text_encoder(loaded.pipeline, (height, width), device_of(loaded.model))
     return rows(encoder(prompts), torch.arange(count) % len(prompts)), encoder.null()
+
+
+def _write_grid(out: Path, columns: int, parts: Rows, draw: Callable[[Sequence[int]], Tensor]) -> None:
+    """One PNG of all images; what was drawn waits beside it, for a run that is stopped, until it is written."""
+    parts.measure(lambda indices: {"images": draw(indices)}, "sampling")
+    images = parts.read(["images"])["images"]
+    with atomic_file(out) as temporary:
+        image_grid(images, columns).save(temporary, format="PNG")
+    shutil.rmtree(parts.folder.parent)
+
+
+def _file(folder: Path, index: int, labels: list[int] | None) -> Path:
+    return (folder if labels is None else folder / str(labels[index])) / f"{index:06d}.png"
+
+
+def _write_files(folder: Path, files: Sequence[Path], batch_size: int, draw: Callable[[Sequence[int]], Tensor]) -> None:
+    """One PNG per image: this process's share of those that are not there yet."""
+    mine = range(process_index(), len(files), process_count())
+    missing = [index for index in mine if not files[index].is_file()]
+    with progress("sampling", len(mine), start=len(mine) - len(missing)) as advance:
+        for start in range(0, len(missing), batch_size):
+            indices = missing[start : start + batch_size]
+            for index, image in zip(indices, draw(indices), strict=True):
+                with atomic_file(files[index]) as temporary:
+                    to_image(image).save(temporary, format="PNG")
+            advance(len(indices), "")

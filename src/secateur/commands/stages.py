@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from ..evaluation import EvaluationConfig, evaluate_models, measure_latency, wri
 from ..files import read_json, write_json
 from ..inputs import device_of, example_inputs
 from ..labels import train_only_labels
+from ..processes import is_main_process
 from ..recipes import Recipe, ScheduleName
 from ..recovery import Pruner, RecoveryConfig, WarmupConfig, recover
 from ..recovery.conditioning import accepts
@@ -27,7 +29,7 @@ from ..reporting import write_cut, write_ranking
 from ..schedules import Adaptive, CutConfig, Progressive, Target, block_cuts, judge, one_shot, settled, stage_scorer
 from ..structure import Cut, Structure, describe, remove
 from ..structure.cost import cost_model
-from .common import decoder, is_main_process
+from .common import decoder
 
 LATENCY_ROUNDS = 20
 
@@ -266,11 +268,21 @@ def evaluate_stage(
     loaded: Loaded,
     dataset: ImageDataset,
     config: EvaluationConfig,
+    cache: Path | None = None,
 ) -> dict[str, Any]:
-    """Compare the models, the first being the reference; writes `evaluation/`."""
+    """Compare the models, the first being the reference; writes `evaluation/`.
+
+    What was measured of single images is kept until the evaluation is whole, or for good in the folder `cache`, where
+    other runs find the samples of the same models again. Of several processes only the first returns anything.
+    """
     folder = out / "evaluation"
     path = folder / "evaluation.json"
+    rows = cache or folder / "rows"
     if not path.is_file():
-        result, samples = evaluate_models(models, loaded.process, dataset, config, decoder(loaded))
+        result, samples = evaluate_models(models, loaded.process, dataset, config, decoder(loaded), cache=rows)
+        if not is_main_process():
+            return {}
         write_evaluation(result, folder, samples)
+    if cache is None:
+        shutil.rmtree(rows, ignore_errors=True)
     return read_json(path)

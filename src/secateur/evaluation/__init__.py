@@ -1,18 +1,30 @@
 """What pruning gained and what it cost: efficiency, fidelity, consistency and denoising loss."""
 
+from .checks import check_evaluation
+from .config import EvaluationConfig, MetricName
 from .efficiency import measure_efficiency, measure_latency
-from .evaluate import EvaluationConfig, MetricName, evaluate_models
-from .features import SmallFeatures
+from .estimates import independent_difference, verdict
+from .evaluate import evaluate_models
+from .features import FeatureNetwork, SmallFeatures
 from .lyapunov import finite_time_lyapunov_exponents
+from .pretrained import NetworkFeatures
+from .statistics import read_statistics, write_statistics
 from .write import write_evaluation
 
 __all__ = [
     "EvaluationConfig",
+    "FeatureNetwork",
     "MetricName",
+    "NetworkFeatures",
     "SmallFeatures",
+    "check_evaluation",
     "evaluate_models",
     "finite_time_lyapunov_exponents",
+    "independent_difference",
     "measure_efficiency",
     "measure_latency",
+    "read_statistics",
+    "verdict",
     "write_evaluation",
+    "write_statistics",
 ]

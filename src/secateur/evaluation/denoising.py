@@ -14,7 +14,15 @@ from ..process import Process, denoising_error
 def denoising_loss_per_timestep(
     model: nn.Module, process: Process, batch: Batch, bins: int = 10, seed: int = 0, batch_size: int = 128
 ) -> tuple[Tensor, Tensor]:
-    """Timesteps (bins,) from clean to noise, and the mean denoising error at each, (bins,), both on the CPU.
+    """Timesteps (bins,) from clean to noise, and the mean denoising error at each, (bins,), both on the CPU."""
+    timesteps, errors = denoising_errors(model, process, batch, bins, seed, batch_size)
+    return timesteps, errors.mean(1)
+
+
+def denoising_errors(
+    model: nn.Module, process: Process, batch: Batch, bins: int = 10, seed: int = 0, batch_size: int = 128
+) -> tuple[Tensor, Tensor]:
+    """Timesteps (bins,) from clean to noise, and the denoising error of each image there, (bins, B), both on the CPU.
 
     Every model sees the same noise, one draw per image and bin, whatever the `batch_size`.
     """
@@ -22,7 +30,7 @@ def denoising_loss_per_timestep(
     chunks = [slice(start, start + batch_size) for start in range(0, len(batch.sample), batch_size)]
     generator = torch.Generator().manual_seed(seed)
     timesteps = process.timesteps((torch.arange(bins) + 0.5) / bins)
-    losses = []
+    per_timestep = []
     with inference(model):
         for timestep in timesteps:
             noise = torch.randn(batch.sample.shape, generator=generator).to(batch.sample)
@@ -31,5 +39,5 @@ def denoising_loss_per_timestep(
             for chunk in chunks:
                 arguments = batch.sample[chunk], noise[chunk], t_B[chunk], rows(batch.conditions, chunk)
                 errors.append(denoising_error(model, process, *arguments))
-            losses.append(torch.cat(errors).mean().cpu())
-    return timesteps, torch.stack(losses)
+            per_timestep.append(torch.cat(errors).cpu())
+    return timesteps, torch.stack(per_timestep)

@@ -1,7 +1,8 @@
-"""What a model costs: parameters, MACs, latency and memory."""
+"""What a model costs: parameters, MACs, latency, throughput and memory."""
 
 from __future__ import annotations
 
+import copy
 import functools
 import time
 import weakref
@@ -13,12 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..inputs import device_of, example_inputs, inference
+from .layers import Layer, count_flops, count_layers
 
 WARMUP_ROUNDS = 3
 
@@ -31,6 +31,7 @@ class Latency:
     lower_ms: float
     upper_ms: float
     rounds: int
+    times_ms: tuple[float, ...] = ()  # of every round; round k of two models timed together is one moment
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,29 @@ class Efficiency:
     peak_activation_bytes: dict[str, int]
     latency: dict[str, Latency]
     compiled_latency: dict[str, Latency]  # empty unless asked for
+    dtype: str  # of the timed calls and their activations
+    layers: tuple[Layer, ...]
     notes: tuple[str, ...]
+
+    @property
+    def throughput(self) -> dict[str, float]:
+        """Samples per second of one network call."""
+        return _throughput(self.latency)
+
+    @property
+    def compiled_throughput(self) -> dict[str, float]:
+        return _throughput(self.compiled_latency)
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain JSON values."""
-        return asdict(self) | {"notes": list(self.notes)}
+        return asdict(self) | {
+            "latency": _as_json(self.latency),
+            "compiled_latency": _as_json(self.compiled_latency),
+            "throughput": self.throughput,
+            "compiled_throughput": self.compiled_throughput,
+            "layers": [asdict(layer) | {"weight": list(layer.weight)} for layer in self.layers],
+            "notes": list(self.notes),
+        }
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -57,10 +76,7 @@ def count_parameters(model: nn.Module) -> int:
 
 def count_macs(model: nn.Module, inputs: Mapping[str, Tensor]) -> int:
     """Multiply-accumulates of `model(**inputs)`: convolutions, matrix products and attention, at 2 FLOPs each."""
-    # The fused attention kernel of the CPU is missing from torch's counter; the plain one is matrix products.
-    with inference(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(**inputs)
-    return counter.get_total_flops() // 2
+    return count_flops(model, inputs).get_total_flops() // 2
 
 
 def weights_bytes(model: nn.Module) -> int:
@@ -130,8 +146,17 @@ def measure_latency(
 
 
 def _latency(seconds: Sequence[float]) -> Latency:
-    lower, median, upper = (float(value) for value in np.quantile(seconds, (0.25, 0.5, 0.75)) * 1000)
-    return Latency(median, lower, upper, len(seconds))
+    times_ms = [1000 * value for value in seconds]
+    lower, median, upper = (float(value) for value in np.quantile(times_ms, (0.25, 0.5, 0.75)))
+    return Latency(median, lower, upper, len(times_ms), tuple(times_ms))
+
+
+def _as_json(latency: Mapping[str, Latency]) -> dict[str, dict[str, Any]]:
+    return {batch: asdict(found) | {"times_ms": list(found.times_ms)} for batch, found in latency.items()}
+
+
+def _throughput(latency: Mapping[str, Latency]) -> dict[str, float]:
+    return {batch: 1000 * int(batch) / found.median_ms for batch, found in latency.items()}
 
 
 def _synchronize() -> None:
@@ -145,36 +170,49 @@ def measure_efficiency(
     rounds: int = 20,
     batch_sizes: Sequence[int] = (1, 32),
     compile: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> dict[str, Efficiency]:
     """Cost of each model, latencies interleaved; with `compile`, also those under `torch.compile`.
 
-    A model that does not compile has no `compiled_latency`, and a note that says why.
+    With `dtype`, copies in it are timed. A model that does not compile has no `compiled_latency`, and a note that says
+    why.
     """
-    eager = {batch: _latencies(models, models, batch, rounds) for batch in batch_sizes}
+    timed = {name: _in_dtype(model, dtype) for name, model in models.items()} if batch_sizes else models
+    eager = {batch: _latencies(timed, timed, batch, rounds) for batch in batch_sizes}
     compiled: dict[int, dict[str, Latency]] = {}
     failures: dict[str, str] = {}
     if compile:
         working = {}
-        for name, model in models.items():
+        for name, model in timed.items():
             try:
                 working[name] = _compile(model, batch_sizes)
             except Exception as error:  # a missing compiler, an unsupported operator: of any type
                 failures[name] = f"torch.compile failed: {' '.join(str(error).split())[:200]}"
-        compiled = {batch: _latencies(models, working, batch, rounds) for batch in batch_sizes}
+        compiled = {batch: _latencies(timed, working, batch, rounds) for batch in batch_sizes}
     return {
         name: Efficiency(
             parameters=count_parameters(model),
             macs=count_macs(model, example_inputs(model, 1)),
             weights_bytes=weights_bytes(model),
             peak_activation_bytes={
-                str(batch): peak_activation_bytes(model, example_inputs(model, batch)) for batch in batch_sizes
+                str(batch): peak_activation_bytes(timed[name], example_inputs(timed[name], batch))
+                for batch in batch_sizes
             },
             latency={str(batch): latencies[name] for batch, latencies in eager.items()},
             compiled_latency={str(batch): found[name] for batch, found in compiled.items() if name in found},
+            dtype=str(next(timed[name].parameters()).dtype).removeprefix("torch."),
+            layers=tuple(count_layers(model, example_inputs(model, 1))),
             notes=(failures[name],) if name in failures else (),
         )
         for name, model in models.items()
     }
+
+
+def _in_dtype(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
+    """The model itself where it has that dtype, else a copy."""
+    if dtype is None or next(model.parameters()).dtype == dtype:
+        return model
+    return copy.deepcopy(model).to(dtype)
 
 
 def _latencies(

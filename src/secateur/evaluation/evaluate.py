@@ -2,86 +2,37 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..conditions import LABELS, moved
-from ..data import Batch, ImageDataset, calibration_batch, pixels
-from ..errors import DataError, ModelError, SecateurError, require
-from ..inputs import device_of, input_shape, null_class
+from ..conditions import LABELS
+from ..data import ImageDataset, calibration_batch, pixels
+from ..errors import SecateurError
+from ..inputs import device_of
 from ..process import Process
-from ..recovery.conditioning import accepts, check_conditions, null_conditions, sample_conditions
-from ..sampling import generate_images, initial_noise
-from .consistency import mse, psnr, ssim
-from .denoising import denoising_loss_per_timestep
-from .efficiency import Efficiency, measure_efficiency
-from .features import FeatureNetwork, feature_network, metric_name
-from .fidelity import FeatureStatistics, fidelity
-from .lyapunov import finite_time_lyapunov_exponents
+from ..processes import is_main_process, process_count, wait_for_everyone
+from ..recovery.conditioning import sample_conditions
+from .catalogue import describe_metric
+from .checks import check_evaluation, check_shape
+from .config import EvaluationConfig
+from .costs import measure_costs
+from .dynamics import measure_loss, measure_lyapunov
+from .estimates import comparisons
+from .features import FeatureNetwork
+from .measured import Measured, joined
+from .quality import all_finite, measure_features, measure_pairs, read_real
+from .rows import Rows
+from .samples import IMAGES_SHOWN, Decode, Instruments, pair_metrics, real_rows, sample_rows, shown_images
 
-Decode = Callable[[Tensor], Tensor]
-MetricName = Literal["latency", "loss", "consistency", "frechet", "ftle"]
-FROM_SAMPLES = {"consistency", "frechet"}
-REAL_SHOWN = 64
-LOSS_IMAGES = 128
-
-
-@dataclass(frozen=True)
-class EvaluationConfig:
-    """What to measure.
-
-    Attributes:
-        metrics: latency and peak memory; loss per timestep; consistency with the reference's samples (SSIM, PSNR, MSE);
-            frechet, the distance from the data; ftle, the sampler's finite-time Lyapunov exponent. Sizes and MACs are
-            always there.
-        num_images: samples of each model, drawn from the same noise.
-        num_real_images: images of the data that the samples are compared with, at most.
-        num_inference_steps: sampler steps.
-        guidance_scale: classifier-free guidance; 1 is off.
-        batch_size: images at once; changes speed and memory only.
-        seed: of the first sample; sample i depends on seed + i only.
-        latency_rounds: timed rounds, in each of which every model runs once.
-        latency_batch_sizes: batch sizes to time.
-        compile: also time torch.compile.
-        features: network of the Fréchet distance, FID or a folder; None takes the one that fits.
-        ftle_images: trajectories to average the exponent over.
-        ftle_iterations: power iterations; the exponent rises with them towards its value.
-    """
-
-    metrics: tuple[MetricName, ...] = ("latency", "loss", "consistency", "frechet")
-    num_images: int = 1000
-    num_real_images: int = 50_000
-    num_inference_steps: int = 50
-    guidance_scale: float = 1.0
-    batch_size: int = 128
-    seed: int = 0
-    latency_rounds: int = 20
-    latency_batch_sizes: tuple[int, ...] = (1, 32)
-    compile: bool = False
-    features: str | None = None
-    ftle_images: int = 16
-    ftle_iterations: int = 5
-
-    def __post_init__(self) -> None:
-        rules = {
-            "metrics": (len(self.metrics) >= 1, "one or more of latency, loss, consistency, frechet, ftle"),
-            "num_images": (self.num_images >= 2, "at least 2"),
-            "num_real_images": (self.num_real_images >= 2, "at least 2"),
-            "num_inference_steps": (self.num_inference_steps >= 1, "at least 1"),
-            "batch_size": (self.batch_size >= 1, "at least 1"),
-            "seed": (self.seed >= 0, "at least 0"),
-            "latency_rounds": (self.latency_rounds >= 1, "at least 1"),
-            "ftle_images": (self.ftle_images >= 2, "at least 2"),
-            "ftle_iterations": (self.ftle_iterations >= 1, "at least 1"),
-            "latency_batch_sizes": (min(self.latency_batch_sizes, default=0) >= 1, "one or more, each at least 1"),
-        }
-        for name, (valid, wanted) in rules.items():
-            require(valid, f"evaluation {name} is {getattr(self, name)}; give {wanted}")
+FAMILIES = ("denoising_loss", "ftle", "consistency", "fidelity", "per_class")  # null where they were not measured
+NOT_FINITE = "some samples are not finite, so they are not compared"
 
 
 def evaluate_models(
@@ -90,182 +41,115 @@ def evaluate_models(
     dataset: ImageDataset,
     config: EvaluationConfig,
     decode: Decode | None = None,
+    *,
+    cache: Path | None = None,
+    network: FeatureNetwork | None = None,
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Measure `models`, the first of which is the dense reference; `decode` turns latents into images.
 
-    Returns the result as plain JSON values, and tensors to look at: each model's images (num_images, C, H, W) in
-    [-1, 1], drawn from the same seeds, up to 64 images of the data as `real`, and `class_labels` (num_images,) of
-    the samples if there are any; classes take turns.
+    Returns the result as plain JSON values, which docs/metrics.md describes, and tensors to look at: the first 64
+    images of each model, (64, C, H, W) in [-1, 1], drawn from the same seeds, up to 64 images of the data as `real`,
+    and `class_labels` (64,) of the samples if there are any; classes take turns.
+
+    What was measured image by image is kept in the folder `cache` and found there again, by any evaluation that draws
+    the same samples of the same model; by default it is thrown away. Several processes share a cache and each measures
+    its part; all but the first return nothing. `network` replaces the one that `config.features` names.
 
     Raises:
         ModelError: `config.features` cannot be loaded, or guidance is asked of a model without a null class.
         DataError: the labels do not fit the models' classes, or there are fewer than two images.
+        SecateurError: a metric or a scheduler that makes no sense here; several processes without a cache.
     """
     reference, dense = next(iter(models.items()))
-    _check(dense, dataset, config)
-    sampled = FROM_SAMPLES & set(config.metrics)
-    drawn = models if sampled else {}
-    images = {name: _draw(name, model, process, dataset, config, decode) for name, model in drawn.items()}
-    batch_sizes = config.latency_batch_sizes if "latency" in config.metrics else ()
-    costs = measure_efficiency(models, rounds=config.latency_rounds, batch_sizes=batch_sizes, compile=config.compile)
-    network, notes = _features(pixels(dataset), device_of(dense), config) if "frechet" in config.metrics else (None, [])
-    real = None if network is None else _real_statistics(network, pixels(dataset), device_of(dense), config)
-    batch = _loss_batch(dense, dataset, config)
-
-    entries = {}
-    for name, model in models.items():
-        entry: dict[str, Any] = costs[name].to_dict()
-        entry["relative"] = _relative(costs[name], costs[reference])
-        entry["denoising_loss"] = _denoising(model, process, batch, config) if "loss" in config.metrics else None
-        entry["ftle"] = _lyapunov(model, process, dataset, config) if "ftle" in config.metrics else None
-        finite = name in images and bool(images[name].isfinite().all())
-        compared = finite and name != reference and "consistency" in config.metrics
-        entry["consistency"] = _consistency(images[name], images[reference]) if compared else None
-        entry["fidelity"] = None
-        if sampled and not finite:
-            entry["notes"].append("some samples are not finite, so they are not compared")
-        elif network is not None and real is not None:
-            features = _embed(network, images[name], device_of(dense), config)
-            entry["fidelity"] = asdict(fidelity(metric_name(network), features, real))
-        entries[name] = entry
+    device = device_of(dense)
+    check_shape(dense, dataset)
+    network, notes = check_evaluation(models, process, dataset, config, network)
+    with _folder(cache) as folder:
+        instruments = Instruments(network, pair_metrics(config, device) if len(models) > 1 else {}, decode)
+        rows = sample_rows(models, process, dataset, config, instruments, folder) if config.draws_samples else {}
+        needed = network is not None and config.needs_real_features
+        real = real_rows(pixels(dataset), network, config, device, folder) if network is not None and needed else None
+        wait_for_everyone(on_cpu=device.type == "cpu")
+        if not is_main_process():
+            return {}, {}
+        measured = _measure(models, process, dataset, config, network, rows, real)
+        images = {name: shown_images(found) for name, found in rows.items()}
+    metrics = {key: describe_metric(key, network) for found in measured.values() for key in found.estimates}
+    estimates = {name: found.estimates for name, found in measured.items()}
     result = {
         "format": 1,
         "reference": reference,
         "data": {"name": dataset.name, "images": len(dataset), "shape": list(pixels(dataset).shape)},
         "config": asdict(config)
         | {"latency_batch_sizes": list(config.latency_batch_sizes), "metrics": list(config.metrics)},
-        "environment": _environment(device_of(dense)),
+        "environment": _environment(device),
         "notes": notes,
-        "models": entries,
+        "metrics": {key: asdict(metric) for key, metric in metrics.items()},
+        "models": {name: _entry(found) for name, found in measured.items()},
+        "comparisons": comparisons(estimates, {key: metric.better for key, metric in metrics.items()}),
     }
     return result, images | _to_look_at(dense, dataset, config)
 
 
-def _to_look_at(model: nn.Module, dataset: ImageDataset, config: EvaluationConfig) -> dict[str, Tensor]:
-    shown = {"real": calibration_batch(pixels(dataset), REAL_SHOWN, config.seed).sample}
-    conditions = sample_conditions(model, dataset, config.num_images, config.seed)
-    return shown | {name: value for name, value in conditions.items() if name == LABELS}
+@contextmanager
+def _folder(cache: Path | None) -> Iterator[Path]:
+    """The folder of the rows: the cache, or one that goes when the evaluation is done."""
+    if cache is not None:
+        yield cache
+        return
+    if process_count() > 1:
+        raise SecateurError("several processes evaluate through a folder that they share; give one as cache")
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
-def _check(model: nn.Module, dataset: ImageDataset, config: EvaluationConfig) -> None:
-    shape = input_shape(model)
-    if shape != dataset.shape:
-        raise DataError(f"{dataset.name} gives images {dataset.shape}; open it as load_data(source, {shape})")
-    check_conditions(model, dataset, needed=null_class(model) is None)
-    if len(dataset) < 2:
-        raise DataError(f"{dataset.name} has 1 image, an evaluation needs at least 2; give more data")
-    if config.guidance_scale != 1.0 and not null_conditions(model, dataset):
-        raise ModelError(f"{type(model).__name__} has no null class to guide away from; use guidance_scale 1")
-
-
-def _draw(
-    name: str,
-    model: nn.Module,
+def _measure(
+    models: Mapping[str, nn.Module],
     process: Process,
     dataset: ImageDataset,
     config: EvaluationConfig,
-    decode: Decode | None,
-) -> Tensor:
-    return generate_images(
-        model,
-        process,
-        range(config.seed, config.seed + config.num_images),
-        input_shape(model),
-        sample_conditions(model, dataset, config.num_images, config.seed),
-        num_inference_steps=config.num_inference_steps,
-        guidance_scale=config.guidance_scale,
-        null=null_conditions(model, dataset),
-        batch_size=config.batch_size,
-        description=f"sampling {name}",
-        decode=decode,
-    )
+    network: FeatureNetwork | None,
+    rows: Mapping[str, Rows],
+    real: Rows | None,
+) -> dict[str, Measured]:
+    """Every family of metrics of every model."""
+    families = [measure_costs(models, config)]
+    if "loss" in config.metrics:
+        families.append({name: measure_loss(model, process, dataset, config) for name, model in models.items()})
+    if "ftle" in config.metrics:
+        families.append({name: measure_lyapunov(model, process, dataset, config) for name, model in models.items()})
+    compared = {name: found for name, found in rows.items() if all_finite(found)}
+    families.append({name: Measured(notes=(NOT_FINITE,)) for name in rows if name not in compared})
+    families.append({name: measure_pairs(found, config) for name, found in compared.items()})
+    if network is not None:
+        reference, dense = next(iter(models.items()))
+        families.append(
+            measure_features(
+                compared,
+                sample_conditions(dense, dataset, config.num_images, config.seed).get(LABELS),
+                read_real(real, pixels(dataset), network, config),
+                network,
+                reference,
+                config,
+            )
+        )
+    return {name: joined(family.get(name, Measured()) for family in families) for name in models}
 
 
-def _features(
-    dataset: ImageDataset, device: torch.device, config: EvaluationConfig
-) -> tuple[FeatureNetwork | None, list[str]]:
-    """The feature network, or None with a note if nobody asked for one by name and none is at hand."""
-    try:
-        return feature_network(config.features, dataset.shape[0], dataset.shape[1:], device), []
-    except SecateurError as error:
-        if config.features is not None:
-            raise
-        return None, [f"no Fréchet distance: {error}"]
-
-
-@torch.no_grad()
-def _embed(network: FeatureNetwork, images: Tensor, device: torch.device, config: EvaluationConfig) -> Tensor:
-    return torch.cat([network(chunk.to(device)).cpu() for chunk in images.split(config.batch_size)])
-
-
-def _real_statistics(
-    network: FeatureNetwork, dataset: ImageDataset, device: torch.device, config: EvaluationConfig
-) -> FeatureStatistics:
-    result = FeatureStatistics(network.dim)
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(config.seed))
-    for indices in order[: config.num_real_images].split(config.batch_size):
-        result.update(_embed(network, dataset.batch(indices.tolist()).sample, device, config))
-    return result
-
-
-def _loss_batch(model: nn.Module, dataset: ImageDataset, config: EvaluationConfig) -> Batch:
-    """Images with the labels that the model takes: none, the data's, or its null class."""
-    batch = calibration_batch(dataset, LOSS_IMAGES, config.seed)
-    null = null_class(model)
-    if batch.class_labels is None and null is not None:
-        return Batch(batch.sample, {LABELS: torch.full((len(batch.sample),), null)})
-    return Batch(batch.sample, accepts(model)(batch.conditions))
-
-
-def _denoising(model: nn.Module, process: Process, batch: Batch, config: EvaluationConfig) -> dict[str, Any]:
-    timesteps, losses = denoising_loss_per_timestep(
-        model, process, batch, seed=config.seed, batch_size=config.batch_size
-    )
+def _entry(found: Measured) -> dict[str, Any]:
+    """A model's entry in evaluation.json."""
     return {
-        "timesteps": timesteps.tolist(),
-        "losses": [_number(loss) for loss in losses.tolist()],
-        "mean": _number(float(losses.mean())),
+        **dict.fromkeys(FAMILIES),
+        **found.fields,
+        "estimates": {key: estimate.interval.to_dict() for key, estimate in found.estimates.items()},
+        "notes": list(found.notes),
     }
 
 
-def _lyapunov(model: nn.Module, process: Process, dataset: ImageDataset, config: EvaluationConfig) -> dict[str, Any]:
-    noise = initial_noise(range(config.seed, config.seed + config.ftle_images), input_shape(model))
-    conditions = sample_conditions(model, dataset, config.ftle_images, config.seed)
-    exponents = finite_time_lyapunov_exponents(
-        model,
-        process,
-        noise.to(device_of(model)),
-        moved(conditions, device_of(model)),
-        num_inference_steps=config.num_inference_steps,
-        iterations=config.ftle_iterations,
-        seed=config.seed,
-    )
-    return {"mean": _number(float(exponents.mean())), "std": _number(float(exponents.std()))}
-
-
-def _consistency(images: Tensor, reference: Tensor) -> dict[str, Any]:
-    values = {"ssim": ssim(images, reference), "psnr": psnr(images, reference), "mse": mse(images, reference)}
-    return {
-        name: {"mean": _number(float(value.mean())), "std": _number(float(value.std()))}
-        for name, value in values.items()
-    }
-
-
-def _relative(cost: Efficiency, reference: Efficiency) -> dict[str, Any]:
-    """Shares of the reference's cost; `speedup` is by its median latency."""
-    return {
-        "parameters": cost.parameters / reference.parameters,
-        "macs": cost.macs / reference.macs,
-        "weights_bytes": cost.weights_bytes / reference.weights_bytes,
-        "speedup": {
-            batch: reference.latency[batch].median_ms / latency.median_ms for batch, latency in cost.latency.items()
-        },
-    }
-
-
-def _number(value: float) -> float | None:
-    """The value, or None for what JSON cannot hold: the PSNR of equal images, the loss of a diverged model."""
-    return value if math.isfinite(value) else None
+def _to_look_at(model: nn.Module, dataset: ImageDataset, config: EvaluationConfig) -> dict[str, Tensor]:
+    shown = {"real": calibration_batch(pixels(dataset), IMAGES_SHOWN, config.seed).sample}
+    conditions = sample_conditions(model, dataset, min(IMAGES_SHOWN, config.num_images), config.seed)
+    return shown | {name: value for name, value in conditions.items() if name == LABELS}
 
 
 def _environment(device: torch.device) -> dict[str, Any]:

@@ -1,10 +1,12 @@
-"""Feature networks: what the Fréchet distance compares images by."""
+"""Feature networks: what distances between sets of images compare them by."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
+from pickle import UnpicklingError  # what torch.load raises for a file that is none of its own
 from typing import Any, Protocol
 
 import torch
@@ -15,20 +17,26 @@ from torch.nn import functional as F
 
 from ..errors import ModelError, SecateurError, first_line
 from ..files import atomic_folder, read_json, write_json
+from .pretrained import load_timm, load_transformers
 
 DIGITS_FEATURES = "digits-features"
 INCEPTION = "FID"
+PRETRAINED: dict[str, Callable[[str], Any]] = {"timm": load_timm, "transformers": load_transformers}
 INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_WEIGHTS}"
 
 
 class FeatureNetwork(Protocol):
-    """Maps images (B, C, H, W) in [-1, 1] to features (B, dim)."""
+    """Maps images (B, C, H, W) in [-1, 1] to features (B, dim), and these to class logits if it is a classifier."""
 
     name: str
     dim: int
 
     def __call__(self, images_BCHW: Tensor) -> Tensor: ...
+
+    def classify(self, features_BD: Tensor) -> Tensor | None:
+        """Class logits (B, K); None: the network has no classes, so there is no Inception Score by it."""
+        ...
 
 
 class SmallFeatures(nn.Module):
@@ -60,9 +68,13 @@ class SmallFeatures(nn.Module):
         """Features (B, 64) of images in [-1, 1]."""
         return self.trunk(images_BCHW)
 
+    def classify(self, features_BD: Tensor) -> Tensor:
+        """Class logits (B, num_classes) of features."""
+        return self.head(F.silu(features_BD))
+
     def logits(self, images_BCHW: Tensor) -> Tensor:
         """Class logits (B, num_classes) of images in [-1, 1]."""
-        return self.head(F.silu(self(images_BCHW)))
+        return self.classify(self(images_BCHW))
 
     def save(self, folder: str | Path) -> Path:
         """Write `config.json` and `model.safetensors` to `folder`."""
@@ -101,12 +113,16 @@ class InceptionFeatures:
         pixels = ((images_BCHW + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         return self.network(pixels.expand(-1, 3, -1, -1))[0]  # a grey image is repeated
 
+    def classify(self, features_BD: Tensor) -> Tensor:
+        """The 1008 logits without bias that the Inception Score is computed from in practice."""
+        return features_BD @ self.network.fc.weight.T
+
     def to(self, device: torch.device) -> InceptionFeatures:
         return InceptionFeatures(self.network.to(device))
 
 
 def load_inception(weights: Path | None = None) -> InceptionFeatures:
-    """The Inception of torch-fidelity, with `weights` (.safetensors) or those in its download cache.
+    """The Inception of torch-fidelity, with `weights` (.safetensors, or its own .pth) or those in its download cache.
 
     Raises:
         ModelError: torch-fidelity does not import, or the weights are missing; nothing is downloaded.
@@ -119,18 +135,23 @@ def load_inception(weights: Path | None = None) -> InceptionFeatures:
     cache = Path(torch.hub.get_dir(), "checkpoints", INCEPTION_WEIGHTS)
     if weights is not None:
         source = io.BytesIO()
-        torch.save(_read_safetensors(weights), source)  # torch-fidelity reads pickles only: give it one of ours
+        torch.save(_read_weights(weights), source)  # torch-fidelity reads pickles only: give it one of ours
         source.seek(0)
     elif not cache.is_file():
-        raise ModelError(f"FID needs Inception weights: download {INCEPTION_URL} to {cache.parent}")
+        raise ModelError(
+            f"FID needs Inception weights: download {INCEPTION_URL} to {cache.parent}, or give the file by "
+            "--evaluation.features"
+        )
     return InceptionFeatures(FeatureExtractorInceptionV3(INCEPTION, ["2048"], source))
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def _read_weights(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path} is not a readable .safetensors file: {first_line(error)}") from error
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, RuntimeError, EOFError, UnpicklingError) as error:
+        raise ModelError(f"{path} is not a readable {path.suffix} file of weights: {first_line(error)}") from error
 
 
 def feature_network(
@@ -138,8 +159,9 @@ def feature_network(
 ) -> FeatureNetwork:
     """The network to compare images (channels, *size) by.
 
-    `FID`, or a path to Inception weights (.safetensors), is Inception; `digits-features` is the one in the
-    package; a folder is one of `SmallFeatures.save`. None: `digits-features` for 1x8x8 images, else Inception.
+    `FID`, or a path to Inception weights (.safetensors or .pth), is Inception; `digits-features` is the one in the
+    package; `timm:NAME` and `transformers:ID` are pretrained networks (DINOv2 ...); a folder is one of
+    `SmallFeatures.save`. None: `digits-features` for 1x8x8 images, else Inception.
 
     Raises:
         ModelError: it is missing, cannot be read, or takes another number of channels.
@@ -149,7 +171,10 @@ def feature_network(
         name_or_path = DIGITS_FEATURES if (channels, *size) == (1, 8, 8) else INCEPTION
     if name_or_path == INCEPTION:
         return load_inception().to(device)
-    if str(name_or_path).endswith(".safetensors"):
+    kind, _, name = str(name_or_path).partition(":")
+    if kind in PRETRAINED and name:
+        return PRETRAINED[kind](name).to(device)
+    if str(name_or_path).endswith((".safetensors", ".pth")):
         return load_inception(Path(name_or_path)).to(device)
     packaged = name_or_path == DIGITS_FEATURES
     folder = Path(str(files("secateur"))) / "assets" / DIGITS_FEATURES if packaged else Path(name_or_path)
@@ -159,6 +184,8 @@ def feature_network(
     return network.to(device)
 
 
-def metric_name(network: FeatureNetwork) -> str:
-    """`FID` for Inception only; the Fréchet distance by any other network is `FD[<name>]`."""
-    return INCEPTION if isinstance(network, InceptionFeatures) else f"FD[{network.name}]"
+def metric_name(network: FeatureNetwork, metric: str = "FD") -> str:
+    """`FID`, `KID`, `IS` ... are by Inception only; by any other network it is `FD[<name>]`, `KID[<name>]` ..."""
+    if isinstance(network, InceptionFeatures):
+        return {"FD": INCEPTION, "rFD": "rFID"}.get(metric, metric)
+    return f"{metric}[{network.name}]"

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
+from .estimates import Estimate, resample_counts
+from .statistics import Gaussian
 
 
 def frechet_distance(mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covariance_b: Tensor) -> float:
@@ -16,8 +18,11 @@ def frechet_distance(mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covar
     Means are (D,), covariances (D, D), in float64. The trace of the root of A B is that of the symmetric root(A) B
     root(A), whose eigenvalues are real whatever the ranks.
     """
-    root_a = _symmetric_root(covariance_a)
-    product = root_a @ covariance_b @ root_a
+    return _distance(mean_a, covariance_a, mean_b, covariance_b, _symmetric_root(covariance_b))
+
+
+def _distance(mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covariance_b: Tensor, root_b: Tensor) -> float:
+    product = root_b @ covariance_a @ root_b
     eigenvalues = torch.linalg.eigvalsh((product + product.T) / 2)
     trace = covariance_a.trace() + covariance_b.trace() - 2 * eigenvalues.clamp(min=0).sqrt().sum()
     return max(0.0, float((mean_a - mean_b).square().sum() + trace))  # rounding can leave -1e-15
@@ -28,55 +33,26 @@ def _symmetric_root(matrix: Tensor) -> Tensor:
     return (vectors * eigenvalues.clamp(min=0).sqrt()) @ vectors.T
 
 
-class FeatureStatistics:
-    """Mean and covariance of a stream of features, in float64 on the CPU."""
+def frechet_estimate(features_ND: Tensor, reference: Gaussian, counts_RN: Tensor) -> Estimate:
+    """Fréchet distance of features (N, D) to `reference`, and that of each resample of the N images.
 
-    def __init__(self, dim: int) -> None:
-        self.count = 0
-        self.mean = torch.zeros(dim, dtype=torch.float64)
-        self._scatter = torch.zeros(dim, dim, dtype=torch.float64)  # sum of outer products of deviations
+    Raises:
+        DataError: fewer than two images on a side.
+    """
+    if len(features_ND) < 2:
+        raise DataError(f"a Fréchet distance needs at least 2 images on each side, there is {len(features_ND)}")
+    mean_b, covariance_b = reference.mean, reference.covariance
+    root_b = _symmetric_root(covariance_b)
+    features = features_ND.double()
 
-    def update(self, features_ND: Tensor) -> None:
-        """Add features (N, D), N at least 1, by the pairwise update of Chan, Golub & LeVeque 1983, eq. 2.1."""
-        features = features_ND.detach().cpu().double()
-        mean = features.mean(0)
+    def distance(counts_N: Tensor) -> float:
+        mean = counts_N @ features / len(features)
         deviations = features - mean
-        count, total = len(features), self.count + len(features)
-        shift = mean - self.mean
-        scatter = deviations.T @ deviations
-        self._scatter = self._scatter + scatter + torch.outer(shift, shift) * (self.count * count / total)
-        self.mean = self.mean + shift * (count / total)
-        self.count = total
+        covariance = (deviations * counts_N.unsqueeze(1)).T @ deviations / (len(features) - 1)
+        return _distance(mean, covariance, mean_b, covariance_b, root_b)
 
-    @property
-    def covariance(self) -> Tensor:
-        """Unbiased covariance (D, D).
-
-        Raises:
-            DataError: fewer than two images.
-        """
-        if self.count < 2:
-            raise DataError(f"a Fréchet distance needs at least 2 images on each side, there is {self.count}")
-        return self._scatter / (self.count - 1)
-
-
-def statistics(features_ND: Tensor) -> FeatureStatistics:
-    """Statistics of features (N, D) held in memory."""
-    result = FeatureStatistics(features_ND.shape[1])
-    result.update(features_ND)
-    return result
-
-
-def frechet_std(features_a: Tensor, reference: FeatureStatistics, resamples: int = 10, seed: int = 0) -> float:
-    """Standard deviation of the Fréchet distance over bootstrap resamples of the images of `features_a` (N, D)."""
-    generator = torch.Generator().manual_seed(seed)
-    values = []
-    for _ in range(resamples):
-        chosen = torch.randint(len(features_a), (len(features_a),), generator=generator)
-        drawn = statistics(features_a[chosen])
-        distance = frechet_distance(drawn.mean, drawn.covariance, reference.mean, reference.covariance)
-        values.append(distance)
-    return float(torch.tensor(values, dtype=torch.float64).std())
+    value = distance(torch.ones(len(features), dtype=torch.float64))
+    return Estimate(value, torch.tensor([distance(counts) for counts in counts_RN], dtype=torch.float64))
 
 
 @dataclass(frozen=True)
@@ -87,25 +63,18 @@ class Fidelity:
     value: float
     std: float  # bootstrap over the generated images
     samples: int
-    reference_samples: int
+    reference_samples: int | None
     dims: int
     full_rank: bool  # False: fewer images than features, so the value is strongly biased
 
 
-def fidelity(metric: str, features_ND: Tensor, reference: FeatureStatistics) -> Fidelity:
-    """Distance of generated images' features (N, D) to the `reference` of real ones.
+def fidelity(metric: str, features_ND: Tensor, reference: Gaussian, estimate: Estimate | None = None) -> Fidelity:
+    """Distance of generated images' features (N, D) to the `reference` of real ones; an `estimate` at hand is used.
 
     Raises:
         DataError: fewer than two images on a side.
     """
-    drawn = statistics(features_ND)
     count, dims = features_ND.shape
-    return Fidelity(
-        metric,
-        frechet_distance(drawn.mean, drawn.covariance, reference.mean, reference.covariance),
-        frechet_std(features_ND, reference),
-        count,
-        reference.count,
-        dims,
-        min(count, reference.count) > dims,
-    )
+    estimate = estimate or frechet_estimate(features_ND, reference, resample_counts(count, 100))
+    known = count if reference.count is None else min(count, reference.count)
+    return Fidelity(metric, estimate.value, estimate.interval.std, count, reference.count, dims, full_rank=known > dims)

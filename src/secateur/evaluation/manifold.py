@@ -8,9 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .estimates import Estimate, mean_estimate
+
 RECALL_NEIGHBOURS = 3  # Kynkäänniemi et al. 2019, section 3.1
 COVERAGE_NEIGHBOURS = 5  # Naeem et al. 2020, section 5
 PAIRS_AT_ONCE = 2**24
+NAMES = ("precision", "recall", "density", "coverage")
 
 
 @dataclass(frozen=True)
@@ -21,15 +24,26 @@ class ManifoldScores:
     recall_M: Tensor
     density_N: Tensor
     coverage_M: Tensor
+    recall_R: Tensor  # of resamples of the samples
+    coverage_R: Tensor
 
     def means(self) -> dict[str, float]:
         """The four metrics by name."""
-        return {name.split("_")[0]: float(values.mean()) for name, values in vars(self).items()}
+        values = (self.precision_N, self.recall_M, self.density_N, self.coverage_M)
+        return {name: float(found.mean()) for name, found in zip(NAMES, values, strict=True)}
+
+    def estimates(self, counts_RN: Tensor) -> dict[str, Estimate]:
+        """The four metrics with their resamples, which `manifold_scores` was given too."""
+        precision, density = (mean_estimate(found, counts_RN) for found in (self.precision_N, self.density_N))
+        recall = Estimate(float(self.recall_M.mean()), self.recall_R)
+        coverage = Estimate(float(self.coverage_M.mean()), self.coverage_R)
+        return dict(zip(NAMES, (precision, recall, density, coverage), strict=True))
 
 
 def manifold_scores(
     features_ND: Tensor,
     real_MD: Tensor,
+    counts_RN: Tensor | None = None,
     *,
     recall_neighbours: int = RECALL_NEIGHBOURS,
     coverage_neighbours: int = COVERAGE_NEIGHBOURS,
@@ -37,7 +51,9 @@ def manifold_scores(
     """Whether each image lies in the other side's manifold, the union of balls that reach to the k-th neighbour.
 
     Precision and recall: Kynkäänniemi et al. 2019, eq. 1 and 2. Density and coverage: Naeem et al. 2020, eq. 3 and 4.
-    Needs more images on each side than neighbours. Distances are Euclidean, in float64, N x M of them in chunks.
+    Needs more images on each side than neighbours. Distances are Euclidean, in float64, N x M of them in chunks. In a
+    resample, by its counts, samples that were not drawn reach nothing; the balls stay as they are, since repeated
+    points would change every radius.
     """
     # Centred features lose fewer digits when a distance is taken from inner products.
     centre = real_MD.double().mean(0)
@@ -48,12 +64,17 @@ def manifold_scores(
     drawn = _radii(features, recall_neighbours)[:, recall_neighbours - 1]
     precision, density = torch.zeros(2, len(features), dtype=torch.float64)
     recall, nearest = torch.zeros(len(real), dtype=torch.bool), torch.full((len(real),), torch.inf, dtype=torch.float64)
+    present = torch.zeros(0, len(features)) if counts_RN is None else (counts_RN > 0).float()
+    recalled, covered = torch.zeros(2, len(present), len(real))
     for chosen, distances in _distances(features, real):
+        recalled += present[:, chosen] @ (distances <= drawn[chosen, None]).float()
+        covered += present[:, chosen] @ (distances <= wide).float()
         precision[chosen] = (distances <= narrow).any(1).double()
         density[chosen] = (distances <= wide).sum(1).double() / coverage_neighbours
         recall |= (distances <= drawn[chosen, None]).any(0)
         nearest = torch.minimum(nearest, distances.amin(0))
-    return ManifoldScores(precision, recall.double(), density, (nearest <= wide).double())
+    of_resamples = ((reached > 0).double().mean(1) for reached in (recalled, covered))
+    return ManifoldScores(precision, recall.double(), density, (nearest <= wide).double(), *of_resamples)
 
 
 def _radii(points_ND: Tensor, neighbours: int) -> Tensor:

@@ -11,17 +11,15 @@ from torch import Tensor
 
 from ..files import atomic_file, write_json
 
-IMAGES_KEPT = 64
-
 
 def write_evaluation(result: dict[str, Any], folder: str | Path, images: Mapping[str, Tensor] | None = None) -> Path:
     """Write `evaluation.json`, what `evaluate_models` returned; returns the folder.
 
-    With `images`, also the first 64 of each as `samples.safetensors`.
+    With `images`, also these as `samples.safetensors`.
     """
     folder = Path(folder)
     if images is not None:
         with atomic_file(folder / "samples.safetensors") as temporary:
-            save_file({name: tensor[:IMAGES_KEPT].clone() for name, tensor in images.items()}, temporary)
+            save_file({name: tensor.contiguous() for name, tensor in images.items()}, temporary)
     write_json(folder / "evaluation.json", result)  # last: where it is, the evaluation is whole
     return folder

@@ -36,13 +36,19 @@ def label_conditions(labels: list[int] | None) -> Conditions:
     return UNCONDITIONAL if labels is None else {LABELS: torch.tensor(labels)}
 
 
-def sample_conditions(model: nn.Module, dataset: ImageDataset, count: int, seed: int = 0) -> Conditions:
-    """Conditions of `count` samples: classes take turns, or else those of the data's images, shuffled."""
+def sample_conditions(model: nn.Module, dataset: ImageDataset, samples: int | range, seed: int = 0) -> Conditions:
+    """Conditions of the first so many `samples`, or of a range of them.
+
+    Classes take turns, or else samples take the conditions of the data's images, shuffled.
+    """
+    indices = range(samples) if isinstance(samples, int) else samples
     classes = class_count(model)
     if classes is not None:
-        return label_conditions([index % classes for index in range(count)])
-    order = calibration_order(dataset, seed).repeat(-(-count // len(dataset)))[:count]
-    return without_labels(dataset.batch(order.tolist()).conditions) if dataset.null else UNCONDITIONAL
+        return label_conditions([index % classes for index in indices])
+    if not dataset.null:
+        return UNCONDITIONAL
+    order = calibration_order(dataset, seed)[torch.tensor(indices) % len(dataset)]
+    return without_labels(dataset.batch(order.tolist()).conditions)
 
 
 def check_conditions(model: nn.Module, dataset: ImageDataset, needed: bool = True) -> None:

@@ -171,6 +171,10 @@ def per_sample_gradients(layer: nn.Module, parameters: dict[str, Tensor], x: Ten
 
     The first axis of x and g is `count` samples, or a multiple of it with the rows of a sample together.
     """
+    if isinstance(layer, nn.Linear):  # as below, far faster
+        x_NTI, g_NTO = (y.reshape(count, -1, y.shape[-1]) for y in (x, g))
+        weight = (g_NTO.mT @ x_NTI).flatten(1)
+        return torch.cat([weight, g_NTO.sum(1)], dim=1) if "bias" in parameters else weight
 
     def product(values: dict[str, Tensor], x: Tensor, g: Tensor) -> Tensor:
         return (functional_call(layer, values, (x,)) * g).sum()

@@ -1,0 +1,51 @@
+"""What each metric is called, which direction is good, and what it is measured against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from .estimates import Better
+from .features import FeatureNetwork, metric_name
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How people should read a number."""
+
+    label: str
+    better: Better | None = None
+    against: Literal["data", "reference"] | None = None
+    unit: str | None = None
+
+
+METRICS = {
+    "ssim": Metric("SSIM", "higher", "reference"),
+    "ms_ssim": Metric("MS-SSIM", "higher", "reference"),
+    "psnr": Metric("PSNR", "higher", "reference", "dB"),
+    "mse": Metric("MSE", "lower", "reference"),
+    "lpips": Metric("LPIPS", "lower", "reference"),
+    "denoising_loss": Metric("mean denoising loss", "lower", "data"),
+    "ftle": Metric("finite-time Lyapunov exponent"),
+}
+FEATURE_METRICS = {
+    "fd": Metric("FD", "lower", "data"),
+    "rfd": Metric("rFD", "lower", "reference"),
+    "kid": Metric("KID", "lower", "data"),
+    "inception_score": Metric("IS", "higher"),
+    "precision": Metric("precision", "higher", "data"),
+    "recall": Metric("recall", "higher", "data"),
+    "density": Metric("density", "higher", "data"),
+    "coverage": Metric("coverage", "higher", "data"),
+}
+
+
+def describe_metric(key: str, network: FeatureNetwork | None) -> Metric:
+    """The metric of a key of `estimates`; those of features are named after the `network` unless it is Inception."""
+    if key in METRICS:
+        return METRICS[key]
+    if key in FEATURE_METRICS and network is not None:
+        found = FEATURE_METRICS[key]
+        return Metric(metric_name(network, found.label), found.better, found.against, found.unit)
+    name, _, batch = key.rpartition("_")
+    return Metric(f"{name.replace('_', ' ')}, batch {batch}", "lower", None, "ms")

@@ -1,0 +1,53 @@
+"""The costs of every model for the evaluation, and how sure their latencies are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from .config import EvaluationConfig
+from .efficiency import Efficiency, measure_efficiency
+from .estimates import Estimate, median_estimate
+from .measured import Measured
+
+
+def measure_costs(models: Mapping[str, nn.Module], config: EvaluationConfig) -> dict[str, Measured]:
+    """Sizes, MACs and layers of every model; latencies, interleaved, where `config` asks for them."""
+    timed = "latency" in config.metrics
+    costs = measure_efficiency(
+        models,
+        rounds=config.latency_rounds,
+        batch_sizes=config.latency_batch_sizes if timed else (),
+        compile=config.compile and timed,
+        dtype=None if config.latency_dtype is None else getattr(torch, config.latency_dtype),
+    )
+    reference = costs[next(iter(models))]
+    measured = {}
+    for name, cost in costs.items():
+        fields = cost.to_dict() | {"relative": _relative(cost, reference)}
+        notes = tuple(fields.pop("notes"))
+        measured[name] = Measured(fields, _latencies(cost, config), notes)
+    return measured
+
+
+def _latencies(cost: Efficiency, config: EvaluationConfig) -> dict[str, Estimate]:
+    return {
+        f"{kind}_{batch}": median_estimate(torch.tensor(found.times_ms), config.bootstrap, config.seed)
+        for kind in ("latency", "compiled_latency")
+        for batch, found in getattr(cost, kind).items()
+    }
+
+
+def _relative(cost: Efficiency, reference: Efficiency) -> dict[str, Any]:
+    """Shares of the reference's cost; `speedup` is by its median latency."""
+    return {
+        "parameters": cost.parameters / reference.parameters,
+        "macs": cost.macs / reference.macs,
+        "weights_bytes": cost.weights_bytes / reference.weights_bytes,
+        "speedup": {
+            batch: reference.latency[batch].median_ms / latency.median_ms for batch, latency in cost.latency.items()
+        },
+    }

@@ -1,0 +1,130 @@
+"""How sure a number is: bootstrap intervals, and whether two models can be told apart.
+
+Models of one evaluation see the same seeds and the same real images, so resample k draws the same images for all of
+them: what they have in common cancels in a difference (a paired bootstrap, Efron & Tibshirani 1993, chapter 8).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Better = Literal["lower", "higher"]
+Verdict = Literal["better", "worse", "different", "unclear"]
+NORMAL_95 = 1.96
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with its standard deviation; `low` and `high` bound the 95 % interval of a normal distribution."""
+
+    value: float
+    std: float
+
+    @property
+    def low(self) -> float:
+        return self.value - NORMAL_95 * self.std
+
+    @property
+    def high(self) -> float:
+        return self.value + NORMAL_95 * self.std
+
+    def to_dict(self) -> dict[str, float]:
+        """The four numbers as plain JSON values."""
+        return {"value": self.value, "std": self.std, "low": self.low, "high": self.high}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value, and what it is on bootstrap resamples, (R,) float64."""
+
+    value: float
+    replicates: Tensor
+
+    @property
+    def interval(self) -> Interval:
+        return Interval(self.value, float(self.replicates.std()))
+
+    @property
+    def finite(self) -> bool:
+        return math.isfinite(self.value) and bool(self.replicates.isfinite().all())
+
+
+def resample(count: int, resamples: int, seed: int = 0, groups_N: Tensor | None = None) -> Tensor:
+    """Indices (resamples, count) drawn with replacement: the same for the same arguments.
+
+    With `groups_N` each item is replaced by one of its own group. Samples whose classes take turns vary within classes
+    only, and resamples that mixed the classes would take far too much for chance.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if groups_N is None:
+        return torch.randint(count, (resamples, count), generator=generator)
+    indices = torch.empty(resamples, count, dtype=torch.int64)
+    for group in groups_N.unique():
+        members = (groups_N == group).nonzero().flatten()
+        drawn = torch.randint(len(members), (resamples, len(members)), generator=generator)
+        indices[:, members] = members[drawn]
+    return indices
+
+
+def resample_counts(count: int, resamples: int, seed: int = 0, groups_N: Tensor | None = None) -> Tensor:
+    """How often each of `count` items occurs in each row of `resample`, (resamples, count) float64."""
+    indices = resample(count, resamples, seed, groups_N)
+    return torch.zeros(resamples, count, dtype=torch.float64).scatter_add_(
+        1, indices, torch.ones((), dtype=torch.float64).expand_as(indices)
+    )
+
+
+def mean_estimate(values_N: Tensor, counts_RN: Tensor) -> Estimate:
+    """The mean of `values_N`, and of each of its resamples."""
+    values = values_N.double()
+    return Estimate(float(values.mean()), counts_RN @ values / len(values))
+
+
+def median_estimate(values_N: Tensor, resamples: int, seed: int = 0) -> Estimate:
+    """The median of `values_N`, and of each of its resamples."""
+    values = values_N.double()
+    return Estimate(float(values.quantile(0.5)), values[resample(len(values), resamples, seed)].quantile(0.5, dim=1))
+
+
+def difference(a: Estimate, b: Estimate) -> Interval:
+    """b - a of two models that were resampled alike."""
+    return Interval(b.value - a.value, float((b.replicates - a.replicates).std()))
+
+
+def independent_difference(a: Mapping[str, float], b: Mapping[str, float]) -> Interval:
+    """b - a of two entries of `estimates` in evaluations that share nothing: different runs, seeds or data."""
+    return Interval(b["value"] - a["value"], math.hypot(a["std"], b["std"]))
+
+
+def verdict(found: Interval, better: Better | None) -> Verdict:
+    """What the difference b - a says of b: `unclear` where its 95 % interval holds 0."""
+    if found.low <= 0 <= found.high:
+        return "unclear"
+    if better is None:
+        return "different"
+    return "better" if (found.value < 0) == (better == "lower") else "worse"
+
+
+def comparisons(
+    estimates: Mapping[str, Mapping[str, Estimate]], better: Mapping[str, Better | None]
+) -> list[dict[str, Any]]:
+    """Every pair of models, the earlier one as `a`, for every metric that both have, as plain JSON values.
+
+    `estimates` maps model to metric to estimate; `better` says which direction of each metric is good.
+    """
+    names = list(estimates)
+    rows = []
+    for metric, direction in better.items():
+        for place, a in enumerate(names):
+            for b in names[place + 1 :]:
+                if metric in estimates[a] and metric in estimates[b]:
+                    found = difference(estimates[a][metric], estimates[b][metric])
+                    numbers = {"difference": found.value, "std": found.std, "low": found.low, "high": found.high}
+                    rows.append({"metric": metric, "a": a, "b": b, **numbers, "verdict": verdict(found, direction)})
+    return rows

@@ -1,0 +1,160 @@
+"""The streaming pass over images: draw a chunk, take its features, compare it with the reference's, forget it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..data import ImageDataset
+from ..inputs import device_of, input_shape
+from ..process import Process
+from ..recovery.conditioning import null_conditions, sample_conditions
+from ..sampling import generate_batch
+from .config import EvaluationConfig
+from .consistency import ms_ssim, mse, psnr, ssim
+from .features import FeatureNetwork
+from .perceptual import load_lpips
+from .rows import Chunk, Rows, fingerprint, key_of
+
+IMAGES_SHOWN = 64
+# The settings that decide what a row holds.
+DRAWN_BY = ("num_images", "num_pairs", "num_inference_steps", "guidance_scale", "scheduler", "batch_size", "seed")
+Decode = Callable[[Tensor], Tensor]
+PairMetric = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Instruments:
+    """What images are measured by; `decode` turns the latents of a latent model into images."""
+
+    network: FeatureNetwork | None
+    pairs: Mapping[str, PairMetric]
+    decode: Decode | None = None
+
+    @torch.no_grad()
+    def fingerprint(self, sample_BCHW: Tensor) -> list[Any]:
+        """What tells them from others, by what they make of a sample."""
+        name = None if self.network is None else self.network.name
+        decoded = None if self.decode is None else self.decode(sample_BCHW).double().sum().item()
+        return [name, sorted(self.pairs), decoded]
+
+
+def pair_metrics(config: EvaluationConfig, device: torch.device) -> dict[str, PairMetric]:
+    """The metrics of image pairs that `config` asks for.
+
+    Raises:
+        ModelError: LPIPS cannot be loaded.
+    """
+    found: dict[str, PairMetric] = {}
+    if "consistency" in config.metrics:
+        found |= {"ssim": ssim, "psnr": psnr, "mse": mse}
+    if "ms-ssim" in config.metrics:
+        found["ms_ssim"] = ms_ssim
+    if "lpips" in config.metrics:
+        found["lpips"] = load_lpips(device)
+    return found
+
+
+def sample_rows(
+    models: Mapping[str, nn.Module],
+    process: Process,
+    dataset: ImageDataset,
+    config: EvaluationConfig,
+    instruments: Instruments,
+    folder: Path,
+) -> dict[str, Rows]:
+    """Draw and measure the samples of every model, this process's part of them.
+
+    Rows of an image are `finite` and, as far as asked for, `features`; the first `num_pairs` have the metrics of
+    `instruments.pairs`, but for the reference, the first model; `images` are kept of the first 64, and of the
+    reference for as many as there are pairs.
+    """
+    pairs = min(config.num_pairs, config.num_images) if instruments.pairs else 0
+    settings = [getattr(config, name) for name in DRAWN_BY]
+    dense = next(iter(models.values()))
+    zeros = torch.zeros(1, *input_shape(dense), device=device_of(dense))
+    told = sample_conditions(dense, dataset, config.num_images, config.seed)
+    about = [(name, value.double().sum().item(), value.double().square().sum().item()) for name, value in told.items()]
+    common = [settings, config.features, *instruments.fingerprint(zeros), about]
+    found: dict[str, Rows] = {}
+    reference: Rows | None = None
+    for name, model in models.items():
+        key = key_of(common, fingerprint(model, process), None if reference is None else reference.folder.name)
+        rows = Rows(folder / key, config.num_images, config.batch_size)
+        kept = IMAGES_SHOWN if reference is not None else max(IMAGES_SHOWN, pairs)
+
+        def measure(
+            indices: range, model: nn.Module = model, reference: Rows | None = reference, kept: int = kept
+        ) -> Chunk:
+            images = _draw(model, process, dataset, config, instruments.decode, indices)
+            chunk = _alone(images, instruments.network) | {"images": images[: max(0, kept - indices.start)]}
+            if reference is not None and pairs > indices.start:
+                others = reference.chunk(indices)["images"].to(images.device)
+                count = min(len(images), pairs - indices.start)
+                chunk |= {name: metric(images[:count], others[:count]) for name, metric in instruments.pairs.items()}
+            return chunk
+
+        rows.measure(torch.no_grad()(measure), f"sampling {name}")
+        found[name] = rows
+        reference = reference or rows
+    return found
+
+
+def _draw(
+    model: nn.Module,
+    process: Process,
+    dataset: ImageDataset,
+    config: EvaluationConfig,
+    decode: Decode | None,
+    indices: range,
+) -> Tensor:
+    return generate_batch(
+        model,
+        process,
+        range(config.seed + indices.start, config.seed + indices.stop),
+        input_shape(model),
+        sample_conditions(model, dataset, indices, config.seed),
+        num_inference_steps=config.num_inference_steps,
+        guidance_scale=config.guidance_scale,
+        null=null_conditions(model, dataset),
+        scheduler=config.scheduler,
+        decode=decode,
+    )
+
+
+def _alone(images_BCHW: Tensor, network: FeatureNetwork | None) -> Chunk:
+    """What an image says by itself."""
+    chunk = {"finite": images_BCHW.flatten(1).isfinite().all(1)}
+    return chunk if network is None else chunk | {"features": network(images_BCHW)}
+
+
+def shown_images(rows: Rows) -> Tensor:
+    """The first 64 images of a model, (64, C, H, W), or all if there are fewer."""
+    ranges = [indices for indices in rows.ranges() if indices.start < IMAGES_SHOWN]
+    return torch.cat([rows.chunk(indices)["images"] for indices in ranges])[:IMAGES_SHOWN]
+
+
+def real_rows(
+    dataset: ImageDataset, network: FeatureNetwork, config: EvaluationConfig, device: torch.device, folder: Path
+) -> Rows:
+    """Take `features`, and `labels` where there are any, of the data's images: all, or as many as asked for."""
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(config.seed))
+    order = order[: config.num_real_images]
+    some = dataset.batch(order[:16].tolist()).sample.double()
+    about = [dataset.name, len(dataset), dataset.shape, some.sum().item(), some.square().sum().item()]
+    key = key_of(about, network.name, config.features, config.seed, config.num_real_images, config.batch_size)
+    rows = Rows(folder / key, len(order), config.batch_size)
+
+    @torch.no_grad()
+    def measure(indices: range) -> Chunk:
+        batch = dataset.batch(order[indices.start : indices.stop].tolist())
+        chunk = {"features": network(batch.sample.to(device))}
+        return chunk if batch.class_labels is None else chunk | {"labels": batch.class_labels}
+
+    rows.measure(measure, f"features of {dataset.name}")
+    return rows

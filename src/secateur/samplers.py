@@ -1,0 +1,80 @@
+"""Samplers by name: any diffusers scheduler that fits the process of a model."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import diffusers
+import torch
+from torch import Tensor
+
+from .errors import SecateurError, first_line, require
+from .process import Process
+
+# What makes the process. Unless these are said again, a scheduler has defaults of its own where the config is silent.
+OF_THE_PROCESS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
+
+
+def sampler(process: Process, name: str | None = None) -> Any:
+    """A fresh diffusers scheduler of class `name` for `process`; by default its own deterministic one.
+
+    Raises:
+        SecateurError: diffusers has no such scheduler, or it is made for another kind of process.
+    """
+    base = process.scheduler()
+    if name is None:
+        return base
+    chosen = _scheduler_class(name)
+    flow = hasattr(base.config, "shift")  # as every FlowMatch scheduler has
+    options = inspect.signature(chosen.__init__).parameters
+    if flow and name.startswith("FlowMatch"):
+        return chosen.from_config(base.config)
+    if flow and "use_flow_sigmas" in options:
+        as_flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": base.config.shift}
+        return chosen.from_config(base.config, **as_flow)
+    if flow or "beta_schedule" not in options:
+        fitting = "FlowMatchEulerDiscreteScheduler, DPMSolverMultistepScheduler or UniPCMultistepScheduler"
+        fitting = fitting if flow else "DDIMScheduler, DPMSolverMultistepScheduler or EulerDiscreteScheduler"
+        kind = "flow" if flow else "diffusion"
+        raise SecateurError(f"{name} does not sample a {kind} model; use {fitting}")
+    return chosen.from_config(base.config, **{name: base.config[name] for name in OF_THE_PROCESS})
+
+
+def _scheduler_class(name: str) -> Any:
+    known = [found for found in dir(diffusers) if found.endswith("Scheduler")]
+    if name not in known:
+        close = [found for found in known if name.lower() in found.lower()][:3]
+        close = close or difflib.get_close_matches(name, known, 3, 0.3)
+        raise SecateurError(f"diffusers has no scheduler {name!r}; did you mean {', '.join(close) or 'DDIMScheduler'}?")
+    return getattr(diffusers, name)
+
+
+def check_sampler(process: Process, name: str | None, num_inference_steps: int) -> None:
+    """Take all steps on one pixel, so that what would stop a sampling run stops before it.
+
+    Raises:
+        SecateurError: as `sampler`; more steps than the process has; a scheduler that cannot do these steps.
+    """
+    most = process.num_train_timesteps
+    require(1 <= num_inference_steps <= most, f"num_inference_steps is {num_inference_steps}; give 1 to {most}")
+    scheduler = sampler(process, name)
+    try:
+        scheduler.set_timesteps(num_inference_steps)
+        sample = torch.zeros(1, 1, 1, 1)
+        for timestep in scheduler.timesteps:
+            sample = step(scheduler, torch.zeros_like(sample), timestep, sample, [torch.Generator()])
+    except Exception as error:  # what a scheduler does not support it raises as anything
+        raise SecateurError(
+            f"{type(scheduler).__name__} cannot take {num_inference_steps} steps here: {first_line(error)}"
+        ) from error
+
+
+def step(
+    scheduler: Any, output: Tensor, timestep: Tensor, sample: Tensor, generators: Sequence[torch.Generator]
+) -> Tensor:
+    """One step; what a stochastic scheduler adds to image i is drawn from generator i."""
+    drawn = {"generator": list(generators)} if "generator" in inspect.signature(scheduler.step).parameters else {}
+    return scheduler.step(output, timestep, sample, return_dict=False, **drawn)[0]

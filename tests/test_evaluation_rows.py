@@ -1,0 +1,288 @@
+"""The streaming pass: chunks on disk, taken up again, never stale, shared by processes; and every metric at once."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models import dit, unet
+from secateur.cli import main
+from secateur.data import load_data
+from secateur.errors import SecateurError
+from secateur.evaluation import EvaluationConfig, NetworkFeatures, SmallFeatures, evaluate_models, read_statistics
+from secateur.evaluation import samples as samples_module
+from secateur.evaluation.rows import Rows, fingerprint, key_of
+from secateur.evaluation.statistics import statistics
+from secateur.process import DiffusionProcess, FlowProcess
+
+CONFIG = EvaluationConfig(
+    metrics=("consistency", "frechet"),
+    num_images=20,
+    num_pairs=7,
+    num_real_images=30,
+    num_inference_steps=2,
+    batch_size=4,
+    bootstrap=20,
+)
+EVERYTHING = (
+    "latency",
+    "loss",
+    "consistency",
+    "frechet",
+    "rfid",
+    "kid",
+    "inception-score",
+    "prdc",
+    "per-class",
+    "ftle",
+)
+PROCESS = FlowProcess(convention="sit")
+
+
+@pytest.fixture
+def features(tmp_path: Path) -> str:
+    torch.manual_seed(0)
+    return str(SmallFeatures(1, 10, width=8).save(tmp_path / "tiny"))
+
+
+@pytest.fixture
+def models() -> dict[str, nn.Module]:
+    return {"dense": dit(num_layers=2), "pruned": dit(num_layers=1)}
+
+
+class Drawn(list[int]):
+    """The seeds of every image that is drawn."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, stop_after: int = 10**9) -> None:
+        super().__init__()
+        original = samples_module.generate_batch
+
+        def record(model: nn.Module, process: Any, seeds: range, *rest: Any, **options: Any) -> Tensor:
+            if len(self) >= stop_after:
+                raise KeyboardInterrupt
+            self.extend(seeds)
+            return original(model, process, seeds, *rest, **options)
+
+        monkeypatch.setattr(samples_module, "generate_batch", record)
+
+
+def test_rows_are_measured_once_and_read_in_order(tmp_path: Path) -> None:
+    rows, seen = Rows(tmp_path / "rows", 10, 4), []
+
+    def measure(indices: range) -> dict[str, Tensor]:
+        seen.append(indices)
+        chunk = {"index": torch.tensor(list(indices))}
+        return chunk | {"first": torch.tensor(list(indices))[: max(0, 5 - indices.start)]}
+
+    rows.measure(measure, "rows")
+    rows.measure(measure, "rows")
+    assert seen == [range(0, 4), range(4, 8), range(8, 10)]
+    found = rows.read(("index", "first", "nothing"))
+    assert {name: tensor.tolist() for name, tensor in found.items()} == {"index": [*range(10)], "first": [*range(5)]}
+    rows.path(range(4, 8)).write_bytes(b"cut off")
+    with pytest.raises(SecateurError, match="cannot be read, remove it"):
+        rows.read(("index",))
+
+
+def test_processes_measure_each_its_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = Rows(tmp_path / "rows", 10, 2)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    seen: dict[str, list[int]] = {"0": [], "1": [], "2": []}
+    for rank, mine in seen.items():
+        monkeypatch.setenv("RANK", rank)
+        rows.measure(lambda indices, mine=mine: mine.extend(indices) or {"x": torch.zeros(len(indices))}, "rows")
+    assert seen == {"0": [0, 1, 6, 7], "1": [2, 3, 8, 9], "2": [4, 5]}
+
+
+def test_models_have_fingerprints() -> None:
+    assert fingerprint(dit(), PROCESS) == fingerprint(dit(), PROCESS)
+    other = dit()
+    with torch.no_grad():
+        other.proj_out_2.bias[0] += 1e-3
+    assert len({key_of(fingerprint(dit(), PROCESS)), key_of(fingerprint(other, PROCESS))}) == 2
+    assert key_of(fingerprint(dit(), PROCESS)) != key_of(fingerprint(dit(), FlowProcess()))
+
+
+def test_a_stopped_evaluation_redraws_no_finished_image(
+    tmp_path: Path, features: str, models: dict[str, nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, dataset = replace(CONFIG, features=features), load_data("digits")
+    whole, _ = evaluate_models(models, PROCESS, dataset, config, cache=tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        Drawn(patch, stop_after=28)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate_models(models, PROCESS, dataset, config, cache=tmp_path / "cache")
+    drawn = Drawn(monkeypatch)
+    again, _ = evaluate_models(models, PROCESS, dataset, config, cache=tmp_path / "cache")
+    assert drawn == [*range(8, 20)]  # all of dense and the first eight of pruned were there
+    assert again["models"]["pruned"]["estimates"] == whole["models"]["pruned"]["estimates"]
+    assert again["comparisons"] == whole["comparisons"]
+
+
+def test_a_cache_is_shared_by_evaluations_of_the_same_dense_model_and_never_stale(
+    tmp_path: Path, features: str, models: dict[str, nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, dataset, cache = replace(CONFIG, features=features), load_data("digits"), tmp_path / "cache"
+    evaluate_models(models, PROCESS, dataset, config, cache=cache)
+    drawn = Drawn(monkeypatch)
+    other = {"dense": models["dense"], "pruned": dit(num_layers=3)}
+    evaluate_models(other, PROCESS, dataset, config, cache=cache)
+    assert drawn == [*range(20)]  # of the new model only
+    drawn.clear()
+    evaluate_models(models, PROCESS, dataset, replace(config, seed=100), cache=cache)
+    assert drawn == [*range(100, 120)] * 2
+    drawn.clear()
+    evaluate_models(models, PROCESS, dataset, replace(config, bootstrap=30), cache=cache)
+    assert drawn == []
+
+
+def test_pairs_stop_where_asked(features: str, models: dict[str, nn.Module]) -> None:
+    dataset, config = load_data("digits"), replace(CONFIG, features=features)
+    few, images = evaluate_models(models, PROCESS, dataset, config)
+    expected = (images["pruned"][:7] - images["dense"][:7]).double().square().mean().item()
+    assert few["models"]["pruned"]["estimates"]["mse"]["value"] == pytest.approx(expected, rel=1e-6)
+    assert few["models"]["pruned"]["consistency"]["mse"]["mean"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_every_metric_at_once(tmp_path: Path, features: str, models: dict[str, nn.Module]) -> None:
+    config = replace(
+        CONFIG,
+        metrics=EVERYTHING,
+        features=features,
+        latency_rounds=3,
+        latency_batch_sizes=(1, 2),
+        latency_dtype="bfloat16",
+        ftle_images=2,
+        ftle_iterations=1,
+        save_statistics=str(tmp_path / "statistics"),
+    )
+    result, _ = evaluate_models(models, PROCESS, load_data("digits"), config)
+    json.dumps(result, allow_nan=False)
+    dense, pruned = result["models"]["dense"], result["models"]["pruned"]
+    of_dense = {"fd", "kid", "inception_score", "precision", "recall", "density", "coverage", "denoising_loss", "ftle"}
+    of_dense |= {"latency_1", "latency_2"}
+    assert set(dense["estimates"]) == of_dense
+    assert set(pruned["estimates"]) == of_dense | {"rfd", "ssim", "psnr", "mse"} == set(result["metrics"])
+    assert result["metrics"]["kid"] == {"label": "KID[tiny]", "better": "lower", "against": "data", "unit": None}
+    assert result["metrics"]["rfd"]["label"] == "rFD[tiny]"
+    assert result["metrics"]["latency_2"]["label"] == "latency, batch 2"
+    assert {row["metric"] for row in result["comparisons"]} == of_dense
+    for entry in (dense, pruned):
+        assert entry["dtype"] == "bfloat16"
+        assert entry["throughput"]["2"] == pytest.approx(2000 / entry["latency"]["2"]["median_ms"])
+        assert sum(layer["macs"] for layer in entry["layers"]) == entry["macs"]
+        assert sum(layer["parameters"] for layer in entry["layers"]) == entry["parameters"]
+        assert entry["fidelity"]["value"] == entry["estimates"]["fd"]["value"]
+        assert entry["latency"]["1"]["median_ms"] == pytest.approx(entry["estimates"]["latency_1"]["value"])
+        assert len(entry["per_class"]["classes"]) == 10
+        assert entry["per_class"]["classes"][3]["name"] == "3"
+        assert entry["per_class"]["classes"][3]["samples"] == 2
+    network = SmallFeatures(1, 10, width=8)
+    saved = read_statistics(tmp_path / "statistics" / "pruned.npz", network.dim)
+    assert saved.count == 20
+
+    published = replace(config, metrics=("frechet",), statistics=str(tmp_path / "statistics" / "real.npz"))
+    published = replace(published, save_statistics=None)
+    again, _ = evaluate_models(models, PROCESS, load_data("digits"), published)
+    assert again["models"]["pruned"]["fidelity"]["value"] == pytest.approx(pruned["fidelity"]["value"], rel=1e-6)
+
+
+def test_any_network_can_be_the_features(models: dict[str, nn.Module]) -> None:
+    torch.manual_seed(0)
+    network = NetworkFeatures(nn.Sequential(nn.Flatten(), nn.Linear(3 * 6 * 6, 5)), "mine", 5, (6, 6))
+    config = replace(CONFIG, metrics=("frechet", "prdc"))
+    result, images = evaluate_models(models, PROCESS, load_data("digits"), config, network=network)
+    assert result["metrics"]["fd"]["label"] == "FD[mine]"
+    assert result["models"]["dense"]["fidelity"]["dims"] == 5
+    assert statistics(network(images["dense"])).count == 20
+    with pytest.raises(SecateurError, match="inception-score needs a classifier, mine is none"):
+        evaluate_models(
+            models, PROCESS, load_data("digits"), replace(config, metrics=("inception-score",)), network=network
+        )
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"metrics": ("ms-ssim",)}, "ms-ssim needs images of 161 pixels a side, these are 8x8"),
+        ({"metrics": ("rfid",), "alone": True}, "rfid compares with a dense model's images; give one as --reference"),
+        ({"metrics": ("per-class",), "unconditional": True}, "per-class needs a class-conditional model and labels"),
+        ({"scheduler": "DDIMScheduler"}, "does not sample a flow model"),
+        ({"num_inference_steps": 5000}, "num_inference_steps is 5000; give 1 to 1000"),
+        ({"statistics": "nowhere.npz"}, "nowhere.npz is not a readable .npz"),
+    ],
+)
+def test_questions_that_make_no_sense_are_refused_before_anything_is_drawn(
+    features: str, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], said: str
+) -> None:
+    drawn = Drawn(monkeypatch)
+    alone, unconditional = changes.pop("alone", False), changes.pop("unconditional", False)
+    models: dict[str, nn.Module] = {"dense": unet() if unconditional else dit(num_layers=1)}
+    if not alone:
+        models["pruned"] = unet() if unconditional else dit(num_layers=1)
+    process = DiffusionProcess() if unconditional else PROCESS
+    with pytest.raises(SecateurError, match=said) as caught:
+        evaluate_models(models, process, load_data("digits"), replace(CONFIG, features=features, **changes))
+    assert drawn == []
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"metrics": ("beauty",)},
+        {"metrics": ()},
+        {"num_images": 5, "metrics": ("prdc",)},
+        {"bootstrap": 1},
+        {"num_pairs": 0},
+        {"statistics": "a.npz", "metrics": ("kid",)},
+        {"save_statistics": "a", "metrics": ("loss",)},
+    ],
+)
+def test_settings_that_make_no_sense(changes: dict[str, Any]) -> None:
+    with pytest.raises(SecateurError, match=r"^evaluation \w+ is .*; give "):
+        EvaluationConfig(**changes)
+
+
+def test_several_processes_need_a_folder_that_they_share(
+    models: dict[str, nn.Module], features: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SecateurError, match="give one as cache"):
+        evaluate_models(models, PROCESS, load_data("digits"), replace(CONFIG, features=features))
+
+
+def evaluation(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "evaluation" / "evaluation.json").read_text())
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
+    dit().save_pretrained(tmp_path / "dense")
+    dit(num_layers=2).save_pretrained(tmp_path / "pruned")
+    command = ["evaluate", str(tmp_path / "pruned"), "--reference", str(tmp_path / "dense"), "--data", "digits"]
+    command += ["--process", "flow-sit", "--metrics", "consistency", "frechet", "rfid", "kid", "prdc"]
+    command += ["--evaluation.num-images", "50", "--evaluation.num-inference-steps", "2"]
+    command += ["--evaluation.batch-size", "8", "--evaluation.num-real-images", "100"]
+    main([*command, "--out", str(tmp_path / "one")])
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    found = subprocess.run(
+        [*launcher, "-m", "secateur.cli", *command, "--out", str(tmp_path / "two")],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert found.returncode == 0, found.stderr[-2000:]
+    one, two = evaluation(tmp_path / "one"), evaluation(tmp_path / "two")
+    for name in ("dense", "pruned"):
+        assert one["models"][name]["estimates"] == two["models"][name]["estimates"]
+    assert one["comparisons"] == two["comparisons"]
+    assert not (tmp_path / "two" / "evaluation" / "rows").exists()
