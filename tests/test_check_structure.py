@@ -131,6 +131,12 @@ def test_our_own_declarations_pass(make):
     assert all(check.ok for check in found)
 
 
+def test_a_model_in_half_precision_is_checked_in_float32():
+    model = sd3(num_layers=2).bfloat16()
+    assert all(check.error < 1e-5 for check in check_structure(model, describe(model), inputs_for(model)))
+    assert model.dtype == torch.bfloat16
+
+
 def test_what_cannot_be_cut_is_said():
     model = unet(block_out_channels=(4, 4), norm_num_groups=4, attention_head_dim=None)
     found = checked(model, describe(model), inputs_for(model))

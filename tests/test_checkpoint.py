@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import secateur
-from models import STRATEGIES, cuts, dit, flux, half, output, pixart, sana, sd3, unet
+from models import STRATEGIES, autoencoder, cuts, dit, flux, half, output, pixart, sana, sd3, unet, unet_condition
 from secateur.checkpoint import MANIFEST, WEIGHTS, apply_cut, from_pretrained, load, manifest_of, save_pretrained
 from secateur.errors import ModelError
 from secateur.process import predict
@@ -21,7 +21,7 @@ from secateur.structure import Cut, describe
 DDPM = dict(DDPMScheduler().config) | {"_class_name": "DDPMScheduler"}
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_saved_equals_loaded_bit_for_bit_after_two_cuts(name, data, tmp_path_factory):
@@ -234,6 +234,16 @@ def test_half_precision_comes_back_bit_for_bit(tmp_path, make, pruned):
     first, second = (predict(each, noise, torch.tensor([3, 4]), labels) for each in (model, loaded))
     assert first.dtype == torch.float32
     assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("make", [unet_condition, pixart, sd3, flux, sana, autoencoder])
+def test_half_precision_of_any_architecture_comes_back_bit_for_bit(tmp_path, make):
+    model = make()
+    apply_cut(model, half(model)).to(torch.bfloat16)
+    save_pretrained(model, tmp_path / "model")
+    loaded = from_pretrained(tmp_path / "model")
+    assert {tensor.dtype for tensor in loaded.state_dict().values()} == {torch.bfloat16}
+    assert torch.equal(output(loaded), output(model))
 
 
 def test_a_hub_id_fetches_the_small_files_first_and_only_the_wanted_weights(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from secateur.structure import Cut, StructureBuilder, check_cut, describe, maske
 from secateur.structure.cost import cost_model, skeleton
 from secateur.structure.masks import masked_group_norm
 
-PROPERTY = settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+PROPERTY = settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 AT_LENGTH = settings(PROPERTY, max_examples=300)
 
 
@@ -50,7 +50,7 @@ def check_masked_equals_removed(name, data):
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max() + 1))
 
 
-@settings(PROPERTY, max_examples=10)
+@settings(PROPERTY, max_examples=6)
 @given(data=st.data())
 @pytest.mark.parametrize("name", ALL_STRATEGIES)
 def test_cost_of_a_cut_equals_the_counted_cost_of_the_removed_model(name, data):

@@ -5,6 +5,8 @@ from functools import partial
 
 import pytest
 import torch
+from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
+from torch import nn
 
 from models import autoencoder, dit, flux, half, inputs_for, output, pixart, sana, sd3, sdxl, unet_condition, uvit
 from secateur.criteria.blocks import watched
@@ -164,6 +166,26 @@ def test_fused_projections_are_refused_before_and_right_after_pruning(make):
     model.fuse_qkv_projections()
     torch.testing.assert_close(output(model), expected, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match=r"attn1? are fused"):
+        describe(model)
+
+
+def test_an_adapter_that_holds_weights_of_its_own_is_refused():
+    model = unet_condition()
+    processor = IPAdapterAttnProcessor2_0(hidden_size=16, cross_attention_dim=12)
+    model.mid_block.attentions[0].transformer_blocks[0].attn2.set_processor(processor)
+    with pytest.raises(ValueError, match=r"transformer_blocks\.0\.attn2 holds weights"):
+        describe(model)
+
+
+def test_a_wrapped_layer_is_refused():
+    class Wrapped(nn.Module):
+        def __init__(self, base_layer):
+            super().__init__()
+            self.base_layer, self.out_features, self.bias = base_layer, base_layer.out_features, None
+
+    model = sd3()
+    model.transformer_blocks[1].attn.to_q = Wrapped(model.transformer_blocks[1].attn.to_q)
+    with pytest.raises(ValueError, match=r"no parameter transformer_blocks\.1\.attn\.to_q\.weight: merge or unload"):
         describe(model)
 
 

@@ -22,10 +22,12 @@ def declare_attention(
     head that is normalized stays whole.
 
     Raises:
-        ValueError: its projections are fused.
+        ValueError: its projections are fused, or its processor holds weights, whose heads would be regrouped silently.
     """
     if attention.fused_projections:
         raise ValueError(f"the projections of {name} are fused: load the model again, prune it, and fuse them then")
+    if isinstance(attention.processor, nn.Module) and next(attention.processor.parameters(), None) is not None:
+        raise ValueError(f"the processor of {name} holds weights (an IP-Adapter): unload it, then prune")
     stream = list(hidden)
     projections = {
         projection: module

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from .dims import Cut, Dim, Structure
 from .masks import masked, masks_of
@@ -52,6 +53,8 @@ def check_structure(
     """
     generator = torch.Generator().manual_seed(seed)
     model = _randomized(model, generator)
+    dtype = next(model.parameters()).dtype
+    inputs = tree_map_only(Tensor, lambda value: value.to(dtype) if value.is_floating_point() else value, dict(inputs))
     dense = _run(model, inputs)
     misplaced = _misplaced(model, structure)
     for link, dims in structure.links.items():

@@ -66,9 +66,21 @@ def describe(model: nn.Module) -> Structure:
     """The structure of `model`, read from its live modules, so that a pruned model can be described again.
 
     Raises:
-        ValueError: an architecture that nobody declared.
+        ValueError: an architecture that nobody declared, or a parameter that is not where it was declared.
     """
     for architecture in type(model).__mro__:
         if architecture in _DECLARATIONS:
-            return _DECLARATIONS[architecture](model)
+            return _with_all_parameters(model, _DECLARATIONS[architecture](model))
     raise ValueError(unsupported(type(model).__name__))
+
+
+def _with_all_parameters(model: nn.Module, structure: Structure) -> Structure:
+    """`structure`, once `model` is seen to have what it names; LoRA wraps layers, which renames their weights."""
+    present = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    named = (piece.parameter for dim in structure.dims.values() for piece in dim.slices)
+    lacking = next((name for name in named if name not in present), None)
+    if lacking is not None:
+        raise ValueError(
+            f"{type(model).__name__} has no parameter {lacking}: merge or unload adapters, or correct the declaration"
+        )
+    return structure

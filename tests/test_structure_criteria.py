@@ -1,0 +1,48 @@
+"""Every criterion ranks, and the Jacobian term differentiates, every architecture that predicts from text."""
+
+import pytest
+import torch
+
+from models import inputs_for, pixart, sana, sd3, unet_condition
+from secateur.conditions import conditions_of
+from secateur.criteria import BLOCK_CRITERIA, CRITERIA, ScoringConfig, score
+from secateur.data import Batch
+from secateur.process import process_from_config
+from secateur.recovery.jacobian import higher_order, project, unit_directions
+from secateur.structure import describe
+
+DDPM = process_from_config({"_class_name": "DDPMScheduler", "beta_schedule": "linear"})
+FLOW = process_from_config({"_class_name": "FlowMatchEulerDiscreteScheduler"})
+MODELS = [(unet_condition, DDPM), (pixart, DDPM), (sd3, FLOW), (sana, FLOW)]
+NAMES = [make.__name__ for make, _ in MODELS]
+CONFIG = ScoringConfig(num_timesteps=2, num_images=2, batch_size=2)
+
+
+def batch_for(model):
+    inputs = inputs_for(model)
+    return Batch(next(iter(inputs.values())), conditions_of(inputs))
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize(("make", "process"), MODELS, ids=NAMES)
+def test_every_criterion_ranks_every_unit_and_block(make, process, criterion):
+    model = make()
+    structure = describe(model)
+    scores = score(model, process, batch_for(model), structure, criterion, CONFIG).scores
+    sizes = {} if criterion in BLOCK_CRITERIA else {name: dim.size for name, dim in structure.dims.items()}
+    assert {name: len(values) for name, values in scores.items()} == sizes | dict.fromkeys(structure.blocks, 1)
+    assert all(values.isfinite().all() for values in scores.values())
+    assert len({round(value, 12) for values in scores.values() for value in values.tolist()}) > 1
+
+
+@pytest.mark.parametrize(("make", "process"), MODELS, ids=NAMES)
+def test_the_jacobian_term_has_gradients(make, process):
+    model = make()
+    batch = batch_for(model)
+    directions = unit_directions([torch.randn(batch.sample.shape, generator=torch.Generator().manual_seed(0))])
+    timesteps = process.timesteps(torch.tensor([0.2, 0.7]))
+    with higher_order([model], "vjp"):
+        _, products = project(model, batch.sample, timesteps, batch.conditions, directions)
+        products[0].square().sum().backward()
+    head = model.conv_out if hasattr(model, "conv_out") else model.proj_out
+    assert head.weight.grad.abs().sum() > 0
