@@ -247,11 +247,12 @@ def evaluate_stage(
     process: Process,
     dataset: ImageDataset,
     config: EvaluationConfig,
+    memory: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Compare the models, the first being the reference; writes `evaluation/`."""
     folder = out / "evaluation"
     path = folder / "evaluation.json"
     if not path.is_file():
-        result, samples = evaluate_models(models, process, dataset, config)
+        result, samples = evaluate_models(models, process, dataset, config, memory)
         write_evaluation(result, folder, samples)
     return read_json(path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -84,9 +84,16 @@ class EvaluationConfig:
 
 
 def evaluate_models(
-    models: Mapping[str, nn.Module], process: Process, dataset: ImageDataset, config: EvaluationConfig
+    models: Mapping[str, nn.Module],
+    process: Process,
+    dataset: ImageDataset,
+    config: EvaluationConfig,
+    memory: dict[str, Any] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Measure `models`, the first of which is the dense reference.
+
+    Calls that share the reference, the data and `config` may be given one `memory`: what depends on nothing else, the
+    reference's samples and the statistics of the data, is then found once.
 
     Returns the result as plain JSON values, and tensors to look at: each model's images (num_images, C, H, W) in
     [-1, 1], drawn from the same seeds, up to 64 images of the data as `real`, and `class_labels` (num_images,) of
@@ -99,11 +106,18 @@ def evaluate_models(
     reference, dense = next(iter(models.items()))
     _check(dense, dataset, config)
     sampled = FROM_SAMPLES & set(config.metrics)
-    images = {name: _draw(name, model, process, dataset, config) for name, model in models.items()} if sampled else {}
+    memory = {} if memory is None else memory
+    images: dict[str, Tensor] = {}
+    if sampled:
+        images[reference] = _once(memory, "samples", lambda: _draw(reference, dense, process, dataset, config))
+        others = {name: model for name, model in models.items() if name != reference}
+        images |= {name: _draw(name, model, process, dataset, config) for name, model in others.items()}
     batch_sizes = config.latency_batch_sizes if "latency" in config.metrics else ()
     costs = measure_efficiency(models, rounds=config.latency_rounds, batch_sizes=batch_sizes, compile=config.compile)
     network, notes = _features(dataset, device_of(dense), config) if "frechet" in config.metrics else (None, [])
-    real = None if network is None else _real_statistics(network, dataset, device_of(dense), config)
+    real = None
+    if network is not None:
+        real = _once(memory, "real", lambda: _real_statistics(network, dataset, device_of(dense), config))
     batch = _loss_batch(dense, dataset, config)
 
     entries = {}
@@ -133,6 +147,13 @@ def evaluate_models(
         "models": entries,
     }
     return result, images | _to_look_at(dense, dataset, config)
+
+
+def _once(memory: dict[str, Any], name: str, compute: Callable[[], Any]) -> Any:
+    """What `memory` holds under `name`, computed and kept there if it is not known yet."""
+    if name not in memory:
+        memory[name] = compute()
+    return memory[name]
 
 
 def _to_look_at(model: nn.Module, dataset: ImageDataset, config: EvaluationConfig) -> dict[str, Tensor]:
