@@ -1,7 +1,20 @@
 """secateur prunes pretrained diffusion and flow models and recovers what pruning cost."""
 
 from .checkpoint import from_pretrained, load, load_pipeline, push_to_hub, save_pipeline, save_pretrained
-from .commands import compress, convert, evaluate, finetune, inspect, prune, quickstart, rank, report, sample
+from .commands import (
+    TrialConfig,
+    compress,
+    convert,
+    evaluate,
+    finetune,
+    inspect,
+    prune,
+    quickstart,
+    rank,
+    report,
+    sample,
+    sweep,
+)
 from .criteria import ScoringConfig
 from .errors import SecateurError
 from .evaluation import EvaluationConfig
@@ -17,6 +30,7 @@ __all__ = [
     "RecoveryConfig",
     "ScoringConfig",
     "SecateurError",
+    "TrialConfig",
     "compress",
     "convert",
     "evaluate",
@@ -34,4 +48,5 @@ __all__ = [
     "sample",
     "save_pipeline",
     "save_pretrained",
+    "sweep",
 ]

@@ -14,6 +14,7 @@ import tyro
 from diffusers.utils import logging as diffusers_logging
 
 from . import commands
+from .commands.trials import TrialConfig
 from .criteria import ScoringConfig
 from .errors import SecateurError, first_line
 from .evaluation import EvaluationConfig
@@ -81,6 +82,7 @@ def _commands(arguments: Sequence[str]) -> dict[str, Callable[..., Any]]:
         "sample": {},
         "inspect": {},
         "convert": {},
+        "sweep": {"shared": TrialConfig(), "evaluation": EvaluationConfig()},
         "report": {},
     }
     return {name: functools.partial(getattr(commands, name), **groups) for name, groups in opened.items()}

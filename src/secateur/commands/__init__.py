@@ -10,8 +10,11 @@ from .quickstart import quickstart
 from .rank import rank
 from .report import report
 from .sample import sample
+from .sweep import sweep
+from .trials import TrialConfig
 
 __all__ = [
+    "TrialConfig",
     "compress",
     "convert",
     "evaluate",
@@ -22,4 +25,5 @@ __all__ = [
     "rank",
     "report",
     "sample",
+    "sweep",
 ]

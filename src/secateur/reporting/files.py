@@ -8,13 +8,13 @@ from matplotlib.figure import Figure
 
 from ..files import atomic_file, write_text
 from .grids import comparison_grid
+from .pages import MOST_SAMPLES
 from .plots import plot_cut, plot_denoising, plot_ranking, plot_speed, plot_stages, plot_training
 from .run import Run, read_run
 from .stages import removal_step, soft_stages
 from .style import save_figure
 from .tables import Table, block_table, correlation_table, cut_table, evaluation_table, ranking_table, stage_table
 
-MOST_SAMPLES = 10
 RANKING = ("ranking", "blocks", "correlations")
 
 

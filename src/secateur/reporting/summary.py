@@ -58,7 +58,7 @@ def summarize(run: Run) -> Summary:
         "not_measured": missing,
         "notes": list(run.evaluation.notes),
     }
-    return Summary(tuple(sentences), tuple(_cards(run)), tuple(missing), run.evaluation.notes, _finite(numbers))
+    return Summary(tuple(sentences), tuple(_cards(run)), tuple(missing), run.evaluation.notes, finite(numbers))
 
 
 def percent(part: float, whole: float) -> str:
@@ -212,10 +212,10 @@ def _cards(run: Run) -> list[Card]:
     return cards
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """The same with None for what JSON cannot hold."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
