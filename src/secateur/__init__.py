@@ -3,6 +3,7 @@
 from .checkpoint import from_pretrained, load, load_pipeline, push_to_hub, save_pipeline, save_pretrained
 from .commands import (
     TrialConfig,
+    best,
     compress,
     convert,
     evaluate,
@@ -31,6 +32,7 @@ __all__ = [
     "ScoringConfig",
     "SecateurError",
     "TrialConfig",
+    "best",
     "compress",
     "convert",
     "evaluate",

@@ -83,6 +83,7 @@ def _commands(arguments: Sequence[str]) -> dict[str, Callable[..., Any]]:
         "inspect": {},
         "convert": {},
         "sweep": {"shared": TrialConfig(), "evaluation": EvaluationConfig()},
+        "best": {"shared": TrialConfig(), "evaluation": EvaluationConfig()},
         "report": {},
     }
     return {name: functools.partial(getattr(commands, name), **groups) for name, groups in opened.items()}

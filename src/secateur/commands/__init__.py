@@ -1,5 +1,6 @@
 """One file per command; each is a Python function that the command line calls with the same arguments."""
 
+from .best import best
 from .compress import compress
 from .convert import convert
 from .evaluate import evaluate
@@ -15,6 +16,7 @@ from .trials import TrialConfig
 
 __all__ = [
     "TrialConfig",
+    "best",
     "compress",
     "convert",
     "evaluate",

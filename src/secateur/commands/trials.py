@@ -167,9 +167,8 @@ def all_trials(
 
 
 def _effective(settings: Recipe) -> dict[str, Any]:
-    """The settings without those that their schedule does not use."""
-    parts = asdict(settings)
-    return parts if settings.schedule == "progressive" else parts | {"progressive": None}
+    """The settings without those of other schedules."""
+    return asdict(settings) | {name: None for name in ("progressive", "adaptive") if name != settings.schedule}
 
 
 def plan_trial(bench: Bench, trial: Trial, second: float) -> dict[str, float]:
@@ -188,6 +187,7 @@ def run_trial(bench: Bench, trial: Trial, run: Path, others: Iterable[Path], rep
     Raises:
         SecateurError: as `compress`.
     """
+    check(bench.loaded, bench.structure, bench.dataset, trial.goal, trial.settings)
     described = run_settings(bench.model, trial.goal, bench.data, trial.recipe, bench.process, trial.settings)
     start_run(run, described)
     if not (run / "ranking.json").is_file():
@@ -228,5 +228,5 @@ def attempt(bench: Bench, trial: Trial, run: Path, others: Iterable[Path], repor
 
 
 def is_done(run: Path) -> bool:
-    """Whether nothing of a trial is left to do."""
+    """Whether nothing of a trial with a report is left to do."""
     return (run / "evaluation" / "evaluation.json").is_file() and (run / "report.html").is_file()

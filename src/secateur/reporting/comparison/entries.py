@@ -70,7 +70,7 @@ def read_entries(folders: Sequence[str | Path]) -> list[Entry]:
 
 
 def _trial(folder: Path, facts: Mapping[str, Any]) -> Entry:
-    place = folder / "trials" / facts["name"]
+    place = folder / facts.get("folder", f"trials/{facts['name']}")
     run, status, reason = None, facts["status"], facts.get("reason") or ""
     if status == "done":
         try:

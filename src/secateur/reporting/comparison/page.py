@@ -79,7 +79,7 @@ def write_comparison(out: str | Path, runs: Sequence[str | Path] | None = None) 
             comparison_grid({name: batch[:MOST_SAMPLES] for name, batch in images.items()}).save(temporary, "PNG")
     config = read_json(out / "config.json") if (out / "config.json").is_file() else {}
     trials = read_json(out / TRIALS) if (out / TRIALS).is_file() else {}
-    sentences = [*search_sentences(trials), *sentences_of(found)]
+    sentences = search_sentences(trials) or sentences_of(found)
     write_json(out / "report.json", finite(_numbers(found, config, sentences)))
     page = render(
         "comparison.html",

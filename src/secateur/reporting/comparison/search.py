@@ -7,19 +7,20 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from ...estimates import Estimate
 from ..plots.comparison import looks, plot_scores
 from ..tables import Table
 
 
 def search_table(trials: Sequence[Mapping[str, Any]]) -> Table:
     """One line for each short trial."""
-    columns = ("round", "recipe", "steps", "score", "standard error", "seconds", "outcome")
+    columns = ("recipe", "round", "steps", "score ± standard error", "seconds", "outcome")
     rows = tuple(
         (
-            str(trial["rung"] + 1),
             trial["recipe"],
+            trial["rung"] + 1,
             trial["steps"],
-            *((trial["score"]["value"], trial["score"]["error"]) if trial.get("score") else (None, None)),
+            str(Estimate(trial["score"]["value"], trial["score"]["error"])) if trial.get("score") else None,
             trial.get("seconds"),
             trial["reason"] or trial.get("verdict", ""),
         )
