@@ -74,7 +74,7 @@ def write_evaluation_json(run: Path) -> None:
     save_file({**images, "class_labels": torch.arange(12) % 10}, run / "evaluation" / "samples.safetensors")
 
 
-def make_run(run: Path, extra: int = 3) -> Path:
+def make_run(run: Path, extra: int = 3, seed: int = 7, **chosen: Any) -> Path:
     write(
         run / "config.json",
         {
@@ -82,10 +82,11 @@ def make_run(run: Path, extra: int = 3) -> Path:
             "command_line": f"secateur compress digits-unet --note {HOSTILE}",
             "model": "folder/digits-unet",
             "data": "digits",
-            "seed": 7,
+            "seed": seed,
             "device": "cpu, 2 threads",
             "versions": {"secateur": "0.1.0", "torch": "2.6.0"},
-            "recovery": {"steps": 40},
+            "recovery": {"steps": 40, "seed": seed},
+            **chosen,
         },
     )
     write_ranking_json(run, extra)
@@ -94,10 +95,29 @@ def make_run(run: Path, extra: int = 3) -> Path:
     records = [
         {"step": s, "loss": 2 / s, "denoising": 1 / s, "jvp": 1 / s, "lr": 2e-4, "grad_norm": 1.0} for s in range(1, 40)
     ]
-    lines = "\n".join(json.dumps(record) for record in records)
-    (run / "recovery").mkdir()
-    (run / "recovery" / "log.jsonl").write_text(lines + '\n{"step": 41, "lo')
+    write_lines(run / "recovery" / "log.jsonl", records, '{"step": 41, "lo')
     return run
+
+
+DECISIONS = [
+    {
+        "step": 0, "stage": 1, "ranking": ["block.1", "block.10", "block.0"],
+        "candidates": [
+            {"count": 0, "saved": 0.0, "ntk": 3.3, "zico": 9.7, "guard": 1.0, "score": -0.2},
+            {"count": 1, "saved": 0.31, "ntk": None, "zico": 9.8, "guard": 1.1, "score": 0.4},
+        ],
+        "chosen": 1, "removed": ["block.1"], "blocks": 2, "macs": 16_000_000, "seconds": 1.5,
+    },
+    {
+        "step": 10, "stage": 2, "ranking": ["block.10", "block.0"], "candidates": [{"count": 2, "saved": 0.6}],
+        "chosen": 2, "removed": ["block.10"], "blocks": 1, "macs": 9_000_000, "seconds": 0.5,
+    },
+]  # fmt: skip
+
+
+def write_lines(path: Path, records: list[dict[str, Any]], unfinished: str = "") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records) + unfinished)
 
 
 def write(path: Path, value: Any) -> None:

@@ -18,7 +18,7 @@ from ..inputs import device_of
 from ..reporting import TRIALS, read_run, summarize, write_comparison
 from ..schedules import Target, parse_target
 from .common import Model, ProcessName, one_process, say, start_run
-from .halving import Round, Score, order, rounds_of, score_of, tied
+from .halving import Round, Score, check_rounds, order, rounds_of, score_of, tied
 from .plan import format_duration, seconds_per_pair
 from .stages import calibration
 from .trials import Bench, Trial, TrialConfig, attempt, is_done, make_trial, open_bench, plan_trial, recipe_names
@@ -92,15 +92,15 @@ def best(
     names, goal = recipe_names(recipes), parse_target(target)
     bench = open_bench(model, data, process, device)
     search = Search(bench, goal, seed, shared, evaluation, score)
-    plan = search.plan(names, budget_steps, budget_minutes)
     if dry_run:
-        _print_plan(plan)
+        _print_plan(search.plan(names, budget_steps, budget_minutes))
         return Path(out)
+    path = Path(out) / TRIALS
+    begun = None if path.is_file() else search.begin(names, budget_steps, budget_minutes)
     places = {"command": "best", "model": model, "target": str(goal), "data": data, "process": process, "seed": seed}
     budget = {"recipes": names, "score": score, "budget_steps": budget_steps, "budget_minutes": budget_minutes}
     run = start_run(out, {**places, **budget, "shared": shared, "evaluation": evaluation})
-    path = run / TRIALS
-    found = read_json(path) if path.is_file() else {"format": 1, "search": plan, "trials": plan.pop("trials")}
+    found = begun or read_json(path)
     search.find(run, found)
     search.finish(run, found)
     page = write_comparison(run)
@@ -127,6 +127,11 @@ class Search:
         made = make_trial(recipe, self.goal, self.seed, self.shared, steps=steps, evaluation=measured)
         return _fit_stages(made)
 
+    def begin(self, names: list[str], budget_steps: int | None, budget_minutes: float | None) -> dict[str, Any]:
+        """What `trials.json` says before the first trial."""
+        plan = self.plan(names, budget_steps, budget_minutes)
+        return {"format": 1, "trials": plan.pop("trials"), "search": plan}
+
     def plan(self, names: list[str], budget_steps: int | None, budget_minutes: float | None) -> dict[str, Any]:
         """The rounds, the predicted seconds, and the recipes that cannot take part.
 
@@ -148,8 +153,9 @@ class Search:
                 f"{format_duration(fixed)}; give more, or fewer --shared.num-timesteps or --shared.num-images",
             )
         rounds = rounds_of(len(times), steps)
-        while rounds and len(fit := self._times(list(times), rounds[0].steps, second, skipped)) < len(times):
+        while rounds and len(fit := self._times(list(times), max(rounds[0].steps, 1), second, skipped)) < len(times):
             times, rounds = fit, rounds_of(len(fit), steps)
+        check_rounds(rounds, steps)
         return {
             "recipes": list(times),
             "score": self.score,
@@ -176,8 +182,7 @@ class Search:
             try:
                 times[name] = plan_trial(self.bench, trial, second)
             except SecateurError as error:
-                reason = f"in a trial of {steps} steps: {error}"
-                skipped.append(trial.described() | {"rung": 0, "status": "skipped", "reason": reason})
+                skipped.append(trial.described() | {"rung": 0, "status": "skipped", "reason": str(error)})
         if not times:
             raise SecateurError(f"no recipe can run: {skipped[0]['reason']}")
         return times
@@ -191,7 +196,7 @@ class Search:
                 number = f"round {rung + 1} of {len(plan['rounds'])}, {place} of {len(candidates)}"
                 say(f"{number}: {recipe}, {one.steps} steps")
                 self._try(run, found, rung, self.trial(recipe, one.steps))
-            entries = [entry for entry in found["trials"] if entry["rung"] == rung and entry.get("score")]
+            entries = [entry for entry in found["trials"] if entry.get("rung") == rung and entry.get("score")]
             if not entries:
                 raise SecateurError(f"every trial of round {rung + 1} failed; see {run / TRIALS}")
             scores = {entry["recipe"]: _score(entry) for entry in entries}
@@ -296,7 +301,7 @@ def _score(entry: dict[str, Any]) -> Score:
 def _sentences(found: dict[str, Any]) -> list[str]:
     """What was tried, what won, and by which rule."""
     plan = found["search"]
-    last = [entry for entry in found["trials"] if entry["rung"] == len(plan["rounds"]) - 1 and entry.get("score")]
+    last = [entry for entry in found["trials"] if entry.get("rung") == len(plan["rounds"]) - 1 and entry.get("score")]
     if not last:
         return [f"{plan['winner']} was the only recipe that could run, so nothing was searched."]
     scores = {entry["recipe"]: _score(entry) for entry in last}

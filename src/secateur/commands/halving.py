@@ -71,19 +71,24 @@ def rounds_of(candidates: int, budget_steps: int) -> list[Round]:
     """The rounds of a search among `candidates`: each halves them, and takes as many steps in all as the others.
 
     Successive halving after Jamieson & Talwalkar (2016), Figure 1, with half of the budget. One candidate needs none.
-
-    Raises:
-        SecateurError: the trials would be too short to say anything.
     """
     sizes = []
     while candidates > 1:
         sizes.append(candidates)
         candidates = math.ceil(candidates / 2)
-    rounds = [Round(size, int(SEARCH_SHARE * budget_steps / len(sizes) / size)) for size in sizes]
+    return [Round(size, int(SEARCH_SHARE * budget_steps / len(sizes) / size)) for size in sizes]
+
+
+def check_rounds(rounds: Sequence[Round], budget_steps: int) -> None:
+    """Find that trials would be too short to say anything.
+
+    Raises:
+        SecateurError: those of the first round are.
+    """
     if rounds and rounds[0].steps < FEWEST_STEPS:
-        needed = math.ceil(FEWEST_STEPS * len(sizes) * sizes[0] / SEARCH_SHARE)
+        first = rounds[0]
+        needed = math.ceil(FEWEST_STEPS * len(rounds) * first.candidates / SEARCH_SHARE)
         raise SecateurError(
-            f"a budget of {budget_steps} recovery steps gives {sizes[0]} candidates {rounds[0].steps} each; give a "
-            f"budget of {needed} or more, or fewer --recipes"
+            f"a budget of {budget_steps} recovery steps gives {first.candidates} candidates {first.steps} each; give "
+            f"a budget of {needed} or more, or fewer --recipes"
         )
-    return rounds

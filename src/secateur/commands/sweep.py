@@ -130,11 +130,10 @@ def _run_all(run: Path, bench: Bench, trials: list[Trial], plans: dict[str, floa
         elif is_done(run / "trials" / trial.name):
             status = {"status": "done", "reason": "", "seconds": outcomes.get(trial.name, {}).get("seconds")}
         outcomes[trial.name] = trial.described() | status
-    for number, trial in enumerate(trials, start=1):
+    waiting = [trial for trial in trials if outcomes[trial.name]["status"] == "waiting"]
+    for number, trial in enumerate(waiting, start=1):
         write_json(path, {"format": 1, "trials": list(outcomes.values())})
-        if outcomes[trial.name]["status"] != "waiting":
-            continue
-        say(f"trial {number} of {len(trials)}: {trial.name}")
+        say(f"trial {number} of {len(waiting)}: {trial.name}")
         folders = sorted((run / "trials").glob("*"))
         outcomes[trial.name] |= attempt(bench, trial, run / "trials" / trial.name, folders)
         if outcomes[trial.name]["status"] == "failed":

@@ -27,6 +27,7 @@ from .compress import check, compress_stages, resolve, run_settings, timed_parts
 from .plan import predict_seconds
 
 NOT_IN_ALL = ("quickstart",)  # a small demonstration with a budget of its own
+ERROR = "error.txt"
 RANKED = ("criterion", "scoring")  # the settings that a ranking depends on, beside model and data
 
 
@@ -218,12 +219,13 @@ def attempt(bench: Bench, trial: Trial, run: Path, others: Iterable[Path], repor
     status, reason = "done", ""
     try:
         run_trial(bench, trial, run, others, report)
+        (run / ERROR).unlink(missing_ok=True)  # of an earlier attempt
     except SecateurError as error:
         status, reason = "failed", first_line(error)
     except Exception as error:  # one trial must not stop the others
         status, reason = "failed", f"{type(error).__name__}: {first_line(error)}"
         if run.is_dir():
-            write_text(run / "error.txt", traceback.format_exc())
+            write_text(run / ERROR, traceback.format_exc())
     return {"status": status, "reason": reason, "seconds": round(time.perf_counter() - begun, 2)}
 
 

@@ -57,7 +57,9 @@ def read_entries(folders: Sequence[str | Path]) -> list[Entry]:
     entries: list[Entry] = []
     for folder in dict.fromkeys(Path(folder) for folder in folders):
         if (folder / TRIALS).is_file():
-            entries += [_trial(folder, facts) for facts in read_json(folder / TRIALS)["trials"]]
+            config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+            shared = {name: str(config[name]) for name in ("model", "data") if name in config}
+            entries += [_trial(folder, shared, facts) for facts in read_json(folder / TRIALS)["trials"]]
         else:
             entries.append(_run(folder))
     names = [entry.name for entry in entries]
@@ -69,7 +71,7 @@ def read_entries(folders: Sequence[str | Path]) -> list[Entry]:
     ]
 
 
-def _trial(folder: Path, facts: Mapping[str, Any]) -> Entry:
+def _trial(folder: Path, shared: Mapping[str, str], facts: Mapping[str, Any]) -> Entry:
     place = folder / facts.get("folder", f"trials/{facts['name']}")
     run, status, reason = None, facts["status"], facts.get("reason") or ""
     if status == "done":
@@ -79,8 +81,7 @@ def _trial(folder: Path, facts: Mapping[str, Any]) -> Entry:
             status, reason = UNREADABLE, str(error)
     shown = ("recipe", "criterion", "schedule", "objective", "steps", "target")
     facets = {name: str(facts[name]) for name in shown if facts.get(name) is not None}
-    model = {} if run is None else {"model": str(run.config.get("model", ""))}
-    return Entry(facts["name"], place, model | facets, str(facts.get("seed", "")), status, reason, facts, run)
+    return Entry(facts["name"], place, {**shared, **facets}, str(facts.get("seed", "")), status, reason, facts, run)
 
 
 def _run(folder: Path) -> Entry:

@@ -125,9 +125,9 @@ def _figures(found: Comparison, groups: Sequence[Group], looked: Mapping[str, Lo
                 found, looked, cost, f"latency at batch {batches[-1]} (% of dense, timed side by side)"
             )
     shown = {group.label: group.done[0] for group in groups}
-    widths = {label: shares for label, entry in shown.items() if (shares := _shares(entry))}
-    if widths:
-        figures["widths"] = plot_widths(widths)
+    cuts = {label: entry.run.cut for label, entry in shown.items() if entry.run and entry.run.cut.get("dims")}
+    if cuts:
+        figures["widths"] = plot_widths(_shares(cuts))
     curves = {label: curve for label, entry in shown.items() if (curve := _recovery(entry))[0]}
     if curves:
         figures["training"] = plot_lines(curves, looked, "Denoising loss while recovering (smoothed)", "step", True)
@@ -181,13 +181,20 @@ def _dense_cost(found: Comparison, cost: str) -> float:
     )
 
 
-def _shares(entry: Entry) -> dict[str, float | None]:
-    """Percent of each dim that the cut of a run leaves; nothing is left of dims in removed blocks."""
-    cut = entry.run.cut if entry.run else {}
-    shares: dict[str, float | None] = {
-        name: 100 * dim["kept"] / dim["units"] for name, dim in (cut.get("dims") or {}).items()
-    }
-    return shares | dict.fromkeys(cut.get("removed_blocks", []), 0.0)
+def _shares(cuts: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
+    """Percent of each dim that each cut leaves: 0 in a block that was removed, None where the model has no such dim.
+
+    A removed block of which no cut names a dim has a row of its own.
+    """
+    known = list(dict.fromkeys(name for cut in cuts.values() for name in cut["dims"]))
+    shares: dict[str, dict[str, float | None]] = {}
+    for label, cut in cuts.items():
+        removed = cut.get("removed_blocks", [])
+        within = [name for name in known if name.startswith(tuple(f"{block}." for block in removed))]
+        bare = [block for block in removed if not any(name.startswith(f"{block}.") for name in known)]
+        left = {name: 100 * dim["kept"] / dim["units"] for name, dim in cut["dims"].items()}
+        shares[label] = dict.fromkeys([*known, *bare], None) | dict.fromkeys([*within, *bare], 0.0) | left
+    return shares
 
 
 def _recovery(entry: Entry) -> tuple[list[float], list[float]]:
