@@ -2,6 +2,8 @@
 
 from .checkpoint import from_pretrained, load, load_pipeline, push_to_hub, save_pipeline, save_pretrained
 from .commands import (
+    TrialConfig,
+    best,
     check_structure,
     compress,
     convert,
@@ -14,6 +16,7 @@ from .commands import (
     rank,
     report,
     sample,
+    sweep,
 )
 from .criteria import ScoringConfig
 from .errors import SecateurError
@@ -30,7 +33,9 @@ __all__ = [
     "RecoveryConfig",
     "ScoringConfig",
     "SecateurError",
+    "TrialConfig",
     "WarmupConfig",
+    "best",
     "check_structure",
     "compress",
     "convert",
@@ -50,4 +55,5 @@ __all__ = [
     "sample",
     "save_pipeline",
     "save_pretrained",
+    "sweep",
 ]

@@ -74,9 +74,15 @@ def open_encoded(source: str, loaded: Loaded) -> LatentDataset:
     encoders = {folder.name: _folder_fingerprint(folder) for folder in text_folders(loaded.pipeline)}
     about = {"format": FORMAT, "encoders": encoders, "captions": list(images.captions), "size": list(images.shape[1:])}
     folder = cache_folder() / "text" / fingerprint(about)
-    if not (folder / ABOUT).is_file():
-        return replace(dataset, text=Shards(folder, len(images), _text_bytes(loaded.model)))
-    text = Shards(folder, len(images), read_json(folder / ABOUT)["row_bytes"])
+    return _with_null(replace(dataset, text=Shards(folder, len(images), _text_bytes(loaded.model))))
+
+
+def _with_null(dataset: LatentDataset) -> LatentDataset:
+    """The data set with the conditions of the empty prompt, and the size of a caption's, where they are known."""
+    if dataset.text is None or not (dataset.text.folder / ABOUT).is_file():
+        return dataset
+    folder = dataset.text.folder
+    text = replace(dataset.text, row_bytes=read_json(folder / ABOUT)["row_bytes"])
     return replace(dataset, text=text, null=load_file(folder / NULL))
 
 
@@ -108,6 +114,7 @@ def encode(dataset: LatentDataset, loaded: Loaded) -> LatentDataset:
     """
     if dataset.latents.missing():
         _encode_latents(dataset, loaded)
+    dataset = _with_null(dataset)  # somebody may have encoded since it was opened
     if dataset.text is not None and (not dataset.null or dataset.text.missing()):
         return _encode_captions(dataset, loaded)
     return dataset
