@@ -2,6 +2,8 @@
 
 from .checkpoint import from_pretrained, load, load_pipeline, push_to_hub, save_pipeline, save_pretrained
 from .commands import (
+    TrialConfig,
+    best,
     check_structure,
     compress,
     convert,
@@ -13,6 +15,7 @@ from .commands import (
     rank,
     report,
     sample,
+    sweep,
 )
 from .criteria import ScoringConfig
 from .errors import SecateurError
@@ -29,6 +32,8 @@ __all__ = [
     "RecoveryConfig",
     "ScoringConfig",
     "SecateurError",
+    "TrialConfig",
+    "best",
     "check_structure",
     "compress",
     "convert",
@@ -47,4 +52,5 @@ __all__ = [
     "sample",
     "save_pipeline",
     "save_pretrained",
+    "sweep",
 ]

@@ -14,6 +14,7 @@ import tyro
 from diffusers.utils import logging as diffusers_logging
 
 from . import commands
+from .commands.trials import TrialConfig
 from .criteria import ScoringConfig
 from .errors import SecateurError, first_line
 from .evaluation import EvaluationConfig
@@ -82,6 +83,8 @@ def _commands(arguments: Sequence[str]) -> dict[str, Callable[..., Any]]:
         "inspect": {},
         "check-structure": {},
         "convert": {},
+        "sweep": {"shared": TrialConfig(), "evaluation": EvaluationConfig()},
+        "best": {"shared": TrialConfig(), "evaluation": EvaluationConfig()},
         "report": {},
     }
     functions = {name: getattr(commands, name.replace("-", "_")) for name in opened}

@@ -1,5 +1,6 @@
 """One file per command; each is a Python function that the command line calls with the same arguments."""
 
+from .best import best
 from .check_structure import check_structure
 from .compress import compress
 from .convert import convert
@@ -11,8 +12,12 @@ from .quickstart import quickstart
 from .rank import rank
 from .report import report
 from .sample import sample
+from .sweep import sweep
+from .trials import TrialConfig
 
 __all__ = [
+    "TrialConfig",
+    "best",
     "check_structure",
     "compress",
     "convert",
@@ -24,4 +29,5 @@ __all__ = [
     "rank",
     "report",
     "sample",
+    "sweep",
 ]

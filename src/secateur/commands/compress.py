@@ -5,13 +5,17 @@ from __future__ import annotations
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
+from ..checkpoint import Loaded
 from ..criteria import CriterionName, ScoringConfig
+from ..data import ImageDataset
 from ..evaluation import EvaluationConfig, check_evaluation
 from ..recipes import Recipe, ScheduleName, recipe_named
 from ..recovery import RecoveryConfig
 from ..reporting import read_run, summarize, write_report
-from ..schedules import AdaptiveConfig, CutConfig, ProgressiveConfig, granularity_for, parse_target
+from ..schedules import AdaptiveConfig, CutConfig, ProgressiveConfig, Target, granularity_for, parse_target
+from ..structure import Structure
 from .common import Model, ProcessName, one_process, open_data, open_model, say, start_run
 from .plan import check_criterion, check_recovery, check_schedule, plan_cut, print_plan, print_times, pruned_late
 from .stages import (
@@ -81,42 +85,75 @@ def compress(
         SecateurError: bad input, an unreachable target, a run that cannot go on; always one clear line.
     """
     one_process("compress")
-    settings = _settings(
+    settings = resolve(
         recipe, criterion, schedule, objective, steps, seed, scoring, progressive, adaptive, cut, recovery, evaluation
     )
     goal = parse_target(target)
     loaded, structure = open_model(model, process, device)
     dataset = open_data(data, loaded)
+    plan = check(loaded, structure, dataset, goal, settings)
+    if dry_run:
+        print_plan(plan, structure, goal, settings.cut)
+        print_times(loaded, plan, **timed_parts(settings))
+        return Path(out)
+    begun = time.perf_counter()
+    run = start_run(out, run_settings(model, goal, data, recipe, process, settings))
+    compress_stages(run, loaded, structure, dataset, goal, settings, model)
+    page = write_report(run)
+    for sentence in summarize(read_run(run)).sentences:
+        say(sentence)
+    say(f"\nmodel    {run / 'model'}\nreport   {page}\nseconds  {time.perf_counter() - begun:.0f}")
+    return run
+
+
+def check(
+    loaded: Loaded, structure: Structure, dataset: ImageDataset, goal: Target, settings: Recipe
+) -> dict[str, Any] | None:
+    """Find what would stop a compression, before long work starts; returns the planned cut (`plan_cut`).
+
+    Raises:
+        SecateurError: the recipe does not fit the model, the data or the steps, or the target is out of reach.
+    """
     check_recovery(loaded.model, dataset, settings.recovery, loaded.model)
     granularity = granularity_for(goal, settings.cut)
     check_schedule(settings, granularity)
     check_evaluation({"dense": loaded.model, "recovered": loaded.model}, loaded.process, dataset, settings.evaluation)
     check_criterion(settings.criterion, structure, granularity)
-    plan = plan_cut(loaded.model, structure, goal, settings.cut)
-    if dry_run:
-        print_plan(plan, structure, goal, settings.cut)
-        print_times(
-            loaded,
-            plan,
-            scoring=(settings.criterion, settings.scoring),
-            recovery=settings.recovery,
-            evaluation=settings.evaluation,
-            pruned_late=pruned_late(settings),
-        )
-        return Path(out)
-    begun = time.perf_counter()
-    run = start_run(
-        out,
-        {
-            "command": "compress",
-            "model": model,
-            "target": str(goal),
-            "data": data,
-            "recipe": recipe,
-            "process": process,
-            **asdict(settings),
-        },
-    )
+    return plan_cut(loaded.model, structure, goal, settings.cut)
+
+
+def timed_parts(settings: Recipe) -> dict[str, Any]:
+    """What of a recipe takes time, as arguments of `predict_seconds`."""
+    return {
+        "scoring": (settings.criterion, settings.scoring),
+        "recovery": settings.recovery,
+        "evaluation": settings.evaluation,
+        "pruned_late": pruned_late(settings),
+    }
+
+
+def run_settings(
+    model: str, goal: Target, data: str, recipe: str, process: ProcessName, settings: Recipe
+) -> dict[str, Any]:
+    """What `config.json` of a compression says, and what a command that takes it up must share."""
+    places = {"model": model, "target": str(goal), "data": data, "recipe": recipe, "process": process}
+    return {"command": "compress", **places, **asdict(settings)}
+
+
+def compress_stages(
+    run: Path,
+    loaded: Loaded,
+    structure: Structure,
+    dataset: ImageDataset,
+    goal: Target,
+    settings: Recipe,
+    model: str,
+    cache: Path | None = None,
+) -> None:
+    """Rank, cut, recover and evaluate in the run folder `run`; what is there already is not done again.
+
+    Runs that share a folder `cache` find the samples of the same models there again: see `evaluate_models`.
+    """
     scores = rank_stage(run, loaded, structure, dataset, settings.criterion, settings.scoring)
     models = {"dense": loaded.model}
     start, pruner = loaded.model, None
@@ -128,27 +165,22 @@ def compress(
     models["recovered"] = recover_stage(run, start, loaded, dataset, settings.recovery, loaded.model, pruner)
     if settings.schedule == "adaptive":
         settle_stage(run, loaded, structure, goal, settings.cut)
-    evaluate_stage(run, models, loaded.process, dataset, settings.evaluation)
-    page = write_report(run)
-    for sentence in summarize(read_run(run)).sentences:
-        say(sentence)
-    say(f"\nmodel    {run / 'model'}\nreport   {page}\nseconds  {time.perf_counter() - begun:.0f}")
-    return run
+    evaluate_stage(run, models, loaded.process, dataset, settings.evaluation, cache)
 
 
-def _settings(
+def resolve(
     recipe: str,
-    criterion: CriterionName | None,
-    schedule: ScheduleName | None,
-    objective: str | None,
-    steps: int | None,
-    seed: int | None,
-    scoring: ScoringConfig | None,
-    progressive: ProgressiveConfig | None,
-    adaptive: AdaptiveConfig | None,
-    cut: CutConfig | None,
-    recovery: RecoveryConfig | None,
-    evaluation: EvaluationConfig | None,
+    criterion: CriterionName | None = None,
+    schedule: ScheduleName | None = None,
+    objective: str | None = None,
+    steps: int | None = None,
+    seed: int | None = None,
+    scoring: ScoringConfig | None = None,
+    progressive: ProgressiveConfig | None = None,
+    adaptive: AdaptiveConfig | None = None,
+    cut: CutConfig | None = None,
+    recovery: RecoveryConfig | None = None,
+    evaluation: EvaluationConfig | None = None,
 ) -> Recipe:
     """The recipe with what was given in the place of its parts."""
     base = recipe_named(recipe)

@@ -149,12 +149,31 @@ def print_times(
     pruned_late: PrunedLate | None = None,
     teacher: nn.Module | None = None,
 ) -> None:
-    """Print the predicted time of each stage that will run, from a few measured steps of the loaded model.
+    """Print the predicted time of each stage that will run, from a few measured steps of the loaded model."""
+    predicted = predict_seconds(
+        loaded, seconds_per_pair(loaded), plan, scoring=scoring, recovery=recovery, evaluation=evaluation,
+        pruned_late=pruned_late, teacher=teacher,
+    )  # fmt: skip
+    for label, seconds in predicted.items():
+        say(f"{label:10} about {format_duration(seconds)} on {device_of(loaded.model)}")
+
+
+def predict_seconds(
+    loaded: Loaded,
+    second: float,
+    plan: dict[str, Any] | None = None,
+    *,
+    scoring: tuple[CriterionName, ScoringConfig] | None = None,
+    recovery: RecoveryConfig | None = None,
+    evaluation: EvaluationConfig | None = None,
+    pruned_late: PrunedLate | None = None,
+    teacher: nn.Module | None = None,
+) -> dict[str, float]:
+    """Seconds of each stage; one image takes `second` of them in a forward and backward pass (`seconds_per_pair`).
 
     `pruned_late` says what a schedule that prunes during recovery adds. The teacher is the loaded model itself
     unless given.
     """
-    second = seconds_per_pair(loaded)
     ratio = 1.0 if plan is None else plan["after"]["macs"] / plan["before"]["macs"]
     stages = {}
     if scoring is not None:
@@ -172,8 +191,7 @@ def print_times(
         cut_models = 1 if pruned_late else 2  # recovered, and pruned where that is a model of its own
         models = 1.0 if plan is None else 1 + cut_models * ratio
         stages["sample"] = evaluation.num_images * evaluation.num_inference_steps * FORWARD_SHARE * models
-    for label, amount in stages.items():
-        say(f"{label:10} about {_duration(amount * second)} on {device_of(loaded.model)}")
+    return {label: amount * second for label, amount in stages.items()}
 
 
 def pairs_of(loaded: Loaded, criterion: CriterionName, config: ScoringConfig) -> float:
@@ -208,7 +226,8 @@ def _macs(model: nn.Module) -> int:
     return count_macs(model, example_inputs(model, 1))
 
 
-def _duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
+    """Seconds, minutes or hours."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -45,7 +45,7 @@ def rank_stage(
     path = out / "ranking.json"
     if not path.is_file():
         begun = time.perf_counter()
-        batch = _calibration(loaded, dataset, scoring)
+        batch = calibration(loaded, dataset, scoring)
         ranking = score(loaded.model, loaded.process, batch, structure, criterion, scoring)
         write_json(
             path,
@@ -66,7 +66,7 @@ def rank_stage(
     return scores | blocks
 
 
-def _calibration(loaded: Loaded, dataset: ImageDataset, scoring: ScoringConfig) -> Batch:
+def calibration(loaded: Loaded, dataset: ImageDataset, scoring: ScoringConfig) -> Batch:
     """The calibration images, with the conditions that the model takes."""
     batch = calibration_batch(dataset, scoring.num_images, scoring.seed).to(device_of(loaded.model))
     return dataclasses.replace(batch, conditions=accepts(loaded.model)(batch.conditions))
@@ -140,7 +140,7 @@ def progressive_pruner(
     return Progressive(
         recipe.progressive,
         Cut({name: tuple(units) for name, units in goal["kept"].items()}, tuple(goal["removed_blocks"])),
-        stage_scorer(loaded.process, _calibration(loaded, dataset, scoring), recipe.criterion, scoring),
+        stage_scorer(loaded.process, calibration(loaded, dataset, scoring), recipe.criterion, scoring),
         cost_model(loaded.model, structure, example_inputs(loaded.model, 1)),
         described | {"target": str(target)},
         {
@@ -171,7 +171,7 @@ def adaptive_pruner(
         write_json(path, {"recorded": recorded})
     recorded = read_json(path)["recorded"]
     amount = Target(target.metric, recorded["asked"], is_fraction=False)
-    batch = _calibration(loaded, dataset, recipe.scoring)
+    batch = calibration(loaded, dataset, recipe.scoring)
     described = {"criterion": recipe.criterion, "scoring": dataclasses.asdict(recipe.scoring), "target": str(target)}
     return Adaptive(
         recipe.adaptive,
