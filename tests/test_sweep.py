@@ -12,7 +12,7 @@ from secateur.cli import main
 from secateur.commands import stages, trials
 from secateur.commands.trials import TrialConfig, all_trials, recipe_names
 from secateur.errors import SecateurError
-from secateur.evaluation import EvaluationConfig, samples
+from secateur.evaluation import EvaluationConfig
 from secateur.recipes import RECIPES
 from secateur.schedules import parse_target
 
@@ -41,7 +41,7 @@ def test_sweep_runs_skips_resumes_and_grows(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "sweep"
-    calls: dict[str, int] = {"score": 0, "_draw": 0, "recover": 0}
+    calls: dict[str, int] = {"score": 0, "recover": 0}
 
     def counted(module: Any, name: str) -> None:
         whole = getattr(module, name)
@@ -54,7 +54,6 @@ def test_sweep_runs_skips_resumes_and_grows(
 
     counted(stages, "score")
     counted(stages, "recover")
-    counted(samples, "_draw")
     chosen = ("--recipes", "magnitude", "progressive", "--targets", "macs=60%", "macs=55%", "--criteria", "magnitude")
     sweep(model, out, *chosen, "ced")
     found = standing(out)
@@ -63,14 +62,16 @@ def test_sweep_runs_skips_resumes_and_grows(
     ]  # fmt: skip
     assert "progressive pruning takes" in found["progressive_magnitude_macs-60_seed-0"]["reason"]
     assert "out of reach" in found["magnitude_ced_macs-60_seed-0"]["reason"]
-    # One ranking for both targets, and the dense model's samples once: 1 + 2 of each trial's models.
-    assert calls == {"score": 1, "recover": 2, "_draw": 5}
+    # One ranking for both targets, and the dense model's samples once.
+    assert calls == {"score": 1, "recover": 2}
     assert len(list((out / "trials").iterdir())) == 2
-    printed = capsys.readouterr().out
+    printed, progress = capsys.readouterr()
+    assert (progress.count("sampling dense"), progress.count("sampling recovered")) == (1, 2)
+    assert not (out / "cache").exists()
     assert "| magnitude · magnitude | macs=60% | 1 |" in printed
 
     sweep(model, out, *chosen, "ced", "--targets", "macs=60%", "--seeds", "0", "1")
-    assert calls == {"score": 2, "recover": 3, "_draw": 5 + 1}  # the dense and the pruned model are those of before
+    assert calls == {"score": 2, "recover": 3}
     assert [name for name, trial in standing(out).items() if trial["status"] == "done"] == [
         "magnitude_magnitude_macs-60_seed-0", "magnitude_magnitude_macs-55_seed-0",
         "magnitude_magnitude_macs-60_seed-1",

@@ -21,7 +21,7 @@ from .common import Model, ProcessName, one_process, say, start_run
 from .halving import Round, Score, check_rounds, order, rounds_of, score_of, tied
 from .plan import format_duration, seconds_per_pair
 from .stages import calibration
-from .trials import Bench, Trial, TrialConfig, attempt, is_done, make_trial, open_bench, plan_trial, recipe_names
+from .trials import CACHE, Bench, Trial, TrialConfig, attempt, is_done, make_trial, open_bench, plan_trial, recipe_names
 
 ScoreName = Literal["loss", "frechet"]
 PROBE = 10_000  # steps over which the time of one is predicted
@@ -90,7 +90,7 @@ def best(
     require((budget_steps or budget_minutes or 0) > 0, "the budget is not above 0; give more")
     shared, evaluation = shared or TrialConfig(), evaluation or EvaluationConfig()
     names, goal = recipe_names(recipes), parse_target(target)
-    bench = open_bench(model, data, process, device, out / "rows")
+    bench = open_bench(model, data, process, device)
     search = Search(bench, goal, seed, shared, evaluation, score)
     if dry_run:
         _print_plan(search.plan(names, budget_steps, budget_minutes))
@@ -103,6 +103,7 @@ def best(
     found = begun or read_json(path)
     search.find(run, found)
     search.finish(run, found)
+    shutil.rmtree(run / CACHE, ignore_errors=True)
     page = write_comparison(run)
     for sentence in [*found["search"]["sentences"], "", *summarize(read_run(run / "winner")).sentences]:
         say(sentence)
@@ -221,7 +222,7 @@ class Search:
             found["trials"].remove(before)
         folder = run / "trials" / name
         others = sorted(other for other in (run / "trials").glob("*") if other != folder)
-        outcome = attempt(self.bench, trial, folder, others, report=False)
+        outcome = attempt(self.bench, trial, folder, others, run / CACHE, report=False)
         entry = trial.described() | {"name": name, "rung": rung} | outcome
         if entry["status"] == "done":
             score = self._measure(folder)
@@ -264,7 +265,7 @@ class Search:
         if not is_done(folder):
             say(f"winner: {recipe}, {steps} steps")
             found["trials"] = [entry for entry in found["trials"] if entry["name"] != "winner"]
-            outcome = attempt(self.bench, trial, folder, sorted((run / "trials").glob("*")))
+            outcome = attempt(self.bench, trial, folder, sorted((run / "trials").glob("*")), run / CACHE)
             found["trials"].append(trial.described() | {"name": "winner", "folder": "winner"} | outcome)
             write_json(run / TRIALS, found)
             if outcome["status"] != "done":

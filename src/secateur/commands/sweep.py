@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from ..reporting import TRIALS, write_comparison
 from ..schedules import parse_target
 from .common import Model, ProcessName, one_process, say, start_run
 from .plan import format_duration, seconds_per_pair
-from .trials import Bench, Trial, TrialConfig, all_trials, attempt, is_done, open_bench, plan_trial, recipe_names
+from .trials import CACHE, Bench, Trial, TrialConfig, all_trials, attempt, is_done, open_bench, plan_trial, recipe_names
 
 
 def sweep(
@@ -67,7 +68,7 @@ def sweep(
     shared, evaluation = shared or TrialConfig(), evaluation or EvaluationConfig()
     goals = [parse_target(target) for target in dict.fromkeys(targets)]
     trials = all_trials(recipe_names(recipes), criteria, objectives, goals, seeds, shared, steps, evaluation)
-    bench = open_bench(model, data, process, device, out / "rows")
+    bench = open_bench(model, data, process, device)
     plans = _plan(bench, trials)
     if not any(isinstance(plan, float) for plan in plans.values()):
         raise SecateurError(f"no trial can run: {next(iter(plans.values()))}")
@@ -77,6 +78,7 @@ def sweep(
     common = {"command": "sweep", "model": model, "data": data, "process": process, "steps": steps}
     run = start_run(out, common | {"shared": shared, "evaluation": evaluation})
     _run_all(run, bench, trials, plans)
+    shutil.rmtree(run / CACHE, ignore_errors=True)
     page = write_comparison(run)
     say((run / "tables" / "comparison.md").read_text())
     say(f"report  {page}")
@@ -135,7 +137,7 @@ def _run_all(run: Path, bench: Bench, trials: list[Trial], plans: dict[str, floa
         write_json(path, {"format": 1, "trials": list(outcomes.values())})
         say(f"trial {number} of {len(waiting)}: {trial.name}")
         folders = sorted((run / "trials").glob("*"))
-        outcomes[trial.name] |= attempt(bench, trial, run / "trials" / trial.name, folders)
+        outcomes[trial.name] |= attempt(bench, trial, run / "trials" / trial.name, folders, run / CACHE)
         if outcomes[trial.name]["status"] == "failed":
             say(f"{trial.name} failed: {outcomes[trial.name]['reason']}")
     write_json(path, {"format": 1, "trials": list(outcomes.values())})

@@ -27,6 +27,7 @@ from .compress import check, compress_stages, resolve, run_settings, timed_parts
 from .plan import predict_seconds
 
 NOT_IN_ALL = ("quickstart",)  # a small demonstration with a budget of its own
+CACHE = "cache"  # the samples of the models that were measured, while a sweep or a search goes on
 ERROR = "error.txt"
 RANKED = ("criterion", "scoring")  # the settings that a ranking depends on, beside model and data
 
@@ -81,7 +82,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Bench:
-    """The dense model and the data that all trials work on, and what they have found out about them so far."""
+    """The dense model and the data that all trials work on."""
 
     model: str
     data: str
@@ -89,13 +90,12 @@ class Bench:
     loaded: Loaded
     structure: Structure
     dataset: ImageDataset
-    cache: Path  # of samples that trials share
 
 
-def open_bench(model: str, data: str, process: ProcessName, device: str, cache: Path) -> Bench:
+def open_bench(model: str, data: str, process: ProcessName, device: str) -> Bench:
     """Load model and data once for all trials."""
     loaded, structure = open_model(model, process, device)
-    return Bench(model, data, process, loaded, structure, open_data(data, loaded), cache)
+    return Bench(model, data, process, loaded, structure, open_data(data, loaded))
 
 
 def recipe_names(recipes: Sequence[str]) -> list[str]:
@@ -182,8 +182,10 @@ def plan_trial(bench: Bench, trial: Trial, second: float) -> dict[str, float]:
     return predict_seconds(bench.loaded, second, plan, **timed_parts(trial.settings))
 
 
-def run_trial(bench: Bench, trial: Trial, run: Path, others: Iterable[Path], report: bool = True) -> None:
-    """Compress in the folder `run`, which may be half done; rankings that `others` hold are not made again.
+def run_trial(bench: Bench, trial: Trial, run: Path, others: Iterable[Path], cache: Path, report: bool = True) -> None:
+    """Compress in the folder `run`, which may be half done.
+
+    Rankings that `others` hold are not made again, nor samples that the folder `cache` holds.
 
     Raises:
         SecateurError: as `compress`.
@@ -197,7 +199,7 @@ def run_trial(bench: Bench, trial: Trial, run: Path, others: Iterable[Path], rep
                 shutil.copyfile(other / "ranking.json", run / "ranking.json")
                 break
     dataset = encode_data(bench.dataset, bench.loaded)
-    compress_stages(run, bench.loaded, bench.structure, dataset, trial.goal, trial.settings, bench.model, bench.cache)
+    compress_stages(run, bench.loaded, bench.structure, dataset, trial.goal, trial.settings, bench.model, cache)
     if report:
         write_report(run)
 
@@ -210,7 +212,9 @@ def _same_ranking(other: Path, described: dict[str, Any]) -> bool:
     return all(config.get(key) == plain(described[key]) for key in RANKED)
 
 
-def attempt(bench: Bench, trial: Trial, run: Path, others: Iterable[Path], report: bool = True) -> dict[str, Any]:
+def attempt(
+    bench: Bench, trial: Trial, run: Path, others: Iterable[Path], cache: Path, report: bool = True
+) -> dict[str, Any]:
     """Run a trial whatever becomes of it: status, reason and seconds.
 
     What no person could have caused is also written, in full, to `error.txt`.
@@ -218,7 +222,7 @@ def attempt(bench: Bench, trial: Trial, run: Path, others: Iterable[Path], repor
     begun = time.perf_counter()
     status, reason = "done", ""
     try:
-        run_trial(bench, trial, run, others, report)
+        run_trial(bench, trial, run, others, cache, report)
         (run / ERROR).unlink(missing_ok=True)  # of an earlier attempt
     except SecateurError as error:
         status, reason = "failed", first_line(error)
