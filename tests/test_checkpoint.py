@@ -250,17 +250,21 @@ def test_a_hub_id_fetches_the_small_files_first_and_only_the_wanted_weights(tmp_
     DDPMPipeline(unet(), DDPMScheduler()).save_pretrained(tmp_path / "pipeline")
     asked = []
 
-    def download(repo_id, allow_patterns):
+    def download(repo_id, allow_patterns, ignore_patterns=None):
         asked.append((repo_id, allow_patterns))
         return str(tmp_path / "pipeline")
 
     monkeypatch.setattr("secateur.checkpoint.snapshot_download", download)
-    assert torch.equal(output(load("someone/model").model), output(unet()))
+    assert torch.equal(output(from_pretrained("someone/model")), output(unet()))
     assert asked == [("someone/model", ["*.json"]), ("someone/model", ["*.json", "unet/*.safetensors"])]
-    edit(tmp_path / "pipeline", "model_index.json", lambda value: value.update(vae=["diffusers", "AutoencoderKL"]))
-    with pytest.raises(ModelError, match="latents"):
-        load("someone/model")
-    assert len(asked) == 3
+    assert torch.equal(output(load("someone/model").model), output(unet()))
+    assert asked[2:] == [
+        ("someone/model", ["*.json"]),
+        ("someone/model", ["*.json", "*/*.safetensors", "tokenizer*/*"]),
+    ]
+    with pytest.raises(ModelError, match=r"lists no transformer; it has scheduler, unet"):
+        load("someone/model", component="transformer")
+    assert len(asked) == 5
 
 
 def test_a_hub_that_does_not_answer_is_one_line(monkeypatch):

@@ -3,7 +3,6 @@
 import json
 import math
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
-from safetensors.torch import save_file
 
 from secateur.errors import SecateurError
 from secateur.reporting import (
@@ -31,120 +29,7 @@ from secateur.reporting import (
 from secateur.reporting.plots.curves import smooth
 from secateur.reporting.plots.ranking import score_strip
 from secateur.reporting.stages import removal_step, soft_stages
-
-HOSTILE = """<script>alert("x")</script>|$\\frac{$ & 'q'"""
-
-
-def dims_of(extra: int) -> list[str]:
-    return ["conv_in", *(f"down_blocks.{index}.resnets.0.inner" for index in range(extra)), HOSTILE]
-
-
-def write_ranking_json(run: Path, extra: int) -> None:
-    generator = torch.Generator().manual_seed(0)
-    write(
-        run / "ranking.json",
-        {
-            "criterion": "diff-pruning",
-            "options": {"threshold": 0.05},
-            "seconds": 12.34,
-            "dims": {
-                name: torch.rand(8 + 8 * (index % 4), generator=generator).tolist()
-                for index, name in enumerate(dims_of(extra))
-            },
-            "blocks": {"down_blocks.0": 0.25, "mid_block": 0.75},
-            "curve": {"timesteps": [5.0, 15.0, 25.0, 35.0], "losses": [0.9, 0.4, 0.1, 0.04], "used": 3},
-        },
-    )
-
-
-def write_cut_json(run: Path, extra: int) -> None:
-    dims = {
-        name: {"units": 8 + 8 * (index % 4), "kept": (8 + 8 * (index % 4)) * 3 // 4, "width": 1 + index % 2}
-        for index, name in enumerate(dims_of(extra))
-    }
-    before = {"macs": 24.0e6, "attention_macs": 1.0e6, "parameters": 6_600_000}
-    after = {"macs": 11.93e6, "attention_macs": 0.5e6, "parameters": 3_102_000}
-    described = {"target": "macs=50%", "metric": "macs", "asked": 12.0e6, "reached": 11.93e6, "dense": 24.0e6}
-    settings = {"removed_blocks": ["mid_block"], "allocation": "local", "granularity": "both", "round_to": 8}
-    write(run / "cut.json", described | settings | {"before": before, "after": after, "dims": dims})
-
-
-def write_evaluation_json(run: Path) -> None:
-    def entry(size: float, frechet: float, ssim: float | None) -> dict[str, Any]:
-        def latency(ms: float) -> dict[str, float]:
-            return {"median_ms": ms * size, "lower_ms": 0.98 * ms * size, "upper_ms": 1.02 * ms * size, "rounds": 20}
-
-        losses = [0.9 * frechet, 0.2, 0.05, None]
-        consistency = {name: {"mean": ssim, "std": 0.1} for name in ("ssim", "psnr", "mse")}
-        fidelity = {"metric": "FD[digits-features]", "value": frechet, "std": 0.2, "samples": 1000}
-        return {
-            "parameters": int(6_600_000 * size),
-            "macs": int(24e6 * size),
-            "weights_bytes": int(26_400_000 * size),
-            "peak_activation_bytes": {"1": 100_000, "32": 3_200_000},
-            "latency": {"1": latency(4.0), "32": latency(30.0)},
-            "compiled_latency": {},
-            "notes": [],
-            "denoising_loss": {"timesteps": [5.0, 350.0, 700.0, 995.0], "losses": losses, "mean": 0.12345},
-            "consistency": None if ssim is None else consistency,
-            "fidelity": fidelity | {"reference_samples": 1797, "dims": 64, "full_rank": True},
-        }
-
-    models = {"pruned": entry(0.5, 41.2, 0.31), "recovered": entry(0.5, 5.17, 0.74), "dense": entry(1.0, 3.14, None)}
-    result = {"reference": "dense", "environment": {"device": "cpu", "threads": 2}, "notes": [HOSTILE]}
-    write(run / "evaluation" / "evaluation.json", result | {"models": models})
-    generator = torch.Generator().manual_seed(1)
-    images = {name: torch.rand(12, 1, 8, 8, generator=generator) * 2 - 1 for name in (*models, "real")}
-    save_file({**images, "class_labels": torch.arange(12) % 10}, run / "evaluation" / "samples.safetensors")
-
-
-def make_run(run: Path, extra: int = 3) -> Path:
-    write(
-        run / "config.json",
-        {
-            "command": "compress",
-            "command_line": f"secateur compress digits-unet --note {HOSTILE}",
-            "model": "folder/digits-unet",
-            "data": "digits",
-            "seed": 7,
-            "device": "cpu, 2 threads",
-            "versions": {"secateur": "0.1.0", "torch": "2.6.0"},
-            "recovery": {"steps": 40},
-        },
-    )
-    write_ranking_json(run, extra)
-    write_cut_json(run, extra)
-    write_evaluation_json(run)
-    records = [
-        {"step": s, "loss": 2 / s, "denoising": 1 / s, "jvp": 1 / s, "lr": 2e-4, "grad_norm": 1.0} for s in range(1, 40)
-    ]
-    lines = "\n".join(json.dumps(record) for record in records)
-    (run / "recovery").mkdir()
-    (run / "recovery" / "log.jsonl").write_text(lines + '\n{"step": 41, "lo')
-    return run
-
-
-def write(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value))
-
-
-class Page(HTMLParser):
-    """Collects the tags, attributes and text of a page."""
-
-    def __init__(self, markup: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.links: list[str] = []
-        self.text = ""
-        self.feed(markup)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.links += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href")]
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
+from synthetic_runs import HOSTILE, Page, make_run, write, write_cut_json, write_ranking_json
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +62,7 @@ def test_page_is_self_contained_and_hostile_text_stays_text(markup: str) -> None
     assert all(link.startswith(("data:", "#")) for link in page.links)
     assert "script" not in page.tags
     assert HOSTILE in page.text
-    assert page.tags.count("img") == 40
+    assert page.tags.count("img") == 40 + 3 * 12  # ten of each row, and all by class
     assert page.tags.count("svg") == 7
     ids = re.findall(r'\bid="([^"]+)"', markup)
     assert len(ids) == len(set(ids))

@@ -2,9 +2,12 @@
 
 from .checkpoint import from_pretrained, load, load_pipeline, push_to_hub, save_pipeline, save_pretrained
 from .commands import (
+    TrialConfig,
+    best,
     check_structure,
     compress,
     convert,
+    encode,
     evaluate,
     finetune,
     inspect,
@@ -13,11 +16,12 @@ from .commands import (
     rank,
     report,
     sample,
+    sweep,
 )
 from .criteria import ScoringConfig
 from .errors import SecateurError
 from .evaluation import EvaluationConfig
-from .recovery import RecoveryConfig
+from .recovery import RecoveryConfig, WarmupConfig
 from .schedules import CutConfig
 from .structure import register_structure
 
@@ -29,9 +33,13 @@ __all__ = [
     "RecoveryConfig",
     "ScoringConfig",
     "SecateurError",
+    "TrialConfig",
+    "WarmupConfig",
+    "best",
     "check_structure",
     "compress",
     "convert",
+    "encode",
     "evaluate",
     "finetune",
     "from_pretrained",
@@ -47,4 +55,5 @@ __all__ = [
     "sample",
     "save_pipeline",
     "save_pretrained",
+    "sweep",
 ]

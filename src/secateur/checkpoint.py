@@ -10,7 +10,7 @@ import importlib.metadata
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ WEIGHTS_INDEX = f"{WEIGHTS}.index.json"
 SCHEDULER = "scheduler_config.json"
 COMPONENTS = ("unet", "transformer")
 LATENT_COMPONENTS = ("vae", "vqvae")
+UNWANTED = ["*.fp16.*", "*.bf16.*", "*.non_ema.*"]  # other copies of the same weights
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,11 @@ class Loaded:
     pipeline: Path | None = None
     component: str | None = None
 
+    @property
+    def vae(self) -> Path | None:
+        """The folder of the pipeline's autoencoder; None for a model of pixels."""
+        return None if self.pipeline is None else _autoencoder_of(self.pipeline)
+
 
 def library_versions() -> dict[str, str]:
     """Versions of what a result depends on."""
@@ -104,6 +110,16 @@ def apply_cut(model: nn.Module, cut: Cut, details: Mapping[str, Any] | None = No
     _follow_depth(model)
     _attach(model, replace(manifest, steps=(*manifest.steps, step)))
     return model
+
+
+def note_labels(model: nn.Module, class_names: Sequence[str], base_id: str = "") -> None:
+    """Write into the manifest that `model` was given other classes; one is begun for a dense model."""
+    config = _plain_config(model)
+    manifest = manifest_of(model) or Manifest({"id": base_id, "class": type(model).__name__, "config": config})
+    counts = {key: config[key] for key in ("num_embeds_ada_norm", "num_class_embeds") if key in config}
+    base = {**manifest.base, "config": {**manifest.base["config"], **counts}}
+    step = {"kind": "labels", "classes": len(class_names), "names": list(class_names)}
+    _attach(model, Manifest(base, (*manifest.steps, step)))
 
 
 def note_step(model: nn.Module, kind: str, details: Mapping[str, Any]) -> None:
@@ -145,7 +161,16 @@ def save_pipeline(loaded: Loaded, model: nn.Module, folder: str | Path) -> Path:
     with atomic_folder(folder) as temporary:
         shutil.copytree(loaded.pipeline, temporary, dirs_exist_ok=True, ignore=left_out)
         save_pretrained(model, temporary / loaded.component)
+        _follow_labels(temporary / "model_index.json", model)
     return Path(folder)
+
+
+def _follow_labels(index: Path, model: nn.Module) -> None:
+    """Name the classes of a model that was given others in its pipeline's `id2label`, if it has one."""
+    listed, manifest = _read(index), manifest_of(model)
+    steps = [step for step in (manifest.steps if manifest is not None else ()) if step["kind"] == "labels"]
+    if "id2label" in listed and steps:
+        write_json(index, listed | {"id2label": {str(i): name for i, name in enumerate(steps[-1]["names"])}})
 
 
 def push_to_hub(
@@ -164,30 +189,42 @@ def push_to_hub(
         return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Pruned with secateur"))
 
 
-def from_pretrained(path_or_id: str | Path, *, torch_dtype: torch.dtype | None = None) -> nn.Module:
+def from_pretrained(
+    path_or_id: str | Path, *, component: str | None = None, torch_dtype: torch.dtype | None = None
+) -> nn.Module:
     """Load a dense or pruned model, in eval mode, from a folder, a pipeline folder, or a hub id.
+
+    Args:
+        path_or_id: where it is.
+        component: which part of a pipeline, unet or transformer; by default the one that is there.
+        torch_dtype: of the weights; by default the saved one.
 
     Raises:
         ModelError: nothing is there, the folder is damaged, or its architecture has no declared structure.
     """
-    model = _load_model(_locate(path_or_id)[0], str(path_or_id))
+    model = _load_model(_locate(path_or_id, component)[0], str(path_or_id))
     return model if torch_dtype is None else model.to(torch_dtype)
 
 
-def load(path_or_id: str | Path, *, process_config: Mapping[str, Any] | None = None) -> Loaded:
+def load(
+    path_or_id: str | Path, *, component: str | None = None, process_config: Mapping[str, Any] | None = None
+) -> Loaded:
     """Load a model and the process that its scheduler's config describes.
 
     Args:
-        path_or_id: a model folder, a pipeline folder (its `unet` or `transformer` is taken), or a hub id.
+        path_or_id: a model folder, a pipeline folder, or a hub id; of a pipeline on the hub everything is fetched.
+        component: which part of a pipeline, unet or transformer; by default the one that is there.
         process_config: a scheduler config to use instead of the one beside the model.
 
     Raises:
         ModelError: as `from_pretrained`; also when no scheduler config is found or it is not supported.
     """
-    folder, pipeline, component = _locate(path_or_id)
+    folder, pipeline, component = _locate(path_or_id, component, whole=True)
     places = [folder, folder.parent / "scheduler"] if pipeline is None else [pipeline / "scheduler", pipeline]
     scheduler = dict(process_config or _scheduler_config(places))
-    process = process_from_config(scheduler)
+    latent = pipeline is not None and _autoencoder_of(pipeline) is not None
+    # Samplers clip to [-1, 1] unless told otherwise, and latents go beyond.
+    process = process_from_config(scheduler | {"clip_sample": False, "thresholding": False} if latent else scheduler)
     return Loaded(_load_model(folder, str(path_or_id)), process, scheduler, pipeline, component)
 
 
@@ -209,18 +246,27 @@ def load_pipeline(path: str | Path) -> DiffusionPipeline:
         raise ModelError(f"{path} cannot be loaded: {first_line(error)}") from error
 
 
-def _locate(path_or_id: str | Path) -> tuple[Path, Path | None, str | None]:
-    """The model's folder, and the pipeline's folder and the component's name if it is part of one."""
+def _locate(
+    path_or_id: str | Path, component: str | None = None, whole: bool = False
+) -> tuple[Path, Path | None, str | None]:
+    """The model's folder, and the pipeline's folder and the component's name if it is part of one.
+
+    From the hub only the component is fetched, or the `whole` pipeline.
+    """
     folder, text = Path(path_or_id), str(path_or_id)
     if folder.is_dir():
-        return _component(folder)
+        return _component(folder, component)
     if text.count("/") != 1 or folder.is_absolute() or text.startswith("."):
         raise ModelError(f"{path_or_id} is neither a folder nor a hub id such as google/ddpm-cifar10-32")
     try:
         # The small files first: they say which weights are wanted, and whether the model is supported.
-        model, pipeline, component = _component(Path(snapshot_download(text, allow_patterns=["*.json"])))
-        wanted = "*.safetensors" if pipeline in (None, model) else f"{component}/*.safetensors"
-        return _component(Path(snapshot_download(text, allow_patterns=["*.json", wanted])))
+        small = Path(snapshot_download(text, allow_patterns=["*.json"]))
+        model, pipeline, component = _component(small, component)
+        wanted = ["*.json", "*.safetensors" if pipeline in (None, model) else f"{component}/*.safetensors"]
+        if whole and pipeline not in (None, model):
+            wanted = ["*.json", "*/*.safetensors", "tokenizer*/*"]
+        fetched = Path(snapshot_download(text, allow_patterns=wanted, ignore_patterns=UNWANTED))
+        return _component(fetched, component)
     except SecateurError:
         raise
     except Exception as error:
@@ -229,19 +275,30 @@ def _locate(path_or_id: str | Path) -> tuple[Path, Path | None, str | None]:
         ) from error
 
 
-def _component(folder: Path) -> tuple[Path, Path | None, str | None]:
+def _component(folder: Path, component: str | None = None) -> tuple[Path, Path | None, str | None]:
     index = folder / "model_index.json"
     if not index.is_file():
+        if component is not None:
+            raise ModelError(f"{folder} is a model folder, not a pipeline with a component {component}")
         return folder, None, None
-    listed = _read(index)
-    component = next((name for name in COMPONENTS if name in listed), None)
-    if component is None:
-        raise ModelError(f"{index} lists neither of the components {', '.join(COMPONENTS)}")
-    latent = [name for name in LATENT_COMPONENTS if name in listed]
-    if latent:
-        raise ModelError(f"{folder} works on the latents of a {latent[0]}; only pixel-space pipelines are supported")
+    present = _present(index)
+    found = [name for name in COMPONENTS if name in present and component in (None, name)]
+    if not found:
+        raise ModelError(f"{index} lists no {component or ' or '.join(COMPONENTS)}; it has {', '.join(present)}")
+    component = found[0]
     # Some hub folders keep their only component at the root.
     return (folder / component if (folder / component).is_dir() else folder), folder, component
+
+
+def _present(index: Path) -> list[str]:
+    """Names of the components that a model_index.json lists and does not leave out."""
+    listed = _read(index)
+    return [name for name, value in listed.items() if isinstance(value, list) and value and value[0] is not None]
+
+
+def _autoencoder_of(pipeline: Path) -> Path | None:
+    present = _present(pipeline / "model_index.json")
+    return next((pipeline / name for name in LATENT_COMPONENTS if name in present), None)
 
 
 def _scheduler_config(folders: list[Path]) -> dict[str, Any]:

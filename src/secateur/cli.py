@@ -14,11 +14,12 @@ import tyro
 from diffusers.utils import logging as diffusers_logging
 
 from . import commands
+from .commands.trials import TrialConfig
 from .criteria import ScoringConfig
 from .errors import SecateurError, first_line
 from .evaluation import EvaluationConfig
 from .recipes import recipe_named
-from .recovery import RecoveryConfig
+from .recovery import RecoveryConfig, WarmupConfig
 from .schedules import CutConfig
 
 DESCRIPTION = """Prune pretrained diffusion and flow models, and recover what pruning cost.
@@ -72,6 +73,7 @@ def _commands(arguments: Sequence[str]) -> dict[str, Callable[..., Any]]:
             "adaptive": chosen.adaptive,
             "cut": chosen.cut,
             "recovery": chosen.recovery,
+            "warmup": WarmupConfig(),
             "evaluation": chosen.evaluation,
         },
         "rank": {"scoring": ScoringConfig()},
@@ -82,6 +84,9 @@ def _commands(arguments: Sequence[str]) -> dict[str, Callable[..., Any]]:
         "inspect": {},
         "check-structure": {},
         "convert": {},
+        "encode": {},
+        "sweep": {"shared": TrialConfig(), "evaluation": EvaluationConfig()},
+        "best": {"shared": TrialConfig(), "evaluation": EvaluationConfig()},
         "report": {},
     }
     functions = {name: getattr(commands, name.replace("-", "_")) for name in opened}

@@ -54,13 +54,9 @@ def _unet2d_condition(model: UNet2DConditionModel, sample: Tensor, draw: Draw) -
 
 def _pixart(model: PixArtTransformer2DModel, sample: Tensor, draw: Draw) -> dict[str, Any]:
     config: Any = model.config
-    sizes = model.use_additional_conditions
     return {
         "encoder_hidden_states": draw(PIXART_TOKENS, config.caption_channels or config.cross_attention_dim),
-        "added_cond_kwargs": {
-            "resolution": 512 + 64 * draw(2) if sizes else None,
-            "aspect_ratio": draw(1).exp() if sizes else None,
-        },
+        "added_cond_kwargs": {"resolution": 512 + 64 * draw(2), "aspect_ratio": draw(1).exp()},
     }
 
 

@@ -47,6 +47,8 @@ def class_count(model: nn.Module) -> int | None:
         ModelError: labels that are not class indices.
     """
     config: Any = model.config
+    if "class_labels" not in inspect.signature(model.forward).parameters:  # PixArt keeps DiT's entries in its config
+        return None
     if (kind := config.get("class_embed_type")) is not None:
         raise ModelError(f"{type(model).__name__} takes labels by class_embed_type={kind!r}, which is not supported")
     return config.get("num_class_embeds") or config.get("num_embeds_ada_norm")
@@ -55,7 +57,7 @@ def class_count(model: nn.Module) -> int | None:
 def null_class(model: nn.Module) -> int | None:
     """The label that stands for no class: the last embedding of a DiT (Peebles & Xie 2023, section 3.1)."""
     config: Any = model.config
-    return config.get("num_embeds_ada_norm")
+    return None if class_count(model) is None else config.get("num_embeds_ada_norm")
 
 
 def example_inputs(model: nn.Module, batch_size: int, size: tuple[int, int] | None = None) -> dict[str, Any]:
@@ -84,6 +86,11 @@ def example_inputs(model: nn.Module, batch_size: int, size: tuple[int, int] | No
 def _like(parameter: Tensor, value: Tensor) -> Tensor:
     """`value` on the device of `parameter` and, if it has a fraction, in its dtype."""
     return value.to(parameter.device, parameter.dtype if value.is_floating_point() else value.dtype)
+
+
+def takes_text(model: nn.Module) -> bool:
+    """Whether the network attends to text."""
+    return "encoder_hidden_states" in inspect.signature(model.forward).parameters
 
 
 @contextmanager

@@ -1,8 +1,10 @@
 """One file per command; each is a Python function that the command line calls with the same arguments."""
 
+from .best import best
 from .check_structure import check_structure
 from .compress import compress
 from .convert import convert
+from .encode import encode
 from .evaluate import evaluate
 from .finetune import finetune
 from .inspect import inspect
@@ -11,11 +13,16 @@ from .quickstart import quickstart
 from .rank import rank
 from .report import report
 from .sample import sample
+from .sweep import sweep
+from .trials import TrialConfig
 
 __all__ = [
+    "TrialConfig",
+    "best",
     "check_structure",
     "compress",
     "convert",
+    "encode",
     "evaluate",
     "finetune",
     "inspect",
@@ -24,4 +31,5 @@ __all__ = [
     "rank",
     "report",
     "sample",
+    "sweep",
 ]

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import platform
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -14,18 +14,22 @@ from typing import Annotated, Any, Literal
 
 import torch
 import tyro
-from torch import nn
+from torch import Tensor, nn
 
+from ..autoencoder import open_autoencoder
 from ..checkpoint import Loaded, from_pretrained, library_versions, load
-from ..data import ImageDataset, load_data
+from ..data import ImageDataset, LatentDataset, load_data
+from ..encoding import encode, open_encoded, sizes, whole
 from ..errors import ModelError, SecateurError, first_line
 from ..files import read_json, write_json
-from ..inputs import input_shape
+from ..inputs import device_of, input_shape, takes_text
 from ..processes import is_main_process, process_count
 from ..structure import Structure, describe
 
 Model = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
+Component = Literal["unet", "transformer"]
 ProcessName = Literal["auto", "ddpm", "v-prediction", "flow", "flow-sit"]
+NO_PIPELINE = "the model takes text, and no VAE and text encoder are beside it; give its whole pipeline folder"
 EMBEDDED = ("digits-unet", "digits-sit")
 
 _FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000}
@@ -38,10 +42,12 @@ PROCESSES: dict[str, dict[str, Any] | None] = {
 }
 
 
-def open_model(model: str, process: ProcessName = "auto", device: str = "auto") -> tuple[Loaded, Structure]:
+def open_model(
+    model: str, process: ProcessName = "auto", device: str = "auto", component: Component | None = None
+) -> tuple[Loaded, Structure]:
     """Load a folder, a hub id or an embedded model, move it to the device, and describe its structure."""
     with _place(model) as place:
-        loaded = load(place, process_config=PROCESSES[process])
+        loaded = load(place, component=component, process_config=PROCESSES[process])
     structure = structure_of(model, loaded.model)
     loaded.model.to(choose_device(device))
     return loaded, structure
@@ -59,10 +65,10 @@ def structure_of(model: str, network: nn.Module) -> Structure:
         raise ModelError(f"{model}: {error}") from error
 
 
-def open_weights(model: str, device: str = "auto") -> nn.Module:
+def open_weights(model: str, device: str = "auto", component: Component | None = None) -> nn.Module:
     """As `open_model`, for what needs no process."""
     with _place(model) as place:
-        return from_pretrained(place).to(choose_device(device))
+        return from_pretrained(place, component=component).to(choose_device(device))
 
 
 @contextmanager
@@ -76,8 +82,38 @@ def _place(model: str) -> Iterator[str | Path]:
 
 
 def open_data(data: str, loaded: Loaded) -> ImageDataset:
-    """Open images for the loaded model."""
+    """Open images for the loaded model; for one of latents, say what `encode_data` will write.
+
+    Raises:
+        SecateurError: as `load_data` and `open_encoded`; a text-conditional model without its pipeline.
+    """
+    if loaded.vae is not None:
+        dataset = open_encoded(data, loaded)
+        for name, disk, memory, folder in sizes(dataset, loaded):
+            weights = f"{memory / 1e6:,.0f} MB of weights in memory"
+            say(f"{name:10} to encode once: about {disk / 1e6:,.1f} MB in {folder}, {weights}")
+        return dataset
+    if takes_text(loaded.model):
+        raise ModelError(NO_PIPELINE)
     return load_data(data, input_shape(loaded.model))
+
+
+def encode_data(dataset: ImageDataset, loaded: Loaded) -> ImageDataset:
+    """The data with everything encoded that `open_data` said, which takes a while the first time.
+
+    Raises:
+        SecateurError: as `encode`; several processes, of which only one may write.
+    """
+    if not isinstance(dataset, LatentDataset) or whole(dataset):
+        return dataset
+    if process_count() > 1:
+        raise SecateurError("the data is not encoded yet, which one process must do: run secateur encode first")
+    return encode(dataset, loaded)
+
+
+def decoder(loaded: Loaded) -> Callable[[Tensor], Tensor] | None:
+    """What turns the model's latents into images; None for a model of pixels."""
+    return None if loaded.vae is None else open_autoencoder(loaded.vae, device_of(loaded.model)).decode
 
 
 def choose_device(name: str) -> torch.device:

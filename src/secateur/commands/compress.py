@@ -5,15 +5,29 @@ from __future__ import annotations
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
+from ..checkpoint import Loaded
 from ..criteria import CriterionName, ScoringConfig
+from ..data import ImageDataset
 from ..evaluation import EvaluationConfig, check_evaluation
+from ..labels import relabel
 from ..recipes import Recipe, ScheduleName, recipe_named
-from ..recovery import RecoveryConfig
+from ..recovery import RecoveryConfig, WarmupConfig
 from ..reporting import read_run, summarize, write_report
-from ..schedules import AdaptiveConfig, CutConfig, ProgressiveConfig, granularity_for, parse_target
-from .common import Model, ProcessName, one_process, open_data, open_model, say, start_run
-from .plan import check_criterion, check_recovery, check_schedule, plan_cut, print_plan, print_times, pruned_late
+from ..schedules import AdaptiveConfig, CutConfig, ProgressiveConfig, Target, granularity_for, parse_target
+from ..structure import Structure
+from .common import Component, Model, ProcessName, encode_data, one_process, open_data, open_model, say, start_run
+from .plan import (
+    check_criterion,
+    check_new_labels,
+    check_recovery,
+    check_schedule,
+    plan_cut,
+    print_plan,
+    print_times,
+    pruned_late,
+)
 from .stages import (
     PRUNERS,
     cut_stage,
@@ -21,6 +35,7 @@ from .stages import (
     rank_stage,
     recover_stage,
     settle_stage,
+    warmup_stage,
 )
 
 
@@ -42,6 +57,9 @@ def compress(
     cut: CutConfig | None = None,
     recovery: RecoveryConfig | None = None,
     evaluation: EvaluationConfig | None = None,
+    new_labels: bool = False,
+    warmup: WarmupConfig | None = None,
+    component: Component | None = None,
     process: ProcessName = "auto",
     device: str = "auto",
     dry_run: bool = False,
@@ -70,6 +88,9 @@ def compress(
         cut: which cuts are allowed.
         recovery: how to fine-tune.
         evaluation: what to measure.
+        new_labels: the data's classes replace the model's: fresh label embeddings, trained before the ranking.
+        warmup: how the new labels are trained.
+        component: which part of a pipeline, unet or transformer; the default takes the one that is there.
         process: how the model was trained, when no scheduler config lies beside it.
         device: auto, cpu, cuda, mps ...
         dry_run: print the plan, the predicted size and time, and stop.
@@ -81,42 +102,89 @@ def compress(
         SecateurError: bad input, an unreachable target, a run that cannot go on; always one clear line.
     """
     one_process("compress")
-    settings = _settings(
+    settings = resolve(
         recipe, criterion, schedule, objective, steps, seed, scoring, progressive, adaptive, cut, recovery, evaluation
     )
     goal = parse_target(target)
-    loaded, structure = open_model(model, process, device)
+    loaded, structure = open_model(model, process, device, component)
     dataset = open_data(data, loaded)
+    if new_labels:
+        check_new_labels(dataset)
+        relabel(loaded.model, len(dataset.class_names), settings.recovery.seed)
+    warmup = (warmup or WarmupConfig()) if new_labels else None
+    plan = check(loaded, structure, dataset, goal, settings)
+    if dry_run:
+        print_plan(plan, structure, goal, settings.cut)
+        print_times(loaded, plan, warmup=warmup, **timed_parts(settings))
+        return Path(out)
+    begun = time.perf_counter()
+    run = start_run(out, run_settings(model, goal, data, recipe, process, settings, component, warmup))
+    dataset = encode_data(dataset, loaded)
+    if warmup is not None:
+        loaded = warmup_stage(run, loaded, dataset, warmup, settings.recovery, model)
+    compress_stages(run, loaded, structure, dataset, goal, settings, model)
+    page = write_report(run)
+    for sentence in summarize(read_run(run)).sentences:
+        say(sentence)
+    say(f"\nmodel    {run / 'model'}\nreport   {page}\nseconds  {time.perf_counter() - begun:.0f}")
+    return run
+
+
+def check(
+    loaded: Loaded, structure: Structure, dataset: ImageDataset, goal: Target, settings: Recipe
+) -> dict[str, Any] | None:
+    """Find what would stop a compression, before long work starts; returns the planned cut (`plan_cut`).
+
+    Raises:
+        SecateurError: the recipe does not fit the model, the data or the steps, or the target is out of reach.
+    """
     check_recovery(loaded.model, dataset, settings.recovery, loaded.model)
     granularity = granularity_for(goal, settings.cut)
     check_schedule(settings, granularity)
     check_evaluation({"dense": loaded.model, "recovered": loaded.model}, loaded.process, dataset, settings.evaluation)
     check_criterion(settings.criterion, structure, granularity)
-    plan = plan_cut(loaded.model, structure, goal, settings.cut)
-    if dry_run:
-        print_plan(plan, structure, goal, settings.cut)
-        print_times(
-            loaded,
-            plan,
-            scoring=(settings.criterion, settings.scoring),
-            recovery=settings.recovery,
-            evaluation=settings.evaluation,
-            pruned_late=pruned_late(settings),
-        )
-        return Path(out)
-    begun = time.perf_counter()
-    run = start_run(
-        out,
-        {
-            "command": "compress",
-            "model": model,
-            "target": str(goal),
-            "data": data,
-            "recipe": recipe,
-            "process": process,
-            **asdict(settings),
-        },
-    )
+    return plan_cut(loaded.model, structure, goal, settings.cut)
+
+
+def timed_parts(settings: Recipe) -> dict[str, Any]:
+    """What of a recipe takes time, as arguments of `predict_seconds`."""
+    return {
+        "scoring": (settings.criterion, settings.scoring),
+        "recovery": settings.recovery,
+        "evaluation": settings.evaluation,
+        "pruned_late": pruned_late(settings),
+    }
+
+
+def run_settings(
+    model: str,
+    goal: Target,
+    data: str,
+    recipe: str,
+    process: ProcessName,
+    settings: Recipe,
+    component: Component | None = None,
+    warmup: WarmupConfig | None = None,
+) -> dict[str, Any]:
+    """What `config.json` of a compression says, and what a command that takes it up must share."""
+    places = {"model": model, "target": str(goal), "data": data, "recipe": recipe, "process": process}
+    return {"command": "compress", **places, "component": component, "warmup": warmup, **asdict(settings)}
+
+
+def compress_stages(
+    run: Path,
+    loaded: Loaded,
+    structure: Structure,
+    dataset: ImageDataset,
+    goal: Target,
+    settings: Recipe,
+    model: str,
+    cache: Path | None = None,
+) -> None:
+    """Rank, cut, recover and evaluate in the run folder `run`; what is there already is not done again.
+
+    Runs may share a `cache`, where they find the samples of the same models again: see `evaluate_models`.
+    """
     scores = rank_stage(run, loaded, structure, dataset, settings.criterion, settings.scoring)
     models = {"dense": loaded.model}
     start, pruner = loaded.model, None
@@ -128,27 +196,22 @@ def compress(
     models["recovered"] = recover_stage(run, start, loaded, dataset, settings.recovery, loaded.model, pruner)
     if settings.schedule == "adaptive":
         settle_stage(run, loaded, structure, goal, settings.cut)
-    evaluate_stage(run, models, loaded.process, dataset, settings.evaluation)
-    page = write_report(run)
-    for sentence in summarize(read_run(run)).sentences:
-        say(sentence)
-    say(f"\nmodel    {run / 'model'}\nreport   {page}\nseconds  {time.perf_counter() - begun:.0f}")
-    return run
+    evaluate_stage(run, models, loaded, dataset, settings.evaluation, cache)
 
 
-def _settings(
+def resolve(
     recipe: str,
-    criterion: CriterionName | None,
-    schedule: ScheduleName | None,
-    objective: str | None,
-    steps: int | None,
-    seed: int | None,
-    scoring: ScoringConfig | None,
-    progressive: ProgressiveConfig | None,
-    adaptive: AdaptiveConfig | None,
-    cut: CutConfig | None,
-    recovery: RecoveryConfig | None,
-    evaluation: EvaluationConfig | None,
+    criterion: CriterionName | None = None,
+    schedule: ScheduleName | None = None,
+    objective: str | None = None,
+    steps: int | None = None,
+    seed: int | None = None,
+    scoring: ScoringConfig | None = None,
+    progressive: ProgressiveConfig | None = None,
+    adaptive: AdaptiveConfig | None = None,
+    cut: CutConfig | None = None,
+    recovery: RecoveryConfig | None = None,
+    evaluation: EvaluationConfig | None = None,
 ) -> Recipe:
     """The recipe with what was given in the place of its parts."""
     base = recipe_named(recipe)

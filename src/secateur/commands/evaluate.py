@@ -10,7 +10,7 @@ from ..evaluation import EvaluationConfig, MetricName, check_evaluation
 from ..inputs import device_of
 from ..processes import is_main_process, wait_for_everyone
 from ..reporting import write_report
-from .common import Model, ProcessName, open_data, open_model, say, start_run
+from .common import Component, Model, ProcessName, encode_data, open_data, open_model, say, start_run
 from .plan import print_times
 from .stages import evaluate_stage
 
@@ -23,6 +23,7 @@ def evaluate(
     reference: str | None = None,
     metrics: tuple[MetricName, ...] | None = None,
     evaluation: EvaluationConfig | None = None,
+    component: Component | None = None,
     process: ProcessName = "auto",
     device: str = "auto",
     dry_run: bool = False,
@@ -40,16 +41,17 @@ def evaluate(
         metrics: some of latency, loss, consistency, ms-ssim, lpips, frechet, rfid, kid, inception-score, prdc,
             per-class, ftle, in the place of the evaluation options' own; docs/metrics.md says what each is.
         evaluation: how to measure.
+        component: which part of a pipeline, unet or transformer; the default takes the one that is there.
         process: how the model was trained, when no scheduler config lies beside it.
         device: auto, cpu, cuda, mps ...
         dry_run: print the predicted time and stop.
     """
     settings = evaluation or EvaluationConfig()
     settings = replace(settings, metrics=metrics or settings.metrics)
-    loaded, _ = open_model(model, process, device)
+    loaded, _ = open_model(model, process, device, component)
     models = {"model": loaded.model}
     if reference is not None:
-        dense, _ = open_model(reference, process, device)
+        dense, _ = open_model(reference, process, device, component)
         if dense.process != loaded.process:
             raise SecateurError(f"{model} and {reference} have different scheduler configs: they cannot be compared")
         models = {"dense": dense.model, "pruned": loaded.model}
@@ -58,10 +60,11 @@ def evaluate(
     if dry_run:
         print_times(loaded, evaluation=settings)
         return Path(out)
-    places = {"model": model, "reference": reference, "data": data, "process": process}
+    places = {"model": model, "reference": reference, "data": data, "component": component, "process": process}
     run = start_run(out, {"command": "evaluate", **places, "evaluation": settings})
     wait_for_everyone(on_cpu=device_of(loaded.model).type == "cpu")  # nobody writes where the folder is refused
-    evaluate_stage(run, models, loaded.process, dataset, settings)
+    dataset = encode_data(dataset, loaded)
+    evaluate_stage(run, models, loaded, dataset, settings)
     if not is_main_process():
         return run
     page = write_report(run)

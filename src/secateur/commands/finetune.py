@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from ..recovery import RecoveryConfig
-from .common import Model, ProcessName, open_data, open_model, say, start_run
+from .common import Component, Model, ProcessName, encode_data, open_data, open_model, say, start_run
 from .plan import check_recovery, print_times
 from .stages import recover_stage
 
@@ -20,6 +20,7 @@ def finetune(
     objective: str | None = None,
     steps: int | None = None,
     recovery: RecoveryConfig | None = None,
+    component: Component | None = None,
     process: ProcessName = "auto",
     device: str = "auto",
     dry_run: bool = False,
@@ -36,6 +37,7 @@ def finetune(
         objective: denoising, distillation, first-order or 2ndmatch; the default is the recovery options' own.
         steps: optimizer steps; the default is the recovery options' own.
         recovery: how to train.
+        component: which part of a pipeline, unet or transformer; the default takes the one that is there.
         process: how the model was trained, when no scheduler config lies beside it.
         device: auto, cpu, cuda, mps ...
         dry_run: print the predicted time and stop.
@@ -46,15 +48,16 @@ def finetune(
         steps=steps if steps is not None else settings.steps,
         objective=objective or settings.objective,
     )
-    loaded, _ = open_model(model, process, device)
-    dense = open_model(teacher, process, device)[0].model if teacher is not None else None
+    loaded, _ = open_model(model, process, device, component)
+    dense = open_model(teacher, process, device, component)[0].model if teacher is not None else None
     dataset = open_data(data, loaded)
     check_recovery(loaded.model, dataset, settings, dense)
     if dry_run:
         print_times(loaded, recovery=settings, teacher=dense)
         return Path(out)
-    places = {"model": model, "teacher": teacher, "data": data, "process": process}
+    places = {"model": model, "teacher": teacher, "data": data, "component": component, "process": process}
     run = start_run(out, {"command": "finetune", **places, "recovery": settings})
+    dataset = encode_data(dataset, loaded)
     recover_stage(run, loaded.model, loaded, dataset, settings, dense)
     say(f"model   {run / 'model'}\nlog     {run / 'recovery' / 'log.jsonl'}")
     return run

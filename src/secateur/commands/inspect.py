@@ -12,18 +12,21 @@ from ..inputs import example_inputs
 from ..schedules import CutConfig, no_scores, removal_steps
 from ..schedules.target import format_count
 from ..structure.cost import cost_model
-from .common import Model, open_weights, say, structure_of
+from .common import Component, Model, open_weights, say, structure_of
 
 
-def inspect(model: Model, *, dims: bool = False, device: str = "cpu") -> dict[str, Any]:
+def inspect(
+    model: Model, *, component: Component | None = None, dims: bool = False, device: str = "cpu"
+) -> dict[str, Any]:
     """Print a model's size, its removable dims and blocks, the smallest reachable size, and its manifest.
 
     Args:
         model: model folder, pipeline folder, hub id, or an embedded model (digits-unet, digits-sit).
+        component: which part of a pipeline, unet or transformer; the default takes the one that is there.
         dims: list every dim.
         device: auto, cpu, cuda, mps ...
     """
-    loaded = open_weights(model, device)
+    loaded = open_weights(model, device, component)
     structure = structure_of(model, loaded)
     cost = cost_model(loaded, structure, example_inputs(loaded, 1))
     dense = cost({})

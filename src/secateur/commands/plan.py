@@ -15,14 +15,14 @@ from ..criteria import BLOCK_CRITERIA, CriterionName, ScoringConfig
 from ..criteria.blocks import bins_of, block_names
 from ..criteria.drops import passes_of
 from ..criteria.gradient_flow import timestep_count
-from ..data import ImageDataset
-from ..errors import require
+from ..data import ImageDataset, LatentDataset
+from ..errors import DataError, require
 from ..evaluation import EvaluationConfig
 from ..evaluation.efficiency import count_macs
 from ..inputs import device_of, example_inputs
 from ..process import denoising_error
 from ..recipes import Recipe
-from ..recovery import RecoveryConfig
+from ..recovery import RecoveryConfig, WarmupConfig
 from ..recovery.conditioning import check_conditions
 from ..recovery.objectives import build_objective
 from ..schedules import CutConfig, Granularity, Target, no_scores, one_shot
@@ -44,7 +44,19 @@ def check_recovery(
         SecateurError: an unknown objective, a missing teacher, or labels that do not fit.
     """
     build_objective(recovery, teacher)
+    mirrored = recovery.horizontal_flip and isinstance(dataset, LatentDataset)
+    require(not mirrored, "mirrored latents are not the latents of mirrored images; turn recovery.horizontal_flip off")
     check_conditions(model, dataset)
+
+
+def check_new_labels(dataset: ImageDataset) -> None:
+    """Find that there are no labels to learn, before long work starts.
+
+    Raises:
+        DataError: the data has none.
+    """
+    if not dataset.class_names:
+        raise DataError(f"{dataset.name} has no labels to learn; put images in one folder per class")
 
 
 def check_schedule(recipe: Recipe, granularity: Granularity) -> None:
@@ -148,15 +160,38 @@ def print_times(
     evaluation: EvaluationConfig | None = None,
     pruned_late: PrunedLate | None = None,
     teacher: nn.Module | None = None,
+    warmup: WarmupConfig | None = None,
 ) -> None:
-    """Print the predicted time of each stage that will run, from a few measured steps of the loaded model.
+    """Print the predicted time of each stage that will run, from a few measured steps of the loaded model."""
+    predicted = predict_seconds(
+        loaded, seconds_per_pair(loaded), plan, scoring=scoring, recovery=recovery, evaluation=evaluation,
+        pruned_late=pruned_late, teacher=teacher, warmup=warmup,
+    )  # fmt: skip
+    for label, seconds in predicted.items():
+        say(f"{label:10} about {format_duration(seconds)} on {device_of(loaded.model)}")
+
+
+def predict_seconds(
+    loaded: Loaded,
+    second: float,
+    plan: dict[str, Any] | None = None,
+    *,
+    scoring: tuple[CriterionName, ScoringConfig] | None = None,
+    recovery: RecoveryConfig | None = None,
+    evaluation: EvaluationConfig | None = None,
+    pruned_late: PrunedLate | None = None,
+    teacher: nn.Module | None = None,
+    warmup: WarmupConfig | None = None,
+) -> dict[str, float]:
+    """Seconds of each stage; one image takes `second` of them in a forward and backward pass (`seconds_per_pair`).
 
     `pruned_late` says what a schedule that prunes during recovery adds. The teacher is the loaded model itself
     unless given.
     """
-    second = seconds_per_pair(loaded)
     ratio = 1.0 if plan is None else plan["after"]["macs"] / plan["before"]["macs"]
-    stages = {}
+    stages: dict[str, float] = {}
+    if warmup is not None and recovery is not None:
+        stages["warm up"] = float(warmup.steps * recovery.batch_size)
     if scoring is not None:
         criterion, config = scoring
         stages["rank"] = pairs_of(loaded, criterion, config)
@@ -172,8 +207,7 @@ def print_times(
         cut_models = 1 if pruned_late else 2  # recovered, and pruned where that is a model of its own
         models = 1.0 if plan is None else 1 + cut_models * ratio
         stages["sample"] = evaluation.num_images * evaluation.num_inference_steps * FORWARD_SHARE * models
-    for label, amount in stages.items():
-        say(f"{label:10} about {_duration(amount * second)} on {device_of(loaded.model)}")
+    return {label: amount * second for label, amount in stages.items()}
 
 
 def pairs_of(loaded: Loaded, criterion: CriterionName, config: ScoringConfig) -> float:
@@ -208,7 +242,8 @@ def _macs(model: nn.Module) -> int:
     return count_macs(model, example_inputs(model, 1))
 
 
-def _duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
+    """Seconds, minutes or hours."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

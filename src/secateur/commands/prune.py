@@ -9,7 +9,7 @@ from ..checkpoint import save_pipeline
 from ..criteria import CriterionName, ScoringConfig
 from ..recovery.conditioning import check_conditions
 from ..schedules import CutConfig, granularity_for, parse_target
-from .common import Model, ProcessName, one_process, open_data, open_model, say, start_run
+from .common import Component, Model, ProcessName, encode_data, one_process, open_data, open_model, say, start_run
 from .plan import check_criterion, plan_cut, print_plan, print_times
 from .stages import cut_stage, rank_stage
 
@@ -23,6 +23,7 @@ def prune(
     criterion: CriterionName = "diff-pruning",
     scoring: ScoringConfig | None = None,
     cut: CutConfig | None = None,
+    component: Component | None = None,
     process: ProcessName = "auto",
     device: str = "auto",
     dry_run: bool = False,
@@ -37,6 +38,7 @@ def prune(
         criterion: which criterion ranks the units; ced, uniform, cosine and loss-change rank blocks only.
         scoring: its options.
         cut: which cuts are allowed.
+        component: which part of a pipeline, unet or transformer; the default takes the one that is there.
         process: how the model was trained, when no scheduler config lies beside it.
         device: auto, cpu, cuda, mps ...
         dry_run: print the plan and the predicted size and stop.
@@ -44,7 +46,7 @@ def prune(
     goal = parse_target(target)
     one_process("prune")
     scoring, cut = scoring or ScoringConfig(), cut or CutConfig()
-    loaded, structure = open_model(model, process, device)
+    loaded, structure = open_model(model, process, device, component)
     dataset = open_data(data, loaded)
     check_conditions(loaded.model, dataset)
     check_criterion(criterion, structure, granularity_for(goal, cut))
@@ -53,8 +55,9 @@ def prune(
         print_plan(plan, structure, goal, cut)
         print_times(loaded, plan, scoring=(criterion, scoring))
         return Path(out)
-    options = {"criterion": criterion, "scoring": scoring, "cut": cut, "process": process}
+    options = {"criterion": criterion, "scoring": scoring, "cut": cut, "component": component, "process": process}
     run = start_run(out, {"command": "prune", "model": model, "target": str(goal), "data": data, **options})
+    dataset = encode_data(dataset, loaded)
     scores = rank_stage(run, loaded, structure, dataset, criterion, scoring)
     details = {"criterion": criterion, "scoring": dataclasses.asdict(scoring)}
     pruned = cut_stage(run, loaded, structure, goal, scores, cut, details, model)

@@ -5,7 +5,7 @@ from pathlib import Path
 from ..criteria import CriterionName, ScoringConfig
 from ..files import read_json
 from ..recovery.conditioning import check_conditions
-from .common import Model, ProcessName, one_process, open_data, open_model, say, start_run
+from .common import Component, Model, ProcessName, encode_data, one_process, open_data, open_model, say, start_run
 from .plan import check_criterion, print_times
 from .stages import rank_stage
 
@@ -17,6 +17,7 @@ def rank(
     out: Path,
     criterion: CriterionName = "diff-pruning",
     scoring: ScoringConfig | None = None,
+    component: Component | None = None,
     process: ProcessName = "auto",
     device: str = "auto",
     dry_run: bool = False,
@@ -29,21 +30,23 @@ def rank(
         out: folder to write to.
         criterion: which criterion; ced, uniform, cosine and loss-change rank blocks only.
         scoring: its options.
+        component: which part of a pipeline, unet or transformer; the default takes the one that is there.
         process: how the model was trained, when no scheduler config lies beside it.
         device: auto, cpu, cuda, mps ...
         dry_run: print the predicted time and stop.
     """
     one_process("rank")
     scoring = scoring or ScoringConfig()
-    loaded, structure = open_model(model, process, device)
+    loaded, structure = open_model(model, process, device, component)
     dataset = open_data(data, loaded)
     check_conditions(loaded.model, dataset)
     check_criterion(criterion, structure)
     if dry_run:
         print_times(loaded, scoring=(criterion, scoring))
         return Path(out)
-    settings = {"criterion": criterion, "scoring": scoring, "process": process}
+    settings = {"criterion": criterion, "scoring": scoring, "component": component, "process": process}
     run = start_run(out, {"command": "rank", "model": model, "data": data, **settings})
+    dataset = encode_data(dataset, loaded)
     rank_stage(run, loaded, structure, dataset, criterion, scoring)
     for name in ("ranking", "blocks", "correlations"):
         table = run / "tables" / f"{name}.md"

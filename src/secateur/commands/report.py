@@ -1,23 +1,40 @@
-"""`secateur report`: write the report of a run again."""
+"""`secateur report`: write the report of a run again, or compare many."""
 
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from ..errors import SecateurError
-from ..reporting import write_report
+from ..errors import SecateurError, require
+from ..reporting import TRIALS, write_comparison, write_report
 from .common import say
 
 
-def report(run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]) -> Path:
-    """Write RUN/report.html from what the run folder holds.
+def report(
+    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN")], *, out: Path | None = None
+) -> Path:
+    """Write the report of a run from what its folder holds, or one page that compares several runs.
+
+    One page holds everything: it needs no network and no other file. Beside it are report.json, plots/ and tables/.
 
     Args:
-        run: the folder of a rank, prune, finetune, evaluate, compress or quickstart run.
+        runs: one folder of a rank, prune, finetune, evaluate, compress or quickstart run, or of a sweep or a search;
+            or several to compare.
+        out: folder to write to; the default is the folder itself, several need one.
     """
-    if not (Path(run) / "config.json").is_file():
-        raise SecateurError(f"{run} is no run of secateur: it has no config.json")
-    page = write_report(Path(run))
+    folders = [runs] if isinstance(runs, str | Path) else list(runs)
+    require(len(folders) > 0, "no run was given; give one or more folders of runs")
+    for folder in folders:
+        if not (Path(folder) / "config.json").is_file():
+            raise SecateurError(f"{folder} is no run of secateur: it has no config.json")
+    if len(folders) == 1 and out is None:
+        [run] = folders
+        page = write_comparison(run) if (Path(run) / TRIALS).is_file() else write_report(run)
+    else:
+        if out is None:
+            raise SecateurError("several runs are compared on a page of their own; say in which folder by --out")
+        for folder in folders:
+            require(Path(out).resolve() != Path(folder).resolve(), f"{out} is one of the runs; choose another --out")
+        page = write_comparison(out, folders)
     say(f"report  {page}")
     return page

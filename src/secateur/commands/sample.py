@@ -9,18 +9,21 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..conditions import rows
-from ..errors import SecateurError, require
+from ..autoencoder import latent_space
+from ..checkpoint import Loaded
+from ..conditions import Conditions, rows
+from ..errors import ModelError, SecateurError, require
 from ..evaluation.rows import Rows, fingerprint, key_of
 from ..files import atomic_file
-from ..inputs import class_count, device_of, input_shape
+from ..inputs import class_count, device_of, input_shape, takes_text
 from ..processes import process_count, process_index, wait_for_everyone
 from ..progress import progress
+from ..prompts import open_text_encoder
 from ..recovery.conditioning import label_conditions, null_conditions
 from ..reporting.grids import image_grid, to_image
 from ..samplers import check_sampler
 from ..sampling import generate_batch
-from .common import Model, ProcessName, one_process, open_model, say, start_run
+from .common import NO_PIPELINE, Component, Model, ProcessName, decoder, one_process, open_model, say, start_run
 
 MOST_COLUMNS = 20
 
@@ -33,9 +36,11 @@ def sample(
     num_inference_steps: int = 50,
     scheduler: str | None = None,
     class_label: int | None = None,
+    prompt: tuple[str, ...] = (),
     guidance_scale: float = 1.0,
     seed: int = 0,
     batch_size: int = 128,
+    component: Component | None = None,
     process: ProcessName = "auto",
     device: str = "auto",
 ) -> Path:
@@ -52,9 +57,11 @@ def sample(
         scheduler: class name of a diffusers scheduler, such as DPMSolverMultistepScheduler, EulerDiscreteScheduler or
             UniPCMultistepScheduler; the default is the process's own deterministic one.
         class_label: draw this class; the default goes through all of a class-conditional model's classes.
+        prompt: one or more texts that take turns, for a text-conditional pipeline.
         guidance_scale: classifier-free guidance; 1 is off.
         seed: seed of the first image.
         batch_size: images at once; does not change them.
+        component: which part of a pipeline, unet or transformer; the default takes the one that is there.
         process: how the model was trained, when no scheduler config lies beside it.
         device: auto, cpu, cuda, mps ...
     """
@@ -64,19 +71,26 @@ def sample(
         one_process("sample of a grid")
     for name, value, least in (("num_images", num_images, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
         require(value >= least, f"{name} is {value}; give at least {least}")
-    loaded, _ = open_model(model, process, device)
+    loaded, _ = open_model(model, process, device, component)
+    channels = input_shape(loaded.model)[0]
+    if loaded.vae is None and channels not in (1, 3):
+        raise ModelError(f"the model makes {channels}-channel latents and no VAE is beside it; give its whole pipeline")
     check_sampler(loaded.process, scheduler, num_inference_steps)
     classes = class_count(loaded.model)
     if class_label is not None and (classes is None or not 0 <= class_label < classes):
         raise SecateurError(f"class_label {class_label} is out of range: the model has {classes or 'no'} classes")
-    require(
-        guidance_scale == 1 or bool(null_conditions(loaded.model)),
-        "the model has no null condition to guide away from; use guidance_scale 1",
-    )
     labels = None
     if classes is not None:
         labels = [class_label if class_label is not None else i % classes for i in range(num_images)]
-    conditions = label_conditions(labels)
+    if takes_text(loaded.model):
+        conditions, null = _told(loaded, prompt, num_images)
+    else:
+        require(not prompt, f"{model} takes no text: it has no use for a prompt")
+        conditions, null = label_conditions(labels), null_conditions(loaded.model)
+    require(
+        guidance_scale == 1 or bool(null), "the model has no null condition to guide away from; use guidance_scale 1"
+    )
+    decode = decoder(loaded)
 
     def draw(indices: Sequence[int]) -> Tensor:
         return generate_batch(
@@ -87,8 +101,9 @@ def sample(
             rows(conditions, torch.tensor(indices)),
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
-            null=null_conditions(loaded.model),
+            null=null,
             scheduler=scheduler,
+            decode=decode,
         ).cpu()
 
     settings = {
@@ -97,6 +112,8 @@ def sample(
         "num_inference_steps": num_inference_steps,
         "scheduler": scheduler,
         "class_label": class_label,
+        "prompt": prompt,
+        "component": component,
         "guidance_scale": guidance_scale,
         "seed": seed,
         "process": process,
@@ -112,6 +129,16 @@ def sample(
         _write_files(out, [_file(out, index, labels) for index in range(num_images)], batch_size, draw)
     say(f"images  {out}")
     return out
+
+
+def _told(loaded: Loaded, prompts: tuple[str, ...], count: int) -> tuple[Conditions, Conditions]:
+    """Conditions of `count` samples, prompts in turn, and those of no prompt."""
+    require(bool(prompts), 'the model takes text: give --prompt "what to draw"')
+    if loaded.pipeline is None or loaded.vae is None:
+        raise ModelError(NO_PIPELINE)
+    _, height, width = latent_space(loaded.vae).image_shape(input_shape(loaded.model))
+    encoder = open_text_encoder(loaded.pipeline, (height, width), device_of(loaded.model))
+    return rows(encoder(prompts), torch.arange(count) % len(prompts)), encoder.null()
 
 
 def _write_grid(out: Path, columns: int, parts: Rows, draw: Callable[[Sequence[int]], Tensor]) -> None:

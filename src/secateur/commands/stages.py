@@ -14,23 +14,43 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import Loaded, apply_cut, from_pretrained, note_step, save_pipeline, save_pretrained
+from ..checkpoint import Loaded, apply_cut, from_pretrained, note_labels, note_step, save_pipeline, save_pretrained
 from ..criteria import CriterionName, ScoringConfig, score
 from ..data import Batch, ImageDataset, calibration_batch
 from ..evaluation import EvaluationConfig, evaluate_models, measure_latency, write_evaluation
 from ..files import read_json, write_json
 from ..inputs import device_of, example_inputs
-from ..process import Process
+from ..labels import train_only_labels
 from ..processes import is_main_process
 from ..recipes import Recipe, ScheduleName
-from ..recovery import Pruner, RecoveryConfig, recover
+from ..recovery import Pruner, RecoveryConfig, WarmupConfig, recover
 from ..recovery.conditioning import accepts
 from ..reporting import write_cut, write_ranking
 from ..schedules import Adaptive, CutConfig, Progressive, Target, block_cuts, judge, one_shot, settled, stage_scorer
 from ..structure import Cut, Structure, describe, remove
 from ..structure.cost import cost_model
+from .common import decoder
 
 LATENCY_ROUNDS = 20
+
+
+def warmup_stage(
+    out: Path, loaded: Loaded, dataset: ImageDataset, warmup: WarmupConfig, recovery: RecoveryConfig, base_id: str
+) -> Loaded:
+    """Train the labels of `loaded.model`, which `relabel` made; writes `warmup/` and the folder `relabelled`."""
+    folder = out / "relabelled"
+    if not folder.is_dir():
+        model = copy.deepcopy(loaded.model)
+        note_labels(model, dataset.class_names, base_id)
+        if warmup.train == "labels":
+            train_only_labels(model)
+        config = dataclasses.replace(
+            recovery, objective="denoising", weights={}, steps=warmup.steps, learning_rate=warmup.learning_rate
+        )
+        warm = recover(model, loaded.process, dataset, config, out / "warmup")
+        note_step(warm, "warmup", dataclasses.asdict(warmup))
+        save_pretrained(warm, folder, loaded.scheduler_config)
+    return dataclasses.replace(loaded, model=from_pretrained(folder).to(device_of(loaded.model)))
 
 
 def rank_stage(
@@ -45,7 +65,7 @@ def rank_stage(
     path = out / "ranking.json"
     if not path.is_file():
         begun = time.perf_counter()
-        batch = _calibration(loaded, dataset, scoring)
+        batch = calibration(loaded, dataset, scoring)
         ranking = score(loaded.model, loaded.process, batch, structure, criterion, scoring)
         write_json(
             path,
@@ -66,7 +86,7 @@ def rank_stage(
     return scores | blocks
 
 
-def _calibration(loaded: Loaded, dataset: ImageDataset, scoring: ScoringConfig) -> Batch:
+def calibration(loaded: Loaded, dataset: ImageDataset, scoring: ScoringConfig) -> Batch:
     """The calibration images, with the conditions that the model takes."""
     batch = calibration_batch(dataset, scoring.num_images, scoring.seed).to(device_of(loaded.model))
     return dataclasses.replace(batch, conditions=accepts(loaded.model)(batch.conditions))
@@ -140,7 +160,7 @@ def progressive_pruner(
     return Progressive(
         recipe.progressive,
         Cut({name: tuple(units) for name, units in goal["kept"].items()}, tuple(goal["removed_blocks"])),
-        stage_scorer(loaded.process, _calibration(loaded, dataset, scoring), recipe.criterion, scoring),
+        stage_scorer(loaded.process, calibration(loaded, dataset, scoring), recipe.criterion, scoring),
         cost_model(loaded.model, structure, example_inputs(loaded.model, 1)),
         described | {"target": str(target)},
         {
@@ -171,7 +191,7 @@ def adaptive_pruner(
         write_json(path, {"recorded": recorded})
     recorded = read_json(path)["recorded"]
     amount = Target(target.metric, recorded["asked"], is_fraction=False)
-    batch = _calibration(loaded, dataset, recipe.scoring)
+    batch = calibration(loaded, dataset, recipe.scoring)
     described = {"criterion": recipe.criterion, "scoring": dataclasses.asdict(recipe.scoring), "target": str(target)}
     return Adaptive(
         recipe.adaptive,
@@ -245,7 +265,7 @@ def recover_stage(
 def evaluate_stage(
     out: Path,
     models: dict[str, nn.Module],
-    process: Process,
+    loaded: Loaded,
     dataset: ImageDataset,
     config: EvaluationConfig,
     cache: Path | None = None,
@@ -259,7 +279,7 @@ def evaluate_stage(
     path = folder / "evaluation.json"
     rows = cache or folder / "rows"
     if not path.is_file():
-        result, samples = evaluate_models(models, process, dataset, config, cache=rows)
+        result, samples = evaluate_models(models, loaded.process, dataset, config, decoder(loaded), cache=rows)
         if not is_main_process():
             return {}
         write_evaluation(result, folder, samples)

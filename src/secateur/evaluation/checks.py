@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from ..data import ImageDataset
+from ..data import ImageDataset, pixels
 from ..errors import DataError, ModelError, SecateurError, require
-from ..inputs import class_count, device_of, input_shape, null_class
+from ..inputs import class_count, device_of, input_shape, null_class, takes_text
 from ..process import Process
 from ..recovery.conditioning import check_conditions, null_conditions
 from ..samplers import check_sampler
@@ -50,12 +50,13 @@ def check_evaluation(
     check_conditions(model, dataset, needed=null_class(model) is None)
     if len(dataset) < 2:
         raise DataError(f"{dataset.name} has 1 image, an evaluation needs at least 2; give more data")
-    if config.guidance_scale != 1.0 and not null_conditions(model, dataset):
+    if config.guidance_scale != 1.0 and not (null_conditions(model, dataset) or takes_text(model)):
         raise ModelError(f"{type(model).__name__} has no null class to guide away from; use guidance_scale 1")
     alone = [name for name in config.metrics if name in NEED_REFERENCE and len(models) < 2]
     require(not alone, f"{', '.join(alone)} compares with a dense model's images; give one as --reference")
-    small = "ms-ssim" in config.metrics and min(dataset.shape[1:]) < MS_SSIM_PIXELS
-    size = f"{dataset.shape[1]}x{dataset.shape[2]}"
+    channels, height, width = pixels(dataset).shape
+    small = "ms-ssim" in config.metrics and min(height, width) < MS_SSIM_PIXELS
+    size = f"{height}x{width}"
     require(not small, f"ms-ssim needs images of {MS_SSIM_PIXELS} pixels a side, these are {size}; use consistency")
     if "per-class" in config.metrics and (class_count(model) is None or not dataset.class_names):
         raise SecateurError(
@@ -70,7 +71,7 @@ def check_evaluation(
     if not config.measures_features:
         return None, []
     try:
-        network = network or feature_network(config.features, dataset.shape[0], dataset.shape[1:], device)
+        network = network or feature_network(config.features, channels, (height, width), device)
     except SecateurError as error:
         if config.features is not None:
             raise

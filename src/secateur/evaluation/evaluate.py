@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..conditions import LABELS
-from ..data import ImageDataset, calibration_batch
+from ..data import ImageDataset, calibration_batch, pixels
 from ..errors import SecateurError
 from ..inputs import device_of
 from ..process import Process
@@ -68,7 +68,7 @@ def evaluate_models(
         instruments = Instruments(network, pair_metrics(config, device) if len(models) > 1 else {}, decode)
         rows = sample_rows(models, process, dataset, config, instruments, folder) if config.draws_samples else {}
         needed = network is not None and config.needs_real_features
-        real = real_rows(dataset, network, config, device, folder) if network is not None and needed else None
+        real = real_rows(pixels(dataset), network, config, device, folder) if network is not None and needed else None
         wait_for_everyone(on_cpu=device.type == "cpu")
         if not is_main_process():
             return {}, {}
@@ -79,7 +79,7 @@ def evaluate_models(
     result = {
         "format": 1,
         "reference": reference,
-        "data": {"name": dataset.name, "images": len(dataset), "shape": list(dataset.shape)},
+        "data": {"name": dataset.name, "images": len(dataset), "shape": list(pixels(dataset).shape)},
         "config": asdict(config)
         | {"latency_batch_sizes": list(config.latency_batch_sizes), "metrics": list(config.metrics)},
         "environment": _environment(device),
@@ -127,7 +127,7 @@ def _measure(
             measure_features(
                 compared,
                 sample_conditions(dense, dataset, config.num_images, config.seed).get(LABELS),
-                read_real(real, dataset, network, config),
+                read_real(real, pixels(dataset), network, config),
                 network,
                 reference,
                 config,
@@ -147,7 +147,7 @@ def _entry(found: Measured) -> dict[str, Any]:
 
 
 def _to_look_at(model: nn.Module, dataset: ImageDataset, config: EvaluationConfig) -> dict[str, Tensor]:
-    shown = {"real": calibration_batch(dataset, IMAGES_SHOWN, config.seed).sample}
+    shown = {"real": calibration_batch(pixels(dataset), IMAGES_SHOWN, config.seed).sample}
     conditions = sample_conditions(model, dataset, min(IMAGES_SHOWN, config.num_images), config.seed)
     return shown | {name: value for name, value in conditions.items() if name == LABELS}
 

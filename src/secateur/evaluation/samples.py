@@ -78,7 +78,9 @@ def sample_rows(
     settings = [getattr(config, name) for name in DRAWN_BY]
     dense = next(iter(models.values()))
     zeros = torch.zeros(1, *input_shape(dense), device=device_of(dense))
-    common = [settings, config.features, *instruments.fingerprint(zeros)]
+    told = sample_conditions(dense, dataset, config.num_images, config.seed)
+    about = [(name, value.double().sum().item(), value.double().square().sum().item()) for name, value in told.items()]
+    common = [settings, config.features, *instruments.fingerprint(zeros), about]
     found: dict[str, Rows] = {}
     reference: Rows | None = None
     for name, model in models.items():

@@ -1,6 +1,6 @@
 """Recovery: fine-tuning that regains what pruning cost."""
 
-from .config import RecoveryConfig
+from .config import RecoveryConfig, WarmupConfig
 from .ema import Ema
 from .jacobian import JacobianConfig
 from .objectives import OBJECTIVES, Objective
@@ -15,5 +15,6 @@ __all__ = [
     "Objective",
     "Pruner",
     "RecoveryConfig",
+    "WarmupConfig",
     "recover",
 ]

@@ -84,6 +84,26 @@ class RecoveryConfig:
             require(valid, f"recovery {name} is {getattr(self, name)}; give {wanted}")
 
 
+@dataclass(frozen=True)
+class WarmupConfig:
+    """How new labels are learned before anything is ranked; the rest is the recovery's.
+
+    Attributes:
+        steps: optimizer steps.
+        learning_rate: of AdamW.
+        train: labels leaves all other weights as pretrained, so that the ranking judges those; all adapts them to the
+            data as well, for data far from the pretrained model's.
+    """
+
+    steps: int = 500
+    learning_rate: float = 1e-3
+    train: Literal["labels", "all"] = "labels"
+
+    def __post_init__(self) -> None:
+        require(self.steps >= 1, f"warmup steps is {self.steps}; give at least 1")
+        require(0 < self.learning_rate < inf, f"warmup learning_rate is {self.learning_rate}; give more than 0")
+
+
 def learning_rate_at(config: RecoveryConfig, step: int) -> float:
     """Learning rate of optimizer step `step` (0, 1, ...): linear warm-up, then constant or down to zero."""
     if step < config.warmup_steps:

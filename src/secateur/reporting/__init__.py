@@ -1,5 +1,6 @@
 """What a run did, to look at: plots, image grids, tables and one self-contained page."""
 
+from .comparison import TRIALS, write_comparison
 from .files import write_cut, write_ranking
 from .grids import comparison_grid, image_grid
 from .html import write_report
@@ -10,6 +11,7 @@ from .summary import summarize
 from .tables import Table, block_table, cut_table, evaluation_table, ranking_table, stage_table
 
 __all__ = [
+    "TRIALS",
     "Table",
     "block_table",
     "comparison_grid",
@@ -27,6 +29,7 @@ __all__ = [
     "save_figure",
     "stage_table",
     "summarize",
+    "write_comparison",
     "write_cut",
     "write_ranking",
     "write_report",

@@ -8,13 +8,22 @@ from matplotlib.figure import Figure
 
 from ..files import atomic_file, write_text
 from .grids import comparison_grid
-from .plots import plot_cut, plot_denoising, plot_ranking, plot_speed, plot_stages, plot_training
+from .pages import MOST_SAMPLES
+from .plots import plot_cut, plot_decisions, plot_denoising, plot_ranking, plot_speed, plot_stages, plot_training
 from .run import Run, read_run
-from .stages import removal_step, soft_stages
+from .stages import decisions, removal_step, soft_stages
 from .style import save_figure
-from .tables import Table, block_table, correlation_table, cut_table, evaluation_table, ranking_table, stage_table
+from .tables import (
+    Table,
+    block_table,
+    correlation_table,
+    cut_table,
+    decision_table,
+    evaluation_table,
+    ranking_table,
+    stage_table,
+)
 
-MOST_SAMPLES = 10
 RANKING = ("ranking", "blocks", "correlations")
 
 
@@ -28,6 +37,8 @@ def figures_of(run: Run) -> dict[str, Figure]:
         found["cut"] = plot_cut(run.cut)
     if stages:
         found["stages"] = plot_stages(stages, run.records)
+    if decided := decisions(run.stages):
+        found["decisions"] = plot_decisions(decided)
     if run.records:
         found["training"] = plot_training(run.records, removal_step(stages))
     if any(model.losses for model in models):
@@ -50,6 +61,8 @@ def tables_of(run: Run) -> dict[str, Table]:
         found["cut"] = cut_table(run.cut)
     if stages := soft_stages(run.stages):
         found["stages"] = stage_table(stages)
+    if decided := decisions(run.stages):
+        found["decisions"] = decision_table(decided)
     if run.evaluation.models:
         found["evaluation"] = evaluation_table(run.evaluation)
     return found

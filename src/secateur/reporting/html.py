@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from ..files import write_json, write_text
-from .files import MOST_SAMPLES, figures_of, tables_of, write_figures, write_samples, write_tables
-from .grids import to_image
+from .files import figures_of, tables_of, write_figures, write_samples, write_tables
+from .pages import as_svgs, render, strip_of, strips_by_class
 from .plots import plot_ranking, plot_stages
 from .plots.stages import parts_with_data
 from .run import Run, read_run
 from .stages import soft_stages
-from .style import inline_svg
 from .summary import summarize
 
-LARGEST_TILE = 160  # pixels of an image in the page
 ALTERNATIVES = {
     "ranking": "Sorted scores of every dim",
     "blocks": "Score of every block",
@@ -32,21 +24,13 @@ ALTERNATIVES = {
     "cut": "Channels of every dim before and after the cut",
     "masks": "Shares of units at each mask value, and the MACs that remain, by step",
     "flow": "Calibration and training loss, energy and gradient norm by step of progressive pruning",
+    "decisions": "Candidates and choices of every stage, and the blocks that left",
     "training": "Recovery loss and its terms, gradient norms and learning rate by step",
     "denoising": "Denoising loss of every model by timestep",
     "speed": "MACs, parameters and latency relative to the dense model",
 }
 STAGE_PARTS = {"masks": ("masks", "macs"), "flow": ("loss", "energy", "gradient_norm")}
 SETTINGS = ("command", "command_line", "model", "data", "device", "versions")
-
-
-@dataclass(frozen=True)
-class Strip:
-    """A row of images, as data URIs, with its label."""
-
-    label: str
-    tiles: tuple[str, ...]
-    captions: tuple[str, ...] = ()
 
 
 def write_report(run: str | Path) -> Path:
@@ -63,18 +47,15 @@ def write_report(run: str | Path) -> Path:
     summary = summarize(found)
     write_json(found.folder / "report.json", summary.numbers)
     figures = _apart(found, figures)
-    svgs = {name: Markup(inline_svg(figure, str(escape(ALTERNATIVES[name])), name)) for name, figure in figures.items()}
-    environment = Environment(
-        loader=PackageLoader("secateur.reporting"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    page = environment.get_template("report.html").render(
+    page = render(
+        "report.html",
         title=_title(found),
         summary=summary,
-        figures=svgs,
+        figures=as_svgs(figures, ALTERNATIVES),
         tables=tables_of(found),
-        strips=[_strip(name, images, found.class_labels) for name, images in found.images.items()],
-        real=None if found.real is None else _strip("real images", found.real, None),
+        strips=[strip_of(name, images, found.class_labels) for name, images in found.images.items()],
+        real=None if found.real is None else strip_of("real images", found.real),
+        classes=strips_by_class(found.images, found.class_labels),
         evaluation=found.evaluation,
         ranking=found.ranking,
         cut=found.cut,
@@ -122,16 +103,3 @@ def _settings(run: Run) -> str:
     if run.cut:
         chosen["cut"] = {key: run.cut.get(key) for key in ("allocation", "granularity", "round_to")}
     return json.dumps(chosen, indent=2, ensure_ascii=False)
-
-
-def _strip(label: str, images: Tensor, class_labels: Tensor | None) -> Strip:
-    captions = () if class_labels is None else tuple(str(value) for value in class_labels[:MOST_SAMPLES].tolist())
-    return Strip(label, tuple(_data_uri(image) for image in images[:MOST_SAMPLES]), captions)
-
-
-def _data_uri(image_CHW: Tensor) -> str:
-    image = to_image(image_CHW)
-    image.thumbnail((LARGEST_TILE, LARGEST_TILE))
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -19,6 +19,25 @@ class Timing:
 
 
 @dataclass(frozen=True)
+class Metric:
+    """What a number is: its name for people, which way is better (None: neither), its unit."""
+
+    label: str
+    better: str | None = None
+    unit: str | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A measured value with its standard deviation and the ends of its 95 % interval, where these are known."""
+
+    value: float
+    std: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
 class ModelResult:
     """What was measured of one model; None or empty where nothing was."""
 
@@ -39,6 +58,7 @@ class ModelResult:
     frechet_std: float | None = None
     ftle: float | None = None
     ftle_std: float | None = None
+    estimates: Mapping[str, Measured] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -52,6 +72,8 @@ class Evaluation:
     reference_samples: int | None = None
     device: str = ""
     notes: tuple[str, ...] = ()
+    metrics: Mapping[str, Metric] = field(default_factory=dict)  # what the keys of the models' estimates mean
+    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_evaluation(found: Mapping[str, Any]) -> Evaluation:
@@ -73,15 +95,37 @@ def read_evaluation(found: Mapping[str, Any]) -> Evaluation:
     ]
     environment = found.get("environment", {})
     threads = f", {environment['threads']} thread(s)" if "threads" in environment else ""
+    models = tuple(_model(name, entries[name]) for name in names)
     return Evaluation(
-        models=tuple(_model(name, entries[name]) for name in names),
+        models=models,
         reference=reference,
         metric=first.get("metric", ""),
         samples=first.get("samples"),
         reference_samples=first.get("reference_samples"),
         device=f"{environment['device']}{threads}" if "device" in environment else "",
         notes=tuple(notes),
+        metrics=_metrics(found.get("metrics", {}), models, reference, first.get("metric", "")),
+        config=found.get("config", {}),
     )
+
+
+def _metrics(
+    found: Mapping[str, Any], models: tuple[ModelResult, ...], reference: str, frechet: str
+) -> dict[str, Metric]:
+    """What each key of the models' estimates means; the file says so, or it is one of those of older files."""
+    known = {
+        "fd": Metric(frechet, "lower"),
+        "ssim": Metric(f"SSIM to {reference}", "higher"),
+        "psnr": Metric(f"PSNR to {reference}", "higher", "dB"),
+        "mse": Metric(f"MSE to {reference}", "lower"),
+        "denoising_loss": Metric("mean denoising loss", "lower"),
+        "ftle": Metric("finite-time Lyapunov exponent"),
+    }
+    described = {
+        key: Metric(entry.get("label", key), entry.get("better"), entry.get("unit")) for key, entry in found.items()
+    }
+    keys = dict.fromkeys(key for model in models for key in model.estimates)
+    return {key: described.get(key) or known.get(key) or Metric(key.replace("_", " ")) for key in keys}
 
 
 def _model(name: str, entry: Mapping[str, Any]) -> ModelResult:
@@ -107,7 +151,32 @@ def _model(name: str, entry: Mapping[str, Any]) -> ModelResult:
         frechet_std=fidelity.get("std"),
         ftle=lyapunov.get("mean"),
         ftle_std=lyapunov.get("std"),
+        estimates=_estimates(entry, loss, consistency, fidelity, lyapunov),
     )
+
+
+def _estimates(
+    entry: Mapping[str, Any],
+    loss: Mapping[str, Any],
+    consistency: Mapping[str, Any],
+    fidelity: Mapping[str, Any],
+    lyapunov: Mapping[str, Any],
+) -> dict[str, Measured]:
+    """The finite estimates; those of a file without a table of them, from where older files have each."""
+    if "estimates" in entry:
+        found = entry["estimates"]
+        return {
+            key: Measured(value["value"], value.get("std"), value.get("low"), value.get("high"))
+            for key, value in found.items()
+            if value.get("value") is not None
+        }
+    older = {
+        "fd": (fidelity.get("value"), fidelity.get("std")),
+        "denoising_loss": (loss.get("mean"), None),
+        **{name: (consistency.get(name, {}).get("mean"), None) for name in ("ssim", "psnr", "mse")},
+        "ftle": (lyapunov.get("mean"), None),
+    }
+    return {key: Measured(value, std) for key, (value, std) in older.items() if value is not None}
 
 
 def _timings(found: Mapping[str, Mapping[str, float]] | None) -> dict[str, Timing]:

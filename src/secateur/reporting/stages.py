@@ -20,3 +20,8 @@ def removal_step(stages: Sequence[Stage]) -> int | None:
     last = stages[-1]
     gone, *shrinking, _ = last["masks"]
     return last["step"] if gone == last["selected"] > 0 and not any(shrinking) else None
+
+
+def decisions(stages: Sequence[Stage]) -> list[Stage]:
+    """The stages of adaptive pruning: those that tell which numbers of blocks they chose among."""
+    return [stage for stage in stages if isinstance(stage.get("candidates"), list)]

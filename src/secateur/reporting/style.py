@@ -71,9 +71,9 @@ def styled(plot: Callable[P, Figure]) -> Callable[P, Figure]:
     return wrapped
 
 
-def panels(heights: Sequence[float], lefts: Sequence[float]) -> tuple[Figure, list[Axes]]:
-    """A figure of axes one below the other, heights and left margins in inches."""
-    total = TOP + sum(heights) + GAP * (len(heights) - 1) + BOTTOM
+def panels(heights: Sequence[float], lefts: Sequence[float], key: float = 0.0) -> tuple[Figure, list[Axes]]:
+    """A figure of axes one below the other, heights and left margins in inches; `key` more are free at the foot."""
+    total = TOP + sum(heights) + GAP * (len(heights) - 1) + BOTTOM + key
     figure = Figure(figsize=(WIDTH, total), facecolor="white")
     axes, top = [], total - TOP
     for height, left in zip(heights, lefts, strict=True):

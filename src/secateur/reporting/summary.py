@@ -11,7 +11,7 @@ from typing import Any
 from ..schedules.target import format_amount, format_count
 from .results import Evaluation, ModelResult, Timing
 from .run import Run
-from .stages import removal_step, soft_stages
+from .stages import decisions, removal_step, soft_stages
 
 UNITS = {"macs": " MACs", "params": " parameters", "latency": "", "blocks": " blocks"}
 
@@ -48,6 +48,7 @@ def summarize(run: Run) -> Summary:
         "before": run.cut.get("before"),
         "after": run.cut.get("after"),
         "progressive": _progressive(run),
+        "decisions": decisions(run.stages) or None,
         "fidelity": {
             "metric": run.evaluation.metric or None,
             "samples": run.evaluation.samples,
@@ -58,7 +59,7 @@ def summarize(run: Run) -> Summary:
         "not_measured": missing,
         "notes": list(run.evaluation.notes),
     }
-    return Summary(tuple(sentences), tuple(_cards(run)), tuple(missing), run.evaluation.notes, _finite(numbers))
+    return Summary(tuple(sentences), tuple(_cards(run)), tuple(missing), run.evaluation.notes, finite(numbers))
 
 
 def percent(part: float, whole: float) -> str:
@@ -111,6 +112,10 @@ def _progressive(run: Run) -> dict[str, Any] | None:
 
 
 def _stages(run: Run) -> list[str]:
+    if decided := decisions(run.stages):
+        removed = sum(len(stage["removed"]) for stage in decided)
+        seconds = sum(stage.get("seconds", 0) for stage in decided)
+        return [f"{removed} blocks left by {len(decided)} decisions during recovery, which took {seconds:.3g} s."]
     found = _progressive(run)
     if found is None:
         return []
@@ -212,10 +217,10 @@ def _cards(run: Run) -> list[Card]:
     return cards
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """The same with None for what JSON cannot hold."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

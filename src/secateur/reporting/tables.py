@@ -122,6 +122,31 @@ def stage_table(stages: Sequence[Mapping[str, Any]]) -> Table:
     return Table(tuple(shown), tuple(tuple(stage.get(key) for key in shown.values()) for stage in stages))
 
 
+IN_ROWS = ("fd", "ssim", "psnr", "mse", "denoising_loss", "ftle")  # estimates with rows of their own
+
+CANDIDATE = {
+    "blocks gone": "count",
+    "MACs saved (%)": "saved",
+    "log NTK condition": "ntk",
+    "ZiCo": "zico",
+    "loss / present": "guard",
+    "score": "score",
+}
+
+
+def decision_table(stages: Sequence[Mapping[str, Any]]) -> Table:
+    """Every candidate of every stage of adaptive pruning, what was measured of it, and what was chosen."""
+    rows = []
+    for stage in stages:
+        for candidate in stage["candidates"]:
+            values = [candidate.get(key) for key in CANDIDATE.values()]
+            values[1] = None if values[1] is None else 100 * values[1]
+            chosen = candidate["count"] == stage["chosen"]
+            rows.append((stage["stage"], stage["step"], *values, "yes" if chosen else "",
+                         ", ".join(stage["removed"]) if chosen else ""))  # fmt: skip
+    return Table(("stage", "step", *CANDIDATE, "chosen", "removed"), tuple(rows))
+
+
 def evaluation_table(evaluation: Evaluation) -> Table:
     """One row per quantity that was measured, one column per model."""
     models = evaluation.models
@@ -148,8 +173,17 @@ def evaluation_table(evaluation: Evaluation) -> Table:
         ("finite-time Lyapunov exponent", *[model.ftle for model in models]),
         ("finite-time Lyapunov exponent, deviation", *[model.ftle_std for model in models]),
     ]
+    rows += [
+        (f"{metric.label}{f' ({metric.unit})' if metric.unit else ''}", *[_estimate(model, key) for model in models])
+        for key, metric in evaluation.metrics.items()
+        if key not in IN_ROWS and not key.startswith(("latency_", "compiled_latency_"))
+    ]
     measured = tuple(row for row in rows if any(value is not None for value in row[1:]))
     return Table(("", *(model.name for model in models)), measured)
+
+
+def _estimate(model: ModelResult, key: str) -> float | None:
+    return model.estimates[key].value if key in model.estimates else None
 
 
 def _mebibytes(value: int | None) -> float | None:

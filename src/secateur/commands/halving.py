@@ -1,0 +1,94 @@
+"""Successive halving: many short trials, fewer longer ones, one winner; and how scores are told apart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+from ..errors import SecateurError
+from ..estimates import TIED_WITHIN
+
+SEARCH_SHARE = 0.5  # of the budget; the rest is the winner's
+FEWEST_STEPS = 5  # of a trial that says anything
+
+
+@dataclass(frozen=True)
+class Round:
+    """How many candidates a round has, and the recovery steps of each."""
+
+    candidates: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score, lower is better, with its standard error; `parts` are those of equal draws for all candidates."""
+
+    value: float
+    error: float | None
+    parts: tuple[float, ...] = ()
+
+
+def score_of(parts: Sequence[float]) -> Score:
+    """The mean of the scores of two or more batches that are the same for every candidate."""
+    return Score(fmean(parts), stdev(parts) / math.sqrt(len(parts)), tuple(parts))
+
+
+def tied(one: Score, other: Score) -> bool:
+    """Whether the difference of two scores is within two standard errors of itself.
+
+    Where both are of the same batches, the error is that of their differences batch by batch, which leaves out what the
+    batches have in common.
+    """
+    if one.parts and other.parts:
+        differences = [a - b for a, b in zip(one.parts, other.parts, strict=True)]
+        error = stdev(differences) / math.sqrt(len(differences))
+    else:
+        error = math.hypot(one.error or 0.0, other.error or 0.0)
+    return abs(one.value - other.value) <= TIED_WITHIN * error
+
+
+def order(scores: dict[str, Score], seconds: dict[str, float]) -> list[str]:
+    """The candidates from best to worst.
+
+    The lowest score is first; but of those tied with it, the one whose trial took least time. Then the same with the
+    others.
+    """
+    names: list[str] = []
+    remaining = list(scores)
+    while remaining:
+        lowest = min(remaining, key=lambda name: scores[name].value)
+        level = [name for name in remaining if tied(scores[name], scores[lowest])]
+        chosen = min(level, key=lambda name: seconds[name])
+        names.append(chosen)
+        remaining.remove(chosen)
+    return names
+
+
+def rounds_of(candidates: int, budget_steps: int) -> list[Round]:
+    """The rounds of a search among `candidates`: each halves them, and takes as many steps in all as the others.
+
+    Successive halving after Jamieson & Talwalkar (2016), Figure 1, with half of the budget. One candidate needs none.
+    """
+    sizes = []
+    while candidates > 1:
+        sizes.append(candidates)
+        candidates = math.ceil(candidates / 2)
+    return [Round(size, int(SEARCH_SHARE * budget_steps / len(sizes) / size)) for size in sizes]
+
+
+def check_rounds(rounds: Sequence[Round], budget_steps: int) -> None:
+    """Find that trials would be too short to say anything.
+
+    Raises:
+        SecateurError: those of the first round are.
+    """
+    if rounds and rounds[0].steps < FEWEST_STEPS:
+        first = rounds[0]
+        needed = math.ceil(FEWEST_STEPS * len(rounds) * first.candidates / SEARCH_SHARE)
+        raise SecateurError(
+            f"a budget of {budget_steps} recovery steps gives {first.candidates} candidates {first.steps} each; give "
+            f"a budget of {needed} or more, or fewer --recipes"
+        )

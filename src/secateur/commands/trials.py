@@ -1,0 +1,238 @@
+"""Trials: compressions of one model that differ in recipe, criterion, objective, target or seed."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+import traceback
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint import Loaded
+from ..criteria import BLOCK_CRITERIA, CriterionName
+from ..data import ImageDataset
+from ..errors import SecateurError, first_line, require
+from ..evaluation import EvaluationConfig
+from ..files import read_json, write_text
+from ..recipes import RECIPES, Recipe, recipe_named
+from ..reporting import write_report
+from ..schedules import Target
+from ..structure import Structure
+from .common import ProcessName, encode_data, open_data, open_model, plain, start_run
+from .compress import check, compress_stages, resolve, run_settings, timed_parts
+from .plan import predict_seconds
+
+NOT_IN_ALL = ("quickstart",)  # a small demonstration with a budget of its own
+CACHE = "cache"  # the samples of the models that were measured, while a sweep or a search goes on
+ERROR = "error.txt"
+RANKED = ("criterion", "scoring")  # the settings that a ranking depends on, beside model and data
+
+
+@dataclass(frozen=True)
+class TrialConfig:
+    """What all trials share, in the place of their recipes' own; None leaves a recipe as it is.
+
+    Attributes:
+        batch_size: images per recovery step.
+        learning_rate: of recovery.
+        num_timesteps: calibration timesteps of the criteria that score widths.
+        num_images: calibration images.
+    """
+
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    num_timesteps: int | None = None
+    num_images: int | None = None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One compression: what was chosen, and the whole recipe that this comes to."""
+
+    recipe: str
+    goal: Target
+    seed: int
+    settings: Recipe
+    criterion: CriterionName | None = None
+    objective: str | None = None
+
+    @property
+    def name(self) -> str:
+        """A folder name that tells the trial apart from the others."""
+        parts = (self.recipe, self.criterion, self.objective, self.goal, f"seed={self.seed}")
+        return "_".join(re.sub(r"[^\w.-]+", "-", str(part)).strip("-") for part in parts if part is not None)
+
+    def described(self) -> dict[str, Any]:
+        """What `trials.json` says of it."""
+        return {
+            "name": self.name,
+            "recipe": self.recipe,
+            "criterion": self.settings.criterion,
+            "schedule": self.settings.schedule,
+            "objective": self.settings.recovery.objective,
+            "target": str(self.goal),
+            "steps": self.settings.recovery.steps,
+            "seed": self.seed,
+        }
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The dense model and the data that all trials work on."""
+
+    model: str
+    data: str
+    process: ProcessName
+    loaded: Loaded
+    structure: Structure
+    dataset: ImageDataset
+
+
+def open_bench(model: str, data: str, process: ProcessName, device: str) -> Bench:
+    """Load model and data once for all trials."""
+    loaded, structure = open_model(model, process, device)
+    return Bench(model, data, process, loaded, structure, open_data(data, loaded))
+
+
+def recipe_names(recipes: Sequence[str]) -> list[str]:
+    """The recipes asked for; "all" is every one but the quickstart's.
+
+    Raises:
+        SecateurError: there is no recipe of that name, or none was named.
+    """
+    require(len(recipes) > 0, f"no recipe was named; give all, or some of {', '.join(RECIPES)}")
+    names = [name for name in RECIPES if name not in NOT_IN_ALL] if "all" in recipes else list(dict.fromkeys(recipes))
+    for name in names:
+        recipe_named(name)
+    return names
+
+
+def make_trial(
+    recipe: str,
+    goal: Target,
+    seed: int,
+    shared: TrialConfig,
+    *,
+    criterion: CriterionName | None = None,
+    objective: str | None = None,
+    steps: int | None = None,
+    evaluation: EvaluationConfig | None = None,
+) -> Trial:
+    """The trial of `recipe` with the parts that were chosen in the place of its own.
+
+    A criterion that ranks blocks only removes blocks. The seed is that of scoring and recovery; the samples of all
+    trials come from the evaluation's own, so that they can be compared.
+    """
+    chosen = resolve(recipe, criterion, objective=objective, steps=steps, evaluation=evaluation)
+    scoring = {"num_images": shared.num_images, "seed": seed}
+    if chosen.criterion not in BLOCK_CRITERIA:
+        scoring["num_timesteps"] = shared.num_timesteps
+    recovery = {"batch_size": shared.batch_size, "learning_rate": shared.learning_rate, "seed": seed}
+    settings = replace(
+        chosen,
+        scoring=replace(chosen.scoring, **_given(scoring)),
+        cut=replace(chosen.cut, granularity="depth") if chosen.criterion in BLOCK_CRITERIA else chosen.cut,
+        recovery=replace(chosen.recovery, **_given(recovery)),
+    )
+    return Trial(recipe, goal, seed, settings, criterion, objective)
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def all_trials(
+    recipes: Sequence[str],
+    criteria: Sequence[CriterionName],
+    objectives: Sequence[str],
+    goals: Sequence[Target],
+    seeds: Sequence[int],
+    shared: TrialConfig,
+    steps: int | None,
+    evaluation: EvaluationConfig,
+) -> list[Trial]:
+    """Every combination; of those that come to the same settings, the first."""
+    trials: dict[str, Trial] = {}
+    for goal, recipe, criterion, objective, seed in product(
+        goals, recipes, criteria or (None,), objectives or (None,), seeds
+    ):
+        trial = make_trial(
+            recipe, goal, seed, shared, criterion=criterion, objective=objective, steps=steps, evaluation=evaluation
+        )
+        trials.setdefault(repr((trial.goal, _effective(trial.settings))), trial)
+    return list(trials.values())
+
+
+def _effective(settings: Recipe) -> dict[str, Any]:
+    """The settings without those of other schedules."""
+    return asdict(settings) | {name: None for name in ("progressive", "adaptive") if name != settings.schedule}
+
+
+def plan_trial(bench: Bench, trial: Trial, second: float) -> dict[str, float]:
+    """Predicted seconds of each stage; `second` is what one image takes (`plan.seconds_per_pair`).
+
+    Raises:
+        SecateurError: the trial cannot run on this model and data.
+    """
+    plan = check(bench.loaded, bench.structure, bench.dataset, trial.goal, trial.settings)
+    return predict_seconds(bench.loaded, second, plan, **timed_parts(trial.settings))
+
+
+def run_trial(bench: Bench, trial: Trial, run: Path, others: Iterable[Path], cache: Path, report: bool = True) -> None:
+    """Compress in the folder `run`, which may be half done.
+
+    Rankings that `others` hold are not made again, nor samples that the folder `cache` holds.
+
+    Raises:
+        SecateurError: as `compress`.
+    """
+    check(bench.loaded, bench.structure, bench.dataset, trial.goal, trial.settings)
+    described = run_settings(bench.model, trial.goal, bench.data, trial.recipe, bench.process, trial.settings)
+    start_run(run, described)
+    if not (run / "ranking.json").is_file():
+        for other in others:
+            if _same_ranking(other, described):
+                shutil.copyfile(other / "ranking.json", run / "ranking.json")
+                break
+    dataset = encode_data(bench.dataset, bench.loaded)
+    compress_stages(run, bench.loaded, bench.structure, dataset, trial.goal, trial.settings, bench.model, cache)
+    if report:
+        write_report(run)
+
+
+def _same_ranking(other: Path, described: dict[str, Any]) -> bool:
+    """Whether the run in `other` holds a ranking that depends on the same settings."""
+    if not ((other / "ranking.json").is_file() and (other / "config.json").is_file()):
+        return False
+    config = read_json(other / "config.json")
+    return all(config.get(key) == plain(described[key]) for key in RANKED)
+
+
+def attempt(
+    bench: Bench, trial: Trial, run: Path, others: Iterable[Path], cache: Path, report: bool = True
+) -> dict[str, Any]:
+    """Run a trial whatever becomes of it: status, reason and seconds.
+
+    What no person could have caused is also written, in full, to `error.txt`.
+    """
+    begun = time.perf_counter()
+    status, reason = "done", ""
+    try:
+        run_trial(bench, trial, run, others, cache, report)
+        (run / ERROR).unlink(missing_ok=True)  # of an earlier attempt
+    except SecateurError as error:
+        status, reason = "failed", first_line(error)
+    except Exception as error:  # one trial must not stop the others
+        status, reason = "failed", f"{type(error).__name__}: {first_line(error)}"
+        if run.is_dir():
+            write_text(run / ERROR, traceback.format_exc())
+    return {"status": status, "reason": reason, "seconds": round(time.perf_counter() - begun, 2)}
+
+
+def is_done(run: Path) -> bool:
+    """Whether nothing of a trial with a report is left to do."""
+    return (run / "evaluation" / "evaluation.json").is_file() and (run / "report.html").is_file()

@@ -1,0 +1,26 @@
+"""What a result on disk was made from, as a short name: it changes when any of it does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+
+def files_fingerprint(paths: Iterable[Path], root: Path) -> str:
+    """Changes when a file below `root` is added, removed, renamed or written: by names, sizes and times.
+
+    Contents are not read, since weights and image folders are large; a copy with new times has another fingerprint.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        stat = path.stat()
+        digest.update(f"{path.relative_to(root)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def fingerprint(about: Any) -> str:
+    """Sixteen hexadecimal digits of a JSON value."""
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,204 @@
+"""Encoding a data set once: latents by the VAE, captions by the text encoders, into a cache on disk.
+
+The cache's folders are named by what they are made from, so that a stale one is never read. VAE and text encoders are
+in memory one after another, and only while something is missing.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from .autoencoder import latent_space, open_autoencoder
+from .checkpoint import Loaded
+from .conditions import conditions_of
+from .data import ArrayDataset, FolderDataset, LatentDataset, load_data
+from .data.fingerprint import files_fingerprint, fingerprint
+from .data.latents import LATENTS
+from .data.shards import Shards
+from .errors import DataError, ModelError, require
+from .files import atomic_file, read_json, write_json
+from .inputs import device_of, example_inputs, input_shape, takes_text
+from .progress import progress
+from .prompts import KEPT, check_text, open_text_encoder, text_folders
+from .recovery.draws import seed_of
+from .sampling import initial_noise
+
+FORMAT = 1
+AT_ONCE = 8  # images or captions to a pass
+POSTERIOR = 1  # the stream of random numbers
+ABOUT = "about.json"
+NULL = "null.safetensors"
+
+
+def cache_folder() -> Path:
+    """Where encoded data is kept: SECATEUR_CACHE, or `secateur` in the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("SECATEUR_CACHE") or Path(base) / "secateur")
+
+
+def open_encoded(source: str, loaded: Loaded) -> LatentDataset:
+    """The data set of latents that `encode` writes, whether or not it is written yet.
+
+    Raises:
+        DataError: as `load_data`; no captions for a text-conditional model.
+        ModelError: another VAE than the model's, or text encoders that are not supported.
+    """
+    assert loaded.pipeline is not None
+    assert loaded.vae is not None
+    space, shape = latent_space(loaded.vae), input_shape(loaded.model)
+    if space.channels != shape[0]:
+        raise ModelError(
+            f"the VAE in {loaded.vae} has {space.channels} latent channels, the model takes {shape[0]}: "
+            "this pipeline is not supported"
+        )
+    images = load_data(source, space.image_shape(shape))
+    data = {"files": _data_fingerprint(source, images), "shape": list(images.shape)}
+    about = {"format": FORMAT, "vae": _folder_fingerprint(loaded.vae), "data": data, "latents": list(shape)}
+    row_bytes = 4 * shape[0] * shape[1] * shape[2]
+    latents = Shards(cache_folder() / "latents" / fingerprint(about), len(images), row_bytes)
+    dataset = LatentDataset(images, shape, latents)
+    if not takes_text(loaded.model):
+        return dataset
+    check_text(loaded.pipeline)
+    if not images.captions:
+        raise DataError(f"{source} has no captions, which the model needs; give a folder of images with metadata.jsonl")
+    encoders = {folder.name: _folder_fingerprint(folder) for folder in text_folders(loaded.pipeline)}
+    about = {"format": FORMAT, "encoders": encoders, "captions": list(images.captions), "size": list(images.shape[1:])}
+    folder = cache_folder() / "text" / fingerprint(about)
+    return _with_null(replace(dataset, text=Shards(folder, len(images), _text_bytes(loaded.model))))
+
+
+def _with_null(dataset: LatentDataset) -> LatentDataset:
+    """The data set with the conditions of the empty prompt, and the size of a caption's, where they are known."""
+    if dataset.text is None or not (dataset.text.folder / ABOUT).is_file():
+        return dataset
+    folder = dataset.text.folder
+    text = replace(dataset.text, row_bytes=read_json(folder / ABOUT)["row_bytes"])
+    return replace(dataset, text=text, null=load_file(folder / NULL))
+
+
+def whole(dataset: LatentDataset) -> bool:
+    """Whether everything is encoded."""
+    text = dataset.text
+    return not dataset.latents.missing() and (text is None or (bool(dataset.null) and not text.missing()))
+
+
+def sizes(dataset: LatentDataset, loaded: Loaded) -> Iterator[tuple[str, int, int, Path]]:
+    """What is still to be written: a name, bytes on disk, bytes of the weights that do it, and the folder."""
+    assert loaded.pipeline is not None
+    assert loaded.vae is not None
+    if dataset.latents.missing():
+        yield "latents", dataset.latents.bytes, _weights_bytes([loaded.vae]), dataset.latents.folder
+    if dataset.text is not None and (not dataset.null or dataset.text.missing()):
+        folders = text_folders(loaded.pipeline)
+        yield "captions", dataset.text.bytes, _weights_bytes(folders), dataset.text.folder
+
+
+def encode(dataset: LatentDataset, loaded: Loaded) -> LatentDataset:
+    """Write what is missing, and return the data set with the conditions of the empty prompt.
+
+    Killed at any moment, it goes on with the shard at hand.
+
+    Raises:
+        ModelError: VAE or text encoders that cannot be loaded, or latents that are not finite.
+        SecateurError: the disk does not suffice.
+    """
+    if dataset.latents.missing():
+        _encode_latents(dataset, loaded)
+    dataset = _with_null(dataset)  # somebody may have encoded since it was opened
+    if dataset.text is not None and (not dataset.null or dataset.text.missing()):
+        return _encode_captions(dataset, loaded)
+    return dataset
+
+
+def _encode_latents(dataset: LatentDataset, loaded: Loaded) -> None:
+    assert loaded.vae is not None
+    shards = dataset.latents
+    _check_disk(shards)
+    autoencoder = open_autoencoder(loaded.vae, device_of(loaded.model))
+
+    def encoded(indices: list[int]) -> dict[str, Tensor]:
+        # Latent models are trained on draws of the posterior, not on its mean; one of each image, by its number.
+        noise = initial_noise([seed_of(index, POSTERIOR) for index in indices], dataset.shape)
+        images = dataset.images.batch(indices).sample
+        latents = autoencoder.encode(images.to(autoencoder.scale), noise.to(autoencoder.scale)).cpu()
+        if not latents.isfinite().all():
+            raise ModelError(f"the VAE in {loaded.vae} gives latents of {dataset.name} that are not finite")
+        return {LATENTS: latents}
+
+    _write_about(shards, dataset, {"shape": list(dataset.shape), "vae": str(loaded.vae)})
+    _fill(shards, encoded, "latents")
+
+
+def _encode_captions(dataset: LatentDataset, loaded: Loaded) -> LatentDataset:
+    assert loaded.pipeline is not None
+    assert dataset.text is not None
+    height, width = dataset.images.shape[1:]
+    encoder = open_text_encoder(loaded.pipeline, (height, width), device_of(loaded.model))
+    null = encoder.null()
+    shards = replace(dataset.text, row_bytes=sum(value.numel() * value.element_size() for value in null.values()))
+    _check_disk(shards)
+    if not dataset.null:
+        with atomic_file(shards.folder / NULL) as temporary:
+            save_file({name: value.contiguous() for name, value in null.items()}, temporary)
+        _write_about(shards, dataset, {"pipeline": str(loaded.pipeline)})
+    captions = dataset.captions
+    _fill(shards, lambda indices: dict(encoder([captions[index] for index in indices])), "captions")
+    return replace(dataset, text=shards, null=null)
+
+
+def _fill(shards: Shards, encoded: Any, description: str) -> None:
+    """Write every missing shard of what `encoded` gives for a list of indices."""
+    missing = shards.missing()
+    done = shards.count - sum(len(shards.rows_of(number)) for number in missing)
+    with progress(f"encoding {description}", shards.count, done) as advance:
+        for number in missing:
+            parts = []
+            for indices in torch.tensor(list(shards.rows_of(number))).split(AT_ONCE):
+                parts.append(encoded(indices.tolist()))
+                advance(len(indices), "")
+            shards.write(number, {name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+
+
+def _check_disk(shards: Shards) -> None:
+    shards.folder.mkdir(parents=True, exist_ok=True)
+    needed = sum(len(shards.rows_of(number)) for number in shards.missing()) * shards.row_bytes
+    free = shutil.disk_usage(shards.folder).free
+    there = f"{shards.folder} needs {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free"
+    require(needed < free, f"{there}; set SECATEUR_CACHE to a folder of another disk")
+
+
+def _write_about(shards: Shards, dataset: LatentDataset, made_by: dict[str, Any]) -> None:
+    """For people, and the number of bytes that says where rows are."""
+    about = {"data": dataset.name, "images": shards.count, "row_bytes": shards.row_bytes, **made_by}
+    write_json(shards.folder / ABOUT, about)
+
+
+def _text_bytes(model: nn.Module) -> int:
+    """About what a caption takes on disk, by the model's config: text lengths are those of the usual pipelines."""
+    conditions = conditions_of(example_inputs(model, 1))
+    return sum(value.numel() for value in conditions.values()) * KEPT.itemsize
+
+
+def _weights_bytes(folders: list[Path]) -> int:
+    return sum(path.stat().st_size for folder in folders for path in folder.glob("*.safetensors"))
+
+
+def _folder_fingerprint(folder: Path) -> str:
+    return files_fingerprint((path for path in folder.rglob("*") if path.is_file()), folder)
+
+
+def _data_fingerprint(source: str, images: ArrayDataset | FolderDataset) -> str:
+    path = Path(source)
+    if isinstance(images, FolderDataset):
+        return files_fingerprint(images.paths, path)
+    return files_fingerprint([path], path.parent) if path.is_file() else source

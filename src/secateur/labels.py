@@ -1,0 +1,65 @@
+"""A class-conditional model for another set of classes, for example an ImageNet DiT for birds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from diffusers.models.embeddings import LabelEmbedding
+from torch import Tensor, nn
+
+from .errors import ModelError
+from .inputs import class_count, null_class
+
+NOISE = 0.02  # deviation of a DiT's label embedding at initialization (Peebles & Xie 2023, released code)
+
+
+def relabel(model: nn.Module, classes: int, seed: int = 0) -> nn.Module:
+    """Give `model`, in place, a fresh label embedding of `classes` classes, and return it.
+
+    Every new class starts at the old "no class", which the network knows to mean any image, or at the mean of the old
+    classes where there is none, plus noise that tells the classes apart. "No class" itself stays. Every block of
+    diffusers' DiT has an embedding of its own; all get the same noise.
+
+    Raises:
+        ModelError: a model that knows no classes.
+    """
+    if class_count(model) is None:
+        raise ModelError(f"{type(model).__name__} knows no classes: there are no labels to replace")
+    has_null = null_class(model) is not None
+    for table in label_tables(model):
+        old = table.weight.detach()
+        start = old[-1] if has_null else old.mean(0)
+        noise = torch.randn(classes, len(start), generator=torch.Generator().manual_seed(seed)).to(start)
+        rows = [start + NOISE * noise, old[-1:]] if has_null else [start + NOISE * noise]
+        _replace(table, torch.cat(rows))
+    for module in model.modules():
+        if isinstance(module, LabelEmbedding):
+            module.num_classes = classes
+    model.register_to_config(**{_config_key(model): classes})  # type: ignore[operator]
+    return model
+
+
+def label_tables(model: nn.Module) -> Iterator[nn.Embedding]:
+    """Every table of class embeddings in `model`."""
+    for name, module in model.named_modules():
+        if isinstance(module, LabelEmbedding):
+            yield module.embedding_table
+        elif name == "class_embedding" and isinstance(module, nn.Embedding):
+            yield module
+
+
+def train_only_labels(model: nn.Module) -> None:
+    """Freeze everything in `model` but its class embeddings."""
+    model.requires_grad_(False)
+    for table in label_tables(model):
+        table.weight.requires_grad_(True)
+
+
+def _config_key(model: nn.Module) -> str:
+    return "num_embeds_ada_norm" if null_class(model) is not None else "num_class_embeds"
+
+
+def _replace(table: nn.Embedding, weight: Tensor) -> None:
+    table.weight = nn.Parameter(weight)
+    table.num_embeddings = len(weight)

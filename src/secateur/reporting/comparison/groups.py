@@ -1,0 +1,105 @@
+"""Runs that differ in nothing but their seeds are one group, with a mean and a spread."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ...estimates import Estimate, combine
+from .entries import Entry
+
+# Settings that say where and when a run was made, not how.
+CIRCUMSTANCES = ("command", "command_line", "versions", "device", "seed")
+TELLING = ("model", "data", "recipe", "criterion", "schedule", "objective", "steps")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one method at one target. The label leaves out what all groups share."""
+
+    method: str
+    target: str
+    label: str
+    entries: tuple[Entry, ...]
+
+    @property
+    def done(self) -> tuple[Entry, ...]:
+        """Those that were evaluated."""
+        return tuple(entry for entry in self.entries if entry.final is not None)
+
+    def metric(self, key: str) -> Estimate | None:
+        """An estimated metric of the final models."""
+        found = [entry.final.estimates[key] for entry in self.done if entry.final and key in entry.final.estimates]
+        return combine([one.value for one in found], [one.std for one in found]) if found else None
+
+    def amount(self, key: str) -> Estimate | None:
+        """A cost of the final models: macs, parameters, recovery_seconds, or latency_N (see `amount_of`)."""
+        found = [amount for entry in self.done if (amount := amount_of(entry, key)) is not None]
+        return combine(found, [None] * len(found)) if found else None
+
+
+def amount_of(entry: Entry, key: str) -> float | None:
+    """One cost of a run's final model; None where it was not measured.
+
+    latency_N is in percent of the dense model's, timed in the same rounds: milliseconds of runs at different times are
+    of a machine under different load.
+    """
+    model = entry.final
+    if key == "recovery_seconds" or model is None:
+        return entry.recovery_seconds
+    if key.startswith("latency_"):
+        batch = key.removeprefix("latency_")
+        timing, of = model.latency.get(batch), entry.dense and entry.dense.latency.get(batch)
+        return 100 * timing.median_ms / of.median_ms if timing and of else None
+    return getattr(model, key)
+
+
+def group_entries(entries: Sequence[Entry]) -> list[Group]:
+    """The groups in the order of their first runs."""
+    methods = _methods(entries)
+    found: dict[tuple[str, str], list[Entry]] = {}
+    for entry, method in zip(entries, methods, strict=True):
+        found.setdefault((method, entry.facets.get("target", "")), []).append(entry)
+    several_methods = len({method for method, _ in found}) > 1
+    several_targets = len({target for _, target in found}) > 1
+    groups = []
+    for (method, target), members in found.items():
+        parts = [method] * (several_methods or not several_targets) + [target] * (several_targets and bool(target))
+        groups.append(Group(method, target, " · ".join(parts), tuple(members)))
+    return groups
+
+
+def _methods(entries: Sequence[Entry]) -> list[str]:
+    """What tells each run's method from the others', in as few words as do it; its name if no choice does."""
+    parts: list[list[str]] = [[] for _ in entries]
+    for facet in TELLING:
+        values = [entry.facets.get(facet, "") for entry in entries]
+        kinds: dict[tuple[str, ...], set[str]] = {}
+        for part, value in zip(parts, values, strict=True):
+            kinds.setdefault(tuple(part), set()).add(value)
+        if any(len(kind) > 1 for kind in kinds.values()):
+            parts = [[*part, f"{value} steps" if facet == "steps" and value else value or f"no {facet}"]
+                     for part, value in zip(parts, values, strict=True)]  # fmt: skip
+    shared = [" · ".join(part) for part in parts]
+    alike: dict[tuple[str, str], set[str]] = {}
+    for entry, method in zip(entries, shared, strict=True):
+        alike.setdefault((method, entry.facets.get("target", "")), set()).add(_settings(entry))
+    unclear = {method for (method, _), settings in alike.items() if len(settings) > 1}
+    default = entries[0].facets.get("recipe", "") if len({entry.facets.get("recipe") for entry in entries}) == 1 else ""
+    return [
+        " · ".join(filter(None, (method, entry.name))) if method in unclear else method or default or entry.name
+        for entry, method in zip(entries, shared, strict=True)
+    ]
+
+
+def _settings(entry: Entry) -> str:
+    """Everything that was chosen for a run, seeds aside; a run that was not made is like any other of its facets."""
+    return "" if entry.run is None or entry.facts else json.dumps(_without_seeds(entry.run.config), sort_keys=True)
+
+
+def _without_seeds(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_seeds(item) for key, item in value.items() if key not in CIRCUMSTANCES}
+    return value

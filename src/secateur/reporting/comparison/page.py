@@ -1,0 +1,323 @@
+"""One self-contained page that compares many runs, with its figures, tables and numbers as files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from ...files import atomic_file, read_json, write_json, write_text
+from ..files import write_figures, write_tables
+from ..grids import comparison_grid
+from ..pages import MOST_SAMPLES, as_svgs, render, strip_of, strips_by_class
+from ..plots.comparison import Look, Point, looks, plot_front, plot_lines, plot_widths
+from ..plots.curves import series
+from ..summary import finite
+from .entries import TRIALS, Entry, read_entries
+from .groups import Group, amount_of, group_entries
+from .search import plot_search, search_sentences, search_table
+from .summary import (
+    Comparison,
+    cautions,
+    compare,
+    comparison_table,
+    dense_estimate,
+    latency_batches,
+    run_table,
+    sentences_of,
+)
+
+MOST_ROWS = 24  # of images; also the columns of widths and the lines of a figure
+SAME_NOISE = 0.1  # mean difference of dense images, in [-1, 1], below which they come from the same noise
+NOT_SETTINGS = ("command", "command_line", "versions", "device")
+ALTERNATIVES = {
+    "front": "Quality of every method against its MACs",
+    "front_latency": "Quality of every method against its measured latency",
+    "widths": "Share of every dim that each method keeps",
+    "training": "Denoising term of the recovery loss by step, for every method",
+    "denoising": "Denoising loss of every final model by timestep",
+    "search": "Score of every candidate by the steps of its trial",
+}
+
+
+def write_comparison(out: str | Path, runs: Sequence[str | Path] | None = None) -> Path:
+    """Write `report.html`, `report.json`, `plots/` and `tables/` into `out`; returns the page.
+
+    `runs` are folders of runs, sweeps or searches; None takes those of the sweep or search in `out`.
+
+    Raises:
+        SecateurError: a folder holds no run, or a damaged one.
+    """
+    out = Path(out)
+    entries = read_entries(runs or [out])
+    found = compare(entries, group_entries(entries))
+    chosen = [group for group in found.groups if group.done][:MOST_ROWS]
+    looked = dict(
+        zip(
+            [group.label for group in found.groups],
+            looks([group.method for group in found.groups], [group.target for group in found.groups]),
+            strict=True,
+        )
+    )
+    figures = _figures(found, chosen, looked)
+    tables = {"comparison": comparison_table(found), "runs": run_table(found)}
+    searched = [entry.facts for entry in entries if "rung" in entry.facts]
+    if searched:
+        tables["search"] = search_table(searched)
+        if any(trial.get("score") for trial in searched):
+            figures["search"] = plot_search(searched)
+    write_figures(out, figures)
+    write_tables(out, tables)
+    images, labels, apart = _same_noise(chosen)
+    if images:
+        with atomic_file(out / "plots" / "samples.png") as temporary:
+            comparison_grid({name: batch[:MOST_SAMPLES] for name, batch in images.items()}).save(temporary, "PNG")
+    config = read_json(out / "config.json") if (out / "config.json").is_file() else {}
+    trials = read_json(out / TRIALS) if (out / TRIALS).is_file() else {}
+    sentences = search_sentences(trials) or sentences_of(found)
+    write_json(out / "report.json", finite(_numbers(found, config, sentences)))
+    page = render(
+        "comparison.html",
+        title=_title(found, config),
+        sentences=sentences,
+        figures=as_svgs(figures, ALTERNATIVES),
+        tables=tables,
+        judged=found.metrics[found.judged_by] if found.judged_by else None,
+        strips=[strip_of(name, batch, labels if place == 0 else None) for place, (name, batch) in
+                enumerate(images.items())],
+        classes=strips_by_class(images, labels),
+        apart=apart,
+        runs=[_described(entry, out) for entry in found.entries],
+        cautions=cautions(found),
+        metrics=found.metrics,
+        command=config.get("command_line"),
+        settings=json.dumps({key: value for key, value in config.items() if key not in NOT_SETTINGS}, indent=2,
+                            ensure_ascii=False),
+        facts={key: config[key] for key in ("model", "data", "device") if config.get(key)},
+        versions=config.get("versions") or _shared_versions(found),
+        differing=_differing(found),
+        hidden=len([group for group in found.groups if group.done]) - len(chosen),
+    )  # fmt: skip
+    return write_text(out / "report.html", page)
+
+
+def _title(found: Comparison, config: Mapping[str, Any]) -> str:
+    models = {Path(entry.facets.get("model", "")).name for entry in found.entries} - {""}
+    name = models.pop() if len(models) == 1 else ""
+    kind = {"sweep": "a sweep", "best": "the search for a recipe"}.get(config.get("command", ""), "a comparison")
+    return f"{name}: {kind}" if name else kind.capitalize()
+
+
+def _figures(found: Comparison, groups: Sequence[Group], looked: Mapping[str, Look]) -> dict[str, Figure]:
+    """Every figure that the runs have numbers for."""
+    figures: dict[str, Figure] = {}
+    batches = latency_batches(found)
+    if found.measured:
+        figures["front"] = _front(found, looked, "macs", "MACs of one call")
+        if batches and all(group.amount(f"latency_{batches[-1]}") for group in found.measured):
+            cost = f"latency_{batches[-1]}"
+            figures["front_latency"] = _front(
+                found, looked, cost, f"latency at batch {batches[-1]} (% of dense, timed side by side)"
+            )
+    shown = {group.label: group.done[0] for group in groups}
+    cuts = {label: entry.run.cut for label, entry in shown.items() if entry.run and entry.run.cut.get("dims")}
+    if cuts:
+        figures["widths"] = plot_widths(_shares(cuts))
+    curves = {label: curve for label, entry in shown.items() if (curve := _recovery(entry))[0]}
+    if curves:
+        figures["training"] = plot_lines(curves, looked, "Denoising loss while recovering (smoothed)", "step", True)
+    losses = {
+        label: _by_timestep(entry.final.timesteps, entry.final.losses)
+        for label, entry in shown.items()
+        if entry.final is not None and entry.final.losses
+    }
+    if losses:
+        dense = next((entry.dense for entry in shown.values() if entry.dense and entry.dense.losses), None)
+        figures["denoising"] = plot_lines(
+            losses, looked, "Denoising loss by timestep", "timestep", False,
+            None if dense is None else _by_timestep(dense.timesteps, dense.losses),
+        )  # fmt: skip
+    return figures
+
+
+def _front(found: Comparison, looked: Mapping[str, Look], cost: str, label: str) -> Figure:
+    points = []
+    for group in found.measured:
+        amount = group.amount(cost)
+        assert amount is not None
+        single = [
+            (value, entry.final.estimates[found.judged_by].value)
+            for entry in group.done
+            if entry.final is not None
+            and found.judged_by in entry.final.estimates
+            and (value := amount_of(entry, cost)) is not None
+        ]
+        several = tuple(single) if len(single) > 1 else ()
+        points.append(
+            Point(group.method, group.target, amount.value, found.quality(group), looked[group.label], several)
+        )
+    quality = dense_estimate(found)
+    return plot_front(
+        points, None if quality is None else (_dense_cost(found, cost), quality.value),
+        found.metrics[found.judged_by].label, label, found.lower_is_better, cost == "macs",
+    )  # fmt: skip
+
+
+def _dense_cost(found: Comparison, cost: str) -> float:
+    """Of the dense model; latencies are in percent of its own."""
+    return (
+        100.0
+        if cost != "macs"
+        else next(
+            float(entry.dense.macs)
+            for entry in found.entries
+            if entry.dense is not None and entry.dense.macs is not None
+        )
+    )
+
+
+def _shares(cuts: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
+    """Percent of each dim that each cut leaves: 0 in a block that was removed, None where the model has no such dim.
+
+    A removed block of which no cut names a dim has a row of its own.
+    """
+    known = list(dict.fromkeys(name for cut in cuts.values() for name in cut["dims"]))
+    shares: dict[str, dict[str, float | None]] = {}
+    for label, cut in cuts.items():
+        removed = cut.get("removed_blocks", [])
+        within = [name for name in known if name.startswith(tuple(f"{block}." for block in removed))]
+        bare = [block for block in removed if not any(name.startswith(f"{block}.") for name in known)]
+        left = {name: 100 * dim["kept"] / dim["units"] for name, dim in cut["dims"].items()}
+        shares[label] = dict.fromkeys([*known, *bare], None) | dict.fromkeys([*within, *bare], 0.0) | left
+    return shares
+
+
+def _recovery(entry: Entry) -> tuple[list[float], list[float]]:
+    """Steps and values of the denoising term, or of the whole loss if it has no terms."""
+    records = entry.run.records if entry.run else ()
+    return series(records, "denoising" if any("denoising" in record for record in records) else "loss")
+
+
+def _by_timestep(timesteps: Sequence[float], losses: Sequence[float | None]) -> tuple[Sequence[float], Sequence[float]]:
+    return timesteps, [float("nan") if loss is None else loss for loss in losses]
+
+
+def _same_noise(groups: Sequence[Group]) -> tuple[dict[str, Tensor], Tensor | None, list[str]]:
+    """Images of the dense and of each group's first model, from the same noise; the labels; which groups have another.
+
+    Runs share their noise where the dense model drew the same images from it.
+    """
+    images: dict[str, Tensor] = {}
+    labels: Tensor | None = None
+    apart = []
+    for group in groups:
+        run = group.done[0].run
+        if run is None or not run.images:
+            continue
+        names = list(run.images)
+        dense, final = run.images[names[0]], run.images[names[-1]]
+        if not images:
+            labels = run.class_labels
+            if len(names) > 1:
+                images[names[0]] = dense
+        if len(names) > 1 and names[0] in images and not _alike(images[names[0]], dense):
+            apart.append(group.label)
+        else:
+            images[group.label] = final
+    return images, labels, apart
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    count = min(len(one), len(other))
+    same_shape = one.shape[1:] == other.shape[1:]
+    return same_shape and bool(torch.mean((one[:count].float() - other[:count].float()).abs()) < SAME_NOISE)
+
+
+def _described(entry: Entry, out: Path) -> dict[str, Any]:
+    """What the page says of one run; its own report is linked where it lies below this one."""
+    page = entry.folder / "report.html"
+    link = page.relative_to(out).as_posix() if page.is_file() and page.is_relative_to(out) else None
+    command = entry.run.config.get("command_line", "") if entry.run else ""
+    return {
+        "name": entry.name, "status": entry.status, "reason": entry.reason, "folder": str(entry.folder), "link": link,
+        "command": command, "reproduce": _reproduce(entry),
+    }  # fmt: skip
+
+
+def _reproduce(entry: Entry) -> str:
+    """Settings of a run, for those who want to do it again."""
+    if entry.run is None:
+        return ""
+    return json.dumps({key: value for key, value in entry.run.config.items() if key not in NOT_SETTINGS}, indent=2)
+
+
+def _shared_versions(found: Comparison) -> dict[str, str]:
+    for entry in found.entries:
+        if entry.run is not None and entry.run.config.get("versions"):
+            return entry.run.config["versions"]
+    return {}
+
+
+def _differing(found: Comparison) -> dict[str, list[str]]:
+    """Settings that are not the same in all runs, and the values they take."""
+    flat = [_flat(entry.run.config) for entry in found.entries if entry.run is not None]
+    keys = dict.fromkeys(key for one in flat for key in one)
+    values = {key: list(dict.fromkeys(one.get(key, "–") for one in flat)) for key in keys}
+    return {key: value for key, value in values.items() if len(value) > 1}
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    found: dict[str, str] = {}
+    for key, value in config.items():
+        if prefix == "" and key in ("command_line", "device"):
+            continue
+        if isinstance(value, Mapping) and value:
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else value
+    return found
+
+
+def _numbers(found: Comparison, config: Mapping[str, Any], sentences: Sequence[str]) -> dict[str, Any]:
+    """The comparison for programs."""
+
+    def entry_numbers(entry: Entry) -> dict[str, Any]:
+        model = entry.final
+        return {
+            "name": entry.name,
+            "folder": str(entry.folder),
+            **entry.facets,
+            "seed": entry.seed,
+            "status": entry.status,
+            "reason": entry.reason,
+            "seconds": entry.facts.get("seconds"),
+            "recovery_seconds": entry.recovery_seconds,
+            "macs": model and model.macs,
+            "parameters": model and model.parameters,
+            "latency_ms": {batch: timing.median_ms for batch, timing in model.latency.items()} if model else {},
+            "estimates": {key: vars(value) for key, value in model.estimates.items()} if model else {},
+        }
+
+    def group_numbers(group: Group) -> dict[str, Any]:
+        keys = [key for key in found.metrics if group.metric(key) is not None]
+        return {
+            "method": group.method,
+            "target": group.target,
+            "runs": [entry.name for entry in group.entries],
+            "metrics": {key: vars(group.metric(key)) for key in keys},
+        }
+
+    return {
+        "command": config.get("command_line"),
+        "sentences": list(sentences),
+        "judged_by": found.judged_by,
+        "metrics": {key: vars(metric) for key, metric in found.metrics.items()},
+        "groups": [group_numbers(group) for group in found.groups],
+        "runs": [entry_numbers(entry) for entry in found.entries],
+        "cautions": cautions(found),
+    }

@@ -1,0 +1,211 @@
+"""What a comparison found, in plain language: the best at each target, and what is too close to call."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ...estimates import Estimate, tied
+from ..results import Metric
+from ..tables import Table, Value
+from .entries import Entry
+from .groups import Group, amount_of
+
+PREFERRED = ("fd", "denoising_loss")  # to judge by, where all runs have it
+MOST_METRICS = 4
+SHOWN = ("fd", "kid", "ssim", "lpips", "precision", "recall", "denoising_loss")
+STATUSES = ("done", "failed", "skipped", "waiting", "unreadable")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs in groups, and the metric that they are judged by; empty if no metric has been measured."""
+
+    entries: tuple[Entry, ...]
+    groups: tuple[Group, ...]
+    metrics: dict[str, Metric]
+    judged_by: str
+
+    @property
+    def measured(self) -> list[Group]:
+        """Groups with a value of the metric they are judged by."""
+        return [group for group in self.groups if group.metric(self.judged_by) is not None]
+
+    @property
+    def lower_is_better(self) -> bool:
+        return not self.judged_by or self.metrics[self.judged_by].better != "higher"
+
+    def quality(self, group: Group) -> Estimate:
+        """Of a `measured` group."""
+        estimate = group.metric(self.judged_by)
+        assert estimate is not None
+        return estimate
+
+
+def compare(entries: Sequence[Entry], groups: Sequence[Group]) -> Comparison:
+    """Choose what to judge by: the first of FD and denoising loss that all have, else what most have."""
+    metrics: dict[str, Metric] = {}
+    counts: Counter[str] = Counter()
+    for entry in entries:
+        if entry.run is not None and entry.final is not None:
+            metrics = {**entry.run.evaluation.metrics, **metrics}
+            counts.update(entry.final.estimates.keys())
+    directed = [key for key in (*PREFERRED, *metrics) if key in metrics and metrics[key].better]
+    most = max((counts[key] for key in directed), default=0)
+    judged_by = next((key for key in directed if counts[key] == most), "")
+    return Comparison(tuple(entries), tuple(groups), metrics, judged_by)
+
+
+def sentences_of(found: Comparison) -> list[str]:
+    """How many runs there are, what is best at each target, and what is not told apart from it."""
+    counts = Counter(entry.status for entry in found.entries)
+    stand = ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status])
+    models = sorted({entry.facets["model"] for entry in found.entries if entry.facets.get("model")})
+    of = f" of {models[0]}" if len(models) == 1 else ""
+    sentences = [f"{len(found.entries)} run{'s' * (len(found.entries) != 1)}{of}: {stand}."]
+    dense = dense_estimate(found)
+    if dense is not None:
+        sentences.append(f"{_judge(found)} of the dense model: {dense.value:.3g}.")
+    for target in dict.fromkeys(group.target for group in found.measured):
+        sentences.append(_best(found, target))
+    return sentences
+
+
+def _best(found: Comparison, target: str) -> str:
+    groups = ordered(found, target)
+    best, *others = groups
+    quality = found.quality(best)
+    at = f"At {target}, the best" if target else "The best"
+    level = "lowest" if found.lower_is_better else "highest"
+    sentence = f"{at} of {len(groups)} by {_judge(found)} is {best.method}: {quality}{_over(quality)}, the {level}"
+    if len(groups) == 1:
+        at = f"At {target}" if target else "Measured"
+        return f"{at}: {_judge(found)} {quality}{_over(quality)} ({best.method})."
+    close = [group.method for group in others if tied(quality, found.quality(group))]
+    if not any(found.quality(group).error for group in groups):
+        return f"{sentence}; how sure that is was not measured (more seeds would tell)."
+    if not close:
+        return f"{sentence}, by more than the uncertainty."
+    return f"{sentence}; not told apart from it: {', '.join(close)}."
+
+
+def ordered(found: Comparison, target: str) -> list[Group]:
+    """The measured groups of one target, the best first."""
+    groups = [group for group in found.measured if group.target == target]
+    return sorted(groups, key=lambda group: found.quality(group).value * (1 if found.lower_is_better else -1))
+
+
+def _over(estimate: Estimate) -> str:
+    return f" over {estimate.count} seeds" if estimate.count > 1 else ""
+
+
+def _judge(found: Comparison) -> str:
+    return found.metrics[found.judged_by].label if found.judged_by else ""
+
+
+def dense_estimate(found: Comparison) -> Estimate | None:
+    """The judged metric of the dense model, where the runs share one."""
+    values = [
+        entry.dense.estimates[found.judged_by].value
+        for entry in found.entries
+        if entry.dense is not None and found.judged_by in entry.dense.estimates
+    ]
+    one_model = len({entry.facets.get("model") for entry in found.entries if entry.dense}) == 1
+    return Estimate(values[0]) if values and one_model and found.judged_by else None
+
+
+def shown_metrics(found: Comparison) -> list[str]:
+    """The columns of quality: those that people ask for first; the other metrics are in the table of all runs."""
+    return [key for key in SHOWN if key in found.metrics][:MOST_METRICS]
+
+
+def latency_batches(found: Comparison) -> list[str]:
+    """Batch sizes at which final models were timed beside the dense one."""
+    finals = [entry.final for entry in found.entries if entry.final is not None and entry.dense is not None]
+    return list(dict.fromkeys(batch for model in finals for batch in model.latency))
+
+
+def comparison_table(found: Comparison) -> Table:
+    """One line for each group: what is left, what it takes, how good it is; mean ± deviation over seeds."""
+    metrics, batches = shown_metrics(found), latency_batches(found)[-1:]
+    several = len({group.target for group in found.groups}) > 1
+    columns = (
+        "method",
+        *(["target"] if several else []),
+        "runs",
+        "MACs",
+        "parameters",
+        *(f"latency, batch {batch} (% of dense)" for batch in batches),
+        *(found.metrics[key].label for key in metrics),
+        "recovery (s)",
+    )
+    rows = []
+    for group in _sorted(found):
+        counted: list[Value] = [_counted(group.amount(key)) for key in ("macs", "parameters")]
+        timed: list[Value] = [_text(group.amount(f"latency_{batch}")) for batch in batches]
+        values: list[Value] = [_text(group.metric(key)) for key in metrics]
+        runs = f"{len(group.done)} of {len(group.entries)}" if len(group.done) < len(group.entries) else len(group.done)
+        target = [group.target] if several else []
+        rows.append((group.method, *target, runs, *counted, *timed, *values, _text(group.amount("recovery_seconds"))))
+    return Table(columns, tuple(rows))
+
+
+def _sorted(found: Comparison) -> list[Group]:
+    """By target, the best first, those without a value last."""
+    targets = dict.fromkeys(group.target for group in found.groups)
+    groups = [group for target in targets for group in ordered(found, target)]
+    return [*groups, *[group for group in found.groups if group not in groups]]
+
+
+def _counted(estimate: Estimate | None) -> Value:
+    return None if estimate is None else round(estimate.value)
+
+
+def _text(estimate: Estimate | None) -> Value:
+    return None if estimate is None else str(estimate)
+
+
+def run_table(found: Comparison) -> Table:
+    """One line for each run, with the reason where it is not done."""
+    metrics, batches = list(found.metrics), latency_batches(found)
+    facets = list(dict.fromkeys(key for entry in found.entries for key in entry.facets))
+    columns = (
+        "run", *facets, "seed", "status", "reason", "MACs", "parameters",
+        *(f"latency, batch {batch} (% of dense)" for batch in batches), *(found.metrics[key].label for key in metrics),
+        "recovery (s)", "whole run (s)",
+    )  # fmt: skip
+    rows = []
+    for entry in found.entries:
+        costs: list[Value] = [None, None, *[None] * len(batches)]
+        values: list[Value] = [None] * len(metrics)
+        if entry.final is not None:
+            costs = [amount_of(entry, key) for key in ("macs", "parameters", *(f"latency_{one}" for one in batches))]
+            estimates = entry.final.estimates
+            values = [estimates[key].value if key in estimates else None for key in metrics]
+        chosen = [entry.facets.get(key, "") for key in facets]
+        ends = (entry.recovery_seconds, entry.facts.get("seconds"))
+        rows.append((entry.name, *chosen, entry.seed, entry.status, entry.reason, *costs, *values, *ends))
+    return Table(columns, tuple(rows))
+
+
+def cautions(found: Comparison) -> list[str]:
+    """What makes numbers of these runs unequal, as sentences."""
+    runs = [entry.run for entry in found.entries if entry.run is not None and entry.final is not None]
+    checks: dict[str, list[Any]] = {
+        "the device": [run.evaluation.device for run in runs],
+        "the number of samples": [run.evaluation.samples for run in runs],
+        "the features of the Fréchet distance": [run.evaluation.metric for run in runs],
+        "the sampler's steps": [run.evaluation.config.get("num_inference_steps") for run in runs],
+        "the data": [run.config.get("data") for run in runs],
+        "the dense model": [run.config.get("model") for run in runs],
+    }
+    found_differences = [
+        f"{name} ({', '.join(map(str, dict.fromkeys(values)))})"
+        for name, values in checks.items()
+        if len(set(values)) > 1
+    ]
+    differing = [f"Not the same in all runs: {'; '.join(found_differences)}. Compare with care."]
+    notes = dict.fromkeys(note for run in runs for note in run.evaluation.notes)
+    return [*(differing if found_differences else []), *notes]

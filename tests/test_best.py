@@ -1,0 +1,151 @@
+"""secateur best: the search spends its budget, judges by equal draws, resumes, and finishes the winner."""
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import secateur
+from models import unet
+from secateur.cli import main
+from secateur.commands import stages, trials
+
+QUICK = [
+    *("--shared.batch-size", "8", "--shared.num-timesteps", "4", "--shared.num-images", "8", "--evaluation.num-images"),
+    *("8", "--evaluation.num-inference-steps", "2", "--evaluation.latency-rounds", "2", "--target", "macs=70%"),
+]
+
+
+LOSS = ("--evaluation.metrics", "loss")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "unet"
+    secateur.save_pretrained(unet(), folder, {"_class_name": "DDPMScheduler", "beta_schedule": "linear"})
+    return folder
+
+
+def best(model: Path, out: Path, *more: str) -> None:
+    main(["best", str(model), "--data", "digits", "--out", str(out), *QUICK, *more])
+
+
+def found(out: Path) -> dict[str, Any]:
+    return json.loads((out / "trials.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("recipes", "budget", "steps"),
+    [
+        (["magnitude", "random"], 24, [[6, 6]]),
+        pytest.param(["magnitude", "random", "taylor"], 60, [[5, 5, 5], [7, 7]], marks=pytest.mark.slow),
+    ],
+)
+def test_search_spends_the_budget_and_resumes(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    recipes: list[str], budget: int, steps: list[list[int]],
+) -> None:  # fmt: skip
+    out = tmp_path / "out"
+    arguments = ("--recipes", *recipes, "progressive", "--budget-steps", str(budget), *LOSS)
+    whole, runs = stages.recover, []
+
+    def stops(*given: Any) -> Any:
+        runs.append(given)
+        if len(runs) == 2:
+            raise KeyboardInterrupt
+        return whole(*given)
+
+    monkeypatch.setattr(stages, "recover", stops)
+    with pytest.raises(SystemExit) as stopped:
+        best(model, out, *arguments)
+    assert stopped.value.code == 130
+    assert [trial["status"] for trial in found(out)["trials"]] == ["skipped", "done"]
+    best(model, out, *arguments)
+    trained = sum(map(len, steps)) + 2  # the winner, and the one that was stopped again
+    assert len(runs) == trained
+    search, entries = found(out)["search"], found(out)["trials"]
+    skipped, *short, winner = entries
+    assert (skipped["recipe"], "progressive pruning takes 14 steps" in skipped["reason"]) == ("progressive", True)
+    assert [[trial["steps"] for trial in short if trial["rung"] == rung] for rung in range(len(steps))] == steps
+    assert sum(trial["steps"] for trial in (*short, winner)) == budget
+    assert search["winner"] == winner["recipe"]
+    verdicts = [trial["verdict"].split(" ")[0] for trial in short]
+    assert (verdicts.count("won"), verdicts.count("left")) == (1, len(recipes) - 1)
+    assert not list(out.glob("trials/*/recovery/checkpoints"))
+    text = (out / "report.html").read_text(encoding="utf-8")
+    assert f"{search['winner']} won" in text
+    assert 'href="winner/report.html"' in text
+    assert (out / "plots" / "search.png").is_file()
+    assert (out / "tables" / "search.csv").is_file()
+    assert secateur.from_pretrained(out / "winner" / "model") is not None
+    assert f"{search['winner']} won" in capsys.readouterr().out
+    best(model, out, *arguments)
+    assert len(runs) == trained
+
+
+def test_the_only_recipe_gets_the_whole_budget(model: Path, tmp_path: Path) -> None:
+    best(model, tmp_path / "one", *LOSS, "--recipes", "magnitude", "--budget-steps", "3")
+    assert found(tmp_path / "one")["search"]["winner_steps"] == 3
+
+
+@pytest.mark.slow
+def test_trials_that_fail_drop_out(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = trials.compress_stages
+
+    def fails(run: Path, *arguments: Any) -> None:
+        if "random" in run.name:
+            raise secateur.SecateurError("no luck")
+        whole(run, *arguments)
+
+    monkeypatch.setattr(trials, "compress_stages", fails)
+    best(model, tmp_path / "two", *LOSS, "--recipes", "magnitude", "random", "--budget-steps", "20")
+    entries = found(tmp_path / "two")["trials"]
+    assert [(trial["status"], trial["reason"]) for trial in entries] == [
+        ("done", ""),
+        ("failed", "no luck"),
+        ("done", ""),
+    ]
+    assert entries[2]["steps"] == 15  # what failed cost nothing
+
+
+@pytest.mark.slow
+def test_minutes_become_steps(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.import_module("secateur.commands.best"), "seconds_per_pair", lambda _: 0.001)
+    arguments = ("--recipes", "magnitude", "random", "--score", "frechet")
+    best(model, tmp_path / "out", *arguments, "--budget-minutes", "0.05")
+    search = found(tmp_path / "out")["search"]
+    assert search["budget_seconds"] == 3.0
+    assert search["rounds"] == [{"candidates": 2, "steps": search["budget_steps"] // 4}]
+    assert search["winner_steps"] >= search["rounds"][0]["steps"]
+    assert "Fréchet" in search["judged_by"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ((), "--budget-steps, or in minutes"),
+        (("--budget-steps", "9", "--budget-minutes", "1"), "--budget-steps, or in minutes"),
+        (("--budget-steps", "0"), "not above 0"),
+        (("--budget-steps", "12", "--recipes", "random", "magnitude"), "give a budget of 20 or more"),
+        (("--budget-minutes", "0.0001"), "too few"),
+        (("--budget-steps", "99", "--recipes", "progressive", "--target", "macs=1%"), "no recipe can run"),
+    ],
+)
+def test_bad_input_is_found_before_long_work(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(SystemExit):
+        best(model, tmp_path / "out", *more)
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_dry_run_prints_the_rounds(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    best(model, tmp_path / "out", "--recipes", "random", "magnitude", "taylor", "--budget-steps", "100", "--dry-run")
+    printed = capsys.readouterr().out
+    assert "round 1    3 recipes, 8 steps each" in printed
+    assert "round 2    2 recipes, 12 steps each" in printed
+    assert "winner     52 steps" in printed
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,142 @@
+"""Another set of labels on a pretrained class-conditional model."""
+
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+
+import secateur
+from models import dit, output, unet
+from pipelines import dit_pipeline, image_folder
+from secateur import CutConfig, EvaluationConfig, RecoveryConfig, ScoringConfig, WarmupConfig
+from secateur.checkpoint import apply_cut, manifest_of, note_labels, save_pretrained
+from secateur.commands.stages import warmup_stage
+from secateur.data import load_data
+from secateur.errors import DataError, ModelError, SecateurError
+from secateur.files import read_json
+from secateur.inputs import class_count, null_class
+from secateur.labels import label_tables, relabel, train_only_labels
+from secateur.structure import Cut
+
+RECOVERY = RecoveryConfig(steps=3, batch_size=4, checkpoint_every=1, log_every=1, ema_decay=0.5)
+
+
+def call(model, labels):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(len(labels), 1, 8, 8, generator=generator)
+    with torch.no_grad():
+        return model(x, torch.full((len(labels),), 500), class_labels=torch.tensor(labels)).sample
+
+
+def test_new_classes_start_at_no_class_which_stays():
+    model, before = dit(), call(dit(), [10, 10, 10])
+    relabel(model, 3)
+    assert (class_count(model), null_class(model)) == (3, 3)
+    tables = list(label_tables(model))
+    assert len(tables) == 4  # a block's own
+    assert all(table.weight.shape == (4, 32) for table in tables)
+    assert torch.equal(call(model, [3, 3, 3]), before)
+    found = call(model, [0, 1, 2])
+    assert not torch.equal(found, before)
+    assert (found - before).abs().max() < 0.2 * before.abs().max()
+    noises = [table.weight[:3] - table.weight[3] for table in tables]
+    assert all(torch.allclose(noise, noises[0], atol=1e-6) for noise in noises)
+    with pytest.raises(IndexError):
+        call(model, [4])
+    net = relabel(unet(num_class_embeds=5), 2)
+    (table,) = label_tables(net)
+    assert torch.allclose(table.weight.mean(0), next(label_tables(unet(num_class_embeds=5))).weight.mean(0), atol=0.05)
+    assert (class_count(net), table.weight.shape[0]) == (2, 2)
+    with pytest.raises(ModelError, match="UNet2DModel knows no classes"):
+        relabel(unet(), 2)
+
+
+@pytest.mark.parametrize("make", [dit, lambda: unet(num_class_embeds=5)], ids=["dit", "unet"])
+def test_a_relabelled_model_comes_back_also_when_it_was_pruned_before(tmp_path, make):
+    model = make()
+    apply_cut(model, Cut({}, ()))
+    relabel(model, 3)
+    note_labels(model, ("a", "b", "c"))
+    save_pretrained(model, tmp_path / "model")
+    loaded = secateur.from_pretrained(tmp_path / "model")
+    assert torch.equal(output(loaded), output(model))
+    assert class_count(loaded) == 3
+    assert [step["kind"] for step in manifest_of(loaded).steps] == ["cut", "labels"]
+
+
+def test_the_warm_up_trains_only_the_labels_unless_all_and_resumes(tmp_path):
+    data = load_data("digits")
+    dense = dit()
+    save_pretrained(dense, tmp_path / "dense")
+
+    def warmed(name, **changes):
+        loaded = secateur.load(tmp_path / "dense", process_config={"_class_name": "DDPMScheduler"})
+        relabel(loaded.model, 10)
+        return warmup_stage(tmp_path / name, loaded, data, WarmupConfig(steps=3, **changes), RECOVERY, "base").model
+
+    labels = warmed("labels")
+    fresh = relabel(dit(), 10)
+    changed = {
+        name
+        for name, value in labels.state_dict().items()
+        if not torch.equal(value, fresh.state_dict()[name].to(value.dtype))
+    }
+    assert changed == {f"transformer_blocks.{i}.norm1.emb.class_embedder.embedding_table.weight" for i in range(4)}
+    everything = warmed("all", train="all")
+    assert not torch.equal(everything.proj_out_2.weight, fresh.proj_out_2.weight)
+    assert all(parameter.requires_grad for parameter in labels.parameters())
+    manifest = manifest_of(labels)
+    assert [step["kind"] for step in manifest.steps] == ["labels", "warmup"]
+    assert manifest.steps[0]["names"] == [str(digit) for digit in range(10)]
+    assert (manifest.base["id"], manifest.steps[1]["train"]) == ("base", "labels")
+    # Taken up from the newest checkpoint.
+    (tmp_path / "again").mkdir()
+    (tmp_path / "again" / "warmup").symlink_to(tmp_path / "labels" / "warmup")
+    stamp = next((tmp_path / "labels" / "warmup" / "checkpoints").iterdir()).stat().st_mtime_ns
+    assert torch.equal(output(warmed("again")), output(labels))
+    assert next((tmp_path / "labels" / "warmup" / "checkpoints").iterdir()).stat().st_mtime_ns == stamp
+
+
+def test_only_labels_have_gradients():
+    model = dit()
+    train_only_labels(model)
+    named = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert named == [f"transformer_blocks.{i}.norm1.emb.class_embedder.embedding_table.weight" for i in range(4)]
+
+
+def test_compress_on_new_labels(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
+    dit_pipeline(tmp_path / "pipeline")
+    data = image_folder(tmp_path / "images", classes=True)
+    arguments = {
+        "target": "macs=60%",
+        "data": str(data),
+        "scoring": ScoringConfig(num_timesteps=3, num_images=4),
+        "recovery": replace(RECOVERY, objective="distillation"),
+        "evaluation": EvaluationConfig(metrics=("loss", "consistency"), num_images=4, num_inference_steps=2),
+        "cut": CutConfig(round_to=1),
+        "new_labels": True,
+        "warmup": WarmupConfig(steps=2),
+        "device": "cpu",
+    }
+    folder = str(tmp_path / "pipeline")
+    secateur.compress(folder, out=tmp_path / "run", dry_run=True, **arguments)
+    assert "warm up    about" in capsys.readouterr().out
+    run = secateur.compress(folder, out=tmp_path / "run", **arguments)
+    model = secateur.from_pretrained(run / "model")
+    assert (class_count(model), model.config["num_embeds_ada_norm"]) == (2, 2)
+    assert [step["kind"] for step in manifest_of(model).steps] == ["labels", "warmup", "cut", "recovery"]
+    assert read_json(run / "model" / "config.json")["num_embeds_ada_norm"] == 2
+    pipeline = secateur.load_pipeline(run / "pipeline")
+    assert pipeline.labels == {"cat": 0, "dog": 1}
+    options = {"num_inference_steps": 2, "guidance_scale": 1.0, "output_type": "np"}
+    assert pipeline([1], generator=torch.Generator().manual_seed(0), **options).images.shape == (1, 16, 16, 3)
+    before = os.stat(run / "relabelled" / "config.json").st_mtime_ns
+    secateur.compress(folder, out=tmp_path / "run", **arguments)  # everything is there
+    assert os.stat(run / "relabelled" / "config.json").st_mtime_ns == before
+    with pytest.raises(SecateurError, match="was begun with another warmup"):
+        secateur.compress(folder, out=tmp_path / "run", **(arguments | {"warmup": WarmupConfig(steps=4)}))
+    bare = image_folder(tmp_path / "bare")
+    with pytest.raises(DataError, match="has no labels to learn"):
+        secateur.compress(folder, out=tmp_path / "no", **(arguments | {"data": str(bare)}))

@@ -1,0 +1,175 @@
+"""secateur sweep: what runs, what is skipped, what fails, what is not done twice, and what is shared."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import secateur
+from models import dit, unet
+from secateur.cli import main
+from secateur.commands import stages, trials
+from secateur.commands.trials import TrialConfig, all_trials, recipe_names
+from secateur.errors import SecateurError
+from secateur.evaluation import EvaluationConfig
+from secateur.recipes import RECIPES
+from secateur.schedules import parse_target
+
+QUICK = [
+    *("--shared.batch-size", "8", "--shared.num-timesteps", "4", "--shared.num-images", "8", "--evaluation.num-images"),
+    *("8", "--evaluation.num-inference-steps", "2", "--evaluation.latency-rounds", "2"),
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "unet"
+    secateur.save_pretrained(unet(), folder, {"_class_name": "DDPMScheduler", "beta_schedule": "linear"})
+    return folder
+
+
+def sweep(model: Path, out: Path, *more: str, steps: str = "3") -> None:
+    main(["sweep", str(model), "--data", "digits", "--out", str(out), "--steps", steps, *QUICK, *more])
+
+
+def standing(out: Path) -> dict[str, dict[str, Any]]:
+    return {trial["name"]: trial for trial in json.loads((out / "trials.json").read_text())["trials"]}
+
+
+def test_sweep_runs_skips_resumes_and_grows(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "sweep"
+    calls: dict[str, int] = {"score": 0, "recover": 0}
+
+    def counted(module: Any, name: str) -> None:
+        whole = getattr(module, name)
+
+        def called(*arguments: Any, **options: Any) -> Any:
+            calls[name] += 1
+            return whole(*arguments, **options)
+
+        monkeypatch.setattr(module, name, called)
+
+    counted(stages, "score")
+    counted(stages, "recover")
+    chosen = ("--recipes", "magnitude", "progressive", "--targets", "macs=60%", "macs=55%", "--criteria", "magnitude")
+    sweep(model, out, *chosen, "ced")
+    found = standing(out)
+    assert [trial["status"] for trial in found.values()] == [
+        "done", "skipped", "skipped", "skipped", "done", "skipped", "skipped", "skipped",
+    ]  # fmt: skip
+    assert "progressive pruning takes" in found["progressive_magnitude_macs-60_seed-0"]["reason"]
+    assert "out of reach" in found["magnitude_ced_macs-60_seed-0"]["reason"]
+    # One ranking for both targets, and the dense model's samples once.
+    assert calls == {"score": 1, "recover": 2}
+    assert len(list((out / "trials").iterdir())) == 2
+    printed, progress = capsys.readouterr()
+    assert (progress.count("sampling dense"), progress.count("sampling recovered")) == (1, 2)
+    assert not (out / "cache").exists()
+    assert "| magnitude · magnitude | macs=60% | 1 |" in printed
+
+    sweep(model, out, *chosen, "ced", "--targets", "macs=60%", "--seeds", "0", "1")
+    assert calls == {"score": 2, "recover": 3}
+    assert [name for name, trial in standing(out).items() if trial["status"] == "done"] == [
+        "magnitude_magnitude_macs-60_seed-0", "magnitude_magnitude_macs-55_seed-0",
+        "magnitude_magnitude_macs-60_seed-1",
+    ]  # fmt: skip
+    assert all(trial["seconds"] > 0 for trial in standing(out).values() if trial["status"] == "done")
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert 'href="trials/magnitude_magnitude_macs-60_seed-1/report.html"' in page
+    assert "over 2 seeds" in page
+    with pytest.raises(SystemExit):
+        sweep(model, out, *chosen, steps="4")
+    assert "begun with another steps" in capsys.readouterr().err
+
+
+def test_a_trial_that_fails_does_not_stop_the_others(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "sweep"
+    whole = trials.compress_stages
+
+    def fails(run: Path, *arguments: Any) -> None:
+        if "random" in run.name:
+            raise ZeroDivisionError("of nothing\nby nothing")
+        whole(run, *arguments)
+
+    chosen = ("--recipes", "random", "magnitude", "--targets", "macs=70%", "--evaluation.metrics", "loss")
+    with monkeypatch.context() as patch:
+        patch.setattr(trials, "compress_stages", fails)
+        with pytest.raises(SystemExit) as stopped:
+            sweep(model, out, *chosen)
+    assert stopped.value.code == 1
+    assert "1 of 2 trials failed, random_macs-70_seed-0 first: ZeroDivisionError: of nothing" in capsys.readouterr().err
+    assert [trial["status"] for trial in standing(out).values()] == ["failed", "done"]
+    assert "by nothing" in (out / "trials" / "random_macs-70_seed-0" / "error.txt").read_text()
+    assert "ZeroDivisionError: of nothing" in (out / "report.html").read_text(encoding="utf-8")
+    sweep(model, out, *chosen)
+    assert [trial["status"] for trial in standing(out).values()] == ["done", "done"]
+    assert not (out / "trials" / "random_macs-70_seed-0" / "error.txt").exists()
+
+
+def test_dry_run_lists_the_trials_and_writes_nothing(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep(model, tmp_path / "out", "--targets", "macs=70%", "--dry-run")
+    printed = capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+    assert all(name in printed for name in RECIPES if name != "quickstart")
+    assert "progressive_macs-70_seed-0" in printed
+    assert "skipped: progressive pruning takes" in printed
+    assert "trials would run, about" in printed
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--targets", "macs=70%", "--recipes", "no-such"), "there is no recipe 'no-such'"),
+        (("--targets", "half"), "cannot read the target 'half'"),
+        (("--targets", "macs=70%", "--recipes", "progressive"), "no trial can run: progressive pruning takes"),
+        (("--targets", "macs=70%", "--recipes", "taylor", "--objectives", "no-such"), "no trial can run"),
+    ],
+)
+def test_bad_input_is_found_before_long_work(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        sweep(model, tmp_path / "out", *more)
+    assert stopped.value.code == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_combinations_that_come_to_the_same_are_one_trial() -> None:
+    arguments = ([parse_target("macs=50%")], [0, 1], TrialConfig(batch_size=4, num_timesteps=7), 10, EvaluationConfig())
+    made = all_trials(["diff-pruning", "taylor"], ["taylor"], [], *arguments)
+    assert [trial.name for trial in made] == [
+        "diff-pruning_taylor_macs-50_seed-0",
+        "diff-pruning_taylor_macs-50_seed-1",
+    ]
+    assert {trial.settings.recovery.batch_size for trial in made} == {4}
+    assert {trial.settings.scoring.num_timesteps for trial in made} == {7}
+    assert [(trial.settings.scoring.seed, trial.settings.recovery.seed) for trial in made] == [(0, 0), (1, 1)]
+    assert {trial.settings.evaluation.seed for trial in made} == {0}
+    [blocks] = all_trials(["diff-pruning"], ["ced"], [], arguments[0], [0], *arguments[2:])
+    assert (blocks.settings.cut.granularity, blocks.settings.scoring.num_timesteps) == ("depth", 0)
+
+
+def test_all_is_every_recipe_but_the_quickstart() -> None:
+    assert recipe_names(["all"]) == [name for name in RECIPES if name != "quickstart"]
+    assert recipe_names(["taylor", "quickstart", "taylor"]) == ["taylor", "quickstart"]
+    with pytest.raises(SecateurError, match="no recipe was named"):
+        recipe_names([])
+
+
+def test_blocks_of_a_transformer_are_swept(tmp_path: Path) -> None:
+    secateur.save_pretrained(dit(), tmp_path / "dit", {"_class_name": "FlowMatchEulerDiscreteScheduler"})
+    out = secateur.sweep(
+        str(tmp_path / "dit"), data="digits", out=tmp_path / "out", targets=("blocks=1",), recipes=("taylor",),
+        criteria=("uniform",), steps=2, shared=TrialConfig(batch_size=4, num_images=4),
+        evaluation=EvaluationConfig(metrics=("loss",)),
+    )  # fmt: skip
+    [trial] = standing(out).values()
+    assert (trial["status"], trial["criterion"], trial["target"]) == ("done", "uniform", "blocks=1")

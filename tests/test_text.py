@@ -1,0 +1,278 @@
+"""Text-to-image pipelines: captions encoded once, guidance dropout, guided samples, whole compressions."""
+
+import json
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+import secateur
+from pipelines import image_folder
+from secateur import CutConfig, EvaluationConfig, RecoveryConfig, ScoringConfig
+from secateur.cli import main
+from secateur.commands.common import decoder, encode_data, open_data, open_model
+from secateur.conditions import rows
+from secateur.data import LatentDataset
+from secateur.errors import DataError, ModelError
+from secateur.evaluation import evaluate_models
+from secateur.files import read_json
+from secateur.inputs import input_shape
+from secateur.process import denoising_error
+from secateur.prompts import open_text_encoder
+from secateur.recovery.conditioning import accepts, null_conditions, sample_conditions
+from secateur.recovery.draws import draw_step
+from secateur.sampling import generate_images, initial_noise
+from text_pipelines import PIPELINES, stable_diffusion
+
+SCORING = ScoringConfig(num_timesteps=3, num_images=4)
+RECOVERY = RecoveryConfig(steps=3, batch_size=4, checkpoint_every=2, log_every=1, objective="distillation")
+EVALUATION = EvaluationConfig(
+    metrics=("loss", "consistency"), num_images=4, num_inference_steps=2, guidance_scale=2.0, batch_size=3
+)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def data(tmp_path):
+    return image_folder(tmp_path / "images", captions=True)
+
+
+def opened(folder, data):
+    loaded, _ = open_model(str(folder), device="cpu")
+    dataset = encode_data(open_data(str(data), loaded), loaded)
+    assert isinstance(dataset, LatentDataset)
+    return loaded, dataset
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_guided_samples_are_those_of_the_pipeline_itself(tmp_path, name):
+    pipeline = PIPELINES[name](tmp_path / "pipeline")
+    loaded, _ = open_model(str(tmp_path / "pipeline"), device="cpu")
+    encoder = open_text_encoder(loaded.pipeline, (16, 16))
+    drawn = generate_images(
+        loaded.model,
+        loaded.process,
+        [3, 4],
+        input_shape(loaded.model),
+        encoder(["a cat", "dog"]),
+        num_inference_steps=4,
+        guidance_scale=3.0,
+        null=encoder.null(),
+        decode=decoder(loaded),
+    )
+    pipeline.scheduler = loaded.process.scheduler()
+    binning = {"use_resolution_binning": False} if name == "pixart" else {}
+    expected = pipeline(
+        ["a cat", "dog"],
+        latents=initial_noise([3, 4], (2, 8, 8)),
+        height=16,
+        width=16,
+        num_inference_steps=4,
+        guidance_scale=3.0,
+        output_type="pt",
+        **binning,
+    ).images
+    torch.testing.assert_close(drawn, 2 * expected - 1, rtol=0, atol=0.02)  # states in half precision, then guided
+    assert drawn.std() > 0.1
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_any_text_model_is_ranked_and_trained_on_its_captions(tmp_path, data, name):
+    PIPELINES[name](tmp_path / "pipeline")
+    loaded, dataset = opened(tmp_path / "pipeline", data)
+    null = null_conditions(loaded.model, dataset)
+    config = replace(RECOVERY, label_dropout=1.0)
+    (dropped,) = draw_step(dataset, loaded.process, config, 0, null, accepts(loaded.model))
+    for key, row in null.items():
+        assert torch.equal(dropped.conditions[key], row.expand_as(dropped.conditions[key]))
+    (told,) = draw_step(dataset, loaded.process, replace(config, label_dropout=0.0), 0, null, accepts(loaded.model))
+    assert not torch.equal(told.conditions["encoder_hidden_states"], dropped.conditions["encoder_hidden_states"])
+    losses = [
+        denoising_error(loaded.model, loaded.process, draw.sample, draw.noise, draw.timesteps, draw.conditions)
+        for draw in (told, dropped)
+    ]
+    assert not torch.allclose(*losses)  # the network hears what it is told
+    options = {"criterion": "taylor", "scoring": SCORING, "device": "cpu"}
+    run = secateur.rank(str(tmp_path / "pipeline"), data=str(data), out=tmp_path / "rank", **options)
+    scores = read_json(run / "ranking.json")["dims"]
+    assert max(max(values) for values in scores.values()) > 0
+
+
+def test_captions_are_encoded_once_and_again_when_they_changed(tmp_path, cache, data):
+    pipeline = stable_diffusion(tmp_path / "pipeline")
+    _, dataset = opened(tmp_path / "pipeline", data)
+    captions = ("a cat", "a dog", "a cat", "a dog", "a cat", "a dog")
+    assert dataset.captions == captions
+    with torch.no_grad():
+        expected, empty = pipeline.encode_prompt(list(captions), "cpu", 1, True)
+    states = dataset.batch(range(6)).conditions["encoder_hidden_states"]
+    torch.testing.assert_close(states.float(), expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(dataset.null["encoder_hidden_states"].float(), empty[0], rtol=1e-3, atol=1e-3)
+    assert sample_conditions(pipeline.unet, dataset, 8)["encoder_hidden_states"].shape == (8, 8, 8)
+    written = {path: path.stat().st_mtime_ns for path in cache.rglob("*.safetensors")}
+    assert len(written) == 3  # latents, text, the empty prompt
+    opened(tmp_path / "pipeline", data)
+    assert {path: path.stat().st_mtime_ns for path in cache.rglob("*.safetensors")} == written
+    metadata = data / "metadata.jsonl"
+    metadata.write_text(metadata.read_text().replace("a cat", "no cat"))
+    _, changed = opened(tmp_path / "pipeline", data)
+    assert changed.latents.folder == dataset.latents.folder
+    assert not torch.equal(changed.batch([0]).conditions["encoder_hidden_states"], states[:1])
+
+
+def test_killed_while_captions_are_encoded(tmp_path, monkeypatch, data):
+    stable_diffusion(tmp_path / "pipeline")
+    expected = opened(tmp_path / "pipeline", data)[1].batch(range(6)).conditions
+    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "another"))
+    monkeypatch.setattr("secateur.data.shards.SHARD_ROWS", 2)
+    monkeypatch.setattr("secateur.encoding.AT_ONCE", 1)
+    encoder = secateur.prompts.TextEncoder
+    asked = []
+
+    def until_killed(self, prompts):
+        asked.append(prompts)
+        if len(asked) == 4:
+            raise KeyboardInterrupt
+        return original(self, prompts)
+
+    original = encoder.__call__
+    monkeypatch.setattr(encoder, "__call__", until_killed)
+    with pytest.raises(KeyboardInterrupt):
+        opened(tmp_path / "pipeline", data)
+    _, dataset = opened(tmp_path / "pipeline", data)
+    assert len(asked) == 4 + 4  # captions 2 to 5, 2 once more
+    for name, value in expected.items():
+        torch.testing.assert_close(dataset.batch(range(6)).conditions[name], value, rtol=1e-3, atol=1e-3)
+
+
+def test_stable_diffusion_is_compressed_into_a_pipeline_ready_to_call(tmp_path, capsys, data):
+    stable_diffusion(tmp_path / "pipeline")
+    arguments = {
+        "target": "macs=70%",
+        "data": str(data),
+        "scoring": SCORING,
+        "recovery": RECOVERY,
+        "evaluation": EVALUATION,
+        "cut": CutConfig(round_to=1),
+        "component": "unet",
+        "device": "cpu",
+    }
+    secateur.compress(str(tmp_path / "pipeline"), out=tmp_path / "run", dry_run=True, **arguments)
+    said = capsys.readouterr().out
+    assert "latents    to encode once" in said
+    assert "captions   to encode once" in said
+    assert "recover    about" in said
+    run = secateur.compress(str(tmp_path / "pipeline"), out=tmp_path / "run", **arguments)
+    entries = read_json(run / "evaluation" / "evaluation.json")["models"]
+    assert entries["recovered"]["relative"]["macs"] < 0.7
+    assert entries["recovered"]["consistency"]["ssim"]["mean"] < 1
+    pipeline = secateur.load_pipeline(run / "pipeline")
+    shown = pipeline("a cat", height=16, width=16, num_inference_steps=2, output_type="np").images
+    assert shown.shape == (1, 16, 16, 3)
+    assert pipeline.unet.num_parameters() == secateur.from_pretrained(run / "model").num_parameters()
+    tuned = secateur.finetune(
+        str(run / "pipeline"), data=str(data), out=tmp_path / "tuned", recovery=RECOVERY, steps=1, device="cpu",
+        teacher=str(tmp_path / "pipeline"),
+    )  # fmt: skip
+    assert secateur.load_pipeline(tuned / "pipeline").unet.num_parameters() == pipeline.unet.num_parameters()
+
+
+def test_prompts_from_the_command_line(tmp_path, capsys):
+    stable_diffusion(tmp_path / "pipeline")
+    arguments = ["sample", str(tmp_path / "pipeline"), "--num-images", "4", "--num-inference-steps", "2"]
+    places = ["--out", str(tmp_path / "grid.png"), "--device", "cpu"]
+    main([*arguments, *places, "--prompt", "a cat", "a dog", "--guidance-scale", "3"])
+    assert (tmp_path / "grid.png").is_file()
+    with pytest.raises(SystemExit):
+        main([*arguments, *places])
+    assert 'give --prompt "what to draw"' in capsys.readouterr().err
+
+
+def test_bad_captions_are_one_line(tmp_path, data):
+    stable_diffusion(tmp_path / "pipeline")
+    metadata = data / "metadata.jsonl"
+    lines = metadata.read_text().splitlines()
+
+    def refused(*entries: str) -> str:
+        metadata.write_text("\n".join(entries))
+        with pytest.raises(DataError) as caught:
+            opened(tmp_path / "pipeline", data)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert "has no `text` for 5.png; give every image a caption" in refused(*lines[:-1])
+    assert "has no `text` for 2 files, the first 0.png" in refused('{"file_name": "0.png", "text": 3}', *lines[1:-1])
+    absent = json.dumps({"file_name": "gone.png", "text": "x"})
+    assert "names gone.png, not among the images" in refused(*lines, absent)
+    assert "names " in refused(*lines, json.dumps({"file_name": "../6.png", "text": "x"}))
+    assert "line 7 is not JSON" in refused(*lines, "{")
+    assert "line 1 names no file" in refused('["0.png"]', *lines)
+    assert "has no captions, which the model needs" in refused('{"file_name": "0.png", "label": 3}')
+    metadata.write_bytes(b"\xff\xfe")
+    with pytest.raises(DataError, match=r"metadata.jsonl cannot be read"):
+        opened(tmp_path / "pipeline", data)
+    os.remove(metadata)
+    with pytest.raises(DataError, match="has no captions"):
+        opened(tmp_path / "pipeline", data)
+
+
+def test_what_has_no_text_side_is_refused(tmp_path, data):
+    folder = tmp_path / "pipeline"
+    stable_diffusion(folder)
+    unet, _ = open_model(str(folder / "unet"), device="cpu")
+    with pytest.raises(ModelError, match="give its whole pipeline folder"):
+        open_data(str(data), unet)
+    index = read_json(folder / "model_index.json")
+    (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": "StableDiffusionInpaintPipeline"}))
+    loaded, _ = open_model(str(folder), device="cpu")
+    with pytest.raises(ModelError, match="prompts of a StableDiffusionInpaintPipeline are not supported"):
+        open_data(str(data), loaded)
+    (folder / "model_index.json").write_text(json.dumps(index))
+    (folder / "tokenizer").rename(folder / "elsewhere")
+    with pytest.raises(ModelError, match="tokenizer does not exist; give the whole pipeline"):
+        opened(folder, data)
+    (folder / "elsewhere").rename(folder / "tokenizer")
+    (folder / "text_encoder" / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"the text encoders of .* cannot be loaded"):
+        opened(folder, data)
+
+
+def test_rows_of_cached_conditions_keep_their_order(tmp_path, data):
+    stable_diffusion(tmp_path / "pipeline")
+    _, dataset = opened(tmp_path / "pipeline", data)
+    together = dataset.batch(range(6)).conditions
+    picked = dataset.batch([4, 1, 4]).conditions
+    for name, value in rows(together, torch.tensor([4, 1, 4])).items():
+        assert torch.equal(picked[name], value)
+
+
+def test_times_of_any_text_model_are_predicted(tmp_path, capsys, data):
+    for name, make in PIPELINES.items():
+        make(tmp_path / name)
+        options = {"data": str(data), "target": "macs=80%", "device": "cpu", "dry_run": True}
+        secateur.prune(str(tmp_path / name), out=tmp_path / "run", cut=CutConfig(round_to=1), **options)
+        assert "rank       about" in capsys.readouterr().out
+
+
+def test_kept_samples_are_those_of_other_captions_no_more(tmp_path, data):
+    stable_diffusion(tmp_path / "pipeline")
+
+    def drawn(dataset):
+        models, config = {"model": loaded.model}, replace(EVALUATION, metrics=("frechet",), features=None)
+        return evaluate_models(models, loaded.process, dataset, config, decoder(loaded), cache=tmp_path / "rows")[1]
+
+    loaded, dataset = opened(tmp_path / "pipeline", data)
+    first = drawn(dataset)["model"]
+    assert torch.equal(drawn(dataset)["model"], first)
+    metadata = data / "metadata.jsonl"
+    metadata.write_text(metadata.read_text().replace("a cat", "zebra"))
+    _, dataset = opened(tmp_path / "pipeline", data)
+    assert not torch.equal(drawn(dataset)["model"], first)
