@@ -1,9 +1,10 @@
 """Measured speed-up over the reduction of MACs that should give it, dense and pruned interleaved.
 
     python benchmarks/speedup.py
+    python benchmarks/speedup.py --models dit-s-2 --target blocks=6 --round-to 8 --name speedup-depth
 
-A U-Net of the DDPM CIFAR-10 shape and a DiT-S/2 transformer, random weights, cut to 56 % of their MACs; batch 1 and
-32, float32 and bfloat16. An efficiency of 1 means that the time fell as much as the MACs.
+A U-Net of the DDPM CIFAR-10 shape and a DiT-S/2 transformer, random weights, cut to 56 % of their MACs, or to fewer
+blocks; batch 1 and 32, float32 and bfloat16. An efficiency of 1 means that the time fell as much as the MACs.
 """
 
 from __future__ import annotations
@@ -98,6 +99,7 @@ def main() -> None:
     parser.add_argument("--round-to", type=int, nargs="+", default=[8, 16, 32])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--name", default="speedup", help="of the files under benchmarks/results")
     arguments = parser.parse_args()
     logging.set_verbosity_error()  # diffusers warns about every cast
     rows = [
@@ -107,11 +109,11 @@ def main() -> None:
         for row in measure(name, arguments.target, round_to, arguments.rounds)
     ]
     about = {"torch": torch.__version__, "threads": torch.get_num_threads(), "target": arguments.target}
-    write_json(RESULTS / "speedup.json", {"environment": about, "rounds": arguments.rounds, "rows": rows})
+    write_json(RESULTS / f"{arguments.name}.json", {"environment": about, "rounds": arguments.rounds, "rows": rows})
     header = list(rows[0])
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     lines += ["| " + " | ".join(str(row[key]) for key in header) + " |" for row in rows]
-    write_text(RESULTS / "speedup.md", "\n".join(lines) + "\n")
+    write_text(RESULTS / f"{arguments.name}.md", "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
