@@ -3,7 +3,11 @@
 import copy
 import json
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +15,7 @@ import torch
 from diffusers import DiTTransformer2DModel, FlowMatchEulerDiscreteScheduler
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 import secateur
 from models import dit, inputs_for, output, unet
@@ -466,8 +471,6 @@ def test_blocks_leave_the_model_the_average_and_the_moments(whole):
     assert model.config.num_layers == 3
     state = TrainingState(model, Ema(model), torch.optim.AdamW(model.parameters()))
     names = {name for name, _ in state.model.named_parameters()}
-    from safetensors.torch import load_file
-
     saved = load_file(newest_checkpoint(folder) / "optimizer.safetensors")
     assert {name.rpartition(".")[0] for name in saved} == names
     records = stage_log(folder)
@@ -505,6 +508,43 @@ def test_the_average_follows_faster_after_a_cut():
     cut_training_state(state, Cut({}, ("transformer_blocks.1",)), {}, "dense")
     state.step = 9
     assert state.since_cut == 2
+
+
+SCRIPT = """
+import sys
+import torch
+from test_adaptive import CONFIG, Failing, images, replace, run
+torch.set_num_threads(1)
+folder, fail_at = sys.argv[1], int(sys.argv[2])
+run(folder, Failing(fail_at, OSError) if fail_at else images(), replace(CONFIG, checkpoint_every=1))
+"""
+TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+
+
+def command(script, folder, fail_at=0, launcher=()):
+    script.write_text(SCRIPT)
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    arguments = [sys.executable, *launcher, str(script), str(folder), str(fail_at)]
+    return subprocess.run(arguments, env=environment, capture_output=True, check=False).returncode
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_decisions_of_one_and_resume_them(tmp_path):
+    script = tmp_path / "run.py"
+    assert command(script, tmp_path / "one") == 0
+    assert command(script, tmp_path / "two", launcher=TWO) == 0
+    decided = [[(r["step"], r["removed"]) for r in stage_log(tmp_path / folder)] for folder in ("one", "two")]
+    assert decided[0] == decided[1]
+    for single, joined in zip(log(tmp_path / "one"), log(tmp_path / "two"), strict=True):
+        assert single["loss"] == pytest.approx(joined["loss"], rel=1e-3)
+    assert command(script, tmp_path / "cut", fail_at=6, launcher=TWO) != 0
+    assert 3 < int(newest_checkpoint(tmp_path / "cut").name[-8:]) < 8
+    assert command(script, tmp_path / "cut", launcher=TWO) == 0
+    for name in ("model.safetensors", "ema.safetensors", "optimizer.safetensors"):
+        saved = [(newest_checkpoint(tmp_path / folder) / name).read_bytes() for folder in ("two", "cut")]
+        assert saved[0] == saved[1]
+    assert stage_log(tmp_path / "two") == stage_log(tmp_path / "cut")
 
 
 # -------------------------------------------------------------------------------------------- command line
