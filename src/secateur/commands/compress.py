@@ -74,8 +74,8 @@ def compress(
         target: what to reach, for example macs=56%, macs=3.4G, params=20M or latency=20ms.
         data: image folder (sub-folders are classes), .npz with images and labels, or digits.
         out: run folder.
-        recipe: a named recipe (diff-pruning, 2ndmatch, progressive, gradient-flow, entpruner, taylor, magnitude,
-            random, quickstart); what follows replaces its parts.
+        recipe: a named recipe (diff-pruning, 2ndmatch, progressive, gradient-flow, entpruner, depth, taylor,
+            magnitude, random, quickstart); what follows replaces its parts.
         criterion: which criterion ranks the units; ced, uniform, cosine and loss-change rank blocks only.
         schedule: one-shot cuts before recovery; progressive shrinks soft masks during it; adaptive decides during it
             how many blocks leave.
