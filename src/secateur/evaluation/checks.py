@@ -16,7 +16,7 @@ from ..samplers import check_sampler
 from .config import NEED_REFERENCE, OF_FEATURES, EvaluationConfig
 from .consistency import MS_SSIM_PIXELS
 from .features import FeatureNetwork, feature_network
-from .perceptual import load_lpips
+from .perceptual import load_clip, load_lpips
 from .statistics import read_statistics
 
 
@@ -68,6 +68,11 @@ def check_evaluation(
     device = device_of(model)
     if "lpips" in config.metrics:
         load_lpips(device)
+    if "clip" in config.metrics:
+        if not (takes_text(model) and pixels(dataset).captions):
+            both = f"{type(model).__name__} and {dataset.name} have not both"
+            raise SecateurError(f"clip needs a text-to-image model and captions, {both}; leave it out of --metrics")
+        load_clip(config.clip, device)
     if not config.measures_features:
         return None, []
     try:
