@@ -22,6 +22,7 @@ from secateur.reporting import (
     plot_training,
     ranking_table,
     stage_table,
+    write_comparison,
     write_cut,
     write_ranking,
     write_report,
@@ -399,3 +400,18 @@ def test_parts_are_as_fine_as_fits_and_lose_nothing() -> None:
     assert [before.name for before, _ in parts(pairs, 4)] == ["first", "b.0", "b.1"]
     assert [(before.macs, after.macs) for before, after in parts(pairs, 2)] == [(10, 10), (12, 10)]
     assert parts(pairs, 5) == pairs
+
+
+def test_an_evaluation_of_another_version_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "evaluation" / "evaluation.json", {"format": 2, "models": {"dense": {}}})
+    with pytest.raises(SecateurError, match="has format 2, this secateur reads 1"):
+        write_report(tmp_path)
+    write(tmp_path / "evaluation" / "evaluation.json", {"format": 1})
+    with pytest.raises(SecateurError, match="names no models"):
+        write_report(tmp_path)
+
+
+def test_a_page_that_cannot_be_written_says_where(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SecateurError, match=r"cannot write .*file/out/plots"):
+        write_comparison(tmp_path / "file" / "out", [run])

@@ -281,7 +281,7 @@ def test_kept_samples_are_those_of_other_captions_no_more(tmp_path, data):
     assert not torch.equal(drawn(dataset)["model"], first)
 
 
-def test_clip_score_is_of_the_captions_that_the_samples_were_drawn_for(tmp_path, data, capsys):
+def test_clip_score_is_of_the_captions_that_the_samples_were_drawn_for(tmp_path, data, capsys, monkeypatch):
     folder = clip_model(tmp_path / "clip")
     stable_diffusion(tmp_path / "pipeline")
     loaded, dataset = opened(tmp_path / "pipeline", data)
@@ -296,10 +296,18 @@ def test_clip_score_is_of_the_captions_that_the_samples_were_drawn_for(tmp_path,
     for name in models:
         mean = load_clip(str(folder))(images[name], captions).mean().item()
         assert result["models"][name]["estimates"]["clip_score"]["value"] == pytest.approx(mean)
-    swapped = load_clip(str(folder))(images["dense"], captions[::-1]).mean().item()
-    assert swapped != pytest.approx(result["models"]["dense"]["estimates"]["clip_score"]["value"])
+    heard = []
+    monkeypatch.setattr(
+        "secateur.evaluation.samples.load_clip",
+        lambda *where: lambda images, prompts: heard.extend(prompts) or torch.zeros(len(images)),
+    )
+    evaluate_models(models, loaded.process, dataset, config, decoder(loaded))
+    assert heard == 2 * captions
+    assert len(set(captions)) > 1
     arguments = ["evaluate", "digits-unet", "--data", "digits", "--out", str(tmp_path / "no"), "--metrics", "clip"]
-    assert main(arguments) == 1
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 1
     assert "needs a text-to-image model and captions" in capsys.readouterr().err
     with pytest.raises(ModelError, match=r"CLIP .*nothing cannot be loaded"):
         evaluate_models(models, loaded.process, dataset, replace(config, clip=str(tmp_path / "nothing")))
