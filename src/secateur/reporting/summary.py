@@ -191,8 +191,8 @@ def _classes(evaluation: Evaluation) -> list[str]:
     if not lost:
         return []
     found, score = lost[0]
-    values = [row.get(score) for row in found.models.values()]
-    fall = f"{score} {values[0]:.2f} → {values[-1]:.2f}"
+    dense, *_, final = found.models.values()
+    fall = f"{score} {dense[score]:.2f} → {final[score]:.2f} with {final.get('samples')} samples"
     return [
         f"{len(lost)} of {len(scores)} classes lost a quarter or more of {evaluation.reference}'s coverage or "
         f"diversity; most of all {found.name} ({fall})."

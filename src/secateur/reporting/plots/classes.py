@@ -14,7 +14,10 @@ from ..classes import SCORES, ClassScore
 from ..style import DARK, INK, WARM, name_margin, panels, plain, row_labels, styled
 from .ranking import rows_height
 
-LOSS_COLOURS = LinearSegmentedColormap.from_list("losses", ["#e6eaed", "#e9b88e", WARM, "#a3330d"])
+STAYS, SEEN = "#9aa6b233", 0.16  # pale on white and on black, up to a loss too small to mean anything
+LOSS_COLOURS = LinearSegmentedColormap.from_list(
+    "losses", [(0, STAYS), (SEEN, STAYS), (SEEN, "#efd6be"), (0.6, WARM), (1, "#a3330d")]
+)
 LARGEST = 0.75  # share lost that is as dark as it gets; more than was there is no colour: it need not be better
 
 
@@ -40,9 +43,11 @@ def _heat(axes: Axes, scores: Sequence[ClassScore], score: str, models: Sequence
     axes.imshow(-changes, LOSS_COLOURS, vmin=0, vmax=LARGEST, aspect="auto", interpolation="nearest")
     for row, column in np.argwhere(np.isfinite(values)):
         lost = scores[row].collapsed(models[column], score)
-        axes.text(column, row, f"{values[row, column]:.2f}", ha="center", va="center", fontsize=6.5,
-                  color="white" if changes[row, column] < -0.6 * LARGEST else DARK,
-                  fontweight="bold" if lost else "normal")  # fmt: skip
+        loss = -changes[row, column]
+        colour = "white" if loss > 0.6 * LARGEST else DARK if loss > SEEN * LARGEST else INK
+        weight = "bold" if lost else "normal"
+        number = f"{values[row, column]:.2f}"
+        axes.text(column, row, number, ha="center", va="center", fontsize=6.5, color=colour, fontweight=weight)
         if lost:
             axes.add_patch(Rectangle((column - 0.48, row - 0.46), 0.96, 0.92, fill=False, edgecolor=INK, linewidth=1.2))
     axes.vlines(np.arange(len(models) - 1) + 0.5, -0.5, len(scores) - 0.5, colors="white", linewidth=1.2)
