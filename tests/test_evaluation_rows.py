@@ -162,6 +162,7 @@ def test_every_metric_at_once(tmp_path: Path, features: str, models: dict[str, n
         ftle_images=2,
         ftle_iterations=1,
         num_images=60,
+        num_real_images=300,
         save_statistics=str(tmp_path / "statistics"),
     )
     result, _ = evaluate_models(models, PROCESS, load_data("digits"), config)
