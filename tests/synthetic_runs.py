@@ -66,8 +66,36 @@ def write_evaluation_json(run: Path) -> None:
             "fidelity": fidelity | {"reference_samples": 1797, "dims": 64, "full_rank": True},
         }
 
+    def layers(kept: float) -> list[dict[str, Any]]:
+        shapes = {"conv_in": 1.0, HOSTILE: kept}
+        return [
+            {"name": name, "kind": "Conv2d", "weight": [int(64 * share), 3, 3, 3],
+             "parameters": int(1728 * share), "macs": int(110_592 * share)}
+            for name, share in shapes.items()
+        ]  # fmt: skip
+
+    def classes(coverages: tuple[float | None, ...]) -> dict[str, Any]:
+        rows = [
+            {"label": label, "name": name, "samples": 30, "real": 178, "precision": 0.9, "recall": 0.8, "density": 0.9,
+             "coverage": coverage, "diversity": None if coverage is None else 0.97}
+            for label, (name, coverage) in enumerate(zip(("cat", HOSTILE, "rare"), coverages, strict=True))
+        ]  # fmt: skip
+        return {"neighbours": 5, "classes": rows}
+
     models = {"pruned": entry(0.5, 41.2, 0.31), "recovered": entry(0.5, 5.17, 0.74), "dense": entry(1.0, 3.14, None)}
-    result = {"reference": "dense", "environment": {"device": "cpu", "threads": 2}, "notes": [HOSTILE]}
+    for name, kept, coverages in (
+        ("dense", 1.0, (0.9, 0.8, None)), ("pruned", 0.5, (0.2, 0.1, None)), ("recovered", 0.5, (0.85, 0.2, None))
+    ):  # fmt: skip
+        models[name] |= {"layers": layers(kept), "per_class": classes(coverages), "throughput": {"1": 250.0 / kept}}
+    comparisons = [
+        {"metric": metric, "a": a, "b": b, "difference": 1.0, "std": 0.1, "low": 0.8, "high": 1.2, "verdict": verdict}
+        for metric, a, b, verdict in (
+            ("fd", "dense", "recovered", "worse"), ("fd", "recovered", "pruned", "worse"),
+            ("ssim", "pruned", "recovered", "better"), ("denoising_loss", "dense", "recovered", "unclear"),
+        )
+    ]  # fmt: skip
+    result: dict[str, Any] = {"comparisons": comparisons}
+    result |= {"reference": "dense", "environment": {"device": "cpu", "threads": 2}, "notes": [HOSTILE]}
     write(run / "evaluation" / "evaluation.json", result | {"models": models})
     generator = torch.Generator().manual_seed(1)
     images = {name: torch.rand(12, 1, 8, 8, generator=generator) * 2 - 1 for name in (*models, "real")}

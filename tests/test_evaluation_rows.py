@@ -161,6 +161,8 @@ def test_every_metric_at_once(tmp_path: Path, features: str, models: dict[str, n
         latency_dtype="bfloat16",
         ftle_images=2,
         ftle_iterations=1,
+        num_images=60,
+        num_real_images=300,
         save_statistics=str(tmp_path / "statistics"),
     )
     result, _ = evaluate_models(models, PROCESS, load_data("digits"), config)
@@ -183,10 +185,11 @@ def test_every_metric_at_once(tmp_path: Path, features: str, models: dict[str, n
         assert entry["latency"]["1"]["median_ms"] == pytest.approx(entry["estimates"]["latency_1"]["value"])
         assert len(entry["per_class"]["classes"]) == 10
         assert entry["per_class"]["classes"][3]["name"] == "3"
-        assert entry["per_class"]["classes"][3]["samples"] == 2
+        assert entry["per_class"]["classes"][3]["samples"] == 6
+        assert entry["per_class"]["classes"][3]["coverage"] is not None
     network = SmallFeatures(1, 10, width=8)
     saved = read_statistics(tmp_path / "statistics" / "pruned.npz", network.dim)
-    assert saved.count == 20
+    assert saved.count == 60
 
     published = replace(config, metrics=("frechet",), statistics=str(tmp_path / "statistics" / "real.npz"))
     published = replace(published, save_statistics=None)
@@ -214,6 +217,10 @@ def test_any_network_can_be_the_features(models: dict[str, nn.Module]) -> None:
         ({"metrics": ("ms-ssim",)}, "ms-ssim needs images of 161 pixels a side, these are 8x8"),
         ({"metrics": ("rfid",), "alone": True}, "rfid compares with a dense model's images; give one as --reference"),
         ({"metrics": ("per-class",), "unconditional": True}, "per-class needs a class-conditional model and labels"),
+        (
+            {"metrics": ("per-class",), "num_images": 59},
+            "per-class takes 6 samples of each class, 60 in all; num_images",
+        ),
         ({"scheduler": "DDIMScheduler"}, "does not sample a flow model"),
         ({"num_inference_steps": 5000}, "num_inference_steps is 5000; give 1 to 1000"),
         ({"statistics": "nowhere.npz"}, "nowhere.npz is not a readable .npz"),

@@ -22,12 +22,18 @@ from secateur.reporting import (
     plot_training,
     ranking_table,
     stage_table,
+    write_comparison,
     write_cut,
     write_ranking,
     write_report,
 )
+from secateur.reporting.classes import ClassScore, class_scores, collapsed_classes, worst_first
+from secateur.reporting.layers import layer_pairs, parts
+from secateur.reporting.plots import plot_classes
 from secateur.reporting.plots.curves import smooth
 from secateur.reporting.plots.ranking import score_strip
+from secateur.reporting.results import Layer
+from secateur.reporting.run import read_run
 from secateur.reporting.stages import removal_step, soft_stages
 from synthetic_runs import HOSTILE, Page, make_run, write, write_cut_json, write_ranking_json
 
@@ -63,7 +69,7 @@ def test_page_is_self_contained_and_hostile_text_stays_text(markup: str) -> None
     assert "script" not in page.tags
     assert HOSTILE in page.text
     assert page.tags.count("img") == 40 + 3 * 12  # ten of each row, and all by class
-    assert page.tags.count("svg") == 7
+    assert page.tags.count("svg") == 11
     ids = re.findall(r'\bid="([^"]+)"', markup)
     assert len(ids) == len(set(ids))
 
@@ -81,13 +87,15 @@ def test_report_json_holds_the_numbers(run: Path) -> None:
 
 def test_plots_and_tables_are_written(run: Path) -> None:
     names = {path.stem for path in (run / "plots").iterdir()}
-    assert names == {"ranking", "cut", "training", "denoising", "speed", "samples"}
+    assert names == {"ranking", "cut", "training", "denoising", "speed", "classes", "layers", "samples"}
     for path in (run / "plots").iterdir():
         with Image.open(path) as image:
             image.load()
             assert min(image.size) > 100
     assert {path.name for path in (run / "tables").iterdir()} == {
-        f"{name}.{kind}" for name in ("ranking", "blocks", "cut", "evaluation") for kind in ("md", "csv")
+        f"{name}.{kind}"
+        for name in ("ranking", "blocks", "cut", "evaluation", "comparisons", "classes", "layers")
+        for kind in ("md", "csv")
     }
 
 
@@ -328,3 +336,82 @@ def test_report_of_lyapunov_exponents_only(tmp_path: Path, models: tuple[str, ..
     cost = ["Cost"] if len(models) > 1 else []
     assert re.findall(r"<h2>(.*?)</h2>", markup) == ["Quality and cost", *cost, "How far these numbers go", "The run"]
     assert 'deviation",0.01' in (tmp_path / "tables" / "evaluation.csv").read_text()
+
+
+def test_verdicts_stand_beside_the_numbers_in_words(run: Path, markup: str) -> None:
+    text = Page(markup).text
+    judged = "3.14 dense → 41.2 pruned → 5.17 recovered; recovered is worse than dense, better than pruned."
+    assert judged in text
+    assert '<span class="verdict unclear">not told apart from dense</span>' in markup
+    rows = (run / "tables" / "evaluation.md").read_text().splitlines()
+    [distance] = [row for row in rows if row.startswith("| FD[digits-features] to")]
+    assert distance.endswith("| 3.14 | 41.2 | 5.17 (worse than dense, better than pruned) |")
+    assert "FD[digits-features],recovered,dense,1.0,0.8,1.2,worse" in (run / "tables" / "comparisons.csv").read_text()
+    assert '"throughput, batch 1 (samples/s)",250.0,500.0,500.0' in (run / "tables" / "evaluation.csv").read_text()
+
+
+def test_speed_is_claimed_by_its_interval_where_there_is_one(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", extra=1)
+    path = run / "evaluation" / "evaluation.json"
+    found = json.loads(path.read_text())
+    entry = {"metric": "latency_32", "a": "dense", "b": "recovered", "verdict": "unclear"}
+    path.write_text(json.dumps(found | {"comparisons": [entry]}))
+    text = Page(write_report(run).read_text(encoding="utf-8")).text
+    assert "no clear difference at batch 32 (30 → 15 ms)" in text
+
+
+def test_a_collapsed_class_is_named_and_framed(run: Path, markup: str) -> None:
+    assert f"1 of 3 classes lost a quarter or more of dense's coverage or diversity; most of all {HOSTILE}" in Page(
+        markup
+    ).text  # fmt: skip
+    scores = class_scores(read_run(run).evaluation)
+    assert [(found.name, score) for found, score in collapsed_classes(scores)] == [(HOSTILE, "coverage")]
+    coverage = plot_classes(scores, ("coverage",)).axes[0]
+    framed = [(round(frame.get_x()), round(frame.get_y())) for frame in coverage.patches]  # type: ignore[attr-defined]
+    assert framed == [(1, 0), (1, 1), (2, 1)]  # both classes of the pruned model, one of the recovered
+    assert len(coverage.texts) == 6  # the class that was not measured has no number
+    many = [
+        ClassScore(str(place), {"a": {"coverage": 1.0}, "b": {"coverage": place / 100}}) for place in range(60, 0, -1)
+    ]
+    assert [found.name for found in worst_first(many, most=3)] == ["1", "2", "3"]
+
+
+def layers_named(**parameters: int) -> list[Layer]:
+    return [Layer(name.replace("_", "."), "Linear", (), value, 2 * value) for name, value in parameters.items()]
+
+
+def test_layers_of_a_list_that_closed_up_are_matched_to_their_own() -> None:
+    dense = layers_named(first=5, b_0_w=1, b_1_w=2, b_2_w=3)
+    pairs = layer_pairs(dense, layers_named(first=5, b_0_w=1, b_1_w=3), ["b.1"])
+    assert [(before.name, before.parameters, after.parameters) for before, after in pairs] == [
+        ("first", 5, 5), ("b.0.w", 1, 1), ("b.1.w", 2, 0), ("b.2.w", 3, 3)
+    ]  # fmt: skip
+    unknown = layer_pairs(dense, layers_named(first=5, b_0_w=1, b_1_w=3), [])
+    assert [(before.name, before.parameters, after.parameters) for before, after in unknown] == [
+        ("first", 5, 5), ("b", 6, 4)
+    ]  # fmt: skip
+    skipped = layer_pairs(dense, layers_named(first=5, b_0_w=1, b_2_w=3), ["b.1"])
+    assert [after.parameters for _, after in skipped] == [5, 1, 0, 3]  # a block that became a skip keeps its number
+
+
+def test_parts_are_as_fine_as_fits_and_lose_nothing() -> None:
+    dense = layers_named(first=5, b_0_w=1, b_0_v=1, b_1_w=2, b_1_v=2)
+    pairs = layer_pairs(dense, layers_named(first=5, b_0_w=1, b_0_v=1, b_1_w=1, b_1_v=2), [])
+    assert [before.name for before, _ in parts(pairs, 4)] == ["first", "b.0", "b.1"]
+    assert [(before.macs, after.macs) for before, after in parts(pairs, 2)] == [(10, 10), (12, 10)]
+    assert parts(pairs, 5) == pairs
+
+
+def test_an_evaluation_of_another_version_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "evaluation" / "evaluation.json", {"format": 2, "models": {"dense": {}}})
+    with pytest.raises(SecateurError, match="has format 2, this secateur reads 1"):
+        write_report(tmp_path)
+    write(tmp_path / "evaluation" / "evaluation.json", {"format": 1})
+    with pytest.raises(SecateurError, match="names no models"):
+        write_report(tmp_path)
+
+
+def test_a_page_that_cannot_be_written_says_where(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SecateurError, match=r"cannot write .*file/out/plots"):
+        write_comparison(tmp_path / "file" / "out", [run])

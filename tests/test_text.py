@@ -1,5 +1,6 @@
 """Text-to-image pipelines: captions encoded once, guidance dropout, guided samples, whole compressions."""
 
+import copy
 import json
 import os
 from dataclasses import replace
@@ -10,6 +11,7 @@ import torch
 pytest.importorskip("transformers")
 
 import secateur
+from models import randomize
 from pipelines import image_folder
 from secateur import CutConfig, EvaluationConfig, RecoveryConfig, ScoringConfig
 from secateur.cli import main
@@ -18,14 +20,15 @@ from secateur.conditions import rows
 from secateur.data import LatentDataset
 from secateur.errors import DataError, ModelError
 from secateur.evaluation import evaluate_models
+from secateur.evaluation.perceptual import load_clip
 from secateur.files import read_json
 from secateur.inputs import input_shape
 from secateur.process import denoising_error
 from secateur.prompts import open_text_encoder
-from secateur.recovery.conditioning import accepts, null_conditions, sample_conditions
+from secateur.recovery.conditioning import accepts, null_conditions, sample_captions, sample_conditions
 from secateur.recovery.draws import draw_step
 from secateur.sampling import generate_images, initial_noise
-from text_pipelines import PIPELINES, stable_diffusion
+from text_pipelines import PIPELINES, clip_model, stable_diffusion
 
 SCORING = ScoringConfig(num_timesteps=3, num_images=4)
 RECOVERY = RecoveryConfig(steps=3, batch_size=4, checkpoint_every=2, log_every=1, objective="distillation")
@@ -276,3 +279,35 @@ def test_kept_samples_are_those_of_other_captions_no_more(tmp_path, data):
     metadata.write_text(metadata.read_text().replace("a cat", "zebra"))
     _, dataset = opened(tmp_path / "pipeline", data)
     assert not torch.equal(drawn(dataset)["model"], first)
+
+
+def test_clip_score_is_of_the_captions_that_the_samples_were_drawn_for(tmp_path, data, capsys, monkeypatch):
+    folder = clip_model(tmp_path / "clip")
+    stable_diffusion(tmp_path / "pipeline")
+    loaded, dataset = opened(tmp_path / "pipeline", data)
+    config = replace(EVALUATION, metrics=("clip",), clip=str(folder))
+    models = {"dense": loaded.model, "pruned": randomize(copy.deepcopy(loaded.model), seed=9)}
+    result, images = evaluate_models(models, loaded.process, dataset, config, decoder(loaded))
+    assert result["metrics"]["clip_score"]["label"] == "CLIP score"
+    captions = sample_captions(dataset, range(4), config.seed)
+    told = sample_conditions(loaded.model, dataset, 4, config.seed)["encoder_hidden_states"]
+    encoder = open_text_encoder(loaded.pipeline, (16, 16))
+    torch.testing.assert_close(encoder(captions)["encoder_hidden_states"], told, rtol=0, atol=0.01)
+    for name in models:
+        mean = load_clip(str(folder))(images[name], captions).mean().item()
+        assert result["models"][name]["estimates"]["clip_score"]["value"] == pytest.approx(mean)
+    heard = []
+    monkeypatch.setattr(
+        "secateur.evaluation.samples.load_clip",
+        lambda *where: lambda images, prompts: heard.extend(prompts) or torch.zeros(len(images)),
+    )
+    evaluate_models(models, loaded.process, dataset, config, decoder(loaded))
+    assert heard == 2 * captions
+    assert len(set(captions)) > 1
+    arguments = ["evaluate", "digits-unet", "--data", "digits", "--out", str(tmp_path / "no"), "--metrics", "clip"]
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 1
+    assert "needs a text-to-image model and captions" in capsys.readouterr().err
+    with pytest.raises(ModelError, match=r"CLIP .*nothing cannot be loaded"):
+        evaluate_models(models, loaded.process, dataset, replace(config, clip=str(tmp_path / "nothing")))

@@ -17,6 +17,8 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from transformers import (
+    CLIPConfig,
+    CLIPModel,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
@@ -64,6 +66,17 @@ def clip(projected: bool = False) -> Any:
         pad_token_id=1,
     )
     return randomize((CLIPTextModelWithProjection if projected else CLIPTextModel)(config), seed=int(projected))
+
+
+def clip_model(folder: Path) -> Path:
+    """A whole CLIP, of images and text, with its tokenizer."""
+    sizes = {"hidden_size": WIDTH, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {**sizes, "vocab_size": 54, "max_position_embeddings": 8, "bos_token_id": 0, "eos_token_id": 1}
+    vision = {**sizes, "image_size": 8, "patch_size": 4}
+    model = randomize(CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=WIDTH)))
+    model.save_pretrained(folder)
+    clip_tokenizer().save_pretrained(folder)
+    return folder
 
 
 def t5_tokenizer() -> T5Tokenizer:

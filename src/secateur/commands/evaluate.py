@@ -39,7 +39,7 @@ def evaluate(
         out: folder to write to.
         reference: the dense model to compare with.
         metrics: some of latency, loss, consistency, ms-ssim, lpips, frechet, rfid, kid, inception-score, prdc,
-            per-class, ftle, in the place of the evaluation options' own; docs/metrics.md says what each is.
+            per-class, clip, ftle, in the place of the evaluation options' own; docs/metrics.md says what each is.
         evaluation: how to measure.
         component: which part of a pipeline, unet or transformer; the default takes the one that is there.
         process: how the model was trained, when no scheduler config lies beside it.

@@ -25,6 +25,7 @@ METRICS = {
     "psnr": Metric("PSNR", "higher", "reference", "dB"),
     "mse": Metric("MSE", "lower", "reference"),
     "lpips": Metric("LPIPS", "lower", "reference"),
+    "clip_score": Metric("CLIP score", "higher"),
     "denoising_loss": Metric("mean denoising loss", "lower", "data"),
     "ftle": Metric("finite-time Lyapunov exponent"),
 }

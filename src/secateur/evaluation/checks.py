@@ -13,10 +13,10 @@ from ..inputs import class_count, device_of, input_shape, null_class, takes_text
 from ..process import Process
 from ..recovery.conditioning import check_conditions, null_conditions
 from ..samplers import check_sampler
-from .config import NEED_REFERENCE, OF_FEATURES, EvaluationConfig
+from .config import MOST_NEIGHBOURS, NEED_REFERENCE, OF_FEATURES, EvaluationConfig
 from .consistency import MS_SSIM_PIXELS
 from .features import FeatureNetwork, feature_network
-from .perceptual import load_lpips
+from .perceptual import load_clip, load_lpips
 from .statistics import read_statistics
 
 
@@ -63,11 +63,20 @@ def check_evaluation(
             f"per-class needs a class-conditional model and labels, {type(model).__name__} and {dataset.name} have not "
             "both; leave it out of --metrics"
         )
+    least = (MOST_NEIGHBOURS + 1) * (class_count(model) or 0)
+    each = f"per-class takes {MOST_NEIGHBOURS + 1} samples of each class, {least} in all"
+    too_few = "per-class" in config.metrics and config.num_images < least
+    require(not too_few, f"{each}; num_images is {config.num_images}, give more")
     if config.draws_samples or "ftle" in config.metrics:
         check_sampler(process, config.scheduler, config.num_inference_steps)
     device = device_of(model)
     if "lpips" in config.metrics:
         load_lpips(device)
+    if "clip" in config.metrics:
+        if not (takes_text(model) and pixels(dataset).captions):
+            both = f"{type(model).__name__} and {dataset.name} have not both"
+            raise SecateurError(f"clip needs a text-to-image model and captions, {both}; leave it out of --metrics")
+        load_clip(config.clip, device)
     if not config.measures_features:
         return None, []
     try:

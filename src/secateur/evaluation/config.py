@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from ..errors import require
+from .perceptual import CLIP
 
 MetricName = Literal[
     "latency",
@@ -19,6 +20,7 @@ MetricName = Literal[
     "inception-score",
     "prdc",
     "per-class",
+    "clip",
     "ftle",
 ]
 DtypeName = Literal["float32", "bfloat16", "float16"]
@@ -39,7 +41,8 @@ class EvaluationConfig:
         metrics: latency, throughput and peak memory; loss per timestep; consistency with the reference's samples (SSIM,
             PSNR, MSE), ms-ssim, lpips; frechet, the distance from the data (FID); rfid, that from the reference's
             samples; kid; inception-score; prdc (precision, recall, density, coverage); per-class, prdc and diversity
-            of every class; ftle, the sampler's finite-time Lyapunov exponent. Sizes, MACs and layers are always there.
+            of every class; clip, the CLIP score of samples and their captions; ftle, the sampler's finite-time Lyapunov
+            exponent. Sizes, MACs and layers are always there.
         num_images: samples of each model, drawn from the same noise.
         num_pairs: of these, how many are compared with the reference's image by image, at most.
         num_real_images: images of the data that the samples are compared with, at most.
@@ -55,6 +58,7 @@ class EvaluationConfig:
         compile: also time torch.compile.
         features: network of the distances: FID, a file of Inception weights, timm:NAME, transformers:ID, or a folder;
             None takes the one that fits.
+        clip: the CLIP model of the metric clip: a hub id of transformers, or a folder.
         statistics: .npz with mu and sigma (pytorch-fid) that the Fréchet distance is to, in the place of the data's.
         save_statistics: folder to write mu and sigma of the data and of every model's samples to, as .npz files.
         ftle_images: trajectories to average the exponent over.
@@ -76,6 +80,7 @@ class EvaluationConfig:
     latency_dtype: DtypeName | None = None
     compile: bool = False
     features: str | None = None
+    clip: str = CLIP
     statistics: str | None = None
     save_statistics: str | None = None
     ftle_images: int = 16
@@ -124,4 +129,4 @@ class EvaluationConfig:
     @property
     def draws_samples(self) -> bool:
         """Whether images are drawn at all."""
-        return bool((OF_FEATURES | OF_PAIRS) & set(self.metrics))
+        return bool((OF_FEATURES | OF_PAIRS | {"clip"}) & set(self.metrics))

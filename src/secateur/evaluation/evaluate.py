@@ -27,9 +27,9 @@ from .dynamics import measure_loss, measure_lyapunov
 from .estimates import comparisons
 from .features import FeatureNetwork
 from .measured import Measured, joined
-from .quality import all_finite, measure_features, measure_pairs, read_real
+from .quality import all_finite, measure_features, measure_pairs, measure_text, read_real
 from .rows import Rows
-from .samples import IMAGES_SHOWN, Decode, Instruments, pair_metrics, real_rows, sample_rows, shown_images
+from .samples import IMAGES_SHOWN, Decode, Instruments, pair_metrics, real_rows, sample_rows, shown_images, text_metrics
 
 FAMILIES = ("denoising_loss", "ftle", "consistency", "fidelity", "per_class")  # null where they were not measured
 NOT_FINITE = "some samples are not finite, so they are not compared"
@@ -65,7 +65,8 @@ def evaluate_models(
     check_shape(dense, dataset)
     network, notes = check_evaluation(models, process, dataset, config, network)
     with _folder(cache) as folder:
-        instruments = Instruments(network, pair_metrics(config, device) if len(models) > 1 else {}, decode)
+        pairs = pair_metrics(config, device) if len(models) > 1 else {}
+        instruments = Instruments(network, pairs, decode, text_metrics(config, device))
         rows = sample_rows(models, process, dataset, config, instruments, folder) if config.draws_samples else {}
         needed = network is not None and config.needs_real_features
         real = real_rows(pixels(dataset), network, config, device, folder) if network is not None and needed else None
@@ -121,6 +122,7 @@ def _measure(
     compared = {name: found for name, found in rows.items() if all_finite(found)}
     families.append({name: Measured(notes=(NOT_FINITE,)) for name in rows if name not in compared})
     families.append({name: measure_pairs(found, config) for name, found in compared.items()})
+    families.append({name: measure_text(found, config) for name, found in compared.items()})
     if network is not None:
         reference, dense = next(iter(models.items()))
         families.append(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from ..data import ImageDataset
 from ..inputs import device_of, input_shape
 from ..process import Process
-from ..recovery.conditioning import null_conditions, sample_conditions
+from ..recovery.conditioning import null_conditions, sample_captions, sample_conditions
 from ..sampling import generate_batch
 from .config import EvaluationConfig
 from .consistency import ms_ssim, mse, psnr, ssim
 from .features import FeatureNetwork
-from .perceptual import load_lpips
+from .perceptual import load_clip, load_lpips
 from .rows import Chunk, Rows, fingerprint, key_of
 
 IMAGES_SHOWN = 64
@@ -26,22 +26,27 @@ IMAGES_SHOWN = 64
 DRAWN_BY = ("num_images", "num_pairs", "num_inference_steps", "guidance_scale", "scheduler", "batch_size", "seed")
 Decode = Callable[[Tensor], Tensor]
 PairMetric = Callable[[Tensor, Tensor], Tensor]
+TextMetric = Callable[[Tensor, Sequence[str]], Tensor]
 
 
 @dataclass(frozen=True)
 class Instruments:
-    """What images are measured by; `decode` turns the latents of a latent model into images."""
+    """What images are measured by; `decode` turns the latents of a latent model into images.
+
+    `texts` compare an image with what it was to show.
+    """
 
     network: FeatureNetwork | None
     pairs: Mapping[str, PairMetric]
     decode: Decode | None = None
+    texts: Mapping[str, TextMetric] = field(default_factory=dict)
 
     @torch.no_grad()
     def fingerprint(self, sample_BCHW: Tensor) -> list[Any]:
         """What tells them from others, by what they make of a sample."""
         name = None if self.network is None else self.network.name
         decoded = None if self.decode is None else self.decode(sample_BCHW).double().sum().item()
-        return [name, sorted(self.pairs), decoded]
+        return [name, sorted([*self.pairs, *self.texts]), decoded]
 
 
 def pair_metrics(config: EvaluationConfig, device: torch.device) -> dict[str, PairMetric]:
@@ -60,6 +65,15 @@ def pair_metrics(config: EvaluationConfig, device: torch.device) -> dict[str, Pa
     return found
 
 
+def text_metrics(config: EvaluationConfig, device: torch.device) -> dict[str, TextMetric]:
+    """The metrics of an image and its caption that `config` asks for.
+
+    Raises:
+        ModelError: CLIP cannot be loaded.
+    """
+    return {"clip_score": load_clip(config.clip, device)} if "clip" in config.metrics else {}
+
+
 def sample_rows(
     models: Mapping[str, nn.Module],
     process: Process,
@@ -70,9 +84,9 @@ def sample_rows(
 ) -> dict[str, Rows]:
     """Draw and measure the samples of every model, this process's part of them.
 
-    Rows of an image are `finite` and, as far as asked for, `features`; the first `num_pairs` have the metrics of
-    `instruments.pairs`, but for the reference, the first model; `images` are kept of the first 64, and of the
-    reference for as many as there are pairs.
+    Rows of an image are `finite` and, as far as asked for, `features` and the metrics of `instruments.texts`; the first
+    `num_pairs` have the metrics of `instruments.pairs`, but for the reference, the first model; `images` are kept of
+    the first 64, and of the reference for as many as there are pairs.
     """
     pairs = min(config.num_pairs, config.num_images) if instruments.pairs else 0
     settings = [getattr(config, name) for name in DRAWN_BY]
@@ -80,7 +94,8 @@ def sample_rows(
     zeros = torch.zeros(1, *input_shape(dense), device=device_of(dense))
     told = sample_conditions(dense, dataset, config.num_images, config.seed)
     about = [(name, value.double().sum().item(), value.double().square().sum().item()) for name, value in told.items()]
-    common = [settings, config.features, *instruments.fingerprint(zeros), about]
+    chosen = [config.features, *([config.clip] if instruments.texts else [])]
+    common = [settings, *chosen, *instruments.fingerprint(zeros), about]
     found: dict[str, Rows] = {}
     reference: Rows | None = None
     for name, model in models.items():
@@ -93,6 +108,9 @@ def sample_rows(
         ) -> Chunk:
             images = _draw(model, process, dataset, config, instruments.decode, indices)
             chunk = _alone(images, instruments.network) | {"images": images[: max(0, kept - indices.start)]}
+            if instruments.texts:
+                captions = sample_captions(dataset, indices, config.seed)
+                chunk |= {name: metric(images, captions) for name, metric in instruments.texts.items()}
             if reference is not None and pairs > indices.start:
                 others = reference.chunk(indices)["images"].to(images.device)
                 count = min(len(images), pairs - indices.start)

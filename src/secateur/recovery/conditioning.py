@@ -47,8 +47,17 @@ def sample_conditions(model: nn.Module, dataset: ImageDataset, samples: int | ra
         return label_conditions([index % classes for index in indices])
     if not dataset.null:
         return UNCONDITIONAL
-    order = calibration_order(dataset, seed)[torch.tensor(indices) % len(dataset)]
-    return without_labels(dataset.batch(order.tolist()).conditions)
+    return without_labels(dataset.batch(_images_of(dataset, indices, seed)).conditions)
+
+
+def sample_captions(dataset: ImageDataset, samples: range, seed: int = 0) -> list[str]:
+    """The captions that `sample_conditions` tells a text model of."""
+    return [dataset.captions[index] for index in _images_of(dataset, samples, seed)]
+
+
+def _images_of(dataset: ImageDataset, samples: range, seed: int) -> list[int]:
+    """The image of the data whose conditions each sample takes."""
+    return calibration_order(dataset, seed)[torch.tensor(samples) % len(dataset)].tolist()
 
 
 def check_conditions(model: nn.Module, dataset: ImageDataset, needed: bool = True) -> None:

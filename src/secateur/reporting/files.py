@@ -7,19 +7,34 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from ..files import atomic_file, write_text
+from .classes import class_scores, worst_first
 from .grids import comparison_grid
+from .layers import Pair, layer_pairs
 from .pages import MOST_SAMPLES
-from .plots import plot_cut, plot_decisions, plot_denoising, plot_ranking, plot_speed, plot_stages, plot_training
+from .plots import (
+    plot_classes,
+    plot_cut,
+    plot_decisions,
+    plot_denoising,
+    plot_layers,
+    plot_ranking,
+    plot_speed,
+    plot_stages,
+    plot_training,
+)
 from .run import Run, read_run
 from .stages import decisions, removal_step, soft_stages
 from .style import save_figure
 from .tables import (
     Table,
     block_table,
+    class_table,
+    comparison_rows,
     correlation_table,
     cut_table,
     decision_table,
     evaluation_table,
+    layer_table,
     ranking_table,
     stage_table,
 )
@@ -45,7 +60,19 @@ def figures_of(run: Run) -> dict[str, Figure]:
         found["denoising"] = plot_denoising(models)
     if len(models) > 1:
         found["speed"] = plot_speed(models)
+    if scores := class_scores(run.evaluation):
+        found["classes"] = plot_classes(worst_first(scores))
+    if pairs := layers_of(run):
+        found["layers"] = plot_layers(pairs)
     return found
+
+
+def layers_of(run: Run) -> list[Pair]:
+    """The layers of the dense model beside those of the final one; none where there are not two models."""
+    models = run.evaluation.models
+    if len(models) < 2 or not all(model.layers for model in (models[0], models[-1])):
+        return []
+    return layer_pairs(models[0].layers, models[-1].layers, run.cut.get("removed_blocks", ()))
 
 
 def tables_of(run: Run) -> dict[str, Table]:
@@ -65,6 +92,12 @@ def tables_of(run: Run) -> dict[str, Table]:
         found["decisions"] = decision_table(decided)
     if run.evaluation.models:
         found["evaluation"] = evaluation_table(run.evaluation)
+    if run.evaluation.comparisons:
+        found["comparisons"] = comparison_rows(run.evaluation)
+    if scores := class_scores(run.evaluation):
+        found["classes"] = class_table(scores)
+    if pairs := layers_of(run):
+        found["layers"] = layer_table(pairs)
     return found
 
 

@@ -9,9 +9,11 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from ..files import write_json, write_text
-from .files import figures_of, tables_of, write_figures, write_samples, write_tables
+from .classes import SCORES, class_scores, worst_first
+from .files import figures_of, layers_of, tables_of, write_figures, write_samples, write_tables
 from .pages import as_svgs, render, strip_of, strips_by_class
-from .plots import plot_ranking, plot_stages
+from .plots import plot_classes, plot_layers, plot_ranking, plot_stages
+from .plots.layers import QUANTITIES
 from .plots.stages import parts_with_data
 from .run import Run, read_run
 from .stages import soft_stages
@@ -27,8 +29,13 @@ ALTERNATIVES = {
     "decisions": "Candidates and choices of every stage, and the blocks that left",
     "training": "Recovery loss and its terms, gradient norms and learning rate by step",
     "denoising": "Denoising loss of every model by timestep",
+    "coverage": "Coverage of every class by model",
+    "diversity": "Diversity of every class by model",
+    "macs": "MACs of every part of the model before and after",
+    "parameters": "Parameters of every part of the model before and after",
     "speed": "MACs, parameters and latency relative to the dense model",
 }
+IN_PARTS = ("ranking", "stages", "classes", "layers")
 STAGE_PARTS = {"masks": ("masks", "macs"), "flow": ("loss", "energy", "gradient_norm")}
 SETTINGS = ("command", "command_line", "model", "data", "device", "versions")
 
@@ -68,7 +75,7 @@ def write_report(run: str | Path) -> Path:
 
 
 def _apart(run: Run, figures: dict[str, Figure]) -> dict[str, Figure]:
-    """The figures with ranking and stages in parts, so that the page can lay them out beside each other."""
+    """The figures with those of several panels in parts, so that the page can lay them out beside each other."""
     nothing: dict[str, Any] = {"dims": {}, "blocks": {}, "block_report": None, "curve": None}
     parts = {"ranking": ("dims",), "blocks": ("blocks", "block_report"), "curve": ("curve",)}
     panels = {
@@ -80,7 +87,12 @@ def _apart(run: Run, figures: dict[str, Figure]) -> dict[str, Figure]:
     for name, group in STAGE_PARTS.items():
         if stages and parts_with_data(stages, run.records, group):
             panels[name] = plot_stages(stages, run.records, group)
-    return {name: figure for name, figure in figures.items() if name not in ("ranking", "stages")} | panels
+    if "classes" in figures:
+        scores = worst_first(class_scores(run.evaluation))
+        panels |= {score: plot_classes(scores, (score,)) for score in SCORES}
+    if "layers" in figures:
+        panels |= {quantity: plot_layers(layers_of(run), (quantity,)) for quantity in QUANTITIES}
+    return {name: figure for name, figure in figures.items() if name not in IN_PARTS} | panels
 
 
 def _title(run: Run) -> str:

@@ -38,6 +38,17 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Layer:
+    """What one layer costs."""
+
+    name: str
+    kind: str
+    weight: tuple[int, ...]
+    parameters: int
+    macs: int
+
+
+@dataclass(frozen=True)
 class ModelResult:
     """What was measured of one model; None or empty where nothing was."""
 
@@ -48,6 +59,8 @@ class ModelResult:
     peak_bytes: Mapping[str, int] = field(default_factory=dict)  # by batch size, as are the latencies
     latency: Mapping[str, Timing] = field(default_factory=dict)
     compiled_latency: Mapping[str, Timing] = field(default_factory=dict)
+    throughput: Mapping[str, float] = field(default_factory=dict)  # samples per second of one call
+    compiled_throughput: Mapping[str, float] = field(default_factory=dict)
     timesteps: tuple[float, ...] = ()
     losses: tuple[float | None, ...] = ()  # None where the loss is not finite
     loss: float | None = None
@@ -59,6 +72,8 @@ class ModelResult:
     ftle: float | None = None
     ftle_std: float | None = None
     estimates: Mapping[str, Measured] = field(default_factory=dict)
+    layers: tuple[Layer, ...] = ()
+    classes: tuple[Mapping[str, Any], ...] = ()  # scores of every class of the data
 
 
 @dataclass(frozen=True)
@@ -74,6 +89,7 @@ class Evaluation:
     notes: tuple[str, ...] = ()
     metrics: Mapping[str, Metric] = field(default_factory=dict)  # what the keys of the models' estimates mean
     config: Mapping[str, Any] = field(default_factory=dict)
+    comparisons: tuple[Mapping[str, Any], ...] = ()  # pairs of models: what a metric says of `b` beside `a`
 
 
 def read_evaluation(found: Mapping[str, Any]) -> Evaluation:
@@ -106,6 +122,7 @@ def read_evaluation(found: Mapping[str, Any]) -> Evaluation:
         notes=tuple(notes),
         metrics=_metrics(found.get("metrics", {}), models, reference, first.get("metric", "")),
         config=found.get("config", {}),
+        comparisons=tuple(found.get("comparisons", ())),
     )
 
 
@@ -141,6 +158,8 @@ def _model(name: str, entry: Mapping[str, Any]) -> ModelResult:
         peak_bytes=entry.get("peak_activation_bytes") or {},
         latency=_timings(entry.get("latency")),
         compiled_latency=_timings(entry.get("compiled_latency")),
+        throughput=entry.get("throughput") or {},
+        compiled_throughput=entry.get("compiled_throughput") or {},
         timesteps=tuple(loss.get("timesteps", ())),
         losses=tuple(loss.get("losses", ())),
         loss=loss.get("mean"),
@@ -152,6 +171,8 @@ def _model(name: str, entry: Mapping[str, Any]) -> ModelResult:
         ftle=lyapunov.get("mean"),
         ftle_std=lyapunov.get("std"),
         estimates=_estimates(entry, loss, consistency, fidelity, lyapunov),
+        layers=tuple(Layer(**{**layer, "weight": tuple(layer["weight"])}) for layer in entry.get("layers", ())),
+        classes=tuple((entry.get("per_class") or {}).get("classes", ())),
     )
 
 

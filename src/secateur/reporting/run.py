@@ -12,9 +12,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..errors import SecateurError
+from ..errors import SecateurError, require
 from ..files import read_json
 from .results import MODEL_ORDER, Evaluation, read_evaluation
+
+FORMAT = 1  # of evaluation.json
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,11 @@ def read_run(folder: str | Path) -> Run:
     """Read the run in `folder`.
 
     Raises:
-        SecateurError: there is no run, or one of its files is damaged.
+        SecateurError: there is no run, or one of its files is damaged, or of another version.
     """
     folder = Path(folder)
     parts = {name: _json_if_there(folder / f"{name}.json") for name in ("config", "ranking", "cut")}
-    evaluation = _json_if_there(folder / "evaluation" / "evaluation.json")
+    evaluation = _evaluation(folder / "evaluation" / "evaluation.json")
     stages, records = (_read_lines(folder / "recovery" / f"{name}.jsonl") for name in ("stages", "log"))
     if not (parts["ranking"] or parts["cut"] or evaluation or stages or records):
         raise SecateurError(f"{folder} holds no run to report; give the output folder of a secateur command")
@@ -56,6 +58,16 @@ def read_run(folder: str | Path) -> Run:
 
 def _json_if_there(path: Path) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
+
+
+def _evaluation(path: Path) -> dict[str, Any]:
+    found = _json_if_there(path)
+    if not found:
+        return {}
+    version = found.get("format", FORMAT)
+    require(version == FORMAT, f"{path} has format {version}, this secateur reads {FORMAT}; use the one that wrote it")
+    require(bool(found.get("models")), f"{path} names no models; remove it and evaluate again")
+    return found
 
 
 def _model_order(name: str) -> tuple[int, str]:

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..schedules.target import format_amount, format_count
-from .results import Evaluation, ModelResult, Timing
+from .classes import class_scores, collapsed_classes
+from .results import Evaluation, ModelResult
 from .run import Run
 from .stages import decisions, removal_step, soft_stages
+from .verdicts import verdict_of, verdicts
 
 UNITS = {"macs": " MACs", "params": " parameters", "latency": "", "blocks": " blocks"}
 
@@ -38,7 +40,8 @@ class Summary:
 
 def summarize(run: Run) -> Summary:
     """Say what the run's own files say, and no more."""
-    sentences = [*_target(run), *_size(run), *_stages(run), *_speed(run.evaluation), *_quality(run.evaluation)]
+    sentences = [*_target(run), *_size(run), *_stages(run), *_speed(run.evaluation), *_quality(run.evaluation),
+                 *_classes(run.evaluation)]  # fmt: skip
     if not run.cut and run.ranking:
         sentences.insert(0, _ranked(run))
     missing = _not_measured(run)
@@ -134,23 +137,26 @@ def _speed(evaluation: Evaluation) -> list[str]:
     if not shared:
         return []
     where = f" on {evaluation.device}" if evaluation.device else ""
-    found = [_speedup(dense, final, batch) for batch in shared]
+    found = [_speedup(evaluation, dense, final, batch) for batch in shared]
     return [f"One call of the {final.name} model{where}: {'; '.join(found)}."]
 
 
-def _speedup(dense: ModelResult, final: ModelResult, batch: str) -> str:
+def _speedup(evaluation: Evaluation, dense: ModelResult, final: ModelResult, batch: str) -> str:
     slow, fast = dense.latency[batch], final.latency[batch]
     times = f"({slow.median_ms:.3g} → {fast.median_ms:.3g} ms)"
-    if _overlap(slow, fast):
-        return f"no clear difference at batch {batch}, the quartiles overlap {times}"
+    if _unclear(evaluation, dense, final, batch):
+        return f"no clear difference at batch {batch} {times}"
     ratio = slow.median_ms / fast.median_ms
     change = f"{ratio:.2f}× faster" if ratio > 1 else f"{1 / ratio:.2f}× slower"
     return f"{change} at batch {batch} {times}"
 
 
-def _overlap(one: Timing, other: Timing) -> bool:
-    """Whether the quartiles overlap: then the difference may be noise."""
-    return one.lower_ms <= other.upper_ms and other.lower_ms <= one.upper_ms
+def _unclear(evaluation: Evaluation, dense: ModelResult, final: ModelResult, batch: str) -> bool:
+    """Whether the difference may be noise: by its interval, or where none is known because the quartiles overlap."""
+    verdict = verdict_of(evaluation, f"latency_{batch}", final.name, dense.name)
+    one, other = dense.latency[batch], final.latency[batch]
+    overlap = one.lower_ms <= other.upper_ms and other.lower_ms <= one.upper_ms
+    return overlap if verdict is None else verdict == "unclear"
 
 
 def _quality(evaluation: Evaluation) -> list[str]:
@@ -158,15 +164,39 @@ def _quality(evaluation: Evaluation) -> list[str]:
     if frechet := _chain(models, lambda model: model.frechet, ".3g"):
         samples = f"{evaluation.samples} samples" if evaluation.samples else "samples"
         sentences.append(
-            f"Fréchet distance {evaluation.metric} of {samples} to real images, lower is better: {frechet}."
+            f"Fréchet distance {evaluation.metric} of {samples} to real images, lower is better: {frechet}"
+            f"{_judged(evaluation, 'fd')}."
         )
     if ssim := _chain(models, lambda model: model.ssim, ".3f"):
-        sentences.append(f"SSIM to {evaluation.reference} on the same noise, 1 is identical: {ssim}.")
+        sentences.append(
+            f"SSIM to {evaluation.reference} on the same noise, 1 is identical: {ssim}{_judged(evaluation, 'ssim')}."
+        )
     if loss := _chain(models, lambda model: model.loss, ".4g"):
-        sentences.append(f"Mean denoising loss: {loss}.")
+        sentences.append(f"Mean denoising loss: {loss}{_judged(evaluation, 'denoising_loss')}.")
     if ftle := _chain(models, lambda model: model.ftle, ".3g"):
         sentences.append(f"Finite-time Lyapunov exponent, how fast the sampler parts neighbouring noises: {ftle}.")
     return sentences
+
+
+def _judged(evaluation: Evaluation, metric: str) -> str:
+    """What the metric says of the final model, where differences have been compared with their uncertainty."""
+    final = evaluation.models[-1].name
+    words = [verdict.text for verdict in verdicts(evaluation, metric, final)]
+    return f"; {final} is {', '.join(words)}" if words else ""
+
+
+def _classes(evaluation: Evaluation) -> list[str]:
+    scores = class_scores(evaluation)
+    lost = collapsed_classes(scores)
+    if not lost:
+        return []
+    found, score = lost[0]
+    dense, *_, final = found.models.values()
+    fall = f"{score} {dense[score]:.2f} → {final[score]:.2f} with {final.get('samples')} samples"
+    return [
+        f"{len(lost)} of {len(scores)} classes lost a quarter or more of {evaluation.reference}'s coverage or "
+        f"diversity; most of all {found.name} ({fall})."
+    ]
 
 
 def _chain(models: Sequence[ModelResult], value: Callable[[ModelResult], float | None], digits: str) -> str:
@@ -205,7 +235,7 @@ def _cards(run: Run) -> list[Card]:
     if batches:
         slow, fast = dense.latency[batches[-1]], final.latency[batches[-1]]
         note = f"{slow.median_ms:.3g} → {fast.median_ms:.3g} ms a call"
-        note += ", no clear difference" if _overlap(slow, fast) else ""
+        note += ", no clear difference" if _unclear(run.evaluation, dense, final, batches[-1]) else ""
         cards.append(Card(f"Speed, batch {batches[-1]}", f"{slow.median_ms / fast.median_ms:.2f}×", note))
     if final.frechet is not None and dense.frechet is not None:
         cards.append(

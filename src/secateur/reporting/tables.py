@@ -6,21 +6,25 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..schedules.target import format_count
-from .results import Evaluation, ModelResult
+from .classes import ClassScore
+from .layers import Pair
+from .results import Evaluation, Layer, ModelResult
+from .verdicts import Verdict, verdicts
 
 Value = str | int | float | None
 
 
 @dataclass(frozen=True)
 class Table:
-    """Column names and rows of values."""
+    """Column names and rows of values; `notes` are remarks on cells, by row and column, for people only."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[Value, ...], ...]
+    notes: Mapping[tuple[int, int], tuple[Verdict, ...]] = field(default_factory=dict)
 
     def text(self) -> list[list[str]]:
         """The rows as people read them."""
@@ -28,7 +32,10 @@ class Table:
 
     def to_markdown(self) -> str:
         """A Markdown table; all columns but the first are aligned to the right."""
-        lines = [self.columns, [":--", *["--:"] * (len(self.columns) - 1)], *self.text()]
+        cells = self.text()
+        for (row, column), notes in self.notes.items():
+            cells[row][column] += f" ({', '.join(note.text for note in notes)})"
+        lines = [self.columns, [":--", *["--:"] * (len(self.columns) - 1)], *cells]
         return "".join("| " + " | ".join(map(_markdown_cell, line)) + " |\n" for line in lines)
 
     def to_csv(self) -> str:
@@ -122,8 +129,6 @@ def stage_table(stages: Sequence[Mapping[str, Any]]) -> Table:
     return Table(tuple(shown), tuple(tuple(stage.get(key) for key in shown.values()) for stage in stages))
 
 
-IN_ROWS = ("fd", "ssim", "psnr", "mse", "denoising_loss", "ftle")  # estimates with rows of their own
-
 CANDIDATE = {
     "blocks gone": "count",
     "MACs saved (%)": "saved",
@@ -148,38 +153,102 @@ def decision_table(stages: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def evaluation_table(evaluation: Evaluation) -> Table:
-    """One row per quantity that was measured, one column per model."""
+    """One row per quantity that was measured, one column per model; notes say which differences exceed their
+    uncertainty."""
     models = evaluation.models
-    rows: list[tuple[Value, ...]] = [
-        ("parameters", *[model.parameters for model in models]),
-        ("MACs of one call, one sample", *[model.macs for model in models]),
-        ("weights (MiB)", *[_mebibytes(model.weights_bytes) for model in models]),
+    rows = {title: values for title, _, values in _rows(evaluation) if any(value is not None for value in values)}
+    keys = {title: key for title, key, _ in _rows(evaluation) if key}
+    notes = {
+        (row, column): found
+        for row, title in enumerate(rows)
+        for column, model in enumerate(models, start=1)
+        if title in keys and (found := verdicts(evaluation, keys[title], model.name))
+    }
+    return Table(
+        ("", *(model.name for model in models)), tuple((title, *values) for title, values in rows.items()), notes
+    )
+
+
+def _rows(evaluation: Evaluation) -> list[tuple[str, str, list[Value]]]:
+    """Title of each quantity, its key among the estimates if it has one, and its value of every model."""
+    models, reference = evaluation.models, evaluation.reference
+    rows: list[tuple[str, str, list[Value]]] = [
+        ("parameters", "", [model.parameters for model in models]),
+        ("MACs of one call, one sample", "", [model.macs for model in models]),
+        ("weights (MiB)", "", [_mebibytes(model.weights_bytes) for model in models]),
     ]
     for batch in _batches(models, "peak_bytes"):
-        peaks = [_mebibytes(model.peak_bytes.get(batch)) for model in models]
-        rows.append((f"peak activations, batch {batch} (MiB)", *peaks))
-    for title, attribute in (("latency", "latency"), ("compiled latency", "compiled_latency")):
-        for batch in _batches(models, attribute):
-            timings = [getattr(model, attribute).get(batch) for model in models]
-            medians = [timing and timing.median_ms for timing in timings]
-            rows.append((f"{title}, batch {batch} (ms, median)", *medians))
+        peaks: list[Value] = [_mebibytes(model.peak_bytes.get(batch)) for model in models]
+        rows.append((f"peak activations, batch {batch} (MiB)", "", peaks))
+    for compiled in ("", "compiled "):
+        prefix = compiled.strip() + "_" * bool(compiled)
+        for batch in _batches(models, f"{prefix}latency"):
+            timings = [getattr(model, f"{prefix}latency").get(batch) for model in models]
+            medians: list[Value] = [timing and timing.median_ms for timing in timings]
+            rows.append((f"{compiled}latency, batch {batch} (ms, median)", f"{prefix}latency_{batch}", medians))
+        for batch in _batches(models, f"{prefix}throughput"):
+            samples: list[Value] = [getattr(model, f"{prefix}throughput").get(batch) for model in models]
+            rows.append((f"{compiled}throughput, batch {batch} (samples/s)", "", samples))
     rows += [
-        ("denoising loss, mean over timesteps", *[model.loss for model in models]),
-        (f"{evaluation.metric} to real images", *[model.frechet for model in models]),
-        (f"{evaluation.metric}, bootstrap deviation", *[model.frechet_std for model in models]),
-        (f"SSIM to {evaluation.reference}, same noise", *[model.ssim for model in models]),
-        (f"PSNR to {evaluation.reference}, same noise (dB)", *[model.psnr for model in models]),
-        (f"MSE to {evaluation.reference}, same noise", *[model.mse for model in models]),
-        ("finite-time Lyapunov exponent", *[model.ftle for model in models]),
-        ("finite-time Lyapunov exponent, deviation", *[model.ftle_std for model in models]),
+        ("denoising loss, mean over timesteps", "denoising_loss", [model.loss for model in models]),
+        (f"{evaluation.metric} to real images", "fd", [model.frechet for model in models]),
+        (f"{evaluation.metric}, bootstrap deviation", "", [model.frechet_std for model in models]),
+        (f"SSIM to {reference}, same noise", "ssim", [model.ssim for model in models]),
+        (f"PSNR to {reference}, same noise (dB)", "psnr", [model.psnr for model in models]),
+        (f"MSE to {reference}, same noise", "mse", [model.mse for model in models]),
+        ("finite-time Lyapunov exponent", "ftle", [model.ftle for model in models]),
+        ("finite-time Lyapunov exponent, deviation", "", [model.ftle_std for model in models]),
     ]
+    shown = {key for _, key, _ in rows}
     rows += [
-        (f"{metric.label}{f' ({metric.unit})' if metric.unit else ''}", *[_estimate(model, key) for model in models])
+        (
+            f"{metric.label}{f' ({metric.unit})' if metric.unit else ''}",
+            key,
+            [_estimate(model, key) for model in models],
+        )
         for key, metric in evaluation.metrics.items()
-        if key not in IN_ROWS and not key.startswith(("latency_", "compiled_latency_"))
+        if key not in shown
     ]
-    measured = tuple(row for row in rows if any(value is not None for value in row[1:]))
-    return Table(("", *(model.name for model in models)), measured)
+    return rows
+
+
+def comparison_rows(evaluation: Evaluation) -> Table:
+    """Every pair of models that was compared, with the difference, its 95 % interval and the verdict."""
+    labels = {key: metric.label for key, metric in evaluation.metrics.items()}
+    rows = tuple(
+        (labels.get(found["metric"], found["metric"]), found["b"], found["a"],
+         *[found.get(key) for key in ("difference", "low", "high")], found["verdict"])
+        for found in evaluation.comparisons
+    )  # fmt: skip
+    return Table(("metric", "model", "beside", "difference", "from", "to", "verdict"), rows)
+
+
+CLASS_SCORES = ("precision", "recall", "density", "coverage", "diversity")
+
+
+def class_table(scores: Sequence[ClassScore]) -> Table:
+    """Every score of every class, one line for each model."""
+    rows = tuple(
+        (found.name, model, row.get("samples"), row.get("real"), *[row.get(score) for score in CLASS_SCORES])
+        for found in scores
+        for model, row in found.models.items()
+    )
+    return Table(("class", "model", "samples", "real images", *CLASS_SCORES), rows)
+
+
+def layer_table(pairs: Sequence[Pair]) -> Table:
+    """Every layer: shape of its weight, parameters and MACs before and after."""
+    rows = tuple(
+        (before.name, before.kind, _shape(before), _shape(after), before.parameters, after.parameters, before.macs,
+         after.macs)
+        for before, after in pairs
+    )  # fmt: skip
+    columns = ("layer", "kind", "weight before", "after", "parameters before", "after", "MACs before", "after")
+    return Table(columns, rows)
+
+
+def _shape(layer: Layer) -> str:
+    return "×".join(map(str, layer.weight)) or "–"
 
 
 def _estimate(model: ModelResult, key: str) -> float | None:

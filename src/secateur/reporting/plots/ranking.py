@@ -165,16 +165,22 @@ def plot_cut(cut: Mapping[str, Any]) -> Figure:
     figure, (axes,) = panels([rows_height(len(dims))], [name_margin(list(dims))])
     before = [dim["units"] * dim.get("width", 1) for dim in dims.values()]
     after = [dim["kept"] * dim.get("width", 1) for dim in dims.values()]
-    axes.barh(range(len(dims)), before, height=0.78, color=FAINT, alpha=0.38)
-    axes.barh(range(len(dims)), after, height=0.78, color=ACCENT)
-    widest = max(before)
-    for row, (dense, kept) in enumerate(zip(before, after, strict=True)):
-        share = f"{100 * kept / dense:.0f}%"
-        axes.text(widest * 1.02, row, share, va="center", fontsize=6.5, color=INK, alpha=1 if kept < dense else 0.5)
-    row_labels(axes, list(dims))
-    axes.set_ylim(len(dims) - 0.5, -0.5)
-    axes.set_xlim(0, widest * 1.13)
-    axes.spines["left"].set_visible(False)
+    kept_bars(axes, list(dims), before, after)
     axes.set_xlabel("channels")
     axes.set_title("Channels kept of each dim")
     return figure
+
+
+def kept_bars(axes: Axes, names: Sequence[str], before: Sequence[float], after: Sequence[float]) -> None:
+    """A row for each name: what there was, pale, what is left of it, and that in percent."""
+    axes.barh(range(len(names)), before, height=0.78, color=FAINT, alpha=0.38)
+    axes.barh(range(len(names)), after, height=0.78, color=ACCENT)
+    widest = max(before)
+    for row, (dense, kept) in enumerate(zip(before, after, strict=True)):
+        if dense:
+            share = f"{100 * kept / dense:.0f}%"
+            axes.text(widest * 1.02, row, share, va="center", fontsize=6.5, color=INK, alpha=1 if kept < dense else 0.5)
+    row_labels(axes, names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xlim(0, widest * 1.13)
+    axes.spines["left"].set_visible(False)

@@ -1,0 +1,30 @@
+"""Where the cost of a model is, and where pruning took it from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from ...schedules.target import format_count
+from ..layers import Pair, parts
+from ..style import name_margin, panels, styled
+from .ranking import kept_bars, rows_height
+
+QUANTITIES = {"macs": "MACs", "parameters": "Parameters"}
+
+
+@styled
+def plot_layers(pairs: Sequence[Pair], quantities: Sequence[str] = tuple(QUANTITIES)) -> Figure:
+    """Each quantity of every layer before and after; of a large model, of its parts."""
+    shown = parts(pairs)
+    names = [before.name for before, _ in shown]
+    figure, axes = panels([rows_height(len(shown))] * len(quantities), [name_margin(names)] * len(quantities))
+    for panel, quantity in zip(axes, quantities, strict=True):
+        before, after = ([getattr(pair[side], quantity) for pair in shown] for side in (0, 1))
+        kept_bars(panel, names, before, after)
+        panel.xaxis.set_major_locator(MaxNLocator(4))
+        panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_count(value)))
+        panel.set_title(f"{QUANTITIES[quantity]}, what is left")
+    return figure
