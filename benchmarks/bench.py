@@ -63,7 +63,7 @@ class Bench:
         features = None if on_digits else MODELS / "fashion-features"
         shape = input_shape(self.dense)
         self.network = feature_network(features, shape[0], shape[1:])
-        self.conditions = sample_conditions(self.dense, self.dataset, NUM_IMAGES)
+        self.conditions = sample_conditions(self.dense, self.dataset, range(NUM_IMAGES))
 
     @property
     def dense(self) -> nn.Module:

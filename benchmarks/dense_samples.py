@@ -32,7 +32,7 @@ def main() -> None:
                 loaded.process,
                 range(COLUMNS),
                 input_shape(loaded.model),
-                sample_conditions(loaded.model, train_dense.digits(), COLUMNS),
+                sample_conditions(loaded.model, train_dense.digits(), range(COLUMNS)),
                 num_inference_steps=STEPS,
                 null=null_conditions(loaded.model),
             )

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 import secateur
-from models import dit, inputs_for, output, unet
+from models import dit, inputs_for, output, pixart, sd3, sdxl, unet
 from secateur.cli import main
 from secateur.conditions import conditions_of, rows
 from secateur.criteria import ScoringConfig
@@ -345,6 +345,19 @@ def test_every_rule_ends_at_the_target(selector, rerank, target):
         assert block.ff.net[2].weight is model.get_submodule(name).ff.net[2].weight
     assert found[-1].record["macs"] == pytest.approx(macs_of(smaller), abs=1)
     assert all(decision.record["chosen"] in [c["count"] for c in decision.record["candidates"]] for decision in found)
+
+
+@pytest.mark.parametrize("build", [unet, lambda: sdxl(transformer_layers_per_block=(1, 2)), sd3, pixart])
+def test_blocks_of_every_kind_leave_until_one_is_left(build):
+    model = build().eval()
+    structure = describe(model)
+    pruner = adaptive(model, "blocks=1", random_scorer(), lambda model: Judgement(1.0, 1.0, 1.0), rerank="removal")
+    found, smaller = decisions(pruner, model)
+    removed = [name for decision in found for name in decision.record["removed"]]
+    assert sorted([*removed, *found[-1].pruning["blocks"]]) == sorted(structure.blocks)
+    assert len(describe(smaller).blocks) == len(found[-1].pruning["blocks"]) == 1
+    assert macs_of(smaller) == macs_of(without_blocks(model, structure, removed)) == found[-1].record["macs"]
+    torch.testing.assert_close(output(smaller), output(without_blocks(model, structure, removed)))
 
 
 def test_one_stage_is_one_shot():

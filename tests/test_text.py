@@ -17,7 +17,7 @@ from secateur import CutConfig, EvaluationConfig, RecoveryConfig, ScoringConfig
 from secateur.cli import main
 from secateur.commands.common import decoder, encode_data, open_data, open_model
 from secateur.conditions import rows
-from secateur.data import LatentDataset
+from secateur.data import LatentDataset, load_data
 from secateur.errors import DataError, ModelError
 from secateur.evaluation import evaluate_models
 from secateur.evaluation.perceptual import load_clip
@@ -119,7 +119,7 @@ def test_captions_are_encoded_once_and_again_when_they_changed(tmp_path, cache, 
     states = dataset.batch(range(6)).conditions["encoder_hidden_states"]
     torch.testing.assert_close(states.float(), expected, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(dataset.null["encoder_hidden_states"].float(), empty[0], rtol=1e-3, atol=1e-3)
-    assert sample_conditions(pipeline.unet, dataset, 8)["encoder_hidden_states"].shape == (8, 8, 8)
+    assert sample_conditions(pipeline.unet, dataset, range(8))["encoder_hidden_states"].shape == (8, 8, 8)
     written = {path: path.stat().st_mtime_ns for path in cache.rglob("*.safetensors")}
     assert len(written) == 3  # latents, text, the empty prompt
     opened(tmp_path / "pipeline", data)
@@ -215,7 +215,8 @@ def test_bad_captions_are_one_line(tmp_path, data):
     assert "has no `text` for 2 files, the first 0.png" in refused('{"file_name": "0.png", "text": 3}', *lines[1:-1])
     absent = json.dumps({"file_name": "gone.png", "text": "x"})
     assert "names gone.png, not among the images" in refused(*lines, absent)
-    assert "names " in refused(*lines, json.dumps({"file_name": "../6.png", "text": "x"}))
+    assert "names ../6.png" in refused(*lines, json.dumps({"file_name": "../6.png", "text": "x"}))
+    assert "names /6.png" in refused(*lines, json.dumps({"file_name": "/6.png", "text": "x"}))
     assert "line 7 is not JSON" in refused(*lines, "{")
     assert "line 1 names no file" in refused('["0.png"]', *lines)
     assert "has no captions, which the model needs" in refused('{"file_name": "0.png", "label": 3}')
@@ -225,6 +226,32 @@ def test_bad_captions_are_one_line(tmp_path, data):
     os.remove(metadata)
     with pytest.raises(DataError, match="has no captions"):
         opened(tmp_path / "pipeline", data)
+
+
+def test_captions_may_hold_any_character(tmp_path, data):
+    metadata = data / "metadata.jsonl"
+    text = "a\u2028cat\x85 and a\u2029dog"
+    entries = [json.loads(line) | {"text": text} for line in metadata.read_text().splitlines()]
+    metadata.write_text("\r\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries), encoding="utf-8")
+    assert load_data(data).captions == (text,) * 6
+
+
+def test_another_pipeline_of_the_same_encoders_encodes_anew(tmp_path, data):
+    folder = tmp_path / "pipeline"
+    PIPELINES["sdxl"](folder)
+    _, dataset = opened(folder, data)
+    index = read_json(folder / "model_index.json")
+    (folder / "model_index.json").write_text(json.dumps(index | {"force_zeros_for_empty_prompt": False}))
+    _, other = opened(folder, data)
+    name = "encoder_hidden_states"
+    assert dataset.null[name].count_nonzero() == 0 < other.null[name].count_nonzero()
+
+
+def test_what_was_encoded_serves_the_pipeline_that_was_pruned(tmp_path, data):
+    stable_diffusion(tmp_path / "pipeline")
+    loaded, dataset = opened(tmp_path / "pipeline", data)
+    copy = secateur.checkpoint.save_pipeline(loaded, loaded.model, tmp_path / "copy")
+    assert opened(copy, data)[1].text.folder == dataset.text.folder
 
 
 def test_what_has_no_text_side_is_refused(tmp_path, data):
@@ -290,7 +317,7 @@ def test_clip_score_is_of_the_captions_that_the_samples_were_drawn_for(tmp_path,
     result, images = evaluate_models(models, loaded.process, dataset, config, decoder(loaded))
     assert result["metrics"]["clip_score"]["label"] == "CLIP score"
     captions = sample_captions(dataset, range(4), config.seed)
-    told = sample_conditions(loaded.model, dataset, 4, config.seed)["encoder_hidden_states"]
+    told = sample_conditions(loaded.model, dataset, range(4), config.seed)["encoder_hidden_states"]
     encoder = open_text_encoder(loaded.pipeline, (16, 16))
     torch.testing.assert_close(encoder(captions)["encoder_hidden_states"], told, rtol=0, atol=0.01)
     for name in models:

@@ -72,7 +72,13 @@ def open_encoded(source: str, loaded: Loaded) -> LatentDataset:
     if not images.captions:
         raise DataError(f"{source} has no captions, which the model needs; give a folder of images with metadata.jsonl")
     encoders = {folder.name: _folder_fingerprint(folder) for folder in text_folders(loaded.pipeline)}
-    about = {"format": FORMAT, "encoders": encoders, "captions": list(images.captions), "size": list(images.shape[1:])}
+    about = {
+        "format": FORMAT,
+        "pipeline": read_json(loaded.pipeline / "model_index.json"),  # it decides how prompts are encoded
+        "encoders": encoders,
+        "captions": list(images.captions),
+        "size": list(images.shape[1:]),
+    }
     folder = cache_folder() / "text" / fingerprint(about)
     return _with_null(replace(dataset, text=Shards(folder, len(images), _text_bytes(loaded.model))))
 

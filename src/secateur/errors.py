@@ -1,5 +1,7 @@
 """Errors for people: what was wrong, where, and what to do. The command line prints them as one line."""
 
+from typing import Any, get_args
+
 
 class SecateurError(Exception):
     """Base class of every error a user can cause or fix. Its message is one clear line."""
@@ -30,3 +32,8 @@ def require(condition: bool, message: str) -> None:
     """Raise `SecateurError(message)` unless `condition` holds."""
     if not condition:
         raise SecateurError(message)
+
+
+def require_one_of(what: str, value: object, choices: Any) -> None:
+    """Raise `SecateurError` unless `value` of the setting `what` is one of the `Literal` type `choices`."""
+    require(value in get_args(choices), f"{what} is {value!r}; give {' or '.join(get_args(choices))}")

@@ -83,14 +83,14 @@ def sample(
     if classes is not None:
         labels = [class_label if class_label is not None else i % classes for i in range(num_images)]
     if takes_text(loaded.model):
-        conditions, null = _told(loaded, prompt, num_images)
+        conditions, null = _told(loaded, prompt)
     else:
         require(not prompt, f"{model} takes no text: it has no use for a prompt")
         conditions, null = label_conditions(labels), null_conditions(loaded.model)
     require(
         guidance_scale == 1 or bool(null), "the model has no null condition to guide away from; use guidance_scale 1"
     )
-    decode = decoder(loaded)
+    decode, turn = decoder(loaded), len(prompt) or num_images
 
     def draw(indices: Sequence[int]) -> Tensor:
         return generate_batch(
@@ -98,7 +98,7 @@ def sample(
             loaded.process,
             [seed + index for index in indices],
             input_shape(loaded.model),
-            rows(conditions, torch.tensor(indices)),
+            rows(conditions, torch.tensor(indices) % turn),
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             null=null,
@@ -131,14 +131,14 @@ def sample(
     return out
 
 
-def _told(loaded: Loaded, prompts: tuple[str, ...], count: int) -> tuple[Conditions, Conditions]:
-    """Conditions of `count` samples, prompts in turn, and those of no prompt."""
+def _told(loaded: Loaded, prompts: tuple[str, ...]) -> tuple[Conditions, Conditions]:
+    """Conditions of every prompt, and those of no prompt."""
     require(bool(prompts), 'the model takes text: give --prompt "what to draw"')
     if loaded.pipeline is None or loaded.vae is None:
         raise ModelError(NO_PIPELINE)
     _, height, width = latent_space(loaded.vae).image_shape(input_shape(loaded.model))
     encoder = open_text_encoder(loaded.pipeline, (height, width), device_of(loaded.model))
-    return rows(encoder(prompts), torch.arange(count) % len(prompts)), encoder.null()
+    return encoder(prompts), encoder.null()
 
 
 def _write_grid(out: Path, columns: int, parts: Rows, draw: Callable[[Sequence[int]], Tensor]) -> None:

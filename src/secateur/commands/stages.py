@@ -257,7 +257,7 @@ def recover_stage(
         note_step(recovered, "recovery", dataclasses.asdict(config))
         save_pretrained(recovered, folder, loaded.scheduler_config)
     recovered = from_pretrained(folder).to(device_of(loaded.model))
-    if loaded.pipeline is not None:
+    if loaded.pipeline is not None and is_main_process() and not (out / "pipeline").is_dir():
         save_pipeline(loaded, recovered, out / "pipeline")
     return recovered
 

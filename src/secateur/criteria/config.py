@@ -1,9 +1,9 @@
 """The options of all criteria."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
-from ..errors import require
+from ..errors import require, require_one_of
 from .ranking import ElementReduction, GroupReduction
 
 CriterionName = Literal[
@@ -68,14 +68,17 @@ class ScoringConfig:
 
     def __post_init__(self) -> None:
         require(0 <= self.threshold <= 1, f"scoring threshold is {self.threshold}; give 0 to 1")
-        for name, value, known in (
+        for name, value, choices in (
+            ("timestep_reduction", self.timestep_reduction, TimestepReduction),
+            ("element_reduction", self.element_reduction, ElementReduction),
+            ("group_reduction", self.group_reduction, GroupReduction),
             ("gradient_flow_mode", self.gradient_flow_mode, GradientFlowMode),
             ("timestep_weights", self.timestep_weights, TimestepWeights),
             ("hessian_product", self.hessian_product, HessianProduct),
             ("ced_pooling", self.ced_pooling, CedPooling),
             ("ced_output", self.ced_output, CedOutput),
         ):
-            require(value in get_args(known), f"scoring {name} is {value!r}; give {' or '.join(get_args(known))}")
+            require_one_of(f"scoring {name}", value, choices)
         require(self.num_timesteps >= 0, f"scoring num_timesteps is {self.num_timesteps}; give 0 (all) or more")
         require(self.num_images >= 1, f"scoring num_images is {self.num_images}; give at least 1")
         require(self.batch_size >= 1, f"scoring batch_size is {self.batch_size}; give at least 1")

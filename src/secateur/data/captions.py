@@ -24,21 +24,22 @@ def read_captions(folder: Path, paths: Sequence[Path]) -> tuple[str, ...]:
     metadata = folder / METADATA
     if not metadata.is_file():
         return ()
-    entries = {folder / entry["file_name"]: entry.get("text") for entry in _entries(metadata)}
+    entries = {Path(entry["file_name"]): entry.get("text") for entry in _entries(metadata)}
     if all(text is None for text in entries.values()):
         return ()
-    if absent := entries.keys() - set(paths):
-        raise DataError(f"{metadata} names {_some(absent, folder)}, not among the images of {folder}; correct it")
-    without = [path for path in paths if not isinstance(entries.get(path), str)]
+    names = [path.relative_to(folder) for path in paths]
+    if absent := entries.keys() - set(names):
+        raise DataError(f"{metadata} names {_some(absent)}, not among the images of {folder}; correct it")
+    without = [name for name in names if not isinstance(entries.get(name), str)]
     if without:
-        raise DataError(f"{metadata} has no `text` for {_some(without, folder)}; give every image a caption")
-    return tuple(str(entries[path]) for path in paths)
+        raise DataError(f"{metadata} has no `text` for {_some(without)}; give every image a caption")
+    return tuple(str(entries[name]) for name in names)
 
 
 def _entries(metadata: Path) -> list[dict[str, Any]]:
     entries = []
     try:
-        lines = metadata.read_text(encoding="utf-8").splitlines()
+        lines = metadata.read_text(encoding="utf-8").split("\n")  # JSON may hold what splitlines takes for an end
     except (OSError, ValueError) as error:
         raise DataError(f"{metadata} cannot be read: {first_line(error)}") from error
     for number, line in enumerate(lines, 1):
@@ -54,6 +55,6 @@ def _entries(metadata: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def _some(paths: Sequence[Path] | set[Path], folder: Path) -> str:
-    names = sorted(str(path.relative_to(folder)) for path in paths)
+def _some(paths: Sequence[Path] | set[Path]) -> str:
+    names = sorted(str(path) for path in paths)
     return names[0] if len(names) == 1 else f"{len(names)} files, the first {names[0]}"

@@ -45,7 +45,7 @@ def _loss_batch(model: nn.Module, dataset: ImageDataset, config: EvaluationConfi
 def measure_lyapunov(model: nn.Module, process: Process, dataset: ImageDataset, config: EvaluationConfig) -> Measured:
     """The sampler's finite-time Lyapunov exponent, from the same noise for every model."""
     noise = initial_noise(range(config.seed, config.seed + config.ftle_images), input_shape(model))
-    conditions = sample_conditions(model, dataset, config.ftle_images, config.seed)
+    conditions = sample_conditions(model, dataset, range(config.ftle_images), config.seed)
     exponents = finite_time_lyapunov_exponents(
         model,
         process,

@@ -18,7 +18,7 @@ from ..errors import SecateurError
 from ..inputs import device_of
 from ..process import Process
 from ..processes import is_main_process, process_count, wait_for_everyone
-from ..recovery.conditioning import sample_conditions
+from ..recovery.conditioning import sample_labels
 from .catalogue import describe_metric
 from .checks import check_evaluation, check_shape
 from .config import EvaluationConfig
@@ -128,7 +128,7 @@ def _measure(
         families.append(
             measure_features(
                 compared,
-                sample_conditions(dense, dataset, config.num_images, config.seed).get(LABELS),
+                sample_labels(dense, range(config.num_images)),
                 read_real(real, pixels(dataset), network, config),
                 network,
                 reference,
@@ -150,8 +150,8 @@ def _entry(found: Measured) -> dict[str, Any]:
 
 def _to_look_at(model: nn.Module, dataset: ImageDataset, config: EvaluationConfig) -> dict[str, Tensor]:
     shown = {"real": calibration_batch(pixels(dataset), IMAGES_SHOWN, config.seed).sample}
-    conditions = sample_conditions(model, dataset, min(IMAGES_SHOWN, config.num_images), config.seed)
-    return shown | {name: value for name, value in conditions.items() if name == LABELS}
+    labels = sample_labels(model, range(min(IMAGES_SHOWN, config.num_images)))
+    return shown if labels is None else shown | {LABELS: labels}
 
 
 def _environment(device: torch.device) -> dict[str, Any]:

@@ -92,10 +92,11 @@ def sample_rows(
     settings = [getattr(config, name) for name in DRAWN_BY]
     dense = next(iter(models.values()))
     zeros = torch.zeros(1, *input_shape(dense), device=device_of(dense))
-    told = sample_conditions(dense, dataset, config.num_images, config.seed)
-    about = [(name, value.double().sum().item(), value.double().square().sum().item()) for name, value in told.items()]
+    # What all samples are told may not fit into memory: captions name it, and the first batch what encoded them.
+    first = sample_conditions(dense, dataset, range(min(config.batch_size, config.num_images)), config.seed)
+    told = [(name, value.double().sum().item(), value.double().square().sum().item()) for name, value in first.items()]
     chosen = [config.features, *([config.clip] if instruments.texts else [])]
-    common = [settings, *chosen, *instruments.fingerprint(zeros), about]
+    common = [settings, *chosen, *instruments.fingerprint(zeros), dataset.captions, told]
     found: dict[str, Rows] = {}
     reference: Rows | None = None
     for name, model in models.items():

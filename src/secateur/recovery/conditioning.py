@@ -36,18 +36,20 @@ def label_conditions(labels: list[int] | None) -> Conditions:
     return UNCONDITIONAL if labels is None else {LABELS: torch.tensor(labels)}
 
 
-def sample_conditions(model: nn.Module, dataset: ImageDataset, samples: int | range, seed: int = 0) -> Conditions:
-    """Conditions of the first so many `samples`, or of a range of them.
-
-    Classes take turns, or else samples take the conditions of the data's images, shuffled.
-    """
-    indices = range(samples) if isinstance(samples, int) else samples
+def sample_labels(model: nn.Module, samples: range) -> torch.Tensor | None:
+    """Class labels (N,) of `samples`: classes take turns. None if the model knows none."""
     classes = class_count(model)
-    if classes is not None:
-        return label_conditions([index % classes for index in indices])
+    return None if classes is None else torch.tensor(samples) % classes
+
+
+def sample_conditions(model: nn.Module, dataset: ImageDataset, samples: range, seed: int = 0) -> Conditions:
+    """Conditions of `samples`: their class labels, or else those of the data's images, shuffled."""
+    labels = sample_labels(model, samples)
+    if labels is not None:
+        return {LABELS: labels}
     if not dataset.null:
         return UNCONDITIONAL
-    return without_labels(dataset.batch(_images_of(dataset, indices, seed)).conditions)
+    return without_labels(dataset.batch(_images_of(dataset, samples, seed)).conditions)
 
 
 def sample_captions(dataset: ImageDataset, samples: range, seed: int = 0) -> list[str]:

@@ -4,8 +4,13 @@ from dataclasses import dataclass, field
 from math import cos, inf, pi
 from typing import Literal
 
-from ..errors import require
+from ..errors import require, require_one_of
 from .jacobian import JacobianConfig
+
+LearningRateSchedule = Literal["constant", "cosine", "linear"]
+Precision = Literal["no", "bf16", "fp16"]
+TimestepSampling = Literal["uniform", "antithetic"]
+WarmupPart = Literal["labels", "all"]
 
 
 @dataclass(frozen=True)
@@ -41,18 +46,18 @@ class RecoveryConfig:
     steps: int = 500
     batch_size: int = 64
     learning_rate: float = 2e-4
-    lr_schedule: Literal["constant", "cosine", "linear"] = "constant"
+    lr_schedule: LearningRateSchedule = "constant"
     warmup_steps: int = 0
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float | None = 1.0
     ema_decay: float = 0.9999
     accumulation: int = 1
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    mixed_precision: Precision = "no"
     dropout: float | None = None
     label_dropout: float = 0.1
     horizontal_flip: bool = False
-    timestep_sampling: Literal["uniform", "antithetic"] = "uniform"
+    timestep_sampling: TimestepSampling = "uniform"
     objective: str = "denoising"
     weights: dict[str, float] = field(default_factory=dict)
     jacobian: JacobianConfig = field(default_factory=JacobianConfig)
@@ -82,6 +87,9 @@ class RecoveryConfig:
         }
         for name, (valid, wanted) in rules.items():
             require(valid, f"recovery {name} is {getattr(self, name)}; give {wanted}")
+        require_one_of("recovery lr_schedule", self.lr_schedule, LearningRateSchedule)
+        require_one_of("recovery mixed_precision", self.mixed_precision, Precision)
+        require_one_of("recovery timestep_sampling", self.timestep_sampling, TimestepSampling)
 
 
 @dataclass(frozen=True)
@@ -97,10 +105,11 @@ class WarmupConfig:
 
     steps: int = 500
     learning_rate: float = 1e-3
-    train: Literal["labels", "all"] = "labels"
+    train: WarmupPart = "labels"
 
     def __post_init__(self) -> None:
         require(self.steps >= 1, f"warmup steps is {self.steps}; give at least 1")
+        require_one_of("warmup train", self.train, WarmupPart)
         require(0 < self.learning_rate < inf, f"warmup learning_rate is {self.learning_rate}; give more than 0")
 
 

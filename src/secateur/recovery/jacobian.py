@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..conditions import Conditions
-from ..errors import require
+from ..errors import require, require_one_of
 from ..process import predict
 
 Projection = Literal["vjp", "jvp"]
@@ -53,6 +53,7 @@ class JacobianConfig:
     auto_weight: bool = False
 
     def __post_init__(self) -> None:
+        require_one_of("jacobian projection", self.projection, Projection)
         for name in ("directions", "every_n", "every_n_samples"):
             require(getattr(self, name) >= 1, f"jacobian {name} is {getattr(self, name)}; give at least 1")
 

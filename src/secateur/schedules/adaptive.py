@@ -14,12 +14,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from ..errors import require
+from ..errors import require, require_one_of
 from ..inputs import example_inputs
 from ..recovery.pruner import Decision
 from ..structure import Cut, Structure, describe, without_blocks
@@ -62,8 +62,8 @@ class AdaptiveConfig:
         require(0 <= self.until < 1, f"adaptive until is {self.until}; give 0 to below 1")
         require(self.macs_weight >= 0, f"adaptive macs_weight is {self.macs_weight}; give 0 or more")
         require(self.guard >= 1, f"adaptive guard is {self.guard}; give 1 or more")
-        for name, value, known in (("selector", self.selector, Selector), ("rerank", self.rerank, Rerank)):
-            require(value in get_args(known), f"adaptive {name} is {value!r}; give {' or '.join(get_args(known))}")
+        require_one_of("adaptive selector", self.selector, Selector)
+        require_one_of("adaptive rerank", self.rerank, Rerank)
 
     def boundaries(self, steps: int) -> tuple[int, ...]:
         """The optimizer steps before which decisions fall, from 0 to the share `until` of `steps`."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import require
+from ..errors import require, require_one_of
 from ..structure import Cut, Structure
 from ..structure.cost import CostModel, cost_model
 from .solver import Allocation, Granularity, Scores, Solution, removal_steps, solve
@@ -31,6 +31,8 @@ class CutConfig:
     round_to: int = 8
 
     def __post_init__(self) -> None:
+        require_one_of("cut allocation", self.allocation, Allocation)
+        require_one_of("cut granularity", self.granularity, Granularity)
         require(self.round_to >= 1, f"round_to is {self.round_to}; give at least 1")
 
 

@@ -91,16 +91,17 @@ def _declare_transformer(
 ) -> None:
     """A transformer over the pixels of `hidden`, projected to a width of its own, which stays.
 
-    One of several layers leaves their list; a transformer of one layer is skipped whole, with its projections.
+    One of several layers leaves their list; a transformer of one layer is skipped whole, with its projections. The
+    config counts the layers of the dense model, so that what is left of several keeps its kind and none is a new block.
     """
     builder.normalizes(f"{name}.norm", hidden, transformer.norm.num_groups)
     builder.reads(f"{name}.proj_in", hidden)
-    layers = transformer.transformer_blocks
-    for i, layer in enumerate(layers):
+    several = transformer.config.num_layers > 1
+    for i, layer in enumerate(transformer.transformer_blocks):
         layer_name = f"{name}.transformer_blocks.{i}"
         declare_transformer_block(builder, layer_name, layer)
-        if len(layers) > 1:
+        if several:
             builder.blocks[layer_name] = Block(layer_name, listed=True)
     builder.writes(f"{name}.proj_out", hidden)
-    if len(layers) <= 1:
+    if not several:
         builder.blocks[name] = Block(name, listed=False, returns=("hidden_states",))
