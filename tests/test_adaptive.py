@@ -402,6 +402,23 @@ def test_one_by_one_removal_follows_the_scores_of_what_is_left():
     assert decision.record["removed"] == [f"transformer_blocks.{i}" for i in (0, 4, 3)]
 
 
+def test_one_by_one_removal_keeps_the_last_block_of_the_lists():
+    model = sdxl(transformer_layers_per_block=(1, 2)).eval()
+
+    def listed_first(model):
+        blocks = describe(model).blocks.values()
+        return Scored({block.name: torch.tensor([float(not block.listed)]).double() for block in blocks})
+
+    listed = sum(block.listed for block in describe(model).blocks.values())
+    pruner = adaptive(model, "blocks=1", listed_first, lambda model: Judgement(1.0, 1.0, 1.0), rerank="removal")
+    found, smaller = decisions(
+        replace(pruner, boundaries=(0,), config=AdaptiveConfig(stages=1, rerank="removal")), model
+    )
+    assert len(found[0].record["removed"]) == len(describe(model).blocks) - 1 > listed
+    (left,) = describe(smaller).blocks.values()
+    assert left.listed
+
+
 def test_the_log_tells_what_was_measured():
     model = sit().eval()
     pruner = adaptive(model, stages=2, judged=judge(FlowProcess(), images().batch(range(8)), 0))

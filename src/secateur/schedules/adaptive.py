@@ -281,7 +281,8 @@ class Adaptive:
         order: list[str] = []
         names = list(structure.blocks)
         while len(order) < count:
-            first = min(names, key=lambda name: scores[name].item())
+            listed = [name for name in names if structure.blocks[name].listed]  # of which one must stay
+            first = min((name for name in names if [name] != listed), key=lambda name: scores[name].item())
             order.append(first)
             names.remove(first)
             if len(order) < count:

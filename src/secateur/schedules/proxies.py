@@ -189,8 +189,8 @@ def per_sample_gradients(layer: nn.Module, parameters: dict[str, Tensor], x: Ten
 def zico(model: nn.Module, batches: Sequence[ProxyBatch]) -> tuple[list[float], float]:
     """The denoising loss of each batch, and ZiCo (Li et al. 2023, arXiv 2301.11300, eq. 14), averaged over layers.
 
-    Of a layer: log sum |g|'s mean over g's standard deviation, both over the batches, at entries where g varies. The
-    mean, where the source has a sum, does not reward depth as such.
+    Of a layer: log sum |g|'s mean over g's standard deviation, both over the batches, at entries where g varies, as in
+    the released code. The mean over layers, where the source has a sum, does not reward depth as such.
     """
     weights = [layer.weight for layer in weighted_layers(model).values()]
     losses, running = [], [_Variation(weight) for weight in weights]
