@@ -43,6 +43,11 @@ DAMAGE: dict[str, Any] = {
 }
 
 
+def test_features_that_were_kept_are_classified_where_the_network_is() -> None:
+    network = SmallFeatures(1, 10).to("meta")
+    assert network.classify(torch.zeros(3, 64)).device.type == "meta"
+
+
 @pytest.mark.parametrize("case", DAMAGE)
 def test_damaged_folder_is_one_line(tmp_path: Path, case: str) -> None:
     folder = SmallFeatures(1, 10, width=8).save(tmp_path / "net")

@@ -9,16 +9,18 @@ from diffusers.models.embeddings import LabelEmbedding
 from torch import nn
 
 from models import dit, unet
+from secateur.criteria import ScoringConfig
 from secateur.data import ArrayDataset, load_data
 from secateur.errors import DataError, SecateurError, TrainingError
 from secateur.inputs import class_count, null_class
 from secateur.process import DiffusionProcess, FlowProcess, denoising_error
-from secateur.recovery import Ema, JacobianConfig, RecoveryConfig
+from secateur.recovery import Ema, JacobianConfig, RecoveryConfig, WarmupConfig
 from secateur.recovery.conditioning import check_conditions, disable_label_dropout
 from secateur.recovery.config import learning_rate_at
 from secateur.recovery.draws import batch_indices, draw_step, seed_of, uniform_times
 from secateur.recovery.ema import warm_decay
 from secateur.recovery.objectives import build_objective
+from secateur.schedules import CutConfig
 
 
 @pytest.fixture(scope="module")
@@ -209,3 +211,24 @@ def test_noise_of_a_step_is_drawn_once_for_all_micro_batches(digits, monkeypatch
     for draw in draws:
         draw.normal(1)
     assert len(drawn) == 2
+
+
+@pytest.mark.parametrize(
+    ("config", "setting"),
+    [
+        (RecoveryConfig, "lr_schedule"),
+        (RecoveryConfig, "mixed_precision"),
+        (RecoveryConfig, "timestep_sampling"),
+        (WarmupConfig, "train"),
+        (JacobianConfig, "projection"),
+        (CutConfig, "allocation"),
+        (CutConfig, "granularity"),
+        (ScoringConfig, "timestep_reduction"),
+        (ScoringConfig, "element_reduction"),
+        (ScoringConfig, "group_reduction"),
+    ],
+)
+def test_a_choice_that_is_misspelled_is_refused(config, setting):
+    """Each would else count as one of the others without a word."""
+    with pytest.raises(SecateurError, match=rf"{setting} is 'cosinus'; give \w+"):
+        config(**{setting: "cosinus"})

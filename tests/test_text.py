@@ -177,6 +177,11 @@ def test_stable_diffusion_is_compressed_into_a_pipeline_ready_to_call(tmp_path, 
     entries = read_json(run / "evaluation" / "evaluation.json")["models"]
     assert entries["recovered"]["relative"]["macs"] < 0.7
     assert entries["recovered"]["consistency"]["ssim"]["mean"] < 1
+    said = capsys.readouterr().out
+    assert f"pipeline {run / 'pipeline'}" in said
+    written = (run / "pipeline" / "unet" / "config.json").stat().st_mtime_ns
+    secateur.compress(str(tmp_path / "pipeline"), out=tmp_path / "run", **arguments)  # everything is there
+    assert (run / "pipeline" / "unet" / "config.json").stat().st_mtime_ns == written
     pipeline = secateur.load_pipeline(run / "pipeline")
     shown = pipeline("a cat", height=16, width=16, num_inference_steps=2, output_type="np").images
     assert shown.shape == (1, 16, 16, 3)

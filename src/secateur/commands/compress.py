@@ -126,7 +126,8 @@ def compress(
     page = write_report(run)
     for sentence in summarize(read_run(run)).sentences:
         say(sentence)
-    say(f"\nmodel    {run / 'model'}\nreport   {page}\nseconds  {time.perf_counter() - begun:.0f}")
+    result = f"pipeline {run / 'pipeline'}" if loaded.pipeline is not None else f"model    {run / 'model'}"
+    say(f"\n{result}\nreport   {page}\nseconds  {time.perf_counter() - begun:.0f}")
     return run
 
 

@@ -35,7 +35,10 @@ class FeatureNetwork(Protocol):
     def __call__(self, images_BCHW: Tensor) -> Tensor: ...
 
     def classify(self, features_BD: Tensor) -> Tensor | None:
-        """Class logits (B, K); None: the network has no classes, so there is no Inception Score by it."""
+        """Class logits (B, K), on the network's device, of features on any.
+
+        None: the network has no classes, so there is no Inception Score by it.
+        """
         ...
 
 
@@ -70,7 +73,7 @@ class SmallFeatures(nn.Module):
 
     def classify(self, features_BD: Tensor) -> Tensor:
         """Class logits (B, num_classes) of features."""
-        return self.head(F.silu(features_BD))
+        return self.head(F.silu(features_BD.to(self.head.weight.device)))
 
     def logits(self, images_BCHW: Tensor) -> Tensor:
         """Class logits (B, num_classes) of images in [-1, 1]."""
@@ -115,7 +118,8 @@ class InceptionFeatures:
 
     def classify(self, features_BD: Tensor) -> Tensor:
         """The 1008 logits without bias that the Inception Score is computed from in practice."""
-        return features_BD @ self.network.fc.weight.T
+        weight = self.network.fc.weight
+        return features_BD.to(weight.device) @ weight.T
 
     def to(self, device: torch.device) -> InceptionFeatures:
         return InceptionFeatures(self.network.to(device))

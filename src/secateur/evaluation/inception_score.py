@@ -16,7 +16,7 @@ def inception_score(logits_NK: Tensor, counts_RN: Tensor, splits: int = SPLITS) 
     As published, the mean over `splits` consecutive parts of the images, each with a p(y) of its own. Parts need many
     more images than there are classes: with few the score is too low.
     """
-    log_p = logits_NK.double().log_softmax(1)
+    log_p = logits_NK.cpu().double().log_softmax(1)
     p = log_p.exp()
     negative_entropy = (p * log_p).sum(1)
     weights = torch.cat([torch.ones(1, len(p), dtype=torch.float64), counts_RN])

@@ -92,8 +92,8 @@ def key_of(*parts: Any) -> str:
 
 def fingerprint(model: nn.Module, process: Process) -> list[Any]:
     """What tells a model from others: its class, process, and sums over each of its tensors."""
-    sums = [
-        (name, list(tensor.shape), tensor.double().sum().item(), tensor.double().square().sum().item())
-        for name, tensor in model.state_dict().items()
-    ]
+    sums = []
+    for name, tensor in model.state_dict().items():
+        values = tensor.cpu().double()  # MPS has no float64
+        sums.append((name, list(tensor.shape), values.sum().item(), values.square().sum().item()))
     return [type(model).__name__, repr(process), sums]

@@ -45,7 +45,7 @@ class Instruments:
     def fingerprint(self, sample_BCHW: Tensor) -> list[Any]:
         """What tells them from others, by what they make of a sample."""
         name = None if self.network is None else self.network.name
-        decoded = None if self.decode is None else self.decode(sample_BCHW).double().sum().item()
+        decoded = None if self.decode is None else self.decode(sample_BCHW).cpu().double().sum().item()
         return [name, sorted([*self.pairs, *self.texts]), decoded]
 
 
