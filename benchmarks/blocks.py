@@ -98,7 +98,6 @@ def train(bench: Bench, method: Method, target: str, seed: int, steps: int) -> d
             block_cuts(parse_target(target), DEPTH, latency_of),
             stage_scorer(loaded.process, bench.batch(scoring.num_images, seed), method.criterion, scoring),
             judge(loaded.process, batch, seed),
-            lambda model: cost_model(model, describe(model), inputs)({}).macs,
             cost_model(bench.dense, bench.structure, inputs)({}).macs,
             {},
             {},

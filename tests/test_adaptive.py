@@ -111,7 +111,6 @@ def adaptive(model, target="blocks=3", scorer=depth_scorer, judged=by_weights, s
         block_cuts(amount, DEPTH, no_latency),
         scorer,
         judged,
-        macs_of,
         macs_of(model),
         {"target": target},
         {"target": target},

@@ -27,7 +27,7 @@ from ..recovery import Pruner, RecoveryConfig, WarmupConfig, recover
 from ..recovery.conditioning import accepts
 from ..reporting import write_cut, write_ranking
 from ..schedules import Adaptive, CutConfig, Progressive, Target, block_cuts, judge, one_shot, settled, stage_scorer
-from ..structure import Cut, Structure, describe, remove
+from ..structure import Cut, Structure, remove
 from ..structure.cost import cost_model
 from .common import decoder
 
@@ -199,7 +199,6 @@ def adaptive_pruner(
         block_cuts(amount, recipe.cut, latency_of),
         stage_scorer(loaded.process, batch, recipe.criterion, recipe.scoring),
         judge(loaded.process, batch, recipe.scoring.seed),
-        lambda model: cost_model(model, describe(model), example_inputs(model, 1))({}).macs,
         cost_model(loaded.model, structure, example_inputs(loaded.model, 1))({}).macs,
         described,
         {

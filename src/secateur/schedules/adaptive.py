@@ -184,7 +184,6 @@ class Adaptive:
         goal: the cut of blocks that takes a model to the target, by the scores of its blocks.
         scorer: ranks the blocks of a model.
         judge: measures a model.
-        macs: counts a model's MACs.
         dense_macs: of the model before any cut.
         described: settings of criterion and target, which a resumed run must share.
         details: for the manifest.
@@ -195,7 +194,6 @@ class Adaptive:
     goal: Callable[[nn.Module, Structure, Scores], Cut]
     scorer: Callable[[nn.Module], Scored]
     judge: Callable[[nn.Module], Judgement]
-    macs: Callable[[nn.Module], float]
     dense_macs: float
     described: dict[str, Any]
     details: dict[str, Any]
@@ -216,7 +214,8 @@ class Adaptive:
         scores = self._scores(average, structure, pruning, dense_name, stage)
         leaving = sorted(self.goal(average, structure, scores).removed_blocks, key=lambda name: scores[name].item())
         counts = self._counts(gone, gone + len(leaving), stage)
-        saved = [self._saved(average, structure, leaving[: count - gone]) for count in counts]
+        cost = cost_model(average, structure, example_inputs(average, 1))
+        saved = [1 - cost({}, leaving[: count - gone]).macs / self.dense_macs for count in counts]
         described: list[dict[str, Any]] = [
             {"count": count, "saved": share} for count, share in zip(counts, saved, strict=True)
         ]
@@ -290,9 +289,6 @@ class Adaptive:
                 fresh = self.scorer(smaller).scores
                 scores = {name: fresh[renamed] for name, renamed in zip(names, describe(smaller).blocks, strict=True)}
         return order
-
-    def _saved(self, average: nn.Module, structure: Structure, leaving: Sequence[str]) -> float:
-        return 1 - self.macs(without_blocks(average, structure, leaving)) / self.dense_macs
 
 
 def describe_candidates(candidates: Sequence[Candidate], loss: float, macs_weight: float) -> list[dict[str, Any]]:
