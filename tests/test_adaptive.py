@@ -657,6 +657,7 @@ def test_ced_with_the_real_scorer_prunes_to_the_target(dense, tmp_path):
         data="digits",
         out=tmp_path / "run",
         recipe="entpruner",
+        adaptive=AdaptiveConfig(stages=2),
         scoring=ScoringConfig(num_timesteps=2, num_images=4),
         recovery=replace(CONFIG, objective="2ndmatch"),
         evaluation=secateur.EvaluationConfig(metrics=("loss",), num_images=4),
