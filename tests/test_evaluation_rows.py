@@ -222,6 +222,7 @@ def test_any_network_can_be_the_features(models: dict[str, nn.Module]) -> None:
             "per-class takes 6 samples of each class, 60 in all; num_images",
         ),
         ({"scheduler": "DDIMScheduler"}, "does not sample a flow model"),
+        ({"scheduler": "DDIMScheduler", "metrics": ("loss",)}, "does not sample a flow model"),
         ({"num_inference_steps": 5000}, "num_inference_steps is 5000; give 1 to 1000"),
         ({"statistics": "nowhere.npz"}, "nowhere.npz is not a readable .npz"),
     ],

@@ -67,7 +67,7 @@ def check_evaluation(
     each = f"per-class takes {MOST_NEIGHBOURS + 1} samples of each class, {least} in all"
     too_few = "per-class" in config.metrics and config.num_images < least
     require(not too_few, f"{each}; num_images is {config.num_images}, give more")
-    if config.draws_samples or "ftle" in config.metrics:
+    if config.draws_samples or "ftle" in config.metrics or config.scheduler is not None:
         check_sampler(process, config.scheduler, config.num_inference_steps)
     device = device_of(model)
     if "lpips" in config.metrics:
