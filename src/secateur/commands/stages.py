@@ -218,6 +218,8 @@ def settle_stage(out: Path, loaded: Loaded, structure: Structure, target: Target
     """Write `cut.json`, its table and its plot anew, by what the decisions of the recovery removed."""
     lines = (out / "recovery" / "stages.jsonl").read_text().splitlines()
     removed = [name for line in lines for name in json.loads(line)["removed"]]
+    if set(read_json(out / "cut.json")["removed_blocks"]) == set(removed):
+        return  # a latency would be measured anew, and be another
     write_json(out / "cut.json", settled(loaded.model, structure, target, removed, config, latency_of))
     write_cut(out)
 
