@@ -16,6 +16,7 @@ from .commands import (
     rank,
     report,
     sample,
+    slice_lora,
     sweep,
 )
 from .criteria import ScoringConfig
@@ -55,5 +56,6 @@ __all__ = [
     "sample",
     "save_pipeline",
     "save_pretrained",
+    "slice_lora",
     "sweep",
 ]

@@ -88,6 +88,7 @@ def _commands(arguments: Sequence[str]) -> dict[str, Callable[..., Any]]:
         "sweep": {"shared": TrialConfig(), "evaluation": EvaluationConfig()},
         "best": {"shared": TrialConfig(), "evaluation": EvaluationConfig()},
         "report": {},
+        "slice-lora": {},
     }
     functions = {name: getattr(commands, name.replace("-", "_")) for name in opened}
     return {name: functools.partial(functions[name], **groups) for name, groups in opened.items()}

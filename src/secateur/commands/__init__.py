@@ -13,6 +13,7 @@ from .quickstart import quickstart
 from .rank import rank
 from .report import report
 from .sample import sample
+from .slice_lora import slice_lora
 from .sweep import sweep
 from .trials import TrialConfig
 
@@ -31,5 +32,6 @@ __all__ = [
     "rank",
     "report",
     "sample",
+    "slice_lora",
     "sweep",
 ]
