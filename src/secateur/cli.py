@@ -89,6 +89,7 @@ def _commands(arguments: Sequence[str]) -> dict[str, Callable[..., Any]]:
         "best": {"shared": TrialConfig(), "evaluation": EvaluationConfig()},
         "report": {},
         "slice-lora": {},
+        "export": {},
     }
     functions = {name: getattr(commands, name.replace("-", "_")) for name in opened}
     return {name: functools.partial(functions[name], **groups) for name, groups in opened.items()}

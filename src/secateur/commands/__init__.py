@@ -6,6 +6,7 @@ from .compress import compress
 from .convert import convert
 from .encode import encode
 from .evaluate import evaluate
+from .export import export
 from .finetune import finetune
 from .inspect import inspect
 from .prune import prune
@@ -25,6 +26,7 @@ __all__ = [
     "convert",
     "encode",
     "evaluate",
+    "export",
     "finetune",
     "inspect",
     "prune",
