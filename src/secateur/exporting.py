@@ -245,7 +245,9 @@ def _need(libraries: tuple[str, ...], extra: str) -> None:
             for name in libraries:
                 importlib.import_module(name)
     except ImportError as error:
-        raise SecateurError(f"this needs {', '.join(libraries)}: pip install 'secateur[{extra}]' ({error})") from error
+        raise SecateurError(
+            f"{extra} needs {', '.join(libraries)}: pip install 'secateur[{extra}]' ({error})"
+        ) from error
 
 
 FORMATS: dict[FormatName, Format] = {
