@@ -3,6 +3,7 @@
 import copy
 import json
 import sys
+import zipfile
 from functools import partial
 
 import pytest
@@ -108,8 +109,14 @@ def test_int8_weights_of_a_pruned_model(make, lost, tmp_path):
     assert about["largest_difference"] == 0
     assert 0 < about["precision_difference"] < lost * about["largest_output"]
     export(apply_cut(make(), half(make())), tmp_path / "float", "torch-export")
-    sizes = [(tmp_path / name / "model.pt2").stat().st_size for name in ("out", "float")]
-    assert sizes[0] < sizes[1]
+    assert weight_bytes(tmp_path / "out" / "model.pt2") < weight_bytes(tmp_path / "float" / "model.pt2")
+
+
+def weight_bytes(archive):
+    """The weights alone: the graph of a model this small is larger, and grows."""
+    return sum(
+        item.file_size for item in zipfile.ZipFile(archive).infolist() if "/data/weights/weight_" in item.filename
+    )
 
 
 def test_a_missing_library_is_one_line_before_anything_is_written(tmp_path, monkeypatch):

@@ -197,8 +197,10 @@ def _cast(model: nn.Module, inputs: Inputs, dtype: DtypeName) -> Inputs:
     """Give `model` its `dtype` in place, and return the inputs in it."""
     if dtype == "int8":
         from torchao.quantization import Int8WeightOnlyConfig, quantize_
+        from torchao.utils import unwrap_tensor_subclass
 
         quantize_(model, Int8WeightOnlyConfig())
+        unwrap_tensor_subclass(model)  # plain tensors, which torch writes raw; it would pickle torchao's
         return inputs
     to = getattr(torch, dtype)
     nn.Module.to(model, to)  # past diffusers' warning
