@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import secateur
 from models import ALL_STRATEGIES, cuts, dit, inputs_for, output, unet
-from secateur.structure import Cut, StructureBuilder, check_cut, describe, masked, masks_of, remove
+from secateur.structure import Cut, StructureBuilder, check_cut, describe, masked, masks_of, name_after, remove
 from secateur.structure.cost import cost_model, skeleton
 from secateur.structure.masks import masked_group_norm
 
@@ -29,6 +29,19 @@ EXACT = {"unet", "dit", "autoencoder", "uvit"}
 @pytest.mark.parametrize("name", ALL_STRATEGIES)
 def test_masked_equals_removed(name, data):
     check_masked_equals_removed(name, data)
+
+
+@PROPERTY
+@given(data=st.data())
+@pytest.mark.parametrize("name", ALL_STRATEGIES)
+def test_names_after_a_cut_are_those_of_the_model_that_was_cut(name, data):
+    model = data.draw(ALL_STRATEGIES[name])
+    structure = describe(model)
+    cut = Cut({}, data.draw(cuts(structure)).removed_blocks)
+    before = {name_after(structure, cut, parameter): tensor for parameter, tensor in model.named_parameters()}
+    before.pop(None, None)
+    after = dict(remove(model, structure, cut).named_parameters())
+    assert {parameter: id(tensor) for parameter, tensor in before.items()} == {k: id(v) for k, v in after.items()}
 
 
 @pytest.mark.slow

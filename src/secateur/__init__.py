@@ -9,6 +9,7 @@ from .commands import (
     convert,
     encode,
     evaluate,
+    export,
     finetune,
     inspect,
     prune,
@@ -16,6 +17,7 @@ from .commands import (
     rank,
     report,
     sample,
+    slice_lora,
     sweep,
 )
 from .criteria import ScoringConfig
@@ -41,6 +43,7 @@ __all__ = [
     "convert",
     "encode",
     "evaluate",
+    "export",
     "finetune",
     "from_pretrained",
     "inspect",
@@ -55,5 +58,6 @@ __all__ = [
     "sample",
     "save_pipeline",
     "save_pretrained",
+    "slice_lora",
     "sweep",
 ]

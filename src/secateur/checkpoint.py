@@ -6,6 +6,7 @@ memory, replays the cuts on shapes, and loads the weights strictly. Nothing is e
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import shutil
@@ -56,6 +57,21 @@ class Manifest:
             "steps": [dict(step) for step in self.steps],
             "versions": library_versions(),
         }
+
+    @property
+    def cuts(self) -> tuple[Cut, ...]:
+        """Every cut since the base, in order."""
+        return tuple(
+            Cut({dim: tuple(entry["kept"]) for dim, entry in step["dims"].items()}, tuple(step["removed_blocks"]))
+            for step in self.steps
+            if step["kind"] == "cut"
+        )
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of base and steps: the same for the same history, whichever versions wrote it down."""
+        history = {"base": dict(self.base), "steps": [dict(step) for step in self.steps]}
+        return hashlib.sha256(json.dumps(history, sort_keys=True).encode()).hexdigest()
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> Manifest:
@@ -110,6 +126,12 @@ def apply_cut(model: nn.Module, cut: Cut, details: Mapping[str, Any] | None = No
     _follow_depth(model)
     _attach(model, replace(manifest, steps=(*manifest.steps, step)))
     return model
+
+
+def dense_skeleton(manifest: Manifest) -> nn.Module:
+    """The dense base of a pruned model, without memory."""
+    with init_empty_weights(include_buffers=False):
+        return architecture_named(manifest.base["class"]).from_config(dict(manifest.base["config"]))
 
 
 def note_labels(model: nn.Module, class_names: Sequence[str], base_id: str = "") -> None:
@@ -328,11 +350,10 @@ def _load_model(folder: Path, base_id: str) -> nn.Module:
     if name not in supported_architectures():
         raise ModelError(f"{folder} cannot be used: {unsupported(str(name))}")
     try:
-        architecture = architecture_named(name)
         if described is None:
-            model = _load_dense(folder, architecture)
+            model = _load_dense(folder, architecture_named(name))
         else:
-            model = _load_pruned(folder, architecture, Manifest.from_json(described))
+            model = _load_pruned(folder, Manifest.from_json(described))
         _follow_frequencies(model)
         return model.eval()
     except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, SafetensorError) as error:
@@ -357,13 +378,10 @@ def _load_dense(folder: Path, architecture: type[Any]) -> nn.Module:
     return model if dtype is None else nn.Module.to(model, dtype)  # buffers that are not saved; past diffusers' warning
 
 
-def _load_pruned(folder: Path, architecture: type[Any], manifest: Manifest) -> nn.Module:
-    with init_empty_weights(include_buffers=False):
-        model = architecture.from_config(dict(manifest.base["config"]))
-    for step in manifest.steps:
-        if step["kind"] == "cut":
-            kept = {dim: tuple(entry["kept"]) for dim, entry in step["dims"].items()}
-            remove(model, describe(model), Cut(kept, tuple(step["removed_blocks"])))
+def _load_pruned(folder: Path, manifest: Manifest) -> nn.Module:
+    model = dense_skeleton(manifest)
+    for cut in manifest.cuts:
+        remove(model, describe(model), cut)
     _follow_depth(model)
     weights = _read_weights(folder)
     model.load_state_dict(weights, strict=True, assign=True)

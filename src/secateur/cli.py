@@ -88,6 +88,8 @@ def _commands(arguments: Sequence[str]) -> dict[str, Callable[..., Any]]:
         "sweep": {"shared": TrialConfig(), "evaluation": EvaluationConfig()},
         "best": {"shared": TrialConfig(), "evaluation": EvaluationConfig()},
         "report": {},
+        "slice-lora": {},
+        "export": {},
     }
     functions = {name: getattr(commands, name.replace("-", "_")) for name in opened}
     return {name: functools.partial(functions[name], **groups) for name, groups in opened.items()}

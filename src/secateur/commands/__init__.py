@@ -6,6 +6,7 @@ from .compress import compress
 from .convert import convert
 from .encode import encode
 from .evaluate import evaluate
+from .export import export
 from .finetune import finetune
 from .inspect import inspect
 from .prune import prune
@@ -13,6 +14,7 @@ from .quickstart import quickstart
 from .rank import rank
 from .report import report
 from .sample import sample
+from .slice_lora import slice_lora
 from .sweep import sweep
 from .trials import TrialConfig
 
@@ -24,6 +26,7 @@ __all__ = [
     "convert",
     "encode",
     "evaluate",
+    "export",
     "finetune",
     "inspect",
     "prune",
@@ -31,5 +34,6 @@ __all__ = [
     "rank",
     "report",
     "sample",
+    "slice_lora",
     "sweep",
 ]

@@ -35,6 +35,15 @@ def kept_entries(structure: Structure, cut: Cut, shapes: dict[str, torch.Size]) 
     }
 
 
+def rescaling(structure: Structure, cut: Cut) -> dict[str, float]:
+    """The factors of the parameters that removal multiplies: queries of a single head, whose size changes."""
+    return {
+        parameter: math.sqrt(len(kept_units) / structure.dims[name].size)
+        for name, kept_units in cut.kept.items()
+        for parameter in structure.dims[name].rescaled
+    }
+
+
 def remove(model: nn.Module, structure: Structure, cut: Cut) -> nn.Module:
     """Remove from `model`, in place, what `cut` does not keep, and return the model.
 
@@ -52,10 +61,8 @@ def remove(model: nn.Module, structure: Structure, cut: Cut) -> nn.Module:
             for axis, kept in axes.items():
                 new = new.index_select(axis, kept.to(new.device))
             _set_parameter(model, name, nn.Parameter(new, old.requires_grad))
-        for name, kept_units in cut.kept.items():
-            dim = structure.dims[name]
-            for parameter in dim.rescaled:
-                model.get_parameter(parameter).mul_(math.sqrt(len(kept_units) / dim.size))
+        for name, factor in rescaling(structure, cut).items():
+            model.get_parameter(name).mul_(factor)
     for path, name in structure.attributes.items():
         if name in cut.kept:
             holder, _, attribute = path.rpartition(".")
@@ -74,15 +81,13 @@ def without_blocks(model: nn.Module, structure: Structure, names: Sequence[str])
 
 def name_after(structure: Structure, cut: Cut, parameter: str) -> str | None:
     """The name of `parameter` after the removed blocks have left their lists; None if it left with one."""
-    block = structure.owner(parameter)
-    if block in cut.removed_blocks:
+    if structure.owner(parameter) in cut.removed_blocks:
         return None
-    if block is None or not structure.blocks[block].listed:
-        return parameter
-    parent, _, index = block.rpartition(".")
-    left = {name.rpartition(".")[2] for name in cut.removed_blocks if name.rpartition(".")[0] == parent}
-    position = int(index) - sum(int(other) < int(index) for other in left)
-    return f"{parent}.{position}{parameter[len(block) :]}"
+    for parent, left in _left_lists(structure, cut.removed_blocks).items():
+        if parameter.startswith(f"{parent}."):  # also of an element that may not leave, such as SD3's last
+            index, dot, rest = parameter[len(parent) + 1 :].partition(".")
+            return f"{parent}.{int(index) - sum(other < int(index) for other in left)}{dot}{rest}"
+    return parameter
 
 
 def _set_parameter(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
@@ -91,18 +96,25 @@ def _set_parameter(model: nn.Module, name: str, parameter: nn.Parameter) -> None
 
 
 def _remove_blocks(model: nn.Module, structure: Structure, removed: tuple[str, ...]) -> None:
-    lists: dict[str, list[int]] = {}
     for name in removed:
         parent, _, index = name.rpartition(".")
-        if structure.blocks[name].listed:
-            lists.setdefault(parent, []).append(int(index))
-        else:
-            block = structure.blocks[name]
+        block = structure.blocks[name]
+        if not block.listed:
             skip = Skip(streams_of(block, model.get_submodule(name)), as_tuple=bool(block.returns))
             model.get_submodule(parent).register_module(index, skip)
-    for parent, indices in lists.items():
+    for parent, indices in _left_lists(structure, removed).items():
         blocks = model.get_submodule(parent)
         assert isinstance(blocks, nn.ModuleList)
         kept = nn.ModuleList(block for i, block in enumerate(blocks) if i not in indices)
         holder, _, attribute = parent.rpartition(".")
         setattr(model.get_submodule(holder), attribute, kept)
+
+
+def _left_lists(structure: Structure, removed: Sequence[str]) -> dict[str, list[int]]:
+    """The lists that lose elements, with the indices that they lose."""
+    lists: dict[str, list[int]] = {}
+    for name in removed:
+        if structure.blocks[name].listed:
+            parent, _, index = name.rpartition(".")
+            lists.setdefault(parent, []).append(int(index))
+    return lists

@@ -1,0 +1,54 @@
+"""`secateur export`: a model as a file for another runtime, checked against the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import require
+from ..exporting import FORMATS, DtypeName, FormatName
+from ..exporting import export as export_model
+from .common import Component, Model, one_process, open_weights, say
+
+
+def export(
+    model: Model,
+    *,
+    format: FormatName,
+    out: Path,
+    component: Component | None = None,
+    batch_size: int = 1,
+    size: int | None = None,
+    dtype: DtypeName = "float32",
+) -> Path:
+    """Write a model for another runtime, and check the written file against the model.
+
+    Writes OUT/model.onnx, OUT/model.pt2 or the folder OUT/model, and OUT/model.json: inputs, shapes, versions and the
+    largest difference to the model. A file that computes something else is not kept.
+
+    Args:
+        model: model folder, pipeline folder, hub id, or an embedded model (digits-unet, digits-sit).
+        format: onnx (needs secateur[export]), torch-export, or diffusers, a folder that every command takes.
+        out: folder to write.
+        component: which part of a pipeline, unet or transformer; the default takes the one that is there.
+        batch_size: of every call of the file; 2 for guidance of one image. Does not matter to diffusers.
+        size: height and width of the sample, by default the model's own; fixed in the file likewise.
+        dtype: of weights, sample and output; onnx has no bfloat16. int8 (torch-export; needs secateur[int8]) rounds the
+            weights of linear layers only.
+
+    Returns:
+        What was written.
+    """
+    one_process("export")
+    require(batch_size >= 1, f"batch_size is {batch_size}; give at least 1")
+    require(size is None or size >= 1, f"size is {size}; give at least 1")
+    network = open_weights(model, "cpu", component)
+    sizes = None if size is None else (size, size)
+    about = export_model(network, out, format, batch_size=batch_size, size=sizes, dtype=dtype)
+    for name, value in about["inputs"].items():
+        say(f"input       {name} {value['dtype']} {value['shape']}")
+    say(f"output      {about['output']['dtype']} {about['output']['shape']}")
+    say(f"difference  {about['largest_difference']:.1e} at most, in outputs of up to {about['largest_output']:.3g}")
+    say(f"precision   {about['precision_difference']:.1e} at most from the model as it was, by {dtype}")
+    written = out / FORMATS[format].file
+    say(f"written     {written}")
+    return written

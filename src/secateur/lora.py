@@ -1,0 +1,168 @@
+"""LoRA of a dense model, sliced so that it fits the pruned one.
+
+A LoRA adds up @ down to the weight of a layer (Hu et al. 2022, arXiv 2106.09685, equation 3). A cut takes rows and
+columns of that weight, so it takes rows of `up` and columns of `down`: both orders of merging and cutting are the same.
+
+Shapes: `down` is (rank, in) or (rank, in, height, width), `up` is (out, rank) or (out, rank, 1, 1).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from diffusers import UNet2DConditionModel, UNet2DModel
+from torch import Tensor, nn
+
+from .checkpoint import dense_skeleton, manifest_of
+from .errors import ModelError
+from .structure import Cut, describe, kept_entries, name_after, remove, rescaling
+
+Part = Literal["down", "up", "alpha"]
+
+ENDINGS: dict[str, Part] = {  # of peft, of kohya, and of diffusers before it used peft
+    ".lora_A.weight": "down",
+    ".lora_B.weight": "up",
+    ".lora_B.bias": "up",
+    ".lora_down.weight": "down",
+    ".lora_up.weight": "up",
+    ".lora.down.weight": "down",
+    ".lora.up.weight": "up",
+    ".lora_linear_layer.down.weight": "down",
+    ".lora_linear_layer.up.weight": "up",
+    "_lora.down.weight": "down",
+    "_lora.up.weight": "up",
+    ".alpha": "alpha",
+}
+TEXT_ENCODERS = ("text_encoder", "lora_te")
+KOHYA = re.compile(r"lora_(unet|transformer)_")
+HEADS = re.compile(r"(base_model\.model\.|diffusion_model\.|unet\.|transformer\.)*")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One tensor of a LoRA of the network.
+
+    Attributes:
+        key: where the file has it.
+        head: what the key begins with; kohya's spells the layer with underscores for dots.
+        layer: the layer as the key spells it, but with dots.
+        module: the layer's module, for old keys that spell it otherwise.
+        ending: what the key ends with, one of `ENDINGS`.
+        tensor: the values.
+    """
+
+    key: str
+    head: str
+    layer: str
+    module: str
+    ending: str
+    tensor: Tensor
+
+    @property
+    def part(self) -> Part:
+        return ENDINGS[self.ending]
+
+    @property
+    def weight(self) -> str:
+        """The parameter that the LoRA adds to."""
+        return f"{self.module}.weight"
+
+    @property
+    def new_key(self) -> str:
+        layer = self.layer.replace(".", "_") if KOHYA.match(self.head) else self.layer
+        return f"{self.head}{layer}{self.ending}"
+
+
+def slice_lora(lora: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The LoRA of `model`, by name, from the LoRA of the dense model that it was pruned from.
+
+    Layers that left with a block leave, others are renamed as theirs were, and what is for text encoders stays. Keys
+    without a component's name, as peft writes them, get one, so that diffusers loads the result.
+
+    Raises:
+        ModelError: `model` was not pruned, or a tensor is not one of a LoRA of its dense base.
+    """
+    manifest = manifest_of(model)
+    if manifest is None:
+        raise ModelError(f"this {type(model).__name__} has no pruning.json: it is dense, and its LoRA fit as they are")
+    dense = dense_skeleton(manifest)
+    text = {key: tensor for key, tensor in lora.items() if key.startswith(TEXT_ENCODERS)}
+    pieces = _pieces({key: tensor for key, tensor in lora.items() if key not in text}, dense)
+    _check(pieces, dense)
+    for cut in manifest.cuts:
+        pieces = _follow(pieces, dense, cut)
+        remove(dense, describe(dense), cut)
+    return text | {piece.new_key: piece.tensor.contiguous() for piece in pieces}
+
+
+def _pieces(lora: Mapping[str, Tensor], dense: nn.Module) -> list[Piece]:
+    modules = {name for name, module in dense.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
+    spelled = {name.replace(".", "_"): name for name in modules}
+    component = "unet." if isinstance(dense, UNet2DModel | UNet2DConditionModel) else "transformer."
+    return [_piece(key, tensor, modules, spelled, component) for key, tensor in lora.items()]
+
+
+def _piece(key: str, tensor: Tensor, modules: set[str], spelled: Mapping[str, str], component: str) -> Piece:
+    ending = next((ending for ending in ENDINGS if key.endswith(ending)), None)
+    if ending is None:
+        raise ModelError(
+            f"{key} is no part of a LoRA of linear layers and convolutions, which is all that can be sliced"
+        )
+    if kohya := KOHYA.match(key):
+        head, layer = kohya.group(), key[kohya.end() : -len(ending)]
+        layer = module = spelled.get(layer, layer)
+    else:
+        head, layer = component, HEADS.sub("", key[: -len(ending)], count=1)
+        bare = layer.replace(".processor.", ".")
+        module = f"{bare}.0" if f"{bare}.0" in modules else bare  # old keys say to_out for to_out.0
+    if module not in modules:
+        raise ModelError(f"{key} is for a layer {module}, which the dense base of the model does not have")
+    return Piece(key, head, layer, module, ending, tensor)
+
+
+def _check(pieces: Iterable[Piece], dense: nn.Module) -> None:
+    """Every layer has its two matrices, of one rank and of the dense layer's shape."""
+    ranks: dict[str, dict[Part, int]] = {}
+    for piece in pieces:
+        shape, weight = piece.tensor.shape, dense.get_parameter(piece.weight).shape
+        if piece.ending.endswith(".bias"):
+            fits = shape == weight[:1]
+        elif piece.part == "down":
+            fits = len(shape) > 1 and shape[1] == weight[1] and math.prod(shape[1:]) == math.prod(weight[1:])
+        else:
+            fits = piece.part == "alpha" or (len(shape) > 1 and shape[0] == weight[0] and math.prod(shape[2:]) == 1)
+        if not fits:
+            raise ModelError(
+                f"{piece.key} has shape {tuple(shape)}, and {piece.weight} of the dense base {tuple(weight)}: "
+                "this is a LoRA of another model"
+            )
+        if piece.part != "alpha" and len(shape) > 1:
+            ranks.setdefault(piece.module, {})[piece.part] = shape[0] if piece.part == "down" else shape[1]
+    for module, rank in ranks.items():
+        if rank.get("down") != rank.get("up"):
+            raise ModelError(f"the LoRA of {module} is not two matrices of one rank")
+
+
+def _follow(pieces: Iterable[Piece], dense: nn.Module, cut: Cut) -> list[Piece]:
+    """The pieces after `cut`; `dense` is the model before it."""
+    structure = describe(dense)
+    shapes = {name: parameter.shape for name, parameter in dense.named_parameters(remove_duplicate=False)}
+    keep, factors = kept_entries(structure, cut, shapes), rescaling(structure, cut)
+    followed = []
+    for piece in pieces:
+        module, layer = (name_after(structure, cut, name) for name in (piece.module, piece.layer))
+        if module is None or layer is None:
+            continue
+        tensor, axis = piece.tensor, 0 if piece.part == "up" else 1
+        kept = keep.get(piece.weight, {}).get(axis)
+        if kept is not None and piece.part != "alpha":
+            tensor = torch.index_select(tensor, axis, kept)
+        if piece.part == "up" and piece.weight in factors:
+            tensor = tensor * factors[piece.weight]
+        followed.append(replace(piece, module=module, layer=layer, tensor=tensor))
+    return followed

@@ -1,0 +1,82 @@
+"""LoRA files: safetensors of diffusers, peft and kohya, with the scales that a peft config keeps beside the tensors."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from .errors import ModelError, first_line
+from .files import read_json
+
+LORA_WEIGHTS = "pytorch_lora_weights.safetensors"
+PEFT_WEIGHTS = "adapter_model.safetensors"
+PEFT_CONFIG = "adapter_config.json"
+METADATA_KEY = "lora_adapter_metadata"  # of diffusers: peft's configs, every entry behind the component's name
+
+
+def read_lora(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a LoRA, with every scale that is not beside them as `alpha` multiplied into `up`.
+
+    Args:
+        path: a safetensors file, or a folder with the one that diffusers or peft writes.
+
+    Raises:
+        ModelError: there is none, it is damaged, or it is a DoRA, whose norms change with what is cut.
+    """
+    file = _file(Path(path))
+    try:
+        with safe_open(file, "pt") as opened:
+            lora = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+            metadata = opened.metadata() or {}
+        described = json.loads(metadata.get(METADATA_KEY, "{}"))
+        if file.name == PEFT_WEIGHTS and (file.parent / PEFT_CONFIG).is_file():
+            config = read_json(file.parent / PEFT_CONFIG)
+            described = {f"base_model.{key}": value for key, value in config.items()}
+        return _scaled(lora, described)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError, re.error) as error:
+        raise ModelError(f"{file} cannot be read: {first_line(error)}") from error
+
+
+def _file(path: Path) -> Path:
+    if path.is_dir():
+        found = [path / name for name in (LORA_WEIGHTS, PEFT_WEIGHTS) if (path / name).is_file()]
+        found = found or sorted(path.glob("*.safetensors"))
+        if len(found) != 1:
+            raise ModelError(f"{path} holds {len(found)} LoRA files; name one .safetensors file")
+        return found[0]
+    if not path.is_file():
+        raise ModelError(f"{path} does not exist")
+    if path.suffix != ".safetensors":
+        raise ModelError(f"{path} is no .safetensors file; other files may hold a pickle, which is never opened")
+    return path
+
+
+def _scaled(lora: Mapping[str, Tensor], described: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Multiply alpha / rank (peft; with rslora alpha / sqrt(rank)) of the peft configs in `described` into `up`."""
+    ranks = {key.partition(".lora_A.")[0]: len(down) for key, down in lora.items() if ".lora_A." in key}
+    configs: dict[str, dict[str, Any]] = {}
+    for key, value in described.items():
+        component, _, entry = key.partition(".")
+        configs.setdefault(component, {})[entry] = value
+    scaled = dict(lora)
+    for key in lora:
+        layer, found, _ = key.partition(".lora_B.")
+        config = configs.get(key.partition(".")[0])
+        if found and config:
+            rank, alpha = ranks[layer], _alpha(config, layer)
+            scaled[key] = lora[key] * (alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
+    return scaled
+
+
+def _alpha(config: Mapping[str, Any], layer: str) -> float:
+    """peft's: that of the first pattern that the end of the layer's name matches, else the common one."""
+    patterns: Mapping[str, float] = config.get("alpha_pattern") or {}
+    matching = (alpha for pattern, alpha in patterns.items() if re.match(rf"(.*\.)?({pattern})$", layer))
+    return next(matching, config["lora_alpha"])
