@@ -326,3 +326,12 @@ def test_quickstart_within_three_minutes(tmp_path):
     assert models["recovered"]["macs"] <= models["dense"]["macs"] / 2
     distances = {name: entry["fidelity"]["value"] for name, entry in models.items()}
     assert distances["dense"] < distances["recovered"] < distances["pruned"]
+
+
+def test_models_of_different_classes_are_not_compared(models, tmp_path):
+    folder = tmp_path / "two"
+    config = json.loads((models / "sit" / "scheduler_config.json").read_text())
+    secateur.save_pretrained(dit(num_embeds_ada_norm=2), folder, config)
+    with pytest.raises(SecateurError, match="different numbers of classes"):
+        secateur.evaluate(str(folder), data="digits", reference=str(models / "sit"), out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -1,10 +1,15 @@
 """What a network is told beside the noisy sample."""
 
+from typing import ClassVar
+
 import torch
 from torch import nn
 
+from models import unet_condition
 from secateur.conditions import arguments, conditions_of, dropped, moved, repeated, rows, without_labels
+from secateur.data import Batch
 from secateur.process import FlowProcess, predict
+from secateur.recovery.conditioning import sample_conditions
 from secateur.sampling import generate
 
 TOLD = {
@@ -60,3 +65,27 @@ def test_predictions_are_told_and_guided_by_the_null_condition():
     assert drawn[:, 0, 0, 0].tolist() == [-4.0, -12.0, -20.0]  # -(null + 2 (output - null)), null = -1
     assert model.seen["encoder_hidden_states"].eq(-1).all()
     assert model.seen["added_cond_kwargs"]["text_embeds"].flatten().tolist() == [0, 1, 2]
+
+
+class Captioned:
+    """Four images, each told of by its own number."""
+
+    null: ClassVar = {"encoder_hidden_states": torch.zeros(1, 1)}
+
+    def __len__(self):
+        return 4
+
+    def batch(self, indices):
+        told = {"encoder_hidden_states": torch.tensor(indices).float().view(-1, 1, 1)}
+        return Batch(torch.zeros(len(indices), 1, 8, 8), {**told, "class_labels": torch.zeros(len(indices)).long()})
+
+
+def test_samples_of_a_model_that_knows_classes_and_text_are_told_both():
+    data = Captioned()
+    both, text = (unet_condition(num_class_embeds=classes, sample_size=8) for classes in (3, None))
+    found = sample_conditions(both, data, range(6))
+    assert found["class_labels"].tolist() == [0, 1, 2, 0, 1, 2]
+    told = found["encoder_hidden_states"].flatten().tolist()
+    assert told[:2] == told[4:]  # the four images in turns
+    assert sorted(told[:4]) == [0, 1, 2, 3]
+    assert set(sample_conditions(text, data, range(6))) == {"encoder_hidden_states"}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import SecateurError
 from ..evaluation import EvaluationConfig, MetricName, check_evaluation
-from ..inputs import device_of
+from ..inputs import class_count, device_of
 from ..processes import is_main_process, wait_for_everyone
 from ..reporting import write_report
 from .common import Component, Model, ProcessName, encode_data, open_data, open_model, say, start_run
@@ -54,6 +54,8 @@ def evaluate(
         dense, _ = open_model(reference, process, device, component)
         if dense.process != loaded.process:
             raise SecateurError(f"{model} and {reference} have different scheduler configs: they cannot be compared")
+        if class_count(dense.model) != class_count(loaded.model):
+            raise SecateurError(f"{model} and {reference} know different numbers of classes: they cannot be compared")
         models = {"dense": dense.model, "pruned": loaded.model}
     dataset = open_data(data, loaded)
     check_evaluation(models, loaded.process, dataset, settings)

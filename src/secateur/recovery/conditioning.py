@@ -43,13 +43,10 @@ def sample_labels(model: nn.Module, samples: range) -> torch.Tensor | None:
 
 
 def sample_conditions(model: nn.Module, dataset: ImageDataset, samples: range, seed: int = 0) -> Conditions:
-    """Conditions of `samples`: their class labels, or else those of the data's images, shuffled."""
+    """Conditions of `samples`: class labels in turns, and all else that the data's images have, shuffled."""
     labels = sample_labels(model, samples)
-    if labels is not None:
-        return {LABELS: labels}
-    if not dataset.null:
-        return UNCONDITIONAL
-    return without_labels(dataset.batch(_images_of(dataset, samples, seed)).conditions)
+    told = dataset.batch(_images_of(dataset, samples, seed)).conditions if dataset.null else UNCONDITIONAL
+    return {**without_labels(told), **({} if labels is None else {LABELS: labels})}
 
 
 def sample_captions(dataset: ImageDataset, samples: range, seed: int = 0) -> list[str]:
