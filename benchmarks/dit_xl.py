@@ -19,11 +19,12 @@ from typing import Any
 import torch
 from diffusers import DiTTransformer2DModel
 
-from secateur.checkpoint import apply_cut, save_pretrained
+from secateur.checkpoint import save_pretrained
 from secateur.criteria import CriterionName, ScoringConfig, score
 from secateur.data import Batch
 from secateur.files import write_json, write_text
 from secateur.inputs import example_inputs
+from secateur.manifest import apply_cut
 from secateur.process import DiffusionProcess
 from secateur.schedules import CutConfig, one_shot, parse_target
 from secateur.structure import describe

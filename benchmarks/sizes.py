@@ -34,9 +34,10 @@ from diffusers import (
 )
 from torch import nn
 
-from secateur.checkpoint import apply_cut, save_pretrained
+from secateur.checkpoint import save_pretrained
 from secateur.files import read_json, write_json, write_text
 from secateur.inputs import example_inputs
+from secateur.manifest import apply_cut
 from secateur.schedules import CutConfig, no_scores, one_shot, parse_target
 from secateur.schedules.target import format_count
 from secateur.structure import describe

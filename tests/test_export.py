@@ -11,10 +11,11 @@ import torch
 
 import secateur
 from models import dit, flux, half, inputs_for, pixart, sana, sd3, sdxl, unet, unet_condition
-from secateur.checkpoint import apply_cut, manifest_of, save_pretrained
+from secateur.checkpoint import save_pretrained
 from secateur.errors import SecateurError
 from secateur.exporting import FORMATS, Call, Format, export
 from secateur.inputs import example_inputs
+from secateur.manifest import apply_cut, manifest_of
 from secateur.structure import Cut
 
 BLOCKS = {unet: "mid_block.attentions.0", dit: "transformer_blocks.1"}

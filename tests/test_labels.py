@@ -10,13 +10,14 @@ import secateur
 from models import dit, output, unet
 from pipelines import dit_pipeline, image_folder
 from secateur import CutConfig, EvaluationConfig, RecoveryConfig, ScoringConfig, WarmupConfig
-from secateur.checkpoint import apply_cut, manifest_of, note_labels, save_pretrained
+from secateur.checkpoint import save_pretrained
 from secateur.commands.stages import warmup_stage
 from secateur.data import load_data
 from secateur.errors import DataError, ModelError, SecateurError
 from secateur.files import read_json
 from secateur.inputs import class_count, null_class
 from secateur.labels import label_tables, relabel, train_only_labels
+from secateur.manifest import apply_cut, manifest_of, note_labels
 from secateur.structure import Cut
 
 RECOVERY = RecoveryConfig(steps=3, batch_size=4, checkpoint_every=1, log_every=1, ema_decay=0.5)

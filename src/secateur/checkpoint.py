@@ -1,23 +1,19 @@
 """Saving and loading: `config.json`, safetensors, `scheduler_config.json`, and `pruning.json` for a pruned model.
 
-The manifest holds the dense class, its config and every cut since, in order. Loading builds the dense class without
-memory, replays the cuts on shapes, and loads the weights strictly. Nothing is ever unpickled.
+Loading a pruned model builds its dense class without memory, replays the manifest's cuts on shapes, and loads the
+weights strictly. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
-import json
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from diffusers import DiffusionPipeline
 from diffusers.models.embeddings import Timesteps
 from huggingface_hub import HfApi, snapshot_download
@@ -27,58 +23,17 @@ from torch import nn
 
 from .errors import ModelError, SecateurError, first_line
 from .files import atomic_folder, read_json, write_json
+from .manifest import MANIFEST, MANIFEST_KEY, Manifest, manifest_of, pruned_skeleton
 from .process import Process, process_from_config
-from .structure import Cut, architecture_named, depth_entries, describe, remove, supported_architectures, unsupported
+from .structure import architecture_named, supported_architectures, unsupported
 
-MANIFEST = "pruning.json"
-MANIFEST_KEY = "secateur_pruning"  # of the config, so that a pipeline's own save_pretrained keeps the manifest
 FREQUENCIES_KEY = "secateur_original_frequencies"  # of the config of a DiT that was converted
-FORMAT_VERSION = 1
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 WEIGHTS_INDEX = f"{WEIGHTS}.index.json"
 SCHEDULER = "scheduler_config.json"
 COMPONENTS = ("unet", "transformer")
 LATENT_COMPONENTS = ("vae", "vqvae")
 UNWANTED = ["*.fp16.*", "*.bf16.*", "*.non_ema.*"]  # other copies of the same weights
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """Where a pruned model comes from: its dense base and, in order, every cut and recovery since."""
-
-    base: Mapping[str, Any]
-    steps: tuple[Mapping[str, Any], ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "format": "secateur-pruning",
-            "format_version": FORMAT_VERSION,
-            "base": dict(self.base),
-            "steps": [dict(step) for step in self.steps],
-            "versions": library_versions(),
-        }
-
-    @property
-    def cuts(self) -> tuple[Cut, ...]:
-        """Every cut since the base, in order."""
-        return tuple(
-            Cut({dim: tuple(entry["kept"]) for dim, entry in step["dims"].items()}, tuple(step["removed_blocks"]))
-            for step in self.steps
-            if step["kind"] == "cut"
-        )
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of base and steps: the same for the same history, whichever versions wrote it down."""
-        history = {"base": dict(self.base), "steps": [dict(step) for step in self.steps]}
-        return hashlib.sha256(json.dumps(history, sort_keys=True).encode()).hexdigest()
-
-    @staticmethod
-    def from_json(value: Mapping[str, Any]) -> Manifest:
-        """Raise `ValueError` if `value` was written by another version of the format."""
-        if (version := value.get("format_version")) != FORMAT_VERSION:
-            raise ValueError(f"its manifest has format version {version}; this secateur reads {FORMAT_VERSION}")
-        return Manifest(value["base"], tuple(value["steps"]))
 
 
 @dataclass(frozen=True)
@@ -95,60 +50,6 @@ class Loaded:
     def vae(self) -> Path | None:
         """The folder of the pipeline's autoencoder; None for a model of pixels."""
         return None if self.pipeline is None else _autoencoder_of(self.pipeline)
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
-    return {name: importlib.metadata.version(name) for name in ("secateur", "torch", "diffusers", "safetensors")}
-
-
-def manifest_of(model: nn.Module) -> Manifest | None:
-    """The manifest of a model that `apply_cut` pruned or `from_pretrained` loaded; None for a dense model."""
-    config: Mapping[str, Any] = getattr(model, "config", {})
-    return Manifest.from_json(config[MANIFEST_KEY]) if MANIFEST_KEY in config else None
-
-
-def apply_cut(model: nn.Module, cut: Cut, details: Mapping[str, Any] | None = None, base_id: str = "") -> nn.Module:
-    """Remove `cut` from `model` in place, write it into the model's manifest with `details`, and return the model."""
-    structure = describe(model)
-    manifest = manifest_of(model) or Manifest(
-        {"id": base_id, "class": type(model).__name__, "config": _plain_config(model)}
-    )
-    step = {
-        "kind": "cut",
-        "dims": {
-            name: {"size": structure.dims[name].size, "kept": list(units)} for name, units in sorted(cut.kept.items())
-        },
-        "removed_blocks": list(cut.removed_blocks),
-        **(details or {}),
-    }
-    remove(model, structure, cut)
-    _follow_depth(model)
-    _attach(model, replace(manifest, steps=(*manifest.steps, step)))
-    return model
-
-
-def dense_skeleton(manifest: Manifest) -> nn.Module:
-    """The dense base of a pruned model, without memory."""
-    with init_empty_weights(include_buffers=False):
-        return architecture_named(manifest.base["class"]).from_config(dict(manifest.base["config"]))
-
-
-def note_labels(model: nn.Module, class_names: Sequence[str], base_id: str = "") -> None:
-    """Write into the manifest that `model` was given other classes; one is begun for a dense model."""
-    config = _plain_config(model)
-    manifest = manifest_of(model) or Manifest({"id": base_id, "class": type(model).__name__, "config": config})
-    counts = {key: config[key] for key in ("num_embeds_ada_norm", "num_class_embeds") if key in config}
-    base = {**manifest.base, "config": {**manifest.base["config"], **counts}}
-    step = {"kind": "labels", "classes": len(class_names), "names": list(class_names)}
-    _attach(model, Manifest(base, (*manifest.steps, step)))
-
-
-def note_step(model: nn.Module, kind: str, details: Mapping[str, Any]) -> None:
-    """Append what was done to a pruned model, for example a recovery, to its manifest."""
-    manifest = manifest_of(model)
-    if manifest is not None:
-        _attach(model, replace(manifest, steps=(*manifest.steps, {"kind": kind, **details})))
 
 
 def save_pretrained(model: nn.Module, folder: str | Path, scheduler_config: Mapping[str, Any] | None = None) -> Path:
@@ -379,16 +280,12 @@ def _load_dense(folder: Path, architecture: type[Any]) -> nn.Module:
 
 
 def _load_pruned(folder: Path, manifest: Manifest) -> nn.Module:
-    model = dense_skeleton(manifest)
-    for cut in manifest.cuts:
-        remove(model, describe(model), cut)
-    _follow_depth(model)
+    model = pruned_skeleton(manifest)
     weights = _read_weights(folder)
     model.load_state_dict(weights, strict=True, assign=True)
     dtypes = {tensor.dtype for tensor in weights.values()}
     if len(dtypes) == 1:
         nn.Module.to(model, dtypes.pop())  # as above
-    _attach(model, manifest)
     return model
 
 
@@ -400,11 +297,6 @@ def _saved_dtype(folder: Path) -> torch.dtype | None:
         dtypes = {weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118
     names = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
     return names.get(dtypes.pop()) if len(dtypes) == 1 else None
-
-
-def _follow_depth(model: nn.Module) -> None:
-    """Write the depth of a transformer into its config."""
-    model.register_to_config(**depth_entries(model))  # type: ignore[operator]
 
 
 def _follow_frequencies(model: nn.Module) -> None:
@@ -431,13 +323,3 @@ def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
 def _aligned(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Copies in memory of torch's own alignment: kernels may round differently on a file's odd offsets."""
     return {name: weights.pop(name).clone() for name in sorted(weights)}
-
-
-def _attach(model: nn.Module, manifest: Manifest) -> None:
-    model.register_to_config(**{MANIFEST_KEY: manifest.to_json()})  # type: ignore[operator]
-
-
-def _plain_config(model: nn.Module) -> dict[str, Any]:
-    config: Mapping[str, Any] = model.config  # type: ignore[assignment]
-    kept = {key: value for key, value in config.items() if not key.startswith("_") and key != MANIFEST_KEY}
-    return json.loads(json.dumps(kept))  # as a manifest that was read back has it

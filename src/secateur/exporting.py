@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_map_only
 
-from .checkpoint import from_pretrained, library_versions, manifest_of, save_pretrained
+from .checkpoint import from_pretrained, save_pretrained
 from .errors import SecateurError, first_line
 from .files import atomic_folder, write_json
 from .inputs import example_inputs, inference
+from .manifest import library_versions, manifest_of
 from .progress import progress
 
 FormatName = Literal["onnx", "torch-export", "diffusers"]

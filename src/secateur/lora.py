@@ -18,8 +18,8 @@ import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
 from torch import Tensor, nn
 
-from .checkpoint import dense_skeleton, manifest_of
 from .errors import ModelError
+from .manifest import dense_skeleton, manifest_of
 from .structure import Cut, describe, kept_entries, name_after, remove, rescaling
 
 Part = Literal["down", "up", "alpha"]

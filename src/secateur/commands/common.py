@@ -17,12 +17,13 @@ import tyro
 from torch import Tensor, nn
 
 from ..autoencoder import open_autoencoder
-from ..checkpoint import Loaded, from_pretrained, library_versions, load
+from ..checkpoint import Loaded, from_pretrained, load
 from ..data import ImageDataset, LatentDataset, load_data
 from ..encoding import encode, open_encoded, sizes, whole
 from ..errors import ModelError, SecateurError, first_line
 from ..files import read_json, write_json
 from ..inputs import device_of, input_shape, takes_text
+from ..manifest import library_versions
 from ..processes import is_main_process, process_count
 from ..structure import Structure, describe
 

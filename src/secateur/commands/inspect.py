@@ -7,8 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ..checkpoint import manifest_of
 from ..inputs import example_inputs
+from ..manifest import manifest_of
 from ..schedules import CutConfig, no_scores, removal_steps
 from ..schedules.target import format_count
 from ..structure.cost import cost_model

@@ -8,10 +8,10 @@ from typing import Annotated
 import tyro
 from safetensors.torch import save_file
 
-from ..checkpoint import library_versions, manifest_of
 from ..files import atomic_folder, write_json
 from ..lora import slice_lora as sliced
 from ..lora_files import LORA_WEIGHTS, read_lora
+from ..manifest import library_versions, manifest_of
 from .common import Component, open_weights, say
 
 

@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import Loaded, apply_cut, from_pretrained, note_labels, note_step, save_pipeline, save_pretrained
+from ..checkpoint import Loaded, from_pretrained, save_pipeline, save_pretrained
 from ..criteria import CriterionName, ScoringConfig, score
 from ..data import Batch, ImageDataset, calibration_batch
 from ..evaluation import EvaluationConfig, evaluate_models, measure_latency, write_evaluation
 from ..files import read_json, write_json
 from ..inputs import device_of, example_inputs
 from ..labels import train_only_labels
+from ..manifest import apply_cut, note_labels, note_step
 from ..processes import is_main_process
 from ..recipes import Recipe, ScheduleName
 from ..recovery import Pruner, RecoveryConfig, WarmupConfig, recover

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..checkpoint import apply_cut
+from ..manifest import apply_cut
 from ..structure import Cut, Structure, describe
 from ..structure.removal import kept_entries, name_after
 from .checkpoints import TrainingState
