@@ -13,6 +13,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
+from .calling import call
 from .conditions import UNCONDITIONAL, Conditions, arguments
 from .errors import ModelError, first_line
 
@@ -198,18 +199,11 @@ def _tried(process: Process) -> Process:
 def predict(model: nn.Module, x_BCHW: Tensor, timesteps_B: Tensor, conditions: Conditions = UNCONDITIONAL) -> Tensor:
     """The network's prediction (B, C, H, W) at (x_t, t), in the dtype of x_t, whatever the network's own is.
 
-    The half that learns the variance is dropped.
-
     Raises:
-        ModelError: a network that does not predict as many channels as it takes, or twice as many.
+        ModelError: as `call`.
     """
-    channels = x_BCHW.shape[1]
     weights = next(model.parameters(), x_BCHW)
-    told = arguments(conditions, weights.dtype)
-    output = model(x_BCHW.to(weights.dtype), timestep=timesteps_B, return_dict=False, **told)[0]
-    if output.shape[1] not in (channels, 2 * channels):
-        raise ModelError(f"the model takes {channels} channels and predicts {output.shape[1]}; this is not supported")
-    return output[:, :channels].to(x_BCHW.dtype)
+    return call(model, x_BCHW.to(weights.dtype), timesteps_B, arguments(conditions, weights.dtype)).to(x_BCHW.dtype)
 
 
 def denoising_error(
