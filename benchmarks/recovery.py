@@ -4,7 +4,7 @@
     python benchmarks/recovery.py --table
 
 The pruned models are Diff-Pruning's. Equal time: every objective trains as long as balanced 2ndMatch with its term at
-every fourth step takes for `--steps` steps, by step times that are measured side by side first. Stopped runs go on from
+every fifth step takes for `--steps` steps, by step times that are measured side by side first. Stopped runs go on from
 the last result.
 """
 
@@ -15,6 +15,7 @@ import statistics
 import tempfile
 import time
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import torch
@@ -22,25 +23,22 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from bench import RECOVERY, RESULTS, Bench, Results, collect, command_line, report, spread, targets_of
-from secateur.recovery import JacobianConfig, RecoveryConfig, recover
+from secateur.recipes import SECOND_MATCH
+from secateur.recovery import RecoveryConfig, recover
 from secateur.recovery.conditioning import accepts
 from secateur.recovery.draws import draw_step
 from secateur.recovery.objectives import build_objective
 from secateur.reporting.style import FAINT, SPARE_COLOURS, WARM, styled
 
-# What one seed of digits-unet and digits-sit at 30 % showed to do no harm: docs/benchmarks.md tells what was tried.
-BALANCED = JacobianConfig(every_n=4, relative=True, auto_weight=True)
 METHODS: dict[str, RecoveryConfig] = {
     "denoising": RECOVERY,
     "+ distillation": replace(RECOVERY, objective="distillation"),
     "+ first-order": replace(RECOVERY, objective="first-order"),
     "+ 2ndMatch, as published": replace(RECOVERY, objective="2ndmatch"),
-    "+ 2ndMatch, balanced, 1 in 4": replace(
-        RECOVERY, objective="2ndmatch", jacobian=BALANCED, weights={"jacobian": 10.0}
-    ),
+    "+ 2ndMatch, balanced, 1 in 5": replace(RECOVERY, **SECOND_MATCH),
 }
-REFERENCE = "+ 2ndMatch, balanced, 1 in 4"
-COSTLY = ("+ first-order", "+ 2ndMatch, as published")  # several seeds at the first target and equal steps only
+REFERENCE = "+ 2ndMatch, balanced, 1 in 5"
+BUDGETS = ("steps", "time")
 ROUNDS = 7
 
 
@@ -73,7 +71,7 @@ def train(bench: Bench, pruned: nn.Module, config: RecoveryConfig) -> dict[str, 
     return {"steps": config.steps, "seconds": round(seconds, 1), **bench.measure(model)}
 
 
-def run(name: str, targets: list[str], seeds: list[int], steps: int) -> None:
+def run(name: str, targets: list[str], seeds: list[int], steps: int, methods: list[str], budgets: list[str]) -> None:
     bench = Bench(name)
     results = Results(RESULTS / f"recovery-{name}.json")
     results.once("dense", lambda: bench.measure(bench.dense))
@@ -83,16 +81,13 @@ def run(name: str, targets: list[str], seeds: list[int], steps: int) -> None:
         results.once(f"{target}/pruned", lambda pruned=pruned: bench.measure(pruned))
         seconds = results.once(f"{target}/step seconds", lambda pruned=pruned: step_seconds(bench, pruned, METHODS))
         for seed in seeds:
-            for method, config in METHODS.items():
+            for budget, method in product(budgets, methods):
+                if budget == "time" and method == REFERENCE:
+                    continue  # the same run
                 equal_time = round(steps * seconds[REFERENCE] / seconds[method])
-                for budget, count in (("steps", steps), ("time", equal_time)):
-                    if budget == "time" and method == REFERENCE:
-                        continue  # the same run
-                    if method in COSTLY and seed and (budget == "time" or target != targets[0]):
-                        continue
-                    chosen = replace(config, steps=count, seed=seed)
-                    key = f"{target}/{budget}/{method}/{seed}"
-                    results.once(key, lambda pruned=pruned, chosen=chosen: train(bench, pruned, chosen))
+                chosen = replace(METHODS[method], steps=steps if budget == "steps" else equal_time, seed=seed)
+                key = f"{target}/{budget}/{method}/{seed}"
+                results.once(key, lambda pruned=pruned, chosen=chosen: train(bench, pruned, chosen))
 
 
 # ------------------------------------------------------------------------------------------- tables and plot
@@ -118,7 +113,7 @@ def table(records: dict[str, Any]) -> str:
             f"| {share} | | pruned | 0 | {pruned['fd']:.2f} | | {pruned['ssim']:.3f} | {pruned['loss']:.4f} "
             f"| {pruned['ftle']:.3f} |"
         )
-        for budget in ("steps", "time"):
+        for budget in BUDGETS:
             plain = found_by(records, target, budget, "denoising", "fd")
             for method in METHODS:
                 found = {
@@ -149,7 +144,7 @@ def plot(found: dict[str, dict[str, Any]]) -> Figure:
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(8.2, 1.9 * rows + 0.3), facecolor="white", layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
-    colours = dict(zip(("steps", "time"), (WARM, SPARE_COLOURS[0]), strict=True))
+    colours = dict(zip(BUDGETS, (WARM, SPARE_COLOURS[0]), strict=True))
     for axes, (name, target) in zip(grid.flat, panels, strict=False):
         records = found[name]
         for budget, shift in (("steps", -0.13), ("time", 0.13)):
@@ -175,11 +170,14 @@ def plot(found: dict[str, dict[str, Any]]) -> Figure:
 
 
 def main() -> None:
-    arguments = command_line(__doc__, steps=250).parse_args()
+    parser = command_line(__doc__, steps=250)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--budgets", nargs="+", choices=BUDGETS, default=list(BUDGETS))
+    arguments = parser.parse_args()
     if arguments.table:
         report("recovery", table, plot)
     else:
-        run(arguments.model, arguments.targets, arguments.seeds, arguments.steps)
+        run(arguments.model, arguments.targets, arguments.seeds, arguments.steps, arguments.methods, arguments.budgets)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ SETTINGS: dict[str, RecoveryConfig] = {
     "+ 2ndMatch": TWICE,
     "+ 2ndMatch, jvp": replace(TWICE, jacobian=JacobianConfig(projection="jvp")),
     "+ 2ndMatch, 1/4 of the batch": replace(TWICE, jacobian=JacobianConfig(every_n_samples=4)),
-    "+ 2ndMatch, every 4th step": replace(TWICE, jacobian=JacobianConfig(every_n=4)),
+    "+ 2ndMatch, every 5th step": replace(TWICE, jacobian=JacobianConfig(every_n=5)),
 }
 
 

@@ -35,7 +35,7 @@ BETWEEN_STAGES = ScoringConfig(num_timesteps=32, num_images=64)
 SECOND_MATCH: dict[str, Any] = {
     "objective": "2ndmatch",
     "weights": {"jacobian": 10.0},
-    "jacobian": JacobianConfig(every_n=4, relative=True, auto_weight=True),
+    "jacobian": JacobianConfig(every_n=5, relative=True, auto_weight=True),
 }
 
 
