@@ -26,7 +26,7 @@ from .plan import (
     plan_cut,
     print_plan,
     print_times,
-    pruned_late,
+    work_of,
 )
 from .stages import (
     PRUNERS,
@@ -115,7 +115,7 @@ def compress(
     plan = check(loaded, structure, dataset, goal, settings)
     if dry_run:
         print_plan(plan, structure, goal, settings.cut)
-        print_times(loaded, plan, warmup=warmup, **timed_parts(settings))
+        print_times(loaded, work_of(settings, plan, warmup))
         return Path(out)
     begun = time.perf_counter()
     run = start_run(out, run_settings(model, goal, data, recipe, process, settings, component, warmup))
@@ -145,16 +145,6 @@ def check(
     check_evaluation({"dense": loaded.model, "recovered": loaded.model}, loaded.process, dataset, settings.evaluation)
     check_criterion(settings.criterion, structure, granularity)
     return plan_cut(loaded.model, structure, goal, settings.cut)
-
-
-def timed_parts(settings: Recipe) -> dict[str, Any]:
-    """What of a recipe takes time, as arguments of `predict_seconds`."""
-    return {
-        "scoring": (settings.criterion, settings.scoring),
-        "recovery": settings.recovery,
-        "evaluation": settings.evaluation,
-        "pruned_late": pruned_late(settings),
-    }
 
 
 def run_settings(

@@ -23,8 +23,8 @@ from ..reporting import write_report
 from ..schedules import Target
 from ..structure import Structure
 from .common import ProcessName, encode_data, open_data, open_model, plain, start_run
-from .compress import check, compress_stages, resolve, run_settings, timed_parts
-from .plan import predict_seconds
+from .compress import check, compress_stages, resolve, run_settings
+from .plan import predict_seconds, work_of
 
 NOT_IN_ALL = ("quickstart",)  # a small demonstration with a budget of its own
 CACHE = "cache"  # the samples of the models that were measured, while a sweep or a search goes on
@@ -179,7 +179,7 @@ def plan_trial(bench: Bench, trial: Trial, second: float) -> dict[str, float]:
         SecateurError: the trial cannot run on this model and data.
     """
     plan = check(bench.loaded, bench.structure, bench.dataset, trial.goal, trial.settings)
-    return predict_seconds(bench.loaded, second, plan, **timed_parts(trial.settings))
+    return predict_seconds(bench.loaded, work_of(trial.settings, plan), second)
 
 
 def run_trial(bench: Bench, trial: Trial, run: Path, others: Iterable[Path], cache: Path, report: bool = True) -> None:
