@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ from models import output
 from secateur.cli import main
 from secateur.criteria import ScoringConfig
 from secateur.errors import TrainingError
+from secateur.recipes import recipe_named
 from secateur.recovery.checkpoints import TrainingState, newest_checkpoint
 from secateur.recovery.ema import Ema, decay_at, warm_decay
 from secateur.recovery.surgery import cut_training_state
@@ -147,6 +148,7 @@ def test_compress_ends_at_the_target_with_a_model_for_plain_diffusers(dense, tmp
     steps = json.loads((run / "model" / "pruning.json").read_text())["steps"]
     assert [step["kind"] for step in steps][-1] == "recovery"
     assert {step["schedule"] for step in steps[:-1]} == {"adaptive"}
+    assert [step["cut"] for step in steps[:-1]] == [asdict(recipe_named("entpruner").cut)] * (len(steps) - 1)
     assert sum(len(step["removed_blocks"]) for step in steps[:-1]) == 5
     compress(dense, run)  # done: nothing is made again
     assert stage_log(run / "recovery") == records

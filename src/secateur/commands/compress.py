@@ -28,8 +28,8 @@ from .plan import (
     print_times,
     work_of,
 )
+from .pruners import make_pruner
 from .stages import (
-    PRUNERS,
     cut_stage,
     evaluate_stage,
     rank_stage,
@@ -177,13 +177,11 @@ def compress_stages(
     Runs may share a `cache`, where they find the samples of the same models again: see `evaluate_models`.
     """
     scores = rank_stage(run, loaded, structure, dataset, settings.criterion, settings.scoring)
-    models = {"dense": loaded.model}
-    start, pruner = loaded.model, None
+    models, start = {"dense": loaded.model}, loaded.model
     if settings.schedule == "one-shot":
         details = {"criterion": settings.criterion, "scoring": asdict(settings.scoring)}
         start = models["pruned"] = cut_stage(run, loaded, structure, goal, scores, settings.cut, details, model)
-    else:
-        pruner = PRUNERS[settings.schedule](run, loaded, structure, dataset, goal, scores, settings, model)
+    pruner = make_pruner(run, loaded, structure, dataset, goal, scores, settings, model)
     models["recovered"] = recover_stage(run, start, loaded, dataset, settings.recovery, loaded.model, pruner)
     if settings.schedule == "adaptive":
         settle_stage(run, loaded, structure, goal, settings.cut)

@@ -165,10 +165,11 @@ class Work:
 def work_of(recipe: Recipe, plan: dict[str, Any] | None, warmup: WarmupConfig | None = None) -> Work:
     """A whole compression."""
     ranking = (recipe.criterion, recipe.scoring)
-    return Work(plan, ranking, recipe.recovery, recipe.evaluation, _pruned_late(recipe), warmup=warmup)
+    return Work(plan, ranking, recipe.recovery, recipe.evaluation, pruned_late(recipe), warmup=warmup)
 
 
-def _pruned_late(recipe: Recipe) -> PrunedLate | None:
+def pruned_late(recipe: Recipe) -> PrunedLate | None:
+    """What the recipe's schedule adds to the time; None for one shot."""
     if recipe.schedule == "progressive":
         config = recipe.progressive
         rankings = sum(config.scores_at(stage) for stage in range(1, config.last_stage))
