@@ -280,8 +280,8 @@ class Adaptive:
         order: list[str] = []
         names = list(structure.blocks)
         while len(order) < count:
-            listed = [name for name in names if structure.blocks[name].listed]  # of which one must stay
-            first = min((name for name in names if [name] != listed), key=lambda name: scores[name].item())
+            ranked = sorted(names, key=lambda name: scores[name].item())
+            first = structure.removable([*order, *ranked])[len(order)]
             order.append(first)
             names.remove(first)
             if len(order) < count:

@@ -104,11 +104,9 @@ def _link_steps(link: str, dims: Sequence[Dim], levels: list[int], scores: Score
 def _block_steps(structure: Structure, scores: Scores, allocation: Allocation, granularity: Granularity) -> list[Step]:
     """One step per block; the last listed one stays. Local `both` spreads the blocks over the widths' path by rank."""
     names = sorted(structure.blocks, key=lambda name: scores[name].item())
-    listed = [name for name in names if structure.blocks[name].listed]
-    removable = [name for name in names if name != (listed[-1] if listed else None)]
     mean = torch.cat([scores[name] for name in names]).abs().mean().item() if names else 1.0
     steps = []
-    for rank, name in enumerate(removable):
+    for rank, name in enumerate(structure.removable(names)):
         by_score = allocation == "global" and granularity == "both"
         key = scores[name].item() / (mean or 1.0) if by_score else (rank + 0.5) / len(names)
         steps.append(Step(name, 0, 1, key, is_block=True))
