@@ -18,7 +18,7 @@ from secateur.schedules import (
     parse_target,
     stage_scorer,
 )
-from secateur.schedules.progressive import Scored
+from secateur.schedules.scorer import Scored
 from secateur.structure import describe, masked
 from secateur.structure.cost import cost_model
 from training_runs import images

@@ -15,8 +15,8 @@ from secateur.errors import SecateurError
 from secateur.process import FlowProcess
 from secateur.schedules import AdaptiveConfig, Target, block_cuts, one_shot, parse_target
 from secateur.schedules.adaptive import Candidate, candidate_counts, choose, objective, standardized
-from secateur.schedules.progressive import Scored
 from secateur.schedules.proxies import Judgement, judge
+from secateur.schedules.scorer import Scored
 from secateur.structure import Cut, describe, masked, without_blocks
 from training_runs import images
 

@@ -25,8 +25,8 @@ from ..recovery.pruner import Decision
 from ..structure import Cut, Structure, describe, without_blocks
 from ..structure.cost import cost_model
 from .one_shot import CutConfig, describe_cut, no_scores
-from .progressive import Scored
 from .proxies import Judgement
+from .scorer import Scored
 from .solver import Scores, Solution, measure_by, removal_steps, solve, uncut
 from .target import Target
 
