@@ -103,7 +103,18 @@ def compress(
     """
     one_process("compress")
     settings = resolve(
-        recipe, criterion, schedule, objective, steps, seed, scoring, progressive, adaptive, cut, recovery, evaluation
+        recipe,
+        steps=steps,
+        objective=objective,
+        seed=seed,
+        criterion=criterion,
+        scoring=scoring,
+        schedule=schedule,
+        progressive=progressive,
+        adaptive=adaptive,
+        cut=cut,
+        recovery=recovery,
+        evaluation=evaluation,
     )
     goal = parse_target(target)
     loaded, structure = open_model(model, process, device, component)
@@ -189,34 +200,19 @@ def compress_stages(
 
 
 def resolve(
-    recipe: str,
-    criterion: CriterionName | None = None,
-    schedule: ScheduleName | None = None,
-    objective: str | None = None,
-    steps: int | None = None,
-    seed: int | None = None,
-    scoring: ScoringConfig | None = None,
-    progressive: ProgressiveConfig | None = None,
-    adaptive: AdaptiveConfig | None = None,
-    cut: CutConfig | None = None,
-    recovery: RecoveryConfig | None = None,
-    evaluation: EvaluationConfig | None = None,
+    recipe: str, *, steps: int | None = None, objective: str | None = None, seed: int | None = None, **parts: Any
 ) -> Recipe:
-    """The recipe with what was given in the place of its parts."""
-    base = recipe_named(recipe)
-    scoring, recovery, evaluation = scoring or base.scoring, recovery or base.recovery, evaluation or base.evaluation
-    return Recipe(
-        criterion=criterion or base.criterion,
-        scoring=replace(scoring, seed=scoring.seed if seed is None else seed),
-        schedule=schedule or base.schedule,
-        progressive=progressive or base.progressive,
-        adaptive=adaptive or base.adaptive,
-        cut=cut or base.cut,
-        recovery=replace(
-            recovery,
-            steps=recovery.steps if steps is None else steps,
-            objective=objective or recovery.objective,
-            seed=recovery.seed if seed is None else seed,
-        ),
-        evaluation=replace(evaluation, seed=evaluation.seed if seed is None else seed),
+    """The recipe with what was given, which is not None, in the place of its own; `parts` are fields of `Recipe`."""
+    chosen = replace(recipe_named(recipe), **given(parts))
+    seeds = given({"seed": seed})
+    return replace(
+        chosen,
+        scoring=replace(chosen.scoring, **seeds),
+        recovery=replace(chosen.recovery, **seeds, **given({"steps": steps, "objective": objective})),
+        evaluation=replace(chosen.evaluation, **seeds),
     )
+
+
+def given(options: dict[str, Any]) -> dict[str, Any]:
+    """Those that are not None."""
+    return {name: value for name, value in options.items() if value is not None}

@@ -23,7 +23,7 @@ from ..reporting import write_report
 from ..schedules import Target
 from ..structure import Structure
 from .common import ProcessName, encode_data, open_data, open_model, plain, start_run
-from .compress import check, compress_stages, resolve, run_settings
+from .compress import check, compress_stages, given, resolve, run_settings
 from .plan import predict_seconds, work_of
 
 NOT_IN_ALL = ("quickstart",)  # a small demonstration with a budget of its own
@@ -127,22 +127,18 @@ def make_trial(
     A criterion that ranks blocks only removes blocks. The seed is that of scoring and recovery; the samples of all
     trials come from the evaluation's own, so that they can be compared.
     """
-    chosen = resolve(recipe, criterion, objective=objective, steps=steps, evaluation=evaluation)
+    chosen = resolve(recipe, criterion=criterion, objective=objective, steps=steps, evaluation=evaluation)
     scoring = {"num_images": shared.num_images, "seed": seed}
     if chosen.criterion not in BLOCK_CRITERIA:
         scoring["num_timesteps"] = shared.num_timesteps
     recovery = {"batch_size": shared.batch_size, "learning_rate": shared.learning_rate, "seed": seed}
     settings = replace(
         chosen,
-        scoring=replace(chosen.scoring, **_given(scoring)),
+        scoring=replace(chosen.scoring, **given(scoring)),
         cut=replace(chosen.cut, granularity="depth") if chosen.criterion in BLOCK_CRITERIA else chosen.cut,
-        recovery=replace(chosen.recovery, **_given(recovery)),
+        recovery=replace(chosen.recovery, **given(recovery)),
     )
     return Trial(recipe, goal, seed, settings, criterion, objective)
-
-
-def _given(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
 
 
 def all_trials(
