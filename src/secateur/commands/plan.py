@@ -41,7 +41,7 @@ def check_recovery(
     """Find what would stop the recovery, before long work starts.
 
     Raises:
-        SecateurError: an unknown objective, a missing teacher, or labels that do not fit.
+        SecateurError: an unknown objective, a missing teacher, latents to be mirrored, or labels that do not fit.
     """
     build_objective(recovery, teacher)
     mirrored = recovery.horizontal_flip and isinstance(dataset, LatentDataset)
