@@ -147,7 +147,7 @@ def solve(
     measure = measure_by(structure, target.metric, scores, cost, measure_latency)
     dense = measure(dense_widths)
     asked = target.amount(dense)
-    smallest = measure(_walk(dense_widths, steps))
+    smallest = measure(walk(dense_widths, steps))
     tolerance = 1e-9 * dense
     if not smallest - tolerance <= asked <= dense + tolerance:
         low, high = (format_amount(target.metric, value) for value in (smallest, dense))
@@ -159,11 +159,11 @@ def solve(
     low_count, high_count = 0, len(steps)
     while low_count < high_count:
         middle = (low_count + high_count) // 2
-        if measure(_walk(dense_widths, steps[:middle])) <= asked + tolerance:
+        if measure(walk(dense_widths, steps[:middle])) <= asked + tolerance:
             high_count = middle
         else:
             low_count = middle + 1
-    widths = _walk(dense_widths, steps[:high_count])
+    widths = walk(dense_widths, steps[:high_count])
     if target.metric != "latency":
         widths = _take_back(widths, steps[:high_count], lambda state: measure(state) <= asked + tolerance)
     cut = choose_units(structure, scores, widths)
@@ -201,7 +201,8 @@ def uncut(structure: Structure) -> Widths:
     return Widths({link: dims[0].levels for link, dims in structure.links.items()})
 
 
-def _walk(widths: Widths, steps: Sequence[Step]) -> Widths:
+def walk(widths: Widths, steps: Sequence[Step]) -> Widths:
+    """The state after `steps`."""
     levels = dict(widths.levels)
     removed = set(widths.removed_blocks)
     for step in steps:
