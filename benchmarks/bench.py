@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import copy
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -31,7 +33,7 @@ from secateur.files import read_json, write_json, write_text
 from secateur.inputs import example_inputs, input_shape
 from secateur.recovery import RecoveryConfig
 from secateur.recovery.conditioning import accepts, sample_conditions
-from secateur.reporting.style import save_figure
+from secateur.reporting.style import FAINT, save_figure
 from secateur.sampling import generate_images, initial_noise
 from secateur.schedules import CutConfig, Target, one_shot, parse_target
 from secateur.structure import Cut, remove
@@ -182,8 +184,69 @@ def collect(records: Mapping[str, Any], prefix: str, key: str) -> list[float]:
     return [record[key] for name, record in records.items() if name.startswith(prefix)]
 
 
+def measured(records: Mapping[str, Any], target: str, methods: Iterable[str]) -> list[str]:
+    """Those of `methods` that there is a record of."""
+    return [method for method in methods if collect(records, f"{target}/{method}/", "fd")]
+
+
 def targets_of(records: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(name.split("/")[0] for name in records if "/" in name))
+
+
+def panels_of(found: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Model and target of everything that was measured."""
+    return [(name, target) for name, records in found.items() for target in targets_of(records)]
+
+
+def compare(
+    prefix: str, arguments: argparse.Namespace, train: Callable[[Bench, str, str, int, int], dict[str, Any]]
+) -> None:
+    """Measure the dense model, and `train` it by every method, for every target and seed, in as many steps."""
+    bench = Bench(arguments.model)
+    results = Results(RESULTS / f"{prefix}-{arguments.model}.json")
+    results.once("dense", lambda: bench.measure(bench.dense, with_ftle=False))
+    for target, seed, method in product(arguments.targets, arguments.seeds, arguments.methods):
+        results.once(f"{target}/{method}/{seed}", partial(train, bench, method, target, seed, arguments.steps))
+
+
+def method_rows(records: Mapping[str, Any], methods: Iterable[str], digits: Mapping[str, int]) -> list[str]:
+    """Markdown: a row for every target and method, with a column for every key of `digits` and one of seconds."""
+    rows = []
+    for target in targets_of(records):
+        for method in measured(records, target, methods):
+            prefix = f"{target}/{method}/"
+            cells = [spread(collect(records, prefix, key), places) for key, places in digits.items()]
+            seconds = statistics.median(collect(records, prefix, "seconds"))
+            rows.append(f"| {target.partition('=')[2]} | {method} | {' | '.join(cells)} | {seconds:.0f} |")
+    return rows
+
+
+def dots(axes: Axes, values: Sequence[float], place: float, colour: str) -> None:
+    """A dot for every seed and a bar at their mean, at the height `place`."""
+    axes.plot(values, [place] * len(values), "o", ms=3.5, color=colour, alpha=0.55, mew=0)
+    axes.plot(statistics.mean(values), place, "|", ms=10, mew=2, color=colour)
+
+
+def dense_line(axes: Axes, value: float) -> None:
+    """Where the dense model stands."""
+    axes.axvline(value, color=FAINT, lw=1, ls="--")
+
+
+def draw_methods(
+    panels: Sequence[Axes],
+    records: Mapping[str, Any],
+    target: str,
+    methods: Sequence[str],
+    labels: Mapping[str, str],
+    colour: Callable[[str], str],
+) -> None:
+    """A row of panels, one for every key of `labels`, in which every method has a line of dots."""
+    for axes, (key, label) in zip(panels, labels.items(), strict=True):
+        for place, method in enumerate(methods):
+            dots(axes, collect(records, f"{target}/{method}/", key), place, colour(method))
+        axes.set_xlabel(label)
+    panels[0].set_yticks(range(len(methods)), methods)
+    panels[0].invert_yaxis()
 
 
 def command_line(description: str | None, steps: int) -> argparse.ArgumentParser:

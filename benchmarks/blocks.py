@@ -11,7 +11,6 @@ on from the last result.
 from __future__ import annotations
 
 import copy
-import statistics
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -19,13 +18,24 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from bench import RECOVERY, RESULTS, Bench, Results, collect, command_line, report, spread, targets_of
+from bench import (
+    RECOVERY,
+    Bench,
+    command_line,
+    compare,
+    dense_line,
+    draw_methods,
+    measured,
+    method_rows,
+    panels_of,
+    report,
+)
 from secateur.commands.stages import latency_of
 from secateur.criteria import CriterionName, ScoringConfig
 from secateur.inputs import example_inputs
 from secateur.recipes import SECOND_MATCH
 from secateur.recovery import recover
-from secateur.reporting.style import FAINT, SPARE_COLOURS, WARM, styled
+from secateur.reporting.style import SPARE_COLOURS, WARM, styled
 from secateur.schedules import (
     Adaptive,
     AdaptiveConfig,
@@ -78,9 +88,9 @@ PLAIN: dict[str, Method] = {
 METHODS = PLAIN | {f"{name}, 2ndMatch": replace(method, second_match=True) for name, method in PLAIN.items()}
 
 
-def train(bench: Bench, method: Method, target: str, seed: int, steps: int) -> dict[str, Any]:
+def train(bench: Bench, label: str, target: str, seed: int, steps: int) -> dict[str, Any]:
     """Rank, drop and recover within `steps` optimizer steps; what the result is worth."""
-    begun = time.perf_counter()
+    begun, method = time.perf_counter(), METHODS[label]
     scoring = replace(method.scoring, seed=seed)
     config = replace(RECOVERY, steps=steps, seed=seed)
     if method.second_match:
@@ -109,17 +119,6 @@ def train(bench: Bench, method: Method, target: str, seed: int, steps: int) -> d
     return {"steps": steps, "seconds": round(seconds, 1), "blocks": blocks, **bench.measure(model, with_ftle=False)}
 
 
-def run(name: str, targets: list[str], seeds: list[int], steps: int, methods: list[str]) -> None:
-    bench = Bench(name)
-    results = Results(RESULTS / f"blocks-{name}.json")
-    results.once("dense", lambda: bench.measure(bench.dense, with_ftle=False))
-    for target in targets:
-        for seed in seeds:
-            for label in methods:
-                key = f"{target}/{label}/{seed}"
-                results.once(key, lambda t=target, s=seed, m=METHODS[label]: train(bench, m, t, s, steps))
-
-
 # ------------------------------------------------------------------------------------------- tables and plot
 
 
@@ -133,38 +132,27 @@ def table(records: dict[str, Any]) -> str:
         f"| {dense['lowest_class_coverage']:.3f} | |",
     ]
     digits = {"fd": 2, "ssim": 3, "loss": 4, "coverage": 3, "lowest_class_coverage": 3}
-    for target in targets_of(records):
-        for method in METHODS:
-            prefix = f"{target}/{method}/"
-            if seconds := collect(records, prefix, "seconds"):
-                cells = [spread(collect(records, prefix, key), places) for key, places in digits.items()]
-                blocks = target.partition("=")[2]
-                lines.append(f"| {blocks} | {method} | {' | '.join(cells)} | {statistics.median(seconds):.0f} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *method_rows(records, METHODS, digits)]) + "\n"
+
+
+def colour_of(method: str) -> str:
+    return WARM if method.startswith("one shot") else SPARE_COLOURS[method.startswith("adaptive")]
 
 
 @styled
 def plot(found: dict[str, dict[str, Any]]) -> Figure:
     """FD and coverage of every seed, a row of panels per model and target."""
-    rows = [(name, target) for name, records in found.items() for target in targets_of(records)]
-    shown = {row: [method for method in METHODS if collect(found[row[0]], f"{row[1]}/{method}/", "fd")] for row in rows}
-    heights = [len(shown[row]) for row in rows]
+    rows = panels_of(found)
+    shown = [measured(found[name], target, METHODS) for name, target in rows]
+    heights = [len(methods) for methods in shown]
     figure = Figure(figsize=(8.2, 0.22 * sum(heights) + 0.8 * len(rows)), facecolor="white", layout="constrained")
     grid = figure.subplots(len(rows), 2, squeeze=False, sharey="row", height_ratios=heights)
-    for (left, right), row in zip(grid, rows, strict=True):
-        name, target = row
-        for axes, key in ((left, "fd"), (right, "coverage")):
-            for place, method in enumerate(shown[row]):
-                values = collect(found[name], f"{target}/{method}/", key)
-                colour = SPARE_COLOURS[method.startswith("adaptive")] if not method.startswith("one shot") else WARM
-                axes.plot(values, [place] * len(values), "o", ms=3.5, color=colour, alpha=0.55, mew=0)
-                axes.plot(statistics.mean(values), place, "|", ms=10, mew=2, color=colour)
-            axes.axvline(found[name]["dense"][key], color=FAINT, lw=1, ls="--")
-        left.set_title(f"{name}, {target.partition('=')[2]} blocks")
-        left.set_yticks(range(len(shown[row])), shown[row])
-        left.invert_yaxis()
-        left.set_xlabel("FD to the data (dashed: dense)")
-        right.set_xlabel("coverage of the data")
+    labels = {"fd": "FD to the data (dashed: dense)", "coverage": "coverage of the data"}
+    for panels, (name, target), methods in zip(grid, rows, shown, strict=True):
+        draw_methods(panels, found[name], target, methods, labels, colour_of)
+        for axes, key in zip(panels, labels, strict=True):
+            dense_line(axes, found[name]["dense"][key])
+        panels[0].set_title(f"{name}, {target.partition('=')[2]} blocks")
     return figure
 
 
@@ -176,7 +164,7 @@ def main() -> None:
     if arguments.table:
         report("blocks", table, plot)
     else:
-        run(arguments.model, arguments.targets, arguments.seeds, arguments.steps, arguments.methods)
+        compare("blocks", arguments, train)
 
 
 if __name__ == "__main__":

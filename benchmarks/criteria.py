@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import secateur
+from bench import spread
 from secateur.files import read_json, write_json, write_text
 from secateur.recipes import quickstart
 
@@ -46,11 +47,6 @@ def run(model: str, target: str, criterion: str, seed: int, steps: int, folder: 
         }
         for name, entry in models.items()
     }
-
-
-def spread(values: list[float], digits: int) -> str:
-    """Mean and standard deviation over seeds."""
-    return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
 
 
 def main() -> None:

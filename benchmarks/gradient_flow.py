@@ -10,7 +10,6 @@ draws calibration images and noise, and the training. Stopped runs go on from th
 from __future__ import annotations
 
 import copy
-import statistics
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -18,11 +17,23 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from bench import CUT, RECOVERY, RESULTS, Bench, Results, collect, command_line, report, spread, targets_of
+from bench import (
+    CUT,
+    RECOVERY,
+    Bench,
+    command_line,
+    compare,
+    dense_line,
+    draw_methods,
+    measured,
+    method_rows,
+    panels_of,
+    report,
+)
 from secateur.criteria import CriterionName, ScoringConfig
 from secateur.inputs import example_inputs
 from secateur.recovery import recover
-from secateur.reporting.style import FAINT, SPARE_COLOURS, WARM, styled
+from secateur.reporting.style import SPARE_COLOURS, WARM, styled
 from secateur.schedules import Progressive, ProgressiveConfig, one_shot, parse_target, stage_scorer
 from secateur.structure import describe
 from secateur.structure.cost import cost_model
@@ -61,9 +72,9 @@ METHODS: dict[str, Method] = {
 }
 
 
-def train(bench: Bench, method: Method, target: str, seed: int, steps: int) -> dict[str, float]:
+def train(bench: Bench, label: str, target: str, seed: int, steps: int) -> dict[str, float]:
     """Score, cut and recover within `steps` optimizer steps; what the result is worth."""
-    begun = time.perf_counter()
+    begun, method = time.perf_counter(), METHODS[label]
     scoring = replace(method.scoring, seed=seed)
     loaded, structure, inputs = bench.loaded, bench.structure, example_inputs(bench.dense, 1)
     scores = bench.scores(method.criterion, seed, scoring)
@@ -82,17 +93,6 @@ def train(bench: Bench, method: Method, target: str, seed: int, steps: int) -> d
     return {"steps": steps, "seconds": round(seconds, 1), "macs": macs, **bench.measure(model, with_ftle=False)}
 
 
-def run(name: str, targets: list[str], seeds: list[int], steps: int, methods: list[str]) -> None:
-    bench = Bench(name)
-    results = Results(RESULTS / f"gradient-flow-{name}.json")
-    results.once("dense", lambda: bench.measure(bench.dense, with_ftle=False))
-    for target in targets:
-        for seed in seeds:
-            for label in methods:
-                key = f"{target}/{label}/{seed}"
-                results.once(key, lambda t=target, s=seed, m=METHODS[label]: train(bench, m, t, s, steps))
-
-
 # ------------------------------------------------------------------------------------------- tables and plot
 
 
@@ -104,37 +104,25 @@ def table(records: dict[str, Any]) -> str:
         "|---|---|--:|--:|--:|--:|",
         f"| 100% | dense | {dense['fd']:.2f} | 1 | {dense['loss']:.4f} | |",
     ]
-    for target in targets_of(records):
-        for method in METHODS:
-            found = {key: collect(records, f"{target}/{method}/", key) for key in ("fd", "ssim", "loss", "seconds")}
-            if found["fd"]:
-                cells = [spread(found[key], digits) for key, digits in (("fd", 2), ("ssim", 3), ("loss", 4))]
-                seconds = f"{statistics.median(found['seconds']):.0f}"
-                lines.append(f"| {target.partition('=')[2]} | {method} | {' | '.join(cells)} | {seconds} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *method_rows(records, METHODS, {"fd": 2, "ssim": 3, "loss": 4})]) + "\n"
+
+
+def colour_of(method: str) -> str:
+    return WARM if method.startswith("one shot") else SPARE_COLOURS[method.startswith("progressive") - 1]
 
 
 @styled
 def plot(found: dict[str, dict[str, Any]]) -> Figure:
     """FD and SSIM of every seed, a row of panels per model and target."""
-    rows = [(name, target) for name, records in found.items() for target in targets_of(records)]
+    rows = panels_of(found)
     figure = Figure(figsize=(8.2, 2.6 * len(rows) + 0.3), facecolor="white", layout="constrained")
     grid = figure.subplots(len(rows), 2, squeeze=False, sharey="row")
-    for (left, right), (name, target) in zip(grid, rows, strict=True):
+    labels = {"fd": "FD to the data (dashed: dense)", "ssim": "SSIM to the dense model's images"}
+    for panels, (name, target) in zip(grid, rows, strict=True):
         records = found[name]
-        shown = [method for method in METHODS if collect(records, f"{target}/{method}/", "fd")]
-        for axes, key in ((left, "fd"), (right, "ssim")):
-            for place, method in enumerate(shown):
-                values = collect(records, f"{target}/{method}/", key)
-                colour = WARM if method.startswith("one shot") else SPARE_COLOURS[method.startswith("progressive") - 1]
-                axes.plot(values, [place] * len(values), "o", ms=3.5, color=colour, alpha=0.55, mew=0)
-                axes.plot(statistics.mean(values), place, "|", ms=10, mew=2, color=colour)
-        left.axvline(records["dense"]["fd"], color=FAINT, lw=1, ls="--")
-        left.set_title(f"{name}, {target.partition('=')[2]} of the MACs")
-        left.set_yticks(range(len(shown)), shown)
-        left.invert_yaxis()
-        left.set_xlabel("FD to the data (dashed: dense)")
-        right.set_xlabel("SSIM to the dense model's images")
+        draw_methods(panels, records, target, measured(records, target, METHODS), labels, colour_of)
+        dense_line(panels[0], records["dense"]["fd"])
+        panels[0].set_title(f"{name}, {target.partition('=')[2]} of the MACs")
     return figure
 
 
@@ -145,7 +133,7 @@ def main() -> None:
     if arguments.table:
         report("gradient-flow", table, plot)
     else:
-        run(arguments.model, arguments.targets, arguments.seeds, arguments.steps, arguments.methods)
+        compare("gradient-flow", arguments, train)
 
 
 if __name__ == "__main__":

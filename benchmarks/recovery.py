@@ -22,13 +22,26 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from bench import RECOVERY, RESULTS, Bench, Results, collect, command_line, report, spread, targets_of
+from bench import (
+    RECOVERY,
+    RESULTS,
+    Bench,
+    Results,
+    collect,
+    command_line,
+    dense_line,
+    dots,
+    panels_of,
+    report,
+    spread,
+    targets_of,
+)
 from secateur.recipes import SECOND_MATCH
 from secateur.recovery import RecoveryConfig, recover
 from secateur.recovery.conditioning import accepts
 from secateur.recovery.draws import draw_step
 from secateur.recovery.objectives import build_objective
-from secateur.reporting.style import FAINT, SPARE_COLOURS, WARM, styled
+from secateur.reporting.style import SPARE_COLOURS, WARM, styled
 
 METHODS: dict[str, RecoveryConfig] = {
     "denoising": RECOVERY,
@@ -139,7 +152,7 @@ def table(records: dict[str, Any]) -> str:
 @styled
 def plot(found: dict[str, dict[str, Any]]) -> Figure:
     """FD of every seed, one panel per model and target, both budgets."""
-    panels = [(name, target) for name, records in found.items() for target in targets_of(records)]
+    panels = panels_of(found)
     columns = 2
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(8.2, 1.9 * rows + 0.3), facecolor="white", layout="constrained")
@@ -151,10 +164,8 @@ def plot(found: dict[str, dict[str, Any]]) -> Figure:
             for place, method in enumerate(METHODS):
                 values = found_by(records, target, budget, method, "fd")
                 if values:
-                    at = [place + shift] * len(values)
-                    axes.plot(values, at, "o", ms=3.5, color=colours[budget], alpha=0.55, mew=0)
-                    axes.plot(statistics.mean(values), place + shift, "|", ms=9, mew=2, color=colours[budget])
-        axes.axvline(records["dense"]["fd"], color=FAINT, lw=1, ls="--")
+                    dots(axes, values, place + shift, colours[budget])
+        dense_line(axes, records["dense"]["fd"])
         axes.set_title(f"{name}, {target.partition('=')[2]} of the MACs")
         axes.set_yticks(range(len(METHODS)), list(METHODS))
         axes.invert_yaxis()

@@ -408,10 +408,7 @@ def cuts(draw: st.DrawFn, structure: Structure) -> Cut:
             kept[dim.name] = tuple(sorted(units))
     removable = sorted(structure.blocks)
     removed = draw(st.sets(st.sampled_from(removable))) if removable else set()
-    listed = {name for name, block in structure.blocks.items() if block.listed}
-    if listed and listed <= removed:
-        removed.discard(min(listed))
-    return Cut(kept, tuple(sorted(removed)))
+    return Cut(kept, tuple(structure.removable(sorted(removed))))
 
 
 def half(model: nn.Module) -> Cut:

@@ -18,10 +18,10 @@ from secateur.schedules import (
     parse_target,
     stage_scorer,
 )
-from secateur.schedules.progressive import Scored
+from secateur.schedules.scorer import Scored
 from secateur.structure import describe, masked
 from secateur.structure.cost import cost_model
-from test_recovery_trainer import images
+from training_runs import images
 
 QUICK = ProgressiveConfig(stages=2, decay_stages=2, stage_steps=1)  # units leave before step 3
 SCORING = ScoringConfig(num_timesteps=2, num_images=4)
@@ -75,8 +75,3 @@ def toss(structure, seed=0):
         return Scored({name: torch.rand(shape, generator=generator).double() for name, shape in shapes.items()})
 
     return scorer, calls
-
-
-def stage_log(folder):
-    lines = (folder / "stages.jsonl").read_text().splitlines()
-    return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]

@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 
 import secateur
 from models import dit, output, unet
-from progressive_runs import stage_log
 from secateur.cli import main
 from secateur.commands import stages as command_stages
 from secateur.recovery.checkpoints import newest_checkpoint
+from training_runs import stage_log
 
 STAGES = [
     *("--recipe", "gradient-flow", "--progressive.stages", "2", "--progressive.decay-stages", "2"),

@@ -34,7 +34,8 @@ from secateur.schedules import (
     ProgressiveConfig,
     no_scores,
 )
-from secateur.schedules.progressive import Scored, caps, select, selected_count
+from secateur.schedules.progressive import caps, select, selected_count
+from secateur.schedules.scorer import Scored
 from secateur.structure import Cut, check_cut, describe, masked, remove
 from secateur.structure.cost import cost_model
 

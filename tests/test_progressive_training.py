@@ -1,13 +1,9 @@
 """Training under a progressive pruner: nothing jumps when units leave, and a stopped run ends the same."""
 
 import math
-import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -25,7 +21,6 @@ from progressive_runs import (
     calibration,
     decisions,
     pruner_for,
-    stage_log,
 )
 from secateur.errors import TrainingError
 from secateur.inputs import example_inputs
@@ -41,7 +36,7 @@ from secateur.schedules import (
 )
 from secateur.structure import Cut, describe, masked, masks_of, remove
 from secateur.structure.cost import cost_model
-from test_recovery_trainer import Failing, assert_same, images, log, smaller
+from training_runs import TWO, Failing, assert_same, images, log, smaller, stage_log, start
 
 # ---------------------------------------------------------------------------------------------- continuity
 
@@ -402,24 +397,17 @@ from secateur.process import FlowProcess
 from secateur.schedules import ProgressiveConfig
 from models import dit
 from test_progressive_training import run
-from test_recovery_trainer import Failing, images
+from training_runs import Failing, images
 torch.set_num_threads(1)
 folder, steps, stage_steps, fail_at = sys.argv[1], *map(int, sys.argv[2:])
 stages = ProgressiveConfig(stages=3, decay_stages=2, stage_steps=stage_steps)
 pruner = pruner_for(dit(), FlowProcess(), "macs=45%", "taylor", BOTH, stages)
 run(folder, Failing(fail_at, OSError) if fail_at else images(), replace(CONFIG, steps=steps), pruner)
 """
-TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
 
-def command(script, folder, steps, stage_steps, fail_at=0, launcher=()):
-    script.write_text(SCRIPT)
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
-    }
-    arguments = [str(value) for value in (script, folder, steps, stage_steps, fail_at)]
-    return subprocess.Popen([sys.executable, *launcher, *arguments], env=environment | {"OMP_NUM_THREADS": "1"})
+def train(folder, steps, stage_steps, fail_at=0, launcher=()):
+    return start(folder.with_suffix(".py"), SCRIPT, folder, steps, stage_steps, fail_at, launcher=launcher)
 
 
 def assert_same_checkpoints(one, other):
@@ -430,29 +418,29 @@ def assert_same_checkpoints(one, other):
 
 @pytest.mark.slow
 def test_a_killed_run_resumes_to_the_bit(tmp_path):
-    assert command(tmp_path / "run.py", tmp_path / "whole", 200, 25).wait() == 0
+    assert train(tmp_path / "whole", 200, 25).wait() == 0
     for lines in (5, 60, 110, 150):  # units leave before step 100
-        killed = command(tmp_path / "run.py", tmp_path / "cut", 200, 25)
+        killed = train(tmp_path / "cut", 200, 25)
         text = tmp_path / "cut" / "log.jsonl"
         while killed.poll() is None and not (text.exists() and text.read_text().count("\n") > lines):
             time.sleep(0.002)
         killed.send_signal(signal.SIGKILL)
         killed.wait()
     assert len(log(tmp_path / "cut")) < 200
-    assert command(tmp_path / "run.py", tmp_path / "cut", 200, 25).wait() == 0
+    assert train(tmp_path / "cut", 200, 25).wait() == 0
     assert_same_checkpoints(tmp_path / "whole", tmp_path / "cut")
     assert [record["step"] for record in log(tmp_path / "cut")] == list(range(1, 201))
 
 
 @pytest.mark.slow
 def test_two_processes_equal_one_and_resume_to_the_bit(tmp_path):
-    assert command(tmp_path / "run.py", tmp_path / "one", 8, 1).wait() == 0
-    assert command(tmp_path / "run.py", tmp_path / "two", 8, 1, launcher=TWO).wait() == 0
+    assert train(tmp_path / "one", 8, 1).wait() == 0
+    assert train(tmp_path / "two", 8, 1, launcher=TWO).wait() == 0
     for single, joined in zip(log(tmp_path / "one"), log(tmp_path / "two"), strict=True):
         assert single["loss"] == pytest.approx(joined["loss"], rel=1e-3)
         assert single["grad_norm"] == pytest.approx(joined["grad_norm"], rel=1e-3)
     assert stage_log(tmp_path / "one") == stage_log(tmp_path / "two")
-    assert command(tmp_path / "run.py", tmp_path / "cut", 8, 1, fail_at=8, launcher=TWO).wait() != 0
+    assert train(tmp_path / "cut", 8, 1, fail_at=8, launcher=TWO).wait() != 0
     assert 4 < int(newest_checkpoint(tmp_path / "cut").name[-8:]) < 8  # units left before step 5
-    assert command(tmp_path / "run.py", tmp_path / "cut", 8, 1, launcher=TWO).wait() == 0
+    assert train(tmp_path / "cut", 8, 1, launcher=TWO).wait() == 0
     assert_same_checkpoints(tmp_path / "two", tmp_path / "cut")

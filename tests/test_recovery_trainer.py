@@ -1,12 +1,10 @@
 """Recovery as a whole: it learns, and interruptions, processes and micro-batches do not change what it learns."""
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,65 +15,15 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from models import dit, unet
-from secateur.data import ArrayDataset, Batch
 from secateur.errors import TrainingError
 from secateur.process import DiffusionProcess, FlowProcess
 from secateur.recovery import JacobianConfig, RecoveryConfig, recover
 from secateur.recovery.checkpoints import newest_checkpoint
+from training_runs import TWO, Failing, assert_same, images, log, smaller, start
 
 CONFIG = RecoveryConfig(
     steps=6, batch_size=4, learning_rate=1e-3, checkpoint_every=2, log_every=1, dropout=0.1, label_dropout=0.5
 )
-
-
-def images() -> ArrayDataset:
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.rand(10, 1, 8, 8, generator=generator)
-    return ArrayDataset("noise", (1, 8, 8), ("a", "b"), pixels, torch.arange(10) % 2)
-
-
-@dataclass
-class Failing:
-    """The images, until batch number `at` is asked for."""
-
-    at: int
-    fail: type[BaseException] | signal.Signals
-    inner: ArrayDataset = field(default_factory=images)
-    asked: int = 0
-    name: str = "noise"
-    shape: tuple[int, int, int] = (1, 8, 8)
-    class_names: tuple[str, ...] = ("a", "b")
-    null: dict[str, torch.Tensor] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.inner)
-
-    def batch(self, indices: list[int]) -> Batch:
-        self.asked += 1
-        if self.asked == self.at:
-            if isinstance(self.fail, signal.Signals):
-                os.kill(os.getpid(), self.fail)
-            else:
-                raise self.fail
-        return self.inner.batch(indices)
-
-
-def log(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
-def smaller() -> nn.Module:
-    """A teacher that differs from `dit()`."""
-    teacher = dit()
-    with torch.no_grad():
-        for parameter in teacher.parameters():
-            parameter.mul_(0.9)
-    return teacher
-
-
-def assert_same(one: nn.Module, other: nn.Module) -> None:
-    for name, value in one.state_dict().items():
-        assert torch.equal(value, other.state_dict()[name]), name
 
 
 @pytest.mark.parametrize(
@@ -346,31 +294,34 @@ def test_out_of_memory_says_what_to_do(tmp_path):
 SCRIPT = """
 import sys
 import torch
-from test_recovery_trainer import CONFIG, dit, images, FlowProcess, recover, replace, smaller
+from dataclasses import replace
+from models import dit
+from secateur.process import FlowProcess
+from secateur.recovery import recover
+from test_recovery_trainer import CONFIG
+from training_runs import images, smaller
 torch.set_num_threads(1)
 config = replace(CONFIG, steps=int(sys.argv[2]), dropout=None, objective=sys.argv[3])
 recover(dit(), FlowProcess(), images(), config, sys.argv[1], smaller())
 """
 
 
-def command(script: Path, *arguments: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
-    script.write_text(SCRIPT)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, *launcher, str(script), *arguments], env=environment)
+def train(folder: Path, steps: int, objective: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
+    return start(folder.with_suffix(".py"), SCRIPT, folder, steps, objective, launcher=launcher)
 
 
 @pytest.mark.slow
 def test_a_killed_run_resumes_to_the_bit(tmp_path):
-    assert command(tmp_path / "run.py", str(tmp_path / "whole"), "400", "denoising").wait() == 0
+    assert train(tmp_path / "whole", 400, "denoising").wait() == 0
     for lines in (5, 120, 250):
-        run = command(tmp_path / "run.py", str(tmp_path / "cut"), "400", "denoising")
+        run = train(tmp_path / "cut", 400, "denoising")
         text = tmp_path / "cut" / "log.jsonl"
         while run.poll() is None and not (text.exists() and text.read_text().count("\n") > lines):
             time.sleep(0.002)
         run.kill()
         run.wait()
     assert len(log(tmp_path / "cut")) < 400
-    assert command(tmp_path / "run.py", str(tmp_path / "cut"), "400", "denoising").wait() == 0
+    assert train(tmp_path / "cut", 400, "denoising").wait() == 0
     for name in ("model.safetensors", "ema.safetensors", "optimizer.safetensors"):
         one, other = (newest_checkpoint(tmp_path / run) / name for run in ("whole", "cut"))
         assert one.read_bytes() == other.read_bytes()
@@ -380,10 +331,8 @@ def test_a_killed_run_resumes_to_the_bit(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", ["denoising", "2ndmatch"])
 def test_two_processes_equal_one(objective, tmp_path):
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    one = command(tmp_path / "run.py", str(tmp_path / "one"), "5", objective)
-    assert one.wait() == 0
-    assert command(tmp_path / "run.py", str(tmp_path / "two"), "5", objective, launcher=torchrun).wait() == 0
+    assert train(tmp_path / "one", 5, objective).wait() == 0
+    assert train(tmp_path / "two", 5, objective, launcher=TWO).wait() == 0
     for single, joined in zip(log(tmp_path / "one"), log(tmp_path / "two"), strict=True):
         assert single["loss"] == pytest.approx(joined["loss"], rel=1e-4)
         assert single["grad_norm"] == pytest.approx(joined["grad_norm"], rel=1e-4)

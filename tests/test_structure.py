@@ -12,7 +12,18 @@ from torch.nn import functional as F
 
 import secateur
 from models import ALL_STRATEGIES, cuts, dit, inputs_for, output, unet
-from secateur.structure import Cut, StructureBuilder, check_cut, describe, masked, masks_of, name_after, remove
+from secateur.structure import (
+    Block,
+    Cut,
+    Structure,
+    StructureBuilder,
+    check_cut,
+    describe,
+    masked,
+    masks_of,
+    name_after,
+    remove,
+)
 from secateur.structure.cost import cost_model, skeleton
 from secateur.structure.masks import masked_group_norm
 
@@ -247,3 +258,13 @@ def test_a_user_declares_an_architecture_in_a_few_lines():
     with masked(model, structure, masks_of(cut, structure)):
         expected = model(x)
     torch.testing.assert_close(remove(model, structure, cut)(x), expected)
+
+
+def test_one_listed_block_stays():
+    structure = Structure({}, {name: Block(name, listed=name != "skipped") for name in ("a", "b", "skipped")})
+    assert structure.removable(["b", "skipped"]) == ["b", "skipped"]
+    assert structure.removable(["b", "a", "skipped"]) == ["b", "skipped"]
+    assert structure.removable(["skipped", "a", "b"]) == ["skipped", "a"]
+    assert Structure({}, {"a": Block("a", listed=False)}).removable(["a"]) == ["a"]
+    with pytest.raises(ValueError, match="at least one block must stay"):
+        check_cut(structure, Cut({}, ("a", "b")))

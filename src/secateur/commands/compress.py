@@ -26,10 +26,10 @@ from .plan import (
     plan_cut,
     print_plan,
     print_times,
-    pruned_late,
+    work_of,
 )
+from .pruners import make_pruner
 from .stages import (
-    PRUNERS,
     cut_stage,
     evaluate_stage,
     rank_stage,
@@ -103,7 +103,18 @@ def compress(
     """
     one_process("compress")
     settings = resolve(
-        recipe, criterion, schedule, objective, steps, seed, scoring, progressive, adaptive, cut, recovery, evaluation
+        recipe,
+        steps=steps,
+        objective=objective,
+        seed=seed,
+        criterion=criterion,
+        scoring=scoring,
+        schedule=schedule,
+        progressive=progressive,
+        adaptive=adaptive,
+        cut=cut,
+        recovery=recovery,
+        evaluation=evaluation,
     )
     goal = parse_target(target)
     loaded, structure = open_model(model, process, device, component)
@@ -115,7 +126,7 @@ def compress(
     plan = check(loaded, structure, dataset, goal, settings)
     if dry_run:
         print_plan(plan, structure, goal, settings.cut)
-        print_times(loaded, plan, warmup=warmup, **timed_parts(settings))
+        print_times(loaded, work_of(settings, plan, warmup))
         return Path(out)
     begun = time.perf_counter()
     run = start_run(out, run_settings(model, goal, data, recipe, process, settings, component, warmup))
@@ -145,16 +156,6 @@ def check(
     check_evaluation({"dense": loaded.model, "recovered": loaded.model}, loaded.process, dataset, settings.evaluation)
     check_criterion(settings.criterion, structure, granularity)
     return plan_cut(loaded.model, structure, goal, settings.cut)
-
-
-def timed_parts(settings: Recipe) -> dict[str, Any]:
-    """What of a recipe takes time, as arguments of `predict_seconds`."""
-    return {
-        "scoring": (settings.criterion, settings.scoring),
-        "recovery": settings.recovery,
-        "evaluation": settings.evaluation,
-        "pruned_late": pruned_late(settings),
-    }
 
 
 def run_settings(
@@ -187,13 +188,11 @@ def compress_stages(
     Runs may share a `cache`, where they find the samples of the same models again: see `evaluate_models`.
     """
     scores = rank_stage(run, loaded, structure, dataset, settings.criterion, settings.scoring)
-    models = {"dense": loaded.model}
-    start, pruner = loaded.model, None
+    models, start = {"dense": loaded.model}, loaded.model
     if settings.schedule == "one-shot":
         details = {"criterion": settings.criterion, "scoring": asdict(settings.scoring)}
         start = models["pruned"] = cut_stage(run, loaded, structure, goal, scores, settings.cut, details, model)
-    else:
-        pruner = PRUNERS[settings.schedule](run, loaded, structure, dataset, goal, scores, settings, model)
+    pruner = make_pruner(run, loaded, structure, dataset, goal, scores, settings, model)
     models["recovered"] = recover_stage(run, start, loaded, dataset, settings.recovery, loaded.model, pruner)
     if settings.schedule == "adaptive":
         settle_stage(run, loaded, structure, goal, settings.cut)
@@ -201,34 +200,19 @@ def compress_stages(
 
 
 def resolve(
-    recipe: str,
-    criterion: CriterionName | None = None,
-    schedule: ScheduleName | None = None,
-    objective: str | None = None,
-    steps: int | None = None,
-    seed: int | None = None,
-    scoring: ScoringConfig | None = None,
-    progressive: ProgressiveConfig | None = None,
-    adaptive: AdaptiveConfig | None = None,
-    cut: CutConfig | None = None,
-    recovery: RecoveryConfig | None = None,
-    evaluation: EvaluationConfig | None = None,
+    recipe: str, *, steps: int | None = None, objective: str | None = None, seed: int | None = None, **parts: Any
 ) -> Recipe:
-    """The recipe with what was given in the place of its parts."""
-    base = recipe_named(recipe)
-    scoring, recovery, evaluation = scoring or base.scoring, recovery or base.recovery, evaluation or base.evaluation
-    return Recipe(
-        criterion=criterion or base.criterion,
-        scoring=replace(scoring, seed=scoring.seed if seed is None else seed),
-        schedule=schedule or base.schedule,
-        progressive=progressive or base.progressive,
-        adaptive=adaptive or base.adaptive,
-        cut=cut or base.cut,
-        recovery=replace(
-            recovery,
-            steps=recovery.steps if steps is None else steps,
-            objective=objective or recovery.objective,
-            seed=recovery.seed if seed is None else seed,
-        ),
-        evaluation=replace(evaluation, seed=evaluation.seed if seed is None else seed),
+    """The recipe with what was given, which is not None, in the place of its own; `parts` are fields of `Recipe`."""
+    chosen = replace(recipe_named(recipe), **given(parts))
+    seeds = given({"seed": seed})
+    return replace(
+        chosen,
+        scoring=replace(chosen.scoring, **seeds),
+        recovery=replace(chosen.recovery, **seeds, **given({"steps": steps, "objective": objective})),
+        evaluation=replace(chosen.evaluation, **seeds),
     )
+
+
+def given(options: dict[str, Any]) -> dict[str, Any]:
+    """Those that are not None."""
+    return {name: value for name, value in options.items() if value is not None}

@@ -11,7 +11,7 @@ from ..inputs import class_count, device_of
 from ..processes import is_main_process, wait_for_everyone
 from ..reporting import write_report
 from .common import Component, Model, ProcessName, encode_data, open_data, open_model, say, start_run
-from .plan import print_times
+from .plan import Work, print_times
 from .stages import evaluate_stage
 
 
@@ -60,7 +60,7 @@ def evaluate(
     dataset = open_data(data, loaded)
     check_evaluation(models, loaded.process, dataset, settings)
     if dry_run:
-        print_times(loaded, evaluation=settings)
+        print_times(loaded, Work(evaluation=settings))
         return Path(out)
     places = {"model": model, "reference": reference, "data": data, "component": component, "process": process}
     run = start_run(out, {"command": "evaluate", **places, "evaluation": settings})

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..recovery import RecoveryConfig
 from .common import Component, Model, ProcessName, encode_data, open_data, open_model, say, start_run
-from .plan import check_recovery, print_times
+from .plan import Work, check_recovery, print_times
 from .stages import recover_stage
 
 
@@ -53,7 +53,7 @@ def finetune(
     dataset = open_data(data, loaded)
     check_recovery(loaded.model, dataset, settings, dense)
     if dry_run:
-        print_times(loaded, recovery=settings, teacher=dense)
+        print_times(loaded, Work(recovery=settings, teacher=dense))
         return Path(out)
     places = {"model": model, "teacher": teacher, "data": data, "component": component, "process": process}
     run = start_run(out, {"command": "finetune", **places, "recovery": settings})

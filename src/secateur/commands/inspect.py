@@ -10,6 +10,7 @@ from rich.table import Table
 from ..inputs import example_inputs
 from ..manifest import manifest_of
 from ..schedules import CutConfig, no_scores, removal_steps
+from ..schedules.solver import uncut, walk
 from ..schedules.target import format_count
 from ..structure.cost import cost_model
 from .common import Component, Model, open_weights, say, structure_of
@@ -33,9 +34,8 @@ def inspect(
     smallest = {}
     for granularity in ("width", "depth"):
         steps = removal_steps(structure, no_scores(structure), granularity=granularity, round_to=CutConfig().round_to)
-        levels = {step.name: step.level for step in steps if not step.is_block}
-        kept = {dim.name: dim.kept_at(levels.get(dim.link, dim.levels)) for dim in structure.dims.values()}
-        smallest[granularity] = cost(kept, {step.name for step in steps if step.is_block})
+        widths = walk(uncut(structure), steps)
+        smallest[granularity] = cost(widths.kept(structure), widths.removed_blocks)
     say(f"class       {type(loaded).__name__}")
     say(f"parameters  {format_count(dense.parameters)}")
     products = f"{format_count(dense.attention_macs)} of them attention products"

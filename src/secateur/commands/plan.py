@@ -41,7 +41,7 @@ def check_recovery(
     """Find what would stop the recovery, before long work starts.
 
     Raises:
-        SecateurError: an unknown objective, a missing teacher, or labels that do not fit.
+        SecateurError: an unknown objective, a missing teacher, latents to be mirrored, or labels that do not fit.
     """
     build_objective(recovery, teacher)
     mirrored = recovery.horizontal_flip and isinstance(dataset, LatentDataset)
@@ -139,6 +139,35 @@ class PrunedLate:
     dense_steps: int
 
 
+@dataclass(frozen=True)
+class Work:
+    """What a command will do that takes time; None is what it does not do.
+
+    Attributes:
+        plan: the cut (`plan_cut`).
+        ranking: the criterion and its options.
+        recovery: how the cut model is trained.
+        evaluation: what is measured.
+        pruned_late: what a schedule that prunes during recovery adds.
+        teacher: whom recovery matches, where that is not the loaded model.
+        warmup: how new labels are trained, in batches as large as recovery's.
+    """
+
+    plan: dict[str, Any] | None = None
+    ranking: tuple[CriterionName, ScoringConfig] | None = None
+    recovery: RecoveryConfig | None = None
+    evaluation: EvaluationConfig | None = None
+    pruned_late: PrunedLate | None = None
+    teacher: nn.Module | None = None
+    warmup: WarmupConfig | None = None
+
+
+def work_of(recipe: Recipe, plan: dict[str, Any] | None, warmup: WarmupConfig | None = None) -> Work:
+    """A whole compression."""
+    ranking = (recipe.criterion, recipe.scoring)
+    return Work(plan, ranking, recipe.recovery, recipe.evaluation, pruned_late(recipe), warmup=warmup)
+
+
 def pruned_late(recipe: Recipe) -> PrunedLate | None:
     """What the recipe's schedule adds to the time; None for one shot."""
     if recipe.schedule == "progressive":
@@ -151,55 +180,27 @@ def pruned_late(recipe: Recipe) -> PrunedLate | None:
     return None
 
 
-def print_times(
-    loaded: Loaded,
-    plan: dict[str, Any] | None = None,
-    *,
-    scoring: tuple[CriterionName, ScoringConfig] | None = None,
-    recovery: RecoveryConfig | None = None,
-    evaluation: EvaluationConfig | None = None,
-    pruned_late: PrunedLate | None = None,
-    teacher: nn.Module | None = None,
-    warmup: WarmupConfig | None = None,
-) -> None:
+def print_times(loaded: Loaded, work: Work) -> None:
     """Print the predicted time of each stage that will run, from a few measured steps of the loaded model."""
-    predicted = predict_seconds(
-        loaded, seconds_per_pair(loaded), plan, scoring=scoring, recovery=recovery, evaluation=evaluation,
-        pruned_late=pruned_late, teacher=teacher, warmup=warmup,
-    )  # fmt: skip
-    for label, seconds in predicted.items():
+    for label, seconds in predict_seconds(loaded, work, seconds_per_pair(loaded)).items():
         say(f"{label:10} about {format_duration(seconds)} on {device_of(loaded.model)}")
 
 
-def predict_seconds(
-    loaded: Loaded,
-    second: float,
-    plan: dict[str, Any] | None = None,
-    *,
-    scoring: tuple[CriterionName, ScoringConfig] | None = None,
-    recovery: RecoveryConfig | None = None,
-    evaluation: EvaluationConfig | None = None,
-    pruned_late: PrunedLate | None = None,
-    teacher: nn.Module | None = None,
-    warmup: WarmupConfig | None = None,
-) -> dict[str, float]:
-    """Seconds of each stage; one image takes `second` of them in a forward and backward pass (`seconds_per_pair`).
-
-    `pruned_late` says what a schedule that prunes during recovery adds. The teacher is the loaded model itself
-    unless given.
-    """
+def predict_seconds(loaded: Loaded, work: Work, second: float) -> dict[str, float]:
+    """Seconds of each stage; one image takes `second` of them in a forward and backward pass (`seconds_per_pair`)."""
+    plan, recovery, evaluation, pruned_late = work.plan, work.recovery, work.evaluation, work.pruned_late
     ratio = 1.0 if plan is None else plan["after"]["macs"] / plan["before"]["macs"]
     stages: dict[str, float] = {}
-    if warmup is not None and recovery is not None:
-        stages["warm up"] = float(warmup.steps * recovery.batch_size)
-    if scoring is not None:
-        criterion, config = scoring
+    if work.warmup is not None and recovery is not None:
+        stages["warm up"] = float(work.warmup.steps * recovery.batch_size)
+    if work.ranking is not None:
+        criterion, config = work.ranking
         stages["rank"] = pairs_of(loaded, criterion, config)
         if pruned_late is not None:
             stages["rank again"] = pruned_late.rankings * pairs_of(loaded, criterion, pruned_late.scoring)
     if recovery is not None:
         student, taught = build_objective(recovery, loaded.model).passes()
-        larger = 1.0 if teacher is None else _macs(teacher) / _macs(loaded.model)
+        larger = 1.0 if work.teacher is None else _macs(work.teacher) / _macs(loaded.model)
         dense_steps = 0 if pruned_late is None else pruned_late.dense_steps
         passes = recovery.steps * (ratio * student + larger * taught) + dense_steps * (1 - ratio) * student
         stages["recover"] = passes * recovery.batch_size * FORWARD_SHARE

@@ -10,7 +10,7 @@ from ..criteria import CriterionName, ScoringConfig
 from ..recovery.conditioning import check_conditions
 from ..schedules import CutConfig, granularity_for, parse_target
 from .common import Component, Model, ProcessName, encode_data, one_process, open_data, open_model, say, start_run
-from .plan import check_criterion, plan_cut, print_plan, print_times
+from .plan import Work, check_criterion, plan_cut, print_plan, print_times
 from .stages import cut_stage, rank_stage
 
 
@@ -53,7 +53,7 @@ def prune(
     plan = plan_cut(loaded.model, structure, goal, cut)
     if dry_run:
         print_plan(plan, structure, goal, cut)
-        print_times(loaded, plan, scoring=(criterion, scoring))
+        print_times(loaded, Work(plan, ranking=(criterion, scoring)))
         return Path(out)
     options = {"criterion": criterion, "scoring": scoring, "cut": cut, "component": component, "process": process}
     run = start_run(out, {"command": "prune", "model": model, "target": str(goal), "data": data, **options})

@@ -6,7 +6,7 @@ from ..criteria import CriterionName, ScoringConfig
 from ..files import read_json
 from ..recovery.conditioning import check_conditions
 from .common import Component, Model, ProcessName, encode_data, one_process, open_data, open_model, say, start_run
-from .plan import check_criterion, print_times
+from .plan import Work, check_criterion, print_times
 from .stages import rank_stage
 
 
@@ -42,7 +42,7 @@ def rank(
     check_conditions(loaded.model, dataset)
     check_criterion(criterion, structure)
     if dry_run:
-        print_times(loaded, scoring=(criterion, scoring))
+        print_times(loaded, Work(ranking=(criterion, scoring)))
         return Path(out)
     settings = {"criterion": criterion, "scoring": scoring, "component": component, "process": process}
     run = start_run(out, {"command": "rank", "model": model, "data": data, **settings})

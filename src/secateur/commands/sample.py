@@ -77,11 +77,7 @@ def sample(
         raise ModelError(f"the model makes {channels}-channel latents and no VAE is beside it; give its whole pipeline")
     check_sampler(loaded.process, scheduler, num_inference_steps)
     classes = class_count(loaded.model)
-    if class_label is not None and (classes is None or not 0 <= class_label < classes):
-        raise SecateurError(f"class_label {class_label} is out of range: the model has {classes or 'no'} classes")
-    labels = None
-    if classes is not None:
-        labels = [class_label if class_label is not None else i % classes for i in range(num_images)]
+    labels = _labels(classes, class_label, num_images)
     if takes_text(loaded.model):
         conditions, null = _told(loaded, prompt)
     else:
@@ -120,8 +116,8 @@ def sample(
     }
     if grid:
         key = key_of(settings, num_images, batch_size, fingerprint(loaded.model, loaded.process))
-        rows_of_classes = class_label is None and classes is not None and classes <= MOST_COLUMNS
-        columns = classes if rows_of_classes and classes else max(1, round(num_images**0.5))
+        by_class = classes if class_label is None and classes and classes <= MOST_COLUMNS else None
+        columns = by_class or max(1, round(num_images**0.5))
         _write_grid(out, columns, Rows(out.with_name(f".{out.name}.parts") / key, num_images, batch_size), draw)
     else:
         start_run(out, settings)
@@ -129,6 +125,16 @@ def sample(
         _write_files(out, [_file(out, index, labels) for index in range(num_images)], batch_size, draw)
     say(f"images  {out}")
     return out
+
+
+def _labels(classes: int | None, chosen: int | None, count: int) -> list[int] | None:
+    """The class of every image: the chosen one, or all in turn; None for a model without classes."""
+    if chosen is None:
+        return None if classes is None else [i % classes for i in range(count)]
+    if classes is None:
+        raise SecateurError(f"class_label is {chosen}, and the model has no classes; leave it out")
+    require(0 <= chosen < classes, f"class_label is {chosen}; give 0 to {classes - 1}, one of the model's classes")
+    return [chosen] * count
 
 
 def _told(loaded: Loaded, prompts: tuple[str, ...]) -> tuple[Conditions, Conditions]:

@@ -23,13 +23,11 @@ from ..inputs import device_of, example_inputs
 from ..labels import train_only_labels
 from ..manifest import apply_cut, note_labels, note_step
 from ..processes import is_main_process
-from ..recipes import Recipe, ScheduleName
 from ..recovery import Pruner, RecoveryConfig, WarmupConfig, recover
 from ..recovery.conditioning import accepts
 from ..reporting import write_cut, write_ranking
-from ..schedules import Adaptive, CutConfig, Progressive, Target, block_cuts, judge, one_shot, settled, stage_scorer
+from ..schedules import CutConfig, Target, one_shot, settled
 from ..structure import Cut, Structure, remove
-from ..structure.cost import cost_model
 from .common import decoder
 
 LATENCY_ROUNDS = 20
@@ -106,7 +104,7 @@ def cut_stage(
     """Prune a copy of the model to the target; writes `cut.json`, its table and plot, and the folder `pruned`."""
     folder = out / "pruned"
     if not folder.is_dir():
-        cut, recorded = _solve(out, loaded, structure, target, scores, config)
+        cut, recorded = solve_cut(out, loaded, structure, target, scores, config)
         pruned = apply_cut(
             copy.deepcopy(loaded.model),
             cut,
@@ -117,7 +115,7 @@ def cut_stage(
     return from_pretrained(folder).to(device_of(loaded.model))
 
 
-def _solve(
+def solve_cut(
     out: Path,
     loaded: Loaded,
     structure: Structure,
@@ -140,81 +138,6 @@ def _solve(
     return solution.cut, {key: description[key] for key in ("target", "metric", "asked", "reached", "dense")}
 
 
-def progressive_pruner(
-    out: Path,
-    loaded: Loaded,
-    structure: Structure,
-    dataset: ImageDataset,
-    target: Target,
-    scores: dict[str, Tensor],
-    recipe: Recipe,
-    base_id: str,
-) -> Progressive:
-    """A pruner that ends at the widths of a one-shot cut by `scores`; writes `goal.json` and `cut.json`."""
-    path = out / "goal.json"
-    if not path.is_file():
-        cut, recorded = _solve(out, loaded, structure, target, scores, recipe.cut)
-        write_json(path, {"kept": cut.kept, "removed_blocks": cut.removed_blocks, "recorded": recorded})
-    goal = read_json(path)
-    scoring = recipe.progressive.scoring(recipe.scoring)
-    described = {"criterion": recipe.criterion, "scoring": dataclasses.asdict(scoring)}
-    return Progressive(
-        recipe.progressive,
-        Cut({name: tuple(units) for name, units in goal["kept"].items()}, tuple(goal["removed_blocks"])),
-        stage_scorer(loaded.process, calibration(loaded, dataset, scoring), recipe.criterion, scoring),
-        cost_model(loaded.model, structure, example_inputs(loaded.model, 1)),
-        described | {"target": str(target)},
-        {
-            **goal["recorded"],
-            "schedule": "progressive",
-            "progressive": dataclasses.asdict(recipe.progressive),
-            "cut": dataclasses.asdict(recipe.cut),
-            **described,
-        },
-        base_id,
-    )
-
-
-def adaptive_pruner(
-    out: Path,
-    loaded: Loaded,
-    structure: Structure,
-    dataset: ImageDataset,
-    target: Target,
-    scores: dict[str, Tensor],
-    recipe: Recipe,
-    base_id: str,
-) -> Adaptive:
-    """A pruner that drops blocks stage by stage; writes `goal.json`, the amount that it must reach."""
-    path = out / "goal.json"
-    if not path.is_file():
-        _, recorded = _solve(out, loaded, structure, target, scores, recipe.cut)
-        write_json(path, {"recorded": recorded})
-    recorded = read_json(path)["recorded"]
-    amount = Target(target.metric, recorded["asked"], is_fraction=False)
-    batch = calibration(loaded, dataset, recipe.scoring)
-    described = {"criterion": recipe.criterion, "scoring": dataclasses.asdict(recipe.scoring), "target": str(target)}
-    return Adaptive(
-        recipe.adaptive,
-        recipe.adaptive.boundaries(recipe.recovery.steps),
-        block_cuts(amount, recipe.cut, latency_of),
-        stage_scorer(loaded.process, batch, recipe.criterion, recipe.scoring),
-        judge(loaded.process, batch, recipe.scoring.seed),
-        cost_model(loaded.model, structure, example_inputs(loaded.model, 1))({}).macs,
-        described,
-        {
-            **{key: recorded[key] for key in ("target", "metric", "asked", "dense")},
-            "schedule": "adaptive",
-            "adaptive": dataclasses.asdict(recipe.adaptive),
-            **described,
-        },
-        base_id,
-    )
-
-
-PRUNERS: dict[ScheduleName, Callable[..., Pruner]] = {"progressive": progressive_pruner, "adaptive": adaptive_pruner}
-
-
 def settle_stage(out: Path, loaded: Loaded, structure: Structure, target: Target, config: CutConfig) -> None:
     """Write `cut.json`, its table and its plot anew, by what the decisions of the recovery removed."""
     lines = (out / "recovery" / "stages.jsonl").read_text().splitlines()
@@ -225,7 +148,7 @@ def settle_stage(out: Path, loaded: Loaded, structure: Structure, target: Target
     write_cut(out)
 
 
-def latency_of(model: nn.Module, structure: Structure) -> Any:
+def latency_of(model: nn.Module, structure: Structure) -> Callable[[Cut], float]:
     """A function from a cut to the median latency (ms, batch 1) of a copy of `model` cut so."""
 
     def measure(cut: Cut) -> float:

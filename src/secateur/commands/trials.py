@@ -23,8 +23,8 @@ from ..reporting import write_report
 from ..schedules import Target
 from ..structure import Structure
 from .common import ProcessName, encode_data, open_data, open_model, plain, start_run
-from .compress import check, compress_stages, resolve, run_settings, timed_parts
-from .plan import predict_seconds
+from .compress import check, compress_stages, given, resolve, run_settings
+from .plan import predict_seconds, work_of
 
 NOT_IN_ALL = ("quickstart",)  # a small demonstration with a budget of its own
 CACHE = "cache"  # the samples of the models that were measured, while a sweep or a search goes on
@@ -127,22 +127,18 @@ def make_trial(
     A criterion that ranks blocks only removes blocks. The seed is that of scoring and recovery; the samples of all
     trials come from the evaluation's own, so that they can be compared.
     """
-    chosen = resolve(recipe, criterion, objective=objective, steps=steps, evaluation=evaluation)
+    chosen = resolve(recipe, criterion=criterion, objective=objective, steps=steps, evaluation=evaluation)
     scoring = {"num_images": shared.num_images, "seed": seed}
     if chosen.criterion not in BLOCK_CRITERIA:
         scoring["num_timesteps"] = shared.num_timesteps
     recovery = {"batch_size": shared.batch_size, "learning_rate": shared.learning_rate, "seed": seed}
     settings = replace(
         chosen,
-        scoring=replace(chosen.scoring, **_given(scoring)),
+        scoring=replace(chosen.scoring, **given(scoring)),
         cut=replace(chosen.cut, granularity="depth") if chosen.criterion in BLOCK_CRITERIA else chosen.cut,
-        recovery=replace(chosen.recovery, **_given(recovery)),
+        recovery=replace(chosen.recovery, **given(recovery)),
     )
     return Trial(recipe, goal, seed, settings, criterion, objective)
-
-
-def _given(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
 
 
 def all_trials(
@@ -179,7 +175,7 @@ def plan_trial(bench: Bench, trial: Trial, second: float) -> dict[str, float]:
         SecateurError: the trial cannot run on this model and data.
     """
     plan = check(bench.loaded, bench.structure, bench.dataset, trial.goal, trial.settings)
-    return predict_seconds(bench.loaded, second, plan, **timed_parts(trial.settings))
+    return predict_seconds(bench.loaded, work_of(trial.settings, plan), second)
 
 
 def run_trial(bench: Bench, trial: Trial, run: Path, others: Iterable[Path], cache: Path, report: bool = True) -> None:

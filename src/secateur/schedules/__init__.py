@@ -1,6 +1,7 @@
 """When and how much to cut."""
 
-from .adaptive import Adaptive, AdaptiveConfig, block_cuts, settled
+from .adaptive import Adaptive, AdaptiveConfig
+from .block_cuts import LatencyOf, block_cuts, settled
 from .one_shot import CutConfig, granularity_for, no_scores, one_shot
 from .progressive import Progressive, ProgressiveConfig
 from .proxies import judge
@@ -14,6 +15,7 @@ __all__ = [
     "Allocation",
     "CutConfig",
     "Granularity",
+    "LatencyOf",
     "Progressive",
     "ProgressiveConfig",
     "Scores",

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
@@ -24,11 +24,9 @@ from ..inputs import example_inputs
 from ..recovery.pruner import Decision
 from ..structure import Cut, Structure, describe, without_blocks
 from ..structure.cost import cost_model
-from .one_shot import CutConfig, describe_cut, no_scores
-from .progressive import Scored
 from .proxies import Judgement
-from .solver import Scores, Solution, measure_by, removal_steps, solve, uncut
-from .target import Target
+from .scorer import Scored
+from .solver import Scores
 
 Selector = Literal["proxy", "loss", "fixed"]
 Rerank = Literal["removal", "stage", "once"]
@@ -69,55 +67,6 @@ class AdaptiveConfig:
         """The optimizer steps before which decisions fall, from 0 to the share `until` of `steps`."""
         last = max(self.stages - 1, 1)
         return tuple(round(stage * self.until * steps / last) for stage in range(self.stages))
-
-
-def block_cuts(
-    target: Target, config: CutConfig, latency_of: Callable[[nn.Module, Structure], Callable[[Cut], float]]
-) -> Callable[[nn.Module, Structure, Scores], Cut]:
-    """A function from a model, its structure and scores of its blocks to the cut of blocks that reaches `target`.
-
-    The target is an amount, so that it stays the same while the model shrinks; a model that is there loses nothing.
-    """
-
-    def goal(model: nn.Module, structure: Structure, scores: Scores) -> Cut:
-        steps = removal_steps(structure, scores, allocation=config.allocation, granularity="depth")
-        cost = cost_model(model, structure, example_inputs(model, 1))
-        latency = cached_by_blocks(latency_of(model, structure))
-        present = measure_by(structure, target.metric, scores, cost, latency)(uncut(structure))
-        reachable = replace(target, value=min(target.value, present))
-        return solve(structure, reachable, steps, scores, cost, latency).cut
-
-    return goal
-
-
-def settled(
-    model: nn.Module,
-    structure: Structure,
-    target: Target,
-    removed: Sequence[str],
-    config: CutConfig,
-    latency_of: Callable[[nn.Module, Structure], Callable[[Cut], float]],
-) -> dict[str, Any]:
-    """The description of the cut of a dense `model` that all decisions together made; `target` is as it was asked."""
-    cost = cost_model(model, structure, example_inputs(model, 1))
-    latency = cached_by_blocks(latency_of(model, structure))
-    measure = measure_by(structure, target.metric, no_scores(structure), cost, latency)
-    whole = uncut(structure)
-    dense, reached = measure(whole), measure(replace(whole, removed_blocks=frozenset(removed)))
-    cut = Cut({}, tuple(name for name in structure.blocks if name in removed))
-    return describe_cut(structure, Solution(cut, target, dense, target.amount(dense), reached), cost, config)
-
-
-def cached_by_blocks(measure: Callable[[Cut], float]) -> Callable[[Cut], float]:
-    """`measure`, once for each set of removed blocks: a latency is never the same twice."""
-    found: dict[tuple[str, ...], float] = {}
-
-    def measured(cut: Cut) -> float:
-        if cut.removed_blocks not in found:
-            found[cut.removed_blocks] = measure(cut)
-        return found[cut.removed_blocks]
-
-    return measured
 
 
 def candidate_counts(removed: int, total: int, stage: int, stages: int) -> list[int]:
@@ -280,8 +229,8 @@ class Adaptive:
         order: list[str] = []
         names = list(structure.blocks)
         while len(order) < count:
-            listed = [name for name in names if structure.blocks[name].listed]  # of which one must stay
-            first = min((name for name in names if [name] != listed), key=lambda name: scores[name].item())
+            ranked = sorted(names, key=lambda name: scores[name].item())
+            first = structure.removable([*order, *ranked])[len(order)]
             order.append(first)
             names.remove(first)
             if len(order) < count:

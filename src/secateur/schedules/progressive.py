@@ -14,7 +14,7 @@ would lag behind the masks.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from ..errors import require
 from ..recovery.pruner import Decision
 from ..structure import Cut, Dim, Structure, describe
 from ..structure.cost import CostModel
+from .scorer import Scored
 from .solver import Scores
 
 COARSE_TIMESTEPS = 8
@@ -112,14 +113,6 @@ def euler_step(mask: list[float], selected: set[int], decay_stages: int) -> list
         level = round(value * decay_stages) + (-1 if unit in selected else 1)
         moved.append(min(max(level, 0), decay_stages) / decay_stages)
     return moved
-
-
-@dataclass(frozen=True)
-class Scored:
-    """Scores (low leaves first), and numbers for the log."""
-
-    scores: Scores
-    facts: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

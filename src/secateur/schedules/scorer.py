@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from torch import nn
 
@@ -12,7 +13,15 @@ from ..criteria.gradient_flow import gradient_flow_scores, gradient_flow_statist
 from ..data import Batch
 from ..process import Process
 from ..structure import describe
-from .progressive import Scored
+from .solver import Scores
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scores (low leaves first), and numbers for the log."""
+
+    scores: Scores
+    facts: dict[str, float] = field(default_factory=dict)
 
 
 def stage_scorer(

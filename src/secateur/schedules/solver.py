@@ -104,11 +104,9 @@ def _link_steps(link: str, dims: Sequence[Dim], levels: list[int], scores: Score
 def _block_steps(structure: Structure, scores: Scores, allocation: Allocation, granularity: Granularity) -> list[Step]:
     """One step per block; the last listed one stays. Local `both` spreads the blocks over the widths' path by rank."""
     names = sorted(structure.blocks, key=lambda name: scores[name].item())
-    listed = [name for name in names if structure.blocks[name].listed]
-    removable = [name for name in names if name != (listed[-1] if listed else None)]
     mean = torch.cat([scores[name] for name in names]).abs().mean().item() if names else 1.0
     steps = []
-    for rank, name in enumerate(removable):
+    for rank, name in enumerate(structure.removable(names)):
         by_score = allocation == "global" and granularity == "both"
         key = scores[name].item() / (mean or 1.0) if by_score else (rank + 0.5) / len(names)
         steps.append(Step(name, 0, 1, key, is_block=True))
@@ -149,7 +147,7 @@ def solve(
     measure = measure_by(structure, target.metric, scores, cost, measure_latency)
     dense = measure(dense_widths)
     asked = target.amount(dense)
-    smallest = measure(_walk(dense_widths, steps))
+    smallest = measure(walk(dense_widths, steps))
     tolerance = 1e-9 * dense
     if not smallest - tolerance <= asked <= dense + tolerance:
         low, high = (format_amount(target.metric, value) for value in (smallest, dense))
@@ -161,11 +159,11 @@ def solve(
     low_count, high_count = 0, len(steps)
     while low_count < high_count:
         middle = (low_count + high_count) // 2
-        if measure(_walk(dense_widths, steps[:middle])) <= asked + tolerance:
+        if measure(walk(dense_widths, steps[:middle])) <= asked + tolerance:
             high_count = middle
         else:
             low_count = middle + 1
-    widths = _walk(dense_widths, steps[:high_count])
+    widths = walk(dense_widths, steps[:high_count])
     if target.metric != "latency":
         widths = _take_back(widths, steps[:high_count], lambda state: measure(state) <= asked + tolerance)
     cut = choose_units(structure, scores, widths)
@@ -203,7 +201,8 @@ def uncut(structure: Structure) -> Widths:
     return Widths({link: dims[0].levels for link, dims in structure.links.items()})
 
 
-def _walk(widths: Widths, steps: Sequence[Step]) -> Widths:
+def walk(widths: Widths, steps: Sequence[Step]) -> Widths:
+    """The state after `steps`."""
     levels = dict(widths.levels)
     removed = set(widths.removed_blocks)
     for step in steps:

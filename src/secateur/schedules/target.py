@@ -2,12 +2,12 @@
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from ..errors import TargetError
 
 Metric = Literal["macs", "params", "latency", "blocks"]
-_METRICS = ("macs", "params", "latency", "blocks")
+_METRICS = get_args(Metric)
 _SUFFIXES = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 _HELP = "write for example macs=56%, macs=3.4G, params=20M, latency=20ms or blocks=6"
 

@@ -65,12 +65,11 @@ def check_structure(
             yield Check(name, 0.0, "one level only: nothing to cut")
         else:
             yield _compare(name, model, structure, Cut(_units(dims, generator)), inputs, dense)
-    listed = [name for name, block in structure.blocks.items() if block.listed]
     for name in structure.blocks:
-        if listed == [name]:
-            yield Check(name, 0.0, "the only listed block: it stays")
-        else:
+        if structure.removable([name]):
             yield _compare(name, model, structure, Cut({}, (name,)), inputs, dense)
+        else:
+            yield Check(name, 0.0, "the only listed block: it stays")
     for _ in range(random_cuts):
         yield _compare("random cut", model, structure, _random_cut(structure, generator), inputs, dense)
 
@@ -115,8 +114,7 @@ def _random_cut(structure: Structure, generator: torch.Generator) -> Cut:
         if dims[0].levels > 1 and torch.rand((), generator=generator) < 0.5:
             kept |= _units(dims, generator)
     removed = [name for name in structure.blocks if torch.rand((), generator=generator) < 0.25]
-    listed = [name for name, block in structure.blocks.items() if block.listed]
-    return Cut(kept, tuple(name for name in removed if name != next(iter(listed), None)))
+    return Cut(kept, tuple(structure.removable(removed)))
 
 
 def _misplaced(model: nn.Module, structure: Structure) -> dict[str, str]:

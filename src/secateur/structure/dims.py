@@ -119,6 +119,13 @@ class Structure:
             links.setdefault(dim.link, []).append(dim)
         return {name: tuple(dims) for name, dims in links.items()}
 
+    def removable(self, order: Iterable[str]) -> list[str]:
+        """`order`, blocks as they leave, without the last listed one where it names all of them: one must stay."""
+        leaving = list(order)
+        listed = [name for name in leaving if self.blocks[name].listed]
+        everything = {name for name, block in self.blocks.items() if block.listed} == set(listed)
+        return [name for name in leaving if name != listed[-1]] if listed and everything else leaving
+
     def owner(self, name: str) -> str | None:
         """The block that is, or holds, the module or parameter `name`, if any."""
         while name and name not in self.blocks:
@@ -152,8 +159,7 @@ def check_cut(structure: Structure, cut: Cut) -> None:
     unknown = [*(set(cut.kept) - set(structure.dims)), *(set(cut.removed_blocks) - set(structure.blocks))]
     if unknown:
         raise ValueError(f"the model has no dim or block named {unknown[0]}")
-    listed = {name for name, block in structure.blocks.items() if block.listed}
-    if listed and listed <= set(cut.removed_blocks):
+    if len(structure.removable(cut.removed_blocks)) < len(cut.removed_blocks):
         raise ValueError("at least one block must stay")
     for link, dims in structure.links.items():
         levels = set()

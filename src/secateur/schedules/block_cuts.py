@@ -1,0 +1,67 @@
+"""Cuts of blocks alone, of a model that shrinks: which blocks take it to a target, and what all that left came to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+from torch import nn
+
+from ..inputs import example_inputs
+from ..structure import Cut, Structure
+from ..structure.cost import cost_model
+from .one_shot import CutConfig, describe_cut, no_scores
+from .solver import Scores, Solution, measure_by, removal_steps, solve, uncut
+from .target import Target
+
+# From a model and its structure to what measures the latency (ms) of a cut of it.
+LatencyOf: TypeAlias = Callable[[nn.Module, Structure], Callable[[Cut], float]]
+
+
+def block_cuts(
+    target: Target, config: CutConfig, latency_of: LatencyOf
+) -> Callable[[nn.Module, Structure, Scores], Cut]:
+    """A function from a model, its structure and scores of its blocks to the cut of blocks that reaches `target`.
+
+    The target is an amount, so that it stays the same while the model shrinks; a model that is there loses nothing.
+    """
+
+    def goal(model: nn.Module, structure: Structure, scores: Scores) -> Cut:
+        steps = removal_steps(structure, scores, allocation=config.allocation, granularity="depth")
+        cost = cost_model(model, structure, example_inputs(model, 1))
+        latency = _once(latency_of(model, structure))
+        present = measure_by(structure, target.metric, scores, cost, latency)(uncut(structure))
+        reachable = replace(target, value=min(target.value, present))
+        return solve(structure, reachable, steps, scores, cost, latency).cut
+
+    return goal
+
+
+def settled(
+    model: nn.Module,
+    structure: Structure,
+    target: Target,
+    removed: Sequence[str],
+    config: CutConfig,
+    latency_of: LatencyOf,
+) -> dict[str, Any]:
+    """The description of the cut of a dense `model` that all decisions together made; `target` is as it was asked."""
+    cost = cost_model(model, structure, example_inputs(model, 1))
+    measure = measure_by(structure, target.metric, no_scores(structure), cost, latency_of(model, structure))
+    whole = uncut(structure)
+    dense, reached = measure(whole), measure(replace(whole, removed_blocks=frozenset(removed)))
+    cut = Cut({}, tuple(name for name in structure.blocks if name in removed))
+    return describe_cut(structure, Solution(cut, target, dense, target.amount(dense), reached), cost, config)
+
+
+def _once(measure: Callable[[Cut], float]) -> Callable[[Cut], float]:
+    """`measure`, once for each set of removed blocks: a latency is never the same twice."""
+    found: dict[tuple[str, ...], float] = {}
+
+    def measured(cut: Cut) -> float:
+        if cut.removed_blocks not in found:
+            found[cut.removed_blocks] = measure(cut)
+        return found[cut.removed_blocks]
+
+    return measured

@@ -1,0 +1,191 @@
+"""Training while blocks leave: a stopped run ends the same, in one process or two, and so does the command line."""
+
+import json
+import math
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from diffusers import DiTTransformer2DModel, FlowMatchEulerDiscreteScheduler
+from safetensors.torch import load_file
+
+import secateur
+from adaptive_runs import CONFIG, macs_of, run, sit
+from models import output
+from secateur.cli import main
+from secateur.criteria import ScoringConfig
+from secateur.errors import TrainingError
+from secateur.recipes import recipe_named
+from secateur.recovery.checkpoints import TrainingState, newest_checkpoint
+from secateur.recovery.ema import Ema, decay_at, warm_decay
+from secateur.recovery.surgery import cut_training_state
+from secateur.schedules import AdaptiveConfig
+from secateur.structure import Cut
+from training_runs import TWO, Failing, assert_same, log, stage_log, start
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    return *run(folder), folder
+
+
+def test_blocks_leave_the_model_the_average_and_the_moments(whole):
+    model, average, folder = whole
+    assert len(model.transformer_blocks) == len(average.transformer_blocks) == 3
+    assert model.config.num_layers == 3
+    state = TrainingState(model, Ema(model), torch.optim.AdamW(model.parameters()))
+    names = {name for name, _ in state.model.named_parameters()}
+    saved = load_file(newest_checkpoint(folder) / "optimizer.safetensors")
+    assert {name.rpartition(".")[0] for name in saved} == names
+    records = stage_log(folder)
+    assert [record["step"] for record in records] == [0, 1, 3, 4]
+    assert [record["blocks"] for record in records][-1] == 3
+    assert sum(len(record["removed"]) for record in records) == 5
+    assert all(math.isfinite(record["loss"]) for record in log(folder))
+
+
+@pytest.mark.parametrize("failures", [[2], [4], [5, 3]])
+def test_a_run_that_failed_takes_the_same_decisions(failures, whole, tmp_path):
+    config = replace(CONFIG, checkpoint_every=1)
+    for at in failures:
+        with pytest.raises(OSError, match=r"^$"):
+            run(tmp_path, Failing(at, OSError), config)
+    found = run(tmp_path, config=config)
+    for one, other in zip(found, whole[:2], strict=True):
+        assert_same(one, other)
+    assert stage_log(tmp_path) == stage_log(whole[2])
+    assert [record["loss"] for record in log(tmp_path)] == [record["loss"] for record in log(whole[2])]
+
+
+def test_other_settings_are_refused(whole):
+    with pytest.raises(TrainingError, match=r"macs_weight 0.5 there, 0.0 here"):
+        run(whole[2], macs_weight=0.0)
+
+
+def test_the_average_follows_faster_after_a_cut():
+    assert decay_at(0.9999, 50_000, 999) == 0.999
+    assert decay_at(0.9999, 50_000, 1000) == warm_decay(0.9999, 50_000) > 0.999
+    assert decay_at(0.9999, 10, 0) == warm_decay(0.9999, 10)
+    model = sit(3)
+    state = TrainingState(model, Ema(model), torch.optim.AdamW(model.parameters()), step=7)
+    assert state.since_cut == math.inf
+    cut_training_state(state, Cut({}, ("transformer_blocks.1",)), {}, "dense")
+    state.step = 9
+    assert state.since_cut == 2
+
+
+SCRIPT = """
+import sys
+import torch
+from dataclasses import replace
+from adaptive_runs import CONFIG, run
+from training_runs import Failing, images
+torch.set_num_threads(1)
+folder, fail_at = sys.argv[1], int(sys.argv[2])
+run(folder, Failing(fail_at, OSError) if fail_at else images(), replace(CONFIG, checkpoint_every=1))
+"""
+
+
+def train(folder, fail_at=0, launcher=()):
+    """The exit status of a run in processes of its own."""
+    return start(folder.with_suffix(".py"), SCRIPT, folder, fail_at, launcher=launcher).wait()
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_decisions_of_one_and_resume_them(tmp_path):
+    assert train(tmp_path / "one") == 0
+    assert train(tmp_path / "two", launcher=TWO) == 0
+    decided = [[(r["step"], r["removed"]) for r in stage_log(tmp_path / folder)] for folder in ("one", "two")]
+    assert decided[0] == decided[1]
+    for single, joined in zip(log(tmp_path / "one"), log(tmp_path / "two"), strict=True):
+        assert single["loss"] == pytest.approx(joined["loss"], rel=1e-3)
+    assert train(tmp_path / "cut", fail_at=6, launcher=TWO) != 0
+    assert 3 < int(newest_checkpoint(tmp_path / "cut").name[-8:]) < 8
+    assert train(tmp_path / "cut", launcher=TWO) == 0
+    for name in ("model.safetensors", "ema.safetensors", "optimizer.safetensors"):
+        saved = [(newest_checkpoint(tmp_path / folder) / name).read_bytes() for folder in ("two", "cut")]
+        assert saved[0] == saved[1]
+    assert stage_log(tmp_path / "two") == stage_log(tmp_path / "cut")
+
+
+# -------------------------------------------------------------------------------------------- command line
+
+FEW = [
+    *("--scoring.num-timesteps", "2", "--scoring.num-images", "4"),
+    *("--recovery.batch-size", "4", "--recovery.log-every", "1", "--recovery.checkpoint-every", "2"),
+    *("--evaluation.num-images", "12", "--evaluation.num-inference-steps", "2", "--evaluation.latency-rounds", "2"),
+]
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "sit"
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    secateur.save_pretrained(sit(), folder, {**scheduler.config, "_class_name": type(scheduler).__name__})
+    return folder
+
+
+def compress(model, out, *more, target="blocks=3", steps=8):
+    options = ["--target", target, "--data", "digits", "--out", str(out), "--steps", str(steps)]
+    main(["compress", str(model), "--recipe", "entpruner", *options, *FEW, *more])
+
+
+def test_compress_ends_at_the_target_with_a_model_for_plain_diffusers(dense, tmp_path, capsys):
+    run = tmp_path / "run"
+    compress(dense, run)
+    assert "Asked for blocks=3; reached 37.5% (3 of 8 blocks)." in capsys.readouterr().out
+    ours = secateur.from_pretrained(run / "model")
+    plain = DiTTransformer2DModel.from_pretrained(run / "model")
+    assert len(plain.transformer_blocks) == plain.config.num_layers == 3
+    assert torch.equal(output(ours), output(plain))
+    cut = json.loads((run / "cut.json").read_text())
+    records = stage_log(run / "recovery")
+    removed = [name for record in records for name in record["removed"]]
+    assert sorted(cut["removed_blocks"]) == sorted(removed)
+    assert (cut["target"], cut["reached"], cut["asked"]) == ("blocks=3", 3, 3)
+    assert cut["after"]["parameters"] == sum(parameter.numel() for parameter in ours.parameters())
+    steps = json.loads((run / "model" / "pruning.json").read_text())["steps"]
+    assert [step["kind"] for step in steps][-1] == "recovery"
+    assert {step["schedule"] for step in steps[:-1]} == {"adaptive"}
+    assert [step["cut"] for step in steps[:-1]] == [asdict(recipe_named("entpruner").cut)] * (len(steps) - 1)
+    assert sum(len(step["removed_blocks"]) for step in steps[:-1]) == 5
+    compress(dense, run)  # done: nothing is made again
+    assert stage_log(run / "recovery") == records
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--steps", "4"], "4 adaptive stages do not fit into the first 50% of 4 steps"),
+        (["--cut.granularity", "width", "--criterion", "taylor", "--target", "macs=50%"], "drops blocks"),
+        (["--target", "blocks=9"], "out of reach"),
+    ],
+)
+def test_what_cannot_work_is_one_line_before_any_work(more, message, dense, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        compress(dense, tmp_path / "run", *more)
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert message in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_predicts_the_rankings(dense, tmp_path, capsys):
+    compress(dense, tmp_path / "run", "--dry-run")
+    assert "rank again" in capsys.readouterr().out
+
+
+def test_ced_with_the_real_scorer_prunes_to_the_target(dense, tmp_path):
+    out = secateur.compress(
+        str(dense),
+        target="macs=60%",
+        data="digits",
+        out=tmp_path / "run",
+        recipe="entpruner",
+        adaptive=AdaptiveConfig(stages=2),
+        scoring=ScoringConfig(num_timesteps=2, num_images=4),
+        recovery=replace(CONFIG, objective="2ndmatch"),
+        evaluation=secateur.EvaluationConfig(metrics=("loss",), num_images=4),
+    )
+    model = secateur.from_pretrained(out / "model")
+    assert macs_of(model) <= 0.6 * macs_of(sit())
