@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from secateur import register_structure
-from secateur.inputs import example_inputs
+from secateur.conditions import Conditions
+from secateur.inputs import example_batch, example_inputs
 from secateur.structure import Cut, Structure, describe
 from secateur.structure.uvit import describe_uvit
 from uvit import UViT
@@ -438,6 +439,14 @@ def inputs_for(model: nn.Module, batch_size: int = 2, seed: int = 0) -> dict[str
         return {"hidden_states": x, "timestep": timestep, "class_labels": labels}
     inputs = {"sample": x, "timestep": timestep}
     return inputs if model.class_embedding is None else inputs | {"class_labels": labels}
+
+
+def sample_for(model: nn.Module, batch_size: int = 2, seed: int = 0) -> tuple[torch.Tensor, Conditions]:
+    """A random sample (B, C, 8, 8) for a model built here, and what the model is told with it."""
+    if not isinstance(model, DiTTransformer2DModel | UNet2DModel):
+        return example_batch(model, batch_size, (8, 8))
+    inputs = inputs_for(model, batch_size, seed)
+    return next(iter(inputs.values())), {name: inputs[name] for name in ("class_labels",) if name in inputs}
 
 
 @torch.no_grad()

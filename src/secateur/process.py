@@ -13,7 +13,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
-from .calling import call
+from .calling import call, network_of
 from .conditions import UNCONDITIONAL, Conditions, arguments
 from .errors import ModelError, first_line
 
@@ -203,7 +203,8 @@ def predict(model: nn.Module, x_BCHW: Tensor, timesteps_B: Tensor, conditions: C
         ModelError: as `call`.
     """
     weights = next(model.parameters(), x_BCHW)
-    return call(model, x_BCHW.to(weights.dtype), timesteps_B, arguments(conditions, weights.dtype)).to(x_BCHW.dtype)
+    chosen = call.dispatch(type(network_of(model)))
+    return chosen(model, x_BCHW.to(weights.dtype), timesteps_B, arguments(conditions, weights.dtype)).to(x_BCHW.dtype)
 
 
 def denoising_error(
