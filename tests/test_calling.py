@@ -98,6 +98,7 @@ def test_what_flux_predicts_must_have_the_shape_of_what_it_takes():
         predict(model, sample, torch.ones(2), told)
 
 
+@torch.no_grad()
 def test_a_masked_flux_predicts_what_the_cut_one_does():
     model = flux()
     structure = describe(model)

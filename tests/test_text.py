@@ -10,6 +10,8 @@ import torch
 
 pytest.importorskip("transformers")
 
+from diffusers import FluxPipeline, PixArtAlphaPipeline
+
 import secateur
 from models import randomize
 from pipelines import image_folder
@@ -55,6 +57,20 @@ def opened(folder, data):
     return loaded, dataset
 
 
+def drawn_by(pipeline, prompts, latents, scheduler):
+    """What the pipeline itself makes of `latents` in four guided steps."""
+    options = {"guidance_scale": 3.0}
+    if isinstance(pipeline, FluxPipeline):  # keeps its own scheduler
+        latents = FluxPipeline._pack_latents(latents, *latents.shape)
+        options = {"true_cfg_scale": 3.0, "negative_prompt": [""] * len(prompts)}
+    else:
+        pipeline.scheduler = scheduler
+    if isinstance(pipeline, PixArtAlphaPipeline):
+        options |= {"use_resolution_binning": False}
+    options |= {"height": 16, "width": 16, "num_inference_steps": 4, "output_type": "pt"}
+    return pipeline(prompts, latents=latents, **options).images
+
+
 @pytest.mark.parametrize("name", PIPELINES)
 def test_guided_samples_are_those_of_the_pipeline_itself(tmp_path, name):
     pipeline = PIPELINES[name](tmp_path / "pipeline")
@@ -71,18 +87,7 @@ def test_guided_samples_are_those_of_the_pipeline_itself(tmp_path, name):
         null=encoder.null(),
         decode=decoder(loaded),
     )
-    pipeline.scheduler = loaded.process.scheduler()
-    binning = {"use_resolution_binning": False} if name == "pixart" else {}
-    expected = pipeline(
-        ["a cat", "dog"],
-        latents=initial_noise([3, 4], (2, 8, 8)),
-        height=16,
-        width=16,
-        num_inference_steps=4,
-        guidance_scale=3.0,
-        output_type="pt",
-        **binning,
-    ).images
+    expected = drawn_by(pipeline, ["a cat", "dog"], initial_noise([3, 4], (2, 8, 8)), loaded.process.scheduler())
     torch.testing.assert_close(drawn, 2 * expected - 1, rtol=0, atol=0.02)  # states in half precision, then guided
     assert drawn.std() > 0.1
 

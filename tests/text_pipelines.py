@@ -7,6 +7,8 @@ import torch
 from diffusers import (
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
     PixArtAlphaPipeline,
     PixArtTransformer2DModel,
     PNDMScheduler,
@@ -147,6 +149,25 @@ def pixart(folder: Path) -> PixArtAlphaPipeline:
     return _saved(PixArtAlphaPipeline(t5_tokenizer(), t5(), vae(), randomize(network), DDIMScheduler(**LINEAR)), folder)
 
 
+def flux(folder: Path, sample_size: int = 8, **changes: Any) -> FluxPipeline:
+    """A guidance-distilled Flux, whose scheduler shifts by the size of the image, as FLUX.1-dev has them."""
+    network = FluxTransformer2DModel(
+        in_channels=8,
+        num_layers=2,
+        num_single_layers=2,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        axes_dims_rope=(2, 2, 4),
+        joint_attention_dim=WIDTH,
+        pooled_projection_dim=WIDTH,
+        **{"guidance_embeds": True, **changes},
+    )
+    network.register_to_config(sample_size=sample_size)
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
+    encoders = clip(), clip_tokenizer(), t5(), t5_tokenizer()
+    return _saved(FluxPipeline(scheduler, vae(shift_factor=0.1), *encoders, randomize(network)), folder)
+
+
 def _saved(pipeline: Any, folder: Path) -> Any:
     pipeline.set_progress_bar_config(disable=True)
     pipeline.save_pretrained(folder)
@@ -157,6 +178,7 @@ PIPELINES = {
     "sd": stable_diffusion,
     "sdxl": stable_diffusion_xl,
     "sd3": stable_diffusion_3,
+    "flux": flux,
     "pixart": pixart,
 }
 NOISE = torch.randn(2, 2, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .calling import call, network_of
 from .conditions import UNCONDITIONAL, Conditions, arguments
 from .errors import ModelError, first_line
+from .flow_levels import EVEN_LEVELS, EvenFlowMatchEuler
 
 MOST_NOISE = 1e-8  # signal-to-noise ratio below which nothing of a clean sample can be told
 
@@ -155,10 +156,9 @@ class FlowProcess:
         return noisy - self._sigmas(timesteps, noisy) * self.model_to_sampler(output)
 
     def scheduler(self) -> FlowMatchEulerDiscreteScheduler:
-        # Shifts that depend on the image size and stochastic steps are choices of a sampler, not of the process.
-        return FlowMatchEulerDiscreteScheduler.from_config(
-            self.config, use_dynamic_shifting=False, stochastic_sampling=False
-        )
+        # A shift by the image size is settled when a model is loaded; stochastic steps are another sampler's choice.
+        euler = EvenFlowMatchEuler if self.config.get(EVEN_LEVELS) else FlowMatchEulerDiscreteScheduler
+        return euler.from_config(self.config, use_dynamic_shifting=False, stochastic_sampling=False)
 
     def sampler_to_model(self, timestep: Tensor) -> Tensor:
         return timestep if self.convention == "diffusers" else 1 - timestep / self.num_train_timesteps

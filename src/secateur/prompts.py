@@ -68,10 +68,17 @@ def _pixart(pipeline: Any, prompts: list[str], size: Size, without: bool) -> dic
     }
 
 
+def _flux(pipeline: Any, prompts: list[str], size: Size, without: bool) -> dict[str, Tensor]:
+    """T5 states and CLIP's pooled output; the empty prompt is encoded as any other, as for the pipeline's true CFG."""
+    states, pooled, _ = pipeline.encode_prompt(prompts, device=pipeline.device)
+    return {"encoder_hidden_states": states, "pooled_projections": pooled}
+
+
 ENCODERS: dict[str, Encode] = {
     "StableDiffusionPipeline": _stable_diffusion,
     "StableDiffusionXLPipeline": _stable_diffusion_xl,
     "StableDiffusion3Pipeline": _stable_diffusion_3,
+    "FluxPipeline": _flux,
     "PixArtAlphaPipeline": _pixart,
     "PixArtSigmaPipeline": _pixart,
 }
