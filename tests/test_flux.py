@@ -19,6 +19,7 @@ from secateur.files import read_json, write_json
 from secateur.flow_levels import levels_of
 from secateur.inputs import input_shape
 from secateur.process import process_from_config
+from secateur.prompts import open_text_encoder
 from secateur.sampling import generate_images, initial_noise
 from text_pipelines import flux
 
@@ -33,20 +34,20 @@ def cache(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("dynamic", "shift", "size"), [(True, 3.0, 8), (True, 3.0, 12), (False, 1.0, 8)])
-def test_samples_are_those_of_the_pipeline_with_its_own_scheduler(tmp_path, dynamic, shift, size):
+def test_samples_are_those_of_the_pipeline_with_its_own_scheduler(tmp_path, monkeypatch, dynamic, shift, size):
+    monkeypatch.setattr("secateur.prompts.KEPT", torch.float32)
     pipeline = flux(tmp_path, size)
     pipeline.register_modules(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=shift, use_dynamic_shifting=dynamic, max_image_seq_len=300)
     )
     pipeline.save_pretrained(tmp_path)
     loaded, noise = load(tmp_path), initial_noise([3, 4], (2, size, size))
-    states, pooled, _ = pipeline.encode_prompt(["a cat", "dog"], device="cpu")
     found = generate_images(
         loaded.model,
         loaded.process,
         [3, 4],
         input_shape(loaded.model),
-        {"encoder_hidden_states": states.detach(), "pooled_projections": pooled.detach()},
+        open_text_encoder(tmp_path, (2 * size, 2 * size))(["a cat", "dog"]),
         num_inference_steps=4,
         decode=open_autoencoder(loaded.vae).decode,
     )

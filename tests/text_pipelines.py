@@ -6,12 +6,15 @@ from typing import Any
 import torch
 from diffusers import (
     DDIMScheduler,
+    DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
     PixArtAlphaPipeline,
     PixArtTransformer2DModel,
     PNDMScheduler,
+    SanaPipeline,
+    SanaTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
@@ -25,13 +28,16 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Gemma2Config,
+    Gemma2Model,
+    GemmaTokenizer,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
 )
 
 from models import randomize
-from pipelines import LINEAR, vae
+from pipelines import LINEAR, deep_compression, vae
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 WIDTH = 8
@@ -90,6 +96,25 @@ def t5() -> T5EncoderModel:
     return randomize(
         T5EncoderModel(T5Config(vocab_size=30, d_model=WIDTH, d_kv=4, d_ff=8, num_layers=1, num_heads=2)), seed=2
     )
+
+
+def gemma_tokenizer() -> GemmaTokenizer:
+    words = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *"acdgot"]  # few, so that long instructions are short
+    return GemmaTokenizer({word: index for index, word in enumerate(words)}, [])
+
+
+def gemma() -> Gemma2Model:
+    config = Gemma2Config(
+        vocab_size=11,
+        hidden_size=WIDTH,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=4,
+        query_pre_attn_scalar=4,
+    )
+    return randomize(Gemma2Model(config), seed=3)
 
 
 def stable_diffusion(folder: Path) -> StableDiffusionPipeline:
@@ -166,6 +191,25 @@ def flux(folder: Path, sample_size: int = 8, **changes: Any) -> FluxPipeline:
     return _saved(FluxPipeline(scheduler, vae(shift_factor=0.1), *encoders, randomize(network)), folder)
 
 
+def sana(folder: Path, **changes: Any) -> SanaPipeline:
+    """Sana on 32 x 32 pixels, with the scheduler that says in its own words that it is a flow."""
+    network = SanaTransformer2DModel(
+        sample_size=8,
+        in_channels=2,
+        out_channels=2,
+        num_layers=2,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=8,
+        cross_attention_dim=16,
+        caption_channels=WIDTH,
+        **changes,
+    )
+    scheduler = DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0)
+    return _saved(SanaPipeline(gemma_tokenizer(), gemma(), deep_compression(), randomize(network), scheduler), folder)
+
+
 def _saved(pipeline: Any, folder: Path) -> Any:
     pipeline.set_progress_bar_config(disable=True)
     pipeline.save_pretrained(folder)
@@ -178,5 +222,6 @@ PIPELINES = {
     "sd3": stable_diffusion_3,
     "flux": flux,
     "pixart": pixart,
+    "sana": sana,
 }
 NOISE = torch.randn(2, 2, 8, 8, generator=torch.Generator().manual_seed(0))

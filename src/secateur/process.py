@@ -179,6 +179,8 @@ def process_from_config(config: dict[str, Any]) -> Process:
     try:
         if name.startswith("FlowMatch"):
             return _tried(FlowProcess(config, config.get("secateur_flow_convention", "diffusers")))
+        if config.get("use_flow_sigmas") and config.get("prediction_type") == "flow_prediction":
+            return _tried(FlowProcess(_flow_config(config)))
         if "beta_schedule" in config or "beta_start" in config or name in ("DDPMScheduler", "DDIMScheduler"):
             return _tried(DiffusionProcess(config))
     except (NotImplementedError, TypeError, ValueError, RuntimeError, IndexError) as error:
@@ -186,6 +188,14 @@ def process_from_config(config: dict[str, Any]) -> Process:
     raise ModelError(
         f"scheduler {name} is not supported; use one with a beta schedule (DDPM, DDIM ...) or a FlowMatch one"
     )
+
+
+def _flow_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The flow that a solver of several kinds of process (DPMSolverMultistep, UniPC ...) is set to, as Sana's is.
+
+    The solver itself is a choice of the sampler.
+    """
+    return {"num_train_timesteps": config.get("num_train_timesteps", 1000), "shift": config.get("flow_shift", 1.0)}
 
 
 def _tried(process: Process) -> Process:

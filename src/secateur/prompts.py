@@ -7,6 +7,7 @@ where the pipeline was trained so (SDXL).
 from __future__ import annotations
 
 import importlib.util
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,21 @@ def _flux(pipeline: Any, prompts: list[str], size: Size, without: bool) -> dict[
     return {"encoder_hidden_states": states, "pooled_projections": pooled}
 
 
+def _sana(pipeline: Any, prompts: list[str], size: Size, without: bool) -> dict[str, Tensor]:
+    """Gemma's states and their mask; prompts, but not the empty one, follow the pipeline's own instruction."""
+    instruction = inspect.signature(pipeline.__call__).parameters["complex_human_instruction"].default
+    states, mask, empty, empty_mask = pipeline.encode_prompt(
+        prompts,
+        do_classifier_free_guidance=without,
+        device=pipeline.device,
+        complex_human_instruction=instruction,
+    )
+    return {
+        "encoder_hidden_states": empty if without else states,
+        "encoder_attention_mask": empty_mask if without else mask,
+    }
+
+
 ENCODERS: dict[str, Encode] = {
     "StableDiffusionPipeline": _stable_diffusion,
     "StableDiffusionXLPipeline": _stable_diffusion_xl,
@@ -81,6 +97,7 @@ ENCODERS: dict[str, Encode] = {
     "FluxPipeline": _flux,
     "PixArtAlphaPipeline": _pixart,
     "PixArtSigmaPipeline": _pixart,
+    "SanaPipeline": _sana,
 }
 
 
