@@ -142,7 +142,7 @@ def sd3(**changes: object) -> SD3Transformer2DModel:
 
 
 def flux(**changes: object) -> FluxTransformer2DModel:
-    """A Flux transformer of a few thousand parameters."""
+    """A Flux transformer of a few thousand parameters, whose config says a size, as those on the hub do not."""
     config = {
         "in_channels": 16,
         "num_layers": 2,
@@ -153,7 +153,9 @@ def flux(**changes: object) -> FluxTransformer2DModel:
         "joint_attention_dim": 12,
         "pooled_projection_dim": 10,
     }
-    return randomize(FluxTransformer2DModel(**(config | changes)))
+    model = FluxTransformer2DModel(**(config | changes))
+    model.register_to_config(sample_size=8)
+    return randomize(model)
 
 
 def sana(**changes: object) -> SanaTransformer2DModel:

@@ -66,6 +66,7 @@ def test_samples_are_those_of_the_pipeline_with_its_own_scheduler(tmp_path, monk
 def test_a_shift_by_image_size_is_settled_by_the_model_s_own():
     dynamic = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0, "use_dynamic_shifting": True}
     large, small = models.flux(), models.flux()
+    large.register_to_config(sample_size=128)
     small.register_to_config(sample_size=32)
     for model, tokens in ((large, 4096), (small, 256)):
         settled = levels_of(dynamic, model)

@@ -35,7 +35,7 @@ def input_shape(model: nn.Module) -> tuple[int, int, int]:
     """
     config: Any = model.config
     packed = isinstance(model, FluxTransformer2DModel)
-    size = config.get("sample_size", FLUX_SAMPLE_SIZE if packed else None)
+    size = config.get("sample_size") or (FLUX_SAMPLE_SIZE if packed else None)
     if size is None:
         raise ModelError(f"the config of {type(model).__name__} has no sample_size; set it to the image size")
     height, width = (size, size) if isinstance(size, int) else size
