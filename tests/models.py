@@ -444,9 +444,12 @@ def inputs_for(model: nn.Module, batch_size: int = 2, seed: int = 0) -> dict[str
 
 
 def sample_for(model: nn.Module, batch_size: int = 2, seed: int = 0) -> tuple[torch.Tensor, Conditions]:
-    """A random sample (B, C, 8, 8) for a model built here, and what the model is told with it."""
+    """A random sample (B, C, 8, 8) for a model built here, and what the model is told with it: a short text, if any."""
     if not isinstance(model, DiTTransformer2DModel | UNet2DModel):
-        return example_batch(model, batch_size, (8, 8))
+        sample, told = example_batch(model, batch_size, (8, 8))
+        return sample, {
+            name: value[:, :16] if name == "encoder_hidden_states" else value for name, value in told.items()
+        }
     inputs = inputs_for(model, batch_size, seed)
     return next(iter(inputs.values())), {name: inputs[name] for name in ("class_labels",) if name in inputs}
 

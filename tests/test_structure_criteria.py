@@ -18,8 +18,7 @@ MODELS = {
     "unet_condition": (unet_condition, DDPM),
     "pixart": (pixart, DDPM),
     "sd3": (sd3, FLOW),
-    "flux": (flux, FLOW),
-    "flux_distilled": (partial(flux, guidance_embeds=True), FLOW),
+    "flux": (partial(flux, guidance_embeds=True), FLOW),
     "sana": (sana, FLOW),
 }
 CONFIG = ScoringConfig(num_timesteps=2, num_images=2, batch_size=2)

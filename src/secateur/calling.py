@@ -52,7 +52,7 @@ def _call_sana(model: nn.Module, x_BCHW: Tensor, timesteps_B: Tensor, told: Mapp
 def flux_arguments(network: nn.Module, x_BCHW: Tensor, timesteps_B: Tensor, told: Mapping[str, Any]) -> dict[str, Any]:
     """Keyword arguments of Flux's `forward`: packed latents, where tokens stand, time in [0, 1], and guidance.
 
-    Guidance is a constant, `FLUX_GUIDANCE`, of models that were distilled from guided ones (FLUX.1-dev).
+    A model that was distilled from a guided one (FLUX.1-dev) is told `FLUX_GUIDANCE`, unless `told` has another.
     """
     config: Any = network.config
     states_BNC = told["encoder_hidden_states"]
@@ -62,8 +62,8 @@ def flux_arguments(network: nn.Module, x_BCHW: Tensor, timesteps_B: Tensor, told
         "timestep": timesteps_B / 1000,
         "img_ids": positions((x_BCHW.shape[2], x_BCHW.shape[3]), x_BCHW.device),
         "txt_ids": torch.zeros(states_BNC.shape[1], 3, dtype=torch.int64, device=x_BCHW.device),
-        **told,
         **(distilled if config.guidance_embeds else {}),
+        **told,
     }
 
 

@@ -186,7 +186,8 @@ def process_from_config(config: dict[str, Any]) -> Process:
     except (NotImplementedError, TypeError, ValueError, RuntimeError, IndexError) as error:
         raise ModelError(f"the scheduler config cannot be used: {first_line(error)}") from error
     raise ModelError(
-        f"scheduler {name} is not supported; use one with a beta schedule (DDPM, DDIM ...) or a FlowMatch one"
+        f"scheduler {name} is not supported; use one with a beta schedule (DDPM, DDIM ...), a FlowMatch one, or one "
+        "with use_flow_sigmas"
     )
 
 
