@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from secateur import register_structure
-from secateur.inputs import example_inputs
+from secateur.conditions import Conditions
+from secateur.inputs import example_batch, example_inputs
 from secateur.structure import Cut, Structure, describe
 from secateur.structure.uvit import describe_uvit
 from uvit import UViT
@@ -141,7 +142,7 @@ def sd3(**changes: object) -> SD3Transformer2DModel:
 
 
 def flux(**changes: object) -> FluxTransformer2DModel:
-    """A Flux transformer of a few thousand parameters."""
+    """A Flux transformer of a few thousand parameters, whose config says a size, as those on the hub do not."""
     config = {
         "in_channels": 16,
         "num_layers": 2,
@@ -152,7 +153,9 @@ def flux(**changes: object) -> FluxTransformer2DModel:
         "joint_attention_dim": 12,
         "pooled_projection_dim": 10,
     }
-    return randomize(FluxTransformer2DModel(**(config | changes)))
+    model = FluxTransformer2DModel(**(config | changes))
+    model.register_to_config(sample_size=8)
+    return randomize(model)
 
 
 def sana(**changes: object) -> SanaTransformer2DModel:
@@ -438,6 +441,17 @@ def inputs_for(model: nn.Module, batch_size: int = 2, seed: int = 0) -> dict[str
         return {"hidden_states": x, "timestep": timestep, "class_labels": labels}
     inputs = {"sample": x, "timestep": timestep}
     return inputs if model.class_embedding is None else inputs | {"class_labels": labels}
+
+
+def sample_for(model: nn.Module, batch_size: int = 2, seed: int = 0) -> tuple[torch.Tensor, Conditions]:
+    """A random sample (B, C, 8, 8) for a model built here, and what the model is told with it: a short text, if any."""
+    if not isinstance(model, DiTTransformer2DModel | UNet2DModel):
+        sample, told = example_batch(model, batch_size, (8, 8))
+        return sample, {
+            name: value[:, :16] if name == "encoder_hidden_states" else value for name, value in told.items()
+        }
+    inputs = inputs_for(model, batch_size, seed)
+    return next(iter(inputs.values())), {name: inputs[name] for name in ("class_labels",) if name in inputs}
 
 
 @torch.no_grad()

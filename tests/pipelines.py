@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import (
+    AutoencoderDC,
     AutoencoderKL,
     DDIMScheduler,
     DiTPipeline,
@@ -31,6 +32,14 @@ SMALL = {
 def vae(**changes: object) -> AutoencoderKL:
     """Two pixels to a latent, along each side."""
     return randomize(AutoencoderKL(**{"latent_channels": 2, "scaling_factor": 0.5, **SMALL, **changes}))
+
+
+def deep_compression() -> AutoencoderDC:
+    """The autoencoder of Sana: four pixels to a latent, along each side, and no posterior."""
+    blocks = {"block_types": ("ResBlock", "ResBlock", "EfficientViTBlock"), "block_out_channels": (8, 8, 16)}
+    blocks |= {"layers_per_block": (1, 1, 1), "qkv_multiscales": ((), (), (5,))}
+    sides = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in blocks.items()}
+    return randomize(AutoencoderDC(latent_channels=2, attention_head_dim=8, scaling_factor=0.4, **sides))
 
 
 def dit_pipeline(folder: Path, autoencoder: AutoencoderKL | None = None) -> DiTPipeline:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adaptive_runs import DEPTH, adaptive, by_order, decisions, depth_scorer, macs_of, no_latency, random_scorer, sit
-from models import inputs_for, output, pixart, sd3, sdxl, unet
+from models import flux, inputs_for, output, pixart, sana, sd3, sdxl, unet
 from secateur.errors import SecateurError
 from secateur.process import FlowProcess
 from secateur.schedules import AdaptiveConfig, Target, block_cuts, one_shot, parse_target
@@ -104,7 +104,7 @@ def test_every_rule_ends_at_the_target(selector, rerank, target):
     assert all(decision.record["chosen"] in [c["count"] for c in decision.record["candidates"]] for decision in found)
 
 
-@pytest.mark.parametrize("build", [unet, lambda: sdxl(transformer_layers_per_block=(1, 2)), sd3, pixart])
+@pytest.mark.parametrize("build", [unet, lambda: sdxl(transformer_layers_per_block=(1, 2)), sd3, pixart, flux, sana])
 def test_blocks_of_every_kind_leave_until_one_is_left(build):
     model = build().eval()
     structure = describe(model)

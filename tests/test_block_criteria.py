@@ -16,9 +16,8 @@ from scipy import stats
 from torch import nn
 
 import secateur
-from models import dit, inputs_for, output, unet
+from models import dit, output, sample_for, unet
 from secateur.cli import main
-from secateur.conditions import conditions_of
 from secateur.criteria import BLOCK_CRITERIA, ScoringConfig, score
 from secateur.criteria.blocks import block_scores, draw_tuples, leaving_order, measure_blocks
 from secateur.criteria.ced import log_deviations, spearman
@@ -99,7 +98,7 @@ def chain_of(*functions):
 
 def batch_of(model, count=6):
     sample = torch.randn(count, model.config.in_channels, 8, 8, generator=torch.Generator().manual_seed(0))
-    return Batch(sample, conditions_of(inputs_for(model, count)))
+    return Batch(sample, sample_for(model, count)[1])
 
 
 def effects_of(model, structure, process=None, batch=None, config=FEW):

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from models import unet_condition
-from secateur.conditions import arguments, conditions_of, dropped, moved, repeated, rows, without_labels
+from secateur.conditions import arguments, dropped, moved, repeated, rows, without_labels
 from secateur.data import Batch
 from secateur.process import FlowProcess, predict
 from secateur.recovery.conditioning import sample_conditions
@@ -51,8 +51,6 @@ def test_arguments_nest_and_take_the_dtype_of_the_weights():
     assert found["class_labels"].dtype == torch.int64
     assert found["encoder_hidden_states"].dtype == torch.bfloat16
     assert torch.equal(found["added_cond_kwargs"]["text_embeds"], torch.arange(3.0).view(3, 1).bfloat16())
-    inputs = {"sample": torch.zeros(3, 1, 1, 1), "timestep": torch.zeros(3), **arguments(TOLD, torch.float32)}
-    assert conditions_of(inputs).keys() == TOLD.keys()
 
 
 def test_predictions_are_told_and_guided_by_the_null_condition():

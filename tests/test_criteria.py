@@ -10,8 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from models import dit, dits, inputs_for, unet, unets
-from secateur.conditions import conditions_of
+from models import dit, dits, sample_for, unet, unets
 from secateur.criteria import BLOCK_CRITERIA, CRITERIA, ScoringConfig, score, unit_scores
 from secateur.criteria.diff_pruning import (
     calibration_timesteps,
@@ -139,7 +138,7 @@ def test_any_architecture_can_be_scored_frozen_or_not(models, data):
     model = data.draw(models).requires_grad_(data.draw(st.booleans()))
     flags = [parameter.requires_grad for parameter in model.parameters()]
     process = FlowProcess() if isinstance(model, DiTTransformer2DModel) else DiffusionProcess()
-    batch = Batch(batch_of(model).sample, conditions_of(inputs_for(model, 4)))
+    batch = Batch(batch_of(model).sample, sample_for(model, 4)[1])
     scores = score(model, process, batch, describe(model), "diff-pruning", FEW).scores
     assert all(values.isfinite().all() for values in scores.values())
     assert max(values.max() for values in scores.values()) > 0

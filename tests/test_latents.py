@@ -148,8 +148,10 @@ def test_a_vae_of_other_latents_and_a_model_folder_alone_are_refused(tmp_path, p
     with pytest.raises(ModelError, match="has 3 latent channels, the model takes 2"):
         opened(tmp_path / "pipeline", data)
     config = tmp_path / "pipeline" / "vae" / "config.json"
-    config.write_text(json.dumps(read_json(config) | {"_class_name": "AutoencoderDC"}))
-    with pytest.raises(ModelError, match="holds a AutoencoderDC; latents are supported of AutoencoderKL and VQModel"):
+    config.write_text(json.dumps(read_json(config) | {"_class_name": "AutoencoderTiny"}))
+    with pytest.raises(
+        ModelError, match="holds a AutoencoderTiny; latents are supported of AutoencoderKL, AutoencoderDC, VQModel"
+    ):
         opened(tmp_path / "pipeline", data)
 
 

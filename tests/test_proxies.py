@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from models import dit, inputs_for, unet
-from secateur.conditions import conditions_of, rows
+from models import dit, flux, sample_for, unet
+from secateur.conditions import rows
 from secateur.data import Batch
 from secateur.process import DiffusionProcess, FlowProcess, predict
 from secateur.schedules.proxies import (
@@ -25,9 +25,8 @@ from training_runs import assert_same, images
 
 
 def batch_for(model, count=4, seed=0):
-    inputs = inputs_for(model, count, seed)
-    sample = inputs.get("sample", inputs.get("hidden_states"))
-    return ProxyBatch(sample, torch.zeros_like(sample), inputs["timestep"], conditions_of(inputs))
+    sample, conditions = sample_for(model, count, seed)
+    return ProxyBatch(sample, torch.zeros_like(sample), torch.full((count,), 500), conditions)
 
 
 def doubled(model, batch):
@@ -46,7 +45,7 @@ def explicit_gradients(model, batch, signs):
     return torch.stack(found)
 
 
-@pytest.mark.parametrize("build", [unet, lambda: dit(out_channels=2)])
+@pytest.mark.parametrize("build", [unet, lambda: dit(out_channels=2), lambda: flux(num_layers=1, num_single_layers=1)])
 def test_the_gram_matrix_is_that_of_explicit_gradients(build):
     model, batch = doubled(build(), batch_for(build()))
     generator = torch.Generator().manual_seed(7)

@@ -1,10 +1,11 @@
 """Every criterion ranks, and the Jacobian term differentiates, every architecture that predicts from text."""
 
+from functools import partial
+
 import pytest
 import torch
 
-from models import inputs_for, pixart, sana, sd3, unet_condition
-from secateur.conditions import conditions_of
+from models import flux, pixart, sample_for, sana, sd3, unet_condition
 from secateur.criteria import BLOCK_CRITERIA, CRITERIA, ScoringConfig, score
 from secateur.data import Batch
 from secateur.process import process_from_config
@@ -13,18 +14,22 @@ from secateur.structure import describe
 
 DDPM = process_from_config({"_class_name": "DDPMScheduler", "beta_schedule": "linear"})
 FLOW = process_from_config({"_class_name": "FlowMatchEulerDiscreteScheduler"})
-MODELS = [(unet_condition, DDPM), (pixart, DDPM), (sd3, FLOW), (sana, FLOW)]
-NAMES = [make.__name__ for make, _ in MODELS]
+MODELS = {
+    "unet_condition": (unet_condition, DDPM),
+    "pixart": (pixart, DDPM),
+    "sd3": (sd3, FLOW),
+    "flux": (partial(flux, guidance_embeds=True), FLOW),
+    "sana": (sana, FLOW),
+}
 CONFIG = ScoringConfig(num_timesteps=2, num_images=2, batch_size=2)
 
 
 def batch_for(model):
-    inputs = inputs_for(model)
-    return Batch(next(iter(inputs.values())), conditions_of(inputs))
+    return Batch(*sample_for(model))
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
-@pytest.mark.parametrize(("make", "process"), MODELS, ids=NAMES)
+@pytest.mark.parametrize(("make", "process"), MODELS.values(), ids=MODELS)
 def test_every_criterion_ranks_every_unit_and_block(make, process, criterion):
     model = make()
     structure = describe(model)
@@ -35,7 +40,7 @@ def test_every_criterion_ranks_every_unit_and_block(make, process, criterion):
     assert len({round(value, 12) for values in scores.values() for value in values.tolist()}) > 1
 
 
-@pytest.mark.parametrize(("make", "process"), MODELS, ids=NAMES)
+@pytest.mark.parametrize(("make", "process"), MODELS.values(), ids=MODELS)
 def test_the_jacobian_term_has_gradients(make, process):
     model = make()
     batch = batch_for(model)

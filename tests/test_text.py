@@ -10,10 +10,13 @@ import torch
 
 pytest.importorskip("transformers")
 
+from diffusers import FluxPipeline, PixArtAlphaPipeline, SanaPipeline
+
 import secateur
 from models import randomize
 from pipelines import image_folder
 from secateur import CutConfig, EvaluationConfig, RecoveryConfig, ScoringConfig
+from secateur.autoencoder import latent_space
 from secateur.cli import main
 from secateur.commands.common import decoder, encode_data, open_data, open_model
 from secateur.conditions import rows
@@ -55,11 +58,26 @@ def opened(folder, data):
     return loaded, dataset
 
 
+def drawn_by(pipeline, prompts, latents, scheduler, size):
+    """What the pipeline itself makes of `latents` in four guided steps."""
+    options, (height, width) = {"guidance_scale": 3.0}, size
+    if isinstance(pipeline, FluxPipeline):  # keeps its own scheduler
+        latents = FluxPipeline._pack_latents(latents, *latents.shape)
+        options = {"true_cfg_scale": 3.0, "negative_prompt": [""] * len(prompts)}
+    else:
+        pipeline.scheduler = scheduler
+    if isinstance(pipeline, PixArtAlphaPipeline | SanaPipeline):
+        options |= {"use_resolution_binning": False}
+    options |= {"height": height, "width": width, "num_inference_steps": 4, "output_type": "pt"}
+    return pipeline(prompts, latents=latents, **options).images
+
+
 @pytest.mark.parametrize("name", PIPELINES)
 def test_guided_samples_are_those_of_the_pipeline_itself(tmp_path, name):
     pipeline = PIPELINES[name](tmp_path / "pipeline")
     loaded, _ = open_model(str(tmp_path / "pipeline"), device="cpu")
-    encoder = open_text_encoder(loaded.pipeline, (16, 16))
+    _, *size = latent_space(loaded.vae).image_shape(input_shape(loaded.model))
+    encoder = open_text_encoder(loaded.pipeline, tuple(size))
     drawn = generate_images(
         loaded.model,
         loaded.process,
@@ -71,18 +89,7 @@ def test_guided_samples_are_those_of_the_pipeline_itself(tmp_path, name):
         null=encoder.null(),
         decode=decoder(loaded),
     )
-    pipeline.scheduler = loaded.process.scheduler()
-    binning = {"use_resolution_binning": False} if name == "pixart" else {}
-    expected = pipeline(
-        ["a cat", "dog"],
-        latents=initial_noise([3, 4], (2, 8, 8)),
-        height=16,
-        width=16,
-        num_inference_steps=4,
-        guidance_scale=3.0,
-        output_type="pt",
-        **binning,
-    ).images
+    expected = drawn_by(pipeline, ["a cat", "dog"], initial_noise([3, 4], (2, 8, 8)), loaded.process.scheduler(), size)
     torch.testing.assert_close(drawn, 2 * expected - 1, rtol=0, atol=0.02)  # states in half precision, then guided
     assert drawn.std() > 0.1
 

@@ -6,10 +6,15 @@ from typing import Any
 import torch
 from diffusers import (
     DDIMScheduler,
+    DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
     PixArtAlphaPipeline,
     PixArtTransformer2DModel,
     PNDMScheduler,
+    SanaPipeline,
+    SanaTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
@@ -23,13 +28,16 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Gemma2Config,
+    Gemma2Model,
+    GemmaTokenizer,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
 )
 
 from models import randomize
-from pipelines import LINEAR, vae
+from pipelines import LINEAR, deep_compression, vae
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 WIDTH = 8
@@ -90,6 +98,25 @@ def t5() -> T5EncoderModel:
     )
 
 
+def gemma_tokenizer() -> GemmaTokenizer:
+    words = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *"acdgot"]  # few, so that long instructions are short
+    return GemmaTokenizer({word: index for index, word in enumerate(words)}, [])
+
+
+def gemma() -> Gemma2Model:
+    config = Gemma2Config(
+        vocab_size=11,
+        hidden_size=WIDTH,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=4,
+        query_pre_attn_scalar=4,
+    )
+    return randomize(Gemma2Model(config), seed=3)
+
+
 def stable_diffusion(folder: Path) -> StableDiffusionPipeline:
     network = randomize(UNet2DConditionModel(**U_NET, cross_attention_dim=WIDTH))
     scheduler = PNDMScheduler(beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1)
@@ -147,6 +174,42 @@ def pixart(folder: Path) -> PixArtAlphaPipeline:
     return _saved(PixArtAlphaPipeline(t5_tokenizer(), t5(), vae(), randomize(network), DDIMScheduler(**LINEAR)), folder)
 
 
+def flux(folder: Path, sample_size: int = 8, **changes: Any) -> FluxPipeline:
+    """A guidance-distilled Flux, whose scheduler shifts by the size of the image, as FLUX.1-dev has them."""
+    network = FluxTransformer2DModel(
+        in_channels=8,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        axes_dims_rope=(2, 2, 4),
+        joint_attention_dim=WIDTH,
+        pooled_projection_dim=WIDTH,
+        **{"num_layers": 1, "num_single_layers": 1, "guidance_embeds": True, **changes},
+    )
+    network.register_to_config(sample_size=sample_size)
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
+    encoders = clip(), clip_tokenizer(), t5(), t5_tokenizer()
+    return _saved(FluxPipeline(scheduler, vae(shift_factor=0.1), *encoders, randomize(network)), folder)
+
+
+def sana(folder: Path, **changes: Any) -> SanaPipeline:
+    """Sana on 32 x 32 pixels, with the scheduler that says in its own words that it is a flow."""
+    network = SanaTransformer2DModel(
+        sample_size=8,
+        in_channels=2,
+        out_channels=2,
+        num_layers=2,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=8,
+        cross_attention_dim=16,
+        caption_channels=WIDTH,
+        **changes,
+    )
+    scheduler = DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0)
+    return _saved(SanaPipeline(gemma_tokenizer(), gemma(), deep_compression(), randomize(network), scheduler), folder)
+
+
 def _saved(pipeline: Any, folder: Path) -> Any:
     pipeline.set_progress_bar_config(disable=True)
     pipeline.save_pretrained(folder)
@@ -157,6 +220,8 @@ PIPELINES = {
     "sd": stable_diffusion,
     "sdxl": stable_diffusion_xl,
     "sd3": stable_diffusion_3,
+    "flux": flux,
     "pixart": pixart,
+    "sana": sana,
 }
 NOISE = torch.randn(2, 2, 8, 8, generator=torch.Generator().manual_seed(0))

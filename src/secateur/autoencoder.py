@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, VQModel
+from diffusers import AutoencoderDC, AutoencoderKL, VQModel
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -15,7 +15,11 @@ from .errors import ModelError, first_line
 from .files import read_json
 from .inputs import device_of
 
-AUTOENCODERS: dict[str, type[Any]] = {"AutoencoderKL": AutoencoderKL, "VQModel": VQModel}
+AUTOENCODERS: dict[str, type[Any]] = {
+    "AutoencoderKL": AutoencoderKL,
+    "AutoencoderDC": AutoencoderDC,
+    "VQModel": VQModel,
+}
 AT_ONCE = 8  # images to decode; activations of a VAE are large
 
 
@@ -36,12 +40,13 @@ def latent_space(folder: Path) -> LatentSpace:
     """What the config in `folder` says.
 
     Raises:
-        ModelError: another class than AutoencoderKL or VQModel.
+        ModelError: another class than those of `AUTOENCODERS`.
     """
     config = read_json(folder / "config.json")
     if (name := config.get("_class_name")) not in AUTOENCODERS:
-        raise ModelError(f"{folder} holds a {name}; latents are supported of {' and '.join(AUTOENCODERS)}")
-    factor = 2 ** (len(config["block_out_channels"]) - 1)
+        raise ModelError(f"{folder} holds a {name}; latents are supported of {', '.join(AUTOENCODERS)}")
+    widths = config.get("block_out_channels") or config["encoder_block_out_channels"]
+    factor = 2 ** (len(widths) - 1)
     return LatentSpace(config["latent_channels"], config["in_channels"], factor)
 
 
@@ -59,10 +64,9 @@ class Autoencoder:
 
     @torch.no_grad()
     def encode(self, x_BCHW: Tensor, noise_BCHW: Tensor) -> Tensor:
-        """Latents (B, C, h, w) of images in [-1, 1]: of each posterior, mean + std noise; a VQModel has none."""
-        encoded = self.model.encode(x_BCHW)  # type: ignore[operator]
-        posterior = getattr(encoded, "latent_dist", None)
-        drawn = encoded.latents if posterior is None else posterior.mean + posterior.std * noise_BCHW
+        """Latents (B, C, h, w) of images in [-1, 1]: mean + std noise of each posterior, where there is one."""
+        (encoded,) = self.model.encode(x_BCHW, return_dict=False)  # type: ignore[operator]
+        drawn = encoded if isinstance(encoded, Tensor) else encoded.mean + encoded.std * noise_BCHW
         return (drawn - self.shift) * self.scale
 
     @torch.no_grad()

@@ -23,6 +23,7 @@ from torch import nn
 
 from .errors import ModelError, SecateurError, first_line
 from .files import atomic_folder, read_json, write_json
+from .flow_levels import levels_of
 from .manifest import MANIFEST, MANIFEST_KEY, Manifest, manifest_of, pruned_skeleton
 from .process import Process, process_from_config
 from .structure import architecture_named, supported_architectures, unsupported
@@ -147,8 +148,10 @@ def load(
     scheduler = dict(process_config or _scheduler_config(places))
     latent = pipeline is not None and _autoencoder_of(pipeline) is not None
     # Samplers clip to [-1, 1] unless told otherwise, and latents go beyond.
-    process = process_from_config(scheduler | {"clip_sample": False, "thresholding": False} if latent else scheduler)
-    return Loaded(_load_model(folder, str(path_or_id)), process, scheduler, pipeline, component)
+    unclipped = {"clip_sample": False, "thresholding": False} if latent else {}
+    process_from_config(scheduler)  # refused before the weights are read
+    model = _load_model(folder, str(path_or_id))
+    return Loaded(model, process_from_config(levels_of(scheduler, model) | unclipped), scheduler, pipeline, component)
 
 
 def load_pipeline(path: str | Path) -> DiffusionPipeline:

@@ -59,14 +59,3 @@ def arguments(conditions: Conditions, dtype: torch.dtype) -> dict[str, Any]:
         else:
             found[name] = value
     return found
-
-
-def conditions_of(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The conditions among a network's keyword arguments: all but `timestep` and the sample, which comes first."""
-    found: dict[str, Tensor] = {}
-    for name, value in list(inputs.items())[1:]:
-        if isinstance(value, Mapping):
-            found |= {f"{name}.{inner}": tensor for inner, tensor in value.items() if isinstance(tensor, Tensor)}
-        elif isinstance(value, Tensor) and name != "timestep":
-            found[name] = value
-    return found

@@ -19,14 +19,13 @@ from torch import Tensor, nn
 
 from .autoencoder import latent_space, open_autoencoder
 from .checkpoint import Loaded
-from .conditions import conditions_of
 from .data import ArrayDataset, FolderDataset, LatentDataset, load_data
 from .data.fingerprint import files_fingerprint, fingerprint
 from .data.latents import LATENTS
 from .data.shards import Shards
 from .errors import DataError, ModelError, require
 from .files import atomic_file, read_json, write_json
-from .inputs import device_of, example_inputs, input_shape, takes_text
+from .inputs import device_of, example_batch, input_shape, takes_text
 from .progress import progress
 from .prompts import KEPT, check_text, open_text_encoder, text_folders
 from .recovery.draws import seed_of
@@ -191,7 +190,7 @@ def _write_about(shards: Shards, dataset: LatentDataset, made_by: dict[str, Any]
 
 def _text_bytes(model: nn.Module) -> int:
     """About what a caption takes on disk, by the model's config: text lengths are those of the usual pipelines."""
-    conditions = conditions_of(example_inputs(model, 1))
+    _, conditions = example_batch(model, 1)
     return sum(value.numel() for value in conditions.values()) * KEPT.itemsize
 
 

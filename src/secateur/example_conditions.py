@@ -1,6 +1,6 @@
-"""Random stand-ins for what a network takes beside its sample: classes, text states, pooled text, sizes, positions.
+"""Random stand-ins for what a network is told beside its sample: classes, text states, pooled text, sizes.
 
-Each function gives keyword arguments of one architecture's `forward`. Text lengths are those of diffusers' pipelines.
+Each function gives the conditions of one architecture. Text lengths are those of diffusers' pipelines.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from diffusers import (
 )
 from torch import Tensor, nn
 
+from .conditions import UNCONDITIONAL, Conditions
+
 Draw = Callable[..., Tensor]  # sizes -> standard normal values of shape (batch, *sizes)
 
 CLIP_TOKENS = 77
@@ -27,20 +29,21 @@ FLUX_TOKENS = 512
 SANA_TOKENS = 300
 
 
-def example_conditions(model: nn.Module, sample: Tensor, draw: Draw) -> dict[str, Any]:
-    """The conditions that go with `sample` (B, C, H, W), by keyword; none for an architecture that takes no text."""
+def example_conditions(model: nn.Module, batch_size: int, draw: Draw) -> Conditions:
+    """Conditions of `batch_size` samples; none for an architecture that takes no text."""
     conditions = next((CONDITIONS[each] for each in type(model).__mro__ if each in CONDITIONS), None)
-    return {} if conditions is None else conditions(model, sample, draw)
+    return UNCONDITIONAL if conditions is None else conditions(model, batch_size, draw)
 
 
-def _unet2d_condition(model: UNet2DConditionModel, sample: Tensor, draw: Draw) -> dict[str, Any]:
+def _unet2d_condition(model: UNet2DConditionModel, batch_size: int, draw: Draw) -> Conditions:
     config: Any = model.config
     width = config.cross_attention_dim if isinstance(config.cross_attention_dim, int) else config.cross_attention_dim[0]
-    conditions: dict[str, Any] = {"encoder_hidden_states": draw(CLIP_TOKENS, config.encoder_hid_dim or width)}
+    conditions: dict[str, Tensor] = {"encoder_hidden_states": draw(CLIP_TOKENS, config.encoder_hid_dim or width)}
     if config.addition_embed_type == "text_time":
         pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-        conditions["added_cond_kwargs"] = {"text_embeds": draw(pooled), "time_ids": 512 + 64 * draw(6)}
-    indices = torch.arange(len(sample))
+        conditions["added_cond_kwargs.text_embeds"] = draw(pooled)
+        conditions["added_cond_kwargs.time_ids"] = 512 + 64 * draw(6)
+    indices = torch.arange(batch_size)
     if config.class_embed_type in ("projection", "simple_projection"):
         conditions["class_labels"] = draw(config.projection_class_embeddings_input_dim)
     elif config.class_embed_type == "identity":
@@ -52,15 +55,16 @@ def _unet2d_condition(model: UNet2DConditionModel, sample: Tensor, draw: Draw) -
     return conditions
 
 
-def _pixart(model: PixArtTransformer2DModel, sample: Tensor, draw: Draw) -> dict[str, Any]:
+def _pixart(model: PixArtTransformer2DModel, batch_size: int, draw: Draw) -> Conditions:
     config: Any = model.config
     return {
         "encoder_hidden_states": draw(PIXART_TOKENS, config.caption_channels or config.cross_attention_dim),
-        "added_cond_kwargs": {"resolution": 512 + 64 * draw(2), "aspect_ratio": draw(1).exp()},
+        "added_cond_kwargs.resolution": 512 + 64 * draw(2),
+        "added_cond_kwargs.aspect_ratio": draw(1).exp(),
     }
 
 
-def _sd3(model: SD3Transformer2DModel, sample: Tensor, draw: Draw) -> dict[str, Any]:
+def _sd3(model: SD3Transformer2DModel, batch_size: int, draw: Draw) -> Conditions:
     config: Any = model.config
     return {
         "encoder_hidden_states": draw(T5_AND_CLIP_TOKENS, config.joint_attention_dim),
@@ -68,30 +72,21 @@ def _sd3(model: SD3Transformer2DModel, sample: Tensor, draw: Draw) -> dict[str, 
     }
 
 
-def _flux(model: FluxTransformer2DModel, sample: Tensor, draw: Draw) -> dict[str, Any]:
-    """Flux takes 2 x 2 patches as tokens, their positions beside them, and timesteps in [0, 1]."""
+def _flux(model: FluxTransformer2DModel, batch_size: int, draw: Draw) -> Conditions:
     config: Any = model.config
-    batch_size, channels, height, width = sample.shape
-    patches = sample.reshape(batch_size, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
-    rows, columns = torch.meshgrid(torch.arange(height // 2), torch.arange(width // 2), indexing="ij")
-    conditions = {
-        "hidden_states": patches.reshape(batch_size, -1, 4 * channels),
+    return {
         "encoder_hidden_states": draw(FLUX_TOKENS, config.joint_attention_dim),
         "pooled_projections": draw(config.pooled_projection_dim),
-        "timestep": torch.linspace(0.1, 0.9, batch_size),
-        "img_ids": torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).reshape(-1, 3),
-        "txt_ids": torch.zeros(FLUX_TOKENS, 3, dtype=torch.int64),
     }
-    return conditions | ({"guidance": torch.full((batch_size,), 3.5)} if config.guidance_embeds else {})
 
 
-def _sana(model: SanaTransformer2DModel, sample: Tensor, draw: Draw) -> dict[str, Any]:
+def _sana(model: SanaTransformer2DModel, batch_size: int, draw: Draw) -> Conditions:
     config: Any = model.config
     conditions = {"encoder_hidden_states": draw(SANA_TOKENS, config.caption_channels)}
-    return conditions | ({"guidance": torch.full((len(sample),), 0.45)} if config.guidance_embeds else {})
+    return conditions | ({"guidance": torch.full((batch_size,), 0.45)} if config.guidance_embeds else {})
 
 
-CONDITIONS: dict[type, Callable[[Any, Tensor, Draw], dict[str, Any]]] = {
+CONDITIONS: dict[type, Callable[[Any, int, Draw], Conditions]] = {
     UNet2DConditionModel: _unet2d_condition,
     PixArtTransformer2DModel: _pixart,
     SD3Transformer2DModel: _sd3,

@@ -13,10 +13,13 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from .calling import flux_arguments
+from .conditions import LABELS, Conditions, arguments
 from .errors import ModelError
 from .example_conditions import example_conditions
+from .packing import PATCH
 
-FLUX_SAMPLE_SIZE = 128  # of the latents of 1024 pixels; Flux has no size of its own
+FLUX_SAMPLE_SIZE = 128  # of the latents of 1024 pixels, where the config does not say
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -28,16 +31,17 @@ def input_shape(model: nn.Module) -> tuple[int, int, int]:
     """Shape (C, H, W) of one sample, by the model's config. Flux's is that of its latents before they are packed.
 
     Raises:
-        ModelError: the config does not say.
+        ModelError: the config does not say, or says a size that Flux cannot pack.
     """
     config: Any = model.config
-    if isinstance(model, FluxTransformer2DModel):
-        return config["in_channels"] // 4, FLUX_SAMPLE_SIZE, FLUX_SAMPLE_SIZE
-    size = config.get("sample_size")
+    packed = isinstance(model, FluxTransformer2DModel)
+    size = config.get("sample_size") or (FLUX_SAMPLE_SIZE if packed else None)
     if size is None:
         raise ModelError(f"the config of {type(model).__name__} has no sample_size; set it to the image size")
     height, width = (size, size) if isinstance(size, int) else size
-    return config["in_channels"], height, width
+    if packed and (height % PATCH or width % PATCH):
+        raise ModelError(f"the config's sample_size is {size}; Flux takes latents of an even size")
+    return config["in_channels"] // (PATCH**2 if packed else 1), height, width
 
 
 def class_count(model: nn.Module) -> int | None:
@@ -60,32 +64,47 @@ def null_class(model: nn.Module) -> int | None:
     return None if class_count(model) is None else config.get("num_embeds_ada_norm")
 
 
-def example_inputs(model: nn.Module, batch_size: int, size: tuple[int, int] | None = None) -> dict[str, Any]:
-    """Random keyword arguments for `model(**inputs)`, the same ones at every call, batch axes first.
+def example_batch(model: nn.Module, batch_size: int, size: tuple[int, int] | None = None) -> tuple[Tensor, Conditions]:
+    """A random noisy sample (B, C, H, W) and what the architecture is told with it, the same at every call.
 
-    A noisy sample (B, C, H, W), timestep (B,) and, where the architecture takes them, class_labels (B,), text states,
-    pooled text, sizes and positions. `size` is the height and width of the sample, by default the config's.
+    `size` is the height and width of the sample, by default the config's.
 
     Raises:
         ModelError: as `input_shape`, and labels that are not class indices.
     """
     generator = torch.Generator().manual_seed(0)
-    parameter = next(model.parameters())
     channels, height, width = input_shape(model)
     sample = torch.randn(batch_size, channels, *(size or (height, width)), generator=generator)
+    told = example_conditions(model, batch_size, lambda *sizes: torch.randn(batch_size, *sizes, generator=generator))
+    if not told and (classes := class_count(model)) is not None:
+        told = {LABELS: torch.arange(batch_size) % classes}
+    return tree_map_only(Tensor, partial(_like, next(model.parameters())), (sample, told))
+
+
+def example_inputs(model: nn.Module, batch_size: int, size: tuple[int, int] | None = None) -> dict[str, Any]:
+    """Random keyword arguments for `model(**inputs)`, the same ones at every call, batch axes first.
+
+    A noisy sample, timestep (B,) and, where the architecture takes them, class_labels (B,), text states, pooled text,
+    sizes and positions. `size` is the height and width of the sample, by default the config's.
+
+    Raises:
+        ModelError: as `example_batch`.
+    """
+    sample, conditions = example_batch(model, batch_size, size)
+    told = arguments(conditions, sample.dtype)
+    if isinstance(model, FluxTransformer2DModel):
+        timesteps = torch.linspace(100, 900, batch_size, device=sample.device)
+        return tree_map_only(Tensor, partial(_like, sample), flux_arguments(model, sample, timesteps, told))
     parameters = inspect.signature(model.forward).parameters
     inputs: dict[str, Any] = {next(iter(parameters)): sample}  # `sample` or `hidden_states`
     if "timestep" in parameters:
-        inputs["timestep"] = torch.ones(batch_size, dtype=torch.int64)
-    conditions = example_conditions(model, sample, lambda *sizes: torch.randn(batch_size, *sizes, generator=generator))
-    if not conditions and (classes := class_count(model)) is not None:
-        inputs["class_labels"] = torch.arange(batch_size) % classes
-    return tree_map_only(Tensor, partial(_like, parameter), inputs | conditions)
+        inputs["timestep"] = torch.ones(batch_size, dtype=torch.int64, device=sample.device)
+    return inputs | told
 
 
-def _like(parameter: Tensor, value: Tensor) -> Tensor:
-    """`value` on the device of `parameter` and, if it has a fraction, in its dtype."""
-    return value.to(parameter.device, parameter.dtype if value.is_floating_point() else value.dtype)
+def _like(other: Tensor, value: Tensor) -> Tensor:
+    """`value` on the device of `other` and, if it has a fraction, in its dtype."""
+    return value.to(other.device, other.dtype if value.is_floating_point() else value.dtype)
 
 
 def takes_text(model: nn.Module) -> bool:

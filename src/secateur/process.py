@@ -13,9 +13,10 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
-from .calling import call
+from .calling import call, network_of
 from .conditions import UNCONDITIONAL, Conditions, arguments
 from .errors import ModelError, first_line
+from .flow_levels import EVEN_LEVELS, EvenFlowMatchEuler
 
 MOST_NOISE = 1e-8  # signal-to-noise ratio below which nothing of a clean sample can be told
 
@@ -155,10 +156,9 @@ class FlowProcess:
         return noisy - self._sigmas(timesteps, noisy) * self.model_to_sampler(output)
 
     def scheduler(self) -> FlowMatchEulerDiscreteScheduler:
-        # Shifts that depend on the image size and stochastic steps are choices of a sampler, not of the process.
-        return FlowMatchEulerDiscreteScheduler.from_config(
-            self.config, use_dynamic_shifting=False, stochastic_sampling=False
-        )
+        # A shift by the image size is settled when a model is loaded; stochastic steps are another sampler's choice.
+        euler = EvenFlowMatchEuler if self.config.get(EVEN_LEVELS) else FlowMatchEulerDiscreteScheduler
+        return euler.from_config(self.config, use_dynamic_shifting=False, stochastic_sampling=False)
 
     def sampler_to_model(self, timestep: Tensor) -> Tensor:
         return timestep if self.convention == "diffusers" else 1 - timestep / self.num_train_timesteps
@@ -179,13 +179,24 @@ def process_from_config(config: dict[str, Any]) -> Process:
     try:
         if name.startswith("FlowMatch"):
             return _tried(FlowProcess(config, config.get("secateur_flow_convention", "diffusers")))
+        if config.get("use_flow_sigmas") and config.get("prediction_type") == "flow_prediction":
+            return _tried(FlowProcess(_flow_config(config)))
         if "beta_schedule" in config or "beta_start" in config or name in ("DDPMScheduler", "DDIMScheduler"):
             return _tried(DiffusionProcess(config))
     except (NotImplementedError, TypeError, ValueError, RuntimeError, IndexError) as error:
         raise ModelError(f"the scheduler config cannot be used: {first_line(error)}") from error
     raise ModelError(
-        f"scheduler {name} is not supported; use one with a beta schedule (DDPM, DDIM ...) or a FlowMatch one"
+        f"scheduler {name} is not supported; use one with a beta schedule (DDPM, DDIM ...), a FlowMatch one, or one "
+        "with use_flow_sigmas"
     )
+
+
+def _flow_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The flow that a solver of several kinds of process (DPMSolverMultistep, UniPC ...) is set to, as Sana's is.
+
+    The solver itself is a choice of the sampler.
+    """
+    return {"num_train_timesteps": config.get("num_train_timesteps", 1000), "shift": config.get("flow_shift", 1.0)}
 
 
 def _tried(process: Process) -> Process:
@@ -203,7 +214,8 @@ def predict(model: nn.Module, x_BCHW: Tensor, timesteps_B: Tensor, conditions: C
         ModelError: as `call`.
     """
     weights = next(model.parameters(), x_BCHW)
-    return call(model, x_BCHW.to(weights.dtype), timesteps_B, arguments(conditions, weights.dtype)).to(x_BCHW.dtype)
+    chosen = call.dispatch(type(network_of(model)))
+    return chosen(model, x_BCHW.to(weights.dtype), timesteps_B, arguments(conditions, weights.dtype)).to(x_BCHW.dtype)
 
 
 def denoising_error(

@@ -7,6 +7,7 @@ where the pipeline was trained so (SDXL).
 from __future__ import annotations
 
 import importlib.util
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,12 +69,35 @@ def _pixart(pipeline: Any, prompts: list[str], size: Size, without: bool) -> dic
     }
 
 
+def _flux(pipeline: Any, prompts: list[str], size: Size, without: bool) -> dict[str, Tensor]:
+    """T5 states and CLIP's pooled output; the empty prompt is encoded as any other, as for the pipeline's true CFG."""
+    states, pooled, _ = pipeline.encode_prompt(prompts, device=pipeline.device)
+    return {"encoder_hidden_states": states, "pooled_projections": pooled}
+
+
+def _sana(pipeline: Any, prompts: list[str], size: Size, without: bool) -> dict[str, Tensor]:
+    """Gemma's states and their mask; prompts, but not the empty one, follow the pipeline's own instruction."""
+    instruction = inspect.signature(pipeline.__call__).parameters["complex_human_instruction"].default
+    states, mask, empty, empty_mask = pipeline.encode_prompt(
+        prompts,
+        do_classifier_free_guidance=without,
+        device=pipeline.device,
+        complex_human_instruction=instruction,
+    )
+    return {
+        "encoder_hidden_states": empty if without else states,
+        "encoder_attention_mask": empty_mask if without else mask,
+    }
+
+
 ENCODERS: dict[str, Encode] = {
     "StableDiffusionPipeline": _stable_diffusion,
     "StableDiffusionXLPipeline": _stable_diffusion_xl,
     "StableDiffusion3Pipeline": _stable_diffusion_3,
+    "FluxPipeline": _flux,
     "PixArtAlphaPipeline": _pixart,
     "PixArtSigmaPipeline": _pixart,
+    "SanaPipeline": _sana,
 }
 
 

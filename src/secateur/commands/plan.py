@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from ..checkpoint import Loaded
-from ..conditions import conditions_of
 from ..criteria import BLOCK_CRITERIA, CriterionName, ScoringConfig
 from ..criteria.blocks import bins_of, block_names
 from ..criteria.drops import passes_of
@@ -19,7 +18,7 @@ from ..data import ImageDataset, LatentDataset
 from ..errors import DataError, require
 from ..evaluation import EvaluationConfig
 from ..evaluation.efficiency import count_macs
-from ..inputs import device_of, example_inputs
+from ..inputs import device_of, example_batch, example_inputs
 from ..process import denoising_error
 from ..recipes import Recipe
 from ..recovery import RecoveryConfig, WarmupConfig
@@ -226,8 +225,7 @@ def pairs_of(loaded: Loaded, criterion: CriterionName, config: ScoringConfig) ->
 
 def seconds_per_pair(loaded: Loaded, batch_size: int = 32) -> float:
     """Seconds that one image takes in a forward and backward pass of the dense model, measured."""
-    inputs = example_inputs(loaded.model, batch_size)
-    sample, told = next(iter(inputs.values())), conditions_of(inputs)
+    sample, told = example_batch(loaded.model, batch_size)
     timesteps = loaded.process.timesteps(torch.linspace(0.1, 0.9, batch_size)).to(sample.device)
     seconds = []
     for _ in range(TIMED_STEPS):

@@ -1,0 +1,127 @@
+"""How networks that take more than a sample and a time are called, whatever is wrapped around them."""
+
+import pytest
+import torch
+from diffusers import FluxPipeline, FluxTransformer2DModel
+from torch import nn
+
+from models import dit, flux, half, sample_for, sana
+from secateur.calling import FLUX_GUIDANCE, call
+from secateur.errors import ModelError
+from secateur.inputs import input_shape
+from secateur.packing import pack, positions, unpack
+from secateur.process import FlowProcess, predict
+from secateur.recovery.jacobian import higher_order, project, unit_directions
+from secateur.structure import describe, masked, masks_of, remove
+
+LATENTS = torch.randn(2, 3, 6, 4, generator=torch.Generator().manual_seed(0))
+
+
+def test_latents_are_packed_as_the_pipeline_of_flux_packs_them():
+    tokens = pack(LATENTS)
+    assert torch.equal(tokens, FluxPipeline._pack_latents(LATENTS, 2, 3, 6, 4))
+    assert torch.equal(unpack(tokens, (6, 4)), LATENTS)
+    assert torch.equal(unpack(tokens, (6, 4)), FluxPipeline._unpack_latents(tokens, 48, 32, 8))
+    ids = FluxPipeline._prepare_latent_image_ids(2, 3, 2, "cpu", torch.float32)
+    assert torch.equal(positions((6, 4)).float(), ids)
+
+
+@pytest.mark.parametrize("distilled", [False, True])
+def test_flux_is_told_time_in_its_own_unit_and_where_its_tokens_stand(distilled):
+    model = flux(guidance_embeds=distilled)
+    sample, told = sample_for(model)
+    timesteps = torch.tensor([30.0, 900.0])
+    found = predict(model, sample, timesteps, told)
+    guidance = {"guidance": torch.full((2,), FLUX_GUIDANCE)} if distilled else {}
+    ids = FluxPipeline._prepare_latent_image_ids(2, 4, 4, "cpu", torch.float32)
+    text_ids = torch.zeros(told["encoder_hidden_states"].shape[1], 3)
+    packed = FluxPipeline._pack_latents(sample, 2, 4, 8, 8)
+    expected = model(packed, timestep=timesteps / 1000, img_ids=ids, txt_ids=text_ids, **guidance, **told).sample
+    assert torch.equal(found, FluxPipeline._unpack_latents(expected, 64, 64, 8))
+    assert not torch.allclose(found, predict(model, sample, timesteps.flip(0), told))
+
+
+class Wrapped(nn.parallel.DistributedDataParallel):
+    """What accelerate puts around a network that several processes train, without the processes."""
+
+    def __init__(self, module):
+        nn.Module.__init__(self)
+        self.module = module
+
+    def forward(self, *args, **kwargs):
+        self.calls = getattr(self, "calls", 0) + 1
+        return self.module(*args, **kwargs)
+
+
+@pytest.mark.parametrize("make", [dit, flux, sana])
+def test_a_wrapper_is_called_and_what_is_in_it_decides_how(make):
+    model = make()
+    wrapper = Wrapped(model)
+    sample, told = sample_for(model)
+    timesteps = torch.tensor([30.0, 900.0])
+    assert torch.equal(predict(wrapper, sample, timesteps, told), predict(model, sample, timesteps, told))
+    assert wrapper.calls == 1
+
+
+def test_a_user_s_class_is_called_as_it_was_registered():
+    class Mine(nn.Module):
+        def forward(self, t, image):
+            return image + t.view(-1, 1, 1, 1)
+
+    call.register(Mine)(lambda model, x, timesteps, told: model(timesteps, x))
+    assert torch.equal(predict(Mine(), LATENTS, torch.ones(2)), LATENTS + 1)
+
+
+def test_the_size_of_flux_is_the_config_s_or_that_of_1024_pixels():
+    model = flux()
+    assert input_shape(model) == (4, 8, 8)
+    assert input_shape(FluxTransformer2DModel.from_config(dict(model.config) | {"sample_size": None})) == (4, 128, 128)
+    model.register_to_config(sample_size=[6, 8])
+    assert input_shape(model) == (4, 6, 8)
+    model.register_to_config(sample_size=7)
+    with pytest.raises(ModelError, match="sample_size is 7; Flux takes latents of an even size"):
+        input_shape(model)
+
+
+def test_time_of_sana_is_scaled_and_sprint_is_refused():
+    model = sana(timestep_scale=0.5)
+    sample, told = sample_for(model)
+    expected = model(sample, timestep=torch.tensor([20.0, 300.0]), **told).sample
+    torch.testing.assert_close(predict(model, sample, torch.tensor([40.0, 600.0]), told), expected)
+    with pytest.raises(ModelError, match="Sprint"):
+        predict(sana(guidance_embeds=True), sample, torch.ones(2), told)
+
+
+def test_what_flux_predicts_must_have_the_shape_of_what_it_takes():
+    model = flux(out_channels=12)
+    sample, told = sample_for(model)
+    with pytest.raises(ModelError, match="takes 4 channels and predicts 3"):
+        predict(model, sample, torch.ones(2), told)
+
+
+@torch.no_grad()
+def test_a_masked_flux_predicts_what_the_cut_one_does():
+    model = flux()
+    structure = describe(model)
+    cut = half(model)
+    sample, told = sample_for(model)
+    timesteps = torch.tensor([30.0, 900.0])
+    with masked(model, structure, masks_of(cut, structure)):
+        expected = predict(model, sample, timesteps, told)
+    found = predict(remove(model, structure, cut), sample, timesteps, told)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_the_jacobian_of_flux_is_that_of_its_latents():
+    model = flux()
+    sample, told = sample_for(model)
+    (v,) = unit_directions([torch.randn(sample.shape, generator=torch.Generator().manual_seed(0))])
+    timesteps = FlowProcess().timesteps(torch.tensor([0.2, 0.7]))
+    with higher_order([model], "jvp"):
+        _, (forward,) = project(model, sample, timesteps, told, [v], "jvp")
+        _, (backward,) = project(model, sample, timesteps, told, [v], "vjp")
+    step = 0.05
+    with torch.no_grad():
+        ahead, behind = (predict(model, sample + sign * step * v, timesteps, told) for sign in (1, -1))
+    torch.testing.assert_close(forward, (ahead - behind) / (2 * step), rtol=0.01, atol=1e-4)
+    torch.testing.assert_close((v * forward).flatten(1).sum(1), (v * backward).flatten(1).sum(1), rtol=1e-3, atol=1e-5)
