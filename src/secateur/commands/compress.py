@@ -90,7 +90,7 @@ def compress(
         evaluation: what to measure.
         new_labels: the data's classes replace the model's: fresh label embeddings, trained before the ranking.
         warmup: how the new labels are trained.
-        component: which part of a pipeline, unet or transformer; the default takes the one that is there.
+        component: which part of a pipeline: unet or transformer, by default the one that is there; vae is its decoder.
         process: how the model was trained, when no scheduler config lies beside it.
         device: auto, cpu, cuda, mps ...
         dry_run: print the plan, the predicted size and time, and stop.
