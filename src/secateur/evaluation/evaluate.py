@@ -86,6 +86,7 @@ def evaluate_models(
     result = {
         "format": 1,
         "reference": reference,
+        "reconstructions": decodes,
         "data": {"name": dataset.name, "images": len(dataset), "shape": list(pixels(dataset).shape)},
         "config": asdict(config)
         | {"latency_batch_sizes": list(config.latency_batch_sizes), "metrics": list(config.metrics)},
