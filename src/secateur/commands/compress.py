@@ -75,7 +75,7 @@ def compress(
         data: image folder (sub-folders are classes), .npz with images and labels, or digits.
         out: run folder.
         recipe: a named recipe (diff-pruning, 2ndmatch, progressive, gradient-flow, entpruner, depth, taylor,
-            magnitude, random, quickstart); what follows replaces its parts.
+            magnitude, random, decoder, quickstart); what follows replaces its parts.
         criterion: which criterion ranks the units; ced, uniform, cosine and loss-change rank blocks only.
         schedule: one-shot cuts before recovery; progressive shrinks soft masks during it; adaptive decides during it
             how many blocks leave.
