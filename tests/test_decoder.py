@@ -67,15 +67,17 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(place):
-    arguments = {"data": str(place / "images"), "scoring": SCORING, "recovery": RECOVERY, "evaluation": EVALUATION}
     return secateur.compress(
         str(place / "pipeline"),
         target="macs=60%",
-        recipe="decoder",
-        component="vae",
+        data=str(place / "images"),
         out=place / "run",
+        recipe="decoder",
+        scoring=SCORING,
+        recovery=RECOVERY,
+        evaluation=EVALUATION,
+        component="vae",
         device="cpu",
-        **arguments,
     )
 
 
