@@ -72,6 +72,7 @@ def rank_stage(
         begun = time.perf_counter()
         batch = calibration(loaded, dataset, scoring)
         ranking = score(loaded.model, loaded.process, batch, structure, criterion, scoring)
+        curve = ranking.curve if ranking.curve is not None and len(ranking.curve.losses) > 1 else None
         write_json(
             path,
             {
@@ -80,7 +81,7 @@ def rank_stage(
                 "seconds": round(time.perf_counter() - begun, 2),
                 "dims": {name: ranking.scores[name].tolist() for name in structure.dims if name in ranking.scores},
                 "blocks": {name: ranking.scores[name].item() for name in structure.blocks},
-                "curve": None if ranking.curve is None else dataclasses.asdict(ranking.curve),
+                "curve": None if curve is None else dataclasses.asdict(curve),  # a decoder's one timestep makes none
                 "block_report": None if ranking.report is None else dataclasses.asdict(ranking.report),
             },
         )

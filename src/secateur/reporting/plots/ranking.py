@@ -43,8 +43,6 @@ def plot_ranking(ranking: Mapping[str, Any], cut: Mapping[str, Any] | None = Non
     blocks = ranking.get("blocks") or {}
     report = ranking.get("block_report")
     curve = ranking.get("curve")
-    if curve and len(curve["losses"]) == 1:  # a point is no curve
-        curve = None
     heights, lefts = [], []
     if dims:
         heights.append(rows_height(len(dims)))
