@@ -50,10 +50,10 @@ def warmup_stage(
         warm = recover(model, loaded.process, dataset, config, out / "warmup")
         note_step(warm, "warmup", dataclasses.asdict(warmup))
         save_pretrained(warm, folder, loaded.scheduler_config)
-    return dataclasses.replace(loaded, model=_reopened(folder, loaded))
+    return dataclasses.replace(loaded, model=reopened(folder, loaded))
 
 
-def _reopened(folder: Path, loaded: Loaded) -> nn.Module:
+def reopened(folder: Path, loaded: Loaded) -> nn.Module:
     """The model that a stage saved in `folder`, where the dense one is."""
     return as_network(from_pretrained(folder)).to(device_of(loaded.model))
 
@@ -119,7 +119,7 @@ def cut_stage(
             base_id,
         )
         save_pretrained(pruned, folder, loaded.scheduler_config)
-    return _reopened(folder, loaded)
+    return reopened(folder, loaded)
 
 
 def solve_cut(
@@ -188,7 +188,7 @@ def recover_stage(
             return recovered
         note_step(recovered, "recovery", dataclasses.asdict(config))
         save_pretrained(recovered, folder, loaded.scheduler_config)
-    recovered = _reopened(folder, loaded)
+    recovered = reopened(folder, loaded)
     if loaded.pipeline is not None and is_main_process() and not (out / "pipeline").is_dir():
         save_pipeline(loaded, recovered, out / "pipeline")
     return recovered
