@@ -35,6 +35,7 @@ from diffusers import (
 from torch import nn
 
 from secateur.checkpoint import save_pretrained
+from secateur.decoder import as_network
 from secateur.files import read_json, write_json, write_text
 from secateur.inputs import example_inputs
 from secateur.manifest import apply_cut
@@ -123,7 +124,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 def plan(name: str, target: str) -> dict[str, Any]:
     """Describe, price and plan a cut of a model without weights; seconds of each."""
     with init_empty_weights(include_buffers=True):
-        model = MODELS[name]()
+        model = as_network(MODELS[name]())
     started = time.perf_counter()
     structure = describe(model)
     described = time.perf_counter()
@@ -152,6 +153,7 @@ def prune(name: str, target: str, dtype: torch.dtype) -> dict[str, Any]:
         model = MODELS[name]()
     started = time.perf_counter()
     _fill(model, dtype)
+    model = as_network(model)
     filled = time.perf_counter()
     structure = describe(model)
     solution, _ = one_shot(

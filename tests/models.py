@@ -18,6 +18,7 @@ from torch import nn
 
 from secateur import register_structure
 from secateur.conditions import Conditions
+from secateur.decoder import AutoencoderKLDecoder
 from secateur.inputs import example_batch, example_inputs
 from secateur.structure import Cut, Structure, describe
 from secateur.structure.uvit import describe_uvit
@@ -355,11 +356,12 @@ def sanas(draw: st.DrawFn) -> SanaTransformer2DModel:
 
 
 @st.composite
-def autoencoders(draw: st.DrawFn) -> AutoencoderKL:
-    """Random autoencoders."""
+def decoders(draw: st.DrawFn) -> AutoencoderKLDecoder:
+    """Decoders of random autoencoders."""
     depth = draw(st.integers(1, 2))
     up = tuple(draw(st.sampled_from(["UpDecoderBlock2D", "AttnUpDecoderBlock2D"])) for _ in range(depth))
-    return autoencoder(
+    random_autoencoder = autoencoder(
+        latent_channels=draw(st.integers(1, 3)),
         block_out_channels=tuple(4 * draw(st.integers(1, 4)) for _ in range(depth)),
         down_block_types=("DownEncoderBlock2D",) * depth,
         up_block_types=up,
@@ -368,6 +370,7 @@ def autoencoders(draw: st.DrawFn) -> AutoencoderKL:
         mid_block_add_attention=draw(st.booleans()),
         use_post_quant_conv=draw(st.booleans()),
     )
+    return AutoencoderKLDecoder(random_autoencoder)
 
 
 @st.composite
@@ -392,7 +395,7 @@ STRATEGIES = {
     "sd3": sd3s(),
     "flux": fluxes(),
     "sana": sanas(),
-    "autoencoder": autoencoders(),
+    "autoencoder": decoders(),
 }
 ALL_STRATEGIES = STRATEGIES | {"uvit": uvits()}
 

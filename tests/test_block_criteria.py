@@ -62,7 +62,7 @@ class Chain(nn.Module):
 class Noise:
     """A process whose noisy sample is the noise, at timesteps in [0, 1)."""
 
-    num_train_timesteps: int = 1
+    num_train_timesteps: int = 1000
 
     def timesteps(self, u):
         return u

@@ -11,6 +11,7 @@ from diffusers import AutoencoderDC, AutoencoderKL, VQModel
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from .checkpoint import from_pretrained
 from .errors import ModelError, first_line
 from .files import read_json
 from .inputs import device_of
@@ -86,9 +87,12 @@ def open_autoencoder(folder: Path, device: torch.device | str = "cpu") -> Autoen
     channels = latent_space(folder).channels
     try:
         architecture = AUTOENCODERS[read_json(folder / "config.json")["_class_name"]]
-        model = architecture.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, torch_dtype=torch.float32
-        )
+        if architecture is AutoencoderKL:
+            model: Any = from_pretrained(folder, torch_dtype=torch.float32)  # its decoder may be pruned
+        else:
+            model = architecture.from_pretrained(
+                folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, torch_dtype=torch.float32
+            )
     except (OSError, ValueError, RuntimeError, LookupError, TypeError, SafetensorError) as error:
         raise ModelError(f"{folder} cannot be loaded: {first_line(error)}") from error
     model = model.eval().requires_grad_(False).to(device)

@@ -14,18 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline
 from diffusers.models.embeddings import Timesteps
 from huggingface_hub import HfApi, snapshot_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
+from .decoder import AutoencoderKLDecoder
 from .errors import ModelError, SecateurError, first_line
 from .files import atomic_folder, read_json, write_json
 from .flow_levels import levels_of
 from .manifest import MANIFEST, MANIFEST_KEY, Manifest, manifest_of, pruned_skeleton
 from .process import Process, process_from_config
+from .reconstruction import reconstruction_by
 from .structure import architecture_named, supported_architectures, unsupported
 
 FREQUENCIES_KEY = "secateur_original_frequencies"  # of the config of a DiT that was converted
@@ -49,8 +51,10 @@ class Loaded:
 
     @property
     def vae(self) -> Path | None:
-        """The folder of the pipeline's autoencoder; None for a model of pixels."""
-        return None if self.pipeline is None else _autoencoder_of(self.pipeline)
+        """The folder of the autoencoder whose latents the model works on; None for a model of pixels and a decoder."""
+        if self.pipeline is None or self.component in LATENT_COMPONENTS:
+            return None
+        return _autoencoder_of(self.pipeline)
 
 
 def save_pretrained(model: nn.Module, folder: str | Path, scheduler_config: Mapping[str, Any] | None = None) -> Path:
@@ -120,7 +124,7 @@ def from_pretrained(
 
     Args:
         path_or_id: where it is.
-        component: which part of a pipeline, unet or transformer; by default the one that is there.
+        component: which part of a pipeline: unet, transformer or vae; by default the first two's one that is there.
         torch_dtype: of the weights; by default the saved one.
 
     Raises:
@@ -133,17 +137,22 @@ def from_pretrained(
 def load(
     path_or_id: str | Path, *, component: str | None = None, process_config: Mapping[str, Any] | None = None
 ) -> Loaded:
-    """Load a model and the process that its scheduler's config describes.
+    """Load a model and the process that its scheduler's config describes; of an `AutoencoderKL`, its decoder.
 
     Args:
         path_or_id: a model folder, a pipeline folder, or a hub id; of a pipeline on the hub everything is fetched.
-        component: which part of a pipeline, unet or transformer; by default the one that is there.
+        component: which part of a pipeline: unet, transformer or vae; by default the first two's one that is there.
         process_config: a scheduler config to use instead of the one beside the model.
 
     Raises:
         ModelError: as `from_pretrained`; also when no scheduler config is found or it is not supported.
     """
     folder, pipeline, component = _locate(path_or_id, component, whole=True)
+    if _is_autoencoder(folder):
+        if process_config is not None:
+            raise ModelError(f"{path_or_id}: a decoder takes latents, not noise; leave --process out")
+        autoencoder: Any = _load_model(folder, str(path_or_id))
+        return Loaded(AutoencoderKLDecoder(autoencoder), reconstruction_by(autoencoder), {}, pipeline, component)
     places = [folder, folder.parent / "scheduler"] if pipeline is None else [pipeline / "scheduler", pipeline]
     scheduler = dict(process_config or _scheduler_config(places))
     latent = pipeline is not None and _autoencoder_of(pipeline) is not None
@@ -155,7 +164,7 @@ def load(
 
 
 def load_pipeline(path: str | Path) -> DiffusionPipeline:
-    """A pipeline folder that holds a pruned component, as a diffusers pipeline ready to call.
+    """A pipeline folder that holds pruned components, as a diffusers pipeline ready to call.
 
     Raises:
         ModelError: as `from_pretrained`, or the folder is no pipeline.
@@ -163,11 +172,11 @@ def load_pipeline(path: str | Path) -> DiffusionPipeline:
     folder, pipeline, component = _locate(path)
     if pipeline is None:
         raise ModelError(f"{path} is a model folder, not a pipeline: it has no model_index.json")
-    model = _load_model(folder, str(path))
+    models = {str(component): _load_model(folder, str(path))}
+    if (vae := _autoencoder_of(pipeline)) is not None and _described(vae) is not None:
+        models[vae.name] = _load_model(vae, str(path))
     try:
-        return DiffusionPipeline.from_pretrained(
-            pipeline, use_safetensors=True, trust_remote_code=False, **{str(component): model}
-        )
+        return DiffusionPipeline.from_pretrained(pipeline, use_safetensors=True, trust_remote_code=False, **models)
     except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError) as error:
         raise ModelError(f"{path} cannot be loaded: {first_line(error)}") from error
 
@@ -208,7 +217,7 @@ def _component(folder: Path, component: str | None = None) -> tuple[Path, Path |
             raise ModelError(f"{folder} is a model folder, not a pipeline with a component {component}")
         return folder, None, None
     present = _present(index)
-    found = [name for name in COMPONENTS if name in present and component in (None, name)]
+    found = [name for name in (COMPONENTS if component is None else (component,)) if name in present]
     if not found:
         raise ModelError(f"{index} lists no {component or ' or '.join(COMPONENTS)}; it has {', '.join(present)}")
     component = found[0]
@@ -225,6 +234,18 @@ def _present(index: Path) -> list[str]:
 def _autoencoder_of(pipeline: Path) -> Path | None:
     present = _present(pipeline / "model_index.json")
     return next((pipeline / name for name in LATENT_COMPONENTS if name in present), None)
+
+
+def _is_autoencoder(folder: Path) -> bool:
+    config = folder / "config.json"
+    return config.is_file() and _read(config).get("_class_name") == AutoencoderKL.__name__
+
+
+def _described(folder: Path) -> Any:
+    """The manifest of the model in `folder` as JSON; None for a dense model."""
+    if (folder / MANIFEST).is_file():
+        return _read(folder / MANIFEST)
+    return _read(folder / "config.json").get(MANIFEST_KEY)
 
 
 def _scheduler_config(folders: list[Path]) -> dict[str, Any]:
@@ -248,7 +269,7 @@ def _load_model(folder: Path, base_id: str) -> nn.Module:
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} holds no config.json: it is not a diffusers model or pipeline folder")
     config = _read(folder / "config.json")
-    described = _read(folder / MANIFEST) if (folder / MANIFEST).is_file() else config.get(MANIFEST_KEY)
+    described = _described(folder)
     base = described.get("base") if isinstance(described, dict) else None
     name = base.get("class") if isinstance(base, dict) else config.get("_class_name")
     if name not in supported_architectures():

@@ -22,6 +22,7 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_map_only
 
 from .checkpoint import from_pretrained, save_pretrained
+from .decoder import as_network
 from .errors import SecateurError, first_line
 from .files import atomic_folder, write_json
 from .inputs import example_inputs, inference
@@ -190,7 +191,7 @@ def _write_diffusers(model: nn.Module, inputs: Inputs, path: Path) -> None:
 
 
 def _read_diffusers(path: Path) -> Network:
-    model = Call(from_pretrained(path))
+    model = Call(as_network(from_pretrained(path)))
     return lambda inputs: model(**inputs)
 
 

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map_only
 
 from .calling import flux_arguments
 from .conditions import LABELS, Conditions, arguments
+from .decoder import AutoencoderKLDecoder
 from .errors import ModelError
 from .example_conditions import example_conditions
 from .packing import PATCH
@@ -28,7 +29,9 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def input_shape(model: nn.Module) -> tuple[int, int, int]:
-    """Shape (C, H, W) of one sample, by the model's config. Flux's is that of its latents before they are packed.
+    """Shape (C, H, W) of one sample, by the model's config.
+
+    Flux's is that of its latents before they are packed, a decoder's that of an image.
 
     Raises:
         ModelError: the config does not say, or says a size that Flux cannot pack.
@@ -84,14 +87,19 @@ def example_batch(model: nn.Module, batch_size: int, size: tuple[int, int] | Non
 def example_inputs(model: nn.Module, batch_size: int, size: tuple[int, int] | None = None) -> dict[str, Any]:
     """Random keyword arguments for `model(**inputs)`, the same ones at every call, batch axes first.
 
-    A noisy sample, timestep (B,) and, where the architecture takes them, class_labels (B,), text states, pooled text,
-    sizes and positions. `size` is the height and width of the sample, by default the config's.
+    A noisy sample, or the latents of one for a decoder; timestep (B,) and, where the architecture takes them,
+    class_labels (B,), text states, pooled text, sizes and positions. `size` is the height and width of the sample, by
+    default the config's.
 
     Raises:
         ModelError: as `example_batch`.
     """
     sample, conditions = example_batch(model, batch_size, size)
     told = arguments(conditions, sample.dtype)
+    if isinstance(model, AutoencoderKLDecoder):
+        shape = model.latent_shape(sample.shape[2], sample.shape[3])
+        latents = torch.randn(batch_size, *shape, generator=torch.Generator().manual_seed(0))
+        return {"sample": _like(sample, latents)}
     if isinstance(model, FluxTransformer2DModel):
         timesteps = torch.linspace(100, 900, batch_size, device=sample.device)
         return tree_map_only(Tensor, partial(_like, sample), flux_arguments(model, sample, timesteps, told))

@@ -76,7 +76,7 @@ def apply_cut(model: nn.Module, cut: Cut, details: Mapping[str, Any] | None = No
     """Remove `cut` from `model` in place, write it into the model's manifest with `details`, and return the model."""
     structure = describe(model)
     manifest = manifest_of(model) or Manifest(
-        {"id": base_id, "class": type(model).__name__, "config": _plain_config(model)}
+        {"id": base_id, "class": _saved_class(model), "config": _plain_config(model)}
     )
     step = {
         "kind": "cut",
@@ -111,7 +111,7 @@ def pruned_skeleton(manifest: Manifest) -> nn.Module:
 def note_labels(model: nn.Module, class_names: Sequence[str], base_id: str = "") -> None:
     """Write into the manifest that `model` was given other classes; one is begun for a dense model."""
     config = _plain_config(model)
-    manifest = manifest_of(model) or Manifest({"id": base_id, "class": type(model).__name__, "config": config})
+    manifest = manifest_of(model) or Manifest({"id": base_id, "class": _saved_class(model), "config": config})
     counts = {key: config[key] for key in ("num_embeds_ada_norm", "num_class_embeds") if key in config}
     base = {**manifest.base, "config": {**manifest.base["config"], **counts}}
     step = {"kind": "labels", "classes": len(class_names), "names": list(class_names)}
@@ -132,6 +132,12 @@ def _follow_depth(model: nn.Module) -> None:
 
 def _attach(model: nn.Module, manifest: Manifest) -> None:
     model.register_to_config(**{MANIFEST_KEY: manifest.to_json()})  # type: ignore[operator]
+
+
+def _saved_class(model: nn.Module) -> str:
+    """The class in the config, which is another than the model's own where it is a view; a fresh config has none."""
+    config: Mapping[str, Any] = model.config  # type: ignore[assignment]
+    return config.get("_class_name", type(model).__name__)
 
 
 def _plain_config(model: nn.Module) -> dict[str, Any]:

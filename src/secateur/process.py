@@ -1,6 +1,6 @@
 """Processes: noising, training target and sampler of a model family behind one interface.
 
-A process knows nothing about networks. Timesteps are always in the unit that the network takes, so that
+A process knows nothing about the network. Timesteps are always in the unit that the network takes, so that
 `predict(model, process.add_noise(x0, noise, t), t)` is comparable with `process.target(x0, noise, t)`.
 """
 
@@ -34,7 +34,10 @@ class Process(Protocol):
         ...
 
     def add_noise(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Noisy sample x_t, the shape of `sample` (B, ...); `timesteps` is (B,)."""
+        """Noisy sample x_t, what the network takes: of the shape of `sample` (B, ...), or its latents' own.
+
+        `noise` has the shape of `sample`, `timesteps` is (B,).
+        """
         ...
 
     def target(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -209,6 +212,8 @@ def _tried(process: Process) -> Process:
 
 def predict(model: nn.Module, x_BCHW: Tensor, timesteps_B: Tensor, conditions: Conditions = UNCONDITIONAL) -> Tensor:
     """The network's prediction (B, C, H, W) at (x_t, t), in the dtype of x_t, whatever the network's own is.
+
+    A decoder's x_t are latents, and its prediction is the image.
 
     Raises:
         ModelError: as `call`.

@@ -106,6 +106,18 @@ def random() -> Recipe:
     return Recipe(criterion="random", recovery=diff_pruning().recovery)
 
 
+def decoder() -> Recipe:
+    """The decoder of a VAE: Diff-Pruning at its one timestep, recovered to the dense decoder's own output.
+
+    Batches are small, since samples are whole images.
+    """
+    return Recipe(
+        scoring=ScoringConfig(batch_size=8),
+        recovery=RecoveryConfig(steps=2000, batch_size=8, objective="distillation", weights={"denoising": 0.0}),
+        evaluation=EvaluationConfig(batch_size=8, latency_batch_sizes=(1,)),
+    )
+
+
 def quickstart() -> Recipe:
     """A whole compression of the embedded U-Net in under three minutes on two CPU cores."""
     return Recipe(
@@ -133,6 +145,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "taylor": taylor,
     "magnitude": magnitude,
     "random": random,
+    "decoder": decoder,
     "quickstart": quickstart,
 }
 

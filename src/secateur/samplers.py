@@ -58,9 +58,8 @@ def check_sampler(process: Process, name: str | None, num_inference_steps: int) 
     Raises:
         SecateurError: as `sampler`; more steps than the process has; a scheduler that cannot do these steps.
     """
-    most = process.num_train_timesteps
+    scheduler, most = sampler(process, name), process.num_train_timesteps
     require(1 <= num_inference_steps <= most, f"num_inference_steps is {num_inference_steps}; give 1 to {most}")
-    scheduler = sampler(process, name)
     try:
         scheduler.set_timesteps(num_inference_steps)
         sample = torch.zeros(1, 1, 1, 1)

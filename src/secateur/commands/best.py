@@ -8,19 +8,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ..checkpoint import from_pretrained
 from ..criteria import ScoringConfig
 from ..errors import SecateurError, require
 from ..evaluation import EvaluationConfig
 from ..evaluation.denoising import denoising_loss_per_timestep
 from ..files import read_json, write_json
-from ..inputs import device_of
 from ..reporting import TRIALS, read_run, summarize, write_comparison
 from ..schedules import Target, parse_target
 from .common import Model, ProcessName, one_process, say, start_run
 from .halving import Round, Score, check_rounds, order, rounds_of, score_of, tied
 from .plan import format_duration, seconds_per_pair
-from .stages import calibration
+from .stages import calibration, reopened
 from .trials import CACHE, Bench, Trial, TrialConfig, attempt, is_done, make_trial, open_bench, plan_trial, recipe_names
 
 ScoreName = Literal["loss", "frechet"]
@@ -242,7 +240,7 @@ class Search:
             distance = read_run(folder).evaluation.models[-1].estimates.get("fd")
             return Score(math.nan, None) if distance is None else Score(distance.value, distance.std)
         loaded = self.bench.loaded
-        model = from_pretrained(folder / "model").to(device_of(loaded.model))
+        model = reopened(folder / "model", loaded)
         losses = []
         for place in range(SCORE_BATCHES):
             chosen = ScoringConfig(num_images=SCORE_BATCH, seed=self.seed + place)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..autoencoder import open_autoencoder
 from ..checkpoint import Loaded, from_pretrained, load
 from ..data import ImageDataset, LatentDataset, load_data
+from ..decoder import as_network
 from ..encoding import encode, open_encoded, sizes, whole
 from ..errors import ModelError, SecateurError, first_line
 from ..files import read_json, write_json
@@ -28,7 +29,7 @@ from ..processes import is_main_process, process_count
 from ..structure import Structure, describe
 
 Model = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
-Component = Literal["unet", "transformer"]
+Component = Literal["unet", "transformer", "vae"]
 ProcessName = Literal["auto", "ddpm", "v-prediction", "flow", "flow-sit"]
 NO_PIPELINE = "the model takes text, and no VAE and text encoder are beside it; give its whole pipeline folder"
 EMBEDDED = ("digits-unet", "digits-sit")
@@ -69,7 +70,7 @@ def structure_of(model: str, network: nn.Module) -> Structure:
 def open_weights(model: str, device: str = "auto", component: Component | None = None) -> nn.Module:
     """As `open_model`, for what needs no process."""
     with _place(model) as place:
-        return from_pretrained(place, component=component).to(choose_device(device))
+        return as_network(from_pretrained(place, component=component)).to(choose_device(device))
 
 
 @contextmanager

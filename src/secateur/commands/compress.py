@@ -75,7 +75,7 @@ def compress(
         data: image folder (sub-folders are classes), .npz with images and labels, or digits.
         out: run folder.
         recipe: a named recipe (diff-pruning, 2ndmatch, progressive, gradient-flow, entpruner, depth, taylor,
-            magnitude, random, quickstart); what follows replaces its parts.
+            magnitude, random, decoder, quickstart); what follows replaces its parts.
         criterion: which criterion ranks the units; ced, uniform, cosine and loss-change rank blocks only.
         schedule: one-shot cuts before recovery; progressive shrinks soft masks during it; adaptive decides during it
             how many blocks leave.
@@ -90,7 +90,7 @@ def compress(
         evaluation: what to measure.
         new_labels: the data's classes replace the model's: fresh label embeddings, trained before the ranking.
         warmup: how the new labels are trained.
-        component: which part of a pipeline, unet or transformer; the default takes the one that is there.
+        component: which part of a pipeline: unet or transformer, by default the one that is there; vae is its decoder.
         process: how the model was trained, when no scheduler config lies beside it.
         device: auto, cpu, cuda, mps ...
         dry_run: print the plan, the predicted size and time, and stop.

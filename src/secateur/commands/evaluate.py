@@ -41,7 +41,7 @@ def evaluate(
         metrics: some of latency, loss, consistency, ms-ssim, lpips, frechet, rfid, kid, inception-score, prdc,
             per-class, clip, ftle, in the place of the evaluation options' own; docs/metrics.md says what each is.
         evaluation: how to measure.
-        component: which part of a pipeline, unet or transformer; the default takes the one that is there.
+        component: which part of a pipeline: unet or transformer, by default the one that is there; vae is its decoder.
         process: how the model was trained, when no scheduler config lies beside it.
         device: auto, cpu, cuda, mps ...
         dry_run: print the predicted time and stop.
@@ -53,7 +53,9 @@ def evaluate(
     if reference is not None:
         dense, _ = open_model(reference, process, device, component)
         if dense.process != loaded.process:
-            raise SecateurError(f"{model} and {reference} have different scheduler configs: they cannot be compared")
+            raise SecateurError(
+                f"{model} and {reference} have different scheduler configs or encoders: they cannot be compared"
+            )
         if class_count(dense.model) != class_count(loaded.model):
             raise SecateurError(f"{model} and {reference} know different numbers of classes: they cannot be compared")
         models = {"dense": dense.model, "pruned": loaded.model}

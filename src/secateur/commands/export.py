@@ -29,7 +29,7 @@ def export(
         model: model folder, pipeline folder, hub id, or an embedded model (digits-unet, digits-sit).
         format: onnx (needs secateur[export]), torch-export, or diffusers, a folder that every command takes.
         out: folder to write.
-        component: which part of a pipeline, unet or transformer; the default takes the one that is there.
+        component: which part of a pipeline: unet or transformer, by default the one that is there; vae is its decoder.
         batch_size: of every call of the file; 2 for guidance of one image. Does not matter to diffusers.
         size: height and width of the sample, by default the model's own; fixed in the file likewise.
         dtype: of weights, sample and output; onnx has no bfloat16. int8 (torch-export; needs secateur[int8]) rounds the

@@ -37,7 +37,7 @@ def finetune(
         objective: denoising, distillation, first-order or 2ndmatch; the default is the recovery options' own.
         steps: optimizer steps; the default is the recovery options' own.
         recovery: how to train.
-        component: which part of a pipeline, unet or transformer; the default takes the one that is there.
+        component: which part of a pipeline: unet or transformer, by default the one that is there; vae is its decoder.
         process: how the model was trained, when no scheduler config lies beside it.
         device: auto, cpu, cuda, mps ...
         dry_run: print the predicted time and stop.

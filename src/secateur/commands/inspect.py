@@ -23,7 +23,7 @@ def inspect(
 
     Args:
         model: model folder, pipeline folder, hub id, or an embedded model (digits-unet, digits-sit).
-        component: which part of a pipeline, unet or transformer; the default takes the one that is there.
+        component: which part of a pipeline: unet or transformer, by default the one that is there; vae is its decoder.
         dims: list every dim.
         device: auto, cpu, cuda, mps ...
     """

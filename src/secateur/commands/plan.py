@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -12,13 +13,14 @@ from torch import nn
 from ..checkpoint import Loaded
 from ..criteria import BLOCK_CRITERIA, CriterionName, ScoringConfig
 from ..criteria.blocks import bins_of, block_names
+from ..criteria.diff_pruning import calibration_timesteps
 from ..criteria.drops import passes_of
 from ..criteria.gradient_flow import timestep_count
 from ..data import ImageDataset, LatentDataset
 from ..errors import DataError, require
 from ..evaluation import EvaluationConfig
 from ..evaluation.efficiency import count_macs
-from ..inputs import device_of, example_batch, example_inputs
+from ..inputs import device_of, example_batch, example_inputs, input_shape
 from ..process import denoising_error
 from ..recipes import Recipe
 from ..recovery import RecoveryConfig, WarmupConfig
@@ -32,6 +34,8 @@ from .common import say
 FORWARD_SHARE = 1 / 3  # a forward pass costs about a third of a training step
 HESSIAN_PRODUCT = 3.0  # a Hessian product costs about three of them, by double backward or by differences
 TIMED_STEPS = 3
+TIMED_IMAGES = 32  # at once, and no more than have this many entries: the samples of a decoder are whole images
+TIMED_ENTRIES = 2**19
 
 
 def check_recovery(
@@ -206,7 +210,8 @@ def predict_seconds(loaded: Loaded, work: Work, second: float) -> dict[str, floa
     if evaluation is not None:
         cut_models = 1 if pruned_late else 2  # recovered, and pruned where that is a model of its own
         models = 1.0 if plan is None else 1 + cut_models * ratio
-        stages["sample"] = evaluation.num_images * evaluation.num_inference_steps * FORWARD_SHARE * models
+        calls = min(evaluation.num_inference_steps, loaded.process.num_train_timesteps)  # of the network, an image
+        stages["sample"] = evaluation.num_images * calls * FORWARD_SHARE * models
     return {label: amount * second for label, amount in stages.items()}
 
 
@@ -216,15 +221,15 @@ def pairs_of(loaded: Loaded, criterion: CriterionName, config: ScoringConfig) ->
         return 0.0
     if criterion in BLOCK_CRITERIA:
         passes = 1.0 if criterion == "cosine" else passes_of(describe(loaded.model))
-        return bins_of(config) * config.num_images * passes * FORWARD_SHARE
+        return bins_of(loaded.process, config) * config.num_images * passes * FORWARD_SHARE
     if criterion == "gradient-flow":
         return timestep_count(loaded.process, config) * config.num_images * HESSIAN_PRODUCT
-    timesteps = config.num_timesteps or loaded.process.num_train_timesteps
-    return timesteps * config.num_images * (1 + FORWARD_SHARE)
+    return len(calibration_timesteps(loaded.process, config.num_timesteps)) * config.num_images * (1 + FORWARD_SHARE)
 
 
-def seconds_per_pair(loaded: Loaded, batch_size: int = 32) -> float:
+def seconds_per_pair(loaded: Loaded) -> float:
     """Seconds that one image takes in a forward and backward pass of the dense model, measured."""
+    batch_size = max(1, min(TIMED_IMAGES, TIMED_ENTRIES // math.prod(input_shape(loaded.model))))
     sample, told = example_batch(loaded.model, batch_size)
     timesteps = loaded.process.timesteps(torch.linspace(0.1, 0.9, batch_size)).to(sample.device)
     seconds = []

@@ -38,7 +38,7 @@ def prune(
         criterion: which criterion ranks the units; ced, uniform, cosine and loss-change rank blocks only.
         scoring: its options.
         cut: which cuts are allowed.
-        component: which part of a pipeline, unet or transformer; the default takes the one that is there.
+        component: which part of a pipeline: unet or transformer, by default the one that is there; vae is its decoder.
         process: how the model was trained, when no scheduler config lies beside it.
         device: auto, cpu, cuda, mps ...
         dry_run: print the plan and the predicted size and stop.

@@ -30,7 +30,7 @@ def rank(
         out: folder to write to.
         criterion: which criterion; ced, uniform, cosine and loss-change rank blocks only.
         scoring: its options.
-        component: which part of a pipeline, unet or transformer; the default takes the one that is there.
+        component: which part of a pipeline: unet or transformer, by default the one that is there; vae is its decoder.
         process: how the model was trained, when no scheduler config lies beside it.
         device: auto, cpu, cuda, mps ...
         dry_run: print the predicted time and stop.

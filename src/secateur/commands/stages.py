@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..checkpoint import Loaded, from_pretrained, save_pipeline, save_pretrained
 from ..criteria import CriterionName, ScoringConfig, score
 from ..data import Batch, ImageDataset, calibration_batch
+from ..decoder import as_network
 from ..evaluation import EvaluationConfig, evaluate_models, measure_latency, write_evaluation
 from ..files import read_json, write_json
 from ..inputs import device_of, example_inputs
@@ -49,7 +50,12 @@ def warmup_stage(
         warm = recover(model, loaded.process, dataset, config, out / "warmup")
         note_step(warm, "warmup", dataclasses.asdict(warmup))
         save_pretrained(warm, folder, loaded.scheduler_config)
-    return dataclasses.replace(loaded, model=from_pretrained(folder).to(device_of(loaded.model)))
+    return dataclasses.replace(loaded, model=reopened(folder, loaded))
+
+
+def reopened(folder: Path, loaded: Loaded) -> nn.Module:
+    """The model that a stage saved in `folder`, where the dense one is."""
+    return as_network(from_pretrained(folder)).to(device_of(loaded.model))
 
 
 def rank_stage(
@@ -66,6 +72,7 @@ def rank_stage(
         begun = time.perf_counter()
         batch = calibration(loaded, dataset, scoring)
         ranking = score(loaded.model, loaded.process, batch, structure, criterion, scoring)
+        curve = ranking.curve if ranking.curve is not None and len(ranking.curve.losses) > 1 else None
         write_json(
             path,
             {
@@ -74,7 +81,7 @@ def rank_stage(
                 "seconds": round(time.perf_counter() - begun, 2),
                 "dims": {name: ranking.scores[name].tolist() for name in structure.dims if name in ranking.scores},
                 "blocks": {name: ranking.scores[name].item() for name in structure.blocks},
-                "curve": None if ranking.curve is None else dataclasses.asdict(ranking.curve),
+                "curve": None if curve is None else dataclasses.asdict(curve),  # a decoder's one timestep makes none
                 "block_report": None if ranking.report is None else dataclasses.asdict(ranking.report),
             },
         )
@@ -112,7 +119,7 @@ def cut_stage(
             base_id,
         )
         save_pretrained(pruned, folder, loaded.scheduler_config)
-    return from_pretrained(folder).to(device_of(loaded.model))
+    return reopened(folder, loaded)
 
 
 def solve_cut(
@@ -181,7 +188,7 @@ def recover_stage(
             return recovered
         note_step(recovered, "recovery", dataclasses.asdict(config))
         save_pretrained(recovered, folder, loaded.scheduler_config)
-    recovered = from_pretrained(folder).to(device_of(loaded.model))
+    recovered = reopened(folder, loaded)
     if loaded.pipeline is not None and is_main_process() and not (out / "pipeline").is_dir():
         save_pipeline(loaded, recovered, out / "pipeline")
     return recovered

@@ -26,7 +26,7 @@ from .common import ProcessName, encode_data, open_data, open_model, plain, star
 from .compress import check, compress_stages, given, resolve, run_settings
 from .plan import predict_seconds, work_of
 
-NOT_IN_ALL = ("quickstart",)  # a small demonstration with a budget of its own
+NOT_IN_ALL = ("quickstart", "decoder")  # a small demonstration with a budget of its own, and one for VAEs
 CACHE = "cache"  # the samples of the models that were measured, while a sweep or a search goes on
 ERROR = "error.txt"
 RANKED = ("criterion", "scoring")  # the settings that a ranking depends on, beside model and data
@@ -99,7 +99,7 @@ def open_bench(model: str, data: str, process: ProcessName, device: str) -> Benc
 
 
 def recipe_names(recipes: Sequence[str]) -> list[str]:
-    """The recipes asked for; "all" is every one but the quickstart's.
+    """The recipes asked for; "all" is every one that fits any denoiser.
 
     Raises:
         SecateurError: there is no recipe of that name, or none was named.

@@ -90,9 +90,9 @@ def block_names(structure: Structure) -> tuple[str, ...]:
     return tuple(structure.blocks)
 
 
-def bins_of(config: ScoringConfig) -> int:
-    """Number of timestep bins."""
-    return config.num_timesteps or BINS
+def bins_of(process: Process, config: ScoringConfig) -> int:
+    """Number of timestep bins, no more than there are timesteps."""
+    return min(config.num_timesteps or BINS, process.num_train_timesteps)
 
 
 def draw_tuples(process: Process, batch: Batch, config: ScoringConfig) -> Iterator[Tuples]:
@@ -100,7 +100,7 @@ def draw_tuples(process: Process, batch: Batch, config: ScoringConfig) -> Iterat
 
     The draws depend on `config.seed` alone, not on how `config.batch_size` splits them.
     """
-    images, bins = len(batch.sample), bins_of(config)
+    images, bins = len(batch.sample), bins_of(process, config)
     generator = torch.Generator().manual_seed(config.seed)
     jitter = torch.rand(bins, images, generator=generator, dtype=torch.float64)
     timesteps = process.timesteps(((torch.arange(bins)[:, None] + jitter) / bins).flatten())
@@ -126,7 +126,7 @@ def measure_blocks(
         SecateurError: the model has no blocks.
         TrainingError: an output is not finite.
     """
-    names, images, bins = block_names(structure), len(batch.sample), bins_of(config)
+    names, images, bins = block_names(structure), len(batch.sample), bins_of(process, config)
     gathered: list[list[Tensor]] = [[] for _ in range(len(names) + 1)]
     distances: list[Tensor] = []
     with inference(model), progress("blocks dropped", images * bins * len(names)) as advance:

@@ -72,7 +72,8 @@ def ced(model: nn.Module, process: Process, batch: Batch, structure: Structure, 
         "magnitude": np.array([_magnitude(model.get_submodule(name), config) for name in sums.names]),
         "uniform": stride_scores(len(sums.names)),
     }
-    middles = process.timesteps((torch.arange(bins_of(config), dtype=torch.float64) + 0.5) / bins_of(config))
+    bins = bins_of(process, config)
+    middles = process.timesteps((torch.arange(bins, dtype=torch.float64) + 0.5) / bins)
     report = BlockReport(
         images=len(batch.sample),
         timesteps=tuple(map(float, middles.tolist())),

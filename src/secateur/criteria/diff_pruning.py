@@ -51,8 +51,8 @@ def taylor(model: nn.Module, process: Process, batch: Batch, structure: Structur
 
 
 def calibration_timesteps(process: Process, count: int) -> Tensor:
-    """`count` evenly spaced timesteps (0: one per training timestep) from the clean end to noise."""
-    count = count or process.num_train_timesteps
+    """`count` evenly spaced timesteps (0, or more than there are: every one) from the clean end to noise."""
+    count = min(count or process.num_train_timesteps, process.num_train_timesteps)
     return process.timesteps((torch.arange(count, dtype=torch.float64) + 0.5) / count).to(
         torch.long if process.timesteps(torch.zeros(1)).dtype == torch.long else torch.float32
     )

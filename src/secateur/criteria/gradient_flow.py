@@ -158,7 +158,7 @@ def gradient_norm_changes(model: nn.Module, structure: Structure, product: Param
 
 def timestep_count(process: Process, config: ScoringConfig) -> int:
     """How many timesteps are scored."""
-    return config.num_timesteps or min(DEFAULT_TIMESTEPS, process.num_train_timesteps)
+    return min(config.num_timesteps or DEFAULT_TIMESTEPS, process.num_train_timesteps)
 
 
 def energy(gradient_norms: Sequence[float], kind: TimestepWeights) -> float:

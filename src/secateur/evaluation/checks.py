@@ -11,9 +11,10 @@ from ..data import ImageDataset, pixels
 from ..errors import DataError, ModelError, SecateurError, require
 from ..inputs import class_count, device_of, input_shape, null_class, takes_text
 from ..process import Process
+from ..reconstruction import Reconstruction
 from ..recovery.conditioning import check_conditions, null_conditions
 from ..samplers import check_sampler
-from .config import MOST_NEIGHBOURS, NEED_REFERENCE, OF_FEATURES, EvaluationConfig
+from .config import MOST_NEIGHBOURS, NEED_REFERENCE, OF_FEATURES, OF_PAIRS, EvaluationConfig
 from .consistency import MS_SSIM_PIXELS
 from .features import FeatureNetwork, feature_network
 from .perceptual import load_clip, load_lpips
@@ -52,7 +53,9 @@ def check_evaluation(
         raise DataError(f"{dataset.name} has 1 image, an evaluation needs at least 2; give more data")
     if config.guidance_scale != 1.0 and not (null_conditions(model, dataset) or takes_text(model)):
         raise ModelError(f"{type(model).__name__} has no null class to guide away from; use guidance_scale 1")
-    alone = [name for name in config.metrics if name in NEED_REFERENCE and len(models) < 2]
+    decodes = isinstance(process, Reconstruction)
+    needed = NEED_REFERENCE - OF_PAIRS if decodes else NEED_REFERENCE  # a decoder's pairs are with the images too
+    alone = [name for name in config.metrics if name in needed and len(models) < 2]
     require(not alone, f"{', '.join(alone)} compares with a dense model's images; give one as --reference")
     channels, height, width = pixels(dataset).shape
     small = "ms-ssim" in config.metrics and min(height, width) < MS_SSIM_PIXELS
@@ -67,7 +70,7 @@ def check_evaluation(
     each = f"per-class takes {MOST_NEIGHBOURS + 1} samples of each class, {least} in all"
     too_few = "per-class" in config.metrics and config.num_images < least
     require(not too_few, f"{each}; num_images is {config.num_images}, give more")
-    if config.draws_samples or "ftle" in config.metrics or config.scheduler is not None:
+    if (config.draws_samples and not decodes) or "ftle" in config.metrics or config.scheduler is not None:
         check_sampler(process, config.scheduler, config.num_inference_steps)
     device = device_of(model)
     if "lpips" in config.metrics:

@@ -24,9 +24,10 @@ def denoising_errors(
 ) -> tuple[Tensor, Tensor]:
     """Timesteps (bins,) from clean to noise, and the denoising error of each image there, (bins, B), both on the CPU.
 
-    Every model sees the same noise, one draw per image and bin, whatever the `batch_size`.
+    There are no more bins than timesteps. Every model sees the same noise, one draw per image and bin, whatever the
+    `batch_size`.
     """
-    batch = batch.to(device_of(model))
+    batch, bins = batch.to(device_of(model)), min(bins, process.num_train_timesteps)
     chunks = [slice(start, start + batch_size) for start in range(0, len(batch.sample), batch_size)]
     generator = torch.Generator().manual_seed(seed)
     timesteps = process.timesteps((torch.arange(bins) + 0.5) / bins)

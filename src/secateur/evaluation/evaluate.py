@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from ..errors import SecateurError
 from ..inputs import device_of
 from ..process import Process
 from ..processes import is_main_process, process_count, wait_for_everyone
+from ..reconstruction import Reconstruction
 from ..recovery.conditioning import sample_labels
 from .catalogue import describe_metric
 from .checks import check_evaluation, check_shape
@@ -27,7 +28,7 @@ from .dynamics import measure_loss, measure_lyapunov
 from .estimates import comparisons
 from .features import FeatureNetwork
 from .measured import Measured, joined
-from .quality import all_finite, measure_features, measure_pairs, measure_text, read_real
+from .quality import all_finite, measure_features, measure_pairs, measure_reconstructions, measure_text, read_real
 from .rows import Rows
 from .samples import IMAGES_SHOWN, Decode, Instruments, pair_metrics, real_rows, sample_rows, shown_images, text_metrics
 
@@ -47,6 +48,8 @@ def evaluate_models(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Measure `models`, the first of which is the dense reference; `decode` turns latents into images.
 
+    The samples of decoders are reconstructions of the data's images, each once.
+
     Returns the result as plain JSON values, which docs/metrics.md describes, and tensors to look at: the first 64
     images of each model, (64, C, H, W) in [-1, 1], drawn from the same seeds, up to 64 images of the data as `real`,
     and `class_labels` (64,) of the samples if there are any; classes take turns.
@@ -63,9 +66,12 @@ def evaluate_models(
     reference, dense = next(iter(models.items()))
     device = device_of(dense)
     check_shape(dense, dataset)
+    decodes = isinstance(process, Reconstruction)
+    if decodes:  # no image twice
+        config = replace(config, num_images=min(config.num_images, len(dataset)))
     network, notes = check_evaluation(models, process, dataset, config, network)
     with _folder(cache) as folder:
-        pairs = pair_metrics(config, device) if len(models) > 1 else {}
+        pairs = pair_metrics(config, device) if len(models) > 1 or decodes else {}
         instruments = Instruments(network, pairs, decode, text_metrics(config, device))
         rows = sample_rows(models, process, dataset, config, instruments, folder) if config.draws_samples else {}
         needed = network is not None and config.needs_real_features
@@ -80,6 +86,7 @@ def evaluate_models(
     result = {
         "format": 1,
         "reference": reference,
+        "reconstructions": decodes,
         "data": {"name": dataset.name, "images": len(dataset), "shape": list(pixels(dataset).shape)},
         "config": asdict(config)
         | {"latency_batch_sizes": list(config.latency_batch_sizes), "metrics": list(config.metrics)},
@@ -122,6 +129,7 @@ def _measure(
     compared = {name: found for name, found in rows.items() if all_finite(found)}
     families.append({name: Measured(notes=(NOT_FINITE,)) for name in rows if name not in compared})
     families.append({name: measure_pairs(found, config) for name, found in compared.items()})
+    families.append({name: measure_reconstructions(found, config) for name, found in compared.items()})
     families.append({name: measure_text(found, config) for name, found in compared.items()})
     if network is not None:
         reference, dense = next(iter(models.items()))

@@ -44,6 +44,13 @@ def measure_pairs(rows: Rows, config: EvaluationConfig) -> Measured:
     return Measured({"consistency": spread}, {name: mean_estimate(values, counts) for name, values in found.items()})
 
 
+def measure_reconstructions(rows: Rows, config: EvaluationConfig) -> Measured:
+    """Means over the images that a decoder's reconstructions were compared with."""
+    found = rows.read([f"image_{name}" for name in PAIRS])
+    counts = resample_counts(rows.count, config.bootstrap, config.seed)
+    return Measured({}, {name: mean_estimate(values, counts) for name, values in found.items()})
+
+
 def measure_text(rows: Rows, config: EvaluationConfig) -> Measured:
     """The mean CLIP score of the samples with their captions, if it was taken."""
     found = rows.read(("clip_score",))

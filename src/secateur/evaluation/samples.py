@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from ..data import ImageDataset
 from ..inputs import device_of, input_shape
 from ..process import Process
+from ..reconstruction import Reconstruction
 from ..recovery.conditioning import null_conditions, sample_captions, sample_conditions
 from ..sampling import generate_batch
 from .config import EvaluationConfig
 from .consistency import ms_ssim, mse, psnr, ssim
 from .features import FeatureNetwork
 from .perceptual import load_clip, load_lpips
+from .reconstructions import described, reconstruct
 from .rows import Chunk, Rows, fingerprint, key_of
 
 IMAGES_SHOWN = 64
@@ -86,7 +88,8 @@ def sample_rows(
 
     Rows of an image are `finite` and, as far as asked for, `features` and the metrics of `instruments.texts`; the first
     `num_pairs` have the metrics of `instruments.pairs`, but for the reference, the first model; `images` are kept of
-    the first 64, and of the reference for as many as there are pairs.
+    the first 64, and of the reference for as many as there are pairs. The samples of a decoder are reconstructions, and
+    those of `instruments.pairs` with the images themselves are `image_` and their name.
     """
     pairs = min(config.num_pairs, config.num_images) if instruments.pairs else 0
     settings = [getattr(config, name) for name in DRAWN_BY]
@@ -94,8 +97,10 @@ def sample_rows(
     zeros = torch.zeros(1, *input_shape(dense), device=device_of(dense))
     # What all samples are told may not fit into memory: captions name it, and the first batch what encoded them.
     first = sample_conditions(dense, dataset, range(min(config.batch_size, config.num_images)), config.seed)
-    told = [(name, value.double().sum().item(), value.double().square().sum().item()) for name, value in first.items()]
+    told: list[Any] = [(name, *_sums(value)) for name, value in first.items()]
     chosen = [config.features, *([config.clip] if instruments.texts else [])]
+    if isinstance(process, Reconstruction):
+        told.append(described(dataset, config))
     common = [settings, *chosen, *instruments.fingerprint(zeros), dataset.captions, told]
     found: dict[str, Rows] = {}
     reference: Rows | None = None
@@ -107,8 +112,13 @@ def sample_rows(
         def measure(
             indices: range, model: nn.Module = model, reference: Rows | None = reference, kept: int = kept
         ) -> Chunk:
-            images = _draw(model, process, dataset, config, instruments.decode, indices)
-            chunk = _alone(images, instruments.network) | {"images": images[: max(0, kept - indices.start)]}
+            compared: Chunk = {}
+            if isinstance(process, Reconstruction):
+                images, originals = reconstruct(model, process, dataset, config, indices)
+                compared = {f"image_{name}": metric(images, originals) for name, metric in instruments.pairs.items()}
+            else:
+                images = _draw(model, process, dataset, config, instruments.decode, indices)
+            chunk = _alone(images, instruments.network) | {"images": images[: max(0, kept - indices.start)]} | compared
             if instruments.texts:
                 captions = sample_captions(dataset, indices, config.seed)
                 chunk |= {name: metric(images, captions) for name, metric in instruments.texts.items()}
@@ -122,6 +132,10 @@ def sample_rows(
         found[name] = rows
         reference = reference or rows
     return found
+
+
+def _sums(value: Tensor) -> tuple[float, float]:
+    return value.double().sum().item(), value.double().square().sum().item()
 
 
 def _draw(

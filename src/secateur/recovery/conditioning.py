@@ -45,17 +45,17 @@ def sample_labels(model: nn.Module, samples: range) -> torch.Tensor | None:
 def sample_conditions(model: nn.Module, dataset: ImageDataset, samples: range, seed: int = 0) -> Conditions:
     """Conditions of `samples`: class labels in turns, and all else that the data's images have, shuffled."""
     labels = sample_labels(model, samples)
-    told = dataset.batch(_images_of(dataset, samples, seed)).conditions if dataset.null else UNCONDITIONAL
+    told = dataset.batch(images_of(dataset, samples, seed)).conditions if dataset.null else UNCONDITIONAL
     return {**without_labels(told), **({} if labels is None else {LABELS: labels})}
 
 
 def sample_captions(dataset: ImageDataset, samples: range, seed: int = 0) -> list[str]:
     """The captions that `sample_conditions` tells a text model of."""
-    return [dataset.captions[index] for index in _images_of(dataset, samples, seed)]
+    return [dataset.captions[index] for index in images_of(dataset, samples, seed)]
 
 
-def _images_of(dataset: ImageDataset, samples: range, seed: int) -> list[int]:
-    """The image of the data whose conditions each sample takes."""
+def images_of(dataset: ImageDataset, samples: range, seed: int) -> list[int]:
+    """The image of the data that each sample takes its conditions from, or that a decoder reconstructs."""
     return calibration_order(dataset, seed)[torch.tensor(samples) % len(dataset)].tolist()
 
 

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from ..conditions import Conditions, rows
 from ..errors import TrainingError
 from ..process import Process, predict
+from ..reconstruction import first_entries
 from .config import RecoveryConfig
 from .draws import Draw
 from .jacobian import (
@@ -132,7 +133,8 @@ def jacobian_terms(
     assert teacher is not None
     x_t, target = _noisy(process, draw)
     share, rest = _shares(len(x_t), config.every_n_samples, x_t.device)
-    directions = unit_directions([draw.normal(k)[share].to(x_t) for k in range(1, config.directions + 1)])
+    like = (x_t if config.projection == "jvp" else target)[share]
+    directions = unit_directions([first_entries(draw.normal(k)[share], like) for k in range(1, config.directions + 1)])
     chosen = _at(x_t, draw, share)
     # A projection by jvp differentiates the teacher twice too.
     with frozen(teacher), any_attention() if config.projection == "vjp" else nullcontext():
@@ -144,11 +146,11 @@ def jacobian_terms(
         with torch.no_grad(), any_attention():
             taught = predict(teacher, *others)
         pairs.append((predict(student, *others), taught, target[rest]))
-    count = x_t.numel()
+    count = target.numel()
     return {
         "denoising": torch.stack([_squared_error(output, goal) for output, _, goal in pairs]).sum() / count,
         "distillation": torch.stack([_squared_error(output, taught) for output, taught, _ in pairs]).sum() / count,
-        JACOBIAN: mismatch(projections, [p.detach() for p in projections_D]) / x_t[0].numel(),
+        JACOBIAN: mismatch(projections, [p.detach() for p in projections_D]) / target[0].numel(),
     }
 
 
@@ -168,7 +170,7 @@ def first_order_terms(
 
 
 def _noisy(process: Process, draw: Draw) -> tuple[Tensor, Tensor]:
-    """x_t and the process's target, each (B, C, H, W)."""
+    """x_t and the process's target, (B, C, H, W) each; of a decoder, latents and image."""
     x_t = process.add_noise(draw.sample, draw.noise, draw.timesteps)
     return x_t, process.target(draw.sample, draw.noise, draw.timesteps)
 

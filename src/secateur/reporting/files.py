@@ -56,7 +56,7 @@ def figures_of(run: Run) -> dict[str, Figure]:
         found["decisions"] = plot_decisions(decided)
     if run.records:
         found["training"] = plot_training(run.records, removal_step(stages))
-    if any(model.losses for model in models):
+    if any(len(model.losses) > 1 for model in models):
         found["denoising"] = plot_denoising(models)
     if len(models) > 1:
         found["speed"] = plot_speed(models)

@@ -87,6 +87,7 @@ class Evaluation:
     reference_samples: int | None = None
     device: str = ""
     notes: tuple[str, ...] = ()
+    reconstructions: bool = False  # of the data's images, by decoders; else samples
     metrics: Mapping[str, Metric] = field(default_factory=dict)  # what the keys of the models' estimates mean
     config: Mapping[str, Any] = field(default_factory=dict)
     comparisons: tuple[Mapping[str, Any], ...] = ()  # pairs of models: what a metric says of `b` beside `a`
@@ -120,6 +121,7 @@ def read_evaluation(found: Mapping[str, Any]) -> Evaluation:
         reference_samples=first.get("reference_samples"),
         device=f"{environment['device']}{threads}" if "device" in environment else "",
         notes=tuple(notes),
+        reconstructions=found.get("reconstructions", False),
         metrics=_metrics(found.get("metrics", {}), models, reference, first.get("metric", "")),
         config=found.get("config", {}),
         comparisons=tuple(found.get("comparisons", ())),
