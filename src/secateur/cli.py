@@ -31,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exit with 0, or with 1 and one line that says what was wrong."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     diffusers_logging.set_verbosity_error()
+    os.environ.setdefault("DATASETS_VERBOSITY", "critical")  # what it logs as an error is raised as one too
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

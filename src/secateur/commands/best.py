@@ -62,7 +62,7 @@ def best(
     Args:
         model: model folder, pipeline folder, hub id, or an embedded model (digits-unet, digits-sit).
         target: what to reach, for example macs=50%, params=20M or latency=20ms.
-        data: image folder (sub-folders are classes), .npz with images and labels, or digits.
+        data: image folder (sub-folders are classes), parquet, datasets:NAME, .npz with images and labels, or digits.
         out: folder of the search.
         budget_steps: recovery steps in all, of the trials and of the winner.
         budget_minutes: time in all; trials get the steps that are predicted to fit, the winner what is then left.

@@ -72,7 +72,7 @@ def compress(
     Args:
         model: model folder, pipeline folder, hub id, or an embedded model (digits-unet, digits-sit).
         target: what to reach, for example macs=56%, macs=3.4G, params=20M or latency=20ms.
-        data: image folder (sub-folders are classes), .npz with images and labels, or digits.
+        data: image folder (sub-folders are classes), parquet, datasets:NAME, .npz with images and labels, or digits.
         out: run folder.
         recipe: a named recipe (diff-pruning, 2ndmatch, progressive, gradient-flow, entpruner, depth, taylor,
             magnitude, random, quickstart); what follows replaces its parts.

@@ -31,7 +31,7 @@ def finetune(
 
     Args:
         model: model folder, pipeline folder, hub id, or an embedded model (digits-unet, digits-sit).
-        data: training images: an image folder, an .npz with images, or digits.
+        data: training images: an image folder, parquet, datasets:NAME, an .npz with images, or digits.
         out: folder to write to.
         teacher: the dense model, for objectives that match it.
         objective: denoising, distillation, first-order or 2ndmatch; the default is the recovery options' own.

@@ -42,7 +42,7 @@ def sweep(
 
     Args:
         model: model folder, pipeline folder, hub id, or an embedded model (digits-unet, digits-sit).
-        data: image folder (sub-folders are classes), .npz with images and labels, or digits.
+        data: image folder (sub-folders are classes), parquet, datasets:NAME, .npz with images and labels, or digits.
         out: folder of the sweep.
         targets: what to reach, for example macs=50% macs=30%.
         recipes: named recipes, or all.
