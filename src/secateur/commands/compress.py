@@ -32,6 +32,7 @@ from .pruners import make_pruner
 from .stages import (
     cut_stage,
     evaluate_stage,
+    pipeline_stage,
     rank_stage,
     recover_stage,
     settle_stage,
@@ -134,6 +135,7 @@ def compress(
     if warmup is not None:
         loaded = warmup_stage(run, loaded, dataset, warmup, settings.recovery, model)
     compress_stages(run, loaded, structure, dataset, goal, settings, model)
+    pipeline_stage(run, loaded)
     page = write_report(run)
     for sentence in summarize(read_run(run)).sentences:
         say(sentence)
