@@ -15,7 +15,7 @@ import secateur
 from models import STRATEGIES, autoencoder, cuts, dit, flux, half, output, pixart, sana, sd3, unet, unet_condition
 from secateur.checkpoint import WEIGHTS, from_pretrained, load, save_pretrained
 from secateur.errors import ModelError
-from secateur.manifest import MANIFEST, apply_cut, manifest_of
+from secateur.manifest import MANIFEST, apply_cut, manifest_of, note_step, removed_since
 from secateur.process import predict
 from secateur.structure import Cut, describe
 
@@ -37,6 +37,23 @@ def test_saved_equals_loaded_bit_for_bit_after_two_cuts(name, data, tmp_path_fac
         assert len(manifest_of(loaded).steps) == generation + 1
         model = loaded
     assert {path.suffix for path in (folder / "model").iterdir()} == {".json", ".safetensors"}
+
+
+def test_removed_blocks_are_named_as_in_any_model_before(tmp_path):
+    dense = dit(num_layers=6)
+    once = apply_cut(copy.deepcopy(dense), Cut(removed_blocks=("transformer_blocks.1", "transformer_blocks.4")))
+    twice = apply_cut(
+        copy.deepcopy(once), Cut(removed_blocks=("transformer_blocks.1",))
+    )  # of the dense model the third
+    note_step(twice, "recovery", {})
+    assert removed_since(twice, dense) == tuple(f"transformer_blocks.{i}" for i in (1, 2, 4))
+    assert removed_since(twice, once) == ("transformer_blocks.1",)
+    assert removed_since(once, twice) == removed_since(dense, once) == removed_since(twice, twice) == ()
+    other = apply_cut(copy.deepcopy(dense), Cut(removed_blocks=("transformer_blocks.0",)))
+    assert removed_since(twice, other) == ()
+    net = unet()
+    names = tuple(describe(net).blocks)[:2]  # replaced where they stand, not taken out of a list
+    assert removed_since(apply_cut(copy.deepcopy(net), Cut(removed_blocks=names)), net) == names
 
 
 def attributes_of(model):

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+import secateur
 from models import dit, unet
 from secateur.data import Batch, load_data
 from secateur.errors import DataError, ModelError, SecateurError
@@ -18,7 +19,9 @@ from secateur.evaluation import (
     write_evaluation,
 )
 from secateur.evaluation.denoising import denoising_loss_per_timestep
+from secateur.manifest import apply_cut
 from secateur.process import DiffusionProcess, FlowProcess
+from secateur.structure import Cut
 
 CONFIG = EvaluationConfig(
     num_images=6,
@@ -187,3 +190,18 @@ def test_questions_that_make_no_sense_are_refused_at_once() -> None:
 def test_settings_that_make_no_sense_are_refused(name: str, value: object) -> None:
     with pytest.raises(SecateurError, match=rf"^evaluation {name} is .*; give "):
         EvaluationConfig(**{name: value})
+
+
+def test_layers_of_a_model_without_some_blocks_stand_beside_the_dense_models(tmp_path: Path) -> None:
+    flow = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
+    secateur.save_pretrained(dit(num_layers=4), tmp_path / "dense", flow)
+    pruned = apply_cut(dit(num_layers=4), Cut(removed_blocks=("transformer_blocks.2",)))
+    apply_cut(pruned, Cut(removed_blocks=("transformer_blocks.0",)))
+    secateur.save_pretrained(pruned, tmp_path / "pruned", flow)
+    run = secateur.evaluate(
+        str(tmp_path / "pruned"), reference=str(tmp_path / "dense"), data="digits", out=tmp_path / "run",
+        metrics=("loss",), device="cpu",
+    )  # fmt: skip
+    lines = (run / "tables" / "layers.csv").read_text().splitlines()
+    left = {line.split(",")[0]: line.split(",")[3] for line in lines}
+    assert [left[f"transformer_blocks.{i}.attn1.to_q"] for i in range(4)] == ["–", "32×32", "–", "32×32"]

@@ -1,6 +1,7 @@
 """Another set of labels on a pretrained class-conditional model."""
 
 import os
+import re
 from dataclasses import replace
 
 import pytest
@@ -9,8 +10,9 @@ import torch
 import secateur
 from models import dit, output, unet
 from pipelines import dit_pipeline, image_folder
-from secateur import CutConfig, EvaluationConfig, RecoveryConfig, ScoringConfig, WarmupConfig
+from secateur import CutConfig, EvaluationConfig, RecoveryConfig, ScoringConfig, TrialConfig, WarmupConfig
 from secateur.checkpoint import save_pretrained
+from secateur.commands import stages
 from secateur.commands.stages import warmup_stage
 from secateur.data import load_data
 from secateur.errors import DataError, ModelError, SecateurError
@@ -141,3 +143,64 @@ def test_compress_on_new_labels(tmp_path, monkeypatch, capsys):
     bare = image_folder(tmp_path / "bare")
     with pytest.raises(DataError, match="has no labels to learn"):
         secateur.compress(folder, out=tmp_path / "no", **(arguments | {"data": str(bare)}))
+
+
+MANY = {
+    "recipes": ("magnitude", "random"),
+    "shared": TrialConfig(batch_size=4, num_timesteps=2, num_images=4),
+    "evaluation": EvaluationConfig(metrics=("loss",), num_images=4, num_inference_steps=2),
+    "new_labels": True,
+    "warmup": WarmupConfig(steps=2),
+    "component": "transformer",
+    "device": "cpu",
+}
+
+
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
+    dit_pipeline(tmp_path / "pipeline")
+    return str(tmp_path / "pipeline"), str(image_folder(tmp_path / "images", classes=True))
+
+
+def test_sweep_on_new_labels_warms_up_once(tmp_path, places, capsys, monkeypatch):
+    model, data = places
+    arguments = {"data": data, "targets": ("macs=80%",), "steps": 2, "out": tmp_path / "sweep", **MANY}
+    secateur.sweep(model, dry_run=True, **arguments)
+    assert re.search(r"^warm up +about", capsys.readouterr().out, re.MULTILINE)
+    secateur.sweep(model, **arguments)
+    run = tmp_path / "sweep"
+    relabelled = secateur.from_pretrained(run / "relabelled")
+    assert (run / "warmup").is_dir()
+    for trial in ("magnitude", "random"):
+        folder = run / "trials" / f"{trial}_macs-80_seed-0"
+        history = [step["kind"] for step in manifest_of(secateur.from_pretrained(folder / "model")).steps]
+        assert history == ["labels", "warmup", "cut", "recovery"]
+        assert not (folder / "pipeline").exists()  # VAE and text encoders would be there once for every trial
+        config = read_json(folder / "config.json")
+        assert (config["component"], config["warmup"]["steps"]) == ("transformer", 2)
+    chosen = secateur.from_pretrained(run / "trials" / "random_macs-80_seed-0" / "model")
+    secateur.save_pipeline(secateur.load(model), chosen, tmp_path / "chosen")
+    assert secateur.load_pipeline(tmp_path / "chosen").labels == {"cat": 0, "dog": 1}
+    monkeypatch.setattr(stages, "recover", None)  # taken up, nothing is trained again
+    secateur.sweep(model, **arguments)
+    assert torch.equal(output(secateur.from_pretrained(run / "relabelled")), output(relabelled))
+    with pytest.raises(SecateurError, match="was begun with another warmup"):
+        secateur.sweep(model, **(arguments | {"new_labels": False}))
+    with pytest.raises(ModelError, match="lists no unet"):
+        secateur.sweep(model, **(arguments | {"component": "unet"}))
+    bare = str(image_folder(tmp_path / "bare"))
+    with pytest.raises(DataError, match="has no labels to learn"):
+        secateur.sweep(model, **(arguments | {"data": bare, "out": tmp_path / "no"}))
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.slow
+def test_best_on_new_labels_ends_in_a_pipeline(tmp_path, places, capsys):
+    model, data = places
+    arguments = {"data": data, "target": "macs=80%", "budget_steps": 20, "out": tmp_path / "search", **MANY}
+    run = secateur.best(model, **arguments)
+    assert f"pipeline {run / 'winner' / 'pipeline'}" in capsys.readouterr().out
+    assert read_json(run / "trials.json")["search"]["warm_up_seconds"] > 0
+    assert secateur.load_pipeline(run / "winner" / "pipeline").labels == {"cat": 0, "dog": 1}
+    assert not list(run.glob("trials/*/pipeline"))

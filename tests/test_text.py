@@ -116,6 +116,25 @@ def test_any_text_model_is_ranked_and_trained_on_its_captions(tmp_path, data, na
     assert max(max(values) for values in scores.values()) > 0
 
 
+def test_a_table_is_encoded_as_the_folder_is(tmp_path, data):
+    datasets = pytest.importorskip("datasets")
+    stable_diffusion(tmp_path / "pipeline")
+    rows = {"image": [str(path) for path in sorted(data.glob("*.png"))], "note": ["a cat", "a dog"] * 3}
+    table = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+    table.save_to_disk(tmp_path / "table")
+    with pytest.raises(DataError, match=r"table has no captions, .* datasets:NAME,caption=COLUMN"):
+        opened(tmp_path / "pipeline", tmp_path / "table")
+    source = f"datasets:{tmp_path}/table,caption=note"
+    (_, expected), (_, dataset) = opened(tmp_path / "pipeline", data), opened(tmp_path / "pipeline", source)
+    assert dataset.latents.folder != expected.latents.folder
+    assert dataset.text.folder == expected.text.folder  # of the same captions
+    assert torch.equal(dataset.batch([4, 1]).sample, expected.batch([4, 1]).sample)
+    assert opened(tmp_path / "pipeline", source)[1].latents.folder == dataset.latents.folder
+    table.select([1, 0, 2, 3, 4, 5]).save_to_disk(tmp_path / "table-2")
+    other = opened(tmp_path / "pipeline", f"datasets:{tmp_path}/table-2,caption=note")[1]
+    assert other.latents.folder != dataset.latents.folder
+
+
 def test_captions_are_encoded_once_and_again_when_they_changed(tmp_path, cache, data):
     pipeline = stable_diffusion(tmp_path / "pipeline")
     _, dataset = opened(tmp_path / "pipeline", data)

@@ -31,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exit with 0, or with 1 and one line that says what was wrong."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     diffusers_logging.set_verbosity_error()
+    os.environ.setdefault("DATASETS_VERBOSITY", "critical")  # what it logs as an error is raised as one too
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -85,8 +86,8 @@ def _commands(arguments: Sequence[str]) -> dict[str, Callable[..., Any]]:
         "check-structure": {},
         "convert": {},
         "encode": {},
-        "sweep": {"shared": TrialConfig(), "evaluation": EvaluationConfig()},
-        "best": {"shared": TrialConfig(), "evaluation": EvaluationConfig()},
+        "sweep": {"shared": TrialConfig(), "evaluation": EvaluationConfig(), "warmup": WarmupConfig()},
+        "best": {"shared": TrialConfig(), "evaluation": EvaluationConfig(), "warmup": WarmupConfig()},
         "report": {},
         "slice-lora": {},
         "export": {},

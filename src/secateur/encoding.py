@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .autoencoder import latent_space, open_autoencoder
 from .checkpoint import Loaded
-from .data import ArrayDataset, FolderDataset, LatentDataset, load_data
+from .data import LatentDataset, load_data
 from .data.fingerprint import files_fingerprint, fingerprint
 from .data.latents import LATENTS
 from .data.shards import Shards
@@ -60,7 +60,7 @@ def open_encoded(source: str, loaded: Loaded) -> LatentDataset:
             "this pipeline is not supported"
         )
     images = load_data(source, space.image_shape(shape))
-    data = {"files": _data_fingerprint(source, images), "shape": list(images.shape)}
+    data = {"files": images.fingerprint, "shape": list(images.shape)}
     about = {"format": FORMAT, "vae": _folder_fingerprint(loaded.vae), "data": data, "latents": list(shape)}
     row_bytes = 4 * shape[0] * shape[1] * shape[2]
     latents = Shards(cache_folder() / "latents" / fingerprint(about), len(images), row_bytes)
@@ -69,7 +69,10 @@ def open_encoded(source: str, loaded: Loaded) -> LatentDataset:
         return dataset
     check_text(loaded.pipeline)
     if not images.captions:
-        raise DataError(f"{source} has no captions, which the model needs; give a folder of images with metadata.jsonl")
+        raise DataError(
+            f"{source} has no captions, which the model needs; give a folder of images with metadata.jsonl, or a table "
+            "with its column, datasets:NAME,caption=COLUMN"
+        )
     encoders = {folder.name: _folder_fingerprint(folder) for folder in text_folders(loaded.pipeline)}
     about = {
         "format": FORMAT,
@@ -200,10 +203,3 @@ def _weights_bytes(folders: list[Path]) -> int:
 
 def _folder_fingerprint(folder: Path) -> str:
     return files_fingerprint((path for path in folder.rglob("*") if path.is_file()), folder)
-
-
-def _data_fingerprint(source: str, images: ArrayDataset | FolderDataset) -> str:
-    path = Path(source)
-    if isinstance(images, FolderDataset):
-        return files_fingerprint(images.paths, path)
-    return files_fingerprint([path], path.parent) if path.is_file() else source

@@ -108,6 +108,25 @@ def pruned_skeleton(manifest: Manifest) -> nn.Module:
     return model
 
 
+def removed_since(model: nn.Module, reference: nn.Module) -> tuple[str, ...]:
+    """The blocks of `reference`, by its names, that later cuts removed from `model`; none if it comes from another.
+
+    Every cut numbers the blocks that were left before it, so the cuts are replayed, and modules followed, not names.
+    """
+    manifest, before = manifest_of(model), manifest_of(reference)
+    shared = before.cuts if before is not None else ()
+    if manifest is None or manifest.cuts[: len(shared)] != shared:
+        return ()
+    skeleton = dense_skeleton(manifest)
+    for cut in shared:
+        remove(skeleton, describe(skeleton), cut)
+    blocks = {name: skeleton.get_submodule(name) for name in describe(skeleton).blocks}
+    for cut in manifest.cuts[len(shared) :]:
+        remove(skeleton, describe(skeleton), cut)
+    left = set(skeleton.modules())
+    return tuple(name for name, block in blocks.items() if block not in left)
+
+
 def note_labels(model: nn.Module, class_names: Sequence[str], base_id: str = "") -> None:
     """Write into the manifest that `model` was given other classes; one is begun for a dense model."""
     config = _plain_config(model)

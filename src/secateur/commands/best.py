@@ -13,13 +13,27 @@ from ..errors import SecateurError, require
 from ..evaluation import EvaluationConfig
 from ..evaluation.denoising import denoising_loss_per_timestep
 from ..files import read_json, write_json
+from ..recovery import WarmupConfig
 from ..reporting import TRIALS, read_run, summarize, write_comparison
 from ..schedules import Target, parse_target
-from .common import Model, ProcessName, one_process, say, start_run
+from .common import Component, Model, ProcessName, one_process, say, start_run
 from .halving import Round, Score, check_rounds, order, rounds_of, score_of, tied
 from .plan import format_duration, seconds_per_pair
-from .stages import calibration, reopened
-from .trials import CACHE, Bench, Trial, TrialConfig, attempt, is_done, make_trial, open_bench, plan_trial, recipe_names
+from .stages import calibration, pipeline_stage, reopened
+from .trials import (
+    CACHE,
+    Bench,
+    Trial,
+    TrialConfig,
+    attempt,
+    is_done,
+    make_trial,
+    open_bench,
+    plan_trial,
+    recipe_names,
+    warm_up,
+    warm_up_seconds,
+)
 
 ScoreName = Literal["loss", "frechet"]
 PROBE = 10_000  # steps over which the time of one is predicted
@@ -45,6 +59,9 @@ def best(
     seed: int = 0,
     shared: TrialConfig | None = None,
     evaluation: EvaluationConfig | None = None,
+    new_labels: bool = False,
+    warmup: WarmupConfig | None = None,
+    component: Component | None = None,
     process: ProcessName = "auto",
     device: str = "auto",
     dry_run: bool = False,
@@ -53,14 +70,14 @@ def best(
 
     Half of the budget goes into successive halving: all recipes in short trials, the better half of them in longer
     ones, until one is left. What remains is spent on a whole compression by that one, OUT/winner, whose model is
-    OUT/winner/model. Every trial starts anew, so it is what a run of that many steps gives. Progressive recipes whose
-    stages would not fit into half of a trial are given shorter ones. Run the same command again to take up a search
-    that was stopped.
+    OUT/winner/model, or OUT/winner/pipeline when a pipeline was given. Every trial starts anew, so it is what a run of
+    that many steps gives. Progressive recipes whose stages would not fit into half of a trial are given shorter ones.
+    Run the same command again to take up a search that was stopped.
 
     Args:
         model: model folder, pipeline folder, hub id, or an embedded model (digits-unet, digits-sit).
         target: what to reach, for example macs=50%, params=20M or latency=20ms.
-        data: image folder (sub-folders are classes), .npz with images and labels, or digits.
+        data: image folder (sub-folders are classes), parquet, datasets:NAME, .npz with images and labels, or digits.
         out: folder of the search.
         budget_steps: recovery steps in all, of the trials and of the winner.
         budget_minutes: time in all; trials get the steps that are predicted to fit, the winner what is then left.
@@ -70,6 +87,9 @@ def best(
         seed: of scoring and recovery.
         shared: what all trials share, instead of the recipes' own.
         evaluation: what to measure of the winner; trials by the Fréchet distance draw as many samples.
+        new_labels: the data's classes replace the model's: fresh label embeddings, trained once before the search.
+        warmup: how the new labels are trained.
+        component: which part of a pipeline, unet or transformer; the default takes the one that is there.
         process: how the model was trained, when no scheduler config lies beside it.
         device: auto, cpu, cuda, mps ...
         dry_run: print the rounds and the predicted time, and stop.
@@ -88,24 +108,27 @@ def best(
     require((budget_steps or budget_minutes or 0) > 0, "the budget is not above 0; give more")
     shared, evaluation = shared or TrialConfig(), evaluation or EvaluationConfig()
     names, goal = recipe_names(recipes), parse_target(target)
-    bench = open_bench(model, data, process, device)
+    bench = open_bench(model, data, process, device, component, (warmup or WarmupConfig()) if new_labels else None)
     search = Search(bench, goal, seed, shared, evaluation, score)
     if dry_run:
         _print_plan(search.plan(names, budget_steps, budget_minutes))
         return Path(out)
     path = Path(out) / TRIALS
     begun = None if path.is_file() else search.begin(names, budget_steps, budget_minutes)
-    places = {"command": "best", "model": model, "target": str(goal), "data": data, "process": process, "seed": seed}
+    places = {"command": "best", "model": model, "target": str(goal), "data": data, "seed": seed}
+    places |= {"component": component, "process": process}
     budget = {"recipes": names, "score": score, "budget_steps": budget_steps, "budget_minutes": budget_minutes}
-    run = start_run(out, {**places, **budget, "shared": shared, "evaluation": evaluation})
+    run = start_run(out, {**places, **budget, "warmup": bench.warmup, "shared": shared, "evaluation": evaluation})
     found = begun or read_json(path)
+    search = replace(search, bench=warm_up(bench, run, shared))
     search.find(run, found)
     search.finish(run, found)
     shutil.rmtree(run / CACHE, ignore_errors=True)
     page = write_comparison(run)
     for sentence in [*found["search"]["sentences"], "", *summarize(read_run(run / "winner")).sentences]:
         say(sentence)
-    say(f"\nmodel    {run / 'winner' / 'model'}\nreport   {page}")
+    result = "model" if bench.loaded.pipeline is None else "pipeline"
+    say(f"\n{result:8} {run / 'winner' / result}\nreport   {page}")
     return run
 
 
@@ -142,7 +165,8 @@ class Search:
         times = self._times(names, budget_steps or PROBE, second, skipped)
         recovering = sum(stages["recover"] for stages in times.values()) / len(times)
         a_step = recovering / (budget_steps or PROBE)
-        fixed = sum(sum(stages.values()) - stages["recover"] for stages in times.values())
+        warm_up = warm_up_seconds(self.bench, self.shared, second)
+        fixed = warm_up + sum(sum(stages.values()) - stages["recover"] for stages in times.values())
         steps = budget_steps
         if steps is None:
             steps = int((60 * (budget_minutes or 0.0) - fixed) / a_step)
@@ -162,6 +186,7 @@ class Search:
             "ties": TIES,
             "budget_steps": steps,
             "budget_seconds": None if budget_minutes is None else 60 * budget_minutes,
+            "warm_up_seconds": warm_up,
             "rounds": [asdict(one) for one in rounds],
             "predicted_seconds": fixed + steps * a_step,
             "trials": skipped,
@@ -268,6 +293,7 @@ class Search:
             write_json(run / TRIALS, found)
             if outcome["status"] != "done":
                 raise SecateurError(f"the winner, {recipe}, failed: {outcome['reason']}; the same command tries again")
+        pipeline_stage(folder, self.bench.loaded)
 
     def _steps_left(self, run: Path, found: dict[str, Any]) -> int:
         """Of the budget; in minutes, at least as many as the winner had in its last trial."""
@@ -279,7 +305,7 @@ class Search:
         took = read_run(run / "trials" / last["name"]).records[-1]["seconds"]
         trial = make_trial(plan["winner"], self.goal, self.seed, self.shared, evaluation=self.evaluation)
         measuring = plan_trial(self.bench, trial, seconds_per_pair(self.bench.loaded))["sample"]
-        left = plan["budget_seconds"] - sum(entry["seconds"] for entry in done) - measuring
+        left = plan["budget_seconds"] - sum(entry["seconds"] for entry in done) - measuring - plan["warm_up_seconds"]
         return max(last["steps"], int(left / took * last["steps"]))
 
 

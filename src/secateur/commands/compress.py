@@ -32,6 +32,7 @@ from .pruners import make_pruner
 from .stages import (
     cut_stage,
     evaluate_stage,
+    pipeline_stage,
     rank_stage,
     recover_stage,
     settle_stage,
@@ -72,7 +73,7 @@ def compress(
     Args:
         model: model folder, pipeline folder, hub id, or an embedded model (digits-unet, digits-sit).
         target: what to reach, for example macs=56%, macs=3.4G, params=20M or latency=20ms.
-        data: image folder (sub-folders are classes), .npz with images and labels, or digits.
+        data: image folder (sub-folders are classes), parquet, datasets:NAME, .npz with images and labels, or digits.
         out: run folder.
         recipe: a named recipe (diff-pruning, 2ndmatch, progressive, gradient-flow, entpruner, depth, taylor,
             magnitude, random, decoder, quickstart); what follows replaces its parts.
@@ -134,6 +135,7 @@ def compress(
     if warmup is not None:
         loaded = warmup_stage(run, loaded, dataset, warmup, settings.recovery, model)
     compress_stages(run, loaded, structure, dataset, goal, settings, model)
+    pipeline_stage(run, loaded)
     page = write_report(run)
     for sentence in summarize(read_run(run)).sentences:
         say(sentence)

@@ -19,7 +19,7 @@ def encode(
 
     Args:
         model: pipeline folder or hub id.
-        data: image folder (with metadata.jsonl for captions), .npz with images, or digits.
+        data: image folder (with metadata.jsonl for captions), parquet, datasets:NAME, .npz with images, or digits.
         component: which part of a pipeline, unet or transformer; the default takes the one that is there.
         device: auto, cpu, cuda, mps ...
         dry_run: say what would be written, and stop.

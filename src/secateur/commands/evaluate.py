@@ -35,7 +35,7 @@ def evaluate(
 
     Args:
         model: model folder, pipeline folder, hub id, or an embedded model (digits-unet, digits-sit).
-        data: real images: an image folder, an .npz with images, or digits.
+        data: real images: an image folder, parquet, datasets:NAME, an .npz with images, or digits.
         out: folder to write to.
         reference: the dense model to compare with.
         metrics: some of latency, loss, consistency, ms-ssim, lpips, frechet, rfid, kid, inception-score, prdc,

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..recovery import RecoveryConfig
 from .common import Component, Model, ProcessName, encode_data, open_data, open_model, say, start_run
 from .plan import Work, check_recovery, print_times
-from .stages import recover_stage
+from .stages import pipeline_stage, recover_stage
 
 
 def finetune(
@@ -31,7 +31,7 @@ def finetune(
 
     Args:
         model: model folder, pipeline folder, hub id, or an embedded model (digits-unet, digits-sit).
-        data: training images: an image folder, an .npz with images, or digits.
+        data: training images: an image folder, parquet, datasets:NAME, an .npz with images, or digits.
         out: folder to write to.
         teacher: the dense model, for objectives that match it.
         objective: denoising, distillation, first-order or 2ndmatch; the default is the recovery options' own.
@@ -59,5 +59,6 @@ def finetune(
     run = start_run(out, {"command": "finetune", **places, "recovery": settings})
     dataset = encode_data(dataset, loaded)
     recover_stage(run, loaded.model, loaded, dataset, settings, dense)
+    pipeline_stage(run, loaded)
     say(f"model   {run / 'model'}\nlog     {run / 'recovery' / 'log.jsonl'}")
     return run

@@ -33,7 +33,7 @@ def prune(
     Args:
         model: model folder, pipeline folder, hub id, or an embedded model (digits-unet, digits-sit).
         target: what to reach, for example macs=56%, params=20M, latency=20ms or blocks=6.
-        data: calibration images: an image folder, an .npz with images, or digits.
+        data: calibration images: an image folder, parquet, datasets:NAME, an .npz with images, or digits.
         out: folder to write to.
         criterion: which criterion ranks the units; ced, uniform, cosine and loss-change rank blocks only.
         scoring: its options.

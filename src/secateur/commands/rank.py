@@ -26,7 +26,7 @@ def rank(
 
     Args:
         model: model folder, pipeline folder, hub id, or an embedded model (digits-unet, digits-sit).
-        data: calibration images: an image folder, an .npz with images, or digits.
+        data: calibration images: an image folder, parquet, datasets:NAME, an .npz with images, or digits.
         out: folder to write to.
         criterion: which criterion; ced, uniform, cosine and loss-change rank blocks only.
         scoring: its options.

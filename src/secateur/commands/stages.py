@@ -179,7 +179,7 @@ def recover_stage(
 ) -> nn.Module:
     """Fine-tune a copy of `model`, pruning it meanwhile if there is a pruner.
 
-    Writes `recovery/` (logs, checkpoints), the folder `model` with the averaged weights, and `pipeline`.
+    Writes `recovery/` (logs, checkpoints) and the folder `model` with the averaged weights.
     """
     folder = out / "model"
     if not folder.is_dir():
@@ -188,10 +188,14 @@ def recover_stage(
             return recovered
         note_step(recovered, "recovery", dataclasses.asdict(config))
         save_pretrained(recovered, folder, loaded.scheduler_config)
-    recovered = reopened(folder, loaded)
-    if loaded.pipeline is not None and is_main_process() and not (out / "pipeline").is_dir():
-        save_pipeline(loaded, recovered, out / "pipeline")
-    return recovered
+    return reopened(folder, loaded)
+
+
+def pipeline_stage(out: Path, loaded: Loaded) -> None:
+    """Write the folder `pipeline`: the pipeline that `loaded` came from, with what is in the folder `model`."""
+    folder = out / "pipeline"
+    if loaded.pipeline is not None and is_main_process() and not folder.is_dir():
+        save_pipeline(loaded, reopened(out / "model", loaded), folder)
 
 
 def evaluate_stage(

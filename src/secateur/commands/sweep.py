@@ -10,11 +10,25 @@ from ..criteria import CriterionName
 from ..errors import SecateurError, require
 from ..evaluation import EvaluationConfig
 from ..files import read_json, write_json
+from ..recovery import WarmupConfig
 from ..reporting import TRIALS, write_comparison
 from ..schedules import parse_target
-from .common import Model, ProcessName, one_process, say, start_run
+from .common import Component, Model, ProcessName, one_process, say, start_run
 from .plan import format_duration, seconds_per_pair
-from .trials import CACHE, Bench, Trial, TrialConfig, all_trials, attempt, is_done, open_bench, plan_trial, recipe_names
+from .trials import (
+    CACHE,
+    Bench,
+    Trial,
+    TrialConfig,
+    all_trials,
+    attempt,
+    is_done,
+    open_bench,
+    plan_trial,
+    recipe_names,
+    warm_up,
+    warm_up_seconds,
+)
 
 
 def sweep(
@@ -30,6 +44,9 @@ def sweep(
     steps: int | None = None,
     shared: TrialConfig | None = None,
     evaluation: EvaluationConfig | None = None,
+    new_labels: bool = False,
+    warmup: WarmupConfig | None = None,
+    component: Component | None = None,
     process: ProcessName = "auto",
     device: str = "auto",
     dry_run: bool = False,
@@ -42,7 +59,7 @@ def sweep(
 
     Args:
         model: model folder, pipeline folder, hub id, or an embedded model (digits-unet, digits-sit).
-        data: image folder (sub-folders are classes), .npz with images and labels, or digits.
+        data: image folder (sub-folders are classes), parquet, datasets:NAME, .npz with images and labels, or digits.
         out: folder of the sweep.
         targets: what to reach, for example macs=50% macs=30%.
         recipes: named recipes, or all.
@@ -52,6 +69,9 @@ def sweep(
         steps: recovery steps of every trial, instead of the recipes' own.
         shared: what else all trials share, instead of the recipes' own.
         evaluation: what to measure; the samples of all trials come from its seed.
+        new_labels: the data's classes replace the model's: fresh label embeddings, trained once before all trials.
+        warmup: how the new labels are trained.
+        component: which part of a pipeline, unet or transformer; the default takes the one that is there.
         process: how the model was trained, when no scheduler config lies beside it.
         device: auto, cpu, cuda, mps ...
         dry_run: print the trials and their predicted times, and stop.
@@ -68,16 +88,17 @@ def sweep(
     shared, evaluation = shared or TrialConfig(), evaluation or EvaluationConfig()
     goals = [parse_target(target) for target in dict.fromkeys(targets)]
     trials = all_trials(recipe_names(recipes), criteria, objectives, goals, seeds, shared, steps, evaluation)
-    bench = open_bench(model, data, process, device)
-    plans = _plan(bench, trials)
+    bench = open_bench(model, data, process, device, component, (warmup or WarmupConfig()) if new_labels else None)
+    second = seconds_per_pair(bench.loaded)
+    plans = _plan(bench, trials, second)
     if not any(isinstance(plan, float) for plan in plans.values()):
         raise SecateurError(f"no trial can run: {next(iter(plans.values()))}")
     if dry_run:
-        _print_plans(plans)
+        _print_plans(plans, warm_up_seconds(bench, shared, second))
         return Path(out)
-    common = {"command": "sweep", "model": model, "data": data, "process": process, "steps": steps}
-    run = start_run(out, common | {"shared": shared, "evaluation": evaluation})
-    _run_all(run, bench, trials, plans)
+    places = {"command": "sweep", "model": model, "data": data, "component": component, "process": process}
+    run = start_run(out, {**places, "steps": steps, "warmup": bench.warmup, "shared": shared, "evaluation": evaluation})
+    _run_all(run, warm_up(bench, run, shared), trials, plans)
     shutil.rmtree(run / CACHE, ignore_errors=True)
     page = write_comparison(run)
     say((run / "tables" / "comparison.md").read_text())
@@ -93,9 +114,8 @@ def sweep(
     return run
 
 
-def _plan(bench: Bench, trials: list[Trial]) -> dict[str, float | str]:
+def _plan(bench: Bench, trials: list[Trial], second: float) -> dict[str, float | str]:
     """Predicted seconds of every trial by name, or why it cannot run; a ranking that several share counts once."""
-    second = seconds_per_pair(bench.loaded)
     plans: dict[str, float | str] = {}
     ranked = set()
     for trial in trials:
@@ -110,11 +130,13 @@ def _plan(bench: Bench, trials: list[Trial]) -> dict[str, float | str]:
     return plans
 
 
-def _print_plans(plans: dict[str, float | str]) -> None:
+def _print_plans(plans: dict[str, float | str], warm_up: float) -> None:
+    if warm_up:
+        say(f"{'warm up':48} about {format_duration(warm_up)}")
     for name, plan in plans.items():
         say(f"{name:48} " + (f"about {format_duration(plan)}" if isinstance(plan, float) else f"skipped: {plan}"))
     times = [plan for plan in plans.values() if isinstance(plan, float)]
-    say(f"{len(times)} of {len(plans)} trials would run, about {format_duration(sum(times))} in all")
+    say(f"{len(times)} of {len(plans)} trials would run, about {format_duration(warm_up + sum(times))} in all")
 
 
 def _run_all(run: Path, bench: Bench, trials: list[Trial], plans: dict[str, float | str]) -> None:

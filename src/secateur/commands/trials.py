@@ -18,13 +18,16 @@ from ..data import ImageDataset
 from ..errors import SecateurError, first_line, require
 from ..evaluation import EvaluationConfig
 from ..files import read_json, write_text
+from ..labels import relabel
 from ..recipes import RECIPES, Recipe, recipe_named
+from ..recovery import RecoveryConfig, WarmupConfig
 from ..reporting import write_report
 from ..schedules import Target
 from ..structure import Structure
-from .common import ProcessName, encode_data, open_data, open_model, plain, start_run
+from .common import Component, ProcessName, encode_data, open_data, open_model, plain, start_run
 from .compress import check, compress_stages, given, resolve, run_settings
-from .plan import predict_seconds, work_of
+from .plan import Work, check_new_labels, predict_seconds, work_of
+from .stages import warmup_stage
 
 NOT_IN_ALL = ("quickstart", "decoder")  # a small demonstration with a budget of its own, and one for VAEs
 CACHE = "cache"  # the samples of the models that were measured, while a sweep or a search goes on
@@ -90,12 +93,50 @@ class Bench:
     loaded: Loaded
     structure: Structure
     dataset: ImageDataset
+    component: Component | None = None
+    warmup: WarmupConfig | None = None  # of the data's classes, where they replace the model's
 
 
-def open_bench(model: str, data: str, process: ProcessName, device: str) -> Bench:
-    """Load model and data once for all trials."""
-    loaded, structure = open_model(model, process, device)
-    return Bench(model, data, process, loaded, structure, open_data(data, loaded))
+def open_bench(
+    model: str,
+    data: str,
+    process: ProcessName,
+    device: str,
+    component: Component | None = None,
+    warmup: WarmupConfig | None = None,
+) -> Bench:
+    """Load model and data once for all trials; with `warmup`, give the model the data's classes, not trained yet.
+
+    Raises:
+        SecateurError: as `open_model`, `open_data` and `relabel`; the data has no classes that could be given.
+    """
+    loaded, structure = open_model(model, process, device, component)
+    dataset = open_data(data, loaded)
+    if warmup is not None:
+        check_new_labels(dataset)
+        relabel(loaded.model, len(dataset.class_names))
+    return Bench(model, data, process, loaded, structure, dataset, component, warmup)
+
+
+def warm_up(bench: Bench, run: Path, shared: TrialConfig) -> Bench:
+    """The bench with its new labels trained, once for all trials, in the folder `run`."""
+    if bench.warmup is None:
+        return bench
+    dataset = encode_data(bench.dataset, bench.loaded)
+    recovery = _warmup_recovery(shared)
+    return replace(bench, loaded=warmup_stage(run, bench.loaded, dataset, bench.warmup, recovery, bench.model))
+
+
+def warm_up_seconds(bench: Bench, shared: TrialConfig, second: float) -> float:
+    """What `warm_up` is predicted to take; `second` is what one image takes (`plan.seconds_per_pair`)."""
+    if bench.warmup is None:
+        return 0.0
+    work = Work(recovery=_warmup_recovery(shared), warmup=bench.warmup)
+    return predict_seconds(bench.loaded, work, second)["warm up"]
+
+
+def _warmup_recovery(shared: TrialConfig) -> RecoveryConfig:
+    return RecoveryConfig(**given({"batch_size": shared.batch_size}))
 
 
 def recipe_names(recipes: Sequence[str]) -> list[str]:
@@ -187,7 +228,9 @@ def run_trial(bench: Bench, trial: Trial, run: Path, others: Iterable[Path], cac
         SecateurError: as `compress`.
     """
     check(bench.loaded, bench.structure, bench.dataset, trial.goal, trial.settings)
-    described = run_settings(bench.model, trial.goal, bench.data, trial.recipe, bench.process, trial.settings)
+    described = run_settings(
+        bench.model, trial.goal, bench.data, trial.recipe, bench.process, trial.settings, bench.component, bench.warmup
+    )
     start_run(run, described)
     if not (run / "ranking.json").is_file():
         for other in others:

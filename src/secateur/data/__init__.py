@@ -1,10 +1,11 @@
-"""Data as batches: an image folder, an `.npz`, `digits`, or the latents of any of these."""
+"""Data as batches: an image folder, a table, an `.npz`, `digits`, or the latents of any of these."""
 
 from .arrays import ArrayDataset
-from .dataset import Batch, ImageDataset, calibration_batch, calibration_order
+from .dataset import Batch, ImageDataset, PixelDataset, calibration_batch, calibration_order
 from .folders import FolderDataset
 from .latents import LatentDataset, pixels
 from .load import load_data
+from .tables import TableDataset
 
 __all__ = [
     "ArrayDataset",
@@ -12,6 +13,8 @@ __all__ = [
     "FolderDataset",
     "ImageDataset",
     "LatentDataset",
+    "PixelDataset",
+    "TableDataset",
     "calibration_batch",
     "calibration_order",
     "load_data",

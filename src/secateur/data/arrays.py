@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from ..conditions import UNCONDITIONAL
 from ..errors import DataError
 from .dataset import Batch, labelled
+from .fingerprint import files_fingerprint
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's conversion to L
 MOST_CLASSES = 1_000_000
@@ -28,6 +29,7 @@ class ArrayDataset:
     class_names: tuple[str, ...]
     images: Tensor
     labels: Tensor | None
+    fingerprint: str = ""
     captions: tuple[str, ...] = ()
     null = UNCONDITIONAL
 
@@ -77,7 +79,7 @@ def open_digits(shape: tuple[int, int, int] | None) -> ArrayDataset:
     check_channels("digits", 1, shape)
     images = torch.from_numpy(data.images).float().unsqueeze(1) / 16
     labels = torch.from_numpy(data.target).long()
-    return ArrayDataset("digits", shape, tuple(str(digit) for digit in range(10)), images, labels)
+    return ArrayDataset("digits", shape, tuple(str(digit) for digit in range(10)), images, labels, "digits")
 
 
 def open_npz(path: Path, shape: tuple[int, int, int] | None) -> ArrayDataset:
@@ -89,16 +91,17 @@ def open_npz(path: Path, shape: tuple[int, int, int] | None) -> ArrayDataset:
     if "images" not in arrays:
         raise DataError(f"{path} holds no array `images`; save one with numpy.savez(path, images=..., labels=...)")
     images = _npz_images(path, arrays["images"])
+    stamp = files_fingerprint([path], path.parent)
     shape = shape or (images.shape[1], images.shape[2], images.shape[3])
     check_channels(path, images.shape[1], shape)
     if "labels" not in arrays:
-        return ArrayDataset(path.stem, shape, (), images, None)
+        return ArrayDataset(path.stem, shape, (), images, None, stamp)
     labels = _npz_labels(path, arrays["labels"], len(images))
     classes = int(labels.max()) + 1
     names = tuple(str(name) for name in arrays.get("names", np.arange(classes)).ravel())
     if len(names) < classes:
         raise DataError(f"{path} has {len(names)} `names` for {classes} classes; give one name per class")
-    return ArrayDataset(path.stem, shape, names, images, labels)
+    return ArrayDataset(path.stem, shape, names, images, labels, stamp)
 
 
 def _npz_images(path: Path, array: np.ndarray) -> Tensor:

@@ -61,6 +61,20 @@ class ImageDataset(Protocol):
         ...
 
 
+class PixelDataset(ImageDataset, Protocol):
+    """Images as a user's data holds them, not encoded."""
+
+    @property
+    def labels(self) -> Tensor | None:
+        """(N,) int64, or None."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the images do."""
+        ...
+
+
 def calibration_batch(dataset: ImageDataset, n: int, seed: int) -> Batch:
     """`n` images drawn without replacement, the same for the same seed; all of them if there are fewer."""
     return dataset.batch(calibration_order(dataset, seed)[:n].tolist())

@@ -8,9 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ..conditions import Conditions
-from .arrays import ArrayDataset
-from .dataset import Batch, ImageDataset, labelled
-from .folders import FolderDataset
+from .dataset import Batch, ImageDataset, PixelDataset, labelled
 from .shards import Shards
 
 LATENTS = "latents"
@@ -23,7 +21,7 @@ class LatentDataset:
     `null` are the conditions of the empty prompt. `images` stay at hand for what looks at pixels.
     """
 
-    images: ArrayDataset | FolderDataset
+    images: PixelDataset
     shape: tuple[int, int, int]
     latents: Shards
     text: Shards | None = None

@@ -6,13 +6,20 @@ import difflib
 from pathlib import Path
 
 from ..errors import DataError
-from .arrays import ArrayDataset, open_digits, open_npz
-from .folders import FolderDataset, open_folder
+from .arrays import open_digits, open_npz
+from .dataset import PixelDataset
+from .folders import open_folder, visible_files
+from .images import SUFFIXES
+from .table_sources import PREFIX, TABLES, is_saved
+from .tables import open_table
 
-ACCEPTED = "an image folder, an .npz file with `images` (and `labels`), or the word `digits`"
+ACCEPTED = (
+    "an image folder, parquet or arrow (a file, a folder, or what `save_to_disk` wrote), datasets:NAME[:SPLIT] of the "
+    "hub, an .npz file with `images` (and `labels`), or the word `digits`"
+)
 
 
-def load_data(source: str | Path, shape: tuple[int, int, int] | None = None) -> ArrayDataset | FolderDataset:
+def load_data(source: str | Path, shape: tuple[int, int, int] | None = None) -> PixelDataset:
     """Open images for a model that takes `shape` (C, H, W); by default the shape of the data.
 
     Images are cropped at the centre to the aspect ratio of `shape`, resized with antialiasing (bicubic), and
@@ -25,11 +32,32 @@ def load_data(source: str | Path, shape: tuple[int, int, int] | None = None) -> 
     if source == "digits":
         return open_digits(shape)
     if path.is_dir():
-        return open_folder(path, shape)
+        return _open_directory(path, shape)
+    if str(source).startswith(PREFIX) or (path.is_file() and path.suffix in TABLES):
+        return open_table(str(source), shape)
     if path.is_file() and path.suffix == ".npz":
         return open_npz(path, shape)
     if path.is_file():
         raise DataError(f"{path} is not data that can be opened; give {ACCEPTED}")
-    meant = difflib.get_close_matches(str(source).lower(), ["digits"])
-    hint = "; did you mean `digits`?" if meant else ""
-    raise DataError(f"{path} does not exist{hint}; give {ACCEPTED}")
+    raise DataError(f"{path} does not exist{_meant(str(source))}; give {ACCEPTED}")
+
+
+def _open_directory(folder: Path, shape: tuple[int, int, int] | None) -> PixelDataset:
+    if is_saved(folder):
+        return open_table(str(folder), shape)
+    files = visible_files(folder)
+    images = [path for path in files if path.name.lower().endswith(SUFFIXES)]
+    tables = [path for path in files if path.suffix in TABLES and path.stem != "metadata"]
+    if images and tables:
+        raise DataError(
+            f"{folder} holds {len(images)} image files and {len(tables)} of parquet or arrow; for the tables give "
+            f"{PREFIX}{folder}, for the images a folder of these alone"
+        )
+    return open_table(str(folder), shape) if tables else open_folder(folder, images, shape)
+
+
+def _meant(source: str) -> str:
+    if difflib.get_close_matches(source.lower(), ["digits"]):
+        return "; did you mean `digits`?"
+    looks_hosted = source.count("/") == 1 and not source.startswith((".", "/", "~"))
+    return f" (a data set of the hub is {PREFIX}{source})" if looks_hosted else ""

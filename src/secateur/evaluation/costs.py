@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..manifest import removed_since
 from .config import EvaluationConfig
 from .efficiency import Efficiency, measure_efficiency
 from .estimates import Estimate, median_estimate
@@ -15,7 +16,7 @@ from .measured import Measured
 
 
 def measure_costs(models: Mapping[str, nn.Module], config: EvaluationConfig) -> dict[str, Measured]:
-    """Sizes, MACs and layers of every model; latencies, interleaved, where `config` asks for them."""
+    """Sizes, MACs, layers and what blocks left of every model; latencies, interleaved, where `config` asks for them."""
     timed = "latency" in config.metrics
     costs = measure_efficiency(
         models,
@@ -24,10 +25,11 @@ def measure_costs(models: Mapping[str, nn.Module], config: EvaluationConfig) -> 
         compile=config.compile and timed,
         dtype=None if config.latency_dtype is None else getattr(torch, config.latency_dtype),
     )
-    reference = costs[next(iter(models))]
+    first = next(iter(models))
     measured = {}
     for name, cost in costs.items():
-        fields = cost.to_dict() | {"relative": _relative(cost, reference)}
+        removed = list(removed_since(models[name], models[first]))
+        fields = cost.to_dict() | {"relative": _relative(cost, costs[first]), "removed_blocks": removed}
         notes = tuple(fields.pop("notes"))
         measured[name] = Measured(fields, _latencies(cost, config), notes)
     return measured

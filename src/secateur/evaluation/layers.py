@@ -40,16 +40,21 @@ def count_layers(model: nn.Module, inputs: Mapping[str, Tensor]) -> list[Layer]:
     counts = count_flops(model, inputs).get_flop_counts()
     flops = {name: sum(found.values()) for name, found in counts.items()}
 
+    def total(module: nn.Module, place: str) -> int:
+        """FLOPs of a module: of its own calls, or those inside where these are more.
+
+        A container is never called itself, and a DiT calls an embedding of its first block past that block.
+        """
+        return max(flops.get(place, 0), within(module, place))
+
     def within(module: nn.Module, place: str) -> int:
-        """FLOPs of the modules inside; a container that is never called itself has no entry."""
-        places = {f"{place}.{name}": child for name, child in module.named_children()}
-        return sum(flops[inner] if inner in flops else within(child, inner) for inner, child in places.items())
+        return sum(total(child, f"{place}.{name}") for name, child in module.named_children())
 
     layers: list[Layer] = []
     counted: set[int] = set()
     for name, module in model.named_modules():
         place = f"{root}.{name}" if name else root
-        macs = (flops[place] - within(module, place)) // 2 if place in flops else 0
+        macs = (total(module, place) - within(module, place)) // 2
         own = [parameter for parameter in module.parameters(recurse=False) if id(parameter) not in counted]
         counted.update(map(id, own))
         if own or macs:

@@ -72,7 +72,7 @@ def layers_of(run: Run) -> list[Pair]:
     models = run.evaluation.models
     if len(models) < 2 or not all(model.layers for model in (models[0], models[-1])):
         return []
-    return layer_pairs(models[0].layers, models[-1].layers, run.cut.get("removed_blocks", ()))
+    return layer_pairs(models[0].layers, models[-1].layers, models[-1].removed_blocks)
 
 
 def tables_of(run: Run) -> dict[str, Table]:

@@ -73,6 +73,7 @@ class ModelResult:
     ftle_std: float | None = None
     estimates: Mapping[str, Measured] = field(default_factory=dict)
     layers: tuple[Layer, ...] = ()
+    removed_blocks: tuple[str, ...] = ()  # since the reference, by its names
     classes: tuple[Mapping[str, Any], ...] = ()  # scores of every class of the data
 
 
@@ -174,6 +175,7 @@ def _model(name: str, entry: Mapping[str, Any]) -> ModelResult:
         ftle_std=lyapunov.get("std"),
         estimates=_estimates(entry, loss, consistency, fidelity, lyapunov),
         layers=tuple(Layer(**{**layer, "weight": tuple(layer["weight"])}) for layer in entry.get("layers", ())),
+        removed_blocks=tuple(entry.get("removed_blocks", ())),
         classes=tuple((entry.get("per_class") or {}).get("classes", ())),
     )
 

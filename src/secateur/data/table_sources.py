@@ -1,0 +1,118 @@
+"""Which table a user means, and opening it by the `datasets` library.
+
+`datasets:NAME[:SPLIT][,image=COLUMN][,label=COLUMN][,caption=COLUMN][,config=NAME]` names one. NAME is a file, a
+folder or a hub id.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, constants
+
+from ..errors import DataError, first_line
+
+PREFIX = "datasets:"
+SPELLING = f"{PREFIX}NAME[:SPLIT][,image=COLUMN][,label=COLUMN][,caption=COLUMN][,config=NAME]"
+TABLES = (".parquet", ".arrow")
+SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"  # of `save_to_disk`: of a `Dataset`, of a `DatasetDict`
+OPTIONS = ("image", "label", "caption", "config")
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+HUB_SECONDS = 10
+
+
+@dataclass(frozen=True)
+class TableSource:
+    """Where a table is, and the split, columns and config that were chosen."""
+
+    place: str
+    split: str | None = None
+    chosen: Mapping[str, str] = field(default_factory=dict)
+
+    def spelled(self, **changes: str) -> str:
+        """How to write it, with other choices."""
+        chosen = {**self.chosen, **changes}
+        split = chosen.pop("split", self.split)
+        options = "".join(f",{name}={value}" for name, value in chosen.items())
+        return f"{PREFIX}{self.place}" + (f":{split}" if split else "") + options
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether `save_to_disk` wrote it."""
+    return (folder / SAVED).is_file() or (folder / SAVED_SPLITS).is_file()
+
+
+def parse_source(source: str) -> TableSource:
+    """Read `SPELLING`, or a path alone.
+
+    Raises:
+        DataError: it is written differently.
+    """
+    text = source.removeprefix(PREFIX)
+    if text and Path(text).exists():  # its name may hold what separates the rest
+        return TableSource(text)
+    named, *options = text.split(",")
+    place, _, split = named.partition(":")
+    pairs = [option.partition("=") for option in options]
+    wrong = [name for name, _, value in pairs if name not in OPTIONS or not value]
+    if wrong or not place:
+        raise DataError(f"{source} cannot be understood; write {SPELLING}")
+    return TableSource(place, split or None, {name: value for name, _, value in pairs})
+
+
+def open_source(source: TableSource) -> Any:
+    """The `datasets.Dataset` that is meant.
+
+    Raises:
+        DataError: `datasets` is not installed, there is no such data or split, or it cannot be read or fetched.
+    """
+    try:
+        from datasets import get_dataset_split_names, load_dataset, load_from_disk  # optional, and slow to import
+    except ImportError as error:
+        raise DataError(f"{source.place} needs the library datasets: pip install 'secateur[datasets]'") from error
+    path = Path(source.place)
+    try:
+        if (path / SAVED_SPLITS).is_file():
+            splits = load_from_disk(path)
+            return splits[_split(source, splits)]
+        if (path / SAVED).is_file():
+            return load_from_disk(path)
+        if path.is_file():
+            return load_dataset(path.suffix[1:], data_files=str(path), split="train")
+        if not path.is_dir():
+            _check_hub(source)
+        config = source.chosen.get("config")
+        split = source.split or _split(source, get_dataset_split_names(source.place, config))
+        return load_dataset(source.place, config, split=split)
+    except DataError:
+        raise
+    except Exception as error:  # what a damaged file, a builder or a network raises is anything
+        raise DataError(f"{source.place} cannot be read by datasets: {first_line(error.__cause__ or error)}") from error
+
+
+def _split(source: TableSource, splits: Collection[str]) -> str:
+    """The split that was named, else `train`, else the only one."""
+    split = source.split or ("train" if "train" in splits or len(splits) > 1 else next(iter(splits), "train"))
+    if split in splits:
+        return split
+    spelled = source.spelled(split=next(iter(splits), "train"))
+    raise DataError(f"{source.place} has no split {split}, only {', '.join(splits)}; write for example {spelled}")
+
+
+def _check_hub(source: TableSource) -> None:
+    """Find out within seconds that a data set cannot be fetched; `load_dataset` asks six times before it says so."""
+    if not HUB_ID.fullmatch(source.place):
+        raise DataError(f"{source.place} does not exist, and is no hub id such as huggan/flowers-102-categories")
+    if constants.HF_HUB_OFFLINE:
+        return
+    try:
+        HfApi().dataset_info(source.place, timeout=HUB_SECONDS)
+    except Exception as error:  # whichever library talks to the network has its own
+        raise DataError(
+            f"{source.place} is no local file or folder, and the hub did not give it: {first_line(error)}; without a "
+            "network, HF_HUB_OFFLINE=1 takes a copy that was fetched before"
+        ) from error
