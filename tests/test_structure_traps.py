@@ -262,3 +262,14 @@ def test_blocks_of_a_uvit_leave_either_half():
         expected = output(model)
     torch.testing.assert_close(output(remove(model, structure, cut)), expected, rtol=1e-5, atol=1e-5)
     assert set(describe(model).blocks) == {"in_blocks.0", "out_blocks.0", "out_blocks.1"}
+
+
+def test_class_embeddings_beside_those_of_time_keep_a_width_of_their_own_through_two_cuts():
+    net = unet_condition(num_class_embeds=3, class_embeddings_concat=True)
+    for kept in ({"time_embedding": (0, 1)}, {"time_embedding": (0,), "class_embedding": (0, 2, 3)}):
+        structure, cut = describe(net), Cut(kept)
+        with masked(net, structure, masks_of(cut, structure)):
+            expected = output(net)
+        remove(net, structure, cut)
+        assert (output(net) - expected).abs().max() < 1e-5
+    assert net.class_embedding.weight.shape == (3, 3)

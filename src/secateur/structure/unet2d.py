@@ -78,7 +78,8 @@ def _time_embedding(builder: StructureBuilder, model: UNet2DModel | UNet2DCondit
     temb = builder.dim("time_embedding", width) if shrinks else []
     declare_embedding(builder, "time_embedding", model.time_embedding, temb)
     concatenated = model.config.get("class_embeddings_concat", False)
-    classes = builder.dim("class_embedding", width) if concatenated and shrinks else temb
+    # After a cut it may be of another width than time's.
+    classes = builder.dim("class_embedding", _width(model.class_embedding)) if concatenated and shrinks else temb
     for name, module in embeddings.items():
         if isinstance(module, TimestepEmbedding):
             declare_embedding(builder, name, module, classes)
@@ -87,3 +88,8 @@ def _time_embedding(builder: StructureBuilder, model: UNet2DModel | UNet2DCondit
         elif isinstance(module, nn.Linear):
             builder.writes(name, classes)
     return temb + classes if concatenated else temb
+
+
+def _width(embedding: TimestepEmbedding | nn.Embedding | nn.Linear) -> int:
+    last = embedding.linear_2 if isinstance(embedding, TimestepEmbedding) else embedding
+    return last.embedding_dim if isinstance(last, nn.Embedding) else last.out_features
