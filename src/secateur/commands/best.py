@@ -39,7 +39,7 @@ ScoreName = Literal["loss", "frechet"]
 PROBE = 10_000  # steps over which the time of one is predicted
 SCORE_BATCHES, SCORE_BATCH = 16, 16  # batches of images, the same for all candidates
 RULES = {
-    "loss": f"the mean denoising loss over {SCORE_BATCHES} batches of {SCORE_BATCH} images, the same images, noise and "
+    "loss": f"the mean loss over {SCORE_BATCHES} batches of {SCORE_BATCH} images, the same images, noise and "
     "timesteps for all",
     "frechet": "the Fréchet distance of samples to the data",
 }
@@ -337,10 +337,11 @@ def _sentences(found: dict[str, Any]) -> list[str]:
         for name, score in scores.items()
     ]
     beaten = f", against {', '.join(against)}" if against else ""
+    rounds = f"{len(plan['rounds'])} round{'s' * (len(plan['rounds']) > 1)}"
     return [
         f"{plan['winner']} won: {winner.value:.4g}{beaten}.",
-        f"{len(plan['recipes'])} recipes were tried in {len(plan['rounds'])} rounds with {spent} recovery steps; the "
-        f" winner had {plan['winner_steps']}.",
+        f"{len(plan['recipes'])} recipes were tried in {rounds} with {spent} recovery steps; the "
+        f"winner had {plan['winner_steps']}.",
         f"They were judged by {plan['judged_by']}; {plan['ties']}.",
     ]
 
