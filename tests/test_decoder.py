@@ -32,12 +32,12 @@ from secateur.inputs import example_inputs
 from secateur.manifest import apply_cut
 from secateur.process import denoising_error, predict
 from secateur.reconstruction import reconstruction_by
-from secateur.reporting import read_run, summarize
 from secateur.recovery import recover
 from secateur.recovery.checkpoints import newest_checkpoint
 from secateur.recovery.draws import Draw
 from secateur.recovery.jacobian import JacobianConfig, higher_order
 from secateur.recovery.objectives import OBJECTIVES
+from secateur.reporting import read_run, summarize
 from secateur.schedules import ProgressiveConfig
 from secateur.structure import describe
 

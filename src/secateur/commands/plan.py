@@ -24,7 +24,7 @@ from ..inputs import device_of, example_batch, example_inputs, input_shape
 from ..process import denoising_error
 from ..recipes import Recipe
 from ..recovery import RecoveryConfig, WarmupConfig
-from ..recovery.conditioning import check_conditions
+from ..recovery.conditioning import GIVE_LABELS, check_conditions
 from ..recovery.objectives import build_objective
 from ..schedules import CutConfig, Granularity, Target, no_scores, one_shot
 from ..schedules.target import format_count
@@ -60,7 +60,7 @@ def check_new_labels(dataset: ImageDataset) -> None:
         DataError: the data has none.
     """
     if not dataset.class_names:
-        raise DataError(f"{dataset.name} has no labels to learn; put images in one folder per class")
+        raise DataError(f"{dataset.name} has no labels to learn; {GIVE_LABELS}")
 
 
 def check_schedule(recipe: Recipe, granularity: Granularity) -> None:
