@@ -10,7 +10,7 @@ import numpy as np
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from torch import nn
 
-from .errors import ModelError, first_line
+from .errors import ModelError
 from .inputs import input_shape
 from .packing import PATCH
 
@@ -52,8 +52,8 @@ def levels_of(config: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
             found["shift"] = mu if config.get("time_shift_type") == "linear" else math.exp(mu)
         except (TypeError, ArithmeticError) as error:
             raise ModelError(
-                "the scheduler config shifts by the image size (use_dynamic_shifting), and its base_shift, max_shift, "
-                f"base_image_seq_len and max_image_seq_len do not say how: {first_line(error)}"
+                "the scheduler config shifts by the image size, and its base_shift, max_shift, base_image_seq_len and "
+                "max_image_seq_len do not say how: give numbers, or set use_dynamic_shifting to false"
             ) from error
     return found | ({EVEN_LEVELS: True} if isinstance(model, FluxTransformer2DModel) else {})
 
