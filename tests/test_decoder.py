@@ -37,6 +37,7 @@ from secateur.recovery.checkpoints import newest_checkpoint
 from secateur.recovery.draws import Draw
 from secateur.recovery.jacobian import JacobianConfig, higher_order
 from secateur.recovery.objectives import OBJECTIVES
+from secateur.reporting import read_run, summarize
 from secateur.schedules import ProgressiveConfig
 from secateur.structure import describe
 
@@ -119,6 +120,19 @@ def test_the_evaluation_compares_with_the_dense_decoder_and_with_the_images(plac
     assert {"image_ssim", "image_psnr", "image_mse", "denoising_loss"} <= set(dense)
     assert len(found["models"]["dense"]["denoising_loss"]["timesteps"]) == 1
     assert "decodes the same latents to" in (run / "report.html").read_text()
+
+
+def test_reports_speak_of_reconstructions(run, tmp_path):
+    said = (run / "tables" / "evaluation.md").read_text() + " ".join(summarize(read_run(run)).sentences)
+    page = secateur.report([run], out=tmp_path / "compared")
+    said += (page.parent / "tables" / "comparison.md").read_text() + page.read_text()
+    assert "| mean reconstruction error |" in said
+    assert "SSIM to dense, same latents" in said
+    assert "SSIM to dense on the same latents" in said
+    assert "Each column is one image of the data" in said
+    assert "denoising loss" not in said
+    assert "same noise" not in said
+    assert not (page.parent / "plots" / "denoising.png").exists()  # of one timestep
 
 
 def test_psnr_to_the_image_is_that_of_a_reconstruction(place):

@@ -153,6 +153,12 @@ def test_what_cannot_be_done_with_a_flux_is_one_line(tmp_path, capsys):
     write_json(config, read_json(config) | {"sample_size": 7})
     assert "Flux takes latents of an even size" in refused("sample", folder, "--prompt", "a cat")
     write_json(config, read_json(config) | {"sample_size": 8})
+    scheduler = tmp_path / "pipeline" / "scheduler" / "scheduler_config.json"
+    whole = read_json(scheduler)
+    for unclear in ({"base_shift": None}, {"base_image_seq_len": 4096, "max_image_seq_len": 4096}, {"max_shift": -1e9}):
+        write_json(scheduler, whole | {"use_dynamic_shifting": True} | unclear)
+        assert "base_shift, max_shift" in refused("sample", folder, "--prompt", "a cat")
+    write_json(scheduler, whole)
     index = tmp_path / "pipeline" / "model_index.json"
     write_json(index, read_json(index) | {"_class_name": "FluxFillPipeline"})
     assert "prompts of a FluxFillPipeline are not supported" in refused("rank", folder, "--data", str(data))

@@ -14,6 +14,8 @@ from PIL import Image
 pytest.importorskip("datasets")
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipelines import image_folder, images_of
 from secateur.cli import main
@@ -92,6 +94,12 @@ def test_splits_are_named_and_sliced(tmp_path: Path) -> None:
     for place in (splits, f"{tmp_path}/clone"):
         with pytest.raises(DataError, match="valid"):
             load_data(f"datasets:{place}:valid")
+    alone = parquet(rows, tmp_path / "alone.parquet")
+    assert len(load_data(f"datasets:{alone}:train[:2]")) == 2
+    with pytest.raises(DataError, match="test"):
+        load_data(f"datasets:{alone}:test")
+    with pytest.raises(DataError, match=r"is one table without splits; leave :test out$"):
+        load_data(f"datasets:{saved(rows, tmp_path / 'single')}:test")
     two = saved(datasets.DatasetDict(a=rows, b=rows), tmp_path / "two")
     with pytest.raises(DataError, match=r"has no split train, only a, b; write for example datasets:/.*/two:a$"):
         load_data(two)
@@ -161,6 +169,10 @@ def test_bad_rows(tmp_path: Path) -> None:
     for name, (columns, message) in wrong.items():
         with pytest.raises(DataError, match=message):
             load_data(saved(table(tmp_path / "images", **columns), tmp_path / name))
+    written = pq.read_table(parquet(table(tmp_path / "images"), tmp_path / "beyond.parquet"))
+    pq.write_table(written.set_column(1, "label", pa.array([0, 1, 2] * 2)), tmp_path / "beyond.parquet")
+    with pytest.raises(DataError, match="no label in the column label of 2 of 6 rows, the first 2;"):
+        load_data(tmp_path / "beyond.parquet")
     unlabelled = load_data(saved(table(tmp_path / "images", label=[-1] * 6), tmp_path / "unlabelled"))
     assert (unlabelled.labels, unlabelled.class_names) == (None, ())
     with pytest.raises(DataError, match=r"empty\.parquet cannot be read by datasets"):

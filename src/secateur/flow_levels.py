@@ -10,6 +10,7 @@ import numpy as np
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from torch import nn
 
+from .errors import ModelError
 from .inputs import input_shape
 from .packing import PATCH
 
@@ -40,11 +41,20 @@ def levels_of(config: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
 
     A shift that depends on the size of the image (`use_dynamic_shifting`; Esser et al. 2024, section 5.3.2) becomes
     that of the model's own size; Flux takes even levels.
+
+    Raises:
+        ModelError: the numbers of the shift are missing, or give none.
     """
     found = dict(config)
     if config.get("use_dynamic_shifting"):
-        mu = _mu(config, _tokens(model))
-        found["shift"] = mu if config.get("time_shift_type") == "linear" else math.exp(mu)
+        try:
+            mu = _mu(config, _tokens(model))
+            found["shift"] = mu if config.get("time_shift_type") == "linear" else math.exp(mu)
+        except (TypeError, ArithmeticError) as error:
+            raise ModelError(
+                "the scheduler config shifts by the image size, and its base_shift, max_shift, base_image_seq_len and "
+                "max_image_seq_len do not say how: give numbers, or set use_dynamic_shifting to false"
+            ) from error
     return found | ({EVEN_LEVELS: True} if isinstance(model, FluxTransformer2DModel) else {})
 
 

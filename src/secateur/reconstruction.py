@@ -48,7 +48,9 @@ class Reconstruction:
         return output
 
     def scheduler(self) -> Any:
-        raise SecateurError("a decoder draws no samples by itself; sample by the pipeline's unet or transformer")
+        raise SecateurError(
+            "a decoder draws no samples, so it takes no scheduler and no ftle; to sample, take the unet or transformer"
+        )
 
     def sampler_to_model(self, timestep: Tensor) -> Tensor:
         return timestep

@@ -39,7 +39,7 @@ ScoreName = Literal["loss", "frechet"]
 PROBE = 10_000  # steps over which the time of one is predicted
 SCORE_BATCHES, SCORE_BATCH = 16, 16  # batches of images, the same for all candidates
 RULES = {
-    "loss": f"the mean denoising loss over {SCORE_BATCHES} batches of {SCORE_BATCH} images, the same images, noise and "
+    "loss": f"the mean loss over {SCORE_BATCHES} batches of {SCORE_BATCH} images, the same images, noise and "
     "timesteps for all",
     "frechet": "the Fréchet distance of samples to the data",
 }
@@ -89,7 +89,7 @@ def best(
         evaluation: what to measure of the winner; trials by the Fréchet distance draw as many samples.
         new_labels: the data's classes replace the model's: fresh label embeddings, trained once before the search.
         warmup: how the new labels are trained.
-        component: which part of a pipeline, unet or transformer; the default takes the one that is there.
+        component: which part of a pipeline: unet or transformer, by default the one that is there; vae is its decoder.
         process: how the model was trained, when no scheduler config lies beside it.
         device: auto, cpu, cuda, mps ...
         dry_run: print the rounds and the predicted time, and stop.
@@ -305,7 +305,8 @@ class Search:
         took = read_run(run / "trials" / last["name"]).records[-1]["seconds"]
         trial = make_trial(plan["winner"], self.goal, self.seed, self.shared, evaluation=self.evaluation)
         measuring = plan_trial(self.bench, trial, seconds_per_pair(self.bench.loaded))["sample"]
-        left = plan["budget_seconds"] - sum(entry["seconds"] for entry in done) - measuring - plan["warm_up_seconds"]
+        warm_up = plan.get("warm_up_seconds", 0.0)  # searches that an older version began have none
+        left = plan["budget_seconds"] - sum(entry["seconds"] for entry in done) - measuring - warm_up
         return max(last["steps"], int(left / took * last["steps"]))
 
 
@@ -337,10 +338,11 @@ def _sentences(found: dict[str, Any]) -> list[str]:
         for name, score in scores.items()
     ]
     beaten = f", against {', '.join(against)}" if against else ""
+    rounds = f"{len(plan['rounds'])} round{'s' * (len(plan['rounds']) > 1)}"
     return [
         f"{plan['winner']} won: {winner.value:.4g}{beaten}.",
-        f"{len(plan['recipes'])} recipes were tried in {len(plan['rounds'])} rounds with {spent} recovery steps; the "
-        f" winner had {plan['winner_steps']}.",
+        f"{len(plan['recipes'])} recipes were tried in {rounds} with {spent} recovery steps; the "
+        f"winner had {plan['winner_steps']}.",
         f"They were judged by {plan['judged_by']}; {plan['ties']}.",
     ]
 

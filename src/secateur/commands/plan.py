@@ -19,12 +19,12 @@ from ..criteria.gradient_flow import timestep_count
 from ..data import ImageDataset, LatentDataset
 from ..errors import DataError, require
 from ..evaluation import EvaluationConfig
-from ..evaluation.efficiency import count_macs
+from ..evaluation.efficiency import count_macs, synchronize
 from ..inputs import device_of, example_batch, example_inputs, input_shape
 from ..process import denoising_error
 from ..recipes import Recipe
 from ..recovery import RecoveryConfig, WarmupConfig
-from ..recovery.conditioning import check_conditions
+from ..recovery.conditioning import GIVE_LABELS, check_conditions
 from ..recovery.objectives import build_objective
 from ..schedules import CutConfig, Granularity, Target, no_scores, one_shot
 from ..schedules.target import format_count
@@ -34,8 +34,9 @@ from .common import say
 FORWARD_SHARE = 1 / 3  # a forward pass costs about a third of a training step
 HESSIAN_PRODUCT = 3.0  # a Hessian product costs about three of them, by double backward or by differences
 TIMED_STEPS = 3
-TIMED_IMAGES = 32  # at once, and no more than have this many entries: the samples of a decoder are whole images
+TIMED_IMAGES = 32  # at once; fewer where these have more entries, or a pass takes longer, which stands for its memory
 TIMED_ENTRIES = 2**19
+TIMED_SECONDS = 1.0
 
 
 def check_recovery(
@@ -59,7 +60,7 @@ def check_new_labels(dataset: ImageDataset) -> None:
         DataError: the data has none.
     """
     if not dataset.class_names:
-        raise DataError(f"{dataset.name} has no labels to learn; put images in one folder per class")
+        raise DataError(f"{dataset.name} has no labels to learn; {GIVE_LABELS}")
 
 
 def check_schedule(recipe: Recipe, granularity: Granularity) -> None:
@@ -228,18 +229,28 @@ def pairs_of(loaded: Loaded, criterion: CriterionName, config: ScoringConfig) ->
 
 
 def seconds_per_pair(loaded: Loaded) -> float:
-    """Seconds that one image takes in a forward and backward pass of the dense model, measured."""
-    batch_size = max(1, min(TIMED_IMAGES, TIMED_ENTRIES // math.prod(input_shape(loaded.model))))
+    """Seconds that one image takes in a forward and backward pass of the dense model, measured.
+
+    Of a batch, unless a single image is as much as one pass should take.
+    """
+    alone = _seconds_of_pass(loaded, 1)
+    fitting = min(TIMED_ENTRIES // math.prod(input_shape(loaded.model)), int(TIMED_SECONDS / alone), TIMED_IMAGES)
+    return alone if fitting < 2 else _seconds_of_pass(loaded, fitting) / fitting
+
+
+def _seconds_of_pass(loaded: Loaded, batch_size: int) -> float:
     sample, told = example_batch(loaded.model, batch_size)
     timesteps = loaded.process.timesteps(torch.linspace(0.1, 0.9, batch_size)).to(sample.device)
     seconds = []
     for _ in range(TIMED_STEPS):
+        synchronize()
         begun = time.perf_counter()
         loss = denoising_error(loaded.model, loaded.process, sample, torch.randn_like(sample), timesteps, told)
         loss.mean().backward()
         loaded.model.zero_grad(set_to_none=True)
+        synchronize()
         seconds.append(time.perf_counter() - begun)
-    return min(seconds) / batch_size
+    return min(seconds)
 
 
 def _macs(model: nn.Module) -> int:

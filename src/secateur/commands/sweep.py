@@ -71,7 +71,7 @@ def sweep(
         evaluation: what to measure; the samples of all trials come from its seed.
         new_labels: the data's classes replace the model's: fresh label embeddings, trained once before all trials.
         warmup: how the new labels are trained.
-        component: which part of a pipeline, unet or transformer; the default takes the one that is there.
+        component: which part of a pipeline: unet or transformer, by default the one that is there; vae is its decoder.
         process: how the model was trained, when no scheduler config lies beside it.
         device: auto, cpu, cuda, mps ...
         dry_run: print the trials and their predicted times, and stop.

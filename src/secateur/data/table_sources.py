@@ -80,9 +80,11 @@ def open_source(source: TableSource) -> Any:
             splits = load_from_disk(path)
             return splits[_split(source, splits)]
         if (path / SAVED).is_file():
+            if source.split is not None:
+                raise DataError(f"{source.place} is one table without splits; leave :{source.split} out")
             return load_from_disk(path)
         if path.is_file():
-            return load_dataset(path.suffix[1:], data_files=str(path), split="train")
+            return load_dataset(path.suffix[1:], data_files=str(path), split=source.split or "train")
         if not path.is_dir():
             _check_hub(source)
         config = source.chosen.get("config")

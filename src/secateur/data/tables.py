@@ -104,8 +104,8 @@ def _labels(source: TableSource, table: Any, column: str | None) -> tuple[tuple[
         _check_all(source, column, "label", [isinstance(value, int | str) for value in values])
         names = sorted(set(values))
         values = list(map({name: label for label, name in enumerate(names)}.get, values))
-    known = [value is not None and value >= 0 for value in values]
-    if not any(known):
+    known = [value is not None and 0 <= value < len(names) for value in values]
+    if all(value is None or value < 0 for value in values):
         return (), None
     _check_all(source, column, "label", known)
     return tuple(map(str, names)), torch.tensor(values)

@@ -34,6 +34,7 @@ METRICS = {
     "denoising_loss": Metric("mean denoising loss", "lower", "data"),
     "ftle": Metric("finite-time Lyapunov exponent"),
 }
+OF_DECODERS = {"denoising_loss": Metric("mean reconstruction error", "lower", "data")}
 FEATURE_METRICS = {
     "fd": Metric("FD", "lower", "data"),
     "rfd": Metric("rFD", "lower", "reference"),
@@ -46,8 +47,13 @@ FEATURE_METRICS = {
 }
 
 
-def describe_metric(key: str, network: FeatureNetwork | None) -> Metric:
-    """The metric of a key of `estimates`; those of features are named after the `network` unless it is Inception."""
+def describe_metric(key: str, network: FeatureNetwork | None, decodes: bool = False) -> Metric:
+    """The metric of a key of `estimates`; those of features are named after the `network` unless it is Inception.
+
+    `decodes` says that the models are decoders, whose loss is no denoising.
+    """
+    if decodes and key in OF_DECODERS:
+        return OF_DECODERS[key]
     if key in METRICS:
         return METRICS[key]
     if key in FEATURE_METRICS and network is not None:

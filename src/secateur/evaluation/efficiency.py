@@ -137,10 +137,10 @@ def measure_latency(
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(warmup + rounds):
         for name, call in calls.items():
-            _synchronize()
+            synchronize()
             begun = time.perf_counter()
             call()
-            _synchronize()
+            synchronize()
             seconds[name].append(time.perf_counter() - begun)
     return {name: _latency(times[warmup:]) for name, times in seconds.items()}
 
@@ -159,7 +159,7 @@ def _throughput(latency: Mapping[str, Latency]) -> dict[str, float]:
     return {batch: 1000 * int(batch) / found.median_ms for batch, found in latency.items()}
 
 
-def _synchronize() -> None:
+def synchronize() -> None:
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()
 

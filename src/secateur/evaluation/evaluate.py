@@ -81,7 +81,7 @@ def evaluate_models(
             return {}, {}
         measured = _measure(models, process, dataset, config, network, rows, real)
         images = {name: shown_images(found) for name, found in rows.items()}
-    metrics = {key: describe_metric(key, network) for found in measured.values() for key in found.estimates}
+    metrics = {key: describe_metric(key, network, decodes) for found in measured.values() for key in found.estimates}
     estimates = {name: found.estimates for name, found in measured.items()}
     result = {
         "format": 1,

@@ -11,6 +11,8 @@ from ..data import ImageDataset, calibration_order
 from ..errors import DataError
 from ..inputs import class_count, null_class
 
+GIVE_LABELS = "put images in one folder per class, or name the column of a table, datasets:NAME,label=COLUMN"
+
 
 def disable_label_dropout(model: nn.Module) -> None:
     """Stop a DiT from dropping labels by itself: it would draw independently in every block."""
@@ -71,4 +73,4 @@ def check_conditions(model: nn.Module, dataset: ImageDataset, needed: bool = Tru
     if found > classes:
         raise DataError(f"{dataset.name} has {found} classes, the model knows {classes}; give data of its classes")
     if needed and found == 0:
-        raise DataError(f"{dataset.name} has no labels, which the model needs; put images in one folder per class")
+        raise DataError(f"{dataset.name} has no labels, which the model needs; {GIVE_LABELS}")

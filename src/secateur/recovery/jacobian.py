@@ -72,7 +72,7 @@ def project(
     projection: Projection = "vjp",
     create_graph: bool = True,
 ) -> tuple[Tensor, list[Tensor]]:
-    """The prediction (B, C, H, W) at x_t, and J'v or Jv, the shape of x_t, for each of `directions`, one by one.
+    """The prediction (B, C, H, W) at x_t, and J'v (as x_t) or Jv (as the prediction) for each of `directions`.
 
     One pass serves the prediction and all projections. Samples do not mix: J is block diagonal over the batch.
     """

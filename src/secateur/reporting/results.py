@@ -93,6 +93,16 @@ class Evaluation:
     config: Mapping[str, Any] = field(default_factory=dict)
     comparisons: tuple[Mapping[str, Any], ...] = ()  # pairs of models: what a metric says of `b` beside `a`
 
+    @property
+    def loss(self) -> str:
+        """What the loss at a timestep is called."""
+        return "reconstruction error" if self.reconstructions else "denoising loss"
+
+    @property
+    def start(self) -> str:
+        """What is the same for all models in images that are compared one by one."""
+        return "latents" if self.reconstructions else "noise"
+
 
 def read_evaluation(found: Mapping[str, Any]) -> Evaluation:
     """The evaluation in `found`, the content of `evaluation.json`; empty when that is."""

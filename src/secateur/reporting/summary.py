@@ -169,10 +169,11 @@ def _quality(evaluation: Evaluation) -> list[str]:
         )
     if ssim := _chain(models, lambda model: model.ssim, ".3f"):
         sentences.append(
-            f"SSIM to {evaluation.reference} on the same noise, 1 is identical: {ssim}{_judged(evaluation, 'ssim')}."
+            f"SSIM to {evaluation.reference} on the same {evaluation.start}, 1 is identical: {ssim}"
+            f"{_judged(evaluation, 'ssim')}."
         )
     if loss := _chain(models, lambda model: model.loss, ".4g"):
-        sentences.append(f"Mean denoising loss: {loss}{_judged(evaluation, 'denoising_loss')}.")
+        sentences.append(f"Mean {evaluation.loss}: {loss}{_judged(evaluation, 'denoising_loss')}.")
     if ftle := _chain(models, lambda model: model.ftle, ".3g"):
         sentences.append(f"Finite-time Lyapunov exponent, how fast the sampler parts neighbouring noises: {ftle}.")
     return sentences
@@ -212,7 +213,7 @@ def _not_measured(run: Run) -> list[str]:
     checks = {
         "latency": all(model.latency for model in evaluation.models),
         "Fréchet distance": all(model.frechet is not None for model in evaluation.models),
-        "denoising loss": all(model.loss is not None for model in evaluation.models),
+        evaluation.loss: all(model.loss is not None for model in evaluation.models),
         f"SSIM to {evaluation.reference if compared else 'a dense reference'}": (
             bool(compared) and all(model.ssim is not None for model in compared)
         ),

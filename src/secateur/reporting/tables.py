@@ -190,12 +190,12 @@ def _rows(evaluation: Evaluation) -> list[tuple[str, str, list[Value]]]:
             samples: list[Value] = [getattr(model, f"{prefix}throughput").get(batch) for model in models]
             rows.append((f"{compiled}throughput, batch {batch} (samples/s)", "", samples))
     rows += [
-        ("denoising loss, mean over timesteps", "denoising_loss", [model.loss for model in models]),
+        (f"mean {evaluation.loss}", "denoising_loss", [model.loss for model in models]),
         (f"{evaluation.metric} to real images", "fd", [model.frechet for model in models]),
         (f"{evaluation.metric}, bootstrap deviation", "", [model.frechet_std for model in models]),
-        (f"SSIM to {reference}, same noise", "ssim", [model.ssim for model in models]),
-        (f"PSNR to {reference}, same noise (dB)", "psnr", [model.psnr for model in models]),
-        (f"MSE to {reference}, same noise", "mse", [model.mse for model in models]),
+        (f"SSIM to {reference}, same {evaluation.start}", "ssim", [model.ssim for model in models]),
+        (f"PSNR to {reference}, same {evaluation.start} (dB)", "psnr", [model.psnr for model in models]),
+        (f"MSE to {reference}, same {evaluation.start}", "mse", [model.mse for model in models]),
         ("finite-time Lyapunov exponent", "ftle", [model.ftle for model in models]),
         ("finite-time Lyapunov exponent, deviation", "", [model.ftle_std for model in models]),
     ]

@@ -91,6 +91,7 @@ def write_comparison(out: str | Path, runs: Sequence[str | Path] | None = None) 
         strips=[strip_of(name, batch, labels if place == 0 else None) for place, (name, batch) in
                 enumerate(images.items())],
         classes=strips_by_class(images, labels),
+        reconstructions=any(entry.run is not None and entry.run.evaluation.reconstructions for entry in found.entries),
         apart=apart,
         runs=[_described(entry, out) for entry in found.entries],
         cautions=cautions(found),
@@ -134,7 +135,7 @@ def _figures(found: Comparison, groups: Sequence[Group], looked: Mapping[str, Lo
     losses = {
         label: _by_timestep(entry.final.timesteps, entry.final.losses)
         for label, entry in shown.items()
-        if entry.final is not None and entry.final.losses
+        if entry.final is not None and len(entry.final.losses) > 1  # a point is no curve
     }
     if losses:
         dense = next((entry.dense for entry in shown.values() if entry.dense and entry.dense.losses), None)
