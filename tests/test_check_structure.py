@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 import secateur
 from models import dit, flux, inputs_for, sd3, unet
+from pipelines import dit_pipeline
 from secateur.cli import main
 from secateur.errors import ModelError, SecateurError
 from secateur.structure import Block, StructureBuilder, check_structure, count_checks, describe, registry
@@ -152,6 +153,13 @@ def test_the_command_prints_a_verdict(capsys):
     assert "transformer_blocks.11.ff" in said
     assert "masks equal removal in all 39 comparisons (24 widths, 12 blocks)" in said
     assert all(row["ok"] and math.isfinite(row["error"]) for row in rows)
+
+
+def test_the_command_checks_the_decoder_of_a_pipeline(tmp_path):
+    dit_pipeline(tmp_path)
+    rows = secateur.check_structure(str(tmp_path), component="vae", size=8, random_cuts=1)
+    assert any(row["name"].startswith("decoder.") for row in rows)
+    assert all(row["ok"] for row in rows)
 
 
 def test_the_command_fails_on_a_wrong_declaration(monkeypatch, capsys):

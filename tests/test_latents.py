@@ -241,7 +241,7 @@ def test_the_command_line_encodes_ahead_and_refuses_in_one_line(tmp_path, capsys
     assert "6 images as (2, 8, 8)" in capsys.readouterr().out
     flipped = ["--recovery.horizontal-flip", "--data", str(data), "--out", str(tmp_path / "run")]
     assert "mirrored latents" in refused("finetune", folder, *flipped)
-    assert "works on pixels" in refused("encode", "digits-unet", "--data", "digits")
+    assert "takes images as they are" in refused("encode", "digits-unet", "--data", "digits")
     assert "lists no unet; it has" in refused("encode", folder, "--data", "digits", "--component", "unet")
     main(["sample", folder, "--out", str(tmp_path / "grid.png"), "--num-images", "4", "--num-inference-steps", "2"])
     assert (tmp_path / "grid.png").is_file()

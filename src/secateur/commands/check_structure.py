@@ -13,11 +13,17 @@ from ..inputs import example_inputs, inference
 from ..progress import progress
 from ..structure import check_structure as checks_of
 from ..structure import count_checks
-from .common import Model, open_weights, say, structure_of
+from .common import Component, Model, open_weights, say, structure_of
 
 
 def check_structure(
-    model: Model, *, size: int | None = None, random_cuts: int = 3, seed: int = 0, device: str = "cpu"
+    model: Model,
+    *,
+    size: int | None = None,
+    random_cuts: int = 3,
+    seed: int = 0,
+    component: Component | None = None,
+    device: str = "cpu",
 ) -> list[dict[str, Any]]:
     """Compare masks with removal for every width and every block of a model alone, and for random cuts.
 
@@ -28,11 +34,12 @@ def check_structure(
         size: height and width of the sample, by default the model's own; small ones are faster.
         random_cuts: cuts of several widths and blocks at once.
         seed: of the weights and the units that leave.
+        component: which part of a pipeline: unet or transformer, by default the one that is there; vae is its decoder.
         device: auto, cpu, cuda, mps ...
     """
     require(random_cuts >= 0, f"random_cuts is {random_cuts}; give at least 0")
     require(size is None or size >= 1, f"size is {size}; give at least 1")
-    loaded = open_weights(model, device)
+    loaded = open_weights(model, device, component)
     structure = structure_of(model, loaded)
     inputs = example_inputs(loaded, 2, None if size is None else (size, size))
     try:

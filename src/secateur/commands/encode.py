@@ -31,7 +31,7 @@ def encode(
     loaded, _ = open_model(model, device=device, component=component)
     dataset = open_data(data, loaded)
     if not isinstance(dataset, LatentDataset):
-        raise SecateurError(f"{model} works on pixels: there is nothing to encode")
+        raise SecateurError(f"{model} takes images as they are: there is nothing to encode")
     if not dry_run:
         encode_data(dataset, loaded)
         say(f"latents    {len(dataset)} images as {dataset.shape} in {dataset.latents.folder}")
