@@ -133,7 +133,7 @@ def table(records: dict[str, Any]) -> str:
                     key: found_by(records, target, budget, method, key)
                     for key in ("steps", "fd", "ssim", "loss", "ftle")
                 }
-                if not found["fd"]:
+                if not found["fd"] or not plain:
                     continue
                 same_seeds = statistics.mean(plain[: len(found["fd"])])
                 gap = 100 * (same_seeds - statistics.mean(found["fd"])) / (same_seeds - dense["fd"])
