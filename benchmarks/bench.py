@@ -246,7 +246,7 @@ def draw_methods(
             dots(axes, collect(records, f"{target}/{method}/", key), place, colour(method))
         axes.set_xlabel(label)
     panels[0].set_yticks(range(len(methods)), methods)
-    panels[0].invert_yaxis()
+    panels[0].set_ylim(len(methods) - 0.4, -0.6)  # the first on top
 
 
 def command_line(description: str | None, steps: int) -> argparse.ArgumentParser:
