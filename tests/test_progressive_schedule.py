@@ -21,7 +21,7 @@ from progressive_runs import (
     pruner_for,
     toss,
 )
-from secateur.commands.plan import check_schedule
+from secateur.commands.checks import check_schedule
 from secateur.criteria import ScoringConfig
 from secateur.criteria.drops import outputs_without_each_block
 from secateur.criteria.gradient_flow import gradient_flow_statistics

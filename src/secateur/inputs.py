@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import partial, singledispatch
 from typing import Any
 
 import torch
@@ -28,23 +28,33 @@ def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
+@singledispatch
 def input_shape(model: nn.Module) -> tuple[int, int, int]:
     """Shape (C, H, W) of one sample, by the model's config.
 
-    Flux's is that of its latents before they are packed, a decoder's that of an image.
+    Flux's is that of its latents before they are packed, a decoder's that of an image. A class whose config spells it
+    differently is registered by `@input_shape.register(Mine)`.
 
     Raises:
         ModelError: the config does not say, or says a size that Flux cannot pack.
     """
     config: Any = model.config
-    packed = isinstance(model, FluxTransformer2DModel)
-    size = config.get("sample_size") or (FLUX_SAMPLE_SIZE if packed else None)
-    if size is None:
+    if config.get("sample_size") is None:
         raise ModelError(f"the config of {type(model).__name__} has no sample_size; set it to the image size")
-    height, width = (size, size) if isinstance(size, int) else size
-    if packed and (height % PATCH or width % PATCH):
-        raise ModelError(f"the config's sample_size is {size}; Flux takes latents of an even size")
-    return config["in_channels"] // (PATCH**2 if packed else 1), height, width
+    return config["in_channels"], *_sides(config["sample_size"])
+
+
+@input_shape.register(FluxTransformer2DModel)
+def _flux_shape(model: nn.Module) -> tuple[int, int, int]:
+    config: Any = model.config
+    height, width = _sides(config.get("sample_size") or FLUX_SAMPLE_SIZE)
+    if height % PATCH or width % PATCH:
+        raise ModelError(f"the config's sample_size is {config['sample_size']}; Flux takes latents of an even size")
+    return config["in_channels"] // PATCH**2, height, width
+
+
+def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 def class_count(model: nn.Module) -> int | None:
@@ -84,30 +94,40 @@ def example_batch(model: nn.Module, batch_size: int, size: tuple[int, int] | Non
     return tree_map_only(Tensor, partial(_like, next(model.parameters())), (sample, told))
 
 
+@singledispatch
 def example_inputs(model: nn.Module, batch_size: int, size: tuple[int, int] | None = None) -> dict[str, Any]:
     """Random keyword arguments for `model(**inputs)`, the same ones at every call, batch axes first.
 
     A noisy sample, or the latents of one for a decoder; timestep (B,) and, where the architecture takes them,
     class_labels (B,), text states, pooled text, sizes and positions. `size` is the height and width of the sample, by
-    default the config's.
+    default the config's. A class with a `call` of its own is registered here too.
 
     Raises:
         ModelError: as `example_batch`.
     """
     sample, conditions = example_batch(model, batch_size, size)
-    told = arguments(conditions, sample.dtype)
-    if isinstance(model, AutoencoderKLDecoder):
-        shape = model.latent_shape(sample.shape[2], sample.shape[3])
-        latents = torch.randn(batch_size, *shape, generator=torch.Generator().manual_seed(0))
-        return {"sample": _like(sample, latents)}
-    if isinstance(model, FluxTransformer2DModel):
-        timesteps = torch.linspace(100, 900, batch_size, device=sample.device)
-        return tree_map_only(Tensor, partial(_like, sample), flux_arguments(model, sample, timesteps, told))
     parameters = inspect.signature(model.forward).parameters
     inputs: dict[str, Any] = {next(iter(parameters)): sample}  # `sample` or `hidden_states`
     if "timestep" in parameters:
         inputs["timestep"] = torch.ones(batch_size, dtype=torch.int64, device=sample.device)
-    return inputs | told
+    return inputs | arguments(conditions, sample.dtype)
+
+
+@example_inputs.register(FluxTransformer2DModel)
+def _flux_inputs(model: nn.Module, batch_size: int, size: tuple[int, int] | None = None) -> dict[str, Any]:
+    sample, conditions = example_batch(model, batch_size, size)
+    timesteps = torch.linspace(100, 900, batch_size, device=sample.device)
+    inputs = flux_arguments(model, sample, timesteps, arguments(conditions, sample.dtype))
+    return tree_map_only(Tensor, partial(_like, sample), inputs)
+
+
+@example_inputs.register
+def _decoder_inputs(
+    model: AutoencoderKLDecoder, batch_size: int, size: tuple[int, int] | None = None
+) -> dict[str, Any]:
+    shape = model.latent_shape(*(size or input_shape(model)[1:]))
+    latents = torch.randn(batch_size, *shape, generator=torch.Generator().manual_seed(0))
+    return {"sample": _like(next(model.parameters()), latents)}
 
 
 def _like(other: Tensor, value: Tensor) -> Tensor:

@@ -18,8 +18,8 @@ from ..reporting import TRIALS, read_run, summarize, write_comparison
 from ..schedules import Target, parse_target
 from .common import Component, Model, ProcessName, one_process, say, start_run
 from .halving import Round, Score, check_rounds, order, rounds_of, score_of, tied
-from .plan import format_duration, seconds_per_pair
 from .stages import calibration, pipeline_stage, reopened
+from .timing import format_duration, seconds_per_pair
 from .trials import (
     CACHE,
     Bench,

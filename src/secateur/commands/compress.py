@@ -17,17 +17,9 @@ from ..recovery import RecoveryConfig, WarmupConfig
 from ..reporting import read_run, summarize, write_report
 from ..schedules import AdaptiveConfig, CutConfig, ProgressiveConfig, Target, granularity_for, parse_target
 from ..structure import Structure
+from .checks import check_criterion, check_new_labels, check_recovery, check_schedule
 from .common import Component, Model, ProcessName, encode_data, one_process, open_data, open_model, say, start_run
-from .plan import (
-    check_criterion,
-    check_new_labels,
-    check_recovery,
-    check_schedule,
-    plan_cut,
-    print_plan,
-    print_times,
-    work_of,
-)
+from .plan import plan_cut, print_plan
 from .pruners import make_pruner
 from .stages import (
     cut_stage,
@@ -38,6 +30,7 @@ from .stages import (
     settle_stage,
     warmup_stage,
 )
+from .timing import print_times, work_of
 
 
 def compress(

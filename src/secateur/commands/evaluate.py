@@ -11,8 +11,8 @@ from ..inputs import class_count, device_of
 from ..processes import is_main_process, wait_for_everyone
 from ..reporting import write_report
 from .common import Component, Model, ProcessName, encode_data, open_data, open_model, say, start_run
-from .plan import Work, print_times
 from .stages import evaluate_stage
+from .timing import Work, print_times
 
 
 def evaluate(

@@ -6,9 +6,10 @@ import dataclasses
 from pathlib import Path
 
 from ..recovery import RecoveryConfig
+from .checks import check_recovery
 from .common import Component, Model, ProcessName, encode_data, open_data, open_model, say, start_run
-from .plan import Work, check_recovery, print_times
 from .stages import pipeline_stage, recover_stage
+from .timing import Work, print_times
 
 
 def finetune(

@@ -9,9 +9,11 @@ from ..checkpoint import save_pipeline
 from ..criteria import CriterionName, ScoringConfig
 from ..recovery.conditioning import check_conditions
 from ..schedules import CutConfig, granularity_for, parse_target
+from .checks import check_criterion
 from .common import Component, Model, ProcessName, encode_data, one_process, open_data, open_model, say, start_run
-from .plan import Work, check_criterion, plan_cut, print_plan, print_times
+from .plan import plan_cut, print_plan
 from .stages import cut_stage, rank_stage
+from .timing import Work, print_times
 
 
 def prune(

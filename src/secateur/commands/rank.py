@@ -5,9 +5,10 @@ from pathlib import Path
 from ..criteria import CriterionName, ScoringConfig
 from ..files import read_json
 from ..recovery.conditioning import check_conditions
+from .checks import check_criterion
 from .common import Component, Model, ProcessName, encode_data, one_process, open_data, open_model, say, start_run
-from .plan import Work, check_criterion, print_times
 from .stages import rank_stage
+from .timing import Work, print_times
 
 
 def rank(

@@ -14,7 +14,7 @@ from ..recovery import WarmupConfig
 from ..reporting import TRIALS, write_comparison
 from ..schedules import parse_target
 from .common import Component, Model, ProcessName, one_process, say, start_run
-from .plan import format_duration, seconds_per_pair
+from .timing import format_duration, seconds_per_pair
 from .trials import (
     CACHE,
     Bench,

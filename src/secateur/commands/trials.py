@@ -24,10 +24,11 @@ from ..recovery import RecoveryConfig, WarmupConfig
 from ..reporting import write_report
 from ..schedules import Target
 from ..structure import Structure
+from .checks import check_new_labels
 from .common import Component, ProcessName, encode_data, open_data, open_model, plain, start_run
 from .compress import check, compress_stages, given, resolve, run_settings
-from .plan import Work, check_new_labels, predict_seconds, work_of
 from .stages import warmup_stage
+from .timing import Work, predict_seconds, work_of
 
 NOT_IN_ALL = ("quickstart", "decoder")  # a small demonstration with a budget of its own, and one for VAEs
 CACHE = "cache"  # the samples of the models that were measured, while a sweep or a search goes on
@@ -128,7 +129,7 @@ def warm_up(bench: Bench, run: Path, shared: TrialConfig) -> Bench:
 
 
 def warm_up_seconds(bench: Bench, shared: TrialConfig, second: float) -> float:
-    """What `warm_up` is predicted to take; `second` is what one image takes (`plan.seconds_per_pair`)."""
+    """What `warm_up` is predicted to take; `second` is what one image takes (`timing.seconds_per_pair`)."""
     if bench.warmup is None:
         return 0.0
     work = Work(recovery=_warmup_recovery(shared), warmup=bench.warmup)
@@ -210,7 +211,7 @@ def _effective(settings: Recipe) -> dict[str, Any]:
 
 
 def plan_trial(bench: Bench, trial: Trial, second: float) -> dict[str, float]:
-    """Predicted seconds of each stage; `second` is what one image takes (`plan.seconds_per_pair`).
+    """Predicted seconds of each stage; `second` is what one image takes (`timing.seconds_per_pair`).
 
     Raises:
         SecateurError: the trial cannot run on this model and data.

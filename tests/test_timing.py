@@ -4,7 +4,7 @@ import pytest
 
 from models import unet
 from secateur.checkpoint import Loaded
-from secateur.commands import plan
+from secateur.commands import timing
 from secateur.process import DiffusionProcess
 
 
@@ -19,14 +19,14 @@ def test_the_timed_batch_is_small_where_a_pass_takes_long(monkeypatch, seconds_a
         timed.append(batch_size)
         return seconds_alone * (1 + batch_size) / 2
 
-    monkeypatch.setattr(plan, "_seconds_of_pass", seconds_of_pass)
-    monkeypatch.setattr(plan, "TIMED_ENTRIES", entries)
-    found = plan.seconds_per_pair(Loaded(unet(sample_size=8), DiffusionProcess()))
+    monkeypatch.setattr(timing, "_seconds_of_pass", seconds_of_pass)
+    monkeypatch.setattr(timing, "TIMED_ENTRIES", entries)
+    found = timing.seconds_per_pair(Loaded(unet(sample_size=8), DiffusionProcess()))
     assert timed == batches
     assert found == pytest.approx(seconds_alone * (1 + batches[-1]) / 2 / batches[-1])
 
 
 def test_a_timed_pass_leaves_no_gradients():
     model = unet(sample_size=8)
-    assert plan.seconds_per_pair(Loaded(model, DiffusionProcess())) > 0
+    assert timing.seconds_per_pair(Loaded(model, DiffusionProcess())) > 0
     assert all(parameter.grad is None for parameter in model.parameters())

@@ -1,0 +1,82 @@
+"""What would stop a run, found before long work starts."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ..criteria import BLOCK_CRITERIA, CriterionName
+from ..criteria.blocks import block_names
+from ..data import ImageDataset, LatentDataset
+from ..errors import DataError, require
+from ..recipes import Recipe
+from ..recovery import RecoveryConfig
+from ..recovery.conditioning import GIVE_LABELS, check_conditions
+from ..recovery.objectives import build_objective
+from ..schedules import Granularity
+from ..structure import Structure
+
+
+def check_recovery(
+    model: nn.Module, dataset: ImageDataset, recovery: RecoveryConfig, teacher: nn.Module | None
+) -> None:
+    """Find what would stop the recovery, before long work starts.
+
+    Raises:
+        SecateurError: an unknown objective, a missing teacher, latents to be mirrored, or labels that do not fit.
+    """
+    build_objective(recovery, teacher)
+    mirrored = recovery.horizontal_flip and isinstance(dataset, LatentDataset)
+    require(not mirrored, "mirrored latents are not the latents of mirrored images; turn recovery.horizontal_flip off")
+    check_conditions(model, dataset)
+
+
+def check_new_labels(dataset: ImageDataset) -> None:
+    """Find that there are no labels to learn, before long work starts.
+
+    Raises:
+        DataError: the data has none.
+    """
+    if not dataset.class_names:
+        raise DataError(f"{dataset.name} has no labels to learn; {GIVE_LABELS}")
+
+
+def check_schedule(recipe: Recipe, granularity: Granularity) -> None:
+    """Find that pruning would not be done before the budget is, before long work starts.
+
+    Raises:
+        SecateurError: the stages take as many steps as there are, or more; or they drop blocks, and widths are asked.
+    """
+    if recipe.schedule == "progressive":
+        needed = recipe.progressive.pruning_steps
+        require(
+            needed < recipe.recovery.steps,
+            f"progressive pruning takes {needed} steps, recovery has {recipe.recovery.steps}; give more --steps, or "
+            "fewer --progressive.stage-steps",
+        )
+    if recipe.schedule == "adaptive":
+        boundaries = recipe.adaptive.boundaries(recipe.recovery.steps)
+        require(
+            len(set(boundaries)) == len(boundaries),
+            f"{len(boundaries)} adaptive stages do not fit into the first {100 * recipe.adaptive.until:g}% of "
+            f"{recipe.recovery.steps} steps; give more --steps, or fewer --adaptive.stages",
+        )
+        require(
+            granularity == "depth",
+            "the adaptive schedule drops blocks; add --cut.granularity depth, or give a number of blocks as the "
+            "target, such as blocks=6",
+        )
+
+
+def check_criterion(criterion: CriterionName, structure: Structure, granularity: Granularity = "depth") -> None:
+    """Find that `criterion` cannot rank what is to be cut, before long work starts.
+
+    Raises:
+        SecateurError: it ranks blocks only, and there are none, or widths are to be cut.
+    """
+    if criterion in BLOCK_CRITERIA:
+        block_names(structure)
+        require(
+            granularity == "depth",
+            f"criterion {criterion} ranks blocks only, and this cut narrows widths; add --cut.granularity depth, or "
+            "give a number of blocks as the target, such as blocks=6",
+        )

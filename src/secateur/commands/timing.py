@@ -1,0 +1,164 @@
+"""How long a run will take, by a few measured steps of the model."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..checkpoint import Loaded
+from ..criteria import BLOCK_CRITERIA, CriterionName, ScoringConfig
+from ..criteria.blocks import bins_of
+from ..criteria.diff_pruning import calibration_timesteps
+from ..criteria.drops import passes_of
+from ..criteria.gradient_flow import timestep_count
+from ..evaluation import EvaluationConfig
+from ..evaluation.efficiency import count_macs, synchronize
+from ..inputs import device_of, example_batch, example_inputs, input_shape
+from ..process import denoising_error
+from ..recipes import Recipe
+from ..recovery import RecoveryConfig, WarmupConfig
+from ..recovery.objectives import build_objective
+from ..structure import describe
+from .common import say
+
+FORWARD_SHARE = 1 / 3  # a forward pass costs about a third of a training step
+HESSIAN_PRODUCT = 3.0  # a Hessian product costs about three of them, by double backward or by differences
+TIMED_STEPS = 3
+TIMED_IMAGES = 32  # at once; fewer where these have more entries, or a pass takes longer, which stands for its memory
+TIMED_ENTRIES = 2**19
+TIMED_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class PrunedLate:
+    """What pruning during recovery adds: rankings, their options, and steps at more or less the dense size."""
+
+    rankings: int
+    scoring: ScoringConfig
+    dense_steps: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a command will do that takes time; None is what it does not do.
+
+    Attributes:
+        plan: the cut (`plan_cut`).
+        ranking: the criterion and its options.
+        recovery: how the cut model is trained.
+        evaluation: what is measured.
+        pruned_late: what a schedule that prunes during recovery adds.
+        teacher: whom recovery matches, where that is not the loaded model.
+        warmup: how new labels are trained, in batches as large as recovery's.
+    """
+
+    plan: dict[str, Any] | None = None
+    ranking: tuple[CriterionName, ScoringConfig] | None = None
+    recovery: RecoveryConfig | None = None
+    evaluation: EvaluationConfig | None = None
+    pruned_late: PrunedLate | None = None
+    teacher: nn.Module | None = None
+    warmup: WarmupConfig | None = None
+
+
+def work_of(recipe: Recipe, plan: dict[str, Any] | None, warmup: WarmupConfig | None = None) -> Work:
+    """A whole compression."""
+    ranking = (recipe.criterion, recipe.scoring)
+    return Work(plan, ranking, recipe.recovery, recipe.evaluation, pruned_late(recipe), warmup=warmup)
+
+
+def pruned_late(recipe: Recipe) -> PrunedLate | None:
+    """What the recipe's schedule adds to the time; None for one shot."""
+    if recipe.schedule == "progressive":
+        config = recipe.progressive
+        rankings = sum(config.scores_at(stage) for stage in range(1, config.last_stage))
+        return PrunedLate(rankings, config.scoring(recipe.scoring), config.pruning_steps)
+    if recipe.schedule == "adaptive":
+        boundaries = recipe.adaptive.boundaries(recipe.recovery.steps)
+        return PrunedLate(len(boundaries), recipe.scoring, boundaries[-1])
+    return None
+
+
+def print_times(loaded: Loaded, work: Work) -> None:
+    """Print the predicted time of each stage that will run, from a few measured steps of the loaded model."""
+    for label, seconds in predict_seconds(loaded, work, seconds_per_pair(loaded)).items():
+        say(f"{label:10} about {format_duration(seconds)} on {device_of(loaded.model)}")
+
+
+def predict_seconds(loaded: Loaded, work: Work, second: float) -> dict[str, float]:
+    """Seconds of each stage; one image takes `second` of them in a forward and backward pass (`seconds_per_pair`)."""
+    plan, recovery, evaluation, pruned_late = work.plan, work.recovery, work.evaluation, work.pruned_late
+    ratio = 1.0 if plan is None else plan["after"]["macs"] / plan["before"]["macs"]
+    stages: dict[str, float] = {}
+    if work.warmup is not None and recovery is not None:
+        stages["warm up"] = float(work.warmup.steps * recovery.batch_size)
+    if work.ranking is not None:
+        criterion, config = work.ranking
+        stages["rank"] = pairs_of(loaded, criterion, config)
+        if pruned_late is not None:
+            stages["rank again"] = pruned_late.rankings * pairs_of(loaded, criterion, pruned_late.scoring)
+    if recovery is not None:
+        student, taught = build_objective(recovery, loaded.model).passes()
+        larger = 1.0 if work.teacher is None else _macs(work.teacher) / _macs(loaded.model)
+        dense_steps = 0 if pruned_late is None else pruned_late.dense_steps
+        passes = recovery.steps * (ratio * student + larger * taught) + dense_steps * (1 - ratio) * student
+        stages["recover"] = passes * recovery.batch_size * FORWARD_SHARE
+    if evaluation is not None:
+        cut_models = 1 if pruned_late else 2  # recovered, and pruned where that is a model of its own
+        models = 1.0 if plan is None else 1 + cut_models * ratio
+        calls = min(evaluation.num_inference_steps, loaded.process.num_train_timesteps)  # of the network, an image
+        stages["sample"] = evaluation.num_images * calls * FORWARD_SHARE * models
+    return {label: amount * second for label, amount in stages.items()}
+
+
+def pairs_of(loaded: Loaded, criterion: CriterionName, config: ScoringConfig) -> float:
+    """What one ranking costs, in forward and backward passes of one image."""
+    if criterion in ("random", "magnitude", "uniform"):
+        return 0.0
+    if criterion in BLOCK_CRITERIA:
+        passes = 1.0 if criterion == "cosine" else passes_of(describe(loaded.model))
+        return bins_of(loaded.process, config) * config.num_images * passes * FORWARD_SHARE
+    if criterion == "gradient-flow":
+        return timestep_count(loaded.process, config) * config.num_images * HESSIAN_PRODUCT
+    return len(calibration_timesteps(loaded.process, config.num_timesteps)) * config.num_images * (1 + FORWARD_SHARE)
+
+
+def seconds_per_pair(loaded: Loaded) -> float:
+    """Seconds that one image takes in a forward and backward pass of the dense model, measured.
+
+    Of a batch, unless a single image is as much as one pass should take.
+    """
+    alone = _seconds_of_pass(loaded, 1)
+    fitting = min(TIMED_ENTRIES // math.prod(input_shape(loaded.model)), int(TIMED_SECONDS / alone), TIMED_IMAGES)
+    return alone if fitting < 2 else _seconds_of_pass(loaded, fitting) / fitting
+
+
+def _seconds_of_pass(loaded: Loaded, batch_size: int) -> float:
+    sample, told = example_batch(loaded.model, batch_size)
+    timesteps = loaded.process.timesteps(torch.linspace(0.1, 0.9, batch_size)).to(sample.device)
+    seconds = []
+    for _ in range(TIMED_STEPS):
+        synchronize()
+        begun = time.perf_counter()
+        loss = denoising_error(loaded.model, loaded.process, sample, torch.randn_like(sample), timesteps, told)
+        loss.mean().backward()
+        loaded.model.zero_grad(set_to_none=True)
+        synchronize()
+        seconds.append(time.perf_counter() - begun)
+    return min(seconds)
+
+
+def _macs(model: nn.Module) -> int:
+    return count_macs(model, example_inputs(model, 1))
+
+
+def format_duration(seconds: float) -> str:
+    """Seconds, minutes or hours."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
