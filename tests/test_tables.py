@@ -222,6 +222,13 @@ def test_spelling() -> None:
         load_data("huggan/flowers")
 
 
+def test_one_table_has_no_configs(tmp_path: Path) -> None:
+    rows = table(tmp_path / "images")
+    for place in (saved(rows, tmp_path / "table"), parquet(rows, tmp_path / "table.parquet")):
+        with pytest.raises(DataError, match="is a table without configs; leave ,config=small out"):
+            load_data(f"datasets:{place},config=small")
+
+
 @pytest.mark.parametrize("offline", [True, False])
 def test_without_a_network_it_is_one_line_at_once(capsys, monkeypatch, tmp_path: Path, offline: bool) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)

@@ -75,6 +75,8 @@ def open_source(source: TableSource) -> Any:
     except ImportError as error:
         raise DataError(f"{source.place} needs the library datasets: pip install 'secateur[datasets]'") from error
     path = Path(source.place)
+    if "config" in source.chosen and (path.is_file() or is_saved(path)):
+        raise DataError(f"{source.place} is a table without configs; leave ,config={source.chosen['config']} out")
     try:
         if (path / SAVED_SPLITS).is_file():
             splits = load_from_disk(path)

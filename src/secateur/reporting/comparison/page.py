@@ -39,7 +39,7 @@ ALTERNATIVES = {
     "front": "Quality of every method against its MACs",
     "front_latency": "Quality of every method against its measured latency",
     "widths": "Share of every dim that each method keeps",
-    "training": "Denoising term of the recovery loss by step, for every method",
+    "training": "Recovery loss on the data, without its other terms, by step, for every method",
     "denoising": "Denoising loss of every final model by timestep",
     "search": "Score of every candidate by the steps of its trial",
 }
@@ -131,7 +131,7 @@ def _figures(found: Comparison, groups: Sequence[Group], looked: Mapping[str, Lo
         figures["widths"] = plot_widths(_shares(cuts))
     curves = {label: curve for label, entry in shown.items() if (curve := _recovery(entry))[0]}
     if curves:
-        figures["training"] = plot_lines(curves, looked, "Denoising loss while recovering (smoothed)", "step", True)
+        figures["training"] = plot_lines(curves, looked, "Loss on the data while recovering (smoothed)", "step", True)
     losses = {
         label: _by_timestep(entry.final.timesteps, entry.final.losses)
         for label, entry in shown.items()

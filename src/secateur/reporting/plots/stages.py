@@ -105,7 +105,7 @@ def _macs(axes: Axes, stages: Sequence[Stage], end: float) -> None:
 
 
 def _losses(axes: Axes, stages: Sequence[Stage], records: Sequence[Mapping[str, float]]) -> None:
-    """Calibration loss beside the term of the training loss that is alike, the denoising error."""
+    """Calibration loss beside the term of the training loss that is alike, that of the data."""
     name = "denoising" if any("denoising" in record for record in records) else "loss"
     training, calibration = series(records, name), series(stages, "loss")
     if training[0]:
@@ -115,7 +115,7 @@ def _losses(axes: Axes, stages: Sequence[Stage], records: Sequence[Mapping[str, 
     scale_values(axes, [*training[1], *calibration[1]])
     title_legend(axes, *axes.get_legend_handles_labels(), handlelength=1.5)
     axes.grid(axis="y")
-    axes.set_title("Denoising loss" if name == "denoising" or calibration[0] else "Training loss")
+    axes.set_title("Loss on the data" if name == "denoising" or calibration[0] else "Training loss")
 
 
 def _energy(axes: Axes, stages: Sequence[Stage]) -> None:
