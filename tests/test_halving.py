@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from secateur.commands.halving import SEARCH_SHARE, Score, check_rounds, order, rounds_of, score_of, tied
 from secateur.errors import SecateurError
-from secateur.estimates import Estimate, combine
-from secateur.estimates import tied as estimates_tied
+from secateur.means import Mean, combine
+from secateur.means import tied as means_tied
 
 
 @given(st.integers(1, 12), st.integers(1000, 100_000))
@@ -52,12 +52,12 @@ def test_of_tied_candidates_the_quickest_goes_first() -> None:
 
 
 def test_estimates_of_seeds() -> None:
-    assert combine([2.0], [0.5]) == Estimate(2.0, 0.5, 0.5, 1)
+    assert combine([2.0], [0.5]) == Mean(2.0, 0.5, 0.5, 1)
     three = combine([1.0, 2.0, 3.0], [None] * 3)
     assert (three.value, three.spread, three.count) == (2.0, 1.0, 3)
     assert three.error == pytest.approx(1 / math.sqrt(3))
     assert str(three) == "2 ± 1"
-    assert str(Estimate(0.12345)) == "0.123"
-    assert estimates_tied(three, Estimate(3.1))
-    assert not estimates_tied(three, Estimate(3.2))
-    assert not estimates_tied(Estimate(1.0), Estimate(1.001))
+    assert str(Mean(0.12345)) == "0.123"
+    assert means_tied(three, Mean(3.1))
+    assert not means_tied(three, Mean(3.2))
+    assert not means_tied(Mean(1.0), Mean(1.001))

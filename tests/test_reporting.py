@@ -249,9 +249,9 @@ def test_stages_of_another_schedule_are_left_alone(tmp_path: Path) -> None:
         (
             True,
             40,
-            ["Units by mask (%)", "MACs without the selected units", "Denoising loss", "Energy", "Gradient norm"],
+            ["Units by mask (%)", "MACs without the selected units", "Loss on the data", "Energy", "Gradient norm"],
         ),
-        (False, 40, ["Units by mask (%)", "MACs without the selected units", "Denoising loss"]),
+        (False, 40, ["Units by mask (%)", "MACs without the selected units", "Loss on the data"]),
         (False, 0, ["Units by mask (%)", "MACs without the selected units"]),
     ],
 )

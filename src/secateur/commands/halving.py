@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 
 from ..errors import SecateurError
-from ..estimates import TIED_WITHIN
+from ..means import TIED_WITHIN
 
 SEARCH_SHARE = 0.5  # of the budget; the rest is the winner's
 FEWEST_STEPS = 5  # of a trial that says anything

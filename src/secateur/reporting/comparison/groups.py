@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...estimates import Estimate, combine
+from ...means import Mean, combine
 from .entries import Entry
 
 # Settings that say where and when a run was made, not how.
@@ -29,12 +29,12 @@ class Group:
         """Those that were evaluated."""
         return tuple(entry for entry in self.entries if entry.final is not None)
 
-    def metric(self, key: str) -> Estimate | None:
+    def metric(self, key: str) -> Mean | None:
         """An estimated metric of the final models."""
         found = [entry.final.estimates[key] for entry in self.done if entry.final and key in entry.final.estimates]
         return combine([one.value for one in found], [one.std for one in found]) if found else None
 
-    def amount(self, key: str) -> Estimate | None:
+    def amount(self, key: str) -> Mean | None:
         """A cost of the final models: macs, parameters, recovery_seconds, or latency_N (see `amount_of`)."""
         found = [amount for entry in self.done if (amount := amount_of(entry, key)) is not None]
         return combine(found, [None] * len(found)) if found else None

@@ -26,7 +26,7 @@ from .summary import (
     cautions,
     compare,
     comparison_table,
-    dense_estimate,
+    dense_mean,
     latency_batches,
     run_table,
     sentences_of,
@@ -162,7 +162,7 @@ def _front(found: Comparison, looked: Mapping[str, Look], cost: str, label: str)
         points.append(
             Point(group.method, group.target, amount.value, found.quality(group), looked[group.label], several)
         )
-    quality = dense_estimate(found)
+    quality = dense_mean(found)
     return plot_front(
         points, None if quality is None else (_dense_cost(found, cost), quality.value),
         found.metrics[found.judged_by].label, label, found.lower_is_better, cost == "macs",

@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from ...estimates import Estimate
+from ...means import Mean
 from ..plots.comparison import looks, plot_scores
 from ..tables import Table
 
@@ -20,7 +20,7 @@ def search_table(trials: Sequence[Mapping[str, Any]]) -> Table:
             trial["recipe"],
             trial["rung"] + 1,
             trial["steps"],
-            str(Estimate(trial["score"]["value"], trial["score"]["error"])) if trial.get("score") else None,
+            str(Mean(trial["score"]["value"], trial["score"]["error"])) if trial.get("score") else None,
             trial.get("seconds"),
             trial["reason"] or trial.get("verdict", ""),
         )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...estimates import Estimate, tied
+from ...means import Mean, tied
 from ..results import Metric
 from ..tables import Table, Value
 from .entries import Entry
@@ -37,11 +37,11 @@ class Comparison:
     def lower_is_better(self) -> bool:
         return not self.judged_by or self.metrics[self.judged_by].better != "higher"
 
-    def quality(self, group: Group) -> Estimate:
+    def quality(self, group: Group) -> Mean:
         """Of a `measured` group."""
-        estimate = group.metric(self.judged_by)
-        assert estimate is not None
-        return estimate
+        mean = group.metric(self.judged_by)
+        assert mean is not None
+        return mean
 
 
 def compare(entries: Sequence[Entry], groups: Sequence[Group]) -> Comparison:
@@ -65,7 +65,7 @@ def sentences_of(found: Comparison) -> list[str]:
     models = sorted({entry.facets["model"] for entry in found.entries if entry.facets.get("model")})
     of = f" of {models[0]}" if len(models) == 1 else ""
     sentences = [f"{len(found.entries)} run{'s' * (len(found.entries) != 1)}{of}: {stand}."]
-    dense = dense_estimate(found)
+    dense = dense_mean(found)
     if dense is not None:
         sentences.append(f"{_judge(found)} of the dense model: {dense.value:.3g}.")
     for target in dict.fromkeys(group.target for group in found.measured):
@@ -97,15 +97,15 @@ def ordered(found: Comparison, target: str) -> list[Group]:
     return sorted(groups, key=lambda group: found.quality(group).value * (1 if found.lower_is_better else -1))
 
 
-def _over(estimate: Estimate) -> str:
-    return f" over {estimate.count} seeds" if estimate.count > 1 else ""
+def _over(mean: Mean) -> str:
+    return f" over {mean.count} seeds" if mean.count > 1 else ""
 
 
 def _judge(found: Comparison) -> str:
     return found.metrics[found.judged_by].label if found.judged_by else ""
 
 
-def dense_estimate(found: Comparison) -> Estimate | None:
+def dense_mean(found: Comparison) -> Mean | None:
     """The judged metric of the dense model, where the runs share one."""
     values = [
         entry.dense.estimates[found.judged_by].value
@@ -113,7 +113,7 @@ def dense_estimate(found: Comparison) -> Estimate | None:
         if entry.dense is not None and found.judged_by in entry.dense.estimates
     ]
     one_model = len({entry.facets.get("model") for entry in found.entries if entry.dense}) == 1
-    return Estimate(values[0]) if values and one_model and found.judged_by else None
+    return Mean(values[0]) if values and one_model and found.judged_by else None
 
 
 def shown_metrics(found: Comparison) -> list[str]:
@@ -159,12 +159,12 @@ def _sorted(found: Comparison) -> list[Group]:
     return [*groups, *[group for group in found.groups if group not in groups]]
 
 
-def _counted(estimate: Estimate | None) -> Value:
-    return None if estimate is None else round(estimate.value)
+def _counted(mean: Mean | None) -> Value:
+    return None if mean is None else round(mean.value)
 
 
-def _text(estimate: Estimate | None) -> Value:
-    return None if estimate is None else str(estimate)
+def _text(mean: Mean | None) -> Value:
+    return None if mean is None else str(mean)
 
 
 def run_table(found: Comparison) -> Table:

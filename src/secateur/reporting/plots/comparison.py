@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from ...estimates import Estimate
+from ...means import Mean
 from ...schedules.target import format_count
 from ..style import (
     DARK,
@@ -55,7 +55,7 @@ class Point:
     method: str
     target: str
     cost: float
-    quality: Estimate
+    quality: Mean
     look: Look
     single: tuple[tuple[float, float], ...] = ()
 

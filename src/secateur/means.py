@@ -11,7 +11,7 @@ TIED_WITHIN = 2.0  # standard errors of a difference
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Mean:
     """A mean over `count` runs, their standard deviation, and the standard error of the mean; None where unknown."""
 
     value: float
@@ -23,19 +23,19 @@ class Estimate:
         return f"{self.value:.3g}" if self.spread is None else f"{self.value:.3g} ± {self.spread:.2g}"
 
 
-def combine(values: Sequence[float], errors: Sequence[float | None]) -> Estimate:
+def combine(values: Sequence[float], errors: Sequence[float | None]) -> Mean:
     """The mean of one or more runs that differ in their seeds only.
 
     The spread of several runs is the standard deviation among them. One run has the error that its own measurement
     states, if it states one.
     """
     if len(values) == 1:
-        return Estimate(values[0], errors[0], errors[0])
+        return Mean(values[0], errors[0], errors[0])
     spread = stdev(values)
-    return Estimate(fmean(values), spread, spread / math.sqrt(len(values)), len(values))
+    return Mean(fmean(values), spread, spread / math.sqrt(len(values)), len(values))
 
 
-def tied(one: Estimate, other: Estimate) -> bool:
+def tied(one: Mean, other: Mean) -> bool:
     """Whether the difference is within two standard errors of itself; unknown errors count as none."""
     error = math.hypot(one.error or 0.0, other.error or 0.0)
     return abs(one.value - other.value) <= TIED_WITHIN * error
