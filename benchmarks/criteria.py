@@ -33,6 +33,7 @@ def run(model: str, target: str, criterion: str, seed: int, steps: int, folder: 
         out=folder,
         recipe="quickstart",
         criterion=criterion,
+        objective="denoising",
         steps=steps,
         seed=seed,
         evaluation=replace(recipe.evaluation, num_images=NUM_IMAGES, latency_rounds=3),

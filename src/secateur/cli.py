@@ -25,6 +25,7 @@ from .schedules import CutConfig
 DESCRIPTION = """Prune pretrained diffusion and flow models, and recover what pruning cost.
 
 Start with `secateur quickstart`. Every command is a Python function of the same name and arguments."""
+SPELLINGS = tyro.constructors.ConstructorRegistry()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -54,13 +55,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(arguments: Sequence[str]) -> None:
-    tyro.extras.subcommand_cli_from_dict(
-        _commands(arguments),
-        prog="secateur",
-        description=DESCRIPTION,
-        args=arguments,
-        config=(tyro.conf.AvoidSubcommands,),
+    with SPELLINGS:
+        tyro.extras.subcommand_cli_from_dict(
+            _commands(arguments),
+            prog="secateur",
+            description=DESCRIPTION,
+            args=arguments,
+            config=(tyro.conf.AvoidSubcommands,),
+        )
+
+
+@SPELLINGS.primitive_rule
+def _named_numbers(field: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+    """`--recovery.weights denoising 1 jacobian 10`: one spelling whatever the recipe's own are."""
+    if field.type != dict[str, float]:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="[NAME NUMBER ...]",
+        instance_from_str=_numbers_by_name,
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda numbers: [word for name, value in numbers.items() for word in (name, f"{value:g}")],
     )
+
+
+def _numbers_by_name(words: list[str]) -> dict[str, float]:
+    if len(words) % 2:
+        raise ValueError("give a number after every name")
+    return {name: float(number) for name, number in zip(words[::2], words[1::2], strict=True)}
 
 
 def _commands(arguments: Sequence[str]) -> dict[str, Callable[..., Any]]:

@@ -197,13 +197,22 @@ def compress_stages(
 def resolve(
     recipe: str, *, steps: int | None = None, objective: str | None = None, seed: int | None = None, **parts: Any
 ) -> Recipe:
-    """The recipe with what was given, which is not None, in the place of its own; `parts` are fields of `Recipe`."""
-    chosen = replace(recipe_named(recipe), **given(parts))
+    """The recipe with what was given, which is not None, in the place of its own; `parts` are fields of `Recipe`.
+
+    Weights and Jacobian options that the recipe chose for its own objective do not go over to another.
+    """
+    named = recipe_named(recipe)
+    chosen = replace(named, **given(parts))
+    recovery = replace(chosen.recovery, **given({"steps": steps, "objective": objective}))
+    if recovery.objective != named.recovery.objective:
+        for part in ("weights", "jacobian"):
+            if getattr(recovery, part) == getattr(named.recovery, part):
+                recovery = replace(recovery, **{part: getattr(RecoveryConfig(), part)})
     seeds = given({"seed": seed})
     return replace(
         chosen,
         scoring=replace(chosen.scoring, **seeds),
-        recovery=replace(chosen.recovery, **seeds, **given({"steps": steps, "objective": objective})),
+        recovery=replace(recovery, **seeds),
         evaluation=replace(chosen.evaluation, **seeds),
     )
 

@@ -34,7 +34,7 @@ class RecoveryConfig:
         horizontal_flip: mirror half of the images.
         timestep_sampling: uniform, or antithetic in pairs.
         objective: denoising, distillation, first-order or 2ndmatch.
-        weights: replaces weights of the objective's terms: denoising, distillation, jacobian.
+        weights: of terms of the objective (denoising, distillation, jacobian); a term that is not named has its own.
         jacobian: options of first-order and 2ndmatch.
         grad_norms_every: steps between measurements of each term's gradient norm; 0 measures none.
         checkpoint_every: steps between checkpoints; the newest is kept.

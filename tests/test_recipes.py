@@ -1,0 +1,42 @@
+"""Recipes, and how what is given on the command line goes into them."""
+
+from dataclasses import replace
+
+import pytest
+import tyro
+
+from secateur.cli import SPELLINGS
+from secateur.commands.compress import resolve
+from secateur.recipes import RECIPES, recipe_named
+from secateur.recovery import JacobianConfig, RecoveryConfig
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("objective", ["denoising", "distillation", "first-order", "2ndmatch"])
+def test_another_objective_comes_with_its_own_weights(name: str, objective: str) -> None:
+    own = recipe_named(name).recovery
+    found = resolve(name, objective=objective).recovery
+    same = objective == own.objective
+    assert found.weights == (own.weights if same else {})
+    assert found.jacobian == (own.jacobian if same else JacobianConfig())
+
+
+def test_weights_that_were_given_stay_with_another_objective() -> None:
+    given = replace(recipe_named("2ndmatch").recovery, weights={"distillation": 2.0})
+    found = resolve("2ndmatch", objective="distillation", recovery=given).recovery
+    assert (found.weights, found.jacobian) == ({"distillation": 2.0}, JacobianConfig())
+
+
+@pytest.mark.parametrize("recipe", ["diff-pruning", "2ndmatch", "decoder"])
+def test_weights_have_one_spelling_for_every_recipe(recipe: str) -> None:
+    own = recipe_named(recipe).recovery
+
+    def parsed(*words: str) -> dict[str, float]:
+        with SPELLINGS:
+            return tyro.cli(RecoveryConfig, args=words, default=own).weights
+
+    assert parsed("--weights", "denoising", "0", "distillation", "0.5") == {"denoising": 0.0, "distillation": 0.5}
+    assert (parsed("--weights"), parsed()) == ({}, own.weights)
+    for wrong in (["denoising"], ["denoising", "much"]):
+        with pytest.raises(SystemExit):
+            parsed("--weights", *wrong)
