@@ -27,7 +27,7 @@ def convert(
         out: folder to write.
         kind: dit or sit; the tensors do not tell. The default is what the file name says.
         num_heads: attention heads, which no shape tells; the default is that of the published sizes.
-        vae: folder of a diffusers VAE to copy in; the other commands then take OUT/transformer.
+        vae: folder of a diffusers VAE to copy in; with it OUT works on images, without it on latents.
     """
     one_process("convert")
     config = convert_checkpoint(checkpoint, out, kind=kind, num_heads=num_heads, vae=vae)
