@@ -4,8 +4,7 @@
     python benchmarks/train_dense.py all --threads 1
 
 Interrupted runs go on where they stopped (`--runs` holds their checkpoints). The digits come with scikit-learn;
-Fashion-MNIST is read from `$SECATEUR_DATA/fashion_mnist_train.npz`, else from `../shared/data` beside the
-repository.
+Fashion-MNIST is read from `$SECATEUR_DATA/fashion_mnist_train.npz`, which holds `images` and `labels`.
 """
 
 import argparse
@@ -47,9 +46,9 @@ def digits() -> ImageDataset:
 
 def fashion() -> ImageDataset:
     """Fashion-MNIST at 16x16; images of it stay out of the repository."""
-    path = Path(os.environ.get("SECATEUR_DATA", ROOT.parent / "shared" / "data")) / FASHION
+    path = Path(os.environ.get("SECATEUR_DATA", "")) / FASHION
     if not path.is_file():
-        sys.exit(f"{path} is missing; put {FASHION} there or set SECATEUR_DATA to the folder that holds it")
+        sys.exit(f"{path} is missing; set SECATEUR_DATA to the folder that holds {FASHION}")
     return load_data(path, (1, 16, 16))
 
 

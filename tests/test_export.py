@@ -96,7 +96,7 @@ def test_every_architecture_is_written(make, format, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [unet, dit])
+@pytest.mark.parametrize("make", [unet, dit, pixart, flux, sana])
 def test_half_precision_onnx(make, tmp_path):
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     check(make, tmp_path, "onnx", "float16", tolerance=1e-2)

@@ -76,7 +76,8 @@ def best(
 
     Args:
         model: model folder, pipeline folder, hub id, or an embedded model (digits-unet, digits-sit).
-        target: what to reach, for example macs=50%, params=20M or latency=20ms.
+        target: what stays: macs=50%, macs=3.4G, params=20M, blocks=6 (six are left)
+            or latency=20ms (one call at batch 1 on this device).
         data: image folder (sub-folders are classes), parquet, datasets:NAME, .npz with images and labels, or digits.
         out: folder of the search.
         budget_steps: recovery steps in all, of the trials and of the winner.
@@ -90,7 +91,8 @@ def best(
         new_labels: the data's classes replace the model's: fresh label embeddings, trained once before the search.
         warmup: how the new labels are trained.
         component: which part of a pipeline: unet or transformer, by default the one that is there; vae is its decoder.
-        process: how the model was trained, when no scheduler config lies beside it.
+        process: how it was trained, instead of the scheduler config beside it:
+            ddpm and v-prediction have linear betas of 1000 steps; flow is diffusers' convention, flow-sit SiT's.
         device: auto, cpu, cuda, mps ...
         dry_run: print the rounds and the predicted time, and stop.
 

@@ -65,7 +65,8 @@ def compress(
 
     Args:
         model: model folder, pipeline folder, hub id, or an embedded model (digits-unet, digits-sit).
-        target: what to reach, for example macs=56%, macs=3.4G, params=20M or latency=20ms.
+        target: what stays: macs=56%, macs=3.4G, params=20M, blocks=6 (six are left)
+            or latency=20ms (one call at batch 1 on this device).
         data: image folder (sub-folders are classes), parquet, datasets:NAME, .npz with images and labels, or digits.
         out: run folder.
         recipe: a named recipe (diff-pruning, 2ndmatch, progressive, gradient-flow, entpruner, depth, taylor,
@@ -85,7 +86,8 @@ def compress(
         new_labels: the data's classes replace the model's: fresh label embeddings, trained before the ranking.
         warmup: how the new labels are trained.
         component: which part of a pipeline: unet or transformer, by default the one that is there; vae is its decoder.
-        process: how the model was trained, when no scheduler config lies beside it.
+        process: how it was trained, instead of the scheduler config beside it:
+            ddpm and v-prediction have linear betas of 1000 steps; flow is diffusers' convention, flow-sit SiT's.
         device: auto, cpu, cuda, mps ...
         dry_run: print the plan, the predicted size and time, and stop.
 

@@ -42,7 +42,8 @@ def evaluate(
             per-class, clip, ftle, in the place of the evaluation options' own; docs/metrics.md says what each is.
         evaluation: how to measure.
         component: which part of a pipeline: unet or transformer, by default the one that is there; vae is its decoder.
-        process: how the model was trained, when no scheduler config lies beside it.
+        process: how it was trained, instead of the scheduler config beside it:
+            ddpm and v-prediction have linear betas of 1000 steps; flow is diffusers' convention, flow-sit SiT's.
         device: auto, cpu, cuda, mps ...
         dry_run: print the predicted time and stop.
     """

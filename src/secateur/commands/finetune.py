@@ -39,7 +39,8 @@ def finetune(
         steps: optimizer steps; the default is the recovery options' own.
         recovery: how to train.
         component: which part of a pipeline: unet or transformer, by default the one that is there; vae is its decoder.
-        process: how the model was trained, when no scheduler config lies beside it.
+        process: how it was trained, instead of the scheduler config beside it:
+            ddpm and v-prediction have linear betas of 1000 steps; flow is diffusers' convention, flow-sit SiT's.
         device: auto, cpu, cuda, mps ...
         dry_run: print the predicted time and stop.
     """

@@ -34,14 +34,16 @@ def prune(
 
     Args:
         model: model folder, pipeline folder, hub id, or an embedded model (digits-unet, digits-sit).
-        target: what to reach, for example macs=56%, params=20M, latency=20ms or blocks=6.
+        target: what stays: macs=56%, macs=3.4G, params=20M, blocks=6 (six are left)
+            or latency=20ms (one call at batch 1 on this device).
         data: calibration images: an image folder, parquet, datasets:NAME, an .npz with images, or digits.
         out: folder to write to.
         criterion: which criterion ranks the units; ced, uniform, cosine and loss-change rank blocks only.
         scoring: its options.
         cut: which cuts are allowed.
         component: which part of a pipeline: unet or transformer, by default the one that is there; vae is its decoder.
-        process: how the model was trained, when no scheduler config lies beside it.
+        process: how it was trained, instead of the scheduler config beside it:
+            ddpm and v-prediction have linear betas of 1000 steps; flow is diffusers' convention, flow-sit SiT's.
         device: auto, cpu, cuda, mps ...
         dry_run: print the plan and the predicted size and stop.
     """

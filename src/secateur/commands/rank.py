@@ -32,7 +32,8 @@ def rank(
         criterion: which criterion; ced, uniform, cosine and loss-change rank blocks only.
         scoring: its options.
         component: which part of a pipeline: unet or transformer, by default the one that is there; vae is its decoder.
-        process: how the model was trained, when no scheduler config lies beside it.
+        process: how it was trained, instead of the scheduler config beside it:
+            ddpm and v-prediction have linear betas of 1000 steps; flow is diffusers' convention, flow-sit SiT's.
         device: auto, cpu, cuda, mps ...
         dry_run: print the predicted time and stop.
     """

@@ -62,7 +62,8 @@ def sample(
         seed: seed of the first image.
         batch_size: images at once; does not change them.
         component: which part of a pipeline, unet or transformer; the default takes the one that is there.
-        process: how the model was trained, when no scheduler config lies beside it.
+        process: how it was trained, instead of the scheduler config beside it:
+            ddpm and v-prediction have linear betas of 1000 steps; flow is diffusers' convention, flow-sit SiT's.
         device: auto, cpu, cuda, mps ...
     """
     out = Path(out)

@@ -61,7 +61,8 @@ def sweep(
         model: model folder, pipeline folder, hub id, or an embedded model (digits-unet, digits-sit).
         data: image folder (sub-folders are classes), parquet, datasets:NAME, .npz with images and labels, or digits.
         out: folder of the sweep.
-        targets: what to reach, for example macs=50% macs=30%.
+        targets: what stays: macs=50% macs=30% ..., params=20M, blocks=6 (six are left)
+            or latency=20ms (one call at batch 1 on this device).
         recipes: named recipes, or all.
         criteria: instead of the recipes' own; those that rank blocks only remove blocks.
         objectives: instead of the recipes' own: denoising, distillation, first-order or 2ndmatch.
@@ -72,7 +73,8 @@ def sweep(
         new_labels: the data's classes replace the model's: fresh label embeddings, trained once before all trials.
         warmup: how the new labels are trained.
         component: which part of a pipeline: unet or transformer, by default the one that is there; vae is its decoder.
-        process: how the model was trained, when no scheduler config lies beside it.
+        process: how it was trained, instead of the scheduler config beside it:
+            ddpm and v-prediction have linear betas of 1000 steps; flow is diffusers' convention, flow-sit SiT's.
         device: auto, cpu, cuda, mps ...
         dry_run: print the trials and their predicted times, and stop.
 
