@@ -96,10 +96,27 @@ def test_every_architecture_is_written(make, format, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [unet, dit, pixart, flux, sana])
+@pytest.mark.parametrize("make", [unet, dit])
 def test_half_precision_onnx(make, tmp_path):
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     check(make, tmp_path, "onnx", "float16", tolerance=1e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [pixart, flux, sana])
+def test_half_precision_onnx_with_text(make, tmp_path):
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    about = export(pruned(make), tmp_path / "out", "onnx", batch_size=2, size=(8, 8), dtype="float16")
+    assert about["precision_difference"] > 0
+    assert 0 < about["largest_difference"] <= 1e-2 * about["largest_output"]
+
+
+@pytest.mark.slow
+def test_a_file_that_onnxruntime_refuses_is_not_kept(tmp_path):
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    with pytest.raises(SecateurError):
+        export(pruned(sdxl), tmp_path / "out", "onnx", batch_size=2, size=(8, 8), dtype="float16")
+    assert not (tmp_path / "out" / "model.onnx").exists()
 
 
 @pytest.mark.parametrize(("make", "lost"), [(unet, 0.01), (partial(dit, num_attention_heads=8), 0.05)])
