@@ -2,16 +2,20 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from .errors import SecateurError, first_line
 
 _UMASK = os.umask(0)
 os.umask(_UMASK)
+_LEFT_BEHIND = re.compile(r"\..+\.\d+\.tmp")
 
 
 @contextmanager
@@ -28,8 +32,8 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         yield temporary
         _open_to_others(temporary)
         os.replace(temporary, path)
-    except OSError as error:
-        raise SecateurError(f"cannot write {path}: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:
+        raise _error(path, error) from error
     finally:
         with suppress(OSError):  # gone already, or in a folder that is none: said above
             temporary.unlink()
@@ -46,6 +50,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process with this number, as containers give again
     try:
         temporary.mkdir(parents=True)
         yield temporary
@@ -58,10 +63,23 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             place = path / written.relative_to(temporary)
             place.parent.mkdir(parents=True, exist_ok=True)
             os.replace(written, place)
-    except OSError as error:
-        raise SecateurError(f"cannot write {path}: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:
+        raise _error(path, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_left_behind(folder: str | Path) -> None:
+    """Remove what killed processes were writing in `folder`, in which no other process writes now."""
+    for path in [path for path in Path(folder).rglob(".*.tmp") if _LEFT_BEHIND.fullmatch(path.name)]:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _error(path: Path, error: Exception) -> SecateurError:
+    return SecateurError(f"cannot write {path}: {getattr(error, 'strerror', None) or first_line(error)}")
 
 
 def _open_to_others(path: Path) -> None:
