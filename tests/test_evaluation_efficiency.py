@@ -145,6 +145,20 @@ def test_a_failed_compilation_is_a_note(dit: DiTTransformer2DModel, monkeypatch:
     assert found["dit"].peak_activation_bytes["2"] == 2 * found["dit"].peak_activation_bytes["1"]
 
 
+def test_a_batch_that_does_not_fit_is_a_note(dit: DiTTransformer2DModel) -> None:
+    def limited(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, torch.Tensor]) -> None:
+        if len(kwargs["hidden_states"]) > 4:
+            torch.empty(10**15)
+
+    other = DiTTransformer2DModel.from_config(dit.config)
+    handle = other.register_forward_pre_hook(limited, with_kwargs=True)
+    found = measure_efficiency({"dit": dit, "other": other}, rounds=2, batch_sizes=(1, 8, 4))
+    handle.remove()
+    for cost in found.values():
+        assert cost.notes == ("batch size 8 was not timed: out of memory",)
+        assert list(cost.latency) == list(cost.peak_activation_bytes) == ["1", "4"]
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_compilation_works(dit: DiTTransformer2DModel) -> None:

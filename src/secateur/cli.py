@@ -9,14 +9,13 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 import tyro
 from diffusers.utils import logging as diffusers_logging
 
 from . import commands
 from .commands.trials import TrialConfig
 from .criteria import ScoringConfig
-from .errors import SecateurError, first_line
+from .errors import SecateurError, first_line, is_out_of_memory
 from .evaluation import EvaluationConfig
 from .recipes import recipe_named
 from .recovery import RecoveryConfig, WarmupConfig
@@ -41,12 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(str(error))
     except KeyboardInterrupt:
         _fail("stopped; what was written stays, and the same command takes it up again", status=130)
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        _fail(f"out of memory: lower the batch sizes ({first_line(error)})")
-    except RuntimeError as error:
-        if "not enough memory" not in str(error) and "can't allocate memory" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, RuntimeError) and not is_out_of_memory(error):
             raise
-        _fail("out of memory: lower the batch sizes")
+        _fail(f"out of memory: lower the batch sizes and run again ({first_line(error)})")
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

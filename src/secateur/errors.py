@@ -28,6 +28,11 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or repr(error)).splitlines()[0]
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch raised `error` for want of memory, of whatever device."""
+    return any(words in str(error) for words in ("out of memory", "not enough memory", "can't allocate memory"))
+
+
 def require(condition: bool, message: str) -> None:
     """Raise `SecateurError(message)` unless `condition` holds."""
     if not condition:

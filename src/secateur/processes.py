@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 
 from accelerate.state import PartialState
+
+TIMEOUT = timedelta(days=1)  # processes wait for the one that samples, encodes or decides alone
 
 
 def process_index() -> int:
@@ -25,4 +28,4 @@ def is_main_process() -> bool:
 def wait_for_everyone(on_cpu: bool) -> None:
     """Return when every process has come here; at once when there is one."""
     if process_count() > 1:
-        PartialState(cpu=on_cpu).wait_for_everyone()
+        PartialState(cpu=on_cpu, timeout=TIMEOUT).wait_for_everyone()

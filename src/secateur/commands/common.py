@@ -22,10 +22,11 @@ from ..data import ImageDataset, LatentDataset, load_data
 from ..decoder import as_network
 from ..encoding import encode, open_encoded, sizes, whole
 from ..errors import ModelError, SecateurError, first_line
-from ..files import read_json, write_json
+from ..files import read_json, remove_left_behind, write_json
 from ..inputs import device_of, input_shape, takes_text
 from ..manifest import library_versions
 from ..processes import is_main_process, process_count
+from ..settings import FREE, differing
 from ..structure import Structure, describe
 
 Model = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
@@ -121,22 +122,28 @@ def decoder(loaded: Loaded) -> Callable[[Tensor], Tensor] | None:
 def choose_device(name: str) -> torch.device:
     """The named device, made the current one; "auto" is the accelerator when there is one, else the CPU.
 
-    A launcher gives each of its processes an accelerator of its own by LOCAL_RANK.
-
     Raises:
         SecateurError: there is no such device.
     """
     if name == "auto":
         # A CUDA build names its accelerator on a machine without one too.
         found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        name = "cpu" if found is None else f"{found.type}:{os.environ.get('LOCAL_RANK', '0')}"
+        name = "cpu" if found is None else found.type
     try:
-        device = torch.device(name)
+        device = device_of_process(name)
         torch.empty(0, device=device)
         if device.type == "cuda" and device.index is not None:
             torch.cuda.set_device(device)
     except (RuntimeError, AssertionError) as error:
         raise SecateurError(f"there is no device {name!r} here: {first_line(error)}") from error
+    return device
+
+
+def device_of_process(name: str) -> torch.device:
+    """The named device; where the name has no index, a launcher gives each of its processes one by LOCAL_RANK."""
+    device = torch.device(name)
+    if device.index is None and device.type not in ("cpu", "mps"):
+        return torch.device(device.type, int(os.environ.get("LOCAL_RANK", "0")))
     return device
 
 
@@ -153,6 +160,8 @@ def one_process(command: str) -> None:
 def start_run(out: str | Path, config: Mapping[str, Any]) -> Path:
     """Make the run folder `out` with its `config.json`, or take up the run that the same settings began there.
 
+    The `FREE` settings may be others, and are then what `config.json` says.
+
     Raises:
         SecateurError: the folder holds something else, or a run with other settings.
     """
@@ -163,11 +172,12 @@ def start_run(out: str | Path, config: Mapping[str, Any]) -> Path:
     path = out / "config.json"
     if path.is_file():
         before = read_json(path)
-        differing = [key for key in described if before.get(key) != described[key]]
-        if differing:
+        if changed := differing({key: before.get(key) for key in described}, described, FREE):
             raise SecateurError(
-                f"{out} was begun with another {', '.join(differing)}; choose another --out, or the same settings"
+                f"{out} was begun with another {', '.join(changed)}; choose another --out, or the same settings"
             )
+        remove_left_behind(out)
+        write_json(path, before | described)
         return out
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise SecateurError(f"{out} exists and is no run of secateur; choose another --out")

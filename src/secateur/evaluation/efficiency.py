@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ..errors import is_out_of_memory
 from ..inputs import device_of, example_inputs, inference
 from .layers import Layer, count_flops, count_layers
 
@@ -175,34 +176,32 @@ def measure_efficiency(
     """Cost of each model, latencies interleaved; with `compile`, also those under `torch.compile`.
 
     With `dtype`, copies in it are timed. A model that does not compile has no `compiled_latency`, and a note that says
-    why.
+    why. Batch sizes that do not fit into memory are left out, of all models, with a note.
     """
     timed = {name: _in_dtype(model, dtype) for name, model in models.items()} if batch_sizes else models
-    eager = {batch: _latencies(timed, timed, batch, rounds) for batch in batch_sizes}
+    eager = {batch: found for batch in batch_sizes if (found := _latencies_and_peaks(timed, batch, rounds)) is not None}
+    too_large = [f"batch size {batch} was not timed: out of memory" for batch in batch_sizes if batch not in eager]
     compiled: dict[int, dict[str, Latency]] = {}
     failures: dict[str, str] = {}
     if compile:
         working = {}
         for name, model in timed.items():
             try:
-                working[name] = _compile(model, batch_sizes)
+                working[name] = _compile(model, list(eager))
             except Exception as error:  # a missing compiler, an unsupported operator: of any type
                 failures[name] = f"torch.compile failed: {' '.join(str(error).split())[:200]}"
-        compiled = {batch: _latencies(timed, working, batch, rounds) for batch in batch_sizes}
+        compiled = {batch: _latencies(timed, working, batch, rounds) for batch in eager}
     return {
         name: Efficiency(
             parameters=count_parameters(model),
             macs=count_macs(model, example_inputs(model, 1)),
             weights_bytes=weights_bytes(model),
-            peak_activation_bytes={
-                str(batch): peak_activation_bytes(timed[name], example_inputs(timed[name], batch))
-                for batch in batch_sizes
-            },
-            latency={str(batch): latencies[name] for batch, latencies in eager.items()},
+            peak_activation_bytes={str(batch): peaks[name] for batch, (_, peaks) in eager.items()},
+            latency={str(batch): latencies[name] for batch, (latencies, _) in eager.items()},
             compiled_latency={str(batch): found[name] for batch, found in compiled.items() if name in found},
             dtype=str(next(timed[name].parameters()).dtype).removeprefix("torch."),
             layers=tuple(count_layers(model, example_inputs(model, 1))),
-            notes=(failures[name],) if name in failures else (),
+            notes=(*too_large, *([failures[name]] if name in failures else [])),
         )
         for name, model in models.items()
     }
@@ -213,6 +212,21 @@ def _in_dtype(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
     if dtype is None or next(model.parameters()).dtype == dtype:
         return model
     return copy.deepcopy(model).to(dtype)
+
+
+def _latencies_and_peaks(
+    models: Mapping[str, nn.Module], batch: int, rounds: int
+) -> tuple[dict[str, Latency], dict[str, int]] | None:
+    """Latency and peak activation bytes of each model; None where memory does not suffice for all."""
+    try:
+        latencies = _latencies(models, models, batch, rounds)
+        return latencies, {
+            name: peak_activation_bytes(model, example_inputs(model, batch)) for name, model in models.items()
+        }
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return None
 
 
 def _latencies(

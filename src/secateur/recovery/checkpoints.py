@@ -20,10 +20,9 @@ from torch import Tensor, nn
 from ..errors import SecateurError, TrainingError, first_line
 from ..files import atomic_folder, read_json, write_json
 from ..inputs import device_of
+from ..settings import FREE_IN_RECOVERY, differing
 from .ema import Ema
 
-# They change what is written, not what is trained.
-NOT_COMPARED = ("checkpoint_every", "log_every", "grad_norms_every", "report_to")
 # What reading a checkpoint raises if it is damaged, or if it is of another model.
 UNFIT = (SecateurError, SafetensorError, OSError, RuntimeError, LookupError, TypeError, ValueError, AttributeError)
 
@@ -107,7 +106,7 @@ def restore_checkpoint(
         return
     try:
         saved = read_json(path / "state.json")
-        changes = _differences(saved["settings"], _as_json(settings))
+        changes = differing(saved["settings"], _as_json(settings), FREE_IN_RECOVERY)
         if not changes:
             replay_cuts(state, saved["cuts"])
             _load(path, saved, state)
@@ -115,7 +114,8 @@ def restore_checkpoint(
         reason = first_line(error)
         raise TrainingError(f"{path} is damaged or does not fit this model: {reason}; use another folder") from error
     if changes:
-        raise TrainingError(f"{path} was written with other settings ({changes}); use them, or another folder")
+        said = ", ".join(f"{name} {there} there, {here} here" for name, (there, here) in changes.items())
+        raise TrainingError(f"{path} was written with other settings ({said}); use them, or another folder")
 
 
 def _load(path: Path, saved: dict[str, Any], state: TrainingState) -> None:
@@ -152,16 +152,3 @@ def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(settings))
-
-
-def _differences(saved: dict[str, Any], asked: dict[str, Any]) -> str:
-    found = []
-    for name in {**asked, **saved}:
-        there, here = saved.get(name), asked.get(name)
-        if name in NOT_COMPARED or there == here:
-            continue
-        if isinstance(there, dict) and isinstance(here, dict):
-            found.append(_differences(there, here))
-        else:
-            found.append(f"{name} {there} there, {here} here")
-    return ", ".join(found)

@@ -1,0 +1,27 @@
+"""Which settings a run may be taken up with again: all that it was begun with, but for those that change no result."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+# Memory and speed (accumulation draws other dropout masks, if there are any), and what is written.
+FREE_IN_RECOVERY = frozenset({"accumulation", "checkpoint_every", "log_every", "grad_norms_every", "report_to"})
+FREE = frozenset({"scoring.batch_size", "evaluation.batch_size"} | {f"recovery.{name}" for name in FREE_IN_RECOVERY})
+
+
+def differing(before: Mapping[str, Any], asked: Mapping[str, Any], free: Collection[str]) -> dict[str, tuple[Any, Any]]:
+    """The settings that are not the same, as JSON before and now, but for the `free` ones.
+
+    Names are dotted where a setting is one of a group: "recovery.seed".
+    """
+    return {name: values for name, values in _changes(before, asked, "") if name not in free}
+
+
+def _changes(before: Mapping[str, Any], asked: Mapping[str, Any], group: str) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    for key in {**asked, **before}:
+        there, here = before.get(key), asked.get(key)
+        if isinstance(there, dict) and isinstance(here, dict):
+            yield from _changes(there, here, f"{group}{key}.")
+        elif there != here:
+            yield f"{group}{key}", (there, here)
