@@ -18,7 +18,10 @@ import secateur
 from models import dit, output, unet
 from secateur.cli import main
 from secateur.commands import stages
+from secateur.commands.common import device_of_process, start_run
 from secateur.errors import SecateurError
+from secateur.evaluation import EvaluationConfig
+from secateur.recovery import RecoveryConfig
 
 QUICK = [
     *("--scoring.num-timesteps", "4", "--scoring.num-images", "8"),
@@ -264,6 +267,18 @@ BAD = {
         *["compress", "UNET", "--target", "60%", "--data", "digits", "--out", "OUT"],
         *["--evaluation.scheduler", "FlowMatchEulerDiscreteScheduler"],
     ],
+    "no fp16": [
+        *["compress", "UNET", "--target", "60%", "--data", "digits", "--out", "OUT", "--device", "cpu"],
+        *["--recovery.mixed-precision", "fp16"],
+    ],
+    "no tracker": ["finetune", "UNET", "--data", "digits", "--out", "OUT", "--recovery.report-to", "abacus"],
+    "no share of a batch": [
+        *["finetune", "UNET", "--data", "digits", "--out", "OUT"],
+        *["--recovery.batch-size", "10", "--recovery.accumulation", "3"],
+    ],
+    "other teacher": [
+        *["finetune", "SIT", "--data", "digits", "--out", "OUT", "--objective", "distillation", "--teacher", "UNET"],
+    ],
     "zero steps": ["finetune", "UNET", "--data", "digits", "--out", "OUT", "--steps", "0"],
 }
 
@@ -298,6 +313,33 @@ def test_other_settings_in_a_run_folder_are_refused(models, tmp_path):
         secateur.prune(str(models / "unet"), target="70%", data="digits", out=tmp_path / "run", criterion="magnitude")
 
 
+def test_a_run_goes_on_with_settings_that_change_no_result(tmp_path):
+    def described(at_once, **recovery):
+        groups = {"scoring": secateur.ScoringConfig(batch_size=at_once), "recovery": RecoveryConfig(**recovery)}
+        return {"command": "compress", "evaluation": EvaluationConfig(batch_size=at_once), **groups}
+
+    start_run(tmp_path / "run", described(64))
+    (tmp_path / "run" / ".model.12345.tmp").mkdir()
+    start_run(tmp_path / "run", described(5, accumulation=2, log_every=3))
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["evaluation"]["batch_size"], config["recovery"]["accumulation"]) == (5, 2)
+    assert "command_line" in config
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
+    with pytest.raises(SecateurError, match=r"begun with another recovery\.batch_size, recovery\.seed; "):
+        start_run(tmp_path / "run", described(5, seed=1, batch_size=32))
+
+
+def test_a_model_in_half_precision_is_recovered_to_one(models, tmp_path):
+    config = json.loads((models / "sit" / "scheduler_config.json").read_text())
+    secateur.save_pretrained(dit().bfloat16(), tmp_path / "half", config)
+    stages = ["--progressive.stages", "2", "--progressive.decay-stages", "1", "--progressive.stage-steps", "1"]
+    compress(tmp_path / "half", tmp_path / "run", "--schedule", "progressive", *stages)
+    weights = load_file(tmp_path / "run" / "model" / "diffusion_pytorch_model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+    models = json.loads((tmp_path / "run" / "evaluation" / "evaluation.json").read_text())["models"]
+    assert {model["dtype"] for model in models.values()} == {"bfloat16"}
+
+
 def test_a_full_disk_is_one_line_and_keeps_what_was_there(models, tmp_path, monkeypatch, capsys):
     arguments = ["rank", str(models / "unet"), "--data", "digits", "--out", str(tmp_path / "run"), *RANKED]
     main(arguments)
@@ -326,6 +368,36 @@ def test_quickstart_within_three_minutes(tmp_path):
     assert models["recovered"]["macs"] <= models["dense"]["macs"] / 2
     distances = {name: entry["fidelity"]["value"] for name, entry in models.items()}
     assert distances["dense"] < distances["recovered"] < distances["pruned"]
+
+
+def test_images_of_other_weights_do_not_join_a_folder_of_images(models, tmp_path):
+    folder, config = tmp_path / "model", json.loads((models / "unet" / "scheduler_config.json").read_text())
+    options = {"num_inference_steps": 2, "out": tmp_path / "images"}
+    secateur.save_pretrained(unet(), folder, config)
+    secateur.sample(str(folder), num_images=1, **options)
+    secateur.sample(str(folder), num_images=2, **options)
+    trained = unet()
+    with torch.no_grad():
+        trained.conv_out.weight.add_(0.1)
+    secateur.save_pretrained(trained, folder, config)
+    with pytest.raises(SecateurError, match="begun with another weights"):
+        secateur.sample(str(folder), num_images=3, **options)
+    assert len(list((tmp_path / "images").glob("*.png"))) == 2
+
+
+@pytest.mark.parametrize(("name", "device"), [("cuda", "cuda:3"), ("cuda:1", "cuda:1"), ("cpu", "cpu"), ("mps", "mps")])
+def test_every_process_of_a_launcher_has_a_device_of_its_own(name, device, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert device_of_process(name) == torch.device(device)
+
+
+def test_models_of_different_shapes_are_not_compared(models, tmp_path):
+    config = json.loads((models / "unet" / "scheduler_config.json").read_text())
+    secateur.save_pretrained(unet(sample_size=16), tmp_path / "larger", config)
+    for command, role in ((secateur.evaluate, "reference"), (secateur.finetune, "teacher")):
+        with pytest.raises(SecateurError, match="inputs of different shapes"):
+            command(str(tmp_path / "larger"), data="digits", out=tmp_path / "out", **{role: str(models / "unet")})
+    assert not (tmp_path / "out").exists()
 
 
 def test_models_of_different_classes_are_not_compared(models, tmp_path):

@@ -10,15 +10,18 @@ from typing import ClassVar
 
 import pytest
 import torch
+from accelerate import Accelerator, DistributedType
 from accelerate.utils import LoggerType
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from models import dit, unet
-from secateur.errors import TrainingError
+from secateur.errors import SecateurError, TrainingError
 from secateur.process import DiffusionProcess, FlowProcess
 from secateur.recovery import JacobianConfig, RecoveryConfig, recover
+from secateur.recovery.accelerator import check_accelerator
 from secateur.recovery.checkpoints import newest_checkpoint
+from secateur.recovery.log import cut_log
 from training_runs import TWO, Failing, assert_same, images, log, smaller, start
 
 CONFIG = RecoveryConfig(
@@ -57,6 +60,37 @@ def test_a_run_that_failed_resumes_to_the_bit(at, tmp_path):
     assert_same(whole, resumed)
     assert [record["step"] for record in log(tmp_path / "cut")] == [1, 2, 3, 4, 5, 6]
     assert [r["loss"] for r in log(tmp_path / "cut")] == [r["loss"] for r in log(tmp_path / "whole")]
+
+
+def test_half_precision_goes_in_and_comes_out_and_resumes_to_the_bit(tmp_path):
+    expected = recover(dit().bfloat16(), FlowProcess(), images(), CONFIG, tmp_path / "whole")
+    assert {tensor.dtype for tensor in expected.state_dict().values()} == {torch.bfloat16}
+    with pytest.raises(OSError, match=r"^$"):
+        recover(dit().bfloat16(), FlowProcess(), Failing(5, OSError), CONFIG, tmp_path / "cut")
+    assert_same(expected, recover(dit().bfloat16(), FlowProcess(), images(), CONFIG, tmp_path / "cut"))
+    saved = load_file(newest_checkpoint(tmp_path / "cut") / "ema.safetensors")
+    assert {tensor.dtype for tensor in saved.values()} == {torch.float32}  # steps are too small for half precision
+
+
+def test_a_run_goes_on_with_more_accumulation_than_it_was_begun_with(tmp_path):
+    config = replace(CONFIG, dropout=None)
+    whole = recover(dit(), FlowProcess(), images(), config, tmp_path / "whole")
+    with pytest.raises(OSError, match=r"^$"):
+        recover(dit(), FlowProcess(), Failing(5, OSError), config, tmp_path / "cut")
+    again = recover(dit(), FlowProcess(), images(), replace(config, accumulation=2), tmp_path / "cut")
+    for one, other in zip(whole.parameters(), again.parameters(), strict=True):
+        assert torch.allclose(one, other, atol=1e-4)
+
+
+@pytest.mark.parametrize("torn", ['{"step": 5, "loss": 0.', '{"step": 5, "inner": {"a": 1}'])
+def test_a_line_that_was_not_written_whole_is_dropped(torn, tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 3}\n{"step": 4}\n' + torn)
+    cut_log(path, 3)
+    assert path.read_text() == '{"step": 3}\n'
+    path.write_text(torn)
+    cut_log(path, 3)
+    assert path.read_text() == ""
 
 
 def test_ctrl_c_finishes_the_step_and_keeps_it(tmp_path):
@@ -125,6 +159,14 @@ def test_gradient_norms_of_the_terms_are_logged(capsys, tmp_path):
     assert [record["step"] for record in measured] == [3, 6]
     assert all(record[f"grad_norm_{term}"] > 0 for record in measured for term in terms)
     assert "fused kernels have no second derivative" in capsys.readouterr().err
+
+
+def test_measured_gradient_norms_are_logged_whatever_the_steps_between_lines(tmp_path):
+    config = replace(CONFIG, objective="distillation", grad_norms_every=3, log_every=4)
+    recover(dit(), FlowProcess(), images(), config, tmp_path, smaller())
+    assert [(record["step"], "grad_norm_denoising" in record) for record in log(tmp_path)] == [
+        *[(3, True), (4, False), (6, True)]
+    ]
 
 
 def test_automatic_weight_balances_the_gradients_and_survives_a_resume(tmp_path):
@@ -264,14 +306,26 @@ def test_damaged_checkpoints_and_other_process_counts_are_refused(damage, messag
 
 @pytest.mark.parametrize("name", ["foo", "aim"])
 def test_missing_trackers_are_named(name, monkeypatch, tmp_path):
-    monkeypatch.setattr("secateur.recovery.trainer.get_available_trackers", lambda: [LoggerType.WANDB])
+    monkeypatch.setattr("secateur.recovery.accelerator.get_available_trackers", lambda: [LoggerType.WANDB])
     with pytest.raises(TrainingError, match=f"tracker '{name}' is unknown or not installed; installed: wandb"):
         recover(unet(), DiffusionProcess(), images(), replace(CONFIG, report_to=("wandb", name)), tmp_path)
 
 
-def test_batches_that_do_not_divide_are_refused(tmp_path):
-    with pytest.raises(TrainingError, match="use a multiple of 3"):
-        recover(unet(), DiffusionProcess(), images(), replace(CONFIG, accumulation=3), tmp_path)
+def test_batches_that_do_not_divide_are_refused(monkeypatch, tmp_path):
+    with pytest.raises(
+        SecateurError, match="batch_size is 4, which does not divide by accumulation 3; give a multiple"
+    ):
+        replace(CONFIG, accumulation=3)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(TrainingError, match="3 processes x accumulation 2; use a multiple of 6"):
+        check_accelerator(replace(CONFIG, accumulation=2), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
+def test_a_launcher_that_shards_the_model_is_refused(kind, monkeypatch, tmp_path):
+    monkeypatch.setattr(Accelerator, "distributed_type", kind)
+    with pytest.raises(TrainingError, match=f"{kind.name} shards the model"):
+        recover(unet(), DiffusionProcess(), images(), CONFIG, tmp_path)
 
 
 def test_out_of_memory_says_what_to_do(tmp_path):
@@ -285,7 +339,7 @@ def test_out_of_memory_says_what_to_do(tmp_path):
         def forward(self, *args: object, **kwargs: object) -> tuple[torch.Tensor]:
             return (torch.empty(10**15) * self.weight,)
 
-    with pytest.raises(TrainingError, match="lower the batch size or raise the accumulation"):
+    with pytest.raises(TrainingError, match="raise the accumulation and run again, or lower the batch size"):
         recover(Large(), DiffusionProcess(), images(), CONFIG, tmp_path)
 
 

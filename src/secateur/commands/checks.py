@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from torch import nn
 
+from ..checkpoint import Loaded
 from ..criteria import BLOCK_CRITERIA, CriterionName
 from ..criteria.blocks import block_names
 from ..data import ImageDataset, LatentDataset
-from ..errors import DataError, require
+from ..errors import DataError, SecateurError, require
+from ..inputs import class_count, device_of, input_shape
 from ..recipes import Recipe
 from ..recovery import RecoveryConfig
+from ..recovery.accelerator import check_accelerator
 from ..recovery.conditioning import GIVE_LABELS, check_conditions
 from ..recovery.objectives import build_objective
 from ..schedules import Granularity
@@ -22,12 +25,30 @@ def check_recovery(
     """Find what would stop the recovery, before long work starts.
 
     Raises:
-        SecateurError: an unknown objective, a missing teacher, latents to be mirrored, or labels that do not fit.
+        SecateurError: an unknown objective, a missing teacher, latents to be mirrored, labels that do not fit, or what
+            the device, the processes or the installed trackers cannot do.
     """
     build_objective(recovery, teacher)
+    check_accelerator(recovery, device_of(model))
     mirrored = recovery.horizontal_flip and isinstance(dataset, LatentDataset)
     require(not mirrored, "mirrored latents are not the latents of mirrored images; turn recovery.horizontal_flip off")
     check_conditions(model, dataset)
+
+
+def check_twins(model: str, loaded: Loaded, other: str, dense: Loaded) -> None:
+    """Find that two models answer different questions, so that neither can be a reference or a teacher of the other.
+
+    Raises:
+        SecateurError: their processes, input shapes or classes differ.
+    """
+    different = {
+        "have different scheduler configs or encoders": loaded.process != dense.process,
+        "take inputs of different shapes": input_shape(loaded.model) != input_shape(dense.model),
+        "know different numbers of classes": class_count(loaded.model) != class_count(dense.model),
+    }
+    for what, found in different.items():
+        if found:
+            raise SecateurError(f"{model} and {other} {what}: they cannot be compared")
 
 
 def check_new_labels(dataset: ImageDataset) -> None:

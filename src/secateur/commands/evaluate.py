@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from ..errors import SecateurError
 from ..evaluation import EvaluationConfig, MetricName, check_evaluation
-from ..inputs import class_count, device_of
+from ..inputs import device_of
 from ..processes import is_main_process, wait_for_everyone
 from ..reporting import write_report
+from .checks import check_twins
 from .common import Component, Model, ProcessName, encode_data, open_data, open_model, say, start_run
 from .stages import evaluate_stage
 from .timing import Work, print_times
@@ -53,12 +53,7 @@ def evaluate(
     models = {"model": loaded.model}
     if reference is not None:
         dense, _ = open_model(reference, process, device, component)
-        if dense.process != loaded.process:
-            raise SecateurError(
-                f"{model} and {reference} have different scheduler configs or encoders: they cannot be compared"
-            )
-        if class_count(dense.model) != class_count(loaded.model):
-            raise SecateurError(f"{model} and {reference} know different numbers of classes: they cannot be compared")
+        check_twins(model, loaded, reference, dense)
         models = {"dense": dense.model, "pruned": loaded.model}
     dataset = open_data(data, loaded)
     check_evaluation(models, loaded.process, dataset, settings)

@@ -106,6 +106,7 @@ def sample(
     settings = {
         "command": "sample",
         "model": model,
+        "weights": key_of(fingerprint(loaded.model, loaded.process)),
         "num_inference_steps": num_inference_steps,
         "scheduler": scheduler,
         "class_label": class_label,
@@ -116,7 +117,7 @@ def sample(
         "process": process,
     }
     if grid:
-        key = key_of(settings, num_images, batch_size, fingerprint(loaded.model, loaded.process))
+        key = key_of(settings, num_images, batch_size)
         by_class = classes if class_label is None and classes and classes <= MOST_COLUMNS else None
         columns = by_class or max(1, round(num_images**0.5))
         _write_grid(out, columns, Rows(out.with_name(f".{out.name}.parts") / key, num_images, batch_size), draw)

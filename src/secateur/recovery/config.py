@@ -87,6 +87,8 @@ class RecoveryConfig:
         }
         for name, (valid, wanted) in rules.items():
             require(valid, f"recovery {name} is {getattr(self, name)}; give {wanted}")
+        micro = f"recovery batch_size is {self.batch_size}, which does not divide by accumulation {self.accumulation}"
+        require(self.batch_size % self.accumulation == 0, f"{micro}; give a multiple of it")
         require_one_of("recovery lr_schedule", self.lr_schedule, LearningRateSchedule)
         require_one_of("recovery mixed_precision", self.mixed_precision, Precision)
         require_one_of("recovery timestep_sampling", self.timestep_sampling, TimestepSampling)

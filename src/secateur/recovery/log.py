@@ -15,7 +15,17 @@ def append_record(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def cut_log(path: Path, step: int) -> None:
-    """Drop the lines after `step`, which a run that was killed wrote after its last checkpoint."""
+    """Drop what a run that was killed wrote after its last checkpoint: the lines after `step`, and half a last one."""
     if path.exists():
-        whole = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-        write_text(path, "".join(f"{line}\n" for line in whole if json.loads(line)["step"] <= step))
+        lines = path.read_text(encoding="utf-8").splitlines()
+        if lines and not _is_whole(lines[-1]):
+            del lines[-1]
+        write_text(path, "".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= step))
+
+
+def _is_whole(line: str) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,17 +13,17 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.tracking import get_available_trackers
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from ..data import ImageDataset
-from ..errors import TrainingError
+from ..errors import TrainingError, is_out_of_memory
 from ..inputs import device_of
 from ..process import Process
 from ..progress import progress
 from ..structure import describe
 from ..structure.masks import masked
+from .accelerator import make_accelerator
 from .balance import gradient_norms
 from .checkpoints import TrainingState, newest_checkpoint, restore_checkpoint, save_checkpoint
 from .conditioning import accepts, check_conditions, disable_label_dropout, null_conditions
@@ -39,7 +37,7 @@ from .pruner import Decision, Pruner
 from .surgery import cut_training_state, replay_cuts
 
 BALANCED_STEPS = 10  # steps with a Jacobian term over which its automatic weight is found
-OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
+NORM = "grad_norm_"  # and the term: its gradient norm, in the log
 
 
 def recover(
@@ -56,16 +54,17 @@ def recover(
     A `pruner` masks and cuts the model, its average and the optimizer's moments along the way.
 
     `folder` gets `log.jsonl`, `stages.jsonl` with the pruner's decisions, and the newest checkpoint; a run found there
-    with the same config and number of processes goes on from it, with the same weights in the end as one that was never
-    interrupted. `model` is trained in float32 on the device it is on, which becomes the current one (a launcher of
-    several processes places them itself), and is left without label dropout of its own. `teacher` is left as it is, but
-    for being moved to that device if the objective needs it. Accumulation and processes change the loss by rounding,
-    and by the masks of dropout layers if there are any.
+    with the same config, but for what `settings.FREE` names, and number of processes goes on from it, with the same
+    weights in the end as one that was never interrupted. `model` is trained in float32, on the device it is on, which
+    becomes the current one (a launcher of several processes places them itself), and is left without label dropout of
+    its own; the average has the dtype that `model` came with. `teacher` is left as it is, but for being moved to that
+    device if the objective needs it. Accumulation and processes change the loss by rounding, and by the masks of
+    dropout layers if there are any.
 
     Raises:
         DataError: the labels do not fit the model.
-        TrainingError: the loss is not finite, memory does not suffice, a tracker is missing, or the checkpoint in
-            `folder` is damaged or belongs to another run.
+        TrainingError: the loss is not finite, memory does not suffice, the checkpoint in `folder` is damaged or belongs
+            to another run; or as `make_accelerator`.
         KeyboardInterrupt: on Ctrl-C, after the step at hand and a checkpoint.
     """
     folder = Path(folder)
@@ -73,53 +72,19 @@ def recover(
     taught_by = teacher if objective.needs_teacher else None
     check_conditions(model, dataset)
     try:
-        accelerator = _accelerator(config, folder, device_of(model))
+        accelerator = make_accelerator(config, folder, device_of(model))
         devices = [accelerator.device] if accelerator.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             return _Run(accelerator, model, process, dataset, config, folder, objective, taught_by, pruner).finish()
     except RuntimeError as error:
-        if not any(words in str(error) for words in OUT_OF_MEMORY):
+        if not is_out_of_memory(error):
             raise
         raise TrainingError(
             f"out of memory at batch size {config.batch_size}, accumulation {config.accumulation}; "
-            "lower the batch size or raise the accumulation"
+            "raise the accumulation and run again, or lower the batch size in another folder"
         ) from error
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)  # the next run may differ in device and precision
-
-
-def _accelerator(config: RecoveryConfig, folder: Path, device: torch.device) -> Accelerator:
-    available = sorted(str(tracker) for tracker in get_available_trackers())
-    for tracker in config.report_to:
-        if tracker not in available:  # accelerate would drop it in silence
-            known = ", ".join(available) or "none is"
-            raise TrainingError(f"tracker {tracker!r} is unknown or not installed; installed: {known}")
-    _make_current(device)
-    try:
-        accelerator = Accelerator(
-            cpu=device.type == "cpu",
-            mixed_precision=config.mixed_precision,
-            log_with=list(config.report_to) or None,
-            project_dir=folder,
-        )
-    except ValueError as error:
-        raise TrainingError(f"mixed precision {config.mixed_precision} does not work here: {error}") from error
-    parts = config.accumulation * accelerator.num_processes
-    if config.batch_size % parts:
-        raise TrainingError(
-            f"batch size {config.batch_size} does not divide by {accelerator.num_processes} processes x "
-            f"accumulation {config.accumulation}; use a multiple of {parts}"
-        )
-    if config.report_to:
-        accelerator.init_trackers("secateur", config={"recovery": json.dumps(asdict(config))})
-    return accelerator
-
-
-def _make_current(device: torch.device) -> None:
-    """Make `device` the one that accelerate takes; a launcher of several processes gives each its own."""
-    if device.type not in ("cpu", "mps") and device.index is not None and os.environ.get("WORLD_SIZE", "1") == "1":
-        make = getattr(torch.accelerator, "set_device_index", torch.cuda.set_device)  # torch 2.6 lacks the first
-        make(device.index)
 
 
 class _Run:
@@ -145,6 +110,7 @@ class _Run:
             "num_processes": accelerator.num_processes,  # dropout differs by it
             "pruner": pruner and pruner.settings(),
         }
+        self.dtype = _shared_dtype(model)
         model.float().to(accelerator.device).train()
         ema = Ema(model, config.ema_decay)
         self._prepare_student(model)
@@ -181,7 +147,7 @@ class _Run:
                     self.accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
             if self.teacher is not None:
                 self.teacher.train(self.teacher_mode)
-        return self.state.ema.model
+        return nn.Module.to(self.state.ema.model, self.dtype)  # past diffusers' warning, for a CPU in half precision
 
     def _train(self) -> None:
         main = self.accelerator.is_main_process
@@ -312,7 +278,7 @@ class _Run:
             named[JACOBIAN] *= factor
             objective = objective.scaled(factor)
         state.balanced += balancing
-        return {f"grad_norm_{name}": norm for name, norm in named.items()}, objective
+        return {NORM + name: norm for name, norm in named.items()}, objective
 
     def _diverged(self, terms: dict[str, float], grad_norm: float) -> str:
         values = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
@@ -326,12 +292,19 @@ class _Run:
         """Log and checkpoint, on the main process, when it is time."""
         step, config = self.state.step, self.config
         last = step == config.steps
-        if step % config.log_every == 0 or last:
+        measured = any(name.startswith(NORM) for name in record)
+        if step % config.log_every == 0 or last or measured:
             self.accelerator.log({k: v for k, v in record.items() if k != "step"}, step=step)
             if self.accelerator.is_main_process:
                 append_record(self.folder / "log.jsonl", record | {"seconds": round(self.state.seconds, 3)})
         if self.accelerator.is_main_process and (step % config.checkpoint_every == 0 or last or stop):
             save_checkpoint(self.folder, self.state, self.settings)
+
+
+def _shared_dtype(model: nn.Module) -> torch.dtype:
+    """The dtype of all parameters; float32 where they differ."""
+    dtypes = {parameter.dtype for parameter in model.parameters()}
+    return dtypes.pop() if len(dtypes) == 1 else torch.float32
 
 
 def _silent(steps: int = 1, note: str = "") -> None:

@@ -1,0 +1,70 @@
+"""What runs the steps: accelerate, on the device of the model or on those of a launcher's processes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, DistributedType
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import InitProcessGroupKwargs
+
+from ..errors import TrainingError
+from ..processes import TIMEOUT, process_count
+from .config import RecoveryConfig
+
+
+def check_accelerator(config: RecoveryConfig, device: torch.device) -> None:
+    """Find what `make_accelerator` would refuse, before long work starts.
+
+    Raises:
+        TrainingError: a tracker is missing, the device has no fp16, or the batch does not divide by the processes.
+    """
+    available = sorted(str(tracker) for tracker in get_available_trackers())
+    for tracker in config.report_to:
+        if tracker not in available:  # accelerate would drop it in silence
+            known = ", ".join(available) or "none is"
+            raise TrainingError(f"tracker {tracker!r} is unknown or not installed; installed: {known}")
+    if config.mixed_precision == "fp16" and device.type == "cpu":
+        raise TrainingError("mixed precision fp16 does not work on a CPU; use bf16, or no")
+    parts = config.accumulation * process_count()
+    if config.batch_size % parts:
+        raise TrainingError(
+            f"batch size {config.batch_size} does not divide by {process_count()} processes x "
+            f"accumulation {config.accumulation}; use a multiple of {parts}"
+        )
+
+
+def make_accelerator(config: RecoveryConfig, folder: Path, device: torch.device) -> Accelerator:
+    """The accelerator of a run in `folder`, with its trackers begun.
+
+    Raises:
+        TrainingError: as `check_accelerator`; accelerate refuses the precision, or shards the model.
+    """
+    check_accelerator(config, device)
+    _make_current(device)
+    try:
+        accelerator = Accelerator(
+            cpu=device.type == "cpu",
+            mixed_precision=config.mixed_precision,
+            log_with=list(config.report_to) or None,
+            project_dir=folder,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
+        )
+    except ValueError as error:
+        raise TrainingError(f"mixed precision {config.mixed_precision} does not work here: {error}") from error
+    kind = accelerator.distributed_type
+    if kind != DistributedType.NO and not kind.name.startswith("MULTI_"):  # the average and cuts need whole weights
+        raise TrainingError(f"{kind.name} shards the model, which recovery cannot; launch it as plain multi-GPU (DDP)")
+    if config.report_to:
+        accelerator.init_trackers("secateur", config={"recovery": json.dumps(asdict(config))})
+    return accelerator
+
+
+def _make_current(device: torch.device) -> None:
+    """Make `device` the one that accelerate takes; a launcher of several processes gives each its own."""
+    if device.type not in ("cpu", "mps") and device.index is not None and process_count() == 1:
+        make = getattr(torch.accelerator, "set_device_index", torch.cuda.set_device)  # torch 2.6 lacks the first
+        make(device.index)
