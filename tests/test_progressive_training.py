@@ -1,5 +1,6 @@
 """Training under a progressive pruner: nothing jumps when units leave, and a stopped run ends the same."""
 
+import json
 import math
 import signal
 import time
@@ -25,7 +26,7 @@ from progressive_runs import (
 from secateur.errors import TrainingError
 from secateur.inputs import example_inputs
 from secateur.process import DiffusionProcess, FlowProcess
-from secateur.recovery import Ema, recover
+from secateur.recovery import Ema, JacobianConfig, recover
 from secateur.recovery.checkpoints import TrainingState, newest_checkpoint
 from secateur.recovery.surgery import cut_training_state
 from secateur.schedules import (
@@ -292,6 +293,22 @@ def test_a_run_that_failed_resumes_to_the_bit(failures, every, whole, tmp_path):
     assert not path.exists() or len(log(tmp_path)) == sum(failures) - len(failures)
     assert_equals_whole(run(tmp_path, config=config), tmp_path, whole)
     assert [(record["stage"], record["step"]) for record in stage_log(tmp_path)] == [(1, 0), (2, 2), (3, 4), (4, 6)]
+
+
+def test_automatic_weight_starts_over_after_the_cut_and_survives_a_resume(tmp_path):
+    jacobian = JacobianConfig(auto_weight=True)
+    options = {"objective": "2ndmatch", "weights": {"jacobian": 1e6}, "jacobian": jacobian, "dropout": None}
+    config = replace(LONGER, **options)
+    expected = run(tmp_path / "whole", config=config, teacher=dit())
+    for record in log(tmp_path / "whole"):
+        norms = [record[f"grad_norm_{term}"] for term in ("denoising", "distillation", "jacobian")]
+        assert norms[2] <= norms[0] + norms[1]
+    with pytest.raises(OSError, match=r"^$"):
+        run(tmp_path / "cut", Failing(9, OSError), config, teacher=dit())
+    assert json.loads((newest_checkpoint(tmp_path / "cut") / "state.json").read_text())["balanced"] == 2
+    found = run(tmp_path / "cut", config=config, teacher=dit())
+    for one, other in zip(expected, found, strict=True):
+        assert_same(one, other)
 
 
 def test_a_run_that_failed_while_scoring_resumes_to_the_bit(whole, tmp_path):

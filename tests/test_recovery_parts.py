@@ -14,7 +14,7 @@ from secateur.data import ArrayDataset, load_data
 from secateur.errors import DataError, SecateurError, TrainingError
 from secateur.inputs import class_count, null_class
 from secateur.process import DiffusionProcess, FlowProcess, denoising_error
-from secateur.recovery import Ema, JacobianConfig, RecoveryConfig, WarmupConfig
+from secateur.recovery import OBJECTIVES, Ema, JacobianConfig, Objective, RecoveryConfig, WarmupConfig
 from secateur.recovery.conditioning import check_conditions, disable_label_dropout
 from secateur.recovery.config import learning_rate_at
 from secateur.recovery.draws import batch_indices, draw_step, seed_of, uniform_times
@@ -68,6 +68,32 @@ def test_distillation_vanishes_for_equal_models_and_leaves_the_teacher_alone(dig
 def test_objectives_that_cannot_be_built(name, weights, message):
     with pytest.raises(TrainingError, match=message):
         build_objective(RecoveryConfig(objective=name, weights=weights), None)
+
+
+def test_an_objective_is_one_function_and_one_line(digits, monkeypatch):
+    """It says what it needs, under whatever names its terms have."""
+
+    def mine(student, teacher, process, draw, config):
+        assert teacher is not None
+        return {"mine": torch.tensor(2.0)}
+
+    def mine_twice(student, teacher, process, draw, config):
+        return mine(student, teacher, process, draw, config) | {"jacobian": torch.tensor(1.0)}
+
+    monkeypatch.setitem(OBJECTIVES, "mine", Objective(mine, {"mine": 0.5}, needs_teacher=True))
+    twice = Objective(mine_twice, {"mine": 0.5, "jacobian": 1.0}, needs_teacher=True, others=mine)
+    monkeypatch.setitem(OBJECTIVES, "mine-twice", twice)
+    with pytest.raises(TrainingError, match="objective mine needs a teacher"):
+        build_objective(RecoveryConfig(objective="mine"), None)
+    (draw,) = draw_step(digits, FlowProcess(), RecoveryConfig(batch_size=4), 0)
+    config = RecoveryConfig(objective="mine-twice", weights={"mine": 3.0}, jacobian=JacobianConfig(every_n=2))
+    losses = []
+    for step in range(2):
+        objective = build_objective(config, unet()).at(step)
+        losses.append(objective.loss(objective.terms(unet(), unet(), FlowProcess(), draw, objective.jacobian)).item())
+    assert losses == [6.0, 8.0]
+    assert build_objective(config, unet()).passes() == (3 + 3 / 2, 1 + 1 / 2)
+    assert build_objective(RecoveryConfig(objective="mine"), unet()).passes() == (3, 1)
 
 
 def test_every_epoch_visits_every_image_once():

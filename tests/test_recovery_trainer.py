@@ -18,10 +18,11 @@ from torch import nn
 from models import dit, unet
 from secateur.errors import SecateurError, TrainingError
 from secateur.process import DiffusionProcess, FlowProcess
-from secateur.recovery import JacobianConfig, RecoveryConfig, recover
+from secateur.recovery import OBJECTIVES, JacobianConfig, Objective, RecoveryConfig, recover
 from secateur.recovery.accelerator import check_accelerator
 from secateur.recovery.checkpoints import newest_checkpoint
 from secateur.recovery.log import cut_log
+from secateur.recovery.objectives import denoising_terms
 from training_runs import TWO, Failing, assert_same, images, log, smaller, start
 
 CONFIG = RecoveryConfig(
@@ -182,6 +183,21 @@ def test_automatic_weight_balances_the_gradients_and_survives_a_resume(tmp_path)
     assert_same(whole, recover(dit(), FlowProcess(), images(), config, tmp_path / "cut", smaller()))
 
 
+@pytest.mark.parametrize(("others", "jacobian", "balanced"), [(1.0, 0.0, 0), (0.0, 1.0, 0), (1.0, 1.0, 2)])
+def test_automatic_weight_waits_for_something_to_balance(others, jacobian, balanced, monkeypatch, tmp_path):
+    def terms(student, teacher, process, draw, config):
+        error = denoising_terms(student, teacher, process, draw, config)["denoising"]
+        return {"denoising": others * error, "jacobian": jacobian * 9 * error}
+
+    objective = Objective(terms, {"denoising": 1.0, "jacobian": 1.0}, others=denoising_terms)
+    monkeypatch.setitem(OBJECTIVES, "mine", objective)
+    config = replace(CONFIG, objective="mine", steps=2, jacobian=JacobianConfig(auto_weight=True))
+    recover(unet(), DiffusionProcess(), images(), config, tmp_path)
+    state = json.loads((newest_checkpoint(tmp_path) / "state.json").read_text())
+    assert state["balanced"] == balanced
+    assert state["jacobian_scale"] == pytest.approx(1 / 9 if balanced else 1)
+
+
 @pytest.mark.parametrize("objective", ["denoising", "distillation", "2ndmatch"])
 def test_the_teacher_is_left_as_it_was(objective, tmp_path):
     teacher = dit().train()
@@ -319,12 +335,16 @@ def test_batches_that_do_not_divide_are_refused(monkeypatch, tmp_path):
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(TrainingError, match="3 processes x accumulation 2; use a multiple of 6"):
         check_accelerator(replace(CONFIG, accumulation=2), torch.device("cpu"))
+    thinned = replace(CONFIG, jacobian=JacobianConfig(every_n_samples=3))
+    check_accelerator(replace(thinned, batch_size=18, accumulation=2), torch.device("cpu"))
+    with pytest.raises(TrainingError, match="every_n_samples 3 does not divide micro-batches of 2 images"):
+        check_accelerator(replace(thinned, batch_size=12, accumulation=2), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
 def test_a_launcher_that_shards_the_model_is_refused(kind, monkeypatch, tmp_path):
     monkeypatch.setattr(Accelerator, "distributed_type", kind)
-    with pytest.raises(TrainingError, match=f"{kind.name} shards the model"):
+    with pytest.raises(TrainingError, match=f"does not run on accelerate's {kind.name}"):
         recover(unet(), DiffusionProcess(), images(), CONFIG, tmp_path)
 
 

@@ -35,7 +35,7 @@ def check_recovery(
     check_conditions(model, dataset)
 
 
-def check_twins(model: str, loaded: Loaded, other: str, dense: Loaded) -> None:
+def check_comparable(model: str, loaded: Loaded, other: str, dense: Loaded) -> None:
     """Find that two models answer different questions, so that neither can be a reference or a teacher of the other.
 
     Raises:

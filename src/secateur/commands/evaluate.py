@@ -9,7 +9,7 @@ from ..evaluation import EvaluationConfig, MetricName, check_evaluation
 from ..inputs import device_of
 from ..processes import is_main_process, wait_for_everyone
 from ..reporting import write_report
-from .checks import check_twins
+from .checks import check_comparable
 from .common import Component, Model, ProcessName, encode_data, open_data, open_model, say, start_run
 from .stages import evaluate_stage
 from .timing import Work, print_times
@@ -53,7 +53,7 @@ def evaluate(
     models = {"model": loaded.model}
     if reference is not None:
         dense, _ = open_model(reference, process, device, component)
-        check_twins(model, loaded, reference, dense)
+        check_comparable(model, loaded, reference, dense)
         models = {"dense": dense.model, "pruned": loaded.model}
     dataset = open_data(data, loaded)
     check_evaluation(models, loaded.process, dataset, settings)

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from ..recovery import RecoveryConfig
-from .checks import check_recovery, check_twins
+from .checks import check_comparable, check_recovery
 from .common import Component, Model, ProcessName, encode_data, open_data, open_model, say, start_run
 from .stages import pipeline_stage, recover_stage
 from .timing import Work, print_times
@@ -54,7 +54,7 @@ def finetune(
     dense = None
     if teacher is not None:
         taught_by, _ = open_model(teacher, process, device, component)
-        check_twins(model, loaded, teacher, taught_by)
+        check_comparable(model, loaded, teacher, taught_by)
         dense = taught_by.model
     dataset = open_data(data, loaded)
     check_recovery(loaded.model, dataset, settings, dense)

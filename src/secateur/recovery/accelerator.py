@@ -20,7 +20,8 @@ def check_accelerator(config: RecoveryConfig, device: torch.device) -> None:
     """Find what `make_accelerator` would refuse, before long work starts.
 
     Raises:
-        TrainingError: a tracker is missing, the device has no fp16, or the batch does not divide by the processes.
+        TrainingError: a tracker is missing, the device has no fp16, or the batch does not divide by the processes, or
+            its parts by every_n_samples.
     """
     available = sorted(str(tracker) for tracker in get_available_trackers())
     for tracker in config.report_to:
@@ -35,13 +36,18 @@ def check_accelerator(config: RecoveryConfig, device: torch.device) -> None:
             f"batch size {config.batch_size} does not divide by {process_count()} processes x "
             f"accumulation {config.accumulation}; use a multiple of {parts}"
         )
+    share, every_n = config.batch_size // parts, config.jacobian.every_n_samples
+    if parts > 1 and share % every_n:  # each part would start counting again
+        raise TrainingError(
+            f"jacobian every_n_samples {every_n} does not divide micro-batches of {share} images; give one that does"
+        )
 
 
 def make_accelerator(config: RecoveryConfig, folder: Path, device: torch.device) -> Accelerator:
     """The accelerator of a run in `folder`, with its trackers begun.
 
     Raises:
-        TrainingError: as `check_accelerator`; accelerate refuses the precision, or shards the model.
+        TrainingError: as `check_accelerator`; accelerate refuses the precision, or was launched for anything but DDP.
     """
     check_accelerator(config, device)
     _make_current(device)
@@ -56,8 +62,11 @@ def make_accelerator(config: RecoveryConfig, folder: Path, device: torch.device)
     except ValueError as error:
         raise TrainingError(f"mixed precision {config.mixed_precision} does not work here: {error}") from error
     kind = accelerator.distributed_type
-    if kind != DistributedType.NO and not kind.name.startswith("MULTI_"):  # the average and cuts need whole weights
-        raise TrainingError(f"{kind.name} shards the model, which recovery cannot; launch it as plain multi-GPU (DDP)")
+    if kind != DistributedType.NO and not kind.name.startswith("MULTI_"):
+        raise TrainingError(
+            f"recovery does not run on accelerate's {kind.name}: the average and cuts need the whole model in every "
+            "process; launch it for plain multi-GPU (DDP)"
+        )
     if config.report_to:
         accelerator.init_trackers("secateur", config={"recovery": json.dumps(asdict(config))})
     return accelerator

@@ -39,10 +39,11 @@ class JacobianConfig:
             price. The two agree where J is symmetric, as for an exact score.
         directions: random directions per sample; their squared differences use the mean growth over them.
         every_n: take the Jacobian term at every n-th step only, with n times its weight.
-        every_n_samples: take it over every n-th sample of the batch only.
+        every_n_samples: take it over every n-th sample of the batch only; a batch that is shared out must be shared
+            into parts that n divides.
         relative: divide the difference in growth by the teacher's, so that timesteps with little noise do not dominate.
         auto_weight: lower the term's weight until its gradient is no longer than that of the other terms over the
-            first 10 steps that have one: for data other than the paper's.
+            first 10 steps that have one, and anew after every removal: for data other than the paper's.
     """
 
     projection: Projection = "vjp"

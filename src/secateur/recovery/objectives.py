@@ -5,14 +5,15 @@ over pixels; its terms, and its weights 1, 1 and 0.1, are those here but for one
 values D: terms and weights here = published loss / D. (Against mean-reduced errors and a Jacobian term that is not
 divided, the weight would be 0.1 / D.)
 
-The loss is the sum of the terms by their weights. A new objective is one function here and one line in `OBJECTIVES`.
+The loss is the sum of the terms by their weights. A new objective is one function here and one line in `OBJECTIVES`,
+which says what the function needs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -44,19 +45,26 @@ FORWARD, TRAINING, SECOND_ORDER = 1, 3, 6  # passes: a backward pass costs twice
 
 @dataclass(frozen=True)
 class Objective:
-    """Terms to compute and the weight of each; the weights' names are the terms' names."""
+    """Terms to compute and the weight of each.
+
+    Attributes:
+        terms: computes them, by name.
+        weights: of every term.
+        needs_teacher: `terms` asks the teacher.
+        others: of an objective that differentiates twice, for its term "jacobian": computes the other terms, for the
+            steps that leave that one out; None where nothing is differentiated twice.
+        jacobian: options of that term.
+    """
 
     terms: TermsFunction
     weights: Mapping[str, float]
+    needs_teacher: bool = False
+    others: TermsFunction | None = None
     jacobian: JacobianConfig = field(default_factory=JacobianConfig)
 
     @property
-    def needs_teacher(self) -> bool:
-        return "distillation" in self.weights
-
-    @property
     def differentiates_twice(self) -> bool:
-        return JACOBIAN in self.weights
+        return self.others is not None
 
     def layers(self, student: nn.Module, teacher: nn.Module | None) -> AbstractContextManager[None]:
         """What a step's forward and backward passes must run in."""
@@ -70,16 +78,17 @@ class Objective:
 
     def at(self, step: int) -> Objective:
         """The objective of optimizer step `step` (0, 1, ...): the Jacobian term is in the last of n steps, n-fold."""
-        if not self.differentiates_twice:
+        if self.others is None:
             return self
         every_n = self.jacobian.every_n
         if (step + 1) % every_n:  # counted as the log counts, so that its lines meet the term
-            return OBJECTIVES["distillation"].weighted({k: v for k, v in self.weights.items() if k != JACOBIAN})
+            weights = {name: value for name, value in self.weights.items() if name != JACOBIAN}
+            return replace(self, terms=self.others, weights=weights, others=None)
         return self.weighted({JACOBIAN: every_n * self.weights[JACOBIAN]})
 
     def weighted(self, weights: Mapping[str, float]) -> Objective:
         """The objective with `weights` in the place of its own."""
-        return Objective(self.terms, {**self.weights, **weights}, self.jacobian)
+        return replace(self, weights={**self.weights, **weights})
 
     def scaled(self, factor: float) -> Objective:
         """The objective with `factor` times the weight of its Jacobian term, if it has one."""
@@ -190,11 +199,12 @@ def _squared_error(output: Tensor, goal: Tensor) -> Tensor:
     return F.mse_loss(output.to(goal.dtype), goal, reduction="sum")
 
 
+MATCHED = {"denoising": 1.0, "distillation": 1.0}
 OBJECTIVES: dict[str, Objective] = {
     "denoising": Objective(denoising_terms, {"denoising": 1.0}),
-    "distillation": Objective(distillation_terms, {"denoising": 1.0, "distillation": 1.0}),
-    "first-order": Objective(first_order_terms, {"denoising": 1.0, "distillation": 1.0, JACOBIAN: 0.1}),
-    "2ndmatch": Objective(second_match_terms, {"denoising": 1.0, "distillation": 1.0, JACOBIAN: 0.1}),
+    "distillation": Objective(distillation_terms, MATCHED, needs_teacher=True),
+    "first-order": Objective(first_order_terms, MATCHED | {JACOBIAN: 0.1}, True, others=distillation_terms),
+    "2ndmatch": Objective(second_match_terms, MATCHED | {JACOBIAN: 0.1}, True, others=distillation_terms),
 }
 
 
@@ -213,4 +223,4 @@ def build_objective(config: RecoveryConfig, teacher: nn.Module | None) -> Object
         raise TrainingError(f"objective {name} has no term {', '.join(unknown)}; its terms are {known}")
     if objective.needs_teacher and teacher is None:
         raise TrainingError(f"objective {name} needs a teacher; pass the dense model, or use denoising")
-    return Objective(objective.terms, {**objective.weights, **config.weights}, config.jacobian)
+    return replace(objective.weighted(config.weights), jacobian=config.jacobian)

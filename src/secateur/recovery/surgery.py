@@ -18,6 +18,7 @@ def cut_training_state(state: TrainingState, cut: Cut, details: Mapping[str, Any
     """Apply `cut` to the model, the average and Adam's moments of `state`, in place, and remember it in `state.cuts`.
 
     What stays keeps its moments; the gradient of a weight that removal multiplies by c shrinks by c, and so do they.
+    The balance of the Jacobian term starts over: before the cut the student was little else than its teacher.
     """
     structure = describe(state.model)
     before = dict(state.model.named_parameters())
@@ -36,6 +37,7 @@ def cut_training_state(state: TrainingState, cut: Cut, details: Mapping[str, Any
     state.optimizer.state.update(moments)
     (group,) = state.optimizer.param_groups
     group["params"] = [parameter for parameter in after.values() if parameter.requires_grad]
+    state.jacobian_scale, state.balanced = 1.0, 0
     state.cuts.append(
         {
             "kept": {name: list(units) for name, units in cut.kept.items()},

@@ -272,12 +272,12 @@ class _Run:
         measured = gradient_norms(terms, objective.weights, trained)
         *norms, others = self.accelerator.reduce(measured, "mean").tolist()
         named = dict(zip(terms, norms, strict=True))
-        if balancing and named[JACOBIAN] > 0:
+        if balancing and min(named[JACOBIAN], others) > 0:  # else there is nothing to balance yet
             factor = min(1.0, others / named[JACOBIAN])
             state.jacobian_scale *= factor
             named[JACOBIAN] *= factor
             objective = objective.scaled(factor)
-        state.balanced += balancing
+            state.balanced += 1
         return {NORM + name: norm for name, norm in named.items()}, objective
 
     def _diverged(self, terms: dict[str, float], grad_norm: float) -> str:
