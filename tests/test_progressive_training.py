@@ -343,7 +343,7 @@ def test_coarse_scores_survive_a_resume(tmp_path):
 
 
 def test_other_progressive_settings_are_refused_in_one_line(whole):
-    with pytest.raises(TrainingError, match=r"other settings \(pruner\..*stage_steps 2 there, 1 here\)") as caught:
+    with pytest.raises(TrainingError, match=r"other settings \(pruner\.stage_steps 2 there, 1 here\)") as caught:
         run(whole[2], pruner=apart(stage_steps=1))
     assert "\n" not in str(caught.value)
     with pytest.raises(TrainingError, match=r"\(pruner .* there, None here\)"):
