@@ -112,7 +112,7 @@ def open_bench(
         SecateurError: as `open_model`, `open_data` and `relabel`; the data has no classes that could be given.
     """
     loaded, structure = open_model(model, process, device, component)
-    dataset = open_data(data, loaded)
+    dataset = open_data(data, loaded, warmup is not None)
     if warmup is not None:
         check_new_labels(dataset)
         relabel(loaded.model, len(dataset.class_names))
