@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import time
 import traceback
 from collections.abc import Iterable, Sequence
@@ -233,15 +232,18 @@ def run_trial(bench: Bench, trial: Trial, run: Path, others: Iterable[Path], cac
         bench.model, trial.goal, bench.data, trial.recipe, bench.process, trial.settings, bench.component, bench.warmup
     )
     start_run(run, described)
-    if not (run / "ranking.json").is_file():
-        for other in others:
-            if _same_ranking(other, described):
-                shutil.copyfile(other / "ranking.json", run / "ranking.json")
-                break
+    _take_ranking(run, others, described)
     dataset = encode_data(bench.dataset, bench.loaded)
     compress_stages(run, bench.loaded, bench.structure, dataset, trial.goal, trial.settings, bench.model, cache)
     if report:
         write_report(run)
+
+
+def _take_ranking(run: Path, others: Iterable[Path], described: dict[str, Any]) -> None:
+    """Copy the ranking of the first of `others` that has the same, unless `run` has one."""
+    same = (other for other in others if _same_ranking(other, described))
+    if not (run / "ranking.json").is_file() and (other := next(same, None)) is not None:
+        write_text(run / "ranking.json", (other / "ranking.json").read_text(encoding="utf-8"))
 
 
 def _same_ranking(other: Path, described: dict[str, Any]) -> bool:
