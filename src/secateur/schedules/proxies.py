@@ -228,5 +228,6 @@ class _Variation:
         """log sum mean|g| / std(g); None where nothing varies."""
         deviation = (self.squares / max(self.count, 1)).sqrt()
         varies = deviation > 0
-        total = (self.magnitude[varies] / self.count / deviation[varies]).double().sum().item() if varies.any() else 0.0
+        ratios = self.magnitude[varies] / self.count / deviation[varies]
+        total = ratios.cpu().double().sum().item()
         return math.log(total) if total > 0 else None
