@@ -92,9 +92,10 @@ def open_data(data: str, loaded: Loaded, new_labels: bool = False) -> ImageDatas
     Raises:
         SecateurError: as `load_data` and `open_encoded`; a text-conditional model without its pipeline.
     """
+    dataset: ImageDataset
     if loaded.vae is not None:
-        dataset = open_encoded(data, loaded)
-        for name, disk, memory, folder in sizes(dataset, loaded):
+        dataset = encoded = open_encoded(data, loaded)
+        for name, disk, memory, folder in sizes(encoded, loaded):
             weights = f"{memory / 1e6:,.0f} MB of weights in memory"
             say(f"{name:10} to encode once: about {disk / 1e6:,.1f} MB in {folder}, {weights}")
     elif takes_text(loaded.model):

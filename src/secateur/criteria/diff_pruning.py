@@ -22,7 +22,7 @@ from ..conditions import repeated, rows
 from ..data import Batch
 from ..errors import TrainingError
 from ..inputs import inference
-from ..process import Process, denoising_error
+from ..process import Process, denoising_error, timesteps_at
 from ..progress import Advance, progress
 from ..structure import Structure
 from .config import ScoringConfig
@@ -57,9 +57,7 @@ def taylor(model: nn.Module, process: Process, batch: Batch, structure: Structur
 def calibration_timesteps(process: Process, count: int) -> Tensor:
     """`count` evenly spaced timesteps (0, or more than there are: every one) from the clean end to noise."""
     count = min(count or process.num_train_timesteps, process.num_train_timesteps)
-    return process.timesteps((torch.arange(count, dtype=torch.float64) + 0.5) / count).to(
-        torch.long if process.timesteps(torch.zeros(1)).dtype == torch.long else torch.float32
-    )
+    return timesteps_at(process, (torch.arange(count, dtype=torch.float64) + 0.5) / count)
 
 
 def used_timesteps(losses: list[float], threshold: float) -> int:

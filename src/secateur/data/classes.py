@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 from torch import Tensor, tensor
 
+Name = TypeVar("Name", str, int)
 MOST_CLASSES = 1_000_000
 
 
-def classes_of(found: Sequence[str] | Sequence[int]) -> tuple[tuple[str, ...], Tensor]:
+def classes_of(found: Sequence[Name]) -> tuple[tuple[str, ...], Tensor]:
     """Names of all classes, and the labels (N,) of the `found` class of each of N images.
 
     Whole numbers are the labels themselves, so 0, 207 and 281 are those classes of an ImageNet model, of 282 names in
