@@ -12,6 +12,7 @@ from torch import nn
 
 from models import dit, dits, sample_for, unet, unets
 from secateur.criteria import BLOCK_CRITERIA, CRITERIA, ScoringConfig, score, unit_scores
+from secateur.criteria.costs import COSTS
 from secateur.criteria.diff_pruning import (
     calibration_timesteps,
     summed_gradients,
@@ -146,6 +147,18 @@ def test_weights_in_half_precision_have_the_scores_of_single_precision(dtype, ap
     assert {values.dtype for values in half.state_dict().values()} == {dtype}
     for name, values in half.state_dict().items():
         assert torch.equal(values, weights[name]), name
+
+
+def test_every_criterion_has_a_cost():
+    model, process = unet(), DiffusionProcess()
+    assert COSTS.keys() == CRITERIA.keys()
+    costs = {name: cost(model, process, FEW) / FEW.num_images for name, cost in COSTS.items()}
+    blocks = len(describe(model).blocks)
+    assert [costs[name] for name in ("random", "magnitude", "uniform")] == [0, 0, 0]
+    assert costs["taylor"] == costs["diff-pruning"] == pytest.approx(8 * 4 / 3)
+    assert costs["gradient-flow"] == 8 * 3
+    assert costs["cosine"] == pytest.approx(8 / 3)
+    assert costs["ced"] == costs["loss-change"] == pytest.approx(8 / 3 * (1 + blocks))
 
 
 def test_scores_that_are_not_finite_are_refused():

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from ..checkpoint import Loaded
 from ..criteria import BLOCK_CRITERIA, CriterionName
@@ -18,7 +18,7 @@ from ..errors import SecateurError, first_line, require
 from ..evaluation import EvaluationConfig
 from ..files import read_json, write_text
 from ..labels import relabel
-from ..recipes import RECIPES, Recipe, recipe_named
+from ..recipes import RECIPES, Recipe, ScheduleName, recipe_named
 from ..recovery import RecoveryConfig, WarmupConfig
 from ..reporting import write_report
 from ..schedules import Target
@@ -205,8 +205,8 @@ def all_trials(
 
 
 def _effective(settings: Recipe) -> dict[str, Any]:
-    """The settings without those of other schedules."""
-    return asdict(settings) | {name: None for name in ("progressive", "adaptive") if name != settings.schedule}
+    """The settings without those of other schedules, which are fields of their names."""
+    return asdict(settings) | {name: None for name in get_args(ScheduleName) if name != settings.schedule}
 
 
 def plan_trial(bench: Bench, trial: Trial, second: float) -> dict[str, float]:
