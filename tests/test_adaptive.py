@@ -82,6 +82,11 @@ def test_boundaries_spread_over_the_first_half():
     assert AdaptiveConfig(stages=2, until=0.25).boundaries(200) == (0, 50)
 
 
+@given(st.integers(1, 8), st.floats(0, 1, exclude_max=True), st.integers(1, 300))
+def test_the_last_decision_falls_before_the_last_step(stages, until, steps):
+    assert max(AdaptiveConfig(stages=stages, until=until).boundaries(steps)) < steps
+
+
 @pytest.mark.parametrize("selector", ["proxy", "loss", "fixed"])
 @pytest.mark.parametrize("rerank", ["removal", "stage", "once"])
 @pytest.mark.parametrize("target", ["blocks=3", "macs=45%", "params=3.1K"])

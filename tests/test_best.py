@@ -86,6 +86,27 @@ def test_search_spends_the_budget_and_resumes(
     assert len(runs) == trained
 
 
+def test_a_search_stopped_in_its_first_trial_keeps_its_steps(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stops(*given: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stages, "recover", stops)
+    plans = []
+    for seconds in (0.001, 0.0015):  # another machine load measures other times
+        monkeypatch.setattr(importlib.import_module("secateur.commands.best"), "seconds_per_pair", lambda _: seconds)  # noqa: B023
+        with pytest.raises(SystemExit) as stopped:
+            best(model, tmp_path / "out", "--recipes", "magnitude", "random", "--budget-minutes", "0.05", *LOSS)
+        assert stopped.value.code == 130
+        plans.append(found(tmp_path / "out"))
+    assert plans[0] == plans[1]
+    assert plans[0]["trials"] == []
+    assert len(list((tmp_path / "out" / "trials").iterdir())) == 1
+    main(["report", str(tmp_path / "out")])
+    assert "0 runs" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
 def test_the_only_recipe_gets_the_whole_budget(model: Path, tmp_path: Path) -> None:
     best(model, tmp_path / "one", *LOSS, "--recipes", "magnitude", "--budget-steps", "3")
     assert found(tmp_path / "one")["search"]["winner_steps"] == 3
@@ -147,6 +168,21 @@ def test_bad_input_is_found_before_long_work(
     with pytest.raises(SystemExit):
         best(model, tmp_path / "out", *more)
     assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_a_frechet_distance_without_a_feature_network_judges_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...]
+) -> None:
+    schedule = {"_class_name": "DDPMScheduler", "beta_schedule": "linear"}
+    secateur.save_pretrained(unet(in_channels=3, out_channels=3), tmp_path / "colour", schedule)
+    with pytest.raises(SystemExit):
+        best(tmp_path / "colour", tmp_path / "out", "--budget-steps", "200", "--score", "frechet", *more)
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert "no frechet: " in lines[0]
+    assert lines[0].endswith("; or use --score loss")
     assert not (tmp_path / "out").exists()
 
 

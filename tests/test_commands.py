@@ -18,7 +18,7 @@ import secateur
 from models import dit, output, unet
 from secateur.cli import main
 from secateur.commands import stages
-from secateur.commands.common import device_of_process, start_run
+from secateur.commands.common import device_of_process, open_data, open_model, start_run
 from secateur.errors import SecateurError
 from secateur.evaluation import EvaluationConfig
 from secateur.recovery import RecoveryConfig
@@ -214,6 +214,26 @@ def test_python_and_the_command_line_do_the_same(models, tmp_path):
         scoring=secateur.ScoringConfig(num_timesteps=4, num_images=8),
     )
     assert torch.equal(*(output(secateur.from_pretrained(tmp_path / run / "pruned")) for run in "ab"))
+
+
+def test_what_a_model_of_twelve_classes_draws_is_data_with_the_same_labels(models, tmp_path, capsys):
+    config = json.loads((models / "sit" / "scheduler_config.json").read_text())
+    secateur.save_pretrained(dit(num_embeds_ada_norm=12), tmp_path / "model", config)
+    secateur.sample(str(tmp_path / "model"), out=tmp_path / "drawn", num_images=12, num_inference_steps=1)
+    loaded, _ = open_model(str(tmp_path / "model"))
+    dataset = open_data(str(tmp_path / "drawn"), loaded)
+    assert [int(path.parent.name) for path in dataset.paths] == dataset.labels.tolist()
+    assert sorted(dataset.labels.tolist()) == list(range(12))
+    (tmp_path / "drawn" / "11").rename(tmp_path / "drawn" / "last")
+    capsys.readouterr()
+    open_data(str(tmp_path / "drawn"), loaded)
+    assert capsys.readouterr().out == ""
+    (tmp_path / "drawn" / "10").rename(tmp_path / "drawn" / "last" / "10")
+    open_data(str(tmp_path / "drawn"), loaded)
+    said = "classes    the data's 11 are taken for the first of the model's 12: 0 is 0, 10 is last\n"
+    assert capsys.readouterr().out == said
+    open_data(str(tmp_path / "drawn"), loaded, new_labels=True)
+    assert capsys.readouterr().out == ""
 
 
 def test_images_in_class_folders(models, tmp_path):

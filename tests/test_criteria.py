@@ -12,6 +12,7 @@ from torch import nn
 
 from models import dit, dits, sample_for, unet, unets
 from secateur.criteria import BLOCK_CRITERIA, CRITERIA, ScoringConfig, score, unit_scores
+from secateur.criteria.costs import COSTS
 from secateur.criteria.diff_pruning import (
     calibration_timesteps,
     summed_gradients,
@@ -129,6 +130,43 @@ def test_batched_timesteps_equal_one_at_a_time(model, process):
     for name, gradient in one.items():
         torch.testing.assert_close(together[name], gradient, rtol=1e-10, atol=1e-10)
         torch.testing.assert_close(split[name], gradient, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(("dtype", "apart"), [(torch.float16, 1e-5), (torch.bfloat16, 0.1)])
+def test_weights_in_half_precision_have_the_scores_of_single_precision(dtype, apart):
+    """Squares of w g are far below what float16 can hold."""
+    half = unet().to(dtype)
+    weights = {name: values.clone() for name, values in half.state_dict().items()}
+    batch, structure = batch_of(half), describe(half)
+    config = ScoringConfig(num_timesteps=8, batch_size=16, element_reduction="square")
+    found = score(half, DiffusionProcess(), batch, structure, "taylor", config).scores
+    single = score(copy.deepcopy(half).float(), DiffusionProcess(), batch, structure, "taylor", config).scores
+    for name, values in single.items():
+        assert (found[name] > 0).all(), name
+        assert (found[name] - values).norm() <= apart * values.norm(), name
+    assert {values.dtype for values in half.state_dict().values()} == {dtype}
+    for name, values in half.state_dict().items():
+        assert torch.equal(values, weights[name]), name
+
+
+def test_every_criterion_has_a_cost():
+    model, process = unet(), DiffusionProcess()
+    assert COSTS.keys() == CRITERIA.keys()
+    costs = {name: cost(model, process, FEW) / FEW.num_images for name, cost in COSTS.items()}
+    blocks = len(describe(model).blocks)
+    assert [costs[name] for name in ("random", "magnitude", "uniform")] == [0, 0, 0]
+    assert costs["taylor"] == costs["diff-pruning"] == pytest.approx(8 * 4 / 3)
+    assert costs["gradient-flow"] == 8 * 3
+    assert costs["cosine"] == pytest.approx(8 / 3)
+    assert costs["ced"] == costs["loss-change"] == pytest.approx(8 / 3 * (1 + blocks))
+
+
+def test_scores_that_are_not_finite_are_refused():
+    model = unet()
+    with torch.no_grad():
+        model.conv_in.weight[0] = torch.nan
+    with pytest.raises(TrainingError, match=r"scores of \d+ of \d+ widths and blocks are not finite, of .* first"):
+        score(model, DiffusionProcess(), batch_of(model), describe(model), "magnitude", FEW)
 
 
 @settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))

@@ -150,6 +150,27 @@ def test_folder_order_classes_and_links(tmp_path: Path) -> None:
     assert load_data(tmp_path / "data").class_names == ()
 
 
+@pytest.mark.parametrize(
+    ("folders", "names", "labels"),
+    [
+        (list(map(str, range(12))), list(map(str, range(12))), list(range(12))),
+        (["0", "2", "04"], list("01234"), [0, 2, 4]),
+        (["3", "x10", "x9"], ["3", "x10", "x9"], [0, 1, 2]),
+        (["20240101", "7"], ["20240101", "7"], [0, 1]),
+    ],
+)
+def test_whole_numbers_are_labels_and_other_names_are_counted(
+    tmp_path: Path, folders: list[str], names: list[str], labels: list[int]
+) -> None:
+    for name in folders:
+        png(tmp_path / "data" / name / "a.png", np.zeros((4, 4), np.uint8))
+    dataset = load_data(tmp_path / "data")
+    assert dataset.class_names == tuple(names)
+    assert dataset.labels is not None
+    found = dict(zip(sorted(folders), dataset.labels.tolist(), strict=True))
+    assert [found[name] for name in folders] == labels
+
+
 def test_folder_modes(tmp_path: Path) -> None:
     grey = np.full((4, 4), 128, np.uint8)
     alpha = np.zeros((4, 4), np.uint8)

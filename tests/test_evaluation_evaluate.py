@@ -159,7 +159,7 @@ def test_labels_that_the_model_needs(tmp_path: Path, features: str) -> None:
     assert result["models"]["d"]["denoising_loss"]["mean"] > 0
     with pytest.raises(DataError, match="no labels, which the model needs"):
         evaluate_models({"d": unet(num_class_embeds=10)}, DiffusionProcess(), unlabelled, config)
-    with pytest.raises(DataError, match="has 10 classes, the model knows 3"):
+    with pytest.raises(DataError, match="has classes 0 to 9, the model knows 0 to 2"):
         evaluate_models({"d": unet(num_class_embeds=3)}, DiffusionProcess(), load_data("digits"), config)
 
 

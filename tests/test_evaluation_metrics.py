@@ -1,8 +1,11 @@
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 from scipy.linalg import sqrtm
 from scipy.ndimage import correlate
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from secateur.errors import DataError
 from secateur.evaluation.consistency import ms_ssim, mse, psnr, ssim
@@ -59,6 +62,16 @@ def test_ssim_of_equal_and_of_inverted_images() -> None:
     a = images(2, 1, 16, 16)
     torch.testing.assert_close(ssim(a, a), torch.ones(2, dtype=torch.float64))
     assert ssim(a, -a).max() < 0
+
+
+@pytest.mark.parametrize("metric", [mse, psnr, ssim, ms_ssim])
+def test_float64_is_of_the_cpu_where_the_device_has_none(
+    metric: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> None:
+    with FakeTensorMode():  # of an accelerator that need not be there
+        image = torch.zeros(2, 3, 176, 176, device="mps")
+        found = metric(image, image)
+    assert (found.device.type, found.dtype, found.shape) == ("cpu", torch.float64, (2,))
 
 
 def test_mse_and_psnr_by_hand() -> None:

@@ -18,7 +18,7 @@ from secateur.data import load_data
 from secateur.errors import SecateurError
 from secateur.evaluation import EvaluationConfig, NetworkFeatures, SmallFeatures, evaluate_models, read_statistics
 from secateur.evaluation import samples as samples_module
-from secateur.evaluation.rows import Rows, fingerprint, key_of
+from secateur.evaluation.rows import Rows, key_of, model_fingerprint
 from secateur.evaluation.statistics import statistics
 from secateur.process import DiffusionProcess, FlowProcess
 
@@ -102,12 +102,12 @@ def test_processes_measure_each_its_part(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_models_have_fingerprints() -> None:
-    assert fingerprint(dit(), PROCESS) == fingerprint(dit(), PROCESS)
+    assert model_fingerprint(dit(), PROCESS) == model_fingerprint(dit(), PROCESS)
     other = dit()
     with torch.no_grad():
         other.proj_out_2.bias[0] += 1e-3
-    assert len({key_of(fingerprint(dit(), PROCESS)), key_of(fingerprint(other, PROCESS))}) == 2
-    assert key_of(fingerprint(dit(), PROCESS)) != key_of(fingerprint(dit(), FlowProcess()))
+    assert len({key_of(model_fingerprint(dit(), PROCESS)), key_of(model_fingerprint(other, PROCESS))}) == 2
+    assert key_of(model_fingerprint(dit(), PROCESS)) != key_of(model_fingerprint(dit(), FlowProcess()))
 
 
 def test_a_stopped_evaluation_redraws_no_finished_image(

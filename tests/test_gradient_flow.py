@@ -173,6 +173,23 @@ def test_no_gradient_has_no_product(method):
     assert geometry.product["theta"].tolist() == [0, 0]
 
 
+def test_differences_of_gradients_are_taken_without_tf32(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    seen = set()
+
+    def loss(parameters):
+        seen.add((torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()))
+        return parameters["theta"].square().sum()
+
+    torch.set_float32_matmul_precision("high")
+    try:
+        local_geometry([loss], {"theta": vector(1, 2)}, "finite-difference")
+        assert (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()) == (True, "high")
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert seen == {(False, "highest")}
+
+
 # -------------------------------------------------------------------------------------------------- networks
 
 

@@ -189,7 +189,7 @@ def test_models_and_data_must_agree_about_labels(digits):
     assert class_count(unet(num_class_embeds=3)) == 3
     check_conditions(unet(), digits)
     check_conditions(dit(), digits)
-    with pytest.raises(DataError, match="digits has 10 classes, the model knows 3"):
+    with pytest.raises(DataError, match="digits has classes 0 to 9, the model knows 0 to 2"):
         check_conditions(unet(num_class_embeds=3), digits)
     unlabelled = ArrayDataset("none", (1, 8, 8), (), torch.zeros(4, 1, 8, 8), None)
     with pytest.raises(DataError, match="none has no labels, which the model needs"):
@@ -199,7 +199,7 @@ def test_models_and_data_must_agree_about_labels(digits):
 
 def test_label_values_beyond_the_classes_are_refused(tmp_path):
     np.savez(tmp_path / "sparse.npz", images=np.zeros((2, 8, 8), np.uint8), labels=[0, 63])
-    with pytest.raises(DataError, match="sparse has 64 classes, the model knows 10"):
+    with pytest.raises(DataError, match="sparse has classes 0 to 63, the model knows 0 to 9"):
         check_conditions(dit(), load_data(tmp_path / "sparse.npz"))
 
 

@@ -3,6 +3,8 @@
 import pytest
 import torch
 from diffusers import UNet2DModel
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from models import dit, inputs_for, unet
 from secateur.errors import TargetError
@@ -51,6 +53,29 @@ def random_scores(structure, seed=0):
 def test_targets_are_read(text, expected):
     assert parse_target(text) == expected
     assert parse_target(str(expected)) == expected
+
+
+AMOUNTS = st.decimals("0.001", "1e13", allow_nan=False, allow_infinity=False).map("{:f}".format)
+
+
+@given(
+    st.sampled_from(["macs", "params", "latency", "blocks"]), AMOUNTS, st.sampled_from(["", "%", *"KMGT", "ms", "s"])
+)
+def test_every_target_is_written_as_it_is_read(metric, amount, unit):
+    try:
+        target = parse_target(f"{metric}={amount}{unit}")
+    except TargetError:
+        assume(False)
+    assert parse_target(str(target)) == target
+
+
+def test_targets_are_written_shortly_and_in_full():
+    texts = ["macs=50%", "macs=56.7%", "macs=3.4G", "macs=3.437G", "params=20M", "latency=12.125ms", "blocks=6"]
+    assert [str(parse_target(text)) for text in [*texts, "macs=3.440G", "macs=1000M"]] == [
+        *texts,
+        "macs=3.44G",
+        "macs=1G",
+    ]
 
 
 @pytest.mark.parametrize(

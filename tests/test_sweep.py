@@ -1,6 +1,7 @@
 """secateur sweep: what runs, what is skipped, what fails, what is not done twice, and what is shared."""
 
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,24 @@ def sweep(model: Path, out: Path, *more: str, steps: str = "3") -> None:
 
 def standing(out: Path) -> dict[str, dict[str, Any]]:
     return {trial["name"]: trial for trial in json.loads((out / "trials.json").read_text())["trials"]}
+
+
+def test_a_ranking_is_taken_whole_or_not_at_all(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "run").mkdir()
+    described = {"criterion": "magnitude", "scoring": {"seed": 0}}
+    (tmp_path / "other" / "config.json").write_text(json.dumps(described))
+    (tmp_path / "other" / "ranking.json").write_text(json.dumps({"dims": {"a": [1.0] * 1000}}))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # as a disk that is nearly full
+    try:
+        with pytest.raises(SecateurError, match=r"cannot write .*ranking\.json"):
+            trials._take_ranking(tmp_path / "run", [tmp_path / "other"], described)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list((tmp_path / "run").iterdir())
+    trials._take_ranking(tmp_path / "run", [tmp_path / "other"], described)
+    assert (tmp_path / "run" / "ranking.json").read_bytes() == (tmp_path / "other" / "ranking.json").read_bytes()
 
 
 def test_sweep_runs_skips_resumes_and_grows(

@@ -130,7 +130,7 @@ def from_pretrained(
     Raises:
         ModelError: nothing is there, the folder is damaged, or its architecture has no declared structure.
     """
-    model = _load_model(_locate(path_or_id, component)[0], str(path_or_id))
+    model = _load_model(_locate(path_or_id, component)[0])
     return model if torch_dtype is None else model.to(torch_dtype)
 
 
@@ -151,7 +151,7 @@ def load(
     if _is_autoencoder(folder):
         if process_config is not None:
             raise ModelError(f"{path_or_id}: a decoder takes latents, not noise; leave --process out")
-        autoencoder: Any = _load_model(folder, str(path_or_id))
+        autoencoder: Any = _load_model(folder)
         return Loaded(AutoencoderKLDecoder(autoencoder), reconstruction_by(autoencoder), {}, pipeline, component)
     places = [folder, folder.parent / "scheduler"] if pipeline is None else [pipeline / "scheduler", pipeline]
     scheduler = dict(process_config or _scheduler_config(places))
@@ -159,7 +159,7 @@ def load(
     # Samplers clip to [-1, 1] unless told otherwise, and latents go beyond.
     unclipped = {"clip_sample": False, "thresholding": False} if latent else {}
     process_from_config(scheduler)  # refused before the weights are read
-    model = _load_model(folder, str(path_or_id))
+    model = _load_model(folder)
     return Loaded(model, process_from_config(levels_of(scheduler, model) | unclipped), scheduler, pipeline, component)
 
 
@@ -172,9 +172,9 @@ def load_pipeline(path: str | Path) -> DiffusionPipeline:
     folder, pipeline, component = _locate(path)
     if pipeline is None:
         raise ModelError(f"{path} is a model folder, not a pipeline: it has no model_index.json")
-    models = {str(component): _load_model(folder, str(path))}
+    models = {str(component): _load_model(folder)}
     if (vae := _autoencoder_of(pipeline)) is not None and _described(vae) is not None:
-        models[vae.name] = _load_model(vae, str(path))
+        models[vae.name] = _load_model(vae)
     try:
         return DiffusionPipeline.from_pretrained(pipeline, use_safetensors=True, trust_remote_code=False, **models)
     except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError) as error:
@@ -265,7 +265,7 @@ def _read(path: Path) -> dict[str, Any]:
     return value
 
 
-def _load_model(folder: Path, base_id: str) -> nn.Module:
+def _load_model(folder: Path) -> nn.Module:
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} holds no config.json: it is not a diffusers model or pipeline folder")
     config = _read(folder / "config.json")

@@ -210,6 +210,12 @@ def _tried(process: Process) -> Process:
     return process
 
 
+def timesteps_at(process: Process, u: Tensor) -> Tensor:
+    """`process.timesteps` of u, which may be float64, as the integers or float32 that networks take."""
+    timesteps = process.timesteps(u)
+    return timesteps.float() if timesteps.is_floating_point() else timesteps
+
+
 def predict(model: nn.Module, x_BCHW: Tensor, timesteps_B: Tensor, conditions: Conditions = UNCONDITIONAL) -> Tensor:
     """The network's prediction (B, C, H, W) at (x_t, t), in the dtype of x_t, whatever the network's own is.
 

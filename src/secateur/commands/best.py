@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from ..criteria import ScoringConfig
 from ..errors import SecateurError, require
-from ..evaluation import EvaluationConfig
+from ..evaluation import EvaluationConfig, check_evaluation
 from ..evaluation.denoising import denoising_loss_per_timestep
 from ..files import read_json, write_json
 from ..recovery import WarmupConfig
@@ -121,7 +121,9 @@ def best(
     places |= {"component": component, "process": process}
     budget = {"recipes": names, "score": score, "budget_steps": budget_steps, "budget_minutes": budget_minutes}
     run = start_run(out, {**places, **budget, "warmup": bench.warmup, "shared": shared, "evaluation": evaluation})
-    found = begun or read_json(path)
+    if begun is not None:
+        write_json(path, begun)  # before the first trial: a search that is taken up keeps its steps
+    found = read_json(path)
     search = replace(search, bench=warm_up(bench, run, shared))
     search.find(run, found)
     search.finish(run, found)
@@ -160,8 +162,10 @@ class Search:
         """The rounds, the predicted seconds, and the recipes that cannot take part.
 
         Raises:
-            SecateurError: no recipe can, or the budget is too small.
+            SecateurError: no recipe can, the budget is too small, or nothing could tell the trials apart.
         """
+        if self.score == "frechet":
+            self._check_features()
         second = seconds_per_pair(self.bench.loaded)
         skipped: list[dict[str, Any]] = []
         times = self._times(names, budget_steps or PROBE, second, skipped)
@@ -193,6 +197,13 @@ class Search:
             "predicted_seconds": fixed + steps * a_step,
             "trials": skipped,
         }
+
+    def _check_features(self) -> None:
+        """Find that there is no Fréchet distance to judge by, which an evaluation of more than that only notes."""
+        model = self.bench.loaded.model
+        judged = replace(self.evaluation, metrics=("frechet",))
+        network, notes = check_evaluation({"dense": model}, self.bench.loaded.process, self.bench.dataset, judged)
+        require(network is not None, "; ".join([*notes, "or use --score loss"]))
 
     def _times(
         self, names: list[str], steps: int, second: float, skipped: list[dict[str, Any]]

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from ..autoencoder import open_autoencoder
 from ..checkpoint import Loaded, from_pretrained, load
 from ..data import ImageDataset, LatentDataset, load_data
+from ..data.classes import numbered
 from ..decoder import as_network
 from ..encoding import encode, open_encoded, sizes, whole
 from ..errors import ModelError, SecateurError, first_line
 from ..files import read_json, remove_left_behind, write_json
-from ..inputs import device_of, input_shape, takes_text
+from ..inputs import class_count, device_of, input_shape, takes_text
 from ..manifest import library_versions
 from ..processes import is_main_process, process_count
 from ..settings import FREE, differing
@@ -84,21 +85,35 @@ def _place(model: str) -> Iterator[str | Path]:
         yield folder
 
 
-def open_data(data: str, loaded: Loaded) -> ImageDataset:
-    """Open images for the loaded model; for one of latents, say what `encode_data` will write.
+def open_data(data: str, loaded: Loaded, new_labels: bool = False) -> ImageDataset:
+    """Open images for the loaded model, and say which of its classes the data's are, unless they will be `new_labels`.
+
+    For a model of latents, say what `encode_data` will write.
 
     Raises:
         SecateurError: as `load_data` and `open_encoded`; a text-conditional model without its pipeline.
     """
+    dataset: ImageDataset
     if loaded.vae is not None:
-        dataset = open_encoded(data, loaded)
-        for name, disk, memory, folder in sizes(dataset, loaded):
+        dataset = encoded = open_encoded(data, loaded)
+        for name, disk, memory, folder in sizes(encoded, loaded):
             weights = f"{memory / 1e6:,.0f} MB of weights in memory"
             say(f"{name:10} to encode once: about {disk / 1e6:,.1f} MB in {folder}, {weights}")
-        return dataset
-    if takes_text(loaded.model):
+    elif takes_text(loaded.model):
         raise ModelError(NO_PIPELINE)
-    return load_data(data, input_shape(loaded.model))
+    else:
+        dataset = load_data(data, input_shape(loaded.model))
+    if not new_labels:
+        _say_classes(dataset, class_count(loaded.model))
+    return dataset
+
+
+def _say_classes(dataset: ImageDataset, classes: int | None) -> None:
+    """Names say nothing about which of a model's `classes` are meant; where these are more, they are the first ones."""
+    names = dataset.class_names
+    if classes is not None and 0 < len(names) < classes and names != numbered(len(names)):
+        ends = f"0 is {names[0]}, {len(names) - 1} is {names[-1]}"
+        say(f"classes    the data's {len(names)} are taken for the first of the model's {classes}: {ends}")
 
 
 def encode_data(dataset: ImageDataset, loaded: Loaded) -> ImageDataset:

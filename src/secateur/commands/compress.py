@@ -114,7 +114,7 @@ def compress(
     )
     goal = parse_target(target)
     loaded, structure = open_model(model, process, device, component)
-    dataset = open_data(data, loaded)
+    dataset = open_data(data, loaded, new_labels)
     if new_labels:
         check_new_labels(dataset)
         relabel(loaded.model, len(dataset.class_names), settings.recovery.seed)

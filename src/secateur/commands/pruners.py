@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from torch import Tensor
+from typing_extensions import assert_never
 
 from ..checkpoint import Loaded
 from ..data import ImageDataset
@@ -41,27 +42,28 @@ def make_pruner(
         cut, recorded = solve_cut(out, loaded, structure, target, scores, recipe.cut)
         write_json(path, {"kept": cut.kept, "removed_blocks": cut.removed_blocks, "recorded": recorded})
     goal = read_json(path)
-    is_progressive = recipe.schedule == "progressive"
-    scoring = recipe.progressive.scoring(recipe.scoring) if is_progressive else recipe.scoring
+    scoring = recipe.progressive.scoring(recipe.scoring) if recipe.schedule == "progressive" else recipe.scoring
     batch = calibration(loaded, dataset, scoring)
     scorer = stage_scorer(loaded.process, batch, recipe.criterion, scoring)
     cost = cost_model(loaded.model, structure, example_inputs(loaded.model, 1))
     described = {"criterion": recipe.criterion, "scoring": asdict(scoring), "target": str(target)}
     details = {**goal["recorded"], "schedule": recipe.schedule, "cut": asdict(recipe.cut), **described}
-    if is_progressive:
+    if recipe.schedule == "progressive":
         wanted = Cut({name: tuple(units) for name, units in goal["kept"].items()}, tuple(goal["removed_blocks"]))
         details |= {"progressive": asdict(recipe.progressive)}
         return Progressive(recipe.progressive, wanted, scorer, cost, described, details, base_id)
-    del details["reached"]  # by the one-shot cut; stages may choose other blocks
-    details |= {"adaptive": asdict(recipe.adaptive)}
-    return Adaptive(
-        recipe.adaptive,
-        recipe.adaptive.boundaries(recipe.recovery.steps),
-        block_cuts(Target(target.metric, goal["recorded"]["asked"], is_fraction=False), recipe.cut, latency_of),
-        scorer,
-        judge(loaded.process, batch, scoring.seed),
-        cost({}).macs,
-        described,
-        details,
-        base_id,
-    )
+    if recipe.schedule == "adaptive":
+        del details["reached"]  # by the one-shot cut; stages may choose other blocks
+        details |= {"adaptive": asdict(recipe.adaptive)}
+        return Adaptive(
+            recipe.adaptive,
+            recipe.adaptive.boundaries(recipe.recovery.steps),
+            block_cuts(Target(target.metric, goal["recorded"]["asked"], is_fraction=False), recipe.cut, latency_of),
+            scorer,
+            judge(loaded.process, batch, scoring.seed),
+            cost({}).macs,
+            described,
+            details,
+            base_id,
+        )
+    assert_never(recipe.schedule)

@@ -13,7 +13,7 @@ from ..autoencoder import latent_space
 from ..checkpoint import Loaded
 from ..conditions import Conditions, rows
 from ..errors import ModelError, SecateurError, require
-from ..evaluation.rows import Rows, fingerprint, key_of
+from ..evaluation.rows import Rows, key_of, model_fingerprint
 from ..files import atomic_file
 from ..inputs import class_count, device_of, input_shape, takes_text
 from ..processes import process_count, process_index, wait_for_everyone
@@ -106,7 +106,7 @@ def sample(
     settings = {
         "command": "sample",
         "model": model,
-        "weights": key_of(fingerprint(loaded.model, loaded.process)),
+        "weights": key_of(model_fingerprint(loaded.model, loaded.process)),
         "num_inference_steps": num_inference_steps,
         "scheduler": scheduler,
         "class_label": class_label,
@@ -124,7 +124,7 @@ def sample(
     else:
         start_run(out, settings)
         wait_for_everyone(on_cpu=device_of(loaded.model).type == "cpu")  # all stop where the folder is refused
-        _write_files(out, [_file(out, index, labels) for index in range(num_images)], batch_size, draw)
+        _write_files([_file(out, index, labels) for index in range(num_images)], batch_size, draw)
     say(f"images  {out}")
     return out
 
@@ -162,7 +162,7 @@ def _file(folder: Path, index: int, labels: list[int] | None) -> Path:
     return (folder if labels is None else folder / str(labels[index])) / f"{index:06d}.png"
 
 
-def _write_files(folder: Path, files: Sequence[Path], batch_size: int, draw: Callable[[Sequence[int]], Tensor]) -> None:
+def _write_files(files: Sequence[Path], batch_size: int, draw: Callable[[Sequence[int]], Tensor]) -> None:
     """One PNG per image: this process's share of those that are not there yet."""
     mine = range(process_index(), len(files), process_count())
     missing = [index for index in mine if not files[index].is_file()]

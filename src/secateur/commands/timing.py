@@ -9,13 +9,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from typing_extensions import assert_never
 
 from ..checkpoint import Loaded
-from ..criteria import BLOCK_CRITERIA, CriterionName, ScoringConfig
-from ..criteria.blocks import bins_of
-from ..criteria.diff_pruning import calibration_timesteps
-from ..criteria.drops import passes_of
-from ..criteria.gradient_flow import timestep_count
+from ..criteria import CriterionName, ScoringConfig
+from ..criteria.costs import COSTS, FORWARD_SHARE
 from ..evaluation import EvaluationConfig
 from ..evaluation.efficiency import count_macs, synchronize
 from ..inputs import device_of, example_batch, example_inputs, input_shape
@@ -23,11 +21,8 @@ from ..process import denoising_error
 from ..recipes import Recipe
 from ..recovery import RecoveryConfig, WarmupConfig
 from ..recovery.objectives import build_objective
-from ..structure import describe
 from .common import say
 
-FORWARD_SHARE = 1 / 3  # a forward pass costs about a third of a training step
-HESSIAN_PRODUCT = 3.0  # a Hessian product costs about three of them, by double backward or by differences
 TIMED_STEPS = 3
 TIMED_IMAGES = 32  # at once; fewer where these have more entries, or a pass takes longer, which stands for its memory
 TIMED_ENTRIES = 2**19
@@ -74,6 +69,8 @@ def work_of(recipe: Recipe, plan: dict[str, Any] | None, warmup: WarmupConfig | 
 
 def pruned_late(recipe: Recipe) -> PrunedLate | None:
     """What the recipe's schedule adds to the time; None for one shot."""
+    if recipe.schedule == "one-shot":
+        return None
     if recipe.schedule == "progressive":
         config = recipe.progressive
         rankings = sum(config.scores_at(stage) for stage in range(1, config.last_stage))
@@ -81,7 +78,7 @@ def pruned_late(recipe: Recipe) -> PrunedLate | None:
     if recipe.schedule == "adaptive":
         boundaries = recipe.adaptive.boundaries(recipe.recovery.steps)
         return PrunedLate(len(boundaries), recipe.scoring, boundaries[-1])
-    return None
+    assert_never(recipe.schedule)
 
 
 def print_times(loaded: Loaded, work: Work) -> None:
@@ -99,9 +96,10 @@ def predict_seconds(loaded: Loaded, work: Work, second: float) -> dict[str, floa
         stages["warm up"] = float(work.warmup.steps * recovery.batch_size)
     if work.ranking is not None:
         criterion, config = work.ranking
-        stages["rank"] = pairs_of(loaded, criterion, config)
+        cost = COSTS[criterion]
+        stages["rank"] = cost(loaded.model, loaded.process, config)
         if pruned_late is not None:
-            stages["rank again"] = pruned_late.rankings * pairs_of(loaded, criterion, pruned_late.scoring)
+            stages["rank again"] = pruned_late.rankings * cost(loaded.model, loaded.process, pruned_late.scoring)
     if recovery is not None:
         student, taught = build_objective(recovery, loaded.model).passes()
         larger = 1.0 if work.teacher is None else _macs(work.teacher) / _macs(loaded.model)
@@ -114,18 +112,6 @@ def predict_seconds(loaded: Loaded, work: Work, second: float) -> dict[str, floa
         calls = min(evaluation.num_inference_steps, loaded.process.num_train_timesteps)  # of the network, an image
         stages["sample"] = evaluation.num_images * calls * FORWARD_SHARE * models
     return {label: amount * second for label, amount in stages.items()}
-
-
-def pairs_of(loaded: Loaded, criterion: CriterionName, config: ScoringConfig) -> float:
-    """What one ranking costs, in forward and backward passes of one image."""
-    if criterion in ("random", "magnitude", "uniform"):
-        return 0.0
-    if criterion in BLOCK_CRITERIA:
-        passes = 1.0 if criterion == "cosine" else passes_of(describe(loaded.model))
-        return bins_of(loaded.process, config) * config.num_images * passes * FORWARD_SHARE
-    if criterion == "gradient-flow":
-        return timestep_count(loaded.process, config) * config.num_images * HESSIAN_PRODUCT
-    return len(calibration_timesteps(loaded.process, config.num_timesteps)) * config.num_images * (1 + FORWARD_SHARE)
 
 
 def seconds_per_pair(loaded: Loaded) -> float:

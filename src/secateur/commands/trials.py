@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import shutil
 import time
 import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from ..checkpoint import Loaded
 from ..criteria import BLOCK_CRITERIA, CriterionName
@@ -19,7 +18,7 @@ from ..errors import SecateurError, first_line, require
 from ..evaluation import EvaluationConfig
 from ..files import read_json, write_text
 from ..labels import relabel
-from ..recipes import RECIPES, Recipe, recipe_named
+from ..recipes import RECIPES, Recipe, ScheduleName, recipe_named
 from ..recovery import RecoveryConfig, WarmupConfig
 from ..reporting import write_report
 from ..schedules import Target
@@ -112,7 +111,7 @@ def open_bench(
         SecateurError: as `open_model`, `open_data` and `relabel`; the data has no classes that could be given.
     """
     loaded, structure = open_model(model, process, device, component)
-    dataset = open_data(data, loaded)
+    dataset = open_data(data, loaded, warmup is not None)
     if warmup is not None:
         check_new_labels(dataset)
         relabel(loaded.model, len(dataset.class_names))
@@ -206,8 +205,8 @@ def all_trials(
 
 
 def _effective(settings: Recipe) -> dict[str, Any]:
-    """The settings without those of other schedules."""
-    return asdict(settings) | {name: None for name in ("progressive", "adaptive") if name != settings.schedule}
+    """The settings without those of other schedules, which are fields of their names."""
+    return asdict(settings) | {name: None for name in get_args(ScheduleName) if name != settings.schedule}
 
 
 def plan_trial(bench: Bench, trial: Trial, second: float) -> dict[str, float]:
@@ -233,15 +232,18 @@ def run_trial(bench: Bench, trial: Trial, run: Path, others: Iterable[Path], cac
         bench.model, trial.goal, bench.data, trial.recipe, bench.process, trial.settings, bench.component, bench.warmup
     )
     start_run(run, described)
-    if not (run / "ranking.json").is_file():
-        for other in others:
-            if _same_ranking(other, described):
-                shutil.copyfile(other / "ranking.json", run / "ranking.json")
-                break
+    _take_ranking(run, others, described)
     dataset = encode_data(bench.dataset, bench.loaded)
     compress_stages(run, bench.loaded, bench.structure, dataset, trial.goal, trial.settings, bench.model, cache)
     if report:
         write_report(run)
+
+
+def _take_ranking(run: Path, others: Iterable[Path], described: dict[str, Any]) -> None:
+    """Copy the ranking of the first of `others` that has the same, unless `run` has one."""
+    same = (other for other in others if _same_ranking(other, described))
+    if not (run / "ranking.json").is_file() and (other := next(same, None)) is not None:
+        write_text(run / "ranking.json", (other / "ranking.json").read_text(encoding="utf-8"))
 
 
 def _same_ranking(other: Path, described: dict[str, Any]) -> bool:

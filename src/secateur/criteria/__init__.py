@@ -16,7 +16,7 @@ from .gradient_flow import gradient_flow
 from .loss_change import loss_change
 from .magnitude import magnitude
 from .random import random
-from .ranking import LossCurve, Ranking, unit_scores
+from .ranking import LossCurve, Ranking, check_finite, unit_scores
 from .uniform import uniform
 
 Criterion = Callable[[nn.Module, Process, Batch, Structure, ScoringConfig], Ranking]
@@ -43,8 +43,14 @@ def score(
     criterion: CriterionName = "diff-pruning",
     config: ScoringConfig | None = None,
 ) -> Ranking:
-    """Rank the units and blocks of `model` by the named criterion."""
-    return CRITERIA[criterion](model, process, batch, structure, config or ScoringConfig())
+    """Rank the units and blocks of `model` by the named criterion.
+
+    Raises:
+        TrainingError: a calibration loss or a score is not finite.
+    """
+    ranking = CRITERIA[criterion](model, process, batch, structure, config or ScoringConfig())
+    check_finite(ranking.scores)
+    return ranking
 
 
 __all__ = [

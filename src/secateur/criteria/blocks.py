@@ -24,7 +24,7 @@ from ..conditions import Conditions, rows
 from ..data import Batch
 from ..errors import SecateurError, TrainingError
 from ..inputs import inference
-from ..process import Process, predict
+from ..process import Process, predict, timesteps_at
 from ..progress import progress
 from ..structure import Block, Structure, handed_on, pick, streams_of
 from .config import ScoringConfig
@@ -103,8 +103,7 @@ def draw_tuples(process: Process, batch: Batch, config: ScoringConfig) -> Iterat
     images, bins = len(batch.sample), bins_of(process, config)
     generator = torch.Generator().manual_seed(config.seed)
     jitter = torch.rand(bins, images, generator=generator, dtype=torch.float64)
-    timesteps = process.timesteps(((torch.arange(bins)[:, None] + jitter) / bins).flatten())
-    timesteps = timesteps.float() if timesteps.is_floating_point() else timesteps
+    timesteps = timesteps_at(process, ((torch.arange(bins)[:, None] + jitter) / bins).flatten())
     for chunk in torch.arange(bins * images).split(config.batch_size):
         noise = torch.stack([torch.randn(batch.sample.shape[1:], generator=generator) for _ in chunk]).to(batch.sample)
         index = (chunk % images).to(batch.sample.device)

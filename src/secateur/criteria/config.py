@@ -41,7 +41,7 @@ class ScoringConfig:
             what changes it least.
         timestep_weights: gradient-flow weighs timestep t by 1 / ||g_t||^2 (inverse-gradient) or by 1 (uniform).
         hessian_product: gradient-flow finds H g by double backward (exact), or from two more gradients
-            (finite-difference), which takes less memory and any attention kernel, but full float32 (no TF32).
+            (finite-difference), which takes less memory and any attention kernel, and runs without TF32.
         ced_pooling: ced averages the shifts of the timestep bins (stratified), or takes one shift over all (pooled).
         ced_output: ced takes the spread of the clean sample that the network predicts (sample), or of its prediction as
             it is (prediction).

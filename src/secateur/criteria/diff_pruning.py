@@ -3,6 +3,10 @@
 Importance of a coupled group: first-order Taylor terms theta * grad of the denoising losses (their eq. 5), over the
 timesteps before the loss first falls below a fraction of its running maximum (section 4.2): beyond, the losses are tiny
 and their gradients say little. `taylor` is the same computation over all timesteps.
+
+Passes run in the checkpoint's dtype, since large models rarely fit in another; sums of gradients, and the products w g,
+are float32 at least. Gradients of a mean over pixels are below the range of float16: such weights are scored as a
+float32 copy, which takes twice their memory more. bfloat16 has the range of float32 and is not copied.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from ..conditions import repeated, rows
 from ..data import Batch
 from ..errors import TrainingError
 from ..inputs import inference
-from ..process import Process, denoising_error
+from ..process import Process, denoising_error, timesteps_at
 from ..progress import Advance, progress
 from ..structure import Structure
 from .config import ScoringConfig
@@ -36,7 +40,7 @@ def diff_pruning(
     noise = torch.randn(batch.sample.shape, generator=torch.Generator().manual_seed(config.seed))
     noise = noise.to(batch.sample)
     timesteps = calibration_timesteps(process, config.num_timesteps).to(batch.sample.device)
-    with inference(model):
+    with inference(model), in_range(model):
         losses = timestep_losses(model, process, batch, noise, timesteps, config.threshold, config.batch_size)
         used = used_timesteps(losses, config.threshold)
         with differentiable(model):
@@ -53,9 +57,7 @@ def taylor(model: nn.Module, process: Process, batch: Batch, structure: Structur
 def calibration_timesteps(process: Process, count: int) -> Tensor:
     """`count` evenly spaced timesteps (0, or more than there are: every one) from the clean end to noise."""
     count = min(count or process.num_train_timesteps, process.num_train_timesteps)
-    return process.timesteps((torch.arange(count, dtype=torch.float64) + 0.5) / count).to(
-        torch.long if process.timesteps(torch.zeros(1)).dtype == torch.long else torch.float32
-    )
+    return timesteps_at(process, (torch.arange(count, dtype=torch.float64) + 0.5) / count)
 
 
 def used_timesteps(losses: list[float], threshold: float) -> int:
@@ -66,6 +68,19 @@ def used_timesteps(losses: list[float], threshold: float) -> int:
         if loss < threshold * largest:
             return count
     return len(losses)
+
+
+@contextmanager
+def in_range(model: nn.Module) -> Iterator[None]:
+    """Hold what is float16 in float32 inside the block, and what it was before after it."""
+    halves = [(held, held.data) for held in (*model.parameters(), *model.buffers()) if held.dtype == torch.float16]
+    for held, values in halves:
+        held.data = values.float()
+    try:
+        yield
+    finally:
+        for held, values in halves:
+            held.data = values
 
 
 @contextmanager
@@ -145,12 +160,18 @@ def summed_gradients(
     batch_size: int,
     advance: Advance | None = None,
 ) -> dict[str, Tensor]:
-    """Gradient of sum_t L_t, L_t the mean loss at t, by parameter name; `batch_size` pairs to a pass."""
+    """Gradient of sum_t L_t, L_t the mean loss at t, by parameter name, in float32 at least.
+
+    `batch_size` pairs go into a pass.
+    """
     images = len(batch.sample)
     at_once = max(1, batch_size // images)
     parameters = parameters_of(model)
     distinct = {id(parameter): parameter for parameter in parameters.values()}
-    sums = {key: torch.zeros_like(parameter) for key, parameter in distinct.items()}
+    sums = {
+        key: torch.zeros_like(parameter, dtype=torch.promote_types(parameter.dtype, torch.float32))
+        for key, parameter in distinct.items()
+    }
     for chunk in timesteps.split(at_once):
         for part in _parts(images, batch_size):
             errors = _pair_errors(model, process, batch, noise, chunk, part)

@@ -33,6 +33,7 @@ from ..inputs import inference
 from ..process import Process, denoising_error
 from ..progress import progress
 from ..structure import Structure
+from ..structure.precision import full_precision
 from .config import HessianProduct, ScoringConfig, TimestepWeights
 from .diff_pruning import calibration_timesteps
 from .ranking import LossCurve, Ranking, parameters_of, unit_scores
@@ -241,6 +242,7 @@ def _along(term: Loss, parameters: Parameters, direction: Parameters | None = No
     return LocalGeometry(loss.item(), gradient, _gradient(slope, leaves))
 
 
+@full_precision()  # a step moves the gradients by less than TF32 rounds them
 def _central_difference(terms: Sequence[Loss], parameters: Parameters) -> LocalGeometry:
     """H g from the gradients a step before and after along g."""
     loss, gradient = loss_and_gradient(terms, parameters)

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ..errors import TrainingError
 from ..structure import Structure
 from .block_report import BlockReport
 
@@ -76,6 +77,20 @@ def unit_scores(
         owned = [values.cpu().double().sum() for key, values in importance.items() if key.startswith(name + ".")]
         scores[name] = torch.stack(owned).sum().reshape(1)
     return scores
+
+
+def check_finite(scores: Mapping[str, Tensor]) -> None:
+    """Refuse scores that have no order: NaN would sort as the largest, and its unit would stay.
+
+    Raises:
+        TrainingError: a score is not finite.
+    """
+    wrong = [name for name, values in scores.items() if not values.isfinite().all()]
+    if wrong:
+        raise TrainingError(
+            f"scores of {len(wrong)} of {len(scores)} widths and blocks are not finite, of {wrong[0]} first: check the "
+            "model's weights, or load them in float32"
+        )
 
 
 def parameters_of(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -13,11 +13,11 @@ from torch.nn import functional as F
 
 from ..conditions import UNCONDITIONAL
 from ..errors import DataError
+from .classes import MOST_CLASSES, numbered
 from .dataset import Batch, labelled
 from .fingerprint import files_fingerprint
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's conversion to L
-MOST_CLASSES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def open_digits(shape: tuple[int, int, int] | None) -> ArrayDataset:
     check_channels("digits", 1, shape)
     images = torch.from_numpy(data.images).float().unsqueeze(1) / 16
     labels = torch.from_numpy(data.target).long()
-    return ArrayDataset("digits", shape, tuple(str(digit) for digit in range(10)), images, labels, "digits")
+    return ArrayDataset("digits", shape, numbered(10), images, labels, "digits")
 
 
 def open_npz(path: Path, shape: tuple[int, int, int] | None) -> ArrayDataset:
@@ -98,7 +98,7 @@ def open_npz(path: Path, shape: tuple[int, int, int] | None) -> ArrayDataset:
         return ArrayDataset(path.stem, shape, (), images, None, stamp)
     labels = _npz_labels(path, arrays["labels"], len(images))
     classes = int(labels.max()) + 1
-    names = tuple(str(name) for name in arrays.get("names", np.arange(classes)).ravel())
+    names = tuple(map(str, arrays["names"].ravel())) if "names" in arrays else numbered(classes)
     if len(names) < classes:
         raise DataError(f"{path} has {len(names)} `names` for {classes} classes; give one name per class")
     return ArrayDataset(path.stem, shape, names, images, labels, stamp)

@@ -23,4 +23,4 @@ def files_fingerprint(paths: Iterable[Path], root: Path) -> str:
 
 def fingerprint(about: Any) -> str:
     """Sixteen hexadecimal digits of a JSON value."""
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..conditions import UNCONDITIONAL
 from ..errors import DataError
 from .captions import read_captions
+from .classes import classes_of
 from .dataset import Batch, labelled
 from .fingerprint import files_fingerprint
 from .images import SUFFIXES, decode, in_threads, read_header, shape_for
@@ -55,9 +56,7 @@ def _classes(places: Sequence[tuple[str, ...]]) -> tuple[tuple[str, ...], Tensor
     """Names and labels by the first folder of each place; none if an image is outside of all sub-folders."""
     if any(len(parts) == 1 for parts in places):
         return (), None
-    names = tuple(sorted({parts[0] for parts in places}))
-    index = {name: label for label, name in enumerate(names)}
-    return names, torch.tensor([index[parts[0]] for parts in places])
+    return classes_of([parts[0] for parts in places])
 
 
 def visible_files(folder: Path) -> tuple[Path, ...]:

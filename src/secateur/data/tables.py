@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..conditions import UNCONDITIONAL
 from ..errors import DataError
+from .classes import classes_of
 from .dataset import Batch, labelled
 from .fingerprint import files_fingerprint, fingerprint
 from .images import File, Header, decode, in_threads, read_header, shape_for
@@ -102,8 +103,7 @@ def _labels(source: TableSource, table: Any, column: str | None) -> tuple[tuple[
     names = getattr(feature, "names", None)
     if names is None:
         _check_all(source, column, "label", [isinstance(value, int | str) for value in values])
-        names = sorted(set(values))
-        values = list(map({name: label for label, name in enumerate(names)}.get, values))
+        return classes_of(values)
     known = [value is not None and 0 <= value < len(names) for value in values]
     if all(value is None or value < 0 for value in values):
         return (), None

@@ -15,7 +15,7 @@ MS_SSIM_PIXELS = (WINDOW - 1) * 2 ** (len(MS_SSIM_WEIGHTS) - 1) + 1
 
 def mse(a_BCHW: Tensor, b_BCHW: Tensor) -> Tensor:
     """Mean squared error of each pair of images, (B,) float64."""
-    return (a_BCHW.double() - b_BCHW.double()).square().flatten(1).mean(1)
+    return (_exact(a_BCHW) - _exact(b_BCHW)).square().flatten(1).mean(1)
 
 
 def psnr(a_BCHW: Tensor, b_BCHW: Tensor, value_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor:
@@ -47,7 +47,7 @@ def ms_ssim(a_BCHW: Tensor, b_BCHW: Tensor, value_range: tuple[float, float] = (
     if min(a_BCHW.shape[2:]) < MS_SSIM_PIXELS:
         size = "x".join(map(str, a_BCHW.shape[2:]))
         raise DataError(f"MS-SSIM needs images of {MS_SSIM_PIXELS} pixels a side or more, these are {size}; use SSIM")
-    product = torch.ones(a_BCHW.shape[:2], dtype=torch.float64, device=a_BCHW.device)
+    product = torch.ones((), dtype=torch.float64)  # (B, C) from the first scale on
     for scale, weight in enumerate(MS_SSIM_WEIGHTS):
         if scale:
             a_BCHW, b_BCHW = (F.avg_pool2d(x_BCHW, 2, ceil_mode=True) for x_BCHW in (a_BCHW, b_BCHW))
@@ -63,9 +63,9 @@ def _similarity(a_BCHW: Tensor, b_BCHW: Tensor, value_range: tuple[float, float]
     size = min(WINDOW, *a_BCHW.shape[2:])
     size -= 1 - size % 2
     taps = torch.exp(-((torch.arange(size, dtype=torch.float64) - size // 2) ** 2) / (2 * SIGMA**2))
-    window = (taps / taps.sum()).to(a_BCHW.device)
     low, data_range = value_range[0], value_range[1] - value_range[0]
-    a, b = a_BCHW.double() - low, b_BCHW.double() - low  # the luminance term takes black to be 0
+    a, b = _exact(a_BCHW) - low, _exact(b_BCHW) - low  # the luminance term takes black to be 0
+    window = (taps / taps.sum()).to(a.device)
     mean_a, mean_b = _blur(a, window), _blur(b, window)
     variance_a = _blur(a * a, window) - mean_a**2
     variance_b = _blur(b * b, window) - mean_b**2
@@ -73,6 +73,11 @@ def _similarity(a_BCHW: Tensor, b_BCHW: Tensor, value_range: tuple[float, float]
     c1, c2 = (K1 * data_range) ** 2, (K2 * data_range) ** 2
     luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
     return luminance, (2 * covariance + c2) / (variance_a + variance_b + c2)
+
+
+def _exact(x: Tensor) -> Tensor:
+    """float64, on the CPU where the device has none."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
 
 
 def _blur(x_BCHW: Tensor, window: Tensor) -> Tensor:

@@ -12,16 +12,15 @@ from .estimates import Estimate, resample_counts
 from .statistics import Gaussian
 
 
-def frechet_distance(mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covariance_b: Tensor) -> float:
+def frechet_distance(
+    mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covariance_b: Tensor, root_b: Tensor | None = None
+) -> float:
     """Squared Fréchet (2-Wasserstein) distance of two Gaussians: Heusel et al. 2017, eq. 6.
 
     Means are (D,), covariances (D, D), in float64. The trace of the root of A B is that of the symmetric root(A) B
-    root(A), whose eigenvalues are real whatever the ranks.
+    root(A), whose eigenvalues are real whatever the ranks. `root_b` is that of `covariance_b`, where it is at hand.
     """
-    return _distance(mean_a, covariance_a, mean_b, covariance_b, _symmetric_root(covariance_b))
-
-
-def _distance(mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covariance_b: Tensor, root_b: Tensor) -> float:
+    root_b = _symmetric_root(covariance_b) if root_b is None else root_b
     product = root_b @ covariance_a @ root_b
     eigenvalues = torch.linalg.eigvalsh((product + product.T) / 2)
     trace = covariance_a.trace() + covariance_b.trace() - 2 * eigenvalues.clamp(min=0).sqrt().sum()
@@ -49,7 +48,7 @@ def frechet_estimate(features_ND: Tensor, reference: Gaussian, counts_RN: Tensor
         mean = counts_N @ features / len(features)
         deviations = features - mean
         covariance = (deviations * counts_N.unsqueeze(1)).T @ deviations / (len(features) - 1)
-        return _distance(mean, covariance, mean_b, covariance_b, root_b)
+        return frechet_distance(mean, covariance, mean_b, covariance_b, root_b)
 
     value = distance(torch.ones(len(features), dtype=torch.float64))
     return Estimate(value, torch.tensor([distance(counts) for counts in counts_RN], dtype=torch.float64))

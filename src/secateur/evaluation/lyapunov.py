@@ -86,4 +86,4 @@ def finite_time_lyapunov_exponents(
                 for index in reversed(range(len(steps))):
                     back = push(back, index, transposed=True)
                 (v,) = unit_directions([back])
-    return (grown.double().log() / len(steps)).cpu()
+    return grown.cpu().double().log() / len(steps)  # MPS has no float64

@@ -45,7 +45,7 @@ def load_lpips(device: torch.device | str = "cpu") -> PairDistance:
 
 def clip_score(image_embeds_BD: Tensor, text_embeds_BD: Tensor) -> Tensor:
     """100 max(cos, 0) of each image with its text, (B,) float64: Hessel et al. 2021, eq. 1, scaled by 100, not 2.5."""
-    cosine = F.cosine_similarity(image_embeds_BD.double(), text_embeds_BD.double(), dim=1)
+    cosine = F.cosine_similarity(image_embeds_BD.cpu().double(), text_embeds_BD.cpu().double(), dim=1)
     return 100 * cosine.clamp(min=0)
 
 

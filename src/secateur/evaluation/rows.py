@@ -7,8 +7,6 @@ in memory.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..data.fingerprint import fingerprint
 from ..errors import SecateurError, first_line
 from ..files import atomic_file
 from ..process import Process
@@ -87,10 +86,10 @@ class Rows:
 
 def key_of(*parts: Any) -> str:
     """A name for rows that rest on `parts`, plain JSON values: other parts, another name."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return fingerprint(parts)
 
 
-def fingerprint(model: nn.Module, process: Process) -> list[Any]:
+def model_fingerprint(model: nn.Module, process: Process) -> list[Any]:
     """What tells a model from others: its class, process, and sums over each of its tensors."""
     sums = []
     for name, tensor in model.state_dict().items():

@@ -21,7 +21,7 @@ from .consistency import ms_ssim, mse, psnr, ssim
 from .features import FeatureNetwork
 from .perceptual import load_clip, load_lpips
 from .reconstructions import described, reconstruct
-from .rows import Chunk, Rows, fingerprint, key_of
+from .rows import Chunk, Rows, key_of, model_fingerprint
 
 IMAGES_SHOWN = 64
 # The settings that decide what a row holds.
@@ -105,7 +105,7 @@ def sample_rows(
     found: dict[str, Rows] = {}
     reference: Rows | None = None
     for name, model in models.items():
-        key = key_of(common, fingerprint(model, process), None if reference is None else reference.folder.name)
+        key = key_of(common, model_fingerprint(model, process), None if reference is None else reference.folder.name)
         rows = Rows(folder / key, config.num_images, config.batch_size)
         kept = IMAGES_SHOWN if reference is not None else max(IMAGES_SHOWN, pairs)
 

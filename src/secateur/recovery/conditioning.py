@@ -71,6 +71,7 @@ def check_conditions(model: nn.Module, dataset: ImageDataset, needed: bool = Tru
     if classes is None:
         return
     if found > classes:
-        raise DataError(f"{dataset.name} has {found} classes, the model knows {classes}; give data of its classes")
+        known = f"the model knows 0 to {classes - 1}"
+        raise DataError(f"{dataset.name} has classes 0 to {found - 1}, {known}; give data of its classes")
     if needed and found == 0:
         raise DataError(f"{dataset.name} has no labels, which the model needs; {GIVE_LABELS}")

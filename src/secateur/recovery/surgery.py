@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
 from ..manifest import apply_cut
-from ..structure import Cut, Structure, describe
-from ..structure.removal import kept_entries, name_after
+from ..structure import Cut, describe, kept_entries, name_after, rescaling
 from .checkpoints import TrainingState
 
 
 def cut_training_state(state: TrainingState, cut: Cut, details: Mapping[str, Any], base_id: str) -> None:
     """Apply `cut` to the model, the average and Adam's moments of `state`, in place, and remember it in `state.cuts`.
 
-    What stays keeps its moments; the gradient of a weight that removal multiplies by c shrinks by c, and so do they.
+    What stays keeps its moments; a weight that removal multiplies by c has a gradient 1 / c as large, and such moments.
     The balance of the Jacobian term starts over: before the cut the student was little else than its teacher.
     """
     structure = describe(state.model)
     before = dict(state.model.named_parameters())
     kept = kept_entries(structure, cut, {name: parameter.shape for name, parameter in before.items()})
-    factors = _rescaling(structure, cut)
+    factors = rescaling(structure, cut)
     for model in (state.model, state.ema.model):
         apply_cut(model, cut, details, base_id)
     after = dict(state.model.named_parameters())
@@ -55,14 +53,6 @@ def replay_cuts(state: TrainingState, cuts: list[dict[str, Any]]) -> None:
         state.step = saved["step"]
         cut = Cut({name: tuple(units) for name, units in saved["kept"].items()}, tuple(saved["removed_blocks"]))
         cut_training_state(state, cut, saved["details"], saved["base_id"])
-
-
-def _rescaling(structure: Structure, cut: Cut) -> dict[str, float]:
-    return {
-        parameter: math.sqrt(len(units) / structure.dims[name].size)
-        for name, units in cut.kept.items()
-        for parameter in structure.dims[name].rescaled
-    }
 
 
 def _cut_moments(moments: Mapping[str, Tensor], kept: Mapping[int, Tensor], factor: float) -> dict[str, Tensor]:

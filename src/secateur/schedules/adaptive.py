@@ -64,9 +64,9 @@ class AdaptiveConfig:
         require_one_of("adaptive rerank", self.rerank, Rerank)
 
     def boundaries(self, steps: int) -> tuple[int, ...]:
-        """The optimizer steps before which decisions fall, from 0 to the share `until` of `steps`."""
+        """The optimizer steps before which decisions fall, from 0 to the share `until`, before the last of `steps`."""
         last = max(self.stages - 1, 1)
-        return tuple(round(stage * self.until * steps / last) for stage in range(self.stages))
+        return tuple(min(round(stage * self.until * steps / last), steps - 1) for stage in range(self.stages))
 
 
 def candidate_counts(removed: int, total: int, stage: int, stages: int) -> list[int]:

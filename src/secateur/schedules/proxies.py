@@ -20,7 +20,7 @@ from torch.func import functional_call, grad, vmap
 
 from ..conditions import Conditions, rows
 from ..data import Batch
-from ..process import Process, predict
+from ..process import Process, predict, timesteps_at
 from ..structure.cost import skeleton
 
 NTK_DRAWS = 4
@@ -61,8 +61,7 @@ def proxy_batches(process: Process, batch: Batch, seed: int) -> list[ProxyBatch]
     for number in range(ZICO_BATCHES):
         index = torch.arange(number * BATCH_SIZE, (number + 1) * BATCH_SIZE) % len(batch.sample)
         jitter = torch.rand(BATCH_SIZE, generator=generator, dtype=torch.float64)
-        timesteps = process.timesteps((torch.arange(BATCH_SIZE) + jitter) / BATCH_SIZE)
-        timesteps = timesteps.float() if timesteps.is_floating_point() else timesteps
+        timesteps = timesteps_at(process, (torch.arange(BATCH_SIZE) + jitter) / BATCH_SIZE)
         sample, at = batch.sample[index], timesteps.to(batch.sample.device)
         noise = torch.randn(sample.shape, generator=generator).to(sample)
         target = process.target(sample, noise, at)
@@ -228,5 +227,6 @@ class _Variation:
         """log sum mean|g| / std(g); None where nothing varies."""
         deviation = (self.squares / max(self.count, 1)).sqrt()
         varies = deviation > 0
-        total = (self.magnitude[varies] / self.count / deviation[varies]).double().sum().item() if varies.any() else 0.0
+        ratios = self.magnitude[varies] / self.count / deviation[varies]
+        total = ratios.cpu().double().sum().item()
         return math.log(total) if total > 0 else None

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..criteria import CriterionName, ScoringConfig, score
 from ..criteria.gradient_flow import gradient_flow_scores, gradient_flow_statistics
+from ..criteria.ranking import check_finite
 from ..data import Batch
 from ..process import Process
 from ..structure import describe
@@ -43,6 +44,8 @@ def stage_scorer(
             "gradient_norm": math.sqrt(sum(squares) / len(squares)),
             "loss": sum(statistics.losses) / len(statistics.losses),
         }
-        return Scored(gradient_flow_scores(model, describe(model), statistics, config), facts)
+        scores = gradient_flow_scores(model, describe(model), statistics, config)
+        check_finite(scores)
+        return Scored(scores, facts)
 
     return gradient_flow if criterion == "gradient-flow" else any_criterion

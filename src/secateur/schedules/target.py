@@ -2,13 +2,14 @@
 
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Literal, get_args
 
 from ..errors import TargetError
 
 Metric = Literal["macs", "params", "latency", "blocks"]
 _METRICS = get_args(Metric)
-_SUFFIXES = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+_SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _HELP = "write for example macs=56%, macs=3.4G, params=20M, latency=20ms or blocks=6"
 
 
@@ -25,9 +26,17 @@ class Target:
         return self.value * dense if self.is_fraction else self.value
 
     def __str__(self) -> str:
+        """The shortest text that `parse_target` reads as this target: it names runs, so nothing is rounded."""
+        exact = Decimal(repr(self.value))
         if self.is_fraction:
-            return f"{self.metric}={100 * self.value:g}%"
-        return f"{self.metric}={format_amount(self.metric, self.value)}"
+            return f"{self.metric}={_digits(100 * exact)}%"
+        if self.metric == "latency":
+            return f"latency={_digits(exact)}ms"
+        if self.metric == "blocks":
+            return f"blocks={_digits(exact)}"
+        # 1 and less without a suffix would be fractions.
+        suffix = "K" if exact <= 1 else [name for name, unit in _SUFFIXES.items() if unit <= exact][-1]
+        return f"{self.metric}={_digits(exact / _SUFFIXES[suffix])}{suffix}"
 
 
 def parse_target(text: str) -> Target:
@@ -42,20 +51,25 @@ def parse_target(text: str) -> Target:
     match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(%|[KMGT]|ms|s|)\s*", amount, re.IGNORECASE)
     if match is None or (name and name.strip() not in _METRICS):
         raise TargetError(f"cannot read the target {text!r}; {_HELP}")
-    number, unit = float(match[1]), match[2]
+    number, unit = Decimal(match[1]), match[2]
     is_time = unit.lower() in ("ms", "s")
     metric: Metric = name.strip() or ("latency" if is_time else "macs")  # type: ignore[assignment]
     if unit == "%" or (not unit and 0 < number < 1) or (not unit and number == 1 and metric != "blocks"):
-        value = number / 100 if unit == "%" else number
+        value = float(number / 100 if unit == "%" else number)
         if not 0 < value <= 1:
             raise TargetError(f"the target {text!r} must be above 0 and at most 100%")
         return Target(metric, value, True)
     if is_time != (metric == "latency") or (metric == "blocks" and unit):
         raise TargetError(f"the target {text!r} has the wrong unit; {_HELP}")
-    value = number * ({"ms": 1.0, "s": 1e3}[unit.lower()] if is_time else _SUFFIXES[unit.upper()])
+    value = float(number * ({"ms": 1, "s": 1000}[unit.lower()] if is_time else _SUFFIXES[unit.upper()]))
     if value <= 0:
         raise TargetError(f"the target {text!r} must be above 0")
     return Target(metric, value, False)
+
+
+def _digits(value: Decimal) -> str:
+    """All digits, without trailing zeros and exponents."""
+    return f"{value.normalize():f}"
 
 
 def format_amount(metric: Metric, value: float) -> str:

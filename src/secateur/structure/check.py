@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map_only
 
 from .dims import Cut, Dim, Structure
 from .masks import masked, masks_of
+from .precision import full_precision
 from .removal import remove
 
 TOLERANCE = 1e-4  # of the largest output, in float32; a wrong declaration is off by far more
@@ -88,6 +89,7 @@ def _randomized(model: nn.Module, generator: torch.Generator) -> nn.Module:
     return model
 
 
+@full_precision()  # rounding by TF32 is above the tolerance
 def _run(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
     with torch.no_grad():
         output = model(**inputs)
