@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from secateur.commands.common import open_data, open_model
+from secateur.conditioning import accepts, sample_conditions
 from secateur.conditions import LABELS, rows
 from secateur.criteria import CriterionName, ScoringConfig, score
 from secateur.data import Batch, ImageDataset, calibration_batch
@@ -32,7 +33,6 @@ from secateur.evaluation.statistics import statistics as feature_statistics
 from secateur.files import read_json, write_json, write_text
 from secateur.inputs import example_inputs, input_shape
 from secateur.recovery import RecoveryConfig
-from secateur.recovery.conditioning import accepts, sample_conditions
 from secateur.reporting.style import FAINT, save_figure
 from secateur.sampling import generate_images, initial_noise
 from secateur.schedules import CutConfig, Target, one_shot, parse_target

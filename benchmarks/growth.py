@@ -11,7 +11,8 @@ import torch
 
 from bench import RESULTS, Bench
 from secateur.files import write_json, write_text
-from secateur.recovery.jacobian import FLOOR, project, squared_lengths, unit_directions
+from secateur.jacobian import project, squared_lengths, unit_directions
+from secateur.recovery.jacobian import FLOOR
 
 BINS, IMAGES = 10, 64
 

@@ -36,9 +36,9 @@ from bench import (
     spread,
     targets_of,
 )
+from secateur.conditioning import accepts
 from secateur.recipes import SECOND_MATCH
 from secateur.recovery import RecoveryConfig, recover
-from secateur.recovery.conditioning import accepts
 from secateur.recovery.draws import draw_step
 from secateur.recovery.objectives import build_objective
 from secateur.reporting.style import SPARE_COLOURS, WARM, styled

@@ -5,10 +5,10 @@ from dataclasses import asdict, replace
 
 import torch
 
+from secateur.conditioning import accepts
 from secateur.criteria import ScoringConfig, score
 from secateur.inputs import example_inputs
 from secateur.recovery import RecoveryConfig
-from secateur.recovery.conditioning import accepts
 from secateur.schedules import (
     CutConfig,
     Progressive,

@@ -9,9 +9,9 @@ from models import dit, flux, half, sample_for, sana
 from secateur.calling import FLUX_GUIDANCE, call
 from secateur.errors import ModelError
 from secateur.inputs import input_shape
+from secateur.jacobian import higher_order, project, unit_directions
 from secateur.packing import pack, positions, unpack
 from secateur.process import FlowProcess, predict
-from secateur.recovery.jacobian import higher_order, project, unit_directions
 from secateur.structure import describe, masked, masks_of, remove
 
 LATENTS = torch.randn(2, 3, 6, 4, generator=torch.Generator().manual_seed(0))

@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from models import unet_condition
+from secateur.conditioning import sample_conditions
 from secateur.conditions import arguments, dropped, moved, repeated, rows, without_labels
 from secateur.data import Batch
 from secateur.process import FlowProcess, predict
-from secateur.recovery.conditioning import sample_conditions
 from secateur.sampling import generate
 
 TOLD = {

@@ -16,10 +16,10 @@ from torch.nn import functional as F
 import secateur
 from models import randomize
 from secateur.cli import main
+from secateur.conditioning import label_conditions
 from secateur.conversion import convert_state_dict, kind_named, read_checkpoint
 from secateur.errors import SecateurError
 from secateur.process import predict
-from secateur.recovery.conditioning import label_conditions
 from secateur.sampling import generate, generate_images, initial_noise
 
 HIDDEN, HEADS, DEPTH, PATCH, CLASSES, GRID = 32, 4, 3, 2, 10, 4

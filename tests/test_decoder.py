@@ -29,13 +29,14 @@ from secateur.evaluation.consistency import psnr
 from secateur.evaluation.efficiency import count_macs
 from secateur.files import read_json
 from secateur.inputs import example_inputs
+from secateur.jacobian import higher_order
 from secateur.manifest import apply_cut
 from secateur.process import denoising_error, predict
 from secateur.reconstruction import reconstruction_by
 from secateur.recovery import recover
 from secateur.recovery.checkpoints import newest_checkpoint
 from secateur.recovery.draws import Draw
-from secateur.recovery.jacobian import JacobianConfig, higher_order
+from secateur.recovery.jacobian import JacobianConfig
 from secateur.recovery.objectives import OBJECTIVES
 from secateur.reporting import read_run, summarize
 from secateur.schedules import ProgressiveConfig

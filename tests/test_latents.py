@@ -16,13 +16,13 @@ from secateur import CutConfig, EvaluationConfig, RecoveryConfig, ScoringConfig
 from secateur.autoencoder import open_autoencoder
 from secateur.cli import main
 from secateur.commands.common import encode_data, open_data, open_model
+from secateur.conditioning import null_conditions
 from secateur.data import LatentDataset, pixels
 from secateur.encoding import POSTERIOR
 from secateur.errors import DataError, ModelError, SecateurError
 from secateur.files import read_json
-from secateur.recovery.conditioning import null_conditions
-from secateur.recovery.draws import seed_of
 from secateur.sampling import generate_images, initial_noise
+from secateur.seeds import seed_of
 
 SCORING = ScoringConfig(num_timesteps=3, num_images=4)
 RECOVERY = RecoveryConfig(steps=3, batch_size=4, checkpoint_every=2, log_every=1)

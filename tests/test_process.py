@@ -5,9 +5,9 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
 from models import dit, unet
+from secateur.conditioning import label_conditions, null_conditions
 from secateur.errors import ModelError
 from secateur.process import DiffusionProcess, FlowProcess, denoising_error, predict, process_from_config
-from secateur.recovery.conditioning import label_conditions, null_conditions
 from secateur.sampling import generate, generate_images, initial_noise
 
 X0 = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))

@@ -14,18 +14,12 @@ from models import dit, unet
 from secateur.conditions import rows, without_labels
 from secateur.data import ArrayDataset
 from secateur.errors import SecateurError
+from secateur.jacobian import higher_order, project, squared_lengths, unit_directions
 from secateur.process import DiffusionProcess, FlowProcess, predict
 from secateur.recovery import JacobianConfig, RecoveryConfig
 from secateur.recovery.balance import gradient_norms
 from secateur.recovery.draws import Draw, draw_step
-from secateur.recovery.jacobian import (
-    growth_mismatch,
-    higher_order,
-    project,
-    projection_mismatch,
-    squared_lengths,
-    unit_directions,
-)
+from secateur.recovery.jacobian import growth_mismatch, projection_mismatch
 from secateur.recovery.objectives import JACOBIAN, build_objective
 
 W = torch.tensor([[2.0, 1.0], [0.0, 3.0]], dtype=torch.float64)

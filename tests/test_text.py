@@ -19,6 +19,7 @@ from secateur import CutConfig, EvaluationConfig, RecoveryConfig, ScoringConfig
 from secateur.autoencoder import latent_space
 from secateur.cli import main
 from secateur.commands.common import decoder, encode_data, open_data, open_model
+from secateur.conditioning import accepts, null_conditions, sample_captions, sample_conditions
 from secateur.conditions import rows
 from secateur.data import LatentDataset, load_data
 from secateur.errors import DataError, ModelError
@@ -28,7 +29,6 @@ from secateur.files import read_json
 from secateur.inputs import input_shape
 from secateur.process import denoising_error
 from secateur.prompts import open_text_encoder
-from secateur.recovery.conditioning import accepts, null_conditions, sample_captions, sample_conditions
 from secateur.recovery.draws import draw_step
 from secateur.sampling import generate_images, initial_noise
 from text_pipelines import PIPELINES, clip_model, stable_diffusion

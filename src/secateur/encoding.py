@@ -28,8 +28,8 @@ from .files import atomic_file, read_json, write_json
 from .inputs import device_of, example_batch, input_shape, takes_text
 from .progress import progress
 from .prompts import KEPT, check_text, open_text_encoder, text_folders
-from .recovery.draws import seed_of
 from .sampling import initial_noise
+from .seeds import seed_of
 
 FORMAT = 1
 AT_ONCE = 8  # images or captions to a pass

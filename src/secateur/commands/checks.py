@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from ..checkpoint import Loaded
+from ..conditioning import GIVE_LABELS, check_conditions
 from ..criteria import BLOCK_CRITERIA, CriterionName
 from ..criteria.blocks import block_names
 from ..data import ImageDataset, LatentDataset
@@ -13,7 +14,6 @@ from ..inputs import class_count, device_of, input_shape
 from ..recipes import Recipe
 from ..recovery import RecoveryConfig
 from ..recovery.accelerator import check_accelerator
-from ..recovery.conditioning import GIVE_LABELS, check_conditions
 from ..recovery.objectives import build_objective
 from ..schedules import Granularity
 from ..structure import Structure

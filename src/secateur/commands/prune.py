@@ -6,8 +6,8 @@ import dataclasses
 from pathlib import Path
 
 from ..checkpoint import save_pipeline
+from ..conditioning import check_conditions
 from ..criteria import CriterionName, ScoringConfig
-from ..recovery.conditioning import check_conditions
 from ..schedules import CutConfig, granularity_for, parse_target
 from .checks import check_criterion
 from .common import Component, Model, ProcessName, encode_data, one_process, open_data, open_model, say, start_run

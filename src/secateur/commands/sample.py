@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..autoencoder import latent_space
 from ..checkpoint import Loaded
+from ..conditioning import label_conditions, null_conditions
 from ..conditions import Conditions, rows
 from ..errors import ModelError, SecateurError, require
 from ..evaluation.rows import Rows, key_of, model_fingerprint
@@ -19,7 +20,6 @@ from ..inputs import class_count, device_of, input_shape, takes_text
 from ..processes import process_count, process_index, wait_for_everyone
 from ..progress import progress
 from ..prompts import open_text_encoder
-from ..recovery.conditioning import label_conditions, null_conditions
 from ..reporting.grids import image_grid, to_image
 from ..samplers import check_sampler
 from ..sampling import generate_batch

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint import Loaded, from_pretrained, save_pipeline, save_pretrained
+from ..conditioning import accepts
 from ..criteria import CriterionName, ScoringConfig, score
 from ..data import Batch, ImageDataset, calibration_batch
 from ..decoder import as_network
@@ -25,7 +26,6 @@ from ..labels import train_only_labels
 from ..manifest import apply_cut, note_labels, note_step
 from ..processes import is_main_process
 from ..recovery import Pruner, RecoveryConfig, WarmupConfig, recover
-from ..recovery.conditioning import accepts
 from ..reporting import write_cut, write_ranking
 from ..schedules import CutConfig, Target, one_shot, settled
 from ..structure import Cut, Structure, remove

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from ..conditioning import check_conditions, null_conditions
 from ..data import ImageDataset, pixels
 from ..errors import DataError, ModelError, SecateurError, require
 from ..inputs import class_count, device_of, input_shape, null_class, takes_text
 from ..process import Process
 from ..reconstruction import Reconstruction
-from ..recovery.conditioning import check_conditions, null_conditions
 from ..samplers import check_sampler
 from .config import MOST_NEIGHBOURS, NEED_REFERENCE, OF_FEATURES, OF_PAIRS, EvaluationConfig
 from .consistency import MS_SSIM_PIXELS

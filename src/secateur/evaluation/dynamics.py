@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from ..conditioning import accepts, sample_conditions
 from ..conditions import LABELS, moved
 from ..data import Batch, ImageDataset, calibration_batch
 from ..inputs import device_of, input_shape, null_class
 from ..process import Process
-from ..recovery.conditioning import accepts, sample_conditions
 from ..sampling import initial_noise
 from .config import EvaluationConfig
 from .denoising import denoising_errors

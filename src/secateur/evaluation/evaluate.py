@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..conditioning import sample_labels
 from ..conditions import LABELS
 from ..data import ImageDataset, calibration_batch, pixels
 from ..errors import SecateurError
@@ -19,7 +20,6 @@ from ..inputs import device_of
 from ..process import Process
 from ..processes import is_main_process, process_count, wait_for_everyone
 from ..reconstruction import Reconstruction
-from ..recovery.conditioning import sample_labels
 from .catalogue import describe_metric
 from .checks import check_evaluation, check_shape
 from .config import EvaluationConfig

@@ -15,9 +15,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..conditions import UNCONDITIONAL, Conditions
 from ..inputs import inference
+from ..jacobian import Projection, frozen, project, unit_directions
 from ..process import Process, predict
 from ..progress import progress
-from ..recovery.jacobian import Projection, frozen, project, unit_directions
 
 
 @dataclass(frozen=True)

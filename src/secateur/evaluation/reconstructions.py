@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..conditioning import images_of
 from ..data import ImageDataset
 from ..inputs import device_of, inference
 from ..process import predict
 from ..reconstruction import AT_ONCE, Reconstruction
-from ..recovery.conditioning import images_of
 from ..sampling import initial_noise
 from .config import EvaluationConfig
 

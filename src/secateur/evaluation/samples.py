@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..conditioning import null_conditions, sample_captions, sample_conditions
 from ..data import ImageDataset
 from ..inputs import device_of, input_shape
 from ..process import Process
 from ..reconstruction import Reconstruction
-from ..recovery.conditioning import null_conditions, sample_captions, sample_conditions
 from ..sampling import generate_batch
 from .config import EvaluationConfig
 from .consistency import ms_ssim, mse, psnr, ssim

@@ -12,13 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache, partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..conditions import UNCONDITIONAL, Conditions, dropped, moved, without_labels
 from ..data import ImageDataset
 from ..process import Process
+from ..seeds import seed_of
 from .config import RecoveryConfig
 
 # Streams keep draws of one step independent of each other.
@@ -48,11 +48,6 @@ class Draw:
             conditions=moved(self.conditions, device),
             normal=lambda k: self.normal(k).to(device),
         )
-
-
-def seed_of(*key: int) -> int:
-    """A 63-bit seed for torch from any number of integers, such as (seed, step, stream)."""
-    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
 
 
 def _generator(*key: int) -> torch.Generator:

@@ -22,20 +22,12 @@ from torch.nn import functional as F
 
 from ..conditions import Conditions, rows
 from ..errors import TrainingError
+from ..jacobian import any_attention, frozen, higher_order, project, unit_directions
 from ..process import Process, predict
 from ..reconstruction import first_entries
 from .config import RecoveryConfig
 from .draws import Draw
-from .jacobian import (
-    JacobianConfig,
-    any_attention,
-    frozen,
-    growth_mismatch,
-    higher_order,
-    project,
-    projection_mismatch,
-    unit_directions,
-)
+from .jacobian import JacobianConfig, growth_mismatch, projection_mismatch
 
 Terms = dict[str, Tensor]
 TermsFunction = Callable[[nn.Module, nn.Module | None, Process, Draw, JacobianConfig], Terms]

@@ -16,19 +16,20 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
+from ..conditioning import accepts, check_conditions, disable_label_dropout, null_conditions
 from ..data import ImageDataset
 from ..errors import TrainingError, is_out_of_memory
 from ..inputs import device_of
 from ..process import Process
 from ..progress import progress
+from ..seeds import seed_of
 from ..structure import describe
 from ..structure.masks import masked
 from .accelerator import make_accelerator
 from .balance import gradient_norms
 from .checkpoints import TrainingState, newest_checkpoint, restore_checkpoint, save_checkpoint
-from .conditioning import accepts, check_conditions, disable_label_dropout, null_conditions
 from .config import RecoveryConfig, learning_rate_at
-from .draws import DROPOUT, Draw, draw_step, seed_of
+from .draws import DROPOUT, Draw, draw_step
 from .ema import Ema
 from .interrupts import deferred_interrupt
 from .log import append_record, cut_log

@@ -1,0 +1,122 @@
+"""How a network's output answers a small change of its noisy input, by random projections.
+
+J is the derivative of the raw output (epsilon, v, sample or velocity alike) with respect to the noisy input x_t.
+Conditions stay fixed and no guidance takes part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from .conditions import Conditions
+from .process import predict
+
+Projection = Literal["vjp", "jvp"]
+ANY_ATTENTION = [
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.MATH,
+]
+
+
+def unit_directions(normals: Sequence[Tensor]) -> list[Tensor]:
+    """Each sample of each tensor (B, ...) scaled to length 1: uniform on the sphere."""
+    return [v / v.flatten(1).norm(dim=1).reshape(-1, *[1] * (v.ndim - 1)) for v in normals]
+
+
+def project(
+    model: nn.Module,
+    x_BCHW: Tensor,
+    timesteps_B: Tensor,
+    conditions: Conditions,
+    directions: Sequence[Tensor],
+    projection: Projection = "vjp",
+    create_graph: bool = True,
+) -> tuple[Tensor, list[Tensor]]:
+    """The prediction (B, C, H, W) at x_t, and J'v (as x_t) or Jv (as the prediction) for each of `directions`.
+
+    One pass serves the prediction and all projections. Samples do not mix: J is block diagonal over the batch.
+    """
+    with torch.enable_grad():
+        x = x_BCHW.detach().requires_grad_()
+        prediction = predict(model, x, timesteps_B, conditions)
+        if projection == "vjp":
+            return prediction, _vjps(prediction, x, directions, create_graph)
+        # Jv is the derivative of u -> J'u along v; forward-mode AD fails in several layers of diffusers.
+        u = torch.zeros_like(prediction, requires_grad=True)
+        (transposed,) = _vjps(prediction, x, [u], create_graph=True)
+        return prediction, _vjps(transposed, u, directions, create_graph)
+
+
+def _vjps(output: Tensor, x: Tensor, directions: Sequence[Tensor], create_graph: bool) -> list[Tensor]:
+    products: list[Tensor] = []
+    for left, v in zip(reversed(range(len(directions))), directions, strict=True):
+        keep = create_graph or left > 0  # the last pass frees what it has used
+        products += torch.autograd.grad(output, x, v, create_graph=create_graph, retain_graph=keep)
+    return products
+
+
+def squared_lengths(projections: Sequence[Tensor]) -> Tensor:
+    """||p||^2 of each sample, averaged over the directions, (B,), at least float32: the one-step growth v'J'Jv."""
+    return torch.stack([exact(p).flatten(1).square().sum(1) for p in projections]).mean(0)
+
+
+def exact(x: Tensor) -> Tensor:
+    """`x` in float32, unless it is float64."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter of `model` needs a gradient inside the block, so its passes keep no graph for their sake."""
+    needing = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in needing:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in needing:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def any_attention() -> Iterator[None]:
+    """Let attention take its fastest kernel inside a `higher_order` block."""
+    with sdpa_kernel(ANY_ATTENTION):
+        yield
+
+
+@contextmanager
+def higher_order(models: Sequence[nn.Module], projection: Projection) -> Iterator[None]:
+    """Layers whose derivatives of higher order are right, for `project` and the backward pass through it.
+
+    The block must hold the last backward pass too, where gradient checkpointing runs the layers again. Attention is
+    plain matrix products, since fused kernels have no second derivative. With jvp, layer norms are composed of plain
+    operations: torch takes the mean and deviation for constants in the third derivative of its own (measured on 2.13).
+    """
+    norms = [module for model in models for module in model.modules() if isinstance(module, nn.LayerNorm)]
+    handles = [norm.register_forward_hook(_plain_layer_norm) for norm in norms] if projection == "jvp" else []
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _plain_layer_norm(module: nn.LayerNorm, args: tuple[Tensor], output: Tensor) -> Tensor:
+    x, axes = exact(args[0]), tuple(range(-len(module.normalized_shape), 0))
+    centred = x - x.mean(axes, keepdim=True)
+    normalized = centred * torch.rsqrt(centred.square().mean(axes, keepdim=True) + module.eps)
+    if module.weight is not None:
+        normalized = normalized * module.weight
+    if module.bias is not None:
+        normalized = normalized + module.bias
+    return normalized.to(output.dtype)
