@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import secateur
@@ -193,3 +194,11 @@ def test_dry_run_prints_the_rounds(model: Path, tmp_path: Path, capsys: pytest.C
     assert "round 2    2 recipes, 12 steps each" in printed
     assert "winner     52 steps" in printed
     assert not (tmp_path / "out").exists()
+
+
+def test_statistics_are_for_the_winner_where_another_metric_judges(model: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "statistics.npz", mu=np.zeros(64), sigma=np.eye(64))
+    files = ("--evaluation.statistics", str(tmp_path / "statistics.npz"), "--evaluation.save-statistics", str(tmp_path))
+    arguments = ("--recipes", "magnitude", "random", "--budget-steps", "60", "--dry-run", *files)
+    for score in ("loss", "frechet"):
+        best(model, tmp_path / "out", "--score", score, *arguments)

@@ -149,7 +149,8 @@ class Search:
 
     def trial(self, recipe: str, steps: int) -> Trial:
         """A short trial, of which only the score is measured."""
-        measured = replace(self.evaluation, metrics=(self.score,))
+        theirs = self.evaluation.statistics if self.score == "frechet" else None
+        measured = replace(self.evaluation, metrics=(self.score,), statistics=theirs, save_statistics=None)
         made = make_trial(recipe, self.goal, self.seed, self.shared, steps=steps, evaluation=measured)
         return _fit_stages(made)
 

@@ -101,13 +101,15 @@ def _labels(source: TableSource, table: Any, column: str | None) -> tuple[tuple[
         return (), None
     values, feature = _values(table, column), table.features[column]
     names = getattr(feature, "names", None)
-    if names is None:
-        _check_all(source, column, "label", [isinstance(value, int | str) for value in values])
-        return classes_of(values)
-    known = [value is not None and 0 <= value < len(names) for value in values]
-    if all(value is None or value < 0 for value in values):
+    there = [isinstance(value, str) or (isinstance(value, int) and value >= 0) for value in values]
+    if not any(there):
         return (), None
-    _check_all(source, column, "label", known)
+    if names is None:
+        _check_all(source, column, "label", there)
+        return classes_of(values)
+    _check_all(
+        source, column, "label", [known and value < len(names) for known, value in zip(there, values, strict=True)]
+    )
     return tuple(map(str, names)), torch.tensor(values)
 
 
