@@ -190,7 +190,8 @@ def measured(records: Mapping[str, Any], target: str, methods: Iterable[str]) ->
 
 
 def targets_of(records: Mapping[str, Any]) -> list[str]:
-    return list(dict.fromkeys(name.split("/")[0] for name in records if "/" in name))
+    """Every target that there is a record of, the largest first."""
+    return sorted({name.split("/")[0] for name in records if "/" in name}, reverse=True)
 
 
 def panels_of(found: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
