@@ -77,6 +77,7 @@ PLAIN: dict[str, Method] = {
     "adaptive, ced, in the first quarter": Method("ced", replace(STAGES, until=0.25)),
     "adaptive, ced of predictions": Method("ced", STAGES, PREDICTIONS),
     "adaptive, cosine": Method("cosine", STAGES),
+    "adaptive, loss change": Method("loss-change", STAGES),
     "adaptive, ced, one by one": Method("ced", replace(STAGES, rerank="removal")),
     "adaptive, ced, no reward for MACs": Method("ced", replace(STAGES, macs_weight=0.0)),
     "adaptive, ced, as the guard allows": Method("ced", replace(STAGES, selector="loss")),
