@@ -115,12 +115,14 @@ def colour_of(method: str) -> str:
 def plot(found: dict[str, dict[str, Any]]) -> Figure:
     """FD and SSIM of every seed, a row of panels per model and target."""
     rows = panels_of(found)
-    figure = Figure(figsize=(8.2, 2.6 * len(rows) + 0.3), facecolor="white", layout="constrained")
-    grid = figure.subplots(len(rows), 2, squeeze=False, sharey="row")
+    shown = [measured(found[name], target, METHODS) for name, target in rows]
+    heights = [len(methods) + 2 for methods in shown]
+    figure = Figure(figsize=(8.2, 0.22 * sum(heights) + 0.5 * len(rows)), facecolor="white", layout="constrained")
+    grid = figure.subplots(len(rows), 2, squeeze=False, sharey="row", height_ratios=heights)
     labels = {"fd": "FD to the data (dashed: dense)", "ssim": "SSIM to the dense model's images"}
-    for panels, (name, target) in zip(grid, rows, strict=True):
+    for panels, (name, target), methods in zip(grid, rows, shown, strict=True):
         records = found[name]
-        draw_methods(panels, records, target, measured(records, target, METHODS), labels, colour_of)
+        draw_methods(panels, records, target, methods, labels, colour_of)
         dense_line(panels[0], records["dense"]["fd"])
         panels[0].set_title(f"{name}, {target.partition('=')[2]} of the MACs")
     return figure
