@@ -7,18 +7,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from disks import files_up_to
 from secateur.errors import SecateurError
 from secateur.files import atomic_file, atomic_folder, remove_left_behind, write_text
-
-
-@pytest.fixture
-def small_files():
-    """Files may not grow beyond 10,000 bytes."""
-    resource = pytest.importorskip("resource")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_folder_that_a_killed_process_of_the_same_number_left_is_written_anew(tmp_path):
@@ -40,11 +31,10 @@ def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
     assert sorted(path.name for path in tmp_path.rglob("*")) == [".mine.tmp", "a"]
 
 
-@pytest.mark.usefixtures("small_files")
 @pytest.mark.parametrize("atomic", [atomic_file, atomic_folder])
 def test_weights_that_the_disk_does_not_take_are_one_line_and_leave_nothing(atomic, tmp_path):
     said = pytest.raises(SecateurError, match=r"cannot write .*weights: .*too large")
-    with said as raised, atomic(tmp_path / "weights") as temporary:
+    with said as raised, files_up_to(10_000), atomic(tmp_path / "weights") as temporary:
         save_file({"x": torch.zeros(10_000)}, temporary if atomic is atomic_file else temporary / "x.safetensors")
     assert "\n" not in str(raised.value)
     assert list(tmp_path.iterdir()) == []

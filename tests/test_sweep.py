@@ -1,13 +1,13 @@
 """secateur sweep: what runs, what is skipped, what fails, what is not done twice, and what is shared."""
 
 import json
-import resource
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import secateur
+from disks import files_up_to
 from models import dit, unet
 from secateur.cli import main
 from secateur.commands import stages, trials
@@ -44,13 +44,8 @@ def test_a_ranking_is_taken_whole_or_not_at_all(tmp_path: Path) -> None:
     described = {"criterion": "magnitude", "scoring": {"seed": 0}}
     (tmp_path / "other" / "config.json").write_text(json.dumps(described))
     (tmp_path / "other" / "ranking.json").write_text(json.dumps({"dims": {"a": [1.0] * 1000}}))
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # as a disk that is nearly full
-    try:
-        with pytest.raises(SecateurError, match=r"cannot write .*ranking\.json"):
-            trials._take_ranking(tmp_path / "run", [tmp_path / "other"], described)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with pytest.raises(SecateurError, match=r"cannot write .*ranking\.json"), files_up_to(1000):
+        trials._take_ranking(tmp_path / "run", [tmp_path / "other"], described)
     assert not list((tmp_path / "run").iterdir())
     trials._take_ranking(tmp_path / "run", [tmp_path / "other"], described)
     assert (tmp_path / "run" / "ranking.json").read_bytes() == (tmp_path / "other" / "ranking.json").read_bytes()
