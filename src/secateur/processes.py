@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 from datetime import timedelta
 
+import torch.distributed
 from accelerate.state import PartialState
 
 TIMEOUT = timedelta(days=1)  # processes wait for the one that samples, encodes or decides alone
@@ -25,7 +28,28 @@ def is_main_process() -> bool:
     return process_index() == 0
 
 
+def process_group(on_cpu: bool) -> PartialState:
+    """The launcher's processes as a group, begun by the first call, which meets the others, and ended at exit.
+
+    There is one for all that a command does: the next would read in the store where the last one met, and connect to
+    nobody.
+    """
+    if not torch.distributed.is_initialized():
+        atexit.register(_end_process_group)
+    return PartialState(cpu=on_cpu, timeout=TIMEOUT)
+
+
 def wait_for_everyone(on_cpu: bool) -> None:
     """Return when every process has come here; at once when there is one."""
     if process_count() > 1:
-        PartialState(cpu=on_cpu, timeout=TIMEOUT).wait_for_everyone()
+        process_group(on_cpu).wait_for_everyone()
+
+
+def _end_process_group() -> None:
+    """End the group while the interpreter is whole, after all that wraps a model for it.
+
+    A wrapper that outlives its group waits, with Python's lock in hand, for threads that may be waiting for that lock.
+    """
+    if torch.distributed.is_initialized():
+        gc.collect()
+        torch.distributed.destroy_process_group()

@@ -9,10 +9,9 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import InitProcessGroupKwargs
 
 from ..errors import TrainingError
-from ..processes import TIMEOUT, process_count
+from ..processes import process_count, process_group
 from .config import RecoveryConfig
 
 
@@ -51,13 +50,14 @@ def make_accelerator(config: RecoveryConfig, folder: Path, device: torch.device)
     """
     check_accelerator(config, device)
     _make_current(device)
+    if process_count() > 1:
+        process_group(on_cpu=device.type == "cpu")
     try:
         accelerator = Accelerator(
             cpu=device.type == "cpu",
             mixed_precision=config.mixed_precision,
             log_with=list(config.report_to) or None,
             project_dir=folder,
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
         )
     except ValueError as error:
         raise TrainingError(f"mixed precision {config.mixed_precision} does not work here: {error}") from error

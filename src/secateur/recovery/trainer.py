@@ -140,7 +140,8 @@ class _Run:
             self.student, self.optimizer = self.accelerator.prepare(self.state.model, self.state.optimizer)
             self._mask()
             self._train()
-            self.accelerator.end_training()
+            for tracker in self.accelerator.trackers:  # end_training would end the process group too
+                tracker.finish()
         finally:
             self.masking.close()
             for wrapped in (self.student, self.teacher):
