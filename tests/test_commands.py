@@ -125,7 +125,7 @@ def test_a_killed_compression_goes_on_to_the_same_result(models, tmp_path):
     command = [
         sys.executable,
         "-m",
-        "secateur.cli",
+        "secateur",
         "compress",
         str(models / "unet"),
         "--target",

@@ -282,7 +282,7 @@ def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
     main([*command, "--out", str(tmp_path / "one")])
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     found = subprocess.run(
-        [*launcher, "-m", "secateur.cli", *command, "--out", str(tmp_path / "two")],
+        [*launcher, "-m", "secateur", *command, "--out", str(tmp_path / "two")],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

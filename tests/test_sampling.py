@@ -191,7 +191,7 @@ def test_processes_share_the_images_and_change_none(sit: str, tmp_path: Path) ->
 def launch(processes: int, arguments: list[str]) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     found = subprocess.run(
-        [*launcher, "-m", "secateur.cli", *arguments],
+        [*launcher, "-m", "secateur", *arguments],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

@@ -127,7 +127,3 @@ def _recipe_name(arguments: Sequence[str]) -> str:
 def _fail(message: str, status: int = 1) -> None:
     print(f"secateur: {message}", file=sys.stderr)
     sys.exit(status)
-
-
-if __name__ == "__main__":
-    main()

@@ -30,7 +30,7 @@ def evaluate(
 ) -> Path:
     """Evaluate a model; with a reference, also how far its images are from the reference's on the same noise.
 
-    A stopped run goes on when the same command is given again. `torchrun --nproc_per_node 2 -m secateur.cli evaluate`
+    A stopped run goes on when the same command is given again. `torchrun --nproc_per_node 2 -m secateur evaluate`
     shares the sampling out over processes, which changes no sample.
 
     Args:
