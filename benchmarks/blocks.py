@@ -52,6 +52,7 @@ from secateur.structure.cost import cost_model
 SCORING = ScoringConfig(num_images=64)
 DEPTH = CutConfig(granularity="depth")
 STAGES = AdaptiveConfig()
+ANEW = replace(STAGES, rerank="stage")
 
 
 @dataclass(frozen=True)
@@ -74,14 +75,17 @@ PLAIN: dict[str, Method] = {
     "one shot, ced": Method("ced"),
     "one shot, ced of predictions": Method("ced", scoring=PREDICTIONS),
     "adaptive, ced": Method("ced", STAGES),
-    "adaptive, ced, in the first quarter": Method("ced", replace(STAGES, until=0.25)),
-    "adaptive, ced of predictions": Method("ced", STAGES, PREDICTIONS),
     "adaptive, cosine": Method("cosine", STAGES),
     "adaptive, loss change": Method("loss-change", STAGES),
-    "adaptive, ced, one by one": Method("ced", replace(STAGES, rerank="removal")),
+    "adaptive, ced, in the first quarter": Method("ced", replace(STAGES, until=0.25)),
     "adaptive, ced, no reward for MACs": Method("ced", replace(STAGES, macs_weight=0.0)),
     "adaptive, ced, as the guard allows": Method("ced", replace(STAGES, selector="loss")),
     "adaptive, ced, fixed counts": Method("ced", replace(STAGES, selector="fixed")),
+    "adaptive, ced, ranked anew": Method("ced", ANEW),
+    "adaptive, ced of predictions, ranked anew": Method("ced", ANEW, PREDICTIONS),
+    "adaptive, cosine, ranked anew": Method("cosine", ANEW),
+    "adaptive, loss change, ranked anew": Method("loss-change", ANEW),
+    "adaptive, ced, in the first quarter, ranked anew": Method("ced", replace(ANEW, until=0.25)),
     "one by one, ced": Method("ced", AdaptiveConfig(stages=1, rerank="removal")),
     "one by one, cosine": Method("cosine", AdaptiveConfig(stages=1, rerank="removal")),
     "one by one, loss change": Method("loss-change", AdaptiveConfig(stages=1, rerank="removal")),
@@ -98,8 +102,8 @@ def train(bench: Bench, label: str, target: str, seed: int, steps: int) -> dict[
         config = replace(config, **SECOND_MATCH)
     loaded, inputs = bench.loaded, example_inputs(bench.dense, 1)
     start, pruner = copy.deepcopy(bench.dense), None
+    scores = bench.scores(method.criterion, seed, scoring)
     if method.stages is None:
-        scores = bench.scores(method.criterion, seed, scoring)
         start = bench.pruned(one_shot(bench.dense, bench.structure, parse_target(target), scores, DEPTH, inputs)[0].cut)
     else:
         batch = bench.batch(128, seed)
@@ -107,6 +111,7 @@ def train(bench: Bench, label: str, target: str, seed: int, steps: int) -> dict[
             method.stages,
             method.stages.boundaries(steps),
             block_cuts(parse_target(target), DEPTH, latency_of),
+            scores,
             stage_scorer(loaded.process, bench.batch(scoring.num_images, seed), method.criterion, scoring),
             judge(loaded.process, batch, seed),
             cost_model(bench.dense, bench.structure, inputs)({}).macs,

@@ -77,6 +77,7 @@ def adaptive(model, target="blocks=3", scorer=depth_scorer, judged=by_weights, s
         config,
         config.boundaries(steps),
         block_cuts(amount, DEPTH, no_latency),
+        scorer(model).scores,
         scorer,
         judged,
         macs_of(model),

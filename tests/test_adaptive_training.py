@@ -172,6 +172,8 @@ def test_what_cannot_work_is_one_line_before_any_work(more, message, dense, tmp_
 
 def test_a_dry_run_predicts_the_rankings(dense, tmp_path, capsys):
     compress(dense, tmp_path / "run", "--dry-run")
+    assert "rank again" not in capsys.readouterr().out
+    compress(dense, tmp_path / "run", "--dry-run", "--adaptive.rerank", "stage")
     assert "rank again" in capsys.readouterr().out
 
 

@@ -59,6 +59,7 @@ def make_pruner(
             recipe.adaptive,
             recipe.adaptive.boundaries(recipe.recovery.steps),
             block_cuts(Target(target.metric, goal["recorded"]["asked"], is_fraction=False), recipe.cut, latency_of),
+            scores,
             scorer,
             judge(loaded.process, batch, scoring.seed),
             cost({}).macs,

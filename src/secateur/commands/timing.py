@@ -76,8 +76,8 @@ def pruned_late(recipe: Recipe) -> PrunedLate | None:
         rankings = sum(config.scores_at(stage) for stage in range(1, config.last_stage))
         return PrunedLate(rankings, config.scoring(recipe.scoring), config.pruning_steps)
     if recipe.schedule == "adaptive":
-        boundaries = recipe.adaptive.boundaries(recipe.recovery.steps)
-        return PrunedLate(len(boundaries), recipe.scoring, boundaries[-1])
+        last = recipe.adaptive.boundaries(recipe.recovery.steps)[-1]
+        return PrunedLate(recipe.adaptive.rankings, recipe.scoring, last)
     assert_never(recipe.schedule)
 
 
@@ -98,7 +98,7 @@ def predict_seconds(loaded: Loaded, work: Work, second: float) -> dict[str, floa
         criterion, config = work.ranking
         cost = COSTS[criterion]
         stages["rank"] = cost(loaded.model, loaded.process, config)
-        if pruned_late is not None:
+        if pruned_late is not None and pruned_late.rankings:
             stages["rank again"] = pruned_late.rankings * cost(loaded.model, loaded.process, pruned_late.scoring)
     if recovery is not None:
         student, taught = build_objective(recovery, loaded.model).passes()

@@ -42,7 +42,7 @@ class AdaptiveConfig:
         until: the share of the recovery steps by which the last decision falls.
         selector: proxy weighs NTK, ZiCo and MACs; loss removes as many blocks as the guard lets; fixed removes the
             same number at every stage.
-        rerank: blocks are ranked anew after every removal, at every stage, or once.
+        rerank: blocks are ranked anew after every removal, at every stage, or once, in the dense model.
         macs_weight: what a decision gains by saving all of the dense MACs, in standard deviations of the proxies; 0 is
             the paper's rule.
         guard: a candidate whose loss is above this multiple of the present one is taken only if there is no other.
@@ -51,7 +51,7 @@ class AdaptiveConfig:
     stages: int = 4
     until: float = 0.5
     selector: Selector = "proxy"
-    rerank: Rerank = "stage"
+    rerank: Rerank = "once"
     macs_weight: float = 0.5
     guard: float = 1.25
 
@@ -62,6 +62,11 @@ class AdaptiveConfig:
         require(self.guard >= 1, f"adaptive guard is {self.guard}; give 1 or more")
         require_one_of("adaptive selector", self.selector, Selector)
         require_one_of("adaptive rerank", self.rerank, Rerank)
+
+    @property
+    def rankings(self) -> int:
+        """How often the stages rank the blocks anew, single removals aside."""
+        return 0 if self.rerank == "once" else self.stages - 1
 
     def boundaries(self, steps: int) -> tuple[int, ...]:
         """The optimizer steps before which decisions fall, from 0 to the share `until`, before the last of `steps`."""
@@ -131,7 +136,8 @@ class Adaptive:
         config: its settings.
         boundaries: the steps before which it decides.
         goal: the cut of blocks that takes a model to the target, by the scores of its blocks.
-        scorer: ranks the blocks of a model.
+        scores: of the dense model's blocks, by which the first ones leave.
+        scorer: ranks the blocks of a model anew.
         judge: measures a model.
         dense_macs: of the model before any cut.
         described: settings of criterion and target, which a resumed run must share.
@@ -141,6 +147,7 @@ class Adaptive:
     config: AdaptiveConfig
     boundaries: tuple[int, ...]
     goal: Callable[[nn.Module, Structure, Scores], Cut]
+    scores: Scores
     scorer: Callable[[nn.Module], Scored]
     judge: Callable[[nn.Module], Judgement]
     dense_macs: float
@@ -160,7 +167,7 @@ class Adaptive:
         # Blocks are renamed when others leave; the log and the memory speak of the dense model's.
         dense_name = dict(zip(structure.blocks, pruning.get("blocks", structure.blocks), strict=True))
         gone = int(pruning.get("gone", 0))
-        scores = self._scores(average, structure, pruning, dense_name, stage)
+        scores = self._scores(average, structure, gone, dense_name, stage)
         leaving = sorted(self.goal(average, structure, scores).removed_blocks, key=lambda name: scores[name].item())
         counts = self._counts(gone, gone + len(leaving), stage)
         cost = cost_model(average, structure, example_inputs(average, 1))
@@ -191,11 +198,7 @@ class Adaptive:
             "blocks": len(kept),
             "macs": round((1 - saved[chosen]) * self.dense_macs),
         }
-        remembered = {
-            "blocks": kept,
-            "gone": counts[chosen],
-            "scores": {dense_name[name]: scores[name].item() for name in structure.blocks},
-        }
+        remembered = {"blocks": kept, "gone": counts[chosen]}
         details = {**self.details, "stage": stage + 1, "step": step}
         return Decision(remembered, {}, record, Cut({}, left) if left else None, details)
 
@@ -205,21 +208,16 @@ class Adaptive:
         return candidate_counts(gone, total, stage, self.config.stages)
 
     def _scores(
-        self,
-        average: nn.Module,
-        structure: Structure,
-        pruning: Mapping[str, Any],
-        dense_name: Mapping[str, str],
-        stage: int,
+        self, average: nn.Module, structure: Structure, gone: int, dense_name: Mapping[str, str], stage: int
     ) -> Scores:
-        """Scores of the blocks: fresh ones, those of the first stage, or places in the order of one by one removal."""
-        if self.config.rerank == "once" and "scores" in pruning:
-            return {name: torch.tensor([pruning["scores"][dense_name[name]]]).double() for name in structure.blocks}
-        scores = {name: values for name, values in self.scorer(average).scores.items() if name in structure.blocks}
+        """Scores of the blocks: those of the dense model, fresh ones, or places in the order of one by one removal."""
+        if stage == 0 or self.config.rerank == "once":
+            scores = {name: self.scores[dense_name[name]] for name in structure.blocks}
+        else:
+            scores = {name: values for name, values in self.scorer(average).scores.items() if name in structure.blocks}
         if self.config.rerank != "removal":
             return scores
         total = len(self.goal(average, structure, scores).removed_blocks)
-        gone = int(pruning.get("gone", 0))
         first = self._one_by_one(average, structure, scores, self._counts(gone, gone + total, stage)[-1] - gone)
         rest = sorted(set(structure.blocks) - set(first), key=lambda name: scores[name].item())
         return {name: torch.tensor([place]).double() for place, name in enumerate([*first, *rest])}
