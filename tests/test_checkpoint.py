@@ -109,6 +109,19 @@ def test_a_pruned_unet_drops_into_a_pipeline(tmp_path):
     assert torch.equal(output(load(tmp_path / "pruned").model), output(pruned))
 
 
+def test_a_replaced_process_is_that_of_the_saved_pipeline(tmp_path):
+    DDPMPipeline(unet(), DDPMScheduler()).save_pretrained(tmp_path / "dense")
+    replaced = {"_class_name": "DDIMScheduler", "prediction_type": "v_prediction"}
+    loaded = load(tmp_path / "dense", process_config=replaced)
+    secateur.save_pipeline(loaded, loaded.model, tmp_path / "copy")
+    pipeline = secateur.load_pipeline(tmp_path / "copy")
+    assert type(pipeline.scheduler).__name__ == "DDIMScheduler"
+    assert pipeline.scheduler.config.prediction_type == "v_prediction"
+    assert load(tmp_path / "copy").scheduler_config == replaced
+    kept = secateur.save_pipeline(load(tmp_path / "dense"), loaded.model, tmp_path / "kept")
+    assert isinstance(secateur.load_pipeline(kept).scheduler, DDPMScheduler)
+
+
 @pytest.fixture
 def saved(tmp_path):
     model = apply_cut(unet(), half(unet()))

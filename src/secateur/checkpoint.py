@@ -77,7 +77,10 @@ def save_pretrained(model: nn.Module, folder: str | Path, scheduler_config: Mapp
 
 
 def save_pipeline(loaded: Loaded, model: nn.Module, folder: str | Path) -> Path:
-    """Write a copy of the pipeline folder that `loaded` came from with `model` in place of its component."""
+    """Write a copy of the pipeline folder that `loaded` came from with `model` in place of its component.
+
+    A scheduler config that `load` was given instead of the pipeline's takes its place too.
+    """
     assert loaded.pipeline is not None
     assert loaded.component is not None
     replaced = {loaded.component, "config.json", WEIGHTS, WEIGHTS_INDEX, MANIFEST}  # some keep it at the root
@@ -90,6 +93,8 @@ def save_pipeline(loaded: Loaded, model: nn.Module, folder: str | Path) -> Path:
         shutil.copytree(loaded.pipeline, temporary, dirs_exist_ok=True, ignore=left_out)
         save_pretrained(model, temporary / loaded.component)
         _follow_labels(temporary / "model_index.json", model)
+        if loaded.scheduler_config:
+            _follow_process(temporary, loaded.scheduler_config)
     return Path(folder)
 
 
@@ -99,6 +104,17 @@ def _follow_labels(index: Path, model: nn.Module) -> None:
     steps = [step for step in (manifest.steps if manifest is not None else ()) if step["kind"] == "labels"]
     if "id2label" in listed and steps:
         write_json(index, listed | {"id2label": {str(i): name for i, name in enumerate(steps[-1]["names"])}})
+
+
+def _follow_process(pipeline: Path, scheduler_config: Mapping[str, Any]) -> None:
+    """Name the scheduler of `scheduler_config` in a pipeline that has another one, or none."""
+    place = pipeline / "scheduler" / SCHEDULER
+    if not place.is_file() and (pipeline / SCHEDULER).is_file():
+        place = pipeline / SCHEDULER
+    if not place.is_file() or _read(place) != scheduler_config:
+        write_json(place, scheduler_config)
+        index = pipeline / "model_index.json"
+        write_json(index, _read(index) | {"scheduler": ["diffusers", scheduler_config["_class_name"]]})
 
 
 def push_to_hub(
