@@ -52,7 +52,9 @@ from secateur.structure.cost import cost_model
 SCORING = ScoringConfig(num_images=64)
 DEPTH = CutConfig(granularity="depth")
 STAGES = AdaptiveConfig()
+HALF = replace(STAGES, until=0.5)
 ANEW = replace(STAGES, rerank="stage")
+HALF_ANEW = replace(ANEW, until=0.5)
 
 
 @dataclass(frozen=True)
@@ -77,15 +79,15 @@ PLAIN: dict[str, Method] = {
     "adaptive, ced": Method("ced", STAGES),
     "adaptive, cosine": Method("cosine", STAGES),
     "adaptive, loss change": Method("loss-change", STAGES),
-    "adaptive, ced, in the first quarter": Method("ced", replace(STAGES, until=0.25)),
     "adaptive, ced, no reward for MACs": Method("ced", replace(STAGES, macs_weight=0.0)),
     "adaptive, ced, as the guard allows": Method("ced", replace(STAGES, selector="loss")),
     "adaptive, ced, fixed counts": Method("ced", replace(STAGES, selector="fixed")),
     "adaptive, ced, ranked anew": Method("ced", ANEW),
-    "adaptive, ced of predictions, ranked anew": Method("ced", ANEW, PREDICTIONS),
-    "adaptive, cosine, ranked anew": Method("cosine", ANEW),
-    "adaptive, loss change, ranked anew": Method("loss-change", ANEW),
-    "adaptive, ced, in the first quarter, ranked anew": Method("ced", replace(ANEW, until=0.25)),
+    "adaptive, ced, first half": Method("ced", HALF),
+    "adaptive, ced, first half, ranked anew": Method("ced", HALF_ANEW),
+    "adaptive, ced of predictions, first half, ranked anew": Method("ced", HALF_ANEW, PREDICTIONS),
+    "adaptive, cosine, first half, ranked anew": Method("cosine", HALF_ANEW),
+    "adaptive, loss change, first half, ranked anew": Method("loss-change", HALF_ANEW),
     "one by one, ced": Method("ced", AdaptiveConfig(stages=1, rerank="removal")),
     "one by one, cosine": Method("cosine", AdaptiveConfig(stages=1, rerank="removal")),
     "one by one, loss change": Method("loss-change", AdaptiveConfig(stages=1, rerank="removal")),

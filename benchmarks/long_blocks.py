@@ -17,7 +17,7 @@ SHOWN = [
     "one shot, ced",
     "one shot, cosine",
     "adaptive, ced",
-    "adaptive, ced, in the first quarter",
+    "adaptive, ced, first half",
     "adaptive, cosine",
 ]
 

@@ -76,10 +76,11 @@ def test_the_guard_and_the_selectors():
     assert choose(candidates((0, 1, 1, 1, 0.0), (1, 1, 1, 1, 0.0)), 1.0, config) == 0  # equal: fewer
 
 
-def test_boundaries_spread_over_the_first_half():
-    assert AdaptiveConfig().boundaries(200) == (0, 33, 67, 100)
+def test_boundaries_spread_over_the_first_steps():
+    assert AdaptiveConfig().boundaries(200) == (0, 17, 33, 50)
+    assert AdaptiveConfig(until=0.5).boundaries(200) == (0, 33, 67, 100)
     assert AdaptiveConfig(stages=1).boundaries(200) == (0,)
-    assert AdaptiveConfig(stages=2, until=0.25).boundaries(200) == (0, 50)
+    assert AdaptiveConfig(stages=2).boundaries(200) == (0, 50)
 
 
 @given(st.integers(1, 8), st.floats(0, 1, exclude_max=True), st.integers(1, 300))

@@ -5,7 +5,6 @@
 """
 
 import json
-import math
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -48,9 +47,9 @@ class TrainingState:
     pruning: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def since_cut(self) -> float:
-        """Steps since the last of the cuts."""
-        return self.step - self.cuts[-1]["step"] if self.cuts else math.inf
+    def since_cut(self) -> int:
+        """Steps since the last of the cuts, or since the beginning."""
+        return self.step - (self.cuts[-1]["step"] if self.cuts else 0)
 
 
 def newest_checkpoint(folder: str | Path) -> Path | None:

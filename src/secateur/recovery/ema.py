@@ -1,7 +1,6 @@
 """Exponential moving average of a model's weights."""
 
 import copy
-import math
 
 import torch
 from torch import Tensor, nn
@@ -16,15 +15,6 @@ def warm_decay(decay: float, step: int) -> float:
     return min(decay, 1 - (1 + step) ** -0.75)
 
 
-AFTER_CUT = (0.999, 1000)
-
-
-def decay_at(decay: float, step: int, since_cut: float) -> float:
-    """`warm_decay`, and no more than 0.999 for the 1000 updates after a cut, so that the average follows the repair."""
-    highest, updates = AFTER_CUT
-    return min(warm_decay(decay, step), highest if since_cut < updates else 1.0)
-
-
 class Ema:
     """Running average of a model, a `model` of its own in eval mode, with the same `requires_grad` flags."""
 
@@ -33,13 +23,13 @@ class Ema:
         self.decay = decay
 
     @torch.no_grad()
-    def update(self, model: nn.Module, step: int, since_cut: float = math.inf) -> None:
-        """Move the average towards `model` after its update number `step` (0, 1, ...); buffers are copied.
+    def update(self, model: nn.Module, step: int) -> None:
+        """Move the average towards `model` after update `step` (0, 1, ...); buffers are copied.
 
-        `since_cut` updates were done since units last left the model.
+        Counted from when units last left the model, it forgets the weights of before, which were another network's.
         """
         ours: list[Tensor] = list(self.model.parameters())
         theirs: list[Tensor] = list(model.parameters())
-        torch._foreach_lerp_(ours, theirs, 1 - decay_at(self.decay, step, since_cut))
+        torch._foreach_lerp_(ours, theirs, 1 - warm_decay(self.decay, step))
         for mine, other in zip(self.model.buffers(), model.buffers(), strict=True):
             mine.copy_(other)

@@ -238,7 +238,7 @@ class _Run:
             raise TrainingError(self._diverged(terms, grad_norm))
         self.optimizer.step()
         self.optimizer.zero_grad()
-        state.ema.update(state.model, state.step, state.since_cut)
+        state.ema.update(state.model, state.since_cut)
         state.step += 1
         record = {"step": state.step, "loss": loss, **terms, "lr": learning_rate, "grad_norm": grad_norm, **norms}
         return record, stopped > 0

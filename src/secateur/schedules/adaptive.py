@@ -4,7 +4,7 @@ From the paper and its reviews: while a model is fine-tuned, four stages decide 
 blocks leave, in the order of CED on the target data; each picks among sub-networks by two zero-cost proxies, the
 condition number of the NTK and ZiCo, weighted equally.
 
-Chosen here: stages at even distances over the first half of the steps; three to five candidates, of which the lowest
+Chosen here: stages at even distances over the first quarter of the steps; three to five candidates, of which the lowest
 means "not now"; a guard on the loss; a reward for MACs saved, without which "not now" nearly always wins; the last
 stage takes what is left, since a size that was asked for must be reached.
 """
@@ -49,7 +49,7 @@ class AdaptiveConfig:
     """
 
     stages: int = 4
-    until: float = 0.5
+    until: float = 0.25
     selector: Selector = "proxy"
     rerank: Rerank = "once"
     macs_weight: float = 0.5
