@@ -219,7 +219,7 @@ def test_report_of_a_progressive_run(tmp_path: Path) -> None:
     assert "Pruned progressively over 7 stages in the first 30 of 39 steps; deciding what leaves took 3.5 s." in text
     assert "3.14 dense → 5.17 recovered" in text
     assert "How they left" in text
-    assert "decided anew stage by stage" in text
+    assert "what left, and when, was decided stage by stage" in text
     assert markup.count('aria-label="Shares of units at each mask value, and the MACs that remain, by step"') == 1
     assert markup.count("Calibration and training loss, energy and gradient norm by step") == 1
     assert (run / "plots" / "stages.png").is_file()
