@@ -2,9 +2,11 @@
 
 import pytest
 
+from test_recovery_trainer import CONFIG
 from training_runs import TWO, log, start
 
-SCRIPT = """
+BEGIN = """
+import os
 import sys
 import torch
 from dataclasses import replace
@@ -13,17 +15,37 @@ from secateur.process import FlowProcess
 from secateur.processes import wait_for_everyone
 from secateur.recovery import recover
 from test_recovery_trainer import CONFIG
-from training_runs import images
+from test_recovery_trainer import CONFIG
+from training_runs import Failing, images
 torch.set_num_threads(1)
+"""
+MANY = (
+    BEGIN
+    + """
 wait_for_everyone(on_cpu=True)
 for run in range(20):
     recover(dit(), FlowProcess(), images(), replace(CONFIG, steps=2), f"{sys.argv[1]}/{run}")
     wait_for_everyone(on_cpu=True)
 """
+)
+ONE_FAILS = (
+    BEGIN
+    + """
+data = Failing(3, OSError) if os.environ["RANK"] == "1" else images()
+recover(dit(), FlowProcess(), data, CONFIG, sys.argv[1])
+"""
+)
 
 
 @pytest.mark.slow
 def test_two_processes_recover_many_models(tmp_path):
-    """As `best` does. A group for each would connect to where the last one was, or never end."""
-    assert start(tmp_path / "many.py", SCRIPT, tmp_path / "runs", launcher=TWO).wait() == 0
+    """A group for each would connect to where the last one was, or never end."""
+    assert start(tmp_path / "many.py", MANY, tmp_path / "runs", launcher=TWO).wait() == 0
     assert [len(log(tmp_path / "runs" / str(run))) for run in range(20)] == [2] * 20
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_ends_the_run(tmp_path):
+    """The other one waits for it in a sum of gradients."""
+    assert start(tmp_path / "fails.py", ONE_FAILS, tmp_path / "run", launcher=TWO).wait(timeout=300) != 0
+    assert 0 < len(log(tmp_path / "run")) < CONFIG.steps

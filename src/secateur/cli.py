@@ -17,6 +17,7 @@ from .commands.trials import TrialConfig
 from .criteria import ScoringConfig
 from .errors import SecateurError, first_line, is_out_of_memory
 from .evaluation import EvaluationConfig
+from .processes import abandon_process_group
 from .recipes import recipe_named
 from .recovery import RecoveryConfig, WarmupConfig
 from .schedules import CutConfig
@@ -126,4 +127,5 @@ def _recipe_name(arguments: Sequence[str]) -> str:
 
 def _fail(message: str, status: int = 1) -> None:
     print(f"secateur: {message}", file=sys.stderr)
+    abandon_process_group()
     sys.exit(status)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import gc
 import os
+import sys
 from datetime import timedelta
 
 import torch.distributed
@@ -45,11 +46,16 @@ def wait_for_everyone(on_cpu: bool) -> None:
         process_group(on_cpu).wait_for_everyone()
 
 
+def abandon_process_group() -> None:
+    """Leave the end of the group to the launcher: this process failed, and others may be waiting for it."""
+    atexit.unregister(_end_process_group)
+
+
 def _end_process_group() -> None:
-    """End the group while the interpreter is whole, after all that wraps a model for it.
+    """End the group while the interpreter is whole, after all that wraps a model for it, unless the script failed.
 
     A wrapper that outlives its group waits, with Python's lock in hand, for threads that may be waiting for that lock.
     """
-    if torch.distributed.is_initialized():
+    if torch.distributed.is_initialized() and not hasattr(sys, "last_value"):
         gc.collect()
         torch.distributed.destroy_process_group()

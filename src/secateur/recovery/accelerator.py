@@ -50,8 +50,7 @@ def make_accelerator(config: RecoveryConfig, folder: Path, device: torch.device)
     """
     check_accelerator(config, device)
     _make_current(device)
-    if process_count() > 1:
-        process_group(on_cpu=device.type == "cpu")
+    process_group(on_cpu=device.type == "cpu")
     try:
         accelerator = Accelerator(
             cpu=device.type == "cpu",

@@ -65,8 +65,8 @@ class AdaptiveConfig:
 
     @property
     def rankings(self) -> int:
-        """How often the stages rank the blocks anew, single removals aside."""
-        return 0 if self.rerank == "once" else self.stages - 1
+        """How often blocks are ranked anew, at the least."""
+        return {"once": 0, "stage": self.stages - 1, "removal": self.stages}[self.rerank]
 
     def boundaries(self, steps: int) -> tuple[int, ...]:
         """The optimizer steps before which decisions fall, from 0 to the share `until`, before the last of `steps`."""
@@ -136,8 +136,8 @@ class Adaptive:
         config: its settings.
         boundaries: the steps before which it decides.
         goal: the cut of blocks that takes a model to the target, by the scores of its blocks.
-        scores: of the dense model's blocks, by which the first ones leave.
-        scorer: ranks the blocks of a model anew.
+        scores: of the dense model's blocks.
+        scorer: scores the blocks of a smaller model, where `config.rerank` wants it.
         judge: measures a model.
         dense_macs: of the model before any cut.
         described: settings of criterion and target, which a resumed run must share.
@@ -162,7 +162,7 @@ class Adaptive:
         return step in self.boundaries
 
     def decide(self, model: nn.Module, average: nn.Module, pruning: Mapping[str, Any], step: int) -> Decision:
-        """Rank the blocks of the moving average, judge it without the lowest ones, and choose how many leave."""
+        """Judge the moving average without the lowest blocks, and choose how many of them leave."""
         stage, structure = self.boundaries.index(step), describe(average)
         # Blocks are renamed when others leave; the log and the memory speak of the dense model's.
         dense_name = dict(zip(structure.blocks, pruning.get("blocks", structure.blocks), strict=True))
