@@ -54,7 +54,6 @@ DEPTH = CutConfig(granularity="depth")
 STAGES = AdaptiveConfig()
 HALF = replace(STAGES, until=0.5)
 ANEW = replace(STAGES, rerank="stage")
-HALF_ANEW = replace(ANEW, until=0.5)
 
 
 @dataclass(frozen=True)
@@ -84,10 +83,7 @@ PLAIN: dict[str, Method] = {
     "adaptive, ced, fixed counts": Method("ced", replace(STAGES, selector="fixed")),
     "adaptive, ced, ranked anew": Method("ced", ANEW),
     "adaptive, ced, first half": Method("ced", HALF),
-    "adaptive, ced, first half, ranked anew": Method("ced", HALF_ANEW),
-    "adaptive, ced of predictions, first half, ranked anew": Method("ced", HALF_ANEW, PREDICTIONS),
-    "adaptive, cosine, first half, ranked anew": Method("cosine", HALF_ANEW),
-    "adaptive, loss change, first half, ranked anew": Method("loss-change", HALF_ANEW),
+    "adaptive, ced, first half, ranked anew": Method("ced", replace(HALF, rerank="stage")),
     "one by one, ced": Method("ced", AdaptiveConfig(stages=1, rerank="removal")),
     "one by one, cosine": Method("cosine", AdaptiveConfig(stages=1, rerank="removal")),
     "one by one, loss change": Method("loss-change", AdaptiveConfig(stages=1, rerank="removal")),

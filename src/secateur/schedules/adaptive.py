@@ -5,8 +5,8 @@ blocks leave, in the order of CED on the target data; each picks among sub-netwo
 condition number of the NTK and ZiCo, weighted equally.
 
 Chosen here: stages at even distances over the first quarter of the steps; three to five candidates, of which the lowest
-means "not now"; a guard on the loss; a reward for MACs saved, without which "not now" nearly always wins; the last
-stage takes what is left, since a size that was asked for must be reached.
+means "not now"; a guard on the loss; a reward for MACs saved; the last stage takes what is left, since a size that was
+asked for must be reached.
 """
 
 from __future__ import annotations
