@@ -69,7 +69,7 @@ def by_weights(model):
 
 
 def adaptive(model, target="blocks=3", scorer=depth_scorer, judged=by_weights, steps=8, **changes):
-    config = AdaptiveConfig(**{"until": 0.5} | changes)
+    config = AdaptiveConfig(**{"until": 0.5} | changes)  # a quarter of so few steps has no room for four stages
     goal = parse_target(target)
     dense = {"macs": macs_of(model), "params": sum(p.numel() for p in model.parameters())}.get(goal.metric, 1.0)
     amount = Target(goal.metric, goal.amount(dense), is_fraction=False)

@@ -15,7 +15,6 @@ from secateur.process import FlowProcess
 from secateur.processes import wait_for_everyone
 from secateur.recovery import recover
 from test_recovery_trainer import CONFIG
-from test_recovery_trainer import CONFIG
 from training_runs import Failing, images
 torch.set_num_threads(1)
 """
