@@ -6,7 +6,7 @@ values D: terms and weights here = published loss / D. (Against mean-reduced err
 divided, the weight would be 0.1 / D.)
 
 The loss is the sum of the terms by their weights. A new objective is one function here and one line in `OBJECTIVES`,
-which says what the function needs.
+which says what the function needs; docs/adding-an-objective.md shows how to add one.
 """
 
 from __future__ import annotations
