@@ -32,6 +32,7 @@ from bench import (
 )
 from secateur.criteria import CriterionName, ScoringConfig
 from secateur.inputs import example_inputs
+from secateur.recipes import BETWEEN_STAGES
 from secateur.recovery import recover
 from secateur.reporting.style import SPARE_COLOURS, WARM, styled
 from secateur.schedules import Progressive, ProgressiveConfig, one_shot, parse_target, stage_scorer
@@ -41,6 +42,7 @@ from secateur.structure.cost import cost_model
 SCORING = ScoringConfig(num_timesteps=16, num_images=16)
 PRESERVE = replace(SCORING, gradient_flow_mode="preserve")
 STAGES = ProgressiveConfig(stage_steps=6)
+SHORT = replace(STAGES, stage_steps=2)
 
 
 @dataclass(frozen=True)
@@ -57,18 +59,28 @@ METHODS: dict[str, Method] = {
     "one shot, taylor": Method("taylor"),
     "one shot, diff-pruning": Method("diff-pruning"),
     "one shot, gradient flow": Method("gradient-flow"),
+    "one shot, gradient flow, preserve": Method("gradient-flow", PRESERVE),
     "iterative hard, taylor": Method("taylor", SCORING, replace(STAGES, decay_stages=1)),
     "progressive, gradient flow (literal)": Method("gradient-flow", SCORING, STAGES),
     "progressive, gradient flow, coarse": Method("gradient-flow", SCORING, replace(STAGES, coarse=True)),
     "progressive, gradient flow, preserve": Method("gradient-flow", PRESERVE, STAGES),
+    "progressive, gradient flow, preserve, coarse": Method("gradient-flow", PRESERVE, replace(STAGES, coarse=True)),
     "progressive, magnitude": Method("magnitude", SCORING, STAGES),
     "progressive, taylor": Method("taylor", SCORING, STAGES),
     "progressive, gradient flow, uniform weights": Method(
         "gradient-flow", replace(SCORING, timestep_weights="uniform"), STAGES
     ),
-    "progressive, taylor, short stages": Method("taylor", SCORING, replace(STAGES, stage_steps=2)),
+    "progressive, preserve, uniform weights": Method(
+        "gradient-flow", replace(PRESERVE, timestep_weights="uniform"), STAGES
+    ),
+    "progressive, taylor, short stages": Method("taylor", SCORING, SHORT),
+    "progressive, taylor, short stages, coarse": Method("taylor", SCORING, replace(SHORT, coarse=True)),
+    "progressive, taylor, short stages, the recipe's scoring": Method("taylor", BETWEEN_STAGES, SHORT),
+    "progressive, taylor, short stages, coarse, the recipe's scoring": Method(
+        "taylor", BETWEEN_STAGES, replace(SHORT, coarse=True)
+    ),
     "progressive, taylor, not sticky": Method("taylor", SCORING, replace(STAGES, sticky=False)),
-    "progressive, preserve, short stages": Method("gradient-flow", PRESERVE, replace(STAGES, stage_steps=2)),
+    "progressive, preserve, short stages": Method("gradient-flow", PRESERVE, SHORT),
 }
 
 

@@ -40,7 +40,7 @@ class ProgressiveConfig:
         decay_stages: stages in which a selected unit goes from 1 to 0; 1 is iterative hard pruning.
         stage_steps: optimizer steps between stages.
         sticky: a selected unit stays selected; otherwise every stage selects anew, and masks may rise again.
-        coarse: score at stages 1, stages / 2 and stages only, on 8 timesteps.
+        coarse: score at stages 1, stages / 2 and stages only, on at most 8 timesteps.
     """
 
     stages: int = 10
@@ -65,7 +65,9 @@ class ProgressiveConfig:
 
     def scoring(self, scoring: ScoringConfig) -> ScoringConfig:
         """The criterion's options between stages."""
-        return replace(scoring, num_timesteps=COARSE_TIMESTEPS) if self.coarse else scoring
+        if not self.coarse:
+            return scoring
+        return replace(scoring, num_timesteps=min(scoring.num_timesteps or COARSE_TIMESTEPS, COARSE_TIMESTEPS))
 
     def scores_at(self, stage: int) -> bool:
         """Whether units are scored anew at `stage`."""
