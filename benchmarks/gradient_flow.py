@@ -40,7 +40,7 @@ from secateur.structure import describe
 from secateur.structure.cost import cost_model
 
 SCORING = ScoringConfig(num_timesteps=16, num_images=16)
-PRESERVE = replace(SCORING, gradient_flow_mode="preserve")
+LITERAL = replace(SCORING, gradient_flow_mode="increase")
 STAGES = ProgressiveConfig(stage_steps=6)
 SHORT = replace(STAGES, stage_steps=2)
 
@@ -58,20 +58,20 @@ METHODS: dict[str, Method] = {
     "one shot, magnitude": Method("magnitude"),
     "one shot, taylor": Method("taylor"),
     "one shot, diff-pruning": Method("diff-pruning"),
-    "one shot, gradient flow": Method("gradient-flow"),
-    "one shot, gradient flow, preserve": Method("gradient-flow", PRESERVE),
+    "one shot, gradient flow": Method("gradient-flow", LITERAL),
+    "one shot, gradient flow, preserve": Method("gradient-flow"),
     "iterative hard, taylor": Method("taylor", SCORING, replace(STAGES, decay_stages=1)),
-    "progressive, gradient flow (literal)": Method("gradient-flow", SCORING, STAGES),
-    "progressive, gradient flow, coarse": Method("gradient-flow", SCORING, replace(STAGES, coarse=True)),
-    "progressive, gradient flow, preserve": Method("gradient-flow", PRESERVE, STAGES),
-    "progressive, gradient flow, preserve, coarse": Method("gradient-flow", PRESERVE, replace(STAGES, coarse=True)),
+    "progressive, gradient flow (literal)": Method("gradient-flow", LITERAL, STAGES),
+    "progressive, gradient flow, coarse": Method("gradient-flow", LITERAL, replace(STAGES, coarse=True)),
+    "progressive, gradient flow, preserve": Method("gradient-flow", SCORING, STAGES),
+    "progressive, gradient flow, preserve, coarse": Method("gradient-flow", SCORING, replace(STAGES, coarse=True)),
     "progressive, magnitude": Method("magnitude", SCORING, STAGES),
     "progressive, taylor": Method("taylor", SCORING, STAGES),
     "progressive, gradient flow, uniform weights": Method(
-        "gradient-flow", replace(SCORING, timestep_weights="uniform"), STAGES
+        "gradient-flow", replace(LITERAL, timestep_weights="uniform"), STAGES
     ),
     "progressive, preserve, uniform weights": Method(
-        "gradient-flow", replace(PRESERVE, timestep_weights="uniform"), STAGES
+        "gradient-flow", replace(SCORING, timestep_weights="uniform"), STAGES
     ),
     "progressive, taylor, short stages": Method("taylor", SCORING, SHORT),
     "progressive, taylor, short stages, coarse": Method("taylor", SCORING, replace(SHORT, coarse=True)),
@@ -80,7 +80,7 @@ METHODS: dict[str, Method] = {
         "taylor", BETWEEN_STAGES, replace(SHORT, coarse=True)
     ),
     "progressive, taylor, not sticky": Method("taylor", SCORING, replace(STAGES, sticky=False)),
-    "progressive, preserve, short stages": Method("gradient-flow", PRESERVE, SHORT),
+    "progressive, preserve, short stages": Method("gradient-flow", SCORING, SHORT),
 }
 
 

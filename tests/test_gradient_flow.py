@@ -173,7 +173,8 @@ def test_no_gradient_has_no_product(method):
     assert geometry.product["theta"].tolist() == [0, 0]
 
 
-def test_differences_of_gradients_are_taken_without_tf32(monkeypatch):
+@pytest.mark.parametrize("method", METHODS)
+def test_curvature_is_measured_without_tf32(method, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     seen = set()
 
@@ -183,7 +184,7 @@ def test_differences_of_gradients_are_taken_without_tf32(monkeypatch):
 
     torch.set_float32_matmul_precision("high")
     try:
-        local_geometry([loss], {"theta": vector(1, 2)}, "finite-difference")
+        local_geometry([loss], {"theta": vector(1, 2)}, method)
         assert (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()) == (True, "high")
     finally:
         torch.set_float32_matmul_precision("highest")
@@ -237,7 +238,8 @@ def test_every_score_equals_the_one_of_the_explicit_hessian(model, process):
     for block in structure.blocks:
         owned = model.get_submodule(block).named_parameters(prefix=block)
         expected[block] = sum(change_of[name].sum() for name, _ in owned).reshape(1)
-    found = score(model, process, batch, structure, "gradient-flow", ScoringConfig(num_timesteps=2, seed=5)).scores
+    config = ScoringConfig(num_timesteps=2, seed=5, gradient_flow_mode="increase")
+    found = score(model, process, batch, structure, "gradient-flow", config).scores
     assert_same(found, {name: -values for name, values in expected.items()}, rtol=1e-7, atol=1e-8)
 
 

@@ -12,7 +12,9 @@ import secateur
 from models import dit, output, unet
 from secateur.cli import main
 from secateur.commands import stages as command_stages
+from secateur.inputs import example_inputs
 from secateur.recovery.checkpoints import newest_checkpoint
+from secateur.structure.cost import cost_model
 from training_runs import stage_log
 
 STAGES = [
@@ -114,6 +116,39 @@ def test_a_compression_that_died_goes_on_to_the_same_result(stage, compressed, m
     weights = [load_file(run / "model" / "diffusion_pytorch_model.safetensors") for run in runs]
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
     assert stage_log(compressed / "recovery") == stage_log(tmp_path / "run" / "recovery")
+
+
+def test_a_latency_is_measured_before_the_stages_and_never_again(models, quiet, monkeypatch, tmp_path):
+    measured = []
+
+    def by_macs(model, structure):
+        cost = cost_model(model, structure, example_inputs(model, 1))
+
+        def measure(cut):
+            measured.append(cut)
+            return (
+                cost({name: len(units) for name, units in cut.kept.items()}, frozenset(cut.removed_blocks)).macs / 1e6
+            )
+
+        return measure
+
+    def dies(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command_stages, "latency_of", by_macs)
+    with monkeypatch.context() as patch:
+        patch.setattr(command_stages, "recover", dies)
+        with pytest.raises(SystemExit):
+            compress(models / "unet", tmp_path / "run", "--target", "latency=60%")
+    assert measured
+    measured.clear()
+    compress(models / "unet", tmp_path / "run", "--target", "latency=60%")
+    assert not measured
+    planned = json.loads((tmp_path / "run" / "cut.json").read_text())
+    assert planned["metric"] == "latency"
+    assert 0.3 * planned["dense"] < planned["reached"] <= 0.6 * planned["dense"]
+    last = stage_log(tmp_path / "run" / "recovery")[-1]
+    assert last["macs"] == planned["after"]["macs"] == pytest.approx(1e6 * planned["reached"], rel=1e-3)
 
 
 def test_blocks_leave_softly_too(models, quiet, tmp_path):

@@ -117,7 +117,9 @@ def test_scores_are_taken_when_they_should_be(stages, coarse, scored):
     found = decisions(pruner, model)
     assert len(calls) == len(scored)
     assert len(found[-1].cut.kept[INNER]) == 96
-    assert pruner.config.scoring(ScoringConfig(num_timesteps=32)).num_timesteps == (8 if coarse else 32)
+    for asked, scored_at in ((32, 8), (4, 4), (0, 8)):  # 0 stands for all
+        found = pruner.config.scoring(ScoringConfig(num_timesteps=asked)).num_timesteps
+        assert found == (scored_at if coarse else asked)
 
 
 def test_between_coarse_scores_the_last_ones_decide():
@@ -217,6 +219,27 @@ def test_pruning_ends_at_the_widths_and_macs_of_one_shot(build, process, criteri
     assert last.record["macs"] == round(counted.macs)
     if criterion in ("magnitude", "uniform"):  # which do not see the masks
         assert last.cut == pruner.target
+
+
+def test_every_stage_says_what_it_selected_and_by_which_scores():
+    model, process = dit(), FlowProcess()
+    pruner = pruner_for(model, process, "params=60%", "taylor", BOTH, replace(QUICK, stages=3))
+    before: dict[str, set[int]] = {}
+    for decision in decisions(pruner, model):
+        after = {name: set(units) for name, units in decision.pruning.get("selected", before).items()}
+        added = decision.record["added"]
+        assert {name: set(new["units"]) for name, new in added.items()} == {
+            name: units - before.get(name, set()) for name, units in after.items() if units - before.get(name, set())
+        }
+        assert all(len(new["units"]) == len(new["scores"]) for new in added.values())
+        assert ("removed" in decision.record) == (decision.cut is not None)
+        before = after
+    assert sum(map(len, before.values())) > 0
+    first = decisions(pruner, model)[0].record
+    scores = pruner.scorer(model).scores
+    for name, new in first["added"].items():
+        assert new["scores"] == [scores[name][unit].item() for unit in new["units"]]
+    assert first["loss"] > 0  # Taylor scores come with calibration losses
 
 
 def test_gradient_flow_reports_its_energy():

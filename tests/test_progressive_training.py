@@ -295,6 +295,22 @@ def test_a_run_that_failed_resumes_to_the_bit(failures, every, whole, tmp_path):
     assert [(record["stage"], record["step"]) for record in stage_log(tmp_path)] == [(1, 0), (2, 2), (3, 4), (4, 6)]
 
 
+def test_a_decision_is_kept_at_once(whole, tmp_path):
+    pruner, calls = apart(), []
+
+    def counted(model):
+        calls.append(model)
+        return pruner.scorer(model)
+
+    config = replace(LONGER, checkpoint_every=100)
+    with pytest.raises(OSError, match=r"^$"):
+        run(tmp_path, Failing(6, OSError), config, replace(pruner, scorer=counted))  # a step after stage 3
+    assert newest_checkpoint(tmp_path).name == "step-00000005"
+    assert len(calls) == 2
+    assert_equals_whole(run(tmp_path, None, config, replace(pruner, scorer=counted)), tmp_path, whole)
+    assert len(calls) == 2  # both stages that score were kept
+
+
 def test_automatic_weight_starts_over_after_the_cut_and_survives_a_resume(tmp_path):
     jacobian = JacobianConfig(auto_weight=True)
     options = {"objective": "2ndmatch", "weights": {"jacobian": 1e6}, "jacobian": jacobian, "dropout": None}

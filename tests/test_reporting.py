@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,7 @@ def stages_of(scored: bool = True, stages: int = 4, decay: int = 3) -> list[dict
         facts = {"energy": -2.0 * 10**stage, "gradient_norm": 1.0 * stage, "loss": 0.1 * stage}
         record = {"step": 5 * (stage - 1), "stage": stage, "selected": selected, "macs": 24_000_000 - 10**6 * selected}
         records.append(record | {"masks": levels} | (facts if scored and stage <= stages else {}) | {"seconds": 0.5})
+    records[-1]["removed"] = True
     return records
 
 
@@ -251,7 +253,11 @@ def test_stages_of_another_schedule_are_left_alone(tmp_path: Path) -> None:
             40,
             ["Units by mask (%)", "MACs without the selected units", "Loss on the data", "Energy", "Gradient norm"],
         ),
-        (False, 40, ["Units by mask (%)", "MACs without the selected units", "Loss on the data"]),
+        (
+            False,
+            40,
+            ["Units by mask (%)", "MACs without the selected units", "Loss on the data", "Gradient norm (training)"],
+        ),
         (False, 0, ["Units by mask (%)", "MACs without the selected units"]),
     ],
 )
@@ -275,11 +281,21 @@ def test_masks_fill_the_panel_at_every_stage(decay: int) -> None:
     assert (labels[0], labels[-1]) == ("1", "0")
 
 
-def test_units_are_removed_when_no_mask_is_between() -> None:
+def test_units_are_removed_when_a_stage_says_so() -> None:
     stages = stages_of()
     assert removal_step(stages) == 30
     assert [removal_step(stages[:count]) for count in range(7)] == [None] * 7
+    faded = {**stages[-1], "removed": False}  # all that was selected so far is at 0, and more will be selected
+    assert removal_step([faded]) is None
     assert soft_stages([{"stage": 1, "choice": "x"}, stages[0]]) == [stages[0]]
+
+
+def test_stages_that_remove_nothing_are_drawn() -> None:
+    stage = {"step": 0, "stage": 1, "selected": 0, "macs": 10**6, "masks": [0, 0, 0], "removed": True, "seconds": 0.1}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plot_stages([stage], log_of(3, denoising=0.2))
+    assert removal_step([stage]) == 0
 
 
 def test_stage_table_has_the_columns_with_values() -> None:

@@ -69,11 +69,7 @@ def gradient_flow() -> Recipe:
     Units leave by gradient-norm preservation, which does far better here than the literal rule, which is
     `gradient_flow_mode` increase. Taylor scores do better still: see `progressive`.
     """
-    return replace(
-        progressive(),
-        criterion="gradient-flow",
-        scoring=replace(BETWEEN_STAGES, gradient_flow_mode="preserve"),
-    )
+    return replace(progressive(), criterion="gradient-flow")
 
 
 def entpruner() -> Recipe:

@@ -37,11 +37,11 @@ class ScoringConfig:
         element_reduction: abs or square of each w g (or w).
         group_reduction: sum over a unit's entries, or mean per layer normalized by the layer's own mean; gradient-flow
             always sums, since its scores have signs.
-        gradient_flow_mode: increase removes first what raises the gradient norm most (the rule of Wan et al.), preserve
-            what changes it least.
+        gradient_flow_mode: preserve removes first what changes the gradient norm least, increase what raises it most
+            (the rule of Wan et al., by far the worse one in docs/benchmarks.md).
         timestep_weights: gradient-flow weighs timestep t by 1 / ||g_t||^2 (inverse-gradient) or by 1 (uniform).
         hessian_product: gradient-flow finds H g by double backward (exact), or from two more gradients
-            (finite-difference), which takes less memory and any attention kernel, and runs without TF32.
+            (finite-difference), which takes less memory and any attention kernel.
         ced_pooling: ced averages the shifts of the timestep bins (stratified), or takes one shift over all (pooled).
         ced_output: ced takes the spread of the clean sample that the network predicts (sample), or of its prediction as
             it is (prediction).
@@ -56,7 +56,7 @@ class ScoringConfig:
     timestep_reduction: TimestepReduction = "sum-then-abs"
     element_reduction: ElementReduction = "abs"
     group_reduction: GroupReduction = "sum"
-    gradient_flow_mode: GradientFlowMode = "increase"
+    gradient_flow_mode: GradientFlowMode = "preserve"
     timestep_weights: TimestepWeights = "inverse-gradient"
     hessian_product: HessianProduct = "exact"
     ced_pooling: CedPooling = "stratified"

@@ -201,6 +201,7 @@ class _Errors(nn.Module):
         return denoising_error(self.model, self.process, sample, noise, timesteps, conditions)
 
 
+@full_precision()  # TF32 rounds factors by more than a step of the finite difference moves the gradients
 def local_geometry(terms: Sequence[Loss], parameters: Parameters, method: HessianProduct = "exact") -> LocalGeometry:
     """Value, gradient g and H g of the sum of `terms` at `parameters`; the graph of one term is held at a time."""
     return _double_backward(terms, parameters) if method == "exact" else _central_difference(terms, parameters)
@@ -242,7 +243,6 @@ def _along(term: Loss, parameters: Parameters, direction: Parameters | None = No
     return LocalGeometry(loss.item(), gradient, _gradient(slope, leaves))
 
 
-@full_precision()  # a step moves the gradients by less than TF32 rounds them
 def _central_difference(terms: Sequence[Loss], parameters: Parameters) -> LocalGeometry:
     """H g from the gradients a step before and after along g."""
     loss, gradient = loss_and_gradient(terms, parameters)

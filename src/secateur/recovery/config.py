@@ -37,7 +37,8 @@ class RecoveryConfig:
         weights: of terms of the objective (denoising, distillation, jacobian); a term that is not named has its own.
         jacobian: options of first-order and 2ndmatch.
         grad_norms_every: steps between measurements of each term's gradient norm; 0 measures none.
-        checkpoint_every: steps between checkpoints; the newest is kept.
+        checkpoint_every: steps between checkpoints; the newest is kept. One follows every decision of a schedule too,
+            since deciding takes longer than writing.
         log_every: steps between lines of log.jsonl.
         report_to: accelerate's trackers, such as tensorboard or wandb; log.jsonl is always written.
         seed: draws batches, timesteps, noise and dropout.

@@ -169,11 +169,12 @@ class _Run:
                 draws = upcoming.result()
                 upcoming = prefetcher.submit(self._draw, min(self.state.step + 1, self.config.steps - 1))
                 begun = time.perf_counter()
-                if self.pruner is not None and self.pruner.due(self.state.step):
+                decided = self.pruner is not None and self.pruner.due(self.state.step)
+                if self.pruner is not None and decided:
                     self._prune(self.pruner)
                 record, stop = self._step(draws, interrupted())
                 self.state.seconds += time.perf_counter() - begun
-                self._keep(record, stop)
+                self._keep(record, keep_all=stop or decided)
                 advance(1, f"loss {record['loss']:.4f}")
                 if stop:
                     raise KeyboardInterrupt
@@ -290,8 +291,8 @@ class _Run:
             f"the last checkpoint is {kept or 'not yet written'}; lower the learning rate"
         )
 
-    def _keep(self, record: dict[str, float], stop: bool) -> None:
-        """Log and checkpoint, on the main process, when it is time."""
+    def _keep(self, record: dict[str, float], keep_all: bool) -> None:
+        """Log and checkpoint, on the main process, when it is time; `keep_all` makes it time for a checkpoint."""
         step, config = self.state.step, self.config
         last = step == config.steps
         measured = any(name.startswith(NORM) for name in record)
@@ -299,7 +300,7 @@ class _Run:
             self.accelerator.log({k: v for k, v in record.items() if k != "step"}, step=step)
             if self.accelerator.is_main_process:
                 append_record(self.folder / "log.jsonl", record | {"seconds": round(self.state.seconds, 3)})
-        if self.accelerator.is_main_process and (step % config.checkpoint_every == 0 or last or stop):
+        if self.accelerator.is_main_process and (step % config.checkpoint_every == 0 or last or keep_all):
             save_checkpoint(self.folder, self.state, self.settings)
 
 

@@ -15,11 +15,7 @@ def soft_stages(stages: Sequence[Stage]) -> list[Stage]:
 
 def removal_step(stages: Sequence[Stage]) -> int | None:
     """The step at which the last of the soft `stages` removed the masked units; None if that is yet to come."""
-    if not stages:
-        return None
-    last = stages[-1]
-    gone, *shrinking, _ = last["masks"]
-    return last["step"] if gone == last["selected"] > 0 and not any(shrinking) else None
+    return stages[-1]["step"] if stages and stages[-1].get("removed") else None
 
 
 def decisions(stages: Sequence[Stage]) -> list[Stage]:

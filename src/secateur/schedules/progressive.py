@@ -4,11 +4,11 @@ From the paper: iterative structural pruning whose soft masks follow the gradien
 of the wanted sparsity, so that no step loses much at once; the coarse-grained variant is the journal version's. The
 rest is reconstructed: the ratio schedule, the bounded Euler step, sticky sets, and their lengths.
 
-The gradient-flow criterion's energy E(m) has dE/dm_g = S_g, the criterion's score. Its flow dm/dtau = -S_g, projected
-on the masks with a given number of units selected, moves the units with the largest S down and leaves the others at 1;
-one Euler step a stage, bounded, so that a selected unit is gone after `decay_stages`. With another criterion the same
-process follows that criterion's order. Units are scored at the weights that train, under their masks: a moving average
-would lag behind the masks.
+The gradient-flow criterion's energy E(m) has dE/dm_g = S_g, the criterion's score, where all masks are 1 (on the way
+they differ: see `gradient_flow_statistics`). Its flow dm/dtau = -S_g, projected on the masks with a given number of
+units selected, moves the units with the largest S down and leaves the others at 1; one Euler step a stage, bounded, so
+that a selected unit is gone after `decay_stages`. With another criterion the same process follows that criterion's
+order. Units are scored at the weights that train, under their masks: a moving average would lag behind the masks.
 """
 
 from __future__ import annotations
@@ -165,6 +165,7 @@ class Progressive:
             "selected": sum(len(units) for units in selected.values()),
             "macs": round(self.cost(kept, removed).macs),
             "masks": _histogram(masks, config.decay_stages),
+            "added": _added(pruning.get("selected", {}), selected, scores),
             **facts,
         }
         remembered = {
@@ -173,6 +174,7 @@ class Progressive:
         }
         if stage < config.last_stage:
             return Decision(remembered, masks, record)
+        record["removed"] = True
         units = {name: tuple(i for i, value in enumerate(masks[name]) if value == 1) for name in self.target.kept}
         return Decision({}, {}, record, Cut(units, self.target.removed_blocks), self.details)
 
@@ -199,6 +201,14 @@ def _open_masks(target: Cut, structure: Structure) -> dict[str, list[float]]:
     """A 1 for every unit of the dims that lose some, and for every block that leaves."""
     dims = {name: [1.0] * structure.dims[name].size for name in target.kept}
     return dims | {name: [1.0] for name in target.removed_blocks}
+
+
+def _added(
+    before: Mapping[str, list[int]], selected: Mapping[str, set[int]], scores: Scores
+) -> dict[str, dict[str, list[float]]]:
+    """The units of `selected` that were not so `before`, with their scores, by dim or block."""
+    new = {name: sorted(units.difference(before.get(name, []))) for name, units in selected.items()}
+    return {name: {"units": units, "scores": scores[name][units].tolist()} for name, units in new.items() if units}
 
 
 def _histogram(masks: Mapping[str, list[float]], decay_stages: int) -> list[int]:

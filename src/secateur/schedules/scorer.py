@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from statistics import fmean
 
 from torch import nn
 
@@ -30,19 +31,20 @@ def stage_scorer(
 ) -> Callable[[nn.Module], Scored]:
     """A function from a model to its scores.
 
-    Gradient flow reports its energy, the root mean square of the gradient norms over timesteps, and the mean loss.
+    It reports the mean calibration loss of a criterion that has one; gradient flow also its energy and the root mean
+    square of the gradient norms over timesteps.
     """
 
     def any_criterion(model: nn.Module) -> Scored:
-        return Scored(score(model, process, batch, describe(model), criterion, config).scores)
+        ranking = score(model, process, batch, describe(model), criterion, config)
+        return Scored(ranking.scores, {"loss": fmean(ranking.curve.losses)} if ranking.curve else {})
 
     def gradient_flow(model: nn.Module) -> Scored:
         statistics = gradient_flow_statistics(model, process, batch, config)
-        squares = [norm**2 for norm in statistics.gradient_norms]
         facts = {
             "energy": statistics.energy,
-            "gradient_norm": math.sqrt(sum(squares) / len(squares)),
-            "loss": sum(statistics.losses) / len(statistics.losses),
+            "gradient_norm": math.sqrt(fmean(norm**2 for norm in statistics.gradient_norms)),
+            "loss": fmean(statistics.losses),
         }
         scores = gradient_flow_scores(model, describe(model), statistics, config)
         check_finite(scores)

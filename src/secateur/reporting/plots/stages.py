@@ -46,7 +46,7 @@ def plot_stages(
         elif name == "energy":
             _energy(panel, stages)
         else:
-            _gradient_norm(panel, stages)
+            _gradient_norm(panel, stages, _until(end, records))
         panel.set_xlim(0, end)
         panel.set_xticks([stage["step"] for stage in stages], minor=True)
         if removed_at is not None:
@@ -59,7 +59,8 @@ def plot_stages(
 def parts_with_data(stages: Sequence[Stage], records: Sequence[Mapping[str, float]], parts: Sequence[str]) -> list[str]:
     """Those of the `parts` of `plot_stages` that there is something to draw of."""
     trained = _until(_end(stages, records), records)
-    return [name for name in parts if any(name in stage for stage in stages) or (name == "loss" and trained)]
+    of_training = ("loss", "gradient_norm") if trained else ()
+    return [name for name in parts if any(name in stage for stage in stages) or name in of_training]
 
 
 def _end(stages: Sequence[Stage], records: Sequence[Mapping[str, float]]) -> float:
@@ -75,7 +76,7 @@ def _until(end: float, records: Sequence[Mapping[str, float]]) -> list[Mapping[s
 def _masks(axes: Axes, stages: Sequence[Stage], end: float) -> None:
     """Stacked shares of units, those whose masks are 1 at the bottom; a stage's masks hold until the next."""
     counts = np.array([stage["masks"] for stage in stages], dtype=np.float64)
-    shares = 100 * counts / counts.sum(axis=1, keepdims=True)
+    shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)  # where nothing leaves, no unit has a mask
     shares = np.vstack([shares, shares[-1]])[:, ::-1]
     steps = [*(stage["step"] for stage in stages), end]
     decay = counts.shape[1] - 1
@@ -125,9 +126,13 @@ def _energy(axes: Axes, stages: Sequence[Stage]) -> None:
     axes.set_title("Energy")
 
 
-def _gradient_norm(axes: Axes, stages: Sequence[Stage]) -> None:
-    steps, values = series(stages, "gradient_norm")
-    draw_points(axes, steps, values, ACCENT)
+def _gradient_norm(axes: Axes, stages: Sequence[Stage], records: Sequence[Mapping[str, float]]) -> None:
+    """Of the calibration loss, where the criterion measures it; otherwise of the training steps."""
+    calibration = series(stages, "gradient_norm")
+    if calibration[0]:
+        draw_points(axes, *calibration, ACCENT)
+    else:
+        draw_smoothed(axes, *series(records, "grad_norm"), MODEL_COLOURS["dense"], "training")
     axes.set_ylim(bottom=0)
     axes.grid(axis="y")
-    axes.set_title("Gradient norm (root mean square over timesteps)")
+    axes.set_title(f"Gradient norm ({'root mean square over timesteps' if calibration[0] else 'training'})")
