@@ -1,7 +1,6 @@
 """The decoder of AutoencoderKL: ranked, cut, recovered and evaluated; its encoder, and so all latents, stay."""
 
 import copy
-import json
 import os
 import subprocess
 import sys
@@ -41,6 +40,7 @@ from secateur.recovery.objectives import OBJECTIVES
 from secateur.reporting import read_run, summarize
 from secateur.schedules import ProgressiveConfig
 from secateur.structure import describe
+from training_runs import assert_logs_agree
 
 SIZE = 16
 SCORING = ScoringConfig(num_images=4)
@@ -299,9 +299,10 @@ SCRIPT = """
 import sys
 import torch
 from test_decoder import RECOVERY, SIZE, load_data, network, reconstruction_by, recover, replace
+from training_runs import BALANCED
 torch.set_num_threads(1)
 dense, student = network(), network(layers_per_block=2)
-config = replace(RECOVERY, steps=4, objective="2ndmatch")
+config = replace(RECOVERY, steps=4, objective="2ndmatch", **BALANCED)
 dataset = load_data(sys.argv[1], (3, SIZE, SIZE))
 recover(student, reconstruction_by(dense.autoencoder), dataset, config, sys.argv[2], dense)
 """
@@ -315,11 +316,7 @@ def test_two_processes_train_as_one(place, tmp_path):
     for name, launcher in (("one", ()), ("two", torchrun)):
         command = [sys.executable, *launcher, tmp_path / "run.py", place / "images", tmp_path / name]
         subprocess.run(command, env=environment, check=True)
-    logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("one", "two")]
-    one, two = ([json.loads(line) for line in lines] for lines in logs)
-    for single, joined in zip(one, two, strict=True):
-        assert single["loss"] == pytest.approx(joined["loss"], rel=1e-4)
-        assert single["grad_norm"] == pytest.approx(joined["grad_norm"], rel=1e-4)
+    assert_logs_agree(tmp_path / "one", tmp_path / "two")
     weights = (newest_checkpoint(tmp_path / name) / "model.safetensors" for name in ("one", "two"))
     first, second = map(load_file, weights)
     for name, value in first.items():

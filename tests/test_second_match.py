@@ -17,7 +17,7 @@ from secateur.errors import SecateurError
 from secateur.jacobian import higher_order, project, squared_lengths, unit_directions
 from secateur.process import DiffusionProcess, FlowProcess, predict
 from secateur.recovery import JacobianConfig, RecoveryConfig
-from secateur.recovery.balance import gradient_norms
+from secateur.recovery.balance import added, excess, gradient_norms, term_gradients
 from secateur.recovery.draws import Draw, draw_step
 from secateur.recovery.jacobian import growth_mismatch, projection_mismatch
 from secateur.recovery.objectives import JACOBIAN, build_objective
@@ -129,8 +129,14 @@ def test_u5_several_directions_are_the_mean_over_separate_calls():
     together = squared_lengths(project(student, found.sample, found.timesteps, {}, directions)[1])
     apart = [squared_lengths(project(student, found.sample, found.timesteps, {}, [v])[1]) for v in directions]
     assert torch.allclose(together, torch.stack(apart).mean(0), rtol=1e-12)
-    sizes = {k: terms_of(objective_for(teacher, directions=k), student, teacher, process, found) for k in (1, 3)}
-    assert sizes[1][JACOBIAN] != sizes[3][JACOBIAN]
+    x_t = process.add_noise(found.sample, found.noise, found.timesteps)
+    growths = [
+        torch.stack([squared_lengths(project(model, x_t, found.timesteps, {}, [v])[1]) for v in directions]).mean(0)
+        for model in (student, teacher)
+    ]
+    terms = terms_of(objective_for(teacher, directions=3), student, teacher, process, found)
+    expected = (growths[0] - growths[1]).square().mean() / x_t[0].numel()
+    assert terms[JACOBIAN].item() == pytest.approx(expected.item(), rel=1e-9)
 
 
 # ------------------------------------------------------------------------------------------- whole networks
@@ -161,17 +167,22 @@ def test_u7_gradients_reach_the_student_alone(name, objective):
         assert (one.grad is None) == (other.grad is None), key
 
 
+@pytest.mark.parametrize("options", [{}, {"projection": "jvp"}, {"directions": 3}])
 @pytest.mark.parametrize("name", MODELS)
-def test_nothing_of_the_teacher_outlives_its_pass(name):
+def test_nothing_of_the_teacher_outlives_its_pass(name, options):
+    """Neither when the student begins nor at the end."""
     student, teacher, process = twins(name)
-    held = []
+    held, alive = [], []
     for module in teacher.modules():
         if not list(module.children()):
             module.register_forward_hook(lambda module, args, output: held.append(weakref.ref(output)))
-    objective = objective_for(teacher)
+    student.register_forward_pre_hook(lambda *_: alive.append(sum(reference() is not None for reference in held)))
+    objective = objective_for(teacher, **options)
     with objective.layers(student, teacher):
         terms = objective.terms(student, teacher, process, draw(process, labels=name == "dit"), objective.jacobian)
     assert len(held) > 20
+    assert alive
+    assert max(alive) <= 1  # its prediction
     assert terms[JACOBIAN].requires_grad
     assert not [reference for reference in held if reference() is not None]
 
@@ -291,6 +302,8 @@ def test_cost_in_passes():
     assert objective_for(unet(), "distillation").passes() == (3, 1)
     assert objective_for(unet()).passes() == (6, 2)
     assert objective_for(unet(), every_n=2, every_n_samples=2).passes() == (3.75, 1.25)
+    assert objective_for(unet(), directions=3).passes() == (12, 4)
+    assert objective_for(unet(), projection="jvp").passes() == (9, 3)
 
 
 def test_projections_of_equal_length_match_in_second_order_only():
@@ -337,8 +350,13 @@ def test_lengths_are_taken_in_float32():
 def test_gradient_norms_are_those_of_the_weighted_terms():
     parameter = nn.Parameter(torch.tensor([1.0, 2.0]))
     terms = {"denoising": parameter[0] * 3, "distillation": parameter[1] * 2, JACOBIAN: parameter.sum()}
-    norms = gradient_norms(terms, {"denoising": 1.0, "distillation": 2.0, JACOBIAN: 0.5}, [parameter])
-    assert norms.tolist() == pytest.approx([3, 4, 0.5 * 2**0.5, 5])
+    weights = {"denoising": 1.0, "distillation": 2.0, JACOBIAN: 0.5}
+    once = term_gradients(terms, weights, [parameter])
+    assert list(gradient_norms(once).values()) == pytest.approx([3, 4, 0.5 * 2**0.5])
+    assert excess(once) == pytest.approx(0.5 * 2**0.5 / 5)
+    thrice = added(once, term_gradients(terms, weights, [parameter], scale=2.0))
+    assert list(gradient_norms(thrice).values()) == pytest.approx([9, 12, 1.5 * 2**0.5])
+    assert excess({**once, JACOBIAN: [torch.zeros(2)]}) is None
     assert parameter.grad is None
 
 

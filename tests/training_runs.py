@@ -7,13 +7,18 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
 from models import dit
 from secateur.data import ArrayDataset, Batch
+from secateur.recovery import JacobianConfig
 
+# A Jacobian term that would outweigh the others without the automatic weight, and that weight at every step.
+BALANCED = {"weights": {"jacobian": 1e6}, "jacobian": JacobianConfig(auto_weight=True), "grad_norms_every": 1}
 TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
 
@@ -51,6 +56,18 @@ class Failing:
 
 def log(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def options_of(objective: str) -> dict[str, Any]:
+    """What makes every term of the objective count."""
+    return BALANCED if objective == "2ndmatch" else {}
+
+
+def assert_logs_agree(one: Path, other: Path, rel: float = 1e-4) -> None:
+    """All that the logs of two runs say, but for the time: losses, terms, gradient norms, weights."""
+    for single, joined in zip(log(one), log(other), strict=True):
+        single, joined = ({k: v for k, v in record.items() if k != "seconds"} for record in (single, joined))
+        assert single == pytest.approx(joined, rel=rel)
 
 
 def smaller() -> nn.Module:

@@ -48,11 +48,12 @@ def project(
         x = x_BCHW.detach().requires_grad_()
         prediction = predict(model, x, timesteps_B, conditions)
         if projection == "vjp":
-            return prediction, _vjps(prediction, x, directions, create_graph)
-        # Jv is the derivative of u -> J'u along v; forward-mode AD fails in several layers of diffusers.
-        u = torch.zeros_like(prediction, requires_grad=True)
-        (transposed,) = _vjps(prediction, x, [u], create_graph=True)
-        return prediction, _vjps(transposed, u, directions, create_graph)
+            projections = _vjps(prediction, x, directions, create_graph)
+        else:  # Jv is the derivative of u -> J'u along v; forward-mode AD fails in several layers of diffusers.
+            u = torch.zeros_like(prediction, requires_grad=True)
+            (transposed,) = _vjps(prediction, x, [u], create_graph=True)
+            projections = _vjps(transposed, u, directions, create_graph)
+    return (prediction if create_graph else prediction.detach()), projections
 
 
 def _vjps(output: Tensor, x: Tensor, directions: Sequence[Tensor], create_graph: bool) -> list[Tensor]:

@@ -6,7 +6,9 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 # Memory and speed (accumulation draws other dropout masks, if there are any), and what is written.
-FREE_IN_RECOVERY = frozenset({"accumulation", "checkpoint_every", "log_every", "grad_norms_every", "report_to"})
+FREE_IN_RECOVERY = frozenset(
+    {"accumulation", "gradient_checkpointing", "checkpoint_every", "log_every", "grad_norms_every", "report_to"}
+)
 FREE = frozenset({"scoring.batch_size", "evaluation.batch_size"} | {f"recovery.{name}" for name in FREE_IN_RECOVERY})
 
 

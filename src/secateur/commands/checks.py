@@ -15,6 +15,7 @@ from ..recipes import Recipe
 from ..recovery import RecoveryConfig
 from ..recovery.accelerator import check_accelerator
 from ..recovery.objectives import build_objective
+from ..recovery.recomputing import check_recomputing
 from ..schedules import Granularity
 from ..structure import Structure
 
@@ -26,10 +27,12 @@ def check_recovery(
 
     Raises:
         SecateurError: an unknown objective, a missing teacher, latents to be mirrored, labels that do not fit, or what
-            the device, the processes or the installed trackers cannot do.
+            the device, the processes, the installed trackers or the model cannot do.
     """
     build_objective(recovery, teacher)
     check_accelerator(recovery, device_of(model))
+    if recovery.gradient_checkpointing:
+        check_recomputing(model)
     mirrored = recovery.horizontal_flip and isinstance(dataset, LatentDataset)
     require(not mirrored, "mirrored latents are not the latents of mirrored images; turn recovery.horizontal_flip off")
     check_conditions(model, dataset)

@@ -9,20 +9,40 @@ from torch import Tensor, nn
 
 from .objectives import JACOBIAN
 
-
-def gradient_norms(
-    terms: Mapping[str, Tensor], weights: Mapping[str, float], parameters: Sequence[nn.Parameter]
-) -> Tensor:
-    """Norms (len(terms) + 1,) of the gradients of each weighted term, and of all but the Jacobian one together.
-
-    The graph is kept, and no `.grad` is touched.
-    """
-    weighted = {name: weights[name] * value for name, value in terms.items()}
-    others = torch.stack([value for name, value in weighted.items() if name != JACOBIAN]).sum()
-    return torch.stack([_gradient_norm(value, parameters) for value in (*weighted.values(), others)])
+Gradients = dict[str, list[Tensor]]
 
 
-def _gradient_norm(value: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
-    gradients = torch.autograd.grad(value, list(parameters), retain_graph=True, allow_unused=True)
-    lengths = [gradient.float().norm() for gradient in gradients if gradient is not None]
-    return torch.stack(lengths).norm()
+def term_gradients(
+    terms: Mapping[str, Tensor], weights: Mapping[str, float], parameters: Sequence[nn.Parameter], scale: float = 1.0
+) -> Gradients:
+    """Gradient of each weighted term by every parameter, float32, times `scale`; no `.grad` is touched."""
+    return {
+        name: [gradient.float() for gradient in _gradient(scale * weights[name] * value, parameters)]
+        for name, value in terms.items()
+    }
+
+
+def added(left: Gradients, right: Gradients) -> Gradients:
+    """The sum of two sets of gradients of the same terms."""
+    return {name: [one + other for one, other in zip(left[name], right[name], strict=True)] for name in left}
+
+
+def gradient_norms(gradients: Gradients) -> dict[str, float]:
+    """Norm of each term's gradient."""
+    return {name: _norm(parts) for name, parts in gradients.items()}
+
+
+def excess(gradients: Gradients) -> float | None:
+    """How many times the Jacobian term's gradient is as long as that of the other terms together; None if one is 0."""
+    others = [parts for name, parts in gradients.items() if name != JACOBIAN]
+    together = _norm([torch.stack(found).sum(0) for found in zip(*others, strict=True)])
+    own = _norm(gradients[JACOBIAN])
+    return own / together if own > 0 and together > 0 else None
+
+
+def _gradient(value: Tensor, parameters: Sequence[nn.Parameter]) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(value, list(parameters), retain_graph=True, materialize_grads=True, allow_unused=True)
+
+
+def _norm(parts: Sequence[Tensor]) -> float:
+    return torch.stack([part.norm() for part in parts]).norm().item()

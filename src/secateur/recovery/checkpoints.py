@@ -21,6 +21,7 @@ from ..files import atomic_folder, read_json, write_json
 from ..inputs import device_of
 from ..settings import FREE_IN_RECOVERY, differing
 from .ema import Ema
+from .log import Window
 
 # What reading a checkpoint raises if it is damaged, or if it is of another model.
 UNFIT = (SecateurError, SafetensorError, OSError, RuntimeError, LookupError, TypeError, ValueError, AttributeError)
@@ -32,7 +33,7 @@ class TrainingState:
 
     `step` counts the steps done, `seconds` the time they took; `jacobian_scale` is the factor on the weight of the
     Jacobian term that `balanced` steps have found. `cuts` are those made while training, and `pruning` is what a
-    pruner remembers, both as JSON.
+    pruner remembers, both as JSON. `window` is what the next line of the log will be about.
     """
 
     model: nn.Module
@@ -45,6 +46,7 @@ class TrainingState:
     balanced: int = 0
     cuts: list[dict[str, Any]] = field(default_factory=list)
     pruning: dict[str, Any] = field(default_factory=dict)
+    window: Window = field(default_factory=dict)
 
     @property
     def since_cut(self) -> int:
@@ -77,6 +79,7 @@ def save_checkpoint(folder: str | Path, state: TrainingState, settings: Mapping[
             "balanced": state.balanced,
             "cuts": state.cuts,
             "pruning": state.pruning,
+            "window": state.window,
             "scaler": state.scaler.state_dict() if state.scaler else None,
             "settings": _as_json(settings),
         }
@@ -134,6 +137,7 @@ def _load(path: Path, saved: dict[str, Any], state: TrainingState) -> None:
     state.step, state.seconds = int(saved["step"]), float(saved["seconds"])
     state.jacobian_scale, state.balanced = float(saved["jacobian_scale"]), int(saved["balanced"])
     state.pruning = saved["pruning"]
+    state.window = {name: (total, count) for name, (total, count) in saved["window"].items()}
 
 
 def optimizer_tensors(state: TrainingState) -> dict[str, Tensor]:

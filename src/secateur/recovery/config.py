@@ -28,6 +28,8 @@ class RecoveryConfig:
         clip: largest norm of the gradient; None leaves it.
         ema_decay: largest decay of the moving average, which is what is saved; a warm-up makes it fit short runs.
         accumulation: micro-batches per optimizer step.
+        gradient_checkpointing: compute activations again in the backward pass instead of keeping them, which takes
+            longer and less memory.
         mixed_precision: no, bf16 or fp16.
         dropout: probability of every dropout layer; None leaves the model's own.
         label_dropout: how often a class label or a caption is replaced by none, where the model knows none.
@@ -36,10 +38,11 @@ class RecoveryConfig:
         objective: denoising, distillation, first-order or 2ndmatch.
         weights: of terms of the objective (denoising, distillation, jacobian); a term that is not named has its own.
         jacobian: options of first-order and 2ndmatch.
-        grad_norms_every: steps between measurements of each term's gradient norm; 0 measures none.
+        grad_norms_every: steps between measurements of each term's gradient norm, at steps that have all terms; 0
+            measures none.
         checkpoint_every: steps between checkpoints; the newest is kept. One follows every decision of a schedule too,
             since deciding takes longer than writing.
-        log_every: steps between lines of log.jsonl.
+        log_every: steps between lines of log.jsonl, which hold means over them.
         report_to: accelerate's trackers, such as tensorboard or wandb; log.jsonl is always written.
         seed: draws batches, timesteps, noise and dropout.
     """
@@ -54,6 +57,7 @@ class RecoveryConfig:
     clip: float | None = 1.0
     ema_decay: float = 0.9999
     accumulation: int = 1
+    gradient_checkpointing: bool = False
     mixed_precision: Precision = "no"
     dropout: float | None = None
     label_dropout: float = 0.1
@@ -85,6 +89,7 @@ class RecoveryConfig:
             "checkpoint_every": (self.checkpoint_every >= 1, "at least 1"),
             "log_every": (self.log_every >= 1, "at least 1"),
             "seed": (self.seed >= 0, "at least 0"),
+            "weights": (all(0 <= weight < inf for weight in self.weights.values()), "numbers of at least 0"),
         }
         for name, (valid, wanted) in rules.items():
             require(valid, f"recovery {name} is {getattr(self, name)}; give {wanted}")

@@ -27,7 +27,8 @@ class JacobianConfig:
         every_n: take the Jacobian term at every n-th step only, with n times its weight.
         every_n_samples: take it over every n-th sample of the batch only; a batch that is shared out must be shared
             into parts that n divides.
-        relative: divide the difference in growth by the teacher's, so that timesteps with little noise do not dominate.
+        relative: divide the difference in growth by the teacher's, so that timesteps with little noise do not dominate
+            (2ndmatch only: first-order compares no growths).
         auto_weight: lower the term's weight until its gradient is no longer than that of the other terms over the
             first 10 steps that have one, and anew after every removal: for data other than the paper's.
     """

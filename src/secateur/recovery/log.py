@@ -1,11 +1,29 @@
 """Logs of a recovery run, one JSON object to a line, each with its `step`."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..files import write_text
+
+Window = dict[str, tuple[float, int]]  # sum and number of the values since the last line
+
+
+def seen(window: Window, values: Mapping[str, float]) -> Window:
+    """`window` with the finite ones of `values` (a step in float16 may overflow, and is then not taken)."""
+    found = dict(window)
+    for name, value in values.items():
+        if math.isfinite(value):
+            total, count = window.get(name, (0.0, 0))
+            found[name] = (total + value, count + 1)
+    return found
+
+
+def means(window: Window) -> dict[str, float]:
+    """The mean of each value over the steps that had it."""
+    return {name: total / count for name, (total, count) in window.items()}
 
 
 def append_record(path: Path, record: Mapping[str, Any]) -> None:

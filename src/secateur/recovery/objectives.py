@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from ..conditions import Conditions, rows
 from ..errors import TrainingError
-from ..jacobian import any_attention, frozen, higher_order, project, unit_directions
+from ..jacobian import Projection, any_attention, frozen, higher_order, project, unit_directions
 from ..process import Process, predict
 from ..reconstruction import first_entries
 from .config import RecoveryConfig
@@ -32,7 +32,9 @@ from .jacobian import JacobianConfig, growth_mismatch, projection_mismatch
 Terms = dict[str, Tensor]
 TermsFunction = Callable[[nn.Module, nn.Module | None, Process, Draw, JacobianConfig], Terms]
 JACOBIAN = "jacobian"  # the term that may be left out of a step
-FORWARD, TRAINING, SECOND_ORDER = 1, 3, 6  # passes: a backward pass costs twice a forward one
+FORWARD, TRAINING = 1, 3  # passes: a backward pass costs twice a forward one
+# What a projection adds, for student and teacher, as benchmarks/recovery_cost.py counts it.
+PROJECTING: dict[Projection, tuple[int, int]] = {"vjp": (3, 1), "jvp": (6, 2)}
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Objective:
 
     @property
     def balances(self) -> bool:
-        return self.differentiates_twice and self.jacobian.auto_weight
+        return self.differentiates_twice and self.jacobian.auto_weight and self.weights[JACOBIAN] > 0
 
     def at(self, step: int) -> Objective:
         """The objective of optimizer step `step` (0, 1, ...): the Jacobian term is in the last of n steps, n-fold."""
@@ -93,8 +95,10 @@ class Objective:
     def passes(self) -> tuple[float, float]:
         """Cost of one sample's step in forward passes of student and of teacher, on average over the steps."""
         share = 1 / (self.jacobian.every_n * self.jacobian.every_n_samples) if self.differentiates_twice else 0.0
-        teacher = FORWARD * (1 + share) if self.needs_teacher else 0.0
-        return TRAINING + share * (SECOND_ORDER - TRAINING), teacher
+        student, teacher = (
+            share * self.jacobian.directions * passes for passes in PROJECTING[self.jacobian.projection]
+        )
+        return TRAINING + student, FORWARD + teacher if self.needs_teacher else 0.0
 
 
 def denoising_terms(
@@ -204,7 +208,8 @@ def build_objective(config: RecoveryConfig, teacher: nn.Module | None) -> Object
     """The objective that `config` names, with its weights and options.
 
     Raises:
-        TrainingError: there is no such objective or term, or it needs a teacher and there is none.
+        TrainingError: there is no such objective or term, it needs a teacher and there is none, or there are too few
+            steps for its Jacobian term to take part.
     """
     name = config.objective
     if name not in OBJECTIVES:
@@ -215,4 +220,7 @@ def build_objective(config: RecoveryConfig, teacher: nn.Module | None) -> Object
         raise TrainingError(f"objective {name} has no term {', '.join(unknown)}; its terms are {known}")
     if objective.needs_teacher and teacher is None:
         raise TrainingError(f"objective {name} needs a teacher; pass the dense model, or use denoising")
+    if objective.differentiates_twice and config.steps < config.jacobian.every_n:
+        every_n = f"the Jacobian term of {name} is in one step of {config.jacobian.every_n}"
+        raise TrainingError(f"{every_n}, and there are {config.steps}; give more steps, or a smaller jacobian every_n")
     return replace(objective.weighted(config.weights), jacobian=config.jacobian)

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -26,19 +27,21 @@ from ..seeds import seed_of
 from ..structure import describe
 from ..structure.masks import masked
 from .accelerator import make_accelerator
-from .balance import gradient_norms
+from .balance import Gradients, added, excess, gradient_norms, term_gradients
 from .checkpoints import TrainingState, newest_checkpoint, restore_checkpoint, save_checkpoint
 from .config import RecoveryConfig, learning_rate_at
 from .draws import DROPOUT, Draw, draw_step
 from .ema import Ema
 from .interrupts import deferred_interrupt
-from .log import append_record, cut_log
+from .log import append_record, cut_log, means, seen
 from .objectives import JACOBIAN, Objective, Terms, build_objective
 from .pruner import Decision, Pruner
+from .recomputing import recomputing
 from .surgery import cut_training_state, replay_cuts
 
 BALANCED_STEPS = 10  # steps with a Jacobian term over which its automatic weight is found
 NORM = "grad_norm_"  # and the term: its gradient norm, in the log
+WEIGHT = "jacobian_weight"  # the automatic one, in the log
 
 
 def recover(
@@ -139,7 +142,8 @@ class _Run:
             # After the restoration: a wrapper for several processes must know the parameters of a model that was cut.
             self.student, self.optimizer = self.accelerator.prepare(self.state.model, self.state.optimizer)
             self._mask()
-            self._train()
+            with recomputing(self.state.model, self.config.gradient_checkpointing):
+                self._train()
             for tracker in self.accelerator.trackers:  # end_training would end the process group too
                 tracker.finish()
         finally:
@@ -220,14 +224,15 @@ class _Run:
             self.masking.enter_context(masked(self.state.model, describe(self.state.model), masks))
 
     def _step(self, draws: list[Draw], interrupted: bool) -> tuple[dict[str, float], bool]:
-        """One optimizer step; its record for the log, and whether some process was interrupted."""
+        """One optimizer step; what the log says of this step alone, and whether some process was interrupted."""
         state, accelerator = self.state, self.accelerator
         learning_rate = learning_rate_at(self.config, state.step)
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate
         objective = self.objective.at(state.step).scaled(state.jacobian_scale)
         with objective.layers(self.student, self.teacher):
-            sums, norms, objective = self._accumulate(draws, objective)
+            norms, objective = self._measure(draws, objective)
+            sums = self._accumulate(draws, objective)
         shared = torch.stack([*sums.values(), torch.tensor(float(interrupted), device=accelerator.device)])
         *means, stopped = accelerator.reduce(shared, "mean").tolist()
         terms = dict(zip(sums, means, strict=True))
@@ -241,47 +246,65 @@ class _Run:
         self.optimizer.zero_grad()
         state.ema.update(state.model, state.since_cut)
         state.step += 1
-        record = {"step": state.step, "loss": loss, **terms, "lr": learning_rate, "grad_norm": grad_norm, **norms}
-        return record, stopped > 0
+        state.window = seen(state.window, {"loss": loss, **terms, "grad_norm": grad_norm})
+        found = {"step": state.step, "loss": loss, "lr": learning_rate, **norms}
+        if self.objective.balances:
+            found[WEIGHT] = self.objective.weights[JACOBIAN] * state.jacobian_scale
+        return found, stopped > 0
 
-    def _accumulate(
-        self, draws: list[Draw], objective: Objective
-    ) -> tuple[dict[str, torch.Tensor], dict[str, float], Objective]:
-        """Backward through every micro-batch: the mean of each term, measured gradient norms, the objective used."""
+    def _accumulate(self, draws: list[Draw], objective: Objective) -> dict[str, torch.Tensor]:
+        """Backward through every micro-batch; the mean of each term."""
         sums: dict[str, torch.Tensor] = {}
-        norms: dict[str, float] = {}
         for number, draw in enumerate(draws):
             last = number == len(draws) - 1
-            key = (self.config.seed, DROPOUT, self.state.step, self.accelerator.process_index, number)
-            torch.manual_seed(seed_of(*key))  # dropout layers draw from the global generator, each share its own masks
             with nullcontext() if last else self.accelerator.no_sync(self.student):
-                moved = draw.to(self.accelerator.device)
-                terms = objective.terms(self.student, self.teacher, self.process, moved, objective.jacobian)
-                if number == 0:
-                    norms, objective = self._measure(terms, objective)
+                terms = self._terms(objective, draw, number)
                 self.accelerator.backward(objective.loss(terms) / len(draws))
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0) + value.detach().float() / len(draws)
-        return sums, norms, objective
+        return sums
 
-    def _measure(self, terms: Terms, objective: Objective) -> tuple[dict[str, float], Objective]:
-        """Gradient norms of the terms over the first micro-batch when they are due, and the balanced objective."""
-        state, every = self.state, self.config.grad_norms_every
+    def _terms(self, objective: Objective, draw: Draw, number: int) -> Terms:
+        """The terms over micro-batch `number`."""
+        key = (self.config.seed, DROPOUT, self.state.step, self.accelerator.process_index, number)
+        torch.manual_seed(seed_of(*key))  # dropout layers draw from the global generator, each share its own masks
+        moved = draw.to(self.accelerator.device)
+        return objective.terms(self.student, self.teacher, self.process, moved, objective.jacobian)
+
+    def _measure(self, draws: list[Draw], objective: Objective) -> tuple[dict[str, float], Objective]:
+        """Gradient norms of the terms over the whole batch when they are due, and the balanced objective.
+
+        By passes of its own: the weight must be known before the first micro-batch is trained on.
+        """
+        state = self.state
         balancing = objective.balances and state.balanced < BALANCED_STEPS
-        due = every > 0 and (state.step + 1) % every == 0
-        if not (balancing or due):
+        if not (balancing or self._norms_due()):
             return {}, objective
         trained = [parameter for parameter in state.model.parameters() if parameter.requires_grad]
-        measured = gradient_norms(terms, objective.weights, trained)
-        *norms, others = self.accelerator.reduce(measured, "mean").tolist()
-        named = dict(zip(terms, norms, strict=True))
-        if balancing and min(named[JACOBIAN], others) > 0:  # else there is nothing to balance yet
-            factor = min(1.0, others / named[JACOBIAN])
+        scale = state.scaler.get_scale() if state.scaler else 1.0  # in float16 small gradients vanish
+        own: Gradients = {}
+        with self.accelerator.no_sync(self.student):
+            for number, draw in enumerate(draws):
+                terms = self._terms(objective, draw, number)
+                found = term_gradients(terms, objective.weights, trained, scale / len(draws))
+                own = added(own, found) if own else found
+        gradients = cast(Gradients, self.accelerator.reduce(own, "mean"))
+        norms = {name: norm / scale for name, norm in gradient_norms(gradients).items()}
+        if not all(map(math.isfinite, norms.values())):
+            return {}, objective  # an overflow; where it is more than that of float16, the step says so
+        if balancing and (ratio := excess(gradients)) is not None:  # else there is nothing to balance yet
+            factor = min(1.0, 1 / ratio)
             state.jacobian_scale *= factor
-            named[JACOBIAN] *= factor
+            norms[JACOBIAN] *= factor
             objective = objective.scaled(factor)
             state.balanced += 1
-        return {NORM + name: norm for name, norm in named.items()}, objective
+        return {NORM + name: norm for name, norm in norms.items()}, objective
+
+    def _norms_due(self) -> bool:
+        """Whether gradient norms are to be measured: at every n-th step, or at the next that has the Jacobian term."""
+        done, every = self.state.step + 1, self.config.grad_norms_every
+        apart = self.objective.jacobian.every_n if self.objective.differentiates_twice else 1
+        return every > 0 and done % apart == 0 and done // every > (done - apart) // every
 
     def _diverged(self, terms: dict[str, float], grad_norm: float) -> str:
         values = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
@@ -292,14 +315,19 @@ class _Run:
         )
 
     def _keep(self, record: dict[str, float], keep_all: bool) -> None:
-        """Log and checkpoint, on the main process, when it is time; `keep_all` makes it time for a checkpoint."""
+        """Log and checkpoint, on the main process, when it is time; `keep_all` makes it time for a checkpoint.
+
+        A line of the log holds the means over the steps since the last one, so that nothing goes unseen.
+        """
         step, config = self.state.step, self.config
         last = step == config.steps
         measured = any(name.startswith(NORM) for name in record)
         if step % config.log_every == 0 or last or measured:
-            self.accelerator.log({k: v for k, v in record.items() if k != "step"}, step=step)
+            line = record | means(self.state.window)
+            self.state.window = {}
+            self.accelerator.log({name: value for name, value in line.items() if name != "step"}, step=step)
             if self.accelerator.is_main_process:
-                append_record(self.folder / "log.jsonl", record | {"seconds": round(self.state.seconds, 3)})
+                append_record(self.folder / "log.jsonl", line | {"seconds": round(self.state.seconds, 3)})
         if self.accelerator.is_main_process and (step % config.checkpoint_every == 0 or last or keep_all):
             save_checkpoint(self.folder, self.state, self.settings)
 

@@ -205,7 +205,7 @@ def _open_masks(target: Cut, structure: Structure) -> dict[str, list[float]]:
 
 def _added(
     before: Mapping[str, list[int]], selected: Mapping[str, set[int]], scores: Scores
-) -> dict[str, dict[str, list[float]]]:
+) -> dict[str, dict[str, list[Any]]]:
     """The units of `selected` that were not so `before`, with their scores, by dim or block."""
     new = {name: sorted(units.difference(before.get(name, []))) for name, units in selected.items()}
     return {name: {"units": units, "scores": scores[name][units].tolist()} for name, units in new.items() if units}

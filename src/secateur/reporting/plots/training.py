@@ -10,14 +10,14 @@ from matplotlib.figure import Figure
 from ..style import ACCENT, MARGIN, MODEL_COLOURS, SPARE_COLOURS, panels, styled
 from .curves import draw_points, draw_smoothed, leave_room, mark_removal, scale_values, series
 
-KNOWN = ("step", "loss", "lr", "grad_norm", "seconds")
+QUANTITIES = {"lr": "Learning rate", "grad_norm": "Gradient norm", "jacobian_weight": "Weight of the Jacobian term"}
+KNOWN = ("step", "loss", "seconds", *QUANTITIES)
 NORM = "grad_norm_"  # and a term's name: the norm of its gradient
-TITLES = {"lr": "Learning rate", "grad_norm": "Gradient norm"}
 
 
 @styled
 def plot_training(records: Sequence[Mapping[str, float]], removed_at: float | None = None) -> Figure:
-    """Loss and its terms (raw faint, smoothed strong), gradient norms of the terms, learning rate and gradient norm.
+    """Loss and its terms (raw faint, smoothed strong), gradient norms of the terms, and how the steps were made.
 
     The loss is the weighted sum of the terms; the terms are drawn before weighting, their gradients after.
     `removed_at` is the step at which a schedule removed masked units.
@@ -28,7 +28,7 @@ def plot_training(records: Sequence[Mapping[str, float]], removed_at: float | No
         terms = []  # it is the loss again
     colours = dict(zip(terms, cycle(SPARE_COLOURS), strict=False))
     measured = [name for name in terms if NORM + name in keys]
-    quantities = [key for key in ("lr", "grad_norm") if key in keys]
+    quantities = [key for key in QUANTITIES if key in keys]
     heights = [2.2, *[1.2] * bool(measured), *[0.8] * len(quantities)]
     figure, (top, *others) = panels(heights, [MARGIN] * len(heights))
     for name in ("loss", *terms):
@@ -48,7 +48,7 @@ def plot_training(records: Sequence[Mapping[str, float]], removed_at: float | No
         panel.plot(*series(records, name), color=MODEL_COLOURS["dense"], linewidth=1.1)
         panel.set_ylim(bottom=0)
         panel.grid(axis="y")
-        panel.set_title(TITLES[name])
+        panel.set_title(QUANTITIES[name])
     for panel in (top, *others):
         panel.set_xlim(top.get_xlim())
         if removed_at is not None:
