@@ -74,6 +74,13 @@ class Noise:
         return noise
 
 
+class Knowing(DiffusionProcess):
+    """Hands the network the clean sample, whatever the noise."""
+
+    def add_noise(self, sample, noise, timesteps):
+        return sample
+
+
 def identity(x, t):
     return x
 
@@ -128,6 +135,25 @@ def test_ced_of_known_blocks():
     assert ranking.scores["blocks.0"].item() == 0
 
 
+def test_ced_of_known_blocks_by_their_clean_samples():
+    """A model that predicts half of the clean sample, block by block: log 2 at every level of noise; an identity 0."""
+    sample = torch.randn(40, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    process = Knowing({"prediction_type": "sample"})
+    model, structure = chain_of(identity, scale(0.5))
+    config = dataclasses.replace(FEW, ced_output="sample", batch_size=1000)
+    _, (same, halving) = effects_of(model, structure, process, Batch(sample), config)
+    assert same.signed == (0, 0, 0, 0)
+    assert halving.signed == pytest.approx([math.log(2)] * 4)  # without it the sample is twice as large, and in reach
+
+
+def test_the_clean_sample_ends_where_the_images_do():
+    """Near pure noise an error of epsilon is divided by almost no signal."""
+    network, structure = chain_of(identity, scale(0.9))
+    batch = Batch(torch.randn(40, 1, 4, 4, generator=torch.Generator().manual_seed(0)).clamp(-1, 1))
+    sums = measure_blocks(network, DiffusionProcess(), batch, structure, dataclasses.replace(FEW, ced_output="sample"))
+    assert 0 < sums.square.max() <= sums.entries  # of values between -1 and 1
+
+
 def test_opposite_shifts_cancel_when_pooled():
     """Scaling by e^s in the clean half and by e^-s in the other: s by bin, 1/2 log cosh 2s in all of them together."""
     s = 0.7
@@ -178,7 +204,8 @@ def test_log_deviations_are_those_of_the_outputs(model, process, ced_output):
     assert sums.loss_change()[2].mean() == pytest.approx(losses[1] - losses[0], abs=1e-6)
     if ced_output == "sample":
         noisy = tuples.noisy.double()
-        full, without = (process.denoised(noisy, output, tuples.timesteps) for output in (full, without))
+        clean = (process.denoised(noisy, output, tuples.timesteps) for output in (full, without))
+        full, without = (sample.clamp(-batch.sample.abs().max(), batch.sample.abs().max()) for sample in clean)
     assert pooled[2] == pytest.approx(math.log(without.std(correction=0) / full.std(correction=0)), abs=1e-6)
     pairs = zip(without.split(6), full.split(6), strict=True)
     bins = [math.log(ours.std(correction=0) / theirs.std(correction=0)) for ours, theirs in pairs]

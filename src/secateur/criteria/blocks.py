@@ -126,6 +126,7 @@ def measure_blocks(
         TrainingError: an output is not finite.
     """
     names, images, bins = block_names(structure), len(batch.sample), bins_of(process, config)
+    reach = batch.sample.abs().max().cpu().double()
     gathered: list[list[Tensor]] = [[] for _ in range(len(names) + 1)]
     distances: list[Tensor] = []
     with inference(model), progress("blocks dropped", images * bins * len(names)) as advance:
@@ -137,7 +138,8 @@ def measure_blocks(
             def sums(prediction: Tensor, full: Tensor, tuples: Tuples = tuples) -> Tensor:
                 target, output = tuples.target.cpu().double(), prediction
                 if config.ced_output == "sample":
-                    output = process.denoised(tuples.noisy.cpu().double(), prediction, tuples.timesteps.cpu())
+                    clean = process.denoised(tuples.noisy.cpu().double(), prediction, tuples.timesteps.cpu())
+                    output = clean.clamp(-reach, reach)
                 return _sums(output, prediction, full, target)
 
             with watched(model, structure) as seen:

@@ -7,9 +7,11 @@ that is, a difference of log standard deviations; the lowest leave first.
 Chosen here: the same tuples for every block; the output is the clean sample that the network's prediction stands for
 (`ced_output` sample), since the distribution that a model has learned is one of samples: most of a velocity's variance,
 and of a noise's, is that of the noise it was given, which a dropped block does not touch (`prediction` takes it as it
-is); the mean over 8 timestep bins of |CED| within each (`stratified`), where the paper pools them (`pooled`: opposite
-shifts cancel); one variance over samples and entries of the output; of equal scores the smaller output error, then the
-later block leaves first.
+is); the clean sample ends where the calibration images end, as in samplers, since near pure noise the prediction's
+error is divided by almost no signal, and a few tuples would make the score; the mean over 8 timestep bins of |CED|
+within each (`stratified`), where the paper pools them (`pooled`: opposite shifts cancel); one variance over samples and
+entries of the output; of equal scores the smaller output error, then the later block leaves first. `prediction` and
+`pooled` together are the closest to the paper.
 
 A standard deviation cannot see damage that keeps it. So the report has, from the same passes, the output error, the
 change of the denoising loss, how sure the ranks are, and whether simpler scores give the same order.
