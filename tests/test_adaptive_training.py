@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 from dataclasses import asdict, replace
 
 import pytest
@@ -21,7 +24,7 @@ from secateur.recovery.ema import Ema
 from secateur.recovery.surgery import cut_training_state
 from secateur.schedules import AdaptiveConfig
 from secateur.structure import Cut
-from training_runs import TWO, Failing, assert_same, log, stage_log, start
+from training_runs import TWO, Failing, assert_logs_agree, assert_same, log, stage_log, start
 
 
 @pytest.fixture(scope="module")
@@ -194,3 +197,63 @@ def test_ced_with_the_real_scorer_prunes_to_the_target(dense, tmp_path):
     )
     model = secateur.from_pretrained(out / "model")
     assert macs_of(model) <= 0.6 * macs_of(sit())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [(), ("--recipe", "diff-pruning", "--target", "macs=60%", "--new-labels")])
+def test_compress_in_two_processes_ends_as_in_one(more, dense, tmp_path):
+    """The real ranking, proxies and evaluation: one process ranks and decides, all train and sample."""
+    options = [
+        "--target",
+        "blocks=3",
+        "--data",
+        "digits",
+        "--steps",
+        "8",
+        "--recipe",
+        "entpruner",
+        "--warmup.steps",
+        "3",
+    ]
+    options += ["--adaptive.until", "0.5", "--recovery.label-dropout", "0.5", "--recovery.dropout", "None", *FEW, *more]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for name, launcher in (("one", ()), ("two", TWO)):
+        command = [sys.executable, *launcher, "-m", "secateur", "compress", str(dense), "--out", str(tmp_path / name)]
+        subprocess.run([*command, *options], env=environment, check=True)
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert_logs_agree(one / "recovery", two / "recovery", rel=1e-3)
+    if not more:
+        decided = [[(r["chosen"], r["removed"]) for r in stage_log(run / "recovery")] for run in (one, two)]
+        assert decided[0] == decided[1]
+    cuts = [json.loads((run / "cut.json").read_text()) for run in (one, two)]
+    assert cuts[0]["after"] == cuts[1]["after"]
+    assert (two / "report.html").is_file()
+    measured = [json.loads((run / "evaluation" / "evaluation.json").read_text())["models"] for run in (one, two)]
+    assert measured[0].keys() == measured[1].keys()
+    weights = [secateur.from_pretrained(run / "model").state_dict() for run in (one, two)]
+    for name, value in weights[0].items():
+        torch.testing.assert_close(value, weights[1][name], rtol=1e-2, atol=1e-3)
+
+
+def test_new_labels_are_learned_before_the_blocks_are_ranked(dense, tmp_path):
+    out = secateur.compress(
+        str(dense),
+        target="blocks=3",
+        data="digits",
+        out=tmp_path / "run",
+        recipe="entpruner",
+        new_labels=True,
+        warmup=secateur.WarmupConfig(steps=2),
+        adaptive=AdaptiveConfig(stages=2),
+        scoring=ScoringConfig(num_timesteps=2, num_images=4),
+        recovery=CONFIG,
+        evaluation=secateur.EvaluationConfig(metrics=("loss",), num_images=4),
+    )
+    relabelled, model = (secateur.from_pretrained(out / name) for name in ("relabelled", "model"))
+    embedding = "transformer_blocks.0.norm1.emb.class_embedder.embedding_table.weight"
+    assert relabelled.state_dict()[embedding].shape[0] == 11  # the data's ten classes, and none
+    assert len(model.transformer_blocks) == 3
+    ranked = secateur.rank(str(out / "relabelled"), criterion="ced", data="digits", out=tmp_path / "rank",
+                           scoring=ScoringConfig(num_timesteps=2, num_images=4))  # fmt: skip
+    first, second = (json.loads((folder / "ranking.json").read_text())["blocks"] for folder in (out, ranked))
+    assert first == second  # the blocks were ranked with the new labels

@@ -6,11 +6,14 @@ import atexit
 import gc
 import os
 import sys
+from collections.abc import Callable
 from datetime import timedelta
+from typing import TypeVar
 
 import torch.distributed
 from accelerate.state import PartialState
 
+Result = TypeVar("Result")
 TIMEOUT = timedelta(days=1)  # processes wait for the one that samples, encodes or decides alone
 
 
@@ -44,6 +47,16 @@ def wait_for_everyone(on_cpu: bool) -> None:
     """Return when every process has come here; at once when there is one."""
     if process_count() > 1:
         process_group(on_cpu).wait_for_everyone()
+
+
+def main_first(stage: Callable[[], Result], on_cpu: bool) -> Result:
+    """What `stage` returns: on the main process, and then on the others, which find there what that one wrote."""
+    if is_main_process():
+        result = stage()
+        wait_for_everyone(on_cpu)
+        return result
+    wait_for_everyone(on_cpu)
+    return stage()
 
 
 def abandon_process_group() -> None:

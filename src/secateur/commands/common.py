@@ -169,7 +169,7 @@ def one_process(command: str) -> None:
         SecateurError: a launcher started more than one.
     """
     if process_count() > 1:
-        raise SecateurError(f"{command} runs in one process; finetune, evaluate and sample run in several")
+        raise SecateurError(f"{command} runs in one process; compress, finetune, evaluate and sample run in several")
 
 
 def start_run(out: str | Path, config: Mapping[str, Any]) -> Path:

@@ -7,26 +7,31 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from ..checkpoint import Loaded
 from ..criteria import CriterionName, ScoringConfig
 from ..data import ImageDataset
 from ..evaluation import EvaluationConfig, check_evaluation
 from ..labels import relabel
+from ..processes import is_main_process, main_first, wait_for_everyone
 from ..recipes import Recipe, ScheduleName, recipe_named
-from ..recovery import RecoveryConfig, WarmupConfig
+from ..recovery import Pruner, RecoveryConfig, WarmupConfig
 from ..reporting import read_run, summarize, write_report
 from ..schedules import AdaptiveConfig, CutConfig, ProgressiveConfig, Target, granularity_for, parse_target
 from ..structure import Structure
 from .checks import check_criterion, check_new_labels, check_recovery, check_schedule
-from .common import Component, Model, ProcessName, encode_data, one_process, open_data, open_model, say, start_run
+from .common import Component, Model, ProcessName, encode_data, open_data, open_model, say, start_run
 from .plan import plan_cut, print_plan
 from .pruners import make_pruner
 from .stages import (
     cut_stage,
     evaluate_stage,
+    on_cpu,
     pipeline_stage,
     rank_stage,
     recover_stage,
+    reopened,
     settle_stage,
     warmup_stage,
 )
@@ -61,7 +66,7 @@ def compress(
     """Prune a model to a target, recover what that cost, evaluate, and write a report.
 
     Run the same command again to take up a run that was stopped. The result is the folder OUT/model, or
-    OUT/pipeline when a pipeline was given.
+    OUT/pipeline when a pipeline was given. Start it with torchrun or accelerate launch for several processes.
 
     Args:
         model: model folder, pipeline folder, hub id, or an embedded model (digits-unet, digits-sit).
@@ -97,7 +102,6 @@ def compress(
     Raises:
         SecateurError: bad input, an unreachable target, a run that cannot go on; always one clear line.
     """
-    one_process("compress")
     settings = resolve(
         recipe,
         steps=steps,
@@ -125,12 +129,15 @@ def compress(
         print_times(loaded, work_of(settings, plan, warmup))
         return Path(out)
     begun = time.perf_counter()
+    wait_for_everyone(on_cpu(loaded))  # nobody writes where the settings are refused
     run = start_run(out, run_settings(model, goal, data, recipe, process, settings, component, warmup))
     dataset = encode_data(dataset, loaded)
     if warmup is not None:
         loaded = warmup_stage(run, loaded, dataset, warmup, settings.recovery, model)
     compress_stages(run, loaded, structure, dataset, goal, settings, model)
     pipeline_stage(run, loaded)
+    if not is_main_process():
+        return run
     page = write_report(run)
     for sentence in summarize(read_run(run)).sentences:
         say(sentence)
@@ -182,17 +189,27 @@ def compress_stages(
 ) -> None:
     """Rank, cut, recover and evaluate in the run folder `run`; what is there already is not done again.
 
+    Of several processes one ranks and cuts, all recover, and all draw samples.
+
     Runs may share a `cache`, where they find the samples of the same models again: see `evaluate_models`.
     """
-    scores = rank_stage(run, loaded, structure, dataset, settings.criterion, settings.scoring)
     models, start = {"dense": loaded.model}, loaded.model
-    if settings.schedule == "one-shot":
-        details = {"criterion": settings.criterion, "scoring": asdict(settings.scoring)}
-        start = models["pruned"] = cut_stage(run, loaded, structure, goal, scores, settings.cut, details, model)
-    pruner = make_pruner(run, loaded, structure, dataset, goal, scores, settings, model)
-    models["recovered"] = recover_stage(run, start, loaded, dataset, settings.recovery, loaded.model, pruner)
-    if settings.schedule == "adaptive":
+
+    def plan() -> tuple[nn.Module | None, Pruner | None]:
+        scores = rank_stage(run, loaded, structure, dataset, settings.criterion, settings.scoring)
+        if settings.schedule == "one-shot":
+            details = {"criterion": settings.criterion, "scoring": asdict(settings.scoring)}
+            return cut_stage(run, loaded, structure, goal, scores, settings.cut, details, model), None
+        return None, make_pruner(run, loaded, structure, dataset, goal, scores, settings, model)
+
+    pruned, pruner = main_first(plan, on_cpu(loaded))
+    if pruned is not None:
+        start = models["pruned"] = pruned
+    recover_stage(run, start, loaded, dataset, settings.recovery, loaded.model, pruner)
+    if settings.schedule == "adaptive" and is_main_process():
         settle_stage(run, loaded, structure, goal, settings.cut)
+    wait_for_everyone(on_cpu(loaded))
+    models["recovered"] = reopened(run / "model", loaded)
     evaluate_stage(run, models, loaded, dataset, settings.evaluation, cache)
 
 

@@ -24,7 +24,7 @@ from ..files import read_json, write_json
 from ..inputs import device_of, example_inputs
 from ..labels import train_only_labels
 from ..manifest import apply_cut, note_labels, note_step
-from ..processes import is_main_process
+from ..processes import is_main_process, wait_for_everyone
 from ..recovery import Pruner, RecoveryConfig, WarmupConfig, recover
 from ..reporting import write_cut, write_ranking
 from ..schedules import CutConfig, Target, one_shot, settled
@@ -49,8 +49,15 @@ def warmup_stage(
         )
         warm = recover(model, loaded.process, dataset, config, out / "warmup")
         note_step(warm, "warmup", dataclasses.asdict(warmup))
-        save_pretrained(warm, folder, loaded.scheduler_config)
+        if is_main_process():
+            save_pretrained(warm, folder, loaded.scheduler_config)
+        wait_for_everyone(on_cpu(loaded))
     return dataclasses.replace(loaded, model=reopened(folder, loaded))
+
+
+def on_cpu(loaded: Loaded) -> bool:
+    """Whether processes meet on the CPU."""
+    return device_of(loaded.model).type == "cpu"
 
 
 def reopened(folder: Path, loaded: Loaded) -> nn.Module:
@@ -85,7 +92,8 @@ def rank_stage(
                 "block_report": None if ranking.report is None else dataclasses.asdict(ranking.report),
             },
         )
-    write_ranking(out)
+    if is_main_process():
+        write_ranking(out)
     ranking_json = read_json(path)
     scores = {name: torch.tensor(values, dtype=torch.float64) for name, values in ranking_json["dims"].items()}
     blocks = {name: torch.tensor([value], dtype=torch.float64) for name, value in ranking_json["blocks"].items()}
