@@ -13,7 +13,7 @@ from diffusers import DiTTransformer2DModel, FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file
 
 import secateur
-from adaptive_runs import CONFIG, macs_of, run, sit
+from adaptive_runs import CONFIG, macs_of, random_scorer, run, sit
 from models import output
 from secateur.cli import main
 from secateur.criteria import ScoringConfig
@@ -79,6 +79,18 @@ def test_the_average_starts_anew_at_a_cut():
     assert_same(state.ema.model, model)
     state.step = 9
     assert state.since_cut == 2
+
+
+def test_a_decision_that_was_trained_on_is_never_taken_again(tmp_path):
+    """Though a score, or a latency, would be another the second time."""
+    config = replace(CONFIG, checkpoint_every=100)
+    options = {"scorer": random_scorer(), "rerank": "stage"}
+    with pytest.raises(OSError, match=r"^$"):
+        run(tmp_path, Failing(5, OSError), config, **options)
+    decided = stage_log(tmp_path)
+    assert [record["step"] for record in decided] == [0, 1, 3]  # and the step after the third was taken
+    run(tmp_path, config=config, **options)
+    assert stage_log(tmp_path)[: len(decided)] == decided
 
 
 SCRIPT = """

@@ -154,6 +154,11 @@ def test_the_clean_sample_ends_where_the_images_do():
     assert 0 < sums.square.max() <= sums.entries  # of values between -1 and 1
 
 
+def test_one_image_tells_no_rank():
+    _, found = effects_of(*chain_of(identity, scale(2), scale(3)), batch=Batch(torch.randn(1, 2, 4, 4)))
+    assert [(effect.rank_low, effect.rank_high) for effect in found] == [(1, 3)] * 3
+
+
 def test_opposite_shifts_cancel_when_pooled():
     """Scaling by e^s in the clean half and by e^-s in the other: s by bin, 1/2 log cosh 2s in all of them together."""
     s = 0.7

@@ -207,6 +207,10 @@ def test_a_converted_model_is_inspected_sampled_and_pruned(tmp_path, kind, model
     main(["convert", str(checkpoint), str(out), "--kind", kind, "--num-heads", str(HEADS)])
     main(["inspect", str(out)])
     main(["sample", str(out), "--out", str(tmp_path / "grid.png"), "--num-images", "4", "--num-inference-steps", "2"])
+    if kind == "dit":  # whose variance is learned: an ancestral sampler takes the fixed one
+        grid = tmp_path / "ancestral.png"
+        main(["sample", str(out), "--out", str(grid), "--num-inference-steps", "3", "--scheduler", "DDPMScheduler"])
+        assert grid.is_file()
     run = tmp_path / "run"
     main(["prune", str(out), "--target", "blocks=2", "--data", "digits", "--criterion", "magnitude", "--out", str(run)])
     assert "3 blocks of width 32, 4 heads" in capsys.readouterr().out

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from diffusers import UNet2DModel, UVit2DModel
+from diffusers import DiTTransformer2DModel, UNet2DModel, UVit2DModel
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -268,3 +268,20 @@ def test_one_listed_block_stays():
     assert Structure({}, {"a": Block("a", listed=False)}).removable(["a"]) == ["a"]
     with pytest.raises(ValueError, match="at least one block must stay"):
         check_cut(structure, Cut({}, ("a", "b")))
+
+
+def test_dit_xl_has_the_published_sizes_at_every_depth():
+    """DiT-XL/2 at 256 px (entry by entry: blocks, M parameters, GMACs); the authors' code has one embedding for all."""
+    with torch.device("meta"):
+        model = DiTTransformer2DModel(sample_size=32, out_channels=8)
+    structure = describe(model)
+    cost = cost_model(model, structure, inputs_for(model))
+    embedding = model.transformer_blocks[0].norm1.emb
+    again = sum(parameter.numel() for parameter in embedding.parameters())
+    passes = sum(layer.weight.numel() for layer in embedding.modules() if isinstance(layer, nn.Linear))
+    published = [(28, 675.1, 118.6), (20, 483.9, 84.7), (19, 460.0, 80.5), (14, 340.5, 59.3), (13, 316.6, 55.1)]
+    for kept, parameters, macs in published:
+        found = cost({}, list(structure.blocks)[kept:])
+        positions = 256 * 1152  # a parameter of the authors' code that diffusers keeps as a buffer
+        assert (found.parameters - (kept - 1) * again + positions) / 1e6 == pytest.approx(parameters, abs=0.06)
+        assert (found.macs - (kept - 1) * passes) / 1e9 == pytest.approx(macs, abs=0.06)

@@ -120,9 +120,12 @@ def direction(signed: Array) -> Direction:
 def rank_intervals(sums: BlockSums, config: ScoringConfig) -> tuple[Array, Array]:
     """Bounds of the middle 90 % of every block's rank (L,) over `RESAMPLES` bootstrap resamples of the images.
 
-    An image is drawn with all of its bins, since its tuples are not independent.
+    An image is drawn with all of its bins, since its tuples are not independent. One image tells nothing of others, so
+    its ranks may be any.
     """
-    images = sums.total.shape[-1]
+    images, blocks = sums.total.shape[-1], len(sums.names)
+    if images == 1:
+        return np.full(blocks, 1), np.full(blocks, blocks)
     generator = np.random.default_rng(config.seed)
     ranks = []
     for _ in range(RESAMPLES):

@@ -186,12 +186,13 @@ class Adaptive:
             chosen = choose(candidates, present.loss, self.config)
             measured = describe_candidates(candidates, present.loss, self.config.macs_weight)
             described = [facts | more for facts, more in zip(described, measured, strict=True)]
+        ranked = sorted(structure.blocks, key=lambda name: scores[name].item())
         removed = leaving[: counts[chosen] - gone]
         left = tuple(name for name in structure.blocks if name in removed)
         kept = [dense_name[name] for name in structure.blocks if name not in left]
         record = {
             "stage": stage + 1,
-            "ranking": [dense_name[name] for name in sorted(structure.blocks, key=lambda name: scores[name].item())],
+            "ranking": {dense_name[name]: scores[name].item() for name in ranked},
             "candidates": described,
             "chosen": counts[chosen],
             "removed": [dense_name[name] for name in removed],

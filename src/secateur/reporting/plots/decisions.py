@@ -65,7 +65,7 @@ def _fates(axes: Axes, stages: Sequence[Stage], blocks: Sequence[str]) -> None:
         for row, name in enumerate(blocks):
             if name in stage["ranking"]:
                 fates[row, column] = LEAVES if name in stage["removed"] else STAYS
-                place = stage["ranking"].index(name) + 1
+                place = list(stage["ranking"]).index(name) + 1
                 axes.text(column, row, str(place), ha="center", va="center", fontsize=6, color=DARK)
     axes.imshow(fates, ListedColormap(["#9aa6b233", WARM, "#6fb3a9"]), vmin=GONE, vmax=STAYS, aspect="auto",
                 interpolation="nearest")  # fmt: skip
