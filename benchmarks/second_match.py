@@ -1,0 +1,73 @@
+"""Settings of 2ndMatch side by side: which weight, how often, and what dropout changes.
+
+    python benchmarks/second_match.py
+    python benchmarks/second_match.py --table
+
+The embedded U-Net at 30 % of its MACs, cut by Diff-Pruning, as benchmarks/recovery.py trains it at equal steps; what
+that one has measured is taken from it. Stopped runs go on from the last result.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from typing import Any
+
+from bench import RECOVERY, RESULTS, Bench, Results, collect, spread
+from recovery import METHODS, train
+from secateur.files import read_json, write_text
+from secateur.recovery import JacobianConfig, RecoveryConfig
+
+MODEL, TARGET = "digits-unet", "macs=30%"
+FOUND = RESULTS / f"second-match-{MODEL}.json"
+PUBLISHED = replace(RECOVERY, objective="2ndmatch")
+SETTINGS: dict[str, RecoveryConfig] = {
+    "+ 2ndMatch, as published, 1 in 4": replace(PUBLISHED, jacobian=JacobianConfig(every_n=4)),
+    "+ 2ndMatch, automatic weight": replace(PUBLISHED, jacobian=JacobianConfig(auto_weight=True)),
+    "+ 2ndMatch, relative": replace(PUBLISHED, jacobian=JacobianConfig(relative=True)),
+    "+ 2ndMatch, balanced, every step": replace(
+        PUBLISHED, weights={"jacobian": 10.0}, jacobian=JacobianConfig(relative=True, auto_weight=True)
+    ),
+    "denoising, dropout 0.1": replace(RECOVERY, dropout=0.1),
+    "+ distillation, dropout 0.1": replace(RECOVERY, objective="distillation", dropout=0.1),
+    "+ 2ndMatch, balanced, 1 in 5, dropout 0.1": replace(METHODS["+ 2ndMatch, balanced, 1 in 5"], dropout=0.1),
+}
+
+
+def run(seeds: list[int], steps: int, settings: list[str]) -> None:
+    bench, results = Bench(MODEL), Results(FOUND)
+    pruned = bench.pruned(bench.cut("diff-pruning", TARGET, 0))
+    for seed in seeds:
+        for name in settings:
+            config = replace(SETTINGS[name], steps=steps, seed=seed)
+            results.once(f"{name}/{seed}", lambda config=config: train(bench, pruned, config))
+
+
+def table(records: dict[str, Any]) -> str:
+    """Markdown: a row for every setting."""
+    lines = ["| objective | FD | SSIM | denoising loss | FTLE |", "|---|--:|--:|--:|--:|"]
+    measured = {name.removeprefix(f"{TARGET}/steps/"): record for name, record in records.items()}
+    for name in (*METHODS, *SETTINGS):
+        found = {key: collect(measured, f"{name}/", key) for key in ("fd", "ssim", "loss", "ftle")}
+        if found["fd"]:
+            cells = (spread(values, digits) for values, digits in zip(found.values(), (2, 3, 4, 3), strict=True))
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--table", action="store_true", help="only make the table of what is there")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=250)
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    arguments = parser.parse_args()
+    if not arguments.table:
+        run(arguments.seeds, arguments.steps, arguments.settings)
+    text = table(read_json(RESULTS / f"recovery-{MODEL}.json") | read_json(FOUND))
+    write_text(FOUND.with_suffix(".md"), text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
