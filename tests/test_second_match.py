@@ -17,7 +17,7 @@ from secateur.errors import SecateurError
 from secateur.jacobian import higher_order, project, squared_lengths, unit_directions
 from secateur.process import DiffusionProcess, FlowProcess, predict
 from secateur.recovery import JacobianConfig, RecoveryConfig
-from secateur.recovery.balance import added, excess, gradient_norms, term_gradients
+from secateur.recovery.balance import norm, summed_gradient
 from secateur.recovery.draws import Draw, draw_step
 from secateur.recovery.jacobian import growth_mismatch, projection_mismatch
 from secateur.recovery.objectives import JACOBIAN, build_objective
@@ -347,16 +347,11 @@ def test_lengths_are_taken_in_float32():
     assert squared_lengths([found]).item() == pytest.approx(10.44, rel=0.02)
 
 
-def test_gradient_norms_are_those_of_the_weighted_terms():
-    parameter = nn.Parameter(torch.tensor([1.0, 2.0]))
-    terms = {"denoising": parameter[0] * 3, "distillation": parameter[1] * 2, JACOBIAN: parameter.sum()}
-    weights = {"denoising": 1.0, "distillation": 2.0, JACOBIAN: 0.5}
-    once = term_gradients(terms, weights, [parameter])
-    assert list(gradient_norms(once).values()) == pytest.approx([3, 4, 0.5 * 2**0.5])
-    assert excess(once) == pytest.approx(0.5 * 2**0.5 / 5)
-    thrice = added(once, term_gradients(terms, weights, [parameter], scale=2.0))
-    assert list(gradient_norms(thrice).values()) == pytest.approx([9, 12, 1.5 * 2**0.5])
-    assert excess({**once, JACOBIAN: [torch.zeros(2)]}) is None
+def test_gradients_of_micro_batches_add_up():
+    parameter, other = nn.Parameter(torch.tensor([1.0, 2.0])), nn.Parameter(torch.ones(3))
+    gradient = summed_gradient((parameter[0] * 3, parameter[1] * 2, 2 * parameter[1]), [parameter, other])
+    assert [part.tolist() for part in gradient] == [[3, 4], [0, 0, 0]]
+    assert norm(gradient) == 5
     assert parameter.grad is None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
@@ -27,7 +28,7 @@ from ..seeds import seed_of
 from ..structure import describe
 from ..structure.masks import masked
 from .accelerator import make_accelerator
-from .balance import Gradients, added, excess, gradient_norms, term_gradients
+from .balance import norm, summed_gradient
 from .checkpoints import TrainingState, newest_checkpoint, restore_checkpoint, save_checkpoint
 from .config import RecoveryConfig, learning_rate_at
 from .draws import DROPOUT, Draw, draw_step
@@ -276,29 +277,34 @@ class _Run:
 
         By passes of its own: the weight must be known before the first micro-batch is trained on.
         """
-        state = self.state
-        balancing = objective.balances and state.balanced < BALANCED_STEPS
+        balancing = objective.balances and self.state.balanced < BALANCED_STEPS
         if not (balancing or self._norms_due()):
             return {}, objective
-        trained = [parameter for parameter in state.model.parameters() if parameter.requires_grad]
-        scale = state.scaler.get_scale() if state.scaler else 1.0  # in float16 small gradients vanish
-        own: Gradients = {}
-        with self.accelerator.no_sync(self.student):
-            for number, draw in enumerate(draws):
-                terms = self._terms(objective, draw, number)
-                found = term_gradients(terms, objective.weights, trained, scale / len(draws))
-                own = added(own, found) if own else found
-        gradients = cast(Gradients, self.accelerator.reduce(own, "mean"))
-        norms = {name: norm / scale for name, norm in gradient_norms(gradients).items()}
-        if not all(map(math.isfinite, norms.values())):
+        norms = {name: self._gradient_norm(draws, objective, [name]) for name in objective.weights}
+        others = self._gradient_norm(draws, objective, [n for n in norms if n != JACOBIAN]) if balancing else 0.0
+        if not all(map(math.isfinite, (*norms.values(), others))):
             return {}, objective  # an overflow; where it is more than that of float16, the step says so
-        if balancing and (ratio := excess(gradients)) is not None:  # else there is nothing to balance yet
-            factor = min(1.0, 1 / ratio)
-            state.jacobian_scale *= factor
+        if balancing and min(norms[JACOBIAN], others) > 0:  # else there is nothing to balance yet
+            factor = min(1.0, others / norms[JACOBIAN])
+            self.state.jacobian_scale *= factor
+            self.state.balanced += 1
             norms[JACOBIAN] *= factor
             objective = objective.scaled(factor)
-            state.balanced += 1
-        return {NORM + name: norm for name, norm in norms.items()}, objective
+        return {NORM + name: length for name, length in norms.items()}, objective
+
+    def _gradient_norm(self, draws: list[Draw], objective: Objective, names: list[str]) -> float:
+        """Norm of the gradient of the weighted terms of these `names`, over all micro-batches of all processes."""
+        trained = [parameter for parameter in self.state.model.parameters() if parameter.requires_grad]
+        scale = self.state.scaler.get_scale() if self.state.scaler else 1.0  # in float16 small gradients vanish
+
+        def values() -> Iterator[torch.Tensor]:
+            for number, draw in enumerate(draws):
+                terms = self._terms(objective, draw, number)
+                yield objective.loss({name: terms[name] for name in names}) * (scale / len(draws))
+
+        with self.accelerator.no_sync(self.student):
+            gradient = summed_gradient(values(), trained)
+        return norm(cast(list[torch.Tensor], self.accelerator.reduce(gradient, "mean"))) / scale
 
     def _norms_due(self) -> bool:
         """Whether gradient norms are to be measured: at every n-th step, or at the next that has the Jacobian term."""
