@@ -314,10 +314,12 @@ def test_terms_of_a_loss_that_come_now_and_then() -> None:
         record["jacobian"] = 1e-5
     for record in records[4::5]:
         record |= {"grad_norm_denoising": 1.0, "grad_norm_distillation": 0.5, "grad_norm_jacobian": 1e-4}
+    for record in records:
+        record["jacobian_weight"] = 8.0
     figure = plot_training(records, removed_at=10)
     assert titles(figure) == [
         "Recovery loss; its terms before weighting", "Gradient norm of each weighted term", "Learning rate",
-        "Gradient norm",
+        "Gradient norm", "Weight of the Jacobian term",
     ]  # fmt: skip
     loss, norms = figure.axes[:2]
     assert (loss.get_yscale(), norms.get_yscale()) == ("log", "log")
