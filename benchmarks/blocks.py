@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 
 from bench import (
     RECOVERY,
+    RESULTS,
     Bench,
     command_line,
     compare,
@@ -32,6 +33,7 @@ from bench import (
 )
 from secateur.commands.stages import latency_of
 from secateur.criteria import CriterionName, ScoringConfig
+from secateur.files import read_json, write_text
 from secateur.inputs import example_inputs
 from secateur.recipes import SECOND_MATCH
 from secateur.recovery import recover
@@ -51,6 +53,7 @@ from secateur.structure.cost import cost_model
 
 SCORING = ScoringConfig(num_images=64)
 DEPTH = CutConfig(granularity="depth")
+SETTINGS = "adaptive-settings"  # results by CED before its clean samples ended where the images do, kept to compare
 STAGES = AdaptiveConfig()
 HALF = replace(STAGES, until=0.5)
 ANEW = replace(STAGES, rerank="stage")
@@ -167,6 +170,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.table:
         report("blocks", table, plot)
+        for path in sorted(RESULTS.glob(f"{SETTINGS}-*.json")):
+            write_text(path.with_suffix(".md"), table(read_json(path)))
     else:
         compare("blocks", arguments, train)
 
