@@ -53,12 +53,12 @@ def second_match() -> Recipe:
 
 
 def progressive() -> Recipe:
-    """Soft masks that shrink while the model trains, by Taylor scores: the best of our progressive runs."""
+    """Soft masks that shrink while the model trains, by a few Taylor scorings: the best of our progressive runs."""
     return Recipe(
         criterion="taylor",
         scoring=BETWEEN_STAGES,
         schedule="progressive",
-        progressive=ProgressiveConfig(stage_steps=20),
+        progressive=ProgressiveConfig(stage_steps=20, coarse=True),
         recovery=diff_pruning().recovery,
     )
 
