@@ -135,6 +135,13 @@ FEW = [
     *("--evaluation.num-images", "12", "--evaluation.num-inference-steps", "2", "--evaluation.latency-rounds", "2"),
 ]
 
+BRIEFLY = {
+    "recipe": "entpruner",
+    "adaptive": AdaptiveConfig(stages=2),
+    "scoring": ScoringConfig(num_timesteps=2, num_images=4),
+    "evaluation": secateur.EvaluationConfig(metrics=("loss",), num_images=4),
+}
+
 
 @pytest.fixture(scope="module")
 def dense(tmp_path_factory):
@@ -201,11 +208,8 @@ def test_ced_with_the_real_scorer_prunes_to_the_target(dense, tmp_path):
         target="macs=60%",
         data="digits",
         out=tmp_path / "run",
-        recipe="entpruner",
-        adaptive=AdaptiveConfig(stages=2),
-        scoring=ScoringConfig(num_timesteps=2, num_images=4),
         recovery=replace(CONFIG, objective="2ndmatch"),
-        evaluation=secateur.EvaluationConfig(metrics=("loss",), num_images=4),
+        **BRIEFLY,
     )
     model = secateur.from_pretrained(out / "model")
     assert macs_of(model) <= 0.6 * macs_of(sit())
@@ -253,19 +257,16 @@ def test_new_labels_are_learned_before_the_blocks_are_ranked(dense, tmp_path):
         target="blocks=3",
         data="digits",
         out=tmp_path / "run",
-        recipe="entpruner",
         new_labels=True,
         warmup=secateur.WarmupConfig(steps=2),
-        adaptive=AdaptiveConfig(stages=2),
-        scoring=ScoringConfig(num_timesteps=2, num_images=4),
         recovery=CONFIG,
-        evaluation=secateur.EvaluationConfig(metrics=("loss",), num_images=4),
+        **BRIEFLY,
     )
     relabelled, model = (secateur.from_pretrained(out / name) for name in ("relabelled", "model"))
     embedding = "transformer_blocks.0.norm1.emb.class_embedder.embedding_table.weight"
     assert relabelled.state_dict()[embedding].shape[0] == 11  # the data's ten classes, and none
     assert len(model.transformer_blocks) == 3
     ranked = secateur.rank(str(out / "relabelled"), criterion="ced", data="digits", out=tmp_path / "rank",
-                           scoring=ScoringConfig(num_timesteps=2, num_images=4))  # fmt: skip
+                           scoring=BRIEFLY["scoring"])  # fmt: skip
     first, second = (json.loads((folder / "ranking.json").read_text())["blocks"] for folder in (out, ranked))
     assert first == second  # the blocks were ranked with the new labels

@@ -196,11 +196,11 @@ def compress_stages(
     models, start = {"dense": loaded.model}, loaded.model
 
     def plan() -> tuple[nn.Module | None, Pruner | None]:
-        scores = rank_stage(run, loaded, structure, dataset, settings.criterion, settings.scoring)
+        scores, pruned = rank_stage(run, loaded, structure, dataset, settings.criterion, settings.scoring), None
         if settings.schedule == "one-shot":
             details = {"criterion": settings.criterion, "scoring": asdict(settings.scoring)}
-            return cut_stage(run, loaded, structure, goal, scores, settings.cut, details, model), None
-        return None, make_pruner(run, loaded, structure, dataset, goal, scores, settings, model)
+            pruned = cut_stage(run, loaded, structure, goal, scores, settings.cut, details, model)
+        return pruned, make_pruner(run, loaded, structure, dataset, goal, scores, settings, model)
 
     pruned, pruner = main_first(plan, on_cpu(loaded))
     if pruned is not None:

@@ -174,12 +174,12 @@ class _Run:
                 draws = upcoming.result()
                 upcoming = prefetcher.submit(self._draw, min(self.state.step + 1, self.config.steps - 1))
                 begun = time.perf_counter()
-                decided = self.pruner is not None and self.pruner.due(self.state.step)
-                if self.pruner is not None and decided:
-                    self._prune(self.pruner)
+                pruner = self.pruner if self.pruner is not None and self.pruner.due(self.state.step) else None
+                if pruner is not None:
+                    self._prune(pruner)
                 record, stop = self._step(draws, interrupted())
                 self.state.seconds += time.perf_counter() - begun
-                self._keep(record, keep_all=stop or decided)
+                self._keep(record, keep_all=stop or pruner is not None)
                 advance(1, f"loss {record['loss']:.4f}")
                 if stop:
                     raise KeyboardInterrupt
