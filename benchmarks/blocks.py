@@ -4,8 +4,8 @@
     python benchmarks/blocks.py --table
 
 Half or 30 % of the blocks leave. The adaptive runs' stages are counted into their budget; the time of rankings and
-proxies is in the seconds. The seed draws calibration images and noise, random scores, and the training. Stopped runs go
-on from the last result.
+proxies is in the seconds. The seed draws calibration images and noise, random scores, and the training; one-shot
+rankings that drop the same blocks of the same seed share a run. Stopped runs go on from the last result.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ import copy
 import tempfile
 import time
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from matplotlib.figure import Figure
+from torch import nn
 
 from bench import (
     RECOVERY,
@@ -48,7 +50,7 @@ from secateur.schedules import (
     parse_target,
     stage_scorer,
 )
-from secateur.structure import describe
+from secateur.structure import Cut, describe
 from secateur.structure.cost import cost_model
 
 SCORING = ScoringConfig(num_images=64)
@@ -78,7 +80,9 @@ PLAIN: dict[str, Method] = {
     "one shot, loss change": Method("loss-change"),
     "one shot, ced": Method("ced"),
     "one shot, ced of predictions": Method("ced", scoring=PREDICTIONS),
+    "one shot, deviation": Method("deviation"),
     "adaptive, ced": Method("ced", STAGES),
+    "adaptive, deviation": Method("deviation", STAGES),
     "adaptive, cosine": Method("cosine", STAGES),
     "adaptive, loss change": Method("loss-change", STAGES),
     "adaptive, ced, no reward for MACs": Method("ced", replace(STAGES, macs_weight=0.0)),
@@ -94,36 +98,52 @@ PLAIN: dict[str, Method] = {
 METHODS = PLAIN | {f"{name}, 2ndMatch": replace(method, second_match=True) for name, method in PLAIN.items()}
 
 
+@cache
+def one_shot_run(bench: Bench, blocks: tuple[str, ...], seed: int, steps: int, second_match: bool) -> dict[str, Any]:
+    """Recover the model without `blocks`; rankings that drop the same ones share the run."""
+    return measured_run(bench, bench.pruned(Cut({}, blocks)), seed, steps, second_match)
+
+
+def measured_run(
+    bench: Bench, start: nn.Module, seed: int, steps: int, second_match: bool, pruner: Adaptive | None = None
+) -> dict[str, Any]:
+    """Recover `start` in `steps` optimizer steps; what it takes and what the result is worth."""
+    begun = time.perf_counter()
+    config = replace(RECOVERY, steps=steps, seed=seed)
+    if second_match:
+        config = replace(config, **SECOND_MATCH)
+    with tempfile.TemporaryDirectory() as folder:
+        model = recover(start, bench.loaded.process, bench.dataset, config, folder, bench.dense, pruner)
+    seconds = time.perf_counter() - begun
+    blocks = len(describe(model).blocks)
+    return {"steps": steps, "seconds": seconds, "blocks": blocks, **bench.measure(model, with_ftle=False)}
+
+
 def train(bench: Bench, label: str, target: str, seed: int, steps: int) -> dict[str, Any]:
     """Rank, drop and recover within `steps` optimizer steps; what the result is worth."""
     begun, method = time.perf_counter(), METHODS[label]
     scoring = replace(method.scoring, seed=seed)
-    config = replace(RECOVERY, steps=steps, seed=seed)
-    if method.second_match:
-        config = replace(config, **SECOND_MATCH)
-    loaded, inputs = bench.loaded, example_inputs(bench.dense, 1)
-    start, pruner = copy.deepcopy(bench.dense), None
+    loaded, inputs, wanted = bench.loaded, example_inputs(bench.dense, 1), parse_target(target)
     scores = bench.scores(method.criterion, seed, scoring)
     if method.stages is None:
-        start = bench.pruned(one_shot(bench.dense, bench.structure, parse_target(target), scores, DEPTH, inputs)[0].cut)
+        cut = one_shot(bench.dense, bench.structure, wanted, scores, DEPTH, inputs)[0].cut
+        ranked = time.perf_counter() - begun
+        found = one_shot_run(bench, cut.removed_blocks, seed, steps, method.second_match)
     else:
-        batch = bench.batch(128, seed)
         pruner = Adaptive(
             method.stages,
             method.stages.boundaries(steps),
-            block_cuts(parse_target(target), DEPTH, latency_of),
+            block_cuts(wanted, DEPTH, latency_of),
             scores,
             stage_scorer(loaded.process, bench.batch(scoring.num_images, seed), method.criterion, scoring),
-            judge(loaded.process, batch, seed),
+            judge(loaded.process, bench.batch(128, seed), seed),
             cost_model(bench.dense, bench.structure, inputs)({}).macs,
             {},
             {},
         )
-    with tempfile.TemporaryDirectory() as folder:
-        model = recover(start, loaded.process, bench.dataset, config, folder, bench.dense, pruner)
-    seconds = time.perf_counter() - begun
-    blocks = len(describe(model).blocks)
-    return {"steps": steps, "seconds": round(seconds, 1), "blocks": blocks, **bench.measure(model, with_ftle=False)}
+        ranked = time.perf_counter() - begun
+        found = measured_run(bench, copy.deepcopy(bench.dense), seed, steps, method.second_match, pruner)
+    return {**found, "seconds": round(ranked + found["seconds"], 1)}
 
 
 # ------------------------------------------------------------------------------------------- tables and plot

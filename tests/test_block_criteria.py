@@ -19,9 +19,10 @@ import secateur
 from models import dit, output, sample_for, unet
 from secateur.cli import main
 from secateur.criteria import BLOCK_CRITERIA, ScoringConfig, score
+from secateur.criteria.block_effects import spearman
 from secateur.criteria.blocks import block_scores, draw_tuples, leaving_order, measure_blocks
-from secateur.criteria.ced import log_deviations, spearman
 from secateur.criteria.drops import _masked, is_chain, outputs_without_each_block, passes_of
+from secateur.criteria.entropy import log_deviations
 from secateur.criteria.uniform import stride_order
 from secateur.data import Batch
 from secateur.errors import SecateurError, TrainingError
@@ -364,6 +365,7 @@ def test_pooling_is_validated():
 
 # ---------------------------------------------------------------------------------------------------- commands
 
+REPORTED = ("ced", "deviation")
 QUICK = ["--scoring.num-timesteps", "4", "--scoring.num-images", "8"]
 
 
@@ -385,13 +387,13 @@ def test_rank_writes_json_tables_plot_and_page(sit, tmp_path, capsys, criterion)
     assert f"seconds  {ranking['seconds']}" in printed
     assert "transformer_blocks.3" in printed
     assert not (run / "tables" / "ranking.md").exists()
-    assert (run / "tables" / "correlations.csv").exists() == (criterion == "ced")
+    assert (run / "tables" / "correlations.csv").exists() == (criterion in REPORTED)
     with Image.open(run / "plots" / "ranking.png") as image:
         assert min(image.size) > 100
     page = write_report(run).read_text()
     assert f"Ranked 4 blocks by {criterion}" in page
-    assert ("resampling the images" in page) == (criterion == "ced")
-    if criterion == "ced":
+    assert ("resampling the images" in page) == (criterion in REPORTED)
+    if criterion in REPORTED:
         report = ranking["block_report"]
         assert report["timesteps"] == [125, 375, 625, 875]
         assert all(len(effect["signed"]) == 4 for effect in report["blocks"].values())

@@ -11,6 +11,7 @@ from .block_report import BlockEffect, BlockReport
 from .ced import ced
 from .config import CriterionName, ScoringConfig
 from .cosine import cosine
+from .deviation import deviation
 from .diff_pruning import diff_pruning, taylor
 from .gradient_flow import gradient_flow
 from .loss_change import loss_change
@@ -28,11 +29,13 @@ CRITERIA: dict[CriterionName, Criterion] = {
     "diff-pruning": diff_pruning,
     "gradient-flow": gradient_flow,
     "ced": ced,
+    "deviation": deviation,
     "uniform": uniform,
     "cosine": cosine,
     "loss-change": loss_change,
 }
-BLOCK_CRITERIA: frozenset[CriterionName] = frozenset({"ced", "uniform", "cosine", "loss-change"})  # no scores of dims
+# They score no dims.
+BLOCK_CRITERIA: frozenset[CriterionName] = frozenset({"ced", "deviation", "uniform", "cosine", "loss-change"})
 
 
 def score(

@@ -17,6 +17,7 @@ class BlockEffect:
         rank: 1 leaves first.
         rank_low, rank_high: the middle 90 % of the ranks over resamples of the images.
         ced_stratified, ced_pooled: |change of log standard deviation|, mean over bins, or over all bins at once.
+        deviation: geometric mean over tuples of the root mean square of output without the block - output.
         direction: whether the spread of the output grows (noise), shrinks (collapse), or does neither consistently.
         output_error: E|output without the block - output|^2 / E|output|^2.
         loss_change: denoising loss without the block minus that of the full model.
@@ -29,6 +30,7 @@ class BlockEffect:
     rank_high: int
     ced_stratified: float
     ced_pooled: float
+    deviation: float
     direction: Direction
     output_error: float
     loss_change: float

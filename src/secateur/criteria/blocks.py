@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -73,6 +73,11 @@ class BlockSums:
     def output_error(self) -> Array:
         """E|prediction without the block - prediction|^2 / E|prediction|^2 in each bin, (L, T)."""
         return self.change.sum(-1) / _positive(self.size.sum(-1))
+
+    def of_images(self, index: NDArray[np.intp]) -> BlockSums:
+        """The sums of the images at these places, which may repeat."""
+        by_image = ("total", "square", "size", "loss", "change", "cosine")
+        return replace(self, **{name: getattr(self, name)[..., index] for name in by_image})
 
     def loss_change(self) -> Array:
         """Denoising loss without the block minus that of the full model in each bin, (L, T)."""

@@ -14,27 +14,24 @@ entries of the output; of equal scores the smaller output error, then the later 
 `pooled` together are the closest to the paper.
 
 A standard deviation cannot see damage that keeps it. So the report has, from the same passes, the output error, the
-change of the denoising loss, how sure the ranks are, and whether simpler scores give the same order.
+change of the denoising loss, how sure the ranks are, and whether other scores give the same order; and `deviation` is
+a criterion that does see it.
 """
 
 from __future__ import annotations
 
-import numpy as np
-import torch
+from functools import partial
+
 from torch import nn
 
 from ..data import Batch
 from ..process import Process
 from ..structure import Structure
-from .block_report import BlockEffect, BlockReport, Direction
-from .blocks import Array, BlockSums, bins_of, block_scores, leaving_order, measure_blocks
-from .config import CedPooling, ScoringConfig
-from .ranking import Ranking, reduce_elements
-from .uniform import stride_scores
-
-RESAMPLES = 1000
-INTERVAL = (0.05, 0.95)
-CONSISTENT = 0.5  # share of the mean |shift| that the mean shift must reach to have a direction
+from .block_effects import described
+from .blocks import measure_blocks
+from .config import ScoringConfig
+from .entropy import entropy_changes
+from .ranking import Ranking
 
 
 def ced(model: nn.Module, process: Process, batch: Batch, structure: Structure, config: ScoringConfig) -> Ranking:
@@ -45,112 +42,4 @@ def ced(model: nn.Module, process: Process, batch: Batch, structure: Structure, 
         TrainingError: an output is not finite.
     """
     sums = measure_blocks(model, process, batch, structure, config)
-    signed, pooled = log_deviations(sums.total, sums.square, sums.entries)
-    scores = pool(signed, pooled, config.ced_pooling)
-    changes, errors = sums.change.sum((1, 2)), sums.output_error()
-    ranks = leaving_order(scores, changes).argsort() + 1
-    low, high = rank_intervals(sums, config)
-    blocks = {
-        name: BlockEffect(
-            rank=int(ranks[i]),
-            rank_low=int(low[i]),
-            rank_high=int(high[i]),
-            ced_stratified=float(np.abs(signed[i]).mean()),
-            ced_pooled=float(np.abs(pooled[i])),
-            direction=direction(signed[i]),
-            output_error=float(changes[i] / max(sums.size.sum(), np.finfo(np.float64).tiny)),
-            loss_change=float(sums.loss_change()[i].mean()),
-            cosine=float(sums.cosine[i].mean()),
-            signed=tuple(signed[i].tolist()),
-            output_errors=tuple(errors[i].tolist()),
-            loss_changes=tuple(sums.loss_change()[i].tolist()),
-        )
-        for i, name in enumerate(sums.names)
-    }
-    others = {
-        "output error": np.array([effect.output_error for effect in blocks.values()]),
-        "loss change": np.array([effect.loss_change for effect in blocks.values()]),
-        "cosine": np.array([effect.cosine for effect in blocks.values()]),
-        "magnitude": np.array([_magnitude(model.get_submodule(name), config) for name in sums.names]),
-        "uniform": stride_scores(len(sums.names)),
-    }
-    bins = bins_of(process, config)
-    middles = process.timesteps((torch.arange(bins, dtype=torch.float64) + 0.5) / bins)
-    report = BlockReport(
-        images=len(batch.sample),
-        timesteps=tuple(map(float, middles.tolist())),
-        blocks=blocks,
-        correlations={name: spearman(scores, values) for name, values in others.items()},
-    )
-    return Ranking(block_scores(sums.names, scores, changes), report=report)
-
-
-def log_deviations(total: Array, square: Array, entries: int) -> tuple[Array, Array]:
-    """log sd(without block i) - log sd(full), sd over all entries of a bin's outputs, or of all outputs.
-
-    Positive where the output drifts to noise, negative where it collapses.
-
-    Args:
-        total: sums over each tuple's output (..., L + 1, T, N), the full model first.
-        square: sums of its squares, likewise.
-        entries: entries of one output.
-
-    Returns:
-        By bin (..., L, T), and over all bins (..., L).
-    """
-    images, bins = total.shape[-1], total.shape[-2]
-    by_bin = _log_sd(total.sum(-1), square.sum(-1), entries * images)
-    pooled = _log_sd(total.sum((-2, -1)), square.sum((-2, -1)), entries * images * bins)
-    return by_bin[..., 1:, :] - by_bin[..., :1, :], pooled[..., 1:] - pooled[..., :1]
-
-
-def pool(signed: Array, pooled: Array, pooling: CedPooling) -> Array:
-    """CED (..., L) from what `log_deviations` returns."""
-    return np.abs(signed).mean(-1) if pooling == "stratified" else np.abs(pooled)
-
-
-def direction(signed: Array) -> Direction:
-    """Where the bins' shifts (T,) point, unless they cancel to less than half of their size."""
-    mean, size = signed.mean(), np.abs(signed).mean()
-    if abs(mean) <= CONSISTENT * size:
-        return "neither"
-    return "noise" if mean > 0 else "collapse"
-
-
-def rank_intervals(sums: BlockSums, config: ScoringConfig) -> tuple[Array, Array]:
-    """Bounds of the middle 90 % of every block's rank (L,) over `RESAMPLES` bootstrap resamples of the images.
-
-    An image is drawn with all of its bins, since its tuples are not independent. One image tells nothing of others, so
-    its ranks may be any.
-    """
-    images, blocks = sums.total.shape[-1], len(sums.names)
-    if images == 1:
-        return np.full(blocks, 1), np.full(blocks, blocks)
-    generator = np.random.default_rng(config.seed)
-    ranks = []
-    for _ in range(RESAMPLES):
-        drawn = generator.integers(images, size=images)
-        signed, pooled = log_deviations(sums.total[..., drawn], sums.square[..., drawn], sums.entries)
-        scores = pool(signed, pooled, config.ced_pooling)
-        ranks.append(leaving_order(scores, sums.change[..., drawn].sum((1, 2))).argsort() + 1)
-    low, high = np.quantile(ranks, INTERVAL, axis=0, method="nearest")
-    return low, high
-
-
-def spearman(first: Array, second: Array) -> float | None:
-    """Correlation of the ranks, equal values sharing their mean rank; None where one side is constant."""
-    ranks = [((x[:, None] > x).sum(1) + (x[:, None] >= x).sum(1)) / 2 for x in (first, second)]
-    if any(np.ptp(rank) == 0 for rank in ranks):
-        return None
-    return float(np.corrcoef(ranks)[0, 1])
-
-
-def _log_sd(total: Array, square: Array, count: int) -> Array:
-    variance = square / count - np.square(total / count)
-    return 0.5 * np.log(np.maximum(variance, np.finfo(np.float64).tiny))
-
-
-def _magnitude(block: nn.Module, config: ScoringConfig) -> float:
-    """As the criterion `magnitude`, without its scores of widths."""
-    reduced = [reduce_elements(parameter.detach(), config.element_reduction) for parameter in block.parameters()]
-    return sum(values.cpu().double().sum().item() for values in reduced)
+    return described(model, process, sums, config, "ced", partial(entropy_changes, pooling=config.ced_pooling))

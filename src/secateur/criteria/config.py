@@ -13,6 +13,7 @@ CriterionName = Literal[
     "diff-pruning",
     "gradient-flow",
     "ced",
+    "deviation",
     "uniform",
     "cosine",
     "loss-change",
@@ -46,7 +47,7 @@ class ScoringConfig:
         ced_output: ced takes the spread of the clean sample that the network predicts (sample), or of its prediction as
             it is (prediction).
         num_timesteps: evenly spaced calibration timesteps; 0 takes every one of the process (gradient-flow: 32). For
-            ced, cosine and loss-change: bins, each image once in each at a random timestep (0: 8).
+            ced, deviation, cosine and loss-change: bins, each image once in each at a random timestep (0: 8).
         num_images: calibration images, all used at every timestep.
         batch_size: (image, timestep) pairs in one pass; changes speed and memory only.
         seed: draws the calibration images, their noise, and random scores.

@@ -51,6 +51,7 @@ COSTS: dict[CriterionName, Cost] = {
     "diff-pruning": _gradients,
     "gradient-flow": _products,
     "ced": _drops,
+    "deviation": _drops,
     "uniform": _nothing,
     "cosine": _looks,
     "loss-change": _drops,

@@ -1,0 +1,116 @@
+"""The report of a criterion that drops blocks: what each drop does, how sure its rank is, and what others would say.
+
+L blocks, T bins of timesteps, N images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..process import Process
+from .block_report import BlockEffect, BlockReport, Direction
+from .blocks import Array, BlockSums, bins_of, block_scores, leaving_order
+from .config import CriterionName, ScoringConfig
+from .entropy import deviations, entropy_changes, log_deviations
+from .ranking import Ranking, reduce_elements
+from .uniform import stride_scores
+
+RESAMPLES = 1000
+INTERVAL = (0.05, 0.95)
+CONSISTENT = 0.5  # share of the mean |shift| that the mean shift must reach to have a direction
+
+
+def described(
+    model: nn.Module,
+    process: Process,
+    sums: BlockSums,
+    config: ScoringConfig,
+    criterion: CriterionName,
+    scores_of: Callable[[BlockSums], Array],
+) -> Ranking:
+    """The scores (L,) that `scores_of` finds in the sums, and the report; equal ones leave by the smaller error."""
+    scores, changes = scores_of(sums), sums.change.sum((1, 2))
+    signed, pooled = log_deviations(sums.total, sums.square, sums.entries)
+    ranks = leaving_order(scores, changes).argsort() + 1
+    low, high = rank_intervals(sums, config.seed, scores_of)
+    errors, losses, moved = sums.output_error(), sums.loss_change(), deviations(sums)
+    blocks = {
+        name: BlockEffect(
+            rank=int(ranks[i]),
+            rank_low=int(low[i]),
+            rank_high=int(high[i]),
+            ced_stratified=float(np.abs(signed[i]).mean()),
+            ced_pooled=float(np.abs(pooled[i])),
+            deviation=float(moved[i]),
+            direction=direction(signed[i]),
+            output_error=float(changes[i] / max(sums.size.sum(), np.finfo(np.float64).tiny)),
+            loss_change=float(losses[i].mean()),
+            cosine=float(sums.cosine[i].mean()),
+            signed=tuple(signed[i].tolist()),
+            output_errors=tuple(errors[i].tolist()),
+            loss_changes=tuple(losses[i].tolist()),
+        )
+        for i, name in enumerate(sums.names)
+    }
+    others = {
+        "ced": entropy_changes(sums, config.ced_pooling),
+        "deviation": moved,
+        "output error": np.array([effect.output_error for effect in blocks.values()]),
+        "loss change": np.array([effect.loss_change for effect in blocks.values()]),
+        "cosine": np.array([effect.cosine for effect in blocks.values()]),
+        "magnitude": np.array([_magnitude(model.get_submodule(name), config) for name in sums.names]),
+        "uniform": stride_scores(len(sums.names)),
+    }
+    bins = bins_of(process, config)
+    middles = process.timesteps((torch.arange(bins, dtype=torch.float64) + 0.5) / bins)
+    report = BlockReport(
+        images=sums.change.shape[-1],
+        timesteps=tuple(map(float, middles.tolist())),
+        blocks=blocks,
+        correlations={name: spearman(scores, values) for name, values in others.items() if name != criterion},
+    )
+    return Ranking(block_scores(sums.names, scores, changes), report=report)
+
+
+def direction(signed: Array) -> Direction:
+    """Where the bins' shifts (T,) point, unless they cancel to less than half of their size."""
+    mean, size = signed.mean(), np.abs(signed).mean()
+    if abs(mean) <= CONSISTENT * size:
+        return "neither"
+    return "noise" if mean > 0 else "collapse"
+
+
+def rank_intervals(sums: BlockSums, seed: int, scores_of: Callable[[BlockSums], Array]) -> tuple[Array, Array]:
+    """Bounds of the middle 90 % of every block's rank (L,) over `RESAMPLES` bootstrap resamples of the images.
+
+    An image is drawn with all of its bins, since its tuples are not independent. One image tells nothing of others, so
+    its ranks may be any.
+    """
+    images, blocks = sums.change.shape[-1], len(sums.names)
+    if images == 1:
+        return np.full(blocks, 1), np.full(blocks, blocks)
+    generator = np.random.default_rng(seed)
+    ranks = []
+    for _ in range(RESAMPLES):
+        resample = sums.of_images(generator.integers(images, size=(images,)))
+        ranks.append(leaving_order(scores_of(resample), resample.change.sum((1, 2))).argsort() + 1)
+    low, high = np.quantile(ranks, INTERVAL, axis=0, method="nearest")
+    return low, high
+
+
+def spearman(first: Array, second: Array) -> float | None:
+    """Correlation of the ranks, equal values sharing their mean rank; None where one side is constant."""
+    ranks = [((x[:, None] > x).sum(1) + (x[:, None] >= x).sum(1)) / 2 for x in (first, second)]
+    if any(np.ptp(rank) == 0 for rank in ranks):
+        return None
+    return float(np.corrcoef(ranks)[0, 1])
+
+
+def _magnitude(block: nn.Module, config: ScoringConfig) -> float:
+    """As the criterion `magnitude`, without its scores of widths."""
+    reduced = [reduce_elements(parameter.detach(), config.element_reduction) for parameter in block.parameters()]
+    return sum(values.cpu().double().sum().item() for values in reduced)

@@ -1,0 +1,50 @@
+"""Gaussian entropies of what a model puts out without each of its blocks, from the sums of `blocks`.
+
+L blocks, T bins of timesteps, N images.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .blocks import Array, BlockSums
+from .config import CedPooling
+
+
+def log_deviations(total: Array, square: Array, entries: int) -> tuple[Array, Array]:
+    """log sd(without block i) - log sd(full), sd over all entries of a bin's outputs, or of all outputs.
+
+    Positive where the output drifts to noise, negative where it collapses.
+
+    Args:
+        total: sums over each tuple's output (..., L + 1, T, N), the full model first.
+        square: sums of its squares, likewise.
+        entries: entries of one output.
+
+    Returns:
+        By bin (..., L, T), and over all bins (..., L).
+    """
+    images, bins = total.shape[-1], total.shape[-2]
+    by_bin = _log_sd(total.sum(-1), square.sum(-1), entries * images)
+    pooled = _log_sd(total.sum((-2, -1)), square.sum((-2, -1)), entries * images * bins)
+    return by_bin[..., 1:, :] - by_bin[..., :1, :], pooled[..., 1:] - pooled[..., :1]
+
+
+def entropy_changes(sums: BlockSums, pooling: CedPooling) -> Array:
+    """|H(out without block i) - H(out)| (L,): the mean over bins, or of all outputs at once."""
+    signed, pooled = log_deviations(sums.total, sums.square, sums.entries)
+    return np.abs(signed).mean(-1) if pooling == "stratified" else np.abs(pooled)
+
+
+def deviations(sums: BlockSums) -> Array:
+    """exp H(out without block i | out) but for a constant (L,), H Gaussian, with one variance for each tuple.
+
+    The geometric mean over tuples of the root mean square of (prediction without the block - prediction).
+    """
+    variance = np.maximum(sums.change / sums.entries, np.finfo(np.float64).tiny)
+    return np.exp(0.5 * np.log(variance).mean((1, 2)))
+
+
+def _log_sd(total: Array, square: Array, count: int) -> Array:
+    variance = square / count - np.square(total / count)
+    return 0.5 * np.log(np.maximum(variance, np.finfo(np.float64).tiny))
