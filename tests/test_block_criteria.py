@@ -109,9 +109,22 @@ def batch_of(model, count=6):
     return Batch(sample, sample_for(model, count)[1])
 
 
-def effects_of(model, structure, process=None, batch=None, config=FEW):
+class Parametrized(nn.Module):
+    """Turns what a chain predicts into a(t) x + b(t) prediction, as from noise to velocity."""
+
+    def __init__(self, chain):
+        super().__init__()
+        self.blocks, self.chain = chain.blocks, chain
+
+    def forward(self, sample, timestep, return_dict=False):
+        level = timestep.reshape(-1, 1, 1, 1)
+        (prediction,) = self.chain(sample, timestep)
+        return (torch.cos(level) * sample + (2 + torch.sin(level)) * prediction,)
+
+
+def effects_of(model, structure, process=None, batch=None, config=FEW, criterion="ced"):
     batch = batch or Batch(torch.randn(6, 2, 4, 4, generator=torch.Generator().manual_seed(0)))
-    ranking = score(model, process or Noise(), batch, structure, "ced", config)
+    ranking = score(model, process or Noise(), batch, structure, criterion, config)
     return ranking, list(ranking.report.blocks.values())
 
 
@@ -155,6 +168,32 @@ def test_the_clean_sample_ends_where_the_images_do():
     assert 0 < sums.square.max() <= sums.entries  # of values between -1 and 1
 
 
+def test_deviation_of_known_blocks():
+    """Of 4 x: an identity nothing; 4 x - 2 x and 4 x - -4 x are as 1 to 4; swaps that keep the variance are seen."""
+    chain = chain_of(scale(2), identity, negate, scale(-2), mirror)
+    ranking, found = effects_of(*chain, criterion="deviation")
+    double, same, negated, _, mirrored = (ranking.scores[f"blocks.{i}"].item() for i in range(5))
+    assert same == pytest.approx(0, abs=1e-12)
+    assert negated == pytest.approx(4 * double)
+    noisy = torch.cat([tuples.noisy for tuples in draw_tuples(Noise(), Batch(torch.zeros(6, 2, 4, 4)), FEW)])
+    size = noisy.double().square().mean((1, 2, 3)).sqrt().log().mean().exp().item()
+    assert double == pytest.approx(2 * size, rel=1e-6)
+    assert mirrored > double
+    assert found[4].ced_stratified == pytest.approx(0, abs=1e-7)
+    assert [effect.deviation for effect in found] == [ranking.scores[f"blocks.{i}"].item() for i in range(5)]
+    assert [effect.rank for effect in found][1] == 1
+
+
+def test_deviation_does_not_depend_on_what_the_network_predicts():
+    """Noise, velocity or sample: every block's score is multiplied by the same factor, so the order stays."""
+    chain, structure = chain_of(scale(1.5), mirror, lambda x, t: x * (1 + t), scale(0.9), lambda x, t: x.sin())
+    plain, _ = effects_of(chain, structure, criterion="deviation")
+    other, _ = effects_of(Parametrized(chain), structure, criterion="deviation")
+    ratios = [other.scores[name].item() / plain.scores[name].item() for name in structure.blocks]
+    assert ratios == pytest.approx([ratios[0]] * len(ratios), rel=1e-5)
+    assert ratios[0] != pytest.approx(1, rel=0.1)
+
+
 def test_one_image_tells_no_rank():
     _, found = effects_of(*chain_of(identity, scale(2), scale(3)), batch=Batch(torch.randn(1, 2, 4, 4)))
     assert [(effect.rank_low, effect.rank_high) for effect in found] == [(1, 3)] * 3
@@ -178,7 +217,7 @@ def test_opposite_shifts_cancel_when_pooled():
 def test_identities_score_nothing_in_every_measure():
     model, structure = chain_of(scale(3), identity)
     batch = Batch(torch.randn(4, 1, 4, 4, generator=torch.Generator().manual_seed(0)))
-    for criterion in ("ced", "cosine", "loss-change"):
+    for criterion in ("ced", "deviation", "cosine", "loss-change"):
         scores = score(model, Noise(), batch, structure, criterion, FEW).scores
         assert scores["blocks.1"].item() == pytest.approx(0, abs=1e-6)
 
@@ -297,7 +336,7 @@ def test_magnitude_and_others_are_correlated_as_their_criteria_rank():
     structure, batch = describe(model), batch_of(model)
     ranking = score(model, process, batch, structure, "ced", FEW)
     mine = torch.cat([ranking.scores[name] for name in structure.blocks]).numpy()
-    for criterion in ("magnitude", "uniform", "cosine", "loss-change"):
+    for criterion in ("deviation", "magnitude", "uniform", "cosine", "loss-change"):
         scores = score(model, process, batch, structure, criterion, FEW).scores
         other = torch.cat([scores[name] for name in structure.blocks]).numpy()
         correlation = ranking.report.correlations[criterion.replace("-", " ")]
