@@ -1,6 +1,7 @@
-"""Block pruning: adaptive against one shot, CED against simpler rankings, at equal size and equal optimizer steps.
+"""Block pruning: adaptive against one shot, rankings against each other, at equal size and equal optimizer steps.
 
     python benchmarks/blocks.py --model digits-sit
+    python benchmarks/blocks.py --model digits-sit --targets blocks=6 --methods "adaptive, deviation, ranked anew"
     python benchmarks/blocks.py --table
 
 Half or 30 % of the blocks leave. The adaptive runs' stages are counted into their budget; the time of rankings and
@@ -13,6 +14,7 @@ from __future__ import annotations
 import copy
 import tempfile
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -55,10 +57,9 @@ from secateur.structure.cost import cost_model
 
 SCORING = ScoringConfig(num_images=64)
 DEPTH = CutConfig(granularity="depth")
-SETTINGS = "adaptive-settings"  # results by CED before its clean samples ended where the images do, kept to compare
 STAGES = AdaptiveConfig()
 HALF = replace(STAGES, until=0.5)
-ANEW = replace(STAGES, rerank="stage")
+ONE_BY_ONE = AdaptiveConfig(stages=1, rerank="removal")
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Method:
 
 
 PREDICTIONS = replace(SCORING, ced_output="prediction")
-PLAIN: dict[str, Method] = {
+RANKINGS: dict[str, Method] = {
     "one shot, random": Method("random"),
     "one shot, magnitude": Method("magnitude"),
     "one shot, uniform": Method("uniform"),
@@ -85,17 +86,20 @@ PLAIN: dict[str, Method] = {
     "adaptive, deviation": Method("deviation", STAGES),
     "adaptive, cosine": Method("cosine", STAGES),
     "adaptive, loss change": Method("loss-change", STAGES),
-    "adaptive, ced, no reward for MACs": Method("ced", replace(STAGES, macs_weight=0.0)),
-    "adaptive, ced, as the guard allows": Method("ced", replace(STAGES, selector="loss")),
-    "adaptive, ced, fixed counts": Method("ced", replace(STAGES, selector="fixed")),
-    "adaptive, ced, ranked anew": Method("ced", ANEW),
-    "adaptive, ced, first half": Method("ced", HALF),
-    "adaptive, ced, first half, ranked anew": Method("ced", replace(HALF, rerank="stage")),
-    "one by one, ced": Method("ced", AdaptiveConfig(stages=1, rerank="removal")),
-    "one by one, cosine": Method("cosine", AdaptiveConfig(stages=1, rerank="removal")),
-    "one by one, loss change": Method("loss-change", AdaptiveConfig(stages=1, rerank="removal")),
 }
-METHODS = PLAIN | {f"{name}, 2ndMatch": replace(method, second_match=True) for name, method in PLAIN.items()}
+SETTINGS: dict[str, Method] = {
+    "adaptive, deviation, no reward for MACs": Method("deviation", replace(STAGES, macs_weight=0.0)),
+    "adaptive, deviation, as the guard allows": Method("deviation", replace(STAGES, selector="loss")),
+    "adaptive, deviation, fixed counts": Method("deviation", replace(STAGES, selector="fixed")),
+    "adaptive, deviation, ranked anew": Method("deviation", replace(STAGES, rerank="stage")),
+    "adaptive, deviation, first half": Method("deviation", HALF),
+    "adaptive, deviation, first half, ranked anew": Method("deviation", replace(HALF, rerank="stage")),
+    "one by one, deviation": Method("deviation", ONE_BY_ONE),
+    "one by one, cosine": Method("cosine", ONE_BY_ONE),
+    "one by one, loss change": Method("loss-change", ONE_BY_ONE),
+}
+WITH_2NDMATCH = {f"{name}, 2ndMatch": replace(method, second_match=True) for name, method in RANKINGS.items()}
+METHODS = RANKINGS | WITH_2NDMATCH | SETTINGS
 
 
 @cache
@@ -149,7 +153,7 @@ def train(bench: Bench, label: str, target: str, seed: int, steps: int) -> dict[
 # ------------------------------------------------------------------------------------------- tables and plot
 
 
-def table(records: dict[str, Any]) -> str:
+def table(records: dict[str, Any], methods: Iterable[str] = RANKINGS | WITH_2NDMATCH) -> str:
     """Markdown: one row per target and method."""
     dense = records["dense"]
     lines = [
@@ -159,7 +163,7 @@ def table(records: dict[str, Any]) -> str:
         f"| {dense['lowest_class_coverage']:.3f} | |",
     ]
     digits = {"fd": 2, "ssim": 3, "loss": 4, "coverage": 3, "lowest_class_coverage": 3}
-    return "\n".join([*lines, *method_rows(records, METHODS, digits)]) + "\n"
+    return "\n".join([*lines, *method_rows(records, methods, digits)]) + "\n"
 
 
 def colour_of(method: str) -> str:
@@ -170,7 +174,7 @@ def colour_of(method: str) -> str:
 def plot(found: dict[str, dict[str, Any]]) -> Figure:
     """FD and coverage of every seed, a row of panels per model and target."""
     rows = panels_of(found)
-    shown = [measured(found[name], target, METHODS) for name, target in rows]
+    shown = [measured(found[name], target, RANKINGS | WITH_2NDMATCH) for name, target in rows]
     heights = [len(methods) for methods in shown]
     figure = Figure(figsize=(8.2, 0.22 * sum(heights) + 0.8 * len(rows)), facecolor="white", layout="constrained")
     grid = figure.subplots(len(rows), 2, squeeze=False, sharey="row", height_ratios=heights)
@@ -186,12 +190,13 @@ def plot(found: dict[str, dict[str, Any]]) -> Figure:
 def main() -> None:
     parser = command_line(__doc__, steps=200)
     parser.set_defaults(targets=["blocks=6", "blocks=8"])
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(PLAIN))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(RANKINGS))
     arguments = parser.parse_args()
     if arguments.table:
         report("blocks", table, plot)
-        for path in sorted(RESULTS.glob(f"{SETTINGS}-*.json")):
-            write_text(path.with_suffix(".md"), table(read_json(path)))
+        for path in sorted(RESULTS.glob("blocks-*.json")):
+            text = table(read_json(path), ["one shot, deviation", "adaptive, deviation", *SETTINGS])
+            write_text(path.with_name(f"adaptive-settings-{path.stem.removeprefix('blocks-')}.md"), text)
     else:
         compare("blocks", arguments, train)
 

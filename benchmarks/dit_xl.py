@@ -21,7 +21,7 @@ from diffusers import DiTTransformer2DModel
 from torch import nn
 
 from secateur.checkpoint import save_pretrained
-from secateur.criteria import CriterionName, ScoringConfig, score
+from secateur.criteria import BLOCK_CRITERIA, CriterionName, ScoringConfig, score
 from secateur.data import Batch
 from secateur.files import write_json, write_text
 from secateur.inputs import example_inputs
@@ -37,7 +37,7 @@ KEPT = (28, 20, 19, 14, 13, 12)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--criterion", choices=["ced", "cosine", "loss-change", "uniform"], default="ced")
+    parser.add_argument("--criterion", choices=sorted(BLOCK_CRITERIA), default="ced")
     parser.add_argument("--images", type=int, default=2)
     parser.add_argument("--bins", type=int, default=4)
     arguments = parser.parse_args()

@@ -14,11 +14,12 @@ from secateur.files import read_json, write_text
 
 PREFIX = "long-blocks"
 SHOWN = [
-    "one shot, ced",
+    "one shot, uniform",
     "one shot, cosine",
+    "one shot, ced",
+    "one shot, deviation",
     "adaptive, ced",
-    "adaptive, ced, first half",
-    "adaptive, cosine",
+    "adaptive, deviation",
 ]
 
 
