@@ -202,17 +202,23 @@ def test_a_dry_run_predicts_the_rankings(dense, tmp_path, capsys):
     assert "rank again" in capsys.readouterr().out
 
 
-def test_ced_with_the_real_scorer_prunes_to_the_target(dense, tmp_path):
+@pytest.mark.parametrize("criterion", [None, "ced"], ids=["the recipe's", "the source's"])
+def test_the_real_scorer_prunes_to_the_target(criterion, dense, tmp_path):
     out = secateur.compress(
         str(dense),
         target="macs=60%",
         data="digits",
         out=tmp_path / "run",
         recovery=replace(CONFIG, objective="2ndmatch"),
+        criterion=criterion,
         **BRIEFLY,
     )
     model = secateur.from_pretrained(out / "model")
     assert macs_of(model) <= 0.6 * macs_of(sit())
+    ranking = json.loads((out / "ranking.json").read_text())
+    effects = ranking["block_report"]["blocks"]
+    score = "ced_stratified" if criterion == "ced" else "deviation"
+    assert ranking["blocks"] == pytest.approx({name: effect[score] for name, effect in effects.items()})
 
 
 @pytest.mark.slow
