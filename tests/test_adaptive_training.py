@@ -195,11 +195,15 @@ def test_what_cannot_work_is_one_line_before_any_work(more, message, dense, tmp_
     assert not (tmp_path / "run").exists()
 
 
-def test_a_dry_run_predicts_the_rankings(dense, tmp_path, capsys):
+def test_a_dry_run_predicts_rankings_and_decisions(dense, tmp_path, capsys):
     compress(dense, tmp_path / "run", "--dry-run")
-    assert "rank again" not in capsys.readouterr().out
-    compress(dense, tmp_path / "run", "--dry-run", "--adaptive.rerank", "stage")
-    assert "rank again" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "rank again" not in printed
+    assert "decide " in printed
+    compress(dense, tmp_path / "run", "--dry-run", "--adaptive.rerank", "stage", "--adaptive.selector", "fixed")
+    printed = capsys.readouterr().out
+    assert "rank again" in printed
+    assert "decide " not in printed
 
 
 @pytest.mark.parametrize("criterion", [None, "ced"], ids=["the recipe's", "the source's"])

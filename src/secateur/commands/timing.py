@@ -21,6 +21,7 @@ from ..process import denoising_error
 from ..recipes import Recipe
 from ..recovery import RecoveryConfig, WarmupConfig
 from ..recovery.objectives import build_objective
+from ..schedules.proxies import JUDGED_IMAGES
 from .common import say
 
 TIMED_STEPS = 3
@@ -31,10 +32,11 @@ TIMED_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class PrunedLate:
-    """What pruning during recovery adds: rankings, their options, and steps at more or less the dense size."""
+    """What pruning during recovery adds: rankings, their options, networks judged, and steps near the dense size."""
 
     rankings: int
     scoring: ScoringConfig
+    judgements: int
     dense_steps: int
 
 
@@ -74,10 +76,11 @@ def pruned_late(recipe: Recipe) -> PrunedLate | None:
     if recipe.schedule == "progressive":
         config = recipe.progressive
         rankings = sum(config.scores_at(stage) for stage in range(1, config.last_stage))
-        return PrunedLate(rankings, config.scoring(recipe.scoring), config.pruning_steps)
+        return PrunedLate(rankings, config.scoring(recipe.scoring), 0, config.pruning_steps)
     if recipe.schedule == "adaptive":
-        last = recipe.adaptive.boundaries(recipe.recovery.steps)[-1]
-        return PrunedLate(recipe.adaptive.rankings, recipe.scoring, last)
+        adaptive = recipe.adaptive
+        last = adaptive.boundaries(recipe.recovery.steps)[-1]
+        return PrunedLate(adaptive.rankings, recipe.scoring, adaptive.judgements, last)
     assert_never(recipe.schedule)
 
 
@@ -100,6 +103,8 @@ def predict_seconds(loaded: Loaded, work: Work, second: float) -> dict[str, floa
         stages["rank"] = cost(loaded.model, loaded.process, config)
         if pruned_late is not None and pruned_late.rankings:
             stages["rank again"] = pruned_late.rankings * cost(loaded.model, loaded.process, pruned_late.scoring)
+    if pruned_late is not None and pruned_late.judgements:
+        stages["decide"] = float(pruned_late.judgements * JUDGED_IMAGES)
     if recovery is not None:
         student, taught = build_objective(recovery, loaded.model).passes()
         larger = 1.0 if work.teacher is None else _macs(work.teacher) / _macs(loaded.model)

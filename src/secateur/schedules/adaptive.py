@@ -68,6 +68,11 @@ class AdaptiveConfig:
         """How often blocks are ranked anew, at the least."""
         return {"once": 0, "stage": self.stages - 1, "removal": self.stages}[self.rerank]
 
+    @property
+    def judgements(self) -> int:
+        """How many networks are judged, at the most: the present one and the candidates of every stage but the last."""
+        return 0 if self.selector == "fixed" else (self.stages - 1) * (1 + MOST_CANDIDATES)
+
     def boundaries(self, steps: int) -> tuple[int, ...]:
         """The optimizer steps before which decisions fall, from 0 to the share `until`, before the last of `steps`."""
         last = max(self.stages - 1, 1)
