@@ -99,16 +99,17 @@ SETTINGS: dict[str, Method] = {
     "one by one, loss change": Method("loss-change", ONE_BY_ONE),
 }
 WITH_2NDMATCH = {f"{name}, 2ndMatch": replace(method, second_match=True) for name, method in RANKINGS.items()}
-METHODS = RANKINGS | WITH_2NDMATCH | SETTINGS
+COMPARED = RANKINGS | WITH_2NDMATCH
+METHODS = COMPARED | SETTINGS
 
 
 @cache
 def one_shot_run(bench: Bench, blocks: tuple[str, ...], seed: int, steps: int, second_match: bool) -> dict[str, Any]:
     """Recover the model without `blocks`; rankings that drop the same ones share the run."""
-    return measured_run(bench, bench.pruned(Cut({}, blocks)), seed, steps, second_match)
+    return recovered(bench, bench.pruned(Cut({}, blocks)), seed, steps, second_match)
 
 
-def measured_run(
+def recovered(
     bench: Bench, start: nn.Module, seed: int, steps: int, second_match: bool, pruner: Adaptive | None = None
 ) -> dict[str, Any]:
     """Recover `start` in `steps` optimizer steps; what it takes and what the result is worth."""
@@ -146,14 +147,14 @@ def train(bench: Bench, label: str, target: str, seed: int, steps: int) -> dict[
             {},
         )
         ranked = time.perf_counter() - begun
-        found = measured_run(bench, copy.deepcopy(bench.dense), seed, steps, method.second_match, pruner)
+        found = recovered(bench, copy.deepcopy(bench.dense), seed, steps, method.second_match, pruner)
     return {**found, "seconds": round(ranked + found["seconds"], 1)}
 
 
 # ------------------------------------------------------------------------------------------- tables and plot
 
 
-def table(records: dict[str, Any], methods: Iterable[str] = RANKINGS | WITH_2NDMATCH) -> str:
+def table(records: dict[str, Any], methods: Iterable[str] = tuple(COMPARED)) -> str:
     """Markdown: one row per target and method."""
     dense = records["dense"]
     lines = [
@@ -167,14 +168,14 @@ def table(records: dict[str, Any], methods: Iterable[str] = RANKINGS | WITH_2NDM
 
 
 def colour_of(method: str) -> str:
-    return WARM if method.startswith("one shot") else SPARE_COLOURS[method.startswith("adaptive")]
+    return WARM if method.startswith("one shot") else SPARE_COLOURS[1]
 
 
 @styled
 def plot(found: dict[str, dict[str, Any]]) -> Figure:
     """FD and coverage of every seed, a row of panels per model and target."""
     rows = panels_of(found)
-    shown = [measured(found[name], target, RANKINGS | WITH_2NDMATCH) for name, target in rows]
+    shown = [measured(found[name], target, COMPARED) for name, target in rows]
     heights = [len(methods) for methods in shown]
     figure = Figure(figsize=(8.2, 0.22 * sum(heights) + 0.8 * len(rows)), facecolor="white", layout="constrained")
     grid = figure.subplots(len(rows), 2, squeeze=False, sharey="row", height_ratios=heights)
@@ -196,7 +197,7 @@ def main() -> None:
         report("blocks", table, plot)
         for path in sorted(RESULTS.glob("blocks-*.json")):
             text = table(read_json(path), ["one shot, deviation", "adaptive, deviation", *SETTINGS])
-            write_text(path.with_name(f"adaptive-settings-{path.stem.removeprefix('blocks-')}.md"), text)
+            write_text(path.with_name(f"{path.stem}-settings.md"), text)
     else:
         compare("blocks", arguments, train)
 

@@ -31,7 +31,7 @@ def main() -> None:
     if not arguments.table:
         compare(PREFIX, arguments, train)
     for path in sorted(RESULTS.glob(f"{PREFIX}-*.json")):
-        text = table(read_json(path))
+        text = table(read_json(path), METHODS)
         write_text(path.with_suffix(".md"), text)
         print(f"\n{path.stem}\n\n{text}")
 

@@ -9,7 +9,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaptive_runs import DEPTH, adaptive, by_order, decisions, depth_scorer, macs_of, no_latency, random_scorer, sit
+from adaptive_runs import (
+    DEPTH,
+    adaptive,
+    by_order,
+    by_weights,
+    decisions,
+    depth_scorer,
+    macs_of,
+    no_latency,
+    random_scorer,
+    sit,
+)
 from models import flux, inputs_for, output, pixart, sana, sd3, sdxl, unet
 from secateur.errors import SecateurError
 from secateur.process import FlowProcess
@@ -95,8 +106,16 @@ def test_every_rule_ends_at_the_target(selector, rerank, target):
     model = sit().eval()
     if target.startswith("params"):
         target = f"params={sum(p.numel() for p in model.parameters()) // 2}"
-    pruner = adaptive(model, target, random_scorer(), selector=selector, rerank=rerank)
+    judged = []
+
+    def counted(network):
+        judged.append(network)
+        return by_weights(network)
+
+    pruner = adaptive(model, target, random_scorer(), counted, selector=selector, rerank=rerank)
     found, smaller = decisions(pruner, model)
+    assert len(judged) <= pruner.config.judgements
+    assert (selector == "fixed") == (not judged) == (not pruner.config.judgements)
     goal = parse_target(target)
     steps = one_shot(model, describe(model), goal, random_scorer()(model).scores, DEPTH, inputs_for(model))[0]
     assert len(smaller.transformer_blocks) == 8 - len(steps.cut.removed_blocks)

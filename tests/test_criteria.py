@@ -158,7 +158,7 @@ def test_every_criterion_has_a_cost():
     assert costs["taylor"] == costs["diff-pruning"] == pytest.approx(8 * 4 / 3)
     assert costs["gradient-flow"] == 8 * 3
     assert costs["cosine"] == pytest.approx(8 / 3)
-    assert costs["ced"] == costs["loss-change"] == pytest.approx(8 / 3 * (1 + blocks))
+    assert costs["ced"] == costs["deviation"] == costs["loss-change"] == pytest.approx(8 / 3 * (1 + blocks))
 
 
 def test_scores_that_are_not_finite_are_refused():

@@ -38,8 +38,7 @@ def prune(
             or latency=20ms (one call at batch 1 on this device).
         data: calibration images: an image folder, parquet, datasets:NAME, an .npz with images, or digits.
         out: folder to write to.
-        criterion: which criterion ranks the units; ced, deviation, uniform, cosine and loss-change rank blocks
-            only.
+        criterion: which criterion ranks the units; ced, deviation, uniform, cosine and loss-change rank blocks only.
         scoring: its options.
         cut: which cuts are allowed.
         component: which part of a pipeline: unet or transformer, by default the one that is there; vae is its decoder.

@@ -29,8 +29,7 @@ def rank(
         model: model folder, pipeline folder, hub id, or an embedded model (digits-unet, digits-sit).
         data: calibration images: an image folder, parquet, datasets:NAME, an .npz with images, or digits.
         out: folder to write to.
-        criterion: which criterion; ced, deviation, uniform, cosine and loss-change rank blocks
-            only.
+        criterion: which criterion; ced, deviation, uniform, cosine and loss-change rank blocks only.
         scoring: its options.
         component: which part of a pipeline: unet or transformer, by default the one that is there; vae is its decoder.
         process: how it was trained, instead of the scheduler config beside it:

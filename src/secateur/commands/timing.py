@@ -21,7 +21,7 @@ from ..process import denoising_error
 from ..recipes import Recipe
 from ..recovery import RecoveryConfig, WarmupConfig
 from ..recovery.objectives import build_objective
-from ..schedules.proxies import JUDGED_IMAGES
+from ..schedules.proxies import JUDGED_PASSES
 from .common import say
 
 TIMED_STEPS = 3
@@ -104,7 +104,7 @@ def predict_seconds(loaded: Loaded, work: Work, second: float) -> dict[str, floa
         if pruned_late is not None and pruned_late.rankings:
             stages["rank again"] = pruned_late.rankings * cost(loaded.model, loaded.process, pruned_late.scoring)
     if pruned_late is not None and pruned_late.judgements:
-        stages["decide"] = float(pruned_late.judgements * JUDGED_IMAGES)
+        stages["decide"] = float(pruned_late.judgements * JUDGED_PASSES)
     if recovery is not None:
         student, taught = build_objective(recovery, loaded.model).passes()
         larger = 1.0 if work.teacher is None else _macs(work.teacher) / _macs(loaded.model)

@@ -15,7 +15,7 @@ from ..process import Process
 from .block_report import BlockEffect, BlockReport, Direction
 from .blocks import Array, BlockSums, bins_of, block_scores, leaving_order
 from .config import CriterionName, ScoringConfig
-from .entropy import deviations, entropy_changes, log_deviations
+from .entropy import deviations, entropy_changes, log_sd_changes
 from .ranking import Ranking, reduce_elements
 from .uniform import stride_scores
 
@@ -34,10 +34,10 @@ def described(
 ) -> Ranking:
     """The scores (L,) that `scores_of` finds in the sums, and the report; equal ones leave by the smaller error."""
     scores, changes = scores_of(sums), sums.change.sum((1, 2))
-    signed, pooled = log_deviations(sums.total, sums.square, sums.entries)
+    signed, pooled = log_sd_changes(sums.total, sums.square, sums.entries)
     ranks = leaving_order(scores, changes).argsort() + 1
     low, high = rank_intervals(sums, config.seed, scores_of)
-    errors, losses, moved = sums.output_error(), sums.loss_change(), deviations(sums)
+    errors, losses, distances = sums.output_error(), sums.loss_change(), deviations(sums)
     blocks = {
         name: BlockEffect(
             rank=int(ranks[i]),
@@ -45,7 +45,7 @@ def described(
             rank_high=int(high[i]),
             ced_stratified=float(np.abs(signed[i]).mean()),
             ced_pooled=float(np.abs(pooled[i])),
-            deviation=float(moved[i]),
+            deviation=float(distances[i]),
             direction=direction(signed[i]),
             output_error=float(changes[i] / max(sums.size.sum(), np.finfo(np.float64).tiny)),
             loss_change=float(losses[i].mean()),
@@ -58,7 +58,7 @@ def described(
     }
     others = {
         "ced": entropy_changes(sums, config.ced_pooling),
-        "deviation": moved,
+        "deviation": distances,
         "output error": np.array([effect.output_error for effect in blocks.values()]),
         "loss change": np.array([effect.loss_change for effect in blocks.values()]),
         "cosine": np.array([effect.cosine for effect in blocks.values()]),

@@ -17,9 +17,10 @@ class BlockEffect:
         rank: 1 leaves first.
         rank_low, rank_high: the middle 90 % of the ranks over resamples of the images.
         ced_stratified, ced_pooled: |change of log standard deviation|, mean over bins, or over all bins at once.
-        deviation: geometric mean over tuples of the root mean square of output without the block - output.
+        deviation: geometric mean over tuples of the root mean square of prediction without the block -
+            prediction.
         direction: whether the spread of the output grows (noise), shrinks (collapse), or does neither consistently.
-        output_error: E|output without the block - output|^2 / E|output|^2.
+        output_error: E|prediction without the block - prediction|^2 / E|prediction|^2.
         loss_change: denoising loss without the block minus that of the full model.
         cosine: 1 - cos(input, output) of the block, mean over tokens.
         signed, output_errors, loss_changes: change of log standard deviation, output error and loss change by bin.

@@ -76,8 +76,8 @@ class BlockSums:
 
     def of_images(self, index: NDArray[np.intp]) -> BlockSums:
         """The sums of the images at these places, which may repeat."""
-        by_image = ("total", "square", "size", "loss", "change", "cosine")
-        return replace(self, **{name: getattr(self, name)[..., index] for name in by_image})
+        sums: dict[str, Any] = {key: values for key, values in vars(self).items() if isinstance(values, np.ndarray)}
+        return replace(self, **{key: values[..., index] for key, values in sums.items()})
 
     def loss_change(self) -> Array:
         """Denoising loss without the block minus that of the full model in each bin, (L, T)."""

@@ -45,7 +45,7 @@ class ScoringConfig:
             (finite-difference), which takes less memory and any attention kernel.
         ced_pooling: ced averages the shifts of the timestep bins (stratified), or takes one shift over all (pooled).
         ced_output: ced takes the spread of the clean sample that the network predicts (sample), or of its prediction as
-            it is (prediction).
+            it is (prediction), which is what deviation always looks at.
         num_timesteps: evenly spaced calibration timesteps; 0 takes every one of the process (gradient-flow: 32). For
             ced, deviation, cosine and loss-change: bins, each image once in each at a random timestep (0: 8).
         num_images: calibration images, all used at every timestep.

@@ -1,13 +1,15 @@
-"""Entropy of the deviation: how much a block adds to what the rest of the model would predict.
+"""Entropy of the deviation: how far the prediction moves when a block is dropped. Ours, not a published criterion.
 
 EntPruner (Li et al. 2025) compares the entropies of two outputs, with a block and without it (see `ced`), which cannot
-see damage that keeps the spread. This is the conditional entropy of one given the other: the score of block i is
-exp H(out without i | out) but for a constant, that is, the geometric mean over (image, label, timestep, noise) of the
-root mean square of out without i - out. An identity scores 0; scaling by a scores |1 - 1 / a| of the output's size.
+see damage that keeps the spread. Here the prediction without block i is taken as a Gaussian around the full model's,
+with one variance for each (image, label, timestep, noise): the score is exp of its entropy per entry but for a
+constant, that is, the geometric mean over tuples of the root mean square of prediction without i - prediction. An
+identity scores 0 (float32's rounding), scaling by a |1 - 1 / a| of the prediction's size.
 
-A network that predicts noise, velocity or the clean sample ranks its blocks alike, since turning one into another
-multiplies a tuple's deviation by the same factor for every block. A mean of squares would hear the timesteps at which
-outputs are largest, and no others. Ours, not a published criterion: docs/benchmarks.md says why the recipe has it.
+One denoiser written as a prediction of noise, of velocity or of the sample has the same order of blocks, since each
+turns into the other by a factor that a tuple's deviation shares for every block. A mean of squares would be that of the
+timesteps where deviations are largest, and those depend on what is predicted. The other side: a block that does
+nothing at some timesteps scores low even if it matters at others.
 """
 
 from __future__ import annotations

@@ -10,8 +10,10 @@ import numpy as np
 from .blocks import Array, BlockSums
 from .config import CedPooling
 
+ROUNDING = float(np.finfo(np.float32).eps)  # of the prediction; a smaller difference is none
 
-def log_deviations(total: Array, square: Array, entries: int) -> tuple[Array, Array]:
+
+def log_sd_changes(total: Array, square: Array, entries: int) -> tuple[Array, Array]:
     """log sd(without block i) - log sd(full), sd over all entries of a bin's outputs, or of all outputs.
 
     Positive where the output drifts to noise, negative where it collapses.
@@ -32,16 +34,18 @@ def log_deviations(total: Array, square: Array, entries: int) -> tuple[Array, Ar
 
 def entropy_changes(sums: BlockSums, pooling: CedPooling) -> Array:
     """|H(out without block i) - H(out)| (L,): the mean over bins, or of all outputs at once."""
-    signed, pooled = log_deviations(sums.total, sums.square, sums.entries)
+    signed, pooled = log_sd_changes(sums.total, sums.square, sums.entries)
     return np.abs(signed).mean(-1) if pooling == "stratified" else np.abs(pooled)
 
 
 def deviations(sums: BlockSums) -> Array:
-    """exp H(out without block i | out) but for a constant (L,), H Gaussian, with one variance for each tuple.
+    """Geometric mean over tuples of the root mean square of (prediction without block i - prediction), (L,).
 
-    The geometric mean over tuples of the root mean square of (prediction without the block - prediction).
+    But for a constant, exp of the entropy per entry of the prediction without the block, taken as a Gaussian around
+    the full model's with one variance for each tuple.
     """
-    variance = np.maximum(sums.change / sums.entries, np.finfo(np.float64).tiny)
+    squares = np.maximum(sums.change, ROUNDING**2 * sums.size)
+    variance = np.maximum(squares / sums.entries, np.finfo(np.float64).tiny)
     return np.exp(0.5 * np.log(variance).mean((1, 2)))
 
 

@@ -4,9 +4,9 @@ From the paper and its reviews: while a model is fine-tuned, four stages decide 
 blocks leave, in the order of CED on the target data; each picks among sub-networks by two zero-cost proxies, the
 condition number of the NTK and ZiCo, weighted equally.
 
-Chosen here: stages at even distances over the first quarter of the steps; three to five candidates, of which the lowest
-means "not now"; a guard on the loss; a reward for MACs saved; the last stage takes what is left, since a size that was
-asked for must be reached.
+Chosen here: blocks leave in the order of any criterion, of `deviation` in the recipe; stages at even distances over the
+first quarter of the steps; three to five candidates, of which the lowest means "not now"; a guard on the loss; a reward
+for MACs saved; the last stage takes what is left, since a size that was asked for must be reached.
 """
 
 from __future__ import annotations

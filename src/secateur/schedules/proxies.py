@@ -26,7 +26,7 @@ from ..structure.cost import skeleton
 NTK_DRAWS = 4
 ZICO_BATCHES = 8  # two are far too noisy
 BATCH_SIZE = 16
-JUDGED_IMAGES = BATCH_SIZE * (ZICO_BATCHES + NTK_DRAWS)  # passes forward and backward that a judgement takes
+JUDGED_PASSES = BATCH_SIZE * (ZICO_BATCHES + NTK_DRAWS)  # of one image, forward and backward, that a judgement takes
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
