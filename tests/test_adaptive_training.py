@@ -276,7 +276,7 @@ def test_new_labels_are_learned_before_the_blocks_are_ranked(dense, tmp_path):
     embedding = "transformer_blocks.0.norm1.emb.class_embedder.embedding_table.weight"
     assert relabelled.state_dict()[embedding].shape[0] == 11  # the data's ten classes, and none
     assert len(model.transformer_blocks) == 3
-    ranked = secateur.rank(str(out / "relabelled"), criterion="ced", data="digits", out=tmp_path / "rank",
+    ranked = secateur.rank(str(out / "relabelled"), criterion="deviation", data="digits", out=tmp_path / "rank",
                            scoring=BRIEFLY["scoring"])  # fmt: skip
     first, second = (json.loads((folder / "ranking.json").read_text())["blocks"] for folder in (out, ranked))
     assert first == second  # the blocks were ranked with the new labels

@@ -51,8 +51,8 @@ def plot_ranking(ranking: Mapping[str, Any], cut: Mapping[str, Any] | None = Non
         heights.append(rows_height(len(blocks)))
         lefts.append(name_margin(list(blocks)))
     if report:
-        heights.append(rows_height(len(blocks)))
-        lefts.append(name_margin(list(blocks)))
+        heights += [rows_height(len(blocks))] * 2
+        lefts += [name_margin(list(blocks))] * 2
     if curve:
         heights.append(1.9)
         lefts.append(MARGIN)
@@ -65,6 +65,7 @@ def plot_ranking(ranking: Mapping[str, Any], cut: Mapping[str, Any] | None = Non
         if report:
             _effect_bars(next(remaining), blocks, report["blocks"], removed)
             _shift_map(next(remaining), report)
+            _error_map(next(remaining), report)
         else:
             _block_bars(next(remaining), blocks, removed)
     if curve:
@@ -128,21 +129,38 @@ def _effect_bars(
 def _shift_map(axes: Axes, report: Mapping[str, Any]) -> None:
     """Change of log standard deviation by block and timestep bin."""
     shifts = np.array([effect["signed"] for effect in report["blocks"].values()])
-    # By their root, so that one large shift does not make all others pale.
-    colours = np.sign(shifts) * np.sqrt(np.abs(shifts) / (np.abs(shifts).max() or 1.0))
-    axes.imshow(colours, SHIFT_COLOURS, vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
-    bins = shifts.shape[1]
+    axes.imshow(_rooted(shifts), SHIFT_COLOURS, vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
+    _by_timestep(axes, report, shifts, "+.2f")
+    axes.set_title("Change of log standard deviation")
+
+
+def _error_map(axes: Axes, report: Mapping[str, Any]) -> None:
+    """Squared change of the prediction over its square, by block and timestep bin."""
+    errors = np.array([effect["output_errors"] for effect in report["blocks"].values()])
+    axes.imshow(_rooted(errors), SCORE_COLOURS, vmin=0, vmax=1.6, aspect="auto", interpolation="nearest")
+    _by_timestep(axes, report, errors, ".2g")
+    axes.set_title("Output error (of the prediction's square)")
+
+
+def _rooted(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The signed root over its largest, so that one large value does not make all others pale."""
+    return np.sign(values) * np.sqrt(np.abs(values) / (np.abs(values).max() or 1.0))
+
+
+def _by_timestep(axes: Axes, report: Mapping[str, Any], values: NDArray[np.float64], number: str) -> None:
+    """Labels of a map whose rows are blocks and whose columns are timestep bins, with the values where they fit."""
+    bins = values.shape[1]
     if bins <= MOST_NUMBERS:
-        for row, column in np.ndindex(shifts.shape):
-            axes.text(column, row, f"{shifts[row, column]:+.2f}", ha="center", va="center", fontsize=5, color=DARK)
+        for row, column in np.ndindex(values.shape):
+            text = format(values[row, column], number)
+            axes.text(column, row, text, ha="center", va="center", fontsize=5, color=DARK)
     row_labels(axes, list(report["blocks"]))
-    axes.set_ylim(len(shifts) - 0.5, -0.5)
+    axes.set_ylim(len(values) - 0.5, -0.5)
     shown = range(0, bins, -(-bins // MOST_NUMBERS))
     axes.set_xticks(shown, [f"{report['timesteps'][column]:.3g}" for column in shown])
     axes.tick_params(axis="x", length=0)
     axes.spines[:].set_visible(False)
     axes.set_xlabel("timestep, from the clean end")
-    axes.set_title("Change of log standard deviation")
 
 
 def _loss_curve(axes: Axes, curve: Mapping[str, Any]) -> None:
