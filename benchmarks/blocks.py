@@ -57,6 +57,7 @@ from secateur.structure.cost import cost_model
 
 SCORING = ScoringConfig(num_images=64)
 DEPTH = CutConfig(granularity="depth")
+TARGETS = ["blocks=6", "blocks=8"]
 STAGES = AdaptiveConfig()
 HALF = replace(STAGES, until=0.5)
 ONE_BY_ONE = AdaptiveConfig(stages=1, rerank="removal")
@@ -154,16 +155,26 @@ def train(bench: Bench, label: str, target: str, seed: int, steps: int) -> dict[
 # ------------------------------------------------------------------------------------------- tables and plot
 
 
+COLUMNS = {
+    "fd": ("FD", 2),
+    "ssim": ("SSIM", 3),
+    "loss": ("denoising loss", 4),
+    "coverage": ("coverage", 3),
+    "lowest_class_coverage": ("lowest class coverage", 3),
+}
+
+
 def table(records: dict[str, Any], methods: Iterable[str] = tuple(COMPARED)) -> str:
     """Markdown: one row per target and method."""
-    dense = records["dense"]
+    dense = {"ssim": 1.0, **records["dense"]}
+    shown = {key: column for key, column in COLUMNS.items() if key in dense}  # there may be no classes
+    whole = [f"{dense[key]:.{digits}f}" for key, (_, digits) in shown.items()]
     lines = [
-        "| blocks | method | FD | SSIM | denoising loss | coverage | lowest class coverage | seconds |",
-        "|---|---|--:|--:|--:|--:|--:|--:|",
-        f"| all | dense | {dense['fd']:.2f} | 1 | {dense['loss']:.4f} | {dense['coverage']:.3f} "
-        f"| {dense['lowest_class_coverage']:.3f} | |",
+        f"| blocks | method | {' | '.join(title for title, _ in shown.values())} | seconds |",
+        f"|---|---|{'--:|' * (len(shown) + 1)}",
+        f"| all | dense | {' | '.join(whole)} | |",
     ]
-    digits = {"fd": 2, "ssim": 3, "loss": 4, "coverage": 3, "lowest_class_coverage": 3}
+    digits = {key: digits for key, (_, digits) in shown.items()}
     return "\n".join([*lines, *method_rows(records, methods, digits)]) + "\n"
 
 
@@ -173,8 +184,8 @@ def colour_of(method: str) -> str:
 
 @styled
 def plot(found: dict[str, dict[str, Any]]) -> Figure:
-    """FD and coverage of every seed, a row of panels per model and target."""
-    rows = panels_of(found)
+    """FD and coverage of every seed, a row of panels per model and target of `TARGETS`."""
+    rows = [(name, target) for name, target in panels_of(found) if target in TARGETS]
     shown = [measured(found[name], target, COMPARED) for name, target in rows]
     heights = [len(methods) for methods in shown]
     figure = Figure(figsize=(8.2, 0.22 * sum(heights) + 0.8 * len(rows)), facecolor="white", layout="constrained")
@@ -190,14 +201,17 @@ def plot(found: dict[str, dict[str, Any]]) -> Figure:
 
 def main() -> None:
     parser = command_line(__doc__, steps=200)
-    parser.set_defaults(targets=["blocks=6", "blocks=8"])
+    parser.set_defaults(targets=TARGETS)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(RANKINGS))
     arguments = parser.parse_args()
     if arguments.table:
         report("blocks", table, plot)
         for path in sorted(RESULTS.glob("blocks-*.json")):
-            text = table(read_json(path), ["one shot, deviation", "adaptive, deviation", *SETTINGS])
-            write_text(path.with_name(f"{path.stem}-settings.md"), text)
+            records = read_json(path)
+            halved = {key: found for key, found in records.items() if key == "dense" or key.startswith("blocks=6/")}
+            if measured(records, "blocks=6", SETTINGS):
+                text = table(halved, ["one shot, deviation", "adaptive, deviation", *SETTINGS])
+                write_text(path.with_name(f"{path.stem}-settings.md"), text)
     else:
         compare("blocks", arguments, train)
 
