@@ -73,10 +73,9 @@ def gradient_flow() -> Recipe:
 
 
 def entpruner() -> Recipe:
-    """EntPruner's block pruning while the model trains (Li et al. 2025), a reconstruction: DiT and SiT.
+    """EntPruner's adaptive schedule (Li et al. 2025), a reconstruction, with a ranking of ours: DiT and SiT.
 
-    Blocks leave in the order of `deviation`, since the source's criterion `ced` does not beat the uniform stride on
-    every model of docs/benchmarks.md.
+    The source's criterion is `ced`, which does not beat the uniform stride on every model of docs/benchmarks.md.
     """
     return Recipe(
         criterion="deviation",
