@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from secateur.base.files import read_json, write_json, write_text
 from secateur.commands.common import open_data, open_model
 from secateur.conditioning import accepts, sample_conditions
 from secateur.conditions import LABELS, rows
@@ -30,7 +31,6 @@ from secateur.evaluation.fidelity import frechet_distance
 from secateur.evaluation.manifold import manifold_scores
 from secateur.evaluation.statistics import FeatureStatistics
 from secateur.evaluation.statistics import statistics as feature_statistics
-from secateur.files import read_json, write_json, write_text
 from secateur.inputs import example_inputs, input_shape
 from secateur.recovery import RecoveryConfig
 from secateur.reporting.style import FAINT, save_figure

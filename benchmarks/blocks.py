@@ -35,9 +35,9 @@ from bench import (
     panels_of,
     report,
 )
+from secateur.base.files import read_json, write_text
 from secateur.commands.stages import latency_of
 from secateur.criteria import CriterionName, ScoringConfig
-from secateur.files import read_json, write_text
 from secateur.inputs import example_inputs
 from secateur.recipes import SECOND_MATCH
 from secateur.recovery import recover

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import secateur
 from bench import spread
-from secateur.files import read_json, write_json, write_text
+from secateur.base.files import read_json, write_json, write_text
 from secateur.recipes import quickstart
 
 ROOT = Path(__file__).resolve().parent

@@ -18,14 +18,14 @@ from diffusers import AutoencoderKL
 from torch import nn
 from torch.nn import functional as F
 
+from secateur.base.console import progress
+from secateur.base.files import write_json, write_text
 from secateur.checkpoint import Loaded
 from secateur.criteria import CriterionName, ScoringConfig, score
 from secateur.data import ArrayDataset, calibration_batch, load_data
 from secateur.decoder import AutoencoderKLDecoder
 from secateur.evaluation import EvaluationConfig, evaluate_models
-from secateur.files import write_json, write_text
 from secateur.inputs import example_inputs
-from secateur.progress import progress
 from secateur.reconstruction import reconstruction_by
 from secateur.recovery import RecoveryConfig, recover
 from secateur.recovery.draws import batch_indices

@@ -20,10 +20,10 @@ import torch
 from diffusers import DiTTransformer2DModel
 from torch import nn
 
+from secateur.base.files import write_json, write_text
 from secateur.checkpoint import save_pretrained
 from secateur.criteria import BLOCK_CRITERIA, CriterionName, ScoringConfig, score
 from secateur.data import Batch
-from secateur.files import write_json, write_text
 from secateur.inputs import example_inputs
 from secateur.manifest import apply_cut
 from secateur.process import DiffusionProcess

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from bench import RESULTS, Bench
-from secateur.files import write_json, write_text
+from secateur.base.files import write_json, write_text
 from secateur.jacobian import project, squared_lengths, unit_directions
 from secateur.recovery.jacobian import FLOOR
 

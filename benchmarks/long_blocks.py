@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bench import RESULTS, command_line, compare
 from blocks import METHODS, table, train
-from secateur.files import read_json, write_text
+from secateur.base.files import read_json, write_text
 
 PREFIX = "long-blocks"
 SHOWN = [

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from bench import RESULTS, Bench, Results
 from recovery import METHODS, table, train
-from secateur.files import read_json, write_text
+from secateur.base.files import read_json, write_text
 
 MODEL, TARGET = "digits-unet", "macs=30%"
 FOUND = RESULTS / f"long-recovery-{MODEL}.json"

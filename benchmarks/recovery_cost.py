@@ -23,10 +23,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from bench import RESULTS
+from secateur.base.files import write_json, write_text
 from secateur.conditioning import accepts
 from secateur.data import ArrayDataset
 from secateur.evaluation.efficiency import LiveBytes
-from secateur.files import write_json, write_text
 from secateur.inputs import example_inputs, input_shape
 from secateur.process import DiffusionProcess, FlowProcess, Process
 from secateur.recovery import JacobianConfig, RecoveryConfig

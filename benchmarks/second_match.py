@@ -15,7 +15,7 @@ from typing import Any
 
 from bench import RECOVERY, RESULTS, Bench, Results, collect, spread
 from recovery import METHODS, train
-from secateur.files import read_json, write_text
+from secateur.base.files import read_json, write_text
 from secateur.recovery import JacobianConfig, RecoveryConfig
 
 MODEL, TARGET = "digits-unet", "macs=30%"

@@ -34,9 +34,9 @@ from diffusers import (
 )
 from torch import nn
 
+from secateur.base.files import read_json, write_json, write_text
 from secateur.checkpoint import save_pretrained
 from secateur.decoder import as_network
-from secateur.files import read_json, write_json, write_text
 from secateur.inputs import example_inputs
 from secateur.manifest import apply_cut
 from secateur.schedules import CutConfig, no_scores, one_shot, parse_target

@@ -20,8 +20,8 @@ from diffusers import DiTTransformer2DModel, UNet2DModel
 from diffusers.utils import logging
 from torch import nn
 
+from secateur.base.files import write_json, write_text
 from secateur.evaluation import measure_latency
-from secateur.files import write_json, write_text
 from secateur.inputs import example_inputs
 from secateur.schedules import CutConfig, no_scores, one_shot, parse_target
 from secateur.structure import describe, remove

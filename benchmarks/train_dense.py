@@ -26,12 +26,12 @@ from diffusers import (
 from torch import nn
 from torch.nn import functional as F
 
+from secateur.base.console import progress
+from secateur.base.errors import SecateurError
+from secateur.base.files import atomic_folder, write_json
 from secateur.data import ImageDataset, load_data
-from secateur.errors import SecateurError
 from secateur.evaluation.features import SmallFeatures
-from secateur.files import atomic_folder, write_json
 from secateur.process import process_from_config
-from secateur.progress import progress
 from secateur.recovery import RecoveryConfig, recover
 
 ROOT = Path(__file__).resolve().parent.parent

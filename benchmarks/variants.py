@@ -10,11 +10,11 @@ import statistics
 from dataclasses import replace
 from pathlib import Path
 
+from secateur.base.files import write_json, write_text
 from secateur.commands.common import open_data, open_model
 from secateur.criteria import ScoringConfig, score
 from secateur.data import Batch, calibration_batch
 from secateur.evaluation import EvaluationConfig, evaluate_models
-from secateur.files import write_json, write_text
 from secateur.inputs import example_inputs
 from secateur.schedules import CutConfig, one_shot, parse_target
 from secateur.structure import remove

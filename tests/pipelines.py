@@ -18,7 +18,7 @@ from diffusers import (
 from PIL import Image
 
 from models import dit, randomize, unet
-from secateur.files import read_json, write_json
+from secateur.base.files import read_json, write_json
 
 LINEAR = {"beta_schedule": "scaled_linear", "clip_sample": False}
 SMALL = {

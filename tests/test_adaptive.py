@@ -22,7 +22,7 @@ from adaptive_runs import (
     sit,
 )
 from models import flux, inputs_for, output, pixart, sana, sd3, sdxl, unet
-from secateur.errors import SecateurError
+from secateur.base.errors import SecateurError
 from secateur.process import FlowProcess
 from secateur.schedules import AdaptiveConfig, Target, block_cuts, one_shot, parse_target
 from secateur.schedules.adaptive import Candidate, candidate_counts, choose, objective, standardized

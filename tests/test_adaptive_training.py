@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 import secateur
 from adaptive_runs import CONFIG, macs_of, random_scorer, run, sit
 from models import output
+from secateur.base.errors import TrainingError
 from secateur.cli import main
 from secateur.criteria import ScoringConfig
-from secateur.errors import TrainingError
 from secateur.recipes import recipe_named
 from secateur.recovery.checkpoints import TrainingState, newest_checkpoint
 from secateur.recovery.ema import Ema

@@ -17,6 +17,7 @@ from torch import nn
 
 import secateur
 from models import dit, output, sample_for, unet
+from secateur.base.errors import SecateurError, TrainingError
 from secateur.cli import main
 from secateur.criteria import BLOCK_CRITERIA, ScoringConfig, score
 from secateur.criteria.block_effects import spearman
@@ -25,7 +26,6 @@ from secateur.criteria.drops import _masked, is_chain, outputs_without_each_bloc
 from secateur.criteria.entropy import log_sd_changes
 from secateur.criteria.uniform import stride_order
 from secateur.data import Batch
-from secateur.errors import SecateurError, TrainingError
 from secateur.inputs import inference
 from secateur.process import DiffusionProcess, FlowProcess, predict
 from secateur.reporting import write_report

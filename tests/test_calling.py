@@ -6,8 +6,8 @@ from diffusers import FluxPipeline, FluxTransformer2DModel
 from torch import nn
 
 from models import dit, flux, half, sample_for, sana
+from secateur.base.errors import ModelError
 from secateur.calling import FLUX_GUIDANCE, call
-from secateur.errors import ModelError
 from secateur.inputs import input_shape
 from secateur.jacobian import higher_order, project, unit_directions
 from secateur.packing import pack, positions, unpack

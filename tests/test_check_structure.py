@@ -13,8 +13,8 @@ from torch.nn import functional as F
 import secateur
 from models import dit, flux, inputs_for, sd3, unet
 from pipelines import dit_pipeline
+from secateur.base.errors import ModelError, SecateurError
 from secateur.cli import main
-from secateur.errors import ModelError, SecateurError
 from secateur.structure import Block, StructureBuilder, check_structure, count_checks, describe, registry
 
 DIM, HEADS, HIDDEN = 12, 4, 10

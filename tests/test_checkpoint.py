@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 import secateur
 from models import STRATEGIES, autoencoder, cuts, dit, flux, half, output, pixart, sana, sd3, unet, unet_condition
+from secateur.base.errors import ModelError
 from secateur.checkpoint import WEIGHTS, from_pretrained, load, save_pretrained
-from secateur.errors import ModelError
 from secateur.manifest import MANIFEST, apply_cut, manifest_of, note_step, removed_since
 from secateur.process import predict
 from secateur.structure import Cut, describe

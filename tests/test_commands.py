@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 
 import secateur
 from models import dit, output, unet
+from secateur.base.errors import SecateurError
 from secateur.cli import main
 from secateur.commands import stages
 from secateur.commands.common import device_of_process, open_data, open_model, start_run
-from secateur.errors import SecateurError
 from secateur.evaluation import EvaluationConfig
 from secateur.recovery import RecoveryConfig
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import secateur
-from secateur.errors import SecateurError
+from secateur.base.errors import SecateurError
 from secateur.reporting import write_comparison
 from secateur.reporting.comparison.entries import read_entries
 from secateur.reporting.comparison.groups import group_entries

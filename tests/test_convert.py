@@ -15,10 +15,10 @@ from torch.nn import functional as F
 
 import secateur
 from models import randomize
+from secateur.base.errors import SecateurError
 from secateur.cli import main
 from secateur.conditioning import label_conditions
 from secateur.conversion import convert_state_dict, kind_named, read_checkpoint
-from secateur.errors import SecateurError
 from secateur.process import predict
 from secateur.sampling import generate, generate_images, initial_noise
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from models import dit, dits, sample_for, unet, unets
+from secateur.base.errors import TrainingError
 from secateur.criteria import BLOCK_CRITERIA, CRITERIA, ScoringConfig, score, unit_scores
 from secateur.criteria.costs import COSTS
 from secateur.criteria.diff_pruning import (
@@ -21,7 +22,6 @@ from secateur.criteria.diff_pruning import (
     used_timesteps,
 )
 from secateur.data import Batch
-from secateur.errors import TrainingError
 from secateur.process import DiffusionProcess, FlowProcess
 from secateur.structure import StructureBuilder, describe
 

@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from secateur.base.errors import DataError
 from secateur.data import calibration_batch, load_data
-from secateur.errors import DataError
 
 
 def png(path: Path, array: np.ndarray, **options: object) -> Path:

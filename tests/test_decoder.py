@@ -18,6 +18,7 @@ from models import half
 from pipelines import dit_pipeline, image_folder, images_of, vae
 from secateur import EvaluationConfig, RecoveryConfig, ScoringConfig
 from secateur.autoencoder import open_autoencoder
+from secateur.base.files import read_json
 from secateur.checkpoint import load, save_pipeline, save_pretrained
 from secateur.cli import main
 from secateur.criteria import BLOCK_CRITERIA, CRITERIA, score
@@ -26,7 +27,6 @@ from secateur.decoder import AutoencoderKLDecoder, as_network
 from secateur.evaluation import evaluate_models
 from secateur.evaluation.consistency import psnr
 from secateur.evaluation.efficiency import count_macs
-from secateur.files import read_json
 from secateur.inputs import example_inputs
 from secateur.jacobian import higher_order
 from secateur.manifest import apply_cut

@@ -9,7 +9,7 @@ import torch
 from scipy.linalg import sqrtm
 from scipy.spatial.distance import cdist
 
-from secateur.errors import DataError
+from secateur.base.errors import DataError
 from secateur.evaluation import manifold
 from secateur.evaluation.estimates import resample, resample_counts
 from secateur.evaluation.fidelity import fidelity, frechet_distance, frechet_estimate

@@ -6,7 +6,7 @@ import torch
 from diffusers import DiTTransformer2DModel, UNet2DModel
 from torch import nn
 
-from secateur.errors import ModelError
+from secateur.base.errors import ModelError
 from secateur.evaluation.efficiency import (
     count_macs,
     count_parameters,

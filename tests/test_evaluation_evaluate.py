@@ -10,14 +10,9 @@ from torch import Tensor, nn
 
 import secateur
 from models import dit, unet
+from secateur.base.errors import DataError, ModelError, SecateurError
 from secateur.data import Batch, load_data
-from secateur.errors import DataError, ModelError, SecateurError
-from secateur.evaluation import (
-    EvaluationConfig,
-    SmallFeatures,
-    evaluate_models,
-    write_evaluation,
-)
+from secateur.evaluation import EvaluationConfig, SmallFeatures, evaluate_models, write_evaluation
 from secateur.evaluation.denoising import denoising_loss_per_timestep
 from secateur.manifest import apply_cut
 from secateur.process import DiffusionProcess, FlowProcess

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from secateur.errors import ModelError
+from secateur.base.errors import ModelError
 from secateur.evaluation.features import (
     INCEPTION_WEIGHTS,
     SmallFeatures,

@@ -7,7 +7,7 @@ from scipy.linalg import sqrtm
 from scipy.ndimage import correlate
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from secateur.errors import DataError
+from secateur.base.errors import DataError
 from secateur.evaluation.consistency import ms_ssim, mse, psnr, ssim
 from secateur.evaluation.estimates import resample_counts
 from secateur.evaluation.fidelity import fidelity, frechet_distance, frechet_estimate

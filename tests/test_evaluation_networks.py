@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import ModelError
+from secateur.base.errors import ModelError
 from secateur.evaluation.features import INCEPTION_WEIGHTS, feature_network, load_inception, metric_name
 from secateur.evaluation.perceptual import ALEXNET_WEIGHTS, clip_score, load_clip, load_lpips
 from secateur.evaluation.pretrained import IMAGENET_MEAN, IMAGENET_STD, NetworkFeatures

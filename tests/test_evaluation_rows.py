@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from models import dit, unet
+from secateur.base.errors import SecateurError
 from secateur.cli import main
 from secateur.data import load_data
-from secateur.errors import SecateurError
 from secateur.evaluation import EvaluationConfig, NetworkFeatures, SmallFeatures, evaluate_models, read_statistics
 from secateur.evaluation import samples as samples_module
 from secateur.evaluation.rows import Rows, key_of, model_fingerprint

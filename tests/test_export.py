@@ -11,8 +11,8 @@ import torch
 
 import secateur
 from models import dit, flux, half, inputs_for, pixart, sana, sd3, sdxl, unet, unet_condition
+from secateur.base.errors import SecateurError
 from secateur.checkpoint import save_pretrained
-from secateur.errors import SecateurError
 from secateur.exporting import FORMATS, Call, Format, export
 from secateur.inputs import example_inputs
 from secateur.manifest import apply_cut, manifest_of

@@ -8,8 +8,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from disks import files_up_to
-from secateur.errors import SecateurError
-from secateur.files import atomic_file, atomic_folder, remove_left_behind, write_text
+from secateur.base.errors import SecateurError
+from secateur.base.files import atomic_file, atomic_folder, remove_left_behind, write_text
 
 
 def test_a_folder_that_a_killed_process_of_the_same_number_left_is_written_anew(tmp_path):

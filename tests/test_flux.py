@@ -13,9 +13,9 @@ import secateur
 from pipelines import image_folder
 from secateur import CutConfig, EvaluationConfig, RecoveryConfig, ScoringConfig
 from secateur.autoencoder import open_autoencoder
+from secateur.base.files import read_json, write_json
 from secateur.checkpoint import load
 from secateur.cli import main
-from secateur.files import read_json, write_json
 from secateur.flow_levels import levels_of
 from secateur.inputs import input_shape
 from secateur.process import process_from_config

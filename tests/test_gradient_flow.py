@@ -11,6 +11,7 @@ from torch.func import functional_call, grad, jacrev
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models import dit, unet
+from secateur.base.errors import SecateurError, TrainingError
 from secateur.criteria import ScoringConfig, score
 from secateur.criteria.gradient_flow import (
     energy,
@@ -21,7 +22,6 @@ from secateur.criteria.gradient_flow import (
     timestep_weight,
 )
 from secateur.data import Batch
-from secateur.errors import SecateurError, TrainingError
 from secateur.process import DiffusionProcess, FlowProcess
 from secateur.structure import Cut, check_cut, describe, masked, masks_of, remove
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from secateur.base.errors import SecateurError
 from secateur.commands.halving import SEARCH_SHARE, Score, check_rounds, order, rounds_of, score_of, tied
-from secateur.errors import SecateurError
 from secateur.means import Mean, combine
 from secateur.means import tied as means_tied
 

@@ -14,15 +14,15 @@ from models import output
 from pipelines import dit_pipeline, image_folder, images_of, ldm_pipeline, vae
 from secateur import CutConfig, EvaluationConfig, RecoveryConfig, ScoringConfig
 from secateur.autoencoder import open_autoencoder
+from secateur.base.errors import DataError, ModelError, SecateurError
+from secateur.base.files import read_json
+from secateur.base.seeds import seed_of
 from secateur.cli import main
 from secateur.commands.common import encode_data, open_data, open_model
 from secateur.conditioning import null_conditions
 from secateur.data import LatentDataset, pixels
 from secateur.encoding import POSTERIOR
-from secateur.errors import DataError, ModelError, SecateurError
-from secateur.files import read_json
 from secateur.sampling import generate_images, initial_noise
-from secateur.seeds import seed_of
 
 SCORING = ScoringConfig(num_timesteps=3, num_images=4)
 RECOVERY = RecoveryConfig(steps=3, batch_size=4, checkpoint_every=2, log_every=1)
@@ -101,7 +101,7 @@ def test_encoding_happens_once_and_again_when_anything_changed(tmp_path, cache, 
 
 
 def test_a_killed_encoding_goes_on_with_the_shard_at_hand(tmp_path, monkeypatch, pipeline):
-    monkeypatch.setattr("secateur.data.shards.SHARD_ROWS", 2)
+    monkeypatch.setattr("secateur.base.rows.SHARD_ROWS", 2)
     monkeypatch.setattr("secateur.encoding.AT_ONCE", 1)
     data = image_folder(tmp_path / "images", count=5)
     whole = opened(tmp_path / "pipeline", data).batch(range(5)).sample

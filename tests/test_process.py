@@ -5,8 +5,8 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
 from models import dit, unet
+from secateur.base.errors import ModelError
 from secateur.conditioning import label_conditions, null_conditions
-from secateur.errors import ModelError
 from secateur.process import DiffusionProcess, FlowProcess, denoising_error, predict, process_from_config
 from secateur.sampling import generate, generate_images, initial_noise
 

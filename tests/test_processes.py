@@ -12,7 +12,7 @@ import torch
 from dataclasses import replace
 from models import dit
 from secateur.process import FlowProcess
-from secateur.processes import wait_for_everyone
+from secateur.base.distributed import wait_for_everyone
 from secateur.recovery import recover
 from test_recovery_trainer import CONFIG
 from training_runs import Failing, images

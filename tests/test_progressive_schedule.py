@@ -21,19 +21,14 @@ from progressive_runs import (
     pruner_for,
     toss,
 )
+from secateur.base.errors import SecateurError
 from secateur.commands.checks import check_schedule
 from secateur.criteria import ScoringConfig
 from secateur.criteria.drops import outputs_without_each_block
 from secateur.criteria.gradient_flow import gradient_flow_statistics
-from secateur.errors import SecateurError
 from secateur.process import DiffusionProcess, FlowProcess
 from secateur.recipes import recipe_named
-from secateur.schedules import (
-    CutConfig,
-    Progressive,
-    ProgressiveConfig,
-    no_scores,
-)
+from secateur.schedules import CutConfig, Progressive, ProgressiveConfig, no_scores
 from secateur.schedules.progressive import caps, select, selected_count
 from secateur.schedules.scorer import Scored
 from secateur.structure import Cut, check_cut, describe, masked, remove

@@ -23,18 +23,13 @@ from progressive_runs import (
     decisions,
     pruner_for,
 )
-from secateur.errors import TrainingError
+from secateur.base.errors import TrainingError
 from secateur.inputs import example_inputs
 from secateur.process import DiffusionProcess, FlowProcess
 from secateur.recovery import Ema, JacobianConfig, recover
 from secateur.recovery.checkpoints import TrainingState, newest_checkpoint
 from secateur.recovery.surgery import cut_training_state
-from secateur.schedules import (
-    Progressive,
-    ProgressiveConfig,
-    no_scores,
-    stage_scorer,
-)
+from secateur.schedules import Progressive, ProgressiveConfig, no_scores, stage_scorer
 from secateur.structure import Cut, describe, masked, masks_of, remove
 from secateur.structure.cost import cost_model
 from training_runs import BALANCED, TWO, Failing, assert_logs_agree, assert_same, images, log, smaller, stage_log, start

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from models import dit, unet
-from secateur.errors import TrainingError
+from secateur.base.errors import TrainingError
 from secateur.process import DiffusionProcess, FlowProcess
 from secateur.recovery import OBJECTIVES, JacobianConfig, Objective, recover, trainer
 from secateur.recovery.balance import norm

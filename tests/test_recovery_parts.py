@@ -9,10 +9,11 @@ from diffusers.models.embeddings import LabelEmbedding
 from torch import nn
 
 from models import dit, unet
+from secateur.base.errors import DataError, SecateurError, TrainingError
+from secateur.base.seeds import seed_of
 from secateur.conditioning import check_conditions, disable_label_dropout
 from secateur.criteria import ScoringConfig
 from secateur.data import ArrayDataset, load_data
-from secateur.errors import DataError, SecateurError, TrainingError
 from secateur.inputs import class_count, null_class
 from secateur.process import DiffusionProcess, FlowProcess, denoising_error
 from secateur.recovery import OBJECTIVES, Ema, JacobianConfig, Objective, RecoveryConfig, WarmupConfig
@@ -21,7 +22,6 @@ from secateur.recovery.draws import batch_indices, draw_step, uniform_times
 from secateur.recovery.ema import warm_decay
 from secateur.recovery.objectives import build_objective
 from secateur.schedules import CutConfig
-from secateur.seeds import seed_of
 
 
 @pytest.fixture(scope="module")

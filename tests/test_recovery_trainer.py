@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from models import dit, unet
-from secateur.errors import SecateurError, TrainingError
+from secateur.base.errors import SecateurError, TrainingError
 from secateur.process import DiffusionProcess, FlowProcess
 from secateur.recovery import JacobianConfig, RecoveryConfig, recover
 from secateur.recovery.accelerator import check_accelerator

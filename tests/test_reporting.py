@@ -13,7 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from secateur.errors import SecateurError
+from secateur.base.errors import SecateurError
 from secateur.reporting import (
     block_table,
     comparison_grid,

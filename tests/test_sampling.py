@@ -13,10 +13,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from models import dit, unet
+from secateur.base.errors import SecateurError
 from secateur.cli import main
 from secateur.conditions import LABELS
 from secateur.data import load_data
-from secateur.errors import SecateurError
 from secateur.process import DiffusionProcess, FlowProcess, Process
 from secateur.samplers import check_sampler, sampler
 from secateur.sampling import generate, generate_images, initial_noise

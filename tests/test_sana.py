@@ -9,11 +9,11 @@ import secateur
 from pipelines import deep_compression, image_folder, images_of
 from secateur import CutConfig, EvaluationConfig, RecoveryConfig, ScoringConfig
 from secateur.autoencoder import open_autoencoder
+from secateur.base.errors import ModelError
+from secateur.base.files import read_json, write_json
 from secateur.checkpoint import load
 from secateur.cli import main
 from secateur.commands.common import encode_data, open_data
-from secateur.errors import ModelError
-from secateur.files import read_json, write_json
 from secateur.inputs import input_shape
 from secateur.process import FlowProcess, process_from_config
 from secateur.prompts import open_text_encoder

@@ -7,7 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from models import dit, inputs_for, unet
-from secateur.errors import TargetError
+from secateur.base.errors import TargetError
 from secateur.schedules import CutConfig, Target, no_scores, one_shot, parse_target, removal_steps
 from secateur.schedules.target import format_count
 from secateur.structure import check_cut, describe

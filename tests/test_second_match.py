@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models import dit, unet
+from secateur.base.errors import SecateurError
 from secateur.conditions import rows, without_labels
 from secateur.data import ArrayDataset
-from secateur.errors import SecateurError
 from secateur.jacobian import higher_order, project, squared_lengths, unit_directions
 from secateur.process import DiffusionProcess, FlowProcess, predict
 from secateur.recovery import JacobianConfig, RecoveryConfig

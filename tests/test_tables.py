@@ -18,10 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import image_folder, images_of
+from secateur.base.errors import DataError
 from secateur.cli import main
 from secateur.data import TableDataset, load_data
 from secateur.data.table_sources import TableSource, parse_source
-from secateur.errors import DataError
 
 PICTURE, CLASS, TEXT = datasets.Image(), datasets.ClassLabel(names=["cat", "dog"]), datasets.Value("string")
 FEATURES = {"image": PICTURE, "label": CLASS, "text": TEXT}

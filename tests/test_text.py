@@ -17,15 +17,15 @@ from models import randomize
 from pipelines import image_folder
 from secateur import CutConfig, EvaluationConfig, RecoveryConfig, ScoringConfig
 from secateur.autoencoder import latent_space
+from secateur.base.errors import DataError, ModelError
+from secateur.base.files import read_json
 from secateur.cli import main
 from secateur.commands.common import decoder, encode_data, open_data, open_model
 from secateur.conditioning import accepts, null_conditions, sample_captions, sample_conditions
 from secateur.conditions import rows
 from secateur.data import LatentDataset, load_data
-from secateur.errors import DataError, ModelError
 from secateur.evaluation import evaluate_models
 from secateur.evaluation.perceptual import load_clip
-from secateur.files import read_json
 from secateur.inputs import input_shape
 from secateur.process import denoising_error
 from secateur.prompts import open_text_encoder
@@ -161,7 +161,7 @@ def test_killed_while_captions_are_encoded(tmp_path, monkeypatch, data):
     stable_diffusion(tmp_path / "pipeline")
     expected = opened(tmp_path / "pipeline", data)[1].batch(range(6)).conditions
     monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "another"))
-    monkeypatch.setattr("secateur.data.shards.SHARD_ROWS", 2)
+    monkeypatch.setattr("secateur.base.rows.SHARD_ROWS", 2)
     monkeypatch.setattr("secateur.encoding.AT_ONCE", 1)
     encoder = secateur.prompts.TextEncoder
     asked = []

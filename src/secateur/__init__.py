@@ -1,5 +1,6 @@
 """secateur prunes pretrained diffusion and flow models and recovers what pruning cost."""
 
+from .base.errors import SecateurError
 from .checkpoint import from_pretrained, load, load_pipeline, push_to_hub, save_pipeline, save_pretrained
 from .commands import (
     TrialConfig,
@@ -21,7 +22,6 @@ from .commands import (
     sweep,
 )
 from .criteria import ScoringConfig
-from .errors import SecateurError
 from .evaluation import EvaluationConfig
 from .recovery import RecoveryConfig, WarmupConfig
 from .schedules import CutConfig

@@ -11,9 +11,9 @@ from diffusers import AutoencoderDC, AutoencoderKL, VQModel
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from .base.errors import ModelError, first_line
+from .base.files import read_json
 from .checkpoint import from_pretrained
-from .errors import ModelError, first_line
-from .files import read_json
 from .inputs import device_of
 
 AUTOENCODERS: dict[str, type[Any]] = {

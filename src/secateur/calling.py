@@ -14,7 +14,7 @@ from accelerate.utils import extract_model_from_parallel
 from diffusers import FluxTransformer2DModel, SanaTransformer2DModel
 from torch import Tensor, nn
 
-from .errors import ModelError
+from .base.errors import ModelError
 from .packing import pack, positions, unpack
 
 FLUX_GUIDANCE = 3.5  # what a guidance-distilled Flux is told: the default of diffusers' pipeline

@@ -21,9 +21,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
+from .base.errors import ModelError, SecateurError, first_line
+from .base.files import atomic_folder, read_json, write_json
 from .decoder import AutoencoderKLDecoder
-from .errors import ModelError, SecateurError, first_line
-from .files import atomic_folder, read_json, write_json
 from .flow_levels import levels_of
 from .manifest import MANIFEST, MANIFEST_KEY, Manifest, manifest_of, pruned_skeleton
 from .process import Process, process_from_config

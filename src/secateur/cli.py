@@ -13,11 +13,11 @@ import tyro
 from diffusers.utils import logging as diffusers_logging
 
 from . import commands
+from .base.distributed import abandon_process_group
+from .base.errors import SecateurError, first_line, is_out_of_memory
 from .commands.trials import TrialConfig
 from .criteria import ScoringConfig
-from .errors import SecateurError, first_line, is_out_of_memory
 from .evaluation import EvaluationConfig
-from .processes import abandon_process_group
 from .recipes import recipe_named
 from .recovery import RecoveryConfig, WarmupConfig
 from .schedules import CutConfig

@@ -6,9 +6,9 @@ import torch
 from diffusers.models.embeddings import LabelEmbedding
 from torch import nn
 
+from .base.errors import DataError
 from .conditions import LABELS, UNCONDITIONAL, Conditions, without_labels
 from .data import ImageDataset, calibration_order
-from .errors import DataError
 from .inputs import class_count, null_class
 
 GIVE_LABELS = "put images in one folder per class, or name the column of a table, datasets:NAME,label=COLUMN"

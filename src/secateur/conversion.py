@@ -21,9 +21,9 @@ from diffusers.models.embeddings import PatchEmbed
 from safetensors.torch import load_file
 from torch import Tensor
 
+from .base.errors import ModelError, SecateurError, first_line, require
+from .base.files import atomic_folder, read_json, write_json
 from .checkpoint import FREQUENCIES_KEY, SCHEDULER, save_pretrained
-from .errors import ModelError, SecateurError, first_line, require
-from .files import atomic_folder, read_json, write_json
 
 Kind = Literal["dit", "sit"]
 

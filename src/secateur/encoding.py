@@ -18,18 +18,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .autoencoder import latent_space, open_autoencoder
+from .base.console import progress
+from .base.errors import DataError, ModelError, require
+from .base.files import atomic_file, read_json, write_json
+from .base.fingerprint import files_fingerprint, fingerprint
+from .base.rows import Shards
+from .base.seeds import seed_of
 from .checkpoint import Loaded
 from .data import LatentDataset, load_data
-from .data.fingerprint import files_fingerprint, fingerprint
 from .data.latents import LATENTS
-from .data.shards import Shards
-from .errors import DataError, ModelError, require
-from .files import atomic_file, read_json, write_json
 from .inputs import device_of, example_batch, input_shape, takes_text
-from .progress import progress
 from .prompts import KEPT, check_text, open_text_encoder, text_folders
 from .sampling import initial_noise
-from .seeds import seed_of
 
 FORMAT = 1
 AT_ONCE = 8  # images or captions to a pass

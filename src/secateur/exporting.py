@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_map_only
 
+from .base.console import progress
+from .base.errors import SecateurError, first_line
+from .base.files import atomic_folder, write_json
 from .checkpoint import from_pretrained, save_pretrained
 from .decoder import as_network
-from .errors import SecateurError, first_line
-from .files import atomic_folder, write_json
 from .inputs import example_inputs, inference
 from .manifest import library_versions, manifest_of
-from .progress import progress
 
 FormatName = Literal["onnx", "torch-export", "diffusers"]
 DtypeName = Literal["float32", "float16", "bfloat16", "int8"]

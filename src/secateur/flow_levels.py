@@ -10,7 +10,7 @@ import numpy as np
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from torch import nn
 
-from .errors import ModelError
+from .base.errors import ModelError
 from .inputs import input_shape
 from .packing import PATCH
 

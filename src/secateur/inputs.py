@@ -13,10 +13,10 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from .base.errors import ModelError
 from .calling import flux_arguments
 from .conditions import LABELS, Conditions, arguments
 from .decoder import AutoencoderKLDecoder
-from .errors import ModelError
 from .example_conditions import example_conditions
 from .packing import PATCH
 

@@ -18,7 +18,7 @@ import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
 from torch import Tensor, nn
 
-from .errors import ModelError
+from .base.errors import ModelError
 from .manifest import dense_skeleton, manifest_of
 from .structure import Cut, describe, kept_entries, name_after, remove, rescaling
 

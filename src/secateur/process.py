@@ -13,9 +13,9 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
+from .base.errors import ModelError, first_line
 from .calling import call, network_of
 from .conditions import UNCONDITIONAL, Conditions, arguments
-from .errors import ModelError, first_line
 from .flow_levels import EVEN_LEVELS, EvenFlowMatchEuler
 
 MOST_NOISE = 1e-8  # signal-to-noise ratio below which nothing of a clean sample can be told

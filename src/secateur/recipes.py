@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from .base.errors import SecateurError
 from .criteria import CriterionName, ScoringConfig
-from .errors import SecateurError
 from .evaluation import EvaluationConfig
 from .recovery import JacobianConfig, RecoveryConfig
 from .schedules import AdaptiveConfig, CutConfig, ProgressiveConfig

@@ -11,7 +11,7 @@ import diffusers
 import torch
 from torch import Tensor
 
-from .errors import SecateurError, first_line, require
+from .base.errors import SecateurError, first_line, require
 from .process import Process
 
 # What makes the process. Unless these are said again, a scheduler has defaults of its own where the config is silent.

@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from .base.console import progress
+from .base.errors import SecateurError, require
 from .conditions import UNCONDITIONAL, Conditions, dropped, moved, rows
-from .errors import SecateurError, require
 from .inputs import device_of, inference
 from .process import Process, predict
-from .progress import progress
 from .samplers import sampler, step
 
 

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from ..base.errors import SecateurError, require
+from ..base.files import read_json, write_json
 from ..criteria import ScoringConfig
-from ..errors import SecateurError, require
 from ..evaluation import EvaluationConfig, check_evaluation
 from ..evaluation.denoising import denoising_loss_per_timestep
-from ..files import read_json, write_json
 from ..recovery import WarmupConfig
 from ..reporting import TRIALS, read_run, summarize, write_comparison
 from ..schedules import Target, parse_target

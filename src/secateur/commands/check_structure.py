@@ -8,9 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ..errors import ModelError, SecateurError, first_line, require
+from ..base.console import progress
+from ..base.errors import ModelError, SecateurError, first_line, require
 from ..inputs import example_inputs, inference
-from ..progress import progress
 from ..structure import check_structure as checks_of
 from ..structure import count_checks
 from .common import Component, Model, open_weights, say, structure_of

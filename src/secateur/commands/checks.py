@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import nn
 
+from ..base.errors import DataError, SecateurError, require
 from ..checkpoint import Loaded
 from ..conditioning import GIVE_LABELS, check_conditions
 from ..criteria import BLOCK_CRITERIA, CriterionName
 from ..criteria.blocks import block_names
 from ..data import ImageDataset, LatentDataset
-from ..errors import DataError, SecateurError, require
 from ..inputs import class_count, device_of, input_shape
 from ..recipes import Recipe
 from ..recovery import RecoveryConfig

@@ -17,17 +17,17 @@ import tyro
 from torch import Tensor, nn
 
 from ..autoencoder import open_autoencoder
+from ..base.distributed import is_main_process, process_count
+from ..base.errors import ModelError, SecateurError, first_line
+from ..base.files import read_json, remove_left_behind, write_json
+from ..base.settings import FREE, differing
 from ..checkpoint import Loaded, from_pretrained, load
 from ..data import ImageDataset, LatentDataset, load_data
 from ..data.classes import numbered
 from ..decoder import as_network
 from ..encoding import encode, open_encoded, sizes, whole
-from ..errors import ModelError, SecateurError, first_line
-from ..files import read_json, remove_left_behind, write_json
 from ..inputs import class_count, device_of, input_shape, takes_text
 from ..manifest import library_versions
-from ..processes import is_main_process, process_count
-from ..settings import FREE, differing
 from ..structure import Structure, describe
 
 Model = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]

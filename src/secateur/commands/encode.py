@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..base.errors import SecateurError
 from ..data import LatentDataset
-from ..errors import SecateurError
 from .common import Component, Model, encode_data, one_process, open_data, open_model, say
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from ..base.distributed import is_main_process, wait_for_everyone
 from ..evaluation import EvaluationConfig, MetricName, check_evaluation
 from ..inputs import device_of
-from ..processes import is_main_process, wait_for_everyone
 from ..reporting import write_report
 from .checks import check_comparable
 from .common import Component, Model, ProcessName, encode_data, open_data, open_model, say, start_run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..errors import require
+from ..base.errors import require
 from ..exporting import FORMATS, DtypeName, FormatName
 from ..exporting import export as export_model
 from .common import Component, Model, one_process, open_weights, say

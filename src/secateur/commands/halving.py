@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from ..errors import SecateurError
+from ..base.errors import SecateurError
 from ..means import TIED_WITHIN
 
 SEARCH_SHARE = 0.5  # of the budget; the rest is the winner's

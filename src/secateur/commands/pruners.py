@@ -8,9 +8,9 @@ from pathlib import Path
 from torch import Tensor
 from typing_extensions import assert_never
 
+from ..base.files import read_json, write_json
 from ..checkpoint import Loaded
 from ..data import ImageDataset
-from ..files import read_json, write_json
 from ..inputs import example_inputs
 from ..recipes import Recipe
 from ..recovery import Pruner

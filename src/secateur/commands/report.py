@@ -5,7 +5,7 @@ from typing import Annotated
 
 import tyro
 
-from ..errors import SecateurError, require
+from ..base.errors import SecateurError, require
 from ..reporting import TRIALS, write_comparison, write_report
 from .common import say
 

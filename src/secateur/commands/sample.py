@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from ..autoencoder import latent_space
+from ..base.console import progress
+from ..base.distributed import process_count, process_index, wait_for_everyone
+from ..base.errors import ModelError, SecateurError, require
+from ..base.files import atomic_file
 from ..checkpoint import Loaded
 from ..conditioning import label_conditions, null_conditions
 from ..conditions import Conditions, rows
-from ..errors import ModelError, SecateurError, require
 from ..evaluation.rows import Rows, key_of, model_fingerprint
-from ..files import atomic_file
 from ..inputs import class_count, device_of, input_shape, takes_text
-from ..processes import process_count, process_index, wait_for_everyone
-from ..progress import progress
 from ..prompts import open_text_encoder
 from ..reporting.grids import image_grid, to_image
 from ..samplers import check_sampler

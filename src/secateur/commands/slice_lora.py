@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 from safetensors.torch import save_file
 
-from ..files import atomic_folder, write_json
+from ..base.files import atomic_folder, write_json
 from ..lora import slice_lora as sliced
 from ..lora_files import LORA_WEIGHTS, read_lora
 from ..manifest import library_versions, manifest_of

@@ -14,17 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..base.distributed import is_main_process, wait_for_everyone
+from ..base.files import read_json, write_json
 from ..checkpoint import Loaded, from_pretrained, save_pipeline, save_pretrained
 from ..conditioning import accepts
 from ..criteria import CriterionName, ScoringConfig, score
 from ..data import Batch, ImageDataset, calibration_batch
 from ..decoder import as_network
 from ..evaluation import EvaluationConfig, evaluate_models, measure_latency, write_evaluation
-from ..files import read_json, write_json
 from ..inputs import device_of, example_inputs
 from ..labels import train_only_labels
 from ..manifest import apply_cut, note_labels, note_step
-from ..processes import is_main_process, wait_for_everyone
 from ..recovery import Pruner, RecoveryConfig, WarmupConfig, recover
 from ..reporting import write_cut, write_ranking
 from ..schedules import CutConfig, Target, one_shot, settled

@@ -6,10 +6,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from ..base.errors import SecateurError, require
+from ..base.files import read_json, write_json
 from ..criteria import CriterionName
-from ..errors import SecateurError, require
 from ..evaluation import EvaluationConfig
-from ..files import read_json, write_json
 from ..recovery import WarmupConfig
 from ..reporting import TRIALS, write_comparison
 from ..schedules import parse_target

@@ -11,12 +11,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
+from ..base.errors import SecateurError, first_line, require
+from ..base.files import read_json, write_text
 from ..checkpoint import Loaded
 from ..criteria import BLOCK_CRITERIA, CriterionName
 from ..data import ImageDataset
-from ..errors import SecateurError, first_line, require
 from ..evaluation import EvaluationConfig
-from ..files import read_json, write_text
 from ..labels import relabel
 from ..recipes import RECIPES, Recipe, ScheduleName, recipe_named
 from ..recovery import RecoveryConfig, WarmupConfig

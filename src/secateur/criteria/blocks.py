@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..base.console import progress
+from ..base.errors import SecateurError, TrainingError
 from ..conditions import Conditions, rows
 from ..data import Batch
-from ..errors import SecateurError, TrainingError
 from ..inputs import inference
 from ..process import Process, predict, timesteps_at
-from ..progress import progress
 from ..structure import Block, Structure, handed_on, pick, streams_of
 from .config import ScoringConfig
 from .drops import outputs_without_each_block

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from ..errors import require, require_one_of
+from ..base.errors import require, require_one_of
 from .ranking import ElementReduction, GroupReduction
 
 CriterionName = Literal[

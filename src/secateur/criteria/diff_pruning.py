@@ -18,12 +18,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from ..base.console import Advance, progress
+from ..base.errors import TrainingError
 from ..conditions import repeated, rows
 from ..data import Batch
-from ..errors import TrainingError
 from ..inputs import inference
 from ..process import Process, denoising_error, timesteps_at
-from ..progress import Advance, progress
 from ..structure import Structure
 from .config import ScoringConfig
 from .ranking import LossCurve, Ranking, parameters_of, reduce_elements, unit_scores

@@ -26,12 +26,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..base.console import progress
+from ..base.errors import TrainingError
 from ..conditions import Conditions, rows
 from ..data import Batch
-from ..errors import TrainingError
 from ..inputs import inference
 from ..process import Process, denoising_error
-from ..progress import progress
 from ..structure import Structure
 from ..structure.precision import full_precision
 from .config import HessianProduct, ScoringConfig, TimestepWeights

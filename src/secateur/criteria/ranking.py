@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..errors import TrainingError
+from ..base.errors import TrainingError
 from ..structure import Structure
 from .block_report import BlockReport
 

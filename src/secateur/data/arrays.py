@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..base.errors import DataError
+from ..base.fingerprint import files_fingerprint
 from ..conditions import UNCONDITIONAL
-from ..errors import DataError
 from .classes import MOST_CLASSES, numbered
 from .dataset import Batch, labelled
-from .fingerprint import files_fingerprint
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's conversion to L
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError, first_line
+from ..base.errors import DataError, first_line
 
 METADATA = "metadata.jsonl"
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..base.errors import DataError
+from ..base.fingerprint import files_fingerprint
 from ..conditions import UNCONDITIONAL
-from ..errors import DataError
 from .captions import read_captions
 from .classes import classes_of
 from .dataset import Batch, labelled
-from .fingerprint import files_fingerprint
 from .images import SUFFIXES, decode, in_threads, read_header, shape_for
 
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ..errors import DataError
+from ..base.errors import DataError
 from .arrays import check_channels
 
 # Formats are named so that Pillow never hands a file to an external program (EPS).

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ..base.rows import Shards
 from ..conditions import Conditions
 from .dataset import Batch, ImageDataset, PixelDataset, labelled
-from .shards import Shards
 
 LATENTS = "latents"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
-from ..errors import DataError
+from ..base.errors import DataError
 from .arrays import open_digits, open_npz
 from .dataset import PixelDataset
 from .folders import open_folder, visible_files

@@ -14,7 +14,7 @@ from typing import Any
 
 from huggingface_hub import HfApi, constants
 
-from ..errors import DataError, first_line
+from ..base.errors import DataError, first_line
 
 PREFIX = "datasets:"
 SPELLING = f"{PREFIX}NAME[:SPLIT][,image=COLUMN][,label=COLUMN][,caption=COLUMN][,config=NAME]"

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..base.errors import DataError
+from ..base.fingerprint import files_fingerprint, fingerprint
 from ..conditions import UNCONDITIONAL
-from ..errors import DataError
 from .classes import classes_of
 from .dataset import Batch, labelled
-from .fingerprint import files_fingerprint, fingerprint
 from .images import File, Header, decode, in_threads, read_header, shape_for
 from .table_sources import TableSource, open_source, parse_source
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from ..base.errors import DataError, ModelError, SecateurError, require
 from ..conditioning import check_conditions, null_conditions
 from ..data import ImageDataset, pixels
-from ..errors import DataError, ModelError, SecateurError, require
 from ..inputs import class_count, device_of, input_shape, null_class, takes_text
 from ..process import Process
 from ..reconstruction import Reconstruction

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from ..errors import require
+from ..base.errors import require
 from .perceptual import CLIP
 
 MetricName = Literal[

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..base.distributed import is_main_process, process_count, wait_for_everyone
+from ..base.errors import SecateurError
 from ..conditioning import sample_labels
 from ..conditions import LABELS
 from ..data import ImageDataset, calibration_batch, pixels
-from ..errors import SecateurError
 from ..inputs import device_of
 from ..process import Process
-from ..processes import is_main_process, process_count, wait_for_everyone
 from ..reconstruction import Reconstruction
 from .catalogue import describe_metric
 from .checks import check_evaluation, check_shape

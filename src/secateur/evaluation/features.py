@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import ModelError, SecateurError, first_line
-from ..files import atomic_folder, read_json, write_json
+from ..base.errors import ModelError, SecateurError, first_line
+from ..base.files import atomic_folder, read_json, write_json
 from .pretrained import load_timm, load_transformers
 
 DIGITS_FEATURES = "digits-features"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import DataError
+from ..base.errors import DataError
 from .estimates import Estimate, resample_counts
 from .statistics import Gaussian
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..base.console import progress
 from ..conditions import UNCONDITIONAL, Conditions
 from ..inputs import inference
 from ..jacobian import Projection, frozen, project, unit_directions
 from ..process import Process, predict
-from ..progress import progress
 
 
 @dataclass(frozen=True)

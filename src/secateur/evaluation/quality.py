@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..base.console import progress
 from ..data import ImageDataset
-from ..progress import progress
 from .config import EvaluationConfig
 from .estimates import Estimate, mean_estimate, resample_counts
 from .features import FeatureNetwork, metric_name

@@ -17,12 +17,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..data.fingerprint import fingerprint
-from ..errors import SecateurError, first_line
-from ..files import atomic_file
+from ..base.console import progress
+from ..base.distributed import process_count, process_index
+from ..base.errors import SecateurError, first_line
+from ..base.files import atomic_file
+from ..base.fingerprint import fingerprint
 from ..process import Process
-from ..processes import process_count, process_index
-from ..progress import progress
 
 Chunk = dict[str, Tensor]
 

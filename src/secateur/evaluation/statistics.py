@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import DataError, first_line
-from ..files import atomic_file
+from ..base.errors import DataError, first_line
+from ..base.files import atomic_file
 
 
 class Gaussian(Protocol):

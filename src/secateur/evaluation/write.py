@@ -9,7 +9,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..files import atomic_file, write_json
+from ..base.files import atomic_file, write_json
 
 
 def write_evaluation(result: dict[str, Any], folder: str | Path, images: Mapping[str, Tensor] | None = None) -> Path:

@@ -10,8 +10,8 @@ import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.tracking import get_available_trackers
 
-from ..errors import TrainingError
-from ..processes import process_count, process_group
+from ..base.distributed import process_count, process_group
+from ..base.errors import TrainingError
 from .config import RecoveryConfig
 
 

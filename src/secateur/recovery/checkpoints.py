@@ -16,10 +16,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..errors import SecateurError, TrainingError, first_line
-from ..files import atomic_folder, read_json, write_json
+from ..base.errors import SecateurError, TrainingError, first_line
+from ..base.files import atomic_folder, read_json, write_json
+from ..base.settings import FREE_IN_RECOVERY, differing
 from ..inputs import device_of
-from ..settings import FREE_IN_RECOVERY, differing
 from .ema import Ema
 from .log import Window
 

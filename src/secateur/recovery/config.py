@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from math import cos, inf, pi
 from typing import Literal
 
-from ..errors import require, require_one_of
+from ..base.errors import require, require_one_of
 from .jacobian import JacobianConfig
 
 LearningRateSchedule = Literal["constant", "cosine", "linear"]

@@ -15,10 +15,10 @@ from functools import cache, lru_cache, partial
 import torch
 from torch import Tensor
 
+from ..base.seeds import seed_of
 from ..conditions import UNCONDITIONAL, Conditions, dropped, moved, without_labels
 from ..data import ImageDataset
 from ..process import Process
-from ..seeds import seed_of
 from .config import RecoveryConfig
 
 # Streams keep draws of one step independent of each other.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..files import write_text
+from ..base.files import write_text
 
 Window = dict[str, tuple[float, int]]  # sum and number of the values since the last line
 

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..base.errors import TrainingError
 from ..conditions import Conditions, rows
-from ..errors import TrainingError
 from ..jacobian import Projection, any_attention, frozen, higher_order, project, unit_directions
 from ..process import Process, predict
 from ..reconstruction import first_entries

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import TrainingError
+from ..base.errors import TrainingError
 
 
 def check_recomputing(model: nn.Module) -> None:

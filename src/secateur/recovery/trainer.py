@@ -18,13 +18,14 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
+from ..base.console import progress
+from ..base.errors import TrainingError, is_out_of_memory
+from ..base.interrupts import deferred_interrupt
+from ..base.seeds import seed_of
 from ..conditioning import accepts, check_conditions, disable_label_dropout, null_conditions
 from ..data import ImageDataset
-from ..errors import TrainingError, is_out_of_memory
 from ..inputs import device_of
 from ..process import Process
-from ..progress import progress
-from ..seeds import seed_of
 from ..structure import describe
 from ..structure.masks import masked
 from .accelerator import make_accelerator
@@ -33,7 +34,6 @@ from .checkpoints import TrainingState, newest_checkpoint, restore_checkpoint, s
 from .config import RecoveryConfig, learning_rate_at
 from .draws import DROPOUT, Draw, draw_step
 from .ema import Ema
-from .interrupts import deferred_interrupt
 from .log import append_record, cut_log, means, seen
 from .objectives import JACOBIAN, Objective, Terms, build_objective
 from .pruner import Decision, Pruner

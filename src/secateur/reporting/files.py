@@ -6,7 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ..files import atomic_file, write_text
+from ..base.files import atomic_file, write_text
 from .classes import class_scores, worst_first
 from .grids import comparison_grid
 from .layers import Pair, layer_pairs

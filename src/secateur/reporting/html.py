@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from ..files import write_json, write_text
+from ..base.files import write_json, write_text
 from .classes import SCORES, class_scores, worst_first
 from .files import figures_of, layers_of, tables_of, write_figures, write_samples, write_tables
 from .pages import as_svgs, render, strip_of, strips_by_class

@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..errors import SecateurError, require
-from ..files import read_json
+from ..base.errors import SecateurError, require
+from ..base.files import read_json
 from .results import MODEL_ORDER, Evaluation, read_evaluation
 
 FORMAT = 1  # of evaluation.json

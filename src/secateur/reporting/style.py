@@ -16,7 +16,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from ..files import atomic_file
+from ..base.files import atomic_file
 
 WIDTH, TOP, GAP, BOTTOM, RIGHT = 4.5, 0.34, 0.82, 0.52, 0.14  # inches
 INK = "#27313b"  # becomes the page's text colour in SVG

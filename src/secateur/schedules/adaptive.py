@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ..errors import require, require_one_of
+from ..base.errors import require, require_one_of
 from ..inputs import example_inputs
 from ..recovery.pruner import Decision
 from ..structure import Cut, Structure, describe, without_blocks

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import require, require_one_of
+from ..base.errors import require, require_one_of
 from ..structure import Cut, Structure
 from ..structure.cost import CostModel, cost_model
 from .solver import Allocation, Granularity, Scores, Solution, removal_steps, solve

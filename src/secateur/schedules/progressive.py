@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..base.errors import require
 from ..criteria import ScoringConfig
-from ..errors import require
 from ..recovery.pruner import Decision
 from ..structure import Cut, Dim, Structure, describe
 from ..structure.cost import CostModel

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..errors import TargetError
+from ..base.errors import TargetError
 from ..structure import Cut, Dim, Structure
 from ..structure.cost import CostModel
 from .target import Metric, Target, format_amount

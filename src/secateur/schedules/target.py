@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal, get_args
 
-from ..errors import TargetError
+from ..base.errors import TargetError
 
 Metric = Literal["macs", "params", "latency", "blocks"]
 _METRICS = get_args(Metric)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...errors import SecateurError
-from ...files import read_json
+from ...base.errors import SecateurError
+from ...base.files import read_json
 from ..results import ModelResult
 from ..run import Run, read_run
 

@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ...files import atomic_file, read_json, write_json, write_text
+from ...base.files import atomic_file, read_json, write_json, write_text
 from ..files import write_figures, write_tables
 from ..grids import comparison_grid
 from ..pages import MOST_SAMPLES, as_svgs, render, strip_of, strips_by_class

@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..errors import DataError, first_line
-from ..files import atomic_file
+from .errors import DataError, first_line
+from .files import atomic_file
 
 SHARD_BYTES = 64 * 2**20  # at most; what a killed run loses
 SHARD_ROWS = 1024  # at most
