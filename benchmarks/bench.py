@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from secateur.base.files import read_json, write_json, write_text
 from secateur.commands.common import open_data, open_model
 from secateur.conditioning import accepts, sample_conditions
-from secateur.conditions import LABELS, rows
 from secateur.criteria import CriterionName, ScoringConfig, score
 from secateur.data import Batch, ImageDataset, calibration_batch
 from secateur.evaluation import finite_time_lyapunov_exponents
@@ -31,7 +30,8 @@ from secateur.evaluation.fidelity import frechet_distance
 from secateur.evaluation.manifold import manifold_scores
 from secateur.evaluation.statistics import FeatureStatistics
 from secateur.evaluation.statistics import statistics as feature_statistics
-from secateur.inputs import example_inputs, input_shape
+from secateur.models.conditions import LABELS, rows
+from secateur.models.network import example_inputs, input_shape
 from secateur.recovery import RecoveryConfig
 from secateur.reporting.style import FAINT, save_figure
 from secateur.sampling import generate_images, initial_noise

@@ -38,7 +38,8 @@ from bench import (
 from secateur.base.files import read_json, write_text
 from secateur.commands.stages import latency_of
 from secateur.criteria import CriterionName, ScoringConfig
-from secateur.inputs import example_inputs
+from secateur.models.network import example_inputs
+from secateur.models.registry import describe
 from secateur.recipes import SECOND_MATCH
 from secateur.recovery import recover
 from secateur.reporting.style import SPARE_COLOURS, WARM, styled
@@ -52,7 +53,7 @@ from secateur.schedules import (
     parse_target,
     stage_scorer,
 )
-from secateur.structure import Cut, describe
+from secateur.structure import Cut
 from secateur.structure.cost import cost_model
 
 SCORING = ScoringConfig(num_images=64)

@@ -23,14 +23,15 @@ from secateur.base.files import write_json, write_text
 from secateur.checkpoint import Loaded
 from secateur.criteria import CriterionName, ScoringConfig, score
 from secateur.data import ArrayDataset, calibration_batch, load_data
-from secateur.decoder import AutoencoderKLDecoder
 from secateur.evaluation import EvaluationConfig, evaluate_models
-from secateur.inputs import example_inputs
+from secateur.models.decoder import AutoencoderKLDecoder
+from secateur.models.network import example_inputs
+from secateur.models.registry import describe
 from secateur.reconstruction import reconstruction_by
 from secateur.recovery import RecoveryConfig, recover
 from secateur.recovery.draws import batch_indices
 from secateur.schedules import CutConfig, one_shot, parse_target
-from secateur.structure import describe, remove
+from secateur.structure import remove
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SIZE, TRAINING, DENSE_STEPS, KL = 16, 1397, 600, 1e-4

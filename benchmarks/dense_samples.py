@@ -11,7 +11,7 @@ import train_dense
 from secateur import load
 from secateur.base.files import atomic_file
 from secateur.conditioning import null_conditions, sample_conditions
-from secateur.inputs import input_shape
+from secateur.models.network import input_shape
 from secateur.reporting import comparison_grid
 from secateur.sampling import generate_images
 

@@ -24,11 +24,11 @@ from secateur.base.files import write_json, write_text
 from secateur.checkpoint import save_pretrained
 from secateur.criteria import BLOCK_CRITERIA, CriterionName, ScoringConfig, score
 from secateur.data import Batch
-from secateur.inputs import example_inputs
 from secateur.manifest import apply_cut
+from secateur.models.network import example_inputs
+from secateur.models.registry import describe
 from secateur.process import DiffusionProcess
 from secateur.schedules import CutConfig, one_shot, parse_target
-from secateur.structure import describe
 from secateur.structure.cost import cost_model
 
 RESULTS = Path(__file__).resolve().parent / "results"

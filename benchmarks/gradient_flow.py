@@ -31,12 +31,12 @@ from bench import (
     report,
 )
 from secateur.criteria import CriterionName, ScoringConfig
-from secateur.inputs import example_inputs
+from secateur.models.network import example_inputs
+from secateur.models.registry import describe
 from secateur.recipes import BETWEEN_STAGES
 from secateur.recovery import recover
 from secateur.reporting.style import SPARE_COLOURS, WARM, styled
 from secateur.schedules import Progressive, ProgressiveConfig, one_shot, parse_target, stage_scorer
-from secateur.structure import describe
 from secateur.structure.cost import cost_model
 
 SCORING = ScoringConfig(num_timesteps=16, num_images=16)

@@ -11,7 +11,7 @@ import torch
 
 from bench import RESULTS, Bench
 from secateur.base.files import write_json, write_text
-from secateur.jacobian import project, squared_lengths, unit_directions
+from secateur.models.jacobian import project, squared_lengths, unit_directions
 from secateur.recovery.jacobian import FLOOR
 
 BINS, IMAGES = 10, 64

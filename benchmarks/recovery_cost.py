@@ -27,13 +27,14 @@ from secateur.base.files import write_json, write_text
 from secateur.conditioning import accepts
 from secateur.data import ArrayDataset
 from secateur.evaluation.efficiency import LiveBytes
-from secateur.inputs import example_inputs, input_shape
+from secateur.models.network import example_inputs, input_shape
+from secateur.models.registry import describe
 from secateur.process import DiffusionProcess, FlowProcess, Process
 from secateur.recovery import JacobianConfig, RecoveryConfig
 from secateur.recovery.draws import Draw, draw_step
 from secateur.recovery.objectives import build_objective
 from secateur.schedules import CutConfig, no_scores, one_shot, parse_target
-from secateur.structure import describe, remove
+from secateur.structure import remove
 
 BASE = RecoveryConfig()
 TWICE = replace(BASE, objective="2ndmatch")

@@ -22,9 +22,10 @@ from torch import nn
 
 from secateur.base.files import write_json, write_text
 from secateur.evaluation import measure_latency
-from secateur.inputs import example_inputs
+from secateur.models.network import example_inputs
+from secateur.models.registry import describe
 from secateur.schedules import CutConfig, no_scores, one_shot, parse_target
-from secateur.structure import describe, remove
+from secateur.structure import remove
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

@@ -15,7 +15,7 @@ from secateur.commands.common import open_data, open_model
 from secateur.criteria import ScoringConfig, score
 from secateur.data import Batch, calibration_batch
 from secateur.evaluation import EvaluationConfig, evaluate_models
-from secateur.inputs import example_inputs
+from secateur.models.network import example_inputs
 from secateur.schedules import CutConfig, one_shot, parse_target
 from secateur.structure import remove
 

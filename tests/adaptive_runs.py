@@ -5,12 +5,13 @@ import json
 import torch
 
 from models import dit, inputs_for
+from secateur.models.registry import describe
 from secateur.process import FlowProcess
 from secateur.recovery import RecoveryConfig, recover
 from secateur.schedules import Adaptive, AdaptiveConfig, CutConfig, Target, block_cuts, parse_target
 from secateur.schedules.proxies import Judgement
 from secateur.schedules.scorer import Scored
-from secateur.structure import describe, without_blocks
+from secateur.structure import without_blocks
 from secateur.structure.cost import cost_model
 from training_runs import images
 

@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from secateur import register_structure
-from secateur.conditions import Conditions
-from secateur.decoder import AutoencoderKLDecoder
-from secateur.inputs import example_batch, example_inputs
-from secateur.structure import Cut, Structure, describe
-from secateur.structure.uvit import describe_uvit
+from secateur.models.conditions import Conditions
+from secateur.models.decoder import AutoencoderKLDecoder
+from secateur.models.families.uvit import describe_uvit
+from secateur.models.network import example_batch, example_inputs
+from secateur.models.registry import describe
+from secateur.structure import Cut, Structure
 from uvit import UViT
 
 register_structure(UViT, describe_uvit)

@@ -7,7 +7,8 @@ import torch
 
 from secateur.conditioning import accepts
 from secateur.criteria import ScoringConfig, score
-from secateur.inputs import example_inputs
+from secateur.models.network import example_inputs
+from secateur.models.registry import describe
 from secateur.recovery import RecoveryConfig
 from secateur.schedules import (
     CutConfig,
@@ -19,7 +20,7 @@ from secateur.schedules import (
     stage_scorer,
 )
 from secateur.schedules.scorer import Scored
-from secateur.structure import describe, masked
+from secateur.structure import masked
 from secateur.structure.cost import cost_model
 from training_runs import images
 

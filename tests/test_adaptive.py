@@ -23,12 +23,13 @@ from adaptive_runs import (
 )
 from models import flux, inputs_for, output, pixart, sana, sd3, sdxl, unet
 from secateur.base.errors import SecateurError
+from secateur.models.registry import describe
 from secateur.process import FlowProcess
 from secateur.schedules import AdaptiveConfig, Target, block_cuts, one_shot, parse_target
 from secateur.schedules.adaptive import Candidate, candidate_counts, choose, objective, standardized
 from secateur.schedules.proxies import Judgement, judge
 from secateur.schedules.scorer import Scored
-from secateur.structure import Cut, describe, masked, without_blocks
+from secateur.structure import Cut, masked, without_blocks
 from training_runs import images
 
 

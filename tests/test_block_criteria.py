@@ -26,10 +26,12 @@ from secateur.criteria.drops import _masked, is_chain, outputs_without_each_bloc
 from secateur.criteria.entropy import log_sd_changes
 from secateur.criteria.uniform import stride_order
 from secateur.data import Batch
-from secateur.inputs import inference
-from secateur.process import DiffusionProcess, FlowProcess, predict
+from secateur.models.network import inference
+from secateur.models.predict import predict
+from secateur.models.registry import describe
+from secateur.process import DiffusionProcess, FlowProcess
 from secateur.reporting import write_report
-from secateur.structure import Block, Cut, Structure, describe, masked, remove
+from secateur.structure import Block, Cut, Structure, masked, remove
 
 FEW = ScoringConfig(num_timesteps=4, batch_size=16, ced_output="prediction")
 BOTH = [(unet(), DiffusionProcess()), (dit(), FlowProcess())]

@@ -7,12 +7,13 @@ from torch import nn
 
 from models import dit, flux, half, sample_for, sana
 from secateur.base.errors import ModelError
-from secateur.calling import FLUX_GUIDANCE, call
-from secateur.inputs import input_shape
-from secateur.jacobian import higher_order, project, unit_directions
-from secateur.packing import pack, positions, unpack
-from secateur.process import FlowProcess, predict
-from secateur.structure import describe, masked, masks_of, remove
+from secateur.models.jacobian import higher_order, project, unit_directions
+from secateur.models.network import input_shape
+from secateur.models.packing import pack, positions, unpack
+from secateur.models.predict import FLUX_GUIDANCE, call, predict
+from secateur.models.registry import describe
+from secateur.process import FlowProcess
+from secateur.structure import masked, masks_of, remove
 
 LATENTS = torch.randn(2, 3, 6, 4, generator=torch.Generator().manual_seed(0))
 

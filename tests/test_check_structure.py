@@ -15,7 +15,9 @@ from models import dit, flux, inputs_for, sd3, unet
 from pipelines import dit_pipeline
 from secateur.base.errors import ModelError, SecateurError
 from secateur.cli import main
-from secateur.structure import Block, StructureBuilder, check_structure, count_checks, describe, registry
+from secateur.models import registry
+from secateur.models.registry import describe
+from secateur.structure import Block, StructureBuilder, check_structure, count_checks
 
 DIM, HEADS, HIDDEN = 12, 4, 10
 

@@ -16,8 +16,9 @@ from models import STRATEGIES, autoencoder, cuts, dit, flux, half, output, pixar
 from secateur.base.errors import ModelError
 from secateur.checkpoint import WEIGHTS, from_pretrained, load, save_pretrained
 from secateur.manifest import MANIFEST, apply_cut, manifest_of, note_step, removed_since
-from secateur.process import predict
-from secateur.structure import Cut, describe
+from secateur.models.predict import predict
+from secateur.models.registry import describe
+from secateur.structure import Cut
 
 DDPM = dict(DDPMScheduler().config) | {"_class_name": "DDPMScheduler"}
 

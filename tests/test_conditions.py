@@ -7,9 +7,10 @@ from torch import nn
 
 from models import unet_condition
 from secateur.conditioning import sample_conditions
-from secateur.conditions import arguments, dropped, moved, repeated, rows, without_labels
 from secateur.data import Batch
-from secateur.process import FlowProcess, predict
+from secateur.models.conditions import arguments, dropped, moved, repeated, rows, without_labels
+from secateur.models.predict import predict
+from secateur.process import FlowProcess
 from secateur.sampling import generate
 
 TOLD = {

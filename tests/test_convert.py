@@ -19,7 +19,7 @@ from secateur.base.errors import SecateurError
 from secateur.cli import main
 from secateur.conditioning import label_conditions
 from secateur.conversion import convert_state_dict, kind_named, read_checkpoint
-from secateur.process import predict
+from secateur.models.predict import predict
 from secateur.sampling import generate, generate_images, initial_noise
 
 HIDDEN, HEADS, DEPTH, PATCH, CLASSES, GRID = 32, 4, 3, 2, 10, 4

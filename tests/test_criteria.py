@@ -22,8 +22,9 @@ from secateur.criteria.diff_pruning import (
     used_timesteps,
 )
 from secateur.data import Batch
+from secateur.models.registry import describe
 from secateur.process import DiffusionProcess, FlowProcess
-from secateur.structure import StructureBuilder, describe
+from secateur.structure import StructureBuilder
 
 FEW = ScoringConfig(num_timesteps=8, batch_size=16)
 BOTH = [(unet(), DiffusionProcess()), (dit(), FlowProcess())]

@@ -23,14 +23,16 @@ from secateur.checkpoint import load, save_pipeline, save_pretrained
 from secateur.cli import main
 from secateur.criteria import BLOCK_CRITERIA, CRITERIA, score
 from secateur.data import Batch, load_data
-from secateur.decoder import AutoencoderKLDecoder, as_network
 from secateur.evaluation import evaluate_models
 from secateur.evaluation.consistency import psnr
 from secateur.evaluation.efficiency import count_macs
-from secateur.inputs import example_inputs
-from secateur.jacobian import higher_order
 from secateur.manifest import apply_cut
-from secateur.process import denoising_error, predict
+from secateur.models.decoder import AutoencoderKLDecoder, as_network
+from secateur.models.jacobian import higher_order
+from secateur.models.network import example_inputs
+from secateur.models.predict import predict
+from secateur.models.registry import describe
+from secateur.process import denoising_error
 from secateur.reconstruction import reconstruction_by
 from secateur.recovery import recover
 from secateur.recovery.checkpoints import newest_checkpoint
@@ -39,7 +41,6 @@ from secateur.recovery.jacobian import JacobianConfig
 from secateur.recovery.objectives import OBJECTIVES
 from secateur.reporting import read_run, summarize
 from secateur.schedules import ProgressiveConfig
-from secateur.structure import describe
 from training_runs import assert_logs_agree
 
 SIZE = 16

@@ -16,7 +16,7 @@ from secateur.evaluation.efficiency import (
     weights_bytes,
 )
 from secateur.evaluation.layers import count_layers
-from secateur.inputs import class_count, example_inputs, input_shape, null_class
+from secateur.models.network import class_count, example_inputs, input_shape, null_class
 
 
 @pytest.fixture(scope="module")

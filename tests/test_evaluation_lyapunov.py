@@ -10,7 +10,8 @@ from models import dit, unet
 from secateur.data import load_data
 from secateur.evaluation import EvaluationConfig, evaluate_models, finite_time_lyapunov_exponents
 from secateur.evaluation.lyapunov import sampler_steps
-from secateur.process import DiffusionProcess, FlowProcess, predict
+from secateur.models.predict import predict
+from secateur.process import DiffusionProcess, FlowProcess
 from secateur.sampling import generate
 
 LINEAR = {"beta_start": 1e-4, "beta_end": 2e-2, "num_train_timesteps": 1000}

@@ -14,8 +14,8 @@ from models import dit, flux, half, inputs_for, pixart, sana, sd3, sdxl, unet, u
 from secateur.base.errors import SecateurError
 from secateur.checkpoint import save_pretrained
 from secateur.exporting import FORMATS, Call, Format, export
-from secateur.inputs import example_inputs
 from secateur.manifest import apply_cut, manifest_of
+from secateur.models.network import example_inputs
 from secateur.structure import Cut
 
 BLOCKS = {unet: "mid_block.attentions.0", dit: "transformer_blocks.1"}

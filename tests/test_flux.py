@@ -17,7 +17,7 @@ from secateur.base.files import read_json, write_json
 from secateur.checkpoint import load
 from secateur.cli import main
 from secateur.flow_levels import levels_of
-from secateur.inputs import input_shape
+from secateur.models.network import input_shape
 from secateur.process import process_from_config
 from secateur.prompts import open_text_encoder
 from secateur.sampling import generate_images, initial_noise

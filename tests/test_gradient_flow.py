@@ -22,8 +22,9 @@ from secateur.criteria.gradient_flow import (
     timestep_weight,
 )
 from secateur.data import Batch
+from secateur.models.registry import describe
 from secateur.process import DiffusionProcess, FlowProcess
-from secateur.structure import Cut, check_cut, describe, masked, masks_of, remove
+from secateur.structure import Cut, check_cut, masked, masks_of, remove
 
 METHODS = ["exact", "finite-difference"]
 THREE = ScoringConfig(num_timesteps=3, timestep_weights="uniform", batch_size=4)

@@ -17,9 +17,9 @@ from secateur.checkpoint import save_pretrained
 from secateur.commands import stages
 from secateur.commands.stages import warmup_stage
 from secateur.data import load_data
-from secateur.inputs import class_count, null_class
-from secateur.labels import label_tables, relabel, train_only_labels
 from secateur.manifest import apply_cut, manifest_of, note_labels
+from secateur.models.labels import label_tables, relabel, train_only_labels
+from secateur.models.network import class_count, null_class
 from secateur.structure import Cut
 
 RECOVERY = RecoveryConfig(steps=3, batch_size=4, checkpoint_every=1, log_every=1, ema_decay=0.5)

@@ -18,7 +18,8 @@ from secateur.checkpoint import save_pretrained
 from secateur.lora import slice_lora
 from secateur.lora_files import LORA_WEIGHTS, METADATA_KEY, PEFT_CONFIG, PEFT_WEIGHTS, read_lora
 from secateur.manifest import apply_cut
-from secateur.structure import Cut, describe
+from secateur.models.registry import describe
+from secateur.structure import Cut
 
 PEFT = (".lora_A.weight", ".lora_B.weight")
 OLD = (".lora.down.weight", ".lora.up.weight")

@@ -7,7 +7,8 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from models import dit, unet
 from secateur.base.errors import ModelError
 from secateur.conditioning import label_conditions, null_conditions
-from secateur.process import DiffusionProcess, FlowProcess, denoising_error, predict, process_from_config
+from secateur.models.predict import predict
+from secateur.process import DiffusionProcess, FlowProcess, denoising_error, process_from_config
 from secateur.sampling import generate, generate_images, initial_noise
 
 X0 = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))

@@ -12,7 +12,7 @@ import secateur
 from models import dit, output, unet
 from secateur.cli import main
 from secateur.commands import stages as command_stages
-from secateur.inputs import example_inputs
+from secateur.models.network import example_inputs
 from secateur.recovery.checkpoints import newest_checkpoint
 from secateur.structure.cost import cost_model
 from training_runs import stage_log

@@ -26,12 +26,13 @@ from secateur.commands.checks import check_schedule
 from secateur.criteria import ScoringConfig
 from secateur.criteria.drops import outputs_without_each_block
 from secateur.criteria.gradient_flow import gradient_flow_statistics
+from secateur.models.registry import describe
 from secateur.process import DiffusionProcess, FlowProcess
 from secateur.recipes import recipe_named
 from secateur.schedules import CutConfig, Progressive, ProgressiveConfig, no_scores
 from secateur.schedules.progressive import caps, select, selected_count
 from secateur.schedules.scorer import Scored
-from secateur.structure import Cut, check_cut, describe, masked, remove
+from secateur.structure import Cut, check_cut, masked, remove
 from secateur.structure.cost import cost_model
 
 WIDE = {

@@ -24,13 +24,14 @@ from progressive_runs import (
     pruner_for,
 )
 from secateur.base.errors import TrainingError
-from secateur.inputs import example_inputs
+from secateur.models.network import example_inputs
+from secateur.models.registry import describe
 from secateur.process import DiffusionProcess, FlowProcess
 from secateur.recovery import Ema, JacobianConfig, recover
 from secateur.recovery.checkpoints import TrainingState, newest_checkpoint
 from secateur.recovery.surgery import cut_training_state
 from secateur.schedules import Progressive, ProgressiveConfig, no_scores, stage_scorer
-from secateur.structure import Cut, describe, masked, masks_of, remove
+from secateur.structure import Cut, masked, masks_of, remove
 from secateur.structure.cost import cost_model
 from training_runs import BALANCED, TWO, Failing, assert_logs_agree, assert_same, images, log, smaller, stage_log, start
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from models import dit, flux, sample_for, unet
-from secateur.conditions import rows
 from secateur.data import Batch
-from secateur.process import DiffusionProcess, FlowProcess, predict
+from secateur.models.conditions import rows
+from secateur.models.predict import predict
+from secateur.process import DiffusionProcess, FlowProcess
 from secateur.schedules.proxies import (
     ProxyBatch,
     judge,

@@ -14,7 +14,7 @@ from secateur.base.seeds import seed_of
 from secateur.conditioning import check_conditions, disable_label_dropout
 from secateur.criteria import ScoringConfig
 from secateur.data import ArrayDataset, load_data
-from secateur.inputs import class_count, null_class
+from secateur.models.network import class_count, null_class
 from secateur.process import DiffusionProcess, FlowProcess, denoising_error
 from secateur.recovery import OBJECTIVES, Ema, JacobianConfig, Objective, RecoveryConfig, WarmupConfig
 from secateur.recovery.config import learning_rate_at

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from models import dit, unet
 from secateur.base.errors import SecateurError
 from secateur.cli import main
-from secateur.conditions import LABELS
 from secateur.data import load_data
+from secateur.models.conditions import LABELS
 from secateur.process import DiffusionProcess, FlowProcess, Process
 from secateur.samplers import check_sampler, sampler
 from secateur.sampling import generate, generate_images, initial_noise

@@ -14,7 +14,7 @@ from secateur.base.files import read_json, write_json
 from secateur.checkpoint import load
 from secateur.cli import main
 from secateur.commands.common import encode_data, open_data
-from secateur.inputs import input_shape
+from secateur.models.network import input_shape
 from secateur.process import FlowProcess, process_from_config
 from secateur.prompts import open_text_encoder
 from secateur.sampling import generate_images, initial_noise

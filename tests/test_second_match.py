@@ -12,10 +12,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models import dit, unet
 from secateur.base.errors import SecateurError
-from secateur.conditions import rows, without_labels
 from secateur.data import ArrayDataset
-from secateur.jacobian import higher_order, project, squared_lengths, unit_directions
-from secateur.process import DiffusionProcess, FlowProcess, predict
+from secateur.models.conditions import rows, without_labels
+from secateur.models.jacobian import higher_order, project, squared_lengths, unit_directions
+from secateur.models.predict import predict
+from secateur.process import DiffusionProcess, FlowProcess
 from secateur.recovery import JacobianConfig, RecoveryConfig
 from secateur.recovery.balance import norm, summed_gradient
 from secateur.recovery.draws import Draw, draw_step

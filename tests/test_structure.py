@@ -12,18 +12,8 @@ from torch.nn import functional as F
 
 import secateur
 from models import ALL_STRATEGIES, cuts, dit, inputs_for, output, unet
-from secateur.structure import (
-    Block,
-    Cut,
-    Structure,
-    StructureBuilder,
-    check_cut,
-    describe,
-    masked,
-    masks_of,
-    name_after,
-    remove,
-)
+from secateur.models.registry import describe
+from secateur.structure import Block, Cut, Structure, StructureBuilder, check_cut, masked, masks_of, name_after, remove
 from secateur.structure.cost import cost_model, skeleton
 from secateur.structure.masks import masked_group_norm
 

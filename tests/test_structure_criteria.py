@@ -8,9 +8,9 @@ import torch
 from models import flux, pixart, sample_for, sana, sd3, unet_condition
 from secateur.criteria import BLOCK_CRITERIA, CRITERIA, ScoringConfig, score
 from secateur.data import Batch
-from secateur.jacobian import higher_order, project, unit_directions
+from secateur.models.jacobian import higher_order, project, unit_directions
+from secateur.models.registry import describe
 from secateur.process import process_from_config
-from secateur.structure import describe
 
 DDPM = process_from_config({"_class_name": "DDPMScheduler", "beta_schedule": "linear"})
 FLOW = process_from_config({"_class_name": "FlowMatchEulerDiscreteScheduler"})

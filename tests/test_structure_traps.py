@@ -11,8 +11,9 @@ from torch import nn
 from models import autoencoder, dit, flux, half, inputs_for, output, pixart, sana, sd3, sdxl, unet_condition, uvit
 from secateur.criteria.blocks import watched
 from secateur.criteria.drops import outputs_without_each_block
-from secateur.inputs import inference
-from secateur.structure import Cut, describe, masked, masks_of, remove
+from secateur.models.network import inference
+from secateur.models.registry import describe
+from secateur.structure import Cut, masked, masks_of, remove
 
 TEXT_MODELS = [unet_condition, sdxl, pixart, sd3, flux, sana]
 

@@ -22,11 +22,11 @@ from secateur.base.files import read_json
 from secateur.cli import main
 from secateur.commands.common import decoder, encode_data, open_data, open_model
 from secateur.conditioning import accepts, null_conditions, sample_captions, sample_conditions
-from secateur.conditions import rows
 from secateur.data import LatentDataset, load_data
 from secateur.evaluation import evaluate_models
 from secateur.evaluation.perceptual import load_clip
-from secateur.inputs import input_shape
+from secateur.models.conditions import rows
+from secateur.models.network import input_shape
 from secateur.process import denoising_error
 from secateur.prompts import open_text_encoder
 from secateur.recovery.draws import draw_step

@@ -23,9 +23,9 @@ from .commands import (
 )
 from .criteria import ScoringConfig
 from .evaluation import EvaluationConfig
+from .models.registry import register_structure
 from .recovery import RecoveryConfig, WarmupConfig
 from .schedules import CutConfig
-from .structure import register_structure
 
 __version__ = "0.1.0"
 

@@ -23,12 +23,12 @@ from torch import nn
 
 from .base.errors import ModelError, SecateurError, first_line
 from .base.files import atomic_folder, read_json, write_json
-from .decoder import AutoencoderKLDecoder
 from .flow_levels import levels_of
 from .manifest import MANIFEST, MANIFEST_KEY, Manifest, manifest_of, pruned_skeleton
+from .models.decoder import AutoencoderKLDecoder
+from .models.registry import architecture_named, supported_architectures, unsupported
 from .process import Process, process_from_config
 from .reconstruction import reconstruction_by
-from .structure import architecture_named, supported_architectures, unsupported
 
 FREQUENCIES_KEY = "secateur_original_frequencies"  # of the config of a DiT that was converted
 WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -7,9 +7,9 @@ from diffusers.models.embeddings import LabelEmbedding
 from torch import nn
 
 from .base.errors import DataError
-from .conditions import LABELS, UNCONDITIONAL, Conditions, without_labels
 from .data import ImageDataset, calibration_order
-from .inputs import class_count, null_class
+from .models.conditions import LABELS, UNCONDITIONAL, Conditions, without_labels
+from .models.network import class_count, null_class
 
 GIVE_LABELS = "put images in one folder per class, or name the column of a table, datasets:NAME,label=COLUMN"
 

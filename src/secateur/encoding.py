@@ -27,7 +27,7 @@ from .base.seeds import seed_of
 from .checkpoint import Loaded
 from .data import LatentDataset, load_data
 from .data.latents import LATENTS
-from .inputs import device_of, example_batch, input_shape, takes_text
+from .models.network import device_of, example_batch, input_shape, takes_text
 from .prompts import KEPT, check_text, open_text_encoder, text_folders
 from .sampling import initial_noise
 

@@ -25,9 +25,9 @@ from .base.console import progress
 from .base.errors import SecateurError, first_line
 from .base.files import atomic_folder, write_json
 from .checkpoint import from_pretrained, save_pretrained
-from .decoder import as_network
-from .inputs import example_inputs, inference
 from .manifest import library_versions, manifest_of
+from .models.decoder import as_network
+from .models.network import example_inputs, inference
 
 FormatName = Literal["onnx", "torch-export", "diffusers"]
 DtypeName = Literal["float32", "float16", "bfloat16", "int8"]

@@ -6,34 +6,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+from diffusers import FluxTransformer2DModel
 from torch import nn
 
 from .base.errors import ModelError
-from .inputs import input_shape
-from .packing import PATCH
-
-EVEN_LEVELS = "secateur_even_levels"  # of a scheduler's config
-
-
-class EvenFlowMatchEuler(FlowMatchEulerDiscreteScheduler):
-    """Euler steps over the levels 1, (N - 1) / N, ..., 1 / N, shifted, as Flux's pipeline takes them.
-
-    diffusers' own end at 1 / 1000, which leaves nothing to the last step: much, of four.
-    """
-
-    def set_timesteps(
-        self,
-        num_inference_steps: int | None = None,
-        device: Any = None,
-        sigmas: Any = None,
-        mu: float | None = None,
-        timesteps: Any = None,
-    ) -> None:
-        if num_inference_steps is not None and sigmas is None and timesteps is None:
-            sigmas = np.linspace(1, 1 / num_inference_steps, num_inference_steps)
-        super().set_timesteps(num_inference_steps, device, sigmas, mu, timesteps)
+from .models.network import input_shape
+from .models.packing import PATCH
+from .process import EVEN_LEVELS
 
 
 def levels_of(config: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:

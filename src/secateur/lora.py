@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from .base.errors import ModelError
 from .manifest import dense_skeleton, manifest_of
-from .structure import Cut, describe, kept_entries, name_after, remove, rescaling
+from .models.registry import describe
+from .structure import Cut, kept_entries, name_after, remove, rescaling
 
 Part = Literal["down", "up", "alpha"]
 

@@ -9,15 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
 from .base.errors import ModelError, first_line
-from .calling import call, network_of
-from .conditions import UNCONDITIONAL, Conditions, arguments
-from .flow_levels import EVEN_LEVELS, EvenFlowMatchEuler
+from .models.conditions import UNCONDITIONAL, Conditions
+from .models.predict import predict
 
+EVEN_LEVELS = "secateur_even_levels"  # of a scheduler's config
 MOST_NOISE = 1e-8  # signal-to-noise ratio below which nothing of a clean sample can be told
 
 
@@ -119,6 +120,25 @@ class DiffusionProcess:
         return output
 
 
+class EvenFlowMatchEuler(FlowMatchEulerDiscreteScheduler):
+    """Euler steps over the levels 1, (N - 1) / N, ..., 1 / N, shifted, as Flux's pipeline takes them.
+
+    diffusers' own end at 1 / 1000, which leaves nothing to the last step: much, of four.
+    """
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: Any = None,
+        sigmas: Any = None,
+        mu: float | None = None,
+        timesteps: Any = None,
+    ) -> None:
+        if num_inference_steps is not None and sigmas is None and timesteps is None:
+            sigmas = np.linspace(1, 1 / num_inference_steps, num_inference_steps)
+        super().set_timesteps(num_inference_steps, device, sigmas, mu, timesteps)
+
+
 @dataclass(frozen=True)
 class FlowProcess:
     """Rectified flow: x_sigma = (1 - sigma) x0 + sigma noise, sampled by Euler steps.
@@ -214,19 +234,6 @@ def timesteps_at(process: Process, u: Tensor) -> Tensor:
     """`process.timesteps` of u, which may be float64, as the integers or float32 that networks take."""
     timesteps = process.timesteps(u)
     return timesteps.float() if timesteps.is_floating_point() else timesteps
-
-
-def predict(model: nn.Module, x_BCHW: Tensor, timesteps_B: Tensor, conditions: Conditions = UNCONDITIONAL) -> Tensor:
-    """The network's prediction (B, C, H, W) at (x_t, t), in the dtype of x_t, whatever the network's own is.
-
-    A decoder's x_t are latents, and its prediction is the image.
-
-    Raises:
-        ModelError: as `call`.
-    """
-    weights = next(model.parameters(), x_BCHW)
-    chosen = call.dispatch(type(network_of(model)))
-    return chosen(model, x_BCHW.to(weights.dtype), timesteps_B, arguments(conditions, weights.dtype)).to(x_BCHW.dtype)
 
 
 def denoising_error(

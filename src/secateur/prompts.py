@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .base.errors import ModelError, first_line
 from .base.files import read_json
-from .conditions import Conditions
+from .models.conditions import Conditions
 
 Size = tuple[int, int]  # height and width of the images, in pixels
 Encode = Callable[[Any, list[str], Size, bool], dict[str, Tensor]]

@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from .base.console import progress
 from .base.errors import SecateurError, require
-from .conditions import UNCONDITIONAL, Conditions, dropped, moved, rows
-from .inputs import device_of, inference
-from .process import Process, predict
+from .models.conditions import UNCONDITIONAL, Conditions, dropped, moved, rows
+from .models.network import device_of, inference
+from .models.predict import predict
+from .process import Process
 from .samplers import sampler, step
 
 

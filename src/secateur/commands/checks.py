@@ -10,7 +10,7 @@ from ..conditioning import GIVE_LABELS, check_conditions
 from ..criteria import BLOCK_CRITERIA, CriterionName
 from ..criteria.blocks import block_names
 from ..data import ImageDataset, LatentDataset
-from ..inputs import class_count, device_of, input_shape
+from ..models.network import class_count, device_of, input_shape
 from ..recipes import Recipe
 from ..recovery import RecoveryConfig
 from ..recovery.accelerator import check_accelerator

@@ -24,11 +24,12 @@ from ..base.settings import FREE, differing
 from ..checkpoint import Loaded, from_pretrained, load
 from ..data import ImageDataset, LatentDataset, load_data
 from ..data.classes import numbered
-from ..decoder import as_network
 from ..encoding import encode, open_encoded, sizes, whole
-from ..inputs import class_count, device_of, input_shape, takes_text
 from ..manifest import library_versions
-from ..structure import Structure, describe
+from ..models.decoder import as_network
+from ..models.network import class_count, device_of, input_shape, takes_text
+from ..models.registry import describe
+from ..structure import Structure
 
 Model = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
 Component = Literal["unet", "transformer", "vae"]

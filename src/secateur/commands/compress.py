@@ -14,7 +14,7 @@ from ..checkpoint import Loaded
 from ..criteria import CriterionName, ScoringConfig
 from ..data import ImageDataset
 from ..evaluation import EvaluationConfig, check_evaluation
-from ..labels import relabel
+from ..models.labels import relabel
 from ..recipes import Recipe, ScheduleName, recipe_named
 from ..recovery import Pruner, RecoveryConfig, WarmupConfig
 from ..reporting import read_run, summarize, write_report

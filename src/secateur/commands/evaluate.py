@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..base.distributed import is_main_process, wait_for_everyone
 from ..evaluation import EvaluationConfig, MetricName, check_evaluation
-from ..inputs import device_of
+from ..models.network import device_of
 from ..reporting import write_report
 from .checks import check_comparable
 from .common import Component, Model, ProcessName, encode_data, open_data, open_model, say, start_run

@@ -7,8 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ..inputs import example_inputs
 from ..manifest import manifest_of
+from ..models.network import example_inputs
 from ..schedules import CutConfig, no_scores, removal_steps
 from ..schedules.solver import uncut, walk
 from ..schedules.target import format_count

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from ..inputs import example_inputs
+from ..models.network import example_inputs
 from ..schedules import CutConfig, Target, no_scores, one_shot
 from ..schedules.target import format_count
 from ..structure import Structure

@@ -11,7 +11,7 @@ from typing_extensions import assert_never
 from ..base.files import read_json, write_json
 from ..checkpoint import Loaded
 from ..data import ImageDataset
-from ..inputs import example_inputs
+from ..models.network import example_inputs
 from ..recipes import Recipe
 from ..recovery import Pruner
 from ..schedules import Adaptive, Progressive, Target, block_cuts, judge, stage_scorer

@@ -16,9 +16,9 @@ from ..base.errors import ModelError, SecateurError, require
 from ..base.files import atomic_file
 from ..checkpoint import Loaded
 from ..conditioning import label_conditions, null_conditions
-from ..conditions import Conditions, rows
 from ..evaluation.rows import Rows, key_of, model_fingerprint
-from ..inputs import class_count, device_of, input_shape, takes_text
+from ..models.conditions import Conditions, rows
+from ..models.network import class_count, device_of, input_shape, takes_text
 from ..prompts import open_text_encoder
 from ..reporting.grids import image_grid, to_image
 from ..samplers import check_sampler

@@ -20,11 +20,11 @@ from ..checkpoint import Loaded, from_pretrained, save_pipeline, save_pretrained
 from ..conditioning import accepts
 from ..criteria import CriterionName, ScoringConfig, score
 from ..data import Batch, ImageDataset, calibration_batch
-from ..decoder import as_network
 from ..evaluation import EvaluationConfig, evaluate_models, measure_latency, write_evaluation
-from ..inputs import device_of, example_inputs
-from ..labels import train_only_labels
 from ..manifest import apply_cut, note_labels, note_step
+from ..models.decoder import as_network
+from ..models.labels import train_only_labels
+from ..models.network import device_of, example_inputs
 from ..recovery import Pruner, RecoveryConfig, WarmupConfig, recover
 from ..reporting import write_cut, write_ranking
 from ..schedules import CutConfig, Target, one_shot, settled

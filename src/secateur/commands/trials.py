@@ -17,7 +17,7 @@ from ..checkpoint import Loaded
 from ..criteria import BLOCK_CRITERIA, CriterionName
 from ..data import ImageDataset
 from ..evaluation import EvaluationConfig
-from ..labels import relabel
+from ..models.labels import relabel
 from ..recipes import RECIPES, Recipe, ScheduleName, recipe_named
 from ..recovery import RecoveryConfig, WarmupConfig
 from ..reporting import write_report

@@ -22,10 +22,11 @@ from torch.nn import functional as F
 
 from ..base.console import progress
 from ..base.errors import SecateurError, TrainingError
-from ..conditions import Conditions, rows
 from ..data import Batch
-from ..inputs import inference
-from ..process import Process, predict, timesteps_at
+from ..models.conditions import Conditions, rows
+from ..models.network import inference
+from ..models.predict import predict
+from ..process import Process, timesteps_at
 from ..structure import Block, Structure, handed_on, pick, streams_of
 from .config import ScoringConfig
 from .drops import outputs_without_each_block

@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from ..data import Batch
-from ..inputs import inference
-from ..process import Process, predict
+from ..models.network import inference
+from ..models.predict import predict
+from ..process import Process
 from ..structure import Structure
 from .blocks import block_names, block_scores, draw_tuples, watched
 from .config import ScoringConfig

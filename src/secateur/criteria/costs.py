@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from torch import nn
 
+from ..models.registry import describe
 from ..process import Process
-from ..structure import describe
 from .blocks import bins_of
 from .config import CriterionName, ScoringConfig
 from .diff_pruning import calibration_timesteps

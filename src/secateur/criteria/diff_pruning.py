@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from ..base.console import Advance, progress
 from ..base.errors import TrainingError
-from ..conditions import repeated, rows
 from ..data import Batch
-from ..inputs import inference
+from ..models.conditions import repeated, rows
+from ..models.network import inference
 from ..process import Process, denoising_error, timesteps_at
 from ..structure import Structure
 from .config import ScoringConfig

@@ -28,9 +28,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..base.console import progress
 from ..base.errors import TrainingError
-from ..conditions import Conditions, rows
 from ..data import Batch
-from ..inputs import inference
+from ..models.conditions import Conditions, rows
+from ..models.network import inference
 from ..process import Process, denoising_error
 from ..structure import Structure
 from ..structure.precision import full_precision

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ..base.errors import DataError
 from ..base.fingerprint import files_fingerprint
-from ..conditions import UNCONDITIONAL
+from ..models.conditions import UNCONDITIONAL
 from .classes import MOST_CLASSES, numbered
 from .dataset import Batch, labelled
 

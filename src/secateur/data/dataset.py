@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..conditions import LABELS, UNCONDITIONAL, Conditions, moved
+from ..models.conditions import LABELS, UNCONDITIONAL, Conditions, moved
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..base.errors import DataError
 from ..base.fingerprint import files_fingerprint
-from ..conditions import UNCONDITIONAL
+from ..models.conditions import UNCONDITIONAL
 from .captions import read_captions
 from .classes import classes_of
 from .dataset import Batch, labelled

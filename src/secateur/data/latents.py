@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ..base.rows import Shards
-from ..conditions import Conditions
+from ..models.conditions import Conditions
 from .dataset import Batch, ImageDataset, PixelDataset, labelled
 
 LATENTS = "latents"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..base.errors import DataError
 from ..base.fingerprint import files_fingerprint, fingerprint
-from ..conditions import UNCONDITIONAL
+from ..models.conditions import UNCONDITIONAL
 from .classes import classes_of
 from .dataset import Batch, labelled
 from .images import File, Header, decode, in_threads, read_header, shape_for

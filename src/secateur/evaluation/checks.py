@@ -10,7 +10,7 @@ from torch import nn
 from ..base.errors import DataError, ModelError, SecateurError, require
 from ..conditioning import check_conditions, null_conditions
 from ..data import ImageDataset, pixels
-from ..inputs import class_count, device_of, input_shape, null_class, takes_text
+from ..models.network import class_count, device_of, input_shape, null_class, takes_text
 from ..process import Process
 from ..reconstruction import Reconstruction
 from ..samplers import check_sampler

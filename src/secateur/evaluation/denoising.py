@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..conditions import rows
 from ..data import Batch
-from ..inputs import device_of, inference
+from ..models.conditions import rows
+from ..models.network import device_of, inference
 from ..process import Process, denoising_error
 
 

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from ..conditioning import accepts, sample_conditions
-from ..conditions import LABELS, moved
 from ..data import Batch, ImageDataset, calibration_batch
-from ..inputs import device_of, input_shape, null_class
+from ..models.conditions import LABELS, moved
+from ..models.network import device_of, input_shape, null_class
 from ..process import Process
 from ..sampling import initial_noise
 from .config import EvaluationConfig

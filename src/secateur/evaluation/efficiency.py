@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..base.errors import is_out_of_memory
-from ..inputs import device_of, example_inputs, inference
+from ..models.network import device_of, example_inputs, inference
 from .layers import Layer, count_flops, count_layers
 
 WARMUP_ROUNDS = 3

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from ..base.distributed import is_main_process, process_count, wait_for_everyone
 from ..base.errors import SecateurError
 from ..conditioning import sample_labels
-from ..conditions import LABELS
 from ..data import ImageDataset, calibration_batch, pixels
-from ..inputs import device_of
+from ..models.conditions import LABELS
+from ..models.network import device_of
 from ..process import Process
 from ..reconstruction import Reconstruction
 from .catalogue import describe_metric

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..base.console import progress
-from ..conditions import UNCONDITIONAL, Conditions
-from ..inputs import inference
-from ..jacobian import Projection, frozen, project, unit_directions
-from ..process import Process, predict
+from ..models.conditions import UNCONDITIONAL, Conditions
+from ..models.jacobian import Projection, frozen, project, unit_directions
+from ..models.network import inference
+from ..models.predict import predict
+from ..process import Process
 
 
 @dataclass(frozen=True)

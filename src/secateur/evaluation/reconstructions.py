@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from ..conditioning import images_of
 from ..data import ImageDataset
-from ..inputs import device_of, inference
-from ..process import predict
+from ..models.network import device_of, inference
+from ..models.predict import predict
 from ..reconstruction import AT_ONCE, Reconstruction
 from ..sampling import initial_noise
 from .config import EvaluationConfig

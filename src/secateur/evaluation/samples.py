@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..conditioning import null_conditions, sample_captions, sample_conditions
 from ..data import ImageDataset
-from ..inputs import device_of, input_shape
+from ..models.network import device_of, input_shape
 from ..process import Process
 from ..reconstruction import Reconstruction
 from ..sampling import generate_batch

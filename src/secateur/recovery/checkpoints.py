@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..base.errors import SecateurError, TrainingError, first_line
 from ..base.files import atomic_folder, read_json, write_json
 from ..base.settings import FREE_IN_RECOVERY, differing
-from ..inputs import device_of
+from ..models.network import device_of
 from .ema import Ema
 from .log import Window
 

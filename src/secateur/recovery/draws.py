@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ..base.seeds import seed_of
-from ..conditions import UNCONDITIONAL, Conditions, dropped, moved, without_labels
 from ..data import ImageDataset
+from ..models.conditions import UNCONDITIONAL, Conditions, dropped, moved, without_labels
 from ..process import Process
 from .config import RecoveryConfig
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..base.errors import require, require_one_of
-from ..jacobian import Projection, exact, squared_lengths
+from ..models.jacobian import Projection, exact, squared_lengths
 
 FLOOR = 1e-3  # of the growth that `relative` divides by
 

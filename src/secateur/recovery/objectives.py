@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..base.errors import TrainingError
-from ..conditions import Conditions, rows
-from ..jacobian import Projection, any_attention, frozen, higher_order, project, unit_directions
-from ..process import Process, predict
+from ..models.conditions import Conditions, rows
+from ..models.jacobian import Projection, any_attention, frozen, higher_order, project, unit_directions
+from ..models.predict import predict
+from ..process import Process
 from ..reconstruction import first_entries
 from .config import RecoveryConfig
 from .draws import Draw

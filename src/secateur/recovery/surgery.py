@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from ..manifest import apply_cut
-from ..structure import Cut, describe, kept_entries, name_after, rescaling
+from ..models.registry import describe
+from ..structure import Cut, kept_entries, name_after, rescaling
 from .checkpoints import TrainingState
 
 

@@ -24,9 +24,9 @@ from ..base.interrupts import deferred_interrupt
 from ..base.seeds import seed_of
 from ..conditioning import accepts, check_conditions, disable_label_dropout, null_conditions
 from ..data import ImageDataset
-from ..inputs import device_of
+from ..models.network import device_of
+from ..models.registry import describe
 from ..process import Process
-from ..structure import describe
 from ..structure.masks import masked
 from .accelerator import make_accelerator
 from .balance import norm, summed_gradient

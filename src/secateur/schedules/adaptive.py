@@ -20,9 +20,10 @@ import torch
 from torch import nn
 
 from ..base.errors import require, require_one_of
-from ..inputs import example_inputs
+from ..models.network import example_inputs
+from ..models.registry import describe
 from ..recovery.pruner import Decision
-from ..structure import Cut, Structure, describe, without_blocks
+from ..structure import Cut, Structure, without_blocks
 from ..structure.cost import cost_model
 from .proxies import Judgement
 from .scorer import Scored

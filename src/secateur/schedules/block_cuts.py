@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
-from ..inputs import example_inputs
+from ..models.network import example_inputs
 from ..structure import Cut, Structure
 from ..structure.cost import cost_model
 from .one_shot import CutConfig, describe_cut, no_scores

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from ..base.errors import require
 from ..criteria import ScoringConfig
+from ..models.registry import describe
 from ..recovery.pruner import Decision
-from ..structure import Cut, Dim, Structure, describe
+from ..structure import Cut, Dim, Structure
 from ..structure.cost import CostModel
 from .scorer import Scored
 from .solver import Scores

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from ..conditions import Conditions, rows
 from ..data import Batch
-from ..process import Process, predict, timesteps_at
+from ..models.conditions import Conditions, rows
+from ..models.predict import predict
+from ..process import Process, timesteps_at
 from ..structure.cost import skeleton
 
 NTK_DRAWS = 4

@@ -13,8 +13,8 @@ from ..criteria import CriterionName, ScoringConfig, score
 from ..criteria.gradient_flow import gradient_flow_scores, gradient_flow_statistics
 from ..criteria.ranking import check_finite
 from ..data import Batch
+from ..models.registry import describe
 from ..process import Process
-from ..structure import describe
 from .solver import Scores
 
 

@@ -13,12 +13,12 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from .base.errors import ModelError
-from .calling import flux_arguments
+from ..base.errors import ModelError
 from .conditions import LABELS, Conditions, arguments
 from .decoder import AutoencoderKLDecoder
-from .example_conditions import example_conditions
+from .examples import example_conditions
 from .packing import PATCH
+from .predict import flux_arguments
 
 FLUX_SAMPLE_SIZE = 128  # of the latents of 1024 pixels, where the config does not say
 

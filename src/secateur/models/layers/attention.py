@@ -6,7 +6,7 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.transformers.transformer_flux import FluxAttention
 from torch import nn
 
-from .dims import StructureBuilder
+from ...structure.dims import StructureBuilder
 
 
 def declare_attention(

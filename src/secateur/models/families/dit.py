@@ -2,8 +2,8 @@
 
 from diffusers import DiTTransformer2DModel, PixArtTransformer2DModel
 
-from .dims import Block, Structure, StructureBuilder
-from .transformer_block import declare_transformer_block
+from ...structure.dims import Block, Structure, StructureBuilder
+from ..layers.transformer_block import declare_transformer_block
 
 
 def describe_dit(model: DiTTransformer2DModel) -> Structure:

@@ -6,8 +6,8 @@ Register it for the class that you have: `secateur.register_structure(UViT, desc
 
 from typing import Any
 
-from .dims import Block, Structure, StructureBuilder
-from .streams import Skip
+from ...structure.dims import Block, Structure, StructureBuilder
+from ...structure.streams import Skip
 
 
 def describe_uvit(model: Any) -> Structure:

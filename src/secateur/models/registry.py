@@ -15,13 +15,13 @@ from diffusers import (
 )
 from torch import nn
 
-from .autoencoder_kl import describe_autoencoder_kl
-from .dims import Structure
-from .dit import describe_dit, describe_pixart
-from .flux import describe_flux
-from .sana import describe_sana
-from .sd3 import describe_sd3
-from .unet2d import describe_unet2d
+from ..structure.dims import Structure
+from .families.autoencoder_kl import describe_autoencoder_kl
+from .families.dit import describe_dit, describe_pixart
+from .families.flux import describe_flux
+from .families.sana import describe_sana
+from .families.sd3 import describe_sd3
+from .families.unet2d import describe_unet2d
 
 _DECLARATIONS: dict[type[nn.Module], Callable[[Any], Structure]] = {
     UNet2DModel: describe_unet2d,

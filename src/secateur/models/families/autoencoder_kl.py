@@ -2,8 +2,8 @@
 
 from diffusers import AutoencoderKL
 
-from .convolution import declare_attention_after, declare_resample, declare_resnet
-from .dims import Structure, StructureBuilder
+from ...structure.dims import Structure, StructureBuilder
+from ..layers.convolution import declare_attention_after, declare_resample, declare_resnet
 
 
 def describe_autoencoder_kl(model: AutoencoderKL) -> Structure:

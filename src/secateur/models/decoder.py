@@ -8,9 +8,9 @@ from typing import Any
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from .calling import call
-from .structure import register_structure
-from .structure.autoencoder_kl import describe_autoencoder_kl
+from .families.autoencoder_kl import describe_autoencoder_kl
+from .predict import call
+from .registry import register_structure
 
 
 class AutoencoderKLDecoder(nn.Module):

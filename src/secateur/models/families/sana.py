@@ -3,8 +3,8 @@
 from diffusers import SanaTransformer2DModel
 from diffusers.models.transformers.sana_transformer import GLUMBConv
 
-from .attention import declare_attention
-from .dims import Block, Structure, StructureBuilder
+from ...structure.dims import Block, Structure, StructureBuilder
+from ..layers.attention import declare_attention
 
 
 def describe_sana(model: SanaTransformer2DModel) -> Structure:

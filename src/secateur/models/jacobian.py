@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .conditions import Conditions
-from .process import predict
+from .predict import predict
 
 Projection = Literal["vjp", "jvp"]
 ANY_ATTENTION = [

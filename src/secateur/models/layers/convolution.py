@@ -8,9 +8,9 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
+from ...structure.dims import Block, StructureBuilder
+from ...structure.streams import Skip
 from .attention import declare_attention
-from .dims import Block, StructureBuilder
-from .streams import Skip
 from .transformer_block import declare_transformer_block
 
 

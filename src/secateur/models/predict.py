@@ -14,10 +14,24 @@ from accelerate.utils import extract_model_from_parallel
 from diffusers import FluxTransformer2DModel, SanaTransformer2DModel
 from torch import Tensor, nn
 
-from .base.errors import ModelError
+from ..base.errors import ModelError
+from .conditions import UNCONDITIONAL, Conditions, arguments
 from .packing import pack, positions, unpack
 
 FLUX_GUIDANCE = 3.5  # what a guidance-distilled Flux is told: the default of diffusers' pipeline
+
+
+def predict(model: nn.Module, x_BCHW: Tensor, timesteps_B: Tensor, conditions: Conditions = UNCONDITIONAL) -> Tensor:
+    """The network's prediction (B, C, H, W) at (x_t, t), in the dtype of x_t, whatever the network's own is.
+
+    A decoder's x_t are latents, and its prediction is the image.
+
+    Raises:
+        ModelError: as `call`.
+    """
+    weights = next(model.parameters(), x_BCHW)
+    chosen = call.dispatch(type(network_of(model)))
+    return chosen(model, x_BCHW.to(weights.dtype), timesteps_B, arguments(conditions, weights.dtype)).to(x_BCHW.dtype)
 
 
 @singledispatch

@@ -3,7 +3,7 @@
 from diffusers.models.activations import GEGLU, SwiGLU
 from diffusers.models.attention import FeedForward
 
-from .dims import StructureBuilder
+from ...structure.dims import StructureBuilder
 
 
 def declare_feed_forward(builder: StructureBuilder, name: str, feed_forward: FeedForward) -> None:

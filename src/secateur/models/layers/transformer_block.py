@@ -2,8 +2,8 @@
 
 from diffusers.models.attention import BasicTransformerBlock
 
+from ...structure.dims import StructureBuilder
 from .attention import declare_attention
-from .dims import StructureBuilder
 from .feedforward import declare_feed_forward
 
 

@@ -2,9 +2,9 @@
 
 from diffusers import SD3Transformer2DModel
 
-from .attention import declare_attention
-from .dims import Block, Structure, StructureBuilder
-from .feedforward import declare_feed_forward
+from ...structure.dims import Block, Structure, StructureBuilder
+from ..layers.attention import declare_attention
+from ..layers.feedforward import declare_feed_forward
 
 STREAMS = ("encoder_hidden_states", "hidden_states")
 

@@ -8,8 +8,8 @@ import torch
 from diffusers.models.embeddings import LabelEmbedding
 from torch import Tensor, nn
 
-from .base.errors import ModelError
-from .inputs import class_count, null_class
+from ..base.errors import ModelError
+from .network import class_count, null_class
 
 NOISE = 0.02  # deviation of a DiT's label embedding at initialization (Peebles & Xie 2023, released code)
 

@@ -4,8 +4,8 @@ from diffusers import UNet2DConditionModel, UNet2DModel
 from diffusers.models.embeddings import TimestepEmbedding
 from torch import nn
 
-from .convolution import declare_attention_after, declare_embedding, declare_resample, declare_resnet
-from .dims import Structure, StructureBuilder
+from ...structure.dims import Structure, StructureBuilder
+from ..layers.convolution import declare_attention_after, declare_embedding, declare_resample, declare_resnet
 
 BLOCKS = (
     "DownBlock2D",
