@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from secateur.process.base.sampling import generate_images, initial_noise
 from torch import Tensor, nn
 
 from secateur.base.files import read_json, write_json, write_text
@@ -34,7 +35,6 @@ from secateur.models.conditions import LABELS, rows
 from secateur.models.network import example_inputs, input_shape
 from secateur.recovery import RecoveryConfig
 from secateur.reporting.style import FAINT, save_figure
-from secateur.sampling import generate_images, initial_noise
 from secateur.schedules import CutConfig, Target, one_shot, parse_target
 from secateur.structure import Cut, remove
 from train_dense import MODELS, fashion

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
+from secateur.process.base.reconstruction import reconstruction_by
 from torch import nn
 from torch.nn import functional as F
 
@@ -27,7 +28,6 @@ from secateur.evaluation import EvaluationConfig, evaluate_models
 from secateur.models.decoder import AutoencoderKLDecoder
 from secateur.models.network import example_inputs
 from secateur.models.registry import describe
-from secateur.reconstruction import reconstruction_by
 from secateur.recovery import RecoveryConfig, recover
 from secateur.recovery.draws import batch_indices
 from secateur.schedules import CutConfig, one_shot, parse_target

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from secateur.process.base.sampling import generate_images
+
 import train_dense
 from secateur import load
 from secateur.base.files import atomic_file
 from secateur.conditioning import null_conditions, sample_conditions
 from secateur.models.network import input_shape
 from secateur.reporting import comparison_grid
-from secateur.sampling import generate_images
 
 IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
 COLUMNS, STEPS = 20, 50

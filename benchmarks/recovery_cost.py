@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from diffusers import DiTTransformer2DModel, UNet2DModel
+from secateur.process.base.base import DiffusionProcess, FlowProcess, Process
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -29,7 +30,6 @@ from secateur.data import ArrayDataset
 from secateur.evaluation.efficiency import LiveBytes
 from secateur.models.network import example_inputs, input_shape
 from secateur.models.registry import describe
-from secateur.process import DiffusionProcess, FlowProcess, Process
 from secateur.recovery import JacobianConfig, RecoveryConfig
 from secateur.recovery.draws import Draw, draw_step
 from secateur.recovery.objectives import build_objective

@@ -23,6 +23,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     UNet2DModel,
 )
+from secateur.process.base.base import process_from_config
 from torch import nn
 from torch.nn import functional as F
 
@@ -31,7 +32,6 @@ from secateur.base.errors import SecateurError
 from secateur.base.files import atomic_folder, write_json
 from secateur.data import ImageDataset, load_data
 from secateur.evaluation.features import SmallFeatures
-from secateur.process import process_from_config
 from secateur.recovery import RecoveryConfig, recover
 
 ROOT = Path(__file__).resolve().parent.parent

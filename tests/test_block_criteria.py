@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from scipy import stats
+from secateur.process.base.base import DiffusionProcess, FlowProcess
 from torch import nn
 
 import secateur
@@ -29,7 +30,6 @@ from secateur.data import Batch
 from secateur.models.network import inference
 from secateur.models.predict import predict
 from secateur.models.registry import describe
-from secateur.process import DiffusionProcess, FlowProcess
 from secateur.reporting import write_report
 from secateur.structure import Block, Cut, Structure, masked, remove
 

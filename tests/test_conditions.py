@@ -3,6 +3,8 @@
 from typing import ClassVar
 
 import torch
+from secateur.process.base.base import FlowProcess
+from secateur.process.base.sampling import generate
 from torch import nn
 
 from models import unet_condition
@@ -10,8 +12,6 @@ from secateur.conditioning import sample_conditions
 from secateur.data import Batch
 from secateur.models.conditions import arguments, dropped, moved, repeated, rows, without_labels
 from secateur.models.predict import predict
-from secateur.process import FlowProcess
-from secateur.sampling import generate
 
 TOLD = {
     "class_labels": torch.tensor([1, 2, 3]),

@@ -8,6 +8,7 @@ import torch
 from diffusers import DiTTransformer2DModel
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from secateur.process.base.base import DiffusionProcess, FlowProcess
 from torch import nn
 
 from models import dit, dits, sample_for, unet, unets
@@ -23,7 +24,6 @@ from secateur.criteria.diff_pruning import (
 )
 from secateur.data import Batch
 from secateur.models.registry import describe
-from secateur.process import DiffusionProcess, FlowProcess
 from secateur.structure import StructureBuilder
 
 FEW = ScoringConfig(num_timesteps=8, batch_size=16)

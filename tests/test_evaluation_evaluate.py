@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from secateur.process.base.base import DiffusionProcess, FlowProcess
 from torch import Tensor, nn
 
 import secateur
@@ -15,7 +16,6 @@ from secateur.data import Batch, load_data
 from secateur.evaluation import EvaluationConfig, SmallFeatures, evaluate_models, write_evaluation
 from secateur.evaluation.denoising import denoising_loss_per_timestep
 from secateur.manifest import apply_cut
-from secateur.process import DiffusionProcess, FlowProcess
 from secateur.structure import Cut
 
 CONFIG = EvaluationConfig(

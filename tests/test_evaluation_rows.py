@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from secateur.process.base.base import DiffusionProcess, FlowProcess
 from torch import Tensor, nn
 
 from models import dit, unet
@@ -20,7 +21,6 @@ from secateur.evaluation import EvaluationConfig, NetworkFeatures, SmallFeatures
 from secateur.evaluation import samples as samples_module
 from secateur.evaluation.rows import Rows, key_of, model_fingerprint
 from secateur.evaluation.statistics import statistics
-from secateur.process import DiffusionProcess, FlowProcess
 
 CONFIG = EvaluationConfig(
     metrics=("consistency", "frechet"),

@@ -7,6 +7,8 @@ pytest.importorskip("transformers")
 
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+from secateur.process.base.base import process_from_config
+from secateur.process.base.sampling import generate_images, initial_noise
 
 import models
 import secateur
@@ -18,9 +20,7 @@ from secateur.checkpoint import load
 from secateur.cli import main
 from secateur.flow_levels import levels_of
 from secateur.models.network import input_shape
-from secateur.process import process_from_config
 from secateur.prompts import open_text_encoder
-from secateur.sampling import generate_images, initial_noise
 from text_pipelines import flux
 
 SCORING = ScoringConfig(num_timesteps=2, num_images=2)

@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from secateur.process.base.base import DiffusionProcess, FlowProcess
 from torch import nn
 from torch.func import functional_call, grad, jacrev
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -23,7 +24,6 @@ from secateur.criteria.gradient_flow import (
 )
 from secateur.data import Batch
 from secateur.models.registry import describe
-from secateur.process import DiffusionProcess, FlowProcess
 from secateur.structure import Cut, check_cut, masked, masks_of, remove
 
 METHODS = ["exact", "finite-difference"]

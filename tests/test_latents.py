@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DiffusionPipeline, DiTPipeline
+from secateur.process.base.sampling import generate_images, initial_noise
 
 import secateur
 from models import output
@@ -22,7 +23,6 @@ from secateur.commands.common import encode_data, open_data, open_model
 from secateur.conditioning import null_conditions
 from secateur.data import LatentDataset, pixels
 from secateur.encoding import POSTERIOR
-from secateur.sampling import generate_images, initial_noise
 
 SCORING = ScoringConfig(num_timesteps=3, num_images=4)
 RECOVERY = RecoveryConfig(steps=3, batch_size=4, checkpoint_every=2, log_every=1)

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from secateur.process.base.base import DiffusionProcess, FlowProcess
 from torch.nn.functional import silu
 
 from models import dit, inputs_for, output, unet
@@ -27,7 +28,6 @@ from secateur.criteria import ScoringConfig
 from secateur.criteria.drops import outputs_without_each_block
 from secateur.criteria.gradient_flow import gradient_flow_statistics
 from secateur.models.registry import describe
-from secateur.process import DiffusionProcess, FlowProcess
 from secateur.recipes import recipe_named
 from secateur.schedules import CutConfig, Progressive, ProgressiveConfig, no_scores
 from secateur.schedules.progressive import caps, select, selected_count

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from secateur.process.base.base import DiffusionProcess, FlowProcess
 from torch import nn
 
 from models import dit, inputs_for, output, unet
@@ -26,7 +27,6 @@ from progressive_runs import (
 from secateur.base.errors import TrainingError
 from secateur.models.network import example_inputs
 from secateur.models.registry import describe
-from secateur.process import DiffusionProcess, FlowProcess
 from secateur.recovery import Ema, JacobianConfig, recover
 from secateur.recovery.checkpoints import TrainingState, newest_checkpoint
 from secateur.recovery.surgery import cut_training_state
@@ -420,7 +420,7 @@ import sys
 import torch
 from dataclasses import replace
 from progressive_runs import BOTH, CONFIG, pruner_for
-from secateur.process import FlowProcess
+from secateur.process.base import FlowProcess
 from secateur.schedules import ProgressiveConfig
 from models import dit
 from test_progressive_training import run

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers.models.embeddings import LabelEmbedding
+from secateur.process.base.base import DiffusionProcess, FlowProcess, denoising_error
 from torch import nn
 
 from models import dit, unet
@@ -15,7 +16,6 @@ from secateur.conditioning import check_conditions, disable_label_dropout
 from secateur.criteria import ScoringConfig
 from secateur.data import ArrayDataset, load_data
 from secateur.models.network import class_count, null_class
-from secateur.process import DiffusionProcess, FlowProcess, denoising_error
 from secateur.recovery import OBJECTIVES, Ema, JacobianConfig, Objective, RecoveryConfig, WarmupConfig
 from secateur.recovery.config import learning_rate_at
 from secateur.recovery.draws import batch_indices, draw_step, uniform_times

@@ -13,11 +13,11 @@ import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import LoggerType
 from safetensors.torch import load_file, save_file
+from secateur.process.base.base import DiffusionProcess, FlowProcess
 from torch import nn
 
 from models import dit, unet
 from secateur.base.errors import SecateurError, TrainingError
-from secateur.process import DiffusionProcess, FlowProcess
 from secateur.recovery import JacobianConfig, RecoveryConfig, recover
 from secateur.recovery.accelerator import check_accelerator
 from secateur.recovery.checkpoints import newest_checkpoint
@@ -342,7 +342,7 @@ import sys
 import torch
 from dataclasses import replace
 from models import dit
-from secateur.process import FlowProcess
+from secateur.process.base import FlowProcess
 from secateur.recovery import recover
 from test_recovery_trainer import CONFIG
 from training_runs import images, options_of, smaller

@@ -5,6 +5,9 @@ import torch
 
 pytest.importorskip("transformers")
 
+from secateur.process.base.base import FlowProcess, process_from_config
+from secateur.process.base.sampling import generate_images, initial_noise
+
 import secateur
 from pipelines import deep_compression, image_folder, images_of
 from secateur import CutConfig, EvaluationConfig, RecoveryConfig, ScoringConfig
@@ -15,9 +18,7 @@ from secateur.checkpoint import load
 from secateur.cli import main
 from secateur.commands.common import encode_data, open_data
 from secateur.models.network import input_shape
-from secateur.process import FlowProcess, process_from_config
 from secateur.prompts import open_text_encoder
-from secateur.sampling import generate_images, initial_noise
 from text_pipelines import sana
 
 SCORING = ScoringConfig(num_timesteps=2, num_images=2)

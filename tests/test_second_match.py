@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+from secateur.process.base.base import DiffusionProcess, FlowProcess
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -16,7 +17,6 @@ from secateur.data import ArrayDataset
 from secateur.models.conditions import rows, without_labels
 from secateur.models.jacobian import higher_order, project, squared_lengths, unit_directions
 from secateur.models.predict import predict
-from secateur.process import DiffusionProcess, FlowProcess
 from secateur.recovery import JacobianConfig, RecoveryConfig
 from secateur.recovery.balance import norm, summed_gradient
 from secateur.recovery.draws import Draw, draw_step

@@ -11,6 +11,8 @@ import torch
 pytest.importorskip("transformers")
 
 from diffusers import FluxPipeline, PixArtAlphaPipeline, SanaPipeline
+from secateur.process.base.base import denoising_error
+from secateur.process.base.sampling import generate_images, initial_noise
 
 import secateur
 from models import randomize
@@ -27,10 +29,8 @@ from secateur.evaluation import evaluate_models
 from secateur.evaluation.perceptual import load_clip
 from secateur.models.conditions import rows
 from secateur.models.network import input_shape
-from secateur.process import denoising_error
 from secateur.prompts import open_text_encoder
 from secateur.recovery.draws import draw_step
-from secateur.sampling import generate_images, initial_noise
 from text_pipelines import PIPELINES, clip_model, stable_diffusion
 
 SCORING = ScoringConfig(num_timesteps=3, num_images=4)

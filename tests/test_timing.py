@@ -1,11 +1,11 @@
 """What predicted times are measured on."""
 
 import pytest
+from secateur.process.base.base import DiffusionProcess
 
 from models import unet
 from secateur.checkpoint import Loaded
 from secateur.commands import timing
-from secateur.process import DiffusionProcess
 
 
 @pytest.mark.parametrize(

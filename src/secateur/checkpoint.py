@@ -27,8 +27,8 @@ from .flow_levels import levels_of
 from .manifest import MANIFEST, MANIFEST_KEY, Manifest, manifest_of, pruned_skeleton
 from .models.decoder import AutoencoderKLDecoder
 from .models.registry import architecture_named, supported_architectures, unsupported
-from .process import Process, process_from_config
-from .reconstruction import reconstruction_by
+from .process.base import Process, process_from_config
+from .process.reconstruction import reconstruction_by
 
 FREQUENCIES_KEY = "secateur_original_frequencies"  # of the config of a DiT that was converted
 WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -28,8 +28,8 @@ from .checkpoint import Loaded
 from .data import LatentDataset, load_data
 from .data.latents import LATENTS
 from .models.network import device_of, example_batch, input_shape, takes_text
+from .process.sampling import initial_noise
 from .prompts import KEPT, check_text, open_text_encoder, text_folders
-from .sampling import initial_noise
 
 FORMAT = 1
 AT_ONCE = 8  # images or captions to a pass

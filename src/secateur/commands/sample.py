@@ -19,10 +19,10 @@ from ..conditioning import label_conditions, null_conditions
 from ..evaluation.rows import Rows, key_of, model_fingerprint
 from ..models.conditions import Conditions, rows
 from ..models.network import class_count, device_of, input_shape, takes_text
+from ..process.samplers import check_sampler
+from ..process.sampling import generate_batch
 from ..prompts import open_text_encoder
 from ..reporting.grids import image_grid, to_image
-from ..samplers import check_sampler
-from ..sampling import generate_batch
 from .common import NO_PIPELINE, Component, Model, ProcessName, decoder, one_process, open_model, say, start_run
 
 MOST_COLUMNS = 20

@@ -17,7 +17,7 @@ from ..criteria.costs import COSTS, FORWARD_SHARE
 from ..evaluation import EvaluationConfig
 from ..evaluation.efficiency import count_macs, synchronize
 from ..models.network import device_of, example_batch, example_inputs, input_shape
-from ..process import denoising_error
+from ..process.base import denoising_error
 from ..recipes import Recipe
 from ..recovery import RecoveryConfig, WarmupConfig
 from ..recovery.objectives import build_objective

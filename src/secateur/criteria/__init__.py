@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import nn
 
 from ..data import Batch
-from ..process import Process
+from ..process.base import Process
 from ..structure import Structure
 from .block_report import BlockEffect, BlockReport
 from .ced import ced

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..process import Process
+from ..process.base import Process
 from .block_report import BlockEffect, BlockReport, Direction
 from .blocks import Array, BlockSums, bins_of, block_scores, leaving_order
 from .config import CriterionName, ScoringConfig

@@ -26,7 +26,7 @@ from ..data import Batch
 from ..models.conditions import Conditions, rows
 from ..models.network import inference
 from ..models.predict import predict
-from ..process import Process, timesteps_at
+from ..process.base import Process, timesteps_at
 from ..structure import Block, Structure, handed_on, pick, streams_of
 from .config import ScoringConfig
 from .drops import outputs_without_each_block

@@ -25,7 +25,7 @@ from functools import partial
 from torch import nn
 
 from ..data import Batch
-from ..process import Process
+from ..process.base import Process
 from ..structure import Structure
 from .block_effects import described
 from .blocks import measure_blocks

@@ -8,7 +8,7 @@ from torch import nn
 from ..data import Batch
 from ..models.network import inference
 from ..models.predict import predict
-from ..process import Process
+from ..process.base import Process
 from ..structure import Structure
 from .blocks import block_names, block_scores, draw_tuples, watched
 from .config import ScoringConfig

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import nn
 
 from ..models.registry import describe
-from ..process import Process
+from ..process.base import Process
 from .blocks import bins_of
 from .config import CriterionName, ScoringConfig
 from .diff_pruning import calibration_timesteps

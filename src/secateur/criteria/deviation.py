@@ -17,7 +17,7 @@ from __future__ import annotations
 from torch import nn
 
 from ..data import Batch
-from ..process import Process
+from ..process.base import Process
 from ..structure import Structure
 from .block_effects import described
 from .blocks import measure_blocks

@@ -23,7 +23,7 @@ from ..base.errors import TrainingError
 from ..data import Batch
 from ..models.conditions import repeated, rows
 from ..models.network import inference
-from ..process import Process, denoising_error, timesteps_at
+from ..process.base import Process, denoising_error, timesteps_at
 from ..structure import Structure
 from .config import ScoringConfig
 from .ranking import LossCurve, Ranking, parameters_of, reduce_elements, unit_scores

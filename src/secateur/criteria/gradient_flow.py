@@ -31,7 +31,7 @@ from ..base.errors import TrainingError
 from ..data import Batch
 from ..models.conditions import Conditions, rows
 from ..models.network import inference
-from ..process import Process, denoising_error
+from ..process.base import Process, denoising_error
 from ..structure import Structure
 from ..structure.precision import full_precision
 from .config import HessianProduct, ScoringConfig, TimestepWeights

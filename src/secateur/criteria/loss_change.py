@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from ..data import Batch
-from ..process import Process
+from ..process.base import Process
 from ..structure import Structure
 from .blocks import block_scores, measure_blocks
 from .config import ScoringConfig

@@ -3,7 +3,7 @@
 from torch import nn
 
 from ..data import Batch
-from ..process import Process
+from ..process.base import Process
 from ..structure import Structure
 from .config import ScoringConfig
 from .ranking import Ranking, parameters_of, reduce_elements, unit_scores

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from ..data import Batch
-from ..process import Process
+from ..process.base import Process
 from ..structure import Structure
 from .config import ScoringConfig
 from .ranking import Ranking

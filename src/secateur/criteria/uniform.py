@@ -8,7 +8,7 @@ import numpy as np
 from torch import nn
 
 from ..data import Batch
-from ..process import Process
+from ..process.base import Process
 from ..structure import Structure
 from .blocks import block_names, block_scores
 from .config import ScoringConfig

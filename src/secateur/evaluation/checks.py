@@ -11,9 +11,9 @@ from ..base.errors import DataError, ModelError, SecateurError, require
 from ..conditioning import check_conditions, null_conditions
 from ..data import ImageDataset, pixels
 from ..models.network import class_count, device_of, input_shape, null_class, takes_text
-from ..process import Process
-from ..reconstruction import Reconstruction
-from ..samplers import check_sampler
+from ..process.base import Process
+from ..process.reconstruction import Reconstruction
+from ..process.samplers import check_sampler
 from .config import MOST_NEIGHBOURS, NEED_REFERENCE, OF_FEATURES, OF_PAIRS, EvaluationConfig
 from .consistency import MS_SSIM_PIXELS
 from .features import FeatureNetwork, feature_network

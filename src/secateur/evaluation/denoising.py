@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..data import Batch
 from ..models.conditions import rows
 from ..models.network import device_of, inference
-from ..process import Process, denoising_error
+from ..process.base import Process, denoising_error
 
 
 def denoising_loss_per_timestep(

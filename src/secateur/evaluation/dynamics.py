@@ -9,8 +9,8 @@ from ..conditioning import accepts, sample_conditions
 from ..data import Batch, ImageDataset, calibration_batch
 from ..models.conditions import LABELS, moved
 from ..models.network import device_of, input_shape, null_class
-from ..process import Process
-from ..sampling import initial_noise
+from ..process.base import Process
+from ..process.sampling import initial_noise
 from .config import EvaluationConfig
 from .denoising import denoising_errors
 from .estimates import mean_estimate, resample_counts

@@ -18,8 +18,8 @@ from ..conditioning import sample_labels
 from ..data import ImageDataset, calibration_batch, pixels
 from ..models.conditions import LABELS
 from ..models.network import device_of
-from ..process import Process
-from ..reconstruction import Reconstruction
+from ..process.base import Process
+from ..process.reconstruction import Reconstruction
 from .catalogue import describe_metric
 from .checks import check_evaluation, check_shape
 from .config import EvaluationConfig

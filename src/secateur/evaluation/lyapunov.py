@@ -18,7 +18,7 @@ from ..models.conditions import UNCONDITIONAL, Conditions
 from ..models.jacobian import Projection, frozen, project, unit_directions
 from ..models.network import inference
 from ..models.predict import predict
-from ..process import Process
+from ..process.base import Process
 
 
 @dataclass(frozen=True)

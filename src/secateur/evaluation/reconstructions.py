@@ -11,8 +11,8 @@ from ..conditioning import images_of
 from ..data import ImageDataset
 from ..models.network import device_of, inference
 from ..models.predict import predict
-from ..reconstruction import AT_ONCE, Reconstruction
-from ..sampling import initial_noise
+from ..process.reconstruction import AT_ONCE, Reconstruction
+from ..process.sampling import initial_noise
 from .config import EvaluationConfig
 
 

@@ -22,7 +22,7 @@ from ..base.distributed import process_count, process_index
 from ..base.errors import SecateurError, first_line
 from ..base.files import atomic_file
 from ..base.fingerprint import fingerprint
-from ..process import Process
+from ..process.base import Process
 
 Chunk = dict[str, Tensor]
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from ..conditioning import null_conditions, sample_captions, sample_conditions
 from ..data import ImageDataset
 from ..models.network import device_of, input_shape
-from ..process import Process
-from ..reconstruction import Reconstruction
-from ..sampling import generate_batch
+from ..process.base import Process
+from ..process.reconstruction import Reconstruction
+from ..process.sampling import generate_batch
 from .config import EvaluationConfig
 from .consistency import ms_ssim, mse, psnr, ssim
 from .features import FeatureNetwork

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..base.seeds import seed_of
 from ..data import ImageDataset
 from ..models.conditions import UNCONDITIONAL, Conditions, dropped, moved, without_labels
-from ..process import Process
+from ..process.base import Process
 from .config import RecoveryConfig
 
 # Streams keep draws of one step independent of each other.

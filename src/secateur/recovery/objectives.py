@@ -24,8 +24,8 @@ from ..base.errors import TrainingError
 from ..models.conditions import Conditions, rows
 from ..models.jacobian import Projection, any_attention, frozen, higher_order, project, unit_directions
 from ..models.predict import predict
-from ..process import Process
-from ..reconstruction import first_entries
+from ..process.base import Process
+from ..process.reconstruction import first_entries
 from .config import RecoveryConfig
 from .draws import Draw
 from .jacobian import JacobianConfig, growth_mismatch, projection_mismatch

@@ -26,7 +26,7 @@ from ..conditioning import accepts, check_conditions, disable_label_dropout, nul
 from ..data import ImageDataset
 from ..models.network import device_of
 from ..models.registry import describe
-from ..process import Process
+from ..process.base import Process
 from ..structure.masks import masked
 from .accelerator import make_accelerator
 from .balance import norm, summed_gradient

@@ -21,7 +21,7 @@ from torch.func import functional_call, grad, vmap
 from ..data import Batch
 from ..models.conditions import Conditions, rows
 from ..models.predict import predict
-from ..process import Process, timesteps_at
+from ..process.base import Process, timesteps_at
 from ..structure.cost import skeleton
 
 NTK_DRAWS = 4

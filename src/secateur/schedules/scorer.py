@@ -14,7 +14,7 @@ from ..criteria.gradient_flow import gradient_flow_scores, gradient_flow_statist
 from ..criteria.ranking import check_finite
 from ..data import Batch
 from ..models.registry import describe
-from ..process import Process
+from ..process.base import Process
 from .solver import Scores
 
 

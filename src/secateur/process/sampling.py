@@ -5,12 +5,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from .base.console import progress
-from .base.errors import SecateurError, require
-from .models.conditions import UNCONDITIONAL, Conditions, dropped, moved, rows
-from .models.network import device_of, inference
-from .models.predict import predict
-from .process import Process
+from ..base.console import progress
+from ..base.errors import SecateurError, require
+from ..models.conditions import UNCONDITIONAL, Conditions, dropped, moved, rows
+from ..models.network import device_of, inference
+from ..models.predict import predict
+from .base import Process
 from .samplers import sampler, step
 
 

@@ -14,7 +14,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from .base.errors import ModelError, SecateurError
+from ..base.errors import ModelError, SecateurError
 
 AT_ONCE = 8  # images to encode; activations of an encoder are large
 

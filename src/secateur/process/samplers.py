@@ -11,8 +11,8 @@ import diffusers
 import torch
 from torch import Tensor
 
-from .base.errors import SecateurError, first_line, require
-from .process import Process
+from ..base.errors import SecateurError, first_line, require
+from .base import Process
 
 # What makes the process. Unless these are said again, a scheduler has defaults of its own where the config is silent.
 OF_THE_PROCESS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")

@@ -14,9 +14,9 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
-from .base.errors import ModelError, first_line
-from .models.conditions import UNCONDITIONAL, Conditions
-from .models.predict import predict
+from ..base.errors import ModelError, first_line
+from ..models.conditions import UNCONDITIONAL, Conditions
+from ..models.predict import predict
 
 EVEN_LEVELS = "secateur_even_levels"  # of a scheduler's config
 MOST_NOISE = 1e-8  # signal-to-noise ratio below which nothing of a clean sample can be told
