@@ -21,10 +21,10 @@ from torch.nn import functional as F
 
 from secateur.base.console import progress
 from secateur.base.files import write_json, write_text
-from secateur.checkpoint import Loaded
 from secateur.criteria import CriterionName, ScoringConfig, score
 from secateur.data import ArrayDataset, calibration_batch, load_data
 from secateur.evaluation import EvaluationConfig, evaluate_models
+from secateur.io.checkpoint import Loaded
 from secateur.models.decoder import AutoencoderKLDecoder
 from secateur.models.network import example_inputs
 from secateur.models.registry import describe

@@ -22,10 +22,10 @@ from secateur.process.base.base import DiffusionProcess
 from torch import nn
 
 from secateur.base.files import write_json, write_text
-from secateur.checkpoint import save_pretrained
 from secateur.criteria import BLOCK_CRITERIA, CriterionName, ScoringConfig, score
 from secateur.data import Batch
-from secateur.manifest import apply_cut
+from secateur.io.checkpoint import save_pretrained
+from secateur.io.manifest import apply_cut
 from secateur.models.network import example_inputs
 from secateur.models.registry import describe
 from secateur.schedules import CutConfig, one_shot, parse_target

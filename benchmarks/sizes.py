@@ -35,8 +35,8 @@ from diffusers import (
 from torch import nn
 
 from secateur.base.files import read_json, write_json, write_text
-from secateur.checkpoint import save_pretrained
-from secateur.manifest import apply_cut
+from secateur.io.checkpoint import save_pretrained
+from secateur.io.manifest import apply_cut
 from secateur.models.decoder import as_network
 from secateur.models.network import example_inputs
 from secateur.models.registry import describe

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 import secateur
 from models import STRATEGIES, autoencoder, cuts, dit, flux, half, output, pixart, sana, sd3, unet, unet_condition
 from secateur.base.errors import ModelError
-from secateur.checkpoint import WEIGHTS, from_pretrained, load, save_pretrained
-from secateur.manifest import MANIFEST, apply_cut, manifest_of, note_step, removed_since
+from secateur.io.checkpoint import WEIGHTS, from_pretrained, load, save_pretrained
+from secateur.io.manifest import MANIFEST, apply_cut, manifest_of, note_step, removed_since
 from secateur.models.predict import predict
 from secateur.models.registry import describe
 from secateur.structure import Cut
@@ -220,7 +220,7 @@ def test_push_to_hub_uploads_what_save_pretrained_writes(monkeypatch):
             seen["files"] = {path.name for path in folder_path.iterdir()}
             return "the commit"
 
-    monkeypatch.setattr("secateur.checkpoint.HfApi", Hub)
+    monkeypatch.setattr("secateur.io.checkpoint.HfApi", Hub)
     model = apply_cut(unet(), half(unet()))
     assert secateur.push_to_hub(model, "someone/model", private=True, token="secret") == "the commit"
     assert seen["repo"] == ("someone/model", True, True)
@@ -286,7 +286,7 @@ def test_a_hub_id_fetches_the_small_files_first_and_only_the_wanted_weights(tmp_
         asked.append((repo_id, allow_patterns))
         return str(tmp_path / "pipeline")
 
-    monkeypatch.setattr("secateur.checkpoint.snapshot_download", download)
+    monkeypatch.setattr("secateur.io.checkpoint.snapshot_download", download)
     assert torch.equal(output(from_pretrained("someone/model")), output(unet()))
     assert asked == [("someone/model", ["*.json"]), ("someone/model", ["*.json", "unet/*.safetensors"])]
     assert torch.equal(output(load("someone/model").model), output(unet()))
@@ -303,6 +303,6 @@ def test_a_hub_that_does_not_answer_is_one_line(monkeypatch):
     def offline(repo_id, allow_patterns):
         raise ConnectionError("no route\nto the hub")
 
-    monkeypatch.setattr("secateur.checkpoint.snapshot_download", offline)
+    monkeypatch.setattr("secateur.io.checkpoint.snapshot_download", offline)
     with pytest.raises(ModelError, match=r"the hub did not give it: no route$"):
         load("someone/model")

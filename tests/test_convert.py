@@ -19,7 +19,7 @@ from models import randomize
 from secateur.base.errors import SecateurError
 from secateur.cli import main
 from secateur.conditioning import label_conditions
-from secateur.conversion import convert_state_dict, kind_named, read_checkpoint
+from secateur.io.original_dit import convert_state_dict, kind_named, read_checkpoint
 from secateur.models.predict import predict
 
 HIDDEN, HEADS, DEPTH, PATCH, CLASSES, GRID = 32, 4, 3, 2, 10, 4

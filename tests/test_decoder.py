@@ -21,14 +21,14 @@ from pipelines import dit_pipeline, image_folder, images_of, vae
 from secateur import EvaluationConfig, RecoveryConfig, ScoringConfig
 from secateur.autoencoder import open_autoencoder
 from secateur.base.files import read_json
-from secateur.checkpoint import load, save_pipeline, save_pretrained
 from secateur.cli import main
 from secateur.criteria import BLOCK_CRITERIA, CRITERIA, score
 from secateur.data import Batch, load_data
 from secateur.evaluation import evaluate_models
 from secateur.evaluation.consistency import psnr
 from secateur.evaluation.efficiency import count_macs
-from secateur.manifest import apply_cut
+from secateur.io.checkpoint import load, save_pipeline, save_pretrained
+from secateur.io.manifest import apply_cut
 from secateur.models.decoder import AutoencoderKLDecoder, as_network
 from secateur.models.jacobian import higher_order
 from secateur.models.network import example_inputs

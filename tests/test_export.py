@@ -12,9 +12,9 @@ import torch
 import secateur
 from models import dit, flux, half, inputs_for, pixart, sana, sd3, sdxl, unet, unet_condition
 from secateur.base.errors import SecateurError
-from secateur.checkpoint import save_pretrained
-from secateur.exporting import FORMATS, Call, Format, export
-from secateur.manifest import apply_cut, manifest_of
+from secateur.io.checkpoint import save_pretrained
+from secateur.io.export import FORMATS, Call, Format, export
+from secateur.io.manifest import apply_cut, manifest_of
 from secateur.models.network import example_inputs
 from secateur.structure import Cut
 

@@ -16,9 +16,9 @@ from pipelines import image_folder
 from secateur import CutConfig, EvaluationConfig, RecoveryConfig, ScoringConfig
 from secateur.autoencoder import open_autoencoder
 from secateur.base.files import read_json, write_json
-from secateur.checkpoint import load
 from secateur.cli import main
-from secateur.flow_levels import levels_of
+from secateur.io.checkpoint import load
+from secateur.io.levels import levels_of
 from secateur.models.network import input_shape
 from secateur.prompts import open_text_encoder
 from text_pipelines import flux

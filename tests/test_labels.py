@@ -13,11 +13,11 @@ from pipelines import dit_pipeline, image_folder
 from secateur import CutConfig, EvaluationConfig, RecoveryConfig, ScoringConfig, TrialConfig, WarmupConfig
 from secateur.base.errors import DataError, ModelError, SecateurError
 from secateur.base.files import read_json
-from secateur.checkpoint import save_pretrained
 from secateur.commands import stages
 from secateur.commands.stages import warmup_stage
 from secateur.data import load_data
-from secateur.manifest import apply_cut, manifest_of, note_labels
+from secateur.io.checkpoint import save_pretrained
+from secateur.io.manifest import apply_cut, manifest_of, note_labels
 from secateur.models.labels import label_tables, relabel, train_only_labels
 from secateur.models.network import class_count, null_class
 from secateur.structure import Cut

@@ -14,10 +14,10 @@ from torch import nn
 import secateur
 from models import STRATEGIES, cuts, dit, half, output, pixart, sd3, sdxl, unet, unet_condition
 from secateur.base.errors import ModelError
-from secateur.checkpoint import save_pretrained
-from secateur.lora import slice_lora
-from secateur.lora_files import LORA_WEIGHTS, METADATA_KEY, PEFT_CONFIG, PEFT_WEIGHTS, read_lora
-from secateur.manifest import apply_cut
+from secateur.io.checkpoint import save_pretrained
+from secateur.io.lora import slice_lora
+from secateur.io.lora_files import LORA_WEIGHTS, METADATA_KEY, PEFT_CONFIG, PEFT_WEIGHTS, read_lora
+from secateur.io.manifest import apply_cut
 from secateur.models.registry import describe
 from secateur.structure import Cut
 

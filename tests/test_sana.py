@@ -14,9 +14,9 @@ from secateur import CutConfig, EvaluationConfig, RecoveryConfig, ScoringConfig
 from secateur.autoencoder import open_autoencoder
 from secateur.base.errors import ModelError
 from secateur.base.files import read_json, write_json
-from secateur.checkpoint import load
 from secateur.cli import main
 from secateur.commands.common import encode_data, open_data
+from secateur.io.checkpoint import load
 from secateur.models.network import input_shape
 from secateur.prompts import open_text_encoder
 from text_pipelines import sana

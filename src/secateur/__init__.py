@@ -1,7 +1,6 @@
 """secateur prunes pretrained diffusion and flow models and recovers what pruning cost."""
 
 from .base.errors import SecateurError
-from .checkpoint import from_pretrained, load, load_pipeline, push_to_hub, save_pipeline, save_pretrained
 from .commands import (
     TrialConfig,
     best,
@@ -23,6 +22,7 @@ from .commands import (
 )
 from .criteria import ScoringConfig
 from .evaluation import EvaluationConfig
+from .io.checkpoint import from_pretrained, load, load_pipeline, push_to_hub, save_pipeline, save_pretrained
 from .models.registry import register_structure
 from .recovery import RecoveryConfig, WarmupConfig
 from .schedules import CutConfig

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .base.errors import ModelError, first_line
 from .base.files import read_json
-from .checkpoint import from_pretrained
+from .io.checkpoint import from_pretrained
 from .models.network import device_of
 
 AUTOENCODERS: dict[str, type[Any]] = {

@@ -24,9 +24,9 @@ from .base.files import atomic_file, read_json, write_json
 from .base.fingerprint import files_fingerprint, fingerprint
 from .base.rows import Shards
 from .base.seeds import seed_of
-from .checkpoint import Loaded
 from .data import LatentDataset, load_data
 from .data.latents import LATENTS
+from .io.checkpoint import Loaded
 from .models.network import device_of, example_batch, input_shape, takes_text
 from .process.sampling import initial_noise
 from .prompts import KEPT, check_text, open_text_encoder, text_folders

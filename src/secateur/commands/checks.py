@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch import nn
 
 from ..base.errors import DataError, SecateurError, require
-from ..checkpoint import Loaded
 from ..conditioning import GIVE_LABELS, check_conditions
 from ..criteria import BLOCK_CRITERIA, CriterionName
 from ..criteria.blocks import block_names
 from ..data import ImageDataset, LatentDataset
+from ..io.checkpoint import Loaded
 from ..models.network import class_count, device_of, input_shape
 from ..recipes import Recipe
 from ..recovery import RecoveryConfig

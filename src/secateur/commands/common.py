@@ -21,11 +21,11 @@ from ..base.distributed import is_main_process, process_count
 from ..base.errors import ModelError, SecateurError, first_line
 from ..base.files import read_json, remove_left_behind, write_json
 from ..base.settings import FREE, differing
-from ..checkpoint import Loaded, from_pretrained, load
 from ..data import ImageDataset, LatentDataset, load_data
 from ..data.classes import numbered
 from ..encoding import encode, open_encoded, sizes, whole
-from ..manifest import library_versions
+from ..io.checkpoint import Loaded, from_pretrained, load
+from ..io.manifest import library_versions
 from ..models.decoder import as_network
 from ..models.network import class_count, device_of, input_shape, takes_text
 from ..models.registry import describe

@@ -10,10 +10,10 @@ from typing import Any
 from torch import nn
 
 from ..base.distributed import is_main_process, main_first, wait_for_everyone
-from ..checkpoint import Loaded
 from ..criteria import CriterionName, ScoringConfig
 from ..data import ImageDataset
 from ..evaluation import EvaluationConfig, check_evaluation
+from ..io.checkpoint import Loaded
 from ..models.labels import relabel
 from ..recipes import Recipe, ScheduleName, recipe_named
 from ..recovery import Pruner, RecoveryConfig, WarmupConfig

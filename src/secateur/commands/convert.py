@@ -7,8 +7,8 @@ from typing import Annotated
 
 import tyro
 
-from ..conversion import Kind
-from ..conversion import convert as convert_checkpoint
+from ..io.original_dit import Kind
+from ..io.original_dit import convert as convert_checkpoint
 from .common import one_process, say
 
 

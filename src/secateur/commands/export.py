@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..base.errors import require
-from ..exporting import FORMATS, DtypeName, FormatName
-from ..exporting import export as export_model
+from ..io.export import FORMATS, DtypeName, FormatName
+from ..io.export import export as export_model
 from .common import Component, Model, one_process, open_weights, say
 
 

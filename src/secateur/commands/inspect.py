@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ..manifest import manifest_of
+from ..io.manifest import manifest_of
 from ..models.network import example_inputs
 from ..schedules import CutConfig, no_scores, removal_steps
 from ..schedules.solver import uncut, walk

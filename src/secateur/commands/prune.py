@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from ..checkpoint import save_pipeline
 from ..conditioning import check_conditions
 from ..criteria import CriterionName, ScoringConfig
+from ..io.checkpoint import save_pipeline
 from ..schedules import CutConfig, granularity_for, parse_target
 from .checks import check_criterion
 from .common import Component, Model, ProcessName, encode_data, one_process, open_data, open_model, say, start_run

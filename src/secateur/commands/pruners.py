@@ -9,8 +9,8 @@ from torch import Tensor
 from typing_extensions import assert_never
 
 from ..base.files import read_json, write_json
-from ..checkpoint import Loaded
 from ..data import ImageDataset
+from ..io.checkpoint import Loaded
 from ..models.network import example_inputs
 from ..recipes import Recipe
 from ..recovery import Pruner

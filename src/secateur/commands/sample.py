@@ -14,9 +14,9 @@ from ..base.console import progress
 from ..base.distributed import process_count, process_index, wait_for_everyone
 from ..base.errors import ModelError, SecateurError, require
 from ..base.files import atomic_file
-from ..checkpoint import Loaded
 from ..conditioning import label_conditions, null_conditions
 from ..evaluation.rows import Rows, key_of, model_fingerprint
+from ..io.checkpoint import Loaded
 from ..models.conditions import Conditions, rows
 from ..models.network import class_count, device_of, input_shape, takes_text
 from ..process.samplers import check_sampler

@@ -9,9 +9,9 @@ import tyro
 from safetensors.torch import save_file
 
 from ..base.files import atomic_folder, write_json
-from ..lora import slice_lora as sliced
-from ..lora_files import LORA_WEIGHTS, read_lora
-from ..manifest import library_versions, manifest_of
+from ..io.lora import slice_lora as sliced
+from ..io.lora_files import LORA_WEIGHTS, read_lora
+from ..io.manifest import library_versions, manifest_of
 from .common import Component, open_weights, say
 
 

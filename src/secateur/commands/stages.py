@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from ..base.distributed import is_main_process, wait_for_everyone
 from ..base.files import read_json, write_json
-from ..checkpoint import Loaded, from_pretrained, save_pipeline, save_pretrained
 from ..conditioning import accepts
 from ..criteria import CriterionName, ScoringConfig, score
 from ..data import Batch, ImageDataset, calibration_batch
 from ..evaluation import EvaluationConfig, evaluate_models, measure_latency, write_evaluation
-from ..manifest import apply_cut, note_labels, note_step
+from ..io.checkpoint import Loaded, from_pretrained, save_pipeline, save_pretrained
+from ..io.manifest import apply_cut, note_labels, note_step
 from ..models.decoder import as_network
 from ..models.labels import train_only_labels
 from ..models.network import device_of, example_inputs

@@ -13,10 +13,10 @@ from typing import Any, get_args
 
 from ..base.errors import SecateurError, first_line, require
 from ..base.files import read_json, write_text
-from ..checkpoint import Loaded
 from ..criteria import BLOCK_CRITERIA, CriterionName
 from ..data import ImageDataset
 from ..evaluation import EvaluationConfig
+from ..io.checkpoint import Loaded
 from ..models.labels import relabel
 from ..recipes import RECIPES, Recipe, ScheduleName, recipe_named
 from ..recovery import RecoveryConfig, WarmupConfig

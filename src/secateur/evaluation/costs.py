@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..manifest import removed_since
+from ..io.manifest import removed_since
 from .config import EvaluationConfig
 from .efficiency import Efficiency, measure_efficiency
 from .estimates import Estimate, median_estimate

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..manifest import apply_cut
+from ..io.manifest import apply_cut
 from ..models.registry import describe
 from ..structure import Cut, kept_entries, name_after, rescaling
 from .checkpoints import TrainingState

@@ -9,10 +9,10 @@ from typing import Any
 from diffusers import FluxTransformer2DModel
 from torch import nn
 
-from .base.errors import ModelError
-from .models.network import input_shape
-from .models.packing import PATCH
-from .process.base import EVEN_LEVELS
+from ..base.errors import ModelError
+from ..models.network import input_shape
+from ..models.packing import PATCH
+from ..process.base import EVEN_LEVELS
 
 
 def levels_of(config: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:

@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_map_only
 
-from .base.console import progress
-from .base.errors import SecateurError, first_line
-from .base.files import atomic_folder, write_json
+from ..base.console import progress
+from ..base.errors import SecateurError, first_line
+from ..base.files import atomic_folder, write_json
+from ..models.decoder import as_network
+from ..models.network import example_inputs, inference
 from .checkpoint import from_pretrained, save_pretrained
 from .manifest import library_versions, manifest_of
-from .models.decoder import as_network
-from .models.network import example_inputs, inference
 
 FormatName = Literal["onnx", "torch-export", "diffusers"]
 DtypeName = Literal["float32", "float16", "bfloat16", "int8"]

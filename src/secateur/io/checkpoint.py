@@ -21,14 +21,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from .base.errors import ModelError, SecateurError, first_line
-from .base.files import atomic_folder, read_json, write_json
-from .flow_levels import levels_of
+from ..base.errors import ModelError, SecateurError, first_line
+from ..base.files import atomic_folder, read_json, write_json
+from ..models.decoder import AutoencoderKLDecoder
+from ..models.registry import architecture_named, supported_architectures, unsupported
+from ..process.base import Process, process_from_config
+from ..process.reconstruction import reconstruction_by
+from .levels import levels_of
 from .manifest import MANIFEST, MANIFEST_KEY, Manifest, manifest_of, pruned_skeleton
-from .models.decoder import AutoencoderKLDecoder
-from .models.registry import architecture_named, supported_architectures, unsupported
-from .process.base import Process, process_from_config
-from .process.reconstruction import reconstruction_by
 
 FREQUENCIES_KEY = "secateur_original_frequencies"  # of the config of a DiT that was converted
 WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -15,8 +15,8 @@ from typing import Any
 from accelerate import init_empty_weights
 from torch import nn
 
-from .models.registry import architecture_named, describe
-from .structure import Cut, depth_entries, remove
+from ..models.registry import architecture_named, describe
+from ..structure import Cut, depth_entries, remove
 
 MANIFEST = "pruning.json"
 MANIFEST_KEY = "secateur_pruning"  # of the config

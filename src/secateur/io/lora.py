@@ -18,10 +18,10 @@ import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
 from torch import Tensor, nn
 
-from .base.errors import ModelError
+from ..base.errors import ModelError
+from ..models.registry import describe
+from ..structure import Cut, kept_entries, name_after, remove, rescaling
 from .manifest import dense_skeleton, manifest_of
-from .models.registry import describe
-from .structure import Cut, kept_entries, name_after, remove, rescaling
 
 Part = Literal["down", "up", "alpha"]
 

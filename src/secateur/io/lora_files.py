@@ -12,8 +12,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .base.errors import ModelError, first_line
-from .base.files import read_json
+from ..base.errors import ModelError, first_line
+from ..base.files import read_json
 
 LORA_WEIGHTS = "pytorch_lora_weights.safetensors"
 PEFT_WEIGHTS = "adapter_model.safetensors"

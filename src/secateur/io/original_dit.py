@@ -21,8 +21,8 @@ from diffusers.models.embeddings import PatchEmbed
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .base.errors import ModelError, SecateurError, first_line, require
-from .base.files import atomic_folder, read_json, write_json
+from ..base.errors import ModelError, SecateurError, first_line, require
+from ..base.files import atomic_folder, read_json, write_json
 from .checkpoint import FREQUENCIES_KEY, SCHEDULER, save_pretrained
 
 Kind = Literal["dit", "sit"]
