@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from secateur.base.files import read_json, write_json, write_text
 from secateur.commands.common import open_data, open_model
-from secateur.conditioning import accepts, sample_conditions
 from secateur.criteria import CriterionName, ScoringConfig, score
 from secateur.data import Batch, ImageDataset, calibration_batch
+from secateur.data.conditions import accepts, sample_conditions
 from secateur.evaluation import finite_time_lyapunov_exponents
 from secateur.evaluation.consistency import ssim
 from secateur.evaluation.denoising import denoising_loss_per_timestep

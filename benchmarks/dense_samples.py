@@ -12,7 +12,7 @@ from secateur.process.base.sampling import generate_images
 import train_dense
 from secateur import load
 from secateur.base.files import atomic_file
-from secateur.conditioning import null_conditions, sample_conditions
+from secateur.data.conditions import null_conditions, sample_conditions
 from secateur.models.network import input_shape
 from secateur.reporting import comparison_grid
 

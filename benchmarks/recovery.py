@@ -36,7 +36,7 @@ from bench import (
     spread,
     targets_of,
 )
-from secateur.conditioning import accepts
+from secateur.data.conditions import accepts
 from secateur.recipes import SECOND_MATCH
 from secateur.recovery import RecoveryConfig, recover
 from secateur.recovery.draws import draw_step

@@ -25,8 +25,8 @@ from torch.utils.flop_counter import flop_registry
 
 from bench import RESULTS
 from secateur.base.files import write_json, write_text
-from secateur.conditioning import accepts
 from secateur.data import ArrayDataset
+from secateur.data.conditions import accepts
 from secateur.evaluation.efficiency import LiveBytes
 from secateur.models.network import example_inputs, input_shape
 from secateur.models.registry import describe

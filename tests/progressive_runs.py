@@ -5,8 +5,8 @@ from dataclasses import asdict, replace
 
 import torch
 
-from secateur.conditioning import accepts
 from secateur.criteria import ScoringConfig, score
+from secateur.data.conditions import accepts
 from secateur.models.network import example_inputs
 from secateur.models.registry import describe
 from secateur.recovery import RecoveryConfig

@@ -8,8 +8,8 @@ from secateur.process.base.sampling import generate
 from torch import nn
 
 from models import unet_condition
-from secateur.conditioning import sample_conditions
 from secateur.data import Batch
+from secateur.data.conditions import sample_conditions
 from secateur.models.conditions import arguments, dropped, moved, repeated, rows, without_labels
 from secateur.models.predict import predict
 

@@ -18,7 +18,7 @@ import secateur
 from models import randomize
 from secateur.base.errors import SecateurError
 from secateur.cli import main
-from secateur.conditioning import label_conditions
+from secateur.data.conditions import label_conditions
 from secateur.io.original_dit import convert_state_dict, kind_named, read_checkpoint
 from secateur.models.predict import predict
 

@@ -19,11 +19,11 @@ import secateur
 from models import half
 from pipelines import dit_pipeline, image_folder, images_of, vae
 from secateur import EvaluationConfig, RecoveryConfig, ScoringConfig
-from secateur.autoencoder import open_autoencoder
 from secateur.base.files import read_json
 from secateur.cli import main
 from secateur.criteria import BLOCK_CRITERIA, CRITERIA, score
 from secateur.data import Batch, load_data
+from secateur.data.autoencoder import open_autoencoder
 from secateur.evaluation import evaluate_models
 from secateur.evaluation.consistency import psnr
 from secateur.evaluation.efficiency import count_macs

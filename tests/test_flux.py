@@ -14,13 +14,13 @@ import models
 import secateur
 from pipelines import image_folder
 from secateur import CutConfig, EvaluationConfig, RecoveryConfig, ScoringConfig
-from secateur.autoencoder import open_autoencoder
 from secateur.base.files import read_json, write_json
 from secateur.cli import main
+from secateur.data.autoencoder import open_autoencoder
+from secateur.data.text import open_text_encoder
 from secateur.io.checkpoint import load
 from secateur.io.levels import levels_of
 from secateur.models.network import input_shape
-from secateur.prompts import open_text_encoder
 from text_pipelines import flux
 
 SCORING = ScoringConfig(num_timesteps=2, num_images=2)
@@ -35,7 +35,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("dynamic", "shift", "size"), [(True, 3.0, 8), (True, 3.0, 12), (False, 1.0, 8)])
 def test_samples_are_those_of_the_pipeline_with_its_own_scheduler(tmp_path, monkeypatch, dynamic, shift, size):
-    monkeypatch.setattr("secateur.prompts.KEPT", torch.float32)
+    monkeypatch.setattr("secateur.data.text.KEPT", torch.float32)
     pipeline = flux(tmp_path, size)
     pipeline.register_modules(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=shift, use_dynamic_shifting=dynamic, max_image_seq_len=300)

@@ -14,15 +14,15 @@ import secateur
 from models import output
 from pipelines import dit_pipeline, image_folder, images_of, ldm_pipeline, vae
 from secateur import CutConfig, EvaluationConfig, RecoveryConfig, ScoringConfig
-from secateur.autoencoder import open_autoencoder
 from secateur.base.errors import DataError, ModelError, SecateurError
 from secateur.base.files import read_json
 from secateur.base.seeds import seed_of
 from secateur.cli import main
 from secateur.commands.common import encode_data, open_data, open_model
-from secateur.conditioning import null_conditions
 from secateur.data import LatentDataset, pixels
-from secateur.encoding import POSTERIOR
+from secateur.data.autoencoder import open_autoencoder
+from secateur.data.conditions import null_conditions
+from secateur.data.encode import POSTERIOR
 
 SCORING = ScoringConfig(num_timesteps=3, num_images=4)
 RECOVERY = RecoveryConfig(steps=3, batch_size=4, checkpoint_every=2, log_every=1)
@@ -102,7 +102,7 @@ def test_encoding_happens_once_and_again_when_anything_changed(tmp_path, cache, 
 
 def test_a_killed_encoding_goes_on_with_the_shard_at_hand(tmp_path, monkeypatch, pipeline):
     monkeypatch.setattr("secateur.base.rows.SHARD_ROWS", 2)
-    monkeypatch.setattr("secateur.encoding.AT_ONCE", 1)
+    monkeypatch.setattr("secateur.data.encode.AT_ONCE", 1)
     data = image_folder(tmp_path / "images", count=5)
     whole = opened(tmp_path / "pipeline", data).batch(range(5)).sample
     monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "another"))
@@ -114,8 +114,8 @@ def test_a_killed_encoding_goes_on_with_the_shard_at_hand(tmp_path, monkeypatch,
             raise KeyboardInterrupt
         return original(self, images, noise)
 
-    original = secateur.autoencoder.Autoencoder.encode
-    monkeypatch.setattr("secateur.autoencoder.Autoencoder.encode", encode_until_killed)
+    original = secateur.data.autoencoder.Autoencoder.encode
+    monkeypatch.setattr("secateur.data.autoencoder.Autoencoder.encode", encode_until_killed)
     with pytest.raises(KeyboardInterrupt):
         opened(tmp_path / "pipeline", data)
     assert len(list((tmp_path / "another").rglob("shard-*"))) == 1
@@ -134,7 +134,7 @@ def test_a_damaged_shard_and_a_full_disk_are_one_line(tmp_path, cache, monkeypat
         replace(dataset, latents=replace(dataset.latents)).batch([0])
     monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "full"))
     usage = type("Usage", (), {"free": 10})()
-    monkeypatch.setattr("secateur.encoding.shutil.disk_usage", lambda folder: usage)
+    monkeypatch.setattr("secateur.data.encode.shutil.disk_usage", lambda folder: usage)
     with pytest.raises(SecateurError, match="GB are free; set SECATEUR_CACHE"):
         opened(tmp_path / "pipeline", data)
 

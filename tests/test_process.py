@@ -8,7 +8,7 @@ from secateur.process.base.sampling import generate, generate_images, initial_no
 
 from models import dit, unet
 from secateur.base.errors import ModelError
-from secateur.conditioning import label_conditions, null_conditions
+from secateur.data.conditions import label_conditions, null_conditions
 from secateur.models.predict import predict
 
 X0 = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))

@@ -12,9 +12,9 @@ from torch import nn
 from models import dit, unet
 from secateur.base.errors import DataError, SecateurError, TrainingError
 from secateur.base.seeds import seed_of
-from secateur.conditioning import check_conditions, disable_label_dropout
 from secateur.criteria import ScoringConfig
 from secateur.data import ArrayDataset, load_data
+from secateur.data.conditions import check_conditions, disable_label_dropout
 from secateur.models.network import class_count, null_class
 from secateur.recovery import OBJECTIVES, Ema, JacobianConfig, Objective, RecoveryConfig, WarmupConfig
 from secateur.recovery.config import learning_rate_at

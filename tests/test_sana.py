@@ -11,14 +11,14 @@ from secateur.process.base.sampling import generate_images, initial_noise
 import secateur
 from pipelines import deep_compression, image_folder, images_of
 from secateur import CutConfig, EvaluationConfig, RecoveryConfig, ScoringConfig
-from secateur.autoencoder import open_autoencoder
 from secateur.base.errors import ModelError
 from secateur.base.files import read_json, write_json
 from secateur.cli import main
 from secateur.commands.common import encode_data, open_data
+from secateur.data.autoencoder import open_autoencoder
+from secateur.data.text import open_text_encoder
 from secateur.io.checkpoint import load
 from secateur.models.network import input_shape
-from secateur.prompts import open_text_encoder
 from text_pipelines import sana
 
 SCORING = ScoringConfig(num_timesteps=2, num_images=2)
@@ -32,7 +32,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def test_samples_are_those_of_the_pipeline_with_its_own_scheduler(tmp_path, monkeypatch):
-    monkeypatch.setattr("secateur.prompts.KEPT", torch.float32)
+    monkeypatch.setattr("secateur.data.text.KEPT", torch.float32)
     pipeline = sana(tmp_path, timestep_scale=0.5)
     loaded, noise = load(tmp_path), initial_noise([3, 4], (2, 8, 8))
     found = generate_images(

@@ -18,18 +18,18 @@ import secateur
 from models import randomize
 from pipelines import image_folder
 from secateur import CutConfig, EvaluationConfig, RecoveryConfig, ScoringConfig
-from secateur.autoencoder import latent_space
 from secateur.base.errors import DataError, ModelError
 from secateur.base.files import read_json
 from secateur.cli import main
 from secateur.commands.common import decoder, encode_data, open_data, open_model
-from secateur.conditioning import accepts, null_conditions, sample_captions, sample_conditions
 from secateur.data import LatentDataset, load_data
+from secateur.data.autoencoder import latent_space
+from secateur.data.conditions import accepts, null_conditions, sample_captions, sample_conditions
+from secateur.data.text import open_text_encoder
 from secateur.evaluation import evaluate_models
 from secateur.evaluation.perceptual import load_clip
 from secateur.models.conditions import rows
 from secateur.models.network import input_shape
-from secateur.prompts import open_text_encoder
 from secateur.recovery.draws import draw_step
 from text_pipelines import PIPELINES, clip_model, stable_diffusion
 
@@ -162,8 +162,8 @@ def test_killed_while_captions_are_encoded(tmp_path, monkeypatch, data):
     expected = opened(tmp_path / "pipeline", data)[1].batch(range(6)).conditions
     monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "another"))
     monkeypatch.setattr("secateur.base.rows.SHARD_ROWS", 2)
-    monkeypatch.setattr("secateur.encoding.AT_ONCE", 1)
-    encoder = secateur.prompts.TextEncoder
+    monkeypatch.setattr("secateur.data.encode.AT_ONCE", 1)
+    encoder = secateur.data.text.TextEncoder
     asked = []
 
     def until_killed(self, prompts):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import nn
 
 from ..base.errors import DataError, SecateurError, require
-from ..conditioning import GIVE_LABELS, check_conditions
 from ..criteria import BLOCK_CRITERIA, CriterionName
 from ..criteria.blocks import block_names
 from ..data import ImageDataset, LatentDataset
+from ..data.conditions import GIVE_LABELS, check_conditions
 from ..io.checkpoint import Loaded
 from ..models.network import class_count, device_of, input_shape
 from ..recipes import Recipe

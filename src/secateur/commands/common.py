@@ -16,14 +16,14 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from ..autoencoder import open_autoencoder
 from ..base.distributed import is_main_process, process_count
 from ..base.errors import ModelError, SecateurError, first_line
 from ..base.files import read_json, remove_left_behind, write_json
 from ..base.settings import FREE, differing
 from ..data import ImageDataset, LatentDataset, load_data
+from ..data.autoencoder import open_autoencoder
 from ..data.classes import numbered
-from ..encoding import encode, open_encoded, sizes, whole
+from ..data.encode import encode, open_encoded, sizes, whole
 from ..io.checkpoint import Loaded, from_pretrained, load
 from ..io.manifest import library_versions
 from ..models.decoder import as_network

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from ..conditioning import check_conditions
 from ..criteria import CriterionName, ScoringConfig
+from ..data.conditions import check_conditions
 from ..io.checkpoint import save_pipeline
 from ..schedules import CutConfig, granularity_for, parse_target
 from .checks import check_criterion

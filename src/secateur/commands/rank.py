@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from ..base.files import read_json
-from ..conditioning import check_conditions
 from ..criteria import CriterionName, ScoringConfig
+from ..data.conditions import check_conditions
 from .checks import check_criterion
 from .common import Component, Model, ProcessName, encode_data, one_process, open_data, open_model, say, start_run
 from .stages import rank_stage

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from ..base.distributed import is_main_process, wait_for_everyone
 from ..base.files import read_json, write_json
-from ..conditioning import accepts
 from ..criteria import CriterionName, ScoringConfig, score
 from ..data import Batch, ImageDataset, calibration_batch
+from ..data.conditions import accepts
 from ..evaluation import EvaluationConfig, evaluate_models, measure_latency, write_evaluation
 from ..io.checkpoint import Loaded, from_pretrained, save_pipeline, save_pretrained
 from ..io.manifest import apply_cut, note_labels, note_step

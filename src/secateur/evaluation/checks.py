@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from ..base.errors import DataError, ModelError, SecateurError, require
-from ..conditioning import check_conditions, null_conditions
 from ..data import ImageDataset, pixels
+from ..data.conditions import check_conditions, null_conditions
 from ..models.network import class_count, device_of, input_shape, null_class, takes_text
 from ..process.base import Process
 from ..process.reconstruction import Reconstruction

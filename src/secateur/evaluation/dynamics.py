@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..conditioning import accepts, sample_conditions
 from ..data import Batch, ImageDataset, calibration_batch
+from ..data.conditions import accepts, sample_conditions
 from ..models.conditions import LABELS, moved
 from ..models.network import device_of, input_shape, null_class
 from ..process.base import Process

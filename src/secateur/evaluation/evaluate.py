@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from ..base.distributed import is_main_process, process_count, wait_for_everyone
 from ..base.errors import SecateurError
-from ..conditioning import sample_labels
 from ..data import ImageDataset, calibration_batch, pixels
+from ..data.conditions import sample_labels
 from ..models.conditions import LABELS
 from ..models.network import device_of
 from ..process.base import Process

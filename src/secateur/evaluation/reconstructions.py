@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..conditioning import images_of
 from ..data import ImageDataset
+from ..data.conditions import images_of
 from ..models.network import device_of, inference
 from ..models.predict import predict
 from ..process.reconstruction import AT_ONCE, Reconstruction

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..conditioning import null_conditions, sample_captions, sample_conditions
 from ..data import ImageDataset
+from ..data.conditions import null_conditions, sample_captions, sample_conditions
 from ..models.network import device_of, input_shape
 from ..process.base import Process
 from ..process.reconstruction import Reconstruction

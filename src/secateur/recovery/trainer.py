@@ -22,8 +22,8 @@ from ..base.console import progress
 from ..base.errors import TrainingError, is_out_of_memory
 from ..base.interrupts import deferred_interrupt
 from ..base.seeds import seed_of
-from ..conditioning import accepts, check_conditions, disable_label_dropout, null_conditions
 from ..data import ImageDataset
+from ..data.conditions import accepts, check_conditions, disable_label_dropout, null_conditions
 from ..models.network import device_of
 from ..models.registry import describe
 from ..process.base import Process

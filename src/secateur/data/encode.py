@@ -17,19 +17,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..base.console import progress
+from ..base.errors import DataError, ModelError, require
+from ..base.files import atomic_file, read_json, write_json
+from ..base.fingerprint import files_fingerprint, fingerprint
+from ..base.rows import Shards
+from ..base.seeds import seed_of
+from ..io.checkpoint import Loaded
+from ..models.network import device_of, example_batch, input_shape, takes_text
+from ..process.sampling import initial_noise
+from . import LatentDataset, load_data
 from .autoencoder import latent_space, open_autoencoder
-from .base.console import progress
-from .base.errors import DataError, ModelError, require
-from .base.files import atomic_file, read_json, write_json
-from .base.fingerprint import files_fingerprint, fingerprint
-from .base.rows import Shards
-from .base.seeds import seed_of
-from .data import LatentDataset, load_data
-from .data.latents import LATENTS
-from .io.checkpoint import Loaded
-from .models.network import device_of, example_batch, input_shape, takes_text
-from .process.sampling import initial_noise
-from .prompts import KEPT, check_text, open_text_encoder, text_folders
+from .latents import LATENTS
+from .text import KEPT, check_text, open_text_encoder, text_folders
 
 FORMAT = 1
 AT_ONCE = 8  # images or captions to a pass

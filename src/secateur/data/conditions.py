@@ -6,10 +6,10 @@ import torch
 from diffusers.models.embeddings import LabelEmbedding
 from torch import nn
 
-from .base.errors import DataError
-from .data import ImageDataset, calibration_order
-from .models.conditions import LABELS, UNCONDITIONAL, Conditions, without_labels
-from .models.network import class_count, null_class
+from ..base.errors import DataError
+from ..models.conditions import LABELS, UNCONDITIONAL, Conditions, without_labels
+from ..models.network import class_count, null_class
+from . import ImageDataset, calibration_order
 
 GIVE_LABELS = "put images in one folder per class, or name the column of a table, datasets:NAME,label=COLUMN"
 

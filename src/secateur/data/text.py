@@ -18,9 +18,9 @@ from diffusers import DiffusionPipeline
 from safetensors import SafetensorError
 from torch import Tensor
 
-from .base.errors import ModelError, first_line
-from .base.files import read_json
-from .models.conditions import Conditions
+from ..base.errors import ModelError, first_line
+from ..base.files import read_json
+from ..models.conditions import Conditions
 
 Size = tuple[int, int]  # height and width of the images, in pixels
 Encode = Callable[[Any, list[str], Size, bool], dict[str, Tensor]]

@@ -11,10 +11,10 @@ from diffusers import AutoencoderDC, AutoencoderKL, VQModel
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from .base.errors import ModelError, first_line
-from .base.files import read_json
-from .io.checkpoint import from_pretrained
-from .models.network import device_of
+from ..base.errors import ModelError, first_line
+from ..base.files import read_json
+from ..io.checkpoint import from_pretrained
+from ..models.network import device_of
 
 AUTOENCODERS: dict[str, type[Any]] = {
     "AutoencoderKL": AutoencoderKL,
