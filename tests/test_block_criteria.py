@@ -13,6 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from scipy import stats
+from secateur.criteria.blocks.measure.drops import _masked, is_chain, outputs_without_each_block, passes_of
+from secateur.criteria.blocks.measure.effects import spearman
+from secateur.criteria.blocks.measure.entropy import log_sd_changes
+from secateur.criteria.blocks.measure.measure import block_scores, draw_tuples, leaving_order, measure_blocks
 from secateur.process.base.base import DiffusionProcess, FlowProcess
 from torch import nn
 
@@ -21,10 +25,6 @@ from models import dit, output, sample_for, unet
 from secateur.base.errors import SecateurError, TrainingError
 from secateur.cli import main
 from secateur.criteria import BLOCK_CRITERIA, ScoringConfig, score
-from secateur.criteria.block_effects import spearman
-from secateur.criteria.blocks import block_scores, draw_tuples, leaving_order, measure_blocks
-from secateur.criteria.drops import _masked, is_chain, outputs_without_each_block, passes_of
-from secateur.criteria.entropy import log_sd_changes
 from secateur.criteria.uniform import stride_order
 from secateur.data import Batch
 from secateur.models.network import inference

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from secateur.criteria.blocks.measure.drops import outputs_without_each_block
 from secateur.process.base.base import DiffusionProcess, FlowProcess
 from torch.nn.functional import silu
 
@@ -25,7 +26,6 @@ from progressive_runs import (
 from secateur.base.errors import SecateurError
 from secateur.commands.checks import check_schedule
 from secateur.criteria import ScoringConfig
-from secateur.criteria.drops import outputs_without_each_block
 from secateur.criteria.gradient_flow import gradient_flow_statistics
 from secateur.models.registry import describe
 from secateur.recipes import recipe_named

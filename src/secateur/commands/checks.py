@@ -6,7 +6,7 @@ from torch import nn
 
 from ..base.errors import DataError, SecateurError, require
 from ..criteria import BLOCK_CRITERIA, CriterionName
-from ..criteria.blocks import block_names
+from ..criteria.blocks.measure import block_names
 from ..data import ImageDataset, LatentDataset
 from ..data.conditions import GIVE_LABELS, check_conditions
 from ..io.checkpoint import Loaded

@@ -7,7 +7,7 @@ from torch import nn
 from ..data import Batch
 from ..process.base import Process
 from ..structure import Structure
-from .block_report import BlockEffect, BlockReport
+from .blocks.report import BlockEffect, BlockReport
 from .ced import ced
 from .config import CriterionName, ScoringConfig
 from .cosine import cosine

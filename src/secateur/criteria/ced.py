@@ -27,10 +27,10 @@ from torch import nn
 from ..data import Batch
 from ..process.base import Process
 from ..structure import Structure
-from .block_effects import described
-from .blocks import measure_blocks
+from .blocks.effects import described
+from .blocks.entropy import entropy_changes
+from .blocks.measure import measure_blocks
 from .config import ScoringConfig
-from .entropy import entropy_changes
 from .ranking import Ranking
 
 

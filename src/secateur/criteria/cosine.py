@@ -10,7 +10,7 @@ from ..models.network import inference
 from ..models.predict import predict
 from ..process.base import Process
 from ..structure import Structure
-from .blocks import block_names, block_scores, draw_tuples, watched
+from .blocks.measure import block_names, block_scores, draw_tuples, watched
 from .config import ScoringConfig
 from .ranking import Ranking
 

@@ -8,10 +8,10 @@ from torch import nn
 
 from ..models.registry import describe
 from ..process.base import Process
-from .blocks import bins_of
+from .blocks.drops import passes_of
+from .blocks.measure import bins_of
 from .config import CriterionName, ScoringConfig
 from .diff_pruning import calibration_timesteps
-from .drops import passes_of
 from .gradient_flow import timestep_count
 
 Cost = Callable[[nn.Module, Process, ScoringConfig], float]

@@ -7,7 +7,7 @@ from torch import nn
 from ..data import Batch
 from ..process.base import Process
 from ..structure import Structure
-from .blocks import block_scores, measure_blocks
+from .blocks.measure import block_scores, measure_blocks
 from .config import ScoringConfig
 from .ranking import Ranking
 

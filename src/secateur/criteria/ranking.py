@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..base.errors import TrainingError
 from ..structure import Structure
-from .block_report import BlockReport
+from .blocks.report import BlockReport
 
 ElementReduction = Literal["abs", "square"]
 GroupReduction = Literal["sum", "mean"]

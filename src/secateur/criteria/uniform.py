@@ -10,7 +10,7 @@ from torch import nn
 from ..data import Batch
 from ..process.base import Process
 from ..structure import Structure
-from .blocks import block_names, block_scores
+from .blocks.measure import block_names, block_scores
 from .config import ScoringConfig
 from .ranking import Ranking
 

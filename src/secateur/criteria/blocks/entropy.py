@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .blocks import Array, BlockSums
-from .config import CedPooling
+from ..config import CedPooling
+from .measure import Array, BlockSums
 
 ROUNDING = float(np.finfo(np.float32).eps)  # of the prediction; a smaller difference is none
 

@@ -20,15 +20,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..base.console import progress
-from ..base.errors import SecateurError, TrainingError
-from ..data import Batch
-from ..models.conditions import Conditions, rows
-from ..models.network import inference
-from ..models.predict import predict
-from ..process.base import Process, timesteps_at
-from ..structure import Block, Structure, handed_on, pick, streams_of
-from .config import ScoringConfig
+from ...base.console import progress
+from ...base.errors import SecateurError, TrainingError
+from ...data import Batch
+from ...models.conditions import Conditions, rows
+from ...models.network import inference
+from ...models.predict import predict
+from ...process.base import Process, timesteps_at
+from ...structure import Block, Structure, handed_on, pick, streams_of
+from ..config import ScoringConfig
 from .drops import outputs_without_each_block
 
 BINS = 8  # of timesteps, unless the config says how many

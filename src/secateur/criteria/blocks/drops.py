@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..structure import Skip, Structure, masked
+from ...structure import Skip, Structure, masked
 
 
 def outputs_without_each_block(model: nn.Module, structure: Structure, call: Callable[[], Tensor]) -> Iterator[Tensor]:

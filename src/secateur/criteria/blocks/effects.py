@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..process.base import Process
-from .block_report import BlockEffect, BlockReport, Direction
-from .blocks import Array, BlockSums, bins_of, block_scores, leaving_order
-from .config import CriterionName, ScoringConfig
+from ...process.base import Process
+from ..config import CriterionName, ScoringConfig
+from ..ranking import Ranking, reduce_elements
+from ..uniform import stride_scores
 from .entropy import deviations, entropy_changes, log_sd_changes
-from .ranking import Ranking, reduce_elements
-from .uniform import stride_scores
+from .measure import Array, BlockSums, bins_of, block_scores, leaving_order
+from .report import BlockEffect, BlockReport, Direction
 
 RESAMPLES = 1000
 INTERVAL = (0.05, 0.95)
