@@ -24,11 +24,11 @@ from secateur.criteria import CriterionName, ScoringConfig, score
 from secateur.data import Batch, ImageDataset, calibration_batch
 from secateur.data.conditions import accepts, sample_conditions
 from secateur.evaluation import finite_time_lyapunov_exponents
-from secateur.evaluation.consistency import ssim
-from secateur.evaluation.denoising import denoising_loss_per_timestep
-from secateur.evaluation.features import feature_network
-from secateur.evaluation.fidelity import frechet_distance
-from secateur.evaluation.manifold import manifold_scores
+from secateur.evaluation.metrics.consistency import ssim
+from secateur.evaluation.metrics.denoising import denoising_loss_per_timestep
+from secateur.evaluation.metrics.fidelity import frechet_distance
+from secateur.evaluation.metrics.manifold import manifold_scores
+from secateur.evaluation.networks import feature_network
 from secateur.evaluation.statistics import FeatureStatistics
 from secateur.evaluation.statistics import statistics as feature_statistics
 from secateur.models.conditions import LABELS, rows

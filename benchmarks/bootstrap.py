@@ -22,9 +22,9 @@ from secateur.base.files import write_json, write_text
 from secateur.commands.common import open_data, open_model
 from secateur.evaluation import EvaluationConfig, evaluate_models
 from secateur.evaluation.estimates import resample_counts
-from secateur.evaluation.fidelity import frechet_estimate
-from secateur.evaluation.kernel import kernel_distance
-from secateur.evaluation.manifold import manifold_scores
+from secateur.evaluation.metrics.fidelity import frechet_estimate
+from secateur.evaluation.metrics.kernel import kernel_distance
+from secateur.evaluation.metrics.manifold import manifold_scores
 from secateur.evaluation.statistics import statistics as feature_statistics
 
 RESULTS = Path(__file__).resolve().parent / "results"

@@ -31,7 +31,7 @@ from secateur.base.console import progress
 from secateur.base.errors import SecateurError
 from secateur.base.files import atomic_folder, write_json
 from secateur.data import ImageDataset, load_data
-from secateur.evaluation.features import SmallFeatures
+from secateur.evaluation.networks import SmallFeatures
 from secateur.recovery import RecoveryConfig, recover
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -25,8 +25,8 @@ from secateur.criteria import BLOCK_CRITERIA, CRITERIA, score
 from secateur.data import Batch, load_data
 from secateur.data.autoencoder import open_autoencoder
 from secateur.evaluation import evaluate_models
-from secateur.evaluation.consistency import psnr
-from secateur.evaluation.efficiency import count_macs
+from secateur.evaluation.metrics.consistency import psnr
+from secateur.evaluation.metrics.efficiency import count_macs
 from secateur.io.checkpoint import load, save_pipeline, save_pretrained
 from secateur.io.manifest import apply_cut
 from secateur.models.decoder import AutoencoderKLDecoder, as_network

@@ -10,13 +10,13 @@ from scipy.linalg import sqrtm
 from scipy.spatial.distance import cdist
 
 from secateur.base.errors import DataError
-from secateur.evaluation import manifold
 from secateur.evaluation.estimates import resample, resample_counts
-from secateur.evaluation.fidelity import fidelity, frechet_distance, frechet_estimate
-from secateur.evaluation.inception_score import inception_score
-from secateur.evaluation.kernel import kernel_distance
-from secateur.evaluation.manifold import manifold_scores
-from secateur.evaluation.per_class import diversity, per_class_scores
+from secateur.evaluation.metrics import manifold
+from secateur.evaluation.metrics.fidelity import fidelity, frechet_distance, frechet_estimate
+from secateur.evaluation.metrics.inception_score import inception_score
+from secateur.evaluation.metrics.kernel import kernel_distance
+from secateur.evaluation.metrics.manifold import manifold_scores
+from secateur.evaluation.metrics.per_class import diversity, per_class_scores
 from secateur.evaluation.statistics import read_statistics, statistics, write_statistics
 
 
@@ -76,7 +76,7 @@ def brute_force_kid(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def test_kernel_distance_equals_brute_force(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("secateur.evaluation.kernel.CHUNK", 7)  # several chunks, the last one short
+    monkeypatch.setattr("secateur.evaluation.metrics.kernel.CHUNK", 7)  # several chunks, the last one short
     x, y = gaussian(20, 4) + 0.5, gaussian(16, 4, 1)
     found = kernel_distance(x, y, counts(20, 3))
     assert found.value == pytest.approx(brute_force_kid(x.numpy(), y.numpy()), rel=1e-10)

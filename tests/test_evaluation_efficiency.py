@@ -7,7 +7,7 @@ from diffusers import DiTTransformer2DModel, UNet2DModel
 from torch import nn
 
 from secateur.base.errors import ModelError
-from secateur.evaluation.efficiency import (
+from secateur.evaluation.metrics.efficiency import (
     count_macs,
     count_parameters,
     measure_efficiency,
@@ -15,7 +15,7 @@ from secateur.evaluation.efficiency import (
     peak_activation_bytes,
     weights_bytes,
 )
-from secateur.evaluation.layers import count_layers
+from secateur.evaluation.metrics.layers import count_layers
 from secateur.models.network import class_count, example_inputs, input_shape, null_class
 
 

@@ -14,7 +14,7 @@ from models import dit, unet
 from secateur.base.errors import DataError, ModelError, SecateurError
 from secateur.data import Batch, load_data
 from secateur.evaluation import EvaluationConfig, SmallFeatures, evaluate_models, write_evaluation
-from secateur.evaluation.denoising import denoising_loss_per_timestep
+from secateur.evaluation.metrics.denoising import denoising_loss_per_timestep
 from secateur.io.manifest import apply_cut
 from secateur.structure import Cut
 

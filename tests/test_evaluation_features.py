@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from secateur.base.errors import ModelError
-from secateur.evaluation.features import (
+from secateur.evaluation.networks import (
     INCEPTION_WEIGHTS,
     SmallFeatures,
     feature_network,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from models import dit, unet
 from secateur.data import load_data
 from secateur.evaluation import EvaluationConfig, evaluate_models, finite_time_lyapunov_exponents
-from secateur.evaluation.lyapunov import sampler_steps
+from secateur.evaluation.metrics.lyapunov import sampler_steps
 from secateur.models.predict import predict
 
 LINEAR = {"beta_start": 1e-4, "beta_end": 2e-2, "num_train_timesteps": 1000}

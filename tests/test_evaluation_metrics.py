@@ -8,9 +8,9 @@ from scipy.ndimage import correlate
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from secateur.base.errors import DataError
-from secateur.evaluation.consistency import ms_ssim, mse, psnr, ssim
 from secateur.evaluation.estimates import resample_counts
-from secateur.evaluation.fidelity import fidelity, frechet_distance, frechet_estimate
+from secateur.evaluation.metrics.consistency import ms_ssim, mse, psnr, ssim
+from secateur.evaluation.metrics.fidelity import fidelity, frechet_distance, frechet_estimate
 from secateur.evaluation.statistics import FeatureStatistics, statistics
 
 

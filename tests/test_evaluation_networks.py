@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from secateur.base.errors import ModelError
-from secateur.evaluation.features import INCEPTION_WEIGHTS, feature_network, load_inception, metric_name
-from secateur.evaluation.perceptual import ALEXNET_WEIGHTS, clip_score, load_clip, load_lpips
+from secateur.evaluation.metrics.perceptual import ALEXNET_WEIGHTS, clip_score, load_clip, load_lpips
+from secateur.evaluation.networks import INCEPTION_WEIGHTS, feature_network, load_inception, metric_name
 from secateur.evaluation.pretrained import IMAGENET_MEAN, IMAGENET_STD, NetworkFeatures
 
 

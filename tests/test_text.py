@@ -27,7 +27,7 @@ from secateur.data.autoencoder import latent_space
 from secateur.data.conditions import accepts, null_conditions, sample_captions, sample_conditions
 from secateur.data.text import open_text_encoder
 from secateur.evaluation import evaluate_models
-from secateur.evaluation.perceptual import load_clip
+from secateur.evaluation.metrics.perceptual import load_clip
 from secateur.models.conditions import rows
 from secateur.models.network import input_shape
 from secateur.recovery.draws import draw_step

@@ -12,7 +12,7 @@ from ..base.errors import SecateurError, require
 from ..base.files import read_json, write_json
 from ..criteria import ScoringConfig
 from ..evaluation import EvaluationConfig, check_evaluation
-from ..evaluation.denoising import denoising_loss_per_timestep
+from ..evaluation.metrics.denoising import denoising_loss_per_timestep
 from ..recovery import WarmupConfig
 from ..reporting import TRIALS, read_run, summarize, write_comparison
 from ..schedules import Target, parse_target

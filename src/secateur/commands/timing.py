@@ -14,7 +14,7 @@ from typing_extensions import assert_never
 from ..criteria import CriterionName, ScoringConfig
 from ..criteria.costs import COSTS, FORWARD_SHARE
 from ..evaluation import EvaluationConfig
-from ..evaluation.efficiency import count_macs, synchronize
+from ..evaluation.metrics.efficiency import count_macs, synchronize
 from ..io.checkpoint import Loaded
 from ..models.network import device_of, example_batch, example_inputs, input_shape
 from ..process.base import denoising_error

@@ -2,11 +2,11 @@
 
 from .checks import check_evaluation
 from .config import EvaluationConfig, MetricName
-from .efficiency import measure_efficiency, measure_latency
 from .estimates import independent_difference, verdict
-from .evaluate import evaluate_models
-from .features import FeatureNetwork, SmallFeatures
-from .lyapunov import finite_time_lyapunov_exponents
+from .measure import evaluate_models
+from .metrics.efficiency import measure_efficiency, measure_latency
+from .metrics.lyapunov import finite_time_lyapunov_exponents
+from .networks import FeatureNetwork, SmallFeatures
 from .pretrained import NetworkFeatures
 from .statistics import read_statistics, write_statistics
 from .write import write_evaluation

@@ -15,9 +15,9 @@ from ..process.base import Process
 from ..process.reconstruction import Reconstruction
 from ..process.samplers import check_sampler
 from .config import MOST_NEIGHBOURS, NEED_REFERENCE, OF_FEATURES, OF_PAIRS, EvaluationConfig
-from .consistency import MS_SSIM_PIXELS
-from .features import FeatureNetwork, feature_network
-from .perceptual import load_clip, load_lpips
+from .metrics.consistency import MS_SSIM_PIXELS
+from .metrics.perceptual import load_clip, load_lpips
+from .networks import FeatureNetwork, feature_network
 from .statistics import read_statistics
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from ..base.errors import require
-from .perceptual import CLIP
+from .metrics.perceptual import CLIP
 
 MetricName = Literal[
     "latency",

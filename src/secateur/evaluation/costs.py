@@ -10,9 +10,9 @@ from torch import nn
 
 from ..io.manifest import removed_since
 from .config import EvaluationConfig
-from .efficiency import Efficiency, measure_efficiency
 from .estimates import Estimate, median_estimate
 from .measured import Measured
+from .metrics.efficiency import Efficiency, measure_efficiency
 
 
 def measure_costs(models: Mapping[str, nn.Module], config: EvaluationConfig) -> dict[str, Measured]:

@@ -12,10 +12,10 @@ from ..models.network import device_of, input_shape, null_class
 from ..process.base import Process
 from ..process.sampling import initial_noise
 from .config import EvaluationConfig
-from .denoising import denoising_errors
 from .estimates import mean_estimate, resample_counts
-from .lyapunov import finite_time_lyapunov_exponents
 from .measured import Measured, number
+from .metrics.denoising import denoising_errors
+from .metrics.lyapunov import finite_time_lyapunov_exponents
 
 LOSS_IMAGES = 128
 

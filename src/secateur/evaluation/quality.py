@@ -13,13 +13,13 @@ from ..base.console import progress
 from ..data import ImageDataset
 from .config import EvaluationConfig
 from .estimates import Estimate, mean_estimate, resample_counts
-from .features import FeatureNetwork, metric_name
-from .fidelity import fidelity, frechet_estimate
-from .inception_score import inception_score
-from .kernel import kernel_distance
-from .manifold import COVERAGE_NEIGHBOURS, manifold_scores
 from .measured import Measured, number
-from .per_class import per_class_scores
+from .metrics.fidelity import fidelity, frechet_estimate
+from .metrics.inception_score import inception_score
+from .metrics.kernel import kernel_distance
+from .metrics.manifold import COVERAGE_NEIGHBOURS, manifold_scores
+from .metrics.per_class import per_class_scores
+from .networks import FeatureNetwork, metric_name
 from .rows import Rows
 from .statistics import FeatureStatistics, Gaussian, read_statistics, statistics, write_statistics
 

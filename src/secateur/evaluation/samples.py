@@ -17,9 +17,9 @@ from ..process.base import Process
 from ..process.reconstruction import Reconstruction
 from ..process.sampling import generate_batch
 from .config import EvaluationConfig
-from .consistency import ms_ssim, mse, psnr, ssim
-from .features import FeatureNetwork
-from .perceptual import load_clip, load_lpips
+from .metrics.consistency import ms_ssim, mse, psnr, ssim
+from .metrics.perceptual import load_clip, load_lpips
+from .networks import FeatureNetwork
 from .reconstructions import described, reconstruct
 from .rows import Chunk, Rows, key_of, model_fingerprint
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..base.errors import ModelError, first_line
+from ...base.errors import ModelError, first_line
 
 ALEXNET_WEIGHTS = "alexnet-owt-7be5be79.pth"
 CLIP = "openai/clip-vit-base-patch16"

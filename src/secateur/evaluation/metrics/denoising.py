@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..data import Batch
-from ..models.conditions import rows
-from ..models.network import device_of, inference
-from ..process.base import Process, denoising_error
+from ...data import Batch
+from ...models.conditions import rows
+from ...models.network import device_of, inference
+from ...process.base import Process, denoising_error
 
 
 def denoising_loss_per_timestep(

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..base.console import progress
-from ..models.conditions import UNCONDITIONAL, Conditions
-from ..models.jacobian import Projection, frozen, project, unit_directions
-from ..models.network import inference
-from ..models.predict import predict
-from ..process.base import Process
+from ...base.console import progress
+from ...models.conditions import UNCONDITIONAL, Conditions
+from ...models.jacobian import Projection, frozen, project, unit_directions
+from ...models.network import inference
+from ...models.predict import predict
+from ...process.base import Process
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..base.errors import DataError
-from .estimates import Estimate, resample_counts
-from .statistics import Gaussian
+from ...base.errors import DataError
+from ..estimates import Estimate, resample_counts
+from ..statistics import Gaussian
 
 
 def frechet_distance(

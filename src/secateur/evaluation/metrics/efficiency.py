@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..base.errors import is_out_of_memory
-from ..models.network import device_of, example_inputs, inference
+from ...base.errors import is_out_of_memory
+from ...models.network import device_of, example_inputs, inference
 from .layers import Layer, count_flops, count_layers
 
 WARMUP_ROUNDS = 3

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .estimates import Better
-from .features import FeatureNetwork, metric_name
+from .networks import FeatureNetwork, metric_name
 
 
 @dataclass(frozen=True)

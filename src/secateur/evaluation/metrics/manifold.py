@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .estimates import Estimate, mean_estimate
+from ..estimates import Estimate, mean_estimate
 
 RECALL_NEIGHBOURS = 3  # Kynkäänniemi et al. 2019, section 3.1
 COVERAGE_NEIGHBOURS = 5  # Naeem et al. 2020, section 5

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .estimates import Estimate
+from ..estimates import Estimate
 
 SPLITS = 10
 

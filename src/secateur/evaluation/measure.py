@@ -20,14 +20,14 @@ from ..models.conditions import LABELS
 from ..models.network import device_of
 from ..process.base import Process
 from ..process.reconstruction import Reconstruction
-from .catalogue import describe_metric
 from .checks import check_evaluation, check_shape
 from .config import EvaluationConfig
 from .costs import measure_costs
 from .dynamics import measure_loss, measure_lyapunov
 from .estimates import comparisons
-from .features import FeatureNetwork
 from .measured import Measured, joined
+from .metric import describe_metric
+from .networks import FeatureNetwork
 from .quality import all_finite, measure_features, measure_pairs, measure_reconstructions, measure_text, read_real
 from .rows import Rows
 from .samples import IMAGES_SHOWN, Decode, Instruments, pair_metrics, real_rows, sample_rows, shown_images, text_metrics
