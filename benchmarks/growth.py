@@ -12,7 +12,7 @@ import torch
 from bench import RESULTS, Bench
 from secateur.base.files import write_json, write_text
 from secateur.models.jacobian import project, squared_lengths, unit_directions
-from secateur.recovery.jacobian import FLOOR
+from secateur.recovery.sensitivity import FLOOR
 
 BINS, IMAGES = 10, 64
 

@@ -37,8 +37,8 @@ from secateur.models.registry import describe
 from secateur.recovery import recover
 from secateur.recovery.checkpoints import newest_checkpoint
 from secateur.recovery.draws import Draw
-from secateur.recovery.jacobian import JacobianConfig
 from secateur.recovery.objectives import OBJECTIVES
+from secateur.recovery.sensitivity import JacobianConfig
 from secateur.reporting import read_run, summarize
 from secateur.schedules import ProgressiveConfig
 from training_runs import assert_logs_agree

@@ -20,8 +20,8 @@ from secateur.models.predict import predict
 from secateur.recovery import JacobianConfig, RecoveryConfig
 from secateur.recovery.balance import norm, summed_gradient
 from secateur.recovery.draws import Draw, draw_step
-from secateur.recovery.jacobian import growth_mismatch, projection_mismatch
 from secateur.recovery.objectives import JACOBIAN, build_objective
+from secateur.recovery.sensitivity import growth_mismatch, projection_mismatch
 
 W = torch.tensor([[2.0, 1.0], [0.0, 3.0]], dtype=torch.float64)
 V = torch.tensor([0.6, 0.8], dtype=torch.float64).view(1, 2, 1, 1)

@@ -2,9 +2,9 @@
 
 from .config import RecoveryConfig, WarmupConfig
 from .ema import Ema
-from .jacobian import JacobianConfig
 from .objectives import OBJECTIVES, Objective
 from .pruner import Decision, Pruner
+from .sensitivity import JacobianConfig
 from .trainer import recover
 
 __all__ = [

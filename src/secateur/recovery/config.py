@@ -5,7 +5,7 @@ from math import cos, inf, pi
 from typing import Literal
 
 from ..base.errors import require, require_one_of
-from .jacobian import JacobianConfig
+from .sensitivity import JacobianConfig
 
 LearningRateSchedule = Literal["constant", "cosine", "linear"]
 Precision = Literal["no", "bf16", "fp16"]

@@ -28,7 +28,7 @@ from ..process.base import Process
 from ..process.reconstruction import first_entries
 from .config import RecoveryConfig
 from .draws import Draw
-from .jacobian import JacobianConfig, growth_mismatch, projection_mismatch
+from .sensitivity import JacobianConfig, growth_mismatch, projection_mismatch
 
 Terms = dict[str, Tensor]
 TermsFunction = Callable[[nn.Module, nn.Module | None, Process, Draw, JacobianConfig], Terms]
