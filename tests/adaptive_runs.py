@@ -10,7 +10,7 @@ from secateur.models.registry import describe
 from secateur.recovery import RecoveryConfig, recover
 from secateur.schedules import Adaptive, AdaptiveConfig, CutConfig, Target, block_cuts, parse_target
 from secateur.schedules.proxies import Judgement
-from secateur.schedules.scorer import Scored
+from secateur.schedules.rescore import Scored
 from secateur.structure import without_blocks
 from secateur.structure.cost import cost_model
 from training_runs import images

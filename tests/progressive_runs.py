@@ -19,7 +19,7 @@ from secateur.schedules import (
     parse_target,
     stage_scorer,
 )
-from secateur.schedules.scorer import Scored
+from secateur.schedules.rescore import Scored
 from secateur.structure import masked
 from secateur.structure.cost import cost_model
 from training_runs import images

@@ -28,7 +28,7 @@ from secateur.models.registry import describe
 from secateur.schedules import AdaptiveConfig, Target, block_cuts, one_shot, parse_target
 from secateur.schedules.adaptive import Candidate, candidate_counts, choose, objective, standardized
 from secateur.schedules.proxies import Judgement, judge
-from secateur.schedules.scorer import Scored
+from secateur.schedules.rescore import Scored
 from secateur.structure import Cut, masked, without_blocks
 from training_runs import images
 

@@ -31,7 +31,7 @@ from secateur.models.registry import describe
 from secateur.recipes import recipe_named
 from secateur.schedules import CutConfig, Progressive, ProgressiveConfig, no_scores
 from secateur.schedules.progressive import caps, select, selected_count
-from secateur.schedules.scorer import Scored
+from secateur.schedules.rescore import Scored
 from secateur.structure import Cut, check_cut, masked, remove
 from secateur.structure.cost import cost_model
 

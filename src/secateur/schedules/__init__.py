@@ -5,7 +5,7 @@ from .block_cuts import LatencyOf, block_cuts, settled
 from .one_shot import CutConfig, granularity_for, no_scores, one_shot
 from .progressive import Progressive, ProgressiveConfig
 from .proxies import judge
-from .scorer import stage_scorer
+from .rescore import stage_scorer
 from .solver import Allocation, Granularity, Scores, Solution, Step, removal_steps, solve
 from .target import Target, parse_target
 

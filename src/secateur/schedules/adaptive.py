@@ -26,7 +26,7 @@ from ..recovery.pruner import Decision
 from ..structure import Cut, Structure, without_blocks
 from ..structure.cost import cost_model
 from .proxies import Judgement
-from .scorer import Scored
+from .rescore import Scored
 from .solver import Scores
 
 Selector = Literal["proxy", "loss", "fixed"]

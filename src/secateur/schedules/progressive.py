@@ -26,7 +26,7 @@ from ..models.registry import describe
 from ..recovery.pruner import Decision
 from ..structure import Cut, Dim, Structure
 from ..structure.cost import CostModel
-from .scorer import Scored
+from .rescore import Scored
 from .solver import Scores
 
 COARSE_TIMESTEPS = 8
