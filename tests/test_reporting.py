@@ -33,9 +33,9 @@ from secateur.reporting.layers import layer_pairs, parts
 from secateur.reporting.plots import plot_classes
 from secateur.reporting.plots.curves import smooth
 from secateur.reporting.plots.ranking import score_strip
-from secateur.reporting.results import Layer
 from secateur.reporting.run import read_run
 from secateur.reporting.stages import removal_step, soft_stages
+from secateur.results.evaluation import Layer
 from synthetic_runs import HOSTILE, Page, make_run, write, write_cut_json, write_ranking_json
 
 

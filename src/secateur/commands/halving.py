@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 
 from ..base.errors import SecateurError
-from ..means import TIED_WITHIN
+from ..results.means import TIED_WITHIN
 
 SEARCH_SHARE = 0.5  # of the budget; the rest is the winner's
 FEWEST_STEPS = 5  # of a trial that says anything

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .results import Evaluation
+from ..results.evaluation import Evaluation
 
 SCORES = ("coverage", "diversity")  # what a class that is gone, or always the same picture, loses
 COLLAPSED = 0.25  # share of the reference's score whose loss is called a collapse

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..base.errors import SecateurError, require
 from ..base.files import read_json
-from .results import MODEL_ORDER, Evaluation, read_evaluation
+from ..results.evaluation import MODEL_ORDER, Evaluation, read_evaluation
 
 FORMAT = 1  # of evaluation.json
 

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..results.evaluation import Evaluation, ModelResult
 from ..schedules.target import format_amount, format_count
 from .classes import class_scores, collapsed_classes
-from .results import Evaluation, ModelResult
 from .run import Run
 from .stages import decisions, removal_step, soft_stages
 from .verdicts import verdict_of, verdicts

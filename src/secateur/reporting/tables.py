@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..results.evaluation import Evaluation, Layer, ModelResult
 from ..schedules.target import format_count
 from .classes import ClassScore
 from .layers import Pair
-from .results import Evaluation, Layer, ModelResult
 from .verdicts import Verdict, verdicts
 
 Value = str | int | float | None

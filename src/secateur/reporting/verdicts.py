@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from .results import Evaluation
+from ..results.evaluation import Evaluation
 
 Kind = Literal["better", "worse", "different", "unclear"]
 MIRRORED: dict[Kind, Kind] = {"better": "worse", "worse": "better", "different": "different", "unclear": "unclear"}

@@ -9,7 +9,7 @@ from typing import Any
 
 from ...base.errors import SecateurError
 from ...base.files import read_json
-from ..results import ModelResult
+from ...results.evaluation import ModelResult
 from ..run import Run, read_run
 
 TRIALS = "trials.json"  # in the folder of a sweep or a search: its trials, and how each of them stands

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...means import Mean, combine
+from ...results.means import Mean, combine
 from .entries import Entry
 
 # Settings that say where and when a run was made, not how.

@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from ...means import Mean
+from ...results.means import Mean
 from ..plots.comparison import looks, plot_scores
 from ..tables import Table
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...means import Mean, tied
-from ..results import Metric
+from ...results.evaluation import Metric
+from ...results.means import Mean, tied
 from ..tables import Table, Value
 from .entries import Entry
 from .groups import Group, amount_of

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from ...means import Mean
+from ...results.means import Mean
 from ...schedules.target import format_count
 from ..style import (
     DARK,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..results import ModelResult
+from ...results.evaluation import ModelResult
 from ..style import MARGIN, model_colour, panels, plain, styled
 from .curves import scale_values
 
