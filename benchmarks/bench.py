@@ -19,7 +19,6 @@ from secateur.process.base.sampling import generate_images, initial_noise
 from torch import Tensor, nn
 
 from secateur.base.files import read_json, write_json, write_text
-from secateur.commands.common import open_data, open_model
 from secateur.criteria import CriterionName, ScoringConfig, score
 from secateur.data import Batch, ImageDataset, calibration_batch
 from secateur.data.conditions import accepts, sample_conditions
@@ -35,6 +34,7 @@ from secateur.models.conditions import LABELS, rows
 from secateur.models.network import example_inputs, input_shape
 from secateur.recovery import RecoveryConfig
 from secateur.reporting.style import FAINT, save_figure
+from secateur.runs.subject import open_data, open_model
 from secateur.schedules import CutConfig, Target, one_shot, parse_target
 from secateur.structure import Cut, remove
 from train_dense import MODELS, fashion

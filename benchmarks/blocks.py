@@ -36,13 +36,13 @@ from bench import (
     report,
 )
 from secateur.base.files import read_json, write_text
-from secateur.commands.stages import latency_of
 from secateur.criteria import CriterionName, ScoringConfig
 from secateur.models.network import example_inputs
 from secateur.models.registry import describe
 from secateur.recipes import SECOND_MATCH
 from secateur.recovery import recover
 from secateur.reporting.style import SPARE_COLOURS, WARM, styled
+from secateur.runs.stages import latency_of
 from secateur.schedules import (
     Adaptive,
     AdaptiveConfig,

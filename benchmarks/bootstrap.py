@@ -19,13 +19,13 @@ from typing import Any
 import torch
 
 from secateur.base.files import write_json, write_text
-from secateur.commands.common import open_data, open_model
 from secateur.evaluation import EvaluationConfig, evaluate_models
 from secateur.evaluation.estimates import resample_counts
 from secateur.evaluation.metrics.fidelity import frechet_estimate
 from secateur.evaluation.metrics.kernel import kernel_distance
 from secateur.evaluation.metrics.manifold import manifold_scores
 from secateur.evaluation.statistics import statistics as feature_statistics
+from secateur.runs.subject import open_data, open_model
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SETS, NUM_IMAGES, STEPS = 8, 500, 10

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 
 from secateur.base.files import write_json
-from secateur.commands.common import open_data, open_model
 from secateur.criteria.diff_pruning import calibration_timesteps, summed_gradients
 from secateur.data import Batch, calibration_batch
+from secateur.runs.subject import open_data, open_model
 
 RESULTS = Path(__file__).resolve().parent / "results"
 NUM_TIMESTEPS, NUM_IMAGES, ROUNDS = 100, 8, 3

@@ -11,11 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from secateur.base.files import write_json, write_text
-from secateur.commands.common import open_data, open_model
 from secateur.criteria import ScoringConfig, score
 from secateur.data import Batch, calibration_batch
 from secateur.evaluation import EvaluationConfig, evaluate_models
 from secateur.models.network import example_inputs
+from secateur.runs.subject import open_data, open_model
 from secateur.schedules import CutConfig, one_shot, parse_target
 from secateur.structure import remove
 

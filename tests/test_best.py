@@ -12,7 +12,7 @@ import pytest
 import secateur
 from models import unet
 from secateur.cli import main
-from secateur.commands import stages, trials
+from secateur.runs import stages, trials
 
 QUICK = [
     *("--shared.batch-size", "8", "--shared.num-timesteps", "4", "--shared.num-images", "8", "--evaluation.num-images"),

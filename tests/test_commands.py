@@ -18,10 +18,10 @@ import secateur
 from models import dit, output, unet
 from secateur.base.errors import SecateurError
 from secateur.cli import main
-from secateur.commands import stages
-from secateur.commands.common import device_of_process, open_data, open_model, start_run
 from secateur.evaluation import EvaluationConfig
 from secateur.recovery import RecoveryConfig
+from secateur.runs import stages
+from secateur.runs.subject import device_of_process, open_data, open_model, start_run
 
 QUICK = [
     *("--scoring.num-timesteps", "4", "--scoring.num-images", "8"),

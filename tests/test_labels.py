@@ -13,13 +13,13 @@ from pipelines import dit_pipeline, image_folder
 from secateur import CutConfig, EvaluationConfig, RecoveryConfig, ScoringConfig, TrialConfig, WarmupConfig
 from secateur.base.errors import DataError, ModelError, SecateurError
 from secateur.base.files import read_json
-from secateur.commands import stages
-from secateur.commands.stages import warmup_stage
 from secateur.data import load_data
 from secateur.io.checkpoint import save_pretrained
 from secateur.io.manifest import apply_cut, manifest_of, note_labels
 from secateur.models.labels import label_tables, relabel, train_only_labels
 from secateur.models.network import class_count, null_class
+from secateur.runs import stages
+from secateur.runs.stages import warmup_stage
 from secateur.structure import Cut
 
 RECOVERY = RecoveryConfig(steps=3, batch_size=4, checkpoint_every=1, log_every=1, ema_decay=0.5)

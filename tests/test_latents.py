@@ -18,11 +18,11 @@ from secateur.base.errors import DataError, ModelError, SecateurError
 from secateur.base.files import read_json
 from secateur.base.seeds import seed_of
 from secateur.cli import main
-from secateur.commands.common import encode_data, open_data, open_model
 from secateur.data import LatentDataset, pixels
 from secateur.data.autoencoder import open_autoencoder
 from secateur.data.conditions import null_conditions
 from secateur.data.encode import POSTERIOR
+from secateur.runs.subject import encode_data, open_data, open_model
 
 SCORING = ScoringConfig(num_timesteps=3, num_images=4)
 RECOVERY = RecoveryConfig(steps=3, batch_size=4, checkpoint_every=2, log_every=1)

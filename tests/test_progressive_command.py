@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 import secateur
 from models import dit, output, unet
 from secateur.cli import main
-from secateur.commands import stages as command_stages
 from secateur.models.network import example_inputs
 from secateur.recovery.checkpoints import newest_checkpoint
+from secateur.runs import stages as command_stages
 from secateur.structure.cost import cost_model
 from training_runs import stage_log
 

@@ -24,11 +24,11 @@ from progressive_runs import (
     toss,
 )
 from secateur.base.errors import SecateurError
-from secateur.commands.checks import check_schedule
 from secateur.criteria import ScoringConfig
 from secateur.criteria.gradient_flow import gradient_flow_statistics
 from secateur.models.registry import describe
 from secateur.recipes import recipe_named
+from secateur.runs.checks import check_schedule
 from secateur.schedules import CutConfig, Progressive, ProgressiveConfig, no_scores
 from secateur.schedules.progressive import caps, select, selected_count
 from secateur.schedules.rescore import Scored

@@ -14,11 +14,11 @@ from secateur import CutConfig, EvaluationConfig, RecoveryConfig, ScoringConfig
 from secateur.base.errors import ModelError
 from secateur.base.files import read_json, write_json
 from secateur.cli import main
-from secateur.commands.common import encode_data, open_data
 from secateur.data.autoencoder import open_autoencoder
 from secateur.data.text import open_text_encoder
 from secateur.io.checkpoint import load
 from secateur.models.network import input_shape
+from secateur.runs.subject import encode_data, open_data
 from text_pipelines import sana
 
 SCORING = ScoringConfig(num_timesteps=2, num_images=2)

@@ -11,10 +11,10 @@ from disks import files_up_to
 from models import dit, unet
 from secateur.base.errors import SecateurError
 from secateur.cli import main
-from secateur.commands import stages, trials
-from secateur.commands.trials import NOT_IN_ALL, TrialConfig, all_trials, recipe_names
 from secateur.evaluation import EvaluationConfig
 from secateur.recipes import RECIPES
+from secateur.runs import stages, trials
+from secateur.runs.trials import NOT_IN_ALL, TrialConfig, all_trials, recipe_names
 from secateur.schedules import parse_target
 
 QUICK = [

@@ -21,7 +21,6 @@ from secateur import CutConfig, EvaluationConfig, RecoveryConfig, ScoringConfig
 from secateur.base.errors import DataError, ModelError
 from secateur.base.files import read_json
 from secateur.cli import main
-from secateur.commands.common import decoder, encode_data, open_data, open_model
 from secateur.data import LatentDataset, load_data
 from secateur.data.autoencoder import latent_space
 from secateur.data.conditions import accepts, null_conditions, sample_captions, sample_conditions
@@ -31,6 +30,7 @@ from secateur.evaluation.metrics.perceptual import load_clip
 from secateur.models.conditions import rows
 from secateur.models.network import input_shape
 from secateur.recovery.draws import draw_step
+from secateur.runs.subject import decoder, encode_data, open_data, open_model
 from text_pipelines import PIPELINES, clip_model, stable_diffusion
 
 SCORING = ScoringConfig(num_timesteps=3, num_images=4)

@@ -4,8 +4,8 @@ import pytest
 from secateur.process.base.base import DiffusionProcess
 
 from models import unet
-from secateur.commands import timing
 from secateur.io.checkpoint import Loaded
+from secateur.runs import timing
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,11 @@ from diffusers.utils import logging as diffusers_logging
 from . import commands
 from .base.distributed import abandon_process_group
 from .base.errors import SecateurError, first_line, is_out_of_memory
-from .commands.trials import TrialConfig
 from .criteria import ScoringConfig
 from .evaluation import EvaluationConfig
 from .recipes import recipe_named
 from .recovery import RecoveryConfig, WarmupConfig
+from .runs.trials import TrialConfig
 from .schedules import CutConfig
 
 DESCRIPTION = """Prune pretrained diffusion and flow models, and recover what pruning cost.

@@ -1,5 +1,6 @@
 """One file per command; each is a Python function that the command line calls with the same arguments."""
 
+from ..runs.trials import TrialConfig
 from .best import best
 from .check_structure import check_structure
 from .compress import compress
@@ -16,7 +17,6 @@ from .report import report
 from .sample import sample
 from .slice_lora import slice_lora
 from .sweep import sweep
-from .trials import TrialConfig
 
 __all__ = [
     "TrialConfig",

@@ -15,12 +15,11 @@ from ..evaluation import EvaluationConfig, check_evaluation
 from ..evaluation.metrics.denoising import denoising_loss_per_timestep
 from ..recovery import WarmupConfig
 from ..reporting import TRIALS, read_run, summarize, write_comparison
-from ..schedules import Target, parse_target
-from .common import Component, Model, ProcessName, one_process, say, start_run
-from .halving import Round, Score, check_rounds, order, rounds_of, score_of, tied
-from .stages import calibration, pipeline_stage, reopened
-from .timing import format_duration, seconds_per_pair
-from .trials import (
+from ..runs.halving import Round, Score, check_rounds, order, rounds_of, score_of, tied
+from ..runs.stages import calibration, pipeline_stage, reopened
+from ..runs.subject import Component, Model, ProcessName, one_process, say, start_run
+from ..runs.timing import format_duration, seconds_per_pair
+from ..runs.trials import (
     CACHE,
     Bench,
     Trial,
@@ -34,6 +33,7 @@ from .trials import (
     warm_up,
     warm_up_seconds,
 )
+from ..schedules import Target, parse_target
 
 ScoreName = Literal["loss", "frechet"]
 PROBE = 10_000  # steps over which the time of one is predicted

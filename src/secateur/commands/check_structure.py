@@ -11,9 +11,9 @@ from rich.table import Table
 from ..base.console import progress
 from ..base.errors import ModelError, SecateurError, first_line, require
 from ..models.network import example_inputs, inference
+from ..runs.subject import Component, Model, open_weights, say, structure_of
 from ..structure import check_structure as checks_of
 from ..structure import count_checks
-from .common import Component, Model, open_weights, say, structure_of
 
 
 def check_structure(

@@ -18,13 +18,10 @@ from ..models.labels import relabel
 from ..recipes import Recipe, ScheduleName, recipe_named
 from ..recovery import Pruner, RecoveryConfig, WarmupConfig
 from ..reporting import read_run, summarize, write_report
-from ..schedules import AdaptiveConfig, CutConfig, ProgressiveConfig, Target, granularity_for, parse_target
-from ..structure import Structure
-from .checks import check_criterion, check_new_labels, check_recovery, check_schedule
-from .common import Component, Model, ProcessName, encode_data, open_data, open_model, say, start_run
-from .plan import plan_cut, print_plan
-from .pruners import make_pruner
-from .stages import (
+from ..runs.checks import check_criterion, check_new_labels, check_recovery, check_schedule
+from ..runs.plan import plan_cut, print_plan
+from ..runs.pruners import make_pruner
+from ..runs.stages import (
     cut_stage,
     evaluate_stage,
     on_cpu,
@@ -35,7 +32,10 @@ from .stages import (
     settle_stage,
     warmup_stage,
 )
-from .timing import print_times, work_of
+from ..runs.subject import Component, Model, ProcessName, encode_data, open_data, open_model, say, start_run
+from ..runs.timing import print_times, work_of
+from ..schedules import AdaptiveConfig, CutConfig, ProgressiveConfig, Target, granularity_for, parse_target
+from ..structure import Structure
 
 
 def compress(

@@ -9,7 +9,7 @@ import tyro
 
 from ..io.original_dit import Kind
 from ..io.original_dit import convert as convert_checkpoint
-from .common import one_process, say
+from ..runs.subject import one_process, say
 
 
 def convert(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..base.errors import SecateurError
 from ..data import LatentDataset
-from .common import Component, Model, encode_data, one_process, open_data, open_model, say
+from ..runs.subject import Component, Model, encode_data, one_process, open_data, open_model, say
 
 
 def encode(

@@ -9,10 +9,10 @@ from ..base.distributed import is_main_process, wait_for_everyone
 from ..evaluation import EvaluationConfig, MetricName, check_evaluation
 from ..models.network import device_of
 from ..reporting import write_report
-from .checks import check_comparable
-from .common import Component, Model, ProcessName, encode_data, open_data, open_model, say, start_run
-from .stages import evaluate_stage
-from .timing import Work, print_times
+from ..runs.checks import check_comparable
+from ..runs.stages import evaluate_stage
+from ..runs.subject import Component, Model, ProcessName, encode_data, open_data, open_model, say, start_run
+from ..runs.timing import Work, print_times
 
 
 def evaluate(

@@ -7,7 +7,7 @@ from pathlib import Path
 from ..base.errors import require
 from ..io.export import FORMATS, DtypeName, FormatName
 from ..io.export import export as export_model
-from .common import Component, Model, one_process, open_weights, say
+from ..runs.subject import Component, Model, one_process, open_weights, say
 
 
 def export(

@@ -6,10 +6,10 @@ import dataclasses
 from pathlib import Path
 
 from ..recovery import RecoveryConfig
-from .checks import check_comparable, check_recovery
-from .common import Component, Model, ProcessName, encode_data, open_data, open_model, say, start_run
-from .stages import pipeline_stage, recover_stage
-from .timing import Work, print_times
+from ..runs.checks import check_comparable, check_recovery
+from ..runs.stages import pipeline_stage, recover_stage
+from ..runs.subject import Component, Model, ProcessName, encode_data, open_data, open_model, say, start_run
+from ..runs.timing import Work, print_times
 
 
 def finetune(

@@ -9,11 +9,11 @@ from rich.table import Table
 
 from ..io.manifest import manifest_of
 from ..models.network import example_inputs
+from ..runs.subject import Component, Model, open_weights, say, structure_of
 from ..schedules import CutConfig, no_scores, removal_steps
 from ..schedules.solver import uncut, walk
 from ..schedules.target import format_count
 from ..structure.cost import cost_model
-from .common import Component, Model, open_weights, say, structure_of
 
 
 def inspect(

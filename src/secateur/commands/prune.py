@@ -8,12 +8,22 @@ from pathlib import Path
 from ..criteria import CriterionName, ScoringConfig
 from ..data.conditions import check_conditions
 from ..io.checkpoint import save_pipeline
+from ..runs.checks import check_criterion
+from ..runs.plan import plan_cut, print_plan
+from ..runs.stages import cut_stage, rank_stage
+from ..runs.subject import (
+    Component,
+    Model,
+    ProcessName,
+    encode_data,
+    one_process,
+    open_data,
+    open_model,
+    say,
+    start_run,
+)
+from ..runs.timing import Work, print_times
 from ..schedules import CutConfig, granularity_for, parse_target
-from .checks import check_criterion
-from .common import Component, Model, ProcessName, encode_data, one_process, open_data, open_model, say, start_run
-from .plan import plan_cut, print_plan
-from .stages import cut_stage, rank_stage
-from .timing import Work, print_times
 
 
 def prune(

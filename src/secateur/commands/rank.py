@@ -5,10 +5,20 @@ from pathlib import Path
 from ..base.files import read_json
 from ..criteria import CriterionName, ScoringConfig
 from ..data.conditions import check_conditions
-from .checks import check_criterion
-from .common import Component, Model, ProcessName, encode_data, one_process, open_data, open_model, say, start_run
-from .stages import rank_stage
-from .timing import Work, print_times
+from ..runs.checks import check_criterion
+from ..runs.stages import rank_stage
+from ..runs.subject import (
+    Component,
+    Model,
+    ProcessName,
+    encode_data,
+    one_process,
+    open_data,
+    open_model,
+    say,
+    start_run,
+)
+from ..runs.timing import Work, print_times
 
 
 def rank(

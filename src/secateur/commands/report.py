@@ -7,7 +7,7 @@ import tyro
 
 from ..base.errors import SecateurError, require
 from ..reporting import TRIALS, write_comparison, write_report
-from .common import say
+from ..runs.subject import say
 
 
 def report(

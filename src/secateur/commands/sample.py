@@ -23,7 +23,7 @@ from ..models.network import class_count, device_of, input_shape, takes_text
 from ..process.samplers import check_sampler
 from ..process.sampling import generate_batch
 from ..reporting.grids import image_grid, to_image
-from .common import NO_PIPELINE, Component, Model, ProcessName, decoder, one_process, open_model, say, start_run
+from ..runs.subject import NO_PIPELINE, Component, Model, ProcessName, decoder, one_process, open_model, say, start_run
 
 MOST_COLUMNS = 20
 

@@ -12,7 +12,7 @@ from ..base.files import atomic_folder, write_json
 from ..io.lora import slice_lora as sliced
 from ..io.lora_files import LORA_WEIGHTS, read_lora
 from ..io.manifest import library_versions, manifest_of
-from .common import Component, open_weights, say
+from ..runs.subject import Component, open_weights, say
 
 
 def slice_lora(

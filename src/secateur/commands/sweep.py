@@ -12,10 +12,9 @@ from ..criteria import CriterionName
 from ..evaluation import EvaluationConfig
 from ..recovery import WarmupConfig
 from ..reporting import TRIALS, write_comparison
-from ..schedules import parse_target
-from .common import Component, Model, ProcessName, one_process, say, start_run
-from .timing import format_duration, seconds_per_pair
-from .trials import (
+from ..runs.subject import Component, Model, ProcessName, one_process, say, start_run
+from ..runs.timing import format_duration, seconds_per_pair
+from ..runs.trials import (
     CACHE,
     Bench,
     Trial,
@@ -29,6 +28,7 @@ from .trials import (
     warm_up,
     warm_up_seconds,
 )
+from ..schedules import parse_target
 
 
 def sweep(

@@ -29,7 +29,7 @@ from ..recovery import Pruner, RecoveryConfig, WarmupConfig, recover
 from ..reporting import write_cut, write_ranking
 from ..schedules import CutConfig, Target, one_shot, settled
 from ..structure import Cut, Structure, remove
-from .common import decoder
+from .subject import decoder
 
 LATENCY_ROUNDS = 20
 

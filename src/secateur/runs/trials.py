@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 from ..base.errors import SecateurError, first_line, require
 from ..base.files import read_json, write_text
+from ..commands.compress import check, compress_stages, given, resolve, run_settings
 from ..criteria import BLOCK_CRITERIA, CriterionName
 from ..data import ImageDataset
 from ..evaluation import EvaluationConfig
@@ -24,9 +25,8 @@ from ..reporting import write_report
 from ..schedules import Target
 from ..structure import Structure
 from .checks import check_new_labels
-from .common import Component, ProcessName, encode_data, open_data, open_model, plain, start_run
-from .compress import check, compress_stages, given, resolve, run_settings
 from .stages import warmup_stage
+from .subject import Component, ProcessName, encode_data, open_data, open_model, plain, start_run
 from .timing import Work, predict_seconds, work_of
 
 NOT_IN_ALL = ("quickstart", "decoder")  # a small demonstration with a budget of its own, and one for VAEs

@@ -22,7 +22,7 @@ from ..recipes import Recipe
 from ..recovery import RecoveryConfig, WarmupConfig
 from ..recovery.objectives import build_objective
 from ..schedules.proxies import JUDGED_PASSES
-from .common import say
+from .subject import say
 
 TIMED_STEPS = 3
 TIMED_IMAGES = 32  # at once; fewer where these have more entries, or a pass takes longer, which stands for its memory

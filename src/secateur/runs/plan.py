@@ -10,7 +10,7 @@ from ..models.network import example_inputs
 from ..schedules import CutConfig, Target, no_scores, one_shot
 from ..schedules.target import format_count
 from ..structure import Structure
-from .common import say
+from .subject import say
 
 
 def plan_cut(model: nn.Module, structure: Structure, target: Target, cut: CutConfig) -> dict[str, Any] | None:
