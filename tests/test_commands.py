@@ -16,12 +16,14 @@ from safetensors.torch import load_file
 
 import secateur
 from models import dit, output, unet
+from secateur.base.devices import device_of_process
 from secateur.base.errors import SecateurError
 from secateur.cli import main
 from secateur.evaluation import EvaluationConfig
 from secateur.recovery import RecoveryConfig
 from secateur.runs import stages
-from secateur.runs.subject import device_of_process, open_data, open_model, start_run
+from secateur.runs.folder import start_run
+from secateur.runs.subject import open_data, open_model
 
 QUICK = [
     *("--scoring.num-timesteps", "4", "--scoring.num-images", "8"),

@@ -6,9 +6,9 @@ import pytest
 import tyro
 
 from secateur.cli import SPELLINGS
-from secateur.commands.compress import resolve
 from secateur.recipes import RECIPES, recipe_named
 from secateur.recovery import JacobianConfig, RecoveryConfig
+from secateur.runs.compression import resolve
 
 
 @pytest.mark.parametrize("name", RECIPES)

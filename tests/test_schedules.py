@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from models import dit, inputs_for, unet
 from secateur.base.errors import TargetError
+from secateur.base.units import format_count
 from secateur.models.registry import describe
 from secateur.schedules import CutConfig, Target, no_scores, one_shot, parse_target, removal_steps
-from secateur.schedules.target import format_count
 from secateur.structure import check_cut
 from secateur.structure.cost import cost_model
 

@@ -1,5 +1,7 @@
 """Progress bars with time left; plain lines when there is no terminal."""
 
+from __future__ import annotations
+
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +16,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+from .distributed import is_main_process
 
 Advance = Callable[[int, str], None]
 SECONDS_BETWEEN_LINES = 10.0
@@ -73,3 +77,9 @@ def _plain_lines(description: str, total: int, start: int) -> Advance:
         print(f"{description} {state['done']:.0f}/{total}, {left:.0f} s left {note}".rstrip(), file=sys.stderr)
 
     return advance
+
+
+def say(line: str) -> None:
+    """Output for the user."""
+    if is_main_process():
+        print(line, flush=True)

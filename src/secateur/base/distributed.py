@@ -10,8 +10,11 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TypeVar
 
+import torch
 import torch.distributed
 from accelerate.state import PartialState
+
+from .errors import SecateurError
 
 Result = TypeVar("Result")
 TIMEOUT = timedelta(days=1)  # processes wait for the one that samples, encodes or decides alone
@@ -72,3 +75,13 @@ def _end_process_group() -> None:
     if torch.distributed.is_initialized() and not hasattr(sys, "last_value"):
         gc.collect()
         torch.distributed.destroy_process_group()
+
+
+def one_process(command: str) -> None:
+    """Refuse to run `command` in several processes, which would write the same files.
+
+    Raises:
+        SecateurError: a launcher started more than one.
+    """
+    if process_count() > 1:
+        raise SecateurError(f"{command} runs in one process; compress, finetune, evaluate and sample run in several")

@@ -8,12 +8,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ..base.console import progress
+from ..base.console import progress, say
 from ..base.errors import ModelError, SecateurError, first_line, require
+from ..io.checkpoint import Component
 from ..models.network import example_inputs, inference
-from ..runs.subject import Component, Model, open_weights, say, structure_of
+from ..runs.subject import open_weights, structure_of
 from ..structure import check_structure as checks_of
 from ..structure import count_checks
+from .options import Model
 
 
 def check_structure(

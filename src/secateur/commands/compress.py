@@ -3,39 +3,31 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
-from torch import nn
-
-from ..base.distributed import is_main_process, main_first, wait_for_everyone
+from ..base.console import say
+from ..base.distributed import is_main_process, wait_for_everyone
 from ..criteria import CriterionName, ScoringConfig
-from ..data import ImageDataset
-from ..evaluation import EvaluationConfig, check_evaluation
-from ..io.checkpoint import Loaded
+from ..evaluation import EvaluationConfig
+from ..io.checkpoint import Component
 from ..models.labels import relabel
-from ..recipes import Recipe, ScheduleName, recipe_named
-from ..recovery import Pruner, RecoveryConfig, WarmupConfig
+from ..process.named import ProcessName
+from ..recipes import ScheduleName
+from ..recovery import RecoveryConfig, WarmupConfig
 from ..reporting import read_run, summarize, write_report
-from ..runs.checks import check_criterion, check_new_labels, check_recovery, check_schedule
-from ..runs.plan import plan_cut, print_plan
-from ..runs.pruners import make_pruner
+from ..runs.checks import check_new_labels
+from ..runs.compression import check, compress_stages, resolve, run_settings
+from ..runs.folder import start_run
+from ..runs.plan import print_plan
 from ..runs.stages import (
-    cut_stage,
-    evaluate_stage,
     on_cpu,
     pipeline_stage,
-    rank_stage,
-    recover_stage,
-    reopened,
-    settle_stage,
     warmup_stage,
 )
-from ..runs.subject import Component, Model, ProcessName, encode_data, open_data, open_model, say, start_run
+from ..runs.subject import encode_data, open_data, open_model
 from ..runs.timing import print_times, work_of
-from ..schedules import AdaptiveConfig, CutConfig, ProgressiveConfig, Target, granularity_for, parse_target
-from ..structure import Structure
+from ..schedules import AdaptiveConfig, CutConfig, ProgressiveConfig, parse_target
+from .options import Model
 
 
 def compress(
@@ -144,98 +136,3 @@ def compress(
     result = f"pipeline {run / 'pipeline'}" if loaded.pipeline is not None else f"model    {run / 'model'}"
     say(f"\n{result}\nreport   {page}\nseconds  {time.perf_counter() - begun:.0f}")
     return run
-
-
-def check(
-    loaded: Loaded, structure: Structure, dataset: ImageDataset, goal: Target, settings: Recipe
-) -> dict[str, Any] | None:
-    """Find what would stop a compression, before long work starts; returns the planned cut (`plan_cut`).
-
-    Raises:
-        SecateurError: the recipe does not fit the model, the data or the steps, or the target is out of reach.
-    """
-    check_recovery(loaded.model, dataset, settings.recovery, loaded.model)
-    granularity = granularity_for(goal, settings.cut)
-    check_schedule(settings, granularity)
-    check_evaluation({"dense": loaded.model, "recovered": loaded.model}, loaded.process, dataset, settings.evaluation)
-    check_criterion(settings.criterion, structure, granularity)
-    return plan_cut(loaded.model, structure, goal, settings.cut)
-
-
-def run_settings(
-    model: str,
-    goal: Target,
-    data: str,
-    recipe: str,
-    process: ProcessName,
-    settings: Recipe,
-    component: Component | None = None,
-    warmup: WarmupConfig | None = None,
-) -> dict[str, Any]:
-    """What `config.json` of a compression says, and what a command that takes it up must share."""
-    places = {"model": model, "target": str(goal), "data": data, "recipe": recipe, "process": process}
-    return {"command": "compress", **places, "component": component, "warmup": warmup, **asdict(settings)}
-
-
-def compress_stages(
-    run: Path,
-    loaded: Loaded,
-    structure: Structure,
-    dataset: ImageDataset,
-    goal: Target,
-    settings: Recipe,
-    model: str,
-    cache: Path | None = None,
-) -> None:
-    """Rank, cut, recover and evaluate in the run folder `run`; what is there already is not done again.
-
-    Of several processes one ranks and cuts, all recover, and all draw samples.
-
-    Runs may share a `cache`, where they find the samples of the same models again: see `evaluate_models`.
-    """
-    models, start = {"dense": loaded.model}, loaded.model
-
-    def plan() -> tuple[nn.Module | None, Pruner | None]:
-        scores, pruned = rank_stage(run, loaded, structure, dataset, settings.criterion, settings.scoring), None
-        if settings.schedule == "one-shot":
-            details = {"criterion": settings.criterion, "scoring": asdict(settings.scoring)}
-            pruned = cut_stage(run, loaded, structure, goal, scores, settings.cut, details, model)
-        return pruned, make_pruner(run, loaded, structure, dataset, goal, scores, settings, model)
-
-    pruned, pruner = main_first(plan, on_cpu(loaded))
-    if pruned is not None:
-        start = models["pruned"] = pruned
-    recover_stage(run, start, loaded, dataset, settings.recovery, loaded.model, pruner)
-    if settings.schedule == "adaptive" and is_main_process():
-        settle_stage(run, loaded, structure, goal, settings.cut)
-    wait_for_everyone(on_cpu(loaded))
-    models["recovered"] = reopened(run / "model", loaded)
-    evaluate_stage(run, models, loaded, dataset, settings.evaluation, cache)
-
-
-def resolve(
-    recipe: str, *, steps: int | None = None, objective: str | None = None, seed: int | None = None, **parts: Any
-) -> Recipe:
-    """The recipe with what was given, which is not None, in the place of its own; `parts` are fields of `Recipe`.
-
-    Weights and Jacobian options that the recipe chose for its own objective do not go over to another.
-    """
-    named = recipe_named(recipe)
-    chosen = replace(named, **given(parts))
-    recovery = replace(chosen.recovery, **given({"steps": steps, "objective": objective}))
-    if recovery.objective != named.recovery.objective:
-        for part in ("weights", "jacobian"):
-            if getattr(recovery, part) == getattr(named.recovery, part):
-                recovery = replace(recovery, **{part: getattr(RecoveryConfig(), part)})
-    seeds = given({"seed": seed})
-    return replace(
-        chosen,
-        scoring=replace(chosen.scoring, **seeds),
-        recovery=replace(recovery, **seeds),
-        evaluation=replace(chosen.evaluation, **seeds),
-    )
-
-
-def given(options: dict[str, Any]) -> dict[str, Any]:
-    """Those that are not None."""
-    return {name: value for name, value in options.items() if value is not None}

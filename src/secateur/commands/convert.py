@@ -7,9 +7,10 @@ from typing import Annotated
 
 import tyro
 
+from ..base.console import say
+from ..base.distributed import one_process
 from ..io.original_dit import Kind
 from ..io.original_dit import convert as convert_checkpoint
-from ..runs.subject import one_process, say
 
 
 def convert(

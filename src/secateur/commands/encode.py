@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..base.console import say
+from ..base.distributed import one_process
 from ..base.errors import SecateurError
 from ..data import LatentDataset
-from ..runs.subject import Component, Model, encode_data, one_process, open_data, open_model, say
+from ..io.checkpoint import Component
+from ..runs.subject import encode_data, open_data, open_model
+from .options import Model
 
 
 def encode(

@@ -5,14 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from ..base.console import say
 from ..base.distributed import is_main_process, wait_for_everyone
 from ..evaluation import EvaluationConfig, MetricName, check_evaluation
+from ..io.checkpoint import Component
 from ..models.network import device_of
+from ..process.named import ProcessName
 from ..reporting import write_report
 from ..runs.checks import check_comparable
+from ..runs.folder import start_run
 from ..runs.stages import evaluate_stage
-from ..runs.subject import Component, Model, ProcessName, encode_data, open_data, open_model, say, start_run
+from ..runs.subject import encode_data, open_data, open_model
 from ..runs.timing import Work, print_times
+from .options import Model
 
 
 def evaluate(

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..base.console import say
+from ..base.distributed import one_process
 from ..base.errors import require
+from ..io.checkpoint import Component
 from ..io.export import FORMATS, DtypeName, FormatName
 from ..io.export import export as export_model
-from ..runs.subject import Component, Model, one_process, open_weights, say
+from ..runs.subject import open_weights
+from .options import Model
 
 
 def export(

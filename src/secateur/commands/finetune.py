@@ -5,11 +5,16 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from ..base.console import say
+from ..io.checkpoint import Component
+from ..process.named import ProcessName
 from ..recovery import RecoveryConfig
 from ..runs.checks import check_comparable, check_recovery
+from ..runs.folder import start_run
 from ..runs.stages import pipeline_stage, recover_stage
-from ..runs.subject import Component, Model, ProcessName, encode_data, open_data, open_model, say, start_run
+from ..runs.subject import encode_data, open_data, open_model
 from ..runs.timing import Work, print_times
+from .options import Model
 
 
 def finetune(

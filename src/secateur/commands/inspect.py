@@ -7,13 +7,16 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ..base.console import say
+from ..base.units import format_count
+from ..io.checkpoint import Component
 from ..io.manifest import manifest_of
 from ..models.network import example_inputs
-from ..runs.subject import Component, Model, open_weights, say, structure_of
+from ..runs.subject import open_weights, structure_of
 from ..schedules import CutConfig, no_scores, removal_steps
 from ..schedules.solver import uncut, walk
-from ..schedules.target import format_count
 from ..structure.cost import cost_model
+from .options import Model
 
 
 def inspect(

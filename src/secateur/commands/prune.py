@@ -5,25 +5,20 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from ..base.console import say
+from ..base.distributed import one_process
 from ..criteria import CriterionName, ScoringConfig
 from ..data.conditions import check_conditions
-from ..io.checkpoint import save_pipeline
+from ..io.checkpoint import Component, save_pipeline
+from ..process.named import ProcessName
 from ..runs.checks import check_criterion
+from ..runs.folder import start_run
 from ..runs.plan import plan_cut, print_plan
 from ..runs.stages import cut_stage, rank_stage
-from ..runs.subject import (
-    Component,
-    Model,
-    ProcessName,
-    encode_data,
-    one_process,
-    open_data,
-    open_model,
-    say,
-    start_run,
-)
+from ..runs.subject import encode_data, open_data, open_model
 from ..runs.timing import Work, print_times
 from ..schedules import CutConfig, granularity_for, parse_target
+from .options import Model
 
 
 def prune(

@@ -2,23 +2,19 @@
 
 from pathlib import Path
 
+from ..base.console import say
+from ..base.distributed import one_process
 from ..base.files import read_json
 from ..criteria import CriterionName, ScoringConfig
 from ..data.conditions import check_conditions
+from ..io.checkpoint import Component
+from ..process.named import ProcessName
 from ..runs.checks import check_criterion
+from ..runs.folder import start_run
 from ..runs.stages import rank_stage
-from ..runs.subject import (
-    Component,
-    Model,
-    ProcessName,
-    encode_data,
-    one_process,
-    open_data,
-    open_model,
-    say,
-    start_run,
-)
+from ..runs.subject import encode_data, open_data, open_model
 from ..runs.timing import Work, print_times
+from .options import Model
 
 
 def rank(

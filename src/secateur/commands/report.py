@@ -5,9 +5,9 @@ from typing import Annotated
 
 import tyro
 
+from ..base.console import say
 from ..base.errors import SecateurError, require
 from ..reporting import TRIALS, write_comparison, write_report
-from ..runs.subject import say
 
 
 def report(

@@ -9,21 +9,24 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..base.console import progress
-from ..base.distributed import process_count, process_index, wait_for_everyone
+from ..base.console import progress, say
+from ..base.distributed import one_process, process_count, process_index, wait_for_everyone
 from ..base.errors import ModelError, SecateurError, require
 from ..base.files import atomic_file
 from ..data.autoencoder import latent_space
 from ..data.conditions import label_conditions, null_conditions
 from ..data.text import open_text_encoder
 from ..evaluation.rows import Rows, key_of, model_fingerprint
-from ..io.checkpoint import Loaded
+from ..io.checkpoint import Component, Loaded
 from ..models.conditions import Conditions, rows
 from ..models.network import class_count, device_of, input_shape, takes_text
+from ..process.named import ProcessName
 from ..process.samplers import check_sampler
 from ..process.sampling import generate_batch
 from ..reporting.grids import image_grid, to_image
-from ..runs.subject import NO_PIPELINE, Component, Model, ProcessName, decoder, one_process, open_model, say, start_run
+from ..runs.folder import start_run
+from ..runs.subject import NO_PIPELINE, decoder, open_model
+from .options import Model
 
 MOST_COLUMNS = 20
 

@@ -8,11 +8,13 @@ from typing import Annotated
 import tyro
 from safetensors.torch import save_file
 
+from ..base.console import say
 from ..base.files import atomic_folder, write_json
+from ..io.checkpoint import Component
 from ..io.lora import slice_lora as sliced
 from ..io.lora_files import LORA_WEIGHTS, read_lora
 from ..io.manifest import library_versions, manifest_of
-from ..runs.subject import Component, open_weights, say
+from ..runs.subject import open_weights
 
 
 def slice_lora(

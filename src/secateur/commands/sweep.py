@@ -6,13 +6,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from ..base.console import say
+from ..base.distributed import one_process
 from ..base.errors import SecateurError, require
 from ..base.files import read_json, write_json
 from ..criteria import CriterionName
 from ..evaluation import EvaluationConfig
+from ..io.checkpoint import Component
+from ..process.named import ProcessName
 from ..recovery import WarmupConfig
 from ..reporting import TRIALS, write_comparison
-from ..runs.subject import Component, Model, ProcessName, one_process, say, start_run
+from ..runs.folder import start_run
 from ..runs.timing import format_duration, seconds_per_pair
 from ..runs.trials import (
     CACHE,
@@ -29,6 +33,7 @@ from ..runs.trials import (
     warm_up_seconds,
 )
 from ..schedules import parse_target
+from .options import Model
 
 
 def sweep(

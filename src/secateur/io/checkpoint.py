@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
@@ -25,7 +25,8 @@ from ..base.errors import ModelError, SecateurError, first_line
 from ..base.files import atomic_folder, read_json, write_json
 from ..models.decoder import AutoencoderKLDecoder
 from ..models.registry import architecture_named, supported_architectures, unsupported
-from ..process.base import Process, process_from_config
+from ..process.base import Process
+from ..process.from_config import process_from_config
 from ..process.reconstruction import reconstruction_by
 from .levels import levels_of
 from .manifest import MANIFEST, MANIFEST_KEY, Manifest, manifest_of, pruned_skeleton
@@ -363,3 +364,6 @@ def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
 def _aligned(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Copies in memory of torch's own alignment: kernels may round differently on a file's odd offsets."""
     return {name: weights.pop(name).clone() for name in sorted(weights)}
+
+
+Component = Literal["unet", "transformer", "vae"]

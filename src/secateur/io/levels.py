@@ -12,7 +12,7 @@ from torch import nn
 from ..base.errors import ModelError
 from ..models.network import input_shape
 from ..models.packing import PATCH
-from ..process.base import EVEN_LEVELS
+from ..process.flow import EVEN_LEVELS
 
 
 def levels_of(config: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:

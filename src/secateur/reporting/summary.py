@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..base.units import format_count
 from ..results.evaluation import Evaluation, ModelResult
-from ..schedules.target import format_amount, format_count
+from ..schedules.target import format_amount
 from .classes import class_scores, collapsed_classes
 from .run import Run
 from .stages import decisions, removal_step, soft_stages

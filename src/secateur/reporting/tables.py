@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..base.units import format_count
 from ..results.evaluation import Evaluation, Layer, ModelResult
-from ..schedules.target import format_count
 from .classes import ClassScore
 from .layers import Pair
 from .verdicts import Verdict, verdicts

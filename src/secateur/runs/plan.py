@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import nn
 
+from ..base.console import say
+from ..base.units import format_count
 from ..models.network import example_inputs
 from ..schedules import CutConfig, Target, no_scores, one_shot
-from ..schedules.target import format_count
 from ..structure import Structure
-from .subject import say
 
 
 def plan_cut(model: nn.Module, structure: Structure, target: Target, cut: CutConfig) -> dict[str, Any] | None:

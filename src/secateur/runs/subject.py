@@ -2,49 +2,30 @@
 
 from __future__ import annotations
 
-import dataclasses
-import os
-import platform
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Annotated, Any, Literal
 
-import torch
-import tyro
 from torch import Tensor, nn
 
-from ..base.distributed import is_main_process, process_count
-from ..base.errors import ModelError, SecateurError, first_line
-from ..base.files import read_json, remove_left_behind, write_json
-from ..base.settings import FREE, differing
+from ..base.console import say
+from ..base.devices import choose_device
+from ..base.distributed import process_count
+from ..base.errors import ModelError, SecateurError
 from ..data import ImageDataset, LatentDataset, load_data
 from ..data.autoencoder import open_autoencoder
 from ..data.classes import numbered
 from ..data.encode import encode, open_encoded, sizes, whole
-from ..io.checkpoint import Loaded, from_pretrained, load
-from ..io.manifest import library_versions
+from ..io.checkpoint import Component, Loaded, from_pretrained, load
 from ..models.decoder import as_network
 from ..models.network import class_count, device_of, input_shape, takes_text
 from ..models.registry import describe
+from ..process.named import PROCESSES, ProcessName
 from ..structure import Structure
 
-Model = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
-Component = Literal["unet", "transformer", "vae"]
-ProcessName = Literal["auto", "ddpm", "v-prediction", "flow", "flow-sit"]
 NO_PIPELINE = "the model takes text, and no VAE and text encoder are beside it; give its whole pipeline folder"
 EMBEDDED = ("digits-unet", "digits-sit")
-
-_FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000}
-PROCESSES: dict[str, dict[str, Any] | None] = {
-    "auto": None,
-    "ddpm": {"_class_name": "DDPMScheduler", "beta_schedule": "linear"},
-    "v-prediction": {"_class_name": "DDPMScheduler", "beta_schedule": "linear", "prediction_type": "v_prediction"},
-    "flow": _FLOW,
-    "flow-sit": _FLOW | {"secateur_flow_convention": "sit"},
-}
 
 
 def open_model(
@@ -133,94 +114,3 @@ def encode_data(dataset: ImageDataset, loaded: Loaded) -> ImageDataset:
 def decoder(loaded: Loaded) -> Callable[[Tensor], Tensor] | None:
     """What turns the model's latents into images; None for a model of pixels."""
     return None if loaded.vae is None else open_autoencoder(loaded.vae, device_of(loaded.model)).decode
-
-
-def choose_device(name: str) -> torch.device:
-    """The named device, made the current one; "auto" is the accelerator when there is one, else the CPU.
-
-    Raises:
-        SecateurError: there is no such device.
-    """
-    if name == "auto":
-        # A CUDA build names its accelerator on a machine without one too.
-        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        name = "cpu" if found is None else found.type
-    try:
-        device = device_of_process(name)
-        torch.empty(0, device=device)
-        if device.type == "cuda" and device.index is not None:
-            torch.cuda.set_device(device)
-    except (RuntimeError, AssertionError) as error:
-        raise SecateurError(f"there is no device {name!r} here: {first_line(error)}") from error
-    return device
-
-
-def device_of_process(name: str) -> torch.device:
-    """The named device; where the name has no index, a launcher gives each of its processes one by LOCAL_RANK."""
-    device = torch.device(name)
-    if device.index is None and device.type not in ("cpu", "mps"):
-        return torch.device(device.type, int(os.environ.get("LOCAL_RANK", "0")))
-    return device
-
-
-def one_process(command: str) -> None:
-    """Refuse to run `command` in several processes, which would write the same files.
-
-    Raises:
-        SecateurError: a launcher started more than one.
-    """
-    if process_count() > 1:
-        raise SecateurError(f"{command} runs in one process; compress, finetune, evaluate and sample run in several")
-
-
-def start_run(out: str | Path, config: Mapping[str, Any]) -> Path:
-    """Make the run folder `out` with its `config.json`, or take up the run that the same settings began there.
-
-    The `FREE` settings may be others, and are then what `config.json` says.
-
-    Raises:
-        SecateurError: the folder holds something else, or a run with other settings.
-    """
-    out = Path(out)
-    if not is_main_process():
-        return out
-    described = plain(config)
-    path = out / "config.json"
-    if path.is_file():
-        before = read_json(path)
-        if changed := differing({key: before.get(key) for key in described}, described, FREE):
-            raise SecateurError(
-                f"{out} was begun with another {', '.join(changed)}; choose another --out, or the same settings"
-            )
-        remove_left_behind(out)
-        write_json(path, before | described)
-        return out
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise SecateurError(f"{out} exists and is no run of secateur; choose another --out")
-    device = f"{platform.machine()}, {torch.get_num_threads()} thread(s)"
-    if torch.accelerator.is_available():
-        device = f"{torch.accelerator.current_accelerator()}, {device}"
-    about = {
-        "command_line": " ".join(["secateur", *sys.argv[1:]]),
-        "versions": library_versions() | {"python": platform.python_version()},
-        "device": device,
-    }
-    write_json(path, described | about)
-    return out
-
-
-def plain(value: Any) -> Any:
-    """Dataclasses, paths and tuples as what JSON gives back."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = dataclasses.asdict(value)
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
-
-
-def say(line: str) -> None:
-    """Output for the user."""
-    if is_main_process():
-        print(line, flush=True)

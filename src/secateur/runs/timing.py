@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from typing_extensions import assert_never
 
+from ..base.console import say
 from ..criteria import CriterionName, ScoringConfig
 from ..criteria.costs import COSTS, FORWARD_SHARE
 from ..evaluation import EvaluationConfig
@@ -22,7 +23,6 @@ from ..recipes import Recipe
 from ..recovery import RecoveryConfig, WarmupConfig
 from ..recovery.objectives import build_objective
 from ..schedules.proxies import JUDGED_PASSES
-from .subject import say
 
 TIMED_STEPS = 3
 TIMED_IMAGES = 32  # at once; fewer where these have more entries, or a pass takes longer, which stands for its memory

@@ -13,20 +13,22 @@ from typing import Any, get_args
 
 from ..base.errors import SecateurError, first_line, require
 from ..base.files import read_json, write_text
-from ..commands.compress import check, compress_stages, given, resolve, run_settings
 from ..criteria import BLOCK_CRITERIA, CriterionName
 from ..data import ImageDataset
 from ..evaluation import EvaluationConfig
-from ..io.checkpoint import Loaded
+from ..io.checkpoint import Component, Loaded
 from ..models.labels import relabel
+from ..process.named import ProcessName
 from ..recipes import RECIPES, Recipe, ScheduleName, recipe_named
 from ..recovery import RecoveryConfig, WarmupConfig
 from ..reporting import write_report
 from ..schedules import Target
 from ..structure import Structure
 from .checks import check_new_labels
+from .compression import check, compress_stages, given, resolve, run_settings
+from .folder import plain, start_run
 from .stages import warmup_stage
-from .subject import Component, ProcessName, encode_data, open_data, open_model, plain, start_run
+from .subject import encode_data, open_data, open_model
 from .timing import Work, predict_seconds, work_of
 
 NOT_IN_ALL = ("quickstart", "decoder")  # a small demonstration with a budget of its own, and one for VAEs

@@ -6,10 +6,10 @@ from decimal import Decimal
 from typing import Literal, get_args
 
 from ..base.errors import TargetError
+from ..base.units import _SUFFIXES, format_count
 
 Metric = Literal["macs", "params", "latency", "blocks"]
 _METRICS = get_args(Metric)
-_SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _HELP = "write for example macs=56%, macs=3.4G, params=20M, latency=20ms or blocks=6"
 
 
@@ -79,11 +79,3 @@ def format_amount(metric: Metric, value: float) -> str:
     if metric == "blocks":
         return f"{value:g}"
     return format_count(value)
-
-
-def format_count(value: float) -> str:
-    """A count with three significant digits and K, M, G or T."""
-    for suffix in ("T", "G", "M", "K"):
-        if value >= 0.9995 * _SUFFIXES[suffix]:
-            return f"{value / _SUFFIXES[suffix]:#.3g}".rstrip(".") + suffix
-    return f"{value:g}"

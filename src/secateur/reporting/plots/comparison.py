@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from ...base.units import format_count
 from ...results.means import Mean
-from ...schedules.target import format_count
 from ..style import (
     DARK,
     FAINT,

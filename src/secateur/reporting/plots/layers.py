@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from ...schedules.target import format_count
+from ...base.units import format_count
 from ..layers import Pair, parts
 from ..style import name_margin, panels, styled
 from .ranking import kept_bars, rows_height

@@ -11,7 +11,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from ...schedules.target import format_count
+from ...base.units import format_count
 from ..stages import removal_step
 from ..style import ACCENT, FAINT, MARGIN, MODEL_COLOURS, WARM, panels, styled
 from .curves import draw_points, draw_smoothed, mark_removal, scale_values, series, title_legend

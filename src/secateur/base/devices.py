@@ -1,0 +1,37 @@
+"""Which device a command runs on."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from .errors import SecateurError, first_line
+
+
+def choose_device(name: str) -> torch.device:
+    """The named device, made the current one; "auto" is the accelerator when there is one, else the CPU.
+
+    Raises:
+        SecateurError: there is no such device.
+    """
+    if name == "auto":
+        # A CUDA build names its accelerator on a machine without one too.
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        name = "cpu" if found is None else found.type
+    try:
+        device = device_of_process(name)
+        torch.empty(0, device=device)
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)
+    except (RuntimeError, AssertionError) as error:
+        raise SecateurError(f"there is no device {name!r} here: {first_line(error)}") from error
+    return device
+
+
+def device_of_process(name: str) -> torch.device:
+    """The named device; where the name has no index, a launcher gives each of its processes one by LOCAL_RANK."""
+    device = torch.device(name)
+    if device.index is None and device.type not in ("cpu", "mps"):
+        return torch.device(device.type, int(os.environ.get("LOCAL_RANK", "0")))
+    return device

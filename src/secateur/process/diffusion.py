@@ -1,0 +1,71 @@
+"""Discrete diffusion: noise prediction, v or the sample itself, on a schedule of betas."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from diffusers import DDIMScheduler, DDPMScheduler
+from torch import Tensor
+
+from ..base.errors import ModelError
+
+MOST_NOISE = 1e-8  # signal-to-noise ratio below which nothing of a clean sample can be told
+
+
+@dataclass(frozen=True)
+class DiffusionProcess:
+    """Discrete variance-preserving diffusion (DDPM, Ho et al. 2020, eq. 4), sampled by DDIM with eta 0.
+
+    Targets follow the scheduler's `prediction_type`: epsilon, sample, or v (Salimans & Ho 2022, appendix D).
+    """
+
+    config: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_scheduler", DDPMScheduler.from_config(self.config))
+        if self.num_train_timesteps < 1:
+            raise ModelError(f"the scheduler config has {self.num_train_timesteps} training timesteps")
+        if self.prediction_type not in ("epsilon", "sample", "v_prediction"):
+            raise ModelError(
+                f"prediction type {self.prediction_type!r} is unknown; use epsilon, sample or v_prediction"
+            )
+
+    @property
+    def prediction_type(self) -> str:
+        return self._scheduler.config.prediction_type  # type: ignore[attr-defined]
+
+    @property
+    def num_train_timesteps(self) -> int:
+        return self._scheduler.config.num_train_timesteps  # type: ignore[attr-defined]
+
+    def timesteps(self, u: Tensor) -> Tensor:
+        return (u * self.num_train_timesteps).long()
+
+    def add_noise(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        return self._scheduler.add_noise(sample, noise, timesteps)  # type: ignore[attr-defined]
+
+    def target(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        if self.prediction_type == "epsilon":
+            return noise
+        if self.prediction_type == "sample":
+            return sample
+        return self._scheduler.get_velocity(sample, noise, timesteps)  # type: ignore[attr-defined]
+
+    def denoised(self, noisy: Tensor, output: Tensor, timesteps: Tensor) -> Tensor:
+        if self.prediction_type == "sample":
+            return output
+        kept = self._scheduler.alphas_cumprod.to(noisy)[timesteps].clamp_min(MOST_NOISE)  # type: ignore[attr-defined]
+        signal, noise = (root.sqrt().reshape(-1, *[1] * (noisy.ndim - 1)) for root in (kept, 1 - kept))
+        if self.prediction_type == "epsilon":
+            return (noisy - noise * output) / signal
+        return signal * noisy - noise * output
+
+    def scheduler(self) -> DDIMScheduler:
+        return DDIMScheduler.from_config(self._scheduler.config)  # type: ignore[attr-defined]
+
+    def sampler_to_model(self, timestep: Tensor) -> Tensor:
+        return timestep
+
+    def model_to_sampler(self, output: Tensor) -> Tensor:
+        return output

@@ -1,0 +1,44 @@
+"""The process that a scheduler config describes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..base.errors import ModelError, first_line
+from .base import Process
+from .diffusion import DiffusionProcess
+from .flow import FlowProcess, _flow_config
+
+
+def process_from_config(config: dict[str, Any]) -> Process:
+    """The process that a diffusers `scheduler_config.json` describes.
+
+    The key `secateur_flow_convention`, which diffusers ignores, names the convention of a flow model.
+
+    Raises:
+        ModelError: the scheduler belongs to neither family, or its class is not named.
+    """
+    name = str(config.get("_class_name"))
+    try:
+        if name.startswith("FlowMatch"):
+            return _tried(FlowProcess(config, config.get("secateur_flow_convention", "diffusers")))
+        if config.get("use_flow_sigmas") and config.get("prediction_type") == "flow_prediction":
+            return _tried(FlowProcess(_flow_config(config)))
+        if "beta_schedule" in config or "beta_start" in config or name in ("DDPMScheduler", "DDIMScheduler"):
+            return _tried(DiffusionProcess(config))
+    except (NotImplementedError, TypeError, ValueError, RuntimeError, IndexError) as error:
+        raise ModelError(f"the scheduler config cannot be used: {first_line(error)}") from error
+    raise ModelError(
+        f"scheduler {name} is not supported; use one with a beta schedule (DDPM, DDIM ...), a FlowMatch one, or one "
+        "with use_flow_sigmas"
+    )
+
+
+def _tried(process: Process) -> Process:
+    """The process, after one use of everything that its config decides."""
+    sample, timesteps = torch.zeros(2, 1), process.timesteps(torch.tensor([0.0, 0.99]))
+    process.target(sample, process.add_noise(sample, sample, timesteps), timesteps)
+    process.scheduler().set_timesteps(1)
+    return process
