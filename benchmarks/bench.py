@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from secateur.process.base.sampling import generate_images, initial_noise
 from torch import Tensor, nn
 
 from secateur.base.files import read_json, write_json, write_text
@@ -32,6 +31,7 @@ from secateur.evaluation.statistics import FeatureStatistics
 from secateur.evaluation.statistics import statistics as feature_statistics
 from secateur.models.conditions import LABELS, rows
 from secateur.models.network import example_inputs, input_shape
+from secateur.process.sampling import generate_images, initial_noise
 from secateur.recovery import RecoveryConfig
 from secateur.reporting.style import FAINT, save_figure
 from secateur.runs.subject import open_data, open_model

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
-from secateur.process.base.reconstruction import reconstruction_by
 from torch import nn
 from torch.nn import functional as F
 
@@ -28,6 +27,7 @@ from secateur.io.checkpoint import Loaded
 from secateur.models.decoder import AutoencoderKLDecoder
 from secateur.models.network import example_inputs
 from secateur.models.registry import describe
+from secateur.process.reconstruction import reconstruction_by
 from secateur.recovery import RecoveryConfig, recover
 from secateur.recovery.draws import batch_indices
 from secateur.schedules import CutConfig, one_shot, parse_target

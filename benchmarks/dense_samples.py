@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from secateur.process.base.sampling import generate_images
-
 import train_dense
 from secateur import load
 from secateur.base.files import atomic_file
 from secateur.data.conditions import null_conditions, sample_conditions
 from secateur.models.network import input_shape
+from secateur.process.sampling import generate_images
 from secateur.reporting import comparison_grid
 
 IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"

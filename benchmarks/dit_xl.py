@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from diffusers import DiTTransformer2DModel
-from secateur.process.base.base import DiffusionProcess
 from torch import nn
 
 from secateur.base.files import write_json, write_text
@@ -28,6 +27,7 @@ from secateur.io.checkpoint import save_pretrained
 from secateur.io.manifest import apply_cut
 from secateur.models.network import example_inputs
 from secateur.models.registry import describe
+from secateur.process.diffusion import DiffusionProcess
 from secateur.schedules import CutConfig, one_shot, parse_target
 from secateur.structure.cost import cost_model
 

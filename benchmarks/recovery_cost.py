@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from diffusers import DiTTransformer2DModel, UNet2DModel
-from secateur.process.base.base import DiffusionProcess, FlowProcess, Process
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -30,6 +29,9 @@ from secateur.data.conditions import accepts
 from secateur.evaluation.metrics.efficiency import LiveBytes
 from secateur.models.network import example_inputs, input_shape
 from secateur.models.registry import describe
+from secateur.process.base import Process
+from secateur.process.diffusion import DiffusionProcess
+from secateur.process.flow import FlowProcess
 from secateur.recovery import JacobianConfig, RecoveryConfig
 from secateur.recovery.draws import Draw, draw_step
 from secateur.recovery.objectives import build_objective

@@ -23,7 +23,6 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     UNet2DModel,
 )
-from secateur.process.base.base import process_from_config
 from torch import nn
 from torch.nn import functional as F
 
@@ -32,6 +31,7 @@ from secateur.base.errors import SecateurError
 from secateur.base.files import atomic_folder, write_json
 from secateur.data import ImageDataset, load_data
 from secateur.evaluation.networks import SmallFeatures
+from secateur.process.from_config import process_from_config
 from secateur.recovery import RecoveryConfig, recover
 
 ROOT = Path(__file__).resolve().parent.parent

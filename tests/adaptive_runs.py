@@ -3,10 +3,10 @@
 import json
 
 import torch
-from secateur.process.base.base import FlowProcess
 
 from models import dit, inputs_for
 from secateur.models.registry import describe
+from secateur.process.flow import FlowProcess
 from secateur.recovery import RecoveryConfig, recover
 from secateur.schedules import Adaptive, AdaptiveConfig, CutConfig, Target, block_cuts, parse_target
 from secateur.schedules.proxies import Judgement

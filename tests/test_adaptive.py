@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from secateur.process.base.base import FlowProcess
 
 from adaptive_runs import (
     DEPTH,
@@ -25,6 +24,7 @@ from adaptive_runs import (
 from models import flux, inputs_for, output, pixart, sana, sd3, sdxl, unet
 from secateur.base.errors import SecateurError
 from secateur.models.registry import describe
+from secateur.process.flow import FlowProcess
 from secateur.schedules import AdaptiveConfig, Target, block_cuts, one_shot, parse_target
 from secateur.schedules.adaptive import Candidate, candidate_counts, choose, objective, standardized
 from secateur.schedules.proxies import Judgement, judge

@@ -13,11 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from scipy import stats
-from secateur.criteria.blocks.measure.drops import _masked, is_chain, outputs_without_each_block, passes_of
-from secateur.criteria.blocks.measure.effects import spearman
-from secateur.criteria.blocks.measure.entropy import log_sd_changes
-from secateur.criteria.blocks.measure.measure import block_scores, draw_tuples, leaving_order, measure_blocks
-from secateur.process.base.base import DiffusionProcess, FlowProcess
 from torch import nn
 
 import secateur
@@ -25,11 +20,17 @@ from models import dit, output, sample_for, unet
 from secateur.base.errors import SecateurError, TrainingError
 from secateur.cli import main
 from secateur.criteria import BLOCK_CRITERIA, ScoringConfig, score
+from secateur.criteria.blocks.drops import _masked, is_chain, outputs_without_each_block, passes_of
+from secateur.criteria.blocks.effects import spearman
+from secateur.criteria.blocks.entropy import log_sd_changes
+from secateur.criteria.blocks.measure import block_scores, draw_tuples, leaving_order, measure_blocks
 from secateur.criteria.uniform import stride_order
 from secateur.data import Batch
 from secateur.models.network import inference
 from secateur.models.predict import predict
 from secateur.models.registry import describe
+from secateur.process.diffusion import DiffusionProcess
+from secateur.process.flow import FlowProcess
 from secateur.reporting import write_report
 from secateur.structure import Block, Cut, Structure, masked, remove
 

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
-from secateur.process.base.base import FlowProcess
 from torch import nn
 
 from models import dit, flux, half, sample_for, sana
@@ -13,6 +12,7 @@ from secateur.models.network import input_shape
 from secateur.models.packing import pack, positions, unpack
 from secateur.models.predict import FLUX_GUIDANCE, call, predict
 from secateur.models.registry import describe
+from secateur.process.flow import FlowProcess
 from secateur.structure import masked, masks_of, remove
 
 LATENTS = torch.randn(2, 3, 6, 4, generator=torch.Generator().manual_seed(0))

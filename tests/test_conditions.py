@@ -3,8 +3,6 @@
 from typing import ClassVar
 
 import torch
-from secateur.process.base.base import FlowProcess
-from secateur.process.base.sampling import generate
 from torch import nn
 
 from models import unet_condition
@@ -12,6 +10,8 @@ from secateur.data import Batch
 from secateur.data.conditions import sample_conditions
 from secateur.models.conditions import arguments, dropped, moved, repeated, rows, without_labels
 from secateur.models.predict import predict
+from secateur.process.flow import FlowProcess
+from secateur.process.sampling import generate
 
 TOLD = {
     "class_labels": torch.tensor([1, 2, 3]),

@@ -10,7 +10,6 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DiTPipeline, DiTTransformer2DModel
 from safetensors.torch import save_file
-from secateur.process.base.sampling import generate, generate_images, initial_noise
 from torch import nn
 from torch.nn import functional as F
 
@@ -21,6 +20,7 @@ from secateur.cli import main
 from secateur.data.conditions import label_conditions
 from secateur.io.original_dit import convert_state_dict, kind_named, read_checkpoint
 from secateur.models.predict import predict
+from secateur.process.sampling import generate, generate_images, initial_noise
 
 HIDDEN, HEADS, DEPTH, PATCH, CLASSES, GRID = 32, 4, 3, 2, 10, 4
 

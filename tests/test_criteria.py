@@ -8,7 +8,6 @@ import torch
 from diffusers import DiTTransformer2DModel
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from secateur.process.base.base import DiffusionProcess, FlowProcess
 from torch import nn
 
 from models import dit, dits, sample_for, unet, unets
@@ -24,6 +23,8 @@ from secateur.criteria.diff_pruning import (
 )
 from secateur.data import Batch
 from secateur.models.registry import describe
+from secateur.process.diffusion import DiffusionProcess
+from secateur.process.flow import FlowProcess
 from secateur.structure import StructureBuilder
 
 FEW = ScoringConfig(num_timesteps=8, batch_size=16)

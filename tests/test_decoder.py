@@ -11,8 +11,6 @@ import pytest
 import torch
 from diffusers import DiTPipeline
 from safetensors.torch import load_file
-from secateur.process.base.base import denoising_error
-from secateur.process.base.reconstruction import reconstruction_by
 from torch.nn import functional as F
 
 import secateur
@@ -34,6 +32,8 @@ from secateur.models.jacobian import higher_order
 from secateur.models.network import example_inputs
 from secateur.models.predict import predict
 from secateur.models.registry import describe
+from secateur.process.base import denoising_error
+from secateur.process.reconstruction import reconstruction_by
 from secateur.recovery import recover
 from secateur.recovery.checkpoints import newest_checkpoint
 from secateur.recovery.draws import Draw

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from secateur.process.base.base import DiffusionProcess, FlowProcess
 from torch import Tensor, nn
 
 import secateur
@@ -16,6 +15,8 @@ from secateur.data import Batch, load_data
 from secateur.evaluation import EvaluationConfig, SmallFeatures, evaluate_models, write_evaluation
 from secateur.evaluation.metrics.denoising import denoising_loss_per_timestep
 from secateur.io.manifest import apply_cut
+from secateur.process.diffusion import DiffusionProcess
+from secateur.process.flow import FlowProcess
 from secateur.structure import Cut
 
 CONFIG = EvaluationConfig(

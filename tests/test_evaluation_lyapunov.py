@@ -4,8 +4,6 @@ import math
 
 import pytest
 import torch
-from secateur.process.base.base import DiffusionProcess, FlowProcess
-from secateur.process.base.sampling import generate
 from torch import Tensor, nn
 
 from models import dit, unet
@@ -13,6 +11,9 @@ from secateur.data import load_data
 from secateur.evaluation import EvaluationConfig, evaluate_models, finite_time_lyapunov_exponents
 from secateur.evaluation.metrics.lyapunov import sampler_steps
 from secateur.models.predict import predict
+from secateur.process.diffusion import DiffusionProcess
+from secateur.process.flow import FlowProcess
+from secateur.process.sampling import generate
 
 LINEAR = {"beta_start": 1e-4, "beta_end": 2e-2, "num_train_timesteps": 1000}
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from secateur.process.base.base import DiffusionProcess, FlowProcess
 from torch import Tensor, nn
 
 from models import dit, unet
@@ -21,6 +20,8 @@ from secateur.evaluation import EvaluationConfig, NetworkFeatures, SmallFeatures
 from secateur.evaluation import samples as samples_module
 from secateur.evaluation.rows import Rows, key_of, model_fingerprint
 from secateur.evaluation.statistics import statistics
+from secateur.process.diffusion import DiffusionProcess
+from secateur.process.flow import FlowProcess
 
 CONFIG = EvaluationConfig(
     metrics=("consistency", "frechet"),

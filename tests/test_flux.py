@@ -7,8 +7,6 @@ pytest.importorskip("transformers")
 
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
-from secateur.process.base.base import process_from_config
-from secateur.process.base.sampling import generate_images, initial_noise
 
 import models
 import secateur
@@ -21,6 +19,8 @@ from secateur.data.text import open_text_encoder
 from secateur.io.checkpoint import load
 from secateur.io.levels import levels_of
 from secateur.models.network import input_shape
+from secateur.process.from_config import process_from_config
+from secateur.process.sampling import generate_images, initial_noise
 from text_pipelines import flux
 
 SCORING = ScoringConfig(num_timesteps=2, num_images=2)

@@ -6,7 +6,6 @@ from functools import partial
 
 import pytest
 import torch
-from secateur.process.base.base import DiffusionProcess, FlowProcess
 from torch import nn
 from torch.func import functional_call, grad, jacrev
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -24,6 +23,8 @@ from secateur.criteria.gradient_flow import (
 )
 from secateur.data import Batch
 from secateur.models.registry import describe
+from secateur.process.diffusion import DiffusionProcess
+from secateur.process.flow import FlowProcess
 from secateur.structure import Cut, check_cut, masked, masks_of, remove
 
 METHODS = ["exact", "finite-difference"]

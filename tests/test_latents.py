@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DiffusionPipeline, DiTPipeline
-from secateur.process.base.sampling import generate_images, initial_noise
 
 import secateur
 from models import output
@@ -22,6 +21,7 @@ from secateur.data import LatentDataset, pixels
 from secateur.data.autoencoder import open_autoencoder
 from secateur.data.conditions import null_conditions
 from secateur.data.encode import POSTERIOR
+from secateur.process.sampling import generate_images, initial_noise
 from secateur.runs.subject import encode_data, open_data, open_model
 
 SCORING = ScoringConfig(num_timesteps=3, num_images=4)

@@ -3,13 +3,16 @@
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
-from secateur.process.base.base import DiffusionProcess, FlowProcess, denoising_error, process_from_config
-from secateur.process.base.sampling import generate, generate_images, initial_noise
 
 from models import dit, unet
 from secateur.base.errors import ModelError
 from secateur.data.conditions import label_conditions, null_conditions
 from secateur.models.predict import predict
+from secateur.process.base import denoising_error
+from secateur.process.diffusion import DiffusionProcess
+from secateur.process.flow import FlowProcess
+from secateur.process.from_config import process_from_config
+from secateur.process.sampling import generate, generate_images, initial_noise
 
 X0 = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 NOISE = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(1))

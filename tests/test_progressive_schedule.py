@@ -6,8 +6,6 @@ from itertools import pairwise
 
 import pytest
 import torch
-from secateur.criteria.blocks.measure.drops import outputs_without_each_block
-from secateur.process.base.base import DiffusionProcess, FlowProcess
 from torch.nn.functional import silu
 
 from models import dit, inputs_for, output, unet
@@ -25,8 +23,11 @@ from progressive_runs import (
 )
 from secateur.base.errors import SecateurError
 from secateur.criteria import ScoringConfig
+from secateur.criteria.blocks.drops import outputs_without_each_block
 from secateur.criteria.gradient_flow import gradient_flow_statistics
 from secateur.models.registry import describe
+from secateur.process.diffusion import DiffusionProcess
+from secateur.process.flow import FlowProcess
 from secateur.recipes import recipe_named
 from secateur.runs.checks import check_schedule
 from secateur.schedules import CutConfig, Progressive, ProgressiveConfig, no_scores

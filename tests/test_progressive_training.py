@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from secateur.process.base.base import DiffusionProcess, FlowProcess
 from torch import nn
 
 from models import dit, inputs_for, output, unet
@@ -27,6 +26,8 @@ from progressive_runs import (
 from secateur.base.errors import TrainingError
 from secateur.models.network import example_inputs
 from secateur.models.registry import describe
+from secateur.process.diffusion import DiffusionProcess
+from secateur.process.flow import FlowProcess
 from secateur.recovery import Ema, JacobianConfig, recover
 from secateur.recovery.checkpoints import TrainingState, newest_checkpoint
 from secateur.recovery.surgery import cut_training_state

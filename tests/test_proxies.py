@@ -7,12 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from secateur.process.base.base import DiffusionProcess, FlowProcess
 
 from models import dit, flux, sample_for, unet
 from secateur.data import Batch
 from secateur.models.conditions import rows
 from secateur.models.predict import predict
+from secateur.process.diffusion import DiffusionProcess
+from secateur.process.flow import FlowProcess
 from secateur.schedules.proxies import (
     ProxyBatch,
     judge,

@@ -5,10 +5,11 @@ import math
 from dataclasses import replace
 
 import pytest
-from secateur.process.base.base import DiffusionProcess, FlowProcess
 
 from models import dit, unet
 from secateur.base.errors import TrainingError
+from secateur.process.diffusion import DiffusionProcess
+from secateur.process.flow import FlowProcess
 from secateur.recovery import OBJECTIVES, JacobianConfig, Objective, recover, trainer
 from secateur.recovery.balance import norm
 from secateur.recovery.checkpoints import newest_checkpoint

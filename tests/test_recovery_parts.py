@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers.models.embeddings import LabelEmbedding
-from secateur.process.base.base import DiffusionProcess, FlowProcess, denoising_error
 from torch import nn
 
 from models import dit, unet
@@ -16,6 +15,9 @@ from secateur.criteria import ScoringConfig
 from secateur.data import ArrayDataset, load_data
 from secateur.data.conditions import check_conditions, disable_label_dropout
 from secateur.models.network import class_count, null_class
+from secateur.process.base import denoising_error
+from secateur.process.diffusion import DiffusionProcess
+from secateur.process.flow import FlowProcess
 from secateur.recovery import OBJECTIVES, Ema, JacobianConfig, Objective, RecoveryConfig, WarmupConfig
 from secateur.recovery.config import learning_rate_at
 from secateur.recovery.draws import batch_indices, draw_step, uniform_times

@@ -13,11 +13,12 @@ import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import LoggerType
 from safetensors.torch import load_file, save_file
-from secateur.process.base.base import DiffusionProcess, FlowProcess
 from torch import nn
 
 from models import dit, unet
 from secateur.base.errors import SecateurError, TrainingError
+from secateur.process.diffusion import DiffusionProcess
+from secateur.process.flow import FlowProcess
 from secateur.recovery import JacobianConfig, RecoveryConfig, recover
 from secateur.recovery.accelerator import check_accelerator
 from secateur.recovery.checkpoints import newest_checkpoint

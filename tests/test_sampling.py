@@ -10,9 +10,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from secateur.process.base.base import DiffusionProcess, FlowProcess, Process
-from secateur.process.base.samplers import check_sampler, sampler
-from secateur.process.base.sampling import generate, generate_images, initial_noise
 from torch import Tensor, nn
 
 from models import dit, unet
@@ -20,6 +17,11 @@ from secateur.base.errors import SecateurError
 from secateur.cli import main
 from secateur.data import load_data
 from secateur.models.conditions import LABELS
+from secateur.process.base import Process
+from secateur.process.diffusion import DiffusionProcess
+from secateur.process.flow import FlowProcess
+from secateur.process.samplers import check_sampler, sampler
+from secateur.process.sampling import generate, generate_images, initial_noise
 
 SPREAD = 0.25  # standard deviation of the data
 

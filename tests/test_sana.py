@@ -5,9 +5,6 @@ import torch
 
 pytest.importorskip("transformers")
 
-from secateur.process.base.base import FlowProcess, process_from_config
-from secateur.process.base.sampling import generate_images, initial_noise
-
 import secateur
 from pipelines import deep_compression, image_folder, images_of
 from secateur import CutConfig, EvaluationConfig, RecoveryConfig, ScoringConfig
@@ -18,6 +15,9 @@ from secateur.data.autoencoder import open_autoencoder
 from secateur.data.text import open_text_encoder
 from secateur.io.checkpoint import load
 from secateur.models.network import input_shape
+from secateur.process.flow import FlowProcess
+from secateur.process.from_config import process_from_config
+from secateur.process.sampling import generate_images, initial_noise
 from secateur.runs.subject import encode_data, open_data
 from text_pipelines import sana
 

@@ -7,7 +7,6 @@ from functools import partial
 
 import pytest
 import torch
-from secateur.process.base.base import DiffusionProcess, FlowProcess
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -17,6 +16,8 @@ from secateur.data import ArrayDataset
 from secateur.models.conditions import rows, without_labels
 from secateur.models.jacobian import higher_order, project, squared_lengths, unit_directions
 from secateur.models.predict import predict
+from secateur.process.diffusion import DiffusionProcess
+from secateur.process.flow import FlowProcess
 from secateur.recovery import JacobianConfig, RecoveryConfig
 from secateur.recovery.balance import norm, summed_gradient
 from secateur.recovery.draws import Draw, draw_step

@@ -4,13 +4,13 @@ from functools import partial
 
 import pytest
 import torch
-from secateur.process.base.base import process_from_config
 
 from models import flux, pixart, sample_for, sana, sd3, unet_condition
 from secateur.criteria import BLOCK_CRITERIA, CRITERIA, ScoringConfig, score
 from secateur.data import Batch
 from secateur.models.jacobian import higher_order, project, unit_directions
 from secateur.models.registry import describe
+from secateur.process.from_config import process_from_config
 
 DDPM = process_from_config({"_class_name": "DDPMScheduler", "beta_schedule": "linear"})
 FLOW = process_from_config({"_class_name": "FlowMatchEulerDiscreteScheduler"})

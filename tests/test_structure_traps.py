@@ -6,11 +6,11 @@ from functools import partial
 import pytest
 import torch
 from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
-from secateur.criteria.blocks.measure.drops import outputs_without_each_block
-from secateur.criteria.blocks.measure.measure import watched
 from torch import nn
 
 from models import autoencoder, dit, flux, half, inputs_for, output, pixart, sana, sd3, sdxl, unet_condition, uvit
+from secateur.criteria.blocks.drops import outputs_without_each_block
+from secateur.criteria.blocks.measure import watched
 from secateur.models.network import inference
 from secateur.models.registry import describe
 from secateur.structure import Cut, masked, masks_of, remove

@@ -11,8 +11,6 @@ import torch
 pytest.importorskip("transformers")
 
 from diffusers import FluxPipeline, PixArtAlphaPipeline, SanaPipeline
-from secateur.process.base.base import denoising_error
-from secateur.process.base.sampling import generate_images, initial_noise
 
 import secateur
 from models import randomize
@@ -29,6 +27,8 @@ from secateur.evaluation import evaluate_models
 from secateur.evaluation.metrics.perceptual import load_clip
 from secateur.models.conditions import rows
 from secateur.models.network import input_shape
+from secateur.process.base import denoising_error
+from secateur.process.sampling import generate_images, initial_noise
 from secateur.recovery.draws import draw_step
 from secateur.runs.subject import decoder, encode_data, open_data, open_model
 from text_pipelines import PIPELINES, clip_model, stable_diffusion

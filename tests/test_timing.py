@@ -1,10 +1,10 @@
 """What predicted times are measured on."""
 
 import pytest
-from secateur.process.base.base import DiffusionProcess
 
 from models import unet
 from secateur.io.checkpoint import Loaded
+from secateur.process.diffusion import DiffusionProcess
 from secateur.runs import timing
 
 

@@ -17,13 +17,7 @@ from ..recovery import WarmupConfig
 from ..reporting import TRIALS, read_run, summarize, write_comparison
 from ..runs.folder import start_run
 from ..runs.search import ScoreName, Search, _print_plan
-from ..runs.trials import (
-    CACHE,
-    TrialConfig,
-    open_bench,
-    recipe_names,
-    warm_up,
-)
+from ..runs.trials import CACHE, TrialConfig, open_bench, recipe_names, warm_up
 from ..schedules import parse_target
 from .options import Model
 

@@ -19,11 +19,7 @@ from ..runs.checks import check_new_labels
 from ..runs.compression import check, compress_stages, resolve, run_settings
 from ..runs.folder import start_run
 from ..runs.plan import print_plan
-from ..runs.stages import (
-    on_cpu,
-    pipeline_stage,
-    warmup_stage,
-)
+from ..runs.stages import on_cpu, pipeline_stage, warmup_stage
 from ..runs.subject import encode_data, open_data, open_model
 from ..runs.timing import print_times, work_of
 from ..schedules import AdaptiveConfig, CutConfig, ProgressiveConfig, parse_target

@@ -20,15 +20,7 @@ from ..structure import Structure
 from .checks import check_criterion, check_recovery, check_schedule
 from .plan import plan_cut
 from .pruners import make_pruner
-from .stages import (
-    cut_stage,
-    evaluate_stage,
-    on_cpu,
-    rank_stage,
-    recover_stage,
-    reopened,
-    settle_stage,
-)
+from .stages import cut_stage, evaluate_stage, on_cpu, rank_stage, recover_stage, reopened, settle_stage
 
 
 def check(

@@ -19,17 +19,7 @@ from ..schedules import Target
 from .halving import Round, Score, check_rounds, order, rounds_of, score_of, tied
 from .stages import calibration, pipeline_stage, reopened
 from .timing import format_duration, seconds_per_pair
-from .trials import (
-    CACHE,
-    Bench,
-    Trial,
-    TrialConfig,
-    attempt,
-    is_done,
-    make_trial,
-    plan_trial,
-    warm_up_seconds,
-)
+from .trials import CACHE, Bench, Trial, TrialConfig, attempt, is_done, make_trial, plan_trial, warm_up_seconds
 
 ScoreName = Literal["loss", "frechet"]
 
