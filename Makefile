@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint
+.PHONY: demo test test-slow torture lint
 
 demo: $(VENV)/installed
 	$(BIN)/secateur quickstart
@@ -12,7 +12,10 @@ test: $(VENV)/installed
 	$(BIN)/python -m pytest
 
 test-slow: $(VENV)/installed
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not torture"
+
+torture: $(VENV)/installed
+	$(BIN)/python -m pytest -m torture
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
