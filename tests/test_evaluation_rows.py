@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from models import dit, unet
 from secateur.base.errors import SecateurError
+from secateur.base.fingerprint import model_fingerprint
 from secateur.cli import main
 from secateur.data import load_data
 from secateur.evaluation import EvaluationConfig, NetworkFeatures, SmallFeatures, evaluate_models, read_statistics
 from secateur.evaluation import samples as samples_module
-from secateur.evaluation.rows import Rows, key_of, model_fingerprint
 from secateur.evaluation.statistics import statistics
 from secateur.process.diffusion import DiffusionProcess
 from secateur.process.flow import FlowProcess
@@ -74,41 +74,16 @@ class Drawn(list[int]):
         monkeypatch.setattr(samples_module, "generate_batch", record)
 
 
-def test_rows_are_measured_once_and_read_in_order(tmp_path: Path) -> None:
-    rows, seen = Rows(tmp_path / "rows", 10, 4), []
-
-    def measure(indices: range) -> dict[str, Tensor]:
-        seen.append(indices)
-        chunk = {"index": torch.tensor(list(indices))}
-        return chunk | {"first": torch.tensor(list(indices))[: max(0, 5 - indices.start)]}
-
-    rows.measure(measure, "rows")
-    rows.measure(measure, "rows")
-    assert seen == [range(0, 4), range(4, 8), range(8, 10)]
-    found = rows.read(("index", "first", "nothing"))
-    assert {name: tensor.tolist() for name, tensor in found.items()} == {"index": [*range(10)], "first": [*range(5)]}
-    rows.path(range(4, 8)).write_bytes(b"cut off")
-    with pytest.raises(SecateurError, match="cannot be read, remove it"):
-        rows.read(("index",))
-
-
-def test_processes_measure_each_its_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = Rows(tmp_path / "rows", 10, 2)
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    seen: dict[str, list[int]] = {"0": [], "1": [], "2": []}
-    for rank, mine in seen.items():
-        monkeypatch.setenv("RANK", rank)
-        rows.measure(lambda indices, mine=mine: mine.extend(indices) or {"x": torch.zeros(len(indices))}, "rows")
-    assert seen == {"0": [0, 1, 6, 7], "1": [2, 3, 8, 9], "2": [4, 5]}
-
-
 def test_models_have_fingerprints() -> None:
-    assert model_fingerprint(dit(), PROCESS) == model_fingerprint(dit(), PROCESS)
-    other = dit()
+    found = model_fingerprint(dit(), PROCESS)
+    assert model_fingerprint(dit(), PROCESS) == found
+    other, swapped = dit(), dit()
     with torch.no_grad():
         other.proj_out_2.bias[0] += 1e-3
-    assert len({key_of(model_fingerprint(dit(), PROCESS)), key_of(model_fingerprint(other, PROCESS))}) == 2
-    assert key_of(model_fingerprint(dit(), PROCESS)) != key_of(model_fingerprint(dit(), FlowProcess()))
+        swapped.proj_out_2.weight.copy_(swapped.proj_out_2.weight.flip(0))
+    others = [model_fingerprint(other, PROCESS), model_fingerprint(swapped, PROCESS)]
+    others += [model_fingerprint(dit(), FlowProcess()), model_fingerprint(dit().bfloat16(), PROCESS)]
+    assert len({found, *others}) == 5
 
 
 def test_a_stopped_evaluation_redraws_no_finished_image(

@@ -101,7 +101,7 @@ def test_encoding_happens_once_and_again_when_anything_changed(tmp_path, cache, 
 
 
 def test_a_killed_encoding_goes_on_with_the_shard_at_hand(tmp_path, monkeypatch, pipeline):
-    monkeypatch.setattr("secateur.base.rows.SHARD_ROWS", 2)
+    monkeypatch.setattr("secateur.base.rows.CHUNK_ROWS", 2)
     monkeypatch.setattr("secateur.data.encode.AT_ONCE", 1)
     data = image_folder(tmp_path / "images", count=5)
     whole = opened(tmp_path / "pipeline", data).batch(range(5)).sample
@@ -118,7 +118,7 @@ def test_a_killed_encoding_goes_on_with_the_shard_at_hand(tmp_path, monkeypatch,
     monkeypatch.setattr("secateur.data.autoencoder.Autoencoder.encode", encode_until_killed)
     with pytest.raises(KeyboardInterrupt):
         opened(tmp_path / "pipeline", data)
-    assert len(list((tmp_path / "another").rglob("shard-*"))) == 1
+    assert len(list((tmp_path / "another").rglob("0*.safetensors"))) == 1
     dataset = opened(tmp_path / "pipeline", data)
     assert len(encoded) == 4 + 3  # image 2 once more
     assert torch.equal(dataset.batch(range(5)).sample, whole)
@@ -128,10 +128,10 @@ def test_a_killed_encoding_goes_on_with_the_shard_at_hand(tmp_path, monkeypatch,
 def test_a_damaged_shard_and_a_full_disk_are_one_line(tmp_path, cache, monkeypatch, pipeline):
     data = image_folder(tmp_path / "images")
     dataset = opened(tmp_path / "pipeline", data)
-    (shard,) = dataset.latents.folder.glob("shard-*")
+    (shard,) = dataset.latents.folder.glob("0*.safetensors")
     os.truncate(shard, 100)
-    with pytest.raises(DataError, match=r"shard-000000.safetensors cannot be read: .*remove it"):
-        replace(dataset, latents=replace(dataset.latents)).batch([0])
+    with pytest.raises(DataError, match=r"00000000-.*safetensors cannot be read: .*remove it"):
+        dataset.batch([0])
     monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "full"))
     usage = type("Usage", (), {"free": 10})()
     monkeypatch.setattr("secateur.data.encode.shutil.disk_usage", lambda folder: usage)

@@ -161,7 +161,7 @@ def test_killed_while_captions_are_encoded(tmp_path, monkeypatch, data):
     stable_diffusion(tmp_path / "pipeline")
     expected = opened(tmp_path / "pipeline", data)[1].batch(range(6)).conditions
     monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "another"))
-    monkeypatch.setattr("secateur.base.rows.SHARD_ROWS", 2)
+    monkeypatch.setattr("secateur.base.rows.CHUNK_ROWS", 2)
     monkeypatch.setattr("secateur.data.encode.AT_ONCE", 1)
     encoder = secateur.data.text.TextEncoder
     asked = []

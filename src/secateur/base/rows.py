@@ -1,80 +1,172 @@
-"""Rows of named tensors on disk, in safetensors shards: written once, each whole or not at all, read by row."""
+"""Rows of named tensors, written once, chunk by chunk, and read by row or by chunk.
+
+A chunk is a dictionary of tensors with one row for each item. In a folder each chunk is a safetensors file, whole or
+not there: a stopped run goes on with the first missing one, and processes that share a file system each write their
+part. Files are memory-mapped, so that reading a row takes no more memory than the row.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from .console import progress
+from .distributed import process_count, process_index
 from .errors import DataError, first_line
 from .files import atomic_file
 
-SHARD_BYTES = 64 * 2**20  # at most; what a killed run loses
-SHARD_ROWS = 1024  # at most
-OPEN_SHARDS = 256
+CHUNK_BYTES = 64 * 2**20  # at most; what a killed run loses
+CHUNK_ROWS = 1024  # at most
+OPEN_FILES = 256
+
+Chunk = dict[str, Tensor]
+
+
+def chunk_size_of(row_bytes: int) -> int:
+    """Rows of `row_bytes` each that make a chunk of a moderate size."""
+    return max(1, min(CHUNK_ROWS, CHUNK_BYTES // row_bytes))
 
 
 @dataclass(frozen=True)
-class Shards:
-    """`count` rows in `folder`, of `row_bytes` each; rows of one shard are written together."""
+class Rows(ABC):
+    """`count` rows, `chunk_size` to a chunk; a tensor of a chunk may stop before the last row."""
 
-    folder: Path
     count: int
-    row_bytes: int
+    chunk_size: int
 
-    @property
-    def rows(self) -> int:
-        """Of a shard; the last one may have fewer."""
-        return max(1, min(SHARD_ROWS, SHARD_BYTES // self.row_bytes))
+    @abstractmethod
+    def has(self, indices: range) -> bool:
+        """Whether the chunk of `indices`, one of `ranges`, is written."""
 
-    @property
-    def bytes(self) -> int:
-        return self.count * self.row_bytes
+    @abstractmethod
+    def write(self, indices: range, chunk: Chunk) -> None:
+        """Write the chunk of `indices`, one of `ranges`."""
 
-    def missing(self) -> list[int]:
-        """Numbers of the shards that are not written yet."""
-        return [number for number in range(math.ceil(self.count / self.rows)) if not self._path(number).is_file()]
-
-    def rows_of(self, number: int) -> range:
-        """The rows that belong to a shard."""
-        return range(number * self.rows, min((number + 1) * self.rows, self.count))
-
-    def write(self, number: int, tensors: Mapping[str, Tensor]) -> None:
-        """Write a shard: of each tensor the rows `rows_of(number)`."""
-        with atomic_file(self._path(number)) as temporary:
-            save_file({name: value.contiguous() for name, value in tensors.items()}, temporary)
-
-    def read(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """The rows at `indices`, in that order.
+    @abstractmethod
+    def chunk(self, indices: range) -> Chunk:
+        """The chunk of `indices`, one of `ranges`.
 
         Raises:
-            DataError: a shard is missing or damaged.
+            DataError: it is missing or damaged.
+        """
+
+    def ranges(self) -> list[range]:
+        """The rows of every chunk."""
+        starts = range(0, self.count, self.chunk_size)
+        return [range(start, min(start + self.chunk_size, self.count)) for start in starts]
+
+    def missing(self) -> list[range]:
+        """The rows of every chunk that is not written yet."""
+        return [indices for indices in self.ranges() if not self.has(indices)]
+
+    def fill(self, measure: Callable[[range], Chunk], description: str, at_once: int | None = None) -> None:
+        """Write the missing chunks of this process's part, with a progress bar.
+
+        `measure` gives the tensors of some rows: those of a chunk, or `at_once` of them at most.
+        """
+        mine = self.ranges()[process_index() :: process_count()]
+        missing = [indices for indices in mine if not self.has(indices)]
+        if not missing:
+            return
+        total, left = sum(map(len, mine)), sum(map(len, missing))
+        with progress(description, total, start=total - left) as advance:
+            for indices in missing:
+                parts = []
+                for start in range(indices.start, indices.stop, at_once or len(indices)):
+                    part = range(start, min(start + (at_once or len(indices)), indices.stop))
+                    parts.append({name: tensor.cpu() for name, tensor in measure(part).items()})
+                    advance(len(part), "")
+                self.write(indices, joined(parts))
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Every chunk, in order."""
+        return (self.chunk(indices) for indices in self.ranges())
+
+    def columns(self, names: Sequence[str]) -> Chunk:
+        """The named tensors of all rows that have them; absent where no chunk has them."""
+        return joined({name: chunk[name] for name in names if name in chunk} for chunk in self.chunks())
+
+    def read(self, indices: Sequence[int]) -> Chunk:
+        """The rows at `indices`, one or more, in that order; their tensors have all rows.
+
+        Raises:
+            DataError: a chunk is missing or damaged.
         """
         gathered = [self._row(index) for index in indices]
         return {name: torch.stack([row[name] for row in gathered]) for name in gathered[0]}
 
-    def _row(self, index: int) -> dict[str, Tensor]:
-        number, row = divmod(index, self.rows)
-        path = self._path(number)
+    def _row(self, index: int) -> Chunk:
+        start = index - index % self.chunk_size
+        chunk = self.chunk(range(start, min(start + self.chunk_size, self.count)))
+        return {name: tensor[index - start] for name, tensor in chunk.items()}
+
+
+@dataclass(frozen=True)
+class FileRows(Rows):
+    """Rows in the files of `folder`, whose name says what they were made from (`fingerprint`)."""
+
+    folder: Path
+
+    def path(self, indices: range) -> Path:
+        """The file of a chunk."""
+        return self.folder / f"{indices.start:08d}-{indices.stop:08d}.safetensors"
+
+    def has(self, indices: range) -> bool:
+        return self.path(indices).is_file()
+
+    def write(self, indices: range, chunk: Chunk) -> None:
+        with atomic_file(self.path(indices)) as temporary:
+            save_file({name: tensor.contiguous() for name, tensor in chunk.items()}, temporary)
+
+    def chunk(self, indices: range) -> Chunk:
+        path = self.path(indices)
         try:
-            shard = _opened(path)
-            return {name: shard.get_slice(name)[row] for name in shard.keys()}  # noqa: SIM118
+            stat = path.stat()
+            return _mapped(path, (stat.st_ino, stat.st_size, stat.st_mtime_ns))
         except (OSError, SafetensorError) as error:
             reason = first_line(error)
-            raise DataError(f"{path} cannot be read: {reason}; remove it, and it is encoded again") from error
-
-    def _path(self, number: int) -> Path:
-        return self.folder / f"shard-{number:06d}.safetensors"
+            raise DataError(f"{path} cannot be read: {reason}; remove it, and it is made again") from error
 
 
-@lru_cache(maxsize=OPEN_SHARDS)
-def _opened(path: Path) -> Any:
-    return safe_open(path, "pt")
+@dataclass(frozen=True)
+class MemoryRows(Rows):
+    """Rows that are kept in memory."""
+
+    kept: dict[range, Chunk] = field(default_factory=dict, repr=False)
+
+    def has(self, indices: range) -> bool:
+        return indices in self.kept
+
+    def write(self, indices: range, chunk: Chunk) -> None:
+        self.kept[indices] = chunk
+
+    def chunk(self, indices: range) -> Chunk:
+        return self.kept[indices]
+
+
+def rows_at(folder: Path | None, count: int, chunk_size: int) -> Rows:
+    """Rows in the files of `folder`; in memory without one."""
+    return MemoryRows(count, chunk_size) if folder is None else FileRows(count, chunk_size, folder)
+
+
+def joined(chunks: Iterator[Chunk] | Sequence[Chunk]) -> Chunk:
+    """The rows of `chunks` one after another."""
+    parts: dict[str, list[Tensor]] = {}
+    for chunk in chunks:
+        for name, tensor in chunk.items():
+            parts.setdefault(name, []).append(tensor)
+    return {name: tensors[0] if len(tensors) == 1 else torch.cat(tensors) for name, tensors in parts.items()}
+
+
+@lru_cache(maxsize=OPEN_FILES)
+def _mapped(path: Path, stamp: tuple[int, ...]) -> Chunk:
+    """The tensors of a file, mapped; `stamp` changes when it is written anew."""
+    return load_file(path)

@@ -13,10 +13,11 @@ from ..base.console import progress, say
 from ..base.distributed import one_process, process_count, process_index, wait_for_everyone
 from ..base.errors import ModelError, SecateurError, require
 from ..base.files import atomic_file
+from ..base.fingerprint import fingerprint, model_fingerprint
+from ..base.rows import FileRows
 from ..data.autoencoder import latent_space
 from ..data.conditions import label_conditions, null_conditions
 from ..data.text import open_text_encoder
-from ..evaluation.rows import Rows, key_of, model_fingerprint
 from ..io.checkpoint import Component, Loaded
 from ..models.conditions import Conditions, rows
 from ..models.network import class_count, device_of, input_shape, takes_text
@@ -109,7 +110,7 @@ def sample(
     settings = {
         "command": "sample",
         "model": model,
-        "weights": key_of(model_fingerprint(loaded.model, loaded.process)),
+        "weights": model_fingerprint(loaded.model, loaded.process),
         "num_inference_steps": num_inference_steps,
         "scheduler": scheduler,
         "class_label": class_label,
@@ -120,10 +121,10 @@ def sample(
         "process": process,
     }
     if grid:
-        key = key_of(settings, num_images, batch_size)
+        key = fingerprint([settings, num_images, batch_size])
         by_class = classes if class_label is None and classes and classes <= MOST_COLUMNS else None
         columns = by_class or max(1, round(num_images**0.5))
-        _write_grid(out, columns, Rows(out.with_name(f".{out.name}.parts") / key, num_images, batch_size), draw)
+        _write_grid(out, columns, FileRows(num_images, batch_size, out.with_name(f".{out.name}.parts") / key), draw)
     else:
         start_run(out, settings)
         wait_for_everyone(on_cpu=device_of(loaded.model).type == "cpu")  # all stop where the folder is refused
@@ -152,10 +153,10 @@ def _told(loaded: Loaded, prompts: tuple[str, ...]) -> tuple[Conditions, Conditi
     return encoder(prompts), encoder.null()
 
 
-def _write_grid(out: Path, columns: int, parts: Rows, draw: Callable[[Sequence[int]], Tensor]) -> None:
+def _write_grid(out: Path, columns: int, parts: FileRows, draw: Callable[[Sequence[int]], Tensor]) -> None:
     """One PNG of all images; what was drawn waits beside it, for a run that is stopped, until it is written."""
-    parts.measure(lambda indices: {"images": draw(indices)}, "sampling")
-    images = parts.read(["images"])["images"]
+    parts.fill(lambda indices: {"images": draw(indices)}, "sampling")
+    images = parts.columns(["images"])["images"]
     with atomic_file(out) as temporary:
         image_grid(images, columns).save(temporary, format="PNG")
     shutil.rmtree(parts.folder.parent)

@@ -6,6 +6,7 @@ in memory one after another, and only while something is missing.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -17,11 +18,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..base.console import progress
 from ..base.errors import DataError, ModelError, require
 from ..base.files import atomic_file, read_json, write_json
 from ..base.fingerprint import files_fingerprint, fingerprint
-from ..base.rows import Shards
+from ..base.rows import FileRows, chunk_size_of
 from ..base.seeds import seed_of
 from ..io.checkpoint import Loaded
 from ..models.network import device_of, example_batch, input_shape, takes_text
@@ -62,8 +62,8 @@ def open_encoded(source: str, loaded: Loaded) -> LatentDataset:
     images = load_data(source, space.image_shape(shape))
     data = {"files": images.fingerprint, "shape": list(images.shape)}
     about = {"format": FORMAT, "vae": _folder_fingerprint(loaded.vae), "data": data, "latents": list(shape)}
-    row_bytes = 4 * shape[0] * shape[1] * shape[2]
-    latents = Shards(cache_folder() / "latents" / fingerprint(about), len(images), row_bytes)
+    chunk_size = chunk_size_of(_latent_bytes(shape))
+    latents = FileRows(len(images), chunk_size, cache_folder() / "latents" / fingerprint(about))
     dataset = LatentDataset(images, shape, latents)
     if not takes_text(loaded.model):
         return dataset
@@ -74,24 +74,24 @@ def open_encoded(source: str, loaded: Loaded) -> LatentDataset:
             "with its column, datasets:NAME,caption=COLUMN"
         )
     encoders = {folder.name: _folder_fingerprint(folder) for folder in text_folders(loaded.pipeline)}
+    chunk_size = chunk_size_of(_text_bytes(loaded.model))
     about = {
         "format": FORMAT,
         "pipeline": read_json(loaded.pipeline / "model_index.json"),  # it decides how prompts are encoded
         "encoders": encoders,
         "captions": list(images.captions),
         "size": list(images.shape[1:]),
+        "chunk_size": chunk_size,
     }
     folder = cache_folder() / "text" / fingerprint(about)
-    return _with_null(replace(dataset, text=Shards(folder, len(images), _text_bytes(loaded.model))))
+    return _with_null(replace(dataset, text=FileRows(len(images), chunk_size, folder)))
 
 
 def _with_null(dataset: LatentDataset) -> LatentDataset:
-    """The data set with the conditions of the empty prompt, and the size of a caption's, where they are known."""
-    if dataset.text is None or not (dataset.text.folder / ABOUT).is_file():
+    """The data set with the conditions of the empty prompt, where they are known."""
+    if dataset.text is None or not (dataset.text.folder / NULL).is_file():
         return dataset
-    folder = dataset.text.folder
-    text = replace(dataset.text, row_bytes=read_json(folder / ABOUT)["row_bytes"])
-    return replace(dataset, text=text, null=load_file(folder / NULL))
+    return replace(dataset, null=load_file(dataset.text.folder / NULL))
 
 
 def whole(dataset: LatentDataset) -> bool:
@@ -105,10 +105,12 @@ def sizes(dataset: LatentDataset, loaded: Loaded) -> Iterator[tuple[str, int, in
     assert loaded.pipeline is not None
     assert loaded.vae is not None
     if dataset.latents.missing():
-        yield "latents", dataset.latents.bytes, _weights_bytes([loaded.vae]), dataset.latents.folder
+        size = len(dataset) * _latent_bytes(dataset.shape)
+        yield "latents", size, _weights_bytes([loaded.vae]), dataset.latents.folder
     if dataset.text is not None and (not dataset.null or dataset.text.missing()):
         folders = text_folders(loaded.pipeline)
-        yield "captions", dataset.text.bytes, _weights_bytes(folders), dataset.text.folder
+        size = len(dataset) * _text_bytes(loaded.model)
+        yield "captions", size, _weights_bytes(folders), dataset.text.folder
 
 
 def encode(dataset: LatentDataset, loaded: Loaded) -> LatentDataset:
@@ -130,21 +132,21 @@ def encode(dataset: LatentDataset, loaded: Loaded) -> LatentDataset:
 
 def _encode_latents(dataset: LatentDataset, loaded: Loaded) -> None:
     assert loaded.vae is not None
-    shards = dataset.latents
-    _check_disk(shards)
+    latents = dataset.latents
+    _check_disk(latents, _latent_bytes(dataset.shape))
     autoencoder = open_autoencoder(loaded.vae, device_of(loaded.model))
 
-    def encoded(indices: list[int]) -> dict[str, Tensor]:
+    def encoded(indices: range) -> dict[str, Tensor]:
         # Latent models are trained on draws of the posterior, not on its mean; one of each image, by its number.
         noise = initial_noise([seed_of(index, POSTERIOR) for index in indices], dataset.shape)
-        images = dataset.images.batch(indices).sample
-        latents = autoencoder.encode(images.to(autoencoder.scale), noise.to(autoencoder.scale)).cpu()
-        if not latents.isfinite().all():
+        images = dataset.images.batch(list(indices)).sample
+        drawn = autoencoder.encode(images.to(autoencoder.scale), noise.to(autoencoder.scale)).cpu()
+        if not drawn.isfinite().all():
             raise ModelError(f"the VAE in {loaded.vae} gives latents of {dataset.name} that are not finite")
-        return {LATENTS: latents}
+        return {LATENTS: drawn}
 
-    _write_about(shards, dataset, {"shape": list(dataset.shape), "vae": str(loaded.vae)})
-    _fill(shards, encoded, "latents")
+    _write_about(latents, dataset, {"shape": list(dataset.shape), "vae": str(loaded.vae)})
+    latents.fill(encoded, "encoding latents", AT_ONCE)
 
 
 def _encode_captions(dataset: LatentDataset, loaded: Loaded) -> LatentDataset:
@@ -152,43 +154,31 @@ def _encode_captions(dataset: LatentDataset, loaded: Loaded) -> LatentDataset:
     assert dataset.text is not None
     height, width = dataset.images.shape[1:]
     encoder = open_text_encoder(loaded.pipeline, (height, width), device_of(loaded.model))
-    null = encoder.null()
-    shards = replace(dataset.text, row_bytes=sum(value.numel() * value.element_size() for value in null.values()))
-    _check_disk(shards)
+    null, captions, text = encoder.null(), dataset.captions, dataset.text
+    _check_disk(text, sum(value.numel() * value.element_size() for value in null.values()))
     if not dataset.null:
-        with atomic_file(shards.folder / NULL) as temporary:
+        _write_about(text, dataset, {"pipeline": str(loaded.pipeline)})
+        with atomic_file(text.folder / NULL) as temporary:
             save_file({name: value.contiguous() for name, value in null.items()}, temporary)
-        _write_about(shards, dataset, {"pipeline": str(loaded.pipeline)})
-    captions = dataset.captions
-    _fill(shards, lambda indices: dict(encoder([captions[index] for index in indices])), "captions")
-    return replace(dataset, text=shards, null=null)
+    text.fill(lambda indices: dict(encoder([captions[index] for index in indices])), "encoding captions", AT_ONCE)
+    return replace(dataset, null=null)
 
 
-def _fill(shards: Shards, encoded: Any, description: str) -> None:
-    """Write every missing shard of what `encoded` gives for a list of indices."""
-    missing = shards.missing()
-    done = shards.count - sum(len(shards.rows_of(number)) for number in missing)
-    with progress(f"encoding {description}", shards.count, done) as advance:
-        for number in missing:
-            parts = []
-            for indices in torch.tensor(list(shards.rows_of(number))).split(AT_ONCE):
-                parts.append(encoded(indices.tolist()))
-                advance(len(indices), "")
-            shards.write(number, {name: torch.cat([part[name] for part in parts]) for name in parts[0]})
-
-
-def _check_disk(shards: Shards) -> None:
-    shards.folder.mkdir(parents=True, exist_ok=True)
-    needed = sum(len(shards.rows_of(number)) for number in shards.missing()) * shards.row_bytes
-    free = shutil.disk_usage(shards.folder).free
-    there = f"{shards.folder} needs {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free"
+def _check_disk(rows: FileRows, row_bytes: int) -> None:
+    rows.folder.mkdir(parents=True, exist_ok=True)
+    needed = sum(map(len, rows.missing())) * row_bytes
+    free = shutil.disk_usage(rows.folder).free
+    there = f"{rows.folder} needs {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free"
     require(needed < free, f"{there}; set SECATEUR_CACHE to a folder of another disk")
 
 
-def _write_about(shards: Shards, dataset: LatentDataset, made_by: dict[str, Any]) -> None:
-    """For people, and the number of bytes that says where rows are."""
-    about = {"data": dataset.name, "images": shards.count, "row_bytes": shards.row_bytes, **made_by}
-    write_json(shards.folder / ABOUT, about)
+def _write_about(rows: FileRows, dataset: LatentDataset, made_by: dict[str, Any]) -> None:
+    """For people who look at the folder."""
+    write_json(rows.folder / ABOUT, {"data": dataset.name, "images": rows.count, **made_by})
+
+
+def _latent_bytes(shape: tuple[int, int, int]) -> int:
+    return torch.float32.itemsize * math.prod(shape)
 
 
 def _text_bytes(model: nn.Module) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..base.rows import Shards
+from ..base.rows import FileRows
 from ..models.conditions import Conditions
 from .dataset import Batch, ImageDataset, PixelDataset, labelled
 
@@ -23,8 +23,8 @@ class LatentDataset:
 
     images: PixelDataset
     shape: tuple[int, int, int]
-    latents: Shards
-    text: Shards | None = None
+    latents: FileRows
+    text: FileRows | None = None
     null: Conditions = field(default_factory=dict)
 
     @property

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from torch import Tensor, nn
 
 from ..base.distributed import is_main_process, process_count, wait_for_everyone
 from ..base.errors import SecateurError
+from ..base.rows import Rows
 from ..data import ImageDataset, calibration_batch, pixels
 from ..data.conditions import sample_labels
 from ..models.conditions import LABELS
@@ -29,7 +28,6 @@ from .measured import Measured, joined
 from .metric import describe_metric
 from .networks import FeatureNetwork
 from .quality import all_finite, measure_features, measure_pairs, measure_reconstructions, measure_text, read_real
-from .rows import Rows
 from .samples import IMAGES_SHOWN, Decode, Instruments, pair_metrics, real_rows, sample_rows, shown_images, text_metrics
 
 FAMILIES = ("denoising_loss", "ftle", "consistency", "fidelity", "per_class")  # null where they were not measured
@@ -55,8 +53,8 @@ def evaluate_models(
     and `class_labels` (64,) of the samples if there are any; classes take turns.
 
     What was measured image by image is kept in the folder `cache` and found there again, by any evaluation that draws
-    the same samples of the same model; by default it is thrown away. Several processes share a cache and each measures
-    its part; all but the first return nothing. `network` replaces the one that `config.features` names.
+    the same samples of the same model; without one it is kept in memory. Several processes share a cache and each
+    measures its part; all but the first return nothing. `network` replaces the one that `config.features` names.
 
     Raises:
         ModelError: `config.features` cannot be loaded, or guidance is asked of a model without a null class.
@@ -70,17 +68,18 @@ def evaluate_models(
     if decodes:  # no image twice
         config = replace(config, num_images=min(config.num_images, len(dataset)))
     network, notes = check_evaluation(models, process, dataset, config, network)
-    with _folder(cache) as folder:
-        pairs = pair_metrics(config, device) if len(models) > 1 or decodes else {}
-        instruments = Instruments(network, pairs, decode, text_metrics(config, device))
-        rows = sample_rows(models, process, dataset, config, instruments, folder) if config.draws_samples else {}
-        needed = network is not None and config.needs_real_features
-        real = real_rows(pixels(dataset), network, config, device, folder) if network is not None and needed else None
-        wait_for_everyone(on_cpu=device.type == "cpu")
-        if not is_main_process():
-            return {}, {}
-        measured = _measure(models, process, dataset, config, network, rows, real)
-        images = {name: shown_images(found) for name, found in rows.items()}
+    if cache is None and process_count() > 1:
+        raise SecateurError("several processes evaluate through a folder that they share; give one as cache")
+    pairs = pair_metrics(config, device) if len(models) > 1 or decodes else {}
+    instruments = Instruments(network, pairs, decode, text_metrics(config, device))
+    rows = sample_rows(models, process, dataset, config, instruments, cache) if config.draws_samples else {}
+    needed = network is not None and config.needs_real_features
+    real = real_rows(pixels(dataset), network, config, device, cache) if network is not None and needed else None
+    wait_for_everyone(on_cpu=device.type == "cpu")
+    if not is_main_process():
+        return {}, {}
+    measured = _measure(models, process, dataset, config, network, rows, real)
+    images = {name: shown_images(found) for name, found in rows.items()}
     metrics = {key: describe_metric(key, network, decodes) for found in measured.values() for key in found.estimates}
     estimates = {name: found.estimates for name, found in measured.items()}
     result = {
@@ -97,18 +96,6 @@ def evaluate_models(
         "comparisons": comparisons(estimates, {key: metric.better for key, metric in metrics.items()}),
     }
     return result, images | _to_look_at(dense, dataset, config)
-
-
-@contextmanager
-def _folder(cache: Path | None) -> Iterator[Path]:
-    """The folder of the rows: the cache, or one that goes when the evaluation is done."""
-    if cache is not None:
-        yield cache
-        return
-    if process_count() > 1:
-        raise SecateurError("several processes evaluate through a folder that they share; give one as cache")
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder)
 
 
 def _measure(

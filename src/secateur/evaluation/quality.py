@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..base.console import progress
+from ..base.rows import Rows
 from ..data import ImageDataset
 from .config import EvaluationConfig
 from .estimates import Estimate, mean_estimate, resample_counts
@@ -20,7 +21,6 @@ from .metrics.kernel import kernel_distance
 from .metrics.manifold import COVERAGE_NEIGHBOURS, manifold_scores
 from .metrics.per_class import per_class_scores
 from .networks import FeatureNetwork, metric_name
-from .rows import Rows
 from .statistics import FeatureStatistics, Gaussian, read_statistics, statistics, write_statistics
 
 PAIRS = ("ssim", "psnr", "mse", "ms_ssim", "lpips")
@@ -33,7 +33,7 @@ def all_finite(rows: Rows) -> bool:
 
 def measure_pairs(rows: Rows, config: EvaluationConfig) -> Measured:
     """Means over the images that were compared with the reference's one by one."""
-    found = rows.read(PAIRS)
+    found = rows.columns(PAIRS)
     if not found:
         return Measured()
     counts = resample_counts(len(next(iter(found.values()))), config.bootstrap, config.seed)
@@ -46,14 +46,14 @@ def measure_pairs(rows: Rows, config: EvaluationConfig) -> Measured:
 
 def measure_reconstructions(rows: Rows, config: EvaluationConfig) -> Measured:
     """Means over the images that a decoder's reconstructions were compared with."""
-    found = rows.read([f"image_{name}" for name in PAIRS])
+    found = rows.columns([f"image_{name}" for name in PAIRS])
     counts = resample_counts(rows.count, config.bootstrap, config.seed)
     return Measured({}, {name: mean_estimate(values, counts) for name, values in found.items()})
 
 
 def measure_text(rows: Rows, config: EvaluationConfig) -> Measured:
     """The mean CLIP score of the samples with their captions, if it was taken."""
-    found = rows.read(("clip_score",))
+    found = rows.columns(("clip_score",))
     counts = resample_counts(rows.count, config.bootstrap, config.seed)
     return Measured({}, {name: mean_estimate(values, counts) for name, values in found.items()})
 
@@ -76,7 +76,7 @@ def read_real(
     Raises:
         DataError: the file of statistics cannot be read, or is of other features.
     """
-    found = {} if rows is None else rows.read(("features", "labels"))
+    found = {} if rows is None else rows.columns(("features", "labels"))
     own: Gaussian | None = None
     if rows is not None:
         stream = FeatureStatistics(network.dim)
@@ -105,7 +105,7 @@ def measure_features(
     measured = {}
     with progress("comparing features", len(rows)) as advance:
         for name, found in rows.items():
-            features = found.read(("features",))["features"]
+            features = found.columns(("features",))["features"]
             estimates = feature_estimates(features, labels_N, network, real, dense, config)
             fields: dict[str, object] = {}
             if "fd" in estimates and real.statistics is not None:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..base.fingerprint import fingerprint, model_fingerprint
+from ..base.rows import Chunk, Rows, rows_at
 from ..data import ImageDataset
 from ..data.conditions import null_conditions, sample_captions, sample_conditions
 from ..models.network import device_of, input_shape
@@ -21,7 +23,6 @@ from .metrics.consistency import ms_ssim, mse, psnr, ssim
 from .metrics.perceptual import load_clip, load_lpips
 from .networks import FeatureNetwork
 from .reconstructions import described, reconstruct
-from .rows import Chunk, Rows, key_of, model_fingerprint
 
 IMAGES_SHOWN = 64
 # The settings that decide what a row holds.
@@ -82,7 +83,7 @@ def sample_rows(
     dataset: ImageDataset,
     config: EvaluationConfig,
     instruments: Instruments,
-    folder: Path,
+    folder: Path | None,
 ) -> dict[str, Rows]:
     """Draw and measure the samples of every model, this process's part of them.
 
@@ -104,9 +105,10 @@ def sample_rows(
     common = [settings, *chosen, *instruments.fingerprint(zeros), dataset.captions, told]
     found: dict[str, Rows] = {}
     reference: Rows | None = None
+    reference_key: str | None = None
     for name, model in models.items():
-        key = key_of(common, model_fingerprint(model, process), None if reference is None else reference.folder.name)
-        rows = Rows(folder / key, config.num_images, config.batch_size)
+        key = fingerprint([common, model_fingerprint(model, process), reference_key])
+        rows = rows_at(folder and folder / key, config.num_images, config.batch_size)
         kept = IMAGES_SHOWN if reference is not None else max(IMAGES_SHOWN, pairs)
 
         def measure(
@@ -128,9 +130,10 @@ def sample_rows(
                 chunk |= {name: metric(images[:count], others[:count]) for name, metric in instruments.pairs.items()}
             return chunk
 
-        rows.measure(torch.no_grad()(measure), f"sampling {name}")
+        rows.fill(torch.no_grad()(measure), f"sampling {name}")
         found[name] = rows
-        reference = reference or rows
+        if reference is None:
+            reference, reference_key = rows, key
     return found
 
 
@@ -173,15 +176,15 @@ def shown_images(rows: Rows) -> Tensor:
 
 
 def real_rows(
-    dataset: ImageDataset, network: FeatureNetwork, config: EvaluationConfig, device: torch.device, folder: Path
+    dataset: ImageDataset, network: FeatureNetwork, config: EvaluationConfig, device: torch.device, folder: Path | None
 ) -> Rows:
     """Take `features`, and `labels` where there are any, of the data's images: all, or as many as asked for."""
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(config.seed))
     order = order[: config.num_real_images]
     some = dataset.batch(order[:16].tolist()).sample.double()
     about = [dataset.name, len(dataset), dataset.shape, some.sum().item(), some.square().sum().item()]
-    key = key_of(about, network.name, config.features, config.seed, config.num_real_images, config.batch_size)
-    rows = Rows(folder / key, len(order), config.batch_size)
+    key = fingerprint([about, network.name, config.features, config.seed, config.num_real_images, config.batch_size])
+    rows = rows_at(folder and folder / key, len(order), config.batch_size)
 
     @torch.no_grad()
     def measure(indices: range) -> Chunk:
@@ -189,5 +192,5 @@ def real_rows(
         chunk = {"features": network(batch.sample.to(device))}
         return chunk if batch.class_labels is None else chunk | {"labels": batch.class_labels}
 
-    rows.measure(measure, f"features of {dataset.name}")
+    rows.fill(measure, f"features of {dataset.name}")
     return rows
