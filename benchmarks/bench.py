@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from secateur.base.files import read_json, write_json, write_text
-from secateur.criteria import CriterionName, ScoringConfig, score
+from secateur.criteria import ScoringConfig, score
 from secateur.data import Batch, ImageDataset, calibration_batch
 from secateur.data.conditions import accepts, sample_conditions
 from secateur.evaluation import finite_time_lyapunov_exponents
@@ -75,12 +75,12 @@ class Bench:
         batch = calibration_batch(self.dataset, count, seed)
         return Batch(batch.sample, accepts(self.dense)(batch.conditions))
 
-    def scores(self, criterion: CriterionName, seed: int, scoring: ScoringConfig = SCORING) -> dict[str, Tensor]:
+    def scores(self, criterion: str, seed: int, scoring: ScoringConfig = SCORING) -> dict[str, Tensor]:
         batch = self.batch(scoring.num_images, seed)
         config = replace(scoring, seed=seed)
         return dict(score(self.dense, self.loaded.process, batch, self.structure, criterion, config).scores)
 
-    def cut(self, criterion: CriterionName, target: str, seed: int, config: CutConfig = CUT) -> Cut:
+    def cut(self, criterion: str, target: str, seed: int, config: CutConfig = CUT) -> Cut:
         request: tuple[Target, Any, CutConfig, Any] = (
             parse_target(target),
             self.scores(criterion, seed),

@@ -36,7 +36,7 @@ from bench import (
     report,
 )
 from secateur.base.files import read_json, write_text
-from secateur.criteria import CriterionName, ScoringConfig
+from secateur.criteria import CedOptions, ScoringConfig
 from secateur.models.network import example_inputs
 from secateur.models.registry import describe
 from secateur.recipes import SECOND_MATCH
@@ -68,13 +68,13 @@ ONE_BY_ONE = AdaptiveConfig(stages=1, rerank="removal")
 class Method:
     """A criterion, when blocks leave (None: before the first step), and whether 2ndMatch recovers."""
 
-    criterion: CriterionName
+    criterion: str
     stages: AdaptiveConfig | None = None
     scoring: ScoringConfig = SCORING
     second_match: bool = False
 
 
-PREDICTIONS = replace(SCORING, ced_output="prediction")
+PREDICTIONS = replace(SCORING, options=CedOptions(output="prediction"))
 RANKINGS: dict[str, Method] = {
     "one shot, random": Method("random"),
     "one shot, magnitude": Method("magnitude"),

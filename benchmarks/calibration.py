@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from secateur.base.files import write_json
-from secateur.criteria.diff_pruning import calibration_timesteps, summed_gradients
+from secateur.criteria.gradients import calibration_timesteps, summed_gradients
 from secateur.data import Batch, calibration_batch
 from secateur.runs.subject import open_data, open_model
 

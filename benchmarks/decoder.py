@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from secateur.base.console import progress
 from secateur.base.files import write_json, write_text
-from secateur.criteria import CriterionName, ScoringConfig, score
+from secateur.criteria import ScoringConfig, score
 from secateur.data import ArrayDataset, calibration_batch, load_data
 from secateur.evaluation import EvaluationConfig, evaluate_models
 from secateur.io.checkpoint import Loaded
@@ -35,7 +35,7 @@ from secateur.structure import remove
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SIZE, TRAINING, DENSE_STEPS, KL = 16, 1397, 600, 1e-4
-CRITERIA: tuple[CriterionName, ...] = ("random", "magnitude", "taylor", "gradient-flow")
+CRITERIA: tuple[str, ...] = ("random", "magnitude", "taylor", "gradient-flow")
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "denoising (the image)": {"objective": "denoising"},
     "distillation (the dense decoder's output)": {"objective": "distillation", "weights": {"denoising": 0.0}},
@@ -69,7 +69,7 @@ def train(dataset: ArrayDataset) -> AutoencoderKL:
     return model.eval()
 
 
-def cut(loaded: Loaded, dataset: ArrayDataset, criterion: CriterionName, seed: int) -> nn.Module:
+def cut(loaded: Loaded, dataset: ArrayDataset, criterion: str, seed: int) -> nn.Module:
     """A copy of the dense decoder at half of its MACs."""
     structure, config = describe(loaded.model), ScoringConfig(num_images=128, seed=seed)
     batch = calibration_batch(dataset, config.num_images, seed)

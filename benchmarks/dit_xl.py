@@ -21,7 +21,7 @@ from diffusers import DiTTransformer2DModel
 from torch import nn
 
 from secateur.base.files import write_json, write_text
-from secateur.criteria import BLOCK_CRITERIA, CriterionName, ScoringConfig, score
+from secateur.criteria import CRITERIA, ScoringConfig, score
 from secateur.data import Batch
 from secateur.io.checkpoint import save_pretrained
 from secateur.io.manifest import apply_cut
@@ -37,7 +37,8 @@ KEPT = (28, 20, 19, 14, 13, 12)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--criterion", choices=sorted(BLOCK_CRITERIA), default="ced")
+    names = [name for name, criterion in CRITERIA.items() if criterion.ranks == "blocks"]
+    parser.add_argument("--criterion", choices=names, default="ced")
     parser.add_argument("--images", type=int, default=2)
     parser.add_argument("--bins", type=int, default=4)
     arguments = parser.parse_args()
@@ -48,7 +49,7 @@ def main() -> None:
     print(text)
 
 
-def measure(criterion: CriterionName, images: int, bins: int) -> dict[str, Any]:
+def measure(criterion: str, images: int, bins: int) -> dict[str, Any]:
     """Build, rank, cut, save and load again; sizes at every depth of the table, seconds and peak memory."""
     seconds: dict[str, float] = {}
     clock = time.perf_counter()

@@ -30,7 +30,7 @@ from bench import (
     panels_of,
     report,
 )
-from secateur.criteria import CriterionName, ScoringConfig
+from secateur.criteria import GradientFlowOptions, ScoringConfig
 from secateur.models.network import example_inputs
 from secateur.models.registry import describe
 from secateur.recipes import BETWEEN_STAGES
@@ -40,7 +40,8 @@ from secateur.schedules import Progressive, ProgressiveConfig, one_shot, parse_t
 from secateur.structure.cost import cost_model
 
 SCORING = ScoringConfig(num_timesteps=16, num_images=16)
-LITERAL = replace(SCORING, gradient_flow_mode="increase")
+LITERAL_UNIFORM = GradientFlowOptions(mode="increase", timestep_weights="uniform")
+LITERAL = replace(SCORING, options=GradientFlowOptions(mode="increase"))
 STAGES = ProgressiveConfig(stage_steps=6)
 SHORT = replace(STAGES, stage_steps=2)
 
@@ -49,7 +50,7 @@ SHORT = replace(STAGES, stage_steps=2)
 class Method:
     """A criterion, its options, and the stages of a progressive run; None is one shot."""
 
-    criterion: CriterionName
+    criterion: str
     scoring: ScoringConfig = SCORING
     stages: ProgressiveConfig | None = None
 
@@ -68,10 +69,12 @@ METHODS: dict[str, Method] = {
     "progressive, magnitude": Method("magnitude", SCORING, STAGES),
     "progressive, taylor": Method("taylor", SCORING, STAGES),
     "progressive, gradient flow, uniform weights": Method(
-        "gradient-flow", replace(LITERAL, timestep_weights="uniform"), STAGES
+        "gradient-flow",
+        replace(SCORING, options=LITERAL_UNIFORM),
+        STAGES,
     ),
     "progressive, preserve, uniform weights": Method(
-        "gradient-flow", replace(SCORING, timestep_weights="uniform"), STAGES
+        "gradient-flow", replace(SCORING, options=GradientFlowOptions(timestep_weights="uniform")), STAGES
     ),
     "progressive, taylor, short stages": Method("taylor", SCORING, SHORT),
     "progressive, taylor, short stages, coarse": Method("taylor", SCORING, replace(SHORT, coarse=True)),

@@ -9,9 +9,10 @@ import copy
 import statistics
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from secateur.base.files import write_json, write_text
-from secateur.criteria import ScoringConfig, score
+from secateur.criteria import DiffPruningOptions, ScoringConfig, score
 from secateur.data import Batch, calibration_batch
 from secateur.evaluation import EvaluationConfig, evaluate_models
 from secateur.models.network import example_inputs
@@ -23,13 +24,19 @@ RESULTS = Path(__file__).resolve().parent / "results"
 BASE = ScoringConfig(num_timesteps=50, num_images=64)
 LOCAL, GLOBAL = CutConfig(), CutConfig(allocation="global")
 SEEDS = (0, 1, 2)
+
+
+def with_options(**options: Any) -> ScoringConfig:
+    return replace(BASE, options=DiffPruningOptions(**options))
+
+
 VARIANTS = {
     "default (sum-then-abs, abs, sum, threshold 0.05)": (BASE, LOCAL),
-    "threshold 0": (replace(BASE, threshold=0.0), LOCAL),
-    "threshold 0.2": (replace(BASE, threshold=0.2), LOCAL),
-    "abs-then-sum": (replace(BASE, timestep_reduction="abs-then-sum"), LOCAL),
-    "square": (replace(BASE, element_reduction="square"), LOCAL),
-    "group mean": (replace(BASE, group_reduction="mean"), LOCAL),
+    "threshold 0": (with_options(threshold=0.0), LOCAL),
+    "threshold 0.2": (with_options(threshold=0.2), LOCAL),
+    "abs-then-sum": (with_options(timestep_reduction="abs-then-sum"), LOCAL),
+    "square": (with_options(element_reduction="square"), LOCAL),
+    "group mean": (with_options(group_reduction="mean"), LOCAL),
     "global allocation": (BASE, GLOBAL),
 }
 

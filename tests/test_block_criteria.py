@@ -19,10 +19,10 @@ import secateur
 from models import dit, output, sample_for, unet
 from secateur.base.errors import SecateurError, TrainingError
 from secateur.cli import main
-from secateur.criteria import BLOCK_CRITERIA, ScoringConfig, score
+from secateur.criteria import CRITERIA, CedOptions, ScoringConfig, score
 from secateur.criteria.blocks.drops import _masked, is_chain, outputs_without_each_block, passes_of
 from secateur.criteria.blocks.effects import spearman
-from secateur.criteria.blocks.entropy import log_sd_changes
+from secateur.criteria.blocks.entropy import deviations, log_sd_changes
 from secateur.criteria.blocks.measure import block_scores, draw_tuples, leaving_order, measure_blocks
 from secateur.criteria.uniform import stride_order
 from secateur.data import Batch
@@ -34,7 +34,9 @@ from secateur.process.flow import FlowProcess
 from secateur.reporting import write_report
 from secateur.structure import Block, Cut, Structure, masked, remove
 
-FEW = ScoringConfig(num_timesteps=4, batch_size=16, ced_output="prediction")
+FEW = ScoringConfig(num_timesteps=4, batch_size=16)
+CED = dataclasses.replace(FEW, options=CedOptions(output="prediction"))
+BLOCK_CRITERIA = sorted(name for name, criterion in CRITERIA.items() if criterion.ranks == "blocks")
 BOTH = [(unet(), DiffusionProcess()), (dit(), FlowProcess())]
 
 
@@ -76,6 +78,9 @@ class Noise:
 
     def target(self, sample, noise, timesteps):
         return noise
+
+    def denoised(self, noisy, output, timesteps):
+        return output
 
 
 class Knowing(DiffusionProcess):
@@ -125,7 +130,8 @@ class Parametrized(nn.Module):
         return (torch.cos(level) * sample + (2 + torch.sin(level)) * prediction,)
 
 
-def effects_of(model, structure, process=None, batch=None, config=FEW, criterion="ced"):
+def effects_of(model, structure, process=None, batch=None, config=None, criterion="ced"):
+    config = config or (CED if criterion == "ced" else FEW)
     batch = batch or Batch(torch.randn(6, 2, 4, 4, generator=torch.Generator().manual_seed(0)))
     ranking = score(model, process or Noise(), batch, structure, criterion, config)
     return ranking, list(ranking.report.blocks.values())
@@ -157,7 +163,7 @@ def test_ced_of_known_blocks_by_their_clean_samples():
     sample = torch.randn(40, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     process = Knowing({"prediction_type": "sample"})
     model, structure = chain_of(identity, scale(0.5))
-    config = dataclasses.replace(FEW, ced_output="sample", batch_size=1000)
+    config = dataclasses.replace(FEW, batch_size=1000)
     _, (same, halving) = effects_of(model, structure, process, Batch(sample), config)
     assert same.signed == (0, 0, 0, 0)
     assert halving.signed == pytest.approx([math.log(2)] * 4)  # without it the sample is twice as large, and in reach
@@ -167,7 +173,7 @@ def test_the_clean_sample_ends_where_the_images_do():
     """Near pure noise an error of epsilon is divided by almost no signal."""
     network, structure = chain_of(identity, scale(0.9))
     batch = Batch(torch.randn(40, 1, 4, 4, generator=torch.Generator().manual_seed(0)).clamp(-1, 1))
-    sums = measure_blocks(network, DiffusionProcess(), batch, structure, dataclasses.replace(FEW, ced_output="sample"))
+    sums = measure_blocks(network, DiffusionProcess(), batch, structure, FEW, "sample")
     assert 0 < sums.square.max() <= sums.entries  # of values between -1 and 1
 
 
@@ -213,14 +219,19 @@ def test_deviation_is_no_matter_of_a_few_tuples():
     assert [effect.rank for effect in ranking.report.blocks.values()] == [4, 3, 2, 1]  # equal: the later first
 
 
-@pytest.mark.parametrize("criterion", ["ced", "deviation"])
-def test_only_ced_looks_at_the_output_that_is_chosen(criterion):
+def test_ced_looks_at_the_output_that_is_chosen():
     model, process = dit(), FlowProcess()
-    found = [
-        score(model, process, batch_of(model), describe(model), criterion, dataclasses.replace(FEW, ced_output=output))
-        for output in ("sample", "prediction")
-    ]
-    assert (found[0].scores == found[1].scores) == (criterion == "deviation")
+    found = [score(model, process, batch_of(model), describe(model), "ced", config).scores for config in (FEW, CED)]
+    assert found[0] != found[1]
+
+
+def test_deviation_and_loss_change_are_of_the_prediction_whatever_ced_looks_at():
+    model = dit()
+    arguments = model, FlowProcess(), batch_of(model), describe(model), FEW
+    found, same = (measure_blocks(*arguments, ced_output) for ced_output in ("sample", "prediction"))
+    assert not np.array_equal(found.total, same.total)
+    assert np.array_equal(deviations(found), deviations(same))
+    assert np.array_equal(found.loss_change(), same.loss_change())
 
 
 def test_a_resample_has_its_images_in_every_sum():
@@ -241,14 +252,15 @@ def test_opposite_shifts_cancel_when_pooled():
     """Scaling by e^s in the clean half and by e^-s in the other: s by bin, 1/2 log cosh 2s in all of them together."""
     s = 0.7
     model, structure = chain_of(identity, lambda x, t: x * torch.where(t < 0.5, math.exp(s), math.exp(-s)))
-    config = ScoringConfig(num_timesteps=8, num_images=400, ced_output="prediction")
+    config = ScoringConfig(num_timesteps=8, num_images=400, options=CED.options)
     batch = Batch(torch.zeros(400, 1, 4, 4))
     ranking, (_, effect) = effects_of(model, structure, batch=batch, config=config)
     assert effect.signed == pytest.approx([-s] * 4 + [s] * 4)
     assert ranking.scores["blocks.1"].item() == effect.ced_stratified == pytest.approx(s)
     assert effect.ced_pooled == pytest.approx(0.5 * math.log(math.cosh(2 * s)), rel=0.02)
     assert effect.direction == "neither"
-    pooled, _ = effects_of(model, structure, batch=batch, config=dataclasses.replace(config, ced_pooling="pooled"))
+    config = dataclasses.replace(config, options=CedOptions("pooled", "prediction"))
+    pooled, _ = effects_of(model, structure, batch=batch, config=config)
     assert pooled.scores["blocks.1"].item() == effect.ced_pooled
 
 
@@ -273,7 +285,7 @@ def test_ties_go_to_the_smaller_error_then_to_the_later_block():
 @pytest.mark.parametrize(("model", "process"), BOTH)
 def test_log_sd_changes_are_those_of_the_outputs(model, process, ced_output):
     structure, batch = describe(model), batch_of(model)
-    sums = measure_blocks(model, process, batch, structure, dataclasses.replace(FEW, ced_output=ced_output))
+    sums = measure_blocks(model, process, batch, structure, FEW, ced_output)
     signed, pooled = log_sd_changes(sums.total, sums.square, sums.entries)
     tuples = next(draw_tuples(process, batch, dataclasses.replace(FEW, batch_size=1000)))
     with inference(model):
@@ -340,7 +352,7 @@ def test_a_chain_costs_half_of_the_block_runs():
     assert not is_chain(describe(unet()))
 
 
-@pytest.mark.parametrize("criterion", sorted(BLOCK_CRITERIA))
+@pytest.mark.parametrize("criterion", BLOCK_CRITERIA)
 @pytest.mark.parametrize(("model", "process"), BOTH, ids=["unet", "dit"])
 def test_scores_do_not_depend_on_how_batches_are_split(model, process, criterion):
     structure, batch = describe(model), batch_of(model)
@@ -372,7 +384,7 @@ def test_draws_are_paired_stratified_and_split_alike():
 def test_magnitude_and_others_are_correlated_as_their_criteria_rank():
     model, process = dit(), FlowProcess()
     structure, batch = describe(model), batch_of(model)
-    ranking = score(model, process, batch, structure, "ced", FEW)
+    ranking = score(model, process, batch, structure, "ced", CED)
     mine = torch.cat([ranking.scores[name] for name in structure.blocks]).numpy()
     for criterion in ("deviation", "magnitude", "uniform", "cosine", "loss-change"):
         scores = score(model, process, batch, structure, criterion, FEW).scores
@@ -413,7 +425,7 @@ def test_rank_intervals_tell_clear_from_unclear():
     generator = torch.Generator().manual_seed(0)
     kicks = [torch.randn(6 * 4, 1, 1, 1, generator=generator) for _ in shift]
     calls = [lambda x, t, k=kick, a=a: x * (a + 0.5 * k) for kick, a in zip(kicks, shift, strict=True)]
-    config = dataclasses.replace(FEW, batch_size=24)
+    config = dataclasses.replace(CED, batch_size=24)
     _, found = effects_of(*chain_of(*calls), config=config)
     assert found[0].rank_low == found[0].rank_high == 1
     assert (found[1].rank_low, found[1].rank_high) == (found[2].rank_low, found[2].rank_high) == (2, 3)
@@ -423,22 +435,22 @@ def test_outputs_that_are_not_finite_are_named():
     model, structure = chain_of(identity, lambda x, t: x * float("nan"))
     batch = Batch(torch.zeros(2, 1, 2, 2))
     with pytest.raises(TrainingError, match="the model's output"):
-        score(model, Noise(), batch, structure, "ced", FEW)
+        score(model, Noise(), batch, structure, "ced", CED)
     model, structure = chain_of(scale(1e-30), scale(1e-30), lambda x, t: torch.where(x.abs() > 1e-40, torch.inf, x))
     with pytest.raises(TrainingError, match=r"without blocks\.0"):
-        score(model, Noise(), batch, structure, "ced", FEW)
+        score(model, Noise(), batch, structure, "ced", CED)
 
 
 def test_a_model_without_blocks_is_refused():
     structure = Structure({}, {})
-    for criterion in sorted(BLOCK_CRITERIA):
+    for criterion in BLOCK_CRITERIA:
         with pytest.raises(SecateurError, match="no block"):
             score(unet(), DiffusionProcess(), batch_of(unet()), structure, criterion, FEW)
 
 
 def test_pooling_is_validated():
-    with pytest.raises(SecateurError, match="ced_pooling"):
-        ScoringConfig(ced_pooling="mean")
+    with pytest.raises(SecateurError, match="pooling"):
+        CedOptions(pooling="mean")
 
 
 # ---------------------------------------------------------------------------------------------------- commands
@@ -454,7 +466,7 @@ def sit(tmp_path_factory):
     return str(secateur.save_pretrained(dit(), folder, flow) or folder)
 
 
-@pytest.mark.parametrize("criterion", sorted(BLOCK_CRITERIA))
+@pytest.mark.parametrize("criterion", BLOCK_CRITERIA)
 def test_rank_writes_json_tables_plot_and_page(sit, tmp_path, capsys, criterion):
     run = tmp_path / "run"
     main(["rank", sit, "--data", "digits", "--out", str(run), "--criterion", criterion, *QUICK])

@@ -275,7 +275,13 @@ BAD = {
     "no blocks wanted": ["prune", "UNET", "--target", "blocks=99", "--data", "digits", "--out", "OUT"],
     "round to 0": ["prune", "UNET", "--target", "60%", "--data", "digits", "--out", "OUT", "--cut.round-to", "0"],
     "no images": ["rank", "UNET", "--data", "digits", "--out", "OUT", "--scoring.num-images", "0"],
-    "threshold": ["rank", "UNET", "--data", "digits", "--out", "OUT", "--scoring.threshold", "5"],
+    "threshold": ["rank", "UNET", "--data", "digits", "--out", "OUT", "--scoring.options.threshold", "5"],
+    "no criterion": ["rank", "UNET", "--data", "digits", "--out", "OUT", "--criterion", "tylor"],
+    "no criterion for the recipe": [
+        *["compress", "UNET", "--target", "60%", "--data", "digits", "--out", "OUT"],
+        *["--criterion", "magnitud"],
+    ],
+    "no data": ["prune", "UNET", "--target", "60%", "--out", "OUT"],
     "too many steps": ["sample", "UNET", "--out", "OUT.png", "--num-inference-steps", "2000"],
     "no guidance": ["sample", "UNET", "--out", "OUT.png", "--guidance-scale", "5"],
     "small images": ["evaluate", "UNET", "--data", "digits", "--out", "OUT", "--metrics", "ms-ssim"],
@@ -317,6 +323,15 @@ def test_bad_input_ends_in_one_line_and_writes_nothing(models, tmp_path, capsys,
     assert len(lines) == 1
     assert lines[0].startswith("secateur: ")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_criterion_of_the_weights_alone_needs_no_images(models, tmp_path):
+    run = ["prune", str(models / "unet"), "--target", "60%", "--criterion", "magnitude", "--out"]
+    main([*run, str(tmp_path / "squares"), "--scoring.options.element-reduction", "square"])
+    main([*run, str(tmp_path / "sizes"), "--data", "digits"])
+    squares, sizes = (json.loads((tmp_path / name / "ranking.json").read_text()) for name in ("squares", "sizes"))
+    assert squares["options"]["options"] == {"element_reduction": "square", "group_reduction": "sum"}
+    assert squares["dims"] != sizes["dims"]
 
 
 def test_an_out_folder_that_holds_something_else_is_left_alone(models, tmp_path):

@@ -11,16 +11,25 @@ from hypothesis import strategies as st
 from torch import nn
 
 from models import dit, dits, sample_for, unet, unets
-from secateur.base.errors import TrainingError
-from secateur.criteria import BLOCK_CRITERIA, CRITERIA, ScoringConfig, score, unit_scores
-from secateur.criteria.costs import COSTS
-from secateur.criteria.diff_pruning import (
+from secateur.base.errors import SecateurError, TrainingError
+from secateur.criteria import (
+    CRITERIA,
+    DiffPruningOptions,
+    GradientFlowOptions,
+    MagnitudeOptions,
+    ScoringConfig,
+    TaylorOptions,
+    criterion_named,
+    score,
+    unit_scores,
+)
+from secateur.criteria.gradients import (
     calibration_timesteps,
     summed_gradients,
-    taylor_importance,
     timestep_losses,
     used_timesteps,
 )
+from secateur.criteria.taylor import taylor_importance
 from secateur.data import Batch
 from secateur.models.registry import describe
 from secateur.process.diffusion import DiffusionProcess
@@ -81,9 +90,8 @@ def test_one_linear_layer_equals_the_closed_form(timestep_reduction, element_red
     gradients = [weight @ torch.outer(x, x) * (1 + t) ** 2 for t in (0, 1)]
     terms = [weight * sum(gradients)] if timestep_reduction == "sum-then-abs" else [weight * g for g in gradients]
     expected = sum(term.abs() if element_reduction == "abs" else term.square() for term in terms).sum(1)
-    config = ScoringConfig(
-        threshold=0, timestep_reduction=timestep_reduction, element_reduction=element_reduction, num_timesteps=2
-    )
+    options = DiffPruningOptions(timestep_reduction, element_reduction, threshold=0)
+    config = ScoringConfig(num_timesteps=2, options=options)
     found = score(model, Plain(), batch, structure, "diff-pruning", config).scores["out"]
     torch.testing.assert_close(found, expected)
 
@@ -140,7 +148,7 @@ def test_weights_in_half_precision_have_the_scores_of_single_precision(dtype, ap
     half = unet().to(dtype)
     weights = {name: values.clone() for name, values in half.state_dict().items()}
     batch, structure = batch_of(half), describe(half)
-    config = ScoringConfig(num_timesteps=8, batch_size=16, element_reduction="square")
+    config = ScoringConfig(num_timesteps=8, batch_size=16, options={"element_reduction": "square"})
     found = score(half, DiffusionProcess(), batch, structure, "taylor", config).scores
     single = score(copy.deepcopy(half).float(), DiffusionProcess(), batch, structure, "taylor", config).scores
     for name, values in single.items():
@@ -151,16 +159,48 @@ def test_weights_in_half_precision_have_the_scores_of_single_precision(dtype, ap
         assert torch.equal(values, weights[name]), name
 
 
-def test_every_criterion_has_a_cost():
+def test_every_criterion_has_a_price():
     model, process = unet(), DiffusionProcess()
-    assert COSTS.keys() == CRITERIA.keys()
-    costs = {name: cost(model, process, FEW) / FEW.num_images for name, cost in COSTS.items()}
+    costs = {
+        name: criterion.price(model, process, FEW, criterion.options()).passes / FEW.num_images
+        for name, criterion in CRITERIA.items()
+    }
     blocks = len(describe(model).blocks)
     assert [costs[name] for name in ("random", "magnitude", "uniform")] == [0, 0, 0]
     assert costs["taylor"] == costs["diff-pruning"] == pytest.approx(8 * 4 / 3)
     assert costs["gradient-flow"] == 8 * 3
     assert costs["cosine"] == pytest.approx(8 / 3)
     assert costs["ced"] == costs["deviation"] == costs["loss-change"] == pytest.approx(8 / 3 * (1 + blocks))
+
+
+@pytest.mark.parametrize("criterion", sorted(CRITERIA))
+def test_only_a_criterion_that_looks_at_images_demands_them(criterion):
+    model, process = dit(num_layers=1), FlowProcess()
+    if CRITERIA[criterion].needs_data:
+        with pytest.raises(SecateurError, match=f"criterion {criterion} looks at images"):
+            score(model, process, None, describe(model), criterion)
+    else:
+        without = score(model, process, None, describe(model), criterion).scores
+        given = score(model, process, batch_of(model), describe(model), criterion).scores
+        assert all(torch.equal(values, given[name]) for name, values in without.items())
+
+
+def test_a_name_that_there_is_not_is_refused_with_the_nearest():
+    model = dit(num_layers=1)
+    with pytest.raises(SecateurError, match="no criterion called 'tylor'; did you mean taylor"):
+        score(model, FlowProcess(), batch_of(model), describe(model), "tylor")
+    with pytest.raises(SecateurError, match="no option of taylor called 'threshold'; there are timestep_reduction"):
+        score(model, FlowProcess(), batch_of(model), describe(model), "taylor", ScoringConfig(options={"threshold": 0}))
+
+
+def test_options_are_those_of_the_criterion():
+    taylor = criterion_named("taylor")
+    assert taylor.options_of(ScoringConfig()) == TaylorOptions()
+    chosen = ScoringConfig(num_images=3, options={"element_reduction": "square"})
+    assert taylor.configured(chosen) == ScoringConfig(num_images=3, options=TaylorOptions(element_reduction="square"))
+    for other in (MagnitudeOptions(), DiffPruningOptions(), GradientFlowOptions()):
+        with pytest.raises(SecateurError, match=f"taylor takes TaylorOptions, not {type(other).__name__}"):
+            taylor.options_of(ScoringConfig(options=other))
 
 
 def test_scores_that_are_not_finite_are_refused():
@@ -192,7 +232,7 @@ def test_every_criterion_scores_every_unit_and_block_the_same_each_time(model, p
     first = score(model, process, batch, structure, criterion, FEW).scores
     second = score(model, process, batch, structure, criterion, FEW).scores
     assert {name: len(values) for name, values in first.items()} == {
-        **({} if criterion in BLOCK_CRITERIA else {name: dim.size for name, dim in structure.dims.items()}),
+        **({} if CRITERIA[criterion].ranks == "blocks" else {name: dim.size for name, dim in structure.dims.items()}),
         **dict.fromkeys(structure.blocks, 1),
     }
     for name, values in first.items():
@@ -221,8 +261,8 @@ def test_scaling_the_loss_leaves_the_ranking():
     structure, batch = describe(model), batch_of(model)
     noise = torch.randn(batch.sample.shape, generator=torch.Generator().manual_seed(0))
     timesteps = calibration_timesteps(DiffusionProcess(), 4)
-    plain = taylor_importance(model, DiffusionProcess(), batch, noise, timesteps, FEW)
-    loud = taylor_importance(Loud(model), Louder(), batch, noise, timesteps, FEW)
+    plain = taylor_importance(model, DiffusionProcess(), batch, noise, timesteps, 16, TaylorOptions())
+    loud = taylor_importance(Loud(model), Louder(), batch, noise, timesteps, 16, TaylorOptions())
     scores = unit_scores(structure, plain)
     scaled = unit_scores(structure, {name: loud[f"model.{name}"] for name in plain})
     for name in structure.dims:
@@ -245,7 +285,7 @@ def test_permuting_channels_permutes_their_scores():
 
 def test_group_mean_averages_one_in_every_dim():
     model = unet()
-    config = ScoringConfig(group_reduction="mean")
+    config = ScoringConfig(options={"group_reduction": "mean"})
     scores = score(model, DiffusionProcess(), batch_of(model), describe(model), "magnitude", config).scores
     for name in describe(model).dims:
         assert scores[name].mean().item() == pytest.approx(1)

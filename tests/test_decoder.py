@@ -19,7 +19,7 @@ from pipelines import dit_pipeline, image_folder, images_of, vae
 from secateur import EvaluationConfig, RecoveryConfig, ScoringConfig
 from secateur.base.files import read_json
 from secateur.cli import main
-from secateur.criteria import BLOCK_CRITERIA, CRITERIA, score
+from secateur.criteria import CRITERIA, score
 from secateur.data import Batch, load_data
 from secateur.data.autoencoder import open_autoencoder
 from secateur.evaluation import evaluate_models
@@ -200,7 +200,7 @@ def test_every_criterion_ranks_a_decoder_at_its_one_timestep(criterion):
     structure, process = describe(model), reconstruction_by(model.autoencoder)
     config = ScoringConfig(num_timesteps=5, num_images=2)
     ranking = score(model, process, Batch(draw.sample), structure, criterion, config)
-    sizes = {} if criterion in BLOCK_CRITERIA else {name: dim.size for name, dim in structure.dims.items()}
+    sizes = {} if CRITERIA[criterion].ranks == "blocks" else {name: dim.size for name, dim in structure.dims.items()}
     assert {name: len(values) for name, values in ranking.scores.items()} == sizes | dict.fromkeys(structure.blocks, 1)
     assert all(values.isfinite().all() for values in ranking.scores.values())
     if ranking.curve is not None:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -12,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models import dit, unet
 from secateur.base.errors import SecateurError, TrainingError
-from secateur.criteria import ScoringConfig, score
+from secateur.criteria import GradientFlowOptions, ScoringConfig, score
 from secateur.criteria.gradient_flow import (
     energy,
     gradient_flow_statistics,
@@ -28,7 +29,8 @@ from secateur.process.flow import FlowProcess
 from secateur.structure import Cut, check_cut, masked, masks_of, remove
 
 METHODS = ["exact", "finite-difference"]
-THREE = ScoringConfig(num_timesteps=3, timestep_weights="uniform", batch_size=4)
+UNIFORM = GradientFlowOptions(timestep_weights="uniform")
+THREE = ScoringConfig(num_timesteps=3, batch_size=4, options=UNIFORM)
 BOTH = [
     (
         unet(sample_size=4, block_out_channels=(2, 4), norm_num_groups=2, attention_head_dim=2).double(),
@@ -55,7 +57,7 @@ def batch_of(model, count=4, seed=0):
 
 def signed_scores(model, process, config=THREE):
     """S of every unit and block."""
-    statistics = gradient_flow_statistics(model, process, batch_of(model), config)
+    statistics = gradient_flow_statistics(model, process, batch_of(model), config, config.options)
     return gradient_norm_changes(model, describe(model), statistics.product)
 
 
@@ -240,7 +242,7 @@ def test_every_score_equals_the_one_of_the_explicit_hessian(model, process):
     for block in structure.blocks:
         owned = model.get_submodule(block).named_parameters(prefix=block)
         expected[block] = sum(change_of[name].sum() for name, _ in owned).reshape(1)
-    config = ScoringConfig(num_timesteps=2, seed=5, gradient_flow_mode="increase")
+    config = ScoringConfig(num_timesteps=2, seed=5, options={"mode": "increase"})
     found = score(model, process, batch, structure, "gradient-flow", config).scores
     assert_same(found, {name: -values for name, values in expected.items()}, rtol=1e-7, atol=1e-8)
 
@@ -248,7 +250,8 @@ def test_every_score_equals_the_one_of_the_explicit_hessian(model, process):
 @over_both
 def test_finite_differences_agree_with_double_backward(model, process):
     exact = signed_scores(model, process)
-    difference = signed_scores(model, process, ScoringConfig(**vars(THREE) | {"hessian_product": "finite-difference"}))
+    by_differences = replace(UNIFORM, hessian_product="finite-difference")
+    difference = signed_scores(model, process, replace(THREE, options=by_differences))
     largest = max(values.abs().max().item() for values in exact.values())
     assert_same(difference, exact, rtol=1e-6, atol=1e-7 * largest)
 
@@ -256,8 +259,9 @@ def test_finite_differences_agree_with_double_backward(model, process):
 @pytest.mark.parametrize("method", METHODS)
 @over_both
 def test_splitting_the_batch_changes_nothing(model, process, method):
+    options = GradientFlowOptions(hessian_product=method)
     whole, *split = (
-        signed_scores(model, process, ScoringConfig(num_timesteps=2, batch_size=size, hessian_product=method))
+        signed_scores(model, process, ScoringConfig(num_timesteps=2, batch_size=size, options=options))
         for size in (8, 3, 1)
     )
     largest = max(values.abs().max().item() for values in whole.values())
@@ -269,7 +273,7 @@ def test_splitting_the_batch_changes_nothing(model, process, method):
 def test_modes_order_the_same_changes(model, process):
     changes = signed_scores(model, process)
     for mode, expected in (("increase", lambda values: -values), ("preserve", torch.abs)):
-        config = ScoringConfig(**vars(THREE) | {"gradient_flow_mode": mode, "group_reduction": "mean"})
+        config = replace(THREE, options=replace(UNIFORM, mode=mode))
         ranking = score(model, process, batch_of(model), describe(model), "gradient-flow", config)
         assert_same(ranking.scores, {name: expected(values) for name, values in changes.items()})
     assert min(values.min() for values in changes.values()) < 0 < max(values.max() for values in changes.values())
@@ -278,7 +282,7 @@ def test_modes_order_the_same_changes(model, process):
 @over_both
 def test_weights_energy_and_losses_per_timestep(model, process):
     batch = batch_of(model)
-    uniform = gradient_flow_statistics(model, process, batch, THREE)
+    uniform = gradient_flow_statistics(model, process, batch, THREE, UNIFORM)
     assert uniform.weights == (1, 1, 1)
     assert uniform.energy == pytest.approx(-sum(norm**2 for norm in uniform.gradient_norms) / 2)
     noise = torch.randn(batch.sample.shape, generator=torch.Generator().manual_seed(0)).double()
@@ -289,7 +293,7 @@ def test_weights_energy_and_losses_per_timestep(model, process):
         assert uniform.losses[index] == pytest.approx(loss(theta).item())
         assert uniform.gradient_norms[index] == pytest.approx(grad(loss)(theta).norm().item())
 
-    inverse = gradient_flow_statistics(model, process, batch, ScoringConfig(num_timesteps=3))
+    inverse = gradient_flow_statistics(model, process, batch, THREE, GradientFlowOptions())
     assert inverse.gradient_norms == uniform.gradient_norms
     assert inverse.weights == pytest.approx([norm**-2 for norm in uniform.gradient_norms])
     assert inverse.energy == pytest.approx(-sum(math.log(norm) for norm in uniform.gradient_norms))
@@ -299,9 +303,9 @@ def test_weights_energy_and_losses_per_timestep(model, process):
 @pytest.mark.parametrize("weights", ["uniform", "inverse-gradient"])
 def test_scores_of_blocks_are_the_derivatives_of_the_energy(model, process, weights):
     batch, structure = batch_of(model), describe(model)
-    config = ScoringConfig(num_timesteps=3, timestep_weights=weights)
+    options = GradientFlowOptions(timestep_weights=weights)
     block = next(iter(structure.blocks))
-    product = gradient_flow_statistics(model, process, batch, config).product
+    product = gradient_flow_statistics(model, process, batch, THREE, options).product
     expected = gradient_norm_changes(model, structure, product)[block].item()
     energies = []
     for mask in (1 + 1e-5, 1 - 1e-5):
@@ -309,13 +313,13 @@ def test_scores_of_blocks_are_the_derivatives_of_the_energy(model, process, weig
         with torch.no_grad():
             for parameter in scaled.get_submodule(block).parameters():
                 parameter.mul_(mask)
-        energies.append(gradient_flow_statistics(scaled, process, batch, config).energy)
+        energies.append(gradient_flow_statistics(scaled, process, batch, THREE, options).energy)
     assert (energies[0] - energies[1]) / 2e-5 == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_ranking_holds_the_losses_of_32_timesteps_or_of_all():
     model = BOTH[0][0]
-    config = ScoringConfig(hessian_product="finite-difference")
+    config = ScoringConfig(options={"hessian_product": "finite-difference"})
     arguments = batch_of(model, 1), describe(model), "gradient-flow", config
     curve = score(model, DiffusionProcess(), *arguments).curve
     assert len(curve.timesteps) == len(curve.losses) == curve.used == 32
@@ -343,9 +347,9 @@ class Louder(DiffusionProcess):
 def test_scaling_the_loss_scales_every_score_by_its_square(weights, factor):
     """T7: outputs and target times 2 scale the loss by 4."""
     model, process = BOTH[0]
-    config = ScoringConfig(num_timesteps=3, timestep_weights=weights)
-    plain = gradient_flow_statistics(model, process, batch_of(model), config).product
-    loud = gradient_flow_statistics(Loud(model), Louder(), batch_of(model), config).product
+    options = GradientFlowOptions(timestep_weights=weights)
+    plain = gradient_flow_statistics(model, process, batch_of(model), THREE, options).product
+    loud = gradient_flow_statistics(Loud(model), Louder(), batch_of(model), THREE, options).product
     assert_same({name: loud[f"model.{name}"] for name in plain}, {name: factor * plain[name] for name in plain}, 1e-7)
 
 
@@ -395,7 +399,7 @@ def test_the_model_is_left_as_it_was_found(method):
     model.conv_in.requires_grad_(False)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     flags = [parameter.requires_grad for parameter in model.parameters()]
-    config = ScoringConfig(num_timesteps=2, hessian_product=method)
+    config = ScoringConfig(num_timesteps=2, options={"hessian_product": method})
     trained = score(model, process, batch_of(model), describe(model), "gradient-flow", config).scores
     assert model.training
     assert flags == [parameter.requires_grad for parameter in model.parameters()]
@@ -409,7 +413,7 @@ def test_the_model_is_left_as_it_was_found(method):
 def test_shared_parameters_count_under_each_name():
     model, process = copy.deepcopy(BOTH[1][0]), BOTH[1][1]
     model.transformer_blocks[1].ff = model.transformer_blocks[0].ff
-    product = gradient_flow_statistics(model, process, batch_of(model), THREE).product
+    product = gradient_flow_statistics(model, process, batch_of(model), THREE, UNIFORM).product
     weight = "ff.net.2.weight"
     assert torch.equal(product[f"transformer_blocks.0.{weight}"], product[f"transformer_blocks.1.{weight}"])
     assert product[f"transformer_blocks.1.{weight}"].abs().max() > 0
@@ -418,8 +422,8 @@ def test_shared_parameters_count_under_each_name():
 def test_half_precision_weights_are_differentiated_in_single_precision():
     model = unet(sample_size=4).bfloat16()
     batch = Batch(batch_of(model).sample.float())
-    half = gradient_flow_statistics(model, DiffusionProcess(), batch, THREE)
-    single = gradient_flow_statistics(copy.deepcopy(model).float(), DiffusionProcess(), batch, THREE)
+    half = gradient_flow_statistics(model, DiffusionProcess(), batch, THREE, UNIFORM)
+    single = gradient_flow_statistics(copy.deepcopy(model).float(), DiffusionProcess(), batch, THREE, UNIFORM)
     assert_same(half.product, single.product)
 
 
@@ -431,10 +435,10 @@ def test_a_loss_that_is_not_finite_is_an_error():
         score(model, DiffusionProcess(), batch_of(model), describe(model), "gradient-flow", THREE)
 
 
-@pytest.mark.parametrize("option", ["gradient_flow_mode", "timestep_weights", "hessian_product"])
+@pytest.mark.parametrize("option", ["mode", "timestep_weights", "hessian_product"])
 def test_an_unknown_option_is_refused_with_those_there_are(option):
     with pytest.raises(SecateurError, match=f"{option} is 'other'; give .* or "):
-        ScoringConfig(**{option: "other"})
+        GradientFlowOptions(**{option: "other"})
 
 
 def test_a_timestep_without_gradient_weighs_something_finite():

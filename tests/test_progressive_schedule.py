@@ -22,7 +22,7 @@ from progressive_runs import (
     toss,
 )
 from secateur.base.errors import SecateurError
-from secateur.criteria import ScoringConfig
+from secateur.criteria import GradientFlowOptions, ScoringConfig
 from secateur.criteria.blocks.drops import outputs_without_each_block
 from secateur.criteria.gradient_flow import gradient_flow_statistics
 from secateur.models.registry import describe
@@ -249,7 +249,7 @@ def test_gradient_flow_reports_its_energy():
     assert records[1]["energy"] == pytest.approx(records[0]["energy"], rel=1e-4)  # its masks are all 1 still
     assert abs(records[2]["energy"] - records[1]["energy"]) > 0.01
     assert "energy" not in records[3]
-    statistics = gradient_flow_statistics(model, process, calibration(model), SCORING)
+    statistics = gradient_flow_statistics(model, process, calibration(model), SCORING, GradientFlowOptions())
     assert records[0]["energy"] == statistics.energy
 
 

@@ -5,7 +5,9 @@ from dataclasses import replace
 import pytest
 import tyro
 
+from secateur.base.errors import SecateurError
 from secateur.cli import SPELLINGS
+from secateur.criteria import DiffPruningOptions, GradientFlowOptions, ScoringConfig, TaylorOptions
 from secateur.recipes import RECIPES, recipe_named
 from secateur.recovery import JacobianConfig, RecoveryConfig
 from secateur.runs.compression import resolve
@@ -19,6 +21,17 @@ def test_another_objective_comes_with_its_own_weights(name: str, objective: str)
     same = objective == own.objective
     assert found.weights == (own.weights if same else {})
     assert found.jacobian == (own.jacobian if same else JacobianConfig())
+
+
+def test_another_criterion_comes_with_its_own_options() -> None:
+    assert resolve("gradient-flow").scoring.options == GradientFlowOptions()
+    assert resolve("gradient-flow", criterion="taylor").scoring.options == TaylorOptions()
+    given = ScoringConfig(num_images=3, options={"threshold": 0.2})
+    assert resolve("diff-pruning", scoring=given).scoring == replace(given, options=DiffPruningOptions(threshold=0.2))
+    with pytest.raises(SecateurError, match="no option of magnitude called 'threshold'"):
+        resolve("diff-pruning", criterion="magnitude", scoring=given)
+    with pytest.raises(SecateurError, match="did you mean taylor"):
+        resolve("diff-pruning", criterion="tylor")
 
 
 def test_weights_that_were_given_stay_with_another_objective() -> None:

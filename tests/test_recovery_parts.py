@@ -11,7 +11,7 @@ from torch import nn
 from models import dit, unet
 from secateur.base.errors import DataError, SecateurError, TrainingError
 from secateur.base.seeds import seed_of
-from secateur.criteria import ScoringConfig
+from secateur.criteria import TaylorOptions
 from secateur.data import ArrayDataset, load_data
 from secateur.data.conditions import check_conditions, disable_label_dropout
 from secateur.models.network import class_count, null_class
@@ -252,9 +252,9 @@ def test_noise_of_a_step_is_drawn_once_for_all_micro_batches(digits, monkeypatch
         (JacobianConfig, "projection"),
         (CutConfig, "allocation"),
         (CutConfig, "granularity"),
-        (ScoringConfig, "timestep_reduction"),
-        (ScoringConfig, "element_reduction"),
-        (ScoringConfig, "group_reduction"),
+        (TaylorOptions, "timestep_reduction"),
+        (TaylorOptions, "element_reduction"),
+        (TaylorOptions, "group_reduction"),
     ],
 )
 def test_a_choice_that_is_misspelled_is_refused(config, setting):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models import flux, pixart, sample_for, sana, sd3, unet_condition
-from secateur.criteria import BLOCK_CRITERIA, CRITERIA, ScoringConfig, score
+from secateur.criteria import CRITERIA, ScoringConfig, score
 from secateur.data import Batch
 from secateur.models.jacobian import higher_order, project, unit_directions
 from secateur.models.registry import describe
@@ -34,7 +34,7 @@ def test_every_criterion_ranks_every_unit_and_block(make, process, criterion):
     model = make()
     structure = describe(model)
     scores = score(model, process, batch_for(model), structure, criterion, CONFIG).scores
-    sizes = {} if criterion in BLOCK_CRITERIA else {name: dim.size for name, dim in structure.dims.items()}
+    sizes = {} if CRITERIA[criterion].ranks == "blocks" else {name: dim.size for name, dim in structure.dims.items()}
     assert {name: len(values) for name, values in scores.items()} == sizes | dict.fromkeys(structure.blocks, 1)
     assert all(values.isfinite().all() for values in scores.values())
     assert len({round(value, 12) for values in scores.values() for value in values.tolist()}) > 1

@@ -15,10 +15,10 @@ from diffusers.utils import logging as diffusers_logging
 from . import commands
 from .base.distributed import abandon_process_group
 from .base.errors import SecateurError, first_line, is_out_of_memory
-from .criteria import ScoringConfig
+from .criteria import ScoringConfig, criterion_named
 from .evaluation import EvaluationConfig
-from .recipes import recipe_named
 from .recovery import RecoveryConfig, WarmupConfig
+from .runs.compression import resolve
 from .runs.trials import TrialConfig
 from .schedules import CutConfig
 
@@ -84,8 +84,13 @@ def _numbers_by_name(words: list[str]) -> dict[str, float]:
 
 
 def _commands(arguments: Sequence[str]) -> dict[str, Callable[..., Any]]:
-    """The commands, with option groups opened at their defaults; those of `compress` are the chosen recipe's."""
-    chosen = recipe_named(_recipe_name(arguments))
+    """The commands, with option groups opened at their defaults.
+
+    Those of `compress` are the chosen recipe's; the options of scoring are the chosen criterion's.
+    """
+    criterion = _value_of("--criterion", arguments)
+    chosen = resolve(_value_of("--recipe", arguments) or "diff-pruning", criterion=criterion)
+    scoring = criterion_named(criterion or "diff-pruning").configured(ScoringConfig())
     opened: dict[str, dict[str, Any]] = {
         "quickstart": {},
         "compress": {
@@ -97,8 +102,8 @@ def _commands(arguments: Sequence[str]) -> dict[str, Callable[..., Any]]:
             "warmup": WarmupConfig(),
             "evaluation": chosen.evaluation,
         },
-        "rank": {"scoring": ScoringConfig()},
-        "prune": {"scoring": ScoringConfig(), "cut": CutConfig()},
+        "rank": {"scoring": scoring},
+        "prune": {"scoring": scoring, "cut": CutConfig()},
         "finetune": {"recovery": RecoveryConfig()},
         "evaluate": {"evaluation": EvaluationConfig()},
         "sample": {},
@@ -116,13 +121,13 @@ def _commands(arguments: Sequence[str]) -> dict[str, Callable[..., Any]]:
     return {name: functools.partial(functions[name], **groups) for name, groups in opened.items()}
 
 
-def _recipe_name(arguments: Sequence[str]) -> str:
-    """The value of --recipe, needed before parsing because it sets the defaults of the other options."""
+def _value_of(option: str, arguments: Sequence[str]) -> str | None:
+    """The value of an option that is needed before parsing, because it decides which other options there are."""
     for position, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
-        if name == "--recipe":
+        if name == option:
             return value if equals else "".join(arguments[position + 1 : position + 2])
-    return "diff-pruning"
+    return None
 
 
 def _fail(message: str, status: int = 1) -> None:

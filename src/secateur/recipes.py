@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from .base.errors import SecateurError
-from .criteria import CriterionName, ScoringConfig
+from .criteria import ScoringConfig
 from .evaluation import EvaluationConfig
 from .recovery import JacobianConfig, RecoveryConfig
 from .schedules import AdaptiveConfig, CutConfig, ProgressiveConfig
@@ -19,7 +19,7 @@ ScheduleName = Literal["one-shot", "progressive", "adaptive"]
 class Recipe:
     """Everything that `compress` does to a model, except which model, data and target."""
 
-    criterion: CriterionName = "diff-pruning"
+    criterion: str = "diff-pruning"
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     schedule: ScheduleName = "one-shot"
     progressive: ProgressiveConfig = field(default_factory=ProgressiveConfig)
@@ -67,7 +67,7 @@ def gradient_flow() -> Recipe:
     """Progressive soft pruning with its own criterion, after Wan et al. (2025).
 
     Units leave by gradient-norm preservation, which does far better here than the literal rule, which is
-    `gradient_flow_mode` increase. Taylor scores do better still: see `progressive`.
+    its `mode` increase. Taylor scores do better still: see `progressive`.
     """
     return replace(progressive(), criterion="gradient-flow")
 

@@ -1,5 +1,7 @@
 """Errors for people: what was wrong, where, and what to do. The command line prints them as one line."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Any, get_args
 
 
@@ -42,3 +44,13 @@ def require(condition: bool, message: str) -> None:
 def require_one_of(what: str, value: object, choices: Any) -> None:
     """Raise `SecateurError` unless `value` of the setting `what` is one of the `Literal` type `choices`."""
     require(value in get_args(choices), f"{what} is {value!r}; give {' or '.join(get_args(choices))}")
+
+
+def require_known(what: str, name: str, names: Iterable[str]) -> None:
+    """Raise `SecateurError` unless `name` is one of `names`; the message gives the nearest of them, and all."""
+    known = list(names)
+    if name in known:
+        return
+    near = get_close_matches(name, known, n=1)
+    meant = f"did you mean {near[0]}? " if near else ""
+    raise SecateurError(f"there is no {what} called {name!r}; {meant}there are {', '.join(known) or 'none'}")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..base.console import say
 from ..base.distributed import is_main_process, wait_for_everyone
-from ..criteria import CriterionName, ScoringConfig
+from ..criteria import ScoringConfig
 from ..evaluation import EvaluationConfig
 from ..io.checkpoint import Component
 from ..models.labels import relabel
@@ -23,7 +23,7 @@ from ..runs.stages import on_cpu, pipeline_stage, warmup_stage
 from ..runs.subject import encode_data, open_data, open_model
 from ..runs.timing import print_times, work_of
 from ..schedules import AdaptiveConfig, CutConfig, ProgressiveConfig, parse_target
-from .options import Model
+from .options import CriterionName, Model
 
 
 def compress(

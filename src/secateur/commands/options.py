@@ -6,4 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from ..criteria import CRITERIA
+
 Model = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
+CriterionName = Annotated[str, tyro.conf.arg(metavar="{" + ",".join(CRITERIA) + "}")]

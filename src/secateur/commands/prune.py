@@ -7,26 +7,25 @@ from pathlib import Path
 
 from ..base.console import say
 from ..base.distributed import one_process
-from ..criteria import CriterionName, ScoringConfig
-from ..data.conditions import check_conditions
+from ..criteria import ScoringConfig, criterion_named
 from ..io.checkpoint import Component, save_pipeline
 from ..process.named import ProcessName
 from ..runs.checks import check_criterion
 from ..runs.folder import start_run
 from ..runs.plan import plan_cut, print_plan
 from ..runs.stages import cut_stage, rank_stage
-from ..runs.subject import encode_data, open_data, open_model
+from ..runs.subject import encode_data, open_calibration, open_model
 from ..runs.timing import Work, print_times
 from ..schedules import CutConfig, granularity_for, parse_target
-from .options import Model
+from .options import CriterionName, Model
 
 
 def prune(
     model: Model,
     *,
     target: str,
-    data: str,
     out: Path,
+    data: str | None = None,
     criterion: CriterionName = "diff-pruning",
     scoring: ScoringConfig | None = None,
     cut: CutConfig | None = None,
@@ -41,8 +40,9 @@ def prune(
         model: model folder, pipeline folder, hub id, or an embedded model (digits-unet, digits-sit).
         target: what stays: macs=56%, macs=3.4G, params=20M, blocks=6 (six are left)
             or latency=20ms (one call at batch 1 on this device).
-        data: calibration images: an image folder, parquet, datasets:NAME, an .npz with images, or digits.
         out: folder to write to.
+        data: calibration images: an image folder, parquet, datasets:NAME, an .npz with images, or digits; magnitude,
+            random and uniform need none.
         criterion: which criterion ranks the units; ced, deviation, uniform, cosine and loss-change rank blocks only.
         scoring: its options.
         cut: which cuts are allowed.
@@ -54,10 +54,9 @@ def prune(
     """
     goal = parse_target(target)
     one_process("prune")
-    scoring, cut = scoring or ScoringConfig(), cut or CutConfig()
+    scoring, cut = criterion_named(criterion).configured(scoring or ScoringConfig()), cut or CutConfig()
     loaded, structure = open_model(model, process, device, component)
-    dataset = open_data(data, loaded)
-    check_conditions(loaded.model, dataset)
+    dataset = open_calibration(data, loaded, criterion)
     check_criterion(criterion, structure, granularity_for(goal, cut))
     plan = plan_cut(loaded.model, structure, goal, cut)
     if dry_run:
@@ -66,7 +65,7 @@ def prune(
         return Path(out)
     options = {"criterion": criterion, "scoring": scoring, "cut": cut, "component": component, "process": process}
     run = start_run(out, {"command": "prune", "model": model, "target": str(goal), "data": data, **options})
-    dataset = encode_data(dataset, loaded)
+    dataset = None if dataset is None else encode_data(dataset, loaded)
     scores = rank_stage(run, loaded, structure, dataset, criterion, scoring)
     details = {"criterion": criterion, "scoring": dataclasses.asdict(scoring)}
     pruned = cut_stage(run, loaded, structure, goal, scores, cut, details, model)

@@ -5,23 +5,22 @@ from pathlib import Path
 from ..base.console import say
 from ..base.distributed import one_process
 from ..base.files import read_json
-from ..criteria import CriterionName, ScoringConfig
-from ..data.conditions import check_conditions
+from ..criteria import ScoringConfig, criterion_named
 from ..io.checkpoint import Component
 from ..process.named import ProcessName
 from ..runs.checks import check_criterion
 from ..runs.folder import start_run
 from ..runs.stages import rank_stage
-from ..runs.subject import encode_data, open_data, open_model
+from ..runs.subject import encode_data, open_calibration, open_model
 from ..runs.timing import Work, print_times
-from .options import Model
+from .options import CriterionName, Model
 
 
 def rank(
     model: Model,
     *,
-    data: str,
     out: Path,
+    data: str | None = None,
     criterion: CriterionName = "diff-pruning",
     scoring: ScoringConfig | None = None,
     component: Component | None = None,
@@ -33,8 +32,9 @@ def rank(
 
     Args:
         model: model folder, pipeline folder, hub id, or an embedded model (digits-unet, digits-sit).
-        data: calibration images: an image folder, parquet, datasets:NAME, an .npz with images, or digits.
         out: folder to write to.
+        data: calibration images: an image folder, parquet, datasets:NAME, an .npz with images, or digits; magnitude,
+            random and uniform need none.
         criterion: which criterion; ced, deviation, uniform, cosine and loss-change rank blocks only.
         scoring: its options.
         component: which part of a pipeline: unet or transformer, by default the one that is there; vae is its decoder.
@@ -44,17 +44,16 @@ def rank(
         dry_run: print the predicted time and stop.
     """
     one_process("rank")
-    scoring = scoring or ScoringConfig()
+    scoring = criterion_named(criterion).configured(scoring or ScoringConfig())
     loaded, structure = open_model(model, process, device, component)
-    dataset = open_data(data, loaded)
-    check_conditions(loaded.model, dataset)
+    dataset = open_calibration(data, loaded, criterion)
     check_criterion(criterion, structure)
     if dry_run:
         print_times(loaded, Work(ranking=(criterion, scoring)))
         return Path(out)
     settings = {"criterion": criterion, "scoring": scoring, "component": component, "process": process}
     run = start_run(out, {"command": "rank", "model": model, "data": data, **settings})
-    dataset = encode_data(dataset, loaded)
+    dataset = None if dataset is None else encode_data(dataset, loaded)
     rank_stage(run, loaded, structure, dataset, criterion, scoring)
     for name in ("ranking", "blocks", "correlations"):
         table = run / "tables" / f"{name}.md"

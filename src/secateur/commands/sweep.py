@@ -10,7 +10,6 @@ from ..base.console import say
 from ..base.distributed import one_process
 from ..base.errors import SecateurError, require
 from ..base.files import read_json, write_json
-from ..criteria import CriterionName
 from ..evaluation import EvaluationConfig
 from ..io.checkpoint import Component
 from ..process.named import ProcessName
@@ -33,7 +32,7 @@ from ..runs.trials import (
     warm_up_seconds,
 )
 from ..schedules import parse_target
-from .options import Model
+from .options import CriterionName, Model
 
 
 def sweep(

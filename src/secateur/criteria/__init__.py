@@ -1,71 +1,95 @@
 """Criteria: which units matter least. One file each; docs/adding-a-criterion.md shows how to add the next."""
 
-from collections.abc import Callable
+from typing import Any
 
+import torch
 from torch import nn
 
+from ..base.errors import require, require_known
 from ..data import Batch
 from ..process.base import Process
 from ..structure import Structure
 from .blocks.report import BlockEffect, BlockReport
-from .ced import ced
-from .config import CriterionName, ScoringConfig
-from .cosine import cosine
-from .deviation import deviation
-from .diff_pruning import diff_pruning, taylor
-from .gradient_flow import gradient_flow
-from .loss_change import loss_change
-from .magnitude import magnitude
-from .random import random
+from .ced import CED, CedOptions
+from .cosine import COSINE
+from .criterion import Criterion, Options, Price, ScoringConfig
+from .deviation import DEVIATION
+from .diff_pruning import DIFF_PRUNING, DiffPruningOptions
+from .gradient_flow import GRADIENT_FLOW, GradientFlowOptions
+from .loss_change import LOSS_CHANGE
+from .magnitude import MAGNITUDE, MagnitudeOptions
+from .random import RANDOM
 from .ranking import LossCurve, Ranking, check_finite, unit_scores
-from .uniform import uniform
+from .taylor import TAYLOR, TaylorOptions
+from .uniform import UNIFORM
 
-Criterion = Callable[[nn.Module, Process, Batch, Structure, ScoringConfig], Ranking]
-
-CRITERIA: dict[CriterionName, Criterion] = {
-    "random": random,
-    "magnitude": magnitude,
-    "taylor": taylor,
-    "diff-pruning": diff_pruning,
-    "gradient-flow": gradient_flow,
-    "ced": ced,
-    "deviation": deviation,
-    "uniform": uniform,
-    "cosine": cosine,
-    "loss-change": loss_change,
+CRITERIA: dict[str, Criterion[Any]] = {
+    criterion.name: criterion
+    for criterion in (
+        RANDOM,
+        MAGNITUDE,
+        TAYLOR,
+        DIFF_PRUNING,
+        GRADIENT_FLOW,
+        CED,
+        DEVIATION,
+        UNIFORM,
+        COSINE,
+        LOSS_CHANGE,
+    )
 }
-# They score no dims.
-BLOCK_CRITERIA: frozenset[CriterionName] = frozenset({"ced", "deviation", "uniform", "cosine", "loss-change"})
+
+
+def criterion_named(name: str) -> Criterion[Any]:
+    """The criterion called `name`.
+
+    Raises:
+        SecateurError: there is none; the message gives the nearest name.
+    """
+    require_known("criterion", name, CRITERIA)
+    return CRITERIA[name]
 
 
 def score(
     model: nn.Module,
     process: Process,
-    batch: Batch,
+    batch: Batch | None,
     structure: Structure,
-    criterion: CriterionName = "diff-pruning",
+    criterion: str = "diff-pruning",
     config: ScoringConfig | None = None,
 ) -> Ranking:
-    """Rank the units and blocks of `model` by the named criterion.
+    """Rank the units and blocks of `model` by the named criterion; `batch` is None for one that needs no data.
 
     Raises:
+        SecateurError: no such criterion or option, or images are missing.
         TrainingError: a calibration loss or a score is not finite.
     """
-    ranking = CRITERIA[criterion](model, process, batch, structure, config or ScoringConfig())
+    chosen, config = criterion_named(criterion), config or ScoringConfig()
+    options = chosen.options_of(config)
+    if batch is None:
+        require(not chosen.needs_data, f"criterion {criterion} looks at images, and there are none; give data")
+        batch = Batch(torch.empty(0))
+    ranking = chosen.score(model, process, batch, structure, config, options)
     check_finite(ranking.scores)
     return ranking
 
 
 __all__ = [
-    "BLOCK_CRITERIA",
     "CRITERIA",
     "BlockEffect",
     "BlockReport",
+    "CedOptions",
     "Criterion",
-    "CriterionName",
+    "DiffPruningOptions",
+    "GradientFlowOptions",
     "LossCurve",
+    "MagnitudeOptions",
+    "Options",
+    "Price",
     "Ranking",
     "ScoringConfig",
+    "TaylorOptions",
+    "criterion_named",
     "score",
     "unit_scores",
 ]

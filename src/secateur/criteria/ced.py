@@ -5,7 +5,7 @@ one when the block is dropped, on the target data; CED_i = |H(out) - H(out witho
 that is, a difference of log standard deviations; the lowest leave first.
 
 Chosen here: the same tuples for every block; the output is the clean sample that the network's prediction stands for
-(`ced_output` sample), since the distribution that a model has learned is one of samples: most of a velocity's variance,
+(`output` sample), since the distribution that a model has learned is one of samples: most of a velocity's variance,
 and of a noise's, is that of the noise it was given, which a dropped block does not touch (`prediction` takes it as it
 is); the clean sample ends where the calibration images end, as in samplers, since near pure noise the prediction's
 error is divided by almost no signal, and a few tuples would make the score; the mean over 8 timestep bins of |CED|
@@ -20,6 +20,7 @@ a criterion that does see it.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 
 from torch import nn
@@ -28,18 +29,38 @@ from ..data import Batch
 from ..process.base import Process
 from ..structure import Structure
 from .blocks.effects import described
-from .blocks.entropy import entropy_changes
-from .blocks.measure import measure_blocks
-from .config import ScoringConfig
+from .blocks.entropy import CedPooling, entropy_changes
+from .blocks.measure import CedOutput, measure_blocks, price_of_drops
+from .criterion import Criterion, Options, ScoringConfig
 from .ranking import Ranking
 
 
-def ced(model: nn.Module, process: Process, batch: Batch, structure: Structure, config: ScoringConfig) -> Ranking:
+@dataclass(frozen=True)
+class CedOptions(Options):
+    """Options of ced.
+
+    Attributes:
+        pooling: average the shifts of the timestep bins (stratified), or take one shift over all (pooled).
+        output: take the spread of the clean sample that the network predicts (sample), or of its prediction as it is
+            (prediction), which is what deviation always looks at.
+    """
+
+    pooling: CedPooling = "stratified"
+    output: CedOutput = "sample"
+
+
+def ced(
+    model: nn.Module, process: Process, batch: Batch, structure: Structure, config: ScoringConfig, options: CedOptions
+) -> Ranking:
     """Scores from one set of tuples, and the report. Give the weights that sample: the EMA ones, if there are any.
 
     Raises:
         SecateurError: the model has no blocks.
         TrainingError: an output is not finite.
     """
-    sums = measure_blocks(model, process, batch, structure, config)
-    return described(model, process, sums, config, "ced", partial(entropy_changes, pooling=config.ced_pooling))
+    sums = measure_blocks(model, process, batch, structure, config, options.output)
+    scores_of = partial(entropy_changes, pooling=options.pooling)
+    return described(model, process, sums, config, "ced", scores_of)
+
+
+CED = Criterion("ced", CedOptions, ced, price_of_drops, ranks="blocks")

@@ -10,12 +10,14 @@ from ..models.network import inference
 from ..models.predict import predict
 from ..process.base import Process
 from ..structure import Structure
-from .blocks.measure import block_names, block_scores, draw_tuples, watched
-from .config import ScoringConfig
+from .blocks.measure import block_names, block_scores, draw_tuples, price_of_tuples, watched
+from .criterion import Criterion, Options, ScoringConfig
 from .ranking import Ranking
 
 
-def cosine(model: nn.Module, process: Process, batch: Batch, structure: Structure, config: ScoringConfig) -> Ranking:
+def cosine(
+    model: nn.Module, process: Process, batch: Batch, structure: Structure, config: ScoringConfig, options: Options
+) -> Ranking:
     """Block influence, 1 - E cos(x, block(x)) over tokens (ShortGPT, Men et al. 2024, arXiv 2403.03853, eq. 1).
 
     The expectation runs over the tuples of `ced`, one pass of the full model.
@@ -30,3 +32,6 @@ def cosine(model: nn.Module, process: Process, batch: Batch, structure: Structur
             predict(model, tuples.noisy, tuples.timesteps, tuples.conditions)
             distances.append(torch.stack([seen[name] for name in names]))
     return Ranking(block_scores(names, torch.cat(distances, dim=1).mean(1).numpy()))
+
+
+COSINE = Criterion("cosine", Options, cosine, price_of_tuples, ranks="blocks")

@@ -21,12 +21,14 @@ from ..process.base import Process
 from ..structure import Structure
 from .blocks.effects import described
 from .blocks.entropy import deviations
-from .blocks.measure import measure_blocks
-from .config import ScoringConfig
+from .blocks.measure import measure_blocks, price_of_drops
+from .criterion import Criterion, Options, ScoringConfig
 from .ranking import Ranking
 
 
-def deviation(model: nn.Module, process: Process, batch: Batch, structure: Structure, config: ScoringConfig) -> Ranking:
+def deviation(
+    model: nn.Module, process: Process, batch: Batch, structure: Structure, config: ScoringConfig, options: Options
+) -> Ranking:
     """Scores from the tuples and passes of `ced`, with its report. Give the weights that sample.
 
     Raises:
@@ -35,3 +37,6 @@ def deviation(model: nn.Module, process: Process, batch: Batch, structure: Struc
     """
     sums = measure_blocks(model, process, batch, structure, config)
     return described(model, process, sums, config, "deviation", deviations)
+
+
+DEVIATION = Criterion("deviation", Options, deviation, price_of_drops, ranks="blocks")

@@ -20,6 +20,8 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -34,8 +36,8 @@ from ..models.network import inference
 from ..process.base import Process, denoising_error
 from ..structure import Structure
 from ..structure.precision import full_precision
-from .config import HessianProduct, ScoringConfig, TimestepWeights
-from .diff_pruning import calibration_timesteps
+from .criterion import Criterion, Options, Price, ScoringConfig
+from .gradients import calibration_timesteps
 from .ranking import LossCurve, Ranking, parameters_of, unit_scores
 
 Parameters = Mapping[str, Tensor]
@@ -46,6 +48,28 @@ EPSILON = 1e-12  # keeps the weight of a timestep without gradient finite
 # Times the cube root of the precision, which balances rounding against the third derivative, this share of the norm of
 # the weights is a step: networks bend long before their weights have moved by their own length.
 RELATIVE_STEP = 0.01
+HESSIAN_PRODUCT = 3.0  # passes, by double backward or by differences
+
+Mode = Literal["increase", "preserve"]
+TimestepWeights = Literal["inverse-gradient", "uniform"]
+HessianProduct = Literal["exact", "finite-difference"]
+
+
+@dataclass(frozen=True)
+class GradientFlowOptions(Options):
+    """Options of gradient-flow.
+
+    Attributes:
+        mode: preserve removes first what changes the gradient norm least, increase what raises it most (the rule of
+            Wan et al., by far the worse one in docs/benchmarks.md).
+        timestep_weights: timestep t weighs 1 / ||g_t||^2 (inverse-gradient) or 1 (uniform).
+        hessian_product: H g by double backward (exact), or from two more gradients (finite-difference), which takes
+            less memory and any attention kernel.
+    """
+
+    mode: Mode = "preserve"
+    timestep_weights: TimestepWeights = "inverse-gradient"
+    hessian_product: HessianProduct = "exact"
 
 
 @dataclass(frozen=True)
@@ -76,25 +100,27 @@ class GradientFlowStatistics:
 
 
 def gradient_flow(
-    model: nn.Module, process: Process, batch: Batch, structure: Structure, config: ScoringConfig
+    model: nn.Module,
+    process: Process,
+    batch: Batch,
+    structure: Structure,
+    config: ScoringConfig,
+    options: GradientFlowOptions,
 ) -> Ranking:
     """-S, so that what raises the gradient norm most leaves first ("increase"), or |S| ("preserve").
 
     Raises:
         TrainingError: a calibration loss is not finite.
     """
-    statistics = gradient_flow_statistics(model, process, batch, config)
-    scores = gradient_flow_scores(model, structure, statistics, config)
-    return Ranking(scores, LossCurve(statistics.timesteps, statistics.losses, len(statistics.losses)))
-
-
-def gradient_flow_scores(
-    model: nn.Module, structure: Structure, statistics: GradientFlowStatistics, config: ScoringConfig
-) -> dict[str, Tensor]:
-    """Scores of every dim's units and every block from the `statistics` of `model`."""
+    statistics = gradient_flow_statistics(model, process, batch, config, options)
     changes = gradient_norm_changes(model, structure, statistics.product)
-    increase = config.gradient_flow_mode == "increase"
-    return {name: -values if increase else values.abs() for name, values in changes.items()}
+    scores = {name: -values if options.mode == "increase" else values.abs() for name, values in changes.items()}
+    mean_square = fmean(norm**2 for norm in statistics.gradient_norms)
+    return Ranking(
+        scores,
+        LossCurve(statistics.timesteps, statistics.losses, len(statistics.losses)),
+        facts={"energy": statistics.energy, "gradient_norm": math.sqrt(mean_square)},
+    )
 
 
 def gradient_flow_statistics(
@@ -102,6 +128,7 @@ def gradient_flow_statistics(
     process: Process,
     batch: Batch,
     config: ScoringConfig,
+    options: GradientFlowOptions,
 ) -> GradientFlowStatistics:
     """Losses, gradient norms and sum_t w_t H_t g_t from one batch and one noise tensor, kept for every timestep.
 
@@ -114,7 +141,8 @@ def gradient_flow_statistics(
         model: any mode, frozen or not; it is left as it is.
         process: its process.
         batch: calibration images; L_t is their mean loss.
-        config: options.
+        config: which timesteps, how many pairs in a pass, and the seed of the noise.
+        options: weights of timesteps, and how to find H g.
 
     Raises:
         TrainingError: a calibration loss is not finite.
@@ -132,19 +160,19 @@ def gradient_flow_statistics(
     with inference(model), progress("calibration curvature", len(timesteps)) as advance:
         for timestep in timesteps:
             terms = loss_terms(model, process, batch, noise, timestep, config.batch_size)
-            geometry = local_geometry(terms, parameters, config.hessian_product)
+            geometry = local_geometry(terms, parameters, options.hessian_product)
             if not math.isfinite(geometry.loss):
                 raise TrainingError(
                     "a calibration loss is not finite: check that the model's weights and its scheduler fit together"
                 )
             losses.append(geometry.loss)
             norms.append(_norm(geometry.gradient))
-            used.append(timestep_weight(norms[-1], config.timestep_weights))
+            used.append(timestep_weight(norms[-1], options.timestep_weights))
             total = {name: total[name] + used[-1] * product for name, product in geometry.product.items()}
             advance(1, "")
     canonical = {id(parameter): name for name, parameter in model.named_parameters()}
     product = {name: total[canonical[id(parameter)]] for name, parameter in parameters_of(model).items()}
-    level = energy(norms, config.timestep_weights)
+    level = energy(norms, options.timestep_weights)
     return GradientFlowStatistics(tuple(timesteps.tolist()), tuple(losses), tuple(norms), tuple(used), level, product)
 
 
@@ -160,6 +188,11 @@ def gradient_norm_changes(model: nn.Module, structure: Structure, product: Param
 def timestep_count(process: Process, config: ScoringConfig) -> int:
     """How many timesteps are scored."""
     return min(config.num_timesteps or DEFAULT_TIMESTEPS, process.num_train_timesteps)
+
+
+def price_of_products(model: nn.Module, process: Process, config: ScoringConfig, options: GradientFlowOptions) -> Price:
+    """Of a Hessian product at every timestep."""
+    return Price(timestep_count(process, config) * config.num_images * HESSIAN_PRODUCT)
 
 
 def energy(gradient_norms: Sequence[float], kind: TimestepWeights) -> float:
@@ -271,3 +304,6 @@ def _add(left: Parameters, right: Parameters) -> Parameters:
 
 def _norm(values: Parameters) -> float:
     return torch.stack([value.square().sum() for value in values.values()]).sum().sqrt().item()
+
+
+GRADIENT_FLOW = Criterion("gradient-flow", GradientFlowOptions, gradient_flow, price_of_products)

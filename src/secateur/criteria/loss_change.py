@@ -7,13 +7,13 @@ from torch import nn
 from ..data import Batch
 from ..process.base import Process
 from ..structure import Structure
-from .blocks.measure import block_scores, measure_blocks
-from .config import ScoringConfig
+from .blocks.measure import block_scores, measure_blocks, price_of_drops
+from .criterion import Criterion, Options, ScoringConfig
 from .ranking import Ranking
 
 
 def loss_change(
-    model: nn.Module, process: Process, batch: Batch, structure: Structure, config: ScoringConfig
+    model: nn.Module, process: Process, batch: Batch, structure: Structure, config: ScoringConfig, options: Options
 ) -> Ranking:
     """Denoising loss without a block minus that of the full model, on the tuples of `ced`; negative where it helps.
 
@@ -23,5 +23,8 @@ def loss_change(
         SecateurError: the model has no blocks.
         TrainingError: an output is not finite.
     """
-    sums = measure_blocks(model, process, batch, structure, config)
+    sums = measure_blocks(model, process, batch, structure, config, ced_output="prediction")
     return Ranking(block_scores(sums.names, sums.loss_change().mean(-1), sums.output_error().mean(-1)))
+
+
+LOSS_CHANGE = Criterion("loss-change", Options, loss_change, price_of_drops, ranks="blocks")

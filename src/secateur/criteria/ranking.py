@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -31,11 +31,17 @@ class Ranking:
     """Scores (float64, on the CPU; low leaves first) of every dim's units (units,) and every block (1,).
 
     Criteria that rank blocks only leave the dims out.
+
+    Attributes:
+        curve: of a criterion that computes calibration losses.
+        report: of a criterion that drops blocks.
+        facts: more numbers for the log of a run that scores between stages.
     """
 
     scores: Mapping[str, Tensor]
     curve: LossCurve | None = None
     report: BlockReport | None = None
+    facts: Mapping[str, float] = field(default_factory=dict)
 
 
 def reduce_elements(values: Tensor, reduction: ElementReduction) -> Tensor:

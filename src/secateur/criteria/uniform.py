@@ -11,11 +11,13 @@ from ..data import Batch
 from ..process.base import Process
 from ..structure import Structure
 from .blocks.measure import block_names, block_scores
-from .config import ScoringConfig
+from .criterion import Criterion, Options, ScoringConfig, free
 from .ranking import Ranking
 
 
-def uniform(model: nn.Module, process: Process, batch: Batch, structure: Structure, config: ScoringConfig) -> Ranking:
+def uniform(
+    model: nn.Module, process: Process, batch: Batch, structure: Structure, config: ScoringConfig, options: Options
+) -> Ranking:
     """The position of each block in `stride_order` as its score.
 
     Raises:
@@ -56,3 +58,6 @@ def unevenness(removed: Collection[int], count: int) -> float:
     """Mean squared distance of the number removed among the first k blocks from its share, k len(removed) / count."""
     gone = np.isin(np.arange(count), list(removed)).cumsum()
     return float(np.square(gone - len(removed) * np.arange(1, count + 1) / count).mean())
+
+
+UNIFORM = Criterion("uniform", Options, uniform, free, ranks="blocks", needs_data=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from ..base.errors import DataError, SecateurError, require
-from ..criteria import BLOCK_CRITERIA, CriterionName
+from ..criteria import criterion_named
 from ..criteria.blocks.measure import block_names
 from ..data import ImageDataset, LatentDataset
 from ..data.conditions import GIVE_LABELS, check_conditions
@@ -91,13 +91,13 @@ def check_schedule(recipe: Recipe, granularity: Granularity) -> None:
         )
 
 
-def check_criterion(criterion: CriterionName, structure: Structure, granularity: Granularity = "depth") -> None:
+def check_criterion(criterion: str, structure: Structure, granularity: Granularity = "depth") -> None:
     """Find that `criterion` cannot rank what is to be cut, before long work starts.
 
     Raises:
         SecateurError: it ranks blocks only, and there are none, or widths are to be cut.
     """
-    if criterion in BLOCK_CRITERIA:
+    if criterion_named(criterion).ranks == "blocks":
         block_names(structure)
         require(
             granularity == "depth",

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..base.distributed import is_main_process, main_first, wait_for_everyone
+from ..criteria import criterion_named
 from ..data import ImageDataset
 from ..evaluation import check_evaluation
 from ..io.checkpoint import Component, Loaded
@@ -95,10 +96,19 @@ def resolve(
 ) -> Recipe:
     """The recipe with what was given, which is not None, in the place of its own; `parts` are fields of `Recipe`.
 
-    Weights and Jacobian options that the recipe chose for its own objective do not go over to another.
+    What the recipe chose for its own criterion or objective does not go over to another: options, weights, and how to
+    compute Jacobian products.
+
+    Raises:
+        SecateurError: there is no such recipe, criterion, or option of it.
     """
     named = recipe_named(recipe)
     chosen = replace(named, **given(parts))
+    criterion, scoring = criterion_named(chosen.criterion), chosen.scoring
+    if scoring.options is None and criterion.name == named.criterion:
+        scoring = replace(scoring, options=named.scoring.options)
+    elif scoring.options == named.scoring.options and criterion.name != named.criterion:
+        scoring = replace(scoring, options=None)
     recovery = replace(chosen.recovery, **given({"steps": steps, "objective": objective}))
     if recovery.objective != named.recovery.objective:
         for part in ("weights", "jacobian"):
@@ -107,7 +117,7 @@ def resolve(
     seeds = given({"seed": seed})
     return replace(
         chosen,
-        scoring=replace(chosen.scoring, **seeds),
+        scoring=replace(criterion.configured(scoring), **seeds),
         recovery=replace(recovery, **seeds),
         evaluation=replace(chosen.evaluation, **seeds),
     )

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..base.distributed import is_main_process, wait_for_everyone
 from ..base.files import read_json, write_json
-from ..criteria import CriterionName, ScoringConfig, score
+from ..criteria import ScoringConfig, score
 from ..data import Batch, ImageDataset, calibration_batch
 from ..data.conditions import accepts
 from ..evaluation import EvaluationConfig, evaluate_models, measure_latency, write_evaluation
@@ -69,15 +69,15 @@ def rank_stage(
     out: Path,
     loaded: Loaded,
     structure: Structure,
-    dataset: ImageDataset,
-    criterion: CriterionName,
+    dataset: ImageDataset | None,
+    criterion: str,
     scoring: ScoringConfig,
 ) -> dict[str, Tensor]:
-    """Score units and blocks; writes `ranking.json`, its table and its plot."""
+    """Score units and blocks; writes `ranking.json`, its table and its plot. Some criteria need no `dataset`."""
     path = out / "ranking.json"
     if not path.is_file():
         begun = time.perf_counter()
-        batch = calibration(loaded, dataset, scoring)
+        batch = None if dataset is None else calibration(loaded, dataset, scoring)
         ranking = score(loaded.model, loaded.process, batch, structure, criterion, scoring)
         curve = ranking.curve if ranking.curve is not None and len(ranking.curve.losses) > 1 else None
         write_json(

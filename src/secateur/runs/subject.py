@@ -13,9 +13,11 @@ from ..base.console import say
 from ..base.devices import choose_device
 from ..base.distributed import process_count
 from ..base.errors import ModelError, SecateurError
+from ..criteria import criterion_named
 from ..data import ImageDataset, LatentDataset, load_data
 from ..data.autoencoder import open_autoencoder
 from ..data.classes import numbered
+from ..data.conditions import check_conditions
 from ..data.encode import encode, open_encoded, sizes, whole
 from ..io.checkpoint import Component, Loaded, from_pretrained, load
 from ..models.decoder import as_network
@@ -65,6 +67,21 @@ def _place(model: str) -> Iterator[str | Path]:
         return
     with as_file(files("secateur") / "assets" / model) as folder:
         yield folder
+
+
+def open_calibration(data: str | None, loaded: Loaded, criterion: str) -> ImageDataset | None:
+    """Open the images that the criterion looks at; None for one that looks at none.
+
+    Raises:
+        SecateurError: it does, and there is no `data`; else as `open_data` and `check_conditions`.
+    """
+    if not criterion_named(criterion).needs_data:
+        return None
+    if data is None:
+        raise SecateurError(f"criterion {criterion} looks at images; give --data")
+    dataset = open_data(data, loaded)
+    check_conditions(loaded.model, dataset)
+    return dataset
 
 
 def open_data(data: str, loaded: Loaded, new_labels: bool = False) -> ImageDataset:

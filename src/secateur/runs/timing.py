@@ -12,8 +12,8 @@ from torch import nn
 from typing_extensions import assert_never
 
 from ..base.console import say
-from ..criteria import CriterionName, ScoringConfig
-from ..criteria.costs import COSTS, FORWARD_SHARE
+from ..criteria import ScoringConfig, criterion_named
+from ..criteria.criterion import FORWARD_SHARE
 from ..evaluation import EvaluationConfig
 from ..evaluation.metrics.efficiency import count_macs, synchronize
 from ..io.checkpoint import Loaded
@@ -55,7 +55,7 @@ class Work:
     """
 
     plan: dict[str, Any] | None = None
-    ranking: tuple[CriterionName, ScoringConfig] | None = None
+    ranking: tuple[str, ScoringConfig] | None = None
     recovery: RecoveryConfig | None = None
     evaluation: EvaluationConfig | None = None
     pruned_late: PrunedLate | None = None
@@ -98,11 +98,10 @@ def predict_seconds(loaded: Loaded, work: Work, second: float) -> dict[str, floa
     if work.warmup is not None and recovery is not None:
         stages["warm up"] = float(work.warmup.steps * recovery.batch_size)
     if work.ranking is not None:
-        criterion, config = work.ranking
-        cost = COSTS[criterion]
-        stages["rank"] = cost(loaded.model, loaded.process, config)
+        name, config = work.ranking
+        stages["rank"] = _passes(loaded, name, config)
         if pruned_late is not None and pruned_late.rankings:
-            stages["rank again"] = pruned_late.rankings * cost(loaded.model, loaded.process, pruned_late.scoring)
+            stages["rank again"] = pruned_late.rankings * _passes(loaded, name, pruned_late.scoring)
     if pruned_late is not None and pruned_late.judgements:
         stages["decide"] = float(pruned_late.judgements * JUDGED_PASSES)
     if recovery is not None:
@@ -117,6 +116,12 @@ def predict_seconds(loaded: Loaded, work: Work, second: float) -> dict[str, floa
         calls = min(evaluation.num_inference_steps, loaded.process.num_train_timesteps)  # of the network, an image
         stages["sample"] = evaluation.num_images * calls * FORWARD_SHARE * models
     return {label: amount * second for label, amount in stages.items()}
+
+
+def _passes(loaded: Loaded, criterion: str, config: ScoringConfig) -> float:
+    """Of a ranking."""
+    chosen = criterion_named(criterion)
+    return chosen.price(loaded.model, loaded.process, config, chosen.options_of(config)).passes
 
 
 def seconds_per_pair(loaded: Loaded) -> float:

@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 from ..base.errors import SecateurError, first_line, require
 from ..base.files import read_json, write_text
-from ..criteria import BLOCK_CRITERIA, CriterionName
+from ..criteria import criterion_named
 from ..data import ImageDataset
 from ..evaluation import EvaluationConfig
 from ..io.checkpoint import Component, Loaded
@@ -62,7 +62,7 @@ class Trial:
     goal: Target
     seed: int
     settings: Recipe
-    criterion: CriterionName | None = None
+    criterion: str | None = None
     objective: str | None = None
 
     @property
@@ -160,7 +160,7 @@ def make_trial(
     seed: int,
     shared: TrialConfig,
     *,
-    criterion: CriterionName | None = None,
+    criterion: str | None = None,
     objective: str | None = None,
     steps: int | None = None,
     evaluation: EvaluationConfig | None = None,
@@ -172,13 +172,14 @@ def make_trial(
     """
     chosen = resolve(recipe, criterion=criterion, objective=objective, steps=steps, evaluation=evaluation)
     scoring = {"num_images": shared.num_images, "seed": seed}
-    if chosen.criterion not in BLOCK_CRITERIA:
+    ranks_blocks = criterion_named(chosen.criterion).ranks == "blocks"
+    if not ranks_blocks:
         scoring["num_timesteps"] = shared.num_timesteps
     recovery = {"batch_size": shared.batch_size, "learning_rate": shared.learning_rate, "seed": seed}
     settings = replace(
         chosen,
         scoring=replace(chosen.scoring, **given(scoring)),
-        cut=replace(chosen.cut, granularity="depth") if chosen.criterion in BLOCK_CRITERIA else chosen.cut,
+        cut=replace(chosen.cut, granularity="depth") if ranks_blocks else chosen.cut,
         recovery=replace(chosen.recovery, **given(recovery)),
     )
     return Trial(recipe, goal, seed, settings, criterion, objective)
@@ -186,7 +187,7 @@ def make_trial(
 
 def all_trials(
     recipes: Sequence[str],
-    criteria: Sequence[CriterionName],
+    criteria: Sequence[str],
     objectives: Sequence[str],
     goals: Sequence[Target],
     seeds: Sequence[int],

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from ...process.base import Process
-from ..config import CriterionName, ScoringConfig
-from ..ranking import Ranking, reduce_elements
+from ..criterion import ScoringConfig
+from ..ranking import Ranking
 from ..uniform import stride_scores
 from .entropy import deviations, entropy_changes, log_sd_changes
 from .measure import Array, BlockSums, bins_of, block_scores, leaving_order
@@ -29,7 +29,7 @@ def described(
     process: Process,
     sums: BlockSums,
     config: ScoringConfig,
-    criterion: CriterionName,
+    criterion: str,
     scores_of: Callable[[BlockSums], Array],
 ) -> Ranking:
     """The scores (L,) that `scores_of` finds in the sums, and the report; equal ones leave by the smaller error."""
@@ -57,12 +57,12 @@ def described(
         for i, name in enumerate(sums.names)
     }
     others = {
-        "ced": entropy_changes(sums, config.ced_pooling),
+        "ced": entropy_changes(sums),
         "deviation": distances,
         "output error": np.array([effect.output_error for effect in blocks.values()]),
         "loss change": np.array([effect.loss_change for effect in blocks.values()]),
         "cosine": np.array([effect.cosine for effect in blocks.values()]),
-        "magnitude": np.array([_magnitude(model.get_submodule(name), config) for name in sums.names]),
+        "magnitude": np.array([_magnitude(model.get_submodule(name)) for name in sums.names]),
         "uniform": stride_scores(len(sums.names)),
     }
     bins = bins_of(process, config)
@@ -110,7 +110,6 @@ def spearman(first: Array, second: Array) -> float | None:
     return float(np.corrcoef(ranks)[0, 1])
 
 
-def _magnitude(block: nn.Module, config: ScoringConfig) -> float:
+def _magnitude(block: nn.Module) -> float:
     """As the criterion `magnitude`, without its scores of widths."""
-    reduced = [reduce_elements(parameter.detach(), config.element_reduction) for parameter in block.parameters()]
-    return sum(values.cpu().double().sum().item() for values in reduced)
+    return sum(parameter.detach().abs().cpu().double().sum().item() for parameter in block.parameters())

@@ -5,10 +5,13 @@ L blocks, T bins of timesteps, N images.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 
-from ..config import CedPooling
 from .measure import Array, BlockSums
+
+CedPooling = Literal["stratified", "pooled"]
 
 ROUNDING = float(np.finfo(np.float32).eps)  # of the prediction; a smaller difference is none
 
@@ -32,7 +35,7 @@ def log_sd_changes(total: Array, square: Array, entries: int) -> tuple[Array, Ar
     return by_bin[..., 1:, :] - by_bin[..., :1, :], pooled[..., 1:] - pooled[..., :1]
 
 
-def entropy_changes(sums: BlockSums, pooling: CedPooling) -> Array:
+def entropy_changes(sums: BlockSums, pooling: CedPooling = "stratified") -> Array:
     """|H(out without block i) - H(out)| (L,): the mean over bins, or of all outputs at once."""
     signed, pooled = log_sd_changes(sums.total, sums.square, sums.entries)
     return np.abs(signed).mean(-1) if pooling == "stratified" else np.abs(pooled)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,14 +26,16 @@ from ...data import Batch
 from ...models.conditions import Conditions, rows
 from ...models.network import inference
 from ...models.predict import predict
+from ...models.registry import describe
 from ...process.base import Process, timesteps_at
 from ...structure import Block, Structure, handed_on, pick, streams_of
-from ..config import ScoringConfig
-from .drops import outputs_without_each_block
+from ..criterion import FORWARD_SHARE, Options, Price, ScoringConfig
+from .drops import outputs_without_each_block, passes_of
 
 BINS = 8  # of timesteps, unless the config says how many
 
 Array = NDArray[np.float64]
+CedOutput = Literal["sample", "prediction"]
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,8 @@ class BlockSums:
     Attributes:
         names: the L blocks.
         entries: C H W.
-        total: sum of the output, by `ced_output` the clean sample that the network predicts or its prediction as it
-            is, (L + 1, T, N).
+        total: sum of the output, the clean sample that the network predicts or its prediction as it is,
+            (L + 1, T, N).
         square: sum of its squares, (L + 1, T, N).
         size: sum of the squares of the full model's prediction, (T, N).
         loss: mean squared denoising error, (L + 1, T, N).
@@ -122,10 +124,25 @@ def draw_tuples(process: Process, batch: Batch, config: ScoringConfig) -> Iterat
         )
 
 
+def price_of_tuples(model: nn.Module, process: Process, config: ScoringConfig, options: Options) -> Price:
+    """Of a forward pass for every tuple."""
+    return Price(bins_of(process, config) * config.num_images * FORWARD_SHARE)
+
+
+def price_of_drops(model: nn.Module, process: Process, config: ScoringConfig, options: Options) -> Price:
+    """Of a forward pass for every tuple, and again without each block."""
+    return Price(passes_of(describe(model)) * price_of_tuples(model, process, config, options).passes)
+
+
 def measure_blocks(
-    model: nn.Module, process: Process, batch: Batch, structure: Structure, config: ScoringConfig
+    model: nn.Module,
+    process: Process,
+    batch: Batch,
+    structure: Structure,
+    config: ScoringConfig,
+    ced_output: CedOutput = "sample",
 ) -> BlockSums:
-    """The sums of the full model and of every drop.
+    """The sums of the full model and of every drop; `ced_output` says of what `total` and `square` are.
 
     Raises:
         SecateurError: the model has no blocks.
@@ -143,7 +160,7 @@ def measure_blocks(
 
             def sums(prediction: Tensor, full: Tensor, tuples: Tuples = tuples) -> Tensor:
                 target, output = tuples.target.cpu().double(), prediction
-                if config.ced_output == "sample":
+                if ced_output == "sample":
                     clean = process.denoised(tuples.noisy.cpu().double(), prediction, tuples.timesteps.cpu())
                     output = clean.clamp(-reach, reach)
                 return _sums(output, prediction, full, target)

@@ -1,0 +1,154 @@
+"""Losses and gradients of calibration images at many timesteps: what Taylor scores are made of.
+
+Passes run in the checkpoint's dtype, since large models rarely fit in another; sums of gradients are float32 at least.
+Gradients of a mean over pixels are below the range of float16: such weights are scored as a float32 copy, which takes
+twice their memory more. bfloat16 has the range of float32 and is not copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ..base.console import Advance, progress
+from ..base.errors import TrainingError
+from ..data import Batch
+from ..models.conditions import repeated, rows
+from ..process.base import Process, denoising_error, timesteps_at
+from .ranking import parameters_of
+
+
+def calibration_timesteps(process: Process, count: int) -> Tensor:
+    """`count` evenly spaced timesteps (0, or more than there are: every one) from the clean end to noise."""
+    count = min(count or process.num_train_timesteps, process.num_train_timesteps)
+    return timesteps_at(process, (torch.arange(count, dtype=torch.float64) + 0.5) / count)
+
+
+def used_timesteps(losses: list[float], threshold: float) -> int:
+    """Length of the prefix before the first L_t < threshold * max_{s<=t} L_s; everything when there is none.
+
+    The stop rule of Diff-Pruning (section 4.2); threshold 0 never stops.
+    """
+    largest = 0.0
+    for count, loss in enumerate(losses):
+        largest = max(largest, loss)
+        if loss < threshold * largest:
+            return count
+    return len(losses)
+
+
+@contextmanager
+def in_range(model: nn.Module) -> Iterator[None]:
+    """Hold what is float16 in float32 inside the block, and what it was before after it."""
+    halves = [(held, held.data) for held in (*model.parameters(), *model.buffers()) if held.dtype == torch.float16]
+    for held, values in halves:
+        held.data = values.float()
+    try:
+        yield
+    finally:
+        for held, values in halves:
+            held.data = values
+
+
+@contextmanager
+def differentiable(model: nn.Module) -> Iterator[None]:
+    """Gradients of every parameter inside the block, frozen ones too: what is frozen can be pruned all the same."""
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+
+
+@torch.no_grad()
+def timestep_losses(
+    model: nn.Module,
+    process: Process,
+    batch: Batch,
+    noise: Tensor,
+    timesteps: Tensor,
+    threshold: float,
+    batch_size: int,
+) -> list[float]:
+    """Mean loss at each timestep, in order, up to the first that ends the prefix."""
+    images = len(batch.sample)
+    at_once = max(1, batch_size // images)
+    losses: list[float] = []
+    with progress("calibration losses", len(timesteps)) as advance:
+        for chunk in timesteps.split(at_once):
+            pairs = [_pair_errors(model, process, batch, noise, chunk, part) for part in _parts(images, batch_size)]
+            losses += torch.cat(pairs, dim=1).cpu().double().mean(1).tolist()
+            if not all(map(torch.isfinite, torch.tensor(losses[-len(chunk) :]))):
+                raise TrainingError(
+                    "a calibration loss is not finite: check that the model's weights and its scheduler fit together"
+                )
+            advance(len(chunk), "")
+            stop = used_timesteps(losses, threshold)
+            if stop < len(losses):
+                return losses[: stop + 1]
+    return losses
+
+
+def summed_gradients(
+    model: nn.Module,
+    process: Process,
+    batch: Batch,
+    noise: Tensor,
+    timesteps: Tensor,
+    batch_size: int,
+    advance: Advance | None = None,
+) -> dict[str, Tensor]:
+    """Gradient of sum_t L_t, L_t the mean loss at t, by parameter name, in float32 at least.
+
+    `batch_size` pairs go into a pass.
+    """
+    images = len(batch.sample)
+    at_once = max(1, batch_size // images)
+    parameters = parameters_of(model)
+    distinct = {id(parameter): parameter for parameter in parameters.values()}
+    sums = {
+        key: torch.zeros_like(parameter, dtype=torch.promote_types(parameter.dtype, torch.float32))
+        for key, parameter in distinct.items()
+    }
+    for chunk in timesteps.split(at_once):
+        for part in _parts(images, batch_size):
+            errors = _pair_errors(model, process, batch, noise, chunk, part)
+            gradients = torch.autograd.grad(errors.sum() / images, list(distinct.values()), allow_unused=True)
+            for key, gradient in zip(distinct, gradients, strict=True):
+                if gradient is not None:
+                    sums[key] += gradient
+        if advance is not None:
+            advance(len(chunk), "")
+    return {name: sums[id(parameter)] for name, parameter in parameters.items()}
+
+
+def _parts(images: int, batch_size: int) -> Iterator[slice]:
+    """Slices of the images when they alone exceed a batch; otherwise all of them."""
+    step = min(images, batch_size)
+    return (slice(start, start + step) for start in range(0, images, step))
+
+
+def _pair_errors(
+    model: nn.Module, process: Process, batch: Batch, noise: Tensor, timesteps: Tensor, part: slice
+) -> Tensor:
+    """Errors (T, B) of every pair of `timesteps` (T,) and the images of `part` (B), in one pass."""
+    count = len(timesteps)
+    sample = batch.sample[part]
+    images = len(sample)
+    repeat = (count, *[1] * (sample.ndim - 1))
+    errors = denoising_error(
+        model,
+        process,
+        sample.repeat(repeat),
+        noise[part].repeat(repeat),
+        timesteps.repeat_interleave(images),
+        repeated(rows(batch.conditions, part), count),
+    )
+    return errors.reshape(count, images)
