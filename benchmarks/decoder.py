@@ -24,7 +24,7 @@ from secateur.criteria import ScoringConfig, score
 from secateur.data import ArrayDataset, calibration_batch, load_data
 from secateur.evaluation import EvaluationConfig, evaluate_models
 from secateur.io.checkpoint import Loaded
-from secateur.models.decoder import AutoencoderKLDecoder
+from secateur.models.families.autoencoder_kl import AutoencoderKLDecoder
 from secateur.models.network import example_inputs
 from secateur.models.registry import describe
 from secateur.process.reconstruction import reconstruction_by

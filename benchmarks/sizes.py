@@ -38,8 +38,7 @@ from secateur.base.files import read_json, write_json, write_text
 from secateur.base.units import format_count
 from secateur.io.checkpoint import save_pretrained
 from secateur.io.manifest import apply_cut
-from secateur.models.decoder import as_network
-from secateur.models.network import example_inputs
+from secateur.models.network import as_network, example_inputs
 from secateur.models.registry import describe
 from secateur.schedules import CutConfig, no_scores, one_shot, parse_target
 from speedup import cifar10_unet

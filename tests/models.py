@@ -16,16 +16,16 @@ from diffusers.models.normalization import RMSNorm
 from hypothesis import strategies as st
 from torch import nn
 
-from secateur import register_structure
+from secateur import register_family
 from secateur.models.conditions import Conditions
-from secateur.models.decoder import AutoencoderKLDecoder
-from secateur.models.families.uvit import describe_uvit
+from secateur.models.families.autoencoder_kl import AutoencoderKLDecoder
+from secateur.models.families.uvit import uvit_family
 from secateur.models.network import example_batch, example_inputs
 from secateur.models.registry import describe
 from secateur.structure import Cut, Structure
 from uvit import UViT
 
-register_structure(UViT, describe_uvit)
+register_family(uvit_family(UViT))
 
 
 def randomize(model: nn.Module, seed: int = 0, scale: float = 0.25) -> nn.Module:

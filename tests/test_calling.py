@@ -5,15 +5,17 @@ import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
 from torch import nn
 
-from models import dit, flux, half, sample_for, sana
+from models import dit, flux, half, sample_for, sana, uvit
+from secateur import register_family, register_structure
 from secateur.base.errors import ModelError
+from secateur.models.families.flux import GUIDANCE, pack, positions, unpack
+from secateur.models.family import Family
 from secateur.models.jacobian import higher_order, project, unit_directions
-from secateur.models.network import input_shape
-from secateur.models.packing import pack, positions, unpack
-from secateur.models.predict import FLUX_GUIDANCE, call, predict
+from secateur.models.network import class_count, example_batch, example_inputs, input_shape, null_class
+from secateur.models.predict import predict
 from secateur.models.registry import describe
 from secateur.process.flow import FlowProcess
-from secateur.structure import masked, masks_of, remove
+from secateur.structure import StructureBuilder, masked, masks_of, remove
 
 LATENTS = torch.randn(2, 3, 6, 4, generator=torch.Generator().manual_seed(0))
 
@@ -33,7 +35,7 @@ def test_flux_is_told_time_in_its_own_unit_and_where_its_tokens_stand(distilled)
     sample, told = sample_for(model)
     timesteps = torch.tensor([30.0, 900.0])
     found = predict(model, sample, timesteps, told)
-    guidance = {"guidance": torch.full((2,), FLUX_GUIDANCE)} if distilled else {}
+    guidance = {"guidance": torch.full((2,), GUIDANCE)} if distilled else {}
     ids = FluxPipeline._prepare_latent_image_ids(2, 4, 4, "cpu", torch.float32)
     text_ids = torch.zeros(told["encoder_hidden_states"].shape[1], 3)
     packed = FluxPipeline._pack_latents(sample, 2, 4, 8, 8)
@@ -69,7 +71,7 @@ def test_a_user_s_class_is_called_as_it_was_registered():
         def forward(self, t, image):
             return image + t.view(-1, 1, 1, 1)
 
-    call.register(Mine)(lambda model, x, timesteps, told: model(timesteps, x))
+    register_family(Family(Mine, describe, arguments=lambda model, x, timesteps, told: {"t": timesteps, "image": x}))
     assert torch.equal(predict(Mine(), LATENTS, torch.ones(2)), LATENTS + 1)
 
 
@@ -126,3 +128,38 @@ def test_the_jacobian_of_flux_is_that_of_its_latents():
         ahead, behind = (predict(model, sample + sign * step * v, timesteps, told) for sign in (1, -1))
     torch.testing.assert_close(forward, (ahead - behind) / (2 * step), rtol=0.01, atol=1e-4)
     torch.testing.assert_close((v * forward).flatten(1).sum(1), (v * backward).flatten(1).sum(1), rtol=1e-3, atol=1e-5)
+
+
+def test_a_network_without_a_config_is_called_by_its_family():
+    model = uvit()
+    sample, told = example_batch(model, 2)
+    assert sample.shape == (2, 3, 8, 8)
+    assert (class_count(model), null_class(model)) == (3, None)
+    timesteps = torch.tensor([30.0, 900.0])
+    assert torch.equal(predict(model, sample, timesteps, told), model(sample, timesteps, told["class_labels"]))
+
+
+def test_a_network_without_a_config_needs_no_sizes_to_be_described_and_called():
+    class Mine(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up, self.down = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 3, 1)
+
+        def forward(self, image, timestep):
+            return self.down(self.up(image).relu()) * timestep.view(-1, 1, 1, 1)
+
+    def describe_mine(model):
+        builder = StructureBuilder()
+        hidden = builder.dim("hidden", model.up.out_channels)
+        builder.writes("up", hidden)
+        builder.reads("down", hidden)
+        return builder.build()
+
+    register_structure(Mine, describe_mine)
+    model = Mine()
+    assert describe(model).dims["hidden"].size == 6
+    assert torch.equal(predict(model, LATENTS, torch.ones(2)), model(LATENTS, torch.ones(2)))
+    assert class_count(model) is None
+    for needs_a_size in (input_shape, lambda model: example_batch(model, 1), lambda model: example_inputs(model, 1)):
+        with pytest.raises(ModelError, match=r"Mine has no config to read its sizes from: register a Family\(Mine, "):
+            needs_a_size(model)

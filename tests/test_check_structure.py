@@ -3,6 +3,7 @@
 import copy
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from pipelines import dit_pipeline
 from secateur.base.errors import ModelError, SecateurError
 from secateur.cli import main
 from secateur.models import registry
+from secateur.models.families.dit import DIT
 from secateur.models.registry import describe
 from secateur.structure import Block, StructureBuilder, check_structure, count_checks
 
@@ -183,7 +185,7 @@ def test_the_command_fails_on_a_wrong_declaration(monkeypatch, capsys):
             builder.reads(f"transformer_blocks.{i}.ff.net.2", [2, *inner])
         return builder.build()
 
-    monkeypatch.setitem(registry._DECLARATIONS, DiTTransformer2DModel, halves_swapped)
+    monkeypatch.setitem(registry._FAMILIES, DiTTransformer2DModel, replace(DIT, describe=halves_swapped))
     with pytest.raises(SystemExit) as stopped:
         main(["check-structure", "digits-sit", "--size", "4", "--random-cuts", "0"])
     assert stopped.value.code == 1

@@ -27,9 +27,9 @@ from secateur.evaluation.metrics.consistency import psnr
 from secateur.evaluation.metrics.efficiency import count_macs
 from secateur.io.checkpoint import load, save_pipeline, save_pretrained
 from secateur.io.manifest import apply_cut
-from secateur.models.decoder import AutoencoderKLDecoder, as_network
+from secateur.models.families.autoencoder_kl import AutoencoderKLDecoder
 from secateur.models.jacobian import higher_order
-from secateur.models.network import example_inputs
+from secateur.models.network import as_network, example_inputs
 from secateur.models.predict import predict
 from secateur.models.registry import describe
 from secateur.process.base import denoising_error

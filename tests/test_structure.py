@@ -13,7 +13,18 @@ from torch.nn import functional as F
 import secateur
 from models import ALL_STRATEGIES, cuts, dit, inputs_for, output, unet
 from secateur.models.registry import describe
-from secateur.structure import Block, Cut, Structure, StructureBuilder, check_cut, masked, masks_of, name_after, remove
+from secateur.structure import (
+    Block,
+    Cut,
+    Structure,
+    StructureBuilder,
+    check_cut,
+    kept_entries,
+    masked,
+    masks_of,
+    name_after,
+    remove,
+)
 from secateur.structure.cost import cost_model, skeleton
 from secateur.structure.masks import masked_group_norm
 
@@ -275,3 +286,53 @@ def test_dit_xl_has_the_published_sizes_at_every_depth():
         positions = 256 * 1152  # a parameter of the authors' code that diffusers keeps as a buffer
         assert (found.parameters - (kept - 1) * again + positions) / 1e6 == pytest.approx(parameters, abs=0.06)
         assert (found.macs - (kept - 1) * passes) / 1e9 == pytest.approx(macs, abs=0.06)
+
+
+class Tied(nn.Module):
+    """Two layers whose inner matrices are one tensor each."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = Mlp(), Mlp()
+        self.second.up.weight, self.second.down.weight = self.first.up.weight, self.first.down.weight
+
+    def forward(self, x):
+        return self.second(self.first(x))
+
+    @staticmethod
+    def declare(model, names=("first", "second")):
+        builder = StructureBuilder()
+        hidden = builder.dim("hidden", model.first.up.out_features)
+        for name in names:
+            builder.writes(f"{name}.up", hidden)
+            builder.reads(f"{name}.down", hidden)
+        return builder.build()
+
+
+def test_tied_weights_are_cut_once_and_stay_tied():
+    model, x, cut = Tied(), torch.randn(3, 4), Cut({"hidden": (0, 2, 5)})
+    structure = Tied.declare(model)
+    with masked(model, structure, masks_of(cut, structure)):
+        expected = model(x)
+    remove(model, structure, cut)
+    torch.testing.assert_close(model(x), expected)
+    assert model.second.up.weight is model.first.up.weight
+    assert model.second.up.bias is not model.first.up.bias
+
+
+def test_entries_to_keep_are_asked_for_under_one_name_each():
+    model = Tied()
+    listed_once = {name: parameter.shape for name, parameter in model.named_parameters()}
+    entries = kept_entries(Tied.declare(model), Cut({"hidden": (0, 2)}), listed_once)
+    assert set(entries) == set(listed_once) - {"first.down.bias", "second.down.bias"}
+
+
+def test_a_tied_weight_that_is_declared_under_one_name_is_refused():
+    model = Tied()
+    with pytest.raises(ValueError, match=r"first\.up\.weight and second\.up\.weight are one tensor"):
+        remove(model, Tied.declare(model, ("second",)), Cut({"hidden": (0,)}))
+
+
+def test_a_parameter_that_the_model_lacks_is_refused():
+    with pytest.raises(ValueError, match=r"the model has no parameter first\.down\.weight"):
+        remove(Mlp(), Tied.declare(Tied()), Cut({"hidden": (0,)}))

@@ -23,7 +23,8 @@ from .commands import (
 from .criteria import ScoringConfig
 from .evaluation import EvaluationConfig
 from .io.checkpoint import from_pretrained, load, load_pipeline, push_to_hub, save_pipeline, save_pretrained
-from .models.registry import register_structure
+from .models.family import Family
+from .models.registry import register_family, register_structure
 from .recovery import RecoveryConfig, WarmupConfig
 from .schedules import CutConfig
 
@@ -32,6 +33,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CutConfig",
     "EvaluationConfig",
+    "Family",
     "RecoveryConfig",
     "ScoringConfig",
     "SecateurError",
@@ -53,6 +55,7 @@ __all__ = [
     "push_to_hub",
     "quickstart",
     "rank",
+    "register_family",
     "register_structure",
     "report",
     "sample",

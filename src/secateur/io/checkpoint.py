@@ -23,7 +23,7 @@ from torch import nn
 
 from ..base.errors import ModelError, SecateurError, first_line
 from ..base.files import atomic_folder, read_json, write_json
-from ..models.decoder import AutoencoderKLDecoder
+from ..models.families.autoencoder_kl import AutoencoderKLDecoder
 from ..models.registry import architecture_named, supported_architectures, unsupported
 from ..process.base import Process
 from ..process.from_config import process_from_config

@@ -24,8 +24,7 @@ from torch.utils._pytree import tree_map_only
 from ..base.console import progress
 from ..base.errors import SecateurError, first_line
 from ..base.files import atomic_folder, write_json
-from ..models.decoder import as_network
-from ..models.network import example_inputs, inference
+from ..models.network import as_network, example_inputs, inference
 from .checkpoint import from_pretrained, save_pretrained
 from .manifest import library_versions, manifest_of
 

@@ -6,12 +6,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from diffusers import FluxTransformer2DModel
 from torch import nn
 
 from ..base.errors import ModelError
 from ..models.network import input_shape
-from ..models.packing import PATCH
+from ..models.registry import family_of
 from ..process.flow import EVEN_LEVELS
 
 
@@ -19,7 +18,7 @@ def levels_of(config: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
     """The scheduler's config with what a pipeline of `model` decides by itself about the sampler's noise levels.
 
     A shift that depends on the size of the image (`use_dynamic_shifting`; Esser et al. 2024, section 5.3.2) becomes
-    that of the model's own size; Flux takes even levels.
+    that of the model's own size; some pipelines take even levels.
 
     Raises:
         ModelError: the numbers of the shift are missing, or give none.
@@ -34,7 +33,7 @@ def levels_of(config: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
                 "the scheduler config shifts by the image size, and its base_shift, max_shift, base_image_seq_len and "
                 "max_image_seq_len do not say how: give numbers, or set use_dynamic_shifting to false"
             ) from error
-    return found | ({EVEN_LEVELS: True} if isinstance(model, FluxTransformer2DModel) else {})
+    return found | ({EVEN_LEVELS: True} if family_of(model).even_levels else {})
 
 
 def _mu(config: Mapping[str, Any], tokens: int) -> float:
@@ -45,7 +44,6 @@ def _mu(config: Mapping[str, Any], tokens: int) -> float:
 
 
 def _tokens(model: nn.Module) -> int:
-    config: Any = model.config
     _, height, width = input_shape(model)
-    patch = PATCH if isinstance(model, FluxTransformer2DModel) else config.get("patch_size") or 1
+    patch = family_of(model).patch_size(model)
     return (height // patch) * (width // patch)

@@ -15,8 +15,8 @@ from typing import Any
 from accelerate import init_empty_weights
 from torch import nn
 
-from ..models.registry import architecture_named, describe
-from ..structure import Cut, depth_entries, remove
+from ..models.registry import architecture_named, describe, family_of
+from ..structure import Cut, remove
 
 MANIFEST = "pruning.json"
 MANIFEST_KEY = "secateur_pruning"  # of the config
@@ -88,7 +88,8 @@ def apply_cut(model: nn.Module, cut: Cut, details: Mapping[str, Any] | None = No
         **(details or {}),
     }
     remove(model, structure, cut)
-    _follow_depth(model)
+    if cut.removed_blocks:
+        _follow_depth(model)
     _attach(model, replace(manifest, steps=(*manifest.steps, step)))
     return model
 
@@ -104,7 +105,8 @@ def pruned_skeleton(manifest: Manifest) -> nn.Module:
     model = dense_skeleton(manifest)
     for cut in manifest.cuts:
         remove(model, describe(model), cut)
-    _follow_depth(model)
+    if any(cut.removed_blocks for cut in manifest.cuts):
+        _follow_depth(model)
     _attach(model, manifest)
     return model
 
@@ -147,7 +149,7 @@ def note_step(model: nn.Module, kind: str, details: Mapping[str, Any]) -> None:
 
 def _follow_depth(model: nn.Module) -> None:
     """Write the depth of a transformer into its config."""
-    model.register_to_config(**depth_entries(model))  # type: ignore[operator]
+    model.register_to_config(**family_of(model).depth_entries(model))  # type: ignore[operator]
 
 
 def _attach(model: nn.Module, manifest: Manifest) -> None:

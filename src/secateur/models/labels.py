@@ -9,7 +9,7 @@ from diffusers.models.embeddings import LabelEmbedding
 from torch import Tensor, nn
 
 from ..base.errors import ModelError
-from .network import class_count, null_class
+from .registry import family_of
 
 NOISE = 0.02  # deviation of a DiT's label embedding at initialization (Peebles & Xie 2023, released code)
 
@@ -24,19 +24,19 @@ def relabel(model: nn.Module, classes: int, seed: int = 0) -> nn.Module:
     Raises:
         ModelError: a model that knows no classes.
     """
-    if class_count(model) is None:
+    labels = family_of(model).labels(model)
+    if labels is None:
         raise ModelError(f"{type(model).__name__} knows no classes: there are no labels to replace")
-    has_null = null_class(model) is not None
     for table in label_tables(model):
         old = table.weight.detach()
-        start = old[-1] if has_null else old.mean(0)
+        start = old[-1] if labels.null else old.mean(0)
         noise = torch.randn(classes, len(start), generator=torch.Generator().manual_seed(seed)).to(start)
-        rows = [start + NOISE * noise, old[-1:]] if has_null else [start + NOISE * noise]
+        rows = [start + NOISE * noise, old[-1:]] if labels.null else [start + NOISE * noise]
         _replace(table, torch.cat(rows))
     for module in model.modules():
         if isinstance(module, LabelEmbedding):
             module.num_classes = classes
-    model.register_to_config(**{_config_key(model): classes})  # type: ignore[operator]
+    model.register_to_config(**{labels.key: classes})  # type: ignore[operator]
     return model
 
 
@@ -54,10 +54,6 @@ def train_only_labels(model: nn.Module) -> None:
     model.requires_grad_(False)
     for table in label_tables(model):
         table.weight.requires_grad_(True)
-
-
-def _config_key(model: nn.Module) -> str:
-    return "num_embeds_ada_norm" if null_class(model) is not None else "num_class_embeds"
 
 
 def _replace(table: nn.Embedding, weight: Tensor) -> None:

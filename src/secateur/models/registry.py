@@ -1,48 +1,65 @@
-"""Which function declares the structure of which architecture."""
+"""Which architecture is of which family."""
+
+from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from diffusers import (
-    AutoencoderKL,
-    DiTTransformer2DModel,
-    FluxTransformer2DModel,
-    PixArtTransformer2DModel,
-    SanaTransformer2DModel,
-    SD3Transformer2DModel,
-    UNet2DConditionModel,
-    UNet2DModel,
-)
+from accelerate.utils import extract_model_from_parallel
 from torch import nn
 
-from ..structure.dims import Structure
-from .families.autoencoder_kl import describe_autoencoder_kl
-from .families.dit import describe_dit, describe_pixart
-from .families.flux import describe_flux
-from .families.sana import describe_sana
-from .families.sd3 import describe_sd3
-from .families.unet2d import describe_unet2d
+from ..structure import Structure
+from .families.autoencoder_kl import AUTOENCODER_KL, AUTOENCODER_KL_DECODER
+from .families.dit import DIT
+from .families.flux import FLUX
+from .families.pixart import PIXART
+from .families.sana import SANA
+from .families.sd3 import SD3
+from .families.unet2d import UNET2D
+from .families.unet2d_condition import UNET2D_CONDITION
+from .family import Family
 
-_DECLARATIONS: dict[type[nn.Module], Callable[[Any], Structure]] = {
-    UNet2DModel: describe_unet2d,
-    UNet2DConditionModel: describe_unet2d,
-    DiTTransformer2DModel: describe_dit,
-    PixArtTransformer2DModel: describe_pixart,
-    SD3Transformer2DModel: describe_sd3,
-    FluxTransformer2DModel: describe_flux,
-    SanaTransformer2DModel: describe_sana,
-    AutoencoderKL: describe_autoencoder_kl,
-}
+BUILT_IN = (UNET2D, UNET2D_CONDITION, DIT, PIXART, SD3, FLUX, SANA, AUTOENCODER_KL, AUTOENCODER_KL_DECODER)
+
+_FAMILIES: dict[type[nn.Module], Family] = {family.architecture: family for family in BUILT_IN}
 
 
-def register_structure(architecture: type[nn.Module], declaration: Callable[[Any], Structure]) -> None:
-    """Declare the structure of your own architecture; see docs/adding-an-architecture.md."""
-    _DECLARATIONS[architecture] = declaration
+def register_family(family: Family) -> None:
+    """Declare an architecture of your own, or another family for one that is known."""
+    _FAMILIES[family.architecture] = family
+
+
+def register_structure(architecture: type[nn.Module], describe: Callable[[Any], Structure]) -> None:
+    """Declare the structure of an architecture that is called as diffusers' denoisers are.
+
+    For one that is called otherwise, or has no diffusers config, see `register_family`.
+    """
+    register_family(Family(architecture, describe))
+
+
+def families() -> tuple[Family, ...]:
+    """All families that are registered."""
+    return tuple(_FAMILIES.values())
+
+
+def family_of(model: nn.Module) -> Family:
+    """The family of `model`, or of the network inside of what accelerate or torch.compile wrapped around it.
+
+    A class that nobody registered has its base class's family, or else one without a structure.
+    """
+    architecture = type(network_of(model))
+    family = next((_FAMILIES[each] for each in architecture.__mro__ if each in _FAMILIES), None)
+    return Family(architecture, _undeclared) if family is None else family
+
+
+def network_of(model: nn.Module) -> nn.Module:
+    """The network inside of what accelerate or torch.compile wrapped around it."""
+    return extract_model_from_parallel(model, keep_torch_compile=False)
 
 
 def supported_architectures() -> tuple[str, ...]:
     """Class names that `describe` knows."""
-    return tuple(architecture.__name__ for architecture in _DECLARATIONS)
+    return tuple(architecture.__name__ for architecture in _FAMILIES)
 
 
 def unsupported(name: str) -> str:
@@ -59,7 +76,7 @@ def architecture_named(name: str) -> type[Any]:
     Raises:
         KeyError: there is none.
     """
-    return {architecture.__name__: architecture for architecture in _DECLARATIONS}[name]
+    return {architecture.__name__: architecture for architecture in _FAMILIES}[name]
 
 
 def describe(model: nn.Module) -> Structure:
@@ -68,9 +85,10 @@ def describe(model: nn.Module) -> Structure:
     Raises:
         ValueError: an architecture that nobody declared, or a parameter that is not where it was declared.
     """
-    for architecture in type(model).__mro__:
-        if architecture in _DECLARATIONS:
-            return _with_all_parameters(model, _DECLARATIONS[architecture](model))
+    return _with_all_parameters(model, family_of(model).describe(model))
+
+
+def _undeclared(model: nn.Module) -> Structure:
     raise ValueError(unsupported(type(model).__name__))
 
 

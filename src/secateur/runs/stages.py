@@ -22,9 +22,8 @@ from ..data.conditions import accepts
 from ..evaluation import EvaluationConfig, evaluate_models, measure_latency, write_evaluation
 from ..io.checkpoint import Loaded, from_pretrained, save_pipeline, save_pretrained
 from ..io.manifest import apply_cut, note_labels, note_step
-from ..models.decoder import as_network
 from ..models.labels import train_only_labels
-from ..models.network import device_of, example_inputs
+from ..models.network import as_network, device_of, example_inputs
 from ..recovery import Pruner, RecoveryConfig, WarmupConfig, recover
 from ..reporting import write_cut, write_ranking
 from ..schedules import CutConfig, Target, one_shot, settled

@@ -20,8 +20,7 @@ from ..data.classes import numbered
 from ..data.conditions import check_conditions
 from ..data.encode import encode, open_encoded, sizes, whole
 from ..io.checkpoint import Component, Loaded, from_pretrained, load
-from ..models.decoder import as_network
-from ..models.network import class_count, device_of, input_shape, takes_text
+from ..models.network import as_network, class_count, device_of, input_shape, takes_text
 from ..models.registry import describe
 from ..process.named import PROCESSES, ProcessName
 from ..structure import Structure

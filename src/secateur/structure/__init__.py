@@ -1,10 +1,10 @@
 """What of a model can be removed, and how to mask or remove it."""
 
-from .attributes import depth_entries
 from .check import Check, check_structure, count_checks
 from .dims import Block, Cut, Dim, Slice, Structure, StructureBuilder, check_cut
 from .masks import Masks, masked, masks_of
 from .removal import kept_entries, name_after, remove, rescaling, without_blocks
+from .select import Selection, select
 from .streams import Skip, handed_on, pick, streams_of
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Cut",
     "Dim",
     "Masks",
+    "Selection",
     "Skip",
     "Slice",
     "Structure",
@@ -20,7 +21,6 @@ __all__ = [
     "check_cut",
     "check_structure",
     "count_checks",
-    "depth_entries",
     "handed_on",
     "kept_entries",
     "masked",
@@ -29,6 +29,7 @@ __all__ = [
     "pick",
     "remove",
     "rescaling",
+    "select",
     "streams_of",
     "without_blocks",
 ]

@@ -1,8 +1,5 @@
 """Static attributes of diffusers and torch modules that must follow their weights after a cut."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from diffusers.models.attention_processor import Attention
 from diffusers.models.downsampling import Downsample2D
@@ -12,8 +9,6 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.transformers.transformer_flux import FluxAttention, FluxSingleTransformerBlock
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
-
-DEPTHS = {"transformer_blocks": "num_layers", "single_transformer_blocks": "num_single_layers"}
 
 
 def follow_weights(model: nn.Module) -> None:
@@ -50,17 +45,6 @@ def follow_weights(model: nn.Module) -> None:
             module.out_channels = module.conv.out_channels
         elif isinstance(module, Transformer2DModel) and module.is_input_continuous:
             module.in_channels = module.out_channels = module.norm.num_channels
-
-
-def depth_entries(model: nn.Module) -> dict[str, Any]:
-    """The entries of a transformer's config that follow its depth, so that plain diffusers loads a depth-pruned one."""
-    config: Mapping[str, Any] = model.config  # type: ignore[assignment]
-    lists = {entry: getattr(model, name, None) for name, entry in DEPTHS.items()}
-    entries: dict[str, Any] = {entry: len(blocks) for entry, blocks in lists.items() if blocks is not None}
-    if "dual_attention_layers" in config:
-        layers = enumerate(model.transformer_blocks)  # type: ignore[arg-type]
-        entries["dual_attention_layers"] = tuple(i for i, block in layers if block.use_dual_attention)
-    return entries
 
 
 def _follow_conv(module: nn.Conv2d) -> None:

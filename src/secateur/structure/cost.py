@@ -102,9 +102,9 @@ def cost_model(model: nn.Module, structure: Structure, inputs: Mapping[str, Any]
     }
     own = _own_macs(macs, weights)
     head_macs = 0
-    if structure.head_conditioning is not None:
+    if structure.head_conditioning:
         # Called twice: once by its block and once by the head.
-        shared = f"{next(iter(structure.blocks))}.{structure.head_conditioning}"
+        shared = next(iter(structure.head_conditioning.values()))
         head_macs = macs[shared] // 2
         own[""] -= head_macs
         per_weight |= {name: each / 2 for name, each in per_weight.items() if name.startswith(shared + ".")}

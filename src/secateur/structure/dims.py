@@ -102,14 +102,15 @@ class Structure:
         attention: attention modules, each with the dim that its score and value products scale with.
         attributes: numbers kept by modules that shrink as a dim does, such as a count of heads: "module.attribute" to
             dim.
-        head_conditioning: submodule of the first listed block that the model's head reads too (DiT), if any.
+        head_conditioning: where the model's head reads a submodule of the first block too (DiT), that submodule of
+            every listed block, by block: it reads the next one's when the first leaves.
     """
 
     dims: Mapping[str, Dim]
     blocks: Mapping[str, Block]
     attention: Mapping[str, str] = field(default_factory=dict)
     attributes: Mapping[str, str] = field(default_factory=dict)
-    head_conditioning: str | None = None
+    head_conditioning: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def links(self) -> dict[str, tuple[Dim, ...]]:
@@ -241,7 +242,10 @@ class StructureBuilder:
         (self.attributes[attribute],) = dims
 
     def build(self, head_conditioning: str | None = None) -> Structure:
-        """Refine the norm groups into cells, link what a norm spans, and freeze."""
+        """Refine the norm groups into cells, link what a norm spans, and freeze.
+
+        `head_conditioning` is the submodule of the first listed block that the model's head reads too.
+        """
         borders = {name: {0, size} for name, (size, _) in self._units.items()}
         link = {name: name for name in self._units}
         for dims, num_groups in self._norms:
@@ -271,7 +275,9 @@ class StructureBuilder:
             )
             for name, (size, width) in self._units.items()
         }
-        return Structure(dims_built, self.blocks, self.attention, self.attributes, head_conditioning)
+        listed = [block.name for block in self.blocks.values() if block.listed and head_conditioning is not None]
+        read_by_head = {name: f"{name}.{head_conditioning}" for name in listed}
+        return Structure(dims_built, self.blocks, self.attention, self.attributes, read_by_head)
 
 
 def _differences(borders: set[int]) -> tuple[int, ...]:

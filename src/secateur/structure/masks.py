@@ -45,7 +45,7 @@ def masked(model: nn.Module, structure: Structure, masks: Masks) -> Iterator[Non
         module = model.get_submodule(name)
         skip = _skip(structure.blocks[name], module, masks[name])
         handles.append(module.register_forward_hook(skip, with_kwargs=True))
-    if structure.head_conditioning is not None and blocks:
+    if structure.head_conditioning and blocks:
         handles += _redirect_head(model, structure, masks)
     try:
         yield
@@ -147,9 +147,9 @@ def _redirect_head(model: nn.Module, structure: Structure, masks: Masks) -> list
 
     While the masks of the blocks before it fall it reads a blend, so that nothing jumps where they reach 0.
     """
-    listed = [block.name for block in structure.blocks.values() if block.listed]
-    sources = {name: model.get_submodule(f"{name}.{structure.head_conditioning}") for name in listed}
-    first = model.get_submodule(listed[0])
+    sources = {name: model.get_submodule(path) for name, path in structure.head_conditioning.items()}
+    first_name = next(iter(sources))
+    first = model.get_submodule(first_name)
     running: list[bool] = []  # while the first block is: it reads its own
 
     def blend(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
@@ -167,5 +167,5 @@ def _redirect_head(model: nn.Module, structure: Structure, masks: Masks) -> list
     return [
         first.register_forward_pre_hook(lambda *_: running.append(True)),
         first.register_forward_hook(lambda *_: running.clear()),
-        sources[listed[0]].register_forward_hook(blend, with_kwargs=True),
+        sources[first_name].register_forward_hook(blend, with_kwargs=True),
     ]

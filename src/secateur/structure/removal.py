@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,10 @@ from .streams import Skip, streams_of
 
 
 def kept_entries(structure: Structure, cut: Cut, shapes: dict[str, torch.Size]) -> dict[str, dict[int, Tensor]]:
-    """For each parameter that the cut touches, the kept indices along each touched axis.
+    """For each parameter of `shapes` that the cut touches, the kept indices along each touched axis.
 
-    Several dims may lie on one axis (a concatenation), and one dim several times (fused halves).
+    Several dims may lie on one axis (a concatenation), and one dim several times (fused halves). A tied parameter may
+    have names that `shapes` leaves out.
     """
     keep: dict[str, dict[int, Tensor]] = {}
     for name, kept_units in cut.kept.items():
@@ -26,6 +27,8 @@ def kept_entries(structure: Structure, cut: Cut, shapes: dict[str, torch.Size]) 
         unit_kept[list(kept_units)] = True
         entry_kept = unit_kept.repeat_interleave(dim.width)
         for piece in dim.slices:
+            if piece.parameter not in shapes:
+                continue
             axes = keep.setdefault(piece.parameter, {})
             size = shapes[piece.parameter][piece.axis]
             axis = axes.setdefault(piece.axis, torch.ones(size, dtype=torch.bool))
@@ -47,22 +50,25 @@ def rescaling(structure: Structure, cut: Cut) -> dict[str, float]:
 def remove(model: nn.Module, structure: Structure, cut: Cut) -> nn.Module:
     """Remove from `model`, in place, what `cut` does not keep, and return the model.
 
-    `requires_grad`, dtype, device and mode are kept; works on the meta device too.
+    `requires_grad`, dtype, device, mode and ties between parameters are kept; works on the meta device too.
 
     Raises:
-        ValueError: a cut that would change the function of what is kept; see `check_cut`.
+        ValueError: a cut that would change the function of what is kept; see `check_cut`. Also a parameter that the
+            model lacks, or one of several names that the cut would change under some of them only.
     """
     check_cut(structure, cut)
-    shapes = {name: parameter.shape for name, parameter in model.named_parameters(remove_duplicate=False)}
     with torch.no_grad():
-        for name, axes in kept_entries(structure, cut, shapes).items():
-            old = model.get_parameter(name)  # one at a time, so that no two whole models are in memory
+        for names, axes in _tied_entries(model, structure, cut):
+            old = model.get_parameter(names[0])  # one at a time, so that no two whole models are in memory
             new = old.detach()
             for axis, kept in axes.items():
                 new = new.index_select(axis, kept.to(new.device))
-            _set_parameter(model, name, nn.Parameter(new, old.requires_grad))
-        for name, factor in rescaling(structure, cut).items():
-            model.get_parameter(name).mul_(factor)
+            cut_parameter = nn.Parameter(new, old.requires_grad)
+            for name in names:
+                _set_parameter(model, name, cut_parameter)
+        factors = {model.get_parameter(name): factor for name, factor in rescaling(structure, cut).items()}
+        for parameter, factor in factors.items():
+            parameter.mul_(factor)
     for path, name in structure.attributes.items():
         if name in cut.kept:
             holder, _, attribute = path.rpartition(".")
@@ -88,6 +94,28 @@ def name_after(structure: Structure, cut: Cut, parameter: str) -> str | None:
             index, dot, rest = parameter[len(parent) + 1 :].partition(".")
             return f"{parent}.{int(index) - sum(other < int(index) for other in left)}{dot}{rest}"
     return parameter
+
+
+def _tied_entries(model: nn.Module, structure: Structure, cut: Cut) -> list[tuple[tuple[str, ...], dict[int, Tensor]]]:
+    """`kept_entries` with all names of each parameter: tied weights have several."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    entries = kept_entries(structure, cut, {name: parameter.shape for name, parameter in parameters.items()})
+    named = {piece.parameter for name in cut.kept for piece in structure.dims[name].slices}
+    if lacking := sorted(named - set(parameters)):
+        raise ValueError(f"the model has no parameter {lacking[0]}")
+    names: dict[int, list[str]] = {}
+    for name, parameter in parameters.items():
+        names.setdefault(id(parameter), []).append(name)
+    tied = [names[id(parameters[name])] for name in entries]
+    for first, *others in tied:
+        for other in others:
+            if not _same_entries(entries.get(first, {}), entries.get(other, {})):
+                raise ValueError(f"{first} and {other} are one tensor, and would be cut differently")
+    return [(tuple(each), entries[name]) for name, each in zip(entries, tied, strict=True) if name == each[0]]
+
+
+def _same_entries(left: Mapping[int, Tensor], right: Mapping[int, Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(kept, right[axis]) for axis, kept in left.items())
 
 
 def _set_parameter(model: nn.Module, name: str, parameter: nn.Parameter) -> None:

@@ -1,12 +1,56 @@
 """The decoder of `AutoencoderKL`: residual channels, inner widths, attention channels, layers."""
 
-from diffusers import AutoencoderKL
+from __future__ import annotations
 
-from ...structure.dims import Structure, StructureBuilder
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from ...structure import Structure, StructureBuilder
+from ..family import Family, Size, as_it_is, config_of
 from ..layers.convolution import declare_attention_after, declare_resample, declare_resnet
 
 
-def describe_autoencoder_kl(model: AutoencoderKL) -> Structure:
+class AutoencoderKLDecoder(nn.Module):
+    """The decoder of `autoencoder` as a network of its own: its layers under their own names, the very same modules.
+
+    The encoder is no part of it, so that parameters, MACs, averages and exports are the decoder's. It moves along, and
+    what is saved is the whole autoencoder.
+    """
+
+    autoencoder: AutoencoderKL
+
+    def __init__(self, autoencoder: AutoencoderKL) -> None:
+        super().__init__()
+        self.__dict__["autoencoder"] = autoencoder  # no submodule
+        self.post_quant_conv = autoencoder.post_quant_conv
+        self.decoder = autoencoder.decoder
+
+    def forward(self, sample: Tensor, return_dict: bool = True) -> tuple[Tensor]:
+        """Images (B, C, H, W) in about [-1, 1] of the encoder's own latents (B, c, h, w), not scaled.
+
+        Always a tuple; `return_dict` is what every diffusers model takes.
+        """
+        return (self.decoder(sample if self.post_quant_conv is None else self.post_quant_conv(sample)),)
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return {**self.autoencoder.config, "_class_name": type(self.autoencoder).__name__}  # what is saved
+
+    def register_to_config(self, **entries: Any) -> None:
+        self.autoencoder.register_to_config(**entries)
+
+    def save_pretrained(self, folder: Any, **options: Any) -> None:
+        self.autoencoder.save_pretrained(folder, **options)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AutoencoderKLDecoder:
+        self.autoencoder._apply(fn, recurse)
+        return self
+
+
+def describe_autoencoder_kl(model: AutoencoderKL | AutoencoderKLDecoder) -> Structure:
     """Declare the decoder of `model`. The encoder stays: another one would move the latents that networks know."""
     builder, decoder = StructureBuilder(), model.decoder
     hidden = builder.dim("decoder.conv_in", decoder.conv_in.out_channels)
@@ -21,3 +65,24 @@ def describe_autoencoder_kl(model: AutoencoderKL) -> Structure:
     builder.normalizes("decoder.conv_norm_out", hidden, decoder.conv_norm_out.num_groups)
     builder.reads("decoder.conv_out", hidden)
     return builder.build()
+
+
+def _latent_shape(model: AutoencoderKLDecoder, size: Size) -> tuple[int, int, int]:
+    config, (height, width) = config_of(model), size
+    factor = 2 ** (len(config["block_out_channels"]) - 1)
+    return config["latent_channels"], height // factor, width // factor
+
+
+def _no_depth(model: AutoencoderKL | AutoencoderKLDecoder) -> dict[str, Any]:
+    """The config counts the layers of every level alike, so none of its entries says which have left."""
+    return {}
+
+
+AUTOENCODER_KL = Family(AutoencoderKL, describe_autoencoder_kl, depth_entries=_no_depth, network=AutoencoderKLDecoder)
+AUTOENCODER_KL_DECODER = Family(
+    AutoencoderKLDecoder,
+    describe_autoencoder_kl,
+    prediction=as_it_is,
+    taken_shape=_latent_shape,
+    depth_entries=_no_depth,
+)

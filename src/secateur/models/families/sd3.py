@@ -1,11 +1,17 @@
 """`SD3Transformer2DModel` (Stable Diffusion 3 and 3.5): heads shared by image and text, feed-forward widths, blocks."""
 
-from diffusers import SD3Transformer2DModel
+from typing import Any
 
-from ...structure.dims import Block, Structure, StructureBuilder
+from diffusers import SD3Transformer2DModel
+from torch import Tensor
+
+from ...structure import Block, Structure, StructureBuilder
+from ..conditions import Conditions
+from ..family import Draw, Family, Size
 from ..layers.attention import declare_attention
 from ..layers.feedforward import declare_feed_forward
 
+TEXT_TOKENS = 77 + 256  # CLIP's and T5's
 STREAMS = ("encoder_hidden_states", "hidden_states")
 
 
@@ -25,3 +31,35 @@ def describe_sd3(model: SD3Transformer2DModel) -> Structure:
             declare_feed_forward(builder, f"{name}.ff_context", block.ff_context)
             builder.blocks[name] = Block(name, listed=True, returns=STREAMS)
     return builder.build()
+
+
+def _conditions(model: SD3Transformer2DModel, batch_size: int, draw: Draw) -> Conditions:
+    config: Any = model.config
+    return {
+        "encoder_hidden_states": draw(TEXT_TOKENS, config.joint_attention_dim),
+        "pooled_projections": draw(config.pooled_projection_dim),
+    }
+
+
+def _depth_entries(model: SD3Transformer2DModel) -> dict[str, Any]:
+    dual = tuple(i for i, block in enumerate(model.transformer_blocks) if block.use_dual_attention)
+    return {"num_layers": len(model.transformer_blocks), "dual_attention_layers": dual}
+
+
+def _encode(pipeline: Any, prompts: list[str], size: Size, without: bool) -> dict[str, Tensor]:
+    states, empty, pooled, pooled_empty = pipeline.encode_prompt(
+        prompts, None, None, device=pipeline.device, do_classifier_free_guidance=without
+    )
+    return {
+        "encoder_hidden_states": empty if without else states,
+        "pooled_projections": pooled_empty if without else pooled,
+    }
+
+
+SD3 = Family(
+    SD3Transformer2DModel,
+    describe_sd3,
+    conditions=_conditions,
+    depth_entries=_depth_entries,
+    prompts={"StableDiffusion3Pipeline": _encode},
+)

@@ -1,10 +1,13 @@
-"""`UNet2DModel` and `UNet2DConditionModel`: residual channels, inner widths, heads, time embedding, layers."""
+"""`UNet2DModel`, and what it shares with `UNet2DConditionModel`: channels, heads, time embedding, layers."""
+
+from typing import Any
 
 from diffusers import UNet2DConditionModel, UNet2DModel
 from diffusers.models.embeddings import TimestepEmbedding
 from torch import nn
 
-from ...structure.dims import Structure, StructureBuilder
+from ...structure import Structure, StructureBuilder
+from ..family import Family
 from ..layers.convolution import declare_attention_after, declare_embedding, declare_resample, declare_resnet
 
 BLOCKS = (
@@ -93,3 +96,11 @@ def _time_embedding(builder: StructureBuilder, model: UNet2DModel | UNet2DCondit
 def _width(embedding: TimestepEmbedding | nn.Embedding | nn.Linear) -> int:
     last = embedding.linear_2 if isinstance(embedding, TimestepEmbedding) else embedding
     return last.embedding_dim if isinstance(last, nn.Embedding) else last.out_features
+
+
+def no_depth(model: UNet2DModel | UNet2DConditionModel) -> dict[str, Any]:
+    """The config counts the layers of every level alike, so none of its entries says which have left."""
+    return {}
+
+
+UNET2D = Family(UNet2DModel, describe_unet2d, depth_entries=no_depth)

@@ -1,13 +1,18 @@
 """U-ViT (Bao et al. 2023, arXiv 2209.12152), for the authors' own `UViT` module and networks laid out like it.
 
 diffusers has no class for it: its `UVit2DModel` is aMUSEd's, which predicts masked tokens and has no noise to remove.
-Register it for the class that you have: `secateur.register_structure(UViT, describe_uvit)`.
+Register it for the class that you have: `secateur.register_family(uvit_family(UViT))`.
 """
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
-from ...structure.dims import Block, Structure, StructureBuilder
-from ...structure.streams import Skip
+from torch import Tensor, nn
+
+from ...structure import Block, Skip, Structure, StructureBuilder
+from ..conditions import LABELS
+from ..family import Family, Labels, Shape, as_it_is
 
 
 def describe_uvit(model: Any) -> Structure:
@@ -38,3 +43,31 @@ def _declare_block(builder: StructureBuilder, name: str, block: Any) -> None:
     builder.writes(f"{name}.mlp.fc1", inner)
     builder.reads(f"{name}.mlp.fc2", inner)
     builder.blocks[name] = Block(name, listed=False)
+
+
+def uvit_family(architecture: type[nn.Module]) -> Family:
+    """The family of a class that is laid out and called like the authors' `UViT`; it needs no diffusers config."""
+    return Family(
+        architecture,
+        describe_uvit,
+        arguments=_arguments,
+        prediction=as_it_is,
+        input_shape=_input_shape,
+        labels=_labels,
+        patch_size=lambda model: model.patch_embed.proj.kernel_size[0],
+    )
+
+
+def _arguments(network: Any, x_BCHW: Tensor, timesteps_B: Tensor, told: Mapping[str, Any]) -> dict[str, Any]:
+    return {"x": x_BCHW, "timesteps": timesteps_B} | ({"y": told[LABELS]} if LABELS in told else {})
+
+
+def _input_shape(model: Any) -> Shape:
+    patch = model.patch_embed.proj
+    side = math.isqrt(model.pos_embed.shape[1]) * patch.kernel_size[0]  # one or two more positions, of time and class
+    return patch.in_channels, side, side
+
+
+def _labels(model: Any) -> Labels | None:
+    table = getattr(model, "label_emb", None)
+    return None if table is None else Labels(table.num_embeddings, "num_classes", null=False)

@@ -1,0 +1,130 @@
+"""One suite over every family: what a record of an architecture must do."""
+
+import copy
+from fnmatch import fnmatch
+
+import pytest
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import nn
+
+import models
+from secateur import Family, register_family, register_structure
+from secateur.io.manifest import apply_cut
+from secateur.models.family import counted
+from secateur.models.network import as_network, example_batch, example_inputs, input_shape
+from secateur.models.predict import predict
+from secateur.models.registry import BUILT_IN, describe, families, family_of
+from secateur.structure import Block, Cut, StructureBuilder, check_structure
+from secateur.structure.cost import cost_model
+
+MAKERS = {
+    "UNet2DModel": models.unet,
+    "UNet2DConditionModel": models.sdxl,
+    "DiTTransformer2DModel": models.dit,
+    "PixArtTransformer2DModel": models.pixart,
+    "SD3Transformer2DModel": models.sd3,
+    "FluxTransformer2DModel": models.flux,
+    "SanaTransformer2DModel": models.sana,
+    "AutoencoderKL": models.autoencoder,
+    "AutoencoderKLDecoder": lambda: as_network(models.autoencoder()),
+    "UViT": models.uvit,
+}
+OF_DEPTH = ["DiTTransformer2DModel", "PixArtTransformer2DModel", "SD3Transformer2DModel", "FluxTransformer2DModel"]
+OF_DEPTH += ["SanaTransformer2DModel"]
+
+
+@pytest.fixture(scope="module", params=MAKERS)
+def model(request):
+    return as_network(MAKERS[request.param]())
+
+
+def test_every_family_is_in_this_suite():
+    assert {family.architecture.__name__ for family in BUILT_IN} < set(MAKERS)
+    assert {family.architecture for family in BUILT_IN} < {family.architecture for family in families()}
+
+
+def test_its_structure_is_proven_on_its_own_example_inputs(model):
+    structure = describe(model)
+    assert structure.dims
+    assert structure.blocks
+    inputs = example_inputs(model, 2, (8, 8))
+    checks = list(check_structure(model, structure, inputs, random_cuts=2))
+    assert [check for check in checks if not check.ok] == []
+
+
+def test_example_inputs_are_the_same_at_every_call_and_priced(model):
+    first, second = (example_inputs(model, 2, (8, 8)) for _ in range(2))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(value, second[name]) for name, value in first.items() if isinstance(value, torch.Tensor))
+    assert cost_model(model, describe(model), first)({}).macs > 0
+
+
+def test_its_prediction_has_the_shape_of_a_sample(model):
+    sample, told = example_batch(model, 2, (8, 8))
+    with torch.no_grad():
+        found = predict(model, sample.double(), torch.tensor([30.0, 900.0]), told)
+    assert found.shape == (2, input_shape(model)[0], 8, 8)
+    assert found.dtype == torch.float64
+
+
+def test_modules_used_outside_of_their_block_are_there(model):
+    names = [name for name, _ in model.named_modules()]
+    for pattern in family_of(model).used_outside:
+        assert any(fnmatch(name, pattern) for name in names)
+
+
+def test_a_module_that_the_head_reads_from_a_block_is_said(model):
+    """What shards block by block would find no weights there."""
+    for path in describe(model).head_conditioning.values():
+        assert any(fnmatch(path, pattern) for pattern in family_of(model).used_outside)
+
+
+@pytest.mark.parametrize("name", OF_DEPTH)
+def test_plain_diffusers_builds_what_is_left_of_the_blocks_from_the_config(name):
+    model = MAKERS[name]()
+    structure = describe(model)
+    apply_cut(model, Cut({}, tuple(structure.removable(list(structure.blocks)[:2]))))
+    config = {key: value for key, value in model.config.items() if not key.startswith("secateur")}
+    rebuilt = type(model).from_config(config)
+    assert {n: p.shape for n, p in rebuilt.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
+
+
+class Other(ModelMixin, ConfigMixin):
+    """An architecture whose config counts its layers by a key of its own, beside others of the same value."""
+
+    @register_to_config
+    def __init__(self, patch_size: int = 4, depth: int = 4, refiner_depth: int = 2, num_layers: int = 7):
+        super().__init__()
+        self.transformer_blocks = nn.ModuleList(nn.Linear(patch_size, patch_size) for _ in range(depth))
+        self.refiner = nn.ModuleList(nn.Linear(patch_size, patch_size) for _ in range(refiner_depth))
+
+    def forward(self, sample):
+        for block in (*self.transformer_blocks, *self.refiner):
+            sample = block(sample)
+        return sample
+
+
+def describe_other(model):
+    builder = StructureBuilder()
+    for name in ("transformer_blocks", "refiner"):
+        for i in range(len(model.get_submodule(name))):
+            builder.blocks[f"{name}.{i}"] = Block(f"{name}.{i}", listed=True)
+    return builder.build()
+
+
+@pytest.mark.parametrize("declared", [False, True])
+def test_the_keys_of_a_config_that_follow_a_depth_cut_are_the_family_s(declared):
+    if declared:
+        entries = counted(transformer_blocks="depth", refiner="refiner_depth")
+        register_family(Family(Other, describe_other, depth_entries=entries))
+    else:
+        register_structure(Other, describe_other)
+    model = Other()
+    dense = copy.deepcopy(dict(model.config))
+    apply_cut(model, Cut({}, ("transformer_blocks.1", "transformer_blocks.3", "refiner.0")))
+    changed = {key: value for key, value in model.config.items() if key in dense and value != dense[key]}
+    assert changed == {"depth": 2, "refiner_depth": 1}
+    config = {key: value for key, value in model.config.items() if key in dense and not key.startswith("_")}
+    assert Other.from_config(config).state_dict().keys() == model.state_dict().keys()
