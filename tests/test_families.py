@@ -21,7 +21,7 @@ from secateur.structure.cost import cost_model
 
 MAKERS = {
     "UNet2DModel": models.unet,
-    "UNet2DConditionModel": models.sdxl,
+    "UNet2DConditionModel": models.unet_condition,
     "DiTTransformer2DModel": models.dit,
     "PixArtTransformer2DModel": models.pixart,
     "SD3Transformer2DModel": models.sd3,
