@@ -56,12 +56,12 @@ def main() -> None:
             pruned = remove(copy.deepcopy(loaded.model), structure, solution.cut)
             measured = EvaluationConfig(num_images=500, num_inference_steps=25, latency_rounds=1, seed=seed)
             result, _ = evaluate_models({"dense": loaded.model, "pruned": pruned}, loaded.process, dataset, measured)
-            entry = result["models"]["pruned"]
+            entry = result.final
             runs.append(
                 {
-                    "fd": entry["fidelity"]["value"],
-                    "ssim": entry["consistency"]["ssim"]["mean"],
-                    "loss": entry["denoising_loss"]["mean"],
+                    "fd": entry["fd"].value,
+                    "ssim": entry["ssim"].value,
+                    "loss": entry["denoising_loss"].value,
                 }
             )
         rows[name] = {

@@ -34,11 +34,12 @@ from ..data import Batch
 from ..models.conditions import Conditions, rows
 from ..models.network import inference
 from ..process.base import Process, denoising_error
+from ..results import LossCurve
 from ..structure import Structure
 from ..structure.precision import full_precision
 from .criterion import Criterion, Options, Price, ScoringConfig
 from .gradients import calibration_timesteps
-from .ranking import LossCurve, Ranking, parameters_of, unit_scores
+from .ranking import Ranking, parameters_of, unit_scores
 
 Parameters = Mapping[str, Tensor]
 Loss = Callable[[Parameters], Tensor]

@@ -10,20 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ..base.errors import TrainingError
+from ..results import BlockReport, LossCurve
 from ..structure import Structure
-from .blocks.report import BlockReport
 
 ElementReduction = Literal["abs", "square"]
 GroupReduction = Literal["sum", "mean"]
-
-
-@dataclass(frozen=True)
-class LossCurve:
-    """Calibration losses from the clean end on, and how many of the first timesteps the score used."""
-
-    timesteps: tuple[float, ...]
-    losses: tuple[float, ...]
-    used: int
 
 
 @dataclass(frozen=True)

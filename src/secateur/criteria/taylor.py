@@ -16,6 +16,7 @@ from ..base.console import progress
 from ..data import Batch
 from ..models.network import inference
 from ..process.base import Process
+from ..results import LossCurve
 from ..structure import Structure
 from .criterion import FORWARD_SHARE, Criterion, Options, Price, ScoringConfig
 from .gradients import (
@@ -29,7 +30,6 @@ from .gradients import (
 from .ranking import (
     ElementReduction,
     GroupReduction,
-    LossCurve,
     Ranking,
     parameters_of,
     reduce_elements,
