@@ -70,7 +70,8 @@ def recover(
         DataError: the labels do not fit the model.
         TrainingError: the loss is not finite, memory does not suffice, the checkpoint in `folder` is damaged or belongs
             to another run; or as `make_accelerator`.
-        KeyboardInterrupt: on Ctrl-C, after the step at hand and a checkpoint.
+        KeyboardInterrupt: on Ctrl-C, after the step at hand and a checkpoint. After SIGTERM the same happens, and then
+            what SIGTERM does without this function.
     """
     folder = Path(folder)
     objective = build_objective(config, teacher)
@@ -182,7 +183,13 @@ class _Run:
                 self._keep(record, keep_all=stop or pruner is not None)
                 advance(1, f"loss {record['loss']:.4f}")
                 if stop:
-                    raise KeyboardInterrupt
+                    raise KeyboardInterrupt  # in every process; in the one that was stopped, its signal comes now
+            if self._anyone(interrupted()):  # it came in the last step
+                raise KeyboardInterrupt
+
+    def _anyone(self, interrupted: bool) -> bool:
+        """Whether some process was interrupted."""
+        return bool(self.accelerator.reduce(torch.tensor(float(interrupted), device=self.accelerator.device)) > 0)
 
     def _draw(self, step: int) -> list[Draw]:
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes

@@ -41,7 +41,10 @@ RULES = {
 }
 
 
-TIES = "of recipes within two standard errors of the difference, the one whose trial took least time goes first"
+TIES = (
+    "of recipes within two standard errors of the difference, the one whose trials are predicted to take least time goes "  # noqa: E501
+    "first"
+)
 
 
 @dataclass(frozen=True)
@@ -91,8 +94,9 @@ class Search:
                 f"{format_duration(fixed)}; give more, or fewer --shared.num-timesteps or --shared.num-images",
             )
         rounds = rounds_of(len(times), steps)
-        while rounds and len(fit := self._times(list(times), max(rounds[0].steps, 1), second, skipped)) < len(times):
-            times, rounds = fit, rounds_of(len(fit), steps)
+        trials = times
+        while rounds and len(trials := self._times(list(times), max(rounds[0].steps, 1), second, skipped)) < len(times):
+            times, rounds = trials, rounds_of(len(trials), steps)
         check_rounds(rounds, steps)
         return {
             "recipes": list(times),
@@ -104,6 +108,7 @@ class Search:
             "warm_up_seconds": warm_up,
             "rounds": [asdict(one) for one in rounds],
             "predicted_seconds": fixed + steps * a_step,
+            "predicted_trial_seconds": {name: sum(stages.values()) for name, stages in trials.items()},
             "trials": skipped,
         }
 
@@ -146,7 +151,7 @@ class Search:
             if not entries:
                 raise SecateurError(f"every trial of round {rung + 1} failed; see {run / TRIALS}")
             scores = {entry["recipe"]: _score(entry) for entry in entries}
-            ranked = order(scores, {entry["recipe"]: entry["seconds"] for entry in entries})
+            ranked = order(scores, plan["predicted_trial_seconds"])
             kept = plan["rounds"][rung + 1]["candidates"] if rung + 1 < len(plan["rounds"]) else 1
             for entry in entries:
                 at = ranked.index(entry["recipe"])
