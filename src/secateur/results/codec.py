@@ -15,8 +15,8 @@ T = TypeVar("T")
 
 
 def to_json(result: Any) -> Any:
-    """A result as plain JSON values."""
-    return msgspec.to_builtins(result)
+    """A result as plain JSON values, null for numbers that are not finite."""
+    return msgspec.json.decode(msgspec.json.encode(result))
 
 
 def from_json(kind: type[T], value: Any, source: str | Path) -> T:
