@@ -19,10 +19,10 @@ from secateur.base.errors import TrainingError
 from secateur.cli import main
 from secateur.criteria import ScoringConfig
 from secateur.recipes import recipe_named
+from secateur.recovery import AttachedPruner
 from secateur.recovery.checkpoints import TrainingState, newest_checkpoint
 from secateur.recovery.ema import Ema
-from secateur.recovery.surgery import cut_training_state
-from secateur.schedules import AdaptiveConfig
+from secateur.schedules import AdaptiveConfig, OneShot
 from secateur.structure import Cut
 from training_runs import TWO, Failing, assert_logs_agree, assert_same, log, stage_log, start
 
@@ -66,11 +66,19 @@ def test_other_settings_are_refused(whole):
         run(whole[2], macs_weight=0.0)
 
 
+class AtSeven(OneShot):
+    def due(self, step):
+        return step == 7
+
+
 def test_the_average_starts_anew_at_a_cut():
     model = sit(3)
-    state = TrainingState(model, Ema(model), torch.optim.AdamW(model.parameters()), step=7)
+    optimizer, ema = torch.optim.AdamW(model.parameters()), Ema(model)
+    pruning = AttachedPruner(AtSeven(Cut({}, ("transformer_blocks.1",))), model, optimizer, ema)
+    state = TrainingState(model, ema, optimizer, step=7, pruning=pruning)
+    assert [pruning.step() for _ in range(7)] == [False] * 7
     assert state.since_cut == 7
-    cut_training_state(state, Cut({}, ("transformer_blocks.1",)), {}, "dense")
+    assert pruning.step()
     assert state.since_cut == 0
     with torch.no_grad():
         for parameter in model.parameters():

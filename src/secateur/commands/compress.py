@@ -12,7 +12,6 @@ from ..evaluation import EvaluationConfig
 from ..io.checkpoint import Component
 from ..models.labels import relabel
 from ..process.named import ProcessName
-from ..recipes import ScheduleName
 from ..recovery import RecoveryConfig, WarmupConfig
 from ..reporting import read_run, summarize, write_report
 from ..runs.checks import check_new_labels
@@ -22,7 +21,7 @@ from ..runs.plan import print_plan
 from ..runs.stages import on_cpu, pipeline_stage, warmup_stage
 from ..runs.subject import encode_data, inputs_of, open_data, open_model
 from ..runs.timing import print_times, work_of
-from ..schedules import AdaptiveConfig, CutConfig, ProgressiveConfig, parse_target
+from ..schedules import AdaptiveConfig, CutConfig, ProgressiveConfig, ScheduleName, parse_target
 from .options import CriterionName, Model
 
 
