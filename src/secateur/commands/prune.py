@@ -10,13 +10,12 @@ from ..base.distributed import one_process
 from ..criteria import ScoringConfig, criterion_named
 from ..io.checkpoint import Component, save_pipeline
 from ..process.named import ProcessName
-from ..runs.checks import check_criterion
 from ..runs.folder import run_folder
 from ..runs.plan import plan_cut, print_plan
 from ..runs.stages import cut_stage, rank_stage
 from ..runs.subject import encode_data, inputs_of, open_calibration, open_model
 from ..runs.timing import Work, print_times
-from ..schedules import CutConfig, granularity_for, parse_target
+from ..schedules import CutConfig, check_criterion, granularity_for, parse_target
 from .options import CriterionName, Model
 
 

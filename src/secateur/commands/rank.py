@@ -8,11 +8,11 @@ from ..base.files import read_json
 from ..criteria import ScoringConfig, criterion_named
 from ..io.checkpoint import Component
 from ..process.named import ProcessName
-from ..runs.checks import check_criterion
 from ..runs.folder import run_folder
 from ..runs.stages import rank_stage
 from ..runs.subject import encode_data, inputs_of, open_calibration, open_model
 from ..runs.timing import Work, print_times
+from ..schedules import check_criterion
 from .options import CriterionName, Model
 
 

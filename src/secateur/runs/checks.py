@@ -5,8 +5,6 @@ from __future__ import annotations
 from torch import nn
 
 from ..base.errors import DataError, SecateurError, require
-from ..criteria import criterion_named
-from ..criteria.blocks.measure import block_names
 from ..data import ImageDataset, LatentDataset
 from ..data.conditions import GIVE_LABELS, check_conditions
 from ..io.checkpoint import Loaded
@@ -17,7 +15,6 @@ from ..recovery.accelerator import check_accelerator
 from ..recovery.objectives import build_objective
 from ..recovery.recomputing import check_recomputing
 from ..schedules import AdaptiveConfig, Granularity, ProgressiveConfig, check_fits
-from ..structure import Structure
 
 
 def check_recovery(
@@ -73,18 +70,3 @@ def check_schedule(recipe: Recipe, granularity: Granularity) -> None:
     schedules: dict[str, ProgressiveConfig | AdaptiveConfig]
     schedules = {"progressive": recipe.progressive, "adaptive": recipe.adaptive}
     check_fits(schedules.get(recipe.schedule), recipe.recovery.steps, granularity == "depth")
-
-
-def check_criterion(criterion: str, structure: Structure, granularity: Granularity = "depth") -> None:
-    """Find that `criterion` cannot rank what is to be cut, before long work starts.
-
-    Raises:
-        SecateurError: it ranks blocks only, and there are none, or widths are to be cut.
-    """
-    if criterion_named(criterion).ranks == "blocks":
-        block_names(structure)
-        require(
-            granularity == "depth",
-            f"criterion {criterion} ranks blocks only, and this cut narrows widths; add --cut.granularity depth, or "
-            "give a number of blocks as the target, such as blocks=6",
-        )

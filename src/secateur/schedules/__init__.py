@@ -2,7 +2,7 @@
 
 from .adaptive import Adaptive, AdaptiveConfig
 from .block_cuts import LatencyOf, block_cuts, settled
-from .one_shot import CutConfig, granularity_for, no_scores, one_shot
+from .one_shot import CutConfig, check_criterion, granularity_for, no_scores, one_shot
 from .progressive import Progressive, ProgressiveConfig
 from .proxies import judge
 from .pruning import Goal, OneShot, Pruning, ScheduleName, build_pruner, check_fits
@@ -29,6 +29,7 @@ __all__ = [
     "Target",
     "block_cuts",
     "build_pruner",
+    "check_criterion",
     "check_fits",
     "granularity_for",
     "judge",

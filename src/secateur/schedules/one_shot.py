@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..base.errors import require, require_one_of
+from ..criteria import criterion_named
+from ..criteria.blocks.measure import block_names
 from ..results import CutResult, DimCut, Size
 from ..structure import Cut, Structure
 from ..structure.cost import CostModel, cost_model
@@ -40,6 +42,21 @@ class CutConfig:
 def granularity_for(target: Target, config: CutConfig) -> Granularity:
     """What a cut for `target` removes: narrower widths bring a number of blocks no closer."""
     return "depth" if target.metric == "blocks" else config.granularity
+
+
+def check_criterion(criterion: str, structure: Structure, granularity: Granularity = "depth") -> None:
+    """Find that `criterion` cannot rank what is to be cut, before long work starts.
+
+    Raises:
+        SecateurError: it ranks blocks only, and there are none, or widths are to be cut.
+    """
+    if criterion_named(criterion).ranks == "blocks":
+        block_names(structure)
+        require(
+            granularity == "depth",
+            f"criterion {criterion} ranks blocks only, and this cut narrows widths; add --cut.granularity depth, or "
+            "give a number of blocks as the target, such as blocks=6",
+        )
 
 
 def one_shot(

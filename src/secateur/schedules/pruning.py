@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..base.errors import TargetError, require, require_one_of
-from ..criteria import CriterionName, ScoringConfig
+from ..criteria import ScoringConfig
 from ..data import Batch
 from ..data.conditions import accepts
 from ..models.network import device_of, example_inputs
@@ -23,7 +23,7 @@ from ..structure import Cut, Structure
 from ..structure.cost import cost_model
 from .adaptive import Adaptive, AdaptiveConfig
 from .block_cuts import LatencyOf, block_cuts
-from .one_shot import CutConfig, granularity_for, one_shot
+from .one_shot import CutConfig, check_criterion, granularity_for, one_shot
 from .progressive import Progressive, ProgressiveConfig
 from .proxies import judge
 from .rescore import stage_scorer
@@ -79,7 +79,7 @@ def build_pruner(
     batch: Batch,
     goal: Goal,
     *,
-    criterion: CriterionName,
+    criterion: str,
     scoring: ScoringConfig,
     cut: CutConfig,
     steps: int,
@@ -155,7 +155,7 @@ class Pruning(AttachedPruner):
         optimizer: Optimizer | None = None,
         ema: Average | None = None,
         steps: int,
-        criterion: CriterionName = "taylor",
+        criterion: str = "taylor",
         scoring: ScoringConfig = BETWEEN_STAGES,
         cut: CutConfig | None = None,
         latency_of: LatencyOf | None = None,
@@ -189,12 +189,13 @@ class Pruning(AttachedPruner):
             require_one_of("schedule", schedule, ScheduleName)
         chosen = fitted(schedule, steps)
         allowed = cut or CutConfig(granularity="depth" if isinstance(chosen, AdaptiveConfig) else "width")
-        check_fits(chosen, steps, granularity_for(goal_target, allowed) == "depth")
+        structure, granularity = describe(network), granularity_for(goal_target, allowed)
+        check_criterion(criterion, structure, granularity)
+        check_fits(chosen, steps, granularity == "depth")
         if goal_target.metric == "latency" and latency_of is None:
             raise TargetError(f"{goal_target} needs latency_of, which measures cuts; or ask for macs, params or blocks")
         batch = (data if isinstance(data, Batch) else Batch(data)).to(device_of(network))
         batch = replace(batch, conditions=accepts(network)(batch.conditions))
-        structure = describe(network)
         scores = stage_scorer(process, batch, criterion, scoring)(network).scores
         latency = latency_of or _no_latency
         solution, described = one_shot(
