@@ -207,7 +207,7 @@ class Pruning(AttachedPruner):
             example_inputs(network, 1),
             latency(network, structure) if goal_target.metric == "latency" else None,
         )
-        recorded = {key: described[key] for key in ("target", "metric", "asked", "reached", "dense")}
+        recorded = {key: getattr(described, key) for key in ("target", "metric", "asked", "reached", "dense")}
         pruner = build_pruner(
             chosen,
             network,
