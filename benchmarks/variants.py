@@ -35,8 +35,9 @@ VARIANTS = {
     "threshold 0": (with_options(threshold=0.0), LOCAL),
     "threshold 0.2": (with_options(threshold=0.2), LOCAL),
     "abs-then-sum": (with_options(timestep_reduction="abs-then-sum"), LOCAL),
-    "square": (with_options(element_reduction="square"), LOCAL),
-    "group mean": (with_options(group_reduction="mean"), LOCAL),
+    "square": (with_options(reduction="square"), LOCAL),
+    "ddpm-prune": (with_options(reduction="ddpm-prune"), LOCAL),
+    "ddpm-exp": (with_options(reduction="ddpm-exp"), LOCAL),
     "global allocation": (BASE, GLOBAL),
 }
 

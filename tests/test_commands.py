@@ -328,10 +328,10 @@ def test_bad_input_ends_in_one_line_and_writes_nothing(models, tmp_path, capsys,
 
 def test_a_criterion_of_the_weights_alone_needs_no_images(models, tmp_path):
     run = ["prune", str(models / "unet"), "--target", "60%", "--criterion", "magnitude", "--out"]
-    main([*run, str(tmp_path / "squares"), "--scoring.options.element-reduction", "square"])
+    main([*run, str(tmp_path / "squares"), "--scoring.options.reduction", "square"])
     main([*run, str(tmp_path / "sizes"), "--data", "digits"])
     squares, sizes = (json.loads((tmp_path / name / "ranking.json").read_text()) for name in ("squares", "sizes"))
-    assert squares["options"]["options"] == {"element_reduction": "square", "group_reduction": "sum"}
+    assert squares["options"]["options"] == {"reduction": "square"}
     assert squares["dims"] != sizes["dims"]
 
 

@@ -19,7 +19,8 @@ from .gradient_flow import GRADIENT_FLOW, GradientFlowOptions
 from .loss_change import LOSS_CHANGE
 from .magnitude import MAGNITUDE, MagnitudeOptions
 from .random import RANDOM
-from .ranking import Ranking, check_finite, unit_scores
+from .ranking import Ranking, check_finite
+from .reductions import Reduction, unit_scores
 from .taylor import TAYLOR, TaylorOptions
 from .uniform import UNIFORM
 
@@ -87,6 +88,7 @@ __all__ = [
     "Options",
     "Price",
     "Ranking",
+    "Reduction",
     "ScoringConfig",
     "TaylorOptions",
     "criterion_named",
