@@ -45,11 +45,6 @@ class ImageDataset(Protocol):
         ...
 
     @property
-    def fingerprint(self) -> str:
-        """Changes when the images do, or their conditions."""
-        ...
-
-    @property
     def captions(self) -> tuple[str, ...]:
         """A text for each image; empty without captions."""
         ...
@@ -72,6 +67,11 @@ class PixelDataset(ImageDataset, Protocol):
     @property
     def labels(self) -> Tensor | None:
         """(N,) int64, or None."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the images do."""
         ...
 
 

@@ -3,13 +3,12 @@
 from .config import RecoveryConfig, WarmupConfig
 from .ema import Ema
 from .objectives import OBJECTIVES, Objective
-from .pruner import AttachedPruner, Decision, Pruner
+from .pruner import Decision, Pruner
 from .sensitivity import JacobianConfig
 from .trainer import recover
 
 __all__ = [
     "OBJECTIVES",
-    "AttachedPruner",
     "Decision",
     "Ema",
     "JacobianConfig",

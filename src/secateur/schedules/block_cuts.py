@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from torch import nn
 
 from ..models.network import example_inputs
-from ..results import CutResult
 from ..structure import Cut, Structure
 from ..structure.cost import cost_model
 from .one_shot import CutConfig, describe_cut, no_scores
@@ -46,7 +45,7 @@ def settled(
     removed: Sequence[str],
     config: CutConfig,
     latency_of: LatencyOf,
-) -> CutResult:
+) -> dict[str, Any]:
     """The description of the cut of a dense `model` that all decisions together made; `target` is as it was asked."""
     cost = cost_model(model, structure, example_inputs(model, 1))
     measure = measure_by(structure, target.metric, no_scores(structure), cost, latency_of(model, structure))
