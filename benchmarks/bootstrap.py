@@ -43,11 +43,11 @@ def deviations() -> dict[str, dict[str, float]]:
             metrics=METRICS, num_images=NUM_IMAGES, num_inference_steps=STEPS, seed=number * NUM_IMAGES
         )
         result, _ = evaluate_models({"dense": loaded.model}, loaded.process, dataset, config)
-        found.append(result["models"]["dense"]["estimates"])
+        found.append(result.dense.estimates)
     return {
         key: {
-            "over_seeds": statistics.stdev(entry[key]["value"] for entry in found),
-            "bootstrap": statistics.mean(entry[key]["std"] for entry in found),
+            "over_seeds": statistics.stdev(entry[key].value for entry in found),
+            "bootstrap": statistics.mean(entry[key].std for entry in found),
         }
         for key in KEYS
     }

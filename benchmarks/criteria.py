@@ -15,8 +15,9 @@ from pathlib import Path
 
 import secateur
 from bench import spread
-from secateur.base.files import read_json, write_json, write_text
+from secateur.base.files import write_json, write_text
 from secateur.recipes import quickstart
+from secateur.results import Evaluation, read_result
 
 ROOT = Path(__file__).resolve().parent
 CRITERIA = ("random", "magnitude", "taylor", "diff-pruning")
@@ -38,13 +39,13 @@ def run(model: str, target: str, criterion: str, seed: int, steps: int, folder: 
         seed=seed,
         evaluation=replace(recipe.evaluation, num_images=NUM_IMAGES, latency_rounds=3),
     )
-    models = read_json(folder / "evaluation" / "evaluation.json")["models"]
+    models = read_result(Evaluation, folder / "evaluation" / "evaluation.json").models
     return {
         name: {
-            "fd": entry["fidelity"]["value"],
-            "ssim": entry["consistency"]["ssim"]["mean"] if entry["consistency"] else 1.0,
-            "loss": entry["denoising_loss"]["mean"],
-            "macs": entry["macs"],
+            "fd": entry["fd"].value,
+            "ssim": entry["ssim"].value if "ssim" in entry.estimates else 1.0,
+            "loss": entry["denoising_loss"].value,
+            "macs": entry.macs,
         }
         for name, entry in models.items()
     }

@@ -82,7 +82,7 @@ def measured(loaded: Loaded, model: nn.Module, unseen: ArrayDataset, seed: int) 
     """PSNR and SSIM to the dense decoder's images and to the real ones, over images that nothing was trained on."""
     config = EvaluationConfig(metrics=("consistency",), num_images=len(unseen), seed=seed)
     result, _ = evaluate_models({"dense": loaded.model, "model": model}, loaded.process, unseen, config)
-    return {key: result["models"]["model"]["estimates"][key]["value"] for key in COLUMNS}
+    return {key: result[key].value for key in COLUMNS}
 
 
 def row(name: str, runs: list[dict[str, float]]) -> str:
@@ -118,8 +118,8 @@ def main() -> None:
     autoencoder = train(seen)
     loaded = Loaded(AutoencoderKLDecoder(autoencoder), reconstruction_by(autoencoder))
     config = EvaluationConfig(metrics=("consistency",), num_images=len(unseen))
-    dense = evaluate_models({"dense": loaded.model}, loaded.process, unseen, config)[0]["models"]["dense"]
-    own = {key: dense["estimates"][key]["value"] for key in ("image_psnr", "image_ssim")}
+    dense = evaluate_models({"dense": loaded.model}, loaded.process, unseen, config)[0].dense
+    own = {key: dense[key].value for key in ("image_psnr", "image_ssim")}
     runs: dict[str, list[dict[str, float]]] = {}
     for seed in arguments.seeds:
         start = {name: cut(loaded, seen, name, seed) for name in CRITERIA}

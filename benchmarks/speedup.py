@@ -68,7 +68,7 @@ def measure(name: str, target: str, round_to: int, rounds: int) -> list[dict[str
         example_inputs(dense, 1),
     )
     pruned = remove(copy.deepcopy(dense), structure, solution.cut)
-    ratio = description["before"]["macs"] / description["after"]["macs"]
+    ratio = description.before.macs / description.after.macs
     rows: list[dict[str, object]] = []
     for dtype in (torch.float32, torch.bfloat16):
         for batch_size in (1, 32):

@@ -35,8 +35,9 @@ VARIANTS = {
     "threshold 0": (with_options(threshold=0.0), LOCAL),
     "threshold 0.2": (with_options(threshold=0.2), LOCAL),
     "abs-then-sum": (with_options(timestep_reduction="abs-then-sum"), LOCAL),
-    "square": (with_options(element_reduction="square"), LOCAL),
-    "group mean": (with_options(group_reduction="mean"), LOCAL),
+    "square": (with_options(reduction="square"), LOCAL),
+    "ddpm-prune": (with_options(reduction="ddpm-prune"), LOCAL),
+    "ddpm-exp": (with_options(reduction="ddpm-exp"), LOCAL),
     "global allocation": (BASE, GLOBAL),
 }
 
@@ -56,12 +57,12 @@ def main() -> None:
             pruned = remove(copy.deepcopy(loaded.model), structure, solution.cut)
             measured = EvaluationConfig(num_images=500, num_inference_steps=25, latency_rounds=1, seed=seed)
             result, _ = evaluate_models({"dense": loaded.model, "pruned": pruned}, loaded.process, dataset, measured)
-            entry = result["models"]["pruned"]
+            entry = result.final
             runs.append(
                 {
-                    "fd": entry["fidelity"]["value"],
-                    "ssim": entry["consistency"]["ssim"]["mean"],
-                    "loss": entry["denoising_loss"]["mean"],
+                    "fd": entry["fd"].value,
+                    "ssim": entry["ssim"].value,
+                    "loss": entry["denoising_loss"].value,
                 }
             )
         rows[name] = {

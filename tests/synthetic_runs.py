@@ -1,12 +1,32 @@
 """Run folders with made-up numbers, and a reader of pages."""
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
+
+from secateur.results import (
+    ClassScores,
+    Comparison,
+    DataInfo,
+    Environment,
+    Estimate,
+    Evaluation,
+    Fidelity,
+    Latency,
+    Layer,
+    Losses,
+    Metric,
+    ModelResult,
+    PerClass,
+    read_result,
+    write_result,
+)
 
 HOSTILE = """<script>alert("x")</script>|$\\frac{$ & 'q'"""
 
@@ -45,58 +65,89 @@ def write_cut_json(run: Path, extra: int) -> None:
     write(run / "cut.json", described | settings | {"before": before, "after": after, "dims": dims})
 
 
+def estimate(value: float, std: float | None = 0.2) -> Estimate:
+    return Estimate(value) if std is None else Estimate(value, std, value - 1.96 * std, value + 1.96 * std)
+
+
+METRICS = {
+    "fd": Metric("FD[digits-features]", "lower", "data"),
+    "ssim": Metric("SSIM", "higher", "reference"),
+    "psnr": Metric("PSNR", "higher", "reference", "dB"),
+    "denoising_loss": Metric("mean denoising loss", "lower", "data"),
+    "ftle": Metric("finite-time Lyapunov exponent"),
+    **{f"latency_{batch}": Metric(f"latency, batch {batch}", "lower", None, "ms") for batch in (1, 32)},
+}
+
+
+def model_result(size: float, frechet: float, ssim: float | None, coverages: tuple[float | None, ...]) -> ModelResult:
+    """What was measured of a model of `size` times the dense one's."""
+
+    def latency(ms: float) -> Latency:
+        return Latency(ms * size, 0.98 * ms * size, 1.02 * ms * size, 20)
+
+    shapes = {"conv_in": 1.0, HOSTILE: size}
+    named = zip(("cat", HOSTILE, "rare"), coverages, strict=True)
+    timed = {f"latency_{batch}": estimate(ms * size, 0.1) for batch, ms in ((1, 4.0), (32, 30.0))}
+    pairs = {} if ssim is None else {"ssim": estimate(ssim, 0.01), "psnr": estimate(20 + ssim, 0.1)}
+    return ModelResult(
+        parameters=int(6_600_000 * size),
+        macs=int(24e6 * size),
+        weights_bytes=int(26_400_000 * size),
+        peak_activation_bytes={"1": 100_000, "32": 3_200_000},
+        latency={"1": latency(4.0), "32": latency(30.0)},
+        estimates={"fd": estimate(frechet), "denoising_loss": estimate(0.12345, 0.001), **pairs, **timed},
+        denoising_loss=Losses((5.0, 350.0, 700.0, 995.0), (0.9 * frechet, 0.2, 0.05, None)),
+        fidelity=Fidelity("FD[digits-features]", 1000, 1797, 64, full_rank=True),
+        per_class=PerClass(
+            5,
+            tuple(
+                ClassScores(label, name, 30, 178, 0.9, 0.8, 0.9, coverage, None if coverage is None else 0.97)
+                for label, (name, coverage) in enumerate(named)
+            ),
+        ),
+        layers=tuple(
+            Layer(name, "Conv2d", (int(64 * kept), 3, 3, 3), int(1728 * kept), int(110_592 * kept))
+            for name, kept in shapes.items()
+        ),
+    )
+
+
+def evaluation() -> Evaluation:
+    """Dense, pruned and recovered."""
+    said = (
+        ("fd", "dense", "pruned", "worse"), ("fd", "dense", "recovered", "worse"),
+        ("fd", "pruned", "recovered", "better"), ("ssim", "pruned", "recovered", "better"),
+        ("denoising_loss", "dense", "recovered", "unclear"),
+    )  # fmt: skip
+    return Evaluation(
+        reference="dense",
+        models={
+            "dense": model_result(1.0, 3.14, None, (0.9, 0.8, None)),
+            "pruned": model_result(0.5, 41.2, 0.31, (0.2, 0.1, None)),
+            "recovered": model_result(0.5, 5.17, 0.74, (0.85, 0.2, None)),
+        },
+        metrics=METRICS,
+        comparisons=tuple(Comparison(metric, a, b, 1.0, 0.1, 0.8, 1.2, kind) for metric, a, b, kind in said),
+        data=DataInfo("digits", 1797, (1, 8, 8)),
+        environment=Environment("cpu", 2, "2.6.0"),
+        notes=(HOSTILE,),
+    )
+
+
+def change_evaluation(run: Path, change: Callable[[Evaluation], Evaluation]) -> None:
+    """Write what `change` makes of the run's evaluation."""
+    path = run / "evaluation" / "evaluation.json"
+    write_result(path, change(read_result(Evaluation, path)))
+
+
+def change_model(found: Evaluation, name: str, **fields: Any) -> Evaluation:
+    """The evaluation with other `fields` of one model."""
+    return replace(found, models={**found.models, name: replace(found.models[name], **fields)})
+
+
 def write_evaluation_json(run: Path) -> None:
-    def entry(size: float, frechet: float, ssim: float | None) -> dict[str, Any]:
-        def latency(ms: float) -> dict[str, float]:
-            return {"median_ms": ms * size, "lower_ms": 0.98 * ms * size, "upper_ms": 1.02 * ms * size, "rounds": 20}
-
-        losses = [0.9 * frechet, 0.2, 0.05, None]
-        consistency = {name: {"mean": ssim, "std": 0.1} for name in ("ssim", "psnr", "mse")}
-        fidelity = {"metric": "FD[digits-features]", "value": frechet, "std": 0.2, "samples": 1000}
-        return {
-            "parameters": int(6_600_000 * size),
-            "macs": int(24e6 * size),
-            "weights_bytes": int(26_400_000 * size),
-            "peak_activation_bytes": {"1": 100_000, "32": 3_200_000},
-            "latency": {"1": latency(4.0), "32": latency(30.0)},
-            "compiled_latency": {},
-            "notes": [],
-            "denoising_loss": {"timesteps": [5.0, 350.0, 700.0, 995.0], "losses": losses, "mean": 0.12345},
-            "consistency": None if ssim is None else consistency,
-            "fidelity": fidelity | {"reference_samples": 1797, "dims": 64, "full_rank": True},
-        }
-
-    def layers(kept: float) -> list[dict[str, Any]]:
-        shapes = {"conv_in": 1.0, HOSTILE: kept}
-        return [
-            {"name": name, "kind": "Conv2d", "weight": [int(64 * share), 3, 3, 3],
-             "parameters": int(1728 * share), "macs": int(110_592 * share)}
-            for name, share in shapes.items()
-        ]  # fmt: skip
-
-    def classes(coverages: tuple[float | None, ...]) -> dict[str, Any]:
-        rows = [
-            {"label": label, "name": name, "samples": 30, "real": 178, "precision": 0.9, "recall": 0.8, "density": 0.9,
-             "coverage": coverage, "diversity": None if coverage is None else 0.97}
-            for label, (name, coverage) in enumerate(zip(("cat", HOSTILE, "rare"), coverages, strict=True))
-        ]  # fmt: skip
-        return {"neighbours": 5, "classes": rows}
-
-    models = {"pruned": entry(0.5, 41.2, 0.31), "recovered": entry(0.5, 5.17, 0.74), "dense": entry(1.0, 3.14, None)}
-    for name, kept, coverages in (
-        ("dense", 1.0, (0.9, 0.8, None)), ("pruned", 0.5, (0.2, 0.1, None)), ("recovered", 0.5, (0.85, 0.2, None))
-    ):  # fmt: skip
-        models[name] |= {"layers": layers(kept), "per_class": classes(coverages), "throughput": {"1": 250.0 / kept}}
-    comparisons = [
-        {"metric": metric, "a": a, "b": b, "difference": 1.0, "std": 0.1, "low": 0.8, "high": 1.2, "verdict": verdict}
-        for metric, a, b, verdict in (
-            ("fd", "dense", "recovered", "worse"), ("fd", "recovered", "pruned", "worse"),
-            ("ssim", "pruned", "recovered", "better"), ("denoising_loss", "dense", "recovered", "unclear"),
-        )
-    ]  # fmt: skip
-    result: dict[str, Any] = {"comparisons": comparisons}
-    result |= {"reference": "dense", "environment": {"device": "cpu", "threads": 2}, "notes": [HOSTILE]}
-    write(run / "evaluation" / "evaluation.json", result | {"models": models})
+    models = evaluation().models
+    write_result(run / "evaluation" / "evaluation.json", evaluation())
     generator = torch.Generator().manual_seed(1)
     images = {name: torch.rand(12, 1, 8, 8, generator=generator) * 2 - 1 for name in (*models, "real")}
     save_file({**images, "class_labels": torch.arange(12) % 10}, run / "evaluation" / "samples.safetensors")

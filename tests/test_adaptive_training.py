@@ -19,10 +19,10 @@ from secateur.base.errors import TrainingError
 from secateur.cli import main
 from secateur.criteria import ScoringConfig
 from secateur.recipes import recipe_named
+from secateur.recovery import AttachedPruner
 from secateur.recovery.checkpoints import TrainingState, newest_checkpoint
 from secateur.recovery.ema import Ema
-from secateur.recovery.surgery import cut_training_state
-from secateur.schedules import AdaptiveConfig
+from secateur.schedules import AdaptiveConfig, OneShot
 from secateur.structure import Cut
 from training_runs import TWO, Failing, assert_logs_agree, assert_same, log, stage_log, start
 
@@ -66,11 +66,19 @@ def test_other_settings_are_refused(whole):
         run(whole[2], macs_weight=0.0)
 
 
+class AtSeven(OneShot):
+    def due(self, step):
+        return step == 7
+
+
 def test_the_average_starts_anew_at_a_cut():
     model = sit(3)
-    state = TrainingState(model, Ema(model), torch.optim.AdamW(model.parameters()), step=7)
+    optimizer, ema = torch.optim.AdamW(model.parameters()), Ema(model)
+    pruning = AttachedPruner(AtSeven(Cut({}, ("transformer_blocks.1",))), model, optimizer, ema)
+    state = TrainingState(model, ema, optimizer, step=7, pruning=pruning)
+    assert [pruning.step() for _ in range(7)] == [False] * 7
     assert state.since_cut == 7
-    cut_training_state(state, Cut({}, ("transformer_blocks.1",)), {}, "dense")
+    assert pruning.step()
     assert state.since_cut == 0
     with torch.no_grad():
         for parameter in model.parameters():
@@ -159,7 +167,7 @@ def compress(model, out, *more, target="blocks=3", steps=8):
 def test_compress_ends_at_the_target_with_a_model_for_plain_diffusers(dense, tmp_path, capsys):
     run = tmp_path / "run"
     compress(dense, run)
-    assert "Asked for blocks=3; reached 37.5% (3 of 8 blocks)." in capsys.readouterr().out
+    assert "Asked for blocks=3; 3 of 8 blocks stay." in capsys.readouterr().out
     ours = secateur.from_pretrained(run / "model")
     plain = DiTTransformer2DModel.from_pretrained(run / "model")
     assert len(plain.transformer_blocks) == plain.config.num_layers == 3

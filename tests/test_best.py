@@ -1,6 +1,5 @@
 """secateur best: the search spends its budget, judges by equal draws, resumes, and finishes the winner."""
 
-import importlib
 import json
 import shutil
 from pathlib import Path
@@ -96,7 +95,7 @@ def test_a_search_stopped_in_its_first_trial_keeps_its_steps(
     monkeypatch.setattr(stages, "recover", stops)
     plans = []
     for seconds in (0.001, 0.0015):  # another machine load measures other times
-        monkeypatch.setattr(importlib.import_module("secateur.commands.best"), "seconds_per_pair", lambda _: seconds)  # noqa: B023
+        monkeypatch.setattr("secateur.runs.search.seconds_per_pair", lambda _: seconds)  # noqa: B023
         with pytest.raises(SystemExit) as stopped:
             best(model, tmp_path / "out", "--recipes", "magnitude", "random", "--budget-minutes", "0.05", *LOSS)
         assert stopped.value.code == 130
@@ -135,7 +134,7 @@ def test_trials_that_fail_drop_out(model: Path, tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.slow
 def test_minutes_become_steps(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.import_module("secateur.commands.best"), "seconds_per_pair", lambda _: 0.001)
+    monkeypatch.setattr("secateur.runs.search.seconds_per_pair", lambda _: 0.001)
     arguments = ("--recipes", "magnitude", "random", "--score", "frechet")
     best(model, tmp_path / "out", *arguments, "--budget-minutes", "0.05")
     search = found(tmp_path / "out")["search"]

@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import secateur
+from disks import left_behind
 from models import dit, output, unet
 from secateur.base.devices import device_of_process
 from secateur.base.errors import SecateurError
@@ -22,7 +23,7 @@ from secateur.cli import main
 from secateur.evaluation import EvaluationConfig
 from secateur.recovery import RecoveryConfig
 from secateur.runs import stages
-from secateur.runs.folder import start_run
+from secateur.runs.folder import run_folder
 from secateur.runs.subject import open_data, open_model
 
 QUICK = [
@@ -327,10 +328,10 @@ def test_bad_input_ends_in_one_line_and_writes_nothing(models, tmp_path, capsys,
 
 def test_a_criterion_of_the_weights_alone_needs_no_images(models, tmp_path):
     run = ["prune", str(models / "unet"), "--target", "60%", "--criterion", "magnitude", "--out"]
-    main([*run, str(tmp_path / "squares"), "--scoring.options.element-reduction", "square"])
+    main([*run, str(tmp_path / "squares"), "--scoring.options.reduction", "square"])
     main([*run, str(tmp_path / "sizes"), "--data", "digits"])
     squares, sizes = (json.loads((tmp_path / name / "ranking.json").read_text()) for name in ("squares", "sizes"))
-    assert squares["options"]["options"] == {"element_reduction": "square", "group_reduction": "sum"}
+    assert squares["options"]["options"] == {"reduction": "square"}
     assert squares["dims"] != sizes["dims"]
 
 
@@ -355,15 +356,16 @@ def test_a_run_goes_on_with_settings_that_change_no_result(tmp_path):
         groups = {"scoring": secateur.ScoringConfig(batch_size=at_once), "recovery": RecoveryConfig(**recovery)}
         return {"command": "compress", "evaluation": EvaluationConfig(batch_size=at_once), **groups}
 
-    start_run(tmp_path / "run", described(64))
-    (tmp_path / "run" / ".model.12345.tmp").mkdir()
-    start_run(tmp_path / "run", described(5, accumulation=2, log_every=3))
+    with run_folder(tmp_path / "run", described(64), {}):
+        (tmp_path / "run" / left_behind("model")).mkdir()
+    with run_folder(tmp_path / "run", described(5, accumulation=2, log_every=3), {}):
+        pass
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (config["evaluation"]["batch_size"], config["recovery"]["accumulation"]) == (5, 2)
     assert "command_line" in config
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
     with pytest.raises(SecateurError, match=r"begun with another recovery\.batch_size, recovery\.seed; "):
-        start_run(tmp_path / "run", described(5, seed=1, batch_size=32))
+        run_folder(tmp_path / "run", described(5, seed=1, batch_size=32), {}).__enter__()
 
 
 def test_a_model_in_half_precision_is_recovered_to_one(models, tmp_path):
@@ -387,7 +389,7 @@ def test_a_full_disk_is_one_line_and_keeps_what_was_there(models, tmp_path, monk
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("pathlib.Path.write_text", full)
+        patch.setattr("pathlib.Path.write_bytes", full)
         with pytest.raises(SystemExit):
             main(arguments)
     assert "No space left" in capsys.readouterr().err
@@ -417,7 +419,7 @@ def test_images_of_other_weights_do_not_join_a_folder_of_images(models, tmp_path
     with torch.no_grad():
         trained.conv_out.weight.add_(0.1)
     secateur.save_pretrained(trained, folder, config)
-    with pytest.raises(SecateurError, match="begun with another weights"):
+    with pytest.raises(SecateurError, match="begun with another model"):
         secateur.sample(str(folder), num_images=3, **options)
     assert len(list((tmp_path / "images").glob("*.png"))) == 2
 

@@ -1,6 +1,7 @@
 """The page about many runs: what is grouped, what is best, what is not told apart, and what is missing."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,19 @@ from secateur.reporting.comparison.entries import read_entries
 from secateur.reporting.comparison.groups import group_entries
 from secateur.reporting.comparison.summary import compare, comparison_table, run_table, sentences_of
 from secateur.reporting.plots.comparison import front
-from synthetic_runs import HOSTILE, Page, make_run, write
+from secateur.results import Evaluation
+from synthetic_runs import HOSTILE, Page, change_evaluation, change_model, estimate, make_run, write
 
 
 def make(folder: Path, frechet: float, seed: int, std: float | None = 0.01, **chosen: Any) -> Path:
     """A run whose final model has this Fréchet distance."""
     run = make_run(folder, extra=1, seed=seed, **chosen)
-    path = run / "evaluation" / "evaluation.json"
-    found = json.loads(path.read_text())
-    found["models"]["recovered"]["fidelity"] |= {"value": frechet, "std": std}
-    found["notes"] = []
-    path.write_text(json.dumps(found))
+
+    def measured(found: Evaluation) -> Evaluation:
+        estimates = {**found.final.estimates, "fd": estimate(frechet, std)}
+        return replace(change_model(found, "recovered", estimates=estimates), notes=())
+
+    change_evaluation(run, measured)
     return run
 
 

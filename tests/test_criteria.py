@@ -1,6 +1,8 @@
 """Criteria against closed forms, and the checks of the Diff-Pruning specification."""
 
 import copy
+import dataclasses
+import weakref
 from dataclasses import dataclass
 
 import pytest
@@ -21,16 +23,16 @@ from secateur.criteria import (
     TaylorOptions,
     criterion_named,
     score,
-    unit_scores,
 )
 from secateur.criteria.gradients import (
     calibration_timesteps,
-    summed_gradients,
+    differentiable,
+    stream_gradients,
     timestep_losses,
     used_timesteps,
 )
-from secateur.criteria.taylor import taylor_importance
 from secateur.data import Batch
+from secateur.models.network import inference
 from secateur.models.registry import describe
 from secateur.process.diffusion import DiffusionProcess
 from secateur.process.flow import FlowProcess
@@ -76,9 +78,9 @@ class Plain:
         return torch.zeros_like(sample)
 
 
-@pytest.mark.parametrize("element_reduction", ["abs", "square"])
+@pytest.mark.parametrize("reduction", ["abs", "square"])
 @pytest.mark.parametrize("timestep_reduction", ["sum-then-abs", "abs-then-sum"])
-def test_one_linear_layer_equals_the_closed_form(timestep_reduction, element_reduction):
+def test_one_linear_layer_equals_the_closed_form(timestep_reduction, reduction):
     """L_t = mean over outputs of (W x)^2 at x = (1 + t) e, so dL/dW = W x x' (two outputs of one pixel)."""
     model = OneLayer([[2.0, 1.0], [0.0, -3.0]])
     builder = StructureBuilder()
@@ -89,8 +91,8 @@ def test_one_linear_layer_equals_the_closed_form(timestep_reduction, element_red
     weight = model.scale.weight.detach()
     gradients = [weight @ torch.outer(x, x) * (1 + t) ** 2 for t in (0, 1)]
     terms = [weight * sum(gradients)] if timestep_reduction == "sum-then-abs" else [weight * g for g in gradients]
-    expected = sum(term.abs() if element_reduction == "abs" else term.square() for term in terms).sum(1)
-    options = DiffPruningOptions(timestep_reduction, element_reduction, threshold=0)
+    expected = sum(term.abs() if reduction == "abs" else term.square() for term in terms).sum(1)
+    options = DiffPruningOptions(timestep_reduction, reduction, threshold=0)
     config = ScoringConfig(num_timesteps=2, options=options)
     found = score(model, Plain(), batch, structure, "diff-pruning", config).scores["out"]
     torch.testing.assert_close(found, expected)
@@ -130,16 +132,22 @@ def test_batched_timesteps_equal_one_at_a_time(model, process):
     batch = batch_of(model, dtype=torch.float64)
     noise = torch.randn(batch.sample.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     timesteps = calibration_timesteps(process, 8)
+
+    def summed_gradients(batch_size):
+        taken = {}
+        with inference(model), differentiable(model):
+            stream_gradients(model, process, batch, noise, timesteps, batch_size, taken.__setitem__, lambda *_: None)
+        return taken
+
     torch.set_default_dtype(torch.float64)
     try:
-        one = summed_gradients(model, process, batch, noise, timesteps, batch_size=len(batch.sample))
-        together = summed_gradients(model, process, batch, noise, timesteps, batch_size=16)
-        split = summed_gradients(model, process, batch, noise, timesteps, batch_size=3)
+        one, together, split = (summed_gradients(size) for size in (len(batch.sample), 16, 3))
     finally:
         torch.set_default_dtype(torch.float32)
-    for name, gradient in one.items():
-        torch.testing.assert_close(together[name], gradient, rtol=1e-10, atol=1e-10)
-        torch.testing.assert_close(split[name], gradient, rtol=1e-10, atol=1e-10)
+    assert one.keys() == set(model.parameters())
+    for parameter, gradient in one.items():
+        torch.testing.assert_close(together[parameter], gradient, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(split[parameter], gradient, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize(("dtype", "apart"), [(torch.float16, 1e-5), (torch.bfloat16, 0.1)])
@@ -148,7 +156,7 @@ def test_weights_in_half_precision_have_the_scores_of_single_precision(dtype, ap
     half = unet().to(dtype)
     weights = {name: values.clone() for name, values in half.state_dict().items()}
     batch, structure = batch_of(half), describe(half)
-    config = ScoringConfig(num_timesteps=8, batch_size=16, options={"element_reduction": "square"})
+    config = ScoringConfig(num_timesteps=8, batch_size=16, options={"reduction": "square"})
     found = score(half, DiffusionProcess(), batch, structure, "taylor", config).scores
     single = score(copy.deepcopy(half).float(), DiffusionProcess(), batch, structure, "taylor", config).scores
     for name, values in single.items():
@@ -196,8 +204,8 @@ def test_a_name_that_there_is_not_is_refused_with_the_nearest():
 def test_options_are_those_of_the_criterion():
     taylor = criterion_named("taylor")
     assert taylor.options_of(ScoringConfig()) == TaylorOptions()
-    chosen = ScoringConfig(num_images=3, options={"element_reduction": "square"})
-    assert taylor.configured(chosen) == ScoringConfig(num_images=3, options=TaylorOptions(element_reduction="square"))
+    chosen = ScoringConfig(num_images=3, options={"reduction": "square"})
+    assert taylor.configured(chosen) == ScoringConfig(num_images=3, options=TaylorOptions(reduction="square"))
     for other in (MagnitudeOptions(), DiffPruningOptions(), GradientFlowOptions()):
         with pytest.raises(SecateurError, match=f"taylor takes TaylorOptions, not {type(other).__name__}"):
             taylor.options_of(ScoringConfig(options=other))
@@ -249,22 +257,13 @@ def test_scaling_the_loss_leaves_the_ranking():
         def target(self, sample, noise, timesteps):
             return 4 * super().target(sample, noise, timesteps)
 
-    class Loud(nn.Module):
-        def __init__(self, model):
-            super().__init__()
-            self.model = model
-
-        def forward(self, *arguments, **options):
-            return (4 * self.model(*arguments, **options)[0],)
-
-    model = unet()
+    model, loud = unet(), unet()
+    with torch.no_grad():
+        loud.conv_out.weight *= 4
+        loud.conv_out.bias *= 4
     structure, batch = describe(model), batch_of(model)
-    noise = torch.randn(batch.sample.shape, generator=torch.Generator().manual_seed(0))
-    timesteps = calibration_timesteps(DiffusionProcess(), 4)
-    plain = taylor_importance(model, DiffusionProcess(), batch, noise, timesteps, 16, TaylorOptions())
-    loud = taylor_importance(Loud(model), Louder(), batch, noise, timesteps, 16, TaylorOptions())
-    scores = unit_scores(structure, plain)
-    scaled = unit_scores(structure, {name: loud[f"model.{name}"] for name in plain})
+    scores = score(model, DiffusionProcess(), batch, structure, "taylor", FEW).scores
+    scaled = score(loud, Louder(), batch, structure, "taylor", FEW).scores
     for name in structure.dims:
         torch.testing.assert_close(scaled[name], 16 * scores[name], rtol=1e-4, atol=1e-7)
 
@@ -283,12 +282,63 @@ def test_permuting_channels_permutes_their_scores():
     torch.testing.assert_close(after, before[order], rtol=1e-4, atol=1e-9)
 
 
-def test_group_mean_averages_one_in_every_dim():
-    model = unet()
-    config = ScoringConfig(options={"group_reduction": "mean"})
-    scores = score(model, DiffusionProcess(), batch_of(model), describe(model), "magnitude", config).scores
-    for name in describe(model).dims:
-        assert scores[name].mean().item() == pytest.approx(1)
+class Convolutions(nn.Module):
+    """A convolution, a norm and a convolution, as the released code of Diff-Pruning finds them in a group."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.last = nn.Conv2d(1, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.Conv2d(4, 1, 1)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            for parameter in self.parameters():
+                nn.init.normal_(parameter)
+        self.double()
+
+    def forward(self, sample, timestep, return_dict=False):
+        return (self.last(self.norm(self.first(sample))),)
+
+
+def convolutions():
+    builder = StructureBuilder()
+    inner = builder.dim("inner", 4)
+    builder.writes("first", inner)
+    builder.normalizes("norm", inner, 2)
+    builder.reads("last", inner)
+    return Convolutions(), builder.build()
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "magnitude"])
+def test_rules_of_the_released_code_equal_values_computed_by_hand(criterion):
+    """Of each unit: ddpm-prune averages |w g| over the two layers, and divides by the group's mean; ddpm-exp adds
+    (w g)^2 of the layers and |w g| of the norm. Biases count in neither. Magnitude has w in the place of w g."""
+    model, structure = convolutions()
+    batch = Batch(torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64))
+    loss = sum(model((1 + t) * batch.sample, t)[0].square().mean() for t in (0, 1))  # of `Plain`
+    gradients = dict(zip(dict(model.named_parameters()), torch.autograd.grad(loss, model.parameters()), strict=True))
+    terms = {
+        name: parameter.detach() * (gradients[name] if criterion == "taylor" else 1)
+        for name, parameter in model.named_parameters()
+    }
+    layers = [[terms["first.weight"][unit], terms["last.weight"][:, unit]] for unit in range(4)]
+    averages = [sum(layer.abs().sum() for layer in layers[unit]) / 2 for unit in range(4)]
+    by_script = torch.stack(averages) / (sum(averages) / 4)
+    by_tables = torch.stack(
+        [sum(layer.square().sum() for layer in layers[unit]) + terms["norm.weight"][unit].abs() for unit in range(4)]
+    )
+    for reduction, expected in (("ddpm-prune", by_script), ("ddpm-exp", by_tables)):
+        config = ScoringConfig(num_timesteps=2, options={"reduction": reduction})
+        found = score(model, Plain(), batch, structure, criterion, config).scores["inner"]
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("reduction", ["ddpm-prune", "ddpm-exp"])
+@pytest.mark.parametrize(("model", "process"), BOTH, ids=["unet", "dit"])
+def test_rules_of_the_released_code_rank_whole_models(model, process, reduction):
+    structure, config = describe(model), dataclasses.replace(FEW, options={"reduction": reduction})
+    scores = score(model, process, batch_of(model), structure, "taylor", config).scores
+    assert all(values.min() >= 0 and (len(values) == 1 or values.std() > 0) for values in scores.values())
+    if reduction == "ddpm-prune":
+        assert [scores[name].mean().item() for name in structure.dims] == pytest.approx([1] * len(structure.dims))
 
 
 def test_magnitude_of_a_unit_is_the_sum_over_its_slices():
@@ -307,3 +357,37 @@ def test_a_loss_that_is_not_finite_is_an_error():
         model.conv_in.weight.fill_(float("nan"))
     with pytest.raises(TrainingError, match="finite"):
         score(model, DiffusionProcess(), batch_of(model), describe(model), "diff-pruning", FEW)
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "diff-pruning", "magnitude"])
+def test_a_model_keeps_its_gradients_hooks_and_flags(criterion):
+    """In a training loop there are gradients, and some weights may be frozen."""
+    model = copy.deepcopy(unet()).train()
+    model.conv_in.requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
+    before = [(parameter.grad, parameter.requires_grad, parameter.data_ptr()) for parameter in model.parameters()]
+    score(model, DiffusionProcess(), batch_of(model), describe(model), criterion, FEW)
+    after = [(parameter.grad, parameter.requires_grad, parameter.data_ptr()) for parameter in model.parameters()]
+    for (gradient, *flags), (same, *others) in zip(before, after, strict=True):
+        assert gradient is same
+        assert flags == others
+        assert gradient is None or (gradient == 1).all()
+    assert all(not parameter._post_accumulate_grad_hooks for parameter in model.parameters())
+    assert model.training
+
+
+def test_gradients_are_freed_one_by_one_where_one_pass_has_them_all():
+    model, process = unet(), DiffusionProcess()
+    batch = batch_of(model)
+    before: list[weakref.ref] = []
+
+    def take(parameter, gradient):
+        assert all(parameter.grad is None for parameter in model.parameters())
+        assert all(other() is None for other in before)
+        before.append(weakref.ref(gradient))
+
+    with inference(model), differentiable(model):
+        timesteps = calibration_timesteps(process, 2)
+        stream_gradients(model, process, batch, batch.sample, timesteps, 8, take, lambda *_: None)
+    assert len(before) == len(list(model.parameters()))

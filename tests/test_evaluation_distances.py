@@ -169,13 +169,13 @@ def test_a_collapsed_class_shows() -> None:
     drawn = torch.cat([gaussian(50, 4, 4), 20 + 0.01 * gaussian(50, 4, 5), gaussian(50, 4, 6) + 40])
     labels = torch.tensor([0] * 50 + [1] * 50 + [2] * 50)
     good, collapsed, small = per_class_scores(drawn, labels, real, real_labels, ("a", "b", "c"))
-    assert (good["name"], good["samples"], good["real"]) == ("a", 50, 60)
-    assert good["diversity"] == pytest.approx(1, abs=0.2)
-    assert good["coverage"] > 0.7
-    assert collapsed["diversity"] == pytest.approx(0.01, rel=0.3)
-    assert collapsed["precision"] == 1
-    assert collapsed["coverage"] < 0.3
-    assert (small["real"], small["coverage"], small["diversity"]) == (3, None, None)
+    assert (good.name, good.samples, good.real) == ("a", 50, 60)
+    assert good.diversity == pytest.approx(1, abs=0.2)
+    assert good.coverage > 0.7
+    assert collapsed.diversity == pytest.approx(0.01, rel=0.3)
+    assert collapsed.precision == 1
+    assert collapsed.coverage < 0.3
+    assert (small.real, small.coverage, small.diversity) == (3, None, None)
 
 
 def test_diversity_is_the_ratio_of_distances() -> None:

@@ -64,7 +64,7 @@ def test_what_two_models_share_cancels() -> None:
     shared, counts = 10 * values(200, 0), resample_counts(200, 500)
     a, b = mean_estimate(shared, counts), mean_estimate(shared + 0.1 + 0.1 * values(200, 1), counts)
     paired = difference(a, b)
-    apart = independent_difference(a.interval.to_dict(), b.interval.to_dict())
+    apart = independent_difference(a.described, b.described)
     assert paired.value == pytest.approx(apart.value)
     assert paired.std < apart.std / 20
     assert (verdict(paired, "lower"), verdict(paired, "higher"), verdict(paired, None)) == (
@@ -88,14 +88,14 @@ def test_every_pair_is_compared_by_the_metrics_that_both_have() -> None:
         {"dense": {"fd": low}, "pruned": {"fd": high, "ssim": low}, "recovered": {"fd": low, "ssim": high}},
         {"fd": "lower", "ssim": "higher"},
     )
-    said = [(row["metric"], row["a"], row["b"], row["verdict"]) for row in found]
+    said = [(row.metric, row.a, row.b, row.verdict) for row in found]
     assert said == [
         ("fd", "dense", "pruned", "worse"),
         ("fd", "dense", "recovered", "unclear"),
         ("fd", "pruned", "recovered", "better"),
         ("ssim", "pruned", "recovered", "better"),
     ]
-    assert found[0]["low"] <= found[0]["difference"] <= found[0]["high"]
+    assert found[0].low <= found[0].difference <= found[0].high
 
 
 def test_estimates_that_are_not_finite_are_known() -> None:

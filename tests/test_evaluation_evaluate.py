@@ -17,6 +17,7 @@ from secateur.evaluation.metrics.denoising import denoising_loss_per_timestep
 from secateur.io.manifest import apply_cut
 from secateur.process.diffusion import DiffusionProcess
 from secateur.process.flow import FlowProcess
+from secateur.results import Evaluation, Fidelity, from_json, to_json
 from secateur.structure import Cut
 
 CONFIG = EvaluationConfig(
@@ -74,11 +75,11 @@ def test_batch_size_changes_no_result(features: str) -> None:
     for batch_size in (3, 200):
         config = replace(CONFIG, features=features, batch_size=batch_size)
         result, images = evaluate_models({"d": dit(num_layers=1)}, FlowProcess(), load_data("digits"), config)
-        results.append((result["models"]["d"], images["d"]))
+        results.append((result.models["d"], images["d"]))
     (small, small_images), (large, large_images) = results
     torch.testing.assert_close(small_images, large_images, rtol=1e-4, atol=1e-5)
-    assert small["denoising_loss"]["losses"] == pytest.approx(large["denoising_loss"]["losses"], rel=1e-5)
-    assert small["fidelity"]["value"] == pytest.approx(large["fidelity"]["value"], rel=1e-3)
+    assert small.denoising_loss.losses == pytest.approx(large.denoising_loss.losses, rel=1e-5)
+    assert small["fd"].value == pytest.approx(large["fd"].value, rel=1e-3)
 
 
 def test_evaluation_of_class_conditional_models(tmp_path: Path, features: str) -> None:
@@ -92,34 +93,26 @@ def test_evaluation_of_class_conditional_models(tmp_path: Path, features: str) -
     assert images["small"].shape == (6, 1, 8, 8)
     assert torch.equal(images["dense"], images["twin"])
 
-    entries = result["models"]
-    assert entries["dense"]["consistency"] is None
-    assert entries["twin"]["consistency"]["ssim"]["mean"] == pytest.approx(1)
-    assert entries["twin"]["consistency"]["psnr"]["mean"] is None  # infinite
-    assert entries["small"]["consistency"]["ssim"]["mean"] < 0.999
+    found_dense, found_twin, found_small = result.models.values()
+    assert "ssim" not in found_dense.estimates
+    assert found_twin["ssim"].value == pytest.approx(1)
+    assert "psnr" not in found_twin.estimates  # infinite
+    assert result["ssim"].value == found_small["ssim"].value < 0.999
+    with pytest.raises(KeyError, match="psnr was not measured; there are"):
+        found_twin["psnr"]
     expected = (images["small"] - images["dense"]).square().mean().item()
-    assert entries["small"]["consistency"]["mse"]["mean"] == pytest.approx(expected, rel=1e-5)
+    assert found_small["mse"].value == pytest.approx(expected, rel=1e-5)
 
-    assert entries["dense"]["fidelity"]["metric"] == "FD[tiny]"
-    assert entries["dense"]["fidelity"]["value"] == entries["twin"]["fidelity"]["value"] > 0
-    assert (entries["small"]["fidelity"]["samples"], entries["small"]["fidelity"]["reference_samples"]) == (6, 100)
-    assert not entries["small"]["fidelity"]["full_rank"]
+    assert found_dense["fd"].value == found_twin["fd"].value > 0
+    assert found_small.fidelity == Fidelity("FD[tiny]", 6, 100, 64, full_rank=False)
 
-    assert entries["dense"]["relative"] | {"speedup": {}} == {
-        "parameters": 1.0,
-        "macs": 1.0,
-        "weights_bytes": 1.0,
-        "speedup": {},
-    }
-    assert entries["small"]["relative"]["macs"] == entries["small"]["macs"] / entries["dense"]["macs"] < 0.7
-    assert len(entries["small"]["denoising_loss"]["losses"]) == 10
-    assert entries["small"]["denoising_loss"]["mean"] == pytest.approx(
-        np.mean(entries["small"]["denoising_loss"]["losses"]), rel=1e-5
-    )
+    assert result.macs.ratio == found_small.macs / found_dense.macs < 0.7
+    assert len(found_small.denoising_loss.losses) == 10
+    assert found_small["denoising_loss"].value == pytest.approx(np.mean(found_small.denoising_loss.losses), rel=1e-5)
 
     write_evaluation(result, tmp_path / "out", images)
     text = (tmp_path / "out" / "evaluation.json").read_text()
-    assert json.loads(text, parse_constant=pytest.fail) == result
+    assert from_json(Evaluation, json.loads(text, parse_constant=pytest.fail), "text") == result
     assert torch.equal(load_file(tmp_path / "out" / "samples.safetensors")["small"], images["small"])
 
 
@@ -129,10 +122,11 @@ def test_unconditional_model_that_diverged(features: str) -> None:
     config = replace(CONFIG, features=features)
     result, images = evaluate_models({"d": dense, "b": broken}, DiffusionProcess(), load_data("digits"), config)
     assert "class_labels" not in images
-    entry = result["models"]["b"]
-    assert (entry["consistency"], entry["fidelity"], entry["denoising_loss"]["mean"]) == (None, None, None)
-    assert entry["notes"] == ["some samples are not finite, so they are not compared"]
-    json.dumps(result, allow_nan=False)
+    entry = result.models["b"]
+    assert not {"ssim", "fd", "denoising_loss"} & entry.estimates.keys()
+    assert entry.fidelity is None
+    assert entry.notes == ("some samples are not finite, so they are not compared",)
+    json.dumps(to_json(result), allow_nan=False)
 
 
 def test_missing_features_are_a_note_unless_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,8 +136,8 @@ def test_missing_features_are_a_note_unless_named(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("secateur.evaluation.checks.feature_network", refuse)
     arguments = {"d": unet()}, DiffusionProcess(), load_data("digits")
     result, _ = evaluate_models(*arguments, CONFIG)
-    assert result["notes"] == ["no frechet: none at hand"]
-    assert result["models"]["d"]["fidelity"] is None
+    assert result.notes == ("no frechet: none at hand",)
+    assert result.models["d"].fidelity is None
     with pytest.raises(ModelError, match="none at hand"):
         evaluate_models(*arguments, replace(CONFIG, features="FID"))
 
@@ -152,7 +146,7 @@ def test_labels_that_the_model_needs(tmp_path: Path, features: str) -> None:
     np.savez(tmp_path / "grey.npz", images=np.random.default_rng(0).integers(0, 255, (5, 8, 8), dtype=np.uint8))
     unlabelled, config = load_data(tmp_path / "grey.npz"), replace(CONFIG, features=features)
     result, _ = evaluate_models({"d": dit(num_layers=1)}, FlowProcess(), unlabelled, config)  # by its null class
-    assert result["models"]["d"]["denoising_loss"]["mean"] > 0
+    assert result["denoising_loss"].value > 0
     with pytest.raises(DataError, match="no labels, which the model needs"):
         evaluate_models({"d": unet(num_class_embeds=10)}, DiffusionProcess(), unlabelled, config)
     with pytest.raises(DataError, match="has classes 0 to 9, the model knows 0 to 2"):

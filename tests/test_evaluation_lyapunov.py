@@ -84,10 +84,11 @@ def test_it_can_be_the_only_metric():
     config = EvaluationConfig(metrics=("ftle",), ftle_images=2, ftle_iterations=1, num_inference_steps=2)
     models = {"dense": dit(), "pruned": dit()}
     result, tensors = evaluate_models(models, FlowProcess(), load_data("digits"), config)
-    for entry in result["models"].values():
-        assert math.isfinite(entry["ftle"]["mean"])
-        assert entry["parameters"] > 0
-        assert entry["latency"] == {}
-        assert (entry["fidelity"], entry["consistency"], entry["denoising_loss"]) == (None, None, None)
-    assert result["models"]["dense"]["ftle"] == result["models"]["pruned"]["ftle"]
+    for entry in result.models.values():
+        assert math.isfinite(entry["ftle"].value)
+        assert entry.parameters > 0
+        assert entry.latency == {}
+        assert (entry.fidelity, entry.denoising_loss) == (None, None)
+        assert set(entry.estimates) == {"ftle"}
+    assert result.dense["ftle"] == result["ftle"]
     assert "dense" not in tensors

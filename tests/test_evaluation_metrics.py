@@ -136,7 +136,7 @@ def test_fidelity_says_when_images_are_too_few() -> None:
     assert fidelity("FD[x]", gaussian(50, 8, 1), reference).full_rank
     assert not fidelity("FD[x]", gaussian(8, 8, 1), reference).full_rank
     with pytest.raises(DataError, match="at least 2 images"):
-        fidelity("FD[x]", gaussian(1, 8), reference)
+        frechet_estimate(gaussian(1, 8), reference, resample_counts(1, 10))
 
 
 def reference_ms_ssim(a: np.ndarray, b: np.ndarray) -> float:

@@ -22,6 +22,7 @@ from secateur.evaluation import samples as samples_module
 from secateur.evaluation.statistics import statistics
 from secateur.process.diffusion import DiffusionProcess
 from secateur.process.flow import FlowProcess
+from secateur.results import Metric, to_json
 
 CONFIG = EvaluationConfig(
     metrics=("consistency", "frechet"),
@@ -98,8 +99,8 @@ def test_a_stopped_evaluation_redraws_no_finished_image(
     drawn = Drawn(monkeypatch)
     again, _ = evaluate_models(models, PROCESS, dataset, config, cache=tmp_path / "cache")
     assert drawn == [*range(8, 20)]  # all of dense and the first eight of pruned were there
-    assert again["models"]["pruned"]["estimates"] == whole["models"]["pruned"]["estimates"]
-    assert again["comparisons"] == whole["comparisons"]
+    assert again.models["pruned"].estimates == whole.models["pruned"].estimates
+    assert again.comparisons == whole.comparisons
 
 
 def test_a_cache_is_shared_by_evaluations_of_the_same_dense_model_and_never_stale(
@@ -123,8 +124,7 @@ def test_pairs_stop_where_asked(features: str, models: dict[str, nn.Module]) -> 
     dataset, config = load_data("digits"), replace(CONFIG, features=features)
     few, images = evaluate_models(models, PROCESS, dataset, config)
     expected = (images["pruned"][:7] - images["dense"][:7]).double().square().mean().item()
-    assert few["models"]["pruned"]["estimates"]["mse"]["value"] == pytest.approx(expected, rel=1e-6)
-    assert few["models"]["pruned"]["consistency"]["mse"]["mean"] == pytest.approx(expected, rel=1e-6)
+    assert few["mse"].value == pytest.approx(expected, rel=1e-6)
 
 
 def test_every_metric_at_once(tmp_path: Path, features: str, models: dict[str, nn.Module]) -> None:
@@ -142,27 +142,26 @@ def test_every_metric_at_once(tmp_path: Path, features: str, models: dict[str, n
         save_statistics=str(tmp_path / "statistics"),
     )
     result, _ = evaluate_models(models, PROCESS, load_data("digits"), config)
-    json.dumps(result, allow_nan=False)
-    dense, pruned = result["models"]["dense"], result["models"]["pruned"]
+    json.dumps(to_json(result), allow_nan=False)
+    dense, pruned = result.dense, result.final
     of_dense = {"fd", "kid", "inception_score", "precision", "recall", "density", "coverage", "denoising_loss", "ftle"}
     of_dense |= {"latency_1", "latency_2"}
-    assert set(dense["estimates"]) == of_dense
-    assert set(pruned["estimates"]) == of_dense | {"rfd", "ssim", "psnr", "mse"} == set(result["metrics"])
-    assert result["metrics"]["kid"] == {"label": "KID[tiny]", "better": "lower", "against": "data", "unit": None}
-    assert result["metrics"]["rfd"]["label"] == "rFD[tiny]"
-    assert result["metrics"]["latency_2"]["label"] == "latency, batch 2"
-    assert {row["metric"] for row in result["comparisons"]} == of_dense
+    assert set(dense.estimates) == of_dense
+    assert set(pruned.estimates) == of_dense | {"rfd", "ssim", "psnr", "mse"} == set(result.metrics)
+    assert result.metrics["kid"] == Metric("KID[tiny]", "lower", "data")
+    assert result.metrics["rfd"].label == "rFD[tiny]"
+    assert result.metrics["latency_2"].label == "latency, batch 2"
+    assert {row.metric for row in result.comparisons} == of_dense
     for entry in (dense, pruned):
-        assert entry["dtype"] == "bfloat16"
-        assert entry["throughput"]["2"] == pytest.approx(2000 / entry["latency"]["2"]["median_ms"])
-        assert sum(layer["macs"] for layer in entry["layers"]) == entry["macs"]
-        assert sum(layer["parameters"] for layer in entry["layers"]) == entry["parameters"]
-        assert entry["fidelity"]["value"] == entry["estimates"]["fd"]["value"]
-        assert entry["latency"]["1"]["median_ms"] == pytest.approx(entry["estimates"]["latency_1"]["value"])
-        assert len(entry["per_class"]["classes"]) == 10
-        assert entry["per_class"]["classes"][3]["name"] == "3"
-        assert entry["per_class"]["classes"][3]["samples"] == 6
-        assert entry["per_class"]["classes"][3]["coverage"] is not None
+        assert entry.dtype == "bfloat16"
+        assert entry.throughput["2"] == pytest.approx(2000 / entry.latency["2"].median_ms)
+        assert sum(layer.macs for layer in entry.layers) == entry.macs
+        assert sum(layer.parameters for layer in entry.layers) == entry.parameters
+        assert entry.latency["1"].median_ms == pytest.approx(entry["latency_1"].value)
+        assert len(entry.per_class.classes) == 10
+        assert entry.per_class.classes[3].name == "3"
+        assert entry.per_class.classes[3].samples == 6
+        assert entry.per_class.classes[3].coverage is not None
     network = SmallFeatures(1, 10, width=8)
     saved = read_statistics(tmp_path / "statistics" / "pruned.npz", network.dim)
     assert saved.count == 60
@@ -170,7 +169,7 @@ def test_every_metric_at_once(tmp_path: Path, features: str, models: dict[str, n
     published = replace(config, metrics=("frechet",), statistics=str(tmp_path / "statistics" / "real.npz"))
     published = replace(published, save_statistics=None)
     again, _ = evaluate_models(models, PROCESS, load_data("digits"), published)
-    assert again["models"]["pruned"]["fidelity"]["value"] == pytest.approx(pruned["fidelity"]["value"], rel=1e-6)
+    assert again["fd"].value == pytest.approx(pruned["fd"].value, rel=1e-6)
 
 
 def test_any_network_can_be_the_features(models: dict[str, nn.Module]) -> None:
@@ -178,8 +177,8 @@ def test_any_network_can_be_the_features(models: dict[str, nn.Module]) -> None:
     network = NetworkFeatures(nn.Sequential(nn.Flatten(), nn.Linear(3 * 6 * 6, 5)), "mine", 5, (6, 6))
     config = replace(CONFIG, metrics=("frechet", "prdc"))
     result, images = evaluate_models(models, PROCESS, load_data("digits"), config, network=network)
-    assert result["metrics"]["fd"]["label"] == "FD[mine]"
-    assert result["models"]["dense"]["fidelity"]["dims"] == 5
+    assert result.metrics["fd"].label == "FD[mine]"
+    assert result.dense.fidelity.dims == 5
     assert statistics(network(images["dense"])).count == 20
     with pytest.raises(SecateurError, match="inception-score needs a classifier, mine is none"):
         evaluate_models(

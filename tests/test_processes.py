@@ -11,7 +11,7 @@ import sys
 import torch
 from dataclasses import replace
 from models import dit
-from secateur.process.base import FlowProcess
+from secateur.process.flow import FlowProcess
 from secateur.base.distributed import wait_for_everyone
 from secateur.recovery import recover
 from test_recovery_trainer import CONFIG

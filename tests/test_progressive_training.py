@@ -30,7 +30,7 @@ from secateur.process.diffusion import DiffusionProcess
 from secateur.process.flow import FlowProcess
 from secateur.recovery import Ema, JacobianConfig, recover
 from secateur.recovery.checkpoints import TrainingState, newest_checkpoint
-from secateur.recovery.surgery import cut_training_state
+from secateur.recovery.surgery import cut_in_training
 from secateur.schedules import Progressive, ProgressiveConfig, no_scores, stage_scorer
 from secateur.structure import Cut, masked, masks_of, remove
 from secateur.structure.cost import cost_model
@@ -150,6 +150,10 @@ def trained(model, skip=()):
     return state
 
 
+def cut_state(state, cut):
+    cut_in_training(state.model, cut, state.optimizer, state.ema, {}, "dense")
+
+
 def moments_of(state):
     return {
         name: {key: value.clone() for key, value in state.optimizer.state[parameter].items()}
@@ -163,7 +167,7 @@ def test_moments_of_what_stays_are_kept():
     attention, resnet = "mid_block.attentions.0", "down_blocks.0.resnets.0"
     heads, inner = (1, 2, 7, 11), (0, 3, 4, 7)
     before = moments_of(state)
-    cut_training_state(state, Cut({f"{attention}.channels": heads, f"{resnet}.inner": inner}), {}, "dense")
+    cut_state(state, Cut({f"{attention}.channels": heads, f"{resnet}.inner": inner}))
     after, shapes = moments_of(state), {name: p.shape for name, p in state.model.named_parameters()}
     assert set(after) == set(before) == set(shapes) - {"conv_out.bias"}
     assert shapes == {name: p.shape for name, p in state.ema.model.named_parameters()}
@@ -196,7 +200,7 @@ def test_moments_of_what_stays_are_kept():
 def test_moments_move_with_their_blocks():
     state = trained(dit())
     before = moments_of(state)
-    cut_training_state(state, Cut({}, ("transformer_blocks.0", "transformer_blocks.2")), {}, "dense")
+    cut_state(state, Cut({}, ("transformer_blocks.0", "transformer_blocks.2")))
     after = moments_of(state)
     places = {"transformer_blocks.0.": "transformer_blocks.1.", "transformer_blocks.1.": "transformer_blocks.3."}
     assert set(after) == {name for name, _ in state.model.named_parameters()}
@@ -232,7 +236,7 @@ def test_the_next_step_is_the_one_that_masks_would_take(build, cut):
         structure = describe(soft.model)
         with masked(soft.model, structure, masks_of(cut, structure)):
             step(soft)
-        cut_training_state(hard, cut, {}, "dense")
+        cut_state(hard, cut)
         step(hard)
     finally:
         torch.set_default_dtype(torch.float32)
@@ -421,7 +425,7 @@ import sys
 import torch
 from dataclasses import replace
 from progressive_runs import BOTH, CONFIG, pruner_for
-from secateur.process.base import FlowProcess
+from secateur.process.flow import FlowProcess
 from secateur.schedules import ProgressiveConfig
 from models import dit
 from test_progressive_training import run

@@ -253,8 +253,7 @@ def test_noise_of_a_step_is_drawn_once_for_all_micro_batches(digits, monkeypatch
         (CutConfig, "allocation"),
         (CutConfig, "granularity"),
         (TaylorOptions, "timestep_reduction"),
-        (TaylorOptions, "element_reduction"),
-        (TaylorOptions, "group_reduction"),
+        (TaylorOptions, "reduction"),
     ],
 )
 def test_a_choice_that_is_misspelled_is_refused(config, setting):

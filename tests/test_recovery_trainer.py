@@ -343,7 +343,7 @@ import sys
 import torch
 from dataclasses import replace
 from models import dit
-from secateur.process.base import FlowProcess
+from secateur.process.flow import FlowProcess
 from secateur.recovery import recover
 from test_recovery_trainer import CONFIG
 from training_runs import images, options_of, smaller

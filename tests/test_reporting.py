@@ -4,6 +4,7 @@ import json
 import math
 import re
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,10 @@ from PIL import Image
 
 from secateur.base.errors import SecateurError
 from secateur.reporting import (
-    block_table,
     comparison_grid,
-    cut_table,
     image_grid,
     plot_stages,
     plot_training,
-    ranking_table,
-    stage_table,
     write_comparison,
     write_cut,
     write_ranking,
@@ -34,9 +31,38 @@ from secateur.reporting.plots import plot_classes
 from secateur.reporting.plots.curves import smooth
 from secateur.reporting.plots.ranking import score_strip
 from secateur.reporting.run import read_run
-from secateur.reporting.stages import removal_step, soft_stages
-from secateur.results.evaluation import Layer
-from synthetic_runs import HOSTILE, Page, make_run, write, write_cut_json, write_ranking_json
+from secateur.reporting.tables import ranking_tables
+from secateur.results import (
+    ClassScores,
+    Comparison,
+    CutResult,
+    Decisions,
+    DimCut,
+    Evaluation,
+    Latency,
+    Layer,
+    ModelResult,
+    Ranking,
+    Size,
+    SoftStage,
+    from_json,
+    to_json,
+    write_result,
+)
+from secateur.results.cut import cut_table
+from synthetic_runs import (
+    HOSTILE,
+    METRICS,
+    Page,
+    change_evaluation,
+    change_model,
+    estimate,
+    evaluation,
+    make_run,
+    write,
+    write_cut_json,
+    write_ranking_json,
+)
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +81,11 @@ def test_summary_says_what_was_asked_reached_and_lost(markup: str) -> None:
     text = Page(markup).text
     assert "Asked for macs=50%; reached 49.7% (11.9M of 24.0M MACs)." in text
     assert "47% of the parameters (3.10M of 6.60M); 1 block removed" in text
+    assert "Half the compute, 2.0× faster, FD[digits-features] measurably worse than dense (5.17 against 3.14)." in text
     assert "2.00× faster at batch 32 (30 → 15 ms)" in text
-    assert "FD[digits-features] of 1000 samples" in text
+    assert "FD[digits-features] of 1,000 samples" in text
     assert "3.14 dense → 41.2 pruned → 5.17 recovered" in text
-    assert "0.310 pruned → 0.740 recovered" in text
+    assert "0.31 pruned → 0.74 recovered" in text
     assert "secateur compress digits-unet" in text
     assert "2.6.0" in text
 
@@ -80,9 +107,9 @@ def test_report_json_holds_the_numbers(run: Path) -> None:
         raise AssertionError(constant)
 
     numbers = json.loads((run / "report.json").read_text(), parse_constant=reject)
-    assert [model["name"] for model in numbers["models"]] == ["dense", "pruned", "recovered"]
-    assert numbers["target"]["reached"] == 11.93e6
-    assert numbers["models"][2]["frechet"] == 5.17
+    assert list(numbers["evaluation"]["models"]) == ["dense", "pruned", "recovered"]
+    assert numbers["cut"]["reached"] == 11.93e6
+    assert numbers["evaluation"]["models"]["recovered"]["estimates"]["fd"]["value"] == 5.17
     assert numbers["not_measured"] == []
 
 
@@ -95,7 +122,7 @@ def test_plots_and_tables_are_written(run: Path) -> None:
             assert min(image.size) > 100
     assert {path.name for path in (run / "tables").iterdir()} == {
         f"{name}.{kind}"
-        for name in ("ranking", "blocks", "cut", "evaluation", "comparisons", "classes", "layers")
+        for name in ("ranking", "blocks", "sizes", "cut", "evaluation", "comparisons", "classes", "layers")
         for kind in ("md", "csv")
     }
 
@@ -111,14 +138,15 @@ def test_one_part_is_enough(tmp_path: Path, part: str) -> None:
 
 def test_no_claim_of_speed_when_quartiles_overlap(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", extra=1)
-    path = run / "evaluation" / "evaluation.json"
-    found = json.loads(path.read_text())
-    found["models"]["recovered"]["latency"]["1"] = {"median_ms": 3.9, "lower_ms": 3.5, "upper_ms": 4.1}
-    found["models"]["recovered"]["latency"]["32"] = {"median_ms": 60, "lower_ms": 59, "upper_ms": 61}
-    found["models"]["recovered"]["fidelity"] = None
-    path.write_text(json.dumps(found))
+    latency = {"1": Latency(3.9, 3.5, 4.1), "32": Latency(60, 59, 61)}
+    change_evaluation(
+        run,
+        lambda found: replace(
+            change_model(replace(found, comparisons=()), "recovered", latency=latency, estimates={}, fidelity=None)
+        ),
+    )
     text = Page(write_report(run).read_text(encoding="utf-8")).text
-    assert "no clear difference at batch 1" in text
+    assert "no measurable difference at batch 1" in text
     assert "2.00× slower at batch 32" in text
     assert "Not measured: Fréchet distance" in text
 
@@ -142,11 +170,14 @@ def test_folders_without_a_run_are_named(tmp_path: Path) -> None:
 
 
 def test_tables(run: Path) -> None:
-    ranking = {"dims": {"a|b": [3.0, 1.0]}, "blocks": {"x": 0.5}}
-    cut = {"dims": {"a|b": {"units": 2, "kept": 1, "width": 4}}, "removed_blocks": ["x"]}
-    assert ranking_table(ranking, cut).rows == (("a|b", 2, 1.0, 2.0, 3.0, 1),)
-    assert ranking_table(ranking).rows[0][-1] is None
-    assert block_table(ranking, cut).rows == (("x", 0.5, "yes"),)
+    ranking = Ranking("magnitude", {"a|b": (3.0, 1.0)}, {"x": 0.5})
+    size = Size(10.0, 0.0, 10)
+    dims = {"a|b": DimCut(2, 1, 4)}
+    cut = CutResult("macs=50%", "macs", 5.0, 5.0, 10.0, size, size, dims=dims, removed_blocks=("x",))
+    tables = ranking_tables(ranking, cut)
+    assert tables["ranking"].rows == (("a|b", 2, 1.0, 2.0, 3.0, 1),)
+    assert tables["blocks"].rows == (("x", 0.5, "yes"),)
+    assert "removed" not in ranking.tables()["ranking"].columns
     assert cut_table(cut).to_csv() == "dim,before,after,channels per unit,kept %\na|b,2,1,4,50.0\n"
     assert cut_table(cut).to_markdown().splitlines()[2] == "| a\\|b | 2 | 1 | 4 | 50 |"
     assert "FD[digits-features] to real images,3.14,41.2,5.17" in (run / "tables" / "evaluation.csv").read_text()
@@ -194,6 +225,17 @@ def stages_of(scored: bool = True, stages: int = 4, decay: int = 3) -> list[dict
     return records
 
 
+def soft_stages(scored: bool = True, stages: int = 4, decay: int = 3) -> Decisions:
+    records = stages_of(scored, stages, decay)
+    return Decisions(tuple(from_json(SoftStage, record, "test") for record in records))
+
+
+def without_pruned(found: Evaluation) -> Evaluation:
+    models = {name: model for name, model in found.models.items() if name != "pruned"}
+    pairs = tuple(pair for pair in found.comparisons if "pruned" not in (pair.a, pair.b))
+    return replace(found, models=models, comparisons=pairs)
+
+
 def write_stages(run: Path, stages: list[dict[str, Any]]) -> None:
     run.joinpath("recovery").mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(stage) + "\n" for stage in stages)
@@ -212,13 +254,10 @@ def log_of(steps: int, **terms: float) -> list[dict[str, float]]:
 def test_report_of_a_progressive_run(tmp_path: Path) -> None:
     run = make_run(tmp_path, extra=1)
     write_stages(run, stages_of())
-    path = run / "evaluation" / "evaluation.json"
-    evaluation = json.loads(path.read_text())
-    del evaluation["models"]["pruned"]
-    path.write_text(json.dumps(evaluation))
+    change_evaluation(run, without_pruned)
     markup = write_report(run).read_text(encoding="utf-8")
     text = Page(markup).text
-    assert "Pruned progressively over 7 stages in the first 30 of 39 steps; deciding what leaves took 3.5 s." in text
+    assert "Pruned progressively over 7 stages in the first 30 of 39 steps; deciding what to remove took 3.5 s." in text
     assert "3.14 dense → 5.17 recovered" in text
     assert "How they left" in text
     assert "what left, and when, was decided stage by stage" in text
@@ -226,8 +265,8 @@ def test_report_of_a_progressive_run(tmp_path: Path) -> None:
     assert markup.count("Calibration and training loss, energy and gradient norm by step") == 1
     assert (run / "plots" / "stages.png").is_file()
     assert (run / "tables" / "stages.csv").read_text().startswith("stage,step,selected,MACs,energy,gradient norm")
-    progressive = json.loads((run / "report.json").read_text())["progressive"]
-    assert progressive == {"stages": 7, "steps": 30, "seconds": 3.5, "finished": True}
+    stages = json.loads((run / "report.json").read_text())["decisions"]["soft"]
+    assert (len(stages), stages[-1]["step"], stages[-1]["removed"]) == (7, 30, True)
 
 
 def test_report_while_units_are_still_on_their_way_out(tmp_path: Path) -> None:
@@ -262,7 +301,7 @@ def test_stages_of_another_schedule_are_left_alone(tmp_path: Path) -> None:
     ],
 )
 def test_panels_of_stages_without_data_are_absent(scored: bool, trained: int, expected: list[str]) -> None:
-    figure = plot_stages(stages_of(scored), log_of(trained, denoising=0.2))
+    figure = plot_stages(soft_stages(scored), log_of(trained, denoising=0.2))
     assert [title.partition(" (root")[0] for title in titles(figure)] == expected
     assert all(axes.get_xlim() == figure.axes[0].get_xlim() for axes in figure.axes)
     assert "dashed" in figure.axes[-1].get_xlabel()
@@ -270,8 +309,8 @@ def test_panels_of_stages_without_data_are_absent(scored: bool, trained: int, ex
 
 @pytest.mark.parametrize("decay", [1, 20])
 def test_masks_fill_the_panel_at_every_stage(decay: int) -> None:
-    stages = stages_of(decay=decay)
-    assert {sum(stage["masks"]) for stage in stages} == {20}
+    stages = soft_stages(decay=decay)
+    assert {sum(stage.masks) for stage in stages.soft} == {20}
     masks = plot_stages(stages, [], ("masks",)).axes[0]
     assert len(masks.collections) == decay + 2  # an area for each value, and the line of the removal
     legend = masks.get_legend()
@@ -282,24 +321,23 @@ def test_masks_fill_the_panel_at_every_stage(decay: int) -> None:
 
 
 def test_units_are_removed_when_a_stage_says_so() -> None:
-    stages = stages_of()
-    assert removal_step(stages) == 30
-    assert [removal_step(stages[:count]) for count in range(7)] == [None] * 7
-    faded = {**stages[-1], "removed": False}  # all that was selected so far is at 0, and more will be selected
-    assert removal_step([faded]) is None
-    assert soft_stages([{"stage": 1, "choice": "x"}, stages[0]]) == [stages[0]]
+    stages = soft_stages().soft
+    assert Decisions(stages).removal_step == 30
+    assert [Decisions(stages[:count]).removal_step for count in range(7)] == [None] * 7
+    faded = replace(stages[-1], removed=False)  # all that was selected so far is at 0, and more will be selected
+    assert Decisions((faded,)).removal_step is None
 
 
 def test_stages_that_remove_nothing_are_drawn() -> None:
-    stage = {"step": 0, "stage": 1, "selected": 0, "macs": 10**6, "masks": [0, 0, 0], "removed": True, "seconds": 0.1}
+    stages = Decisions((SoftStage(0, 1, 0, 10**6, (0, 0, 0), 0.1, removed=True),))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        plot_stages([stage], log_of(3, denoising=0.2))
-    assert removal_step([stage]) == 0
+        plot_stages(stages, log_of(3, denoising=0.2))
+    assert stages.removal_step == 0
 
 
 def test_stage_table_has_the_columns_with_values() -> None:
-    full, bare = stage_table(stages_of()), stage_table(stages_of(scored=False))
+    full, bare = (soft_stages(scored).tables()["stages"] for scored in (True, False))
     assert full.columns == (
         "stage", "step", "selected", "MACs", "energy", "gradient norm", "calibration loss", "seconds",
     )  # fmt: skip
@@ -339,11 +377,9 @@ def test_a_single_term_is_the_loss_again() -> None:
 
 @pytest.mark.parametrize("models", [("dense", "pruned"), ("model",)])
 def test_report_of_lyapunov_exponents_only(tmp_path: Path, models: tuple[str, ...]) -> None:
-    absent = dict.fromkeys(("denoising_loss", "consistency", "fidelity"))
-    timings: dict[str, Any] = {"peak_activation_bytes": {}, "latency": {}, "compiled_latency": {}}
-    entry = {"parameters": 10, "macs": 100, "weights_bytes": 40, "ftle": {"mean": 0.125, "std": 0.01}}
-    entries = {name: entry | absent | timings for name in models}
-    write(tmp_path / "evaluation" / "evaluation.json", {"reference": models[0], "models": entries, "notes": []})
+    entry = ModelResult(10, 100, 40, estimates={"ftle": estimate(0.125, 0.01)})
+    found = Evaluation(models[0], dict.fromkeys(models, entry), {"ftle": METRICS["ftle"]})
+    write_result(tmp_path / "evaluation" / "evaluation.json", found)
     markup = write_report(tmp_path).read_text(encoding="utf-8")
     text = Page(markup).text
     assert "Finite-time Lyapunov exponent, how fast the sampler parts neighbouring noises: 0.125" in text
@@ -353,29 +389,29 @@ def test_report_of_lyapunov_exponents_only(tmp_path: Path, models: tuple[str, ..
     assert "SSIM to model" not in text
     cost = ["Cost"] if len(models) > 1 else []
     assert re.findall(r"<h2>(.*?)</h2>", markup) == ["Quality and cost", *cost, "How far these numbers go", "The run"]
-    assert 'deviation",0.01' in (tmp_path / "tables" / "evaluation.csv").read_text()
+    assert "| 0.125 ± 0.010 |" in (tmp_path / "tables" / "evaluation.md").read_text()
 
 
 def test_verdicts_stand_beside_the_numbers_in_words(run: Path, markup: str) -> None:
     text = Page(markup).text
-    judged = "3.14 dense → 41.2 pruned → 5.17 recovered; recovered is worse than dense, better than pruned."
+    judged = "3.14 dense → 41.2 pruned → 5.17 recovered; recovered is worse than dense, is better than pruned."
     assert judged in text
-    assert '<span class="verdict unclear">not told apart from dense</span>' in markup
+    assert '<span class="verdict unclear">no measurable difference from dense</span>' in markup
     rows = (run / "tables" / "evaluation.md").read_text().splitlines()
     [distance] = [row for row in rows if row.startswith("| FD[digits-features] to")]
-    assert distance.endswith("| 3.14 | 41.2 | 5.17 (worse than dense, better than pruned) |")
+    assert distance.endswith(
+        "| 3.14 ± 0.20 | 41.2 ± 0.2 (worse than dense) | 5.17 ± 0.20 (worse than dense, better than pruned) |"
+    )
     assert "FD[digits-features],recovered,dense,1.0,0.8,1.2,worse" in (run / "tables" / "comparisons.csv").read_text()
     assert '"throughput, batch 1 (samples/s)",250.0,500.0,500.0' in (run / "tables" / "evaluation.csv").read_text()
 
 
 def test_speed_is_claimed_by_its_interval_where_there_is_one(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", extra=1)
-    path = run / "evaluation" / "evaluation.json"
-    found = json.loads(path.read_text())
-    entry = {"metric": "latency_32", "a": "dense", "b": "recovered", "verdict": "unclear"}
-    path.write_text(json.dumps(found | {"comparisons": [entry]}))
+    unclear = Comparison("latency_32", "dense", "recovered", 0.0, 1.0, -1.0, 1.0, "unclear")
+    change_evaluation(run, lambda found: replace(found, comparisons=(unclear,)))
     text = Page(write_report(run).read_text(encoding="utf-8")).text
-    assert "no clear difference at batch 32 (30 → 15 ms)" in text
+    assert "no measurable difference at batch 32 (30 → 15 ms)" in text
 
 
 def test_a_collapsed_class_is_named_and_framed(run: Path, markup: str) -> None:
@@ -388,10 +424,12 @@ def test_a_collapsed_class_is_named_and_framed(run: Path, markup: str) -> None:
     framed = [(round(frame.get_x()), round(frame.get_y())) for frame in coverage.patches]  # type: ignore[attr-defined]
     assert framed == [(1, 0), (1, 1), (2, 1)]  # both classes of the pruned model, one of the recovered
     assert len(coverage.texts) == 6  # the class that was not measured has no number
-    many = [
-        ClassScore(str(place), {"a": {"coverage": 1.0}, "b": {"coverage": place / 100}}) for place in range(60, 0, -1)
-    ]
+    many = [ClassScore(str(place), {"a": scored(1.0), "b": scored(place / 100)}) for place in range(60, 0, -1)]
     assert [found.name for found in worst_first(many, most=3)] == ["1", "2", "3"]
+
+
+def scored(coverage: float) -> ClassScores:
+    return ClassScores(0, "", 1, 1, coverage=coverage)
 
 
 def layers_named(**parameters: int) -> list[Layer]:
@@ -421,11 +459,12 @@ def test_parts_are_as_fine_as_fits_and_lose_nothing() -> None:
 
 
 def test_an_evaluation_of_another_version_is_refused(tmp_path: Path) -> None:
-    write(tmp_path / "evaluation" / "evaluation.json", {"format": 2, "models": {"dense": {}}})
-    with pytest.raises(SecateurError, match="has format 2, this secateur reads 1"):
+    path = tmp_path / "evaluation" / "evaluation.json"
+    write(path, to_json(evaluation()) | {"format": 2})
+    with pytest.raises(SecateurError, match=r"evaluation.json is damaged: format: invalid enum value 2"):
         write_report(tmp_path)
-    write(tmp_path / "evaluation" / "evaluation.json", {"format": 1})
-    with pytest.raises(SecateurError, match="names no models"):
+    write(path, {"format": 1, "reference": "dense", "models": {}})
+    with pytest.raises(SecateurError, match="the reference 'dense' is none of the models"):
         write_report(tmp_path)
 
 

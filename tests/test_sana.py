@@ -9,7 +9,7 @@ import secateur
 from pipelines import deep_compression, image_folder, images_of
 from secateur import CutConfig, EvaluationConfig, RecoveryConfig, ScoringConfig
 from secateur.base.errors import ModelError
-from secateur.base.files import read_json, write_json
+from secateur.base.files import write_json
 from secateur.cli import main
 from secateur.data.autoencoder import open_autoencoder
 from secateur.data.text import open_text_encoder
@@ -18,6 +18,7 @@ from secateur.models.network import input_shape
 from secateur.process.flow import FlowProcess
 from secateur.process.from_config import process_from_config
 from secateur.process.sampling import generate_images, initial_noise
+from secateur.results import Evaluation, read_result
 from secateur.runs.subject import encode_data, open_data
 from text_pipelines import sana
 
@@ -93,9 +94,9 @@ def test_compress_returns_a_pipeline_ready_to_call(tmp_path, capsys):
         component="transformer",
         device="cpu",
     )
-    entries = read_json(run / "evaluation" / "evaluation.json")["models"]
-    assert entries["recovered"]["relative"]["macs"] < 0.7
-    assert entries["recovered"]["consistency"]["ssim"]["mean"] < 1
+    found = read_result(Evaluation, run / "evaluation" / "evaluation.json")
+    assert found.macs.ratio < 0.7
+    assert found["ssim"].value < 1
     pipeline = secateur.load_pipeline(run / "pipeline")
     options = {"height": 32, "width": 32, "num_inference_steps": 2, "use_resolution_binning": False}
     assert pipeline("a cat", output_type="np", **options).images.shape == (1, 32, 32, 3)

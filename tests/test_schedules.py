@@ -125,7 +125,7 @@ def test_the_target_is_met_within_one_step_of_the_path(model, target, granularit
     steps = removal_steps(structure, scores, allocation=allocation, granularity=granularity, round_to=2)
     largest = max(step_cost(structure, cost, step, attribute) for step in steps)
     assert solution.asked - solution.reached < largest
-    assert description["after"]["macs"] <= description["before"]["macs"]
+    assert description.after.macs <= description.before.macs
 
 
 def step_cost(structure, cost, step, attribute):
@@ -225,11 +225,11 @@ def test_the_cifar10_unet_reaches_the_published_point():
     structure = describe(model)
     inputs = {"sample": torch.empty(1, 3, 32, 32), "timestep": torch.ones(1)}
     _, description = one_shot(model, structure, parse_target("macs=56%"), random_scores(structure), CutConfig(), inputs)
-    before, after = description["before"], description["after"]
-    assert before["parameters"] == 35_746_307
-    assert (before["macs"] - before["attention_macs"]) / 1e9 == pytest.approx(6.05, abs=0.01)
-    assert round((after["macs"] - after["attention_macs"]) / 1e9, 1) == 3.4
-    assert 19.8e6 <= after["parameters"] <= 20.1e6
+    before, after = description.before, description.after
+    assert before.parameters == 35_746_307
+    assert (before.macs - before.attention_macs) / 1e9 == pytest.approx(6.05, abs=0.01)
+    assert round((after.macs - after.attention_macs) / 1e9, 1) == 3.4
+    assert 19.8e6 <= after.parameters <= 20.1e6
 
 
 def test_equal_requests_give_equal_cuts():

@@ -30,6 +30,7 @@ from secateur.models.network import input_shape
 from secateur.process.base import denoising_error
 from secateur.process.sampling import generate_images, initial_noise
 from secateur.recovery.draws import draw_step
+from secateur.results import Evaluation, read_result
 from secateur.runs.subject import decoder, encode_data, open_data, open_model
 from text_pipelines import PIPELINES, clip_model, stable_diffusion
 
@@ -200,9 +201,9 @@ def test_stable_diffusion_is_compressed_into_a_pipeline_ready_to_call(tmp_path, 
     assert "captions   to encode once" in said
     assert "recover    about" in said
     run = secateur.compress(str(tmp_path / "pipeline"), out=tmp_path / "run", **arguments)
-    entries = read_json(run / "evaluation" / "evaluation.json")["models"]
-    assert entries["recovered"]["relative"]["macs"] < 0.7
-    assert entries["recovered"]["consistency"]["ssim"]["mean"] < 1
+    found = read_result(Evaluation, run / "evaluation" / "evaluation.json")
+    assert found.macs.ratio < 0.7
+    assert found["ssim"].value < 1
     said = capsys.readouterr().out
     assert f"pipeline {run / 'pipeline'}" in said
     written = (run / "pipeline" / "unet" / "config.json").stat().st_mtime_ns
@@ -346,14 +347,14 @@ def test_clip_score_is_of_the_captions_that_the_samples_were_drawn_for(tmp_path,
     config = replace(EVALUATION, metrics=("clip",), clip=str(folder))
     models = {"dense": loaded.model, "pruned": randomize(copy.deepcopy(loaded.model), seed=9)}
     result, images = evaluate_models(models, loaded.process, dataset, config, decoder(loaded))
-    assert result["metrics"]["clip_score"]["label"] == "CLIP score"
+    assert result.metrics["clip_score"].label == "CLIP score"
     captions = sample_captions(dataset, range(4), config.seed)
     told = sample_conditions(loaded.model, dataset, range(4), config.seed)["encoder_hidden_states"]
     encoder = open_text_encoder(loaded.pipeline, (16, 16))
     torch.testing.assert_close(encoder(captions)["encoder_hidden_states"], told, rtol=0, atol=0.01)
     for name in models:
         mean = load_clip(str(folder))(images[name], captions).mean().item()
-        assert result["models"][name]["estimates"]["clip_score"]["value"] == pytest.approx(mean)
+        assert result.models[name]["clip_score"].value == pytest.approx(mean)
     heard = []
     monkeypatch.setattr(
         "secateur.evaluation.samples.load_clip",

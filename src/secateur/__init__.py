@@ -26,7 +26,7 @@ from .io.checkpoint import from_pretrained, load, load_pipeline, push_to_hub, sa
 from .models.family import Family
 from .models.registry import register_family, register_structure
 from .recovery import RecoveryConfig, WarmupConfig
-from .schedules import CutConfig
+from .schedules import CutConfig, Pruning
 
 __version__ = "0.1.0"
 
@@ -34,6 +34,7 @@ __all__ = [
     "CutConfig",
     "EvaluationConfig",
     "Family",
+    "Pruning",
     "RecoveryConfig",
     "ScoringConfig",
     "SecateurError",

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import functools
+import io
 import os
+import shutil
 import sys
+import tempfile
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import tyro
 from diffusers.utils import logging as diffusers_logging
@@ -15,6 +19,7 @@ from diffusers.utils import logging as diffusers_logging
 from . import commands
 from .base.distributed import abandon_process_group
 from .base.errors import SecateurError, first_line, is_out_of_memory
+from .base.interrupts import Terminated, sigterm_raises
 from .criteria import ScoringConfig, criterion_named
 from .evaluation import EvaluationConfig
 from .recovery import RecoveryConfig, WarmupConfig
@@ -25,31 +30,60 @@ from .schedules import CutConfig
 DESCRIPTION = """Prune pretrained diffusion and flow models, and recover what pruning cost.
 
 Start with `secateur quickstart`. Every command is a Python function of the same name and arguments."""
+GOES_ON = "what was written stays, and the same command takes it up again"
+FEWEST_COLUMNS = 40  # of help; in a narrower one it would never end
 SPELLINGS = tyro.constructors.ConstructorRegistry()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; exit with 0, or with 1 and one line that says what was wrong."""
+    """Run the command line.
+
+    Exits with 0; with 1 and one line that says what was wrong; with 130 after Ctrl-C, 143 after SIGTERM.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     diffusers_logging.set_verbosity_error()
     os.environ.setdefault("DATASETS_VERBOSITY", "critical")  # what it logs as an error is raised as one too
+    _fit_terminal()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), sigterm_raises():
             warnings.simplefilter("ignore")
             _run(arguments)
     except SecateurError as error:
         _fail(str(error))
     except KeyboardInterrupt:
-        _fail("stopped; what was written stays, and the same command takes it up again", status=130)
-    except (RuntimeError, MemoryError) as error:
-        if isinstance(error, RuntimeError) and not is_out_of_memory(error):
-            raise
-        _fail(f"out of memory: lower the batch sizes and run again ({first_line(error)})")
+        _fail(f"stopped; {GOES_ON}", status=130)
+    except Terminated:
+        _fail(f"stopped by SIGTERM; {GOES_ON}", status=143)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
         _fail(f"{error.filename or 'input or output'}: {error.strerror or error}")
+    except Exception as error:
+        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and is_out_of_memory(error)):
+            _fail(f"out of memory: lower the batch sizes and run again ({first_line(error)})")
+        _fail(f"internal error: {type(error).__name__}: {first_line(error)}; {_write_traceback()}")
+
+
+def _fit_terminal() -> None:
+    """Print what the terminal cannot show as a replacement, and take no terminal for narrower than a word of help."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    if shutil.get_terminal_size().columns < FEWEST_COLUMNS:
+        os.environ["COLUMNS"] = str(FEWEST_COLUMNS)
+
+
+def _write_traceback() -> str:
+    """Write the traceback of the error at hand to a file of its own; where it is."""
+    try:
+        descriptor, path = tempfile.mkstemp(".txt", "secateur-error-")
+        with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+            traceback.print_exc(file=file)
+    except OSError:
+        traceback.print_exc()
+        return "its traceback is above"
+    return f"its traceback is in {path}"
 
 
 def _run(arguments: Sequence[str]) -> None:
@@ -130,7 +164,7 @@ def _value_of(option: str, arguments: Sequence[str]) -> str | None:
     return None
 
 
-def _fail(message: str, status: int = 1) -> None:
-    print(f"secateur: {message}", file=sys.stderr)
+def _fail(message: str, status: int = 1) -> NoReturn:
+    print(f"secateur: {' '.join(message.split())}", file=sys.stderr)
     abandon_process_group()
     sys.exit(status)

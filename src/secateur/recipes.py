@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 from .base.errors import SecateurError
 from .criteria import ScoringConfig
 from .evaluation import EvaluationConfig
 from .recovery import JacobianConfig, RecoveryConfig
-from .schedules import AdaptiveConfig, CutConfig, ProgressiveConfig
-
-ScheduleName = Literal["one-shot", "progressive", "adaptive"]
+from .schedules import AdaptiveConfig, CutConfig, ProgressiveConfig, ScheduleName
 
 
 @dataclass(frozen=True)

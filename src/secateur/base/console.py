@@ -79,6 +79,12 @@ def _plain_lines(description: str, total: int, start: int) -> Advance:
     return advance
 
 
+def note(line: str) -> None:
+    """Something the user should know, beside the output."""
+    if is_main_process():
+        print(line, file=sys.stderr, flush=True)
+
+
 def say(line: str) -> None:
     """Output for the user."""
     if is_main_process():

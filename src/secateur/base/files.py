@@ -1,10 +1,18 @@
-"""Files that are either there whole or not there at all: written under a temporary name, then renamed."""
+"""Files that are either there whole or not there at all: written under a temporary name, then renamed.
+
+What is renamed has reached the disk before, so that a machine that loses its power loses no more than a killed process.
+"""
+
+from __future__ import annotations
 
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+import stat
+import threading
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -12,26 +20,33 @@ from typing import Any
 from safetensors import SafetensorError
 
 from .errors import SecateurError, first_line
+from .owners import MACHINE, is_running
 
-_UMASK = os.umask(0)
-os.umask(_UMASK)
-_LEFT_BEHIND = re.compile(r"\..+\.\d+\.tmp")
+_TEMPORARY = re.compile(r"\..+\.(?P<pid>\d+)-(?P<machine>[0-9a-f]{8})\.tmp")
+_ABANDONED_AFTER = 24 * 60 * 60  # seconds, where nobody can look for the process
+_swept: set[Path] = set()
+_sweeping = threading.Lock()
 
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path in the folder of `path`; rename it to `path` when the block succeeds.
+    """Yield the path of an empty temporary file in the folder of `path`; it becomes `path` when the block succeeds.
 
     Raises:
         SecateurError: the disk is full, or the folder cannot be written; `path` is as it was before.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path.parent)
+        temporary.touch()
+        rights = _rights(temporary)  # those that the umask leaves; safetensors files are born private
         yield temporary
-        _open_to_others(temporary)
+        temporary.chmod(rights)
+        _flush(temporary)
         os.replace(temporary, path)
+        _flush(path.parent)
     except (OSError, SafetensorError) as error:
         raise _error(path, error) from error
     finally:
@@ -49,48 +64,101 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         SecateurError: as `atomic_file`.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process with this number, as containers give again
+    temporary = _temporary(path)
     try:
-        temporary.mkdir(parents=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path.parent)
+        temporary.mkdir()
+        rights = _rights(temporary)
         yield temporary
         for written in temporary.rglob("*"):
-            _open_to_others(written)
+            written.chmod(rights if written.is_dir() else rights & 0o666)
+            _flush(written)
+        _flush(temporary)
         if not path.exists():
             os.replace(temporary, path)
-            return
-        for written in sorted(file for file in temporary.rglob("*") if file.is_file()):
-            place = path / written.relative_to(temporary)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(written, place)
+        else:
+            for written in sorted(file for file in temporary.rglob("*") if file.is_file()):
+                place = path / written.relative_to(temporary)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(written, place)
+                _flush(place.parent)
+        _flush(path.parent)
     except (OSError, SafetensorError) as error:
         raise _error(path, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def is_left_behind(path: Path, mine: bool = False) -> bool:
+    """Whether a process that has ended was writing `path`.
+
+    Nobody can look for a process of another machine: it has ended if it is a day ago, or if this process owns the
+    folder (`mine`).
+    """
+    name = _TEMPORARY.fullmatch(path.name)
+    if name is None:
+        return False
+    if name["machine"] != MACHINE:
+        with suppress(OSError):
+            return mine or time.time() - path.lstat().st_mtime > _ABANDONED_AFTER
+        return False
+    pid = int(name["pid"])
+    return pid == os.getpid() or not is_running(pid)  # containers give the same number again and again
+
+
 def remove_left_behind(folder: str | Path) -> None:
-    """Remove what killed processes were writing in `folder`, in which no other process writes now."""
-    for path in [path for path in Path(folder).rglob(".*.tmp") if _LEFT_BEHIND.fullmatch(path.name)]:
-        if path.is_dir():
+    """Remove what processes that have ended were writing in `folder`, which this process owns, and below it."""
+    _remove(path for path in list(Path(folder).rglob(".*.tmp")) if is_left_behind(path, mine=True))
+
+
+def _sweep(folder: Path) -> None:
+    """Before this process first writes in `folder`, remove what those that have ended were writing there."""
+    with _sweeping:
+        if folder not in _swept:
+            _swept.add(folder)
+            _remove(path for path in list(folder.glob(".*.tmp")) if is_left_behind(path))
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}-{MACHINE}.tmp")
+
+
+def _rights(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        if not path.is_dir():  # some file systems cannot say it of a folder
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _error(path: Path, error: Exception) -> SecateurError:
     return SecateurError(f"cannot write {path}: {getattr(error, 'strerror', None) or first_line(error)}")
 
 
-def _open_to_others(path: Path) -> None:
-    """Give `path` the rights that the umask allows; safetensors files are born private."""
-    path.chmod((0o777 if path.is_dir() else 0o666) & ~_UMASK)
-
-
 def write_text(path: str | Path, text: str) -> Path:
-    """Write `text` to `path` atomically and return the path."""
+    """Write `text` to `path` atomically, in UTF-8, and return the path.
+
+    A byte of a file name that is not UTF-8 is written as JSON and Python spell it, as \\udce9.
+    """
     with atomic_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(text.encode("utf-8", errors="backslashreplace"))
     return Path(path)
 
 
@@ -103,11 +171,23 @@ def read_json(path: str | Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        SecateurError: the file is missing or is not JSON.
+        SecateurError: the file is missing, is no regular file, or is not JSON.
     """
     try:
+        require_regular(Path(path))
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SecateurError(f"{path} does not exist") from None
     except (OSError, ValueError, RecursionError) as error:
         raise SecateurError(f"{path} is not readable JSON: {first_line(error)}") from error
+
+
+def require_regular(path: Path) -> None:
+    """Refuse a pipe, a device or a folder before it is opened, which may wait for ever.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        OSError: it is no regular file.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(f"{path} is no regular file")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,27 @@ from typing import Any
 import torch
 from torch import nn
 
+WHOLE = 16 * 1024  # files up to so many bytes are read whole
+SAMPLE = 4 * 1024  # of larger ones, so many at the beginning, in the middle and at the end
+
 
 def files_fingerprint(paths: Iterable[Path], root: Path) -> str:
-    """Changes when a file below `root` is added, removed, renamed or written: by names, sizes and times.
+    """Changes when a file below `root` is added, removed, renamed or replaced: by names, sizes and contents.
 
-    Contents are not read, since weights and image folders are large; a copy with new times has another fingerprint.
+    Of large files the beginning, the middle and the end are read, where formats keep their tables and checksums. Times
+    do not count: a copy of the same files is the same.
     """
     digest = hashlib.sha256()
     for path in sorted(paths):
-        stat = path.stat()
-        digest.update(f"{path.relative_to(root)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        size = path.stat().st_size
+        digest.update(os.fsencode(path.relative_to(root)) + f"\0{size}\0".encode())
+        with path.open("rb", buffering=0) as file:
+            if size <= WHOLE:
+                digest.update(file.read(WHOLE))
+                continue
+            for start in (0, (size - SAMPLE) // 2, size - SAMPLE):
+                file.seek(start)
+                digest.update(file.read(SAMPLE))
     return digest.hexdigest()
 
 

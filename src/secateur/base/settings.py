@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -12,12 +13,24 @@ FREE_IN_RECOVERY = frozenset(
 FREE = frozenset({"scoring.batch_size", "evaluation.batch_size"} | {f"recovery.{name}" for name in FREE_IN_RECOVERY})
 
 
-def differing(before: Mapping[str, Any], asked: Mapping[str, Any], free: Collection[str]) -> dict[str, tuple[Any, Any]]:
+def differing(
+    before: Mapping[str, Any], asked: Mapping[str, Any], free: Collection[str] = ()
+) -> dict[str, tuple[Any, Any]]:
     """The settings that are not the same, as JSON before and now, but for the `free` ones.
 
     Names are dotted where a setting is one of a group: "recovery.seed".
     """
     return {name: values for name, values in _changes(before, asked, "") if name not in free}
+
+
+def say_differing(changes: Mapping[str, tuple[Any, Any]]) -> str:
+    """The changes that `differing` found, for an error."""
+    return ", ".join(f"{name} {there} there, {here} here" for name, (there, here) in changes.items())
+
+
+def as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """`settings` as they are once they were written and read: tuples are lists, and nothing is shared."""
+    return json.loads(json.dumps(settings))
 
 
 def _changes(before: Mapping[str, Any], asked: Mapping[str, Any], group: str) -> Iterator[tuple[str, tuple[Any, Any]]]:

@@ -15,7 +15,7 @@ from ..io.checkpoint import Component
 from ..process.named import ProcessName
 from ..recovery import WarmupConfig
 from ..reporting import TRIALS, read_run, summarize, write_comparison
-from ..runs.folder import start_run
+from ..runs.folder import run_folder
 from ..runs.search import ScoreName, Search, _print_plan
 from ..runs.trials import CACHE, TrialConfig, open_bench, recipe_names, warm_up
 from ..schedules import parse_target
@@ -96,17 +96,18 @@ def best(
     places = {"command": "best", "model": model, "target": str(goal), "data": data, "seed": seed}
     places |= {"component": component, "process": process}
     budget = {"recipes": names, "score": score, "budget_steps": budget_steps, "budget_minutes": budget_minutes}
-    run = start_run(out, {**places, **budget, "warmup": bench.warmup, "shared": shared, "evaluation": evaluation})
-    if begun is not None:
-        write_json(path, begun)  # before the first trial: a search that is taken up keeps its steps
-    found = read_json(path)
-    search = replace(search, bench=warm_up(bench, run, shared))
-    search.find(run, found)
-    search.finish(run, found)
-    shutil.rmtree(run / CACHE, ignore_errors=True)
-    page = write_comparison(run)
-    for sentence in [*found["search"]["sentences"], "", *summarize(read_run(run / "winner")).sentences]:
-        say(sentence)
-    result = "model" if bench.loaded.pipeline is None else "pipeline"
-    say(f"\n{result:8} {run / 'winner' / result}\nreport   {page}")
-    return run
+    settings = {**places, **budget, "warmup": bench.warmup, "shared": shared, "evaluation": evaluation}
+    with run_folder(out, settings, bench.inputs) as run:
+        if begun is not None and not path.is_file():
+            write_json(path, begun)  # before the first trial: a search that is taken up keeps its steps
+        found = read_json(path)
+        search = replace(search, bench=warm_up(bench, run, shared))
+        search.find(run, found)
+        search.finish(run, found)
+        shutil.rmtree(run / CACHE, ignore_errors=True)
+        page = write_comparison(run)
+        for sentence in [*found["search"]["sentences"], "", *summarize(read_run(run / "winner")).sentences]:
+            say(sentence)
+        result = "model" if bench.loaded.pipeline is None else "pipeline"
+        say(f"\n{result:8} {run / 'winner' / result}\nreport   {page}")
+        return run

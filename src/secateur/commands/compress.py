@@ -12,17 +12,16 @@ from ..evaluation import EvaluationConfig
 from ..io.checkpoint import Component
 from ..models.labels import relabel
 from ..process.named import ProcessName
-from ..recipes import ScheduleName
 from ..recovery import RecoveryConfig, WarmupConfig
 from ..reporting import read_run, summarize, write_report
 from ..runs.checks import check_new_labels
 from ..runs.compression import check, compress_stages, resolve, run_settings
-from ..runs.folder import start_run
+from ..runs.folder import run_folder
 from ..runs.plan import print_plan
 from ..runs.stages import on_cpu, pipeline_stage, warmup_stage
-from ..runs.subject import encode_data, open_data, open_model
+from ..runs.subject import encode_data, inputs_of, open_data, open_model
 from ..runs.timing import print_times, work_of
-from ..schedules import AdaptiveConfig, CutConfig, ProgressiveConfig, parse_target
+from ..schedules import AdaptiveConfig, CutConfig, ProgressiveConfig, ScheduleName, parse_target
 from .options import CriterionName, Model
 
 
@@ -107,6 +106,7 @@ def compress(
     goal = parse_target(target)
     loaded, structure = open_model(model, process, device, component)
     dataset = open_data(data, loaded, new_labels)
+    inputs = inputs_of(dataset, model=loaded)
     if new_labels:
         check_new_labels(dataset)
         relabel(loaded.model, len(dataset.class_names), settings.recovery.seed)
@@ -118,17 +118,17 @@ def compress(
         return Path(out)
     begun = time.perf_counter()
     wait_for_everyone(on_cpu(loaded))  # nobody writes where the settings are refused
-    run = start_run(out, run_settings(model, goal, data, recipe, process, settings, component, warmup))
-    dataset = encode_data(dataset, loaded)
-    if warmup is not None:
-        loaded = warmup_stage(run, loaded, dataset, warmup, settings.recovery, model)
-    compress_stages(run, loaded, structure, dataset, goal, settings, model)
-    pipeline_stage(run, loaded)
-    if not is_main_process():
+    with run_folder(out, run_settings(model, goal, data, recipe, process, settings, component, warmup), inputs) as run:
+        dataset = encode_data(dataset, loaded)
+        if warmup is not None:
+            loaded = warmup_stage(run, loaded, dataset, warmup, settings.recovery, model)
+        compress_stages(run, loaded, structure, dataset, goal, settings, model)
+        pipeline_stage(run, loaded)
+        if not is_main_process():
+            return run
+        page = write_report(run)
+        for sentence in summarize(read_run(run)).sentences:
+            say(sentence)
+        result = f"pipeline {run / 'pipeline'}" if loaded.pipeline is not None else f"model    {run / 'model'}"
+        say(f"\n{result}\nreport   {page}\nseconds  {time.perf_counter() - begun:.0f}")
         return run
-    page = write_report(run)
-    for sentence in summarize(read_run(run)).sentences:
-        say(sentence)
-    result = f"pipeline {run / 'pipeline'}" if loaded.pipeline is not None else f"model    {run / 'model'}"
-    say(f"\n{result}\nreport   {page}\nseconds  {time.perf_counter() - begun:.0f}")
-    return run

@@ -11,6 +11,7 @@ from ..base.console import say
 from ..base.distributed import one_process
 from ..io.original_dit import Kind
 from ..io.original_dit import convert as convert_checkpoint
+from ..runs.folder import refuse_run
 
 
 def convert(
@@ -31,6 +32,7 @@ def convert(
         vae: folder of a diffusers VAE to copy in; with it OUT works on images, without it on latents.
     """
     one_process("convert")
+    refuse_run(out)
     config = convert_checkpoint(checkpoint, out, kind=kind, num_heads=num_heads, vae=vae)
     heads, size = config["num_attention_heads"], config["sample_size"]
     width = heads * config["attention_head_dim"]

@@ -13,9 +13,9 @@ from ..models.network import device_of
 from ..process.named import ProcessName
 from ..reporting import write_report
 from ..runs.checks import check_comparable
-from ..runs.folder import start_run
+from ..runs.folder import run_folder
 from ..runs.stages import evaluate_stage
-from ..runs.subject import encode_data, open_data, open_model
+from ..runs.subject import encode_data, inputs_of, open_data, open_model
 from ..runs.timing import Work, print_times
 from .options import Model
 
@@ -55,7 +55,7 @@ def evaluate(
     settings = evaluation or EvaluationConfig()
     settings = replace(settings, metrics=metrics or settings.metrics)
     loaded, _ = open_model(model, process, device, component)
-    models = {"model": loaded.model}
+    models, dense = {"model": loaded.model}, None
     if reference is not None:
         dense, _ = open_model(reference, process, device, component)
         check_comparable(model, loaded, reference, dense)
@@ -66,13 +66,14 @@ def evaluate(
         print_times(loaded, Work(evaluation=settings))
         return Path(out)
     places = {"model": model, "reference": reference, "data": data, "component": component, "process": process}
-    run = start_run(out, {"command": "evaluate", **places, "evaluation": settings})
-    wait_for_everyone(on_cpu=device_of(loaded.model).type == "cpu")  # nobody writes where the folder is refused
-    dataset = encode_data(dataset, loaded)
-    evaluate_stage(run, models, loaded, dataset, settings)
-    if not is_main_process():
+    inputs = inputs_of(dataset, model=loaded, reference=dense)
+    with run_folder(out, {"command": "evaluate", **places, "evaluation": settings}, inputs) as run:
+        wait_for_everyone(on_cpu=device_of(loaded.model).type == "cpu")  # nobody writes where the folder is refused
+        dataset = encode_data(dataset, loaded)
+        evaluate_stage(run, models, loaded, dataset, settings)
+        if not is_main_process():
+            return run
+        page = write_report(run)
+        say((run / "tables" / "evaluation.md").read_text())
+        say(f"report  {page}")
         return run
-    page = write_report(run)
-    say((run / "tables" / "evaluation.md").read_text())
-    say(f"report  {page}")
-    return run

@@ -10,6 +10,7 @@ from ..base.errors import require
 from ..io.checkpoint import Component
 from ..io.export import FORMATS, DtypeName, FormatName
 from ..io.export import export as export_model
+from ..runs.folder import refuse_run
 from ..runs.subject import open_weights
 from .options import Model
 
@@ -43,6 +44,7 @@ def export(
         What was written.
     """
     one_process("export")
+    refuse_run(out)
     require(batch_size >= 1, f"batch_size is {batch_size}; give at least 1")
     require(size is None or size >= 1, f"size is {size}; give at least 1")
     network = open_weights(model, "cpu", component)

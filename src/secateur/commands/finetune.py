@@ -10,9 +10,9 @@ from ..io.checkpoint import Component
 from ..process.named import ProcessName
 from ..recovery import RecoveryConfig
 from ..runs.checks import check_comparable, check_recovery
-from ..runs.folder import start_run
+from ..runs.folder import run_folder
 from ..runs.stages import pipeline_stage, recover_stage
-from ..runs.subject import encode_data, open_data, open_model
+from ..runs.subject import encode_data, inputs_of, open_data, open_model
 from ..runs.timing import Work, print_times
 from .options import Model
 
@@ -56,7 +56,7 @@ def finetune(
         objective=objective or settings.objective,
     )
     loaded, _ = open_model(model, process, device, component)
-    dense = None
+    dense = taught_by = None
     if teacher is not None:
         taught_by, _ = open_model(teacher, process, device, component)
         check_comparable(model, loaded, teacher, taught_by)
@@ -67,9 +67,10 @@ def finetune(
         print_times(loaded, Work(recovery=settings, teacher=dense))
         return Path(out)
     places = {"model": model, "teacher": teacher, "data": data, "component": component, "process": process}
-    run = start_run(out, {"command": "finetune", **places, "recovery": settings})
-    dataset = encode_data(dataset, loaded)
-    recover_stage(run, loaded.model, loaded, dataset, settings, dense)
-    pipeline_stage(run, loaded)
-    say(f"model   {run / 'model'}\nlog     {run / 'recovery' / 'log.jsonl'}")
-    return run
+    inputs = inputs_of(dataset, model=loaded, teacher=taught_by)
+    with run_folder(out, {"command": "finetune", **places, "recovery": settings}, inputs) as run:
+        dataset = encode_data(dataset, loaded)
+        recover_stage(run, loaded.model, loaded, dataset, settings, dense)
+        pipeline_stage(run, loaded)
+        say(f"model   {run / 'model'}\nlog     {run / 'recovery' / 'log.jsonl'}")
+        return run

@@ -10,13 +10,12 @@ from ..base.distributed import one_process
 from ..criteria import ScoringConfig, criterion_named
 from ..io.checkpoint import Component, save_pipeline
 from ..process.named import ProcessName
-from ..runs.checks import check_criterion
-from ..runs.folder import start_run
+from ..runs.folder import run_folder
 from ..runs.plan import plan_cut, print_plan
 from ..runs.stages import cut_stage, rank_stage
-from ..runs.subject import encode_data, open_calibration, open_model
+from ..runs.subject import encode_data, inputs_of, open_calibration, open_model
 from ..runs.timing import Work, print_times
-from ..schedules import CutConfig, granularity_for, parse_target
+from ..schedules import CutConfig, check_criterion, granularity_for, parse_target
 from .options import CriterionName, Model
 
 
@@ -64,13 +63,14 @@ def prune(
         print_times(loaded, Work(plan, ranking=(criterion, scoring)))
         return Path(out)
     options = {"criterion": criterion, "scoring": scoring, "cut": cut, "component": component, "process": process}
-    run = start_run(out, {"command": "prune", "model": model, "target": str(goal), "data": data, **options})
-    dataset = None if dataset is None else encode_data(dataset, loaded)
-    scores = rank_stage(run, loaded, structure, dataset, criterion, scoring)
-    details = {"criterion": criterion, "scoring": dataclasses.asdict(scoring)}
-    pruned = cut_stage(run, loaded, structure, goal, scores, cut, details, model)
-    say((run / "tables" / "cut.md").read_text())
-    say(f"model   {run / 'pruned'}")
-    if loaded.pipeline is not None:
-        say(f"whole   {save_pipeline(loaded, pruned, run / 'pipeline')}")
-    return run
+    settings = {"command": "prune", "model": model, "target": str(goal), "data": data, **options}
+    with run_folder(out, settings, inputs_of(dataset, model=loaded)) as run:
+        dataset = None if dataset is None else encode_data(dataset, loaded)
+        scores = rank_stage(run, loaded, structure, dataset, criterion, scoring)
+        details = {"criterion": criterion, "scoring": dataclasses.asdict(scoring)}
+        pruned = cut_stage(run, loaded, structure, goal, scores, cut, details, model)
+        say((run / "tables" / "cut.md").read_text())
+        say(f"model   {run / 'pruned'}")
+        if loaded.pipeline is not None:
+            say(f"whole   {save_pipeline(loaded, pruned, run / 'pipeline')}")
+        return run

@@ -8,11 +8,11 @@ from ..base.files import read_json
 from ..criteria import ScoringConfig, criterion_named
 from ..io.checkpoint import Component
 from ..process.named import ProcessName
-from ..runs.checks import check_criterion
-from ..runs.folder import start_run
+from ..runs.folder import run_folder
 from ..runs.stages import rank_stage
-from ..runs.subject import encode_data, open_calibration, open_model
+from ..runs.subject import encode_data, inputs_of, open_calibration, open_model
 from ..runs.timing import Work, print_times
+from ..schedules import check_criterion
 from .options import CriterionName, Model
 
 
@@ -51,14 +51,15 @@ def rank(
     if dry_run:
         print_times(loaded, Work(ranking=(criterion, scoring)))
         return Path(out)
-    settings = {"criterion": criterion, "scoring": scoring, "component": component, "process": process}
-    run = start_run(out, {"command": "rank", "model": model, "data": data, **settings})
-    dataset = None if dataset is None else encode_data(dataset, loaded)
-    rank_stage(run, loaded, structure, dataset, criterion, scoring)
-    for name in ("ranking", "blocks", "correlations"):
-        table = run / "tables" / f"{name}.md"
-        if table.is_file():
-            say(table.read_text())
-    say(f"scores   {run / 'ranking.json'}\nplot     {run / 'plots' / 'ranking.png'}")
-    say(f"seconds  {read_json(run / 'ranking.json')['seconds']}")
-    return run
+    options = {"criterion": criterion, "scoring": scoring, "component": component, "process": process}
+    settings = {"command": "rank", "model": model, "data": data, **options}
+    with run_folder(out, settings, inputs_of(dataset, model=loaded)) as run:
+        dataset = None if dataset is None else encode_data(dataset, loaded)
+        rank_stage(run, loaded, structure, dataset, criterion, scoring)
+        for name in ("ranking", "blocks", "correlations"):
+            table = run / "tables" / f"{name}.md"
+            if table.is_file():
+                say(table.read_text())
+        say(f"scores   {run / 'ranking.json'}\nplot     {run / 'plots' / 'ranking.png'}")
+        say(f"seconds  {read_json(run / 'ranking.json')['seconds']}")
+        return run

@@ -8,6 +8,7 @@ import tyro
 from ..base.console import say
 from ..base.errors import SecateurError, require
 from ..reporting import TRIALS, write_comparison, write_report
+from ..runs.folder import refuse_run
 
 
 def report(
@@ -35,6 +36,7 @@ def report(
             raise SecateurError("several runs are compared on a page of their own; say in which folder by --out")
         for folder in folders:
             require(Path(out).resolve() != Path(folder).resolve(), f"{out} is one of the runs; choose another --out")
+        refuse_run(out)
         page = write_comparison(out, folders)
     say(f"report  {page}")
     return page

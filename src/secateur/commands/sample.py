@@ -13,7 +13,7 @@ from ..base.console import progress, say
 from ..base.distributed import one_process, process_count, process_index, wait_for_everyone
 from ..base.errors import ModelError, SecateurError, require
 from ..base.files import atomic_file
-from ..base.fingerprint import fingerprint, model_fingerprint
+from ..base.fingerprint import fingerprint
 from ..base.rows import FileRows
 from ..data.autoencoder import latent_space
 from ..data.conditions import label_conditions, null_conditions
@@ -25,8 +25,8 @@ from ..process.named import ProcessName
 from ..process.samplers import check_sampler
 from ..process.sampling import generate_batch
 from ..reporting.grids import image_grid, to_image
-from ..runs.folder import start_run
-from ..runs.subject import NO_PIPELINE, decoder, open_model
+from ..runs.folder import run_folder
+from ..runs.subject import NO_PIPELINE, decoder, inputs_of, open_model
 from .options import Model
 
 MOST_COLUMNS = 20
@@ -110,7 +110,6 @@ def sample(
     settings = {
         "command": "sample",
         "model": model,
-        "weights": model_fingerprint(loaded.model, loaded.process),
         "num_inference_steps": num_inference_steps,
         "scheduler": scheduler,
         "class_label": class_label,
@@ -120,15 +119,16 @@ def sample(
         "seed": seed,
         "process": process,
     }
+    inputs = inputs_of(model=loaded)
     if grid:
-        key = fingerprint([settings, num_images, batch_size])
+        key = fingerprint([settings, inputs, num_images, batch_size])
         by_class = classes if class_label is None and classes and classes <= MOST_COLUMNS else None
         columns = by_class or max(1, round(num_images**0.5))
         _write_grid(out, columns, FileRows(num_images, batch_size, out.with_name(f".{out.name}.parts") / key), draw)
     else:
-        start_run(out, settings)
-        wait_for_everyone(on_cpu=device_of(loaded.model).type == "cpu")  # all stop where the folder is refused
-        _write_files([_file(out, index, labels) for index in range(num_images)], batch_size, draw)
+        with run_folder(out, settings, inputs):
+            wait_for_everyone(on_cpu=device_of(loaded.model).type == "cpu")  # all stop where the folder is refused
+            _write_files([_file(out, index, labels) for index in range(num_images)], batch_size, draw)
     say(f"images  {out}")
     return out
 

@@ -14,6 +14,7 @@ from ..io.checkpoint import Component
 from ..io.lora import slice_lora as sliced
 from ..io.lora_files import LORA_WEIGHTS, read_lora
 from ..io.manifest import library_versions, manifest_of
+from ..runs.folder import refuse_run
 from ..runs.subject import open_weights
 
 
@@ -37,6 +38,7 @@ def slice_lora(
     Returns:
         The file of the sliced LoRA.
     """
+    refuse_run(out)
     before = read_lora(lora)
     pruned = open_weights(model, "cpu", component)
     after = sliced(before, pruned)

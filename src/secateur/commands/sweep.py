@@ -15,7 +15,7 @@ from ..io.checkpoint import Component
 from ..process.named import ProcessName
 from ..recovery import WarmupConfig
 from ..reporting import TRIALS, write_comparison
-from ..runs.folder import start_run
+from ..runs.folder import run_folder
 from ..runs.timing import format_duration, seconds_per_pair
 from ..runs.trials import (
     CACHE,
@@ -103,21 +103,25 @@ def sweep(
         _print_plans(plans, warm_up_seconds(bench, shared, second))
         return Path(out)
     places = {"command": "sweep", "model": model, "data": data, "component": component, "process": process}
-    run = start_run(out, {**places, "steps": steps, "warmup": bench.warmup, "shared": shared, "evaluation": evaluation})
-    _run_all(run, warm_up(bench, run, shared), trials, plans)
-    shutil.rmtree(run / CACHE, ignore_errors=True)
-    page = write_comparison(run)
-    say((run / "tables" / "comparison.md").read_text())
-    say(f"report  {page}")
-    outcomes = {entry["name"]: entry for entry in read_json(run / TRIALS)["trials"]}
-    failed = [outcomes[trial.name] for trial in trials if outcomes[trial.name]["status"] == "failed"]
-    if failed:
-        first = failed[0]
-        raise SecateurError(
-            f"{len(failed)} of {len(trials)} trials failed, {first['name']} first: {first['reason']}; the others are "
-            "done, and the same command tries these again"
-        )
-    return run
+    with run_folder(
+        out,
+        {**places, "steps": steps, "warmup": bench.warmup, "shared": shared, "evaluation": evaluation},
+        bench.inputs,
+    ) as run:
+        _run_all(run, warm_up(bench, run, shared), trials, plans)
+        shutil.rmtree(run / CACHE, ignore_errors=True)
+        page = write_comparison(run)
+        say((run / "tables" / "comparison.md").read_text())
+        say(f"report  {page}")
+        outcomes = {entry["name"]: entry for entry in read_json(run / TRIALS)["trials"]}
+        failed = [outcomes[trial.name] for trial in trials if outcomes[trial.name]["status"] == "failed"]
+        if failed:
+            first = failed[0]
+            raise SecateurError(
+                f"{len(failed)} of {len(trials)} trials failed, {first['name']} first: {first['reason']}; the others are "  # noqa: E501
+                "done, and the same command tries these again"
+            )
+        return run
 
 
 def _plan(bench: Bench, trials: list[Trial], second: float) -> dict[str, float | str]:

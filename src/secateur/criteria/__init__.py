@@ -8,8 +8,8 @@ from torch import nn
 from ..base.errors import require, require_known
 from ..data import Batch
 from ..process.base import Process
+from ..results import BlockEffect, BlockReport, LossCurve
 from ..structure import Structure
-from .blocks.report import BlockEffect, BlockReport
 from .ced import CED, CedOptions
 from .cosine import COSINE
 from .criterion import Criterion, Options, Price, ScoringConfig
@@ -19,7 +19,8 @@ from .gradient_flow import GRADIENT_FLOW, GradientFlowOptions
 from .loss_change import LOSS_CHANGE
 from .magnitude import MAGNITUDE, MagnitudeOptions
 from .random import RANDOM
-from .ranking import LossCurve, Ranking, check_finite, unit_scores
+from .ranking import Ranking, check_finite
+from .reductions import Reduction, unit_scores
 from .taylor import TAYLOR, TaylorOptions
 from .uniform import UNIFORM
 
@@ -87,6 +88,7 @@ __all__ = [
     "Options",
     "Price",
     "Ranking",
+    "Reduction",
     "ScoringConfig",
     "TaylorOptions",
     "criterion_named",

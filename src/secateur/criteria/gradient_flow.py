@@ -34,11 +34,13 @@ from ..data import Batch
 from ..models.conditions import Conditions, rows
 from ..models.network import inference
 from ..process.base import Process, denoising_error
+from ..results import LossCurve
 from ..structure import Structure
 from ..structure.precision import full_precision
 from .criterion import Criterion, Options, Price, ScoringConfig
 from .gradients import calibration_timesteps
-from .ranking import LossCurve, Ranking, parameters_of, unit_scores
+from .ranking import Ranking, parameters_of
+from .reductions import unit_scores
 
 Parameters = Mapping[str, Tensor]
 Loss = Callable[[Parameters], Tensor]
@@ -177,12 +179,9 @@ def gradient_flow_statistics(
 
 
 def gradient_norm_changes(model: nn.Module, structure: Structure, product: Parameters) -> dict[str, Tensor]:
-    """S_g of every unit (units,) and block (1,); `product` is sum_t w_t H_t g_t by parameter name.
-
-    Always the signed sum: dividing by a dim's mean, which may be negative, would turn its order around.
-    """
+    """S_g of every unit (units,) and block (1,); `product` is sum_t w_t H_t g_t by parameter name."""
     changes = {name: -parameter.detach() * product[name] for name, parameter in parameters_of(model).items()}
-    return unit_scores(structure, changes, "sum")
+    return unit_scores(structure, changes)
 
 
 def timestep_count(process: Process, config: ScoringConfig) -> int:

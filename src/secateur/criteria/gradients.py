@@ -1,13 +1,14 @@
 """Losses and gradients of calibration images at many timesteps: what Taylor scores are made of.
 
 Passes run in the checkpoint's dtype, since large models rarely fit in another; sums of gradients are float32 at least.
+They are taken from `backward()` and `.grad`, so models whose weights are sharded over processes (FSDP) have them too.
 Gradients of a mean over pixels are below the range of float16: such weights are scored as a float32 copy, which takes
 twice their memory more. bfloat16 has the range of float32 and is not copied.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -18,7 +19,6 @@ from ..base.errors import TrainingError
 from ..data import Batch
 from ..models.conditions import repeated, rows
 from ..process.base import Process, denoising_error, timesteps_at
-from .ranking import parameters_of
 
 
 def calibration_timesteps(process: Process, count: int) -> Tensor:
@@ -55,16 +55,21 @@ def in_range(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def differentiable(model: nn.Module) -> Iterator[None]:
-    """Gradients of every parameter inside the block, frozen ones too: what is frozen can be pruned all the same."""
-    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
-    for parameter in frozen:
+    """Gradients of every parameter inside the block, frozen ones too: what is frozen can be pruned all the same.
+
+    What was in `.grad` is there again after the block.
+    """
+    before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
+    for parameter, _, _ in before:
         parameter.requires_grad_(True)
+        parameter.grad = None
     try:
         with torch.enable_grad():
             yield
     finally:
-        for parameter in frozen:
-            parameter.requires_grad_(False)
+        for parameter, required, gradient in before:
+            parameter.requires_grad_(required)
+            parameter.grad = gradient
 
 
 @torch.no_grad()
@@ -96,37 +101,55 @@ def timestep_losses(
     return losses
 
 
-def summed_gradients(
+def stream_gradients(
     model: nn.Module,
     process: Process,
     batch: Batch,
     noise: Tensor,
     timesteps: Tensor,
     batch_size: int,
-    advance: Advance | None = None,
-) -> dict[str, Tensor]:
-    """Gradient of sum_t L_t, L_t the mean loss at t, by parameter name, in float32 at least.
+    take: Callable[[nn.Parameter, Tensor], None],
+    advance: Advance,
+) -> None:
+    """Give each parameter and its gradient of sum_t L_t, L_t the mean loss at t, to `take`, one after the other.
 
-    `batch_size` pairs go into a pass.
+    Gradients come from the backward pass itself and are freed as soon as they were taken. When it takes more than one
+    pass, of `batch_size` (image, timestep) pairs, their sum is kept on the way, in float32 at least.
+
+    Args:
+        model: in eval mode, inside `differentiable`.
+        timesteps: (T,).
+        take: gets gradients in float32 at least; of a sharded model, sharded ones.
+        advance: is told of every timestep that is done.
     """
     images = len(batch.sample)
     at_once = max(1, batch_size // images)
-    parameters = parameters_of(model)
-    distinct = {id(parameter): parameter for parameter in parameters.values()}
-    sums = {
-        key: torch.zeros_like(parameter, dtype=torch.promote_types(parameter.dtype, torch.float32))
-        for key, parameter in distinct.items()
-    }
-    for chunk in timesteps.split(at_once):
-        for part in _parts(images, batch_size):
-            errors = _pair_errors(model, process, batch, noise, chunk, part)
-            gradients = torch.autograd.grad(errors.sum() / images, list(distinct.values()), allow_unused=True)
-            for key, gradient in zip(distinct, gradients, strict=True):
-                if gradient is not None:
-                    sums[key] += gradient
-        if advance is not None:
-            advance(len(chunk), "")
-    return {name: sums[id(parameter)] for name, parameter in parameters.items()}
+    passes = [(chunk, part) for chunk in timesteps.split(at_once) for part in _parts(images, batch_size)]
+    sums: dict[nn.Parameter, Tensor] = {}
+    is_last = False
+
+    def hook(parameter: Tensor) -> None:
+        assert isinstance(parameter, nn.Parameter)
+        assert parameter.grad is not None
+        gradient = parameter.grad.to(torch.promote_types(parameter.dtype, torch.float32))
+        parameter.grad = None
+        if parameter in sums:
+            gradient = sums.pop(parameter).add_(gradient)
+        if is_last:
+            take(parameter, gradient)
+        else:
+            sums[parameter] = gradient
+
+    handles = [parameter.register_post_accumulate_grad_hook(hook) for parameter in model.parameters()]
+    try:
+        for place, (chunk, part) in enumerate(passes, start=1):
+            is_last = place == len(passes)
+            (_pair_errors(model, process, batch, noise, chunk, part).sum() / images).backward()
+            if part.stop >= images:
+                advance(len(chunk), "")
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _parts(images: int, batch_size: int) -> Iterator[slice]:

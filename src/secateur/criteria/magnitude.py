@@ -10,7 +10,8 @@ from ..data import Batch
 from ..process.base import Process
 from ..structure import Structure
 from .criterion import Criterion, Options, ScoringConfig, free
-from .ranking import ElementReduction, GroupReduction, Ranking, parameters_of, reduce_elements, unit_scores
+from .ranking import Ranking, parameters_of
+from .reductions import Reduction, Sums, entry_sums, reduced, scores_of, summed_axes
 
 
 @dataclass(frozen=True)
@@ -18,12 +19,10 @@ class MagnitudeOptions(Options):
     """Options of magnitude.
 
     Attributes:
-        element_reduction: abs or square of each w.
-        group_reduction: sum over a unit's entries, or mean per layer normalized by the layer's own mean.
+        reduction: which entries of a unit count, and how: as those of taylor, with w in the place of w g.
     """
 
-    element_reduction: ElementReduction = "abs"
-    group_reduction: GroupReduction = "sum"
+    reduction: Reduction = "abs"
 
 
 def magnitude(
@@ -35,11 +34,12 @@ def magnitude(
     options: MagnitudeOptions,
 ) -> Ranking:
     """Sum of |w| (or w^2) over a unit's slices (Li et al. 2017, section 3.1, on coupled slices)."""
-    importance = {
-        name: reduce_elements(parameter.detach(), options.element_reduction)
-        for name, parameter in parameters_of(model).items()
-    }
-    return Ranking(unit_scores(structure, importance, options.group_reduction))
+    parameters, sums = parameters_of(model), Sums()
+    for name, axes in summed_axes(structure, parameters).items():
+        importance = reduced(parameters[name].detach(), model, name, options.reduction)
+        if importance is not None:
+            sums |= entry_sums(name, importance, axes)
+    return Ranking(scores_of(structure, sums, options.reduction))
 
 
 MAGNITUDE = Criterion("magnitude", MagnitudeOptions, magnitude, free, needs_data=False)

@@ -16,25 +16,19 @@ from ..base.console import progress
 from ..data import Batch
 from ..models.network import inference
 from ..process.base import Process
+from ..results import LossCurve
 from ..structure import Structure
 from .criterion import FORWARD_SHARE, Criterion, Options, Price, ScoringConfig
 from .gradients import (
     calibration_timesteps,
     differentiable,
     in_range,
-    summed_gradients,
+    stream_gradients,
     timestep_losses,
     used_timesteps,
 )
-from .ranking import (
-    ElementReduction,
-    GroupReduction,
-    LossCurve,
-    Ranking,
-    parameters_of,
-    reduce_elements,
-    unit_scores,
-)
+from .ranking import Ranking, parameters_of
+from .reductions import Reduction, Sums, entry_sums, reduced, scores_of, summed_axes
 
 TimestepReduction = Literal["sum-then-abs", "abs-then-sum"]
 
@@ -45,14 +39,14 @@ class TaylorOptions(Options):
 
     Attributes:
         timestep_reduction: gradients summed over timesteps before the absolute value (the released code) or after it
-            (the paper's formula), which takes one backward pass per timestep.
-        element_reduction: abs or square of each w g.
-        group_reduction: sum over a unit's entries, or mean per layer normalized by the layer's own mean.
+            (the paper's formula), which takes a backward pass for every timestep.
+        reduction: which entries of a unit count, and how: sum of |w g| (abs) or of (w g)^2 (square) over all of them;
+            or as in the released code of Diff-Pruning: ddpm-prune (weights of layers only, |w g|, over the mean of the
+            group) or ddpm-exp, behind the paper's tables ((w g)^2 of layers and |w g| of norms, no biases).
     """
 
     timestep_reduction: TimestepReduction = "sum-then-abs"
-    element_reduction: ElementReduction = "abs"
-    group_reduction: GroupReduction = "sum"
+    reduction: Reduction = "abs"
 
 
 def taylor(
@@ -88,39 +82,48 @@ def taylor_ranking(
     noise = torch.randn(batch.sample.shape, generator=torch.Generator().manual_seed(config.seed))
     noise = noise.to(batch.sample)
     timesteps = calibration_timesteps(process, config.num_timesteps).to(batch.sample.device)
-    with inference(model), in_range(model):
+    with inference(model), differentiable(model), in_range(model):
         losses = timestep_losses(model, process, batch, noise, timesteps, threshold, config.batch_size)
         used = used_timesteps(losses, threshold)
-        with differentiable(model):
-            importance = taylor_importance(model, process, batch, noise, timesteps[:used], config.batch_size, options)
+        sums = taylor_sums(model, process, batch, structure, noise, timesteps[:used], config.batch_size, options)
     curve = LossCurve(tuple(timesteps[: len(losses)].tolist()), tuple(losses), used)
-    return Ranking(unit_scores(structure, importance, options.group_reduction), curve)
+    return Ranking(scores_of(structure, sums, options.reduction), curve)
 
 
-def taylor_importance(
+def taylor_sums(
     model: nn.Module,
     process: Process,
     batch: Batch,
+    structure: Structure,
     noise: Tensor,
     timesteps: Tensor,
     batch_size: int,
     options: TaylorOptions,
-) -> dict[str, Tensor]:
-    """Importance of every parameter entry from |w g| or (w g)^2.
+) -> Sums:
+    """Sums of |w g| or (w g)^2 of every parameter, all that scores of units and blocks take.
 
     The gradient of a sum over timesteps is the same whether they run one by one or together, so with "sum-then-abs"
     (image, timestep) pairs share batches; "abs-then-sum" takes one gradient per timestep.
     """
     parameters = parameters_of(model)
-    chunks = timesteps.split(1 if options.timestep_reduction == "abs-then-sum" else len(timesteps))
-    total: dict[str, Tensor] = {}
+    axes = summed_axes(structure, parameters)
+    names: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in parameters.items():
+        names.setdefault(parameter, []).append(name)
+    sums: Sums = {}
+
+    def take(parameter: nn.Parameter, gradient: Tensor) -> None:
+        for name in names[parameter]:
+            importance = reduced(parameter.detach() * gradient, model, name, options.reduction)
+            if importance is not None:
+                for key, value in entry_sums(name, importance, axes[name]).items():
+                    sums[key] = sums[key] + value if key in sums else value
+
+    at_once = 1 if options.timestep_reduction == "abs-then-sum" else len(timesteps)
     with progress("calibration gradients", len(timesteps)) as advance:
-        for chunk in chunks:
-            gradients = summed_gradients(model, process, batch, noise, chunk, batch_size, advance)
-            for name, gradient in gradients.items():
-                importance = reduce_elements(parameters[name].detach() * gradient, options.element_reduction)
-                total[name] = total[name] + importance if name in total else importance
-    return total
+        for chunk in timesteps.split(at_once):
+            stream_gradients(model, process, batch, noise, chunk, batch_size, take, advance)
+    return {(name, axis): sums[name, axis] for name in parameters for axis in axes[name] if (name, axis) in sums}
 
 
 def price_of_gradients(model: nn.Module, process: Process, config: ScoringConfig, options: TaylorOptions) -> Price:

@@ -45,6 +45,11 @@ class ImageDataset(Protocol):
         ...
 
     @property
+    def fingerprint(self) -> str:
+        """Changes when the images do, or their conditions."""
+        ...
+
+    @property
     def captions(self) -> tuple[str, ...]:
         """A text for each image; empty without captions."""
         ...
@@ -67,11 +72,6 @@ class PixelDataset(ImageDataset, Protocol):
     @property
     def labels(self) -> Tensor | None:
         """(N,) int64, or None."""
-        ...
-
-    @property
-    def fingerprint(self) -> str:
-        """Changes when the images do."""
         ...
 
 

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..base.errors import DataError, ModelError, require
+from ..base.errors import DataError, ModelError, SecateurError, require
 from ..base.files import atomic_file, read_json, write_json
 from ..base.fingerprint import files_fingerprint, fingerprint
 from ..base.rows import FileRows, chunk_size_of
@@ -40,8 +40,14 @@ NULL = "null.safetensors"
 
 def cache_folder() -> Path:
     """Where encoded data is kept: SECATEUR_CACHE, or `secateur` in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("SECATEUR_CACHE") or Path(base) / "secateur")
+    if own := os.environ.get("SECATEUR_CACHE"):
+        return Path(own)
+    if users := os.environ.get("XDG_CACHE_HOME"):
+        return Path(users) / "secateur"
+    try:
+        return Path.home() / ".cache" / "secateur"
+    except RuntimeError as error:
+        raise SecateurError("there is no home folder for the cache of encoded data; set SECATEUR_CACHE") from error
 
 
 def open_encoded(source: str, loaded: Loaded) -> LatentDataset:

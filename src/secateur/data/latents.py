@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ..base.fingerprint import fingerprint
 from ..base.rows import FileRows
 from ..models.conditions import Conditions
 from .dataset import Batch, ImageDataset, PixelDataset, labelled
@@ -34,6 +35,12 @@ class LatentDataset:
     @property
     def class_names(self) -> tuple[str, ...]:
         return self.images.class_names
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the images, with what encodes them, and with their captions."""
+        encoded = [rows.folder.name for rows in (self.latents, self.text) if rows is not None]
+        return fingerprint([self.images.fingerprint, *encoded])
 
     @property
     def captions(self) -> tuple[str, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import nn
@@ -28,9 +27,9 @@ def measure_costs(models: Mapping[str, nn.Module], config: EvaluationConfig) -> 
     first = next(iter(models))
     measured = {}
     for name, cost in costs.items():
-        removed = list(removed_since(models[name], models[first]))
-        fields = cost.to_dict() | {"relative": _relative(cost, costs[first]), "removed_blocks": removed}
-        notes = tuple(fields.pop("notes"))
+        removed = removed_since(models[name], models[first])
+        fields = vars(cost) | {"removed_blocks": removed}
+        notes = fields.pop("notes")
         measured[name] = Measured(fields, _latencies(cost, config), notes)
     return measured
 
@@ -40,16 +39,4 @@ def _latencies(cost: Efficiency, config: EvaluationConfig) -> dict[str, Estimate
         f"{kind}_{batch}": median_estimate(torch.tensor(found.times_ms), config.bootstrap, config.seed)
         for kind in ("latency", "compiled_latency")
         for batch, found in getattr(cost, kind).items()
-    }
-
-
-def _relative(cost: Efficiency, reference: Efficiency) -> dict[str, Any]:
-    """Shares of the reference's cost; `speedup` is by its median latency."""
-    return {
-        "parameters": cost.parameters / reference.parameters,
-        "macs": cost.macs / reference.macs,
-        "weights_bytes": cost.weights_bytes / reference.weights_bytes,
-        "speedup": {
-            batch: reference.latency[batch].median_ms / latency.median_ms for batch, latency in cost.latency.items()
-        },
     }

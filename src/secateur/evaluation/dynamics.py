@@ -11,6 +11,7 @@ from ..models.conditions import LABELS, moved
 from ..models.network import device_of, input_shape, null_class
 from ..process.base import Process
 from ..process.sampling import initial_noise
+from ..results import Losses
 from .config import EvaluationConfig
 from .estimates import mean_estimate, resample_counts
 from .measured import Measured, number
@@ -25,11 +26,7 @@ def measure_loss(model: nn.Module, process: Process, dataset: ImageDataset, conf
     batch = _loss_batch(model, dataset, config)
     timesteps, errors = denoising_errors(model, process, batch, seed=config.seed, batch_size=config.batch_size)
     counts = resample_counts(errors.shape[1], config.bootstrap, config.seed)
-    losses = {
-        "timesteps": timesteps.tolist(),
-        "losses": [number(loss) for loss in errors.mean(1).tolist()],
-        "mean": number(float(errors.mean())),
-    }
+    losses = Losses(tuple(timesteps.tolist()), tuple(map(number, errors.mean(1).tolist())))
     return Measured({"denoising_loss": losses}, {"denoising_loss": mean_estimate(errors.mean(0), counts)})
 
 
@@ -56,7 +53,4 @@ def measure_lyapunov(model: nn.Module, process: Process, dataset: ImageDataset, 
         seed=config.seed,
     )
     counts = resample_counts(len(exponents), config.bootstrap, config.seed)
-    return Measured(
-        {"ftle": {"mean": number(float(exponents.mean())), "std": number(float(exponents.std()))}},
-        {"ftle": mean_estimate(exponents, counts)},
-    )
+    return Measured(estimates={"ftle": mean_estimate(exponents, counts)})

@@ -6,16 +6,18 @@ them: what they have in common cancels in a difference (a paired bootstrap, Efro
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-Better = Literal["lower", "higher"]
-Verdict = Literal["better", "worse", "different", "unclear"]
+from .. import results
+from ..results.evaluation import Better
+from ..results.verdicts import Kind
+
 NORMAL_95 = 1.96
 
 
@@ -34,10 +36,6 @@ class Interval:
     def high(self) -> float:
         return self.value + NORMAL_95 * self.std
 
-    def to_dict(self) -> dict[str, float]:
-        """The four numbers as plain JSON values."""
-        return {"value": self.value, "std": self.std, "low": self.low, "high": self.high}
-
 
 @dataclass(frozen=True)
 class Estimate:
@@ -49,6 +47,12 @@ class Estimate:
     @property
     def interval(self) -> Interval:
         return Interval(self.value, float(self.replicates.std()))
+
+    @property
+    def described(self) -> results.Estimate:
+        """The same without the resamples."""
+        found = self.interval
+        return results.Estimate(found.value, found.std, found.low, found.high)
 
     @property
     def finite(self) -> bool:
@@ -97,12 +101,12 @@ def difference(a: Estimate, b: Estimate) -> Interval:
     return Interval(b.value - a.value, float((b.replicates - a.replicates).std()))
 
 
-def independent_difference(a: Mapping[str, float], b: Mapping[str, float]) -> Interval:
-    """b - a of two entries of `estimates` in evaluations that share nothing: different runs, seeds or data."""
-    return Interval(b["value"] - a["value"], math.hypot(a["std"], b["std"]))
+def independent_difference(a: results.Estimate, b: results.Estimate) -> Interval:
+    """b - a of evaluations that share nothing: different runs, seeds or data; an unknown error counts as 0."""
+    return Interval(b.value - a.value, math.hypot(a.std or 0.0, b.std or 0.0))
 
 
-def verdict(found: Interval, better: Better | None) -> Verdict:
+def verdict(found: Interval, better: Better | None) -> Kind:
     """What the difference b - a says of b: `unclear` where its 95 % interval holds 0."""
     if found.low <= 0 <= found.high:
         return "unclear"
@@ -113,18 +117,16 @@ def verdict(found: Interval, better: Better | None) -> Verdict:
 
 def comparisons(
     estimates: Mapping[str, Mapping[str, Estimate]], better: Mapping[str, Better | None]
-) -> list[dict[str, Any]]:
-    """Every pair of models, the earlier one as `a`, for every metric that both have, as plain JSON values.
+) -> tuple[results.Comparison, ...]:
+    """Every pair of models, the earlier one as `a`, for every metric that both have.
 
     `estimates` maps model to metric to estimate; `better` says which direction of each metric is good.
     """
-    names = list(estimates)
     rows = []
     for metric, direction in better.items():
-        for place, a in enumerate(names):
-            for b in names[place + 1 :]:
-                if metric in estimates[a] and metric in estimates[b]:
-                    found = difference(estimates[a][metric], estimates[b][metric])
-                    numbers = {"difference": found.value, "std": found.std, "low": found.low, "high": found.high}
-                    rows.append({"metric": metric, "a": a, "b": b, **numbers, "verdict": verdict(found, direction)})
-    return rows
+        for a, b in itertools.combinations(estimates, 2):
+            if metric in estimates[a] and metric in estimates[b]:
+                found = difference(estimates[a][metric], estimates[b][metric])
+                said = verdict(found, direction)
+                rows.append(results.Comparison(metric, a, b, found.value, found.std, found.low, found.high, said))
+    return tuple(rows)

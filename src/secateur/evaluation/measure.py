@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from ..models.conditions import LABELS
 from ..models.network import device_of
 from ..process.base import Process
 from ..process.reconstruction import Reconstruction
+from ..results import DataInfo, Environment, Evaluation, ModelResult, to_json
 from .checks import check_evaluation, check_shape
 from .config import EvaluationConfig
 from .costs import measure_costs
@@ -30,7 +30,6 @@ from .networks import FeatureNetwork
 from .quality import all_finite, measure_features, measure_pairs, measure_reconstructions, measure_text, read_real
 from .samples import IMAGES_SHOWN, Decode, Instruments, pair_metrics, real_rows, sample_rows, shown_images, text_metrics
 
-FAMILIES = ("denoising_loss", "ftle", "consistency", "fidelity", "per_class")  # null where they were not measured
 NOT_FINITE = "some samples are not finite, so they are not compared"
 
 
@@ -43,18 +42,18 @@ def evaluate_models(
     *,
     cache: Path | None = None,
     network: FeatureNetwork | None = None,
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
+) -> tuple[Evaluation | None, dict[str, Tensor]]:
     """Measure `models`, the first of which is the dense reference; `decode` turns latents into images.
 
     The samples of decoders are reconstructions of the data's images, each once.
 
-    Returns the result as plain JSON values, which docs/metrics.md describes, and tensors to look at: the first 64
-    images of each model, (64, C, H, W) in [-1, 1], drawn from the same seeds, up to 64 images of the data as `real`,
-    and `class_labels` (64,) of the samples if there are any; classes take turns.
+    Returns the result, which docs/metrics.md describes, and tensors to look at: the first 64 images of each model,
+    (64, C, H, W) in [-1, 1], drawn from the same seeds, up to 64 images of the data as `real`, and `class_labels` (64,)
+    of the samples if there are any; classes take turns.
 
     What was measured image by image is kept in the folder `cache` and found there again, by any evaluation that draws
     the same samples of the same model; without one it is kept in memory. Several processes share a cache and each
-    measures its part; all but the first return nothing. `network` replaces the one that `config.features` names.
+    measures its part; all but the first return None. `network` replaces the one that `config.features` names.
 
     Raises:
         ModelError: `config.features` cannot be loaded, or guidance is asked of a model without a null class.
@@ -77,24 +76,22 @@ def evaluate_models(
     real = real_rows(pixels(dataset), network, config, device, cache) if network is not None and needed else None
     wait_for_everyone(on_cpu=device.type == "cpu")
     if not is_main_process():
-        return {}, {}
+        return None, {}
     measured = _measure(models, process, dataset, config, network, rows, real)
     images = {name: shown_images(found) for name, found in rows.items()}
     metrics = {key: describe_metric(key, network, decodes) for found in measured.values() for key in found.estimates}
     estimates = {name: found.estimates for name, found in measured.items()}
-    result = {
-        "format": 1,
-        "reference": reference,
-        "reconstructions": decodes,
-        "data": {"name": dataset.name, "images": len(dataset), "shape": list(pixels(dataset).shape)},
-        "config": asdict(config)
-        | {"latency_batch_sizes": list(config.latency_batch_sizes), "metrics": list(config.metrics)},
-        "environment": _environment(device),
-        "notes": notes,
-        "metrics": {key: asdict(metric) for key, metric in metrics.items()},
-        "models": {name: _entry(found) for name, found in measured.items()},
-        "comparisons": comparisons(estimates, {key: metric.better for key, metric in metrics.items()}),
-    }
+    result = Evaluation(
+        reference=reference,
+        models={name: _model_result(found) for name, found in measured.items()},
+        metrics=metrics,
+        comparisons=comparisons(estimates, {key: metric.better for key, metric in metrics.items()}),
+        data=DataInfo(dataset.name, len(dataset), tuple(pixels(dataset).shape)),
+        environment=_environment(device),
+        config=to_json(config),
+        notes=tuple(notes),
+        reconstructions=decodes,
+    )
     return result, images | _to_look_at(dense, dataset, config)
 
 
@@ -133,14 +130,9 @@ def _measure(
     return {name: joined(family.get(name, Measured()) for family in families) for name in models}
 
 
-def _entry(found: Measured) -> dict[str, Any]:
-    """A model's entry in evaluation.json."""
-    return {
-        **dict.fromkeys(FAMILIES),
-        **found.fields,
-        "estimates": {key: estimate.interval.to_dict() for key, estimate in found.estimates.items()},
-        "notes": list(found.notes),
-    }
+def _model_result(found: Measured) -> ModelResult:
+    estimates = {key: estimate.described for key, estimate in found.estimates.items()}
+    return ModelResult(**found.fields, estimates=estimates, notes=found.notes)
 
 
 def _to_look_at(model: nn.Module, dataset: ImageDataset, config: EvaluationConfig) -> dict[str, Tensor]:
@@ -149,6 +141,6 @@ def _to_look_at(model: nn.Module, dataset: ImageDataset, config: EvaluationConfi
     return shown if labels is None else shown | {LABELS: labels}
 
 
-def _environment(device: torch.device) -> dict[str, Any]:
+def _environment(device: torch.device) -> Environment:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    return Environment(name, torch.get_num_threads(), str(torch.__version__))

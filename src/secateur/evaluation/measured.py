@@ -12,7 +12,7 @@ from .estimates import Estimate
 
 @dataclass(frozen=True)
 class Measured:
-    """Fields of the model's entry in evaluation.json, and metrics with their resamples."""
+    """Fields of the model's `results.ModelResult`, and metrics with their resamples."""
 
     fields: dict[str, Any] = field(default_factory=dict)
     estimates: dict[str, Estimate] = field(default_factory=dict)

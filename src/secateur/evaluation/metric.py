@@ -2,22 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
-from .estimates import Better
+from ..results import Metric
 from .networks import FeatureNetwork, metric_name
-
-
-@dataclass(frozen=True)
-class Metric:
-    """How people should read a number."""
-
-    label: str
-    better: Better | None = None
-    against: Literal["data", "reference"] | None = None
-    unit: str | None = None
-
 
 METRICS = {
     "ssim": Metric("SSIM", "higher", "reference"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,9 +12,10 @@ from torch import Tensor
 from ..base.console import progress
 from ..base.rows import Rows
 from ..data import ImageDataset
+from ..results import PerClass
 from .config import EvaluationConfig
 from .estimates import Estimate, mean_estimate, resample_counts
-from .measured import Measured, number
+from .measured import Measured
 from .metrics.fidelity import fidelity, frechet_estimate
 from .metrics.inception_score import inception_score
 from .metrics.kernel import kernel_distance
@@ -37,25 +38,21 @@ def measure_pairs(rows: Rows, config: EvaluationConfig) -> Measured:
     if not found:
         return Measured()
     counts = resample_counts(len(next(iter(found.values()))), config.bootstrap, config.seed)
-    spread = {
-        name: {"mean": number(float(values.mean())), "std": number(float(values.std()))}
-        for name, values in found.items()
-    }
-    return Measured({"consistency": spread}, {name: mean_estimate(values, counts) for name, values in found.items()})
+    return Measured(estimates={name: mean_estimate(values, counts) for name, values in found.items()})
 
 
 def measure_reconstructions(rows: Rows, config: EvaluationConfig) -> Measured:
     """Means over the images that a decoder's reconstructions were compared with."""
     found = rows.columns([f"image_{name}" for name in PAIRS])
     counts = resample_counts(rows.count, config.bootstrap, config.seed)
-    return Measured({}, {name: mean_estimate(values, counts) for name, values in found.items()})
+    return Measured(estimates={name: mean_estimate(values, counts) for name, values in found.items()})
 
 
 def measure_text(rows: Rows, config: EvaluationConfig) -> Measured:
     """The mean CLIP score of the samples with their captions, if it was taken."""
     found = rows.columns(("clip_score",))
     counts = resample_counts(rows.count, config.bootstrap, config.seed)
-    return Measured({}, {name: mean_estimate(values, counts) for name, values in found.items()})
+    return Measured(estimates={name: mean_estimate(values, counts) for name, values in found.items()})
 
 
 @dataclass(frozen=True)
@@ -109,7 +106,7 @@ def measure_features(
             estimates = feature_estimates(features, labels_N, network, real, dense, config)
             fields: dict[str, object] = {}
             if "fd" in estimates and real.statistics is not None:
-                fields["fidelity"] = asdict(fidelity(metric_name(network), features, real.statistics, estimates["fd"]))
+                fields["fidelity"] = fidelity(metric_name(network), features, real.statistics)
             if "per-class" in config.metrics and labels_N is not None:
                 fields["per_class"] = _per_class(features, labels_N, real)
             measured[name] = Measured(fields, estimates)
@@ -121,11 +118,11 @@ def measure_features(
     return measured
 
 
-def _per_class(features_ND: Tensor, labels_N: Tensor, real: RealImages) -> dict[str, object] | None:
+def _per_class(features_ND: Tensor, labels_N: Tensor, real: RealImages) -> PerClass | None:
     if real.features_MD is None or real.labels_M is None:
         return None
     rows = per_class_scores(features_ND, labels_N, real.features_MD, real.labels_M, real.class_names)
-    return {"neighbours": COVERAGE_NEIGHBOURS, "classes": rows}
+    return PerClass(COVERAGE_NEIGHBOURS, rows)
 
 
 @torch.no_grad()

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..base.files import atomic_file, write_json
+from ..base.files import atomic_file
+from ..results import Evaluation, write_result
 
 
-def write_evaluation(result: dict[str, Any], folder: str | Path, images: Mapping[str, Tensor] | None = None) -> Path:
+def write_evaluation(result: Evaluation, folder: str | Path, images: Mapping[str, Tensor] | None = None) -> Path:
     """Write `evaluation.json`, what `evaluate_models` returned; returns the folder.
 
     With `images`, also these as `samples.safetensors`.
@@ -21,5 +21,5 @@ def write_evaluation(result: dict[str, Any], folder: str | Path, images: Mapping
     if images is not None:
         with atomic_file(folder / "samples.safetensors") as temporary:
             save_file({name: tensor.contiguous() for name, tensor in images.items()}, temporary)
-    write_json(folder / "evaluation.json", result)  # last: where it is, the evaluation is whole
+    write_result(folder / "evaluation.json", result)  # last: where it is, the evaluation is whole
     return folder

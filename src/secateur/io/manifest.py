@@ -74,8 +74,13 @@ def manifest_of(model: nn.Module) -> Manifest | None:
 
 
 def apply_cut(model: nn.Module, cut: Cut, details: Mapping[str, Any] | None = None, base_id: str = "") -> nn.Module:
-    """Remove `cut` from `model` in place, write it into the model's manifest with `details`, and return the model."""
+    """Remove `cut` from `model` in place, write it into the model's manifest with `details`, and return the model.
+
+    A module without a config has no manifest: it is cut all the same.
+    """
     structure = describe(model)
+    if not hasattr(model, "register_to_config"):
+        return remove(model, structure, cut)
     manifest = manifest_of(model) or Manifest(
         {"id": base_id, "class": _saved_class(model), "config": _plain_config(model)}
     )

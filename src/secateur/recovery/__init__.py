@@ -3,12 +3,13 @@
 from .config import RecoveryConfig, WarmupConfig
 from .ema import Ema
 from .objectives import OBJECTIVES, Objective
-from .pruner import Decision, Pruner
+from .pruner import AttachedPruner, Decision, Pruner
 from .sensitivity import JacobianConfig
 from .trainer import recover
 
 __all__ = [
     "OBJECTIVES",
+    "AttachedPruner",
     "Decision",
     "Ema",
     "JacobianConfig",

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedType
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.tracking import get_available_trackers
 
 from ..base.distributed import process_count, process_group
@@ -40,6 +43,24 @@ def check_accelerator(config: RecoveryConfig, device: torch.device) -> None:
         raise TrainingError(
             f"jacobian every_n_samples {every_n} does not divide micro-batches of {share} images; give one that does"
         )
+
+
+@contextmanager
+def own_accelerate() -> Iterator[None]:
+    """Let an `Accelerator` made inside the block choose device and precision anew, whatever the caller's has chosen.
+
+    accelerate keeps both for the whole process; the caller's are put back after the block.
+    """
+    shared = [state._shared_state for state in (PartialState, AcceleratorState, GradientState)]
+    kept = [dict(state) for state in shared]
+    for state in shared:
+        state.clear()
+    try:
+        yield
+    finally:
+        for state, before in zip(shared, kept, strict=True):
+            state.clear()
+            state.update(before)
 
 
 def make_accelerator(config: RecoveryConfig, folder: Path, device: torch.device) -> Accelerator:

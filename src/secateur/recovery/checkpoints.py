@@ -4,9 +4,8 @@
 `state.json`. Adam's moments are stored by parameter name, so that moments can be cut like their parameters.
 """
 
-import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,11 @@ from torch import Tensor, nn
 
 from ..base.errors import SecateurError, TrainingError, first_line
 from ..base.files import atomic_folder, read_json, write_json
-from ..base.settings import FREE_IN_RECOVERY, differing
+from ..base.settings import FREE_IN_RECOVERY, as_json, differing, say_differing
 from ..models.network import device_of
 from .ema import Ema
 from .log import Window
+from .pruner import AttachedPruner
 
 # What reading a checkpoint raises if it is damaged, or if it is of another model.
 UNFIT = (SecateurError, SafetensorError, OSError, RuntimeError, LookupError, TypeError, ValueError, AttributeError)
@@ -32,8 +32,8 @@ class TrainingState:
     """Everything that a step changes.
 
     `step` counts the steps done, `seconds` the time they took; `jacobian_scale` is the factor on the weight of the
-    Jacobian term that `balanced` steps have found. `cuts` are those made while training, and `pruning` is what a
-    pruner remembers, both as JSON. `window` is what the next line of the log will be about.
+    Jacobian term that `balanced` steps have found. `pruning` prunes the model meanwhile, if anything does. `window` is
+    what the next line of the log will be about.
     """
 
     model: nn.Module
@@ -44,14 +44,13 @@ class TrainingState:
     seconds: float = 0.0
     jacobian_scale: float = 1.0
     balanced: int = 0
-    cuts: list[dict[str, Any]] = field(default_factory=list)
-    pruning: dict[str, Any] = field(default_factory=dict)
+    pruning: AttachedPruner | None = None
     window: Window = field(default_factory=dict)
 
     @property
     def since_cut(self) -> int:
         """Steps since the last of the cuts, or since the beginning."""
-        return self.step - (self.cuts[-1]["step"] if self.cuts else 0)
+        return self.step - (self.pruning.last_cut if self.pruning is not None else 0)
 
 
 def newest_checkpoint(folder: str | Path) -> Path | None:
@@ -77,11 +76,10 @@ def save_checkpoint(folder: str | Path, state: TrainingState, settings: Mapping[
             "seconds": state.seconds,
             "jacobian_scale": state.jacobian_scale,
             "balanced": state.balanced,
-            "cuts": state.cuts,
-            "pruning": state.pruning,
+            "pruning": state.pruning and state.pruning.state_dict(),
             "window": state.window,
             "scaler": state.scaler.state_dict() if state.scaler else None,
-            "settings": _as_json(settings),
+            "settings": as_json(settings),
         }
         write_json(temporary / "state.json", saved)
     for other in path.parent.iterdir():
@@ -90,15 +88,8 @@ def save_checkpoint(folder: str | Path, state: TrainingState, settings: Mapping[
     return path
 
 
-def restore_checkpoint(
-    folder: str | Path,
-    state: TrainingState,
-    settings: Mapping[str, Any],
-    replay_cuts: Callable[[TrainingState, list[dict[str, Any]]], None],
-) -> None:
+def restore_checkpoint(folder: str | Path, state: TrainingState, settings: Mapping[str, Any]) -> None:
     """Bring `state` to the newest checkpoint in `folder`; leave it as it is if there is none.
-
-    `replay_cuts` makes a fresh state fit what was cut before the checkpoint.
 
     Raises:
         TrainingError: the checkpoint was written with other settings or another model, or is damaged.
@@ -108,16 +99,18 @@ def restore_checkpoint(
         return
     try:
         saved = read_json(path / "state.json")
-        changes = differing(saved["settings"], _as_json(settings), FREE_IN_RECOVERY)
+        changes = differing(saved["settings"], as_json(settings), FREE_IN_RECOVERY)
         if not changes:
-            replay_cuts(state, saved["cuts"])
+            if state.pruning is not None:
+                state.pruning.load_state_dict(saved["pruning"])
             _load(path, saved, state)
     except UNFIT as error:
         reason = first_line(error)
         raise TrainingError(f"{path} is damaged or does not fit this model: {reason}; use another folder") from error
     if changes:
-        said = ", ".join(f"{name} {there} there, {here} here" for name, (there, here) in changes.items())
-        raise TrainingError(f"{path} was written with other settings ({said}); use them, or another folder")
+        raise TrainingError(
+            f"{path} was written with other settings ({say_differing(changes)}); use them, or another folder"
+        )
 
 
 def _load(path: Path, saved: dict[str, Any], state: TrainingState) -> None:
@@ -136,7 +129,6 @@ def _load(path: Path, saved: dict[str, Any], state: TrainingState) -> None:
         state.scaler.load_state_dict(saved["scaler"])
     state.step, state.seconds = int(saved["step"]), float(saved["seconds"])
     state.jacobian_scale, state.balanced = float(saved["jacobian_scale"]), int(saved["balanced"])
-    state.pruning = saved["pruning"]
     state.window = {name: (total, count) for name, (total, count) in saved["window"].items()}
 
 
@@ -151,7 +143,3 @@ def optimizer_tensors(state: TrainingState) -> dict[str, Tensor]:
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.contiguous() for name, tensor in tensors.items()}
-
-
-def _as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps(settings))

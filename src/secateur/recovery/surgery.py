@@ -1,67 +1,158 @@
-"""Cutting a model while it trains: weights, moving average and optimizer moments lose the same units together."""
+"""Cutting a model while it trains: weights, moving average and the optimizer's state lose the same units together."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
+import torch
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from ..base.errors import TrainingError
 from ..io.manifest import apply_cut
 from ..models.registry import describe
-from ..structure import Cut, kept_entries, name_after, rescaling
-from .checkpoints import TrainingState
+from ..structure import Cut, Structure, kept_entries, name_after, rescaling
+from .averages import Average, module_of
+
+# State that grows with the square of the gradient, by the names that torch's optimizers give it.
+SQUARES = frozenset({"exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "row_var", "col_var", "variance"})
 
 
-def cut_training_state(state: TrainingState, cut: Cut, details: Mapping[str, Any], base_id: str) -> None:
-    """Apply `cut` to the model, the average and Adam's moments of `state`, in place, and remember it in `state.cuts`.
+@dataclass(frozen=True)
+class Slicing:
+    """What a cut does to one parameter, and to whatever has its shape.
 
-    What stays keeps its moments; a weight that removal multiplies by c has a gradient 1 / c as large, and such moments.
-    The balance of the Jacobian term starts over: before the cut the student was little else than its teacher.
+    Attributes:
+        kept: indices of the entries that stay, for each axis that loses some.
+        factor: what removal multiplies the parameter by.
     """
-    structure = describe(state.model)
-    before = dict(state.model.named_parameters())
-    kept = kept_entries(structure, cut, {name: parameter.shape for name, parameter in before.items()})
-    factors = rescaling(structure, cut)
-    for model in (state.model, state.ema.model):
-        apply_cut(model, cut, details, base_id)
-    after = dict(state.model.named_parameters())
-    moments: dict[Tensor, dict[str, Tensor]] = {}
-    for name, parameter in before.items():
-        renamed = name_after(structure, cut, name)
-        if renamed in after and parameter in state.optimizer.state:
-            found = state.optimizer.state[parameter]
-            moments[after[renamed]] = _cut_moments(found, kept.get(name, {}), factors.get(name, 1.0))
-    state.optimizer.state.clear()
-    state.optimizer.state.update(moments)
-    (group,) = state.optimizer.param_groups
-    group["params"] = [parameter for parameter in after.values() if parameter.requires_grad]
-    state.jacobian_scale, state.balanced = 1.0, 0
-    state.cuts.append(
-        {
-            "kept": {name: list(units) for name, units in cut.kept.items()},
-            "removed_blocks": list(cut.removed_blocks),
-            "step": state.step,
-            "details": dict(details),
-            "base_id": base_id,
-        }
-    )
 
+    kept: Mapping[int, Tensor] = field(default_factory=dict)
+    factor: float = 1.0
 
-def replay_cuts(state: TrainingState, cuts: list[dict[str, Any]]) -> None:
-    """Apply the `cuts` that a checkpoint remembers to a fresh state, so that its tensors fit."""
-    for saved in cuts:
-        state.step = saved["step"]
-        cut = Cut({name: tuple(units) for name, units in saved["kept"].items()}, tuple(saved["removed_blocks"]))
-        cut_training_state(state, cut, saved["details"], saved["base_id"])
-
-
-def _cut_moments(moments: Mapping[str, Tensor], kept: Mapping[int, Tensor], factor: float) -> dict[str, Tensor]:
-    cut = {}
-    for name, value in moments.items():
-        if value.ndim:  # Adam's step count has no axis
-            for axis, entries in kept.items():
+    def __call__(self, value: Tensor) -> Tensor:
+        """The kept entries of `value`; axes of size 1, which hold a mean over the parameter's, stay."""
+        for axis, entries in self.kept.items():
+            if value.shape[axis] != 1:
                 value = value.index_select(axis, entries.to(value.device))
-            value = value / (factor**2 if name == "exp_avg_sq" else factor)
+        return value
+
+
+def cut_in_training(
+    model: nn.Module,
+    cut: Cut,
+    optimizer: Optimizer | None = None,
+    average: Average | None = None,
+    details: Mapping[str, Any] | None = None,
+    base_id: str = "",
+) -> None:
+    """Apply `cut` to `model`, to the state of `optimizer` and to `average`, in place.
+
+    What stays keeps its state. A weight that removal multiplies by c has a gradient 1 / c as large, and so has what the
+    optimizer remembers of it. State of a parameter that lost entries starts anew where its shape says nothing of them,
+    as that of quantized optimizers does. Parameters may be tied, and `optimizer` may hold others than the model's.
+    """
+    structure = describe(model)
+    names = _names(model)
+    slicings = _slicings(model, structure, cut, names)
+    renamed = {parameter: _name_after(structure, cut, aliases) for parameter, aliases in names.items()}
+    apply_cut(model, cut, details, base_id)
+    present = dict(model.named_parameters(remove_duplicate=False))
+    successors = {
+        parameter: None if name is None else present.get(name)  # one inside of a skipped block is gone too
+        for parameter, name in renamed.items()
+    }
+    if optimizer is not None:
+        _cut_optimizer(optimizer, successors, slicings)
+    if isinstance(average, EMAModel):
+        _cut_shadow(average, list(names), successors, slicings, list(model.parameters()))
+    elif average is not None:
+        apply_cut(module_of(average), cut, details, base_id)
+
+
+def _names(model: nn.Module) -> dict[Tensor, list[str]]:
+    """Every parameter with its names, more than one where it is tied."""
+    names: dict[Tensor, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(parameter, []).append(name)
+    return names
+
+
+def _slicings(
+    model: nn.Module, structure: Structure, cut: Cut, names: Mapping[Tensor, list[str]]
+) -> dict[Tensor, Slicing]:
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters(remove_duplicate=False)}
+    kept, factors = kept_entries(structure, cut, shapes), rescaling(structure, cut)
+    return {
+        parameter: Slicing(
+            {axis: entries for name in aliases for axis, entries in kept.get(name, {}).items()},
+            next((factors[name] for name in aliases if name in factors), 1.0),
+        )
+        for parameter, aliases in names.items()
+    }
+
+
+def _name_after(structure: Structure, cut: Cut, aliases: list[str]) -> str | None:
+    return next((new for name in aliases if (new := name_after(structure, cut, name)) is not None), None)
+
+
+def _cut_optimizer(
+    optimizer: Optimizer, successors: Mapping[Tensor, Tensor | None], slicings: Mapping[Tensor, Slicing]
+) -> None:
+    state: dict[Tensor, Any] = {}
+    for parameter, remembered in optimizer.state.items():
+        successor = successors.get(parameter, parameter)
+        if successor is None:
+            continue
+        sliced = _cut_state(remembered, parameter, slicings.get(parameter, Slicing()))
+        if sliced is not None:
+            state[successor] = sliced
+    optimizer.state.clear()
+    optimizer.state.update(state)
+    for group in optimizer.param_groups:
+        found = [successors.get(parameter, parameter) for parameter in group["params"]]
+        group["params"] = [parameter for parameter in found if parameter is not None]
+
+
+def _cut_state(state: Mapping[str, Any], parameter: Tensor, slicing: Slicing) -> dict[str, Any] | None:
+    """What an optimizer remembers of a parameter, after the cut; None if its state must start anew."""
+    if not slicing.kept and slicing.factor == 1:
+        return dict(state)
+    cut = {}
+    for name, value in state.items():
+        if isinstance(value, Tensor) and value.numel() > 1:
+            if not _follows(value, parameter):
+                return None
+            value = slicing(value) / (slicing.factor**2 if name in SQUARES else slicing.factor)
         cut[name] = value
     return cut
+
+
+def _follows(value: Tensor, parameter: Tensor) -> bool:
+    """Whether each axis of `value` is the parameter's, or a mean over it, in a plain tensor."""
+    sizes = zip(value.shape, parameter.shape, strict=False)
+    return type(value) is Tensor and value.ndim == parameter.ndim and all(one in (1, other) for one, other in sizes)
+
+
+@torch.no_grad()
+def _cut_shadow(
+    average: EMAModel,
+    before: list[Tensor],
+    successors: Mapping[Tensor, Tensor | None],
+    slicings: Mapping[Tensor, Slicing],
+    after: list[nn.Parameter],
+) -> None:
+    """Cut the tensors that diffusers' average keeps in the order of the model's parameters."""
+    if len(average.shadow_params) != len(before):
+        raise TrainingError(
+            f"the average holds {len(average.shadow_params)} tensors, the model {len(before)} parameters; "
+            "make it from model.parameters()"
+        )
+    shadows = {
+        successors[parameter]: slicings[parameter](shadow) * slicings[parameter].factor
+        for parameter, shadow in zip(before, average.shadow_params, strict=True)
+    }
+    average.shadow_params = [shadows[parameter] for parameter in after]

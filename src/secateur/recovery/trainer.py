@@ -7,15 +7,13 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from ..base.console import progress
@@ -25,10 +23,8 @@ from ..base.seeds import seed_of
 from ..data import ImageDataset
 from ..data.conditions import accepts, check_conditions, disable_label_dropout, null_conditions
 from ..models.network import device_of
-from ..models.registry import describe
 from ..process.base import Process
-from ..structure.masks import masked
-from .accelerator import make_accelerator
+from .accelerator import make_accelerator, own_accelerate
 from .balance import norm, summed_gradient
 from .checkpoints import TrainingState, newest_checkpoint, restore_checkpoint, save_checkpoint
 from .config import RecoveryConfig, learning_rate_at
@@ -36,9 +32,8 @@ from .draws import DROPOUT, Draw, draw_step
 from .ema import Ema
 from .log import append_record, cut_log, means, seen
 from .objectives import JACOBIAN, Objective, Terms, build_objective
-from .pruner import Decision, Pruner
+from .pruner import AttachedPruner, Pruner
 from .recomputing import recomputing
-from .surgery import cut_training_state, replay_cuts
 
 BALANCED_STEPS = 10  # steps with a Jacobian term over which its automatic weight is found
 NORM = "grad_norm_"  # and the term: its gradient norm, in the log
@@ -70,17 +65,19 @@ def recover(
         DataError: the labels do not fit the model.
         TrainingError: the loss is not finite, memory does not suffice, the checkpoint in `folder` is damaged or belongs
             to another run; or as `make_accelerator`.
-        KeyboardInterrupt: on Ctrl-C, after the step at hand and a checkpoint.
+        KeyboardInterrupt: on Ctrl-C, after the step at hand and a checkpoint. After SIGTERM the same happens, and then
+            what SIGTERM does without this function.
     """
     folder = Path(folder)
     objective = build_objective(config, teacher)
     taught_by = teacher if objective.needs_teacher else None
     check_conditions(model, dataset)
     try:
-        accelerator = make_accelerator(config, folder, device_of(model))
-        devices = [accelerator.device] if accelerator.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
-            return _Run(accelerator, model, process, dataset, config, folder, objective, taught_by, pruner).finish()
+        with own_accelerate():
+            accelerator = make_accelerator(config, folder, device_of(model))
+            devices = [accelerator.device] if accelerator.device.type == "cuda" else []
+            with torch.random.fork_rng(devices):
+                return _Run(accelerator, model, process, dataset, config, folder, objective, taught_by, pruner).finish()
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -88,8 +85,6 @@ def recover(
             f"out of memory at batch size {config.batch_size}, accumulation {config.accumulation}; "
             "raise the accumulation and run again, or lower the batch size in another folder"
         ) from error
-    finally:
-        AcceleratorState._reset_state(reset_partial_state=True)  # the next run may differ in device and precision
 
 
 class _Run:
@@ -109,7 +104,6 @@ class _Run:
     ) -> None:
         self.accelerator, self.process, self.dataset = accelerator, process, dataset
         self.config, self.folder, self.objective = config, folder, objective
-        self.pruner, self.masking = pruner, ExitStack()
         self.settings = asdict(config) | {
             "data": f"{dataset.name}, {len(dataset)} images {tuple(dataset.shape)}",
             "num_processes": accelerator.num_processes,  # dropout differs by it
@@ -126,7 +120,8 @@ class _Run:
         self.student, self.optimizer = model, optimizer
         self.teacher_mode = teacher is not None and teacher.training
         self.teacher = teacher and accelerator.prepare_model(teacher.eval(), evaluation_mode=True)
-        self.state = TrainingState(model, ema, optimizer, accelerator.scaler)
+        pruning = None if pruner is None else AttachedPruner(pruner, model, optimizer, ema)
+        self.state = TrainingState(model, ema, optimizer, accelerator.scaler, pruning=pruning)
 
     def _prepare_student(self, model: nn.Module) -> None:
         self.null, self.accepts = null_conditions(model, self.dataset), accepts(model)
@@ -139,16 +134,16 @@ class _Run:
     def finish(self) -> nn.Module:
         """Run the steps that are left, all of them without a checkpoint, and return the moving average."""
         try:
-            restore_checkpoint(self.folder, self.state, self.settings, replay_cuts)
+            restore_checkpoint(self.folder, self.state, self.settings)
             # After the restoration: a wrapper for several processes must know the parameters of a model that was cut.
             self.student, self.optimizer = self.accelerator.prepare(self.state.model, self.state.optimizer)
-            self._mask()
             with recomputing(self.state.model, self.config.gradient_checkpointing):
                 self._train()
             for tracker in self.accelerator.trackers:  # end_training would end the process group too
                 tracker.finish()
         finally:
-            self.masking.close()
+            if self.state.pruning is not None:
+                self.state.pruning.take_masks_off()
             for wrapped in (self.student, self.teacher):
                 if wrapped is not None:  # take the mixed precision off again
                     self.accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
@@ -174,55 +169,40 @@ class _Run:
                 draws = upcoming.result()
                 upcoming = prefetcher.submit(self._draw, min(self.state.step + 1, self.config.steps - 1))
                 begun = time.perf_counter()
-                pruner = self.pruner if self.pruner is not None and self.pruner.due(self.state.step) else None
-                if pruner is not None:
-                    self._prune(pruner)
+                decided = self.state.pruning is not None and self._prune(self.state.pruning)
                 record, stop = self._step(draws, interrupted())
                 self.state.seconds += time.perf_counter() - begun
-                self._keep(record, keep_all=stop or pruner is not None)
+                self._keep(record, keep_all=stop or decided)
                 advance(1, f"loss {record['loss']:.4f}")
                 if stop:
-                    raise KeyboardInterrupt
+                    raise KeyboardInterrupt  # in every process; in the one that was stopped, its signal comes now
+            if self._anyone(interrupted()):  # it came in the last step
+                raise KeyboardInterrupt
+
+    def _anyone(self, interrupted: bool) -> bool:
+        """Whether some process was interrupted."""
+        return bool(self.accelerator.reduce(torch.tensor(float(interrupted), device=self.accelerator.device)) > 0)
 
     def _draw(self, step: int) -> list[Draw]:
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         return draw_step(self.dataset, self.process, self.config, step, self.null, self.accepts, rank, processes)
 
-    def _prune(self, pruner: Pruner) -> None:
-        """Let the main process decide, and follow."""
-        state, accelerator = self.state, self.accelerator
-        begun = time.perf_counter()
-        decision = None
-        self.student = accelerator.unwrap_model(self.student, keep_fp32_wrapper=False)  # decisions in full precision
-        if accelerator.is_main_process:
-            with masked(state.ema.model, describe(state.ema.model), self._masks()):
-                decision = pruner.decide(state.model, state.ema.model, state.pruning, state.step)
-        (shared,) = broadcast_object_list([decision])
-        assert isinstance(shared, Decision)
-        state.pruning = {**shared.pruning, "masks": {name: list(values) for name, values in shared.masks.items()}}
-        if shared.cut is not None:
-            self.masking.close()
-            cut_training_state(state, shared.cut, shared.details, pruner.base_id)
-        if accelerator.num_processes > 1:
-            accelerator.free_memory()  # the old wrapper would keep what left
-            self.optimizer = accelerator.prepare_optimizer(state.optimizer)
-        self.student = accelerator.prepare_model(state.model)
-        self._mask()
-        if accelerator.is_main_process:
+    def _prune(self, pruning: AttachedPruner) -> bool:
+        """Let the pruner do what is due before this step; whether anything was."""
+        begun, due = time.perf_counter(), pruning.due
+        if pruning.step():
+            state, accelerator = self.state, self.accelerator
+            # Before the cut the student was little else than its teacher.
+            state.jacobian_scale, state.balanced = 1.0, 0
+            accelerator.unwrap_model(self.student, keep_fp32_wrapper=False)
+            if accelerator.num_processes > 1:
+                accelerator.free_memory()  # the old wrapper would keep what left
+                self.optimizer = accelerator.prepare_optimizer(state.optimizer)
+            self.student = accelerator.prepare_model(state.model)
+        if due and self.accelerator.is_main_process:
             seconds = round(time.perf_counter() - begun, 3)
-            append_record(self.folder / "stages.jsonl", {"step": state.step, **shared.record, "seconds": seconds})
-
-    def _masks(self) -> dict[str, torch.Tensor]:
-        device = self.accelerator.device
-        return {
-            name: torch.tensor(values, device=device) for name, values in self.state.pruning.get("masks", {}).items()
-        }
-
-    def _mask(self) -> None:
-        """Train under the masks that the pruner asked for last."""
-        self.masking.close()
-        if masks := self._masks():
-            self.masking.enter_context(masked(self.state.model, describe(self.state.model), masks))
+            append_record(self.folder / "stages.jsonl", {**pruning.records[-1], "seconds": seconds})
+        return due
 
     def _step(self, draws: list[Draw], interrupted: bool) -> tuple[dict[str, float], bool]:
         """One optimizer step; what the log says of this step alone, and whether some process was interrupted."""

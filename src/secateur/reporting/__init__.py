@@ -8,15 +8,10 @@ from .plots import plot_cut, plot_denoising, plot_ranking, plot_speed, plot_stag
 from .run import read_run
 from .style import save_figure
 from .summary import summarize
-from .tables import Table, block_table, cut_table, evaluation_table, ranking_table, stage_table
 
 __all__ = [
     "TRIALS",
-    "Table",
-    "block_table",
     "comparison_grid",
-    "cut_table",
-    "evaluation_table",
     "image_grid",
     "plot_cut",
     "plot_denoising",
@@ -24,10 +19,8 @@ __all__ = [
     "plot_speed",
     "plot_stages",
     "plot_training",
-    "ranking_table",
     "read_run",
     "save_figure",
-    "stage_table",
     "summarize",
     "write_comparison",
     "write_cut",

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from ..results.evaluation import Evaluation
+from ..results import ClassScores, Evaluation
 
 SCORES = ("coverage", "diversity")  # what a class that is gone, or always the same picture, loses
 COLLAPSED = 0.25  # share of the reference's score whose loss is called a collapse
@@ -15,14 +14,24 @@ MOST_CLASSES = 40
 
 @dataclass(frozen=True)
 class ClassScore:
-    """The scores of one class for every model, the reference first; absent or None where nothing was measured."""
+    """The scores of one class for every model, the reference first."""
 
     name: str
-    models: Mapping[str, Mapping[str, Any]]
+    models: Mapping[str, ClassScores]
+
+    def value(self, model: str, score: str) -> float | None:
+        """A score of a model; None where it was not measured."""
+        found = self.models.get(model)
+        return None if found is None else getattr(found, score)
+
+    @property
+    def final(self) -> str:
+        """The name of the last model."""
+        return list(self.models)[-1]
 
     def change(self, model: str, score: str) -> float | None:
         """Of `score`, as a share of the reference's; of the reference itself 0."""
-        before, after = (found.get(score) for found in (next(iter(self.models.values())), self.models[model]))
+        before, after = self.value(next(iter(self.models)), score), self.value(model, score)
         return None if before is None or after is None or not before else after / before - 1
 
     def collapsed(self, model: str, score: str) -> bool:
@@ -31,15 +40,14 @@ class ClassScore:
         return change is not None and change <= -COLLAPSED
 
 
-def class_scores(evaluation: Evaluation) -> list[ClassScore]:
+def class_scores(evaluation: Evaluation | None) -> list[ClassScore]:
     """Every class of the data, in order; none where nothing was measured by class."""
-    models = [model for model in evaluation.models if model.classes]
-    found: dict[Any, dict[str, Mapping[str, Any]]] = {}
+    found: dict[int, dict[str, ClassScores]] = {}
     names = {}
-    for model in models:
-        for row in model.classes:
-            names[row["label"]] = str(row.get("name", row["label"]))
-            found.setdefault(row["label"], {model.name: {} for model in models})[model.name] = row
+    for model, result in ({} if evaluation is None else evaluation.models).items():
+        for row in result.per_class.classes if result.per_class is not None else ():
+            names[row.label] = row.name
+            found.setdefault(row.label, {})[model] = row
     return [ClassScore(names[label], rows) for label, rows in found.items()]
 
 
@@ -50,18 +58,13 @@ def worst_first(scores: Sequence[ClassScore], most: int = MOST_CLASSES) -> list[
 
 def collapsed_classes(scores: Sequence[ClassScore]) -> list[tuple[ClassScore, str]]:
     """Classes that collapsed in the final model, each with the score that it lost most of, the worst first."""
-    lost = [(_largest_loss(found), found) for found in scores if any(found.collapsed(_final(found), s) for s in SCORES)]
-    worst = sorted(lost, key=lambda pair: pair[0])
-    return [(found, min(SCORES, key=lambda score: _change(found, score))) for _, found in worst]
-
-
-def _final(found: ClassScore) -> str:
-    return list(found.models)[-1]
+    lost = [found for found in scores if any(found.collapsed(found.final, score) for score in SCORES)]
+    worst = sorted(lost, key=_largest_loss)
+    return [(found, min(SCORES, key=lambda score: _change(found, score))) for found in worst]
 
 
 def _change(found: ClassScore, score: str) -> float:
-    change = found.change(_final(found), score)
-    return 0.0 if change is None else change
+    return found.change(found.final, score) or 0.0
 
 
 def _largest_loss(found: ClassScore) -> float:

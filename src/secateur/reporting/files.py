@@ -7,6 +7,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from ..base.files import atomic_file, write_text
+from ..results import Evaluation, Table
 from .classes import class_scores, worst_first
 from .grids import comparison_grid
 from .layers import Pair, layer_pairs
@@ -22,22 +23,10 @@ from .plots import (
     plot_stages,
     plot_training,
 )
+from .plots.evaluation import losses_of
 from .run import Run, read_run
-from .stages import decisions, removal_step, soft_stages
 from .style import save_figure
-from .tables import (
-    Table,
-    block_table,
-    class_table,
-    comparison_rows,
-    correlation_table,
-    cut_table,
-    decision_table,
-    evaluation_table,
-    layer_table,
-    ranking_table,
-    stage_table,
-)
+from .tables import class_table, layer_table, ranking_tables
 
 RANKING = ("ranking", "blocks", "correlations")
 
@@ -45,58 +34,46 @@ RANKING = ("ranking", "blocks", "correlations")
 def figures_of(run: Run) -> dict[str, Figure]:
     """Every figure that the run has numbers for, by name."""
     found: dict[str, Figure] = {}
-    models, stages = run.evaluation.models, soft_stages(run.stages)
-    if run.ranking:
+    records, evaluation = run.recovery.records, run.evaluation
+    if run.ranking is not None:
         found["ranking"] = plot_ranking(run.ranking, run.cut)
-    if run.cut.get("dims"):
+    if run.cut is not None and run.cut.dims:
         found["cut"] = plot_cut(run.cut)
-    if stages:
-        found["stages"] = plot_stages(stages, run.records)
-    if decided := decisions(run.stages):
-        found["decisions"] = plot_decisions(decided)
-    if run.records:
-        found["training"] = plot_training(run.records, removal_step(stages))
-    if any(len(model.losses) > 1 for model in models):
-        found["denoising"] = plot_denoising(models)
-    if len(models) > 1:
-        found["speed"] = plot_speed(models)
-    if scores := class_scores(run.evaluation):
+    if run.decisions.soft:
+        found["stages"] = plot_stages(run.decisions, records)
+    if run.decisions.blocks:
+        found["decisions"] = plot_decisions(run.decisions.blocks)
+    if records:
+        found["training"] = plot_training(records, run.decisions.removal_step)
+    if evaluation is not None:
+        if any(len(losses.losses) > 1 for losses in losses_of(evaluation).values()):
+            found["denoising"] = plot_denoising(evaluation)
+        if evaluation.compares:
+            found["speed"] = plot_speed(evaluation)
+    if scores := class_scores(evaluation):
         found["classes"] = plot_classes(worst_first(scores))
-    if pairs := layers_of(run):
+    if pairs := layers_of(evaluation):
         found["layers"] = plot_layers(pairs)
     return found
 
 
-def layers_of(run: Run) -> list[Pair]:
+def layers_of(evaluation: Evaluation | None) -> list[Pair]:
     """The layers of the dense model beside those of the final one; none where there are not two models."""
-    models = run.evaluation.models
-    if len(models) < 2 or not all(model.layers for model in (models[0], models[-1])):
+    if evaluation is None or not evaluation.compares or not (evaluation.dense.layers and evaluation.final.layers):
         return []
-    return layer_pairs(models[0].layers, models[-1].layers, models[-1].removed_blocks)
+    return layer_pairs(evaluation.dense.layers, evaluation.final.layers, evaluation.final.removed_blocks)
 
 
 def tables_of(run: Run) -> dict[str, Table]:
     """Every table that the run has numbers for, by name."""
     found: dict[str, Table] = {}
-    if run.ranking.get("dims"):
-        found["ranking"] = ranking_table(run.ranking, run.cut)
-    if run.ranking.get("blocks"):
-        found["blocks"] = block_table(run.ranking, run.cut)
-    if run.ranking.get("block_report"):
-        found["correlations"] = correlation_table(run.ranking)
-    if run.cut.get("dims"):
-        found["cut"] = cut_table(run.cut)
-    if stages := soft_stages(run.stages):
-        found["stages"] = stage_table(stages)
-    if decided := decisions(run.stages):
-        found["decisions"] = decision_table(decided)
-    if run.evaluation.models:
-        found["evaluation"] = evaluation_table(run.evaluation)
-    if run.evaluation.comparisons:
-        found["comparisons"] = comparison_rows(run.evaluation)
+    if run.ranking is not None:
+        found |= ranking_tables(run.ranking, run.cut)
+    for part in (run.cut, run.compensation, run.decisions, run.evaluation):
+        found |= part.tables() if part is not None else {}
     if scores := class_scores(run.evaluation):
         found["classes"] = class_table(scores)
-    if pairs := layers_of(run):
+    if pairs := layers_of(run.evaluation):
         found["layers"] = layer_table(pairs)
     return found
 
@@ -108,7 +85,7 @@ def write_ranking(folder: str | Path) -> Path:
 
 def write_cut(folder: str | Path) -> Path:
     """Write the plot and the table of `cut.json`, and those of the ranking with the border of the cut."""
-    return _write(read_run(folder), (*RANKING, "cut"))
+    return _write(read_run(folder), (*RANKING, "sizes", "cut"))
 
 
 def _write(run: Run, names: tuple[str, ...]) -> Path:

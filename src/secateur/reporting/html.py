@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from ..base.files import write_json, write_text
+from ..results import Ranking
 from .classes import SCORES, class_scores, worst_first
 from .files import figures_of, layers_of, tables_of, write_figures, write_samples, write_tables
 from .pages import as_svgs, render, strip_of, strips_by_class
@@ -16,7 +18,6 @@ from .plots import plot_classes, plot_layers, plot_ranking, plot_stages
 from .plots.layers import QUANTITIES
 from .plots.stages import parts_with_data
 from .run import Run, read_run
-from .stages import soft_stages
 from .summary import summarize
 
 ALTERNATIVES = {
@@ -76,30 +77,32 @@ def write_report(run: str | Path) -> Path:
 
 def _apart(run: Run, figures: dict[str, Figure]) -> dict[str, Figure]:
     """The figures with those of several panels in parts, so that the page can lay them out beside each other."""
-    nothing: dict[str, Any] = {"dims": {}, "blocks": {}, "block_report": None, "curve": None}
-    parts = {"ranking": ("dims",), "blocks": ("blocks", "block_report"), "curve": ("curve",)}
-    panels = {
-        name: plot_ranking({**nothing, **{part: run.ranking.get(part) for part in group}}, run.cut)
-        for name, group in parts.items()
-        if run.ranking.get(group[0])
-    }
-    stages = soft_stages(run.stages)
+    panels: dict[str, Figure] = {}
+    if (ranking := run.ranking) is not None:
+        bare = Ranking(ranking.criterion)
+        if ranking.dims:
+            panels["ranking"] = plot_ranking(replace(bare, dims=ranking.dims), run.cut)
+        if ranking.blocks:
+            blocks = replace(bare, blocks=ranking.blocks, block_report=ranking.block_report)
+            panels["blocks"] = plot_ranking(blocks, run.cut)
+        if ranking.curve is not None:
+            panels["curve"] = plot_ranking(replace(bare, curve=ranking.curve))
     for name, group in STAGE_PARTS.items():
-        if stages and parts_with_data(stages, run.records, group):
-            panels[name] = plot_stages(stages, run.records, group)
+        if run.decisions.soft and parts_with_data(run.decisions.soft, run.recovery.records, group):
+            panels[name] = plot_stages(run.decisions, run.recovery.records, group)
     if "classes" in figures:
         scores = worst_first(class_scores(run.evaluation))
         panels |= {score: plot_classes(scores, (score,)) for score in SCORES}
     if "layers" in figures:
-        panels |= {quantity: plot_layers(layers_of(run), (quantity,)) for quantity in QUANTITIES}
+        panels |= {quantity: plot_layers(layers_of(run.evaluation), (quantity,)) for quantity in QUANTITIES}
     return {name: figure for name, figure in figures.items() if name not in IN_PARTS} | panels
 
 
 def _title(run: Run) -> str:
     model = str(run.config.get("model") or run.folder.resolve().name).rstrip("/").rpartition("/")[2]
     if run.cut:
-        return f"{model}, pruned to {run.cut['target']}"
-    return f"{model}, ranked by {run.ranking['criterion']}" if run.ranking else model
+        return f"{model}, pruned to {run.cut.target}"
+    return f"{model}, ranked by {run.ranking.criterion}" if run.ranking else model
 
 
 def _facts(config: Any) -> dict[str, str]:
@@ -111,7 +114,7 @@ def _settings(run: Run) -> str:
     """Every setting as JSON, without what the page shows elsewhere."""
     chosen = {key: value for key, value in run.config.items() if key not in SETTINGS}
     if run.ranking:
-        chosen["ranking"] = {"criterion": run.ranking.get("criterion"), "options": run.ranking.get("options")}
+        chosen["ranking"] = {"criterion": run.ranking.criterion, "options": run.ranking.options}
     if run.cut:
-        chosen["cut"] = {key: run.cut.get(key) for key in ("allocation", "granularity", "round_to")}
+        chosen["cut"] = {key: getattr(run.cut, key) for key in ("allocation", "granularity", "round_to")}
     return json.dumps(chosen, indent=2, ensure_ascii=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-from ..results.evaluation import Layer
+from ..results import Layer
 
 Pair = tuple[Layer, Layer]  # before and after; of a layer that left, nothing is left
 Kept = Mapping[str, Sequence[str] | None]  # by list of blocks, the numbers that stayed; None where nobody says which

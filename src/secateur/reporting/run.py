@@ -1,35 +1,54 @@
-"""What a run folder holds, as plain values; whatever is absent is empty."""
+"""What a run folder holds, as typed results; whatever is absent is None or empty."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..base.errors import SecateurError, require
-from ..base.files import read_json
-from ..results.evaluation import MODEL_ORDER, Evaluation, read_evaluation
+from ..base.errors import SecateurError, first_line
+from ..results import (
+    MODEL_ORDER,
+    Compensation,
+    CutResult,
+    Decisions,
+    Evaluation,
+    Ranking,
+    Recovery,
+    read_decisions,
+    read_recovery,
+    read_result,
+)
 
-FORMAT = 1  # of evaluation.json
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Run:
-    """The parts of a run folder that are there."""
+    """The parts of a run that are there.
+
+    Attributes:
+        folder: where it is, or where its report goes.
+        config: the command and its settings.
+        ranking, cut, compensation, decisions, recovery, evaluation: results of its stages.
+        images: of each model, (N, C, H, W) in [-1, 1], from the same noise.
+        real: images of the data.
+        class_labels: of the models' images, (N,).
+    """
 
     folder: Path
     config: Mapping[str, Any] = field(default_factory=dict)
-    ranking: Mapping[str, Any] = field(default_factory=dict)
-    cut: Mapping[str, Any] = field(default_factory=dict)
-    stages: Sequence[Mapping[str, Any]] = ()
-    records: Sequence[Mapping[str, float]] = ()
-    evaluation: Evaluation = field(default_factory=Evaluation)
+    ranking: Ranking | None = None
+    cut: CutResult | None = None
+    compensation: Compensation | None = None
+    decisions: Decisions = field(default_factory=Decisions)
+    recovery: Recovery = field(default_factory=Recovery)
+    evaluation: Evaluation | None = None
     images: Mapping[str, Tensor] = field(default_factory=dict)
     real: Tensor | None = None
     class_labels: Tensor | None = None
@@ -39,52 +58,56 @@ def read_run(folder: str | Path) -> Run:
     """Read the run in `folder`.
 
     Raises:
-        SecateurError: there is no run, or one of its files is damaged, or of another version.
+        SecateurError: there is no run, or one of its files is damaged; names file and field.
     """
     folder = Path(folder)
-    parts = {name: _json_if_there(folder / f"{name}.json") for name in ("config", "ranking", "cut")}
-    evaluation = _evaluation(folder / "evaluation" / "evaluation.json")
-    stages, records = (_read_lines(folder / "recovery" / f"{name}.jsonl") for name in ("stages", "log"))
-    if not (parts["ranking"] or parts["cut"] or evaluation or stages or records):
+    config = read_config(folder)
+    ranking = _if_there(folder / "ranking.json", lambda path: read_result(Ranking, path))
+    cut = _if_there(folder / "cut.json", lambda path: read_result(CutResult, path))
+    compensation = _if_there(folder / "compensation.json", lambda path: read_result(Compensation, path))
+    decisions = _if_there(folder / "recovery" / "stages.jsonl", read_decisions)
+    recovery = _if_there(folder / "recovery" / "log.jsonl", read_recovery)
+    evaluation = _if_there(folder / "evaluation" / "evaluation.json", lambda path: read_result(Evaluation, path))
+    if all(part is None for part in (ranking, cut, compensation, decisions, recovery, evaluation)):
         raise SecateurError(f"{folder} holds no run to report; give the output folder of a secateur command")
     tensors = _read_samples(folder / "evaluation" / "samples.safetensors")
     real, labels = tensors.pop("real", None), tensors.pop("class_labels", None)
-    images = {name: tensors[name] for name in sorted(tensors, key=_model_order)}
+    order = evaluation.names if evaluation is not None else MODEL_ORDER
+    images = {name: tensors[name] for name in sorted(tensors, key=lambda name: _place(name, order))}
     return Run(
-        folder, **parts, stages=stages, records=records, evaluation=read_evaluation(evaluation),
-        images=images, real=real, class_labels=labels,
+        folder, config, ranking, cut, compensation, decisions or Decisions(), recovery or Recovery(), evaluation,
+        images, real, labels,
     )  # fmt: skip
 
 
-def _json_if_there(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.exists() else {}
+def read_config(folder: Path) -> dict[str, Any]:
+    """The command and the settings of the run in `folder`; empty where nothing says them.
+
+    Raises:
+        SecateurError: `config.json` is damaged.
+    """
+    return _if_there(folder / "config.json", lambda path: read_result(dict[str, Any], path)) or {}
 
 
-def _evaluation(path: Path) -> dict[str, Any]:
-    found = _json_if_there(path)
-    if not found:
-        return {}
-    version = found.get("format", FORMAT)
-    require(version == FORMAT, f"{path} has format {version}, this secateur reads {FORMAT}; use the one that wrote it")
-    require(bool(found.get("models")), f"{path} names no models; remove it and evaluate again")
-    return found
+def _if_there(path: Path, read: Callable[[Path], T]) -> T | None:
+    return read(path) if path.exists() else None
 
 
-def _model_order(name: str) -> tuple[int, str]:
-    return (MODEL_ORDER.index(name) if name in MODEL_ORDER else len(MODEL_ORDER)), name
-
-
-def _read_lines(path: Path) -> tuple[dict[str, Any], ...]:
-    """The whole lines: a run that was killed may leave half a line at the end."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    try:
-        return tuple(json.loads(line) for line in lines if line.endswith("}"))
-    except ValueError as error:
-        raise SecateurError(f"{path} is not readable JSON lines: {error}") from error
+def _place(name: str, order: tuple[str, ...]) -> tuple[int, str]:
+    return (order.index(name) if name in order else len(order)), name
 
 
 def _read_samples(path: Path) -> dict[str, Tensor]:
+    """Tensors to look at.
+
+    Raises:
+        SecateurError: the file is damaged, or holds tensors that are no images and no labels of them.
+    """
     try:
-        return load_file(path) if path.exists() else {}
+        tensors = load_file(path) if path.exists() else {}
     except (SafetensorError, OSError) as error:
-        raise SecateurError(f"{path} is not a readable safetensors file: {error}") from error
+        raise SecateurError(f"{path} is not a readable safetensors file: {first_line(error)}") from error
+    for name, tensor in tensors.items():
+        if tensor.ndim != (1 if name == "class_labels" else 4) or (tensor.ndim == 4 and not tensor.numel()):
+            raise SecateurError(f"{path} is damaged: {name} has the shape {tuple(tensor.shape)}")
+    return tensors

@@ -28,6 +28,7 @@ SCORE_COLOURS = LinearSegmentedColormap.from_list("scores", ["#dbe4ea", "#6fb3a9
 DIRECTION_COLOURS = {"noise": WARM, "collapse": ACCENT, "neither": FAINT}
 SHIFT_COLOURS = LinearSegmentedColormap.from_list("shifts", [ACCENT, "#e6eaed", WARM])  # collapse, none, noise
 LONGEST_NAME = 33
+SMALL = 6.5  # points of numbers in a figure
 MARGIN = 0.62  # inches left of a panel with numbers
 
 STYLE: dict[Any, Any] = {

@@ -1,37 +1,48 @@
-"""The numbers of a run in plain language: what was asked, what was reached, what was lost."""
+"""A run in plain language: a verdict in one sentence, key numbers, then what was asked, reached and lost."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from ..base.units import format_count
-from ..results.evaluation import Evaluation, ModelResult
-from ..schedules.target import format_amount
+from ..results import Change, Evaluation, ModelResult, to_json
+from ..results.numbers import format_measured, format_number, percent
+from ..results.verdicts import Kind
 from .classes import class_scores, collapsed_classes
 from .run import Run
-from .stages import decisions, removal_step, soft_stages
-from .verdicts import verdict_of, verdicts
 
-UNITS = {"macs": " MACs", "params": " parameters", "latency": "", "blocks": " blocks"}
+Badge = Literal["better", "worse", "same", ""]
+BADGES: dict[Kind, Badge] = {"better": "better", "worse": "worse", "unclear": "same", "different": ""}
+QUALITY = ("fd", "kid", "denoising_loss")  # what the verdict on quality rests on: the first that was compared
 
 
 @dataclass(frozen=True)
 class Card:
-    """One key number: what it is, its value, and what to compare it with."""
+    """One key number: what it is, its value, what to compare it with, and whether it is better than the reference's."""
 
     label: str
     value: str
     note: str
+    badge: Badge = ""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Sentences and key numbers for people, `numbers` for programs, and what nobody measured."""
+    """What a run came to.
 
+    Attributes:
+        verdict: in one sentence.
+        sentences: what was asked, reached and lost.
+        cards: key numbers.
+        not_measured: what nobody measured.
+        notes: of the evaluation.
+        numbers: for programs.
+    """
+
+    verdict: str
     sentences: tuple[str, ...]
     cards: tuple[Card, ...]
     not_measured: tuple[str, ...]
@@ -40,151 +51,179 @@ class Summary:
 
 
 def summarize(run: Run) -> Summary:
-    """Say what the run's own files say, and no more."""
-    sentences = [*_target(run), *_size(run), *_stages(run), *_speed(run.evaluation), *_quality(run.evaluation),
-                 *_classes(run.evaluation)]  # fmt: skip
-    if not run.cut and run.ranking:
-        sentences.insert(0, _ranked(run))
-    missing = _not_measured(run)
+    """Say what the results of a run say, and no more."""
+    sentences = [*_ranked(run), *(run.cut.sentences() if run.cut else ()), *_stages(run)]
+    sentences += run.compensation.sentences() if run.compensation else ()
+    if run.evaluation is not None:
+        sentences += [*_speed(run.evaluation), *_quality(run.evaluation), *_classes(run.evaluation)]
+    missing = not_measured(run)
+    notes = run.evaluation.all_notes() if run.evaluation else ()
+    verdict = verdict_of(run)
     numbers = {
         "command": run.config.get("command_line", run.config.get("command")),
-        "target": {key: run.cut.get(key) for key in ("target", "metric", "asked", "reached", "dense")},
-        "before": run.cut.get("before"),
-        "after": run.cut.get("after"),
-        "progressive": _progressive(run),
-        "decisions": decisions(run.stages) or None,
-        "fidelity": {
-            "metric": run.evaluation.metric or None,
-            "samples": run.evaluation.samples,
-            "reference_samples": run.evaluation.reference_samples,
-        },
-        "models": [dataclasses.asdict(model) for model in run.evaluation.models],
+        "verdict": verdict,
         "sentences": sentences,
         "not_measured": missing,
-        "notes": list(run.evaluation.notes),
+        "notes": list(notes),
+        "cut": to_json(run.cut),
+        "compensation": to_json(run.compensation),
+        "decisions": to_json(run.decisions),
+        "evaluation": _without_rounds(to_json(run.evaluation)),
     }
-    return Summary(tuple(sentences), tuple(_cards(run)), tuple(missing), run.evaluation.notes, finite(numbers))
+    return Summary(verdict, tuple(sentences), tuple(_cards(run)), tuple(missing), notes, finite(numbers))
 
 
-def percent(part: float, whole: float) -> str:
-    """A share with one decimal, without a trailing zero."""
-    return f"{100 * part / whole:.1f}".removesuffix(".0") + "%" if whole else "–"
+def verdict_of(run: Run) -> str:
+    """The run in one sentence: how much smaller, how much faster, how good."""
+    found = [_compute(run)] if run.cut is not None or (run.evaluation and run.evaluation.compares) else []
+    evaluation = run.evaluation
+    if evaluation is None:
+        if not found:
+            return "Ranked; nothing was cut." if run.ranking is not None else "Nothing was measured yet."
+        return f"{found[0]}; speed and quality were not measured."
+    if not evaluation.compares:
+        return f"{_alone(evaluation)}; there was nothing to compare it with."
+    found += [*_faster(evaluation), _quality_verdict(evaluation)]
+    return f"{', '.join(part for part in found if part)}."
 
 
-def _ranked(run: Run) -> str:
-    dims, blocks = run.ranking["dims"], run.ranking.get("blocks", {})
-    seconds = run.ranking.get("seconds")
-    took = "" if seconds is None else f" in {seconds:.3g} s"
-    what = f"{sum(map(len, dims.values()))} units of {len(dims)} dims" if dims else f"{len(blocks)} blocks"
-    return f"Ranked {what} by {run.ranking['criterion']}{took}; nothing was cut."
+def _compute(run: Run) -> str:
+    share = _macs(run).ratio
+    if 0.995 <= share <= 1.005:
+        return "The same compute"
+    names = {"Half": 0.5, "A quarter of": 0.25, "A third of": 1 / 3, "Two thirds of": 2 / 3, "Three quarters of": 0.75}
+    named = next((name for name, value in names.items() if abs(share / value - 1) < 0.02), None)
+    return f"{named} the compute" if named else f"{100 * share:.0f}% of the compute"
 
 
-def _target(run: Run) -> list[str]:
-    cut = run.cut
-    if not cut:
+def _macs(run: Run) -> Change:
+    if run.evaluation is not None and run.evaluation.compares:
+        return run.evaluation.macs
+    assert run.cut is not None
+    return Change(run.cut.before.macs, run.cut.after.macs)
+
+
+def _faster(evaluation: Evaluation) -> list[str]:
+    if not evaluation.latency:
         return []
-    metric, unit = cut["metric"], UNITS.get(cut["metric"], "")
-    reached, dense = format_amount(metric, cut["reached"]), format_amount(metric, cut["dense"])
-    share = percent(cut["reached"], cut["dense"])
-    missed = ", more than asked" if cut["reached"] > 1.005 * cut["asked"] else ""
-    return [f"Asked for {cut['target']}; reached {share} ({reached} of {dense}{unit}){missed}."]
+    batch = list(evaluation.latency)[-1]
+    ratio = 1 / evaluation.latency[batch].ratio
+    if unclear_time(evaluation, batch):
+        return ["no measurable change of speed"]
+    return [f"{ratio:.1f}× faster" if ratio > 1 else f"{1 / ratio:.1f}× slower"]
 
 
-def _size(run: Run) -> list[str]:
-    before, after, metric = run.cut.get("before"), run.cut.get("after"), run.cut.get("metric")
-    if not before or not after:
+def _quality_verdict(evaluation: Evaluation) -> str:
+    reference, final = evaluation.reference, evaluation.final_name
+    for key in QUALITY:
+        kind = evaluation.verdict(key, final, reference)
+        if kind is None:
+            continue
+        label = evaluation.metrics[key].label
+        if kind == "unclear":
+            return f"{label} not distinguishable from {reference}"
+        numbers = f"{format_number(evaluation.final[key].value)} against {format_number(evaluation.dense[key].value)}"
+        return f"{label} measurably {kind} than {reference} ({numbers})"
+    return "quality not compared"
+
+
+def _alone(evaluation: Evaluation) -> str:
+    model = evaluation.final
+    quality = [
+        f"{evaluation.metrics[key].label} {format_number(model[key].value)}"
+        for key in QUALITY
+        if key in model.estimates
+    ]
+    return ", ".join([f"{format_count(model.parameters)} parameters", f"{format_count(model.macs)} MACs", *quality[:1]])
+
+
+def _ranked(run: Run) -> list[str]:
+    ranking = run.ranking
+    if ranking is None or run.cut is not None:
         return []
-    kept = []
-    if metric != "macs":
-        kept.append(f"{percent(after['macs'], before['macs'])} of the MACs")
-    if metric != "params":
-        parameters = f"{format_count(after['parameters'])} of {format_count(before['parameters'])}"
-        kept.append(f"{percent(after['parameters'], before['parameters'])} of the parameters ({parameters})")
-    blocks = len(run.cut.get("removed_blocks", []))
-    gone = f"; {blocks} block{'s' * (blocks != 1)} removed" if blocks else ""
-    return [f"That leaves {' and '.join(kept)}{gone}."]
-
-
-def _progressive(run: Run) -> dict[str, Any] | None:
-    """Stages of soft pruning so far, the steps they took, their seconds, and whether masked units were removed."""
-    stages = soft_stages(run.stages)
-    if not stages:
-        return None
-    seconds = sum(stage["seconds"] for stage in stages)
-    finished = removal_step(stages) is not None
-    return {"stages": len(stages), "steps": stages[-1]["step"], "seconds": seconds, "finished": finished}
+    took = "" if ranking.seconds is None else f" in {format_number(ranking.seconds)} s"
+    units = sum(map(len, ranking.dims.values()))
+    what = f"{units} units of {len(ranking.dims)} dims" if units else f"{len(ranking.blocks)} blocks"
+    return [f"Ranked {what} by {ranking.criterion}{took}; nothing was cut."]
 
 
 def _stages(run: Run) -> list[str]:
-    if decided := decisions(run.stages):
-        removed = sum(len(stage["removed"]) for stage in decided)
-        seconds = sum(stage.get("seconds", 0) for stage in decided)
-        return [f"{removed} blocks left by {len(decided)} decisions during recovery, which took {seconds:.3g} s."]
-    found = _progressive(run)
-    if found is None:
+    decisions, trained = run.decisions, run.recovery.steps
+    if decisions.blocks:
+        seconds = format_number(sum(stage.seconds for stage in decisions.blocks))
+        removed, count = len(decisions.removed_blocks), len(decisions.blocks)
+        return [f"{count} decisions during recovery removed {removed} blocks; deciding took {seconds} s."]
+    if not decisions.soft:
         return []
-    stages, steps, last = found["stages"], found["steps"], max((record["step"] for record in run.records), default=0)
-    if not found["finished"]:
+    stages, steps = len(decisions.soft), decisions.soft[-1].step
+    if decisions.removal_step is None:
         return [f"Pruning progressively: {stages} stages in {steps} steps so far, masked units are still there."]
-    when = f"the first {steps} of {last:g} steps" if last > steps else f"{steps} steps"
-    return [f"Pruned progressively over {stages} stages in {when}; deciding what leaves took {found['seconds']:.3g} s."]
+    seconds = format_number(sum(stage.seconds for stage in decisions.soft))
+    when = f"the first {steps} of {trained} steps" if trained > steps else f"{steps} steps"
+    return [f"Pruned progressively over {stages} stages in {when}; deciding what to remove took {seconds} s."]
 
 
 def _speed(evaluation: Evaluation) -> list[str]:
-    if len(evaluation.models) < 2:
-        return []
-    dense, final = evaluation.models[0], evaluation.models[-1]
-    shared = [batch for batch in dense.latency if batch in final.latency]
-    if not shared:
+    if not evaluation.compares or not evaluation.latency:
         return []
     where = f" on {evaluation.device}" if evaluation.device else ""
-    found = [_speedup(evaluation, dense, final, batch) for batch in shared]
-    return [f"One call of the {final.name} model{where}: {'; '.join(found)}."]
+    found = [_speedup(evaluation, batch) for batch in evaluation.latency]
+    return [f"One call of the {evaluation.final_name} model{where}: {'; '.join(found)}."]
 
 
-def _speedup(evaluation: Evaluation, dense: ModelResult, final: ModelResult, batch: str) -> str:
-    slow, fast = dense.latency[batch], final.latency[batch]
-    times = f"({slow.median_ms:.3g} → {fast.median_ms:.3g} ms)"
-    if _unclear(evaluation, dense, final, batch):
-        return f"no clear difference at batch {batch} {times}"
-    ratio = slow.median_ms / fast.median_ms
-    change = f"{ratio:.2f}× faster" if ratio > 1 else f"{1 / ratio:.2f}× slower"
-    return f"{change} at batch {batch} {times}"
+def _speedup(evaluation: Evaluation, batch: str) -> str:
+    times = evaluation.latency[batch]
+    said = f"({format_number(times.before)} → {format_number(times.after)} ms)"
+    if unclear_time(evaluation, batch):
+        return f"no measurable difference at batch {batch} {said}"
+    ratio = 1 / times.ratio
+    return f"{f'{ratio:.2f}× faster' if ratio > 1 else f'{1 / ratio:.2f}× slower'} at batch {batch} {said}"
 
 
-def _unclear(evaluation: Evaluation, dense: ModelResult, final: ModelResult, batch: str) -> bool:
-    """Whether the difference may be noise: by its interval, or where none is known because the quartiles overlap."""
-    verdict = verdict_of(evaluation, f"latency_{batch}", final.name, dense.name)
-    one, other = dense.latency[batch], final.latency[batch]
+def unclear_time(evaluation: Evaluation, batch: str) -> bool:
+    """Whether the difference of latencies may be noise: by its interval, or where none is known by quartiles."""
+    verdict = evaluation.verdict(f"latency_{batch}", evaluation.final_name, evaluation.reference)
+    one, other = evaluation.dense.latency[batch], evaluation.final.latency[batch]
     overlap = one.lower_ms <= other.upper_ms and other.lower_ms <= one.upper_ms
     return overlap if verdict is None else verdict == "unclear"
 
 
 def _quality(evaluation: Evaluation) -> list[str]:
-    models, sentences = evaluation.models, []
-    if frechet := _chain(models, lambda model: model.frechet, ".3g"):
-        samples = f"{evaluation.samples} samples" if evaluation.samples else "samples"
+    sentences, fidelity = [], evaluation.fidelity
+    if fidelity is not None and (chain := _chain(evaluation, "fd")):
         sentences.append(
-            f"Fréchet distance {evaluation.metric} of {samples} to real images, lower is better: {frechet}"
-            f"{_judged(evaluation, 'fd')}."
+            f"Fréchet distance {fidelity.metric} of {fidelity.samples:,} samples to real images, lower is better: "
+            f"{chain}{_judged(evaluation, 'fd')}."
         )
-    if ssim := _chain(models, lambda model: model.ssim, ".3f"):
+    if chain := _chain(evaluation, "ssim"):
         sentences.append(
-            f"SSIM to {evaluation.reference} on the same {evaluation.start}, 1 is identical: {ssim}"
+            f"SSIM to {evaluation.reference} on the same {evaluation.start}, 1 is identical: {chain}"
             f"{_judged(evaluation, 'ssim')}."
         )
-    if loss := _chain(models, lambda model: model.loss, ".4g"):
-        sentences.append(f"Mean {evaluation.loss}: {loss}{_judged(evaluation, 'denoising_loss')}.")
-    if ftle := _chain(models, lambda model: model.ftle, ".3g"):
-        sentences.append(f"Finite-time Lyapunov exponent, how fast the sampler parts neighbouring noises: {ftle}.")
+    if chain := _chain(evaluation, "denoising_loss"):
+        sentences.append(f"Mean {evaluation.loss}: {chain}{_judged(evaluation, 'denoising_loss')}.")
+    if chain := _chain(evaluation, "ftle"):
+        sentences.append(f"Finite-time Lyapunov exponent, how fast the sampler parts neighbouring noises: {chain}.")
     return sentences
+
+
+def _chain(evaluation: Evaluation, key: str) -> str:
+    """The values of all models: "3.14 dense → 41.2 pruned → 5.17 recovered"."""
+    measured = [(name, model.value(key)) for name, model in evaluation.models.items()]
+    return " → ".join(f"{format_number(value)} {name}" for name, value in measured if value is not None)
 
 
 def _judged(evaluation: Evaluation, metric: str) -> str:
     """What the metric says of the final model, where differences have been compared with their uncertainty."""
-    final = evaluation.models[-1].name
-    words = [verdict.text for verdict in verdicts(evaluation, metric, final)]
-    return f"; {final} is {', '.join(words)}" if words else ""
+    final = evaluation.final_name
+    words = [verdict.text for verdict in evaluation.verdicts(metric, final)]
+    if not words:
+        return ""
+    verbs = [
+        word if word.startswith("differs") else f"has {word}" if word.startswith("no ") else f"is {word}"
+        for word in words
+    ]
+    return f"; {final} {', '.join(verbs)}"
 
 
 def _classes(evaluation: Evaluation) -> list[str]:
@@ -193,60 +232,89 @@ def _classes(evaluation: Evaluation) -> list[str]:
     if not lost:
         return []
     found, score = lost[0]
-    dense, *_, final = found.models.values()
-    fall = f"{score} {dense[score]:.2f} → {final[score]:.2f} with {final.get('samples')} samples"
+    before, after = found.value(evaluation.reference, score), found.value(found.final, score)
+    fall = f"{score} {before:.2f} → {after:.2f} with {found.models[found.final].samples} samples"
     return [
         f"{len(lost)} of {len(scores)} classes lost a quarter or more of {evaluation.reference}'s coverage or "
         f"diversity; most of all {found.name} ({fall})."
     ]
 
 
-def _chain(models: Sequence[ModelResult], value: Callable[[ModelResult], float | None], digits: str) -> str:
-    measured = [(model.name, value(model)) for model in models]
-    return " → ".join(f"{number:{digits}} {name}" for name, number in measured if number is not None)
-
-
-def _not_measured(run: Run) -> list[str]:
+def not_measured(run: Run) -> list[str]:
+    """The usual measurements that the run does not have."""
     evaluation = run.evaluation
-    if not evaluation.models:
+    if evaluation is None:
         return ["speed and quality (the run has no evaluation)"]
-    compared = evaluation.models[1:]
-    checks = {
-        "latency": all(model.latency for model in evaluation.models),
-        "Fréchet distance": all(model.frechet is not None for model in evaluation.models),
-        evaluation.loss: all(model.loss is not None for model in evaluation.models),
-        f"SSIM to {evaluation.reference if compared else 'a dense reference'}": (
-            bool(compared) and all(model.ssim is not None for model in compared)
-        ),
+    models = list(evaluation.models.values())
+
+    def measured(key: str, among: list[ModelResult]) -> bool:
+        return bool(among) and all(key in model.estimates for model in among)
+
+    checks: dict[str, bool] = {
+        "latency": all(model.latency for model in models),
+        "Fréchet distance": measured("fd", models),
+        evaluation.loss: measured("denoising_loss", models),
+        f"SSIM to {evaluation.reference if evaluation.compares else 'a dense reference'}": measured("ssim", models[1:]),
     }
-    return [name for name, measured in checks.items() if not measured]
+    return [name for name, there in checks.items() if not there]
 
 
 def _cards(run: Run) -> list[Card]:
-    before, after = run.cut.get("before"), run.cut.get("after")
-    cards = []
-    for label, key in (("MACs", "macs"), ("Parameters", "parameters")):
-        if before and after:
-            note = f"{format_count(after[key])} of {format_count(before[key])}"
-            cards.append(Card(f"{label} kept", percent(after[key], before[key]), note))
-    models = run.evaluation.models
-    if len(models) < 2:
-        return cards
-    dense, final = models[0], models[-1]
-    batches = [batch for batch in dense.latency if batch in final.latency]
-    if batches:
-        slow, fast = dense.latency[batches[-1]], final.latency[batches[-1]]
-        note = f"{slow.median_ms:.3g} → {fast.median_ms:.3g} ms a call"
-        note += ", no clear difference" if _unclear(run.evaluation, dense, final, batches[-1]) else ""
-        cards.append(Card(f"Speed, batch {batches[-1]}", f"{slow.median_ms / fast.median_ms:.2f}×", note))
-    if final.frechet is not None and dense.frechet is not None:
-        cards.append(
-            Card(run.evaluation.metric, f"{final.frechet:.3g}", f"{dense.name} {dense.frechet:.3g}; lower is better")
-        )
-    if final.ssim is not None:
-        others = "; ".join(f"{model.name} {model.ssim:.2f}" for model in models[1:-1] if model.ssim is not None)
-        cards.append(Card(f"SSIM to {dense.name}", f"{final.ssim:.2f}", others or "1 is identical"))
-    return cards
+    evaluation = run.evaluation
+    if evaluation is None or not evaluation.compares:
+        sizes = (("Compute", "macs", "MACs"), ("Parameters", "parameters", "parameters")) if run.cut else ()
+        return [_size_card(label, unit, lambda size, k=key: getattr(size, k), run) for label, key, unit in sizes]  # type: ignore[misc]
+    cards = [
+        _amount_card("Compute", "MACs", evaluation.macs),
+        _amount_card("Parameters", "parameters", evaluation.parameters),
+    ]
+    if evaluation.latency:
+        batch = list(evaluation.latency)[-1]
+        times = evaluation.latency[batch]
+        note = f"{format_number(times.before)} → {format_number(times.after)} ms a call at batch {batch}"
+        badge: Badge = "same" if unclear_time(evaluation, batch) else "better" if times.ratio < 1 else "worse"
+        cards.append(Card("Speed", f"{1 / times.ratio:.2f}×", note, badge))
+    quality = [key for key in ("fd", "kid", "denoising_loss", "ssim") if key in evaluation.final.estimates]
+    shown = quality[:1] if quality[:1] != ["ssim"] else []
+    return cards + [_metric_card(evaluation, key) for key in (*shown, *(["ssim"] if "ssim" in quality else []))]
+
+
+def _size_card(label: str, unit: str, size: Callable[[Any], float], run: Run) -> Card:
+    assert run.cut is not None
+    return _amount_card(label, unit, Change(size(run.cut.before), size(run.cut.after)))
+
+
+def _amount_card(label: str, unit: str, change: Change) -> Card:
+    badge: Badge = "same" if abs(change.ratio - 1) < 0.005 else "better" if change.ratio < 1 else "worse"
+    note = f"{format_count(change.after)} of {format_count(change.before)} {unit} stay"
+    return Card(label, percent(change.after, change.before), note, badge)
+
+
+def _metric_card(evaluation: Evaluation, key: str) -> Card:
+    metric, final, dense = evaluation.metrics[key], evaluation.final[key], evaluation.dense
+    direction = f"{metric.better} is better" if metric.better else ""
+    kind = evaluation.verdict(key, evaluation.final_name, evaluation.reference)
+    if key in dense.estimates:
+        note = f"{evaluation.reference} {format_measured(dense[key].value, dense[key].std)}; {direction}"
+        return Card(metric.label, format_number(final.value), note, BADGES[kind] if kind else "")
+    between = [f"{name} {format_number(model[key].value)}" for name, model in evaluation.models.items()
+               if key in model.estimates and name != evaluation.final_name]  # fmt: skip
+    label = f"{metric.label} to {evaluation.reference}"
+    return Card(
+        label, format_number(final.value), "; ".join([*between, "1 is identical" if key == "ssim" else direction])
+    )
+
+
+def _without_rounds(evaluation: Any) -> Any:
+    """Without the time of every round, and without the layers, which the tables have."""
+    if evaluation is None:
+        return None
+    for model in evaluation["models"].values():
+        del model["layers"]
+        for kind in ("latency", "compiled_latency"):
+            for timing in model[kind].values():
+                del timing["times_ms"]
+    return evaluation
 
 
 def finite(value: Any) -> Any:

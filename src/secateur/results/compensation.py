@@ -6,6 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from .display import Displayed
+from .numbers import percent
+from .table import Table
+
 
 @dataclass(frozen=True)
 class Reader:
@@ -14,8 +18,7 @@ class Reader:
     Attributes:
         rows: input positions that it was fitted on.
         columns: input features, the bias's included.
-        before, after: E|target - output|^2 / E|target|^2 with the weights as cut, and as refitted. The target is the
-            layer's own dense output or, for a layer that adds to a residual stream, the stream behind its block.
+        before, after: E|target - output|^2 / E|target|^2 with the weights as cut, and as refitted.
         seconds: that it took.
     """
 
@@ -27,7 +30,7 @@ class Reader:
 
 
 @dataclass(frozen=True)
-class Compensation:
+class Compensation(Displayed):
     """The error of every reader before and after it was refitted.
 
     Attributes:
@@ -36,7 +39,6 @@ class Compensation:
         before, after: E|dense output - output|^2 / E|dense output|^2 of the whole model, where that was measured.
         options: of the method.
         seconds: in all.
-        left: readers that keep the weights of the cut, and why.
     """
 
     readers: Mapping[str, Reader] = field(default_factory=dict)
@@ -45,4 +47,31 @@ class Compensation:
     after: float | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     seconds: float | None = None
-    left: Mapping[str, str] = field(default_factory=dict)
+
+    def sentences(self) -> tuple[str, ...]:
+        """How many layers were refitted, how long that took, and what it did to the model's output."""
+        took = "" if self.seconds is None else f" in {self.seconds:.3g} s"
+        count = len(self.readers)
+        layers = f"{count} layer{'s were' if count != 1 else ' was'} refitted to the dense model{took}"
+        if self.before is None or self.after is None:
+            return (f"{layers}.",)
+        error = f"{percent(self.before, 1)} to {percent(self.after, 1)} of the dense output's square"
+        return (f"{layers}, which took the error of the whole model's output from {error}.",)
+
+    def tables(self) -> dict[str, Table]:
+        """Every reader."""
+        return {"compensation": compensation_table(self)}
+
+
+def _share(one: Reader) -> float | None:
+    return None if not one.before or one.after is None else one.after / one.before
+
+
+def compensation_table(found: Compensation) -> Table:
+    """Every refitted layer: its rows and columns, and its error before and after."""
+    rows = tuple(
+        (name, one.rows, one.columns, one.before, one.after, _share(one), one.seconds)
+        for name, one in found.readers.items()
+    )  # fmt: skip
+    columns = ("layer", "rows", "columns", "error before", "error after", "after / before", "seconds")
+    return Table(columns, rows).without_empty_columns()

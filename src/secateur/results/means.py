@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
+from .numbers import format_measured
+
 TIED_WITHIN = 2.0  # standard errors of a difference
 
 
@@ -20,7 +22,7 @@ class Mean:
     count: int = 1
 
     def __str__(self) -> str:
-        return f"{self.value:.3g}" if self.spread is None else f"{self.value:.3g} ± {self.spread:.2g}"
+        return format_measured(self.value, self.spread)
 
 
 def combine(values: Sequence[float], errors: Sequence[float | None]) -> Mean:

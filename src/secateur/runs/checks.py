@@ -5,8 +5,6 @@ from __future__ import annotations
 from torch import nn
 
 from ..base.errors import DataError, SecateurError, require
-from ..criteria import criterion_named
-from ..criteria.blocks.measure import block_names
 from ..data import ImageDataset, LatentDataset
 from ..data.conditions import GIVE_LABELS, check_conditions
 from ..io.checkpoint import Loaded
@@ -16,8 +14,7 @@ from ..recovery import RecoveryConfig
 from ..recovery.accelerator import check_accelerator
 from ..recovery.objectives import build_objective
 from ..recovery.recomputing import check_recomputing
-from ..schedules import Granularity
-from ..structure import Structure
+from ..schedules import AdaptiveConfig, Granularity, ProgressiveConfig, check_fits
 
 
 def check_recovery(
@@ -70,37 +67,6 @@ def check_schedule(recipe: Recipe, granularity: Granularity) -> None:
     Raises:
         SecateurError: the stages take as many steps as there are, or more; or they drop blocks, and widths are asked.
     """
-    if recipe.schedule == "progressive":
-        needed = recipe.progressive.pruning_steps
-        require(
-            needed < recipe.recovery.steps,
-            f"progressive pruning takes {needed} steps, recovery has {recipe.recovery.steps}; give more --steps, or "
-            "fewer --progressive.stage-steps",
-        )
-    if recipe.schedule == "adaptive":
-        boundaries = recipe.adaptive.boundaries(recipe.recovery.steps)
-        require(
-            len(set(boundaries)) == len(boundaries),
-            f"{len(boundaries)} adaptive stages do not fit into the first {100 * recipe.adaptive.until:g}% of "
-            f"{recipe.recovery.steps} steps; give more --steps, or fewer --adaptive.stages",
-        )
-        require(
-            granularity == "depth",
-            "the adaptive schedule drops blocks; add --cut.granularity depth, or give a number of blocks as the "
-            "target, such as blocks=6",
-        )
-
-
-def check_criterion(criterion: str, structure: Structure, granularity: Granularity = "depth") -> None:
-    """Find that `criterion` cannot rank what is to be cut, before long work starts.
-
-    Raises:
-        SecateurError: it ranks blocks only, and there are none, or widths are to be cut.
-    """
-    if criterion_named(criterion).ranks == "blocks":
-        block_names(structure)
-        require(
-            granularity == "depth",
-            f"criterion {criterion} ranks blocks only, and this cut narrows widths; add --cut.granularity depth, or "
-            "give a number of blocks as the target, such as blocks=6",
-        )
+    schedules: dict[str, ProgressiveConfig | AdaptiveConfig]
+    schedules = {"progressive": recipe.progressive, "adaptive": recipe.adaptive}
+    check_fits(schedules.get(recipe.schedule), recipe.recovery.steps, granularity == "depth")

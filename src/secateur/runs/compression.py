@@ -16,9 +16,10 @@ from ..io.checkpoint import Component, Loaded
 from ..process.named import ProcessName
 from ..recipes import Recipe, recipe_named
 from ..recovery import Pruner, RecoveryConfig, WarmupConfig
-from ..schedules import Target, granularity_for
+from ..results import CutResult
+from ..schedules import Target, check_criterion, granularity_for
 from ..structure import Structure
-from .checks import check_criterion, check_recovery, check_schedule
+from .checks import check_recovery, check_schedule
 from .plan import plan_cut
 from .pruners import make_pruner
 from .stages import cut_stage, evaluate_stage, on_cpu, rank_stage, recover_stage, reopened, settle_stage
@@ -26,7 +27,7 @@ from .stages import cut_stage, evaluate_stage, on_cpu, rank_stage, recover_stage
 
 def check(
     loaded: Loaded, structure: Structure, dataset: ImageDataset, goal: Target, settings: Recipe
-) -> dict[str, Any] | None:
+) -> CutResult | None:
     """Find what would stop a compression, before long work starts; returns the planned cut (`plan_cut`).
 
     Raises:

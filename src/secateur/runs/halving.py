@@ -50,18 +50,17 @@ def tied(one: Score, other: Score) -> bool:
     return abs(one.value - other.value) <= TIED_WITHIN * error
 
 
-def order(scores: dict[str, Score], seconds: dict[str, float]) -> list[str]:
+def order(scores: dict[str, Score], costs: dict[str, float]) -> list[str]:
     """The candidates from best to worst.
 
-    The lowest score is first; but of those tied with it, the one whose trial took least time. Then the same with the
-    others.
+    The lowest score is first; but of those tied with it, the one of the lowest cost. Then the same with the others.
     """
     names: list[str] = []
     remaining = list(scores)
     while remaining:
         lowest = min(remaining, key=lambda name: scores[name].value)
         level = [name for name in remaining if tied(scores[name], scores[lowest])]
-        chosen = min(level, key=lambda name: seconds[name])
+        chosen = min(level, key=lambda name: (costs[name], scores[name].value))
         names.append(chosen)
         remaining.remove(chosen)
     return names

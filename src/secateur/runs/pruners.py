@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 from torch import Tensor
-from typing_extensions import assert_never
 
 from ..base.files import read_json, write_json
 from ..data import ImageDataset
 from ..io.checkpoint import Loaded
-from ..models.network import example_inputs
 from ..recipes import Recipe
 from ..recovery import Pruner
-from ..schedules import Adaptive, Progressive, Target, block_cuts, judge, stage_scorer
+from ..schedules import Goal, Target, build_pruner
 from ..structure import Cut, Structure
-from ..structure.cost import cost_model
 from .stages import calibration, latency_of, solve_cut
 
 
@@ -42,29 +38,19 @@ def make_pruner(
         cut, recorded = solve_cut(out, loaded, structure, target, scores, recipe.cut)
         write_json(path, {"kept": cut.kept, "removed_blocks": cut.removed_blocks, "recorded": recorded})
     goal = read_json(path)
+    cut = Cut({name: tuple(units) for name, units in goal["kept"].items()}, tuple(goal["removed_blocks"]))
     scoring = recipe.progressive.scoring(recipe.scoring) if recipe.schedule == "progressive" else recipe.scoring
-    batch = calibration(loaded, dataset, scoring)
-    scorer = stage_scorer(loaded.process, batch, recipe.criterion, scoring)
-    cost = cost_model(loaded.model, structure, example_inputs(loaded.model, 1))
-    described = {"criterion": recipe.criterion, "scoring": asdict(scoring), "target": str(target)}
-    details = {**goal["recorded"], "schedule": recipe.schedule, "cut": asdict(recipe.cut), **described}
-    if recipe.schedule == "progressive":
-        wanted = Cut({name: tuple(units) for name, units in goal["kept"].items()}, tuple(goal["removed_blocks"]))
-        details |= {"progressive": asdict(recipe.progressive)}
-        return Progressive(recipe.progressive, wanted, scorer, cost, described, details, base_id)
-    if recipe.schedule == "adaptive":
-        del details["reached"]  # by the one-shot cut; stages may choose other blocks
-        details |= {"adaptive": asdict(recipe.adaptive)}
-        return Adaptive(
-            recipe.adaptive,
-            recipe.adaptive.boundaries(recipe.recovery.steps),
-            block_cuts(Target(target.metric, goal["recorded"]["asked"], is_fraction=False), recipe.cut, latency_of),
-            scores,
-            scorer,
-            judge(loaded.process, batch, scoring.seed),
-            cost({}).macs,
-            described,
-            details,
-            base_id,
-        )
-    assert_never(recipe.schedule)
+    return build_pruner(
+        recipe.progressive if recipe.schedule == "progressive" else recipe.adaptive,
+        loaded.model,
+        structure,
+        loaded.process,
+        calibration(loaded, dataset, scoring),
+        Goal(target, cut, scores, goal["recorded"]),
+        criterion=recipe.criterion,
+        scoring=recipe.scoring,
+        cut=recipe.cut,
+        steps=recipe.recovery.steps,
+        latency_of=latency_of,
+        base_id=base_id,
+    )

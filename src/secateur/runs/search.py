@@ -15,6 +15,7 @@ from ..criteria import ScoringConfig
 from ..evaluation import EvaluationConfig, check_evaluation
 from ..evaluation.metrics.denoising import denoising_loss_per_timestep
 from ..reporting import TRIALS, read_run
+from ..results import Evaluation, read_result
 from ..schedules import Target
 from .halving import Round, Score, check_rounds, order, rounds_of, score_of, tied
 from .stages import calibration, pipeline_stage, reopened
@@ -40,7 +41,10 @@ RULES = {
 }
 
 
-TIES = "of recipes within two standard errors of the difference, the one whose trial took least time goes first"
+TIES = (
+    "of recipes within two standard errors of the difference, the one whose trials are predicted to take least time goes "  # noqa: E501
+    "first"
+)
 
 
 @dataclass(frozen=True)
@@ -90,8 +94,9 @@ class Search:
                 f"{format_duration(fixed)}; give more, or fewer --shared.num-timesteps or --shared.num-images",
             )
         rounds = rounds_of(len(times), steps)
-        while rounds and len(fit := self._times(list(times), max(rounds[0].steps, 1), second, skipped)) < len(times):
-            times, rounds = fit, rounds_of(len(fit), steps)
+        trials = times
+        while rounds and len(trials := self._times(list(times), max(rounds[0].steps, 1), second, skipped)) < len(times):
+            times, rounds = trials, rounds_of(len(trials), steps)
         check_rounds(rounds, steps)
         return {
             "recipes": list(times),
@@ -103,6 +108,7 @@ class Search:
             "warm_up_seconds": warm_up,
             "rounds": [asdict(one) for one in rounds],
             "predicted_seconds": fixed + steps * a_step,
+            "predicted_trial_seconds": {name: sum(stages.values()) for name, stages in trials.items()},
             "trials": skipped,
         }
 
@@ -145,7 +151,7 @@ class Search:
             if not entries:
                 raise SecateurError(f"every trial of round {rung + 1} failed; see {run / TRIALS}")
             scores = {entry["recipe"]: _score(entry) for entry in entries}
-            ranked = order(scores, {entry["recipe"]: entry["seconds"] for entry in entries})
+            ranked = order(scores, plan["predicted_trial_seconds"])
             kept = plan["rounds"][rung + 1]["candidates"] if rung + 1 < len(plan["rounds"]) else 1
             for entry in entries:
                 at = ranked.index(entry["recipe"])
@@ -183,7 +189,8 @@ class Search:
     def _measure(self, folder: Path) -> Score:
         """The score of a trial's final model."""
         if self.score == "frechet":
-            distance = read_run(folder).evaluation.models[-1].estimates.get("fd")
+            evaluation = read_result(Evaluation, folder / "evaluation" / "evaluation.json")
+            distance = evaluation.final.estimates.get("fd")
             return Score(math.nan, None) if distance is None else Score(distance.value, distance.std)
         loaded = self.bench.loaded
         model = reopened(folder / "model", loaded)
@@ -223,7 +230,7 @@ class Search:
         if plan["budget_seconds"] is None or not done:
             return plan["budget_steps"] - sum(entry["steps"] for entry in done)
         last = [entry for entry in done if entry["recipe"] == plan["winner"]][-1]
-        took = read_run(run / "trials" / last["name"]).records[-1]["seconds"]
+        took = read_run(run / "trials" / last["name"]).recovery.seconds or 0.0
         trial = make_trial(plan["winner"], self.goal, self.seed, self.shared, evaluation=self.evaluation)
         measuring = plan_trial(self.bench, trial, seconds_per_pair(self.bench.loaded))["sample"]
         warm_up = plan.get("warm_up_seconds", 0.0)  # searches that an older version began have none

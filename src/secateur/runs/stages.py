@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 import shutil
 import time
 from collections.abc import Callable
@@ -15,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from ..base.distributed import is_main_process, wait_for_everyone
-from ..base.files import read_json, write_json
 from ..criteria import ScoringConfig, score
 from ..data import Batch, ImageDataset, calibration_batch
 from ..data.conditions import accepts
@@ -26,6 +24,7 @@ from ..models.labels import train_only_labels
 from ..models.network import as_network, device_of, example_inputs
 from ..recovery import Pruner, RecoveryConfig, WarmupConfig, recover
 from ..reporting import write_cut, write_ranking
+from ..results import CutResult, Evaluation, Ranking, read_decisions, read_result, to_json, write_result
 from ..schedules import CutConfig, Target, one_shot, settled
 from ..structure import Cut, Structure, remove
 from .subject import decoder
@@ -79,23 +78,23 @@ def rank_stage(
         batch = None if dataset is None else calibration(loaded, dataset, scoring)
         ranking = score(loaded.model, loaded.process, batch, structure, criterion, scoring)
         curve = ranking.curve if ranking.curve is not None and len(ranking.curve.losses) > 1 else None
-        write_json(
+        write_result(
             path,
-            {
-                "criterion": criterion,
-                "options": dataclasses.asdict(scoring),
-                "seconds": round(time.perf_counter() - begun, 2),
-                "dims": {name: ranking.scores[name].tolist() for name in structure.dims if name in ranking.scores},
-                "blocks": {name: ranking.scores[name].item() for name in structure.blocks},
-                "curve": None if curve is None else dataclasses.asdict(curve),  # a decoder's one timestep makes none
-                "block_report": None if ranking.report is None else dataclasses.asdict(ranking.report),
-            },
+            Ranking(
+                criterion=criterion,
+                dims={name: tuple(ranking.scores[name].tolist()) for name in structure.dims if name in ranking.scores},
+                blocks={name: ranking.scores[name].item() for name in structure.blocks},
+                curve=curve,  # a decoder's one timestep makes none
+                block_report=ranking.report,
+                options=to_json(scoring),
+                seconds=round(time.perf_counter() - begun, 2),
+            ),
         )
     if is_main_process():
         write_ranking(out)
-    ranking_json = read_json(path)
-    scores = {name: torch.tensor(values, dtype=torch.float64) for name, values in ranking_json["dims"].items()}
-    blocks = {name: torch.tensor([value], dtype=torch.float64) for name, value in ranking_json["blocks"].items()}
+    found = read_result(Ranking, path)
+    scores = {name: torch.tensor(values, dtype=torch.float64) for name, values in found.dims.items()}
+    blocks = {name: torch.tensor([value], dtype=torch.float64) for name, value in found.blocks.items()}
     return scores | blocks
 
 
@@ -147,18 +146,18 @@ def solve_cut(
         example_inputs(loaded.model, 1),
         latency_of(loaded.model, structure) if target.metric == "latency" else None,
     )
-    write_json(out / "cut.json", description)
+    write_result(out / "cut.json", description)
     write_cut(out)
-    return solution.cut, {key: description[key] for key in ("target", "metric", "asked", "reached", "dense")}
+    recorded = to_json(description)
+    return solution.cut, {key: recorded[key] for key in ("target", "metric", "asked", "reached", "dense")}
 
 
 def settle_stage(out: Path, loaded: Loaded, structure: Structure, target: Target, config: CutConfig) -> None:
     """Write `cut.json`, its table and its plot anew, by what the decisions of the recovery removed."""
-    lines = (out / "recovery" / "stages.jsonl").read_text().splitlines()
-    removed = [name for line in lines for name in json.loads(line)["removed"]]
-    if set(read_json(out / "cut.json")["removed_blocks"]) == set(removed):
+    removed = read_decisions(out / "recovery" / "stages.jsonl").removed_blocks
+    if set(read_result(CutResult, out / "cut.json").removed_blocks) == set(removed):
         return  # a latency would be measured anew, and be another
-    write_json(out / "cut.json", settled(loaded.model, structure, target, removed, config, latency_of))
+    write_result(out / "cut.json", settled(loaded.model, structure, target, removed, config, latency_of))
     write_cut(out)
 
 
@@ -212,20 +211,20 @@ def evaluate_stage(
     dataset: ImageDataset,
     config: EvaluationConfig,
     cache: Path | None = None,
-) -> dict[str, Any]:
+) -> Evaluation | None:
     """Compare the models, the first being the reference; writes `evaluation/`.
 
     What was measured of single images is kept until the evaluation is whole, or for good in the folder `cache`, where
-    other runs find the samples of the same models again. Of several processes only the first returns anything.
+    other runs find the samples of the same models again. Of several processes only the first returns one.
     """
     folder = out / "evaluation"
     path = folder / "evaluation.json"
     rows = cache or folder / "rows"
     if not path.is_file():
         result, samples = evaluate_models(models, loaded.process, dataset, config, decoder(loaded), cache=rows)
-        if not is_main_process():
-            return {}
+        if result is None:
+            return None
         write_evaluation(result, folder, samples)
     if cache is None:
         shutil.rmtree(rows, ignore_errors=True)
-    return read_json(path)
+    return read_result(Evaluation, path)

@@ -13,6 +13,7 @@ from ..base.console import say
 from ..base.devices import choose_device
 from ..base.distributed import process_count
 from ..base.errors import ModelError, SecateurError
+from ..base.fingerprint import model_fingerprint
 from ..criteria import criterion_named
 from ..data import ImageDataset, LatentDataset, load_data
 from ..data.autoencoder import open_autoencoder
@@ -112,6 +113,14 @@ def _say_classes(dataset: ImageDataset, classes: int | None) -> None:
     if classes is not None and 0 < len(names) < classes and names != numbered(len(names)):
         ends = f"0 is {names[0]}, {len(names) - 1} is {names[-1]}"
         say(f"classes    the data's {len(names)} are taken for the first of the model's {classes}: {ends}")
+
+
+def inputs_of(dataset: ImageDataset | None = None, **models: Loaded | None) -> dict[str, str]:
+    """Fingerprints of the contents that a run is made from, by the names of the settings that say where they lie."""
+    inputs = {
+        name: model_fingerprint(loaded.model, loaded.process) for name, loaded in models.items() if loaded is not None
+    }
+    return inputs if dataset is None else {**inputs, "data": dataset.fingerprint}
 
 
 def encode_data(dataset: ImageDataset, loaded: Loaded) -> ImageDataset:

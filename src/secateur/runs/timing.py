@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -22,6 +21,7 @@ from ..process.base import denoising_error
 from ..recipes import Recipe
 from ..recovery import RecoveryConfig, WarmupConfig
 from ..recovery.objectives import build_objective
+from ..results import CutResult
 from ..schedules.proxies import JUDGED_PASSES
 
 TIMED_STEPS = 3
@@ -54,7 +54,7 @@ class Work:
         warmup: how new labels are trained, in batches as large as recovery's.
     """
 
-    plan: dict[str, Any] | None = None
+    plan: CutResult | None = None
     ranking: tuple[str, ScoringConfig] | None = None
     recovery: RecoveryConfig | None = None
     evaluation: EvaluationConfig | None = None
@@ -63,7 +63,7 @@ class Work:
     warmup: WarmupConfig | None = None
 
 
-def work_of(recipe: Recipe, plan: dict[str, Any] | None, warmup: WarmupConfig | None = None) -> Work:
+def work_of(recipe: Recipe, plan: CutResult | None, warmup: WarmupConfig | None = None) -> Work:
     """A whole compression."""
     ranking = (recipe.criterion, recipe.scoring)
     return Work(plan, ranking, recipe.recovery, recipe.evaluation, pruned_late(recipe), warmup=warmup)
@@ -93,7 +93,7 @@ def print_times(loaded: Loaded, work: Work) -> None:
 def predict_seconds(loaded: Loaded, work: Work, second: float) -> dict[str, float]:
     """Seconds of each stage; one image takes `second` of them in a forward and backward pass (`seconds_per_pair`)."""
     plan, recovery, evaluation, pruned_late = work.plan, work.recovery, work.evaluation, work.pruned_late
-    ratio = 1.0 if plan is None else plan["after"]["macs"] / plan["before"]["macs"]
+    ratio = 1.0 if plan is None else plan.after.macs / plan.before.macs
     stages: dict[str, float] = {}
     if work.warmup is not None and recovery is not None:
         stages["warm up"] = float(work.warmup.steps * recovery.batch_size)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import time
 import traceback
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, get_args
@@ -26,9 +26,9 @@ from ..schedules import Target
 from ..structure import Structure
 from .checks import check_new_labels
 from .compression import check, compress_stages, given, resolve, run_settings
-from .folder import plain, start_run
+from .folder import plain, run_folder
 from .stages import warmup_stage
-from .subject import encode_data, open_data, open_model
+from .subject import encode_data, inputs_of, open_data, open_model
 from .timing import Work, predict_seconds, work_of
 
 NOT_IN_ALL = ("quickstart", "decoder")  # a small demonstration with a budget of its own, and one for VAEs
@@ -97,6 +97,7 @@ class Bench:
     dataset: ImageDataset
     component: Component | None = None
     warmup: WarmupConfig | None = None  # of the data's classes, where they replace the model's
+    inputs: Mapping[str, str] = field(default_factory=dict)  # fingerprints of model and data
 
 
 def open_bench(
@@ -114,10 +115,11 @@ def open_bench(
     """
     loaded, structure = open_model(model, process, device, component)
     dataset = open_data(data, loaded, warmup is not None)
+    inputs = inputs_of(dataset, model=loaded)
     if warmup is not None:
         check_new_labels(dataset)
         relabel(loaded.model, len(dataset.class_names))
-    return Bench(model, data, process, loaded, structure, dataset, component, warmup)
+    return Bench(model, data, process, loaded, structure, dataset, component, warmup, inputs)
 
 
 def warm_up(bench: Bench, run: Path, shared: TrialConfig) -> Bench:
@@ -234,12 +236,12 @@ def run_trial(bench: Bench, trial: Trial, run: Path, others: Iterable[Path], cac
     described = run_settings(
         bench.model, trial.goal, bench.data, trial.recipe, bench.process, trial.settings, bench.component, bench.warmup
     )
-    start_run(run, described)
-    _take_ranking(run, others, described)
-    dataset = encode_data(bench.dataset, bench.loaded)
-    compress_stages(run, bench.loaded, bench.structure, dataset, trial.goal, trial.settings, bench.model, cache)
-    if report:
-        write_report(run)
+    with run_folder(run, described, bench.inputs):
+        _take_ranking(run, others, described)
+        dataset = encode_data(bench.dataset, bench.loaded)
+        compress_stages(run, bench.loaded, bench.structure, dataset, trial.goal, trial.settings, bench.model, cache)
+        if report:
+            write_report(run)
 
 
 def _take_ranking(run: Path, others: Iterable[Path], described: dict[str, Any]) -> None:

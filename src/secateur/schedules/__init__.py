@@ -2,9 +2,10 @@
 
 from .adaptive import Adaptive, AdaptiveConfig
 from .block_cuts import LatencyOf, block_cuts, settled
-from .one_shot import CutConfig, granularity_for, no_scores, one_shot
+from .one_shot import CutConfig, check_criterion, granularity_for, no_scores, one_shot
 from .progressive import Progressive, ProgressiveConfig
 from .proxies import judge
+from .pruning import Goal, OneShot, Pruning, ScheduleName, build_pruner, check_fits
 from .rescore import stage_scorer
 from .solver import Allocation, Granularity, Scores, Solution, Step, removal_steps, solve
 from .target import Target, parse_target
@@ -14,15 +15,22 @@ __all__ = [
     "AdaptiveConfig",
     "Allocation",
     "CutConfig",
+    "Goal",
     "Granularity",
     "LatencyOf",
+    "OneShot",
     "Progressive",
     "ProgressiveConfig",
+    "Pruning",
+    "ScheduleName",
     "Scores",
     "Solution",
     "Step",
     "Target",
     "block_cuts",
+    "build_pruner",
+    "check_criterion",
+    "check_fits",
     "granularity_for",
     "judge",
     "no_scores",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from torch import nn
 
 from ..models.network import example_inputs
+from ..results import CutResult
 from ..structure import Cut, Structure
 from ..structure.cost import cost_model
 from .one_shot import CutConfig, describe_cut, no_scores
@@ -45,7 +46,7 @@ def settled(
     removed: Sequence[str],
     config: CutConfig,
     latency_of: LatencyOf,
-) -> dict[str, Any]:
+) -> CutResult:
     """The description of the cut of a dense `model` that all decisions together made; `target` is as it was asked."""
     cost = cost_model(model, structure, example_inputs(model, 1))
     measure = measure_by(structure, target.metric, no_scores(structure), cost, latency_of(model, structure))

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ..base.errors import require, require_one_of
+from ..criteria import criterion_named
+from ..criteria.blocks.measure import block_names
+from ..results import CutResult, DimCut, Size
 from ..structure import Cut, Structure
 from ..structure.cost import CostModel, cost_model
 from .solver import Allocation, Granularity, Scores, Solution, removal_steps, solve
@@ -41,6 +44,21 @@ def granularity_for(target: Target, config: CutConfig) -> Granularity:
     return "depth" if target.metric == "blocks" else config.granularity
 
 
+def check_criterion(criterion: str, structure: Structure, granularity: Granularity = "depth") -> None:
+    """Find that `criterion` cannot rank what is to be cut, before long work starts.
+
+    Raises:
+        SecateurError: it ranks blocks only, and there are none, or widths are to be cut.
+    """
+    if criterion_named(criterion).ranks == "blocks":
+        block_names(structure)
+        require(
+            granularity == "depth",
+            f"criterion {criterion} ranks blocks only, and this cut narrows widths; add --cut.granularity depth, or "
+            "give a number of blocks as the target, such as blocks=6",
+        )
+
+
 def one_shot(
     model: nn.Module,
     structure: Structure,
@@ -49,8 +67,8 @@ def one_shot(
     config: CutConfig,
     inputs: Mapping[str, Any],
     measure_latency: Callable[[Cut], float] | None = None,
-) -> tuple[Solution, dict[str, Any]]:
-    """The cut for `target`, and its description as `cut.json` holds it.
+) -> tuple[Solution, CutResult]:
+    """The cut for `target`, and what it comes to.
 
     Raises:
         TargetError: the target is out of reach.
@@ -64,29 +82,29 @@ def one_shot(
     return solution, describe_cut(structure, solution, cost, config)
 
 
-def describe_cut(structure: Structure, solution: Solution, cost: CostModel, config: CutConfig) -> dict[str, Any]:
-    """What `cut.json` holds: what was asked and reached, sizes before and after, and what every dim keeps."""
+def describe_cut(structure: Structure, solution: Solution, cost: CostModel, config: CutConfig) -> CutResult:
+    """What was asked and reached, sizes before and after, and what every dim keeps."""
     target, cut = solution.target, solution.cut
     kept = {name: len(units) for name, units in cut.kept.items()}
     before, after = cost({}), cost(kept, cut.removed_blocks)
-    return {
-        "target": str(target),
-        "metric": target.metric,
-        "asked": solution.asked,
-        "reached": solution.reached,
-        "dense": solution.dense,
-        "before": vars(before),
-        "after": vars(after),
-        "dims": {
-            dim.name: {"units": dim.size, "kept": kept.get(dim.name, dim.size), "width": dim.width}
+    return CutResult(
+        target=str(target),
+        metric=target.metric,
+        asked=solution.asked,
+        reached=solution.reached,
+        dense=solution.dense,
+        before=Size(**vars(before)),
+        after=Size(**vars(after)),
+        dims={
+            dim.name: DimCut(dim.size, kept.get(dim.name, dim.size), dim.width)
             for dim in structure.dims.values()
             if structure.owner(dim.slices[0].parameter) not in cut.removed_blocks
         },
-        "removed_blocks": list(cut.removed_blocks),
-        "allocation": config.allocation,
-        "granularity": granularity_for(target, config),
-        "round_to": config.round_to,
-    }
+        removed_blocks=tuple(cut.removed_blocks),
+        allocation=config.allocation,
+        granularity=granularity_for(target, config),
+        round_to=config.round_to,
+    )
 
 
 def no_scores(structure: Structure) -> dict[str, Tensor]:

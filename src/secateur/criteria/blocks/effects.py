@@ -12,12 +12,13 @@ import torch
 from torch import nn
 
 from ...process.base import Process
+from ...results import BlockEffect, BlockReport
+from ...results.ranking import Direction
 from ..criterion import ScoringConfig
 from ..ranking import Ranking
 from ..uniform import stride_scores
 from .entropy import deviations, entropy_changes, log_sd_changes
 from .measure import Array, BlockSums, bins_of, block_scores, leaving_order
-from .report import BlockEffect, BlockReport, Direction
 
 RESAMPLES = 1000
 INTERVAL = (0.05, 0.95)

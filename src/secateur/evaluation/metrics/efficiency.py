@@ -8,7 +8,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,20 +19,10 @@ from torch.utils._pytree import tree_leaves
 
 from ...base.errors import is_out_of_memory
 from ...models.network import device_of, example_inputs, inference
-from .layers import Layer, count_flops, count_layers
+from ...results import Latency, Layer
+from .layers import count_flops, count_layers
 
 WARMUP_ROUNDS = 3
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Wall-clock time of one call, in milliseconds: median and quartiles over `rounds`."""
-
-    median_ms: float
-    lower_ms: float
-    upper_ms: float
-    rounds: int
-    times_ms: tuple[float, ...] = ()  # of every round; round k of two models timed together is one moment
 
 
 @dataclass(frozen=True)
@@ -48,26 +38,6 @@ class Efficiency:
     dtype: str  # of the timed calls and their activations
     layers: tuple[Layer, ...]
     notes: tuple[str, ...]
-
-    @property
-    def throughput(self) -> dict[str, float]:
-        """Samples per second of one network call."""
-        return _throughput(self.latency)
-
-    @property
-    def compiled_throughput(self) -> dict[str, float]:
-        return _throughput(self.compiled_latency)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The same as plain JSON values."""
-        return asdict(self) | {
-            "latency": _as_json(self.latency),
-            "compiled_latency": _as_json(self.compiled_latency),
-            "throughput": self.throughput,
-            "compiled_throughput": self.compiled_throughput,
-            "layers": [asdict(layer) | {"weight": list(layer.weight)} for layer in self.layers],
-            "notes": list(self.notes),
-        }
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -150,14 +120,6 @@ def _latency(seconds: Sequence[float]) -> Latency:
     times_ms = [1000 * value for value in seconds]
     lower, median, upper = (float(value) for value in np.quantile(times_ms, (0.25, 0.5, 0.75)))
     return Latency(median, lower, upper, len(times_ms), tuple(times_ms))
-
-
-def _as_json(latency: Mapping[str, Latency]) -> dict[str, dict[str, Any]]:
-    return {batch: asdict(found) | {"times_ms": list(found.times_ms)} for batch, found in latency.items()}
-
-
-def _throughput(latency: Mapping[str, Latency]) -> dict[str, float]:
-    return {batch: 1000 * int(batch) / found.median_ms for batch, found in latency.items()}
 
 
 def synchronize() -> None:

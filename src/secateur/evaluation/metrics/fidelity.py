@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from ...base.errors import DataError
-from ..estimates import Estimate, resample_counts
+from ...results import Fidelity
+from ..estimates import Estimate
 from ..statistics import Gaussian
 
 
@@ -54,26 +53,8 @@ def frechet_estimate(features_ND: Tensor, reference: Gaussian, counts_RN: Tensor
     return Estimate(value, torch.tensor([distance(counts) for counts in counts_RN], dtype=torch.float64))
 
 
-@dataclass(frozen=True)
-class Fidelity:
-    """A Fréchet distance with what it rests on."""
-
-    metric: str  # FID, or FD[<feature network>]
-    value: float
-    std: float  # bootstrap over the generated images
-    samples: int
-    reference_samples: int | None
-    dims: int
-    full_rank: bool  # False: fewer images than features, so the value is strongly biased
-
-
-def fidelity(metric: str, features_ND: Tensor, reference: Gaussian, estimate: Estimate | None = None) -> Fidelity:
-    """Distance of generated images' features (N, D) to the `reference` of real ones; an `estimate` at hand is used.
-
-    Raises:
-        DataError: fewer than two images on a side.
-    """
+def fidelity(metric: str, features_ND: Tensor, reference: Gaussian) -> Fidelity:
+    """What the distance of generated images' features (N, D) to the `reference` of real ones rests on."""
     count, dims = features_ND.shape
-    estimate = estimate or frechet_estimate(features_ND, reference, resample_counts(count, 100))
     known = count if reference.count is None else min(count, reference.count)
-    return Fidelity(metric, estimate.value, estimate.interval.std, count, reference.count, dims, full_rank=known > dims)
+    return Fidelity(metric, count, reference.count, dims, full_rank=known > dims)

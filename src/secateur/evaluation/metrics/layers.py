@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ...models.network import inference
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One module, without the modules inside it."""
-
-    name: str
-    kind: str  # class of the module
-    weight: tuple[int, ...]  # shape, outputs first; empty without one
-    parameters: int
-    macs: int  # of one call; products of attention stand at the attention module
+from ...results import Layer
 
 
 def count_flops(model: nn.Module, inputs: Mapping[str, Tensor]) -> FlopCounterMode:

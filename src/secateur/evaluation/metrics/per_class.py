@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor
 
+from ...results import ClassScores
 from .manifold import COVERAGE_NEIGHBOURS, manifold_scores
 
 
@@ -21,17 +21,16 @@ def diversity(features_ND: Tensor, real_MD: Tensor) -> float:
 
 def per_class_scores(
     features_ND: Tensor, labels_N: Tensor, real_MD: Tensor, real_labels_M: Tensor, names: Sequence[str]
-) -> list[dict[str, Any]]:
-    """Precision, recall, density, coverage and diversity of every class that the data has, as plain JSON values.
+) -> tuple[ClassScores, ...]:
+    """Precision, recall, density, coverage and diversity of every class that the data has.
 
     Neighbours are as in `manifold_scores`; None where a side has no more than 5 images of the class.
     """
     rows = []
     for label in real_labels_M.unique().tolist():
         drawn, real = features_ND[labels_N == label], real_MD[real_labels_M == label]
-        row = {"label": label, "name": names[label], "samples": len(drawn), "real": len(real)}
-        measured: dict[str, float | None] = dict.fromkeys(("precision", "recall", "density", "coverage", "diversity"))
+        measured: dict[str, float] = {}
         if min(len(drawn), len(real)) > COVERAGE_NEIGHBOURS:
             measured = {**manifold_scores(drawn, real).means(), "diversity": diversity(drawn, real)}
-        rows.append(row | measured)
-    return rows
+        rows.append(ClassScores(label, names[label], len(drawn), len(real), **measured))
+    return tuple(rows)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ...base.errors import SecateurError
-from ...base.files import read_json
-from ...results.evaluation import ModelResult
-from ..run import Run, read_run
+from ...results import ModelResult, TrialResult, Trials, read_result
+from ..run import Run, read_config, read_run
 
 TRIALS = "trials.json"  # in the folder of a sweep or a search: its trials, and how each of them stands
 UNREADABLE = "unreadable"
@@ -20,7 +18,7 @@ UNREADABLE = "unreadable"
 class Entry:
     """One run, or the reason why there is none.
 
-    `facets` are the choices that a reader would tell runs apart by; `facts` is the line of `trials.json`, if any.
+    `facets` are the choices that a reader would tell runs apart by; `trial` is what `trials.json` says, if it does.
     """
 
     name: str
@@ -29,23 +27,24 @@ class Entry:
     seed: str
     status: str = "done"
     reason: str = ""
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    trial: TrialResult | None = None
     run: Run | None = None
 
     @property
     def final(self) -> ModelResult | None:
         """The model that the run ends with, if it was evaluated."""
-        return self.run.evaluation.models[-1] if self.run and self.run.evaluation.models else None
+        return self.run.evaluation.final if self.run and self.run.evaluation else None
 
     @property
     def dense(self) -> ModelResult | None:
         """What it is compared with, if that was evaluated."""
-        return self.run.evaluation.models[0] if self.run and len(self.run.evaluation.models) > 1 else None
+        evaluation = self.run.evaluation if self.run else None
+        return evaluation.dense if evaluation and evaluation.compares else None
 
     @property
     def recovery_seconds(self) -> float | None:
         """Seconds of the recovery's steps."""
-        return self.run.records[-1].get("seconds") if self.run and self.run.records else None
+        return self.run.recovery.seconds if self.run else None
 
 
 def read_entries(folders: Sequence[str | Path]) -> list[Entry]:
@@ -57,9 +56,9 @@ def read_entries(folders: Sequence[str | Path]) -> list[Entry]:
     entries: list[Entry] = []
     for folder in dict.fromkeys(Path(folder) for folder in folders):
         if (folder / TRIALS).is_file():
-            config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-            shared = {name: str(config[name]) for name in ("model", "data") if name in config}
-            entries += [_trial(folder, shared, facts) for facts in read_json(folder / TRIALS)["trials"]]
+            config = read_config(folder)
+            shared: dict[str, str] = {name: str(config[name]) for name in ("model", "data") if name in config}
+            entries += [_trial(folder, shared, trial) for trial in read_result(Trials, folder / TRIALS).trials]
         else:
             entries.append(_run(folder))
     names = [entry.name for entry in entries]
@@ -71,22 +70,25 @@ def read_entries(folders: Sequence[str | Path]) -> list[Entry]:
     ]
 
 
-def _trial(folder: Path, shared: Mapping[str, str], facts: Mapping[str, Any]) -> Entry:
-    place = folder / facts.get("folder", f"trials/{facts['name']}")
-    run, status, reason = None, facts["status"], facts.get("reason") or ""
+def _trial(folder: Path, shared: Mapping[str, str], trial: TrialResult) -> Entry:
+    place = folder / (trial.folder or f"trials/{trial.name}")
+    run, status, reason = None, str(trial.status), trial.reason
     if status == "done":
         try:
             run = read_run(place)
         except SecateurError as error:
             status, reason = UNREADABLE, str(error)
     shown = ("recipe", "criterion", "schedule", "objective", "steps", "target")
-    facets = {name: str(facts[name]) for name in shown if facts.get(name) is not None}
-    return Entry(facts["name"], place, {**shared, **facets}, str(facts.get("seed", "")), status, reason, facts, run)
+    facets = {name: str(value) for name in shown if (value := getattr(trial, name)) is not None}
+    seed = "" if trial.seed is None else str(trial.seed)
+    return Entry(trial.name, place, {**shared, **facets}, seed, status, reason, trial, run)
 
 
 def _run(folder: Path) -> Entry:
     run = read_run(folder)
-    config, recovery = run.config, run.config.get("recovery") or {}
+    config = run.config
+    found = config.get("recovery")
+    recovery = found if isinstance(found, Mapping) else {}
     chosen = {
         "model": config.get("model"),
         "data": config.get("data"),
@@ -95,7 +97,7 @@ def _run(folder: Path) -> Entry:
         "schedule": config.get("schedule"),
         "objective": recovery.get("objective"),
         "steps": recovery.get("steps"),
-        "target": run.cut.get("target"),
+        "target": run.cut.target if run.cut else None,
     }
     facets = {name: str(value) for name, value in chosen.items() if value is not None}
     return Entry(folder.resolve().name, folder, facets, str(recovery.get("seed", "")), run=run)

@@ -96,7 +96,11 @@ def _methods(entries: Sequence[Entry]) -> list[str]:
 
 def _settings(entry: Entry) -> str:
     """Everything that was chosen for a run, seeds aside; a run that was not made is like any other of its facets."""
-    return "" if entry.run is None or entry.facts else json.dumps(_without_seeds(entry.run.config), sort_keys=True)
+    return (
+        ""
+        if entry.run is None or entry.trial is not None
+        else json.dumps(_without_seeds(entry.run.config), sort_keys=True)
+    )
 
 
 def _without_seeds(value: Any) -> Any:

@@ -11,16 +11,19 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ...base.files import atomic_file, read_json, write_json, write_text
+from ...base.files import atomic_file, write_json, write_text
+from ...results import CutResult, Losses, Trials, read_result
+from ...results.trials import search_table
 from ..files import write_figures, write_tables
 from ..grids import comparison_grid
 from ..pages import MOST_SAMPLES, as_svgs, render, strip_of, strips_by_class
 from ..plots.comparison import Look, Point, looks, plot_front, plot_lines, plot_widths
 from ..plots.curves import series
+from ..run import read_config
 from ..summary import finite
 from .entries import TRIALS, Entry, read_entries
 from .groups import Group, amount_of, group_entries
-from .search import plot_search, search_sentences, search_table
+from .search import plot_search, search_sentences
 from .summary import (
     Comparison,
     cautions,
@@ -66,10 +69,10 @@ def write_comparison(out: str | Path, runs: Sequence[str | Path] | None = None) 
     )
     figures = _figures(found, chosen, looked)
     tables = {"comparison": comparison_table(found), "runs": run_table(found)}
-    searched = [entry.facts for entry in entries if "rung" in entry.facts]
+    searched = [entry.trial for entry in entries if entry.trial is not None and entry.trial.rung is not None]
     if searched:
-        tables["search"] = search_table(searched)
-        if any(trial.get("score") for trial in searched):
+        tables["search"] = search_table(tuple(searched))
+        if any(trial.score for trial in searched):
             figures["search"] = plot_search(searched)
     write_figures(out, figures)
     write_tables(out, tables)
@@ -77,8 +80,8 @@ def write_comparison(out: str | Path, runs: Sequence[str | Path] | None = None) 
     if images:
         with atomic_file(out / "plots" / "samples.png") as temporary:
             comparison_grid({name: batch[:MOST_SAMPLES] for name, batch in images.items()}).save(temporary, "PNG")
-    config = read_json(out / "config.json") if (out / "config.json").is_file() else {}
-    trials = read_json(out / TRIALS) if (out / TRIALS).is_file() else {}
+    config = read_config(out)
+    trials = read_result(Trials, out / TRIALS) if (out / TRIALS).is_file() else None
     sentences = search_sentences(trials) or sentences_of(found)
     write_json(out / "report.json", finite(_numbers(found, config, sentences)))
     page = render(
@@ -91,7 +94,10 @@ def write_comparison(out: str | Path, runs: Sequence[str | Path] | None = None) 
         strips=[strip_of(name, batch, labels if place == 0 else None) for place, (name, batch) in
                 enumerate(images.items())],
         classes=strips_by_class(images, labels),
-        reconstructions=any(entry.run is not None and entry.run.evaluation.reconstructions for entry in found.entries),
+        reconstructions=any(
+            entry.run is not None and entry.run.evaluation is not None and entry.run.evaluation.reconstructions
+            for entry in found.entries
+        ),
         apart=apart,
         runs=[_described(entry, out) for entry in found.entries],
         cautions=cautions(found),
@@ -126,22 +132,29 @@ def _figures(found: Comparison, groups: Sequence[Group], looked: Mapping[str, Lo
                 found, looked, cost, f"latency at batch {batches[-1]} (% of dense, timed side by side)"
             )
     shown = {group.label: group.done[0] for group in groups}
-    cuts = {label: entry.run.cut for label, entry in shown.items() if entry.run and entry.run.cut.get("dims")}
+    cuts = {
+        label: entry.run.cut
+        for label, entry in shown.items()
+        if entry.run is not None and entry.run.cut is not None and entry.run.cut.dims
+    }
     if cuts:
         figures["widths"] = plot_widths(_shares(cuts))
     curves = {label: curve for label, entry in shown.items() if (curve := _recovery(entry))[0]}
     if curves:
         figures["training"] = plot_lines(curves, looked, "Loss on the data while recovering (smoothed)", "step", True)
     losses = {
-        label: _by_timestep(entry.final.timesteps, entry.final.losses)
+        label: _by_timestep(entry.final.denoising_loss)
         for label, entry in shown.items()
-        if entry.final is not None and len(entry.final.losses) > 1  # a point is no curve
+        if entry.final is not None
+        and entry.final.denoising_loss is not None
+        and len(entry.final.denoising_loss.losses) > 1  # a point is no curve
     }
     if losses:
-        dense = next((entry.dense for entry in shown.values() if entry.dense and entry.dense.losses), None)
+        found_dense = [entry.dense.denoising_loss for entry in shown.values() if entry.dense is not None]
+        dense = next((curve for curve in found_dense if curve is not None), None)
         figures["denoising"] = plot_lines(
             losses, looked, "Denoising loss by timestep", "timestep", False,
-            None if dense is None else _by_timestep(dense.timesteps, dense.losses),
+            None if dense is None else _by_timestep(dense),
         )  # fmt: skip
     return figures
 
@@ -182,30 +195,30 @@ def _dense_cost(found: Comparison, cost: str) -> float:
     )
 
 
-def _shares(cuts: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
+def _shares(cuts: Mapping[str, CutResult]) -> dict[str, dict[str, float | None]]:
     """Percent of each dim that each cut leaves: 0 in a block that was removed, None where the model has no such dim.
 
     A removed block of which no cut names a dim has a row of its own.
     """
-    known = list(dict.fromkeys(name for cut in cuts.values() for name in cut["dims"]))
+    known = list(dict.fromkeys(name for cut in cuts.values() for name in cut.dims))
     shares: dict[str, dict[str, float | None]] = {}
     for label, cut in cuts.items():
-        removed = cut.get("removed_blocks", [])
+        removed = cut.removed_blocks
         within = [name for name in known if name.startswith(tuple(f"{block}." for block in removed))]
         bare = [block for block in removed if not any(name.startswith(f"{block}.") for name in known)]
-        left = {name: 100 * dim["kept"] / dim["units"] for name, dim in cut["dims"].items()}
+        left = {name: 100 * dim.kept / dim.units for name, dim in cut.dims.items()}
         shares[label] = dict.fromkeys([*known, *bare], None) | dict.fromkeys([*within, *bare], 0.0) | left
     return shares
 
 
 def _recovery(entry: Entry) -> tuple[list[float], list[float]]:
     """Steps and values of the denoising term, or of the whole loss if it has no terms."""
-    records = entry.run.records if entry.run else ()
+    records = entry.run.recovery.records if entry.run else ()
     return series(records, "denoising" if any("denoising" in record for record in records) else "loss")
 
 
-def _by_timestep(timesteps: Sequence[float], losses: Sequence[float | None]) -> tuple[Sequence[float], Sequence[float]]:
-    return timesteps, [float("nan") if loss is None else loss for loss in losses]
+def _by_timestep(curve: Losses) -> tuple[Sequence[float], Sequence[float]]:
+    return curve.timesteps, [float("nan") if loss is None else loss for loss in curve.losses]
 
 
 def _same_noise(groups: Sequence[Group]) -> tuple[dict[str, Tensor], Tensor | None, list[str]]:
@@ -296,7 +309,7 @@ def _numbers(found: Comparison, config: Mapping[str, Any], sentences: Sequence[s
             "seed": entry.seed,
             "status": entry.status,
             "reason": entry.reason,
-            "seconds": entry.facts.get("seconds"),
+            "seconds": entry.trial.seconds if entry.trial else None,
             "recovery_seconds": entry.recovery_seconds,
             "macs": model and model.macs,
             "parameters": model and model.parameters,

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...results.evaluation import Metric
-from ...results.means import Mean, tied
-from ..tables import Table, Value
+from ...results import Mean, Metric, Table
+from ...results.means import tied
+from ...results.numbers import Value, format_number
 from .entries import Entry
 from .groups import Group, amount_of
 
@@ -49,7 +49,7 @@ def compare(entries: Sequence[Entry], groups: Sequence[Group]) -> Comparison:
     metrics: dict[str, Metric] = {}
     counts: Counter[str] = Counter()
     for entry in entries:
-        if entry.run is not None and entry.final is not None:
+        if entry.run is not None and entry.run.evaluation is not None and entry.final is not None:
             metrics = {**entry.run.evaluation.metrics, **metrics}
             counts.update(entry.final.estimates.keys())
     directed = [key for key in (*PREFERRED, *metrics) if key in metrics and metrics[key].better]
@@ -67,7 +67,7 @@ def sentences_of(found: Comparison) -> list[str]:
     sentences = [f"{len(found.entries)} run{'s' * (len(found.entries) != 1)}{of}: {stand}."]
     dense = dense_mean(found)
     if dense is not None:
-        sentences.append(f"{_judge(found)} of the dense model: {dense.value:.3g}.")
+        sentences.append(f"{_judge(found)} of the dense model: {format_number(dense.value)}.")
     for target in dict.fromkeys(group.target for group in found.measured):
         sentences.append(_best(found, target))
     return sentences
@@ -185,27 +185,28 @@ def run_table(found: Comparison) -> Table:
             estimates = entry.final.estimates
             values = [estimates[key].value if key in estimates else None for key in metrics]
         chosen = [entry.facets.get(key, "") for key in facets]
-        ends = (entry.recovery_seconds, entry.facts.get("seconds"))
+        ends = (entry.recovery_seconds, entry.trial.seconds if entry.trial else None)
         rows.append((entry.name, *chosen, entry.seed, entry.status, entry.reason, *costs, *values, *ends))
     return Table(columns, tuple(rows))
 
 
 def cautions(found: Comparison) -> list[str]:
     """What makes numbers of these runs unequal, as sentences."""
-    runs = [entry.run for entry in found.entries if entry.run is not None and entry.final is not None]
+    runs = [entry.run for entry in found.entries if entry.run is not None]
+    evaluations = [run.evaluation for run in runs if run.evaluation is not None]
     checks: dict[str, list[Any]] = {
-        "the device": [run.evaluation.device for run in runs],
-        "the number of samples": [run.evaluation.samples for run in runs],
-        "the features of the Fréchet distance": [run.evaluation.metric for run in runs],
-        "the sampler's steps": [run.evaluation.config.get("num_inference_steps") for run in runs],
+        "the device": [one.device for one in evaluations],
+        "the number of samples": [one.fidelity.samples for one in evaluations if one.fidelity],
+        "the features of the Fréchet distance": [one.fidelity.metric for one in evaluations if one.fidelity],
+        "the sampler's steps": [one.config.get("num_inference_steps") for one in evaluations],
         "the data": [run.config.get("data") for run in runs],
         "the dense model": [run.config.get("model") for run in runs],
     }
     found_differences = [
         f"{name} ({', '.join(map(str, dict.fromkeys(values)))})"
         for name, values in checks.items()
-        if len(set(values)) > 1
+        if len(set(map(str, values))) > 1
     ]
     differing = [f"Not the same in all runs: {'; '.join(found_differences)}. Compare with care."]
-    notes = dict.fromkeys(note for run in runs for note in run.evaluation.notes)
+    notes = dict.fromkeys(note for one in evaluations for note in one.all_notes())
     return [*(differing if found_differences else []), *notes]

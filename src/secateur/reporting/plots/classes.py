@@ -38,7 +38,7 @@ def plot_classes(scores: Sequence[ClassScore], scored: Sequence[str] = SCORES) -
 
 
 def _heat(axes: Axes, scores: Sequence[ClassScore], score: str, models: Sequence[str]) -> None:
-    values = np.array([[_number(found.models[model].get(score)) for model in models] for found in scores])
+    values = np.array([[_number(found.value(model, score)) for model in models] for found in scores])
     changes = np.array([[_number(found.change(model, score)) for model in models] for found in scores])
     axes.imshow(-changes, LOSS_COLOURS, vmin=0, vmax=LARGEST, aspect="auto", interpolation="nearest")
     for row, column in np.argwhere(np.isfinite(values)):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from ...results import BlockEffect, BlockReport, CutResult, DimCut, LossCurve, Ranking
 from ..style import (
     ACCENT,
     DARK,
@@ -37,39 +37,27 @@ def rows_height(rows: int) -> float:
 
 
 @styled
-def plot_ranking(ranking: Mapping[str, Any], cut: Mapping[str, Any] | None = None) -> Figure:
+def plot_ranking(ranking: Ranking, cut: CutResult | None = None) -> Figure:
     """Sorted scores of every dim, with the border of `cut` if known; blocks and their report; the calibration loss."""
-    dims = {name: scores for name, scores in ranking["dims"].items() if scores}
-    blocks = ranking.get("blocks") or {}
-    report = ranking.get("block_report")
-    curve = ranking.get("curve")
-    heights, lefts = [], []
+    dims = {name: scores for name, scores in ranking.dims.items() if scores}
+    blocks, report, curve = ranking.blocks, ranking.block_report, ranking.curve
+    removed = () if cut is None else cut.removed_blocks
+    rows, margin = rows_height(len(blocks)), name_margin(list(blocks)) if blocks else MARGIN
+    parts: list[tuple[float, float, Callable[[Axes], None]]] = []  # height, left margin, drawing
     if dims:
-        heights.append(rows_height(len(dims)))
-        lefts.append(name_margin(list(dims)))
-    if blocks:
-        heights.append(rows_height(len(blocks)))
-        lefts.append(name_margin(list(blocks)))
-    if report:
-        heights += [rows_height(len(blocks))] * 2
-        lefts += [name_margin(list(blocks))] * 2
-    if curve:
-        heights.append(1.9)
-        lefts.append(MARGIN)
-    figure, axes = panels(heights, lefts)
-    remaining = iter(axes)
-    if dims:
-        _strips(next(remaining), dims, (cut or {}).get("dims", {}))
-    if blocks:
-        removed = (cut or {}).get("removed_blocks", [])
-        if report:
-            _effect_bars(next(remaining), blocks, report["blocks"], removed)
-            _shift_map(next(remaining), report)
-            _error_map(next(remaining), report)
-        else:
-            _block_bars(next(remaining), blocks, removed)
-    if curve:
-        _loss_curve(next(remaining), curve)
+        kept = {} if cut is None else cut.dims
+        parts.append((rows_height(len(dims)), name_margin(list(dims)), lambda axes: _strips(axes, dims, kept)))
+    if blocks and report is None:
+        parts.append((rows, margin, lambda axes: _block_bars(axes, blocks, removed)))
+    if blocks and report is not None:
+        parts.append((rows, margin, lambda axes: _effect_bars(axes, blocks, report.blocks, removed)))
+        parts.append((rows, margin, lambda axes: _shift_map(axes, report)))
+        parts.append((rows, margin, lambda axes: _error_map(axes, report)))
+    if curve is not None:
+        parts.append((1.9, MARGIN, lambda axes: _loss_curve(axes, curve)))
+    figure, panes = panels([height for height, _, _ in parts], [left for _, left, _ in parts])
+    for axes, (_, _, draw) in zip(panes, parts, strict=True):
+        draw(axes)
     return figure
 
 
@@ -80,7 +68,7 @@ def score_strip(scores: Sequence[float]) -> NDArray[np.float64]:
     return values[np.arange(STRIP) * len(values) // STRIP]
 
 
-def _strips(axes: Axes, dims: Mapping[str, Sequence[float]], cut: Mapping[str, Mapping[str, Any]]) -> None:
+def _strips(axes: Axes, dims: Mapping[str, Sequence[float]], cut: Mapping[str, DimCut]) -> None:
     image = np.stack([score_strip(scores) for scores in dims.values()])
     extent = (0, 100, len(dims) - 0.5, -0.5)
     axes.imshow(
@@ -89,7 +77,7 @@ def _strips(axes: Axes, dims: Mapping[str, Sequence[float]], cut: Mapping[str, M
     row_labels(axes, list(dims))
     axes.set_ylim(len(dims) - 0.5, -0.5)
     axes.hlines(np.arange(len(dims) - 1) + 0.5, 0, 100, colors="white", linewidth=0.6)
-    kept = {row: 100 * cut[name]["kept"] / cut[name]["units"] for row, name in enumerate(dims) if name in cut}
+    kept = {row: 100 * cut[name].kept / cut[name].units for row, name in enumerate(dims) if name in cut}
     borders = {row: share for row, share in kept.items() if share < 100}
     rows = np.array(list(borders))
     axes.vlines(list(borders.values()), rows - 0.46, rows + 0.46, colors=WARM, linewidth=2)
@@ -108,14 +96,14 @@ def _block_bars(axes: Axes, blocks: Mapping[str, float], removed: Sequence[str])
 
 
 def _effect_bars(
-    axes: Axes, blocks: Mapping[str, float], effects: Mapping[str, Mapping[str, Any]], removed: Sequence[str]
+    axes: Axes, blocks: Mapping[str, float], effects: Mapping[str, BlockEffect], removed: Sequence[str]
 ) -> None:
     largest = max(blocks.values()) or 1.0
     for row, (name, score) in enumerate(blocks.items()):
         effect = effects[name]
-        colour = DIRECTION_COLOURS[effect["direction"]]
+        colour = DIRECTION_COLOURS[effect.direction]
         axes.barh(row, score, height=0.68, color=colour, alpha=0.4 if name in removed else 1)
-        rank = f"{effect['rank']} ({effect['rank_low']}–{effect['rank_high']})"
+        rank = f"{effect.rank} ({effect.rank_low}–{effect.rank_high})"
         axes.text(score + 0.015 * largest, row, rank, va="center", fontsize=6.5, color=INK)
     for name, colour in DIRECTION_COLOURS.items():
         axes.barh(0, 0, color=colour, label=name)
@@ -126,17 +114,17 @@ def _effect_bars(
     axes.set_title("Score, rank (90% range)" + ("; pale: removed" if removed else ""))
 
 
-def _shift_map(axes: Axes, report: Mapping[str, Any]) -> None:
+def _shift_map(axes: Axes, report: BlockReport) -> None:
     """Change of log standard deviation by block and timestep bin."""
-    shifts = np.array([effect["signed"] for effect in report["blocks"].values()])
+    shifts = np.array([effect.signed for effect in report.blocks.values()])
     axes.imshow(_rooted(shifts), SHIFT_COLOURS, vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
     _by_timestep(axes, report, shifts, "+.2f")
     axes.set_title("Change of log standard deviation")
 
 
-def _error_map(axes: Axes, report: Mapping[str, Any]) -> None:
+def _error_map(axes: Axes, report: BlockReport) -> None:
     """Squared change of the prediction over its square, by block and timestep bin."""
-    errors = np.array([effect["output_errors"] for effect in report["blocks"].values()])
+    errors = np.array([effect.output_errors for effect in report.blocks.values()])
     axes.imshow(_rooted(errors), SCORE_COLOURS, vmin=0, vmax=1.6, aspect="auto", interpolation="nearest")
     _by_timestep(axes, report, errors, ".2g")
     axes.set_title("Output error (of the prediction's square)")
@@ -147,24 +135,24 @@ def _rooted(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.sign(values) * np.sqrt(np.abs(values) / (np.abs(values).max() or 1.0))
 
 
-def _by_timestep(axes: Axes, report: Mapping[str, Any], values: NDArray[np.float64], number: str) -> None:
+def _by_timestep(axes: Axes, report: BlockReport, values: NDArray[np.float64], number: str) -> None:
     """Labels of a map whose rows are blocks and whose columns are timestep bins, with the values where they fit."""
     bins = values.shape[1]
     if bins <= MOST_NUMBERS:
         for row, column in np.ndindex(values.shape):
             text = format(values[row, column], number)
             axes.text(column, row, text, ha="center", va="center", fontsize=5, color=DARK)
-    row_labels(axes, list(report["blocks"]))
+    row_labels(axes, list(report.blocks))
     axes.set_ylim(len(values) - 0.5, -0.5)
     shown = range(0, bins, -(-bins // MOST_NUMBERS))
-    axes.set_xticks(shown, [f"{report['timesteps'][column]:.3g}" for column in shown])
+    axes.set_xticks(shown, [f"{report.timesteps[column]:.3g}" for column in shown])
     axes.tick_params(axis="x", length=0)
     axes.spines[:].set_visible(False)
     axes.set_xlabel("timestep, from the clean end")
 
 
-def _loss_curve(axes: Axes, curve: Mapping[str, Any]) -> None:
-    timesteps, losses, used = curve["timesteps"], curve["losses"], curve["used"]
+def _loss_curve(axes: Axes, curve: LossCurve) -> None:
+    timesteps, losses, used = curve.timesteps, curve.losses, curve.used
     axes.plot(timesteps[:used], losses[:used], color=ACCENT, marker="." if used < 3 else "")
     if used < len(losses):
         axes.plot(timesteps[max(used - 1, 0) :], losses[max(used - 1, 0) :], color=FAINT, linestyle=":", marker=".")
@@ -177,12 +165,12 @@ def _loss_curve(axes: Axes, curve: Mapping[str, Any]) -> None:
 
 
 @styled
-def plot_cut(cut: Mapping[str, Any]) -> Figure:
+def plot_cut(cut: CutResult) -> Figure:
     """Channels of every dim before and after, in network order."""
-    dims = cut["dims"]
+    dims = cut.dims
     figure, (axes,) = panels([rows_height(len(dims))], [name_margin(list(dims))])
-    before = [dim["units"] * dim.get("width", 1) for dim in dims.values()]
-    after = [dim["kept"] * dim.get("width", 1) for dim in dims.values()]
+    before = [dim.units * dim.width for dim in dims.values()]
+    after = [dim.kept * dim.width for dim in dims.values()]
     kept_bars(axes, list(dims), before, after)
     axes.set_xlabel("channels")
     axes.set_title("Channels kept of each dim")

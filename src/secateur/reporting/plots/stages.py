@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,7 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from ...base.units import format_count
-from ..stages import removal_step
+from ...results import Decisions, SoftStage
+from ...results.recovery import Record
 from ..style import ACCENT, FAINT, MARGIN, MODEL_COLOURS, WARM, panels, styled
 from .curves import draw_points, draw_smoothed, mark_removal, scale_values, series, title_legend
 
@@ -20,20 +20,18 @@ HEIGHTS = {"masks": 2.4, "macs": 1.3, "loss": 1.4, "energy": 1.0, "gradient_norm
 AFTER = 1.25  # of the steps of pruning are shown
 MOST_LEVELS = 6  # mask values in the legend
 
-Stage = Mapping[str, Any]
 Colour = tuple[float, float, float, float]
 
 
 @styled
-def plot_stages(
-    stages: Sequence[Stage], records: Sequence[Mapping[str, float]], parts: Sequence[str] = tuple(HEIGHTS)
-) -> Figure:
+def plot_stages(decisions: Decisions, records: Sequence[Record], parts: Sequence[str] = tuple(HEIGHTS)) -> Figure:
     """Masks of the units, MACs that remain, losses, energy and gradient norm, from the first stage to a while after.
 
-    `stages` and `records` are lines of `stages.jsonl` and of `log.jsonl`. Of `parts`, those without data are absent.
+    Of `parts`, those without data are absent.
     """
+    stages = decisions.soft
     shown = parts_with_data(stages, records, parts)
-    removed_at = removal_step(stages)
+    removed_at = decisions.removal_step
     end = _end(stages, records)
     figure, axes = panels([HEIGHTS[name] for name in shown], [MARGIN] * len(shown))
     for panel, name in zip(axes, shown, strict=True):
@@ -48,7 +46,7 @@ def plot_stages(
         else:
             _gradient_norm(panel, stages, _until(end, records))
         panel.set_xlim(0, end)
-        panel.set_xticks([stage["step"] for stage in stages], minor=True)
+        panel.set_xticks([stage.step for stage in stages], minor=True)
         if removed_at is not None:
             mark_removal(panel, removed_at)
     dashed = "" if removed_at is None else "; dashed: masked units removed"
@@ -56,29 +54,37 @@ def plot_stages(
     return figure
 
 
-def parts_with_data(stages: Sequence[Stage], records: Sequence[Mapping[str, float]], parts: Sequence[str]) -> list[str]:
+def parts_with_data(stages: Sequence[SoftStage], records: Sequence[Record], parts: Sequence[str]) -> list[str]:
     """Those of the `parts` of `plot_stages` that there is something to draw of."""
     trained = _until(_end(stages, records), records)
     of_training = ("loss", "gradient_norm") if trained else ()
-    return [name for name in parts if any(name in stage for stage in stages) or name in of_training]
+    return [
+        name for name in parts if any(getattr(stage, name, None) is not None for stage in stages) or name in of_training
+    ]
 
 
-def _end(stages: Sequence[Stage], records: Sequence[Mapping[str, float]]) -> float:
+def stage_series(stages: Sequence[SoftStage], name: str) -> tuple[list[float], list[float]]:
+    """Steps and values of `name`, from the stages that have it."""
+    found = [(stage.step, getattr(stage, name)) for stage in stages if getattr(stage, name) is not None]
+    return [step for step, _ in found], [value for _, value in found]
+
+
+def _end(stages: Sequence[SoftStage], records: Sequence[Record]) -> float:
     """The last step to show."""
-    trained, last = records[-1]["step"] if records else 0, stages[-1]["step"]
+    trained, last = records[-1]["step"] if records else 0, stages[-1].step
     return max(min(trained, AFTER * last), 1.04 * last, 1)
 
 
-def _until(end: float, records: Sequence[Mapping[str, float]]) -> list[Mapping[str, float]]:
+def _until(end: float, records: Sequence[Record]) -> list[Record]:
     return [record for record in records if record["step"] <= end]
 
 
-def _masks(axes: Axes, stages: Sequence[Stage], end: float) -> None:
+def _masks(axes: Axes, stages: Sequence[SoftStage], end: float) -> None:
     """Stacked shares of units, those whose masks are 1 at the bottom; a stage's masks hold until the next."""
-    counts = np.array([stage["masks"] for stage in stages], dtype=np.float64)
+    counts = np.array([stage.masks for stage in stages], dtype=np.float64)
     shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)  # where nothing leaves, no unit has a mask
     shares = np.vstack([shares, shares[-1]])[:, ::-1]
-    steps = [*(stage["step"] for stage in stages), end]
+    steps = [*(stage.step for stage in stages), end]
     decay = counts.shape[1] - 1
     values = [level / decay for level in range(decay, -1, -1)]
     areas = axes.stackplot(steps, shares.T, colors=[_mask_colour(value) for value in values], step="post", linewidth=0)
@@ -95,8 +101,8 @@ def _mask_colour(value: float) -> Colour:
     return to_rgba(FAINT, 0.38) if value == 0 else to_rgba(WARM, 0.2 + 0.75 * value)
 
 
-def _macs(axes: Axes, stages: Sequence[Stage], end: float) -> None:
-    steps, macs = series(stages, "macs")
+def _macs(axes: Axes, stages: Sequence[SoftStage], end: float) -> None:
+    steps, macs = stage_series(stages, "macs")
     axes.plot([*steps, end], [*macs, macs[-1]], color=ACCENT, drawstyle="steps-post")
     axes.set_ylim(0, 1.1 * max(macs))
     axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
@@ -105,10 +111,10 @@ def _macs(axes: Axes, stages: Sequence[Stage], end: float) -> None:
     axes.set_title("MACs without the selected units")
 
 
-def _losses(axes: Axes, stages: Sequence[Stage], records: Sequence[Mapping[str, float]]) -> None:
+def _losses(axes: Axes, stages: Sequence[SoftStage], records: Sequence[Record]) -> None:
     """Calibration loss beside the term of the training loss that is alike, that of the data."""
     name = "denoising" if any("denoising" in record for record in records) else "loss"
-    training, calibration = series(records, name), series(stages, "loss")
+    training, calibration = series(records, name), stage_series(stages, "loss")
     if training[0]:
         draw_smoothed(axes, *training, MODEL_COLOURS["dense"], "training")
     if calibration[0]:
@@ -119,16 +125,16 @@ def _losses(axes: Axes, stages: Sequence[Stage], records: Sequence[Mapping[str, 
     axes.set_title("Loss on the data" if name == "denoising" or calibration[0] else "Training loss")
 
 
-def _energy(axes: Axes, stages: Sequence[Stage]) -> None:
-    steps, values = series(stages, "energy")
+def _energy(axes: Axes, stages: Sequence[SoftStage]) -> None:
+    steps, values = stage_series(stages, "energy")
     draw_points(axes, steps, values, ACCENT)
     axes.grid(axis="y")
     axes.set_title("Energy")
 
 
-def _gradient_norm(axes: Axes, stages: Sequence[Stage], records: Sequence[Mapping[str, float]]) -> None:
+def _gradient_norm(axes: Axes, stages: Sequence[SoftStage], records: Sequence[Record]) -> None:
     """Of the calibration loss, where the criterion measures it; otherwise of the training steps."""
-    calibration = series(stages, "gradient_norm")
+    calibration = stage_series(stages, "gradient_norm")
     if calibration[0]:
         draw_points(axes, *calibration, ACCENT)
     else:

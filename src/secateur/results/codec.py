@@ -1,0 +1,79 @@
+"""Results as JSON, and back: one way to write them, and one that checks every field when it reads them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from ..base.errors import SecateurError, first_line
+from ..base.files import read_json, write_json
+
+T = TypeVar("T")
+
+
+def to_json(result: Any) -> Any:
+    """A result as plain JSON values, null for numbers that are not finite."""
+    return msgspec.json.decode(msgspec.json.encode(result))
+
+
+def from_json(kind: type[T], value: Any, source: str | Path) -> T:
+    """The result of type `kind` that plain JSON values describe.
+
+    Args:
+        kind: a result, or a type that `msgspec` knows, such as `dict[str, float]`.
+        value: what JSON holds.
+        source: where it comes from, for errors.
+
+    Raises:
+        SecateurError: a field is missing, of another type, or contradicts another; names source and field.
+    """
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise SecateurError(f"{source} is damaged: {_located(str(error))}") from error
+
+
+def read_result(kind: type[T], path: str | Path) -> T:
+    """The result in the JSON file `path`.
+
+    Raises:
+        SecateurError: it is missing, is not JSON, or holds something else; names file and field.
+    """
+    return from_json(kind, read_json(path), path)
+
+
+def write_result(path: str | Path, result: Any) -> Path:
+    """Write a result as JSON to `path`; returns the path."""
+    return write_json(path, to_json(result))
+
+
+def read_lines(path: str | Path) -> tuple[dict[str, Any], ...]:
+    """The objects in a file with one to each line; half a last line, which a killed run may leave, is not read.
+
+    Raises:
+        SecateurError: a line is not UTF-8, not JSON, or no object; names file and line.
+    """
+    try:
+        lines = Path(path).read_bytes().split(b"\n")
+    except OSError as error:
+        raise SecateurError(f"{path} cannot be read: {first_line(error)}") from error
+    found = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() or (number == len(lines) and not line.endswith(b"}")):
+            continue
+        try:
+            found.append(msgspec.json.decode(line, type=dict[str, Any]))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise SecateurError(f"{path} is damaged: line {number}: {_located(first_line(error))}") from error
+    return tuple(found)
+
+
+def _located(message: str) -> str:
+    """msgspec's message with the field in front: "dims: expected `object`, got `array`"."""
+    said, _, place = message.partition(" - at ")
+    said = said[:1].lower() + said[1:]
+    field = re.sub(r"^\$\.?", "", place.strip("`"))
+    return f"{field}: {said}" if field else said

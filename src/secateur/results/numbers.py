@@ -1,0 +1,57 @@
+"""Numbers as people write them."""
+
+from __future__ import annotations
+
+import math
+
+from ..base.units import format_count
+
+Value = str | int | float | None
+
+
+def format_value(value: Value) -> str:
+    """Whole numbers below 100,000 with commas, others with K, M, G or T; floats as `format_number`; a dash for None."""
+    if value is None:
+        return "–"
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int):
+        return format_count(value) if abs(value) >= 100_000 else f"{value:,}"
+    return format_number(value)
+
+
+def format_number(value: float) -> str:
+    """Four digits below 10, three above, no trailing zeros: 1.005, 0.3245, 16.8, 2,860, 1.2e-5."""
+    if not math.isfinite(value):
+        return "–" if math.isnan(value) else "∞" if value > 0 else "−∞"
+    digits = 4 if abs(value) < 10 else 3
+    rounded = float(f"{value:.{digits}g}")
+    if abs(rounded) >= 1e6:
+        return format_count(value)
+    if rounded == 0 or abs(rounded) >= 1e-4:
+        decimals = 0 if rounded == 0 else max(0, digits - 1 - math.floor(math.log10(abs(rounded))))
+        text = f"{rounded:,.{decimals}f}"
+        return text.rstrip("0").rstrip(".") if "." in text else text
+    mantissa, exponent = f"{rounded:.{digits - 1}e}".split("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+
+
+def format_measured(value: float, std: float | None) -> str:
+    """A value with its standard deviation, to two digits of the latter: 41.20 ± 0.23, 6 ± 1."""
+    if std is None or not math.isfinite(std):
+        return format_number(value)
+    if std == 0:
+        return f"{format_number(value)} ± 0"
+    spread = float(f"{std:.2g}")
+    decimals = max(0, 1 - math.floor(math.log10(spread)))
+    if decimals > 6:
+        return f"{format_number(value)} ± {format_number(spread)}"
+    both = [f"{number:,.{decimals}f}" for number in (value, spread)]
+    if decimals and all(text.endswith("0") for text in both):
+        both = [text[:-1].rstrip(".") for text in both]
+    return " ± ".join(both)
+
+
+def percent(part: float, whole: float) -> str:
+    """A share with one decimal, without a trailing zero."""
+    return f"{100 * part / whole:.1f}".removesuffix(".0") + "%" if whole else "–"

@@ -1,0 +1,129 @@
+"""Trials of a sweep or of a search for a recipe, and how each of them stands: `trials.json`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from .display import Displayed
+from .means import Mean
+from .table import Table
+
+Status = Literal["done", "failed", "skipped", "waiting"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score, lower is better, with its standard error; `parts` are those of equal draws for all candidates."""
+
+    value: float
+    error: float | None = None
+    parts: tuple[float, ...] = ()
+
+    def __str__(self) -> str:
+        return str(Mean(self.value, self.error, self.error))
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """One compression of a sweep or a search, and what became of it.
+
+    Attributes:
+        name: which is its folder in `trials/`, unless `folder` says another.
+        recipe, criterion, schedule, objective, target, steps, seed: what was chosen.
+        status: how it stands.
+        reason: why it failed or was skipped.
+        seconds: that the last attempt took.
+        rung: of a search, the round from 0.
+        score: of a search, what it was judged by.
+        verdict: of a search, whether it goes on, and whether that was a tie.
+    """
+
+    name: str
+    status: Status
+    recipe: str | None = None
+    criterion: str | None = None
+    schedule: str | None = None
+    objective: str | None = None
+    target: str | None = None
+    steps: int | None = None
+    seed: int | None = None
+    reason: str = ""
+    seconds: float | None = None
+    folder: str | None = None
+    rung: int | None = None
+    score: Score | None = None
+    verdict: str = ""
+
+
+@dataclass(frozen=True)
+class Round:
+    """How many candidates a round has, and the recovery steps of each."""
+
+    candidates: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Search:
+    """The plan of a search for a recipe, and what it found.
+
+    Attributes:
+        recipes: the candidates.
+        score: what judges them: loss or frechet.
+        judged_by, ties: the same in words, and how ties are broken.
+        rounds: each halves the candidates.
+        budget_steps, budget_seconds: in all.
+        warm_up_seconds, predicted_seconds: that it takes, as predicted.
+        winner, winner_steps: what won, and the steps that were left for it; None before that.
+        sentences: what was found.
+    """
+
+    recipes: tuple[str, ...]
+    score: str
+    judged_by: str
+    ties: str
+    rounds: tuple[Round, ...]
+    budget_steps: int
+    budget_seconds: float | None = None
+    warm_up_seconds: float = 0.0
+    predicted_seconds: float = 0.0
+    winner: str | None = None
+    winner_steps: int | None = None
+    sentences: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Trials(Displayed):
+    """Every trial, and the search that they belong to, if they do."""
+
+    trials: tuple[TrialResult, ...]
+    search: Search | None = None
+    format: Literal[1] = 1
+
+    def sentences(self) -> tuple[str, ...]:
+        """What a search found."""
+        return () if self.search is None else self.search.sentences
+
+    def tables(self) -> dict[str, Table]:
+        """Every trial."""
+        found = {"trials": trial_table(self.trials)}
+        searched = [trial for trial in self.trials if trial.rung is not None]
+        return found | ({"search": search_table(tuple(searched))} if searched else {})
+
+
+def trial_table(trials: tuple[TrialResult, ...]) -> Table:
+    """What was chosen for each trial, and how it stands."""
+    shown = ("name", "recipe", "criterion", "objective", "target", "steps", "seed", "status", "seconds", "reason")
+    rows = tuple(tuple(getattr(trial, key) or None for key in shown) for trial in trials)
+    return Table(("trial", *shown[1:]), rows).without_empty_columns()
+
+
+def search_table(trials: tuple[TrialResult, ...]) -> Table:
+    """One line for each short trial of a search."""
+    rows = tuple(
+        (trial.recipe, (trial.rung or 0) + 1, trial.steps, None if trial.score is None else str(trial.score),
+         trial.seconds, trial.reason or trial.verdict)
+        for trial in trials
+    )  # fmt: skip
+    return Table(("recipe", "round", "steps", "score ± standard error", "seconds", "outcome"), rows)

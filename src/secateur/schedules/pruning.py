@@ -1,0 +1,273 @@
+"""Pruning in a training loop: from a target, a schedule and calibration data to what a loop calls after each step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, TypeAlias
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..base.errors import TargetError, require, require_one_of
+from ..criteria import ScoringConfig
+from ..data import Batch
+from ..data.conditions import accepts
+from ..models.network import device_of, example_inputs
+from ..models.predict import network_of
+from ..models.registry import describe
+from ..process.base import Process
+from ..recovery.averages import Average
+from ..recovery.pruner import AttachedPruner, Decision, Pruner
+from ..structure import Cut, Structure
+from ..structure.cost import cost_model
+from .adaptive import Adaptive, AdaptiveConfig
+from .block_cuts import LatencyOf, block_cuts
+from .one_shot import CutConfig, check_criterion, granularity_for, one_shot
+from .progressive import Progressive, ProgressiveConfig
+from .proxies import judge
+from .rescore import stage_scorer
+from .solver import Scores
+from .target import Target, parse_target
+
+ScheduleName = Literal["one-shot", "progressive", "adaptive"]
+Schedule: TypeAlias = "ScheduleName | ProgressiveConfig | AdaptiveConfig"
+BETWEEN_STAGES = ScoringConfig(num_timesteps=32, num_images=64)  # cheap: scores are taken anew at every stage
+
+
+@dataclass(frozen=True)
+class Goal:
+    """Where a schedule goes: the one-shot cut for its target, and the scores that chose it.
+
+    Attributes:
+        target: as it was asked.
+        cut: the widths and blocks that meet it.
+        scores: of the dense model.
+        recorded: what the manifest says of the target: asked, reached, and of how much.
+    """
+
+    target: Target
+    cut: Cut
+    scores: Scores
+    recorded: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class OneShot:
+    """A pruner (see `recovery.pruner`) that makes one cut at the first step."""
+
+    cut: Cut
+    described: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+    base_id: str = ""
+
+    def settings(self) -> dict[str, Any]:
+        return {"schedule": "one-shot", **self.described}
+
+    def due(self, step: int) -> bool:
+        return step == 0
+
+    def decide(self, model: nn.Module, average: nn.Module, pruning: Mapping[str, Any], step: int) -> Decision:
+        return Decision({}, {}, {"stage": 1, "removed": True}, self.cut, self.details)
+
+
+def build_pruner(
+    schedule: ProgressiveConfig | AdaptiveConfig | None,
+    model: nn.Module,
+    structure: Structure,
+    process: Process,
+    batch: Batch,
+    goal: Goal,
+    *,
+    criterion: str,
+    scoring: ScoringConfig,
+    cut: CutConfig,
+    steps: int,
+    latency_of: LatencyOf,
+    base_id: str = "",
+) -> Pruner:
+    """The pruner that takes the dense `model` to `goal`; without a `schedule` at once.
+
+    A progressive schedule ends at the goal's widths and blocks, an adaptive one at its amount. `batch` are calibration
+    images with the conditions that the model takes, where it is; `steps` the optimizer steps that there will be.
+    """
+    if isinstance(schedule, ProgressiveConfig):
+        scoring = schedule.scoring(scoring)
+    described = {"criterion": criterion, "scoring": asdict(scoring), "target": str(goal.target)}
+    details = {**goal.recorded, "schedule": schedule_name(schedule), "cut": asdict(cut), **described}
+    scorer = stage_scorer(process, batch, criterion, scoring)
+    cost = cost_model(model, structure, example_inputs(model, 1))
+    if schedule is None:
+        return OneShot(goal.cut, described, details, base_id)
+    if isinstance(schedule, ProgressiveConfig):
+        details |= {"progressive": asdict(schedule)}
+        return Progressive(schedule, goal.cut, scorer, cost, described, details, base_id)
+    del details["reached"]  # by the one-shot cut; stages may choose other blocks
+    details |= {"adaptive": asdict(schedule)}
+    return Adaptive(
+        schedule,
+        schedule.boundaries(steps),
+        block_cuts(Target(goal.target.metric, goal.recorded["asked"], is_fraction=False), cut, latency_of),
+        goal.scores,
+        scorer,
+        judge(process, batch, scoring.seed),
+        cost({}).macs,
+        described,
+        details,
+        base_id,
+    )
+
+
+def schedule_name(schedule: ProgressiveConfig | AdaptiveConfig | None) -> ScheduleName:
+    """What recipes and the command line call it."""
+    if schedule is None:
+        return "one-shot"
+    return "progressive" if isinstance(schedule, ProgressiveConfig) else "adaptive"
+
+
+class Pruning(AttachedPruner):
+    """Prunes a model while any loop trains it: masks, removal, optimizer state and moving average.
+
+    Scores the model and finds the cut for the target when it is made; then call `step()` once for every optimizer step:
+
+        pruning = Pruning(
+            model, target="macs=56%", optimizer=optimizer, ema=ema, data=images, process=process, steps=2000
+        )
+        for batch in loader:
+            loss_of(model, batch).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            ema.update(...)
+            if pruning.step():
+                ...  # tensors changed: wrap the model anew, if it is wrapped (DDP, FSDP, torch.compile)
+
+    `state_dict()` is JSON; `load_state_dict` makes the cuts again on the dense model, before its weights are loaded.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        target: Target | str,
+        data: Batch | Tensor,
+        process: Process,
+        schedule: Schedule = "progressive",
+        optimizer: Optimizer | None = None,
+        ema: Average | None = None,
+        steps: int,
+        criterion: str = "taylor",
+        scoring: ScoringConfig = BETWEEN_STAGES,
+        cut: CutConfig | None = None,
+        latency_of: LatencyOf | None = None,
+        base_id: str = "",
+    ) -> None:
+        """Rank the units of `model` and find the cut for `target`; the model itself changes with the first `step()`.
+
+        Args:
+            model: a network with a declared structure, dense or pruned, wrapped for several processes or not.
+            target: such as "macs=56%", "params=20M" or "blocks=6".
+            data: calibration images in [-1, 1] or latents, (B, C, H, W), with their conditions if the model takes any.
+            process: how the model was trained.
+            schedule: one-shot, progressive or adaptive, or the config of one of the last two.
+            optimizer: whose state is cut along.
+            ema: the moving average: ours, torch's AveragedModel, diffusers' EMAModel, or a module of the same class.
+            steps: the optimizer steps that the loop will take.
+            criterion: what ranks units and blocks.
+            scoring: its options.
+            cut: which cuts are allowed; by default of widths, and of blocks for the adaptive schedule.
+            latency_of: measures cuts, for a target in milliseconds.
+            base_id: what the manifest calls the dense model.
+
+        Raises:
+            TargetError: the target cannot be read or reached.
+            SecateurError: the schedule does not fit into `steps`, or does not go with `cut`.
+            TrainingError: the model is sharded; a score is not finite.
+        """
+        network = network_of(model)
+        goal_target = parse_target(target) if isinstance(target, str) else target
+        if isinstance(schedule, str):
+            require_one_of("schedule", schedule, ScheduleName)
+        chosen = fitted(schedule, steps)
+        allowed = cut or CutConfig(granularity="depth" if isinstance(chosen, AdaptiveConfig) else "width")
+        structure, granularity = describe(network), granularity_for(goal_target, allowed)
+        check_criterion(criterion, structure, granularity)
+        check_fits(chosen, steps, granularity == "depth")
+        if goal_target.metric == "latency" and latency_of is None:
+            raise TargetError(f"{goal_target} needs latency_of, which measures cuts; or ask for macs, params or blocks")
+        batch = (data if isinstance(data, Batch) else Batch(data)).to(device_of(network))
+        batch = replace(batch, conditions=accepts(network)(batch.conditions))
+        scores = stage_scorer(process, batch, criterion, scoring)(network).scores
+        latency = latency_of or _no_latency
+        solution, described = one_shot(
+            network,
+            structure,
+            goal_target,
+            scores,
+            allowed,
+            example_inputs(network, 1),
+            latency(network, structure) if goal_target.metric == "latency" else None,
+        )
+        recorded = {key: getattr(described, key) for key in ("target", "metric", "asked", "reached", "dense")}
+        pruner = build_pruner(
+            chosen,
+            network,
+            structure,
+            process,
+            batch,
+            Goal(goal_target, solution.cut, scores, recorded),
+            criterion=criterion,
+            scoring=scoring,
+            cut=allowed,
+            steps=steps,
+            latency_of=latency,
+            base_id=base_id,
+        )
+        super().__init__(pruner, network, optimizer, ema)
+
+
+def fitted(schedule: Schedule, steps: int) -> ProgressiveConfig | AdaptiveConfig | None:
+    """The config of a schedule, None for one shot; a progressive one that is only named is done in half of `steps`."""
+    if schedule == "one-shot":
+        return None
+    if schedule == "adaptive":
+        return AdaptiveConfig()
+    if schedule == "progressive":
+        default = ProgressiveConfig()
+        longest = max(1, steps // 2 // (default.last_stage - 1))
+        return replace(default, stage_steps=min(default.stage_steps, longest))
+    assert not isinstance(schedule, str)
+    return schedule
+
+
+def check_fits(schedule: ProgressiveConfig | AdaptiveConfig | None, steps: int, drops_blocks_only: bool) -> None:
+    """Find that pruning would not be done before training is.
+
+    Raises:
+        SecateurError: the stages take as many steps as there are, or more; or they drop blocks, and widths are asked.
+    """
+    if isinstance(schedule, ProgressiveConfig):
+        needed = schedule.pruning_steps
+        require(
+            needed < steps,
+            f"progressive pruning takes {needed} steps, recovery has {steps}; give more --steps, or "
+            "fewer --progressive.stage-steps",
+        )
+    if isinstance(schedule, AdaptiveConfig):
+        boundaries = schedule.boundaries(steps)
+        require(
+            len(set(boundaries)) == len(boundaries),
+            f"{len(boundaries)} adaptive stages do not fit into the first {100 * schedule.until:g}% of "
+            f"{steps} steps; give more --steps, or fewer --adaptive.stages",
+        )
+        require(
+            drops_blocks_only,
+            "the adaptive schedule drops blocks; add --cut.granularity depth, or give a number of blocks as the "
+            "target, such as blocks=6",
+        )
+
+
+def _no_latency(model: nn.Module, structure: Structure) -> Callable[[Cut], float]:
+    def measure(cut: Cut) -> float:
+        raise AssertionError("no latency was asked for")
+
+    return measure
