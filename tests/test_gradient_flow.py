@@ -334,8 +334,8 @@ class Loud(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, *arguments, **options):
-        return (2 * self.model(*arguments, **options)[0],)
+    def forward(self, sample, timestep, return_dict=False):
+        return (2 * self.model(sample, timestep)[0],)
 
 
 class Louder(DiffusionProcess):
