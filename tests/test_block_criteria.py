@@ -248,6 +248,16 @@ def test_one_image_tells_no_rank():
     assert [(effect.rank_low, effect.rank_high) for effect in found] == [(1, 3)] * 3
 
 
+def test_the_signed_score_is_the_pooled_shift_of_the_prediction_with_its_sign():
+    """An identity 0; what halves log 2; what doubles -log 2, which leaves first."""
+    model, structure = chain_of(identity, scale(0.5), scale(2), negate)
+    ranking, found = effects_of(model, structure, criterion="ent-prog")
+    scores = [ranking.scores[name].item() for name in structure.blocks]
+    assert scores == pytest.approx([0, math.log(2), -math.log(2), 0], abs=1e-7)
+    assert [abs(score) for score in scores] == pytest.approx([effect.ced_pooled for effect in found], abs=1e-12)
+    assert [effect.rank for effect in found] == [2, 4, 1, 3]
+
+
 def test_opposite_shifts_cancel_when_pooled():
     """Scaling by e^s in the clean half and by e^-s in the other: s by bin, 1/2 log cosh 2s in all of them together."""
     s = 0.7
@@ -455,7 +465,7 @@ def test_pooling_is_validated():
 
 # ---------------------------------------------------------------------------------------------------- commands
 
-REPORTED = ("ced", "deviation")
+REPORTED = ("ced", "deviation", "ent-prog")
 QUICK = ["--scoring.num-timesteps", "4", "--scoring.num-images", "8"]
 
 

@@ -63,7 +63,7 @@ def compress(
         out: run folder.
         recipe: a named recipe (diff-pruning, 2ndmatch, progressive, gradient-flow, entpruner, depth, taylor,
             magnitude, random, decoder, quickstart); what follows replaces its parts.
-        criterion: which criterion ranks the units; ced, deviation, uniform, cosine and loss-change rank blocks only.
+        criterion: which criterion ranks the units (`secateur.criteria.CRITERIA`); some rank blocks only.
         schedule: one-shot cuts before recovery; progressive shrinks soft masks during it; adaptive decides during it
             how many blocks leave.
         objective: what recovery minimizes: denoising, distillation, first-order or 2ndmatch.

@@ -9,4 +9,12 @@ import tyro
 from ..criteria import CRITERIA
 
 Model = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
-CriterionName = Annotated[str, tyro.conf.arg(metavar="{" + ",".join(CRITERIA) + "}")]
+
+_OF_BLOCKS = [name for name, criterion in CRITERIA.items() if criterion.ranks == "blocks"]
+CriterionName = Annotated[
+    str,
+    tyro.conf.arg(
+        metavar="{" + ",".join(CRITERIA) + "}",
+        help=f"which criterion ranks the units; {', '.join(_OF_BLOCKS[:-1])} and {_OF_BLOCKS[-1]} rank blocks only.",
+    ),
+]

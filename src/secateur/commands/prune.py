@@ -42,7 +42,7 @@ def prune(
         out: folder to write to.
         data: calibration images: an image folder, parquet, datasets:NAME, an .npz with images, or digits; magnitude,
             random and uniform need none.
-        criterion: which criterion ranks the units; ced, deviation, uniform, cosine and loss-change rank blocks only.
+        criterion: which criterion ranks the units (`secateur.criteria.CRITERIA`); some rank blocks only.
         scoring: its options.
         cut: which cuts are allowed.
         component: which part of a pipeline: unet or transformer, by default the one that is there; vae is its decoder.

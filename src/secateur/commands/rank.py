@@ -35,7 +35,7 @@ def rank(
         out: folder to write to.
         data: calibration images: an image folder, parquet, datasets:NAME, an .npz with images, or digits; magnitude,
             random and uniform need none.
-        criterion: which criterion; ced, deviation, uniform, cosine and loss-change rank blocks only.
+        criterion: which criterion ranks the units (`secateur.criteria.CRITERIA`); some rank blocks only.
         scoring: its options.
         component: which part of a pipeline: unet or transformer, by default the one that is there; vae is its decoder.
         process: how it was trained, instead of the scheduler config beside it:

@@ -15,6 +15,7 @@ from .cosine import COSINE
 from .criterion import Criterion, Options, Price, ScoringConfig
 from .deviation import DEVIATION
 from .diff_pruning import DIFF_PRUNING, DiffPruningOptions
+from .ent_prog import ENT_PROG
 from .gradient_flow import GRADIENT_FLOW, GradientFlowOptions
 from .loss_change import LOSS_CHANGE
 from .magnitude import MAGNITUDE, MagnitudeOptions
@@ -33,6 +34,7 @@ CRITERIA: dict[str, Criterion[Any]] = {
         DIFF_PRUNING,
         GRADIENT_FLOW,
         CED,
+        ENT_PROG,
         DEVIATION,
         UNIFORM,
         COSINE,

@@ -1,4 +1,4 @@
-"""Entropy of the deviation: how far the prediction moves when a block is dropped. Ours, not a published criterion.
+"""Entropy of the deviation: how far the prediction moves when a block is dropped. In this form not published.
 
 EntPruner (Li et al. 2025) compares the entropies of two outputs, with a block and without it (see `ced`), which cannot
 see damage that keeps the spread. Here the prediction without block i is taken as a Gaussian around the full model's,
@@ -8,8 +8,9 @@ identity scores 0 (float32's rounding), scaling by a |1 - 1 / a| of the predicti
 
 One denoiser written as a prediction of noise, of velocity or of the sample has the same order of blocks, since each
 turns into the other by a factor that a tuple's deviation shares for every block. A mean of squares would be that of the
-timesteps where deviations are largest, and those depend on what is predicted. The other side: a block that does
-nothing at some timesteps scores low even if it matters at others.
+timesteps where deviations are largest, and those depend on what is predicted; recent depth pruning of diffusion
+transformers takes that mean with a weight for each timestep. The other side: a block that does nothing at some
+timesteps scores low even if it matters at others.
 """
 
 from __future__ import annotations
