@@ -13,6 +13,7 @@ from typing import TypeVar
 import torch
 import torch.distributed
 from accelerate.state import PartialState
+from torch import Tensor
 
 from .errors import SecateurError
 
@@ -60,6 +61,22 @@ def main_first(stage: Callable[[], Result], on_cpu: bool) -> Result:
         return result
     wait_for_everyone(on_cpu)
     return stage()
+
+
+def sum_over_processes(tensor: Tensor) -> Tensor:
+    """`tensor`, in place, summed over all processes; every one must call this with a tensor of the same shape."""
+    if process_count() > 1:
+        process_group(tensor.device.type == "cpu")
+        torch.distributed.all_reduce(tensor)
+    return tensor
+
+
+def same_in_all_processes(tensor: Tensor) -> Tensor:
+    """`tensor` of the main process, in place, in all of them: rounding may differ between machines."""
+    if process_count() > 1:
+        process_group(tensor.device.type == "cpu")
+        torch.distributed.broadcast(tensor, src=0)
+    return tensor
 
 
 def abandon_process_group() -> None:

@@ -18,7 +18,8 @@ class Reader:
     Attributes:
         rows: input positions that it was fitted on.
         columns: input features, the bias's included.
-        before, after: E|target - output|^2 / E|target|^2 with the weights as cut, and as refitted.
+        before, after: E|target - output|^2 / E|target|^2 with the weights as cut, and as refitted. The target is the
+            layer's own dense output or, for a layer that adds to a residual stream, the stream behind its block.
         seconds: that it took.
     """
 
@@ -39,6 +40,7 @@ class Compensation(Displayed):
         before, after: E|dense output - output|^2 / E|dense output|^2 of the whole model, where that was measured.
         options: of the method.
         seconds: in all.
+        left: readers that keep the weights of the cut, and why.
     """
 
     readers: Mapping[str, Reader] = field(default_factory=dict)
@@ -47,16 +49,18 @@ class Compensation(Displayed):
     after: float | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     seconds: float | None = None
+    left: Mapping[str, str] = field(default_factory=dict)
 
     def sentences(self) -> tuple[str, ...]:
         """How many layers were refitted, how long that took, and what it did to the model's output."""
         took = "" if self.seconds is None else f" in {self.seconds:.3g} s"
         count = len(self.readers)
         layers = f"{count} layer{'s were' if count != 1 else ' was'} refitted to the dense model{took}"
+        kept = tuple(f"{name} keeps the weights of the cut: {why}." for name, why in self.left.items())
         if self.before is None or self.after is None:
-            return (f"{layers}.",)
+            return (f"{layers}.", *kept)
         error = f"{percent(self.before, 1)} to {percent(self.after, 1)} of the dense output's square"
-        return (f"{layers}, which took the error of the whole model's output from {error}.",)
+        return (f"{layers}, which took the error of the whole model's output from {error}.", *kept)
 
     def tables(self) -> dict[str, Table]:
         """Every reader."""

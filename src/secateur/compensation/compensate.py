@@ -1,0 +1,151 @@
+"""The refit of a whole model; docs/compensation.md explains and measures it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..base.console import progress
+from ..base.distributed import sum_over_processes
+from ..base.errors import SecateurError, TrainingError
+from ..data import Batch
+from ..io.manifest import note_step
+from ..models.conditions import UNCONDITIONAL, Conditions
+from ..models.network import inference
+from ..models.registry import describe
+from ..process.base import Process
+from ..results.compensation import Compensation
+from ..structure import Cut
+from .config import CompensationConfig, CompensationTarget
+from .counterparts import Counterparts, Layer, counterparts, cuts_between, shared_weights
+from .fitting import Fitting, open_folder
+from .outputs import refit_to_outputs
+from .streams import has_streams, refit_to_streams
+from .tuples import draw_tuples
+
+
+def compensate(
+    pruned: nn.Module,
+    dense: nn.Module,
+    process: Process,
+    batch: Batch,
+    config: CompensationConfig | None = None,
+    cuts: Sequence[Cut] | None = None,
+    null: Conditions = UNCONDITIONAL,
+    folder: str | Path | None = None,
+) -> Compensation:
+    """Refit `pruned`, in place, to the model that it was cut from; no gradient is computed.
+
+    The manifest of `pruned` is given a step of kind "compensation".
+
+    Args:
+        pruned: the model after the cut, on one device with `dense` and `batch`.
+        dense: the model before it.
+        process: which noise the tuples have.
+        batch: calibration images, with the conditions that the model takes.
+        config: options.
+        cuts: what was cut of `dense`, where no manifest says so.
+        null: what stands for no condition, where `config.condition_dropout` drops some.
+        folder: keeps the layers that are fitted, and has them again after a stop.
+
+    Raises:
+        ModelError: `pruned` was not cut from `dense`.
+        SecateurError: a stream target for a model whose stream was cut, or a `folder` of another compensation.
+        TrainingError: an output is not finite.
+    """
+    config = config or CompensationConfig()
+    begun = time.monotonic()
+    parts = counterparts(pruned, dense, cuts_between(pruned, dense) if cuts is None else cuts)
+    layers, left = _readers(pruned, parts)
+    target = chosen_target(pruned, config)
+    if folder is not None:
+        open_folder(Path(folder), _identity(pruned, config, list(layers)))
+    tuples = draw_tuples(process, batch, config, null)
+    with inference(pruned), inference(dense), progress("layers refitted", len(layers)) as advance:
+        fitting = Fitting(advance, None if folder is None else Path(folder))
+        fitting.left.update(left)
+        outputs = [each.run(pruned)() for each in tuples]
+        if target == "stream":
+            pairs = refit_to_streams(pruned, dense, parts, layers, tuples, config, fitting)
+        else:
+            pairs = refit_to_outputs(pruned, dense, layers, tuples, config, fitting)
+    expected = [there for _, there in pairs]
+    before, after = (_error(found, expected) for found in (outputs, [here for here, _ in pairs]))
+    options = asdict(replace(config, target=target))
+    result = Compensation(
+        fitting.readers,
+        config.num_tuples,
+        before,
+        after,
+        options,
+        time.monotonic() - begun,
+        fitting.left,
+    )
+    errors = {"before": before, "after": after, "layers": len(fitting.readers)}
+    note_step(pruned, "compensation", {**options, **errors})
+    return result
+
+
+def chosen_target(pruned: nn.Module, config: CompensationConfig) -> CompensationTarget:
+    """The target that `config` asks for, or that suits the model.
+
+    Raises:
+        SecateurError: stream, for a model whose stream was cut.
+    """
+    suits = has_streams(pruned, describe(pruned))
+    if config.target == "stream" and not suits:
+        raise SecateurError(
+            f"the stream target needs blocks that add to a stream whose width stays, and those of "
+            f"{type(pruned).__name__} do not; use target output"
+        )
+    return config.target if config.target != "auto" else "stream" if suits else "output"
+
+
+def _readers(pruned: nn.Module, parts: Counterparts) -> tuple[dict[str, Layer], dict[str, str]]:
+    """The layers to refit, which read a dim that was cut or, where blocks left, any dim; and those that cannot be."""
+    reading = dict.fromkeys(
+        piece.module for dim in describe(pruned).dims.values() for piece in dim.slices if piece.role == "in"
+    )
+    shared = shared_weights(pruned)
+    layers, left = {}, {}
+    for name in reading:
+        layer, module = parts.layers.get(name), pruned.get_submodule(name)
+        if layer is None:
+            left[name] = f"a {type(module).__name__} has no closed form here"
+        elif layer.lost == 0 and not parts.blocks_left:
+            continue
+        elif name in shared:
+            left[name] = "another layer has the same weights"
+        elif isinstance(module, nn.Conv2d) and (module.groups > 1 or module.padding_mode != "zeros"):
+            left[name] = "a grouped convolution, or one whose padding is not of zeros"
+        elif isinstance(module, nn.Conv2d) and isinstance(module.padding, str):
+            left[name] = f"a convolution with padding {module.padding!r}"
+        else:
+            layers[name] = layer
+    return layers, left
+
+
+def _identity(pruned: nn.Module, config: CompensationConfig, names: Sequence[str]) -> dict[str, object]:
+    """What a folder of fitted layers belongs to; batches change no more than rounding."""
+    weights = sum(parameter.double().abs().sum().item() for parameter in pruned.parameters())
+    return {"config": asdict(replace(config, batch_size=1)), "layers": list(names), "weights": weights}
+
+
+def _error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """E|dense output - output|^2 / E|dense output|^2 over all tuples.
+
+    Raises:
+        TrainingError: it is not finite.
+    """
+    sums = torch.zeros(2, dtype=torch.float64, device=expected[0].device)
+    for here, there in zip(found, expected, strict=True):
+        sums += torch.stack([(there - here).double().square().sum(), there.double().square().sum()])
+    error, size = sum_over_processes(sums).tolist()
+    if not error < float("inf"):
+        raise TrainingError("an output of the model is not finite: check weights and scheduler, or refit in float32")
+    return error / size if size else 0.0

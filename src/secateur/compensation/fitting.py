@@ -1,0 +1,87 @@
+"""What layers are given new weights, one after another, and what is kept of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..base.console import Advance
+from ..base.distributed import is_main_process, same_in_all_processes, wait_for_everyone
+from ..base.errors import SecateurError
+from ..base.files import atomic_file, read_json, write_json
+from ..base.fingerprint import fingerprint
+from ..results.compensation import Reader
+from .counterparts import Projection
+
+KEY = "compensation.json"  # what the layers in a folder were fitted for
+
+
+class Fitting:
+    """The layers fitted so far. With a `folder`, they are found there again after a stop."""
+
+    def __init__(self, advance: Advance, folder: Path | None = None) -> None:
+        self.readers: dict[str, Reader] = {}
+        self.left: dict[str, str] = {}  # layers that were not refitted, and why
+        self._advance, self._folder = advance, folder
+
+    def fitted_before(self, name: str, layer: nn.Module) -> bool:
+        """Whether a run that was stopped had fitted the layer; it is given those weights."""
+        if self._folder is None or not (path := _path(self._folder, name)).is_file():
+            return False
+        with safe_open(path, "pt") as kept, torch.no_grad():
+            for key, parameter in layer.named_parameters():
+                parameter.copy_(kept.get_tensor(key))
+            self.readers[name] = Reader(**json.loads(kept.metadata()["reader"]))
+        self._advance(1, name)
+        return True
+
+    def fit(self, name: str, layer: Projection, change_KM: Tensor, reader: Reader) -> None:
+        """Change the layer's weights by `change_KM` and note how it did."""
+        change_weights(layer, change_KM)
+        self.readers[name] = reader
+        if self._folder is not None and is_main_process():
+            with atomic_file(_path(self._folder, name)) as temporary:
+                weights = {key: value.detach().contiguous() for key, value in layer.named_parameters()}
+                save_file(weights, temporary, {"reader": json.dumps(asdict(reader))})
+        self._advance(1, name)
+
+    def leave(self, name: str, why: str) -> None:
+        """Note that a layer keeps its weights."""
+        self.left[name] = why
+        self._advance(1, name)
+
+
+def change_weights(layer: Projection, change_KM: Tensor) -> None:
+    """Add `change_KM`, the bias's row last, to the weights, in their own dtype; the same in all processes."""
+    change = same_in_all_processes(change_KM)
+    weight = layer.weight
+    with torch.no_grad():
+        if layer.bias is not None:
+            layer.bias.copy_(layer.bias.double() + change[-1])
+            change = change[:-1]
+        weight.copy_(weight.double() + change.T.reshape(weight.shape))
+
+
+def open_folder(folder: Path, made_for: Any) -> None:
+    """Make `folder` ready for layers that are fitted for `made_for`, a JSON value.
+
+    Raises:
+        SecateurError: it holds layers that were fitted for something else.
+    """
+    key = {"made_for": fingerprint(made_for)}
+    if is_main_process():
+        if (folder / KEY).is_file() and read_json(folder / KEY) != key:
+            raise SecateurError(f"{folder} holds layers refitted with other settings or models; remove it")
+        write_json(folder / KEY, key)
+    wait_for_everyone(on_cpu=True)
+
+
+def _path(folder: Path, name: str) -> Path:
+    return folder / f"{name}.safetensors"

@@ -1,0 +1,129 @@
+"""Refitting a layer whose outputs are gated before they are added to a residual stream.
+
+With a gate g for every image and channel (adaLN: Peebles & Xie 2023, section 3.2), channel c of the stream receives
+g_c (w_c' h + b_c). If e_c is what the stream lacks there, the best change d_c of channel c solves a system of its own,
+
+    (A_c + ridge m_c I0) d_c = B_c,    A_c = E[g_c^2 h h'],  B_c = E[g_c h e_c],
+
+with a column of ones in h for the bias. A channel whose gate is zero keeps its weights.
+
+I images of R rows each, K columns (the ones last where there is a bias), M output channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .least_squares import mean_square, solve
+
+EXACT_FLOPS = 2e10  # of the exact systems; beyond, conjugate gradients
+EXACT_BYTES = 2**28  # of the A_c that are held at once
+TOLERANCE = 1e-6  # of conjugate gradients: |residual| to |B|
+STEPS = 200  # of conjugate gradients, at most
+
+Total = Callable[[Tensor], Tensor]  # the sum of a tensor over all processes
+
+
+def alone(tensor: Tensor) -> Tensor:
+    """The sum over the one process that there is."""
+    return tensor
+
+
+def gated_change(
+    x_IRK: Tensor, gate_IM: Tensor, error_IRM: Tensor, ridge: float, bias: bool, total: Total = alone
+) -> Tensor:
+    """The change (K, M) of the weights: exact systems where they are small, else conjugate gradients."""
+    images, _, columns = x_IRK.shape
+    outputs = gate_IM.shape[1]
+    flops = outputs * columns**2 * (2 * images + columns / 3)
+    chosen = exact_change if flops <= EXACT_FLOPS else conjugate_change
+    return chosen(x_IRK, gate_IM, error_IRM, ridge, bias, total)
+
+
+def exact_change(
+    x_IRK: Tensor, gate_IM: Tensor, error_IRM: Tensor, ridge: float, bias: bool, total: Total = alone
+) -> Tensor:
+    """The change (K, M) by a factorization for each channel, in float64."""
+    images, _, columns = x_IRK.shape
+    grams = (x_IRK.mT @ x_IRK).double().reshape(images, -1)
+    gate = gate_IM.double()
+    cross = total(_cross(x_IRK, gate_IM, error_IRM).double())
+    changes = []
+    for chosen in torch.arange(gate.shape[1]).split(max(1, EXACT_BYTES // (8 * columns**2))):
+        systems = total((gate[:, chosen].square().T @ grams).reshape(-1, columns, columns))
+        pull = ridge * mean_square(systems.diagonal(dim1=1, dim2=2), bias)
+        systems.diagonal(dim1=1, dim2=2)[:, : columns - bias] += pull[:, None]
+        solved = [
+            solve(A, b[:, None])[:, 0] if A.any() else torch.zeros_like(b)
+            for A, b in zip(systems, cross[:, chosen].T, strict=True)
+        ]
+        changes += solved
+    return torch.stack(changes, dim=1)
+
+
+def conjugate_change(
+    x_IRK: Tensor, gate_IM: Tensor, error_IRM: Tensor, ridge: float, bias: bool, total: Total = alone
+) -> Tensor:
+    """The change (K, M) by conjugate gradients on all channels at once, without their systems.
+
+    Preconditioned by one system for all channels, scaled to each, to which theirs are equal where gates vary little.
+    """
+    columns = x_IRK.shape[2]
+    squares = gate_IM.square()
+    power = total(squares.sum(0))
+    live = power > 0
+    shares = (squares / power.where(live, power.new_ones(()))).sum(1)  # of the images in all channels
+    shared = total((x_IRK * shares[:, None, None]).flatten(0, 1).T @ x_IRK.flatten(0, 1)).double()
+    diagonals = total(squares.T @ x_IRK.square().sum(1))  # of the A_c, (M, K)
+    pull = ridge * mean_square(diagonals, bias)
+    pulled = torch.ones(columns, 1, dtype=x_IRK.dtype, device=x_IRK.device)
+    pulled[columns - bias :] = 0
+    shared.diagonal()[: columns - bias] += ridge * mean_square(shared.diagonal(), bias)
+    factor = torch.linalg.cholesky(shared)
+    scale = mean_square(diagonals, bias) / mean_square(shared.diagonal(), bias).to(diagonals)
+
+    def system(change_KM: Tensor) -> Tensor:
+        outputs = x_IRK @ change_KM * squares[:, None]
+        return total(torch.einsum("irk,irm->km", x_IRK, outputs)) + pull * pulled * change_KM
+
+    def preconditioned(residual_KM: Tensor) -> Tensor:
+        solved = torch.cholesky_solve(residual_KM.double(), factor).to(residual_KM)
+        return solved / scale.where(live, scale.new_ones(()))
+
+    cross = total(_cross(x_IRK, gate_IM, error_IRM)) * live
+    return conjugate_gradients(system, preconditioned, cross).double()
+
+
+def conjugate_gradients(
+    system: Callable[[Tensor], Tensor], preconditioned: Callable[[Tensor], Tensor], right_KM: Tensor
+) -> Tensor:
+    """Solve a positive definite system for every column of `right_KM` (Hestenes & Stiefel 1952), each on its own."""
+    solution = torch.zeros_like(right_KM)
+    residual, direction = right_KM, preconditioned(right_KM)
+    product = (residual * direction).sum(0)
+    enough = TOLERANCE * right_KM.norm(dim=0)
+    for _ in range(STEPS):
+        going = residual.norm(dim=0) > enough
+        if not going.any():
+            break
+        image = system(direction)
+        step = _ratio(product, (direction * image).sum(0), going)
+        solution = solution + step * direction
+        residual = residual - step * image
+        corrected = preconditioned(residual)
+        before, product = product, (residual * corrected).sum(0)
+        direction = corrected + _ratio(product, before, going) * direction
+    return solution
+
+
+def _ratio(numerator_M: Tensor, denominator_M: Tensor, going_M: Tensor) -> Tensor:
+    """The quotient, 0 for the columns that are solved."""
+    return torch.where(going_M, numerator_M / denominator_M.where(going_M, 1.0), 0.0)
+
+
+def _cross(x_IRK: Tensor, gate_IM: Tensor, error_IRM: Tensor) -> Tensor:
+    """Sum of g_c h e_c over rows, (K, M)."""
+    return torch.einsum("irk,irm->km", x_IRK, gate_IM[:, None] * error_IRM)

@@ -1,0 +1,103 @@
+"""Every layer aims at its own output in the dense model, from its input in the pruned one.
+
+So each takes up the errors of all layers before it, which are refitted already. Both models are led through side by
+side, one micro-batch after the other waiting before each layer: one pass of either model in all.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from ..base.distributed import sum_over_processes
+from ..results.compensation import Reader
+from .config import CompensationConfig
+from .counterparts import Layer, Projection, projection
+from .fitting import Fitting
+from .least_squares import Sums, refit, with_ones
+from .passes import Pass, calls_of, stops
+from .positions import by_position, choose_positions, chosen, input_rows
+from .tuples import Tuples
+
+
+def refit_to_outputs(
+    pruned: nn.Module,
+    dense: nn.Module,
+    layers: Mapping[str, Layer],
+    tuples: Sequence[Tuples],
+    config: CompensationConfig,
+    fitting: Fitting,
+) -> list[tuple[Tensor, Tensor]]:
+    """Refit `layers` of `pruned`, by name; returns the outputs of both models for every micro-batch."""
+    modules = {name: projection(pruned, name) for name in layers}
+    once = _called_once(modules, tuples[0], pruned, fitting)
+    here = {name: modules[name] for name in once}
+    there = {layers[name].dense: projection(dense, layers[name].dense) for name in once}
+    with stops(here), stops(there):
+        students = [Pass(each.run(pruned)) for each in tuples]
+        teachers = [Pass(each.run(dense)) for each in tuples]
+        for index, name in enumerate(once):
+            if fitting.fitted_before(name, modules[name]):
+                for teacher in teachers:
+                    teacher.resume()
+            else:
+                begun = time.monotonic()
+                fit = OutputFit(layers[name], modules[name], index, config)
+                for student, teacher, each in zip(students, teachers, tuples, strict=True):
+                    assert student.call is not None
+                    assert teacher.call is not None
+                    output = teacher.call()
+                    fit.add(student.call.args[0], student.call(), output, each)
+                    teacher.resume(output)
+                fitting.fit(name, modules[name], *fit.solve(begun))
+            for student in students:
+                student.resume()
+    return [(student.result, teacher.result) for student, teacher in zip(students, teachers, strict=True)]
+
+
+def _called_once(modules: Mapping[str, nn.Module], first: Tuples, model: nn.Module, fitting: Fitting) -> list[str]:
+    """The layers that a pass calls once, in its order."""
+    calls = Counter(calls_of(modules, first.run(model)))
+    for name in modules:
+        if calls[name] != 1:
+            fitting.leave(name, f"a pass of the model calls it {calls[name]} times")
+    return [name for name, count in calls.items() if count == 1]
+
+
+class OutputFit:
+    """The refit of one layer to its own dense output; the layer's index seeds which positions are taken."""
+
+    def __init__(self, layer: Layer, module: Projection, index: int, config: CompensationConfig) -> None:
+        self.layer, self.module, self.index, self.config = layer, module, index, config
+        self.bias, self.is_image = module.bias is not None, isinstance(module, nn.Conv2d)
+        self.sums = Sums(module.weight[0].numel() + self.bias, len(module.weight), module.weight.device)
+
+    def add(self, x: Tensor, present: Tensor, dense: Tensor, tuples: Tuples) -> None:
+        """Add a micro-batch: input and output of the layer, and the output of the dense one.
+
+        Both outputs must come from the layers themselves, so that without a loss the error is exactly zero.
+        """
+        target_BPM = by_position(self.layer.target(dense, 1 if self.is_image else dense.ndim - 1), self.is_image)
+        at = choose_positions(tuples.numbers, target_BPM.shape[1], self.index, self.config)
+        target = chosen(target_BPM, at)
+        error = target - chosen(by_position(present, self.is_image), at)
+        rows = input_rows(self.module, x, at)
+        rows = with_ones(rows) if self.bias else rows
+        self.sums.add(rows.flatten(0, 1), error.flatten(0, 1), target.flatten(0, 1))
+
+    def solve(self, begun: float) -> tuple[Tensor, Reader]:
+        """The change (K, M) of the weights, the bias's row last, and how it does."""
+        sums = self.sums
+        for total in (sums.inputs, sums.cross, sums.scalars):
+            sum_over_processes(total)
+        change, after = refit(sums, self.config.ridge, self.bias)
+        before, left = relative(sums.error, sums.target), relative(after, sums.target)
+        return change, Reader(sums.rows, len(change), before, left, time.monotonic() - begun)
+
+
+def relative(error: float, size: float) -> float | None:
+    """An error as a share of the size of what was aimed at."""
+    return error / size if size else None

@@ -1,0 +1,92 @@
+"""Forward passes that stop before chosen modules, so that many can be led through a model side by side.
+
+A layer is refitted on the inputs that all calibration tuples bring to it, after all layers before it were. Here every
+micro-batch is a pass of its own, which waits before the layer until it is refitted and then goes on: one pass of the
+model in all, whatever its architecture, and what waits is what a pass has alive at that place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
+
+from greenlet import getcurrent, greenlet
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Call:
+    """A module that is about to be called."""
+
+    name: str
+    forward: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    def __call__(self) -> Any:
+        """What the module returns, with the weights that it has now."""
+        return self.forward(*self.args, **self.kwargs)
+
+
+class Pass:
+    """A call of `run` that stands before the module of `call`, or has come to its end with `result`.
+
+    Create it and lead it on inside of `stops`.
+    """
+
+    def __init__(self, run: Callable[[], Any]) -> None:
+        self._run = greenlet(run)
+        self.call: Call | None = None
+        self.result: Any = None
+        self.resume()
+
+    def resume(self, output: Any = None) -> None:
+        """Go on to the next stop: with `output` for that of the module, which is not called, or by calling it."""
+        reached = self._run.switch() if self.call is None else self._run.switch(output)
+        if self._run.dead:
+            self.call, self.result = None, reached
+        else:
+            self.call = reached
+
+
+@contextmanager
+def stops(modules: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Inside of the block, every `Pass` stops before each of `modules`; other calls of them are as ever."""
+    with ExitStack() as stack:
+        for name, module in modules.items():
+            stack.enter_context(_stop(name, module))
+        yield
+
+
+@contextmanager
+def _stop(name: str, module: nn.Module) -> Iterator[None]:
+    forward = module.forward
+    before = vars(module).get("forward")  # wrappers such as accelerate's set one on the instance
+
+    @wraps(forward)  # others read its signature
+    def stop(*args: Any, **kwargs: Any) -> Any:
+        parent = getcurrent().parent
+        output = None if parent is None else parent.switch(Call(name, forward, args, kwargs))
+        return forward(*args, **kwargs) if output is None else output
+
+    vars(module)["forward"] = stop
+    try:
+        yield
+    finally:
+        del vars(module)["forward"]
+        if before is not None:
+            vars(module)["forward"] = before
+
+
+def calls_of(modules: Mapping[str, nn.Module], run: Callable[[], Any]) -> list[str]:
+    """The modules that `run` calls, by name, in the order of the calls."""
+    order = []
+    with stops(modules):
+        reached = Pass(run)
+        while reached.call is not None:
+            order.append(reached.call.name)
+            reached.resume()
+    return order

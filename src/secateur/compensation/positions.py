@@ -1,0 +1,80 @@
+"""Rows of a layer's input and output: a position (pixel or token) of a tuple is one row.
+
+B tuples of a micro-batch, P positions of a tuple and R chosen ones, K columns, M outputs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..base.seeds import seed_of
+from .config import CompensationConfig
+from .counterparts import Projection
+from .tuples import POSITIONS
+
+
+def choose_positions(numbers: tuple[int, ...], positions: int, layer: int, config: CompensationConfig) -> Tensor:
+    """The positions (B, R) that are taken of each tuple for the layer with this index, by the tuple's number alone."""
+    taken = max(1, config.rows // config.num_tuples)
+    if taken >= positions:
+        return torch.arange(positions).expand(len(numbers), -1)
+    drawn = []
+    for number in numbers:
+        generator = torch.Generator().manual_seed(seed_of(config.seed, POSITIONS, layer, number))
+        drawn.append(torch.randperm(positions, generator=generator)[:taken])
+    return torch.stack(drawn)
+
+
+def by_position(values: Tensor, is_image: bool) -> Tensor:
+    """An image (B, C, H, W) or tokens (B, ..., C) as (B, P, C)."""
+    if is_image:
+        return values.flatten(2).mT
+    return values.reshape(len(values), -1, values.shape[-1])
+
+
+def chosen(values_BPC: Tensor, at_BR: Tensor) -> Tensor:
+    """The rows at the chosen positions, (B, R, C), float32 at least."""
+    at = at_BR.to(values_BPC.device)
+    picked = values_BPC[torch.arange(len(at), device=at.device)[:, None], at]
+    return picked if picked.dtype == torch.float64 else picked.float()
+
+
+def input_rows(layer: Projection, x: Tensor, at_BR: Tensor) -> Tensor:
+    """What the layer's weights multiply at the chosen positions of its output, (B, R, K).
+
+    For a convolution the patches under its kernel, in the order of its weights: channel, row, column.
+    """
+    if isinstance(layer, nn.Linear):
+        return chosen(by_position(x, False), at_BR)
+    (height, width), (down, right), (tall, wide) = layer.kernel_size, layer.stride, layer.dilation
+    top, left = padding_of(layer)
+    padded = F.pad(x, (left, left, top, top)).permute(0, 2, 3, 1)
+    columns = output_size(layer, x)[1]
+    at = at_BR.to(x.device)
+    rows, columns_at = at // columns * down, at % columns * right
+    tuples = torch.arange(len(x), device=x.device)[:, None]
+    patches = [
+        padded[tuples, rows + i * tall, columns_at + j * wide] for i in range(height) for j in range(width)
+    ]  # (B, R, C) each
+    stacked = torch.stack(patches, dim=-1).flatten(2)
+    return stacked if stacked.dtype == torch.float64 else stacked.float()
+
+
+def padding_of(layer: nn.Conv2d) -> tuple[int, int]:
+    """Rows above and below, and columns at the left and right, of zeros."""
+    assert not isinstance(layer.padding, str)
+    height, width = layer.padding
+    return height, width
+
+
+def output_size(layer: nn.Conv2d, x: Tensor) -> tuple[int, int]:
+    """Height and width of the convolution of x (B, C, H, W)."""
+    height, width = (
+        (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+        for size, padding, dilation, kernel, stride in zip(
+            x.shape[2:], padding_of(layer), layer.dilation, layer.kernel_size, layer.stride, strict=True
+        )
+    )
+    return height, width

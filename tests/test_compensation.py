@@ -1,0 +1,277 @@
+"""Compensation of whole models: it lowers the error of every architecture and keeps all that a cut keeps."""
+
+import copy
+import json
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import models
+from models import half, sample_for
+from secateur.base.errors import ModelError, SecateurError, TrainingError
+from secateur.compensation import CompensationConfig, compensate
+from secateur.compensation.counterparts import counterparts
+from secateur.compensation.fitting import Fitting
+from secateur.data import Batch
+from secateur.io.checkpoint import from_pretrained, save_pretrained
+from secateur.io.manifest import apply_cut, manifest_of
+from secateur.models.families.autoencoder_kl import AutoencoderKLDecoder
+from secateur.models.network import inference
+from secateur.models.predict import predict
+from secateur.models.registry import describe
+from secateur.process.diffusion import DiffusionProcess
+from secateur.process.flow import FlowProcess
+from secateur.process.reconstruction import reconstruction_by
+from secateur.structure import Cut, masked, masks_of, remove
+from training_runs import TWO, assert_same, start
+from uvit import UViT
+
+CONFIG = CompensationConfig(num_tuples=24, batch_size=8)
+BUILDERS = {
+    "unet": lambda: models.unet(resnet_time_scale_shift="scale_shift", num_class_embeds=3),
+    "unet-condition": models.unet_condition,
+    "dit": models.dit,
+    "pixart": models.pixart,
+    "sd3": lambda: models.sd3(dual_attention_layers=(0,), qk_norm="rms_norm"),
+    "flux": models.flux,
+    "sana": models.sana,
+    "uvit": lambda: models.uvit(num_heads=4, skip=True),
+    "decoder": lambda: AutoencoderKLDecoder(models.autoencoder()),
+}
+STREAMS = {"dit", "pixart", "sd3", "flux", "sana", "uvit"}
+
+
+def process_of(model: nn.Module):
+    if isinstance(model, AutoencoderKLDecoder):
+        return reconstruction_by(model.autoencoder)
+    return DiffusionProcess() if hasattr(model, "mid_block") else FlowProcess()
+
+
+def batch_of(model: nn.Module, count: int = 12) -> Batch:
+    if isinstance(model, AutoencoderKLDecoder):
+        return Batch(torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(0)).clamp(-1, 1))
+    if isinstance(model, UViT):
+        generator = torch.Generator().manual_seed(0)
+        return Batch(torch.randn(count, 3, 8, 8, generator=generator), {"class_labels": torch.arange(count) % 3})
+    return Batch(*sample_for(model, count))
+
+
+def cut_of(model: nn.Module, kind: str) -> Cut:
+    """Half of every dim, a block, or both."""
+    blocks = describe(model).blocks
+    removed = (list(blocks)[len(blocks) // 2],) if kind != "width" and blocks else ()
+    return Cut(half(model).kept if kind != "depth" else {}, removed)
+
+
+def compensated(
+    name: str, kind: str, config: CompensationConfig = CONFIG, dtype: torch.dtype = torch.float32, **options
+):
+    dense = BUILDERS[name]().to(dtype)
+    cut = cut_of(dense, kind)
+    pruned = remove(copy.deepcopy(dense), describe(dense), cut)
+    before = copy.deepcopy(pruned)
+    batch = batch_of(dense)
+    batch = replace(batch, sample=batch.sample.to(dtype))
+    result = compensate(pruned, dense, process_of(dense), batch, config, [cut], **options)
+    return dense, before, pruned, result
+
+
+@pytest.mark.parametrize("kind", ["width", "depth", "both"])
+@pytest.mark.parametrize("name", BUILDERS)
+def test_every_architecture_comes_closer_to_its_dense_model(name, kind):
+    if kind == "depth" and name == "decoder":
+        pytest.skip("it has no blocks")
+    _, before, pruned, result = compensated(name, kind)
+    assert result.options["target"] == ("stream" if name in STREAMS else "output")
+    assert result.after < 0.9 * result.before
+    assert not result.left
+    assert all(reader.after <= reader.before * (1 + 1e-6) for reader in result.readers.values())
+    now = pruned.state_dict()
+    assert {key: value.shape for key, value in before.state_dict().items()} == {k: v.shape for k, v in now.items()}
+    changed = {key for key, value in before.state_dict().items() if not torch.equal(value, now[key])}
+    lossy = {name for name, reader in result.readers.items() if reader.before > 0}
+    assert {key.rpartition(".")[0] for key in changed} == lossy
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_masked_equals_removed_after_it(name):
+    _, _, pruned, _ = compensated(name, "both")
+    pruned.double()
+    structure, batch = describe(pruned), batch_of(pruned, 2)
+    sample = batch.sample.double()
+    if name == "decoder":
+        sample = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    cut = half(pruned)
+    assert cut.kept
+    run = partial(predict, pruned, sample, torch.tensor([5, 700]), batch.conditions)
+    with inference(pruned):
+        with masked(pruned, structure, masks_of(cut, structure)):
+            expected = run()
+        remove(pruned, structure, cut)
+        torch.testing.assert_close(run(), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["unet", "dit", "sd3", "flux", "sana", "decoder"])
+def test_saved_equals_loaded_and_the_manifest_says_what_was_done(name, tmp_path):
+    dense = BUILDERS[name]()
+    pruned = apply_cut(BUILDERS[name](), cut_of(dense, "both"))
+    result = compensate(pruned, dense, process_of(dense), batch_of(dense), CONFIG)
+    save_pretrained(pruned, tmp_path)
+    loaded = from_pretrained(tmp_path)
+    assert_same(getattr(pruned, "autoencoder", pruned), loaded)
+    step = manifest_of(loaded).steps[-1]
+    assert step["kind"] == "compensation"
+    assert step["ridge"] == CONFIG.ridge
+    assert step["target"] == result.options["target"]
+    assert (step["before"], step["after"], step["layers"]) == (result.before, result.after, len(result.readers))
+    assert json.loads(json.dumps(step)) == step
+
+
+@pytest.mark.parametrize("name", ["unet", "dit"])
+def test_the_same_seed_gives_the_same_weights_in_any_batches(name):
+    once, again, split, other = (
+        compensated(name, "both", config, torch.float64)[2].state_dict()
+        for config in (CONFIG, CONFIG, replace(CONFIG, batch_size=5), replace(CONFIG, seed=1))
+    )
+    same, near, far = (
+        max(float((once[key] - value).abs().max()) for key, value in weights.items())
+        for weights in (again, split, other)
+    )
+    assert same == 0
+    assert near < 1e-8 < 1e-3 < far
+
+
+@pytest.mark.parametrize("name", ["unet", "dit"])
+def test_where_nothing_was_lost_no_weight_changes(name):
+    dense = BUILDERS[name]()
+    same = copy.deepcopy(dense)
+    structure = describe(dense)
+    whole = Cut({dim: tuple(range(structure.dims[dim].size)) for dim in structure.dims})
+    result = compensate(same, dense, process_of(dense), batch_of(dense), CONFIG, [whole])
+    assert not result.readers
+    assert result.before == result.after == 0
+    assert_same(same, dense)
+
+
+@pytest.mark.parametrize(("name", "target"), [("unet", "output"), ("dit", "output"), ("dit", "stream")])
+def test_a_folder_takes_up_what_was_stopped(name, target, tmp_path):
+    config = replace(CONFIG, target=target)
+    _, _, whole, expected = compensated(name, "both", config)
+    stopped = stop_after(3)
+    with pytest.raises(KeyboardInterrupt):
+        compensated(name, "both", config, folder=tmp_path)
+    stopped.undo()
+    assert len(list(tmp_path.glob("*.safetensors"))) == 3
+    _, _, resumed, result = compensated(name, "both", config, folder=tmp_path)
+    assert_same(whole, resumed)
+    assert (result.before, result.after) == (expected.before, expected.after)
+    assert list(result.readers) == list(expected.readers)
+    with pytest.raises(SecateurError, match="other settings"):
+        compensated(name, "both", replace(config, ridge=1.0), folder=tmp_path)
+
+
+def stop_after(layers: int) -> pytest.MonkeyPatch:
+    """Stop a compensation when it has fitted so many layers."""
+    fit, fitted = Fitting.fit, []
+
+    def stopping(self, name, *arguments):
+        if len(fitted) == layers:
+            raise KeyboardInterrupt
+        fitted.append(name)
+        fit(self, name, *arguments)
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(Fitting, "fit", stopping)
+    return patch
+
+
+TWO_PROCESSES = """
+import sys
+import torch
+from safetensors.torch import save_file
+from dataclasses import replace
+from secateur.base.distributed import is_main_process
+from test_compensation import CONFIG, compensated
+torch.set_num_threads(1)
+for name in ("unet", "dit"):
+    _, _, pruned, result = compensated(name, "both", replace(CONFIG, batch_size=4), torch.float64)
+    if is_main_process():
+        save_file(pruned.state_dict(), f"{sys.argv[1]}/{name}.safetensors")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_refit_as_one(tmp_path):
+    assert start(tmp_path / "two.py", TWO_PROCESSES, tmp_path, launcher=TWO).wait(timeout=300) == 0
+    for name in ("unet", "dit"):
+        _, _, alone, _ = compensated(name, "both", dtype=torch.float64)
+        for key, value in load_file(tmp_path / f"{name}.safetensors").items():
+            torch.testing.assert_close(value, alone.state_dict()[key], atol=1e-8, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["unet", "dit"])
+def test_half_precision_stays(name):
+    dense = BUILDERS[name]().bfloat16()
+    cut = cut_of(dense, "width")
+    pruned = remove(copy.deepcopy(dense), describe(dense), cut)
+    result = compensate(pruned, dense, process_of(dense), batch_of(dense), CONFIG, [cut])
+    assert {parameter.dtype for parameter in pruned.parameters()} == {torch.bfloat16}
+    assert result.after < 0.9 * result.before
+
+
+def test_cuts_compose():
+    """A model that was cut twice is refitted to the first dense one, by its manifest."""
+    dense = BUILDERS["unet"]()
+    pruned = apply_cut(copy.deepcopy(dense), cut_of(dense, "both"))
+    middle = copy.deepcopy(pruned)
+    apply_cut(pruned, Cut({}, tuple(describe(pruned).blocks)[:1]))
+    result = compensate(pruned, dense, DiffusionProcess(), batch_of(dense), CONFIG)
+    assert result.after < 0.9 * result.before
+    again = compensate(pruned, middle, DiffusionProcess(), batch_of(dense), CONFIG)
+    assert again.readers
+
+
+def test_a_layer_of_each_model_has_the_same_weights_before_the_refit():
+    dense = BUILDERS["unet-condition"]()
+    first = cut_of(dense, "both")
+    pruned = remove(copy.deepcopy(dense), describe(dense), first)
+    second = cut_of(pruned, "both")
+    remove(pruned, describe(pruned), second)
+    for name, layer in counterparts(pruned, dense, [first, second]).layers.items():
+        bias = pruned.get_submodule(name).bias
+        if bias is not None:
+            torch.testing.assert_close(layer.target(dense.get_submodule(layer.dense).bias, 0), bias)
+
+
+def test_layers_that_share_weights_are_left_and_said():
+    dense = BUILDERS["dit"]()
+    for block in dense.transformer_blocks[1:]:
+        block.ff.net[2].weight = dense.transformer_blocks[0].ff.net[2].weight
+    cut = half(dense)
+    tied = {name: units for name, units in cut.kept.items() if ".ff" in name}
+    cut = Cut({**cut.kept, **dict.fromkeys(tied, next(iter(tied.values())))})
+    pruned = remove(copy.deepcopy(dense), describe(dense), cut)
+    result = compensate(pruned, dense, FlowProcess(), batch_of(dense), CONFIG, [cut])
+    assert set(result.left) == {f"transformer_blocks.{index}.ff.net.2" for index in range(4)}
+    assert "same weights" in result.left["transformer_blocks.0.ff.net.2"]
+
+
+def test_refusals():
+    dense = BUILDERS["unet"]()
+    with pytest.raises(ModelError, match="was not cut"):
+        compensate(copy.deepcopy(dense), dense, DiffusionProcess(), batch_of(dense), CONFIG)
+    pruned = apply_cut(copy.deepcopy(dense), cut_of(dense, "width"))
+    with pytest.raises(ModelError, match="not the model"):
+        compensate(pruned, models.unet(layers_per_block=2), DiffusionProcess(), batch_of(dense), CONFIG)
+    with pytest.raises(SecateurError, match="use target output"):
+        compensate(pruned, dense, DiffusionProcess(), batch_of(dense), replace(CONFIG, target="stream"))
+    with pytest.raises(SecateurError, match="num_tuples"):
+        CompensationConfig(num_tuples=0)
+    with torch.no_grad():
+        dense.conv_out.bias.fill_(float("nan"))
+    with pytest.raises(TrainingError, match="not finite"):
+        compensate(pruned, dense, DiffusionProcess(), batch_of(dense), CONFIG)
