@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from ..base.errors import require
+from ..base.rules import ONE_OR_MORE, Count, Seed, at_least, check_fields, within
 from .metrics.perceptual import CLIP
 
 MetricName = Literal[
@@ -31,6 +32,7 @@ OF_FEATURES = {"frechet", "rfid", "kid", "inception-score", "prdc", "per-class"}
 OF_REAL_FEATURES = {"kid", "prdc", "per-class"}
 NEED_REFERENCE = {"ms-ssim", "lpips", "rfid"}
 MOST_NEIGHBOURS = 5
+MOST_IMAGES = 10_000_000  # features of them are in memory
 
 
 @dataclass(frozen=True)
@@ -65,44 +67,34 @@ class EvaluationConfig:
         ftle_iterations: power iterations; the exponent rises with them towards its value.
     """
 
-    metrics: tuple[MetricName, ...] = ("latency", "loss", "consistency", "frechet")
-    num_images: int = 1000
-    num_pairs: int = 1000
-    num_real_images: int = 50_000
-    num_inference_steps: int = 50
+    metrics: Annotated[tuple[MetricName, ...], ONE_OR_MORE] = ("latency", "loss", "consistency", "frechet")
+    num_images: Annotated[int, within(1, MOST_IMAGES)] = 1000
+    num_pairs: Count = 1000
+    num_real_images: Annotated[int, within(1, MOST_IMAGES)] = 50_000
+    num_inference_steps: Count = 50
     guidance_scale: float = 1.0
     scheduler: str | None = None
-    batch_size: int = 128
-    seed: int = 0
-    bootstrap: int = 100
-    latency_rounds: int = 20
-    latency_batch_sizes: tuple[int, ...] = (1, 32)
+    batch_size: Count = 128
+    seed: Seed = 0
+    bootstrap: Annotated[int, at_least(10)] = 100
+    latency_rounds: Count = 20
+    latency_batch_sizes: Annotated[tuple[Count, ...], ONE_OR_MORE] = (1, 32)
     latency_dtype: DtypeName | None = None
     compile: bool = False
     features: str | None = None
     clip: str = CLIP
     statistics: str | None = None
     save_statistics: str | None = None
-    ftle_images: int = 16
-    ftle_iterations: int = 5
+    ftle_images: Annotated[int, at_least(2)] = 16
+    ftle_iterations: Count = 5
 
     def __post_init__(self) -> None:
-        known = len(self.metrics) >= 1 and set(self.metrics) <= set(METRICS)
+        check_fields("evaluation", self)
         neighbours = MOST_NEIGHBOURS + 1 if {"prdc", "per-class"} & set(self.metrics) else 2
         with_neighbours = f"at least {neighbours}" + (", prdc takes 5 neighbours" if neighbours > 2 else "")
         rules = {
-            "metrics": (known, f"one or more of {', '.join(METRICS)}"),
             "num_images": (self.num_images >= neighbours, with_neighbours),
-            "num_pairs": (self.num_pairs >= 1, "at least 1"),
             "num_real_images": (self.num_real_images >= neighbours, with_neighbours),
-            "num_inference_steps": (self.num_inference_steps >= 1, "at least 1"),
-            "batch_size": (self.batch_size >= 1, "at least 1"),
-            "seed": (self.seed >= 0, "at least 0"),
-            "bootstrap": (self.bootstrap >= 10, "at least 10"),
-            "latency_rounds": (self.latency_rounds >= 1, "at least 1"),
-            "ftle_images": (self.ftle_images >= 2, "at least 2"),
-            "ftle_iterations": (self.ftle_iterations >= 1, "at least 1"),
-            "latency_batch_sizes": (min(self.latency_batch_sizes, default=0) >= 1, "one or more, each at least 1"),
             "statistics": (
                 self.statistics is None or "frechet" in self.metrics,
                 "them with the metric frechet only, which they are for",
