@@ -23,9 +23,9 @@ from secateur.data import Batch, ImageDataset, calibration_batch
 from secateur.data.conditions import accepts, sample_conditions
 from secateur.evaluation import finite_time_lyapunov_exponents
 from secateur.evaluation.metrics.consistency import ssim
-from secateur.evaluation.metrics.denoising import denoising_loss_per_timestep
-from secateur.evaluation.metrics.fidelity import frechet_distance
-from secateur.evaluation.metrics.manifold import manifold_scores
+from secateur.evaluation.metrics.frechet import frechet_distance
+from secateur.evaluation.metrics.loss import denoising_loss_per_timestep
+from secateur.evaluation.metrics.prdc import manifold_scores
 from secateur.evaluation.networks import feature_network
 from secateur.evaluation.statistics import FeatureStatistics
 from secateur.evaluation.statistics import statistics as feature_statistics

@@ -21,9 +21,9 @@ import torch
 from secateur.base.files import write_json, write_text
 from secateur.evaluation import EvaluationConfig, evaluate_models
 from secateur.evaluation.estimates import resample_counts
-from secateur.evaluation.metrics.fidelity import frechet_estimate
-from secateur.evaluation.metrics.kernel import kernel_distance
-from secateur.evaluation.metrics.manifold import manifold_scores
+from secateur.evaluation.metrics.frechet import frechet_estimate
+from secateur.evaluation.metrics.kid import kernel_distance
+from secateur.evaluation.metrics.prdc import manifold_scores
 from secateur.evaluation.statistics import statistics as feature_statistics
 from secateur.runs.subject import open_data, open_model
 

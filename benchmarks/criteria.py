@@ -16,6 +16,7 @@ from pathlib import Path
 import secateur
 from bench import spread
 from secateur.base.files import write_json, write_text
+from secateur.evaluation import LatencyOptions
 from secateur.recipes import quickstart
 from secateur.results import Evaluation, read_result
 
@@ -37,7 +38,7 @@ def run(model: str, target: str, criterion: str, seed: int, steps: int, folder: 
         objective="denoising",
         steps=steps,
         seed=seed,
-        evaluation=replace(recipe.evaluation, num_images=NUM_IMAGES, latency_rounds=3),
+        evaluation=replace(recipe.evaluation, num_images=NUM_IMAGES, latency=LatencyOptions(rounds=3)),
     )
     models = read_result(Evaluation, folder / "evaluation" / "evaluation.json").models
     return {

@@ -26,7 +26,7 @@ from bench import RESULTS
 from secateur.base.files import write_json, write_text
 from secateur.data import ArrayDataset
 from secateur.data.conditions import accepts
-from secateur.evaluation.metrics.efficiency import LiveBytes
+from secateur.evaluation.metrics.latency import LiveBytes
 from secateur.models.network import example_inputs, input_shape
 from secateur.models.registry import describe
 from secateur.process.base import Process

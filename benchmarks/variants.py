@@ -14,7 +14,7 @@ from typing import Any
 from secateur.base.files import write_json, write_text
 from secateur.criteria import DiffPruningOptions, ScoringConfig, score
 from secateur.data import Batch, calibration_batch
-from secateur.evaluation import EvaluationConfig, evaluate_models
+from secateur.evaluation import EvaluationConfig, LatencyOptions, evaluate_models
 from secateur.models.network import example_inputs
 from secateur.runs.subject import open_data, open_model
 from secateur.schedules import CutConfig, one_shot, parse_target
@@ -55,7 +55,9 @@ def main() -> None:
             request = (parse_target("macs=50%"), scores, cut, example_inputs(loaded.model, 1))
             solution, _ = one_shot(loaded.model, structure, *request)
             pruned = remove(copy.deepcopy(loaded.model), structure, solution.cut)
-            measured = EvaluationConfig(num_images=500, num_inference_steps=25, latency_rounds=1, seed=seed)
+            measured = EvaluationConfig(
+                num_images=500, num_inference_steps=25, latency=LatencyOptions(rounds=1), seed=seed
+            )
             result, _ = evaluate_models({"dense": loaded.model, "pruned": pruned}, loaded.process, dataset, measured)
             entry = result.final
             runs.append(

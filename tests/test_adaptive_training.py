@@ -140,7 +140,7 @@ def test_two_processes_take_the_decisions_of_one_and_resume_them(tmp_path):
 FEW = [
     *("--scoring.num-timesteps", "2", "--scoring.num-images", "4"),
     *("--recovery.batch-size", "4", "--recovery.log-every", "1", "--recovery.checkpoint-every", "2"),
-    *("--evaluation.num-images", "12", "--evaluation.num-inference-steps", "2", "--evaluation.latency-rounds", "2"),
+    *("--evaluation.num-images", "12", "--evaluation.num-inference-steps", "2", "--evaluation.latency.rounds", "2"),
 ]
 
 BRIEFLY = {

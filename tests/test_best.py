@@ -15,7 +15,7 @@ from secateur.runs import stages, trials
 
 QUICK = [
     *("--shared.batch-size", "8", "--shared.num-timesteps", "4", "--shared.num-images", "8", "--evaluation.num-images"),
-    *("8", "--evaluation.num-inference-steps", "2", "--evaluation.latency-rounds", "2", "--target", "macs=70%"),
+    *("8", "--evaluation.num-inference-steps", "2", "--evaluation.latency.rounds", "2", "--target", "macs=70%"),
 ]
 
 
@@ -156,7 +156,7 @@ def test_minutes_become_steps(model: Path, tmp_path: Path, monkeypatch: pytest.M
     [
         ((), "--budget-steps, or in minutes"),
         (("--budget-steps", "9", "--budget-minutes", "1"), "--budget-steps, or in minutes"),
-        (("--budget-steps", "0"), "budget_steps is 0; give at least 1"),
+        (("--budget-steps", "0"), "not above 0"),
         (("--budget-steps", "12", "--recipes", "random", "magnitude"), "give a budget of 20 or more"),
         (("--budget-minutes", "0.0001"), "too few"),
         (("--budget-steps", "99", "--recipes", "progressive", "--target", "macs=1%"), "no recipe can run"),
@@ -197,7 +197,12 @@ def test_dry_run_prints_the_rounds(model: Path, tmp_path: Path, capsys: pytest.C
 
 def test_statistics_are_for_the_winner_where_another_metric_judges(model: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "statistics.npz", mu=np.zeros(64), sigma=np.eye(64))
-    files = ("--evaluation.statistics", str(tmp_path / "statistics.npz"), "--evaluation.save-statistics", str(tmp_path))
+    files = (
+        "--evaluation.frechet.statistics",
+        str(tmp_path / "statistics.npz"),
+        "--evaluation.frechet.save-statistics",
+        str(tmp_path),
+    )
     arguments = ("--recipes", "magnitude", "random", "--budget-steps", "60", "--dry-run", *files)
     for score in ("loss", "frechet"):
         best(model, tmp_path / "out", "--score", score, *arguments)

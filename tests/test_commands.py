@@ -29,7 +29,7 @@ from secateur.runs.subject import open_data, open_model
 QUICK = [
     *("--scoring.num-timesteps", "4", "--scoring.num-images", "8"),
     *("--recovery.batch-size", "8", "--recovery.log-every", "1", "--recovery.checkpoint-every", "2"),
-    *("--evaluation.num-images", "12", "--evaluation.num-inference-steps", "2", "--evaluation.latency-rounds", "2"),
+    *("--evaluation.num-images", "12", "--evaluation.num-inference-steps", "2", "--evaluation.latency.rounds", "2"),
 ]
 RANKED = QUICK[:4]
 
@@ -289,7 +289,7 @@ BAD = {
     "no reference": ["evaluate", "UNET", "--data", "digits", "--out", "OUT", "--metrics", "rfid"],
     "no statistics": [
         *["evaluate", "UNET", "--data", "digits", "--out", "OUT", "--metrics", "frechet"],
-        *["--evaluation.statistics", "/nowhere.npz"],
+        *["--evaluation.frechet.statistics", "/nowhere.npz"],
     ],
     "no sampler": ["sample", "UNET", "--out", "OUT.png", "--scheduler", "MagicScheduler"],
     "other sampler": [

@@ -23,8 +23,8 @@ from secateur.criteria import CRITERIA, score
 from secateur.data import Batch, load_data
 from secateur.data.autoencoder import open_autoencoder
 from secateur.evaluation import evaluate_models
+from secateur.evaluation.costs import count_macs
 from secateur.evaluation.metrics.consistency import psnr
-from secateur.evaluation.metrics.efficiency import count_macs
 from secateur.io.checkpoint import load, save_pipeline, save_pretrained
 from secateur.io.manifest import apply_cut
 from secateur.models.families.autoencoder_kl import AutoencoderKLDecoder
@@ -141,11 +141,11 @@ def test_psnr_to_the_image_is_that_of_a_reconstruction(place):
     loaded = load(place / "pipeline", component="vae")
     dataset = load_data(place / "images", (3, SIZE, SIZE))
     result, images = evaluate_models({"dense": loaded.model}, loaded.process, dataset, EVALUATION)
-    value = result["image_psnr"].value
+    value = result.models["dense"]["image_psnr"].value
     assert value == pytest.approx(psnr(images["dense"], images["real"]).mean().item(), rel=1e-6)
     unchanged = {"dense": loaded.model, "same": copy.deepcopy(loaded.model)}
     result, _ = evaluate_models(unchanged, loaded.process, dataset, EVALUATION)
-    assert result["mse"].value == 0
+    assert result.models["same"]["mse"].value == 0
 
 
 def test_a_pruned_autoencoder_is_worked_on_alone_and_serves_its_pipeline(place, run, tmp_path):

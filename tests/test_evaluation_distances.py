@@ -11,12 +11,12 @@ from scipy.spatial.distance import cdist
 
 from secateur.base.errors import DataError
 from secateur.evaluation.estimates import resample, resample_counts
-from secateur.evaluation.metrics import manifold
-from secateur.evaluation.metrics.fidelity import fidelity, frechet_distance, frechet_estimate
+from secateur.evaluation.metrics import prdc
+from secateur.evaluation.metrics.frechet import basis, frechet_distance, frechet_estimate
 from secateur.evaluation.metrics.inception_score import inception_score
-from secateur.evaluation.metrics.kernel import kernel_distance
-from secateur.evaluation.metrics.manifold import manifold_scores
+from secateur.evaluation.metrics.kid import kernel_distance
 from secateur.evaluation.metrics.per_class import diversity, per_class_scores
+from secateur.evaluation.metrics.prdc import manifold_scores
 from secateur.evaluation.statistics import read_statistics, statistics, write_statistics
 
 
@@ -48,7 +48,7 @@ def test_frechet_with_fewer_samples_than_dimensions() -> None:
     trace = np.linalg.svd(factor_a @ factor_b.T, compute_uv=False).sum()
     expected = ((a.mean(0) - b.mean(0)) ** 2).sum().item() + np.trace(covariance_a) + np.trace(covariance_b) - 2 * trace
     assert frechet_estimate(a, statistics(b), counts(10)).value == pytest.approx(expected, rel=1e-6)
-    assert not fidelity("FD[x]", a, statistics(b)).full_rank
+    assert not basis("FD[x]", a, statistics(b)).full_rank
 
 
 def test_resampled_frechet_equals_that_of_the_repeated_images() -> None:
@@ -76,7 +76,7 @@ def brute_force_kid(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def test_kernel_distance_equals_brute_force(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("secateur.evaluation.metrics.kernel.CHUNK", 7)  # several chunks, the last one short
+    monkeypatch.setattr("secateur.evaluation.metrics.kid.CHUNK", 7)  # several chunks, the last one short
     x, y = gaussian(20, 4) + 0.5, gaussian(16, 4, 1)
     found = kernel_distance(x, y, counts(20, 3))
     assert found.value == pytest.approx(brute_force_kid(x.numpy(), y.numpy()), rel=1e-10)
@@ -125,7 +125,7 @@ def test_inception_score_equals_brute_force() -> None:
 
 
 def test_manifold_scores_equal_brute_force(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manifold, "PAIRS_AT_ONCE", 100)
+    monkeypatch.setattr(prdc, "PAIRS_AT_ONCE", 100)
     x, y = gaussian(40, 3) * 0.7 + 100, gaussian(55, 3, 1) + 100  # far from the origin, where digits could be lost
     scores = manifold_scores(x, y)
     distances, within_y, within_x = cdist(x, y), np.sort(cdist(y, y)), np.sort(cdist(x, x))
@@ -199,7 +199,7 @@ def test_statistics_files_in_the_layout_of_pytorch_fid(tmp_path: Path) -> None:
     np.savez(tmp_path / "published.npz", mu=np.zeros(6, np.float32), sigma=np.eye(6))
     published = read_statistics(tmp_path / "published.npz", 6)
     assert published.count is None
-    assert fidelity("FID", gaussian(50, 6), published).reference_samples is None
+    assert basis("FID", gaussian(50, 6), published).reference_samples is None
 
 
 @pytest.mark.parametrize(

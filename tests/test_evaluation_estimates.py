@@ -7,8 +7,8 @@ import torch
 
 from secateur.evaluation import independent_difference, verdict
 from secateur.evaluation.estimates import (
-    Estimate,
     Interval,
+    Resampled,
     comparisons,
     difference,
     mean_estimate,
@@ -64,7 +64,7 @@ def test_what_two_models_share_cancels() -> None:
     shared, counts = 10 * values(200, 0), resample_counts(200, 500)
     a, b = mean_estimate(shared, counts), mean_estimate(shared + 0.1 + 0.1 * values(200, 1), counts)
     paired = difference(a, b)
-    apart = independent_difference(a.described, b.described)
+    apart = independent_difference(a.interval.estimate, b.interval.estimate)
     assert paired.value == pytest.approx(apart.value)
     assert paired.std < apart.std / 20
     assert (verdict(paired, "lower"), verdict(paired, "higher"), verdict(paired, None)) == (
@@ -99,5 +99,5 @@ def test_every_pair_is_compared_by_the_metrics_that_both_have() -> None:
 
 
 def test_estimates_that_are_not_finite_are_known() -> None:
-    assert not Estimate(math.inf, torch.ones(3)).finite
-    assert not Estimate(1.0, torch.tensor([1.0, math.nan])).finite
+    assert not Resampled(math.inf, torch.ones(3)).finite
+    assert not Resampled(1.0, torch.tensor([1.0, math.nan])).finite

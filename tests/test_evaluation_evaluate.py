@@ -12,12 +12,20 @@ import secateur
 from models import dit, unet
 from secateur.base.errors import DataError, ModelError, SecateurError
 from secateur.data import Batch, load_data
-from secateur.evaluation import EvaluationConfig, SmallFeatures, evaluate_models, write_evaluation
-from secateur.evaluation.metrics.denoising import denoising_loss_per_timestep
+from secateur.evaluation import (
+    EvaluationConfig,
+    FtleOptions,
+    LatencyOptions,
+    SmallFeatures,
+    evaluate_models,
+    write_evaluation,
+)
+from secateur.evaluation.metrics.loss import denoising_loss_per_timestep
 from secateur.io.manifest import apply_cut
 from secateur.process.diffusion import DiffusionProcess
 from secateur.process.flow import FlowProcess
-from secateur.results import Evaluation, Fidelity, from_json, to_json
+from secateur.results.codec import from_json, to_json
+from secateur.results.evaluation import Evaluation
 from secateur.structure import Cut
 
 CONFIG = EvaluationConfig(
@@ -25,8 +33,7 @@ CONFIG = EvaluationConfig(
     num_real_images=100,
     num_inference_steps=2,
     batch_size=4,
-    latency_rounds=2,
-    latency_batch_sizes=(1, 2),
+    latency=LatencyOptions(2, (1, 2)),
 )
 
 
@@ -75,7 +82,7 @@ def test_batch_size_changes_no_result(features: str) -> None:
     for batch_size in (3, 200):
         config = replace(CONFIG, features=features, batch_size=batch_size)
         result, images = evaluate_models({"d": dit(num_layers=1)}, FlowProcess(), load_data("digits"), config)
-        results.append((result.models["d"], images["d"]))
+        results.append((result.final, images["d"]))
     (small, small_images), (large, large_images) = results
     torch.testing.assert_close(small_images, large_images, rtol=1e-4, atol=1e-5)
     assert small.denoising_loss.losses == pytest.approx(large.denoising_loss.losses, rel=1e-5)
@@ -93,22 +100,23 @@ def test_evaluation_of_class_conditional_models(tmp_path: Path, features: str) -
     assert images["small"].shape == (6, 1, 8, 8)
     assert torch.equal(images["dense"], images["twin"])
 
-    found_dense, found_twin, found_small = result.models.values()
-    assert "ssim" not in found_dense.estimates
-    assert found_twin["ssim"].value == pytest.approx(1)
-    assert "psnr" not in found_twin.estimates  # infinite
-    assert result["ssim"].value == found_small["ssim"].value < 0.999
-    with pytest.raises(KeyError, match="psnr was not measured; there are"):
-        found_twin["psnr"]
+    models = result.models
+    assert "ssim" not in models["dense"].estimates
+    assert models["twin"]["ssim"].value == pytest.approx(1)
+    assert "psnr" not in models["twin"].estimates  # infinite
+    assert models["small"]["ssim"].value < 0.999
     expected = (images["small"] - images["dense"]).square().mean().item()
-    assert found_small["mse"].value == pytest.approx(expected, rel=1e-5)
+    assert models["small"]["mse"].value == pytest.approx(expected, rel=1e-5)
 
-    assert found_dense["fd"].value == found_twin["fd"].value > 0
-    assert found_small.fidelity == Fidelity("FD[tiny]", 6, 100, 64, full_rank=False)
+    assert models["dense"].fidelity.metric == "FD[tiny]"
+    assert models["dense"]["fd"].value == models["twin"]["fd"].value > 0
+    assert (models["small"].fidelity.samples, models["small"].fidelity.reference_samples) == (6, 100)
+    assert not models["small"].fidelity.full_rank
 
-    assert result.macs.ratio == found_small.macs / found_dense.macs < 0.7
-    assert len(found_small.denoising_loss.losses) == 10
-    assert found_small["denoising_loss"].value == pytest.approx(np.mean(found_small.denoising_loss.losses), rel=1e-5)
+    assert result.macs.ratio == models["small"].macs / models["dense"].macs < 0.7
+    assert len(models["small"].denoising_loss.losses) == 10
+    mean = np.mean(models["small"].denoising_loss.losses)
+    assert models["small"]["denoising_loss"].value == pytest.approx(mean, rel=1e-5)
 
     write_evaluation(result, tmp_path / "out", images)
     text = (tmp_path / "out" / "evaluation.json").read_text()
@@ -125,6 +133,7 @@ def test_unconditional_model_that_diverged(features: str) -> None:
     entry = result.models["b"]
     assert not {"ssim", "fd", "denoising_loss"} & entry.estimates.keys()
     assert entry.fidelity is None
+    assert entry.denoising_loss.losses == (None,) * 10
     assert entry.notes == ("some samples are not finite, so they are not compared",)
     json.dumps(to_json(result), allow_nan=False)
 
@@ -133,13 +142,14 @@ def test_missing_features_are_a_note_unless_named(monkeypatch: pytest.MonkeyPatc
     def refuse(name: str | None, *rest: object) -> None:
         raise ModelError("none at hand")
 
-    monkeypatch.setattr("secateur.evaluation.checks.feature_network", refuse)
+    monkeypatch.setattr("secateur.evaluation.plan.feature_network", refuse)
     arguments = {"d": unet()}, DiffusionProcess(), load_data("digits")
     result, _ = evaluate_models(*arguments, CONFIG)
     assert result.notes == ("no frechet: none at hand",)
     assert result.models["d"].fidelity is None
-    with pytest.raises(ModelError, match="none at hand"):
-        evaluate_models(*arguments, replace(CONFIG, features="FID"))
+    for named in ({"features": "FID"}, {"metrics": ("frechet",)}):
+        with pytest.raises(ModelError, match="none at hand"):
+            evaluate_models(*arguments, replace(CONFIG, **named))
 
 
 def test_labels_that_the_model_needs(tmp_path: Path, features: str) -> None:
@@ -171,15 +181,27 @@ def test_questions_that_make_no_sense_are_refused_at_once() -> None:
         ("num_real_images", 1),
         ("num_inference_steps", 0),
         ("batch_size", 0),
-        ("latency_rounds", 0),
-        ("latency_batch_sizes", ()),
-        ("latency_batch_sizes", (1, 0)),
         ("seed", -1),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(name: str, value: object) -> None:
     with pytest.raises(SecateurError, match=rf"^evaluation {name} is .*; give "):
         EvaluationConfig(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "value"),
+    [
+        (LatencyOptions, "rounds", 0),
+        (LatencyOptions, "batch_sizes", ()),
+        (LatencyOptions, "batch_sizes", (1, 0)),
+        (FtleOptions, "images", 1),
+        (FtleOptions, "iterations", 0),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options: type, name: str, value: object) -> None:
+    with pytest.raises(SecateurError, match=rf"^evaluation \w+\.{name} is .*; give "):
+        options(**{name: value})
 
 
 def test_layers_of_a_model_without_some_blocks_stand_beside_the_dense_models(tmp_path: Path) -> None:

@@ -9,12 +9,12 @@ from safetensors.torch import save_file
 
 from secateur.base.errors import ModelError
 from secateur.evaluation.networks import (
-    INCEPTION_WEIGHTS,
     SmallFeatures,
     feature_network,
     load_small_features,
     metric_name,
 )
+from secateur.evaluation.networks.inception import INCEPTION_WEIGHTS
 
 
 def test_saved_features_equal_loaded_features(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from models import dit, unet
 from secateur.data import load_data
-from secateur.evaluation import EvaluationConfig, evaluate_models, finite_time_lyapunov_exponents
-from secateur.evaluation.metrics.lyapunov import sampler_steps
+from secateur.evaluation import EvaluationConfig, FtleOptions, evaluate_models, finite_time_lyapunov_exponents
+from secateur.evaluation.metrics.ftle import sampler_steps
 from secateur.models.predict import predict
 from secateur.process.diffusion import DiffusionProcess
 from secateur.process.flow import FlowProcess
@@ -81,14 +81,13 @@ def convention(process: FlowProcess | DiffusionProcess) -> dict[str, str]:
 
 
 def test_it_can_be_the_only_metric():
-    config = EvaluationConfig(metrics=("ftle",), ftle_images=2, ftle_iterations=1, num_inference_steps=2)
+    config = EvaluationConfig(metrics=("ftle",), ftle=FtleOptions(2, 1), num_inference_steps=2)
     models = {"dense": dit(), "pruned": dit()}
     result, tensors = evaluate_models(models, FlowProcess(), load_data("digits"), config)
     for entry in result.models.values():
         assert math.isfinite(entry["ftle"].value)
         assert entry.parameters > 0
         assert entry.latency == {}
-        assert (entry.fidelity, entry.denoising_loss) == (None, None)
-        assert set(entry.estimates) == {"ftle"}
-    assert result.dense["ftle"] == result["ftle"]
+        assert (set(entry.estimates), entry.fidelity, entry.denoising_loss) == ({"ftle"}, None, None)
+    assert result.models["dense"]["ftle"] == result.models["pruned"]["ftle"]
     assert "dense" not in tensors

@@ -9,8 +9,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from secateur.base.errors import DataError
 from secateur.evaluation.estimates import resample_counts
-from secateur.evaluation.metrics.consistency import ms_ssim, mse, psnr, ssim
-from secateur.evaluation.metrics.fidelity import fidelity, frechet_distance, frechet_estimate
+from secateur.evaluation.metrics.consistency import mse, psnr, ssim
+from secateur.evaluation.metrics.frechet import basis, frechet_distance, frechet_estimate
+from secateur.evaluation.metrics.ms_ssim import ms_ssim
 from secateur.evaluation.statistics import FeatureStatistics, statistics
 
 
@@ -133,8 +134,8 @@ def test_bootstrap_spread_shrinks_with_the_number_of_images() -> None:
 
 def test_fidelity_says_when_images_are_too_few() -> None:
     reference = statistics(gaussian(100, 8))
-    assert fidelity("FD[x]", gaussian(50, 8, 1), reference).full_rank
-    assert not fidelity("FD[x]", gaussian(8, 8, 1), reference).full_rank
+    assert basis("FD[x]", gaussian(50, 8, 1), reference).full_rank
+    assert not basis("FD[x]", gaussian(8, 8, 1), reference).full_rank
     with pytest.raises(DataError, match="at least 2 images"):
         frechet_estimate(gaussian(1, 8), reference, resample_counts(1, 10))
 

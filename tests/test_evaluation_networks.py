@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from secateur.base.errors import ModelError
-from secateur.evaluation.metrics.perceptual import ALEXNET_WEIGHTS, clip_score, load_clip, load_lpips
-from secateur.evaluation.networks import INCEPTION_WEIGHTS, feature_network, load_inception, metric_name
-from secateur.evaluation.pretrained import IMAGENET_MEAN, IMAGENET_STD, NetworkFeatures
+from secateur.evaluation.metrics.clip import clip_score, load_clip
+from secateur.evaluation.metrics.lpips import ALEXNET_WEIGHTS, load_lpips
+from secateur.evaluation.networks import feature_network, load_inception, metric_name
+from secateur.evaluation.networks.inception import INCEPTION_WEIGHTS
+from secateur.evaluation.networks.pretrained import IMAGENET_MEAN, IMAGENET_STD, NetworkFeatures
 
 
 class Means(nn.Module):
@@ -172,7 +174,9 @@ def test_clip_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def tokenizer(prompts: list[str], **options: object) -> Tokens:
         return Tokens(input_ids=torch.tensor([[8, len(prompt), 9] for prompt in prompts]))
 
-    monkeypatch.setattr(transformers, "AutoTokenizer", SimpleNamespace(from_pretrained=lambda name: tokenizer))
+    monkeypatch.setattr(
+        transformers, "AutoTokenizer", SimpleNamespace(from_pretrained=lambda name, **options: tokenizer)
+    )
     score = load_clip(str(tmp_path / "clip"))
     found = score(torch.rand(2, 1, 20, 20) * 2 - 1, ["a", "bcd"])
     assert found.shape == (2,)

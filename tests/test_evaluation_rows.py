@@ -17,12 +17,22 @@ from secateur.base.errors import SecateurError
 from secateur.base.fingerprint import model_fingerprint
 from secateur.cli import main
 from secateur.data import load_data
-from secateur.evaluation import EvaluationConfig, NetworkFeatures, SmallFeatures, evaluate_models, read_statistics
+from secateur.evaluation import (
+    EvaluationConfig,
+    FrechetOptions,
+    FtleOptions,
+    LatencyOptions,
+    NetworkFeatures,
+    SmallFeatures,
+    evaluate_models,
+    read_statistics,
+)
 from secateur.evaluation import samples as samples_module
 from secateur.evaluation.statistics import statistics
 from secateur.process.diffusion import DiffusionProcess
 from secateur.process.flow import FlowProcess
-from secateur.results import Metric, to_json
+from secateur.results.codec import to_json
+from secateur.results.evaluation import Metric
 
 CONFIG = EvaluationConfig(
     metrics=("consistency", "frechet"),
@@ -36,6 +46,7 @@ CONFIG = EvaluationConfig(
 EVERYTHING = (
     "latency",
     "loss",
+    "output-error",
     "consistency",
     "frechet",
     "rfid",
@@ -132,22 +143,19 @@ def test_every_metric_at_once(tmp_path: Path, features: str, models: dict[str, n
         CONFIG,
         metrics=EVERYTHING,
         features=features,
-        latency_rounds=3,
-        latency_batch_sizes=(1, 2),
-        latency_dtype="bfloat16",
-        ftle_images=2,
-        ftle_iterations=1,
+        latency=LatencyOptions(3, (1, 2), "bfloat16"),
+        ftle=FtleOptions(2, 1),
         num_images=60,
         num_real_images=300,
-        save_statistics=str(tmp_path / "statistics"),
+        frechet=FrechetOptions(save_statistics=str(tmp_path / "statistics")),
     )
     result, _ = evaluate_models(models, PROCESS, load_data("digits"), config)
     json.dumps(to_json(result), allow_nan=False)
-    dense, pruned = result.dense, result.final
+    dense, pruned = result.models["dense"], result.models["pruned"]
     of_dense = {"fd", "kid", "inception_score", "precision", "recall", "density", "coverage", "denoising_loss", "ftle"}
     of_dense |= {"latency_1", "latency_2"}
     assert set(dense.estimates) == of_dense
-    assert set(pruned.estimates) == of_dense | {"rfd", "ssim", "psnr", "mse"} == set(result.metrics)
+    assert set(pruned.estimates) == of_dense | {"rfd", "ssim", "psnr", "mse", "output_error"} == set(result.metrics)
     assert result.metrics["kid"] == Metric("KID[tiny]", "lower", "data")
     assert result.metrics["rfd"].label == "rFD[tiny]"
     assert result.metrics["latency_2"].label == "latency, batch 2"
@@ -166,8 +174,7 @@ def test_every_metric_at_once(tmp_path: Path, features: str, models: dict[str, n
     saved = read_statistics(tmp_path / "statistics" / "pruned.npz", network.dim)
     assert saved.count == 60
 
-    published = replace(config, metrics=("frechet",), statistics=str(tmp_path / "statistics" / "real.npz"))
-    published = replace(published, save_statistics=None)
+    published = replace(config, metrics=("frechet",), frechet=FrechetOptions(str(tmp_path / "statistics" / "real.npz")))
     again, _ = evaluate_models(models, PROCESS, load_data("digits"), published)
     assert again["fd"].value == pytest.approx(pruned["fd"].value, rel=1e-6)
 
@@ -178,7 +185,7 @@ def test_any_network_can_be_the_features(models: dict[str, nn.Module]) -> None:
     config = replace(CONFIG, metrics=("frechet", "prdc"))
     result, images = evaluate_models(models, PROCESS, load_data("digits"), config, network=network)
     assert result.metrics["fd"].label == "FD[mine]"
-    assert result.dense.fidelity.dims == 5
+    assert result.models["dense"].fidelity.dims == 5
     assert statistics(network(images["dense"])).count == 20
     with pytest.raises(SecateurError, match="inception-score needs a classifier, mine is none"):
         evaluate_models(
@@ -199,7 +206,7 @@ def test_any_network_can_be_the_features(models: dict[str, nn.Module]) -> None:
         ({"scheduler": "DDIMScheduler"}, "does not sample a flow model"),
         ({"scheduler": "DDIMScheduler", "metrics": ("loss",)}, "does not sample a flow model"),
         ({"num_inference_steps": 5000}, "num_inference_steps is 5000; give 1 to 1000"),
-        ({"statistics": "nowhere.npz"}, "nowhere.npz is not a readable .npz"),
+        ({"frechet": FrechetOptions("nowhere.npz")}, "nowhere.npz is not a readable .npz"),
     ],
 )
 def test_questions_that_make_no_sense_are_refused_before_anything_is_drawn(
@@ -225,8 +232,8 @@ def test_questions_that_make_no_sense_are_refused_before_anything_is_drawn(
         {"num_images": 5, "metrics": ("prdc",)},
         {"bootstrap": 1},
         {"num_pairs": 0},
-        {"statistics": "a.npz", "metrics": ("kid",)},
-        {"save_statistics": "a", "metrics": ("loss",)},
+        {"frechet": FrechetOptions("a.npz"), "metrics": ("kid",)},
+        {"frechet": FrechetOptions(save_statistics="a"), "metrics": ("loss",)},
     ],
 )
 def test_settings_that_make_no_sense(changes: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ STAGES = [
 FEW = [
     *("--scoring.num-timesteps", "2", "--scoring.num-images", "4"),
     *("--recovery.batch-size", "4", "--recovery.log-every", "1", "--recovery.checkpoint-every", "2"),
-    *("--evaluation.num-images", "12", "--evaluation.num-inference-steps", "2", "--evaluation.latency-rounds", "2"),
+    *("--evaluation.num-images", "12", "--evaluation.num-inference-steps", "2", "--evaluation.latency.rounds", "2"),
 ]
 
 

@@ -19,7 +19,7 @@ from secateur.schedules import parse_target
 
 QUICK = [
     *("--shared.batch-size", "8", "--shared.num-timesteps", "4", "--shared.num-images", "8", "--evaluation.num-images"),
-    *("8", "--evaluation.num-inference-steps", "2", "--evaluation.latency-rounds", "2"),
+    *("8", "--evaluation.num-inference-steps", "2", "--evaluation.latency.rounds", "2"),
 ]
 
 

@@ -23,8 +23,8 @@ from secateur.data import LatentDataset, load_data
 from secateur.data.autoencoder import latent_space
 from secateur.data.conditions import accepts, null_conditions, sample_captions, sample_conditions
 from secateur.data.text import open_text_encoder
-from secateur.evaluation import evaluate_models
-from secateur.evaluation.metrics.perceptual import load_clip
+from secateur.evaluation import ClipOptions, evaluate_models
+from secateur.evaluation.metrics.clip import load_clip
 from secateur.models.conditions import rows
 from secateur.models.network import input_shape
 from secateur.process.base import denoising_error
@@ -328,7 +328,7 @@ def test_kept_samples_are_those_of_other_captions_no_more(tmp_path, data):
     stable_diffusion(tmp_path / "pipeline")
 
     def drawn(dataset):
-        models, config = {"model": loaded.model}, replace(EVALUATION, metrics=("frechet",), features=None)
+        models, config = {"model": loaded.model}, replace(EVALUATION, metrics=None)
         return evaluate_models(models, loaded.process, dataset, config, decoder(loaded), cache=tmp_path / "rows")[1]
 
     loaded, dataset = opened(tmp_path / "pipeline", data)
@@ -344,7 +344,7 @@ def test_clip_score_is_of_the_captions_that_the_samples_were_drawn_for(tmp_path,
     folder = clip_model(tmp_path / "clip")
     stable_diffusion(tmp_path / "pipeline")
     loaded, dataset = opened(tmp_path / "pipeline", data)
-    config = replace(EVALUATION, metrics=("clip",), clip=str(folder))
+    config = replace(EVALUATION, metrics=("clip",), clip=ClipOptions(str(folder)))
     models = {"dense": loaded.model, "pruned": randomize(copy.deepcopy(loaded.model), seed=9)}
     result, images = evaluate_models(models, loaded.process, dataset, config, decoder(loaded))
     assert result.metrics["clip_score"].label == "CLIP score"
@@ -356,11 +356,12 @@ def test_clip_score_is_of_the_captions_that_the_samples_were_drawn_for(tmp_path,
         mean = load_clip(str(folder))(images[name], captions).mean().item()
         assert result.models[name]["clip_score"].value == pytest.approx(mean)
     heard = []
-    monkeypatch.setattr(
-        "secateur.evaluation.samples.load_clip",
-        lambda *where: lambda images, prompts: heard.extend(prompts) or torch.zeros(len(images)),
-    )
-    evaluate_models(models, loaded.process, dataset, config, decoder(loaded))
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "secateur.evaluation.metrics.clip.load_clip",
+            lambda *where: lambda images, prompts: heard.extend(prompts) or torch.zeros(len(images)),
+        )
+        evaluate_models(models, loaded.process, dataset, config, decoder(loaded))
     assert heard == 2 * captions
     assert len(set(captions)) > 1
     arguments = ["evaluate", "digits-unet", "--data", "digits", "--out", str(tmp_path / "no"), "--metrics", "clip"]
@@ -369,4 +370,4 @@ def test_clip_score_is_of_the_captions_that_the_samples_were_drawn_for(tmp_path,
     assert stopped.value.code == 1
     assert "needs a text-to-image model and captions" in capsys.readouterr().err
     with pytest.raises(ModelError, match=r"CLIP .*nothing cannot be loaded"):
-        evaluate_models(models, loaded.process, dataset, replace(config, clip=str(tmp_path / "nothing")))
+        evaluate_models(models, loaded.process, dataset, replace(config, clip=ClipOptions(str(tmp_path / "nothing"))))

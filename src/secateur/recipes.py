@@ -8,7 +8,7 @@ from typing import Any
 
 from .base.errors import SecateurError
 from .criteria import ScoringConfig
-from .evaluation import EvaluationConfig
+from .evaluation import EvaluationConfig, LatencyOptions
 from .recovery import JacobianConfig, RecoveryConfig
 from .schedules import AdaptiveConfig, CutConfig, ProgressiveConfig, ScheduleName
 
@@ -111,7 +111,7 @@ def decoder() -> Recipe:
     return Recipe(
         scoring=ScoringConfig(batch_size=8),
         recovery=RecoveryConfig(steps=2000, batch_size=8, objective="distillation", weights={"denoising": 0.0}),
-        evaluation=EvaluationConfig(batch_size=8, latency_batch_sizes=(1,)),
+        evaluation=EvaluationConfig(batch_size=8, latency=LatencyOptions(batch_sizes=(1,))),
     )
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from ..base.console import say
 from ..base.distributed import is_main_process, wait_for_everyone
-from ..base.rules import Count, Seed, checked
 from ..criteria import ScoringConfig
 from ..evaluation import EvaluationConfig
 from ..io.checkpoint import Component
@@ -26,7 +25,6 @@ from ..schedules import AdaptiveConfig, CutConfig, ProgressiveConfig, ScheduleNa
 from .options import CriterionName, Model
 
 
-@checked
 def compress(
     model: Model,
     *,
@@ -37,8 +35,8 @@ def compress(
     criterion: CriterionName | None = None,
     schedule: ScheduleName | None = None,
     objective: str | None = None,
-    steps: Count | None = None,
-    seed: Seed | None = None,
+    steps: int | None = None,
+    seed: int | None = None,
     scoring: ScoringConfig | None = None,
     progressive: ProgressiveConfig | None = None,
     adaptive: AdaptiveConfig | None = None,

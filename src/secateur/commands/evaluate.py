@@ -7,8 +7,7 @@ from pathlib import Path
 
 from ..base.console import say
 from ..base.distributed import is_main_process, wait_for_everyone
-from ..base.rules import checked
-from ..evaluation import EvaluationConfig, MetricName, check_evaluation
+from ..evaluation import EvaluationConfig, plan_evaluation
 from ..io.checkpoint import Component
 from ..models.network import device_of
 from ..process.named import ProcessName
@@ -18,10 +17,9 @@ from ..runs.folder import run_folder
 from ..runs.stages import evaluate_stage
 from ..runs.subject import encode_data, inputs_of, open_data, open_model
 from ..runs.timing import Work, print_times
-from .options import Model
+from .options import MetricName, Model
 
 
-@checked
 def evaluate(
     model: Model,
     *,
@@ -45,8 +43,7 @@ def evaluate(
         data: real images: an image folder, parquet, datasets:NAME, an .npz with images, or digits.
         out: folder to write to.
         reference: the dense model to compare with.
-        metrics: some of latency, loss, consistency, ms-ssim, lpips, frechet, rfid, kid, inception-score, prdc,
-            per-class, clip, ftle, in the place of the evaluation options' own; docs/metrics.md says what each is.
+        metrics: what to measure, in the place of the evaluation options' own; docs/metrics.md says what each is.
         evaluation: how to measure.
         component: which part of a pipeline: unet or transformer, by default the one that is there; vae is its decoder.
         process: how it was trained, instead of the scheduler config beside it:
@@ -63,7 +60,8 @@ def evaluate(
         check_comparable(model, loaded, reference, dense)
         models = {"dense": dense.model, "pruned": loaded.model}
     dataset = open_data(data, loaded)
-    check_evaluation(models, loaded.process, dataset, settings)
+    for note in plan_evaluation(models, loaded.process, dataset, settings).notes:
+        say(note)
     if dry_run:
         print_times(loaded, Work(evaluation=settings))
         return Path(out)

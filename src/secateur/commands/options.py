@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 
 from ..criteria import CRITERIA
+from ..evaluation import METRICS
 
 Model = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
 
@@ -18,3 +19,4 @@ CriterionName = Annotated[
         help=f"which criterion ranks the units; {', '.join(_OF_BLOCKS[:-1])} and {_OF_BLOCKS[-1]} rank blocks only.",
     ),
 ]
+MetricName = Annotated[str, tyro.conf.arg(metavar="{" + ",".join(METRICS) + "}")]

@@ -5,7 +5,6 @@ from pathlib import Path
 from ..base.console import say
 from ..base.distributed import one_process
 from ..base.files import read_json
-from ..base.rules import checked
 from ..criteria import ScoringConfig, criterion_named
 from ..io.checkpoint import Component
 from ..process.named import ProcessName
@@ -17,7 +16,6 @@ from ..schedules import check_criterion
 from .options import CriterionName, Model
 
 
-@checked
 def rank(
     model: Model,
     *,

@@ -10,7 +10,6 @@ from ..base.console import say
 from ..base.distributed import one_process
 from ..base.errors import SecateurError, require
 from ..base.files import read_json, write_json
-from ..base.rules import Count, Seed, checked
 from ..evaluation import EvaluationConfig
 from ..io.checkpoint import Component
 from ..process.named import ProcessName
@@ -36,7 +35,6 @@ from ..schedules import parse_target
 from .options import CriterionName, Model
 
 
-@checked
 def sweep(
     model: Model,
     *,
@@ -46,8 +44,8 @@ def sweep(
     recipes: tuple[str, ...] = ("all",),
     criteria: tuple[CriterionName, ...] = (),
     objectives: tuple[str, ...] = (),
-    seeds: tuple[Seed, ...] = (0,),
-    steps: Count | None = None,
+    seeds: tuple[int, ...] = (0,),
+    steps: int | None = None,
     shared: TrialConfig | None = None,
     evaluation: EvaluationConfig | None = None,
     new_labels: bool = False,

@@ -1,28 +1,34 @@
 """What pruning gained and what it cost: efficiency, fidelity, consistency and denoising loss."""
 
-from .checks import check_evaluation
-from .config import EvaluationConfig, MetricName
+from .config import EvaluationConfig
 from .estimates import independent_difference, verdict
 from .measure import evaluate_models
-from .metrics.efficiency import measure_efficiency, measure_latency
-from .metrics.lyapunov import finite_time_lyapunov_exponents
-from .networks import FeatureNetwork, SmallFeatures
-from .pretrained import NetworkFeatures
+from .metrics import METRICS
+from .metrics.clip import ClipOptions
+from .metrics.frechet import FrechetOptions
+from .metrics.ftle import FtleOptions, finite_time_lyapunov_exponents
+from .metrics.latency import LatencyOptions, measure_latency
+from .networks import FeatureNetwork, NetworkFeatures, SmallFeatures
+from .plan import Plan, plan_evaluation
 from .statistics import read_statistics, write_statistics
 from .write import write_evaluation
 
 __all__ = [
+    "METRICS",
+    "ClipOptions",
     "EvaluationConfig",
     "FeatureNetwork",
-    "MetricName",
+    "FrechetOptions",
+    "FtleOptions",
+    "LatencyOptions",
     "NetworkFeatures",
+    "Plan",
     "SmallFeatures",
-    "check_evaluation",
     "evaluate_models",
     "finite_time_lyapunov_exponents",
     "independent_difference",
-    "measure_efficiency",
     "measure_latency",
+    "plan_evaluation",
     "read_statistics",
     "verdict",
     "write_evaluation",

@@ -1,42 +1,73 @@
-"""The costs of every model for the evaluation, and how sure their latencies are."""
+"""What a model weighs: parameters, MACs, bytes and layers, which every evaluation states."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ..io.manifest import removed_since
-from .config import EvaluationConfig
-from .estimates import Estimate, median_estimate
-from .measured import Measured
-from .metrics.efficiency import Efficiency, measure_efficiency
-
-
-def measure_costs(models: Mapping[str, nn.Module], config: EvaluationConfig) -> dict[str, Measured]:
-    """Sizes, MACs, layers and what blocks left of every model; latencies, interleaved, where `config` asks for them."""
-    timed = "latency" in config.metrics
-    costs = measure_efficiency(
-        models,
-        rounds=config.latency_rounds,
-        batch_sizes=config.latency_batch_sizes if timed else (),
-        compile=config.compile and timed,
-        dtype=None if config.latency_dtype is None else getattr(torch, config.latency_dtype),
-    )
-    first = next(iter(models))
-    measured = {}
-    for name, cost in costs.items():
-        removed = removed_since(models[name], models[first])
-        fields = vars(cost) | {"removed_blocks": removed}
-        notes = fields.pop("notes")
-        measured[name] = Measured(fields, _latencies(cost, config), notes)
-    return measured
+from ..models.network import example_inputs, inference
+from ..results.evaluation import Layer
+from ..structure.cost import count_flops
+from .metrics.latency import storages
 
 
-def _latencies(cost: Efficiency, config: EvaluationConfig) -> dict[str, Estimate]:
+def count_parameters(model: nn.Module) -> int:
+    """Number of parameters, each shared tensor once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_macs(model: nn.Module, inputs: Mapping[str, Tensor]) -> int:
+    """Multiply-accumulates of `model(**inputs)`: convolutions, matrix products and attention, at 2 FLOPs each."""
+    with inference(model):
+        return count_flops(model, inputs)[""] // 2
+
+
+def weights_bytes(model: nn.Module) -> int:
+    """Bytes of the state dict as saved, each shared tensor once."""
+    return sum(storage.nbytes() for storage in storages(model.state_dict().values()).values())
+
+
+def count_layers(model: nn.Module, inputs: Mapping[str, Tensor]) -> list[Layer]:
+    """Every module that has parameters of its own or computes products itself in `model(**inputs)`.
+
+    In the order of the model's definition. MACs and parameters add up to those of the model.
+    """
+    with inference(model):
+        flops = count_flops(model, inputs)
+
+    def total(module: nn.Module, place: str) -> int:
+        """FLOPs of a module: of its own calls, or those inside where these are more.
+
+        A container is never called itself, and a DiT calls an embedding of its first block past that block.
+        """
+        return max(flops.get(place, 0), within(module, place))
+
+    def within(module: nn.Module, place: str) -> int:
+        prefix = f"{place}." if place else ""
+        return sum(total(child, f"{prefix}{name}") for name, child in module.named_children())
+
+    layers: list[Layer] = []
+    counted: set[int] = set()
+    for name, module in model.named_modules():
+        macs = (total(module, name) - within(module, name)) // 2
+        own = [parameter for parameter in module.parameters(recurse=False) if id(parameter) not in counted]
+        counted.update(map(id, own))
+        if own or macs:
+            weight = getattr(module, "weight", None)
+            shape = tuple(weight.shape) if isinstance(weight, Tensor) else ()
+            layers.append(Layer(name, type(module).__name__, shape, sum(map(Tensor.numel, own)), macs))
+    return layers
+
+
+def costs_of(model: nn.Module) -> dict[str, Any]:
+    """The fields of the model's `ModelResult`, of one call on one sample."""
+    inputs = example_inputs(model, 1)
+    layers = tuple(count_layers(model, inputs))
     return {
-        f"{kind}_{batch}": median_estimate(torch.tensor(found.times_ms), config.bootstrap, config.seed)
-        for kind in ("latency", "compiled_latency")
-        for batch, found in getattr(cost, kind).items()
+        "parameters": count_parameters(model),
+        "macs": sum(layer.macs for layer in layers),
+        "weights_bytes": weights_bytes(model),
+        "layers": layers,
     }

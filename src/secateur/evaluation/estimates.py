@@ -6,16 +6,16 @@ them: what they have in common cancels in a difference (a paired bootstrap, Efro
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import combinations
 
 import torch
 from torch import Tensor
 
-from .. import results
-from ..results.evaluation import Better
+from ..base.errors import SecateurError
+from ..results.evaluation import Better, Comparison, Estimate
 from ..results.verdicts import Kind
 
 NORMAL_95 = 1.96
@@ -36,9 +36,14 @@ class Interval:
     def high(self) -> float:
         return self.value + NORMAL_95 * self.std
 
+    @property
+    def estimate(self) -> Estimate:
+        """The four numbers as a result holds them."""
+        return Estimate(self.value, self.std, self.low, self.high)
+
 
 @dataclass(frozen=True)
-class Estimate:
+class Resampled:
     """A value, and what it is on bootstrap resamples, (R,) float64."""
 
     value: float
@@ -47,12 +52,6 @@ class Estimate:
     @property
     def interval(self) -> Interval:
         return Interval(self.value, float(self.replicates.std()))
-
-    @property
-    def described(self) -> results.Estimate:
-        """The same without the resamples."""
-        found = self.interval
-        return results.Estimate(found.value, found.std, found.low, found.high)
 
     @property
     def finite(self) -> bool:
@@ -84,26 +83,37 @@ def resample_counts(count: int, resamples: int, seed: int = 0, groups_N: Tensor 
     )
 
 
-def mean_estimate(values_N: Tensor, counts_RN: Tensor) -> Estimate:
+def mean_estimate(values_N: Tensor, counts_RN: Tensor) -> Resampled:
     """The mean of `values_N`, and of each of its resamples."""
     values = values_N.double()
-    return Estimate(float(values.mean()), counts_RN @ values / len(values))
+    return Resampled(float(values.mean()), counts_RN @ values / len(values))
 
 
-def median_estimate(values_N: Tensor, resamples: int, seed: int = 0) -> Estimate:
+def ratio_estimate(over_N: Tensor, under_N: Tensor, counts_RN: Tensor) -> Resampled:
+    """The sum of `over_N` by that of `under_N`, and of each resample of both."""
+    return Resampled(float(over_N.sum() / under_N.sum()), counts_RN @ over_N / (counts_RN @ under_N))
+
+
+def median_estimate(values_N: Tensor, resamples: int, seed: int = 0) -> Resampled:
     """The median of `values_N`, and of each of its resamples."""
     values = values_N.double()
-    return Estimate(float(values.quantile(0.5)), values[resample(len(values), resamples, seed)].quantile(0.5, dim=1))
+    return Resampled(float(values.quantile(0.5)), values[resample(len(values), resamples, seed)].quantile(0.5, dim=1))
 
 
-def difference(a: Estimate, b: Estimate) -> Interval:
+def difference(a: Resampled, b: Resampled) -> Interval:
     """b - a of two models that were resampled alike."""
     return Interval(b.value - a.value, float((b.replicates - a.replicates).std()))
 
 
-def independent_difference(a: results.Estimate, b: results.Estimate) -> Interval:
-    """b - a of evaluations that share nothing: different runs, seeds or data; an unknown error counts as 0."""
-    return Interval(b.value - a.value, math.hypot(a.std or 0.0, b.std or 0.0))
+def independent_difference(a: Estimate, b: Estimate) -> Interval:
+    """b - a of two estimates that share nothing: of different runs, seeds or data.
+
+    Raises:
+        SecateurError: an estimate says not how sure it is.
+    """
+    if a.std is None or b.std is None:
+        raise SecateurError("an estimate without a standard deviation cannot be compared with another one")
+    return Interval(b.value - a.value, math.hypot(a.std, b.std))
 
 
 def verdict(found: Interval, better: Better | None) -> Kind:
@@ -116,17 +126,16 @@ def verdict(found: Interval, better: Better | None) -> Kind:
 
 
 def comparisons(
-    estimates: Mapping[str, Mapping[str, Estimate]], better: Mapping[str, Better | None]
-) -> tuple[results.Comparison, ...]:
+    estimates: Mapping[str, Mapping[str, Resampled]], better: Mapping[str, Better | None]
+) -> tuple[Comparison, ...]:
     """Every pair of models, the earlier one as `a`, for every metric that both have.
 
     `estimates` maps model to metric to estimate; `better` says which direction of each metric is good.
     """
-    rows = []
-    for metric, direction in better.items():
-        for a, b in itertools.combinations(estimates, 2):
-            if metric in estimates[a] and metric in estimates[b]:
-                found = difference(estimates[a][metric], estimates[b][metric])
-                said = verdict(found, direction)
-                rows.append(results.Comparison(metric, a, b, found.value, found.std, found.low, found.high, said))
-    return tuple(rows)
+    return tuple(
+        Comparison(metric, a, b, found.value, found.std, found.low, found.high, verdict(found, direction))
+        for metric, direction in better.items()
+        for a, b in combinations(estimates, 2)
+        if metric in estimates[a] and metric in estimates[b]
+        for found in [difference(estimates[a][metric], estimates[b][metric])]
+    )

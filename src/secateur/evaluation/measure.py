@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..base.console import progress
 from ..base.distributed import is_main_process, process_count, wait_for_everyone
-from ..base.errors import SecateurError
+from ..base.errors import require
 from ..base.rows import Rows
 from ..data import ImageDataset, calibration_batch, pixels
 from ..data.conditions import sample_labels
+from ..io.manifest import removed_since
 from ..models.conditions import LABELS
-from ..models.network import device_of
 from ..process.base import Process
-from ..process.reconstruction import Reconstruction
-from ..results import DataInfo, Environment, Evaluation, ModelResult, to_json
-from .checks import check_evaluation, check_shape
+from ..results.evaluation import DataInfo, Environment, Evaluation, ModelResult
 from .config import EvaluationConfig
-from .costs import measure_costs
-from .dynamics import measure_loss, measure_lyapunov
-from .estimates import comparisons
-from .measured import Measured, joined
-from .metric import describe_metric
+from .costs import costs_of
+from .estimates import comparisons, mean_estimate, resample_counts
+from .measurement import FeatureSets, Measured, OfCaptions, OfFeatures, OfModels, OfPairs, RealImages
+from .metrics.latency import dtype_name
 from .networks import FeatureNetwork
-from .quality import all_finite, measure_features, measure_pairs, measure_reconstructions, measure_text, read_real
-from .samples import IMAGES_SHOWN, Decode, Instruments, pair_metrics, real_rows, sample_rows, shown_images, text_metrics
+from .plan import Plan, plan_evaluation
+from .samples import IMAGES_SHOWN, real_rows, sample_rows, shown_images
 
 NOT_FINITE = "some samples are not finite, so they are not compared"
 
@@ -38,106 +38,137 @@ def evaluate_models(
     process: Process,
     dataset: ImageDataset,
     config: EvaluationConfig,
-    decode: Decode | None = None,
+    decode: Callable[[Tensor], Tensor] | None = None,
     *,
     cache: Path | None = None,
     network: FeatureNetwork | None = None,
 ) -> tuple[Evaluation | None, dict[str, Tensor]]:
     """Measure `models`, the first of which is the dense reference; `decode` turns latents into images.
 
-    The samples of decoders are reconstructions of the data's images, each once.
+    The samples of decoders are reconstructions of the data's images, each once. Networks that draw no samples get
+    costs, loss and output error.
 
-    Returns the result, which docs/metrics.md describes, and tensors to look at: the first 64 images of each model,
-    (64, C, H, W) in [-1, 1], drawn from the same seeds, up to 64 images of the data as `real`, and `class_labels` (64,)
-    of the samples if there are any; classes take turns.
+    Returns the result, and tensors to look at: the first 64 images of each model, (64, C, H, W) in [-1, 1], drawn from
+    the same seeds, up to 64 images of the data as `real`, and `class_labels` (64,) of the samples if there are any;
+    classes take turns.
 
     What was measured image by image is kept in the folder `cache` and found there again, by any evaluation that draws
     the same samples of the same model; without one it is kept in memory. Several processes share a cache and each
-    measures its part; all but the first return None. `network` replaces the one that `config.features` names.
+    measures its part; all but the first return None and no images. `network` replaces the one that `config.features`
+    names.
 
     Raises:
         ModelError: `config.features` cannot be loaded, or guidance is asked of a model without a null class.
         DataError: the labels do not fit the models' classes, or there are fewer than two images.
         SecateurError: a metric or a scheduler that makes no sense here; several processes without a cache.
     """
-    reference, dense = next(iter(models.items()))
-    device = device_of(dense)
-    check_shape(dense, dataset)
-    decodes = isinstance(process, Reconstruction)
-    if decodes:  # no image twice
-        config = replace(config, num_images=min(config.num_images, len(dataset)))
-    network, notes = check_evaluation(models, process, dataset, config, network)
-    if cache is None and process_count() > 1:
-        raise SecateurError("several processes evaluate through a folder that they share; give one as cache")
-    pairs = pair_metrics(config, device) if len(models) > 1 or decodes else {}
-    instruments = Instruments(network, pairs, decode, text_metrics(config, device))
-    rows = sample_rows(models, process, dataset, config, instruments, cache) if config.draws_samples else {}
-    needed = network is not None and config.needs_real_features
-    real = real_rows(pixels(dataset), network, config, device, cache) if network is not None and needed else None
-    wait_for_everyone(on_cpu=device.type == "cpu")
+    alone = cache is not None or process_count() == 1
+    require(alone, "several processes evaluate through a folder that they share; give one as cache")
+    plan = plan_evaluation(models, process, dataset, config, decode=decode, network=network)
+    subject = plan.subject
+    rows = sample_rows(plan, cache) if plan.draws_samples else {}
+    real = real_rows(subject, cache) if plan.needs_real else None
+    wait_for_everyone(on_cpu=subject.device.type == "cpu")
     if not is_main_process():
         return None, {}
-    measured = _measure(models, process, dataset, config, network, rows, real)
-    images = {name: shown_images(found) for name, found in rows.items()}
-    metrics = {key: describe_metric(key, network, decodes) for found in measured.values() for key in found.estimates}
+    measured = _measure(plan, rows, real)
+    described = {key: metric for planned in plan.metrics for key, metric in planned.described(subject).items()}
+    keys = dict.fromkeys(key for found in measured.values() for key in found.estimates)
+    metrics = {key: metric for key, metric in described.items() if key in keys}
     estimates = {name: found.estimates for name, found in measured.items()}
-    result = Evaluation(
-        reference=reference,
-        models={name: _model_result(found) for name, found in measured.items()},
+    images = pixels(dataset)
+    evaluation = Evaluation(
+        reference=subject.reference,
+        models={name: _result(subject.models[name], subject.dense, found) for name, found in measured.items()},
         metrics=metrics,
         comparisons=comparisons(estimates, {key: metric.better for key, metric in metrics.items()}),
-        data=DataInfo(dataset.name, len(dataset), tuple(pixels(dataset).shape)),
-        environment=_environment(device),
-        config=to_json(config),
-        notes=tuple(notes),
-        reconstructions=decodes,
+        data=DataInfo(dataset.name, len(dataset), images.shape),
+        environment=_environment(subject.device),
+        config=_settings(plan),
+        notes=plan.notes,
+        reconstructions=subject.reconstructs,
     )
-    return result, images | _to_look_at(dense, dataset, config)
+    return evaluation, {name: shown_images(found) for name, found in rows.items()} | _to_look_at(plan)
 
 
-def _measure(
-    models: Mapping[str, nn.Module],
-    process: Process,
-    dataset: ImageDataset,
-    config: EvaluationConfig,
-    network: FeatureNetwork | None,
-    rows: Mapping[str, Rows],
-    real: Rows | None,
-) -> dict[str, Measured]:
-    """Every family of metrics of every model."""
-    families = [measure_costs(models, config)]
-    if "loss" in config.metrics:
-        families.append({name: measure_loss(model, process, dataset, config) for name, model in models.items()})
-    if "ftle" in config.metrics:
-        families.append({name: measure_lyapunov(model, process, dataset, config) for name, model in models.items()})
-    compared = {name: found for name, found in rows.items() if all_finite(found)}
-    families.append({name: Measured(notes=(NOT_FINITE,)) for name in rows if name not in compared})
-    families.append({name: measure_pairs(found, config) for name, found in compared.items()})
-    families.append({name: measure_reconstructions(found, config) for name, found in compared.items()})
-    families.append({name: measure_text(found, config) for name, found in compared.items()})
-    if network is not None:
-        reference, dense = next(iter(models.items()))
-        families.append(
-            measure_features(
-                compared,
-                sample_labels(dense, range(config.num_images)),
-                read_real(real, pixels(dataset), network, config),
-                network,
-                reference,
-                config,
-            )
-        )
-    return {name: joined(family.get(name, Measured()) for family in families) for name in models}
+def _measure(plan: Plan, rows: Mapping[str, Rows], real: Rows | None) -> dict[str, Measured]:
+    """All that was measured of every model."""
+    subject = plan.subject
+    parts: dict[str, list[Measured]] = {name: [] for name in subject.models}
+    for metric in plan.of(OfModels):
+        for name, measured in metric.measure(subject).items():
+            parts[name].append(measured)
+    compared = {name: found for name, found in rows.items() if _all_finite(found)}
+    for name, found in rows.items():
+        parts[name].append(_of_single_images(plan, found) if name in compared else Measured(notes=(NOT_FINITE,)))
+    of_features = _of_features(plan, compared, real) if plan.of(OfFeatures) else {}
+    return {name: _joined([*found, *of_features.get(name, [])]) for name, found in parts.items()}
 
 
-def _model_result(found: Measured) -> ModelResult:
-    estimates = {key: estimate.described for key, estimate in found.estimates.items()}
-    return ModelResult(**found.fields, estimates=estimates, notes=found.notes)
+def _all_finite(rows: Rows) -> bool:
+    """Whether no sample diverged."""
+    return all(bool(chunk["finite"].all()) for chunk in rows.chunks())
 
 
-def _to_look_at(model: nn.Module, dataset: ImageDataset, config: EvaluationConfig) -> dict[str, Tensor]:
-    shown = {"real": calibration_batch(pixels(dataset), IMAGES_SHOWN, config.seed).sample}
-    labels = sample_labels(model, range(min(IMAGES_SHOWN, config.num_images)))
+def _of_single_images(plan: Plan, rows: Rows) -> Measured:
+    """Means of what was measured image by image."""
+    config = plan.subject.config
+    of_images = (*plan.of(OfPairs), *plan.of(OfCaptions))
+    keys = [key for metric in of_images for key in metric.described(plan.subject)]
+    estimates = {}
+    for key, values in rows.columns(keys).items():
+        estimates[key] = mean_estimate(values, resample_counts(len(values), config.bootstrap, config.seed))
+    return Measured(estimates)
+
+
+@torch.no_grad()
+def _of_features(plan: Plan, rows: Mapping[str, Rows], real: Rows | None) -> dict[str, list[Measured]]:
+    """Every metric of features of every model of `rows`."""
+    subject, config, network = plan.subject, plan.subject.config, plan.subject.network
+    assert network is not None
+    labels = sample_labels(subject.dense, range(config.num_images))
+    images = None if real is None else RealImages(real, network, pixels(subject.dataset).class_names)
+    counts = resample_counts(config.num_images, config.bootstrap, config.seed, labels)
+    dense: Tensor | None = None
+    found: dict[str, list[Measured]] = {}
+    with progress("comparing features", len(rows)) as advance:
+        for name, of_model in rows.items():
+            features = of_model.columns(("features",))["features"]
+            sets = FeatureSets(name, features, labels, counts, images, network, dense)
+            found[name] = [metric.measure(sets, config) for metric in plan.of(OfFeatures)]
+            if name == subject.reference:
+                dense = features
+            advance(1, "")
+    return found
+
+
+def _joined(parts: Iterable[Measured]) -> Measured:
+    """All that was measured of a model; what is not finite, such as the PSNR of equal images, is no estimate."""
+    joined = Measured()
+    for part in parts:
+        finite = {key: found for key, found in part.estimates.items() if found.finite}
+        joined = Measured({**joined.estimates, **finite}, {**joined.fields, **part.fields}, joined.notes + part.notes)
+    return joined
+
+
+def _result(model: nn.Module, dense: nn.Module, found: Measured) -> ModelResult:
+    fields: dict[str, Any] = {"dtype": dtype_name(model), **costs_of(model), **found.fields}
+    estimates = {key: estimate.interval.estimate for key, estimate in found.estimates.items()}
+    removed = tuple(removed_since(model, dense))
+    return ModelResult(**fields, estimates=estimates, removed_blocks=removed, notes=found.notes)
+
+
+def _settings(plan: Plan) -> dict[str, Any]:
+    """The config as plain JSON values, with the metrics that it came to."""
+    settings = asdict(plan.subject.config) | {"metrics": [metric.name for metric in plan.metrics]}
+    return json.loads(json.dumps(settings))
+
+
+def _to_look_at(plan: Plan) -> dict[str, Tensor]:
+    """Images of the data, and the classes of the samples."""
+    subject, config = plan.subject, plan.subject.config
+    shown = {"real": calibration_batch(pixels(subject.dataset), IMAGES_SHOWN, config.seed).sample}
+    labels = sample_labels(subject.dense, range(min(IMAGES_SHOWN, config.num_images)))
     return shown if labels is None else shown | {LABELS: labels}
 
 

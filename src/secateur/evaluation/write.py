@@ -9,14 +9,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..base.files import atomic_file
-from ..results import Evaluation, write_result
+from ..results.codec import write_result
+from ..results.evaluation import Evaluation
 
 
 def write_evaluation(result: Evaluation, folder: str | Path, images: Mapping[str, Tensor] | None = None) -> Path:
-    """Write `evaluation.json`, what `evaluate_models` returned; returns the folder.
-
-    With `images`, also these as `samples.safetensors`.
-    """
+    """Write `evaluation.json`; with `images`, also these as `samples.safetensors`. Returns the folder."""
     folder = Path(folder)
     if images is not None:
         with atomic_file(folder / "samples.safetensors") as temporary:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..base.rules import Count, check_fields
+from ..base.errors import require, require_one_of
 from ..models.jacobian import Projection, exact, squared_lengths
 
 FLOOR = 1e-3  # of the growth that `relative` divides by
@@ -34,14 +34,16 @@ class JacobianConfig:
     """
 
     projection: Projection = "vjp"
-    directions: Count = 1
-    every_n: Count = 1
-    every_n_samples: Count = 1
+    directions: int = 1
+    every_n: int = 1
+    every_n_samples: int = 1
     relative: bool = False
     auto_weight: bool = False
 
     def __post_init__(self) -> None:
-        check_fields("jacobian", self)
+        require_one_of("jacobian projection", self.projection, Projection)
+        for name in ("directions", "every_n", "every_n_samples"):
+            require(getattr(self, name) >= 1, f"jacobian {name} is {getattr(self, name)}; give at least 1")
 
 
 def growth_mismatch(student: Sequence[Tensor], teacher: Sequence[Tensor], relative: bool = False) -> Tensor:

@@ -11,7 +11,7 @@ from torch import nn
 from ..base.distributed import is_main_process, main_first, wait_for_everyone
 from ..criteria import criterion_named
 from ..data import ImageDataset
-from ..evaluation import check_evaluation
+from ..evaluation import plan_evaluation
 from ..io.checkpoint import Component, Loaded
 from ..process.named import ProcessName
 from ..recipes import Recipe, recipe_named
@@ -36,7 +36,7 @@ def check(
     check_recovery(loaded.model, dataset, settings.recovery, loaded.model)
     granularity = granularity_for(goal, settings.cut)
     check_schedule(settings, granularity)
-    check_evaluation({"dense": loaded.model, "recovered": loaded.model}, loaded.process, dataset, settings.evaluation)
+    plan_evaluation({"dense": loaded.model, "recovered": loaded.model}, loaded.process, dataset, settings.evaluation)
     check_criterion(settings.criterion, structure, granularity)
     return plan_cut(loaded.model, structure, goal, settings.cut)
 

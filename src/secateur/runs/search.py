@@ -12,8 +12,8 @@ from ..base.console import say
 from ..base.errors import SecateurError, require
 from ..base.files import write_json
 from ..criteria import ScoringConfig
-from ..evaluation import EvaluationConfig, check_evaluation
-from ..evaluation.metrics.denoising import denoising_loss_per_timestep
+from ..evaluation import EvaluationConfig, FrechetOptions, plan_evaluation
+from ..evaluation.metrics.loss import denoising_loss_per_timestep
 from ..reporting import TRIALS, read_run
 from ..results import Evaluation, read_result
 from ..schedules import Target
@@ -60,8 +60,8 @@ class Search:
 
     def trial(self, recipe: str, steps: int) -> Trial:
         """A short trial, of which only the score is measured."""
-        theirs = self.evaluation.statistics if self.score == "frechet" else None
-        measured = replace(self.evaluation, metrics=(self.score,), statistics=theirs, save_statistics=None)
+        frechet = FrechetOptions(self.evaluation.frechet.statistics if self.score == "frechet" else None)
+        measured = replace(self.evaluation, metrics=(self.score,), frechet=frechet)
         made = make_trial(recipe, self.goal, self.seed, self.shared, steps=steps, evaluation=measured)
         return _fit_stages(made)
 
@@ -113,11 +113,13 @@ class Search:
         }
 
     def _check_features(self) -> None:
-        """Find that there is no Fréchet distance to judge by, which an evaluation of more than that only notes."""
+        """Find that there is no Fréchet distance to judge by, before any trial."""
         model = self.bench.loaded.model
         judged = replace(self.evaluation, metrics=("frechet",))
-        network, notes = check_evaluation({"dense": model}, self.bench.loaded.process, self.bench.dataset, judged)
-        require(network is not None, "; ".join([*notes, "or use --score loss"]))
+        try:
+            plan_evaluation({"dense": model}, self.bench.loaded.process, self.bench.dataset, judged)
+        except SecateurError as error:
+            raise SecateurError(f"no frechet: {error}; or use --score loss") from error
 
     def _times(
         self, names: list[str], steps: int, second: float, skipped: list[dict[str, Any]]

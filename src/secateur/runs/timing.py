@@ -14,7 +14,8 @@ from ..base.console import say
 from ..criteria import ScoringConfig, criterion_named
 from ..criteria.criterion import FORWARD_SHARE
 from ..evaluation import EvaluationConfig
-from ..evaluation.metrics.efficiency import count_macs, synchronize
+from ..evaluation.costs import count_macs
+from ..evaluation.metrics.latency import synchronize
 from ..io.checkpoint import Loaded
 from ..models.network import device_of, example_batch, example_inputs, input_shape
 from ..process.base import denoising_error

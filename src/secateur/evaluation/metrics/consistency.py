@@ -1,4 +1,4 @@
-"""How far the images of two models are apart, seed by seed: MSE, PSNR, SSIM and MS-SSIM."""
+"""How far the images of two models from the same noise are apart: MSE, PSNR and SSIM."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...base.errors import DataError
+from ...results.evaluation import Metric
+from ..measurement import OfPairs
 
 WINDOW, SIGMA, K1, K2 = 11, 1.5, 0.01, 0.03  # Wang et al. 2004, section III-C
-MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang, Simoncelli & Bovik 2003, section 3.2
-MS_SSIM_PIXELS = (WINDOW - 1) * 2 ** (len(MS_SSIM_WEIGHTS) - 1) + 1
 
 
 def mse(a_BCHW: Tensor, b_BCHW: Tensor) -> Tensor:
@@ -31,34 +30,11 @@ def ssim(a_BCHW: Tensor, b_BCHW: Tensor, value_range: tuple[float, float] = (-1.
     smaller than the window it shrinks to the largest odd size that fits (7 for 8x8), which is not comparable
     with values from larger images.
     """
-    luminance, structure = _similarity(a_BCHW, b_BCHW, value_range)
+    luminance, structure = similarity(a_BCHW, b_BCHW, value_range)
     return (luminance * structure).flatten(1).mean(1)
 
 
-def ms_ssim(a_BCHW: Tensor, b_BCHW: Tensor, value_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor:
-    """Multi-scale structural similarity of each pair, (B,) float64: Wang, Simoncelli & Bovik 2003, eq. 7.
-
-    Five scales, each the mean of 2x2 pixels of the one before, of fewer at an odd edge; contrast and structure below 0
-    count as 0, since their weights are no integers. Channels are averaged, as in `ssim`.
-
-    Raises:
-        DataError: images of fewer than 161 pixels a side, on whose last scale no window fits.
-    """
-    if min(a_BCHW.shape[2:]) < MS_SSIM_PIXELS:
-        size = "x".join(map(str, a_BCHW.shape[2:]))
-        raise DataError(f"MS-SSIM needs images of {MS_SSIM_PIXELS} pixels a side or more, these are {size}; use SSIM")
-    product = torch.ones((), dtype=torch.float64)  # (B, C) from the first scale on
-    for scale, weight in enumerate(MS_SSIM_WEIGHTS):
-        if scale:
-            a_BCHW, b_BCHW = (F.avg_pool2d(x_BCHW, 2, ceil_mode=True) for x_BCHW in (a_BCHW, b_BCHW))
-        luminance, structure = _similarity(a_BCHW, b_BCHW, value_range)
-        last = scale == len(MS_SSIM_WEIGHTS) - 1
-        mean_BC = (luminance * structure if last else structure).mean((2, 3))
-        product = product * mean_BC.clamp(min=0) ** weight
-    return product.mean(1)
-
-
-def _similarity(a_BCHW: Tensor, b_BCHW: Tensor, value_range: tuple[float, float]) -> tuple[Tensor, Tensor]:
+def similarity(a_BCHW: Tensor, b_BCHW: Tensor, value_range: tuple[float, float]) -> tuple[Tensor, Tensor]:
     """Luminance, and contrast times structure, of every window: Wang et al. 2004, eq. 6, and 9 by 10."""
     size = min(WINDOW, *a_BCHW.shape[2:])
     size -= 1 - size % 2
@@ -86,3 +62,15 @@ def _blur(x_BCHW: Tensor, window: Tensor) -> Tensor:
     rows = window.view(1, 1, -1, 1).expand(channels, -1, -1, -1)
     columns = window.view(1, 1, 1, -1).expand(channels, -1, -1, -1)
     return F.conv2d(F.conv2d(x_BCHW, rows, groups=channels), columns, groups=channels)
+
+
+CONSISTENCY = OfPairs(
+    name="consistency",
+    gives={
+        "ssim": Metric("SSIM", "higher", "reference"),
+        "psnr": Metric("PSNR", "higher", "reference", "dB"),
+        "mse": Metric("MSE", "lower", "reference"),
+    },
+    needs=frozenset({"samples", "reference"}),
+    load=lambda subject: {"ssim": ssim, "psnr": psnr, "mse": mse},
+)

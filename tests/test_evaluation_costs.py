@@ -7,15 +7,9 @@ from diffusers import DiTTransformer2DModel, UNet2DModel
 from torch import nn
 
 from secateur.base.errors import ModelError
-from secateur.evaluation.metrics.efficiency import (
-    count_macs,
-    count_parameters,
-    measure_efficiency,
-    measure_latency,
-    peak_activation_bytes,
-    weights_bytes,
-)
-from secateur.evaluation.metrics.layers import count_layers
+from secateur.evaluation import LatencyOptions
+from secateur.evaluation.costs import count_layers, count_macs, count_parameters, weights_bytes
+from secateur.evaluation.metrics.latency import measure_latency, peak_activation_bytes, time_models
 from secateur.models.network import class_count, example_inputs, input_shape, null_class
 
 
@@ -137,7 +131,7 @@ def test_a_failed_compilation_is_a_note(dit: DiTTransformer2DModel, monkeypatch:
 
     monkeypatch.setattr(torch, "compile", refuse)
     twin = DiTTransformer2DModel.from_config(dit.config)
-    found = measure_efficiency({"dit": dit, "twin": twin}, rounds=2, batch_sizes=(1, 2), compile=True)
+    found = time_models({"dit": dit, "twin": twin}, LatencyOptions(2, (1, 2), compile=True))
     assert found["dit"].notes == ("torch.compile failed: no compiler at hand",)
     assert (found["dit"].compiled_latency, found["twin"].notes) == ({}, ())
     assert set(found["twin"].compiled_latency) == set(found["dit"].latency) == {"1", "2"}
@@ -152,7 +146,7 @@ def test_a_batch_that_does_not_fit_is_a_note(dit: DiTTransformer2DModel) -> None
 
     other = DiTTransformer2DModel.from_config(dit.config)
     handle = other.register_forward_pre_hook(limited, with_kwargs=True)
-    found = measure_efficiency({"dit": dit, "other": other}, rounds=2, batch_sizes=(1, 8, 4))
+    found = time_models({"dit": dit, "other": other}, LatencyOptions(2, (1, 8, 4)))
     handle.remove()
     for cost in found.values():
         assert cost.notes == ("batch size 8 was not timed: out of memory",)
@@ -162,7 +156,7 @@ def test_a_batch_that_does_not_fit_is_a_note(dit: DiTTransformer2DModel) -> None
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_compilation_works(dit: DiTTransformer2DModel) -> None:
-    found = measure_efficiency({"dit": dit}, rounds=2, batch_sizes=(1, 2), compile=True)["dit"]
+    found = time_models({"dit": dit}, LatencyOptions(2, (1, 2), compile=True))["dit"]
     assert found.notes == ()
     assert set(found.compiled_latency) == {"1", "2"}
 
@@ -190,9 +184,9 @@ def test_shared_layers_count_once() -> None:
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_timing_in_another_dtype_leaves_the_model_alone(dit: DiTTransformer2DModel) -> None:
-    found = measure_efficiency({"dit": dit}, rounds=3, batch_sizes=(2,), dtype=torch.bfloat16)["dit"]
+    found = time_models({"dit": dit}, LatencyOptions(3, (2,), "bfloat16"))["dit"]
     assert next(dit.parameters()).dtype == torch.float32
-    assert (found.dtype, found.weights_bytes) == ("bfloat16", weights_bytes(dit))
+    assert found.dtype == "bfloat16"
     single = peak_activation_bytes(dit, example_inputs(dit, 2))
     assert found.peak_activation_bytes["2"] < 0.7 * single
     assert found.latency["2"].throughput(2) == pytest.approx(2000 / found.latency["2"].median_ms)

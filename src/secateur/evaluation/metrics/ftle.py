@@ -14,11 +14,35 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...base.console import progress
-from ...models.conditions import UNCONDITIONAL, Conditions
+from ...base.errors import require
+from ...data.conditions import sample_conditions
+from ...models.conditions import UNCONDITIONAL, Conditions, moved
 from ...models.jacobian import Projection, frozen, project, unit_directions
-from ...models.network import inference
+from ...models.network import device_of, inference, input_shape
 from ...models.predict import predict
 from ...process.base import Process
+from ...process.samplers import check_sampler
+from ...process.sampling import initial_noise
+from ...results.evaluation import Metric
+from ..estimates import mean_estimate, resample_counts
+from ..measurement import Measured, OfModels, Subject
+
+
+@dataclass(frozen=True)
+class FtleOptions:
+    """Options of the metric ftle.
+
+    Attributes:
+        images: trajectories to average the exponent over.
+        iterations: power iterations; the exponent rises with them towards its value.
+    """
+
+    images: int = 16
+    iterations: int = 5
+
+    def __post_init__(self) -> None:
+        require(self.images >= 2, f"evaluation ftle.images is {self.images}; give at least 2")
+        require(self.iterations >= 1, f"evaluation ftle.iterations is {self.iterations}; give at least 1")
 
 
 @dataclass(frozen=True)
@@ -88,3 +112,45 @@ def finite_time_lyapunov_exponents(
                     back = push(back, index, transposed=True)
                 (v,) = unit_directions([back])
     return grown.cpu().double().log() / len(steps)  # MPS has no float64
+
+
+def measure(subject: Subject) -> dict[str, Measured]:
+    """The exponent of every model, from the same noise."""
+    return {name: _of_model(model, subject) for name, model in subject.models.items()}
+
+
+def _of_model(model: nn.Module, subject: Subject) -> Measured:
+    config = subject.config
+    images, device = config.ftle.images, device_of(model)
+    noise = initial_noise(range(config.seed, config.seed + images), input_shape(model))
+    conditions = sample_conditions(model, subject.dataset, range(images), config.seed)
+    exponents = finite_time_lyapunov_exponents(
+        model,
+        subject.process,
+        noise.to(device),
+        moved(conditions, device),
+        num_inference_steps=config.num_inference_steps,
+        iterations=config.ftle.iterations,
+        seed=config.seed,
+    )
+    return Measured({"ftle": mean_estimate(exponents, resample_counts(images, config.bootstrap, config.seed))})
+
+
+def check(subject: Subject) -> None:
+    """Refuse what the process's own sampler cannot do."""
+    check_sampler(subject.process, None, subject.config.num_inference_steps)
+
+
+def passes(subject: Subject) -> float:
+    """The trajectory, then a product with each step's Jacobian and its transpose, about two and three passes each."""
+    options, steps = subject.config.ftle, subject.config.num_inference_steps
+    return float(options.images * steps * (1 + options.iterations * (2 + 3)))
+
+
+FTLE = OfModels(
+    name="ftle",
+    gives={"ftle": Metric("finite-time Lyapunov exponent")},
+    check=check,
+    passes=passes,
+    measure=measure,
+)

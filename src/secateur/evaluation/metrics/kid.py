@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
-from ..estimates import Estimate
+from ...results.evaluation import Metric
+from ..estimates import Resampled
+from ..measurement import FeatureSets, Measured, OfFeatures
+
+if TYPE_CHECKING:
+    from ..config import EvaluationConfig
 
 CHUNK = 1024
 
@@ -15,7 +22,7 @@ def polynomial_kernel(a_ND: Tensor, b_MD: Tensor) -> Tensor:
     return (a_ND @ b_MD.T / a_ND.shape[1] + 1) ** 3
 
 
-def kernel_distance(features_ND: Tensor, real_MD: Tensor, counts_RN: Tensor) -> Estimate:
+def kernel_distance(features_ND: Tensor, real_MD: Tensor, counts_RN: Tensor) -> Resampled:
     """KID: the unbiased squared MMD under the polynomial kernel (Bińkowski et al. 2018, eq. 4), in float64.
 
     It is taken over all pairs of images, N and M at least 2. Implementations that average random subsets estimate the
@@ -33,7 +40,7 @@ def kernel_distance(features_ND: Tensor, real_MD: Tensor, counts_RN: Tensor) -> 
     pairs = weights.sum(1).square() - weights.square().sum(1)
     across = weights @ _mean_kernel(features, real) / len(features)
     values = within / pairs + _mean_within(real) - 2 * across
-    return Estimate(float(values[0]), values[1:])
+    return Resampled(float(values[0]), values[1:])
 
 
 def _mean_kernel(features_ND: Tensor, real_MD: Tensor) -> Tensor:
@@ -46,3 +53,11 @@ def _mean_within(real_MD: Tensor) -> Tensor:
     count = len(real_MD)
     itself = ((real_MD.square().sum(1) / real_MD.shape[1] + 1) ** 3).sum()
     return (_mean_kernel(real_MD, real_MD).sum() * count - itself) / (count * (count - 1))
+
+
+def measure(sets: FeatureSets, config: EvaluationConfig) -> Measured:
+    """KID of the samples to the data."""
+    return Measured({"kid": kernel_distance(sets.features_ND, sets.real.features_MD, sets.counts_RN)})
+
+
+KID = OfFeatures(name="kid", gives={"kid": Metric("KID", "lower", "data")}, measure=measure)

@@ -1,4 +1,4 @@
-"""What a model costs: parameters, MACs, latency, throughput and memory."""
+"""Speed of one network call: latency, throughput and peak memory, eager and compiled."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,42 +17,55 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ...base.errors import is_out_of_memory
+from ...base.errors import is_out_of_memory, require
 from ...models.network import device_of, example_inputs, inference
-from ...results import Latency, Layer
-from .layers import count_flops, count_layers
+from ...results.evaluation import Latency, Metric
+from ..estimates import median_estimate
+from ..measurement import Measured, OfModels, Subject
 
 WARMUP_ROUNDS = 3
 
+DtypeName = Literal["float32", "bfloat16", "float16"]
+
 
 @dataclass(frozen=True)
-class Efficiency:
-    """Cost of one model. Dictionaries are keyed by batch size, as text."""
+class LatencyOptions:
+    """Options of the metric latency.
 
-    parameters: int
-    macs: int  # of one sample, one network call
-    weights_bytes: int
-    peak_activation_bytes: dict[str, int]
-    latency: dict[str, Latency]
-    compiled_latency: dict[str, Latency]  # empty unless asked for
-    dtype: str  # of the timed calls and their activations
-    layers: tuple[Layer, ...]
-    notes: tuple[str, ...]
+    Attributes:
+        rounds: timed rounds, in each of which every model runs once.
+        batch_sizes: batch sizes to time.
+        dtype: of the timed calls; None is the models' own.
+        compile: also time torch.compile.
+    """
 
+    rounds: int = 20
+    batch_sizes: tuple[int, ...] = (1, 32)
+    dtype: DtypeName | None = None
+    compile: bool = False
 
-def count_parameters(model: nn.Module) -> int:
-    """Number of parameters, each shared tensor once."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def count_macs(model: nn.Module, inputs: Mapping[str, Tensor]) -> int:
-    """Multiply-accumulates of `model(**inputs)`: convolutions, matrix products and attention, at 2 FLOPs each."""
-    return count_flops(model, inputs).get_total_flops() // 2
+    def __post_init__(self) -> None:
+        require(self.rounds >= 1, f"evaluation latency.rounds is {self.rounds}; give at least 1")
+        valid = min(self.batch_sizes, default=0) >= 1
+        require(valid, f"evaluation latency.batch_sizes is {self.batch_sizes}; give one or more, each at least 1")
 
 
-def weights_bytes(model: nn.Module) -> int:
-    """Bytes of the state dict as saved, each shared tensor once."""
-    return sum(storage.nbytes() for storage in _storages(model.state_dict().values()).values())
+@dataclass(frozen=True)
+class Timings:
+    """What was timed of one model. Mappings are keyed by batch size, as text.
+
+    Attributes:
+        latency, compiled_latency: of one call; the latter is empty unless asked for.
+        peak_activation_bytes: most bytes alive at once during a call, beyond weights and inputs.
+        dtype: of the timed calls and their activations.
+        notes: what could not be timed.
+    """
+
+    latency: Mapping[str, Latency]
+    compiled_latency: Mapping[str, Latency]
+    peak_activation_bytes: Mapping[str, int]
+    dtype: str
+    notes: tuple[str, ...] = ()
 
 
 def peak_activation_bytes(model: nn.Module, inputs: Mapping[str, Tensor]) -> int:
@@ -78,13 +91,13 @@ class LiveBytes(TorchDispatchMode):
     def __init__(self, known: Iterable[Tensor]) -> None:
         super().__init__()
         self.live = self.peak = 0
-        self._sizes = dict.fromkeys(_storages(known), 0)
+        self._sizes = dict.fromkeys(storages(known), 0)
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         output = func(*args, **(kwargs or {}))
-        for address, storage in _storages(tree_leaves(output)).items():
+        for address, storage in storages(tree_leaves(output)).items():
             if address not in self._sizes:  # else a view, or in place
                 self._sizes[address] = storage.nbytes()
                 self.live += storage.nbytes()
@@ -96,9 +109,10 @@ class LiveBytes(TorchDispatchMode):
         self.live -= self._sizes.pop(address)
 
 
-def _storages(values: Iterable[Any]) -> dict[int, torch.UntypedStorage]:
-    storages = (value.untyped_storage() for value in values if isinstance(value, Tensor))
-    return {storage.data_ptr(): storage for storage in storages}
+def storages(values: Iterable[Any]) -> dict[int, torch.UntypedStorage]:
+    """The memory of the tensors among `values`, by its address."""
+    found = (value.untyped_storage() for value in values if isinstance(value, Tensor))
+    return {storage.data_ptr(): storage for storage in found}
 
 
 def measure_latency(
@@ -123,29 +137,25 @@ def _latency(seconds: Sequence[float]) -> Latency:
 
 
 def synchronize() -> None:
+    """Wait until the accelerator has done what it was given."""
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()
 
 
-def measure_efficiency(
-    models: Mapping[str, nn.Module],
-    *,
-    rounds: int = 20,
-    batch_sizes: Sequence[int] = (1, 32),
-    compile: bool = False,
-    dtype: torch.dtype | None = None,
-) -> dict[str, Efficiency]:
-    """Cost of each model, latencies interleaved; with `compile`, also those under `torch.compile`.
+def time_models(models: Mapping[str, nn.Module], options: LatencyOptions) -> dict[str, Timings]:
+    """Speed of each model, latencies interleaved; copies are timed where `options` name another dtype.
 
-    With `dtype`, copies in it are timed. A model that does not compile has no `compiled_latency`, and a note that says
-    why. Batch sizes that do not fit into memory are left out, of all models, with a note.
+    A model that does not compile has no `compiled_latency`, and a note that says why. Batch sizes that do not fit into
+    memory are left out, of all models, with a note.
     """
-    timed = {name: _in_dtype(model, dtype) for name, model in models.items()} if batch_sizes else models
-    eager = {batch: found for batch in batch_sizes if (found := _latencies_and_peaks(timed, batch, rounds)) is not None}
-    too_large = [f"batch size {batch} was not timed: out of memory" for batch in batch_sizes if batch not in eager]
+    dtype = None if options.dtype is None else getattr(torch, options.dtype)
+    timed = {name: _in_dtype(model, dtype) for name, model in models.items()}
+    sizes, rounds = options.batch_sizes, options.rounds
+    eager = {batch: found for batch in sizes if (found := _latencies_and_peaks(timed, batch, rounds)) is not None}
+    too_large = [f"batch size {batch} was not timed: out of memory" for batch in sizes if batch not in eager]
     compiled: dict[int, dict[str, Latency]] = {}
     failures: dict[str, str] = {}
-    if compile:
+    if options.compile:
         working = {}
         for name, model in timed.items():
             try:
@@ -154,19 +164,20 @@ def measure_efficiency(
                 failures[name] = f"torch.compile failed: {' '.join(str(error).split())[:200]}"
         compiled = {batch: _latencies(timed, working, batch, rounds) for batch in eager}
     return {
-        name: Efficiency(
-            parameters=count_parameters(model),
-            macs=count_macs(model, example_inputs(model, 1)),
-            weights_bytes=weights_bytes(model),
-            peak_activation_bytes={str(batch): peaks[name] for batch, (_, peaks) in eager.items()},
+        name: Timings(
             latency={str(batch): latencies[name] for batch, (latencies, _) in eager.items()},
             compiled_latency={str(batch): found[name] for batch, found in compiled.items() if name in found},
-            dtype=str(next(timed[name].parameters()).dtype).removeprefix("torch."),
-            layers=tuple(count_layers(model, example_inputs(model, 1))),
+            peak_activation_bytes={str(batch): peaks[name] for batch, (_, peaks) in eager.items()},
+            dtype=dtype_name(timed[name]),
             notes=(*too_large, *([failures[name]] if name in failures else [])),
         )
-        for name, model in models.items()
+        for name in models
     }
+
+
+def dtype_name(model: nn.Module) -> str:
+    """The dtype of the model's first parameter, such as float32."""
+    return str(next(model.parameters()).dtype).removeprefix("torch.")
 
 
 def _in_dtype(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
@@ -209,3 +220,38 @@ def _compile(model: nn.Module, batch_sizes: Sequence[int]) -> Callable[..., obje
         for batch in batch_sizes:
             compiled(**example_inputs(model, batch))
     return compiled
+
+
+def measure(subject: Subject) -> dict[str, Measured]:
+    """Timings of every model, and how sure their medians are."""
+    config = subject.config
+    measured = {}
+    for name, found in time_models(subject.models, config.latency).items():
+        fields = {key: value for key, value in vars(found).items() if key != "notes"}
+        estimates = {
+            f"{kind}_{batch}": median_estimate(torch.tensor(latency.times_ms), config.bootstrap, config.seed)
+            for kind in ("latency", "compiled_latency")
+            for batch, latency in fields[kind].items()
+        }
+        measured[name] = Measured(estimates, fields, found.notes)
+    return measured
+
+
+def describe(subject: Subject) -> dict[str, Metric]:
+    """A latency for each batch size."""
+    options = subject.config.latency
+    kinds = {"latency": "latency"} | ({"compiled_latency": "compiled latency"} if options.compile else {})
+    return {
+        f"{key}_{batch}": Metric(f"{label}, batch {batch}", "lower", None, "ms")
+        for key, label in kinds.items()
+        for batch in options.batch_sizes
+    }
+
+
+def passes(subject: Subject) -> float:
+    """Every round of every batch size."""
+    options = subject.config.latency
+    return float((WARMUP_ROUNDS + options.rounds) * sum(options.batch_sizes) * (1 + options.compile))
+
+
+LATENCY = OfModels(name="latency", gives={}, passes=passes, measure=measure, describe=describe)

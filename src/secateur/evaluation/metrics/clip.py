@@ -1,9 +1,9 @@
-"""Distances by networks that are not ours: LPIPS between images, CLIP score between image and text."""
+"""CLIP score: how well an image shows what its caption says."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,36 +11,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...base.errors import ModelError, first_line
+from ...results.evaluation import Metric
+from ..measurement import CaptionScore, OfCaptions, Subject
 
-ALEXNET_WEIGHTS = "alexnet-owt-7be5be79.pth"
 CLIP = "openai/clip-vit-base-patch16"
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
-PairDistance = Callable[[Tensor, Tensor], Tensor]
 
+@dataclass(frozen=True)
+class ClipOptions:
+    """Options of the metric clip.
 
-def load_lpips(device: torch.device | str = "cpu") -> PairDistance:
-    """LPIPS by AlexNet (Zhang et al. 2018, version 0.1) of image pairs (B, C, H, W) in [-1, 1], (B,).
-
-    Raises:
-        ModelError: lpips does not import, or the weights of its AlexNet are missing; nothing is downloaded.
+    Attributes:
+        model: CLIP model of transformers: a hub id, or a folder.
     """
-    try:
-        from lpips import LPIPS
-    except Exception as error:  # a broken torchvision below it raises other errors than ImportError
-        raise ModelError(f"LPIPS needs the package lpips (pip install lpips): {first_line(error)}") from error
-    cache = Path(torch.hub.get_dir(), "checkpoints", ALEXNET_WEIGHTS)
-    if not cache.is_file():
-        raise ModelError(
-            f"LPIPS needs AlexNet weights: download https://download.pytorch.org/models/{ALEXNET_WEIGHTS} to "
-            f"{cache.parent}"
-        )
-    network = LPIPS(net="alex", verbose=False).eval().requires_grad_(False).to(device)
 
-    def distance(a_BCHW: Tensor, b_BCHW: Tensor) -> Tensor:
-        return network(a_BCHW.expand(-1, 3, -1, -1), b_BCHW.expand(-1, 3, -1, -1)).flatten()
-
-    return distance
+    model: str = CLIP
 
 
 def clip_score(image_embeds_BD: Tensor, text_embeds_BD: Tensor) -> Tensor:
@@ -49,7 +35,7 @@ def clip_score(image_embeds_BD: Tensor, text_embeds_BD: Tensor) -> Tensor:
     return 100 * cosine.clamp(min=0)
 
 
-def load_clip(name: str = CLIP, device: torch.device | str = "cpu") -> Callable[[Tensor, Sequence[str]], Tensor]:
+def load_clip(name: str = CLIP, device: torch.device | str = "cpu") -> CaptionScore:
     """A function from images (B, C, H, W) in [-1, 1] and their B prompts to CLIP scores (B,).
 
     Raises:
@@ -58,10 +44,16 @@ def load_clip(name: str = CLIP, device: torch.device | str = "cpu") -> Callable[
     try:
         from transformers import AutoTokenizer, CLIPModel
 
-        model: Any = CLIPModel.from_pretrained(name).eval().requires_grad_(False).to(device)
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        model: Any = (
+            CLIPModel.from_pretrained(name, trust_remote_code=False, use_safetensors=True)
+            .eval()
+            .requires_grad_(False)
+            .to(device)
+        )
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # a missing package, a name it does not know, a download that fails: of any type
         raise ModelError(f"CLIP {name} cannot be loaded (pip install transformers): {first_line(error)}") from error
+    model.eval().requires_grad_(False).to(device)
     size = model.config.vision_config.image_size
     mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
 
@@ -74,3 +66,17 @@ def load_clip(name: str = CLIP, device: torch.device | str = "cpu") -> Callable[
         return clip_score(output.image_embeds, output.text_embeds)
 
     return score
+
+
+def check(subject: Subject) -> None:
+    """Load it once, to find out whether it is there."""
+    load_clip(subject.config.clip.model, subject.device)
+
+
+CLIP_SCORE = OfCaptions(
+    name="clip",
+    gives={"clip_score": Metric("CLIP score", "higher")},
+    needs=frozenset({"samples", "captions"}),
+    check=check,
+    load=lambda subject: {"clip_score": load_clip(subject.config.clip.model, subject.device)},
+)

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ..estimates import Estimate, mean_estimate
+from ...results.evaluation import Metric
+from ..estimates import Resampled, mean_estimate
+from ..measurement import FeatureSets, Measured, OfFeatures
+
+if TYPE_CHECKING:
+    from ..config import EvaluationConfig
 
 RECALL_NEIGHBOURS = 3  # Kynkäänniemi et al. 2019, section 3.1
 COVERAGE_NEIGHBOURS = 5  # Naeem et al. 2020, section 5
@@ -32,11 +38,11 @@ class ManifoldScores:
         values = (self.precision_N, self.recall_M, self.density_N, self.coverage_M)
         return {name: float(found.mean()) for name, found in zip(NAMES, values, strict=True)}
 
-    def estimates(self, counts_RN: Tensor) -> dict[str, Estimate]:
+    def estimates(self, counts_RN: Tensor) -> dict[str, Resampled]:
         """The four metrics with their resamples, which `manifold_scores` was given too."""
         precision, density = (mean_estimate(found, counts_RN) for found in (self.precision_N, self.density_N))
-        recall = Estimate(float(self.recall_M.mean()), self.recall_R)
-        coverage = Estimate(float(self.coverage_M.mean()), self.coverage_R)
+        recall = Resampled(float(self.recall_M.mean()), self.recall_R)
+        coverage = Resampled(float(self.coverage_M.mean()), self.coverage_R)
         return dict(zip(NAMES, (precision, recall, density, coverage), strict=True))
 
 
@@ -95,3 +101,17 @@ def _distances(a_ND: Tensor, b_MD: Tensor) -> Iterator[tuple[slice, Tensor]]:
         chosen = slice(start, start + size)
         part = a_ND[chosen]
         yield chosen, (part.square().sum(1, keepdim=True) + squares - 2 * part @ b_MD.T).clamp(min=0)
+
+
+def measure(sets: FeatureSets, config: EvaluationConfig) -> Measured:
+    """The four metrics of the samples beside the data."""
+    scores = manifold_scores(sets.features_ND, sets.real.features_MD, sets.counts_RN)
+    return Measured(scores.estimates(sets.counts_RN))
+
+
+PRDC = OfFeatures(
+    name="prdc",
+    gives={name: Metric(name, "higher", "data") for name in NAMES},
+    measure=measure,
+    least_images=COVERAGE_NEIGHBOURS + 1,
+)

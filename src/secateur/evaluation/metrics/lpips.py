@@ -1,0 +1,52 @@
+"""LPIPS: the distance between images that the features of a pretrained network see."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ...base.errors import ModelError, first_line
+from ...results.evaluation import Metric
+from ..measurement import OfPairs, PairDistance, Subject
+
+ALEXNET_WEIGHTS = "alexnet-owt-7be5be79.pth"
+
+
+def load_lpips(device: torch.device | str = "cpu") -> PairDistance:
+    """LPIPS by AlexNet (Zhang et al. 2018, version 0.1) of image pairs (B, C, H, W) in [-1, 1], (B,).
+
+    Raises:
+        ModelError: lpips does not import, or the weights of its AlexNet are missing; nothing is downloaded.
+    """
+    try:
+        from lpips import LPIPS
+    except Exception as error:  # a broken torchvision below it raises other errors than ImportError
+        raise ModelError(f"LPIPS needs the package lpips (pip install lpips): {first_line(error)}") from error
+    cache = Path(torch.hub.get_dir(), "checkpoints", ALEXNET_WEIGHTS)
+    if not cache.is_file():
+        raise ModelError(
+            f"LPIPS needs AlexNet weights: download https://download.pytorch.org/models/{ALEXNET_WEIGHTS} to "
+            f"{cache.parent}"
+        )
+    network = LPIPS(net="alex", verbose=False).eval().requires_grad_(False).to(device)
+
+    def distance(a_BCHW: Tensor, b_BCHW: Tensor) -> Tensor:
+        return network(a_BCHW.expand(-1, 3, -1, -1), b_BCHW.expand(-1, 3, -1, -1)).flatten()
+
+    return distance
+
+
+def check(subject: Subject) -> None:
+    """Load it once, to find out whether it is there."""
+    load_lpips(subject.device)
+
+
+LPIPS = OfPairs(
+    name="lpips",
+    gives={"lpips": Metric("LPIPS", "lower", "reference")},
+    needs=frozenset({"samples", "reference"}),
+    check=check,
+    load=lambda subject: {"lpips": load_lpips(subject.device)},
+)

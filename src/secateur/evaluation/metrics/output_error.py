@@ -1,0 +1,76 @@
+"""How far a model's outputs are from the reference's on the same inputs: all that can be said without samples."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ...data import Batch
+from ...models.conditions import rows
+from ...models.network import device_of, inference
+from ...models.predict import predict
+from ...process.base import Process
+from ...results.evaluation import Metric
+from ..estimates import ratio_estimate, resample_counts
+from ..measurement import Measured, OfModels, Subject
+from .loss import BINS, LOSS_IMAGES, loss_batch
+
+
+def output_errors(
+    model: nn.Module,
+    reference: nn.Module,
+    process: Process,
+    batch: Batch,
+    bins: int = BINS,
+    seed: int = 0,
+    batch_size: int = 128,
+) -> tuple[Tensor, Tensor]:
+    """Squared distance of each image's outputs from the reference's, and squared norm of the latter, (B,) float64 each.
+
+    Sums over `bins` timesteps, at the noise that `denoising_errors` sees.
+    """
+    device = device_of(reference)
+    batch, bins = batch.to(device), min(bins, process.num_train_timesteps)
+    generator = torch.Generator().manual_seed(seed)
+    distance, norm = torch.zeros(2, len(batch.sample), dtype=torch.float64)
+    with inference(model), inference(reference):
+        for timestep in process.timesteps((torch.arange(bins) + 0.5) / bins):
+            noise_BCHW = torch.randn(batch.sample.shape, generator=generator).to(batch.sample)
+            for start in range(0, len(batch.sample), batch_size):
+                chunk = slice(start, start + batch_size)
+                conditions, t_B = rows(batch.conditions, chunk), timestep.expand(len(noise_BCHW[chunk])).to(device)
+                x_t = process.add_noise(batch.sample[chunk], noise_BCHW[chunk], t_B)
+                ours, theirs = (predict(network, x_t, t_B, conditions).cpu().double() for network in (model, reference))
+                distance[chunk] += (ours - theirs).square().flatten(1).sum(1)
+                norm[chunk] += theirs.square().flatten(1).sum(1)
+    return distance, norm
+
+
+def measure(subject: Subject) -> dict[str, Measured]:
+    """The relative error of every model but the reference."""
+    config = subject.config
+    batch = loss_batch(subject.dense, subject.dataset, config.seed)
+    counts = resample_counts(len(batch.sample), config.bootstrap, config.seed)
+    found = {}
+    for name, model in subject.models.items():
+        if name != subject.reference:
+            distance, norm = output_errors(
+                model, subject.dense, subject.process, batch, seed=config.seed, batch_size=config.batch_size
+            )
+            found[name] = Measured({"output_error": ratio_estimate(distance, norm, counts)})
+    return found
+
+
+def passes(subject: Subject) -> float:
+    """One of each image at each timestep."""
+    bins = min(BINS, subject.process.num_train_timesteps)
+    return float(min(LOSS_IMAGES, len(subject.dataset)) * bins)
+
+
+OUTPUT_ERROR = OfModels(
+    name="output-error",
+    gives={"output_error": Metric("relative squared error of the outputs", "lower", "reference")},
+    needs=frozenset({"reference"}),
+    passes=passes,
+    measure=measure,
+)

@@ -1,0 +1,68 @@
+"""Feature networks: what distances between sets of images compare them by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+
+from ...base.errors import ModelError
+from .inception import INCEPTION, InceptionFeatures, load_inception
+from .network import FeatureNetwork
+from .pretrained import NetworkFeatures, load_timm, load_transformers
+from .small import SmallFeatures, load_small_features
+
+DIGITS_FEATURES = "digits-features"
+PRETRAINED: dict[str, Callable[[str], NetworkFeatures]] = {"timm": load_timm, "transformers": load_transformers}
+
+
+def feature_network(
+    name_or_path: str | Path | None, channels: int, size: tuple[int, int], device: torch.device | str = "cpu"
+) -> FeatureNetwork:
+    """The network to compare images (channels, *size) by.
+
+    `FID`, or a path to Inception weights (.safetensors or .pth), is Inception; `digits-features` is the one in the
+    package; `timm:NAME` and `transformers:ID` are pretrained networks (DINOv2 ...); a folder is one of
+    `SmallFeatures.save`. None: `digits-features` for 1x8x8 images, else Inception.
+
+    Raises:
+        ModelError: it is missing, cannot be read, or takes another number of channels.
+    """
+    device = torch.device(device)
+    if name_or_path is None:
+        name_or_path = DIGITS_FEATURES if (channels, *size) == (1, 8, 8) else INCEPTION
+    if name_or_path == INCEPTION:
+        return load_inception().to(device)
+    kind, _, name = str(name_or_path).partition(":")
+    if kind in PRETRAINED and name:
+        return PRETRAINED[kind](name).to(device)
+    if str(name_or_path).endswith((".safetensors", ".pth")):
+        return load_inception(Path(name_or_path)).to(device)
+    packaged = name_or_path == DIGITS_FEATURES
+    folder = Path(str(files("secateur"))) / "assets" / DIGITS_FEATURES if packaged else Path(name_or_path)
+    network = load_small_features(folder)
+    if network.config["in_channels"] != channels:
+        raise ModelError(f"{folder} takes {network.config['in_channels']} channels, the images have {channels}")
+    return network.to(device)
+
+
+def metric_name(network: FeatureNetwork, metric: str = "FD") -> str:
+    """`FID`, `KID`, `IS` ... are by Inception only; by any other network it is `FD[<name>]`, `KID[<name>]` ..."""
+    if isinstance(network, InceptionFeatures):
+        return {"FD": INCEPTION, "rFD": "rFID"}.get(metric, metric)
+    return f"{metric}[{network.name}]"
+
+
+__all__ = [
+    "DIGITS_FEATURES",
+    "FeatureNetwork",
+    "InceptionFeatures",
+    "NetworkFeatures",
+    "SmallFeatures",
+    "feature_network",
+    "load_inception",
+    "load_small_features",
+    "metric_name",
+]

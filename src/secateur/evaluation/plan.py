@@ -1,0 +1,161 @@
+"""Which metrics an evaluation measures: what cannot be had is refused, or said, before long work starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from torch import Tensor, nn
+
+from ..base.errors import DataError, ModelError, SecateurError
+from ..data import ImageDataset, pixels
+from ..data.conditions import check_conditions, null_conditions
+from ..models.network import class_count, input_shape, null_class, takes_text
+from ..process.base import Process
+from ..process.samplers import check_sampler
+from .config import EvaluationConfig
+from .measurement import Measurement, Need, OfFeatures, OfPairs, Subject
+from .metrics import METRICS
+from .networks import FeatureNetwork, feature_network
+
+LEAST_IMAGES = 2
+KindT = TypeVar("KindT", bound=Measurement)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be measured of `subject`; `notes` say what of the defaults will not, and why."""
+
+    subject: Subject
+    metrics: tuple[Measurement, ...]
+    notes: tuple[str, ...] = ()
+
+    def of(self, kind: type[KindT]) -> tuple[KindT, ...]:
+        """The metrics of one kind."""
+        return tuple(metric for metric in self.metrics if isinstance(metric, kind))
+
+    @property
+    def draws_samples(self) -> bool:
+        """Whether images are drawn: where a metric looks at them, and by default, for people to look at."""
+        by_default = self.subject.config.metrics is None and makes_images(self.subject)
+        return by_default or any("samples" in metric.needs for metric in self.metrics)
+
+    @property
+    def needs_real(self) -> bool:
+        """Whether the data's images go through the feature network too."""
+        return any(metric.needs_real(self.subject.config) for metric in self.of(OfFeatures))
+
+
+def plan_evaluation(
+    models: Mapping[str, nn.Module],
+    process: Process,
+    dataset: ImageDataset,
+    config: EvaluationConfig,
+    *,
+    decode: Callable[[Tensor], Tensor] | None = None,
+    network: FeatureNetwork | None = None,
+) -> Plan:
+    """Find what `config` asks for and these models and images cannot answer; arguments as of `evaluate_models`.
+
+    A metric that was named is refused where it cannot be had; one of the defaults is left out with a note.
+
+    Raises:
+        SecateurError: one line that says what to change.
+    """
+    subject = Subject(models, process, dataset, config, decode, network)
+    if subject.reconstructs:  # no image twice
+        subject = replace(subject, config=replace(config, num_images=min(config.num_images, len(dataset))))
+    _check_subject(subject)
+    subject, missing = _with_network(subject)
+    metrics: list[Measurement] = []
+    notes: list[str] = []
+    for name in config.metrics or default_metrics(subject):
+        metric = METRICS[name]
+        try:
+            _check(metric, subject, missing)
+        except SecateurError as error:
+            if config.metrics is not None or (metric.needs & {"features"} and config.features is not None):
+                raise
+            notes.append(f"no {name}: {error}")
+        else:
+            metrics.append(metric)
+    plan = Plan(subject, tuple(metrics), tuple(notes))
+    if config.scheduler is not None or (plan.draws_samples and not subject.reconstructs):
+        check_sampler(process, config.scheduler, config.num_inference_steps)
+    return plan
+
+
+def default_metrics(subject: Subject) -> tuple[str, ...]:
+    """What is measured where no metric is named: quality of images, or of outputs where there are none."""
+    compared = subject.compares or subject.reconstructs
+    if not makes_images(subject):
+        return ("latency", "loss", *(["output-error"] if compared else []))
+    return ("latency", "loss", *(["consistency"] if compared else []), "frechet")
+
+
+def makes_images(subject: Subject) -> bool:
+    """Whether there are images to measure: samples, or a decoder's reconstructions."""
+    return subject.reconstructs or hasattr(subject.process, "scheduler")
+
+
+def check_shape(model: nn.Module, dataset: ImageDataset) -> None:
+    """Find that the data was opened for another model.
+
+    Raises:
+        DataError: its shape is not the model's.
+    """
+    shape = input_shape(model)
+    if shape != dataset.shape:
+        raise DataError(f"{dataset.name} gives images {dataset.shape}; open it as load_data(source, {shape})")
+
+
+def _check_subject(subject: Subject) -> None:
+    """Refuse data and guidance that do not fit the models."""
+    model, dataset = subject.dense, subject.dataset
+    check_shape(model, dataset)
+    check_conditions(model, dataset, needed=null_class(model) is None)
+    if len(dataset) < LEAST_IMAGES:
+        raise DataError(f"{dataset.name} has 1 image, an evaluation needs at least 2; give more data")
+    if subject.config.guidance_scale != 1.0 and not (null_conditions(model, dataset) or takes_text(model)):
+        raise ModelError(f"{type(model).__name__} has no null class to guide away from; use guidance_scale 1")
+
+
+def _with_network(subject: Subject) -> tuple[Subject, SecateurError | None]:
+    """The subject with its feature network where a metric looks at features, and why there is none."""
+    config = subject.config
+    wanted = any("features" in METRICS[name].needs for name in config.metrics or default_metrics(subject))
+    if subject.network is not None or not wanted:
+        return subject, None
+    channels, height, width = pixels(subject.dataset).shape
+    try:
+        network = feature_network(config.features, channels, (height, width), subject.device)
+    except SecateurError as error:
+        return subject, error
+    return replace(subject, network=network), None
+
+
+def _check(metric: Measurement, subject: Subject, no_features: SecateurError | None) -> None:
+    """Raise the first reason why `metric` cannot be had of `subject`."""
+    for need, reason in _missing(metric, subject).items():
+        if need in metric.needs:
+            raise SecateurError(f"{metric.name} {reason}")
+    if "features" in metric.needs and no_features is not None:
+        raise no_features
+    metric.check(subject)
+
+
+def _missing(metric: Measurement, subject: Subject) -> dict[Need, str]:
+    """What `subject` has not, and what to do about it."""
+    model, dataset = subject.dense, subject.dataset
+    found: dict[Need, str] = {}
+    if not makes_images(subject):
+        found["samples"] = f"compares samples, and {type(model).__name__} draws none here; use loss or output-error"
+    if not subject.compares and not (subject.reconstructs and isinstance(metric, OfPairs)):
+        found["reference"] = "compares with a dense model's images; give one as --reference"
+    both = f"{type(model).__name__} and {dataset.name} have not both; leave it out of --metrics"
+    if class_count(model) is None or not dataset.class_names:
+        found["labels"] = f"needs a class-conditional model and labels, {both}"
+    if not (takes_text(model) and pixels(dataset).captions):
+        found["captions"] = f"needs a text-to-image model and captions, {both}"
+    return found
