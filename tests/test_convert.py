@@ -357,8 +357,8 @@ def test_bad_arguments_end_in_one_line(tmp_path, capsys):
     assert "is not a file" in refused([checkpoint, out], capsys)
     torch.save(Original().state_dict(), checkpoint)
     assert "give --num-heads" in refused([checkpoint, out], capsys)
-    for heads in (5, 0):
-        assert "do not divide" in refused([checkpoint, out, "--num-heads", heads], capsys)
+    for heads, said in ((5, "do not divide"), (0, "num_heads is 0; give at least 1")):
+        assert said in refused([checkpoint, out, "--num-heads", heads], capsys)
     torch.save(Original().state_dict(), tmp_path / "weights.pt")
     assert "give --kind" in refused([tmp_path / "weights.pt", out, "--num-heads", 4], capsys)
     vae = tmp_path / "vae"

@@ -200,7 +200,7 @@ def test_settings_that_make_no_sense_are_refused(name: str, value: object) -> No
     ],
 )
 def test_options_that_make_no_sense_are_refused(options: type, name: str, value: object) -> None:
-    with pytest.raises(SecateurError, match=rf"^evaluation \w+\.{name} is .*; give "):
+    with pytest.raises(SecateurError, match=rf"^evaluation \w+ {name} is .*; give "):
         options(**{name: value})
 
 

@@ -21,10 +21,10 @@ def choose_device(name: str) -> torch.device:
         name = "cpu" if found is None else found.type
     try:
         device = device_of_process(name)
-        torch.empty(0, device=device)
+        torch.empty(1, device=device).fill_(1).item()  # one of no memory, such as meta, has no value
         if device.type == "cuda" and device.index is not None:
             torch.cuda.set_device(device)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError, AttributeError) as error:
         raise SecateurError(f"there is no device {name!r} here: {first_line(error)}") from error
     return device
 

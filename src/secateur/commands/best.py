@@ -5,11 +5,13 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Annotated
 
 from ..base.console import say
 from ..base.distributed import one_process
 from ..base.errors import require
 from ..base.files import read_json, write_json
+from ..base.rules import Count, Seed, above, checked
 from ..evaluation import EvaluationConfig
 from ..io.checkpoint import Component
 from ..process.named import ProcessName
@@ -22,17 +24,18 @@ from ..schedules import parse_target
 from .options import Model
 
 
+@checked
 def best(
     model: Model,
     *,
     target: str,
     data: str,
     out: Path,
-    budget_steps: int | None = None,
-    budget_minutes: float | None = None,
+    budget_steps: Count | None = None,
+    budget_minutes: Annotated[float, above(0)] | None = None,
     recipes: tuple[str, ...] = ("all",),
     score: ScoreName = "loss",
-    seed: int = 0,
+    seed: Seed = 0,
     shared: TrialConfig | None = None,
     evaluation: EvaluationConfig | None = None,
     new_labels: bool = False,
@@ -83,7 +86,6 @@ def best(
         (budget_steps is None) != (budget_minutes is None),
         "give the budget in recovery steps, --budget-steps, or in minutes, --budget-minutes",
     )
-    require((budget_steps or budget_minutes or 0) > 0, "the budget is not above 0; give more")
     shared, evaluation = shared or TrialConfig(), evaluation or EvaluationConfig()
     names, goal = recipe_names(recipes), parse_target(target)
     bench = open_bench(model, data, process, device, component, (warmup or WarmupConfig()) if new_labels else None)

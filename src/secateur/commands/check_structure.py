@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 from rich.console import Console
 from rich.table import Table
 
 from ..base.console import progress, say
-from ..base.errors import ModelError, SecateurError, first_line, require
+from ..base.errors import ModelError, SecateurError, first_line
+from ..base.rules import Count, Seed, at_least, checked
 from ..io.checkpoint import Component
 from ..models.network import example_inputs, inference
 from ..runs.subject import open_weights, structure_of
@@ -18,12 +19,13 @@ from ..structure import count_checks
 from .options import Model
 
 
+@checked
 def check_structure(
     model: Model,
     *,
-    size: int | None = None,
-    random_cuts: int = 3,
-    seed: int = 0,
+    size: Count | None = None,
+    random_cuts: Annotated[int, at_least(0)] = 3,
+    seed: Seed = 0,
     component: Component | None = None,
     device: str = "cpu",
 ) -> list[dict[str, Any]]:
@@ -39,8 +41,6 @@ def check_structure(
         component: which part of a pipeline: unet or transformer, by default the one that is there; vae is its decoder.
         device: auto, cpu, cuda, mps ...
     """
-    require(random_cuts >= 0, f"random_cuts is {random_cuts}; give at least 0")
-    require(size is None or size >= 1, f"size is {size}; give at least 1")
     loaded = open_weights(model, device, component)
     structure = structure_of(model, loaded)
     inputs = example_inputs(loaded, 2, None if size is None else (size, size))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..base.console import say
 from ..base.distributed import is_main_process, wait_for_everyone
+from ..base.rules import Count, Seed, checked
 from ..criteria import ScoringConfig
 from ..evaluation import EvaluationConfig
 from ..io.checkpoint import Component
@@ -25,6 +26,7 @@ from ..schedules import AdaptiveConfig, CutConfig, ProgressiveConfig, ScheduleNa
 from .options import CriterionName, Model
 
 
+@checked
 def compress(
     model: Model,
     *,
@@ -35,8 +37,8 @@ def compress(
     criterion: CriterionName | None = None,
     schedule: ScheduleName | None = None,
     objective: str | None = None,
-    steps: int | None = None,
-    seed: int | None = None,
+    steps: Count | None = None,
+    seed: Seed | None = None,
     scoring: ScoringConfig | None = None,
     progressive: ProgressiveConfig | None = None,
     adaptive: AdaptiveConfig | None = None,

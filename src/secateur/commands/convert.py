@@ -9,17 +9,19 @@ import tyro
 
 from ..base.console import say
 from ..base.distributed import one_process
+from ..base.rules import Count, checked
 from ..io.original_dit import Kind
 from ..io.original_dit import convert as convert_checkpoint
 from ..runs.folder import refuse_run
 
 
+@checked
 def convert(
     checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")],
     out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")],
     *,
     kind: Kind | None = None,
-    num_heads: int | None = None,
+    num_heads: Count | None = None,
     vae: Path | None = None,
 ) -> Path:
     """Convert an original DiT or SiT checkpoint to a diffusers pipeline folder that every other command takes.

@@ -7,12 +7,14 @@ from pathlib import Path
 from ..base.console import say
 from ..base.distributed import one_process
 from ..base.errors import SecateurError
+from ..base.rules import checked
 from ..data import LatentDataset
 from ..io.checkpoint import Component
 from ..runs.subject import encode_data, open_data, open_model
 from .options import Model
 
 
+@checked
 def encode(
     model: Model, *, data: str, component: Component | None = None, device: str = "auto", dry_run: bool = False
 ) -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..base.console import say
 from ..base.distributed import is_main_process, wait_for_everyone
+from ..base.rules import checked
 from ..evaluation import EvaluationConfig, plan_evaluation
 from ..io.checkpoint import Component
 from ..models.network import device_of
@@ -20,6 +21,7 @@ from ..runs.timing import Work, print_times
 from .options import MetricName, Model
 
 
+@checked
 def evaluate(
     model: Model,
     *,

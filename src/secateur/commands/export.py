@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..base.console import say
 from ..base.distributed import one_process
-from ..base.errors import require
+from ..base.rules import Count, checked
 from ..io.checkpoint import Component
 from ..io.export import FORMATS, DtypeName, FormatName
 from ..io.export import export as export_model
@@ -15,14 +15,15 @@ from ..runs.subject import open_weights
 from .options import Model
 
 
+@checked
 def export(
     model: Model,
     *,
     format: FormatName,
     out: Path,
     component: Component | None = None,
-    batch_size: int = 1,
-    size: int | None = None,
+    batch_size: Count = 1,
+    size: Count | None = None,
     dtype: DtypeName = "float32",
 ) -> Path:
     """Write a model for another runtime, and check the written file against the model.
@@ -45,8 +46,6 @@ def export(
     """
     one_process("export")
     refuse_run(out)
-    require(batch_size >= 1, f"batch_size is {batch_size}; give at least 1")
-    require(size is None or size >= 1, f"size is {size}; give at least 1")
     network = open_weights(model, "cpu", component)
     sizes = None if size is None else (size, size)
     about = export_model(network, out, format, batch_size=batch_size, size=sizes, dtype=dtype)

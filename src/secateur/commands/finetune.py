@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from ..base.console import say
+from ..base.rules import Count, checked
 from ..io.checkpoint import Component
 from ..process.named import ProcessName
 from ..recovery import RecoveryConfig
@@ -17,6 +18,7 @@ from ..runs.timing import Work, print_times
 from .options import Model
 
 
+@checked
 def finetune(
     model: Model,
     *,
@@ -24,7 +26,7 @@ def finetune(
     out: Path,
     teacher: str | None = None,
     objective: str | None = None,
-    steps: int | None = None,
+    steps: Count | None = None,
     recovery: RecoveryConfig | None = None,
     component: Component | None = None,
     process: ProcessName = "auto",

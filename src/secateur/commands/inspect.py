@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..base.console import say
+from ..base.rules import checked
 from ..base.units import format_count
 from ..io.checkpoint import Component
 from ..io.manifest import manifest_of
@@ -19,6 +20,7 @@ from ..structure.cost import cost_model
 from .options import Model
 
 
+@checked
 def inspect(
     model: Model, *, component: Component | None = None, dims: bool = False, device: str = "cpu"
 ) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..base.console import say
 from ..base.distributed import one_process
+from ..base.rules import checked
 from ..criteria import ScoringConfig, criterion_named
 from ..io.checkpoint import Component, save_pipeline
 from ..process.named import ProcessName
@@ -19,6 +20,7 @@ from ..schedules import CutConfig, check_criterion, granularity_for, parse_targe
 from .options import CriterionName, Model
 
 
+@checked
 def prune(
     model: Model,
     *,

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+from ..base.rules import Seed, checked
 from .compress import compress
 
 
-def quickstart(*, out: Path = Path("runs/quickstart"), target: str = "macs=50%", seed: int = 0) -> Path:
+@checked
+def quickstart(*, out: Path = Path("runs/quickstart"), target: str = "macs=50%", seed: Seed = 0) -> Path:
     """Prune the embedded digits U-Net to half its MACs, recover it, evaluate it, and write a report.
 
     Args:

@@ -5,6 +5,7 @@ from pathlib import Path
 from ..base.console import say
 from ..base.distributed import one_process
 from ..base.files import read_json
+from ..base.rules import checked
 from ..criteria import ScoringConfig, criterion_named
 from ..io.checkpoint import Component
 from ..process.named import ProcessName
@@ -16,6 +17,7 @@ from ..schedules import check_criterion
 from .options import CriterionName, Model
 
 
+@checked
 def rank(
     model: Model,
     *,

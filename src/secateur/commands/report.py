@@ -7,10 +7,12 @@ import tyro
 
 from ..base.console import say
 from ..base.errors import SecateurError, require
+from ..base.rules import checked
 from ..reporting import TRIALS, write_comparison, write_report
 from ..runs.folder import refuse_run
 
 
+@checked
 def report(
     runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN")], *, out: Path | None = None
 ) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from ..base.errors import ModelError, SecateurError, require
 from ..base.files import atomic_file
 from ..base.fingerprint import fingerprint
 from ..base.rows import FileRows
+from ..base.rules import Count, Seed, checked
 from ..data.autoencoder import latent_space
 from ..data.conditions import label_conditions, null_conditions
 from ..data.text import open_text_encoder
@@ -30,20 +32,22 @@ from ..runs.subject import NO_PIPELINE, decoder, inputs_of, open_model
 from .options import Model
 
 MOST_COLUMNS = 20
+MOST_PIXELS = 2 * 89_478_485  # of a grid: beyond, Pillow takes a picture for an attack
 
 
+@checked
 def sample(
     model: Model,
     *,
     out: Path,
-    num_images: int = 64,
-    num_inference_steps: int = 50,
+    num_images: Count = 64,
+    num_inference_steps: Count = 50,
     scheduler: str | None = None,
     class_label: int | None = None,
     prompt: tuple[str, ...] = (),
     guidance_scale: float = 1.0,
-    seed: int = 0,
-    batch_size: int = 128,
+    seed: Seed = 0,
+    batch_size: Count = 128,
     component: Component | None = None,
     process: ProcessName = "auto",
     device: str = "auto",
@@ -74,13 +78,12 @@ def sample(
     grid = out.suffix.lower() == ".png"
     if grid:
         one_process("sample of a grid")
-    for name, value, least in (("num_images", num_images, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
-        require(value >= least, f"{name} is {value}; give at least {least}")
     loaded, _ = open_model(model, process, device, component)
     channels = input_shape(loaded.model)[0]
     if loaded.vae is None and channels not in (1, 3):
         raise ModelError(f"the model makes {channels}-channel latents and no VAE is beside it; give its whole pipeline")
     check_sampler(loaded.process, scheduler, num_inference_steps)
+    _check_room(out, num_images, loaded, grid)
     classes = class_count(loaded.model)
     labels = _labels(classes, class_label, num_images)
     if takes_text(loaded.model):
@@ -131,6 +134,22 @@ def sample(
             _write_files([_file(out, index, labels) for index in range(num_images)], batch_size, draw)
     say(f"images  {out}")
     return out
+
+
+def _check_room(out: Path, count: int, loaded: Loaded, grid: bool) -> None:
+    """Refuse more images than the disk takes as files, or than programs open as one."""
+    if grid:
+        _, height, width = input_shape(loaded.model)
+        if loaded.vae is not None:
+            _, height, width = latent_space(loaded.vae).image_shape(input_shape(loaded.model))
+        most = MOST_PIXELS // (height * width)
+        require(count <= most, f"num_images is {count}; a grid takes {most} of this size, so give a folder as --out")
+        return
+    there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    disk, done = os.statvfs(there), sum(1 for _ in out.rglob("*.png"))
+    room = disk.f_bavail * disk.f_frsize // disk.f_bsize  # a file takes a block at least
+    room = min(room, disk.f_favail) if disk.f_files else room  # some file systems count no files
+    require(count <= room + done, f"num_images is {count}; the disk of {out} has room for {room} files")
 
 
 def _labels(classes: int | None, chosen: int | None, count: int) -> list[int] | None:

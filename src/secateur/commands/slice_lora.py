@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from ..base.console import say
 from ..base.files import atomic_folder, write_json
+from ..base.rules import checked
 from ..io.checkpoint import Component
 from ..io.lora import slice_lora as sliced
 from ..io.lora_files import LORA_WEIGHTS, read_lora
@@ -18,6 +19,7 @@ from ..runs.folder import refuse_run
 from ..runs.subject import open_weights
 
 
+@checked
 def slice_lora(
     lora: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="LORA")],
     *,

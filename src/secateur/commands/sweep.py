@@ -10,6 +10,7 @@ from ..base.console import say
 from ..base.distributed import one_process
 from ..base.errors import SecateurError, require
 from ..base.files import read_json, write_json
+from ..base.rules import Count, Seed, checked
 from ..evaluation import EvaluationConfig
 from ..io.checkpoint import Component
 from ..process.named import ProcessName
@@ -35,6 +36,7 @@ from ..schedules import parse_target
 from .options import CriterionName, Model
 
 
+@checked
 def sweep(
     model: Model,
     *,
@@ -44,8 +46,8 @@ def sweep(
     recipes: tuple[str, ...] = ("all",),
     criteria: tuple[CriterionName, ...] = (),
     objectives: tuple[str, ...] = (),
-    seeds: tuple[int, ...] = (0,),
-    steps: int | None = None,
+    seeds: tuple[Seed, ...] = (0,),
+    steps: Count | None = None,
     shared: TrialConfig | None = None,
     evaluation: EvaluationConfig | None = None,
     new_labels: bool = False,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar, get_origin, get_type_hints
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from torch import nn
 
-from ..base.errors import SecateurError, require, require_known, require_one_of
+from ..base.errors import SecateurError, require_known
+from ..base.rules import Count, Seed, at_least, check_fields
 from ..data import Batch
 from ..process.base import Process
 from ..structure import Structure
@@ -22,13 +23,11 @@ FORWARD_SHARE = 1 / 3  # a forward pass takes about a third of the time of forwa
 class Options:
     """The options of one criterion; this base class is that of a criterion without any.
 
-    A field whose type is a `Literal` takes no other value.
+    A field takes what its type and the rules beside it say.
     """
 
     def __post_init__(self) -> None:
-        for name, hint in get_type_hints(type(self)).items():
-            if get_origin(hint) is Literal:
-                require_one_of(f"scoring option {name}", getattr(self, name), hint)
+        check_fields("scoring option", self)
 
 
 @dataclass(frozen=True)
@@ -44,16 +43,14 @@ class ScoringConfig:
         options: the criterion's own, of its class or by name; None takes its defaults.
     """
 
-    num_timesteps: int = 0
-    num_images: int = 128
-    batch_size: int = 256
-    seed: int = 0
+    num_timesteps: Annotated[int, at_least(0)] = 0
+    num_images: Count = 128
+    batch_size: Count = 256
+    seed: Seed = 0
     options: Options | Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        require(self.num_timesteps >= 0, f"scoring num_timesteps is {self.num_timesteps}; give 0 (all) or more")
-        require(self.num_images >= 1, f"scoring num_images is {self.num_images}; give at least 1")
-        require(self.batch_size >= 1, f"scoring batch_size is {self.batch_size}; give at least 1")
+        check_fields("scoring", self)
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,11 @@ losses are tiny and their gradients say little.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from torch import nn
 
-from ..base.errors import require
+from ..base.rules import within
 from ..data import Batch
 from ..process.base import Process
 from ..structure import Structure
@@ -28,11 +29,7 @@ class DiffPruningOptions(TaylorOptions):
             CIFAR-10, 0 on CelebA, 0.01 on LSUN (section 4): look at the loss curve.
     """
 
-    threshold: float = 0.05
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(0 <= self.threshold <= 1, f"scoring option threshold is {self.threshold}; give 0 to 1")
+    threshold: Annotated[float, within(0, 1)] = 0.05
 
 
 def diff_pruning(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
-from ..base.errors import require
+from ..base.errors import require, require_known
+from ..base.rules import ONE_OR_MORE, Count, Seed, at_least, check_fields, within
 from .measurement import OfFeatures
 from .metrics import METRICS
 from .metrics.clip import ClipOptions
@@ -13,6 +15,7 @@ from .metrics.ftle import FtleOptions
 from .metrics.latency import LatencyOptions
 
 LEAST_IMAGES = 2
+MOST_IMAGES = 10_000_000  # features of them are in memory
 
 
 @dataclass(frozen=True)
@@ -43,16 +46,16 @@ class EvaluationConfig:
         ftle: options of the metric ftle.
     """
 
-    metrics: tuple[str, ...] | None = None
-    num_images: int = 1000
-    num_pairs: int = 1000
-    num_real_images: int = 50_000
-    num_inference_steps: int = 50
+    metrics: Annotated[tuple[str, ...], ONE_OR_MORE] | None = None
+    num_images: Annotated[int, within(1, MOST_IMAGES)] = 1000
+    num_pairs: Count = 1000
+    num_real_images: Annotated[int, within(1, MOST_IMAGES)] = 50_000
+    num_inference_steps: Count = 50
     guidance_scale: float = 1.0
     scheduler: str | None = None
-    batch_size: int = 128
-    seed: int = 0
-    bootstrap: int = 100
+    batch_size: Count = 128
+    seed: Seed = 0
+    bootstrap: Annotated[int, at_least(10)] = 100
     features: str | None = None
     latency: LatencyOptions = field(default_factory=LatencyOptions)
     frechet: FrechetOptions = field(default_factory=FrechetOptions)
@@ -60,27 +63,17 @@ class EvaluationConfig:
     ftle: FtleOptions = field(default_factory=FtleOptions)
 
     def __post_init__(self) -> None:
+        check_fields("evaluation", self)
         named = self.metrics or ()
-        known = self.metrics is None or (len(named) >= 1 and set(named) <= METRICS.keys())
-        require(known, f"evaluation metrics is {named}; give one or more of {', '.join(METRICS)}")
-        of_features = {name: METRICS[name] for name in named if isinstance(METRICS[name], OfFeatures)}
-        leasts = {name: metric.least_images for name, metric in of_features.items() if isinstance(metric, OfFeatures)}
+        for name in named:
+            require_known("metric", name, METRICS)
+        leasts = {name: metric.least_images for name in named if isinstance(metric := METRICS[name], OfFeatures)}
         least = max(leasts.values(), default=LEAST_IMAGES)
         most = max(leasts, key=lambda name: leasts[name], default="")
         images = f"at least {least}" + (f", {most} takes {least - 1} neighbours" if least > LEAST_IMAGES else "")
-        options = self.frechet
-        rules = {
-            "num_images": (self.num_images >= least, images),
-            "num_pairs": (self.num_pairs >= 1, "at least 1"),
-            "num_real_images": (self.num_real_images >= least, images),
-            "num_inference_steps": (self.num_inference_steps >= 1, "at least 1"),
-            "batch_size": (self.batch_size >= 1, "at least 1"),
-            "seed": (self.seed >= 0, "at least 0"),
-            "bootstrap": (self.bootstrap >= 10, "at least 10"),
-            "frechet": (
-                self.metrics is None or "frechet" in named or options == FrechetOptions(),
-                "statistics and save_statistics with the metric frechet only, which they are for",
-            ),
-        }
-        for name, (valid, wanted) in rules.items():
-            require(valid, f"evaluation {name} is {getattr(self, name)}; give {wanted}")
+        for field_name in ("num_images", "num_real_images"):
+            count = getattr(self, field_name)
+            require(count >= least, f"evaluation {field_name} is {count}; give {images}")
+        used = self.metrics is None or "frechet" in named or self.frechet == FrechetOptions()
+        only = "give statistics and save_statistics with the metric frechet only, which they are for"
+        require(used, f"evaluation frechet is {self.frechet}; {only}")

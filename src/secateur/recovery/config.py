@@ -1,16 +1,18 @@
 """Settings of a recovery run."""
 
 from dataclasses import dataclass, field
-from math import cos, inf, pi
-from typing import Literal
+from math import cos, pi
+from typing import Annotated, Literal
 
-from ..base.errors import require, require_one_of
+from ..base.errors import require
+from ..base.rules import Count, Seed, above, at_least, check_fields, from_to_below, within
 from .sensitivity import JacobianConfig
 
 LearningRateSchedule = Literal["constant", "cosine", "linear"]
 Precision = Literal["no", "bf16", "fp16"]
 TimestepSampling = Literal["uniform", "antithetic"]
 WarmupPart = Literal["labels", "all"]
+Beta = Annotated[float, from_to_below(0, 1)]
 
 
 @dataclass(frozen=True)
@@ -47,57 +49,37 @@ class RecoveryConfig:
         seed: draws batches, timesteps, noise and dropout.
     """
 
-    steps: int = 500
-    batch_size: int = 64
-    learning_rate: float = 2e-4
+    steps: Count = 500
+    batch_size: Count = 64
+    learning_rate: Annotated[float, above(0)] = 2e-4
     lr_schedule: LearningRateSchedule = "constant"
-    warmup_steps: int = 0
-    weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    clip: float | None = 1.0
-    ema_decay: float = 0.9999
-    accumulation: int = 1
+    warmup_steps: Annotated[int, at_least(0)] = 0
+    weight_decay: Annotated[float, at_least(0)] = 0.0
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    clip: Annotated[float, above(0)] | None = 1.0
+    ema_decay: Annotated[float, from_to_below(0, 1)] = 0.9999
+    accumulation: Count = 1
     gradient_checkpointing: bool = False
     mixed_precision: Precision = "no"
-    dropout: float | None = None
-    label_dropout: float = 0.1
+    dropout: Annotated[float, within(0, 1)] | None = None
+    label_dropout: Annotated[float, within(0, 1)] = 0.1
     horizontal_flip: bool = False
     timestep_sampling: TimestepSampling = "uniform"
     objective: str = "denoising"
     weights: dict[str, float] = field(default_factory=dict)
     jacobian: JacobianConfig = field(default_factory=JacobianConfig)
-    grad_norms_every: int = 100
-    checkpoint_every: int = 500
-    log_every: int = 10
+    grad_norms_every: Annotated[int, at_least(0, ", 0 for never")] = 100
+    checkpoint_every: Count = 500
+    log_every: Count = 10
     report_to: tuple[str, ...] = ()
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        rules = {
-            "steps": (self.steps >= 1, "at least 1"),
-            "batch_size": (self.batch_size >= 1, "at least 1"),
-            "learning_rate": (0 < self.learning_rate < inf, "more than 0"),
-            "warmup_steps": (self.warmup_steps >= 0, "at least 0"),
-            "weight_decay": (0 <= self.weight_decay < inf, "at least 0"),
-            "betas": (all(0 <= beta < 1 for beta in self.betas), "two numbers from 0 to below 1"),
-            "clip": (self.clip is None or self.clip > 0, "more than 0, or none"),
-            "ema_decay": (0 <= self.ema_decay < 1, "a number from 0 to below 1"),
-            "accumulation": (self.accumulation >= 1, "at least 1"),
-            "dropout": (self.dropout is None or 0 <= self.dropout <= 1, "a number from 0 to 1, or none"),
-            "label_dropout": (0 <= self.label_dropout <= 1, "a number from 0 to 1"),
-            "grad_norms_every": (self.grad_norms_every >= 0, "0 (never) or more"),
-            "checkpoint_every": (self.checkpoint_every >= 1, "at least 1"),
-            "log_every": (self.log_every >= 1, "at least 1"),
-            "seed": (self.seed >= 0, "at least 0"),
-            "weights": (all(0 <= weight < inf for weight in self.weights.values()), "numbers of at least 0"),
-        }
-        for name, (valid, wanted) in rules.items():
-            require(valid, f"recovery {name} is {getattr(self, name)}; give {wanted}")
+        check_fields("recovery", self)
+        negative = [name for name, weight in self.weights.items() if weight < 0]
+        require(not negative, f"recovery weights of {', '.join(negative)} are below 0; give numbers of at least 0")
         micro = f"recovery batch_size is {self.batch_size}, which does not divide by accumulation {self.accumulation}"
         require(self.batch_size % self.accumulation == 0, f"{micro}; give a multiple of it")
-        require_one_of("recovery lr_schedule", self.lr_schedule, LearningRateSchedule)
-        require_one_of("recovery mixed_precision", self.mixed_precision, Precision)
-        require_one_of("recovery timestep_sampling", self.timestep_sampling, TimestepSampling)
 
 
 @dataclass(frozen=True)
@@ -111,14 +93,12 @@ class WarmupConfig:
             data as well, for data far from the pretrained model's.
     """
 
-    steps: int = 500
-    learning_rate: float = 1e-3
+    steps: Count = 500
+    learning_rate: Annotated[float, above(0)] = 1e-3
     train: WarmupPart = "labels"
 
     def __post_init__(self) -> None:
-        require(self.steps >= 1, f"warmup steps is {self.steps}; give at least 1")
-        require_one_of("warmup train", self.train, WarmupPart)
-        require(0 < self.learning_rate < inf, f"warmup learning_rate is {self.learning_rate}; give more than 0")
+        check_fields("warmup", self)
 
 
 def learning_rate_at(config: RecoveryConfig, step: int) -> float:

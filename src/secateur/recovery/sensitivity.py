@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..base.errors import require, require_one_of
+from ..base.rules import Count, check_fields
 from ..models.jacobian import Projection, exact, squared_lengths
 
 FLOOR = 1e-3  # of the growth that `relative` divides by
@@ -34,16 +34,14 @@ class JacobianConfig:
     """
 
     projection: Projection = "vjp"
-    directions: int = 1
-    every_n: int = 1
-    every_n_samples: int = 1
+    directions: Count = 1
+    every_n: Count = 1
+    every_n_samples: Count = 1
     relative: bool = False
     auto_weight: bool = False
 
     def __post_init__(self) -> None:
-        require_one_of("jacobian projection", self.projection, Projection)
-        for name in ("directions", "every_n", "every_n_samples"):
-            require(getattr(self, name) >= 1, f"jacobian {name} is {getattr(self, name)}; give at least 1")
+        check_fields("jacobian", self)
 
 
 def growth_mismatch(student: Sequence[Tensor], teacher: Sequence[Tensor], relative: bool = False) -> Tensor:

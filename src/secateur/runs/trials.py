@@ -9,10 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 from ..base.errors import SecateurError, first_line, require
 from ..base.files import read_json, write_text
+from ..base.rules import Count, above, at_least, check_fields
 from ..criteria import criterion_named
 from ..data import ImageDataset
 from ..evaluation import EvaluationConfig
@@ -48,10 +49,13 @@ class TrialConfig:
         num_images: calibration images.
     """
 
-    batch_size: int | None = None
-    learning_rate: float | None = None
-    num_timesteps: int | None = None
-    num_images: int | None = None
+    batch_size: Count | None = None
+    learning_rate: Annotated[float, above(0)] | None = None
+    num_timesteps: Annotated[int, at_least(0)] | None = None
+    num_images: Count | None = None
+
+    def __post_init__(self) -> None:
+        check_fields("shared", self)
 
 
 @dataclass(frozen=True)

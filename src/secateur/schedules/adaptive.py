@@ -14,12 +14,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import nn
 
-from ..base.errors import require, require_one_of
+from ..base.rules import Count, at_least, check_fields, from_to_below
 from ..models.network import example_inputs
 from ..models.registry import describe
 from ..recovery.pruner import Decision
@@ -49,20 +49,15 @@ class AdaptiveConfig:
         guard: a candidate whose loss is above this multiple of the present one is taken only if there is no other.
     """
 
-    stages: int = 4
-    until: float = 0.25
+    stages: Count = 4
+    until: Annotated[float, from_to_below(0, 1)] = 0.25
     selector: Selector = "proxy"
     rerank: Rerank = "once"
-    macs_weight: float = 0.5
-    guard: float = 1.25
+    macs_weight: Annotated[float, at_least(0)] = 0.5
+    guard: Annotated[float, at_least(1)] = 1.25
 
     def __post_init__(self) -> None:
-        require(self.stages >= 1, f"adaptive stages is {self.stages}; give at least 1")
-        require(0 <= self.until < 1, f"adaptive until is {self.until}; give 0 to below 1")
-        require(self.macs_weight >= 0, f"adaptive macs_weight is {self.macs_weight}; give 0 or more")
-        require(self.guard >= 1, f"adaptive guard is {self.guard}; give 1 or more")
-        require_one_of("adaptive selector", self.selector, Selector)
-        require_one_of("adaptive rerank", self.rerank, Rerank)
+        check_fields("adaptive", self)
 
     @property
     def rankings(self) -> int:

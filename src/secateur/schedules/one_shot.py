@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..base.errors import require, require_one_of
+from ..base.errors import require
+from ..base.rules import Count, check_fields
 from ..criteria import criterion_named
 from ..criteria.blocks.measure import block_names
 from ..results import CutResult, DimCut, Size
@@ -31,12 +32,10 @@ class CutConfig:
 
     allocation: Allocation = "local"
     granularity: Granularity = "width"
-    round_to: int = 8
+    round_to: Count = 8
 
     def __post_init__(self) -> None:
-        require_one_of("cut allocation", self.allocation, Allocation)
-        require_one_of("cut granularity", self.granularity, Granularity)
-        require(self.round_to >= 1, f"round_to is {self.round_to}; give at least 1")
+        check_fields("cut", self)
 
 
 def granularity_for(target: Target, config: CutConfig) -> Granularity:

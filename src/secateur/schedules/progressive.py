@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..base.errors import require
+from ..base.rules import Count, check_fields
 from ..criteria import ScoringConfig
 from ..models.registry import describe
 from ..recovery.pruner import Decision
@@ -44,15 +44,14 @@ class ProgressiveConfig:
         coarse: score at stages 1, stages / 2 and stages only, on at most 8 timesteps.
     """
 
-    stages: int = 10
-    decay_stages: int = 5
-    stage_steps: int = 10
+    stages: Count = 10
+    decay_stages: Count = 5
+    stage_steps: Count = 10
     sticky: bool = True
     coarse: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("stages", "decay_stages", "stage_steps"):
-            require(getattr(self, name) >= 1, f"progressive {name} is {getattr(self, name)}; give at least 1")
+        check_fields("progressive", self)
 
     @property
     def last_stage(self) -> int:

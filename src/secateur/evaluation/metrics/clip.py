@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...base.errors import ModelError, first_line
+from ...base.rules import check_fields
 from ...results.evaluation import Metric
 from ..measurement import CaptionScore, OfCaptions, Subject
 
@@ -27,6 +28,9 @@ class ClipOptions:
     """
 
     model: str = CLIP
+
+    def __post_init__(self) -> None:
+        check_fields("evaluation clip", self)
 
 
 def clip_score(image_embeds_BD: Tensor, text_embeds_BD: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...base.errors import DataError
+from ...base.rules import check_fields
 from ...results.evaluation import Fidelity, Metric
 from ..estimates import Resampled
 from ..measurement import FeatureSets, Measured, OfFeatures, Subject, looks_at_samples_only
@@ -31,6 +32,9 @@ class FrechetOptions:
 
     statistics: str | None = None
     save_statistics: str | None = None
+
+    def __post_init__(self) -> None:
+        check_fields("evaluation frechet", self)
 
 
 def frechet_distance(

@@ -8,13 +8,14 @@ steps (2ndMatch, arXiv 2506.05398), by power iteration with products of one step
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...base.console import progress
-from ...base.errors import require
+from ...base.rules import Count, at_least, check_fields
 from ...data.conditions import sample_conditions
 from ...models.conditions import UNCONDITIONAL, Conditions, moved
 from ...models.jacobian import Projection, frozen, project, unit_directions
@@ -37,12 +38,11 @@ class FtleOptions:
         iterations: power iterations; the exponent rises with them towards its value.
     """
 
-    images: int = 16
-    iterations: int = 5
+    images: Annotated[int, at_least(2)] = 16
+    iterations: Count = 5
 
     def __post_init__(self) -> None:
-        require(self.images >= 2, f"evaluation ftle.images is {self.images}; give at least 2")
-        require(self.iterations >= 1, f"evaluation ftle.iterations is {self.iterations}; give at least 1")
+        check_fields("evaluation ftle", self)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ...base.errors import is_out_of_memory, require
+from ...base.errors import is_out_of_memory
+from ...base.rules import ONE_OR_MORE, Count, check_fields
 from ...models.network import device_of, example_inputs, inference
 from ...results.evaluation import Latency, Metric
 from ..estimates import median_estimate
@@ -39,15 +40,13 @@ class LatencyOptions:
         compile: also time torch.compile.
     """
 
-    rounds: int = 20
-    batch_sizes: tuple[int, ...] = (1, 32)
+    rounds: Count = 20
+    batch_sizes: Annotated[tuple[Count, ...], ONE_OR_MORE] = (1, 32)
     dtype: DtypeName | None = None
     compile: bool = False
 
     def __post_init__(self) -> None:
-        require(self.rounds >= 1, f"evaluation latency.rounds is {self.rounds}; give at least 1")
-        valid = min(self.batch_sizes, default=0) >= 1
-        require(valid, f"evaluation latency.batch_sizes is {self.batch_sizes}; give one or more, each at least 1")
+        check_fields("evaluation latency", self)
 
 
 @dataclass(frozen=True)
