@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 from dataclasses import replace
 
 import pytest
@@ -15,7 +16,7 @@ from secateur.recovery.balance import norm
 from secateur.recovery.checkpoints import newest_checkpoint
 from secateur.recovery.objectives import denoising_terms
 from test_recovery_trainer import CONFIG
-from training_runs import BALANCED, Failing, assert_same, images, log, smaller
+from training_runs import BALANCED, Failing, assert_logs_agree, assert_same, images, log, smaller
 
 
 def test_gradient_norms_of_the_terms_are_logged(capsys, tmp_path):
@@ -116,3 +117,26 @@ def test_automatic_weight_waits_for_something_to_balance(others, jacobian, balan
     state = json.loads((newest_checkpoint(tmp_path) / "state.json").read_text())
     assert state["balanced"] == balanced
     assert state["jacobian_scale"] == pytest.approx(1 / 9 if balanced else 1)
+
+
+def test_steps_that_are_read_late_say_and_keep_the_same(monkeypatch, tmp_path):
+    """As on a GPU, where a step is read while the next one runs."""
+    config = replace(CONFIG, checkpoint_every=4, log_every=3)
+    expected = recover(unet(), DiffusionProcess(), images(), config, tmp_path / "at once")
+    monkeypatch.setattr(trainer, "computes_behind", lambda device: True)
+    assert_same(expected, recover(unet(), DiffusionProcess(), images(), config, tmp_path / "late"))
+    assert_logs_agree(tmp_path / "at once", tmp_path / "late", rel=0)
+    with pytest.raises(KeyboardInterrupt):
+        recover(unet(), DiffusionProcess(), Failing(3, signal.SIGINT), config, tmp_path / "stopped")
+    assert 1 <= int(newest_checkpoint(tmp_path / "stopped").name[-1]) < 6
+    assert_same(expected, recover(unet(), DiffusionProcess(), images(), config, tmp_path / "stopped"))
+    assert_logs_agree(tmp_path / "at once", tmp_path / "stopped", rel=0)
+    broken = images()
+    broken.images[:] = float("nan")
+    with pytest.raises(TrainingError, match=r"diverged at step 1 .*not yet written"):
+        recover(unet(), DiffusionProcess(), broken, config, tmp_path / "broken")
+
+
+def test_the_log_says_what_memory_it_took(tmp_path):
+    recover(unet(), DiffusionProcess(), images(), replace(CONFIG, steps=2), tmp_path)
+    assert all(0 < record["peak_gib"] < 1000 for record in log(tmp_path))

@@ -1,8 +1,10 @@
 """Recovery as a whole: it learns, and interruptions, processes and micro-batches do not change what it learns."""
 
 import json
+import os
 import signal
 import subprocess
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +19,7 @@ from torch import nn
 
 from models import dit, unet
 from secateur.base.errors import SecateurError, TrainingError
+from secateur.data import ArrayDataset
 from secateur.process.diffusion import DiffusionProcess
 from secateur.process.flow import FlowProcess
 from secateur.recovery import JacobianConfig, RecoveryConfig, recover
@@ -381,3 +384,41 @@ def test_two_processes_equal_one(objective, tmp_path):
     assert train(tmp_path / "one", 5, objective).wait() == 0
     assert train(tmp_path / "two", 5, objective, launcher=TWO).wait() == 0
     assert_logs_agree(tmp_path / "one", tmp_path / "two")
+
+
+# ------------------------------------------------------------------------------------------- the environment
+
+
+def test_settings_of_other_programs_are_not_ours(monkeypatch, tmp_path):
+    """accelerate would divide gradients by its accumulation, and compile the model for its dynamo backend."""
+    expected = recover(unet(), DiffusionProcess(), images(), replace(CONFIG, steps=2), tmp_path / "without")
+    others = {"GRADIENT_ACCUMULATION_STEPS": "4", "DYNAMO_BACKEND": "inductor", "MIXED_PRECISION": "bf16"}
+    for name, value in others.items():
+        monkeypatch.setenv(f"ACCELERATE_{name}", value)
+    assert_same(expected, recover(unet(), DiffusionProcess(), images(), replace(CONFIG, steps=2), tmp_path / "with"))
+    assert log(tmp_path / "with")[0]["grad_norm"] == log(tmp_path / "without")[0]["grad_norm"]
+    assert all(os.environ[f"ACCELERATE_{name}"] == value for name, value in others.items())
+
+
+@pytest.mark.parametrize("name", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM"])
+def test_an_environment_that_shards_the_model_is_refused(name, monkeypatch, tmp_path):
+    monkeypatch.setenv(name, "true")
+    with pytest.raises(TrainingError, match=f"{name} is set"):
+        recover(unet(), DiffusionProcess(), images(), CONFIG, tmp_path)
+
+
+def test_the_thread_that_draws_has_no_pool_of_its_own(tmp_path):
+    class Watched(ArrayDataset):
+        def batch(self, indices):
+            if threading.current_thread() is not threading.main_thread():
+                seen.add(torch.get_num_threads())
+            return super().batch(indices)
+
+    seen, before = set(), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        recover(unet(), DiffusionProcess(), Watched(**vars(images())), replace(CONFIG, steps=2), tmp_path)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert seen == {1}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import torch
 
@@ -35,3 +36,19 @@ def device_of_process(name: str) -> torch.device:
     if device.index is None and device.type not in ("cpu", "mps"):
         return torch.device(device.type, int(os.environ.get("LOCAL_RANK", "0")))
     return device
+
+
+def watch_peak_memory(device: torch.device) -> None:
+    """Let `peak_memory` count from here on, where the device can."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most memory that tensors took on a GPU, or that this process took in all on a CPU, in GiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    import resource  # of Unix alone
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)

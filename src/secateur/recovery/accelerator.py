@@ -3,34 +3,50 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 
 import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.tracking import get_available_trackers
 
+from ..base.console import note
 from ..base.distributed import process_count, process_group
 from ..base.errors import TrainingError
 from .config import RecoveryConfig
+
+SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM")
+
+
+def precision_on(config: RecoveryConfig, device: torch.device) -> Literal["no", "bf16", "fp16"]:
+    """The precision that `config` means on `device`: of itself, bf16 on GPUs that compute in it."""
+    if config.mixed_precision == "auto":
+        return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    return config.mixed_precision
 
 
 def check_accelerator(config: RecoveryConfig, device: torch.device) -> None:
     """Find what `make_accelerator` would refuse, before long work starts.
 
     Raises:
-        TrainingError: a tracker is missing, the device has no fp16, or the batch does not divide by the processes, or
-            its parts by every_n_samples.
+        TrainingError: a tracker is missing, the device has no fp16, the batch does not divide by the processes, or its
+            parts by every_n_samples; or the environment asks accelerate to shard the model.
     """
+    for name in SHARDING:
+        if os.environ.get(name, "").lower() in ("1", "true", "yes", "on"):
+            raise TrainingError(f"{name} is set, and recovery does not shard the model; unset it, or launch for DDP")
     available = sorted(str(tracker) for tracker in get_available_trackers())
     for tracker in config.report_to:
         if tracker not in available:  # accelerate would drop it in silence
             known = ", ".join(available) or "none is"
             raise TrainingError(f"tracker {tracker!r} is unknown or not installed; installed: {known}")
-    if config.mixed_precision == "fp16" and device.type == "cpu":
+    precision = precision_on(config, device)
+    if precision == "fp16" and device.type == "cpu":
         raise TrainingError("mixed precision fp16 does not work on a CPU; use bf16, or no")
     parts = config.accumulation * process_count()
     if config.batch_size % parts:
@@ -71,16 +87,20 @@ def make_accelerator(config: RecoveryConfig, folder: Path, device: torch.device)
     """
     check_accelerator(config, device)
     _make_current(device)
-    process_group(on_cpu=device.type == "cpu")
-    try:
-        accelerator = Accelerator(
-            cpu=device.type == "cpu",
-            mixed_precision=config.mixed_precision,
-            log_with=list(config.report_to) or None,
-            project_dir=folder,
-        )
-    except ValueError as error:
-        raise TrainingError(f"mixed precision {config.mixed_precision} does not work here: {error}") from error
+    precision = precision_on(config, device)
+    with _without_others_settings():
+        process_group(on_cpu=device.type == "cpu")
+        try:
+            accelerator = Accelerator(
+                cpu=device.type == "cpu",
+                mixed_precision=precision,
+                log_with=list(config.report_to) or None,
+                project_dir=folder,
+            )
+        except ValueError as error:
+            raise TrainingError(f"mixed precision {precision} does not work here: {error}") from error
+    if config.mixed_precision == "auto" and precision != "no":
+        note(f"recovery: passes run in {precision}, which this device has; --recovery.mixed-precision no turns it off")
     kind = accelerator.distributed_type
     if kind != DistributedType.NO and not kind.name.startswith("MULTI_"):
         raise TrainingError(
@@ -90,6 +110,16 @@ def make_accelerator(config: RecoveryConfig, folder: Path, device: torch.device)
     if config.report_to:
         accelerator.init_trackers("secateur", config={"recovery": json.dumps(asdict(config))})
     return accelerator
+
+
+@contextmanager
+def _without_others_settings() -> Iterator[None]:
+    """No ACCELERATE_... variables inside the block: they are settings of another program's (accumulation, dynamo)."""
+    others = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("ACCELERATE_")}
+    try:
+        yield
+    finally:
+        os.environ.update(others)
 
 
 def _make_current(device: torch.device) -> None:

@@ -9,7 +9,7 @@ from ..base.rules import Count, Seed, above, at_least, check_fields, from_to_bel
 from .sensitivity import JacobianConfig
 
 LearningRateSchedule = Literal["constant", "cosine", "linear"]
-Precision = Literal["no", "bf16", "fp16"]
+Precision = Literal["auto", "no", "bf16", "fp16"]
 TimestepSampling = Literal["uniform", "antithetic"]
 WarmupPart = Literal["labels", "all"]
 Beta = Annotated[float, from_to_below(0, 1)]
@@ -32,7 +32,7 @@ class RecoveryConfig:
         accumulation: micro-batches per optimizer step.
         gradient_checkpointing: compute activations again in the backward pass instead of keeping them, which takes
             longer and less memory.
-        mixed_precision: no, bf16 or fp16.
+        mixed_precision: no, bf16 or fp16; auto is bf16 on GPUs that compute in it, else no.
         dropout: probability of every dropout layer; None leaves the model's own.
         label_dropout: how often a class label or a caption is replaced by none, where the model knows none.
         horizontal_flip: mirror half of the images.
@@ -60,7 +60,7 @@ class RecoveryConfig:
     ema_decay: Annotated[float, from_to_below(0, 1)] = 0.9999
     accumulation: Count = 1
     gradient_checkpointing: bool = False
-    mixed_precision: Precision = "no"
+    mixed_precision: Precision = "auto"
     dropout: Annotated[float, within(0, 1)] | None = None
     label_dropout: Annotated[float, within(0, 1)] = 0.1
     horizontal_flip: bool = False

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..base.seeds import seed_of
 from ..data import ImageDataset
-from ..models.conditions import UNCONDITIONAL, Conditions, dropped, moved, without_labels
+from ..models.conditions import UNCONDITIONAL, Conditions, dropped, without_labels
 from ..process.base import Process
 from .config import RecoveryConfig
 
@@ -40,13 +40,20 @@ class Draw:
     normal: Callable[[int], Tensor]
 
     def to(self, device: torch.device) -> Draw:
+        return self._with(lambda value: value.to(device, non_blocking=device.type == "cuda"))
+
+    def pinned(self) -> Draw:
+        """In memory from which a GPU copies while it computes."""
+        return self._with(Tensor.pin_memory)
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> Draw:
         return replace(
             self,
-            sample=self.sample.to(device),
-            noise=self.noise.to(device),
-            timesteps=self.timesteps.to(device),
-            conditions=moved(self.conditions, device),
-            normal=lambda k: self.normal(k).to(device),
+            sample=change(self.sample),
+            noise=change(self.noise),
+            timesteps=change(self.timesteps),
+            conditions={name: change(value) for name, value in self.conditions.items()},
+            normal=lambda k: change(self.normal(k)),
         )
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import cast
 
@@ -16,7 +15,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from ..base.console import progress
+from ..base.console import Advance, note, progress
+from ..base.devices import peak_memory, watch_peak_memory
 from ..base.errors import TrainingError, is_out_of_memory
 from ..base.interrupts import deferred_interrupt
 from ..base.seeds import seed_of
@@ -32,12 +32,14 @@ from .draws import DROPOUT, Draw, draw_step
 from .ema import Ema
 from .log import append_record, cut_log, means, seen
 from .objectives import JACOBIAN, Objective, Terms, build_objective
+from .prefetch import prefetched
 from .pruner import AttachedPruner, Pruner
 from .recomputing import recomputing
 
 BALANCED_STEPS = 10  # steps with a Jacobian term over which its automatic weight is found
 NORM = "grad_norm_"  # and the term: its gradient norm, in the log
 WEIGHT = "jacobian_weight"  # the automatic one, in the log
+PEAK = "peak_gib"  # the most memory so far, of the device or of the process, in the log
 
 
 def recover(
@@ -75,6 +77,7 @@ def recover(
     try:
         with own_accelerate():
             accelerator = make_accelerator(config, folder, device_of(model))
+            watch_peak_memory(accelerator.device)
             devices = [accelerator.device] if accelerator.device.type == "cuda" else []
             with torch.random.fork_rng(devices):
                 return _Run(accelerator, model, process, dataset, config, folder, objective, taught_by, pruner).finish()
@@ -85,6 +88,48 @@ def recover(
             f"out of memory at batch size {config.batch_size}, accumulation {config.accumulation}; "
             "raise the accumulation and run again, or lower the batch size in another folder"
         ) from error
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """A step that was taken, with numbers that may still be on their way from the device.
+
+    Attributes:
+        step: how many steps were done with it.
+        weights: of the terms.
+        values: the terms, the gradient's norm and the number of interrupted processes, in a row.
+        arrived: when the device has copied `values`; None where they are there.
+        record: what else the log says of it.
+    """
+
+    step: int
+    weights: Mapping[str, float]
+    values: torch.Tensor
+    arrived: torch.cuda.Event | None
+    record: dict[str, float]
+
+    @cached_property
+    def _numbers(self) -> list[float]:
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return self.values.tolist()
+
+    @property
+    def terms(self) -> dict[str, float]:
+        return dict(zip(self.weights, self._numbers[:-2], strict=True))
+
+    @property
+    def loss(self) -> float:
+        return sum(self.weights[name] * value for name, value in self.terms.items())
+
+    @property
+    def grad_norm(self) -> float:
+        return self._numbers[-2]
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether some process was."""
+        return self._numbers[-1] > 0
 
 
 class _Run:
@@ -104,7 +149,9 @@ class _Run:
     ) -> None:
         self.accelerator, self.process, self.dataset = accelerator, process, dataset
         self.config, self.folder, self.objective = config, folder, objective
+        self.lags = computes_behind(accelerator.device)
         self.settings = asdict(config) | {
+            "mixed_precision": accelerator.mixed_precision,
             "data": f"{dataset.name}, {len(dataset)} images {tuple(dataset.shape)}",
             "num_processes": accelerator.num_processes,  # dropout differs by it
             "pruner": pruner and pruner.settings(),
@@ -157,27 +204,33 @@ class _Run:
             self.folder.mkdir(parents=True, exist_ok=True)
             cut_log(self.folder / "log.jsonl", self.state.step)
             cut_log(self.folder / "stages.jsonl", self.state.step - 1)  # what was decided at this step comes again
-        if main and self.objective.differentiates_twice and self.state.step < self.config.steps:
-            print(
-                "recovery: attention runs unfused in Jacobian passes: fused kernels have no second derivative",
-                file=sys.stderr,
-            )
+        if self.objective.differentiates_twice and self.state.step < self.config.steps:
+            note("recovery: attention runs unfused in Jacobian passes: fused kernels have no second derivative")
+        steps = range(self.state.step, self.config.steps)
         bar = progress("recovery", self.config.steps, self.state.step) if main else nullcontext(_silent)
-        with bar as advance, ThreadPoolExecutor(1) as prefetcher, deferred_interrupt() as interrupted:
-            upcoming = prefetcher.submit(self._draw, self.state.step)
-            while self.state.step < self.config.steps:
-                draws = upcoming.result()
-                upcoming = prefetcher.submit(self._draw, min(self.state.step + 1, self.config.steps - 1))
-                begun = time.perf_counter()
+        with bar as advance, prefetched(self._draw, steps) as batches, deferred_interrupt() as interrupted:
+            unread: list[_Taken] = []
+            self.clock = time.perf_counter()
+            for draws in batches:
                 decided = self.state.pruning is not None and self._prune(self.state.pruning)
-                record, stop = self._step(draws, interrupted())
-                self.state.seconds += time.perf_counter() - begun
-                self._keep(record, keep_all=stop or decided)
-                advance(1, f"loss {record['loss']:.4f}")
+                unread.append(self._step(draws, interrupted()))
+                self._count_seconds()
+                # A step is read while the next one runs, unless its state is to be kept.
+                left = 1 if self.lags and not self._checkpoint_due(decided) else 0
+                stop = any([self._read(unread.pop(0), decided, advance) for _ in range(len(unread) - left)])
+                self._count_seconds()  # reading may have waited for the device
                 if stop:
+                    for taken in unread:
+                        self._read(taken, decided, advance)
+                    self._checkpoint()
                     raise KeyboardInterrupt  # in every process; in the one that was stopped, its signal comes now
             if self._anyone(interrupted()):  # it came in the last step
                 raise KeyboardInterrupt
+
+    def _count_seconds(self) -> None:
+        now = time.perf_counter()
+        self.state.seconds += now - self.clock
+        self.clock = now
 
     def _anyone(self, interrupted: bool) -> bool:
         """Whether some process was interrupted."""
@@ -185,7 +238,8 @@ class _Run:
 
     def _draw(self, step: int) -> list[Draw]:
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        return draw_step(self.dataset, self.process, self.config, step, self.null, self.accepts, rank, processes)
+        draws = draw_step(self.dataset, self.process, self.config, step, self.null, self.accepts, rank, processes)
+        return [draw.pinned() for draw in draws] if self.accelerator.device.type == "cuda" else draws
 
     def _prune(self, pruning: AttachedPruner) -> bool:
         """Let the pruner do what is due before this step; whether anything was."""
@@ -204,8 +258,8 @@ class _Run:
             append_record(self.folder / "stages.jsonl", {**pruning.records[-1], "seconds": seconds})
         return due
 
-    def _step(self, draws: list[Draw], interrupted: bool) -> tuple[dict[str, float], bool]:
-        """One optimizer step; what the log says of this step alone, and whether some process was interrupted."""
+    def _step(self, draws: list[Draw], interrupted: bool) -> _Taken:
+        """One optimizer step."""
         state, accelerator = self.state, self.accelerator
         learning_rate = learning_rate_at(self.config, state.step)
         for group in state.optimizer.param_groups:
@@ -214,24 +268,39 @@ class _Run:
         with objective.layers(self.student, self.teacher):
             norms, objective = self._measure(draws, objective)
             sums = self._accumulate(draws, objective)
-        shared = torch.stack([*sums.values(), torch.tensor(float(interrupted), device=accelerator.device)])
-        *means, stopped = accelerator.reduce(shared, "mean").tolist()
-        terms = dict(zip(sums, means, strict=True))
-        loss = sum(objective.weights[name] * value for name, value in terms.items())
+        stopped = torch.tensor(float(interrupted), device=accelerator.device)
+        *terms, stopped = accelerator.reduce(torch.stack([*sums.values(), stopped]), "mean").unbind()
         limit = math.inf if self.config.clip is None else self.config.clip
-        grad_norm = float(accelerator.clip_grad_norm_(state.model.parameters(), limit))
-        # In fp16 the scaler skips steps whose gradients overflow.
-        if not math.isfinite(loss) or (state.scaler is None and not math.isfinite(grad_norm)):
-            raise TrainingError(self._diverged(terms, grad_norm))
+        grad_norm = accelerator.clip_grad_norm_(state.model.parameters(), limit)
+        values = torch.stack([*terms, grad_norm.float(), stopped])
+        arrived = None
+        if accelerator.device.type == "cuda":
+            values = values.to("cpu", non_blocking=True)
+            arrived = torch.cuda.Event()
+            arrived.record()
+        record = {"lr": learning_rate, **norms}
+        if self.objective.balances:
+            record[WEIGHT] = self.objective.weights[JACOBIAN] * state.jacobian_scale
+        weights = {name: objective.weights[name] for name in sums}
+        taken = _Taken(state.step + 1, weights, values, arrived, record)
+        if not self.lags:
+            self._check(taken)
         self.optimizer.step()
         self.optimizer.zero_grad()
         state.ema.update(state.model, state.since_cut)
         state.step += 1
-        state.window = seen(state.window, {"loss": loss, **terms, "grad_norm": grad_norm})
-        found = {"step": state.step, "loss": loss, "lr": learning_rate, **norms}
-        if self.objective.balances:
-            found[WEIGHT] = self.objective.weights[JACOBIAN] * state.jacobian_scale
-        return found, stopped > 0
+        return taken
+
+    def _check(self, taken: _Taken) -> None:
+        # In fp16 the scaler skips steps whose gradients overflow.
+        if math.isfinite(taken.loss) and (self.state.scaler is not None or math.isfinite(taken.grad_norm)):
+            return
+        values = ", ".join(f"{name} {value:.4g}" for name, value in taken.terms.items())
+        kept = newest_checkpoint(self.folder)
+        raise TrainingError(
+            f"training diverged at step {taken.step} ({values}, gradient norm {taken.grad_norm:.4g}); "
+            f"the last checkpoint is {kept or 'not yet written'}; lower the learning rate"
+        )
 
     def _accumulate(self, draws: list[Draw], objective: Objective) -> dict[str, torch.Tensor]:
         """Backward through every micro-batch; the mean of each term."""
@@ -292,30 +361,40 @@ class _Run:
         apart = self.objective.jacobian.every_n if self.objective.differentiates_twice else 1
         return every > 0 and done % apart == 0 and done // every > (done - apart) // every
 
-    def _diverged(self, terms: dict[str, float], grad_norm: float) -> str:
-        values = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
-        kept = newest_checkpoint(self.folder)
-        return (
-            f"training diverged at step {self.state.step + 1} ({values}, gradient norm {grad_norm:.4g}); "
-            f"the last checkpoint is {kept or 'not yet written'}; lower the learning rate"
-        )
-
-    def _keep(self, record: dict[str, float], keep_all: bool) -> None:
-        """Log and checkpoint, on the main process, when it is time; `keep_all` makes it time for a checkpoint.
+    def _read(self, taken: _Taken, decided: bool, advance: Advance) -> bool:
+        """Check, log and keep a step that was taken, when it is time; whether some process was interrupted in it.
 
         A line of the log holds the means over the steps since the last one, so that nothing goes unseen.
         """
-        step, config = self.state.step, self.config
-        last = step == config.steps
-        measured = any(name.startswith(NORM) for name in record)
-        if step % config.log_every == 0 or last or measured:
-            line = record | means(self.state.window)
-            self.state.window = {}
-            self.accelerator.log({name: value for name, value in line.items() if name != "step"}, step=step)
+        self._check(taken)
+        state, values = self.state, {"loss": taken.loss, **taken.terms, "grad_norm": taken.grad_norm}
+        state.window = seen(state.window, values)
+        last = taken.step == self.config.steps
+        measured = any(name.startswith(NORM) for name in taken.record)
+        if taken.step % self.config.log_every == 0 or last or measured:
+            line = {"loss": taken.loss, **taken.record, **means(state.window)}
+            state.window = {}
+            self.accelerator.log(line, step=taken.step)
             if self.accelerator.is_main_process:
-                append_record(self.folder / "log.jsonl", line | {"seconds": round(self.state.seconds, 3)})
-        if self.accelerator.is_main_process and (step % config.checkpoint_every == 0 or last or keep_all):
+                costs = {"seconds": round(state.seconds, 3), PEAK: round(peak_memory(self.accelerator.device), 3)}
+                append_record(self.folder / "log.jsonl", {"step": taken.step, **line, **costs})
+        if taken.step == state.step and self._checkpoint_due(decided):
+            self._checkpoint()
+        advance(1, f"loss {taken.loss:.4f}")
+        return taken.interrupted
+
+    def _checkpoint_due(self, decided: bool) -> bool:
+        step = self.state.step
+        return decided or step % self.config.checkpoint_every == 0 or step == self.config.steps
+
+    def _checkpoint(self) -> None:
+        if self.accelerator.is_main_process:
             save_checkpoint(self.folder, self.state, self.settings)
+
+
+def computes_behind(device: torch.device) -> bool:
+    """Whether Python runs ahead of `device`, so that reading a number at once would make it wait."""
+    return device.type == "cuda"
 
 
 def _shared_dtype(model: nn.Module) -> torch.dtype:
