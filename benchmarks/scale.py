@@ -4,7 +4,7 @@
 
 Both train the embedded models, cut to half of their MACs, on the same images in the same batches: one forward and
 backward pass, clipping to norm 1, fused AdamW, an exponential average of the weights. The bare loop has nothing else:
-its batches are drawn before the clock starts. Rounds of the two alternate, and the least time of each is compared, since
+its batches are drawn before the clock starts. Rounds of the two alternate, and the least time of each is compared, as
 others may work on the machine. What our trainer does beside the passes (drawing batches, timesteps and noise by seed,
 checks, log lines, average with warm-up) is what the ratio is about.
 """
