@@ -7,15 +7,17 @@ from functools import partial
 
 import pytest
 import torch
+from diffusers.models.attention import BasicTransformerBlock
 from safetensors.torch import load_file
 from torch import nn
 
 import models
 from models import half, sample_for
 from secateur.base.errors import ModelError, SecateurError, TrainingError
-from secateur.compensation import CompensationConfig, compensate
+from secateur.compensation import CompensationConfig, compensate, price
 from secateur.compensation.counterparts import counterparts
 from secateur.compensation.fitting import Fitting
+from secateur.compensation.passes import Parking
 from secateur.data import Batch
 from secateur.io.checkpoint import from_pretrained, save_pretrained
 from secateur.io.manifest import apply_cut, manifest_of
@@ -161,11 +163,11 @@ def test_where_nothing_was_lost_no_weight_changes(name):
 def test_a_folder_takes_up_what_was_stopped(name, target, tmp_path):
     config = replace(CONFIG, target=target)
     _, _, whole, expected = compensated(name, "both", config)
-    stopped = stop_after(3)
+    stopped = stop_after(4)
     with pytest.raises(KeyboardInterrupt):
         compensated(name, "both", config, folder=tmp_path)
     stopped.undo()
-    assert len(list(tmp_path.glob("*.safetensors"))) == 3
+    assert len(list(tmp_path.glob("*.safetensors"))) == 4
     _, _, resumed, result = compensated(name, "both", config, folder=tmp_path)
     assert_same(whole, resumed)
     assert (result.before, result.after) == (expected.before, expected.after)
@@ -176,16 +178,16 @@ def test_a_folder_takes_up_what_was_stopped(name, target, tmp_path):
 
 def stop_after(layers: int) -> pytest.MonkeyPatch:
     """Stop a compensation when it has fitted so many layers."""
-    fit, fitted = Fitting.fit, []
+    keep, kept = Fitting.keep, []
 
-    def stopping(self, name, *arguments):
-        if len(fitted) == layers:
+    def stopping(self, modules, readers):
+        if len(kept) >= layers:
             raise KeyboardInterrupt
-        fitted.append(name)
-        fit(self, name, *arguments)
+        kept.extend(readers)
+        keep(self, modules, readers)
 
     patch = pytest.MonkeyPatch()
-    patch.setattr(Fitting, "fit", stopping)
+    patch.setattr(Fitting, "keep", stopping)
     return patch
 
 
@@ -275,3 +277,67 @@ def test_refusals():
         dense.conv_out.bias.fill_(float("nan"))
     with pytest.raises(TrainingError, match="not finite"):
         compensate(pruned, dense, DiffusionProcess(), batch_of(dense), CONFIG)
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_what_waits_can_be_held_elsewhere(name, monkeypatch):
+    """The CPU is played by float64, which would be noticed wherever a tensor was not fetched again."""
+    moved = []
+
+    def park(self, waiting):
+        self._held[waiting] = [tensor for tensor in waiting.tensors() if tensor.dtype == torch.float32]
+        for tensor in self._held[waiting]:
+            moved.append(tensor.numel())
+            self._parked[id(tensor)] = tensor, torch.float32
+            tensor.data = tensor.data.double()
+
+    monkeypatch.setattr(Parking, "park", park)
+    parked = compensated(name, "both", replace(CONFIG, offload=True))[2]
+    assert_same(compensated(name, "both")[2], parked)
+    assert sum(moved) > 10_000
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_the_price_is_known_before(name):
+    dense = BUILDERS[name]()
+    cut, config = cut_of(dense, "both"), replace(CONFIG, rows=200)
+    sample, conditions = batch_of(dense, 1).sample, batch_of(dense, 1).conditions
+    told = None
+    if name == "uvit":
+        told = {"x": sample, "timesteps": torch.tensor([1.0]), "y": conditions["class_labels"]}
+    predicted = price(dense, [cut], config, told)
+    found = compensated(name, "both", config)[3]
+    assert predicted.target == found.options["target"]
+    assert {key: layer.columns for key, layer in predicted.layers.items()} == {
+        key: reader.columns for key, reader in found.readers.items()
+    }
+    assert min(predicted.flops, predicted.bytes, predicted.waiting_bytes) > 0
+    assert predicted.seconds(1e9) == pytest.approx(predicted.flops / 1e9)
+    if name not in ("flux", "sd3", "pixart", "sana", "unet-condition"):  # the example's text is longer
+        rows = {key: layer.rows for key, layer in predicted.layers.items()}
+        assert rows == {key: reader.rows for key, reader in found.readers.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "layer"),
+    [("unet", nn.Conv2d, "mid_block.resnets.0.conv2"), ("dit", BasicTransformerBlock, "transformer_blocks.1")],
+)
+def test_every_tuple_passes_as_often_as_the_price_says(name, kind, layer, monkeypatch):
+    """But for the first micro-batch, which is looked at before."""
+    dense, config = BUILDERS[name](), replace(CONFIG, num_tuples=96, batch_size=2)
+    cut = cut_of(dense, "width")
+    pruned = remove(copy.deepcopy(dense), describe(dense), cut)
+    passed = dict.fromkeys((pruned.get_submodule(layer), dense.get_submodule(layer)), 0)
+    forward = kind.forward
+
+    def counting(self, x, *args, **kwargs):
+        if self in passed:
+            passed[self] += len(x)
+        return forward(self, x, *args, **kwargs)
+
+    monkeypatch.setattr(kind, "forward", counting)
+    predicted = price(dense, [cut], config)
+    compensate(pruned, dense, process_of(dense), batch_of(dense), config, [cut])
+    here, there = (count / config.num_tuples for count in passed.values())
+    assert here == pytest.approx(predicted.pruned_passes, abs=0.25)
+    assert there == pytest.approx(predicted.dense_passes, abs=0.05)

@@ -2,5 +2,14 @@
 
 from .compensate import compensate
 from .config import CompensationConfig, CompensationTarget
+from .price import LayerPrice, Price, measure_speed, price
 
-__all__ = ["CompensationConfig", "CompensationTarget", "compensate"]
+__all__ = [
+    "CompensationConfig",
+    "CompensationTarget",
+    "LayerPrice",
+    "Price",
+    "compensate",
+    "measure_speed",
+    "price",
+]

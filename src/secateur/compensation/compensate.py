@@ -12,20 +12,20 @@ from torch import Tensor, nn
 
 from ..base.console import progress
 from ..base.distributed import sum_over_processes
-from ..base.errors import SecateurError, TrainingError
+from ..base.errors import TrainingError
 from ..data import Batch
 from ..io.manifest import note_step
 from ..models.conditions import UNCONDITIONAL, Conditions
 from ..models.network import inference
-from ..models.registry import describe
 from ..process.base import Process
 from ..results.compensation import Compensation
 from ..structure import Cut
-from .config import CompensationConfig, CompensationTarget
-from .counterparts import Counterparts, Layer, counterparts, cuts_between, shared_weights
+from .config import CompensationConfig
+from .counterparts import counterparts, cuts_between
 from .fitting import Fitting, open_folder
 from .outputs import refit_to_outputs
-from .streams import has_streams, refit_to_streams
+from .streams import refit_to_streams
+from .targets import chosen_target, layers_to_refit
 from .tuples import draw_tuples
 
 
@@ -61,7 +61,7 @@ def compensate(
     config = config or CompensationConfig()
     begun = time.monotonic()
     parts = counterparts(pruned, dense, cuts_between(pruned, dense) if cuts is None else cuts)
-    layers, left = _readers(pruned, parts)
+    layers, left = layers_to_refit(pruned, parts)
     target = chosen_target(pruned, config)
     if folder is not None:
         open_folder(Path(folder), _identity(pruned, config, list(layers)))
@@ -91,49 +91,10 @@ def compensate(
     return result
 
 
-def chosen_target(pruned: nn.Module, config: CompensationConfig) -> CompensationTarget:
-    """The target that `config` asks for, or that suits the model.
-
-    Raises:
-        SecateurError: stream, for a model whose stream was cut.
-    """
-    suits = has_streams(pruned, describe(pruned))
-    if config.target == "stream" and not suits:
-        raise SecateurError(
-            f"the stream target needs blocks that add to a stream whose width stays, and those of "
-            f"{type(pruned).__name__} do not; use target output"
-        )
-    return config.target if config.target != "auto" else "stream" if suits else "output"
-
-
-def _readers(pruned: nn.Module, parts: Counterparts) -> tuple[dict[str, Layer], dict[str, str]]:
-    """The layers to refit, which read a dim that was cut or, where blocks left, any dim; and those that cannot be."""
-    reading = dict.fromkeys(
-        piece.module for dim in describe(pruned).dims.values() for piece in dim.slices if piece.role == "in"
-    )
-    shared = shared_weights(pruned)
-    layers, left = {}, {}
-    for name in reading:
-        layer, module = parts.layers.get(name), pruned.get_submodule(name)
-        if layer is None:
-            left[name] = f"a {type(module).__name__} has no closed form here"
-        elif layer.lost == 0 and not parts.blocks_left:
-            continue
-        elif name in shared:
-            left[name] = "another layer has the same weights"
-        elif isinstance(module, nn.Conv2d) and (module.groups > 1 or module.padding_mode != "zeros"):
-            left[name] = "a grouped convolution, or one whose padding is not of zeros"
-        elif isinstance(module, nn.Conv2d) and isinstance(module.padding, str):
-            left[name] = f"a convolution with padding {module.padding!r}"
-        else:
-            layers[name] = layer
-    return layers, left
-
-
 def _identity(pruned: nn.Module, config: CompensationConfig, names: Sequence[str]) -> dict[str, object]:
     """What a folder of fitted layers belongs to; batches change no more than rounding."""
     weights = sum(parameter.double().abs().sum().item() for parameter in pruned.parameters())
-    return {"config": asdict(replace(config, batch_size=1)), "layers": list(names), "weights": weights}
+    return {"config": asdict(replace(config, batch_size=1, offload=False)), "layers": list(names), "weights": weights}
 
 
 def _error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:

@@ -20,8 +20,12 @@ class CompensationConfig:
             Timesteps are spread evenly over the whole range.
         ridge: strength of the pull towards the weights of the cut, as a share of the mean square of an input.
         rows: at most so many positions (pixels, tokens), drawn at random, are taken of all tuples for one layer.
+        rounds: how often the layers of a block are refitted in turn to the stream, since each changes what the others
+            lack. Of no effect on the output target.
         condition_dropout: share of the tuples whose condition is dropped, as training did for guidance.
         batch_size: tuples in one pass; changes speed and memory only.
+        offload: tuples that wait for a layer to be refitted wait in the memory of the CPU; changes speed and memory
+            only.
         seed: draws images, timesteps, noise and positions.
     """
 
@@ -29,8 +33,10 @@ class CompensationConfig:
     num_tuples: int = 512
     ridge: float = 0.01
     rows: int = 24_576
+    rounds: int = 2
     condition_dropout: float = 0.0
     batch_size: int = 32
+    offload: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -38,6 +44,7 @@ class CompensationConfig:
         require(self.num_tuples >= 1, f"compensation num_tuples is {self.num_tuples}; give at least 1")
         require(self.ridge >= 0, f"compensation ridge is {self.ridge}; give 0 or more")
         require(self.rows >= 1, f"compensation rows is {self.rows}; give at least 1")
+        require(self.rounds >= 1, f"compensation rounds is {self.rounds}; give at least 1")
         require(
             0 <= self.condition_dropout <= 1, f"compensation condition_dropout is {self.condition_dropout}; give 0 to 1"
         )

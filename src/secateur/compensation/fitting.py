@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..base.console import Advance
 from ..base.distributed import is_main_process, same_in_all_processes, wait_for_everyone
@@ -31,26 +32,27 @@ class Fitting:
         self.left: dict[str, str] = {}  # layers that were not refitted, and why
         self._advance, self._folder = advance, folder
 
-    def fitted_before(self, name: str, layer: nn.Module) -> bool:
-        """Whether a run that was stopped had fitted the layer; it is given those weights."""
-        if self._folder is None or not (path := _path(self._folder, name)).is_file():
+    def fitted_before(self, layers: Mapping[str, Projection]) -> bool:
+        """Whether a run that was stopped had fitted all of these layers; they are given those weights."""
+        if self._folder is None or not all(_path(self._folder, name).is_file() for name in layers):
             return False
-        with safe_open(path, "pt") as kept, torch.no_grad():
-            for key, parameter in layer.named_parameters():
-                parameter.copy_(kept.get_tensor(key))
-            self.readers[name] = Reader(**json.loads(kept.metadata()["reader"]))
-        self._advance(1, name)
+        for name, layer in layers.items():
+            with safe_open(_path(self._folder, name), "pt") as kept, torch.no_grad():
+                for key, parameter in layer.named_parameters():
+                    parameter.copy_(kept.get_tensor(key))
+                self.readers[name] = Reader(**json.loads(kept.metadata()["reader"]))
+        self._advance(len(layers), "")
         return True
 
-    def fit(self, name: str, layer: Projection, change_KM: Tensor, reader: Reader) -> None:
-        """Change the layer's weights by `change_KM` and note how it did."""
-        change_weights(layer, change_KM)
-        self.readers[name] = reader
+    def keep(self, layers: Mapping[str, Projection], readers: Mapping[str, Reader]) -> None:
+        """Keep the weights that layers were given, and note how they do."""
+        self.readers.update(readers)
         if self._folder is not None and is_main_process():
-            with atomic_file(_path(self._folder, name)) as temporary:
-                weights = {key: value.detach().contiguous() for key, value in layer.named_parameters()}
-                save_file(weights, temporary, {"reader": json.dumps(asdict(reader))})
-        self._advance(1, name)
+            for name, reader in readers.items():
+                with atomic_file(_path(self._folder, name)) as temporary:
+                    weights = {key: value.detach().contiguous() for key, value in layers[name].named_parameters()}
+                    save_file(weights, temporary, {"reader": json.dumps(asdict(reader))})
+        self._advance(len(readers), next(iter(readers), ""))
 
     def leave(self, name: str, why: str) -> None:
         """Note that a layer keeps its weights."""

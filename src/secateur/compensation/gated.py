@@ -36,24 +36,26 @@ def gated_change(
     x_IRK: Tensor, gate_IM: Tensor, error_IRM: Tensor, ridge: float, bias: bool, total: Total = alone
 ) -> Tensor:
     """The change (K, M) of the weights: exact systems where they are small, else conjugate gradients."""
-    images, _, columns = x_IRK.shape
-    outputs = gate_IM.shape[1]
-    flops = outputs * columns**2 * (2 * images + columns / 3)
-    chosen = exact_change if flops <= EXACT_FLOPS else conjugate_change
+    small = is_small(x_IRK.shape[0], x_IRK.shape[2], gate_IM.shape[1])
+    chosen = exact_change if small else conjugate_change
     return chosen(x_IRK, gate_IM, error_IRM, ridge, bias, total)
+
+
+def is_small(images: int, columns: int, outputs: int) -> bool:
+    """Whether the exact systems are small enough to be solved one by one."""
+    return outputs * columns**2 * (2 * images + columns / 3) <= EXACT_FLOPS
 
 
 def exact_change(
     x_IRK: Tensor, gate_IM: Tensor, error_IRM: Tensor, ridge: float, bias: bool, total: Total = alone
 ) -> Tensor:
-    """The change (K, M) by a factorization for each channel, in float64."""
+    """The change (K, M) by a factorization for each channel: sums in the dtype of the rows, solved in float64."""
     images, _, columns = x_IRK.shape
-    grams = (x_IRK.mT @ x_IRK).double().reshape(images, -1)
-    gate = gate_IM.double()
+    grams = (x_IRK.mT @ x_IRK).reshape(images, -1)
     cross = total(_cross(x_IRK, gate_IM, error_IRM).double())
     changes = []
-    for chosen in torch.arange(gate.shape[1]).split(max(1, EXACT_BYTES // (8 * columns**2))):
-        systems = total((gate[:, chosen].square().T @ grams).reshape(-1, columns, columns))
+    for chosen in torch.arange(gate_IM.shape[1]).split(max(1, EXACT_BYTES // (8 * columns**2))):
+        systems = total((gate_IM[:, chosen].square().T @ grams).double().reshape(-1, columns, columns))
         pull = ridge * mean_square(systems.diagonal(dim1=1, dim2=2), bias)
         systems.diagonal(dim1=1, dim2=2)[:, : columns - bias] += pull[:, None]
         solved = [

@@ -16,9 +16,9 @@ from ..base.distributed import sum_over_processes
 from ..results.compensation import Reader
 from .config import CompensationConfig
 from .counterparts import Layer, Projection, projection
-from .fitting import Fitting
+from .fitting import Fitting, change_weights
 from .least_squares import Sums, refit, with_ones
-from .passes import Pass, calls_of, stops
+from .passes import Parking, at_hand, begin, calls_of, lead_on, stops
 from .positions import by_position, choose_positions, chosen, input_rows
 from .tuples import Tuples
 
@@ -37,24 +37,26 @@ def refit_to_outputs(
     here = {name: modules[name] for name in once}
     there = {layers[name].dense: projection(dense, layers[name].dense) for name in once}
     with stops(here), stops(there):
-        students = [Pass(each.run(pruned)) for each in tuples]
-        teachers = [Pass(each.run(dense)) for each in tuples]
+        parking = Parking() if config.offload else None
+        students = [begin(parking, each.run(pruned)) for each in tuples]
+        teachers = [begin(parking, each.run(dense)) for each in tuples]
         for index, name in enumerate(once):
-            if fitting.fitted_before(name, modules[name]):
-                for teacher in teachers:
-                    teacher.resume()
+            if fitting.fitted_before({name: modules[name]}):
+                lead_on(parking, teachers)
             else:
                 begun = time.monotonic()
                 fit = OutputFit(layers[name], modules[name], index, config)
                 for student, teacher, each in zip(students, teachers, tuples, strict=True):
-                    assert student.call is not None
-                    assert teacher.call is not None
-                    output = teacher.call()
-                    fit.add(student.call.args[0], student.call(), output, each)
-                    teacher.resume(output)
-                fitting.fit(name, modules[name], *fit.solve(begun))
-            for student in students:
-                student.resume()
+                    with at_hand(parking, student, teacher):
+                        assert student.call is not None
+                        assert teacher.call is not None
+                        output = teacher.call()
+                        fit.add(student.call.args[0], student.call(), output, each)
+                        teacher.resume(output)
+                change, reader = fit.solve(begun)
+                change_weights(modules[name], change)
+                fitting.keep({name: modules[name]}, {name: reader})
+            lead_on(parking, students)
     return [(student.result, teacher.result) for student, teacher in zip(students, teachers, strict=True)]
 
 

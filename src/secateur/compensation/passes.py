@@ -7,14 +7,16 @@ model in all, whatever its architecture, and what waits is what a pass has alive
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any
 
+import torch
 from greenlet import getcurrent, greenlet
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,70 @@ class Pass:
             self.call, self.result = None, reached
         else:
             self.call = reached
+
+    def tensors(self) -> list[Tensor]:
+        """What waits with the pass: the tensors in the variables of all functions that it is in, but no weights."""
+        found: dict[int, Tensor] = {}
+        frame = self._run.gr_frame
+        while frame is not None:
+            for leaf in tree_leaves(list(frame.f_locals.values())):
+                if isinstance(leaf, Tensor) and not isinstance(leaf, nn.Parameter):
+                    found[id(leaf)] = leaf
+            frame = frame.f_back
+        return list(found.values())
+
+
+class Parking:
+    """Tensors of waiting passes, held in the memory of the CPU until their pass is needed again.
+
+    Several passes may wait with the same tensor.
+    """
+
+    def __init__(self) -> None:
+        self._parked: dict[int, tuple[Tensor, torch.device]] = {}
+        self._held: dict[Pass, list[Tensor]] = {}
+
+    def park(self, waiting: Pass) -> None:
+        """Move what waits with the pass to the CPU."""
+        self._held[waiting] = waiting.tensors()
+        for tensor in self._held[waiting]:
+            if tensor.device.type != "cpu":
+                self._parked[id(tensor)] = tensor, tensor.device
+                tensor.data = tensor.data.cpu()
+
+    def fetch(self, waiting: Pass) -> None:
+        """Move what was parked with the pass back."""
+        for tensor in self._held.pop(waiting, []):
+            if id(tensor) in self._parked:
+                _, device = self._parked.pop(id(tensor))
+                tensor.data = tensor.data.to(device)
+
+
+def begin(parking: Parking | None, run: Callable[[], Any]) -> Pass:
+    """A pass of `run` that waits at its first stop, parked if there is a `parking`."""
+    begun = Pass(run)
+    if parking is not None:
+        parking.park(begun)
+    return begun
+
+
+def lead_on(parking: Parking | None, waiting: Iterable[Pass]) -> None:
+    """Let every pass call the module that it stands before, and go on to the next stop."""
+    for each in waiting:
+        with at_hand(parking, each):
+            each.resume()
+
+
+@contextmanager
+def at_hand(parking: Parking | None, *waiting: Pass) -> Iterator[None]:
+    """Fetch the passes for the block, and park them behind it."""
+    if parking is not None:
+        for each in waiting:
+            parking.fetch(each)
+    yield
+    if parking is not None:
+        for each in waiting:
+            parking.park(each)
 
 
 @contextmanager

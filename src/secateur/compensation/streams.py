@@ -16,8 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +31,7 @@ from .fitting import Fitting, change_weights
 from .gated import gated_change
 from .least_squares import with_ones
 from .outputs import OutputFit, relative
-from .passes import Call, Pass, calls_of, stops
+from .passes import Call, Parking, Pass, at_hand, begin, calls_of, lead_on, stops
 from .positions import by_position, choose_positions, chosen, input_rows
 from .tuples import Tuples
 
@@ -84,22 +83,27 @@ def refit_to_streams(
     survivors = calls_of(inside, tuples[0].run(pruned))
     begins = {parts.dense_names[name] for name in survivors}  # dense blocks before which both models are compared
     with stops(inside), stops(outside):
-        students = [Pass(each.run(pruned)) for each in tuples]
-        teachers = [Pass(each.run(dense)) for each in tuples]
+        parking = Parking() if config.offload else None
+        students = [begin(parking, each.run(pruned)) for each in tuples]
+        teachers = [begin(parking, each.run(dense)) for each in tuples]
         for teacher in teachers:
-            while teacher.call is not None and teacher.call.name not in begins:
-                teacher.resume()
+            with at_hand(parking, teacher):
+                while teacher.call is not None and teacher.call.name not in begins:
+                    teacher.resume()
         for index, name in enumerate(survivors):
             own = {layer: layers[layer] for layer in layers if owner(here, layer) == name}
             modules = {layer: projection(pruned, layer) for layer in own}
             watched = {layer.dense: projection(dense, layer.dense) for layer in own.values()}
-            goals, targets = zip(*(_goal(teacher, there, begins, watched) for teacher in teachers), strict=True)
-            calls = [student.call for student in students if student.call is not None]
+            goals, targets = [], []
+            for teacher in teachers:
+                with at_hand(parking, teacher):
+                    goal, outputs = _goal(teacher, there, begins, watched)
+                goals.append(goal)
+                targets.append(outputs)
             if own:
                 block = here[name], inside[name], own, modules
-                _BlockRefit(*block, calls, goals, targets, tuples, config, fitting, index)()
-            for student in students:
-                student.resume()
+                _BlockRefit(*block, students, goals, targets, tuples, config, fitting, parking, index)()
+            lead_on(parking, students)
     return [(student.result, teacher.result) for student, teacher in zip(students, teachers, strict=True)]
 
 
@@ -122,12 +126,12 @@ def _goal(
 
 @dataclass(frozen=True)
 class _BlockRefit:
-    """The refit of one surviving block, in as many micro-batches as there are `calls`.
+    """The refit of one surviving block, in as many micro-batches as there are `students`.
 
     Attributes:
         layers: the block's, to be refitted.
         modules: the same, by the same names.
-        calls: of the block.
+        students: passes of the pruned model that stand before the block.
         goals: the dense stream that should be behind the block.
         targets: outputs of the layers in the dense model, by their dense names.
     """
@@ -136,39 +140,51 @@ class _BlockRefit:
     module: nn.Module
     layers: Mapping[str, Layer]
     modules: Mapping[str, Projection]
-    calls: Sequence[Call]
+    students: Sequence[Pass]
     goals: Sequence[Tensor]
     targets: Sequence[Mapping[str, Tensor]]
     tuples: Sequence[Tuples]
     config: CompensationConfig
     fitting: Fitting
+    parking: Parking | None
     index: int
 
     def __call__(self) -> None:
-        """Refit the layers in the order in which the block calls them."""
-        with _observed(self.modules) as seen:
-            self.calls[0]()
+        """Refit the layers in the order in which the block calls them, in as many rounds as the config says."""
+        if self.fitting.fitted_before(self.modules):
+            return
+        with at_hand(self.parking, self.students[0]), _observed(self.modules) as seen:
+            _call_of(self.students[0])()
         for name in self.layers:
             if name not in seen:
                 self.fitting.leave(name, "a pass of the model does not call it")
-        for place, name in enumerate(seen):
-            if self.fitting.fitted_before(name, self.modules[name]):
-                continue
-            begun = time.monotonic()
-            gates = [self._gate(call, name) for call in self.calls]
-            position = 64 * self.index + place
-            if not self._is_affine(name, gates[0]):
-                self.fitting.fit(name, self.modules[name], *self._to_output(name, position, begun))
-                continue
-            if self.layers[name].lost:
-                change_weights(self.modules[name], self._to_output(name, position, begun)[0])
-            self.fitting.fit(name, self.modules[name], *self._to_stream(name, position, gates, begun))
+        gates = [self._gates(call) for call, *_ in self._micro_batches()]
+        readers: dict[str, Reader] = {}
+        for _ in range(self.config.rounds):
+            for place, name in enumerate(seen):
+                change, reader = self._refit(name, 64 * self.index + place, [each[name] for each in gates])
+                change_weights(self.modules[name], change)
+                readers[name] = _since(readers[name], reader) if name in readers else reader
+        self.fitting.keep(self.modules, readers)
+
+    def _refit(self, name: str, index: int, gates: Sequence[Gate]) -> tuple[Tensor, Reader]:
+        """The change (K, M) of the layer's weights, and how it does."""
+        begun = time.monotonic()
+        if self._is_affine(name, gates[0]):
+            return self._to_stream(name, index, gates, begun)
+        return self._to_output(name, index, begun)
+
+    def _micro_batches(self) -> Iterator[tuple[Call, Tensor, Mapping[str, Tensor], Tuples]]:
+        """The call of the block, its goal, the targets of its layers, and the tuples."""
+        for student, goal, targets, tuples in zip(self.students, self.goals, self.targets, self.tuples, strict=True):
+            with at_hand(self.parking, student):
+                yield _call_of(student), goal, targets, tuples
 
     def _to_output(self, name: str, index: int, begun: float) -> tuple[Tensor, Reader]:
-        """The refit of the layer to its own dense output: the start of the stream's, or all where that has no form."""
+        """The refit of the layer to its own dense output, where the stream is not linear in it."""
         layer, module = self.layers[name], self.modules[name]
         fit = OutputFit(layer, module, index, self.config)
-        for call, outputs, tuples in zip(self.calls, self.targets, self.tuples, strict=True):
+        for call, _, outputs, tuples in self._micro_batches():
             with _observed({name: module}) as seen:
                 call()
             fit.add(*seen[name], outputs[layer.dense], tuples)
@@ -178,7 +194,7 @@ class _BlockRefit:
         module = self.modules[name]
         bias = module.bias is not None
         xs, errors, size = [], [], 0.0
-        for call, goal, gate, tuples in zip(self.calls, self.goals, gates, self.tuples, strict=True):
+        for gate, (call, goal, _, tuples) in zip(gates, self._micro_batches(), strict=True):
             with _observed({name: module}) as seen:
                 output = joined(handed_on(self.block, call()))
             wanted = gate.positions(goal)
@@ -197,22 +213,32 @@ class _BlockRefit:
         share = relative(before, wanted_square), relative(after, wanted_square)
         return change, Reader(int(rows), x_IRK.shape[2], *share, time.monotonic() - begun)
 
-    def _gate(self, call: Call, name: str) -> Gate:
-        """The gate of the layer's output: what the block hands on for ones, less what it does for zeros."""
+    def _gates(self, call: Call) -> dict[str, Gate]:
+        """The gate of each layer's output: what the block hands on for ones, less what it does for zeros."""
         empty = _without_streams(call, self.block, self.module)
-        handed = []
-        for fill in (1.0, 0.0):
-            filled = {key: fill * (key == name) for key in self.modules}
-            with _replaced(self.modules, partial(_full, filled)):
-                handed.append([each for each in handed_on(self.block, empty()) if each is not None])
-        return Gate.of([ones - zeros for ones, zeros in zip(*handed, strict=True)])
+
+        def handed_on_for(ones: str | None) -> list[Tensor]:
+            with _replaced(self.modules, lambda name, output: torch.full_like(output, float(name == ones))):
+                return [each for each in handed_on(self.block, empty()) if each is not None]
+
+        nothing = handed_on_for(None)
+        return {
+            name: Gate.of([one - none for one, none in zip(handed_on_for(name), nothing, strict=True)])
+            for name in self.modules
+        }
 
     def _is_affine(self, name: str, gate: Gate) -> bool:
         """Whether the stream is s + g p of the layer's output p, by its change from p = 0 in the first micro-batch."""
-        with _observed(self.modules) as seen:
-            whole = joined(handed_on(self.block, self.calls[0]()))
-        with _replaced(self.modules, lambda key, _: torch.zeros_like(seen[key][1]) if key == name else seen[key][1]):
-            without = joined(handed_on(self.block, self.calls[0]()))
+        first = self.students[0]
+        with at_hand(self.parking, first), _observed(self.modules) as seen:
+            whole = joined(handed_on(self.block, _call_of(first)()))
+
+        def put(layer: str, _: Tensor) -> Tensor:
+            held = seen[layer][1]
+            return torch.zeros_like(held) if layer == name else held
+
+        with at_hand(self.parking, first), _replaced(self.modules, put):
+            without = joined(handed_on(self.block, _call_of(first)()))
         output = by_position(seen[name][1], isinstance(self.modules[name], nn.Conv2d))
         change = gate.positions(whole - without)
         fits = change.shape == output.shape
@@ -248,6 +274,16 @@ class Gate:
         return torch.cat([streams_BPC[:, start:end] for start, end in self.written], dim=1)
 
 
+def _since(first: Reader, last: Reader) -> Reader:
+    """What a layer's refits did together."""
+    return replace(last, before=first.before, seconds=(first.seconds or 0) + (last.seconds or 0))
+
+
+def _call_of(student: Pass) -> Call:
+    assert student.call is not None
+    return student.call
+
+
 def tokens(stream: Tensor) -> Tensor:
     """A stream as (B, P, C)."""
     return by_position(stream, is_image=stream.ndim == 4)
@@ -256,10 +292,6 @@ def tokens(stream: Tensor) -> Tensor:
 def joined(streams: Sequence[Tensor | None]) -> Tensor:
     """The positions of all streams, one after another: (B, P, C)."""
     return torch.cat([tokens(stream) for stream in streams if stream is not None], dim=1)
-
-
-def _full(values: Mapping[str, float], name: str, output: Tensor) -> Tensor:
-    return torch.full_like(output, values[name])
 
 
 def _without_streams(call: Call, block: Block, module: nn.Module) -> Call:

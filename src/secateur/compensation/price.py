@@ -1,0 +1,190 @@
+"""What a compensation costs, before it is done: by a pass of both models on the meta device."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..models.network import example_inputs
+from ..models.registry import describe
+from ..structure import Cut, remove
+from ..structure.cost import skeleton
+from .config import CompensationConfig
+from .counterparts import Projection, counterparts, projection
+from .gated import is_small
+from .passes import Pass, stops
+from .streams import owner, stream_blocks
+from .targets import chosen_target, layers_to_refit
+
+FLOAT64 = 2.0  # operations in float64 to those in float32
+ITERATIONS = 20  # of conjugate gradients
+
+
+@dataclass(frozen=True)
+class LayerPrice:
+    """What the refit of one layer costs.
+
+    Attributes:
+        rows: positions that it is fitted on, of all tuples.
+        columns: input features, the bias's included.
+        outputs: of the layer.
+        bytes: its sums and factors, or the rows that conjugate gradients go over, beside the models.
+        flops: to gather the sums and to solve; those in float64 count twice.
+    """
+
+    rows: int
+    columns: int
+    outputs: int
+    bytes: int
+    flops: float
+
+
+@dataclass(frozen=True)
+class Price:
+    """What a compensation costs.
+
+    Attributes:
+        target: output or stream.
+        tuples: calibration tuples.
+        layers: by name in the pruned model, in the order of the forward pass.
+        left: layers that will keep the weights of the cut, and why.
+        pruned_passes, dense_passes: forward passes of the models that every tuple costs.
+        pass_flops: of all of these.
+        waiting_bytes: activations of all tuples that wait before a layer, at most.
+    """
+
+    target: str
+    tuples: int
+    layers: Mapping[str, LayerPrice]
+    left: Mapping[str, str]
+    pruned_passes: float
+    dense_passes: float
+    pass_flops: float
+    waiting_bytes: int
+
+    @property
+    def flops(self) -> float:
+        """Of passes and refits."""
+        return self.pass_flops + sum(layer.flops for layer in self.layers.values())
+
+    @property
+    def bytes(self) -> int:
+        """Memory beside the weights of both models, at most."""
+        return self.waiting_bytes + max((layer.bytes for layer in self.layers.values()), default=0)
+
+    def seconds(self, flops_per_second: float) -> float:
+        """At this speed of products of float32 matrices, which `measure_speed` finds."""
+        return self.flops / flops_per_second
+
+
+def price(
+    dense: nn.Module, cuts: Sequence[Cut], config: CompensationConfig, inputs: Mapping[str, Any] | None = None
+) -> Price:
+    """The price of compensating what `cuts` leave of `dense`; `inputs` are one tuple's, by default an example's.
+
+    Raises:
+        ModelError: as `compensate`.
+    """
+    hollow_dense, hollow = skeleton(dense).eval(), skeleton(dense).eval()
+    for cut in cuts:
+        remove(hollow, describe(hollow), cut)
+    parts = counterparts(hollow, dense, cuts)
+    layers, left = layers_to_refit(hollow, parts)
+    target = chosen_target(hollow, config)
+    told = tree_map_only(Tensor, lambda value: value.to("meta"), dict(inputs or example_inputs(dense, 1)))
+    with torch.no_grad():
+        flops = [_flops(model, told) for model in (hollow, hollow_dense)]
+        positions, waiting = _walk(hollow, list(layers), told)
+        waiting += _walk(hollow_dense, [layer.dense for layer in layers.values()], told)[1]
+    fit = _stream_price if target == "stream" else _output_price
+    prices = {name: fit(projection(hollow, name), _rows(positions[name], config), config) for name in positions}
+    passes = _passes(hollow, list(layers), config) if target == "stream" else 3.0
+    return Price(
+        target,
+        config.num_tuples,
+        prices,
+        left,
+        passes,
+        1.0,
+        config.num_tuples * (passes * flops[0] + flops[1]),
+        config.num_tuples * waiting,
+    )
+
+
+def measure_speed(device: torch.device | str = "cpu", size: int = 1024) -> float:
+    """Floating-point operations a second of a product of two square float32 matrices."""
+    matrix = torch.randn(size, size, device=device)
+    matrix @ matrix
+    begun = time.perf_counter()
+    for _ in range(3):
+        product = matrix @ matrix
+    product[0, 0].item()  # waits for the device
+    return 3 * 2 * size**3 / (time.perf_counter() - begun)
+
+
+def _rows(positions: int, config: CompensationConfig) -> int:
+    return config.num_tuples * min(positions, max(1, config.rows // config.num_tuples))
+
+
+def _output_price(layer: Projection, rows: int, config: CompensationConfig) -> LayerPrice:
+    """Half of A's products are spared, as A is symmetric; its factorization is in float64."""
+    columns, outputs = _columns(layer), len(layer.weight)
+    gathered = rows * columns * (columns + 2 * outputs)
+    solved = columns**2 * (columns / 3 + 2 * outputs)
+    held = 8 * columns * (2 * columns + 2 * outputs)
+    return LayerPrice(rows, columns, outputs, held, gathered + FLOAT64 * solved)
+
+
+def _stream_price(layer: Projection, rows: int, config: CompensationConfig) -> LayerPrice:
+    columns, outputs, tuples = _columns(layer), len(layer.weight), config.num_tuples
+    held = 4 * rows * (columns + 3 * outputs)
+    if is_small(tuples, columns, outputs):
+        flops = 2 * columns**2 * (rows + tuples * outputs) + FLOAT64 * outputs * columns**3 / 3
+        held += 4 * tuples * columns**2
+    else:
+        flops = 2 * rows * columns**2 + FLOAT64 * columns**3 / 3
+        flops += ITERATIONS * columns * outputs * (4 * rows + 2 * FLOAT64 * columns)
+        held += 8 * columns * (2 * columns + 6 * outputs)
+    return LayerPrice(rows, columns, outputs, held, config.rounds * flops)
+
+
+def _columns(layer: Projection) -> int:
+    return layer.weight[0].numel() + (layer.bias is not None)
+
+
+def _passes(model: nn.Module, layers: Sequence[str], config: CompensationConfig) -> float:
+    """Every tuple runs through a block once for each gate and one more, once a layer in every round, and on."""
+    blocks = stream_blocks(model, describe(model))
+    held = [owner(blocks, name) for name in layers]
+    mean = len(held) / max(len(set(held)), 1)
+    return 1 + (mean + 1) + config.rounds * mean + 1
+
+
+def _flops(model: nn.Module, told: Mapping[str, Any]) -> float:
+    with FlopCounterMode(display=False) as counter:
+        model(**told)
+    return counter.get_total_flops()
+
+
+def _walk(model: nn.Module, names: Sequence[str], told: Mapping[str, Any]) -> tuple[dict[str, int], int]:
+    """Positions of a tuple at each layer, in the order of the pass, and bytes that wait with it, at most."""
+    positions: dict[str, int] = {}
+    most = 0
+    with stops({name: model.get_submodule(name) for name in names}):
+        reached = Pass(partial(model, **told))
+        while (call := reached.call) is not None:
+            storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage() for tensor in reached.tensors()}
+            most = max(most, sum(storage.nbytes() for storage in storages.values()))
+            output = call()
+            channels = len(projection(model, call.name).weight)
+            positions.setdefault(call.name, output.numel() // channels)
+            reached.resume(output)
+    return positions, most
