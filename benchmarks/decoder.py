@@ -23,7 +23,7 @@ from secateur.base.files import write_json, write_text
 from secateur.criteria import ScoringConfig, score
 from secateur.data import ArrayDataset, calibration_batch, load_data
 from secateur.evaluation import EvaluationConfig, evaluate_models
-from secateur.io.checkpoint import Loaded
+from secateur.io.pipeline import Loaded
 from secateur.models.families.autoencoder_kl import AutoencoderKLDecoder
 from secateur.models.network import example_inputs
 from secateur.models.registry import describe

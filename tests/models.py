@@ -447,13 +447,14 @@ def inputs_for(model: nn.Module, batch_size: int = 2, seed: int = 0) -> dict[str
     return inputs if model.class_embedding is None else inputs | {"class_labels": labels}
 
 
+TEXT = ("encoder_hidden_states", "encoder_attention_mask")
+
+
 def sample_for(model: nn.Module, batch_size: int = 2, seed: int = 0) -> tuple[torch.Tensor, Conditions]:
     """A random sample (B, C, 8, 8) for a model built here, and what the model is told with it: a short text, if any."""
     if not isinstance(model, DiTTransformer2DModel | UNet2DModel):
         sample, told = example_batch(model, batch_size, (8, 8))
-        return sample, {
-            name: value[:, :16] if name == "encoder_hidden_states" else value for name, value in told.items()
-        }
+        return sample, {name: value[:, :16] if name in TEXT else value for name, value in told.items()}
     inputs = inputs_for(model, batch_size, seed)
     return next(iter(inputs.values())), {name: inputs[name] for name in ("class_labels",) if name in inputs}
 

@@ -14,8 +14,10 @@ from safetensors.torch import load_file, save_file
 import secateur
 from models import STRATEGIES, autoencoder, cuts, dit, flux, half, output, pixart, sana, sd3, unet, unet_condition
 from secateur.base.errors import ModelError
-from secateur.io.checkpoint import WEIGHTS, from_pretrained, load, save_pretrained
+from secateur.io.checkpoint import from_pretrained, save_pretrained
 from secateur.io.manifest import MANIFEST, apply_cut, manifest_of, note_step, removed_since
+from secateur.io.pipeline import load
+from secateur.io.weights import WEIGHTS
 from secateur.models.predict import predict
 from secateur.models.registry import describe
 from secateur.structure import Cut
@@ -190,7 +192,7 @@ def test_a_dense_folder_that_lacks_a_tensor_is_refused(tmp_path):
 def test_the_flow_convention_travels_with_the_scheduler(tmp_path):
     config = dict(FlowMatchEulerDiscreteScheduler().config) | {
         "_class_name": "FlowMatchEulerDiscreteScheduler",
-        "secateur_flow_convention": "sit",
+        "_secateur_flow_convention": "sit",
     }
     save_pretrained(dit(), tmp_path / "sit", config)
     assert load(tmp_path / "sit").process.convention == "sit"
@@ -220,7 +222,7 @@ def test_push_to_hub_uploads_what_save_pretrained_writes(monkeypatch):
             seen["files"] = {path.name for path in folder_path.iterdir()}
             return "the commit"
 
-    monkeypatch.setattr("secateur.io.checkpoint.HfApi", Hub)
+    monkeypatch.setattr("secateur.io.hub.HfApi", Hub)
     model = apply_cut(unet(), half(unet()))
     assert secateur.push_to_hub(model, "someone/model", private=True, token="secret") == "the commit"
     assert seen["repo"] == ("someone/model", True, True)
@@ -286,13 +288,13 @@ def test_a_hub_id_fetches_the_small_files_first_and_only_the_wanted_weights(tmp_
         asked.append((repo_id, allow_patterns))
         return str(tmp_path / "pipeline")
 
-    monkeypatch.setattr("secateur.io.checkpoint.snapshot_download", download)
+    monkeypatch.setattr("secateur.io.locate.snapshot_download", download)
     assert torch.equal(output(from_pretrained("someone/model")), output(unet()))
     assert asked == [("someone/model", ["*.json"]), ("someone/model", ["*.json", "unet/*.safetensors"])]
     assert torch.equal(output(load("someone/model").model), output(unet()))
     assert asked[2:] == [
         ("someone/model", ["*.json"]),
-        ("someone/model", ["*.json", "*/*.safetensors", "tokenizer*/*"]),
+        ("someone/model", ["*.json", "*/*.safetensors", "tokenizer*/*", "processor*/*"]),
     ]
     with pytest.raises(ModelError, match=r"lists no transformer; it has scheduler, unet"):
         load("someone/model", component="transformer")
@@ -303,6 +305,6 @@ def test_a_hub_that_does_not_answer_is_one_line(monkeypatch):
     def offline(repo_id, allow_patterns):
         raise ConnectionError("no route\nto the hub")
 
-    monkeypatch.setattr("secateur.io.checkpoint.snapshot_download", offline)
+    monkeypatch.setattr("secateur.io.locate.snapshot_download", offline)
     with pytest.raises(ModelError, match=r"the hub did not give it: no route$"):
         load("someone/model")

@@ -25,8 +25,9 @@ from secateur.data.autoencoder import open_autoencoder
 from secateur.evaluation import evaluate_models
 from secateur.evaluation.costs import count_macs
 from secateur.evaluation.metrics.consistency import psnr
-from secateur.io.checkpoint import load, save_pipeline, save_pretrained
+from secateur.io.checkpoint import save_pretrained
 from secateur.io.manifest import apply_cut
+from secateur.io.pipeline import load, save_pipeline
 from secateur.models.families.autoencoder_kl import AutoencoderKLDecoder
 from secateur.models.jacobian import higher_order
 from secateur.models.network import as_network, example_inputs
@@ -157,7 +158,7 @@ def test_a_pruned_autoencoder_is_worked_on_alone_and_serves_its_pipeline(place, 
     )
     assert "ssim" in read_json(compared / "evaluation" / "evaluation.json")["models"]["pruned"]["estimates"]
     again = secateur.prune(str(run / "model"), target="macs=70%", criterion="magnitude", out=tmp_path / "again", **data)
-    assert len(secateur.from_pretrained(again / "pruned").config["secateur_pruning"]["steps"]) == 3
+    assert len(secateur.from_pretrained(again / "pruned").config["_secateur_pruning"]["steps"]) == 3
     latents = torch.randn(1, 2, 8, 8, generator=torch.Generator().manual_seed(0))
     decoded = open_autoencoder(run / "pipeline" / "vae").decode(0.5 * latents)
     with torch.no_grad():
@@ -168,8 +169,8 @@ def test_a_pipeline_of_two_pruned_parts_loads(place, run, tmp_path):
     loaded = load(run / "pipeline")
     apply_cut(loaded.model, half(loaded.model))
     whole = secateur.load_pipeline(save_pipeline(loaded, loaded.model, tmp_path / "both"))
-    assert whole.transformer.config["secateur_pruning"]
-    assert whole.vae.config["secateur_pruning"]
+    assert whole.transformer.config["_secateur_pruning"]
+    assert whole.vae.config["_secateur_pruning"]
 
 
 def test_the_process_draws_the_posterior_and_wants_the_image_back():

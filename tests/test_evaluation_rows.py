@@ -237,7 +237,9 @@ def test_questions_that_make_no_sense_are_refused_before_anything_is_drawn(
     ],
 )
 def test_settings_that_make_no_sense(changes: dict[str, Any]) -> None:
-    with pytest.raises(SecateurError, match=r"^evaluation \w+ is .*; give |^there is no metric called 'beauty'; there are "):
+    with pytest.raises(
+        SecateurError, match=r"^evaluation \w+ is .*; give |^there is no metric called 'beauty'; there are "
+    ):
         EvaluationConfig(**changes)
 
 

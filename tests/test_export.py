@@ -1,6 +1,7 @@
 """Pruned models compile, export and cast; a file that computes something else is not kept."""
 
 import copy
+import inspect
 import json
 import sys
 import zipfile
@@ -8,9 +9,11 @@ from functools import partial
 
 import pytest
 import torch
+from diffusers import DDPMPipeline, DDPMScheduler
 
 import secateur
 from models import dit, flux, half, inputs_for, pixart, sana, sd3, sdxl, unet, unet_condition
+from pipelines import dit_pipeline
 from secateur.base.errors import SecateurError
 from secateur.io.checkpoint import save_pretrained
 from secateur.io.export import FORMATS, Call, Format, export
@@ -57,6 +60,7 @@ def check(make, tmp_path, format, dtype, tolerance):
     inputs = example_inputs(model, 2, (8, 8))
     first = next(iter(inputs))
     inputs[first] = inputs[first].flip(0)
+    inputs = {name: value.float() if name == "timestep" else value for name, value in inputs.items()}
     with torch.no_grad():
         expected = Call(model)(**inputs)
         cast = {name: value.to(getattr(torch, dtype)) if name == first else value for name, value in inputs.items()}
@@ -179,3 +183,113 @@ def test_the_command_says_what_the_file_takes(tmp_path, capsys):
     for wrong in ({"batch_size": 0}, {"size": -1}):
         with pytest.raises(SecateurError, match="give at least 1"):
             secateur.export(str(tmp_path / "model"), **arguments, **wrong)
+
+
+def test_time_is_a_float_and_text_has_a_mask(tmp_path):
+    for make, names in ((dit, {"timestep"}), (pixart, {"timestep", "encoder_attention_mask"})):
+        about = export(make(), tmp_path / make.__name__, "torch-export", dtype="bfloat16", text_tokens=5)
+        assert names <= set(about["inputs"])
+        assert about["inputs"]["timestep"]["dtype"] == "float32"
+        text = about["inputs"].get("encoder_hidden_states", {"shape": [1, 5]})
+        assert text["shape"][1] == 5
+
+
+@torch.no_grad()
+def test_a_file_is_called_between_integers_and_with_padding(tmp_path):
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    model = pixart()
+    export(model, tmp_path / "out", "onnx", text_tokens=6, size=(8, 8))
+    inputs = example_inputs(model, 1, (8, 8))
+    inputs |= {"timestep": torch.tensor([0.35]), "encoder_hidden_states": inputs["encoder_hidden_states"][:, :6]}
+    outputs = []
+    for kept in (2, 6):
+        inputs["encoder_attention_mask"] = (torch.arange(6) < kept).long()[None]
+        found = FORMATS["onnx"].read(tmp_path / "out" / "model.onnx")(inputs)
+        torch.testing.assert_close(found, Call(model)(**inputs), atol=1e-4, rtol=1e-4)
+        outputs.append(found)
+    assert not torch.allclose(*outputs, atol=1e-3)
+
+
+class Exported(torch.nn.Module):
+    """A written file in place of the network of a pipeline."""
+
+    def __init__(self, model, network, taken):
+        super().__init__()
+        self.model, self.network, self.taken = model, network, taken
+        self.signature = inspect.signature(model.forward)
+
+    @property
+    def config(self):
+        return self.model.config
+
+    @property
+    def dtype(self):
+        return self.model.dtype
+
+    def forward(self, *args, **kwargs):
+        given = self.signature.bind(*args, **kwargs).arguments
+        inputs = {name: given[name] for name in self.taken if given.get(name) is not None}
+        rows = len(next(iter(inputs.values())))
+        for name in ("timestep", "guidance"):
+            if name in inputs:
+                inputs[name] = inputs[name].float().expand(rows)
+        if "encoder_attention_mask" in inputs:
+            inputs["encoder_attention_mask"] = inputs["encoder_attention_mask"].long()
+        for name in ("img_ids", "txt_ids"):
+            if name in inputs:
+                inputs[name] = inputs[name].long()
+        return (self.network(inputs),)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("format", ["torch-export", "onnx"])
+@pytest.mark.parametrize("name", ["sd", "sdxl", "sd3", "flux", "pixart", "sana", "dit", "ddpm"])
+def test_a_pipeline_samples_by_a_written_file_as_by_its_network(name, format, tmp_path):
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    pipeline, call = sampled_pipeline(name, tmp_path)
+    component = "unet" if hasattr(pipeline, "unet") else "transformer"
+    model = getattr(pipeline, component)
+    expected = call(pipeline)
+    seen = {}
+
+    def look(module, args, kwargs, output):
+        seen.update(inspect.signature(module.forward).bind(*args, **kwargs).arguments)
+
+    handle = model.register_forward_hook(look, with_kwargs=True)
+    call(pipeline)
+    handle.remove()
+    first = next(iter(seen.values()))
+    size = (8, 8) if first.ndim == 3 else tuple(first.shape[2:])
+    text = seen.get("encoder_hidden_states")
+    tokens = None if text is None else text.shape[1]
+    about = export(model, tmp_path / "out", format, batch_size=len(first), size=size, text_tokens=tokens)
+    network = FORMATS[format].read(tmp_path / "out" / about["file"])
+    taken = list(example_inputs(model, 1, (8, 8)))
+    pipeline.register_modules(**{component: model})
+    object.__setattr__(pipeline, component, Exported(model, network, taken))
+    torch.testing.assert_close(call(pipeline), expected, atol=2e-3, rtol=2e-3)
+
+
+def sampled_pipeline(name, folder):
+    """A small pipeline, and a function that samples latents or pixels with it over several steps."""
+    options = {"num_inference_steps": 4, "output_type": "latent"}
+    if name == "ddpm":
+        pipeline = DDPMPipeline(unet(), DDPMScheduler())
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline, lambda pipe: torch.from_numpy(
+            pipe(num_inference_steps=4, output_type="np", generator=torch.manual_seed(0)).images
+        )
+    if name == "dit":
+        pipeline = dit_pipeline(folder / "pipeline")
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline, lambda pipe: torch.from_numpy(
+            pipe([1], num_inference_steps=4, output_type="np", generator=torch.manual_seed(0)).images
+        )
+    text = pytest.importorskip("text_pipelines")
+    pipeline = text.PIPELINES[name](folder / "pipeline")
+    size = 32 if name == "sana" else 16
+    options |= {"height": size, "width": size}
+    if name in ("pixart", "sana"):
+        options["use_resolution_binning"] = False
+    return pipeline, lambda pipe: pipe("a cat", generator=torch.manual_seed(0), **options).images

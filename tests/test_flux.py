@@ -16,8 +16,8 @@ from secateur.base.files import read_json, write_json
 from secateur.cli import main
 from secateur.data.autoencoder import open_autoencoder
 from secateur.data.text import open_text_encoder
-from secateur.io.checkpoint import load
 from secateur.io.levels import levels_of
+from secateur.io.pipeline import load
 from secateur.models.network import input_shape
 from secateur.process.from_config import process_from_config
 from secateur.process.sampling import generate_images, initial_noise

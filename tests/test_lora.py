@@ -6,13 +6,15 @@ from functools import partial
 
 import pytest
 import torch
+from diffusers import FluxPipeline
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 import secateur
-from models import STRATEGIES, cuts, dit, half, output, pixart, sd3, sdxl, unet, unet_condition
+from models import STRATEGIES, cuts, dit, flux, half, output, pixart, sd3, sdxl, unet, unet_condition
 from secateur.base.errors import ModelError
 from secateur.io.checkpoint import save_pretrained
 from secateur.io.lora import slice_lora
@@ -241,6 +243,67 @@ def test_the_command_writes_what_the_function_gives_and_says_what_is_wrong(tmp_p
     with pytest.raises(ModelError, match="holds 2 LoRA files"):
         secateur.slice_lora(tmp_path / "two", model=str(tmp_path / "pruned"), out=tmp_path / "no")
     assert not (tmp_path / "no").exists()
+
+
+def test_mixed_ranks_are_said_in_the_metadata(tmp_path):
+    model = unet()
+    pruned = save_pretrained(apply_cut(copy.deepcopy(model), half(model)), tmp_path / "pruned")
+    lora = random_lora(model, "unet.", rank=2, only="time_embedding.linear_2")
+    lora |= random_lora(model, "unet.", rank=2, only="conv_out")
+    lora |= random_lora(model, "unet.", rank=6, only="time_embedding.linear_1")
+    save_file(lora, tmp_path / "lora.safetensors")
+    written = secateur.slice_lora(tmp_path / "lora.safetensors", model=str(pruned), out=tmp_path / "out")
+    with safe_open(written, "pt") as file:
+        config = json.loads(file.metadata()[METADATA_KEY])
+    assert (config["unet.r"], config["unet.lora_alpha"]) == (2, 2)
+    assert config["unet.rank_pattern"] == config["unet.alpha_pattern"] == {"time_embedding.linear_1": 6}
+    again = read_lora(written)  # alpha / rank is 1 for each layer
+    assert all(torch.equal(again[key], tensor) for key, tensor in load_file(written).items())
+
+
+def test_an_alpha_beside_peft_matrices_is_multiplied_in():
+    model = dit()
+    pruned, lora = apply_cut(copy.deepcopy(model), half(model)), random_lora(model, "transformer.", alpha=7.0)
+    expected = apply_cut(merged(model, lora, "transformer."), half(model))
+    spelled = renamed(renamed(lora, "transformer.t", "diffusion_model.t"), ".weight", ".default.weight")
+    sliced = slice_lora(spelled, pruned)
+    assert not [key for key in sliced if key.endswith(".alpha")]
+    torch.testing.assert_close(output(merged(pruned, sliced, "transformer.")), output(expected), atol=1e-5, rtol=1e-5)
+
+
+def original_flux_keys(model):
+    """A LoRA of Flux as trainers write it: fused layers under the authors' names."""
+    generator = torch.Generator().manual_seed(1)
+    width = model.config.num_attention_heads * model.config.attention_head_dim
+    sizes = {}
+    for i in range(model.config.num_layers):
+        for stream in ("img", "txt"):
+            sizes[f"double_blocks.{i}.{stream}_attn.qkv"] = (3 * width, width)
+            sizes[f"double_blocks.{i}.{stream}_attn.proj"] = (width, width)
+            sizes[f"double_blocks.{i}.{stream}_mlp.0"] = (4 * width, width)
+    for i in range(model.config.num_single_layers):
+        sizes[f"single_blocks.{i}.linear2"] = (width, 5 * width)
+    lora = {}
+    for name, (out, into) in sizes.items():
+        key = f"lora_unet_{name.replace('.', '_')}"
+        lora[f"{key}.lora_down.weight"] = torch.randn(2, into, generator=generator) * 0.1
+        lora[f"{key}.lora_up.weight"] = torch.randn(out, 2, generator=generator) * 0.1
+        lora[f"{key}.alpha"] = torch.tensor(4.0)
+    return lora
+
+
+def test_a_lora_by_the_names_of_the_authors_of_flux():
+    model = flux()
+    lora = original_flux_keys(model)
+    known = FluxPipeline.lora_state_dict(dict(lora))
+    pruned = apply_cut(copy.deepcopy(model), half(model))
+    apply_cut(pruned, Cut({}, ("transformer_blocks.0", "single_transformer_blocks.1")))
+    expected = apply_cut(merged(model, known, "transformer."), half(model))
+    apply_cut(expected, Cut({}, ("transformer_blocks.0", "single_transformer_blocks.1")))
+    sliced = slice_lora(lora, pruned)
+    torch.testing.assert_close(output(merged(pruned, sliced, "transformer.")), output(expected), atol=1e-5, rtol=1e-5)
+    with pytest.raises(ModelError, match=r"transformer_blocks\.9"):
+        slice_lora({key.replace("double_blocks_0", "double_blocks_9"): value for key, value in lora.items()}, pruned)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from models import dit, unet
 from secateur.base.errors import ModelError
@@ -154,9 +154,34 @@ def test_the_error_is_the_mean_over_pixels_of_each_sample():
         {"_class_name": "DDPMScheduler", "num_train_timesteps": 0},
         {"_class_name": "DDPMScheduler", "trained_betas": "x"},
         {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": "x"},
-        {"_class_name": "FlowMatchEulerDiscreteScheduler", "secateur_flow_convention": "SiT"},
+        {"_class_name": "FlowMatchEulerDiscreteScheduler", "_secateur_flow_convention": "SiT"},
     ],
 )
 def test_unknown_processes_are_refused(config):
     with pytest.raises(ModelError):
         process_from_config(config)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "equal"),
+    [
+        (DDPMScheduler(), DDIMScheduler(), True),  # filled-in defaults of two classes
+        (DDPMScheduler(), DDPMScheduler(beta_schedule="scaled_linear"), False),
+        (DDPMScheduler(), DDPMScheduler(prediction_type="v_prediction"), False),
+        (DDPMScheduler(), DDPMScheduler(clip_sample=False), False),
+        (DDPMScheduler(), DDPMScheduler(trained_betas=torch.linspace(1e-4, 0.02, 1000).tolist()), True),
+        (FlowMatchEulerDiscreteScheduler(), FlowMatchEulerDiscreteScheduler(base_shift=0.7), True),  # not used
+        (FlowMatchEulerDiscreteScheduler(), FlowMatchEulerDiscreteScheduler(shift=3.0), False),
+    ],
+)
+def test_processes_are_equal_by_what_they_mean(one, other, equal):
+    bare = {"_class_name": type(one).__name__, "beta_schedule": "linear"} if isinstance(one, DDPMScheduler) else {}
+    first, second = (process_of(scheduler) for scheduler in (one, other))
+    assert (first == second) is equal
+    assert (repr(first) == repr(second)) is equal
+    if bare:
+        assert process_from_config(bare) == process_from_config(bare | {"_diffusers_version": "0.2.0"}) == first
+
+
+def process_of(scheduler):
+    return process_from_config({**scheduler.config, "_class_name": type(scheduler).__name__})

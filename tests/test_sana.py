@@ -13,7 +13,7 @@ from secateur.base.files import write_json
 from secateur.cli import main
 from secateur.data.autoencoder import open_autoencoder
 from secateur.data.text import open_text_encoder
-from secateur.io.checkpoint import load
+from secateur.io.pipeline import load
 from secateur.models.network import input_shape
 from secateur.process.flow import FlowProcess
 from secateur.process.from_config import process_from_config

@@ -282,7 +282,7 @@ def test_another_pipeline_of_the_same_encoders_encodes_anew(tmp_path, data):
 def test_what_was_encoded_serves_the_pipeline_that_was_pruned(tmp_path, data):
     stable_diffusion(tmp_path / "pipeline")
     loaded, dataset = opened(tmp_path / "pipeline", data)
-    copy = secateur.io.checkpoint.save_pipeline(loaded, loaded.model, tmp_path / "copy")
+    copy = secateur.save_pipeline(loaded, loaded.model, tmp_path / "copy")
     assert opened(copy, data)[1].text.folder == dataset.text.folder
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from models import unet
-from secateur.io.checkpoint import Loaded
+from secateur.io.pipeline import Loaded
 from secateur.process.diffusion import DiffusionProcess
 from secateur.runs import timing
 

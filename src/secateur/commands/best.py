@@ -13,7 +13,7 @@ from ..base.errors import require
 from ..base.files import read_json, write_json
 from ..base.rules import Count, Seed, above, checked
 from ..evaluation import EvaluationConfig
-from ..io.checkpoint import Component
+from ..io.locate import Component
 from ..process.named import ProcessName
 from ..recovery import WarmupConfig
 from ..reporting import TRIALS, read_run, summarize, write_comparison

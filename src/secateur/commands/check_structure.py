@@ -11,7 +11,8 @@ from rich.table import Table
 from ..base.console import progress, say
 from ..base.errors import ModelError, SecateurError, first_line
 from ..base.rules import Count, Seed, at_least, checked
-from ..io.checkpoint import Component
+from ..io.locate import Component
+from ..io.pruned import class_name
 from ..models.network import example_inputs, inference
 from ..runs.subject import open_weights, structure_of
 from ..structure import check_structure as checks_of
@@ -61,12 +62,12 @@ def check_structure(
     wrong = [check for check in found if not check.ok]
     if wrong:
         raise SecateurError(
-            f"the structure of {type(loaded).__name__} is declared wrongly: {len(wrong)} of {len(found)} comparisons "
+            f"the structure of {class_name(loaded)} is declared wrongly: {len(wrong)} of {len(found)} comparisons "
             f"fail, the first of {wrong[0].name}: {wrong[0].hint}"
         )
     worst = max((check.error for check in found), default=0.0)
     say(
-        f"{type(loaded).__name__}: masks equal removal in all {len(found)} comparisons "
+        f"{class_name(loaded)}: masks equal removal in all {len(found)} comparisons "
         f"({len(structure.dims)} widths, {len(structure.blocks)} blocks); largest error {worst:.1e}"
     )
     return [vars(check) | {"ok": check.ok} for check in found]

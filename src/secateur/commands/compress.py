@@ -10,7 +10,7 @@ from ..base.distributed import is_main_process, wait_for_everyone
 from ..base.rules import Count, Seed, checked
 from ..criteria import ScoringConfig
 from ..evaluation import EvaluationConfig
-from ..io.checkpoint import Component
+from ..io.locate import Component
 from ..models.labels import relabel
 from ..process.named import ProcessName
 from ..recovery import RecoveryConfig, WarmupConfig

@@ -9,7 +9,7 @@ from ..base.distributed import one_process
 from ..base.errors import SecateurError
 from ..base.rules import checked
 from ..data import LatentDataset
-from ..io.checkpoint import Component
+from ..io.locate import Component
 from ..runs.subject import encode_data, open_data, open_model
 from .options import Model
 

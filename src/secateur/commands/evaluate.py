@@ -9,7 +9,7 @@ from ..base.console import say
 from ..base.distributed import is_main_process, wait_for_everyone
 from ..base.rules import checked
 from ..evaluation import EvaluationConfig, plan_evaluation
-from ..io.checkpoint import Component
+from ..io.locate import Component
 from ..models.network import device_of
 from ..process.named import ProcessName
 from ..reporting import write_report

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..base.console import say
 from ..base.rules import Count, checked
-from ..io.checkpoint import Component
+from ..io.locate import Component
 from ..process.named import ProcessName
 from ..recovery import RecoveryConfig
 from ..runs.checks import check_comparable, check_recovery

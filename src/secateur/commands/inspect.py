@@ -10,8 +10,9 @@ from rich.table import Table
 from ..base.console import say
 from ..base.rules import checked
 from ..base.units import format_count
-from ..io.checkpoint import Component
+from ..io.locate import Component
 from ..io.manifest import manifest_of
+from ..io.pruned import class_name
 from ..models.network import example_inputs
 from ..runs.subject import open_weights, structure_of
 from ..schedules import CutConfig, no_scores, removal_steps
@@ -41,7 +42,7 @@ def inspect(
         steps = removal_steps(structure, no_scores(structure), granularity=granularity, round_to=CutConfig().round_to)
         widths = walk(uncut(structure), steps)
         smallest[granularity] = cost(widths.kept(structure), widths.removed_blocks)
-    say(f"class       {type(loaded).__name__}")
+    say(f"class       {class_name(loaded)}")
     say(f"parameters  {format_count(dense.parameters)}")
     products = f"{format_count(dense.attention_macs)} of them attention products"
     say(f"MACs        {format_count(dense.macs)} for one sample, {products}")
@@ -61,7 +62,7 @@ def inspect(
             )
         Console(width=max(100, Console().width)).print(table)
     return {
-        "class": type(loaded).__name__,
+        "class": class_name(loaded),
         "parameters": dense.parameters,
         "macs": dense.macs,
         "attention_macs": dense.attention_macs,

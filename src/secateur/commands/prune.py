@@ -9,7 +9,8 @@ from ..base.console import say
 from ..base.distributed import one_process
 from ..base.rules import checked
 from ..criteria import ScoringConfig, criterion_named
-from ..io.checkpoint import Component, save_pipeline
+from ..io.locate import Component
+from ..io.pipeline import save_pipeline
 from ..process.named import ProcessName
 from ..runs.folder import run_folder
 from ..runs.plan import plan_cut, print_plan

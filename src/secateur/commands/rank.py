@@ -7,7 +7,7 @@ from ..base.distributed import one_process
 from ..base.files import read_json
 from ..base.rules import checked
 from ..criteria import ScoringConfig, criterion_named
-from ..io.checkpoint import Component
+from ..io.locate import Component
 from ..process.named import ProcessName
 from ..runs.folder import run_folder
 from ..runs.stages import rank_stage

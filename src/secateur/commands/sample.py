@@ -20,7 +20,8 @@ from ..base.rules import Count, Seed, checked
 from ..data.autoencoder import latent_space
 from ..data.conditions import label_conditions, null_conditions
 from ..data.text import open_text_encoder
-from ..io.checkpoint import Component, Loaded
+from ..io.locate import Component
+from ..io.pipeline import Loaded
 from ..models.conditions import Conditions, rows
 from ..models.network import class_count, device_of, input_shape, takes_text
 from ..process.named import ProcessName

@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from ..base.console import say
 from ..base.files import atomic_folder, write_json
 from ..base.rules import checked
-from ..io.checkpoint import Component
+from ..io.locate import Component
 from ..io.lora import slice_lora as sliced
-from ..io.lora_files import LORA_WEIGHTS, read_lora
+from ..io.lora_files import LORA_WEIGHTS, peft_metadata, read_lora
 from ..io.manifest import library_versions, manifest_of
 from ..runs.folder import refuse_run
 from ..runs.subject import open_weights
@@ -48,7 +48,7 @@ def slice_lora(
     assert manifest is not None
     sizes = {name: sum(tensor.numel() for tensor in each.values()) for name, each in (("in", before), ("out", after))}
     with atomic_folder(out) as temporary:
-        save_file(after, temporary / LORA_WEIGHTS, {"format": "pt"})
+        save_file(after, temporary / LORA_WEIGHTS, peft_metadata(after))
         about = {
             "lora": str(lora),
             "model": model,
@@ -58,7 +58,7 @@ def slice_lora(
             "versions": library_versions(),
         }
         write_json(temporary / "slicing.json", about)
-    say(f"tensors     {len(before)} → {len(after)}")
-    say(f"parameters  {sizes['in']:,} → {sizes['out']:,}")
+    say(f"tensors     {len(before)} to {len(after)}")
+    say(f"parameters  {sizes['in']:,} to {sizes['out']:,}")
     say(f"lora        {out / LORA_WEIGHTS}")
     return out / LORA_WEIGHTS

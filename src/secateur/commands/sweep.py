@@ -12,7 +12,7 @@ from ..base.errors import SecateurError, require
 from ..base.files import read_json, write_json
 from ..base.rules import Count, Seed, checked
 from ..evaluation import EvaluationConfig
-from ..io.checkpoint import Component
+from ..io.locate import Component
 from ..process.named import ProcessName
 from ..recovery import WarmupConfig
 from ..reporting import TRIALS, write_comparison

@@ -9,27 +9,29 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..base.errors import DataError, ModelError, SecateurError, require
-from ..base.files import atomic_file, read_json, write_json
-from ..base.fingerprint import files_fingerprint, fingerprint
+from ..base.files import atomic_file, write_json
+from ..base.fingerprint import files_fingerprint, fingerprint, model_fingerprint
 from ..base.rows import FileRows, chunk_size_of
 from ..base.seeds import seed_of
-from ..io.checkpoint import Loaded
+from ..io.index import INDEX, read_object
+from ..io.pipeline import Loaded
 from ..models.network import device_of, example_batch, input_shape, takes_text
 from ..process.sampling import initial_noise
 from . import LatentDataset, load_data
 from .autoencoder import latent_space, open_autoencoder
 from .latents import LATENTS
-from .text import KEPT, check_text, open_text_encoder, text_folders
+from .text import KEPT, TEXT_PARTS, check_text, open_text_encoder, text_parts
 
 FORMAT = 1
 AT_ONCE = 8  # images or captions to a pass
@@ -62,12 +64,12 @@ def open_encoded(source: str, loaded: Loaded) -> LatentDataset:
     space, shape = latent_space(loaded.vae), input_shape(loaded.model)
     if space.channels != shape[0]:
         raise ModelError(
-            f"the VAE in {loaded.vae} has {space.channels} latent channels, the model takes {shape[0]}: "
+            f"the VAE, {_named(loaded.vae)}, has {space.channels} latent channels, the model takes {shape[0]}: "
             "this pipeline is not supported"
         )
     images = load_data(source, space.image_shape(shape))
     data = {"files": images.fingerprint, "shape": list(images.shape)}
-    about = {"format": FORMAT, "vae": _folder_fingerprint(loaded.vae), "data": data, "latents": list(shape)}
+    about = {"format": FORMAT, "vae": _fingerprint_of(loaded.vae), "data": data, "latents": list(shape)}
     chunk_size = chunk_size_of(_latent_bytes(shape))
     latents = FileRows(len(images), chunk_size, cache_folder() / "latents" / fingerprint(about))
     dataset = LatentDataset(images, shape, latents)
@@ -79,11 +81,11 @@ def open_encoded(source: str, loaded: Loaded) -> LatentDataset:
             f"{source} has no captions, which the model needs; give a folder of images with metadata.jsonl, or a table "
             "with its column, datasets:NAME,caption=COLUMN"
         )
-    encoders = {folder.name: _folder_fingerprint(folder) for folder in text_folders(loaded.pipeline)}
+    encoders = {name: _fingerprint_of(part) for name, part in text_parts(loaded.pipeline).items()}
     chunk_size = chunk_size_of(_text_bytes(loaded.model))
     about = {
         "format": FORMAT,
-        "pipeline": read_json(loaded.pipeline / "model_index.json"),  # it decides how prompts are encoded
+        "pipeline": _settings_of(loaded.pipeline),  # they decide how prompts are encoded
         "encoders": encoders,
         "captions": list(images.captions),
         "size": list(images.shape[1:]),
@@ -114,9 +116,9 @@ def sizes(dataset: LatentDataset, loaded: Loaded) -> Iterator[tuple[str, int, in
         size = len(dataset) * _latent_bytes(dataset.shape)
         yield "latents", size, _weights_bytes([loaded.vae]), dataset.latents.folder
     if dataset.text is not None and (not dataset.null or dataset.text.missing()):
-        folders = text_folders(loaded.pipeline)
         size = len(dataset) * _text_bytes(loaded.model)
-        yield "captions", size, _weights_bytes(folders), dataset.text.folder
+        parts = text_parts(loaded.pipeline).values()
+        yield "captions", size, _weights_bytes(parts), dataset.text.folder
 
 
 def encode(dataset: LatentDataset, loaded: Loaded) -> LatentDataset:
@@ -148,10 +150,10 @@ def _encode_latents(dataset: LatentDataset, loaded: Loaded) -> None:
         images = dataset.images.batch(list(indices)).sample
         drawn = autoencoder.encode(images.to(autoencoder.scale), noise.to(autoencoder.scale)).cpu()
         if not drawn.isfinite().all():
-            raise ModelError(f"the VAE in {loaded.vae} gives latents of {dataset.name} that are not finite")
+            raise ModelError(f"the VAE, {_named(loaded.vae)}, gives latents of {dataset.name} that are not finite")
         return {LATENTS: drawn}
 
-    _write_about(latents, dataset, {"shape": list(dataset.shape), "vae": str(loaded.vae)})
+    _write_about(latents, dataset, {"shape": list(dataset.shape), "vae": _named(loaded.vae)})
     latents.fill(encoded, "encoding latents", AT_ONCE)
 
 
@@ -163,7 +165,7 @@ def _encode_captions(dataset: LatentDataset, loaded: Loaded) -> LatentDataset:
     null, captions, text = encoder.null(), dataset.captions, dataset.text
     _check_disk(text, sum(value.numel() * value.element_size() for value in null.values()))
     if not dataset.null:
-        _write_about(text, dataset, {"pipeline": str(loaded.pipeline)})
+        _write_about(text, dataset, {"pipeline": _named(loaded.pipeline)})
         with atomic_file(text.folder / NULL) as temporary:
             save_file({name: value.contiguous() for name, value in null.items()}, temporary)
     text.fill(lambda indices: dict(encoder([captions[index] for index in indices])), "encoding captions", AT_ONCE)
@@ -193,9 +195,29 @@ def _text_bytes(model: nn.Module) -> int:
     return sum(value.numel() for value in conditions.values()) * KEPT.itemsize
 
 
-def _weights_bytes(folders: list[Path]) -> int:
+def _weights_bytes(parts: Iterable[Any]) -> int:
+    """Of the weights that are still to be read."""
+    folders = [part for part in parts if isinstance(part, Path)]
     return sum(path.stat().st_size for folder in folders for path in folder.glob("*.safetensors"))
 
 
-def _folder_fingerprint(folder: Path) -> str:
-    return files_fingerprint((path for path in folder.rglob("*") if path.is_file()), folder)
+def _fingerprint_of(part: Any) -> str:
+    """Changes with the files of a folder, the tensors of a module, or the vocabulary of a tokenizer."""
+    if isinstance(part, Path):
+        return files_fingerprint((path for path in part.rglob("*") if path.is_file()), part)
+    if isinstance(part, nn.Module):
+        return model_fingerprint(part, getattr(part, "config", None))
+    return fingerprint([type(part).__name__, sorted(part.get_vocab().items()), part.model_max_length])
+
+
+def _settings_of(pipeline: Path | DiffusionPipeline) -> dict[str, Any]:
+    settings = read_object(pipeline / INDEX) if isinstance(pipeline, Path) else dict(pipeline.config)
+    return {
+        name: value
+        for name, value in settings.items()
+        if name != "_name_or_path" and (not isinstance(value, list | tuple) or name.startswith(TEXT_PARTS))
+    }
+
+
+def _named(part: Any) -> str:
+    return str(part) if isinstance(part, Path) else f"the {type(part).__name__} in memory"

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from safetensors import SafetensorError
 from torch import Tensor
 
-from ..base.errors import ModelError, first_line
-from ..base.files import read_json
+from ..base.errors import ModelError
+from ..io.index import components, pipeline_class
+from ..io.pipeline import open_pipeline
 from ..models.conditions import Conditions
 from ..models.family import Prompts, Size
 from ..models.registry import families
@@ -59,46 +59,49 @@ def _kept(name: str, value: Tensor) -> Tensor:
     return value
 
 
-def text_folders(pipeline: Path) -> list[Path]:
-    """The folders of the pipeline's text encoders and tokenizers, those it leaves out aside."""
-    listed = read_json(pipeline / "model_index.json")
-    parts = [name for name in sorted(listed) if name.startswith(TEXT_PARTS)]
-    return [pipeline / name for name in parts if listed[name][0] is not None]
+def text_parts(pipeline: Path | DiffusionPipeline) -> dict[str, Any]:
+    """The text encoders and tokenizers of a pipeline by name, those it leaves out aside: folders, or the objects."""
+    if isinstance(pipeline, Path):
+        found: dict[str, Any] = {name: pipeline / name for name in components(pipeline)}
+    else:
+        found = {name: part for name, part in pipeline.components.items() if part is not None}
+    return {name: found[name] for name in sorted(found) if name.startswith(TEXT_PARTS)}
 
 
-def check_text(pipeline: Path) -> None:
+def check_text(pipeline: Path | DiffusionPipeline) -> None:
     """Find that prompts cannot be encoded, before long work starts.
 
     Raises:
         ModelError: a pipeline that is not in the table, a folder that it lacks, or transformers is not installed.
     """
-    name = read_json(pipeline / "model_index.json").get("_class_name")
+    name = _class_of(pipeline)
     if name not in encoders():
         raise ModelError(f"prompts of a {name} are not supported; supported: {', '.join(encoders())}")
-    for folder in text_folders(pipeline):
-        if not folder.is_dir():  # for a tokenizer transformers would take an empty one
-            raise ModelError(f"{folder} does not exist; give the whole pipeline folder")
+    for part in text_parts(pipeline).values():
+        if isinstance(part, Path) and not part.is_dir():  # for a tokenizer transformers would take an empty one
+            raise ModelError(f"{part} does not exist; give the whole pipeline folder")
     if importlib.util.find_spec("transformers") is None:
         raise ModelError("text encoders need transformers: pip install 'secateur[text]'")
 
 
-def open_text_encoder(pipeline: Path, size: Size, device: torch.device | str = "cpu") -> TextEncoder:
+def open_text_encoder(
+    pipeline: Path | DiffusionPipeline, size: Size, device: torch.device | str = "cpu"
+) -> TextEncoder:
     """Load the text encoders and tokenizers of a pipeline folder, in float32, and nothing else of it.
+
+    Those of a pipeline in memory are used as they are.
 
     Raises:
         ModelError: as `check_text`; damaged or missing files.
     """
     check_text(pipeline)
-    listed = read_json(pipeline / "model_index.json")
-    absent = {
-        name: None
-        for name, value in listed.items()
-        if isinstance(value, list) and name != "scheduler" and not name.startswith(TEXT_PARTS)
-    }
-    try:
-        loaded = DiffusionPipeline.from_pretrained(
-            pipeline, use_safetensors=True, trust_remote_code=False, torch_dtype=torch.float32, **absent
-        )
-    except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, SafetensorError) as error:
-        raise ModelError(f"the text encoders of {pipeline} cannot be loaded: {first_line(error)}") from error
-    return TextEncoder(loaded.to(device), encoders()[listed["_class_name"]], size)
+    encode = encoders()[_class_of(pipeline)]
+    if not isinstance(pipeline, Path):
+        return TextEncoder(pipeline, encode, size)
+    absent = {name: None for name in components(pipeline) if name != "scheduler" and not name.startswith(TEXT_PARTS)}
+    loaded = open_pipeline(pipeline, torch.float32, None, "the text encoders of", **absent)
+    return TextEncoder(loaded.to(device), encode, size)
+
+
+def _class_of(pipeline: Path | DiffusionPipeline) -> str:
+    return pipeline_class(pipeline) if isinstance(pipeline, Path) else type(pipeline).__name__

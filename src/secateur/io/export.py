@@ -27,14 +27,20 @@ from ..base.files import atomic_folder, write_json
 from ..models.network import as_network, example_inputs, inference
 from .checkpoint import from_pretrained, save_pretrained
 from .manifest import library_versions, manifest_of
+from .pruned import class_name
+from .single_file import load_single_file, write_single_file
 
-FormatName = Literal["onnx", "torch-export", "diffusers"]
-DtypeName = Literal["float32", "float16", "bfloat16", "int8"]
+FormatName = Literal["onnx", "torch-export", "diffusers", "single-file"]
+DtypeName = Literal["float32", "float16", "bfloat16", "float8", "int8"]
 Inputs = Mapping[str, Any]
 Network = Callable[[Inputs], Tensor]
 
-TOLERANCES: dict[DtypeName, float] = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2, "int8": 1e-4}
+TOLERANCES: dict[DtypeName, float] = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2, "float8": 5e-2, "int8": 1e-4}
 OPSET = 20
+FLOAT8 = torch.float8_e4m3fn
+OTHER_TIME = 437.25  # times as late as the first one, which is 1 of 1000
+EXACT = ("timestep", "guidance")  # half precision does not hold them
+TEXT_AXES = {"encoder_hidden_states": 1, "encoder_attention_mask": 1, "txt_ids": 0}  # along which the tokens lie
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ class Format:
     """
 
     file: str
-    write: Callable[[nn.Module, Inputs, Path], None]
+    write: Callable[[nn.Module, Inputs, Path, DtypeName], None]
     read: Callable[[Path], Network]
     dtypes: tuple[DtypeName, ...]
     needs: tuple[str, ...] = ()
@@ -69,12 +75,15 @@ def export(
     *,
     batch_size: int = 1,
     size: tuple[int, int] | None = None,
+    text_tokens: int | None = None,
     dtype: DtypeName = "float32",
 ) -> dict[str, Any]:
     """Write `model` to the folder `out`, with a `model.json` that describes the file, and return what that says.
 
-    Traced shapes are fixed: `batch_size` and `size`, the height and width of the sample, by default the config's.
-    Changes the dtype of `model` in place; int8 are the weights of linear layers, by torchao, the rest is float32.
+    Traced shapes are fixed: `batch_size`, `size`, the height and width of the sample, by default the config's, and
+    `text_tokens`, by default those of diffusers' pipelines. Time is a float32 input whatever the weights are, since
+    samplers put it between the integers. Changes the dtype of `model` in place; int8 are the weights of linear layers,
+    by torchao, the rest is float32.
 
     Raises:
         SecateurError: the format does not hold the dtype or the model, a library is missing, or the file that was
@@ -89,30 +98,30 @@ def export(
     _need(("torchao",) if dtype == "int8" else (), "int8")
     with atomic_folder(out) as temporary, progress(f"export {format}", 3) as advance, inference(model), _quiet():
         try:
-            inputs: Inputs = example_inputs(model, batch_size, size)
+            inputs: Inputs = _inputs(model, batch_size, size, text_tokens)
             exact = Call(model)(**inputs)
             inputs = _cast(model, inputs, dtype)
             output = Call(model)(**inputs)
             advance(1, "eager")
-            chosen.write(model, inputs, temporary / chosen.file)
+            chosen.write(model, inputs, temporary / chosen.file, dtype)
             advance(1, "written")
             difference, largest = _difference(model, chosen.read(temporary / chosen.file), _others(inputs))
             advance(1, "checked")
         except OSError:
             raise
         except Exception as error:  # tracers and runtimes raise whatever they like
-            name = type(model).__name__
+            name = class_name(model)
             raise SecateurError(f"{name} cannot be written as {format} in {dtype}: {first_line(error)}") from error
         if not difference <= TOLERANCES[dtype] * largest:  # nor when it is not a number
             raise SecateurError(
-                f"the {format} file of {type(model).__name__} in {dtype} does not compute what the model does: it "
+                f"the {format} file of {class_name(model)} in {dtype} does not compute what the model does: it "
                 f"differs by {difference:.1e} in outputs of up to {largest:.1e}; nothing was written"
             )
         manifest = manifest_of(model)
         about = {
             "format": format,
             "file": chosen.file,
-            "class": type(model).__name__,
+            "class": class_name(model),
             "inputs": {name: _described(value) for name, value in named(inputs).items()},
             "output": _described(output),
             "dtype": dtype,
@@ -128,6 +137,24 @@ def export(
     return about
 
 
+def _inputs(model: nn.Module, batch_size: int, size: tuple[int, int] | None, text_tokens: int | None) -> Inputs:
+    """`example_inputs` with a text of a given length, and numbers in types that hold every value of a sampler."""
+    inputs = example_inputs(model, batch_size, size)
+    if text_tokens is not None:
+        texts = {name: axis for name, axis in TEXT_AXES.items() if name in inputs}
+        inputs |= {name: _of_length(inputs[name], axis, text_tokens) for name, axis in texts.items()}
+    if isinstance(getattr(model, "time_proj", None), nn.Embedding):  # a row for each integer, and no time between
+        return inputs
+    return inputs | {name: inputs[name].float() for name in EXACT if name in inputs}
+
+
+def _of_length(value: Tensor, axis: int, length: int) -> Tensor:
+    """The first entries along `axis`, or all of them over and over."""
+    times = [1] * value.ndim
+    times[axis] = -(-length // value.shape[axis])
+    return value.repeat(times).narrow(axis, 0, length)
+
+
 def named(inputs: Inputs, prefix: str = "") -> dict[str, Tensor]:
     """Nested inputs by flat names, as ONNX has them: added_cond_kwargs_time_ids."""
     flat: dict[str, Tensor] = {}
@@ -141,7 +168,7 @@ def traced(model: nn.Module, inputs: Inputs) -> ExportedProgram:
     return torch.export.export(Call(model).eval(), (), dict(inputs), strict=False)
 
 
-def _write_onnx(model: nn.Module, inputs: Inputs, path: Path) -> None:
+def _write_onnx(model: nn.Module, inputs: Inputs, path: Path, dtype: DtypeName) -> None:
     program = _without_idle_squeezes(traced(model, inputs))
     # Unoptimized: onnxscript's optimizer makes Sana give NaN, and runtimes optimize by themselves.
     options: dict[str, Any] = {"optimize": False, "verbose": False, "opset_version": OPSET}
@@ -174,7 +201,7 @@ def _read_onnx(path: Path) -> Network:
     return run
 
 
-def _write_program(model: nn.Module, inputs: Inputs, path: Path) -> None:
+def _write_program(model: nn.Module, inputs: Inputs, path: Path, dtype: DtypeName) -> None:
     program = traced(model, inputs)
     program.example_inputs = None  # an archive of weights and a graph; torch would pickle the inputs into it
     torch.export.save(program, path)
@@ -185,12 +212,21 @@ def _read_program(path: Path) -> Network:
     return lambda inputs: module(**inputs)
 
 
-def _write_diffusers(model: nn.Module, inputs: Inputs, path: Path) -> None:
+def _write_diffusers(model: nn.Module, inputs: Inputs, path: Path, dtype: DtypeName) -> None:
     save_pretrained(model, path)
 
 
 def _read_diffusers(path: Path) -> Network:
     model = Call(as_network(from_pretrained(path)))
+    return lambda inputs: model(**inputs)
+
+
+def _write_single_file(model: nn.Module, inputs: Inputs, path: Path, dtype: DtypeName) -> None:
+    write_single_file(model, path, FLOAT8 if dtype == "float8" else None)
+
+
+def _read_single_file(path: Path) -> Network:
+    model = Call(load_single_file(path))
     return lambda inputs: model(**inputs)
 
 
@@ -203,16 +239,27 @@ def _cast(model: nn.Module, inputs: Inputs, dtype: DtypeName) -> Inputs:
         quantize_(model, Int8WeightOnlyConfig())
         unwrap_tensor_subclass(model)  # plain tensors, which torch writes raw; it would pickle torchao's
         return inputs
-    to = getattr(torch, dtype)
+    to = torch.bfloat16 if dtype == "float8" else getattr(torch, dtype)
     nn.Module.to(model, to)  # past diffusers' warning
-    return tree_map_only(Tensor, lambda value: value.to(to) if value.is_floating_point() else value, dict(inputs))
+    if dtype == "float8":
+        _round_linear_weights(model)
+    cast = tree_map_only(Tensor, lambda value: value.to(to) if value.is_floating_point() else value, dict(inputs))
+    return cast | {name: inputs[name] for name in EXACT if name in inputs}
+
+
+def _round_linear_weights(model: nn.Module) -> None:
+    """To the values that float8 holds (e4m3: three bits of a fraction), as programs without scales read them."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.weight.data = module.weight.data.to(FLOAT8).to(module.weight.dtype)
 
 
 def _others(inputs: Inputs) -> dict[str, Any]:
     """Other values in the same shapes, so that a constant that was traced is seen."""
     changed = tree_map_only(Tensor, lambda value: value * 0.5 if value.is_floating_point() else value, dict(inputs))
-    if "timestep" in inputs and not inputs["timestep"].is_floating_point():
-        changed["timestep"] = torch.full_like(inputs["timestep"], 500)
+    if "timestep" in inputs:
+        time = inputs["timestep"]
+        changed["timestep"] = time * OTHER_TIME if time.is_floating_point() else torch.full_like(time, 500)
     return changed
 
 
@@ -258,5 +305,8 @@ FORMATS: dict[FormatName, Format] = {
         "model.onnx", _write_onnx, _read_onnx, ("float32", "float16"), ("onnx", "onnxscript", "onnxruntime")
     ),
     "torch-export": Format("model.pt2", _write_program, _read_program, ("float32", "float16", "bfloat16", "int8")),
+    "single-file": Format(
+        "model.safetensors", _write_single_file, _read_single_file, ("float32", "float16", "bfloat16", "float8")
+    ),
     "diffusers": Format("model", _write_diffusers, _read_diffusers, ("float32", "float16", "bfloat16")),
 }

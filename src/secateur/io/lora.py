@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import diffusers
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
 from torch import Tensor, nn
@@ -21,7 +22,9 @@ from torch import Tensor, nn
 from ..base.errors import ModelError
 from ..models.registry import describe
 from ..structure import Cut, kept_entries, name_after, remove, rescaling
+from .foreign import quiet
 from .manifest import dense_skeleton, manifest_of
+from .pruned import dense_class
 
 Part = Literal["down", "up", "alpha"]
 
@@ -38,6 +41,15 @@ ENDINGS: dict[str, Part] = {  # of peft, of kohya, and of diffusers before it us
     "_lora.down.weight": "down",
     "_lora.up.weight": "up",
     ".alpha": "alpha",
+}
+PIPELINES = {  # that know how LoRAs of the architecture are spelled
+    "UNet2DConditionModel": "StableDiffusionXLPipeline",
+    "SD3Transformer2DModel": "StableDiffusion3Pipeline",
+    "FluxTransformer2DModel": "FluxPipeline",
+    "ChromaTransformer2DModel": "ChromaPipeline",
+    "QwenImageTransformer2DModel": "QwenImagePipeline",
+    "WanTransformer3DModel": "WanPipeline",
+    "SanaTransformer2DModel": "SanaPipeline",
 }
 TEXT_ENCODERS = ("text_encoder", "lora_te")
 KOHYA = re.compile(r"lora_(unet|transformer)_")
@@ -92,13 +104,49 @@ def slice_lora(lora: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor
     if manifest is None:
         raise ModelError(f"this {type(model).__name__} has no pruning.json: it is dense, and its LoRA fit as they are")
     dense = dense_skeleton(manifest)
+    lora = _folded(lora)
     text = {key: tensor for key, tensor in lora.items() if key.startswith(TEXT_ENCODERS)}
-    pieces = _pieces({key: tensor for key, tensor in lora.items() if key not in text}, dense)
+    network = {key: tensor for key, tensor in lora.items() if key not in text}
+    try:
+        pieces = _pieces(network, dense)
+    except ModelError as unknown:
+        pieces = _pieces(_by_diffusers(network, dense, unknown), dense)
     _check(pieces, dense)
     for cut in manifest.cuts:
         pieces = _follow(pieces, dense, cut)
         remove(dense, describe(dense), cut)
     return text | {piece.new_key: piece.tensor.contiguous() for piece in pieces}
+
+
+def _folded(lora: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The LoRA with each alpha beside peft's matrices multiplied into `up`: diffusers refuses a file that has both."""
+    folded = {key.replace(".default.weight", ".weight"): tensor for key, tensor in lora.items()}
+    for key in [key for key in folded if key.endswith(".alpha")]:
+        layer = key.removesuffix(".alpha")
+        down, up = f"{layer}.lora_A.weight", f"{layer}.lora_B.weight"
+        if down in folded and up in folded:
+            folded[up] = folded[up] * (folded.pop(key).item() / len(folded[down]))
+    return folded
+
+
+def _by_diffusers(lora: Mapping[str, Tensor], dense: nn.Module, unknown: ModelError) -> dict[str, Tensor]:
+    """The LoRA by diffusers' names, where its keys are those of the original authors, as many trainers write them.
+
+    Raises:
+        ModelError: `unknown`, if diffusers does not know them either.
+    """
+    name = PIPELINES.get(dense_class(dense).__name__)
+    if name is None:
+        raise unknown
+    options = {"unet_config": dense.config} if "StableDiffusion" in name and "3" not in name else {}
+    try:
+        with quiet():
+            found = getattr(diffusers, name).lora_state_dict(dict(lora), **options)
+    except Exception as error:  # its converters assert, index and compute as they like
+        raise unknown from error
+    converted, alphas = found if isinstance(found, tuple) else (found, None)
+    scales = {key: torch.as_tensor(alpha) for key, alpha in (alphas or {}).items()}
+    return _folded({**converted, **scales})
 
 
 def _pieces(lora: Mapping[str, Tensor], dense: nn.Module) -> list[Piece]:

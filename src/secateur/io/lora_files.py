@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,28 @@ def read_lora(path: str | Path) -> dict[str, Tensor]:
         return _scaled(lora, described)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError, re.error) as error:
         raise ModelError(f"{file} cannot be read: {first_line(error)}") from error
+
+
+def peft_metadata(lora: Mapping[str, Tensor]) -> dict[str, str]:
+    """The metadata of a file of `lora` that says the rank of every layer, and that nothing is scaled by it.
+
+    Readers that find no scale beside a layer take the first layer's rank for every alpha. kohya's keys have an alpha
+    each, and get no metadata.
+    """
+    ranks: dict[str, dict[str, int]] = {}
+    for key, down in lora.items():
+        component, _, rest = key.partition(".")
+        layer, found, _ = rest.partition(".lora_A.")
+        if found:
+            ranks.setdefault(component, {})[layer] = len(down)
+    described: dict[str, Any] = {}
+    for component, of_layers in ranks.items():
+        common = Counter(of_layers.values()).most_common(1)[0][0]
+        others = {layer: rank for layer, rank in of_layers.items() if rank != common}
+        config = {"r": common, "lora_alpha": common, "rank_pattern": others, "alpha_pattern": others}
+        config["target_modules"] = sorted(of_layers)
+        described |= {f"{component}.{name}": value for name, value in config.items()}
+    return {"format": "pt"} | ({METADATA_KEY: json.dumps(described, sort_keys=True)} if described else {})
 
 
 def _file(path: Path) -> Path:

@@ -1,6 +1,6 @@
 """The manifest of a pruned model: its dense base and, in order, every cut and recovery since.
 
-It travels in the model's config, so that a pipeline's own `save_pretrained` keeps it, and is written to `pruning.json`.
+In memory it is part of the model's config. On disk it is `pruning.json`, and the config has a pointer to it.
 """
 
 from __future__ import annotations
@@ -8,19 +8,62 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
+import msgspec
 from accelerate import init_empty_weights
 from torch import nn
 
-from ..models.registry import architecture_named, describe, family_of
-from ..structure import Cut, remove
+from ..base.errors import SecateurError
+from ..base.records import record_of
+from ..models.registry import architecture_named, describe, family_of, supported_architectures
+from ..structure import Cut, Removal, forget_removals, removals_of, remove
+from .foreign import hollow, quiet
+from .pruned import dense_class, give_class, saved_module
 
 MANIFEST = "pruning.json"
-MANIFEST_KEY = "secateur_pruning"  # of the config
+MANIFEST_KEY = "_secateur_pruning"  # of the config in memory; diffusers warns of keys without an underscore
+POINTER_KEY = "_secateur_manifest"  # of the config on disk
+FREQUENCIES_KEY = "_secateur_original_frequencies"  # likewise, of a DiT that was converted
 FORMAT_VERSION = 1
+
+
+class DimCut(msgspec.Struct):
+    """What a step keeps of one dim that had `size` units."""
+
+    size: int
+    kept: tuple[int, ...]
+
+
+class CutStep(msgspec.Struct, tag="cut", tag_field="kind"):
+    """The part of a step of kind "cut" that says what is left."""
+
+    dims: dict[str, DimCut]
+    removed_blocks: tuple[str, ...]
+
+    @property
+    def cut(self) -> Cut:
+        return Cut({name: dim.kept for name, dim in self.dims.items()}, self.removed_blocks)
+
+
+class Base(msgspec.Struct):
+    """The dense model."""
+
+    id: str
+    name: str = msgspec.field(name="class")
+    config: dict[str, Any] = {}
+
+
+class Document(msgspec.Struct):
+    """The whole of `pruning.json`."""
+
+    format: Literal["secateur-pruning"]
+    format_version: int
+    base: Base
+    steps: tuple[dict[str, Any], ...]
+    versions: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -42,11 +85,7 @@ class Manifest:
     @property
     def cuts(self) -> tuple[Cut, ...]:
         """Every cut since the base, in order."""
-        return tuple(
-            Cut({dim: tuple(entry["kept"]) for dim, entry in step["dims"].items()}, tuple(step["removed_blocks"]))
-            for step in self.steps
-            if step["kind"] == "cut"
-        )
+        return tuple(step.cut for step in self._cut_steps("the manifest"))
 
     @property
     def digest(self) -> str:
@@ -55,11 +94,24 @@ class Manifest:
         return hashlib.sha256(json.dumps(history, sort_keys=True).encode()).hexdigest()
 
     @staticmethod
-    def from_json(value: Mapping[str, Any]) -> Manifest:
-        """Raise `ValueError` if `value` was written by another version of the format."""
-        if (version := value.get("format_version")) != FORMAT_VERSION:
-            raise ValueError(f"its manifest has format version {version}; this secateur reads {FORMAT_VERSION}")
-        return Manifest(value["base"], tuple(value["steps"]))
+    def from_json(value: Any, source: Any = "the manifest") -> Manifest:
+        """The manifest that `to_json` gave, every cut of it checked.
+
+        Raises:
+            SecateurError: it is of another shape, or was written by another version of the format.
+        """
+        document = record_of(Document, value, source)
+        if document.format_version != FORMAT_VERSION:
+            version = document.format_version
+            raise SecateurError(f"{source} has format version {version}; this secateur reads {FORMAT_VERSION}")
+        manifest = Manifest(value["base"], document.steps)
+        list(manifest._cut_steps(source))
+        return manifest
+
+    def _cut_steps(self, source: Any) -> Iterator[CutStep]:
+        for number, step in enumerate(self.steps):
+            if step.get("kind") == "cut":
+                yield record_of(CutStep, step, f"{source}, step {number},")
 
 
 def library_versions() -> dict[str, str]:
@@ -68,52 +120,95 @@ def library_versions() -> dict[str, str]:
 
 
 def manifest_of(model: nn.Module) -> Manifest | None:
-    """The manifest of a model that `apply_cut` pruned or `from_pretrained` loaded; None for a dense model."""
+    """The manifest of a model that was pruned here or loaded; None for a dense one.
+
+    Cuts that `structure.remove` made directly are in it too, without a word on why.
+    """
     config: Mapping[str, Any] = getattr(model, "config", {})
-    return Manifest.from_json(config[MANIFEST_KEY]) if MANIFEST_KEY in config else None
+    noted = Manifest.from_json(config[MANIFEST_KEY]) if MANIFEST_KEY in config else None
+    if not (removals := removals_of(model)):
+        return noted
+    noted = noted or _begun(model, "")
+    return replace(noted, steps=(*noted.steps, *(_step(removal) for removal in removals)))
 
 
 def apply_cut(model: nn.Module, cut: Cut, details: Mapping[str, Any] | None = None, base_id: str = "") -> nn.Module:
     """Remove `cut` from `model` in place, write it into the model's manifest with `details`, and return the model.
 
-    A module without a config has no manifest: it is cut all the same.
+    A network without a diffusers config has nowhere to write it, and cannot be saved either.
     """
-    structure = describe(model)
     if not hasattr(model, "register_to_config"):
-        return remove(model, structure, cut)
-    manifest = manifest_of(model) or Manifest(
-        {"id": base_id, "class": _saved_class(model), "config": _plain_config(model)}
-    )
-    step = {
-        "kind": "cut",
-        "dims": {
-            name: {"size": structure.dims[name].size, "kept": list(units)} for name, units in sorted(cut.kept.items())
-        },
-        "removed_blocks": list(cut.removed_blocks),
-        **(details or {}),
-    }
-    remove(model, structure, cut)
-    if cut.removed_blocks:
-        _follow_depth(model)
-    _attach(model, replace(manifest, steps=(*manifest.steps, step)))
+        return remove(model, describe(model), cut)
+    manifest = manifest_of(model) or _begun(model, base_id)
+    forget_removals(model)
+    remove(model, describe(model), cut)
+    (removal,) = removals_of(model)
+    attach(model, replace(manifest, steps=(*manifest.steps, {**_step(removal), **(details or {})})))
     return model
+
+
+def attach(model: nn.Module, manifest: Manifest) -> None:
+    """Make `manifest` that of `model`: it describes every cut that was made."""
+    forget_removals(model)
+    blocks_left = any(cut.removed_blocks for cut in manifest.cuts)
+    entries = dict(family_of(model).depth_entries(model)) if blocks_left else {}
+    model.register_to_config(**entries, **{MANIFEST_KEY: manifest.to_json()})  # type: ignore[operator]
+    give_class(model, _loads_in_diffusers(model, manifest))
+
+
+def _loads_in_diffusers(model: nn.Module, manifest: Manifest) -> bool:
+    """Whether the dense class builds the model from its config, as it does where only blocks left their lists."""
+    if any(len(dim.kept) < dim.size for step in manifest._cut_steps("the manifest") for dim in step.dims.values()):
+        return False
+    dense, saved = dense_class(model), saved_module(model)
+    if dense.__name__ not in supported_architectures():
+        return False
+    built = hollow(dense, {**saved.config, "_class_name": dense.__name__}, 10**6)  # type: ignore[dict-item]
+    return shapes(built) == shapes(saved)
+
+
+def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor that is saved of `model`, by name."""
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 def dense_skeleton(manifest: Manifest) -> nn.Module:
     """The dense base of a pruned model, without memory."""
-    with init_empty_weights(include_buffers=False):
+    with init_empty_weights(include_buffers=False), quiet():
         return architecture_named(manifest.base["class"]).from_config(dict(manifest.base["config"]))
 
 
 def pruned_skeleton(manifest: Manifest) -> nn.Module:
-    """The pruned model that `manifest` describes, without memory: every cut replayed on the shapes of the base."""
+    """The pruned model that `manifest` describes, without memory: its cuts replayed on the shapes of the base.
+
+    Raises:
+        ValueError: a cut that does not fit.
+    """
     model = dense_skeleton(manifest)
-    for cut in manifest.cuts:
+    for cut in composed(manifest):
         remove(model, describe(model), cut)
-    if any(cut.removed_blocks for cut in manifest.cuts):
-        _follow_depth(model)
-    _attach(model, manifest)
+    attach(model, manifest)
     return model
+
+
+def composed(manifest: Manifest) -> Iterator[Cut]:
+    """The cuts of a manifest, as few as do the same: up to one that removes blocks they name the same units.
+
+    Raises:
+        ValueError: a cut that is not of the model that the one before it left.
+    """
+    kept: dict[str, tuple[int, ...]] = {}
+    for step in manifest._cut_steps("the manifest"):
+        for name, dim in step.dims.items():
+            before = kept.get(name)
+            if before is not None and (len(before) != dim.size or not all(0 <= unit < dim.size for unit in dim.kept)):
+                raise ValueError(f"a cut of {name} is not of the {len(before)} units that were left")
+            kept[name] = dim.kept if before is None else tuple(before[unit] for unit in dim.kept)
+        if step.removed_blocks:
+            yield Cut(kept, step.removed_blocks)
+            kept = {}
+    if kept:
+        yield Cut(kept)
 
 
 def removed_since(model: nn.Module, reference: nn.Module) -> tuple[str, ...]:
@@ -138,36 +233,30 @@ def removed_since(model: nn.Module, reference: nn.Module) -> tuple[str, ...]:
 def note_labels(model: nn.Module, class_names: Sequence[str], base_id: str = "") -> None:
     """Write into the manifest that `model` was given other classes; one is begun for a dense model."""
     config = _plain_config(model)
-    manifest = manifest_of(model) or Manifest({"id": base_id, "class": _saved_class(model), "config": config})
+    manifest = manifest_of(model) or _begun(model, base_id)
     counts = {key: config[key] for key in ("num_embeds_ada_norm", "num_class_embeds") if key in config}
     base = {**manifest.base, "config": {**manifest.base["config"], **counts}}
     step = {"kind": "labels", "classes": len(class_names), "names": list(class_names)}
-    _attach(model, Manifest(base, (*manifest.steps, step)))
+    attach(model, Manifest(base, (*manifest.steps, step)))
 
 
 def note_step(model: nn.Module, kind: str, details: Mapping[str, Any]) -> None:
     """Append what was done to a pruned model, for example a recovery, to its manifest."""
     manifest = manifest_of(model)
     if manifest is not None:
-        _attach(model, replace(manifest, steps=(*manifest.steps, {"kind": kind, **details})))
+        attach(model, replace(manifest, steps=(*manifest.steps, {"kind": kind, **details})))
 
 
-def _follow_depth(model: nn.Module) -> None:
-    """Write the depth of a transformer into its config."""
-    model.register_to_config(**family_of(model).depth_entries(model))  # type: ignore[operator]
+def _begun(model: nn.Module, base_id: str) -> Manifest:
+    return Manifest({"id": base_id, "class": dense_class(model).__name__, "config": _plain_config(model)})
 
 
-def _attach(model: nn.Module, manifest: Manifest) -> None:
-    model.register_to_config(**{MANIFEST_KEY: manifest.to_json()})  # type: ignore[operator]
-
-
-def _saved_class(model: nn.Module) -> str:
-    """The class in the config, which is another than the model's own where it is a view; a fresh config has none."""
-    config: Mapping[str, Any] = model.config  # type: ignore[assignment]
-    return config.get("_class_name", type(model).__name__)
+def _step(removal: Removal) -> dict[str, Any]:
+    dims = {name: {"size": removal.sizes[name], "kept": list(units)} for name, units in sorted(removal.kept.items())}
+    return {"kind": "cut", "dims": dims, "removed_blocks": list(removal.removed_blocks)}
 
 
 def _plain_config(model: nn.Module) -> dict[str, Any]:
     config: Mapping[str, Any] = model.config  # type: ignore[assignment]
-    kept = {key: value for key, value in config.items() if not key.startswith("_") and key != MANIFEST_KEY}
+    kept = {key: value for key, value in config.items() if not key.startswith("_") or key == FREQUENCIES_KEY}
     return json.loads(json.dumps(kept))  # as a manifest that was read back has it

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from ..base.errors import ModelError, SecateurError, first_line, require
 from ..base.files import atomic_folder, read_json, write_json
-from .checkpoint import FREQUENCIES_KEY, SCHEDULER, save_pretrained
+from .checkpoint import SCHEDULER, save_pretrained
+from .manifest import FREQUENCIES_KEY
 
 Kind = Literal["dit", "sit"]
 
@@ -46,7 +47,7 @@ SCHEDULERS: dict[Kind, dict[str, Any]] = {
         "_class_name": "FlowMatchEulerDiscreteScheduler",
         "num_train_timesteps": 1000,
         "shift": 1.0,
-        "secateur_flow_convention": "sit",
+        "_secateur_flow_convention": "sit",
     },
 }
 
@@ -266,6 +267,10 @@ def _check_names_and_shapes(state: Mapping[str, Tensor], layout: Mapping[str, tu
     for name, shape in layout.items():
         if state[name].shape != shape:
             raise ModelError(f"{name} has shape {tuple(state[name].shape)} where {shape} is expected")
+        if not state[name].is_floating_point():
+            raise ModelError(
+                f"{name} holds {str(state[name].dtype).removeprefix('torch.')}, not floating-point numbers"
+            )
 
 
 def _check_positions(theirs: Tensor, ours: Tensor) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 
@@ -95,6 +96,11 @@ def as_it_is(output: Tensor, x: Tensor) -> Tensor:
 def no_conditions(model: nn.Module, batch_size: int, draw: Draw) -> Conditions:
     """An architecture that takes no text."""
     return UNCONDITIONAL
+
+
+def text_mask(batch_size: int, tokens: int) -> Tensor:
+    """1 for the tokens of a caption that fills three quarters, 0 for what it is padded with, (B, tokens)."""
+    return (torch.arange(tokens) < 3 * tokens // 4).long().repeat(batch_size, 1)
 
 
 def labels_by_config(model: nn.Module) -> Labels | None:

@@ -9,7 +9,9 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor
 
 from ..base.errors import ModelError
+from .meaning import Meaning, as_meaning, digest_of, settings_of
 
+BETAS = ("beta_schedule", "beta_start", "beta_end", "trained_betas", "rescale_betas_zero_snr")
 MOST_NOISE = 1e-8  # signal-to-noise ratio below which nothing of a clean sample can be told
 
 
@@ -17,10 +19,12 @@ MOST_NOISE = 1e-8  # signal-to-noise ratio below which nothing of a clean sample
 class DiffusionProcess:
     """Discrete variance-preserving diffusion (DDPM, Ho et al. 2020, eq. 4), sampled by DDIM with eta 0.
 
-    Targets follow the scheduler's `prediction_type`: epsilon, sample, or v (Salimans & Ho 2022, appendix D).
+    Targets follow the scheduler's `prediction_type`: epsilon, sample, or v (Salimans & Ho 2022, appendix D). Two
+    processes are equal if they noise, predict and sample alike, however their configs are written.
     """
 
-    config: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    meaning: Meaning = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_scheduler", DDPMScheduler.from_config(self.config))
@@ -30,6 +34,9 @@ class DiffusionProcess:
             raise ModelError(
                 f"prediction type {self.prediction_type!r} is unknown; use epsilon, sample or v_prediction"
             )
+        sampler = self.scheduler()
+        settings = settings_of(sampler, BETAS) | {"alphas_cumprod": digest_of(sampler.alphas_cumprod)}
+        object.__setattr__(self, "meaning", as_meaning(settings))
 
     @property
     def prediction_type(self) -> str:

@@ -10,8 +10,18 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from ..base.errors import ModelError
+from .meaning import Meaning, as_meaning, settings_of
 
-EVEN_LEVELS = "secateur_even_levels"  # of a scheduler's config
+SETTLED = (  # when a model is loaded: a shift by the image size has become `shift`
+    "use_dynamic_shifting",
+    "base_shift",
+    "max_shift",
+    "base_image_seq_len",
+    "max_image_seq_len",
+    "time_shift_type",
+    "stochastic_sampling",
+)
+EVEN_LEVELS = "_secateur_even_levels"  # of a scheduler's config
 
 
 class EvenFlowMatchEuler(FlowMatchEulerDiscreteScheduler):
@@ -40,16 +50,22 @@ class FlowProcess:
     `convention` fixes what the network sees and predicts:
     - "diffusers": time 1000 sigma, velocity noise - x0 (Esser et al. 2024);
     - "sit": time 1 - sigma in [0, 1], velocity x0 - noise (Ma et al. 2024, linear path).
+
+    Two processes are equal if they noise, predict and sample alike, however their configs are written.
     """
 
-    config: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
     convention: Literal["diffusers", "sit"] = "diffusers"
+    meaning: Meaning = field(init=False)
 
     def __post_init__(self) -> None:
         if self.convention not in ("diffusers", "sit"):
             raise ModelError(f"flow convention {self.convention!r} is unknown; use diffusers or sit")
         if self.num_train_timesteps < 1:
             raise ModelError(f"the scheduler config has {self.num_train_timesteps} training timesteps")
+        sampler = self.scheduler()
+        settings = settings_of(sampler, SETTLED) | {"sampler": type(sampler).__name__}
+        object.__setattr__(self, "meaning", as_meaning(settings))
 
     @property
     def num_train_timesteps(self) -> int:

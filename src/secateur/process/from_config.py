@@ -15,7 +15,7 @@ from .flow import FlowProcess, _flow_config
 def process_from_config(config: dict[str, Any]) -> Process:
     """The process that a diffusers `scheduler_config.json` describes.
 
-    The key `secateur_flow_convention`, which diffusers ignores, names the convention of a flow model.
+    The key `_secateur_flow_convention`, which diffusers ignores, names the convention of a flow model.
 
     Raises:
         ModelError: the scheduler belongs to neither family, or its class is not named.
@@ -23,7 +23,7 @@ def process_from_config(config: dict[str, Any]) -> Process:
     name = str(config.get("_class_name"))
     try:
         if name.startswith("FlowMatch"):
-            return _tried(FlowProcess(config, config.get("secateur_flow_convention", "diffusers")))
+            return _tried(FlowProcess(config, config.get("_secateur_flow_convention", "diffusers")))
         if config.get("use_flow_sigmas") and config.get("prediction_type") == "flow_prediction":
             return _tried(FlowProcess(_flow_config(config)))
         if "beta_schedule" in config or "beta_start" in config or name in ("DDPMScheduler", "DDIMScheduler"):

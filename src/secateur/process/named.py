@@ -15,5 +15,5 @@ PROCESSES: dict[str, dict[str, Any] | None] = {
     "ddpm": {"_class_name": "DDPMScheduler", "beta_schedule": "linear"},
     "v-prediction": {"_class_name": "DDPMScheduler", "beta_schedule": "linear", "prediction_type": "v_prediction"},
     "flow": _FLOW,
-    "flow-sit": _FLOW | {"secateur_flow_convention": "sit"},
+    "flow-sit": _FLOW | {"_secateur_flow_convention": "sit"},
 }

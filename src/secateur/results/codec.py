@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,6 +9,7 @@ import msgspec
 
 from ..base.errors import SecateurError, first_line
 from ..base.files import read_json, write_json
+from ..base.records import located, record_of
 
 T = TypeVar("T")
 
@@ -30,10 +30,7 @@ def from_json(kind: type[T], value: Any, source: str | Path) -> T:
     Raises:
         SecateurError: a field is missing, of another type, or contradicts another; names source and field.
     """
-    try:
-        return msgspec.convert(value, kind)
-    except msgspec.ValidationError as error:
-        raise SecateurError(f"{source} is damaged: {_located(str(error))}") from error
+    return record_of(kind, value, source)
 
 
 def read_result(kind: type[T], path: str | Path) -> T:
@@ -67,13 +64,5 @@ def read_lines(path: str | Path) -> tuple[dict[str, Any], ...]:
         try:
             found.append(msgspec.json.decode(line, type=dict[str, Any]))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise SecateurError(f"{path} is damaged: line {number}: {_located(first_line(error))}") from error
+            raise SecateurError(f"{path} is damaged: line {number}: {located(first_line(error))}") from error
     return tuple(found)
-
-
-def _located(message: str) -> str:
-    """msgspec's message with the field in front: "dims: expected `object`, got `array`"."""
-    said, _, place = message.partition(" - at ")
-    said = said[:1].lower() + said[1:]
-    field = re.sub(r"^\$\.?", "", place.strip("`"))
-    return f"{field}: {said}" if field else said

@@ -7,7 +7,7 @@ from torch import nn
 from ..base.errors import DataError, SecateurError, require
 from ..data import ImageDataset, LatentDataset
 from ..data.conditions import GIVE_LABELS, check_conditions
-from ..io.checkpoint import Loaded
+from ..io.pipeline import Loaded
 from ..models.network import class_count, device_of, input_shape
 from ..recipes import Recipe
 from ..recovery import RecoveryConfig

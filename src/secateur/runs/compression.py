@@ -12,7 +12,8 @@ from ..base.distributed import is_main_process, main_first, wait_for_everyone
 from ..criteria import criterion_named
 from ..data import ImageDataset
 from ..evaluation import plan_evaluation
-from ..io.checkpoint import Component, Loaded
+from ..io.locate import Component
+from ..io.pipeline import Loaded
 from ..process.named import ProcessName
 from ..recipes import Recipe, recipe_named
 from ..recovery import Pruner, RecoveryConfig, WarmupConfig

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..base.files import read_json, write_json
 from ..data import ImageDataset
-from ..io.checkpoint import Loaded
+from ..io.pipeline import Loaded
 from ..recipes import Recipe
 from ..recovery import Pruner
 from ..schedules import Goal, Target, build_pruner

@@ -18,8 +18,9 @@ from ..criteria import ScoringConfig, score
 from ..data import Batch, ImageDataset, calibration_batch
 from ..data.conditions import accepts
 from ..evaluation import EvaluationConfig, evaluate_models, measure_latency, write_evaluation
-from ..io.checkpoint import Loaded, from_pretrained, save_pipeline, save_pretrained
+from ..io.checkpoint import from_pretrained, save_pretrained
 from ..io.manifest import apply_cut, note_labels, note_step
+from ..io.pipeline import Loaded, save_pipeline
 from ..models.labels import train_only_labels
 from ..models.network import as_network, device_of, example_inputs
 from ..recovery import Pruner, RecoveryConfig, WarmupConfig, recover

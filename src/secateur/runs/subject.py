@@ -20,7 +20,9 @@ from ..data.autoencoder import open_autoencoder
 from ..data.classes import numbered
 from ..data.conditions import check_conditions
 from ..data.encode import encode, open_encoded, sizes, whole
-from ..io.checkpoint import Component, Loaded, from_pretrained, load
+from ..io.checkpoint import from_pretrained
+from ..io.locate import Component
+from ..io.pipeline import Loaded, load
 from ..models.network import as_network, class_count, device_of, input_shape, takes_text
 from ..models.registry import describe
 from ..process.named import PROCESSES, ProcessName

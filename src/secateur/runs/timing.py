@@ -16,7 +16,7 @@ from ..criteria.criterion import FORWARD_SHARE
 from ..evaluation import EvaluationConfig
 from ..evaluation.costs import count_macs
 from ..evaluation.metrics.latency import synchronize
-from ..io.checkpoint import Loaded
+from ..io.pipeline import Loaded
 from ..models.network import device_of, example_batch, example_inputs, input_shape
 from ..process.base import denoising_error
 from ..recipes import Recipe

@@ -17,7 +17,8 @@ from ..base.rules import Count, above, at_least, check_fields
 from ..criteria import criterion_named
 from ..data import ImageDataset
 from ..evaluation import EvaluationConfig
-from ..io.checkpoint import Component, Loaded
+from ..io.locate import Component
+from ..io.pipeline import Loaded
 from ..models.labels import relabel
 from ..process.named import ProcessName
 from ..recipes import RECIPES, Recipe, ScheduleName, recipe_named

@@ -3,7 +3,16 @@
 from .check import Check, check_structure, count_checks
 from .dims import Block, Cut, Dim, Slice, Structure, StructureBuilder, check_cut
 from .masks import Masks, masked, masks_of
-from .removal import kept_entries, name_after, remove, rescaling, without_blocks
+from .removal import (
+    Removal,
+    forget_removals,
+    kept_entries,
+    name_after,
+    removals_of,
+    remove,
+    rescaling,
+    without_blocks,
+)
 from .select import Selection, select
 from .streams import Skip, handed_on, pick, streams_of
 
@@ -13,6 +22,7 @@ __all__ = [
     "Cut",
     "Dim",
     "Masks",
+    "Removal",
     "Selection",
     "Skip",
     "Slice",
@@ -21,12 +31,14 @@ __all__ = [
     "check_cut",
     "check_structure",
     "count_checks",
+    "forget_removals",
     "handed_on",
     "kept_entries",
     "masked",
     "masks_of",
     "name_after",
     "pick",
+    "removals_of",
     "remove",
     "rescaling",
     "select",

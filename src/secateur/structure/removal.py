@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,27 @@ from torch import Tensor, nn
 from .attributes import follow_weights
 from .dims import Cut, Structure, check_cut
 from .streams import Skip, streams_of
+
+_REMOVALS = "_removals"  # attribute of a model
+
+
+@dataclass(frozen=True)
+class Removal:
+    """A cut that was made: the units that stayed of each dim, its size before, and the blocks that left."""
+
+    kept: Mapping[str, tuple[int, ...]]
+    sizes: Mapping[str, int]
+    removed_blocks: tuple[str, ...]
+
+
+def removals_of(model: nn.Module) -> tuple[Removal, ...]:
+    """What `remove` did to `model`, in order, so that it can be written down whoever did it."""
+    return vars(model).get(_REMOVALS, ())
+
+
+def forget_removals(model: nn.Module) -> None:
+    """Note nothing of what `remove` did so far: it is written down elsewhere."""
+    vars(model).pop(_REMOVALS, None)
 
 
 def kept_entries(structure: Structure, cut: Cut, shapes: dict[str, torch.Size]) -> dict[str, dict[int, Tensor]]:
@@ -76,6 +98,8 @@ def remove(model: nn.Module, structure: Structure, cut: Cut) -> nn.Module:
             setattr(module, attribute, getattr(module, attribute) * len(cut.kept[name]) // structure.dims[name].size)
     _remove_blocks(model, structure, cut.removed_blocks)
     follow_weights(model)
+    sizes = {name: structure.dims[name].size for name in cut.kept}
+    vars(model)[_REMOVALS] = (*removals_of(model), Removal(dict(cut.kept), sizes, cut.removed_blocks))
     return model
 
 

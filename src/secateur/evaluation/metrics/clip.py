@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from ...base.errors import ModelError, first_line
 from ...base.rules import check_fields
+from ...io.index import check_transformers
 from ...results.evaluation import Metric
 from ..measurement import CaptionScore, OfCaptions, Subject
 
@@ -48,6 +49,7 @@ def load_clip(name: str = CLIP, device: torch.device | str = "cpu") -> CaptionSc
     try:
         from transformers import AutoTokenizer, CLIPModel
 
+        check_transformers(name)
         model: Any = (
             CLIPModel.from_pretrained(name, trust_remote_code=False, use_safetensors=True)
             .eval()

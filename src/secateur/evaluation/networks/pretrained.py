@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...base.errors import ModelError, first_line
+from ...io.index import check_transformers
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -78,6 +79,7 @@ def load_transformers(name: str) -> NetworkFeatures:
     try:
         from transformers import AutoModel
 
+        check_transformers(name)
         network = AutoModel.from_pretrained(name, trust_remote_code=False, use_safetensors=True)
         size, dim = min(224, network.config.image_size), network.config.hidden_size
     except Exception as error:  # as `load_timm`

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...structure import Structure, StructureBuilder
 from ..conditions import Conditions
-from ..family import Draw, Family, Size, counted
+from ..family import Draw, Family, Size, counted, text_mask
 from ..layers.transformer_block import declare_listed_blocks
 
 TEXT_TOKENS = 120  # of alpha's pipeline
@@ -28,6 +28,7 @@ def _conditions(model: PixArtTransformer2DModel, batch_size: int, draw: Draw) ->
     config: Any = model.config
     return {
         "encoder_hidden_states": draw(TEXT_TOKENS, config.caption_channels or config.cross_attention_dim),
+        "encoder_attention_mask": text_mask(batch_size, TEXT_TOKENS),
         "added_cond_kwargs.resolution": 512 + 64 * draw(2),
         "added_cond_kwargs.aspect_ratio": draw(1).exp(),
     }

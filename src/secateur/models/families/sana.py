@@ -12,7 +12,7 @@ from torch import Tensor
 from ...base.errors import ModelError
 from ...structure import Block, Structure, StructureBuilder
 from ..conditions import Conditions
-from ..family import Draw, Family, Size, counted, sample_and_timestep
+from ..family import Draw, Family, Size, counted, sample_and_timestep, text_mask
 from ..layers.attention import declare_attention
 
 TEXT_TOKENS = 300
@@ -57,7 +57,11 @@ def _arguments(
 
 def _conditions(model: SanaTransformer2DModel, batch_size: int, draw: Draw) -> Conditions:
     guidance = {"guidance": torch.full((batch_size,), 0.45)} if model.config.guidance_embeds else {}
-    return {"encoder_hidden_states": draw(TEXT_TOKENS, model.config.caption_channels), **guidance}
+    return {
+        "encoder_hidden_states": draw(TEXT_TOKENS, model.config.caption_channels),
+        "encoder_attention_mask": text_mask(batch_size, TEXT_TOKENS),
+        **guidance,
+    }
 
 
 def _encode(pipeline: Any, prompts: list[str], size: Size, without: bool) -> dict[str, Tensor]:

@@ -6,11 +6,33 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
+from ...structure import Structure
 from ..conditions import Conditions
 from ..family import Draw, Family, Size
 from .unet2d import describe_unet2d, no_depth
 
 TEXT_TOKENS = 77  # of CLIP
+KNOWN = {  # entries of the config that say what the network is told beside time and text
+    "addition_embed_type": (None, "text", "text_time"),
+    "encoder_hid_dim_type": (None, "text_proj"),
+    "time_cond_proj_dim": (None,),
+}
+
+
+def describe_unet2d_condition(model: UNet2DConditionModel) -> Structure:
+    """Declare `model` as any U-Net of images, once everything that it is told is known.
+
+    Raises:
+        ValueError: it is told of more than a text of one width: an image, or its own guidance (LCM).
+    """
+    config: Any = model.config
+    widths = config.cross_attention_dim
+    if not isinstance(widths, int) and len(set(widths)) > 1:
+        raise ValueError(f"a U-Net that reads texts of several widths (cross_attention_dim={widths}) is not supported")
+    for entry, known in KNOWN.items():
+        if config.get(entry) not in known:
+            raise ValueError(f"a U-Net with {entry}={config[entry]!r} is not supported: it is told of more than a text")
+    return describe_unet2d(model)
 
 
 def _conditions(model: UNet2DConditionModel, batch_size: int, draw: Draw) -> Conditions:
@@ -56,7 +78,7 @@ def _encode_xl(pipeline: Any, prompts: list[str], size: Size, without: bool) -> 
 
 UNET2D_CONDITION = Family(
     UNet2DConditionModel,
-    describe_unet2d,
+    describe_unet2d_condition,
     conditions=_conditions,
     depth_entries=no_depth,
     prompts={"StableDiffusionPipeline": _encode, "StableDiffusionXLPipeline": _encode_xl},

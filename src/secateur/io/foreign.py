@@ -1,0 +1,97 @@
+"""The edge to other libraries: what they raise is said in one line, and what they build is bounded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.utils import logging as diffusers_logging
+from torch import nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
+
+from ..base.errors import ModelError, SecateurError, is_out_of_memory
+
+MODULES_PER_TENSOR = 10  # few modules have no tensors of their own: lists, activations, dropout
+BUFFERS = 64 * 2**20  # bytes of tables that no weights file holds: positions, frequencies
+
+
+@contextmanager
+def loading(place: str | Path, what: str = "cannot be loaded") -> Iterator[None]:
+    """Turn whatever the libraries below raise inside the block into one line that names `place`.
+
+    Raises:
+        ModelError: the block raised anything other than a lack of memory.
+    """
+    try:
+        yield
+    except ModelError:
+        raise
+    except SecateurError as error:
+        raise ModelError(str(error)) from error
+    except Exception as error:
+        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and is_out_of_memory(error)):
+            raise
+        raise ModelError(f"{place} {what}: {said_by(error)}") from error
+
+
+def said_by(error: BaseException) -> str:
+    """The first two lines of what an error says, in one: torch names what does not fit in the second."""
+    lines = (str(error).strip() or repr(error)).splitlines()
+    return " ".join(line.strip() for line in lines[:2])
+
+
+@contextmanager
+def at_most(tensors: int, buffer_bytes: int = BUFFERS) -> Iterator[None]:
+    """Stop the building of a module that registers more than a weights file accounts for.
+
+    Raises:
+        ValueError: there are more than `tensors` parameters, far more modules, or larger buffers.
+    """
+    counts = {"parameters": 0, "modules": 0, "bytes of buffers": 0}
+    limits = {"parameters": tensors, "modules": MODULES_PER_TENSOR * tensors, "bytes of buffers": buffer_bytes}
+
+    def add(what: str, amount: int) -> None:
+        counts[what] += amount
+        if counts[what] > limits[what]:
+            raise ValueError(f"its config asks for more than {limits[what]:,} {what}, which its weights do not have")
+
+    hooks = [
+        register_module_parameter_registration_hook(lambda *_: add("parameters", 1)),
+        register_module_module_registration_hook(lambda *_: add("modules", 1)),
+        register_module_buffer_registration_hook(
+            lambda module, name, value: add("bytes of buffers", 0 if value is None else value.nbytes)
+        ),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def hollow(architecture: type[Any], config: Mapping[str, Any], tensors: int) -> nn.Module:
+    """A model of `config` without memory, not even for its buffers.
+
+    Raises:
+        ValueError: as `at_most`.
+    """
+    with at_most(tensors), torch.device("meta"), quiet():
+        return architecture.from_config(dict(config))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what diffusers says of a config, where a model is built from it once more."""
+    before = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        diffusers_logging.set_verbosity(before)

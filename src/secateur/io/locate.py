@@ -1,0 +1,124 @@
+"""Where a model is: a folder, a part of a pipeline folder, or a repository of the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+from huggingface_hub import snapshot_download
+from typing_extensions import Unpack
+
+from ..base.errors import ModelError, SecateurError, first_line
+from .index import INDEX, components
+
+Component = Literal["unet", "transformer", "vae"]
+COMPONENTS = ("unet", "transformer")
+OTHER_VARIANTS = ["*.fp16*.safetensors", "*.bf16*.safetensors", "*.non_ema*.safetensors"]
+
+
+class HubOptions(TypedDict, total=False):
+    """As in diffusers: which revision of a repository, by whose token, and into which cache."""
+
+    revision: str | None
+    token: str | bool | None
+    cache_dir: str | Path | None
+
+
+@dataclass(frozen=True)
+class Place:
+    """The folder of a model, and the pipeline folder and component that it is of, if any."""
+
+    folder: Path
+    pipeline: Path | None = None
+    component: str | None = None
+
+    @property
+    def root(self) -> Path:
+        """What was downloaded or copied together; links inside of it are followed."""
+        around = self.folder.parent
+        return self.pipeline or (around if (around / INDEX).is_file() else self.folder)
+
+
+def locate(
+    path_or_id: str | Path,
+    component: str | None = None,
+    *,
+    subfolder: str | None = None,
+    variant: str | None = None,
+    whole: bool = False,
+    **hub: Unpack[HubOptions],
+) -> Place:
+    """The place of a model; from the hub its files are fetched first, those of the whole pipeline if `whole`.
+
+    Args:
+        path_or_id: a folder of a model or a pipeline, or a hub id.
+        component: which part of a pipeline; by default the unet or transformer that is there.
+        subfolder: where in the folder or repository the model or pipeline is.
+        variant: of the weights that are fetched.
+        whole: fetch everything that the pipeline is made of.
+        hub: revision, token and cache folder of what is fetched.
+
+    Raises:
+        ModelError: nothing is there, the hub does not give it, or its index asks for code of its own.
+    """
+    folder, name = Path(path_or_id), str(path_or_id)
+    inside = Path(subfolder or "")
+    if inside.is_absolute() or ".." in inside.parts:
+        raise ModelError(f"subfolder is {subfolder}; give a folder inside of {path_or_id}")
+    if folder.is_dir():
+        return _place(folder / inside, component)
+    if name.count("/") != 1 or folder.is_absolute() or name.startswith("."):
+        raise ModelError(f"{path_or_id} is neither a folder nor a hub id such as google/ddpm-cifar10-32")
+    try:
+        fetch = _fetcher(name, hub)
+        # The small files first: they say which weights are wanted, and whether the model is supported.
+        place = _place(fetch(["*.json"]) / inside, component)
+        return _fetched(fetch, place, inside, variant, whole)
+    except SecateurError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"{path_or_id} is no local folder, and the hub did not give it: {first_line(error)}"
+        ) from error
+
+
+def _place(folder: Path, component: str | None) -> Place:
+    if not folder.is_dir():
+        raise ModelError(f"{folder} is no folder")
+    if not (folder / INDEX).is_file():
+        if component is not None:
+            raise ModelError(f"{folder} is a model folder, not a pipeline with a component {component}")
+        return Place(folder)
+    present = components(folder)
+    found = [name for name in (COMPONENTS if component is None else (component,)) if name in present]
+    if not found:
+        raise ModelError(
+            f"{folder / INDEX} lists no {component or ' or '.join(COMPONENTS)}; it has {', '.join(present)}"
+        )
+    # Some hub folders keep their only component at the root.
+    return Place(folder / found[0] if (folder / found[0]).is_dir() else folder, folder, found[0])
+
+
+def _fetcher(repository: str, hub: Mapping[str, Any]) -> Callable[..., Path]:
+    given = {name: value for name, value in hub.items() if value is not None}
+
+    def fetch(wanted: list[str], unwanted: list[str] | None = None) -> Path:
+        options = given if unwanted is None else given | {"ignore_patterns": unwanted}
+        return Path(snapshot_download(repository, allow_patterns=wanted, **options))
+
+    return fetch
+
+
+def _fetched(fetch: Callable[..., Path], place: Place, inside: Path, variant: str | None, whole: bool) -> Place:
+    parts = ["*.safetensors"]
+    if place.pipeline is not None and place.folder != place.pipeline:
+        parts = ["*/*.safetensors", "tokenizer*/*", "processor*/*"] if whole else [f"{place.component}/*.safetensors"]
+    wanted = ["*.json", *((inside / part).as_posix() for part in parts)]
+    folder = place.folder.relative_to(place.pipeline or place.folder)
+    unwanted = [pattern for pattern in OTHER_VARIANTS if variant is None or f".{variant}*" not in pattern]
+    root = fetch(wanted, unwanted) / inside
+    if variant is None and not any((root / folder).glob("*.safetensors")):
+        root = fetch(wanted) / inside  # only a variant is there
+    return replace(place, folder=root / folder, pipeline=None if place.pipeline is None else root)

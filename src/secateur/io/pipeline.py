@@ -1,0 +1,303 @@
+"""Models with what belongs to them: the process of their scheduler, and the pipeline that they are part of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline
+from torch import nn
+from typing_extensions import Unpack
+
+from ..base.errors import ModelError
+from ..base.files import atomic_folder, write_json
+from ..models.families.autoencoder_kl import AutoencoderKLDecoder
+from ..process.base import Process
+from ..process.from_config import process_from_config
+from ..process.reconstruction import reconstruction_by
+from .checkpoint import CONFIG, SCHEDULER, check_saved, described, load_model, save_pretrained
+from .files import check_file, copy_folder
+from .foreign import loading
+from .index import AUTOENCODERS, INDEX, autoencoder_of, check_pipeline, components, read_object
+from .levels import levels_of
+from .locate import HubOptions, Place, locate
+from .manifest import MANIFEST, manifest_of
+from .pruned import saved_module
+from .single_file import load_single_file, scheduler_of
+from .weights import is_weights
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model with its process, and the pipeline and component it came from, if any.
+
+    Attributes:
+        model: the network; of an `AutoencoderKL` its decoder.
+        process: what the network was trained on.
+        scheduler_config: the config that describes the process.
+        pipeline: the folder of the pipeline, or the pipeline itself where it is in memory.
+        component: the name of the model in it.
+    """
+
+    model: nn.Module
+    process: Process
+    scheduler_config: dict[str, Any] = field(default_factory=dict)
+    pipeline: Path | DiffusionPipeline | None = None
+    component: str | None = None
+
+    @property
+    def vae(self) -> Path | nn.Module | None:
+        """The autoencoder whose latents the model works on, or its folder; None for a model of pixels and a decoder."""
+        if self.pipeline is None or self.component in AUTOENCODERS:
+            return None
+        if isinstance(self.pipeline, Path):
+            return autoencoder_of(self.pipeline)
+        return _autoencoder_in(self.pipeline)
+
+
+def load(
+    path_or_id: str | Path,
+    *,
+    component: str | None = None,
+    process_config: Mapping[str, Any] | None = None,
+    subfolder: str | None = None,
+    variant: str | None = None,
+    torch_dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    **hub: Unpack[HubOptions],
+) -> Loaded:
+    """Load a model and the process that its scheduler's config describes; of an `AutoencoderKL`, its decoder.
+
+    Args:
+        path_or_id: a model folder, a pipeline folder, a hub id, or a `.safetensors` file of the original authors,
+            which is the network alone; of a pipeline on the hub everything is fetched.
+        component: which part of a pipeline: unet, transformer or vae; by default the first two's one that is there.
+        process_config: a scheduler config to use instead of the one beside the model.
+        subfolder: as in `from_pretrained`, like the rest.
+        variant: of the weights.
+        torch_dtype: of the weights; by default the saved one.
+        device: to load to.
+        hub: `revision`, `token` and `cache_dir`.
+
+    Raises:
+        ModelError: as `from_pretrained`; also when no scheduler config is found or it is not supported.
+    """
+    if Path(path_or_id).is_file():
+        single: Any = _moved(load_single_file(Path(path_or_id), torch_dtype), None, device)
+        found = dict(process_config or scheduler_of(single))
+        return Loaded(single, _process(found, single, latent=True), found)
+    place = locate(path_or_id, component, subfolder=subfolder, variant=variant, whole=True, **hub)
+    name, _ = described(place)
+    if name == AutoencoderKL.__name__:
+        if process_config is not None:
+            raise ModelError(f"{path_or_id}: a decoder takes latents, not noise; leave --process out")
+        autoencoder: Any = _moved(load_model(place, variant), torch_dtype, device)
+        decoder = AutoencoderKLDecoder(autoencoder)
+        return Loaded(decoder, reconstruction_by(autoencoder), {}, place.pipeline, place.component)
+    scheduler = dict(process_config or _scheduler_config(place))
+    latent = place.pipeline is not None and autoencoder_of(place.pipeline) is not None
+    process_from_config(scheduler)  # refused before the weights are read
+    model = _moved(load_model(place, variant), torch_dtype, device)
+    return Loaded(model, _process(scheduler, model, latent), scheduler, place.pipeline, place.component)
+
+
+def loaded_from_pipeline(pipeline: DiffusionPipeline, component: str | None = None) -> Loaded:
+    """A model of a pipeline that is in memory, with its process; nothing is copied or moved.
+
+    Args:
+        pipeline: any diffusers pipeline with a scheduler that is supported.
+        component: unet, transformer or vae; by default the first two's one that is there.
+
+    Raises:
+        ModelError: it has no such component, or its scheduler is not supported.
+    """
+    present = {name for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
+    found = [name for name in ((component,) if component else ("unet", "transformer")) if name in present]
+    if not found:
+        wanted = component or "unet or transformer"
+        raise ModelError(f"the {type(pipeline).__name__} has no {wanted}; it has {', '.join(sorted(present))}")
+    model = pipeline.components[found[0]]
+    if isinstance(model, AutoencoderKL):
+        return Loaded(AutoencoderKLDecoder(model), reconstruction_by(model), {}, pipeline, found[0])
+    chosen = pipeline.components.get("scheduler")
+    if chosen is None:
+        raise ModelError(f"the {type(pipeline).__name__} has no scheduler that says what its model was trained on")
+    scheduler = {**chosen.config, "_class_name": type(chosen).__name__}
+    process = _process(scheduler, model, _autoencoder_in(pipeline) is not None)
+    return Loaded(model, process, scheduler, pipeline, found[0])
+
+
+def load_pipeline(
+    path_or_id: str | Path,
+    *,
+    subfolder: str | None = None,
+    variant: str | None = None,
+    torch_dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    **hub: Unpack[HubOptions],
+) -> DiffusionPipeline:
+    """A pipeline, of a folder or the hub, that may hold pruned components, as a diffusers pipeline ready to call.
+
+    Arguments are those of `from_pretrained`.
+
+    Raises:
+        ModelError: as `from_pretrained`, or it is no pipeline.
+    """
+    place = locate(path_or_id, subfolder=subfolder, variant=variant, whole=True, **hub)
+    if place.pipeline is None:
+        raise ModelError(f"{path_or_id} is a model folder, not a pipeline: it has no {INDEX}")
+    models = {str(place.component): _moved(load_model(place, variant), torch_dtype, None)}
+    vae = autoencoder_of(place.pipeline)
+    if vae is not None and described(at := Place(vae, place.pipeline, vae.name))[0] == AutoencoderKL.__name__:
+        models[vae.name] = _moved(load_model(at, variant), torch_dtype, None)
+    pipeline = open_pipeline(place.pipeline, torch_dtype, variant, "", **models)
+    return pipeline if device is None else pipeline.to(device)
+
+
+def open_pipeline(
+    folder: Path,
+    torch_dtype: torch.dtype | None = None,
+    variant: str | None = None,
+    what: str = "",
+    **parts: Any,
+) -> DiffusionPipeline:
+    """The pipeline in `folder` by diffusers' own loader, once the folder is seen to hold nothing but data.
+
+    Args:
+        folder: of the pipeline.
+        torch_dtype: of the models that are loaded.
+        variant: of their weights, where they have it; by default the plain ones, or the only variant of each.
+        what: is loaded of it, for errors.
+        parts: components that are loaded already, or None for those to leave out.
+
+    Raises:
+        ModelError: it asks for code or pickles, leads out of itself, or cannot be loaded.
+    """
+    check_pipeline(folder)
+    wanted = [name for name in components(folder) if name not in parts]
+    variant = variant or _only_variant(folder, wanted)
+    options: dict[str, Any] = {} if torch_dtype is None else {"torch_dtype": torch_dtype}
+    with loading(f"{what} {folder}".strip()):
+        return DiffusionPipeline.from_pretrained(
+            folder,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            variant=variant,
+            **options,
+            **parts,
+        )
+
+
+def save_pipeline(loaded: Loaded, model: nn.Module, folder: str | Path) -> Path:
+    """Write the pipeline that `loaded` came from to `folder`, with `model` in place of its component.
+
+    Of a pipeline folder, files are copied; a pipeline in memory is written by diffusers. A scheduler config that `load`
+    was given instead of the pipeline's takes its place too.
+
+    Raises:
+        SecateurError: as `save_pretrained`; a file of the pipeline leads out of its folder.
+    """
+    if loaded.pipeline is None or loaded.component is None:
+        raise ModelError("this model came from no pipeline; save it with save_pretrained")
+    folder = Path(folder)
+    with atomic_folder(folder) as temporary:
+        if isinstance(loaded.pipeline, Path):
+            _copy_around(loaded.pipeline, loaded.component, temporary)
+            save_pretrained(model, temporary / loaded.component)
+        else:
+            check_saved(model)
+            _write_with(loaded.pipeline, loaded.component, model, temporary)
+        _follow_model(temporary / INDEX, loaded.component, model)
+        if loaded.scheduler_config:
+            _follow_process(temporary, loaded.scheduler_config)
+        written = {path.relative_to(temporary) for path in temporary.rglob("*") if path.is_file()}
+    for path in [each for each in folder.rglob("*") if each.is_file()]:  # of a pipeline that was saved here before
+        if path.relative_to(folder) not in written and _is_of_a_model(path):
+            path.unlink()
+    return folder
+
+
+def _process(scheduler: Mapping[str, Any], model: nn.Module, latent: bool) -> Process:
+    # Samplers clip to [-1, 1] unless told otherwise, and latents go beyond.
+    unclipped = {"clip_sample": False, "thresholding": False} if latent else {}
+    return process_from_config(levels_of(scheduler, model) | unclipped)
+
+
+def _moved(model: nn.Module, torch_dtype: torch.dtype | None, device: torch.device | str | None) -> nn.Module:
+    if torch_dtype is not None:
+        nn.Module.to(model, torch_dtype)  # past diffusers' warning
+    return model if device is None else model.to(device)
+
+
+def _autoencoder_in(pipeline: DiffusionPipeline) -> nn.Module | None:
+    parts = pipeline.components
+    return next((parts[name] for name in AUTOENCODERS if parts.get(name) is not None), None)
+
+
+def _scheduler_config(place: Place) -> dict[str, Any]:
+    if place.pipeline is None:
+        folders = [place.folder, place.folder.parent / "scheduler"]
+    else:
+        folders = [place.pipeline / "scheduler", place.pipeline]
+    for folder in folders:
+        if (path := folder / SCHEDULER).is_file():
+            return read_object(check_file(path, place.pipeline or folder))
+    raise ModelError(f"no {SCHEDULER} beside the model ({folders[0]}); say --process ddpm, v-prediction or flow")
+
+
+def _only_variant(folder: Path, wanted: list[str]) -> str | None:
+    """The variant of the parts that have no plain weights, if they agree on one."""
+    found = set()
+    for name in wanted:
+        weights = [path.name for path in (folder / name).glob("*.safetensors")]
+        stems = {weight.split("-000")[0].removesuffix(".safetensors").partition(".")[2] for weight in weights}
+        if stems and "" not in stems:
+            found |= stems
+    return found.pop() if len(found) == 1 else None
+
+
+def _copy_around(pipeline: Path, component: str, target: Path) -> None:
+    """Copy everything but the component, which some keep at the root."""
+    weights = {path.name for path in pipeline.iterdir() if is_weights(path.name)}
+    copy_folder(pipeline, target, frozenset({component, CONFIG, MANIFEST, *weights}))
+
+
+def _write_with(pipeline: DiffusionPipeline, component: str, model: nn.Module, target: Path) -> None:
+    """Write a pipeline of memory with `model` in place of its component."""
+    kept = getattr(pipeline, component)
+    setattr(pipeline, component, saved_module(model))
+    try:
+        pipeline.save_pretrained(target, safe_serialization=True)
+    finally:
+        setattr(pipeline, component, kept)
+
+
+def _follow_model(index: Path, component: str, model: nn.Module) -> None:
+    """Name the class of the model in the pipeline's index, and in its `id2label` the classes that it was given."""
+    listed, manifest = read_object(index), manifest_of(model)
+    kind = type(saved_module(model))
+    library = "secateur" if kind.__module__ == "secateur" else "diffusers"
+    listed[component] = [library, kind.__name__]
+    steps = [step for step in (manifest.steps if manifest is not None else ()) if step["kind"] == "labels"]
+    if "id2label" in listed and steps:
+        listed["id2label"] = {str(i): name for i, name in enumerate(steps[-1]["names"])}
+    write_json(index, listed)
+
+
+def _follow_process(pipeline: Path, scheduler_config: Mapping[str, Any]) -> None:
+    """Name the scheduler of `scheduler_config` in a pipeline that has another one, or none."""
+    place = pipeline / "scheduler" / SCHEDULER
+    if not place.is_file() and (pipeline / SCHEDULER).is_file():
+        place = pipeline / SCHEDULER
+    if not place.is_file() or read_object(place) != scheduler_config:
+        write_json(place, scheduler_config)
+        index = pipeline / INDEX
+        write_json(index, read_object(index) | {"scheduler": ["diffusers", scheduler_config["_class_name"]]})
+
+
+def _is_of_a_model(path: Path) -> bool:
+    return path.name == MANIFEST or ".safetensors" in path.name

@@ -1,0 +1,230 @@
+"""Models in one safetensors file under the names of their original authors, as ComfyUI and stable-diffusion.cpp read.
+
+Those programs build a model by the number of its blocks and by the widths of the released one: blocks may have left,
+channels may not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from ..base.errors import ModelError
+from ..base.files import atomic_file, write_json
+from ..base.records import record_of
+from ..models.registry import architecture_named, supported_architectures, unsupported
+from .foreign import hollow, loading, quiet
+from .layouts import LAYOUTS
+from .manifest import Manifest, manifest_of
+from .pruned import dense_class
+from .weights import DTYPES
+
+CONFIG_KEY = "diffusers_config"  # of the metadata of a file that was written here
+PREFIX = "model.diffusion_model."  # of files that hold text encoders and VAE too
+HEAD_SIZE = 64  # of Stable Diffusion 3
+FLUX_HEAD_SIZE = 128  # whose channels stand for time, row and column by the defaults of its class
+STABLE_DIFFUSION: dict[str, dict[str, Any]] = {  # by the width of the text that the U-Net reads
+    "768": {"sample_size": 64, "cross_attention_dim": 768},
+    "1024": {
+        "sample_size": 96,
+        "cross_attention_dim": 1024,
+        "attention_head_dim": [5, 10, 20, 20],
+        "use_linear_projection": True,
+    },
+    "2048": {
+        "sample_size": 128,
+        "block_out_channels": [320, 640, 1280],
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+        "transformer_layers_per_block": [1, 2, 10],
+        "attention_head_dim": [5, 10, 20],
+        "cross_attention_dim": 2048,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    },
+}
+LINEAR = {"_class_name": "DDIMScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+SCHEDULERS: dict[str, dict[str, Any]] = {  # of the released models, by the class of their network
+    "UNet2DConditionModel": {**LINEAR, "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1},
+    "SD3Transformer2DModel": {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0},
+    "FluxTransformer2DModel": {
+        "_class_name": "FlowMatchEulerDiscreteScheduler",
+        "shift": 3.0,
+        "use_dynamic_shifting": True,
+    },
+}
+
+
+def write_single_file(model: nn.Module, path: Path, linear: torch.dtype | None = None) -> None:
+    """Write `model` by the names of its original authors, with its diffusers config in the metadata.
+
+    Args:
+        model: of an architecture in `LAYOUTS`, as wide as the released one.
+        path: of the file.
+        linear: dtype of the weights of linear layers, by default the model's own.
+
+    Raises:
+        ModelError: nobody reads its architecture from such a file, or it is narrower than the released one.
+        SecateurError: the disk is full.
+    """
+    name, manifest = dense_class(model).__name__, manifest_of(model)
+    if name not in LAYOUTS:
+        raise ModelError(f"a {name} is not written as a single file; supported: {', '.join(LAYOUTS)}")
+    if manifest is not None and _is_narrower(manifest):
+        raise ModelError(
+            f"this {name} lost channels or heads, and the programs that read single files build it at its full width: "
+            "prune blocks only, or export diffusers, onnx or torch-export"
+        )
+    config: Mapping[str, Any] = model.config  # type: ignore[assignment]
+    plain = {key: value for key, value in config.items() if not key.startswith("_")} | {"_class_name": name}
+    original = LAYOUTS[name].original(model.state_dict())
+    with atomic_file(path) as temporary:
+        tensors = {
+            key: (tensor.to(linear) if linear is not None and tensor.ndim == 2 else tensor).contiguous()
+            for key, tensor in original.items()
+        }
+        save_file(tensors, temporary, {"format": "pt", CONFIG_KEY: json.dumps(plain)})
+
+
+def load_single_file(path: Path, torch_dtype: torch.dtype | None = None) -> nn.Module:
+    """The network in a safetensors file of the original authors, by diffusers' own conversion, in eval mode.
+
+    The config is that of the released model that the tensors are of; nothing is fetched.
+
+    Args:
+        path: of the file; what it holds besides, such as text encoders, is not read.
+        torch_dtype: of the weights; by default the one that all share, else float32.
+
+    Raises:
+        ModelError: it is of no architecture that is known by such files, or damaged.
+    """
+    if path.suffix != ".safetensors":
+        raise ModelError(f"{path} is no .safetensors file; other files may hold a pickle, which is never opened")
+    with loading(path):
+        shapes, dtypes, metadata = _header(path)
+        config = _config_of(shapes, metadata)
+        name = str(config["_class_name"])
+        if name not in supported_architectures():
+            raise ModelError(f"{path} cannot be used: {unsupported(name)}")
+        architecture: Any = architecture_named(name)
+        hollow(architecture, config, 2 * len(shapes) + 200)
+        whole = {
+            DTYPES[name] for name in dtypes if name in DTYPES
+        }  # others, as float8, are read as what is beside them
+        chosen = torch_dtype or (whole.pop() if len(whole) == 1 else torch.float32)
+        with tempfile.TemporaryDirectory() as folder, quiet():
+            write_json(Path(folder, "config.json"), config)
+            model = architecture.from_single_file(
+                str(path), config=folder, local_files_only=True, torch_dtype=chosen, disable_mmap=False
+            )
+        lacking = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+        if lacking:
+            raise ValueError(f"it lacks {len(lacking)} tensors, the first {lacking[0]}")
+        return nn.Module.to(model, chosen).eval()
+
+
+def scheduler_of(model: nn.Module) -> dict[str, Any]:
+    """The scheduler config of the released models of the class of `model`.
+
+    Raises:
+        ModelError: there is none; `--process` says which.
+    """
+    name = dense_class(model).__name__
+    if name not in SCHEDULERS:
+        raise ModelError(f"a single file of a {name} does not say how it is sampled; say --process ddpm or flow")
+    return SCHEDULERS[name]
+
+
+def _is_narrower(manifest: Manifest) -> bool:
+    return any(
+        len(dim["kept"]) < dim["size"]
+        for step in manifest.steps
+        if step["kind"] == "cut"
+        for dim in step["dims"].values()
+    )
+
+
+def _header(path: Path) -> tuple[dict[str, tuple[int, ...]], set[str], dict[str, str]]:
+    """Shapes of the network's tensors by the authors' names, their dtypes, and the metadata."""
+    with safe_open(path, "pt") as opened:
+        slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+        metadata = dict(opened.metadata() or {})
+    if any(name.startswith(PREFIX) for name in slices):
+        slices = {name.removeprefix(PREFIX): each for name, each in slices.items() if name.startswith(PREFIX)}
+    shapes = {name: tuple(each.get_shape()) for name, each in slices.items()}
+    return shapes, {each.get_dtype() for each in slices.values()}, metadata
+
+
+def _config_of(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> dict[str, Any]:
+    """The diffusers config of the model that has these tensors.
+
+    Raises:
+        ModelError: they are of no model that is known.
+    """
+    if CONFIG_KEY in metadata:
+        return record_of(dict[str, Any], json.loads(metadata[CONFIG_KEY]), "its metadata")
+    if "double_blocks.0.img_attn.qkv.weight" in shapes and "vector_in.in_layer.weight" in shapes:
+        return _flux_config(shapes)
+    if "joint_blocks.0.x_block.attn.qkv.weight" in shapes:
+        return _sd3_config(shapes)
+    text = shapes.get("input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight", (0, 0))[1]
+    if str(text) in STABLE_DIFFUSION and shapes["input_blocks.0.0.weight"][1] == 4:
+        return {"_class_name": "UNet2DConditionModel", **STABLE_DIFFUSION[str(text)]}
+    raise ModelError(
+        "its tensors are of no model that is known by a single file: Stable Diffusion 1, 2, XL and 3, Flux, or one "
+        "that secateur wrote"
+    )
+
+
+def _flux_config(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    (head_size,) = shapes["double_blocks.0.img_attn.norm.query_norm.scale"]
+    if head_size != FLUX_HEAD_SIZE:
+        raise ModelError(f"its heads have {head_size} channels; those of the released Flux have {FLUX_HEAD_SIZE}")
+    return {
+        "_class_name": "FluxTransformer2DModel",
+        "num_layers": _count(shapes, r"double_blocks\.(\d+)\."),
+        "num_single_layers": _count(shapes, r"single_blocks\.(\d+)\."),
+        "num_attention_heads": shapes["img_in.weight"][0] // head_size,
+        "attention_head_dim": head_size,
+        "in_channels": shapes["img_in.weight"][1],
+        "joint_attention_dim": shapes["txt_in.weight"][1],
+        "pooled_projection_dim": shapes["vector_in.in_layer.weight"][1],
+        "guidance_embeds": "guidance_in.in_layer.weight" in shapes,
+    }
+
+
+def _sd3_config(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    hidden, channels, patch, _ = shapes["x_embedder.proj.weight"]
+    dual = {int(found[1]) for found in map(re.compile(r"joint_blocks\.(\d+)\.x_block\.attn2").match, shapes) if found}
+    return {
+        "_class_name": "SD3Transformer2DModel",
+        "sample_size": 128,
+        "patch_size": patch,
+        "in_channels": channels,
+        "out_channels": shapes["final_layer.linear.weight"][0] // patch**2,
+        "num_layers": _count(shapes, r"joint_blocks\.(\d+)\."),
+        "num_attention_heads": hidden // HEAD_SIZE,
+        "attention_head_dim": HEAD_SIZE,
+        "joint_attention_dim": shapes["context_embedder.weight"][1],
+        "caption_projection_dim": shapes["context_embedder.weight"][0],
+        "pooled_projection_dim": shapes["y_embedder.mlp.0.weight"][1],
+        "pos_embed_max_size": math.isqrt(shapes["pos_embed"][1]),
+        "dual_attention_layers": sorted(dual),
+        "qk_norm": "rms_norm" if "joint_blocks.0.x_block.attn.ln_q.weight" in shapes else None,
+    }
+
+
+def _count(shapes: Mapping[str, tuple[int, ...]], pattern: str) -> int:
+    return len({found[1] for found in map(re.compile(pattern).match, shapes) if found})

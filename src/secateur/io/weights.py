@@ -1,0 +1,141 @@
+"""The weights of a model folder: safetensors in one file or several, known by their headers before they are read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from ..base.errors import ModelError, SecateurError
+from ..base.records import read_record
+from .files import check_file
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+WEIGHTS_INDEX = f"{WEIGHTS}.index.json"
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+_ONE_FILE = re.compile(r"diffusion_pytorch_model(?:\.(\w+))?\.safetensors")
+_INDEX = re.compile(r"diffusion_pytorch_model\.safetensors\.index(?:\.(\w+))?\.json")
+_SHARD = re.compile(r"diffusion_pytorch_model.*-\d{5}-of-\d{5}.*\.safetensors")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a header says of one tensor; safetensors holds it against the size of the file."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class ShardIndex(msgspec.Struct):
+    """`diffusion_pytorch_model.safetensors.index.json`."""
+
+    weight_map: dict[str, str]
+    metadata: dict[str, Any] = {}
+
+
+def is_weights(name: str) -> bool:
+    """Whether a file of this name holds weights of a diffusers model in safetensors, or the index of several."""
+    return any(pattern.fullmatch(name) for pattern in (_ONE_FILE, _INDEX, _SHARD))
+
+
+def headers(folder: Path, root: Path, variant: str | None = None) -> dict[str, Entry]:
+    """Every tensor of the model in `folder`, which is part of the folder `root`, by name.
+
+    Args:
+        folder: of the model.
+        root: of the whole download; links inside of it are followed.
+        variant: "fp16" takes `diffusion_pytorch_model.fp16.safetensors`; None takes the plain files, or those of the
+            only variant that is there.
+
+    Raises:
+        ModelError: no such weights, two sets of them, or an index that names anything but safetensors beside it.
+    """
+    found: dict[str, Entry] = {}
+    for file in _files(folder, variant):
+        with safe_open(check_file(file, root), "pt") as opened:
+            for name in opened.keys():  # noqa: SIM118
+                described = opened.get_slice(name)
+                found[name] = Entry(file, tuple(described.get_shape()), described.get_dtype())
+    return found
+
+
+def common_dtype(entries: Mapping[str, Entry]) -> torch.dtype | None:
+    """The dtype that all tensors share, if they do."""
+    dtypes = {entry.dtype for entry in entries.values()}
+    return DTYPES[dtypes.pop()] if len(dtypes) == 1 else None
+
+
+def read(entries: Mapping[str, Entry]) -> dict[str, Tensor]:
+    """The tensors of `headers`.
+
+    They are copies in torch's own alignment: kernels may round differently on the odd offsets of a file.
+    """
+    tensors: dict[str, Tensor] = {}
+    for file in sorted({entry.file for entry in entries.values()}):
+        with safe_open(file, "pt") as opened:
+            tensors |= {name: opened.get_tensor(name).clone() for name, e in entries.items() if e.file == file}
+    return tensors
+
+
+def _files(folder: Path, variant: str | None) -> list[Path]:
+    names = sorted(path.name for path in folder.iterdir())
+    single, sharded = _by_variant(names, _ONE_FILE), _by_variant(names, _INDEX)
+    present = sorted({*single, *sharded}, key=str)
+    chosen = variant
+    if variant is None and None not in present and len(present) == 1:
+        chosen = present[0]
+    if chosen not in present:
+        raise ModelError(f"{folder} holds no {_named(chosen)}{_instead(present, names)}")
+    index = folder / sharded[chosen] if chosen in sharded else None
+    if index is None:
+        return [folder / single[chosen]]
+    shards = shards_of(index)
+    whole = all((folder / shard).is_file() for shard in shards)
+    if chosen not in single:
+        return [folder / shard for shard in shards]
+    if not whole:  # an index that was left behind
+        return [folder / single[chosen]]
+    raise ModelError(f"{folder} holds its weights twice: {single[chosen]}, and what {index.name} names; remove one")
+
+
+def _by_variant(names: Iterable[str], pattern: re.Pattern[str]) -> dict[str | None, str]:
+    return {match[1]: match[0] for match in map(pattern.fullmatch, names) if match}
+
+
+def shards_of(index: Path) -> list[str]:
+    """The files that an index of weights names.
+
+    Raises:
+        ModelError: it is damaged, or names anything but safetensors beside it.
+    """
+    try:
+        shards = sorted(set(read_record(ShardIndex, index).weight_map.values()))
+    except SecateurError as error:
+        raise ModelError(str(error)) from error
+    for shard in shards:
+        if Path(shard).name != shard or shard.startswith(".") or not shard.endswith(".safetensors"):
+            raise ModelError(f"{index} names {shard}; weights are read from .safetensors files beside it only")
+    return shards
+
+
+def _named(variant: str | None) -> str:
+    return WEIGHTS if variant is None else f"weights of variant {variant}"
+
+
+def _instead(present: Iterable[str | None], names: Iterable[str]) -> str:
+    """What there is to choose from, or why there is nothing."""
+    variants = [variant for variant in present if variant is not None]
+    if variants:
+        return f"; say which variant: {', '.join(variants)}"
+    if any(name.endswith((".bin", ".pt", ".pth", ".ckpt")) for name in names):
+        return "; other files may hold a pickle, which is never opened: convert them to safetensors"
+    return ""
