@@ -1,6 +1,80 @@
-"""Seeds from several integers."""
+"""All random numbers of the library: a pure function of seed, purpose, step and index.
+
+Philox (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") turns a key and a counter into random bits.
+Seed and purpose are the key, step and index stand in the counter, so no two streams share a number, runs of different
+seeds share nothing, and any process can draw any row without the rows before it. Numbers are drawn on the CPU, which
+makes them the same for every device, batch size and number of processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from enum import IntEnum
 
 import numpy as np
+import torch
+from numpy.random import Generator, Philox
+from torch import Tensor
+
+VERSION = 1  # part of the fingerprint of whatever is stored by seed; a change of any draw makes it 2
+MOST = 2**63 - 1  # seeds are 0 to this
+ENTRIES_FOR_THREADS = 2**22
+
+
+class Purpose(IntEnum):
+    """What numbers are drawn for; each has streams of its own."""
+
+    SAMPLE = 1  # the noise that an image starts from
+    SAMPLER = 2  # what a stochastic sampler adds on the way
+    POSTERIOR = 3  # an autoencoder's draw of an image's latents
+    EPOCH = 4  # the order of the images in training
+    STEP = 5  # timesteps, flips and dropped labels of a training batch
+    NOISE = 6  # of a training batch, and further directions of it
+    DROPOUT = 7  # layers that draw by themselves
+    LOSS = 8  # noise of the evaluated loss
+    LYAPUNOV = 9  # the first direction of a power iteration
+    SCORING = 10  # timesteps and noise of calibration tuples
+    COMPENSATION = 11  # timesteps, noise and positions of compensation tuples
+
+
+def stream(seed: int, purpose: Purpose, *, step: int = 0, index: int = 0, part: int = 0) -> Generator:
+    """The generator of one stream; `part` tells streams of one step and index apart."""
+    return Generator(Philox(key=[seed, VERSION << 32 | purpose], counter=[0, index, step, part]))
+
+
+def normal(
+    shape: Sequence[int], indices: Sequence[int], seed: int, purpose: Purpose, *, step: int = 0, part: int = 0
+) -> Tensor:
+    """Standard normal numbers (len(indices), *shape) in float32, each row by its index."""
+    rows = np.empty((len(indices), *shape), np.float32)
+
+    def fill(place: int) -> None:
+        generator = stream(seed, purpose, step=step, index=indices[place], part=part)
+        generator.standard_normal(dtype=np.float32, out=rows[place, ...])
+
+    if rows.size < ENTRIES_FOR_THREADS:
+        for place in range(len(rows)):
+            fill(place)
+    else:
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            list(pool.map(fill, range(len(rows))))
+    return torch.from_numpy(rows)
+
+
+def uniform(count: int, seed: int, purpose: Purpose, *, step: int = 0, part: int = 0) -> Tensor:
+    """Numbers (count,) in float32, multiples of 2^-24 in [0, 1)."""
+    return torch.from_numpy(stream(seed, purpose, step=step, part=part).random(count, np.float32))
+
+
+def permutation(count: int, seed: int, purpose: Purpose, *, step: int = 0) -> Tensor:
+    """The numbers 0 to count - 1 in random order, (count,) int64."""
+    return torch.from_numpy(stream(seed, purpose, step=step).permutation(count))
+
+
+def torch_seed(seed: int, purpose: Purpose, *, step: int = 0, index: int = 0, part: int = 0) -> int:
+    """A 63-bit seed for what draws from a torch generator by itself: layers, diffusers' samplers."""
+    return int(stream(seed, purpose, step=step, index=index, part=part).bit_generator.random_raw() >> 1)
 
 
 def seed_of(*key: int) -> int:
