@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from sklearn.datasets import load_sample_images
 
 from secateur.results import (
     ClassScores,
     Comparison,
+    Compensation,
     DataInfo,
     Environment,
     Estimate,
@@ -24,6 +26,7 @@ from secateur.results import (
     Metric,
     ModelResult,
     PerClass,
+    Reader,
     read_result,
     write_result,
 )
@@ -178,9 +181,48 @@ def make_run(run: Path, extra: int = 3, seed: int = 7, **chosen: Any) -> Path:
     return run
 
 
+def photograph_run(run: Path, count: int = 4, size: int = 512) -> Path:
+    """A run over photographs with prompts, whose models blur them more or less, with a compensation."""
+    make_run(run, extra=2)
+    photographs = [torch.tensor(image).permute(2, 0, 1) / 127.5 - 1 for image in load_sample_images().images]
+    squares = torch.stack([photographs[i % 2][:, :, left : left + 427] for i, left in enumerate((0, 0, 213, 213))])
+    crops = torch.nn.functional.interpolate(squares[:count], (size, size), mode="bilinear", antialias=True)
+
+    def blurred(width: int) -> torch.Tensor:
+        return torch.nn.functional.avg_pool2d(crops, width, 1, width // 2, count_include_pad=False)
+
+    images = {"dense": crops, "pruned": blurred(17), "compensated": blurred(5), "recovered": blurred(3)}
+    save_file({**{name: batch.contiguous() for name, batch in images.items()}, "real": crops.clone()},
+              run / "evaluation" / "samples.safetensors")  # fmt: skip
+    prompts = ("a Chinese temple under a blue sky, wide-angle", "a red dahlia", "a temple gate, evening", "a flower")
+
+    def four_models(found: Evaluation) -> Evaluation:
+        dense, pruned, recovered = found.models.values()
+        compensated = replace(
+            pruned, estimates={**pruned.estimates, "fd": estimate(8.31), "ssim": estimate(0.61, 0.01)}
+        )
+        models = {"dense": dense, "pruned": pruned, "compensated": compensated, "recovered": recovered}
+        return replace(found, models=models, captions=prompts[:count])
+
+    change_evaluation(run, four_models)
+    readers = {
+        f"down_blocks.{block}.resnets.{layer}.conv2": Reader(
+            24_576, 288, 0.3 / (1 + layer + block), 0.02 / (1 + block), 0.7
+        )
+        for block in range(3)
+        for layer in range(2)
+    }
+    found = Compensation(readers, 512, 0.21, 0.034, {"ridge": 0.01}, 4.2)
+    write_result(run / "compensation.json", found)
+    (run / "pipeline").mkdir()
+    (run / "pipeline" / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    write(run / "pipeline" / "model_index.json", {})
+    return run
+
+
 DECISIONS = [
     {
-        "step": 0, "stage": 1, "ranking": ["block.1", "block.10", "block.0"],
+        "step": 0, "stage": 1, "ranking": {"block.1": 0.1, "block.10": 0.2, "block.0": 0.9},
         "candidates": [
             {"count": 0, "saved": 0.0, "ntk": 3.3, "zico": 9.7, "guard": 1.0, "score": -0.2},
             {"count": 1, "saved": 0.31, "ntk": None, "zico": 9.8, "guard": 1.1, "score": 0.4},
@@ -188,7 +230,8 @@ DECISIONS = [
         "chosen": 1, "removed": ["block.1"], "blocks": 2, "macs": 16_000_000, "seconds": 1.5,
     },
     {
-        "step": 10, "stage": 2, "ranking": ["block.10", "block.0"], "candidates": [{"count": 2, "saved": 0.6}],
+        "step": 10, "stage": 2, "ranking": {"block.10": 0.3, "block.0": 0.8},
+        "candidates": [{"count": 2, "saved": 0.6}],
         "chosen": 2, "removed": ["block.10"], "blocks": 1, "macs": 9_000_000, "seconds": 0.5,
     },
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The pages in a real browser: no console errors, nothing wider than the window, light and dark, at three widths."""
+"""The pages in a real browser, at the widths of phones, tablets and desktops, light and dark: what people see."""
 
 import json
 import re
@@ -6,35 +6,55 @@ import shutil
 import subprocess
 from html import unescape
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from secateur.reporting import write_comparison, write_report
-from synthetic_runs import DECISIONS, make_run, write_lines
+from synthetic_runs import DECISIONS, make_run, photograph_run, write_lines
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-WIDTHS = (360, 768, 1180)
+WIDTHS = (390, 820, 1440)
+SMALLEST_TEXT = 11  # pixels, of charts too
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
     "--allow-file-access-from-files",
-    "--enable-logging=stderr", "--v=0", "--window-size=1400,1000",
+    "--enable-logging=stderr", "--v=0", "--window-size=1600,1000",
 )  # fmt: skip
 # A window is never as narrow as a phone, so the page is looked at in frames.
 PROBE = """<!doctype html><body><pre id="found"></pre><script>
 const found = [];
 for (const width of %(widths)s) {
   const frame = document.createElement("iframe");
-  frame.width = width; frame.height = 800; frame.src = "report.html";
+  frame.width = width; frame.height = 800; frame.src = "report.html%(anchor)s";
   frame.onload = () => {
-    const page = frame.contentDocument, root = page.documentElement;
+    const page = frame.contentDocument, root = page.documentElement, all = (what) => [...page.querySelectorAll(what)];
+    const style = (element) => frame.contentWindow.getComputedStyle(element);
+    for (const one of all("details")) one.open = true;
+    const pixels = all("svg text").map(text => {
+      const svg = text.ownerSVGElement, scale = svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
+      return parseFloat(style(text).fontSize) * scale;
+    });
+    const plain = all("p, li, td, th, dt, dd, a, span, summary, pre").map(one => parseFloat(style(one).fontSize));
+    const tile = page.querySelector(".tile"), target = page.querySelector(".tile:target");
     found.push({
       width: width, scroll: root.scrollWidth, height: root.scrollHeight,
-      ground: getComputedStyle(page.body).backgroundColor, ink: getComputedStyle(page.body).color,
+      ground: style(page.body).backgroundColor, ink: style(page.body).color,
       broken: [...page.images].filter(image => image.complete && !image.naturalWidth).length,
       images: page.images.length,
-      figures: [...page.querySelectorAll("svg")].filter(svg => svg.getBoundingClientRect().width > 200).length,
-      svgs: page.querySelectorAll("svg").length,
+      figures: all("svg").filter(svg => svg.getBoundingClientRect().width > 200).length,
+      svgs: all("svg").length, smallest: Math.min(...pixels, ...plain),
+      hidden: all("svg text").filter(text => {
+        const box = text.getBoundingClientRect(), svg = text.ownerSVGElement.getBoundingClientRect();
+        return box.width && (box.left < svg.left - 1 || box.right > svg.right + 1);
+      }).map(text => text.textContent),
+      dead: all("a[href^='#']").map(a => a.getAttribute("href").slice(1)).filter(id => !page.getElementById(id)),
+      rendering: tile && style(tile.querySelector("img")).imageRendering,
+      across: page.querySelector(".tiles").children.length,
+      tile: tile && tile.getBoundingClientRect().width,
+      enlarged: target && target.querySelector("img").getBoundingClientRect().width,
+      fixed: target && style(target).position,
     });
     document.getElementById("found").textContent = JSON.stringify(found);
   };
@@ -50,18 +70,21 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
     runs = [make_run(folder / name, seed=seed) for seed, name in enumerate(("first", "second"))]
     write_lines(runs[0] / "recovery" / "stages.jsonl", DECISIONS)
-    return {"run": write_report(runs[0]), "comparison": write_comparison(folder / "both", runs)}
+    return {
+        "run": write_report(runs[0]),
+        "photographs": write_report(photograph_run(folder / "photographs")),
+        "comparison": write_comparison(folder / "both", runs),
+    }
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("name", ["run", "comparison"])
-def test_pages_render(pages: dict[str, Path], tmp_path: Path, name: str, scheme: str) -> None:
-    probe = pages[name].with_name("probe.html")
-    probe.write_text(PROBE % {"widths": json.dumps(WIDTHS)})
+def looked_at(page: Path, profile: Path, scheme: str = "light", anchor: str = "") -> list[dict[str, Any]]:
+    """What a browser shows of the page in a frame of each width."""
+    probe = page.with_name("probe.html")
+    probe.write_text(PROBE % {"widths": json.dumps(WIDTHS), "anchor": anchor})
     assert BROWSER is not None
     dark = ["--blink-settings=preferredColorScheme=0"] if scheme == "dark" else []
     done = subprocess.run(
-        [BROWSER, *FLAGS, *dark, f"--user-data-dir={tmp_path}", "--dump-dom", probe.as_uri()],
+        [BROWSER, *FLAGS, *dark, f"--user-data-dir={profile}", "--dump-dom", probe.as_uri()],
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert "CONSOLE" not in done.stderr, done.stderr
@@ -69,12 +92,32 @@ def test_pages_render(pages: dict[str, Path], tmp_path: Path, name: str, scheme:
     assert text is not None, done.stderr
     frames = json.loads(unescape(text[1]))
     assert sorted(frame["width"] for frame in frames) == list(WIDTHS)
+    return frames
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", ["run", "photographs", "comparison"])
+def test_pages_render(pages: dict[str, Path], tmp_path: Path, name: str, scheme: str) -> None:
+    frames = looked_at(pages[name], tmp_path, scheme)
     for frame in frames:
         assert frame["scroll"] <= frame["width"], "something is wider than the window"
         assert frame["broken"] == 0
         assert frame["images"] > 20
         assert frame["figures"] == frame["svgs"] > 3
+        assert frame["smallest"] >= SMALLEST_TEXT
+        assert frame["hidden"] == [], "text is cut off at a figure's edge"
+        assert frame["dead"] == [], "a link leads nowhere"
         ground, ink = (sum(map(int, re.findall(r"\d+", frame[part])[:3])) for part in ("ground", "ink"))
         assert (ground < ink) == (scheme == "dark")
     tall = {frame["width"]: frame["height"] for frame in frames}
-    assert tall[360] > tall[1180]
+    assert tall[390] > tall[1440]
+
+
+def test_photographs_are_smooth_a_few_across_and_enlarge(pages: dict[str, Path], tmp_path: Path) -> None:
+    frames = {frame["width"]: frame for frame in looked_at(pages["photographs"], tmp_path, anchor="#sample-1-2")}
+    for width, frame in frames.items():
+        assert frame["rendering"] == "auto"  # not pixelated
+        assert frame["across"] == 4
+        assert frame["fixed"] == "fixed"
+        assert frame["enlarged"] == min(512, width - 32)  # its own size, or what fits
+    assert frames[1440]["tile"] > 150

@@ -96,7 +96,7 @@ def test_page_is_self_contained_and_hostile_text_stays_text(markup: str) -> None
     assert all(link.startswith(("data:", "#")) for link in page.links)
     assert "script" not in page.tags
     assert HOSTILE in page.text
-    assert page.tags.count("img") == 40 + 3 * 12  # ten of each row, and all by class
+    assert page.tags.count("img") == 50 + 3 * 12  # ten of each row and of the difference, and all by class
     assert page.tags.count("svg") == 11
     ids = re.findall(r'\bid="([^"]+)"', markup)
     assert len(ids) == len(set(ids))
@@ -114,9 +114,10 @@ def test_report_json_holds_the_numbers(run: Path) -> None:
 
 
 def test_plots_and_tables_are_written(run: Path) -> None:
-    names = {path.stem for path in (run / "plots").iterdir()}
+    names = {path.stem for path in (run / "plots").glob("*.png")}
+    assert {path.stem for path in (run / "plots").glob("*.pdf")} == names - {"samples"}
     assert names == {"ranking", "cut", "training", "denoising", "speed", "classes", "layers", "samples"}
-    for path in (run / "plots").iterdir():
+    for path in (run / "plots").glob("*.png"):
         with Image.open(path) as image:
             image.load()
             assert min(image.size) > 100
@@ -259,8 +260,8 @@ def test_report_of_a_progressive_run(tmp_path: Path) -> None:
     text = Page(markup).text
     assert "Pruned progressively over 7 stages in the first 30 of 39 steps; deciding what to remove took 3.5 s." in text
     assert "3.14 dense → 5.17 recovered" in text
-    assert "How they left" in text
-    assert "what left, and when, was decided stage by stage" in text
+    assert "Progressive pruning: a unit that a stage selects" in text
+    assert "what was removed, and when, was decided stage by stage" in text
     assert markup.count('aria-label="Shares of units at each mask value, and the MACs that remain, by step"') == 1
     assert markup.count("Calibration and training loss, energy and gradient norm by step") == 1
     assert (run / "plots" / "stages.png").is_file()
@@ -280,7 +281,7 @@ def test_stages_of_another_schedule_are_left_alone(tmp_path: Path) -> None:
     run = make_run(tmp_path, extra=1)
     write_stages(run, [{"step": 0, "stage": 1, "candidates": 3, "choice": "mid_block", "loss": 0.1, "seconds": 1.0}])
     text = Page(write_report(run).read_text(encoding="utf-8")).text
-    assert "How they left" not in text
+    assert "Progressive pruning" not in text
     assert not (run / "plots" / "stages.png").exists()
 
 
@@ -290,19 +291,19 @@ def test_stages_of_another_schedule_are_left_alone(tmp_path: Path) -> None:
         (
             True,
             40,
-            ["Units by mask (%)", "MACs without the selected units", "Loss on the data", "Energy", "Gradient norm"],
+            ["Units by mask", "MACs without the selected units", "Loss on the data", "Energy", "Gradient norm"],
         ),
         (
             False,
             40,
-            ["Units by mask (%)", "MACs without the selected units", "Loss on the data", "Gradient norm (training)"],
+            ["Units by mask", "MACs without the selected units", "Loss on the data", "Gradient norm (training)"],
         ),
-        (False, 0, ["Units by mask (%)", "MACs without the selected units"]),
+        (False, 0, ["Units by mask", "MACs without the selected units"]),
     ],
 )
 def test_panels_of_stages_without_data_are_absent(scored: bool, trained: int, expected: list[str]) -> None:
     figure = plot_stages(soft_stages(scored), log_of(trained, denoising=0.2))
-    assert [title.partition(" (root")[0] for title in titles(figure)] == expected
+    assert [title.removesuffix(" (calibration)") for title in titles(figure)] == expected
     assert all(axes.get_xlim() == figure.axes[0].get_xlim() for axes in figure.axes)
     assert "dashed" in figure.axes[-1].get_xlabel()
 
@@ -356,7 +357,7 @@ def test_terms_of_a_loss_that_come_now_and_then() -> None:
         record["jacobian_weight"] = 8.0
     figure = plot_training(records, removed_at=10)
     assert titles(figure) == [
-        "Recovery loss; its terms before weighting", "Gradient norm of each weighted term", "Learning rate",
+        "Recovery loss, terms unweighted", "Gradient norm of each weighted term", "Learning rate",
         "Gradient norm", "Weight of the Jacobian term",
     ]  # fmt: skip
     loss, norms = figure.axes[:2]
@@ -387,8 +388,7 @@ def test_report_of_lyapunov_exponents_only(tmp_path: Path, models: tuple[str, ..
     assert "Latencies are" not in text
     assert "SSIM and PSNR" not in text
     assert "SSIM to model" not in text
-    cost = ["Cost"] if len(models) > 1 else []
-    assert re.findall(r"<h2>(.*?)</h2>", markup) == ["Quality and cost", *cost, "How far these numbers go", "The run"]
+    assert re.findall(r"<h2>(.*?)</h2>", markup) == ["Quality and cost", "How far these numbers go", "The run"]
     assert "| 0.125 ± 0.010 |" in (tmp_path / "tables" / "evaluation.md").read_text()
 
 

@@ -1,5 +1,7 @@
 """What a run did, to look at: plots, image grids, tables and one self-contained page."""
 
+from . import notebook as _notebook  # noqa: F401  results draw themselves from here on
+from .card import model_card
 from .comparison import TRIALS, write_comparison
 from .files import write_cut, write_ranking
 from .grids import comparison_grid, image_grid
@@ -13,6 +15,7 @@ __all__ = [
     "TRIALS",
     "comparison_grid",
     "image_grid",
+    "model_card",
     "plot_cut",
     "plot_denoising",
     "plot_ranking",

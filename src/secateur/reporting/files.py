@@ -14,6 +14,7 @@ from .layers import Pair, layer_pairs
 from .pages import MOST_SAMPLES
 from .plots import (
     plot_classes,
+    plot_compensation,
     plot_cut,
     plot_decisions,
     plot_denoising,
@@ -39,6 +40,8 @@ def figures_of(run: Run) -> dict[str, Figure]:
         found["ranking"] = plot_ranking(run.ranking, run.cut)
     if run.cut is not None and run.cut.dims:
         found["cut"] = plot_cut(run.cut)
+    if run.compensation is not None and any(one.before and one.after for one in run.compensation.readers.values()):
+        found["compensation"] = plot_compensation(run.compensation)
     if run.decisions.soft:
         found["stages"] = plot_stages(run.decisions, records)
     if run.decisions.blocks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ from ..base.files import write_json, write_text
 from ..results import Ranking
 from .classes import SCORES, class_scores, worst_first
 from .files import figures_of, layers_of, tables_of, write_figures, write_samples, write_tables
-from .pages import as_svgs, render, strip_of, strips_by_class
+from .pages import Strip, as_svgs, captions_of, class_names, difference_strip, render, strip_of, strips_by_class
 from .plots import plot_classes, plot_layers, plot_ranking, plot_stages
 from .plots.layers import QUANTITIES
 from .plots.stages import parts_with_data
+from .product import Product, product_of
 from .run import Run, read_run
 from .summary import summarize
+from .titles import title_of
 
 ALTERNATIVES = {
     "ranking": "Sorted scores of every dim",
@@ -28,6 +31,7 @@ ALTERNATIVES = {
     "masks": "Shares of units at each mask value, and the MACs that remain, by step",
     "flow": "Calibration and training loss, energy and gradient norm by step of progressive pruning",
     "decisions": "Candidates and choices of every stage, and the blocks that left",
+    "compensation": "Error of every refitted layer before and after",
     "training": "Recovery loss and its terms, gradient norms and learning rate by step",
     "denoising": "Denoising loss of every model by timestep",
     "coverage": "Coverage of every class by model",
@@ -38,6 +42,18 @@ ALTERNATIVES = {
 }
 IN_PARTS = ("ranking", "stages", "classes", "layers")
 STAGE_PARTS = {"masks": ("masks", "macs"), "flow": ("loss", "energy", "gradient_norm")}
+SECTIONS = {
+    "samples": "Samples",
+    "quality": "Quality and cost",
+    "classes": "Classes",
+    "compensation": "Compensation",
+    "recovery": "Recovery",
+    "costs": "Layers",
+    "diagnostics": "Diagnostics",
+    "limits": "Limits",
+    "use": "Use this model",
+    "run": "The run",
+}
 SETTINGS = ("command", "command_line", "model", "data", "device", "versions")
 
 
@@ -55,24 +71,59 @@ def write_report(run: str | Path) -> Path:
     summary = summarize(found)
     write_json(found.folder / "report.json", summary.numbers)
     figures = _apart(found, figures)
+    product = product_of(found)
+    names = class_names(found.evaluation)
+    captions, kind = captions_of(found)
+    strips = [
+        strip_of(name, images, captions, key=f"sample-{place}")
+        for place, (name, images) in enumerate(found.images.items())
+    ]
     page = render(
         "report.html",
-        title=_title(found),
+        kind=found.config.get("command") or "report",
+        title=title_of(found),
         summary=summary,
+        sections=[(key, name) for key, name in SECTIONS.items() if _has(found, key, figures, product)],
         figures=as_svgs(figures, ALTERNATIVES),
         tables=tables_of(found),
-        strips=[strip_of(name, images, found.class_labels) for name, images in found.images.items()],
-        real=None if found.real is None else strip_of("real images", found.real),
-        classes=strips_by_class(found.images, found.class_labels),
+        strips=strips,
+        difference=_difference(found),
+        caption_kind=kind,
+        real=None if found.real is None else strip_of("real images", found.real, key="real"),
+        classes=strips_by_class(found.images, found.class_labels, names),
         evaluation=found.evaluation,
         ranking=found.ranking,
         cut=found.cut,
+        product=product,
         facts=_facts(found.config),
-        versions=found.config.get("versions", {}),
+        versions=found.config.get("versions") or {},
         command=found.config.get("command_line", found.config.get("command")),
         settings=_settings(found),
     )
     return write_text(found.folder / "report.html", page)
+
+
+def _difference(run: Run) -> Strip | None:
+    """Where the final model's images differ from the first model's."""
+    if len(run.images) < 2:
+        return None
+    (first, dense), *_, (last, final) = run.images.items()
+    return difference_strip(f"{last} − {first}", final, dense) if dense.shape[1:] == final.shape[1:] else None
+
+
+def _has(run: Run, key: str, figures: Mapping[str, Figure], product: Product | None) -> bool:
+    """Whether the page has a section."""
+    there = {
+        "samples": bool(run.images),
+        "quality": run.evaluation is not None,
+        "classes": "coverage" in figures,
+        "compensation": run.compensation is not None,
+        "recovery": "training" in figures,
+        "costs": "macs" in figures,
+        "diagnostics": bool(run.cut or run.ranking or run.decisions.soft or run.decisions.blocks),
+        "use": product is not None,
+    }
+    return there.get(key, True)
 
 
 def _apart(run: Run, figures: dict[str, Figure]) -> dict[str, Figure]:
@@ -98,14 +149,7 @@ def _apart(run: Run, figures: dict[str, Figure]) -> dict[str, Figure]:
     return {name: figure for name, figure in figures.items() if name not in IN_PARTS} | panels
 
 
-def _title(run: Run) -> str:
-    model = str(run.config.get("model") or run.folder.resolve().name).rstrip("/").rpartition("/")[2]
-    if run.cut:
-        return f"{model}, pruned to {run.cut.target}"
-    return f"{model}, ranked by {run.ranking.criterion}" if run.ranking else model
-
-
-def _facts(config: Any) -> dict[str, str]:
+def _facts(config: Mapping[str, Any]) -> dict[str, str]:
     shown = ("model", "data", "recipe", "target", "seed", "device")
     return {key: str(config[key]) for key in shown if config.get(key) is not None}
 

@@ -4,32 +4,45 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 
+from ..results import Evaluation
 from .grids import to_image
+from .run import Run
 from .style import inline_svg
 
-LARGEST_TILE = 160  # pixels of an image in the page
-TINY = 48  # pixels; smaller images are kept as they are, larger ones as JPEG
-MOST_SAMPLES = 10
+PIXELATED = 64  # pixels; images up to this size are enlarged pixel by pixel, larger ones smoothly
+LOSSLESS = 256  # pixels; larger images are JPEG of high quality
+LARGEST = 1024  # pixels of an image in the page
+MOST_SAMPLES, MOST_LARGE_SAMPLES = 10, 5  # of a row; fewer of images that fill a page
 MOST_CLASSES = 20
-OF_A_CLASS = 6
+OF_A_CLASS = 5
+HIGH = 0.995  # quantile of the differences that is white
 
 
 @dataclass(frozen=True)
 class Strip:
-    """A row of images, as data URIs, with its label."""
+    """A row of images, as data URIs, with its label and what is written beneath each."""
 
     label: str
     tiles: tuple[str, ...]
     captions: tuple[str, ...] = ()
+    pixelated: bool = False
+    key: str = ""  # names the tiles in links
+
+    @property
+    def large(self) -> bool:
+        """Whether the images are worth enlarging."""
+        return not self.pixelated
 
 
 def render(template: str, **values: Any) -> str:
@@ -46,13 +59,37 @@ def as_svgs(figures: Mapping[str, Figure], alternatives: Mapping[str, str]) -> d
     return {name: Markup(inline_svg(figure, str(escape(alternatives[name])), name)) for name, figure in figures.items()}
 
 
-def strip_of(label: str, images: Tensor, class_labels: Tensor | None = None, most: int = MOST_SAMPLES) -> Strip:
-    """The first `most` images as a row, with their classes as captions."""
-    captions = () if class_labels is None else tuple(str(value) for value in class_labels[:most].tolist())
-    return Strip(label, tuple(_data_uri(image) for image in images[:most]), captions)
+def link_to(path: str) -> str:
+    """A link to a file below the page. It starts with ./ and is quoted, so that no name can be taken for a scheme."""
+    return "./" + quote(path)
 
 
-def strips_by_class(images: Mapping[str, Tensor], class_labels: Tensor | None) -> dict[str, list[Strip]]:
+def shown_count(images: Tensor) -> int:
+    """How many images make a row: few of large ones."""
+    return MOST_SAMPLES if max(images.shape[2:]) <= PIXELATED else MOST_LARGE_SAMPLES
+
+
+def strip_of(label: str, images: Tensor, captions: Sequence[str] = (), most: int | None = None, key: str = "") -> Strip:
+    """The first images as a row, at their own size; `most` of them, or as many as look well."""
+    count = shown_count(images) if most is None else most
+    pixelated = max(images.shape[2:]) <= PIXELATED
+    tiles = tuple(_data_uri(image) for image in images[:count])
+    return Strip(label, tiles, tuple(captions[:count]), pixelated, key)
+
+
+def difference_strip(label: str, one: Tensor, other: Tensor, key: str = "difference") -> Strip:
+    """|one - other|, enlarged by the factor that makes nearly the largest of the differences shown white."""
+    count = min(shown_count(one), len(one), len(other))
+    differences = (one[:count].float() - other[:count].float()).nan_to_num().abs().mean(1, keepdim=True)
+    values = differences.flatten().sort().values
+    high = float(values[int(HIGH * (len(values) - 1))])
+    factor = 1.0 if high == 0 else max(1.0, 2.0 / high)
+    return strip_of(f"{label}, ×{factor:.2g}", differences * factor - 1, most=count, key=key)
+
+
+def strips_by_class(
+    images: Mapping[str, Tensor], class_labels: Tensor | None, names: Mapping[int, str]
+) -> dict[str, list[Strip]]:
     """For each class, a row of each model's images of it; none where every class is drawn once at most."""
     if class_labels is None or not images:
         return {}
@@ -62,15 +99,33 @@ def strips_by_class(images: Mapping[str, Tensor], class_labels: Tensor | None) -
     if len(classes) == count:
         return {}
     return {
-        str(label): [strip_of(name, batch[:count][labels == label], most=OF_A_CLASS) for name, batch in images.items()]
+        names.get(label, f"class {label}"): [
+            strip_of(name, batch[:count][labels == label], most=OF_A_CLASS) for name, batch in images.items()
+        ]
         for label in classes[:MOST_CLASSES]
     }
 
 
+def captions_of(run: Run) -> tuple[Sequence[str], str]:
+    """What stands beneath the samples, and what that is: their prompts, their classes, or nothing."""
+    if run.evaluation is not None and run.evaluation.captions:
+        return run.evaluation.captions, "prompt"
+    if run.class_labels is None:
+        return (), ""
+    names = class_names(run.evaluation)
+    return [names.get(label, str(label)) for label in run.class_labels.tolist()], "class"
+
+
+def class_names(evaluation: Evaluation | None) -> dict[int, str]:
+    """The names of the data's classes, where the evaluation has them."""
+    return {} if evaluation is None or evaluation.data is None else dict(enumerate(evaluation.data.class_names))
+
+
 def _data_uri(image_CHW: Tensor) -> str:
     image = to_image(image_CHW)
-    kind, options = ("PNG", {}) if max(image.size) <= TINY else ("JPEG", {"quality": 88})
-    image.thumbnail((LARGEST_TILE, LARGEST_TILE))
+    image.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
+    lossless = max(image.size) <= LOSSLESS
+    kind, options = ("PNG", {"optimize": True}) if lossless else ("JPEG", {"quality": 92, "subsampling": 0})
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return f"data:image/{kind.lower()};base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,4 +1,4 @@
-"""What all figures share: one narrow format that stays readable on a phone, colours that work on white and on black."""
+"""What all figures share: the width of a paper's column, text that a phone can show, colours for white and black."""
 
 from __future__ import annotations
 
@@ -10,32 +10,36 @@ from pathlib import Path
 from typing import Any, ParamSpec
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from ..base.files import atomic_file
 
-WIDTH, TOP, GAP, BOTTOM, RIGHT = 4.5, 0.34, 0.82, 0.52, 0.14  # inches
+WIDTH, TOP, GAP, BOTTOM, RIGHT = 3.5, 0.36, 0.86, 0.52, 0.2  # inches
 INK = "#27313b"  # becomes the page's text colour in SVG
 DARK = "#28323c"  # text on a coloured ground, which stays dark
-MODEL_COLOURS = {"dense": "#74818f", "pruned": "#c4691c", "recovered": "#14877a"}
+MODEL_COLOURS = {"dense": "#74818f", "pruned": "#c4691c", "compensated": "#5b6fb5", "recovered": "#14877a"}
 ACCENT, WARM, FAINT = MODEL_COLOURS["recovered"], MODEL_COLOURS["pruned"], "#9aa6b2"
-SPARE_COLOURS = ("#5b6fb5", "#a34e78", "#8a7a1f", "#3c7ea8")
+SPARE_COLOURS = ("#a34e78", "#8a7a1f", "#3c7ea8", "#7a5cc0")
 SCORE_COLOURS = LinearSegmentedColormap.from_list("scores", ["#dbe4ea", "#6fb3a9", "#14877a", "#0a4a48"])
 DIRECTION_COLOURS = {"noise": WARM, "collapse": ACCENT, "neither": FAINT}
 SHIFT_COLOURS = LinearSegmentedColormap.from_list("shifts", [ACCENT, "#e6eaed", WARM])  # collapse, none, noise
-LONGEST_NAME = 33
-SMALL = 6.5  # points of numbers in a figure
-MARGIN = 0.62  # inches left of a panel with numbers
+LONGEST_NAME = 24
+SMALL = 8.5  # points: the smallest text, which is 11 pixels high where the figure is 325 pixels wide
+ROW = 0.175  # inches of a row with a label
+MOST_ROWS = 110  # that fit the tallest figure
+MARGIN = 0.74  # inches left of a panel with numbers
 
 STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 8,
-    "axes.titlesize": 9,
+    "font.size": SMALL,
+    "axes.titlesize": 9.5,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.titlepad": 8,
@@ -47,11 +51,12 @@ STYLE: dict[Any, Any] = {
     "grid.alpha": 0.14,
     "grid.linewidth": 0.6,
     "legend.frameon": False,
-    "legend.fontsize": 7.5,
+    "legend.fontsize": SMALL,
     "lines.linewidth": 1.6,
     "xtick.major.width": 0.6,
     "ytick.major.width": 0.6,
     "svg.fonttype": "none",
+    "pdf.fonttype": 42,
     "svg.hashsalt": "secateur",
     **dict.fromkeys(
         ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color"), INK
@@ -84,16 +89,37 @@ def panels(heights: Sequence[float], lefts: Sequence[float], key: float = 0.0) -
     return figure, axes
 
 
+def labelled(axes: Axes, title: str, x: str, y: str) -> None:
+    """Title at the figure's left edge, and what both axes are."""
+    box = axes.get_position()
+    axes.set_title(title, loc="left", x=(0.08 / WIDTH - box.x0) / box.width)
+    axes.set_xlabel(x, loc="right" if box.x0 * WIDTH > MARGIN else None)
+    axes.set_ylabel(y)
+
+
+def colour_key(axes: Axes, colours: Colormap, low: str, high: str) -> None:
+    """What the two ends of a map's colours mean, at the right end of the line of the title."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    box, height = axes.get_position(), figure.get_figheight()
+    place = (box.x1 - 0.95 / WIDTH, box.y1 + 0.11 / height, 0.45 / WIDTH, 0.1 / height)
+    key = figure.add_axes(place)
+    key.imshow(np.linspace(0, 1, 64)[None], colours, aspect="auto")
+    key.set_axis_off()
+    for x, text, side in ((-0.06, low, "right"), (1.06, high, "left")):
+        key.text(x, 0.4, text, transform=key.transAxes, ha=side, va="center", fontsize=SMALL)
+
+
 def name_margin(names: Sequence[str]) -> float:
     """Left margin in inches that fits `names` as row labels."""
-    return 0.16 + 0.053 * max(len(shorten(name)) for name in names)
+    return 0.32 + 0.071 * max(len(shorten(name)) for name in names)
 
 
 def row_labels(axes: Axes, names: Sequence[str]) -> None:
     """Name the rows 0, 1, ... from top to bottom; of very many rows, every few."""
-    stride = -(-len(names) // 160)
+    stride = -(-len(names) // MOST_ROWS)
     axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.set_yticks(range(0, len(names), stride), [plain(shorten(name)) for name in names[::stride]], fontsize=6.5)
+    axes.set_yticks(range(0, len(names), stride), [plain(shorten(name)) for name in names[::stride]], fontsize=SMALL)
     axes.tick_params(axis="y", length=0)
 
 
@@ -114,10 +140,13 @@ def model_colour(name: str, position: int) -> str:
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:
-    """Write `figure` as PNG to `path` atomically and return the path."""
+    """Write `figure` as PNG to `path`, and beside it as PDF at the width of a paper's column; return the path."""
+    path = Path(path)
     with atomic_file(path) as temporary:
-        FigureCanvasAgg(figure).print_figure(temporary, format="png", dpi=160)
-    return Path(path)
+        FigureCanvasAgg(figure).print_figure(temporary, format="png", dpi=200)
+    with atomic_file(path.with_suffix(".pdf")) as temporary, matplotlib.rc_context(STYLE):
+        FigureCanvasPdf(figure).print_figure(temporary, format="pdf", metadata={"CreationDate": None})
+    return path
 
 
 def inline_svg(figure: Figure, label: str, salt: str) -> str:

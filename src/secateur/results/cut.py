@@ -65,6 +65,11 @@ class CutResult(Displayed):
     excluded: tuple[str, ...] = ()
 
     @property
+    def goal(self) -> str:
+        """The target in words: "50% of the MACs", "4 blocks", "20 ms a call"."""
+        return goal_in_words(self.target)
+
+    @property
     def missed(self) -> bool:
         """Whether more stays than was asked for, by more than rounding."""
         return self.reached > 1.005 * self.asked
@@ -93,6 +98,17 @@ class CutResult(Displayed):
     def tables(self) -> dict[str, Table]:
         """Sizes before and after, and every dim."""
         return {"sizes": size_table(self)} | ({"cut": cut_table(self)} if self.dims else {})
+
+
+def goal_in_words(target: str) -> str:
+    """A target such as "macs=50%" in words; what is no target stays as it is."""
+    metric, equals, amount = target.partition("=")
+    if not equals:
+        return target
+    if metric == "latency":
+        return f"{amount} of the latency" if amount.endswith("%") else f"{amount.removesuffix('ms')} ms a call"
+    name = {"macs": "MACs", "params": "parameters", "blocks": "blocks"}.get(metric, metric)
+    return f"{amount} of the {name}" if amount.endswith("%") else f"{amount} {name}"
 
 
 def _amount(metric: str, value: float) -> str:

@@ -245,11 +245,12 @@ class Change:
 
 @dataclass(frozen=True)
 class DataInfo:
-    """The data that was measured on: its name, how many images it has, and their shape."""
+    """The data that was measured on: its name, how many images it has, their shape, and the names of its classes."""
 
     name: str
     images: int
     shape: tuple[int, ...]
+    class_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -273,6 +274,7 @@ class Evaluation(Displayed):
         data, environment: what and where it was measured.
         config: how.
         notes: what a reader should know.
+        captions: the prompts of the samples that are kept to look at.
         reconstructions: whether images are reconstructions of the data's by decoders, not samples.
     """
 
@@ -284,6 +286,7 @@ class Evaluation(Displayed):
     environment: Environment | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    captions: tuple[str, ...] = ()
     reconstructions: bool = False
     format: Literal[1] = 1
 

@@ -16,7 +16,7 @@ from ...results import CutResult, Losses, Trials, read_result
 from ...results.trials import search_table
 from ..files import write_figures, write_tables
 from ..grids import comparison_grid
-from ..pages import MOST_SAMPLES, as_svgs, render, strip_of, strips_by_class
+from ..pages import MOST_SAMPLES, as_svgs, captions_of, class_names, link_to, render, strip_of, strips_by_class
 from ..plots.comparison import Look, Point, looks, plot_front, plot_lines, plot_widths
 from ..plots.curves import series
 from ..run import read_config
@@ -38,6 +38,16 @@ from .summary import (
 MOST_ROWS = 24  # of images; also the columns of widths and the lines of a figure
 SAME_NOISE = 0.1  # mean difference of dense images, in [-1, 1], below which they come from the same noise
 NOT_SETTINGS = ("command", "command_line", "versions", "device")
+SECTIONS = {
+    "search": "The search",
+    "comparison": "Methods",
+    "front": "Quality against cost",
+    "samples": "Samples",
+    "curves": "Widths and recovery",
+    "runs": "Runs",
+    "limits": "Limits",
+    "run": "To do it again",
+}
 ALTERNATIVES = {
     "front": "Quality of every method against its MACs",
     "front_latency": "Quality of every method against its measured latency",
@@ -84,16 +94,29 @@ def write_comparison(out: str | Path, runs: Sequence[str | Path] | None = None) 
     trials = read_result(Trials, out / TRIALS) if (out / TRIALS).is_file() else None
     sentences = search_sentences(trials) or sentences_of(found)
     write_json(out / "report.json", finite(_numbers(found, config, sentences)))
+    first = next((entry.run for entry in found.entries if entry.run is not None and entry.run.images), None)
+    captions, caption_kind = ((), "") if first is None else captions_of(first)
+    names = {} if first is None else class_names(first.evaluation)
+    there = {
+        "search": "search" in tables,
+        "front": "front" in figures,
+        "samples": bool(images),
+        "curves": bool({"widths", "training", "denoising"} & figures.keys()),
+    }
     page = render(
         "comparison.html",
         title=_title(found, config),
         sentences=sentences,
+        verdict=next((sentence for sentence in sentences if " best of " in sentence), sentences[0]),
         figures=as_svgs(figures, ALTERNATIVES),
         tables=tables,
         judged=found.metrics[found.judged_by] if found.judged_by else None,
-        strips=[strip_of(name, batch, labels if place == 0 else None) for place, (name, batch) in
-                enumerate(images.items())],
-        classes=strips_by_class(images, labels),
+        sections=[(key, name) for key, name in SECTIONS.items() if there.get(key, True)],
+        strips=[
+            strip_of(name, batch, captions, key=f"sample-{place}") for place, (name, batch) in enumerate(images.items())
+        ],
+        caption_kind=caption_kind,
+        classes=strips_by_class(images, labels, names),
         reconstructions=any(
             entry.run is not None and entry.run.evaluation is not None and entry.run.evaluation.reconstructions
             for entry in found.entries
@@ -128,9 +151,7 @@ def _figures(found: Comparison, groups: Sequence[Group], looked: Mapping[str, Lo
         figures["front"] = _front(found, looked, "macs", "MACs of one call")
         if batches and all(group.amount(f"latency_{batches[-1]}") for group in found.measured):
             cost = f"latency_{batches[-1]}"
-            figures["front_latency"] = _front(
-                found, looked, cost, f"latency at batch {batches[-1]} (% of dense, timed side by side)"
-            )
+            figures["front_latency"] = _front(found, looked, cost, f"latency, batch {batches[-1]} (% of dense)")
     shown = {group.label: group.done[0] for group in groups}
     cuts = {
         label: entry.run.cut
@@ -255,7 +276,7 @@ def _alike(one: Tensor, other: Tensor) -> bool:
 def _described(entry: Entry, out: Path) -> dict[str, Any]:
     """What the page says of one run; its own report is linked where it lies below this one."""
     page = entry.folder / "report.html"
-    link = page.relative_to(out).as_posix() if page.is_file() and page.is_relative_to(out) else None
+    link = link_to(page.relative_to(out).as_posix()) if page.is_file() and page.is_relative_to(out) else None
     command = entry.run.config.get("command_line", "") if entry.run else ""
     return {
         "name": entry.name, "status": entry.status, "reason": entry.reason, "folder": str(entry.folder), "link": link,

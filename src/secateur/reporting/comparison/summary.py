@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...results import Mean, Metric, Table
+from ...results.cut import goal_in_words
 from ...results.means import tied
 from ...results.numbers import Value, format_number
 from .entries import Entry
@@ -59,7 +60,7 @@ def compare(entries: Sequence[Entry], groups: Sequence[Group]) -> Comparison:
 
 
 def sentences_of(found: Comparison) -> list[str]:
-    """How many runs there are, what is best at each target, and what is not told apart from it."""
+    """How many runs there are, what is best at each target, and what is tied with it."""
     counts = Counter(entry.status for entry in found.entries)
     stand = ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status])
     models = sorted({entry.facets["model"] for entry in found.entries if entry.facets.get("model")})
@@ -77,18 +78,18 @@ def _best(found: Comparison, target: str) -> str:
     groups = ordered(found, target)
     best, *others = groups
     quality = found.quality(best)
-    at = f"At {target}, the best" if target else "The best"
+    at = f"At {goal_in_words(target)}, the best" if target else "The best"
     level = "lowest" if found.lower_is_better else "highest"
     sentence = f"{at} of {len(groups)} by {_judge(found)} is {best.method}: {quality}{_over(quality)}, the {level}"
     if len(groups) == 1:
-        at = f"At {target}" if target else "Measured"
+        at = f"At {goal_in_words(target)}" if target else "Measured"
         return f"{at}: {_judge(found)} {quality}{_over(quality)} ({best.method})."
     close = [group.method for group in others if tied(quality, found.quality(group))]
     if not any(found.quality(group).error for group in groups):
         return f"{sentence}; how sure that is was not measured (more seeds would tell)."
     if not close:
         return f"{sentence}, by more than the uncertainty."
-    return f"{sentence}; not told apart from it: {', '.join(close)}."
+    return f"{sentence}; tied with it, within the uncertainty: {', '.join(close)}."
 
 
 def ordered(found: Comparison, target: str) -> list[Group]:
@@ -128,7 +129,7 @@ def latency_batches(found: Comparison) -> list[str]:
 
 
 def comparison_table(found: Comparison) -> Table:
-    """One line for each group: what is left, what it takes, how good it is; mean ± deviation over seeds."""
+    """One line for each group: what stays, what it takes, how good it is; mean ± deviation over seeds."""
     metrics, batches = shown_metrics(found), latency_batches(found)[-1:]
     several = len({group.target for group in found.groups}) > 1
     columns = (
@@ -149,7 +150,21 @@ def comparison_table(found: Comparison) -> Table:
         runs = f"{len(group.done)} of {len(group.entries)}" if len(group.done) < len(group.entries) else len(group.done)
         target = [group.target] if several else []
         rows.append((group.method, *target, runs, *counted, *timed, *values, _text(group.amount("recovery_seconds"))))
-    return Table(columns, tuple(rows))
+    dense = _dense_row(found, metrics, batches, several)
+    return Table(columns, (dense, *rows) if dense else tuple(rows))
+
+
+def _dense_row(
+    found: Comparison, metrics: Sequence[str], batches: Sequence[str], several: bool
+) -> tuple[Value, ...] | None:
+    """The dense model's line, where all runs share one."""
+    models = [entry.dense for entry in found.entries if entry.dense is not None]
+    if not models or len({entry.facets.get("model") for entry in found.entries if entry.dense}) > 1:
+        return None
+    model = models[0]
+    values: list[Value] = [str(model[key]) if key in model.estimates else None for key in metrics]
+    costs: list[Value] = [model.macs, model.parameters, *["100"] * len(batches)]
+    return ("dense", *([None] if several else []), None, *costs, *values, None)
 
 
 def _sorted(found: Comparison) -> list[Group]:

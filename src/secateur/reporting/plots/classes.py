@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from ..classes import SCORES, ClassScore
-from ..style import DARK, INK, WARM, name_margin, panels, plain, row_labels, styled
+from ..style import DARK, INK, SMALL, WARM, colour_key, labelled, name_margin, panels, plain, row_labels, styled
 from .ranking import rows_height
 
 STAYS, SEEN = "#9aa6b233", 0.16  # pale on white and on black, up to a loss too small to mean anything
@@ -27,13 +27,14 @@ def plot_classes(scores: Sequence[ClassScore], scored: Sequence[str] = SCORES) -
     names = [score.name for score in scores]
     models = list(scores[0].models)
     margin = name_margin(names) + 0.1
-    figure, axes = panels([1.4 * rows_height(len(scores))] * len(scored), [margin] * len(scored))
+    figure, axes = panels([1.2 * rows_height(len(scores))] * len(scored), [margin] * len(scored))
     for panel, score in zip(axes, scored, strict=True):
         _heat(panel, scores, score, models)
         row_labels(panel, names)
         panel.set_ylim(len(names) - 0.5, -0.5)
-        panel.set_xticks(range(len(models)), [plain(model) for model in models])
-        panel.set_title(score.capitalize() + " by class")
+        panel.set_xticks(range(len(models)), [plain(model) for model in models], rotation=20, ha="right")
+        labelled(panel, score.capitalize(), "", "class")
+        colour_key(panel, LOSS_COLOURS, "0", f"{100 * LARGEST:.0f}% lost")
     return figure
 
 
@@ -47,7 +48,7 @@ def _heat(axes: Axes, scores: Sequence[ClassScore], score: str, models: Sequence
         colour = "white" if loss > 0.6 * LARGEST else DARK if loss > SEEN * LARGEST else INK
         weight = "bold" if lost else "normal"
         number = f"{values[row, column]:.2f}"
-        axes.text(column, row, number, ha="center", va="center", fontsize=6.5, color=colour, fontweight=weight)
+        axes.text(column, row, number, ha="center", va="center", fontsize=SMALL, color=colour, fontweight=weight)
         if lost:
             axes.add_patch(Rectangle((column - 0.48, row - 0.46), 0.96, 0.92, fill=False, edgecolor=INK, linewidth=1.2))
     axes.vlines(np.arange(len(models) - 1) + 0.5, -0.5, len(scores) - 0.5, colors="white", linewidth=1.2)

@@ -16,11 +16,13 @@ from ...results.means import Mean
 from ..style import (
     DARK,
     FAINT,
-    LONGEST_NAME,
     MARGIN,
     MODEL_COLOURS,
     SCORE_COLOURS,
+    SMALL,
     WIDTH,
+    colour_key,
+    labelled,
     name_margin,
     panels,
     plain,
@@ -33,10 +35,14 @@ from .ranking import rows_height
 COLOURS = (
     "#14877a", "#c4691c", "#5b6fb5", "#a34e78", "#8a7a1f", "#3c7ea8", "#7a5cc0", "#4f8f3a", "#b8504a", "#2f9fb5",
 )  # fmt: skip
+RECIPES = (  # in the order of their colours
+    "default", "diff-pruning", "2ndmatch", "progressive", "gradient-flow", "entpruner", "depth", "taylor", "magnitude",
+    "random",
+)  # fmt: skip
 MARKERS = ("o", "s", "^", "D", "v", "P")
 STYLES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
-KEY_ROW = 0.155  # inches of a line of the key
-WIDEST_NUMBERED = 20  # columns of a map that still fit a number each
+KEY_ROW = 0.18  # inches of a line of the key
+WIDEST_NUMBERED = 6  # columns of a map that still fit a number each
 
 
 @dataclass(frozen=True)
@@ -61,16 +67,29 @@ class Point:
 
 
 def looks(methods: Sequence[str], targets: Sequence[str]) -> list[Look]:
-    """A colour for each method, and a marker and a line style for each target."""
-    colours, kinds = list(dict.fromkeys(methods)), list(dict.fromkeys(targets))
+    """A colour for each method, which a recipe has on every page, and a marker and a line style for each target."""
+    kinds, colours = list(dict.fromkeys(targets)), _colours(list(dict.fromkeys(methods)))
     return [
         Look(
-            COLOURS[colours.index(method) % len(COLOURS)],
+            colours[method],
             MARKERS[kinds.index(target) % len(MARKERS)],
             STYLES[kinds.index(target) % len(STYLES)],
         )
         for method, target in zip(methods, targets, strict=True)
     ]
+
+
+def _colours(methods: Sequence[str]) -> dict[str, str]:
+    """Methods that begin with a known recipe's name take its colour, in turn; the others what is left."""
+    names = {method: method.split(" · ")[0] for method in methods}
+    wanted = {method: RECIPES.index(name) if name in RECIPES else None for method, name in names.items()}
+    taken: dict[str, str] = {}
+    for method in sorted(methods, key=lambda method: wanted[method] is None):
+        free = [colour for colour in COLOURS if colour not in taken.values()] or list(COLOURS)
+        place = wanted[method]
+        own = COLOURS[place] if place is not None else free[0]
+        taken[method] = own if own in free else free[0]
+    return taken
 
 
 def front(points: Sequence[tuple[float, float]], lower_is_better: bool) -> list[int]:
@@ -111,15 +130,14 @@ def plot_front(
         )  # fmt: skip
     if dense is not None:
         axes.plot(*dense, "*", color=MODEL_COLOURS["dense"], markersize=10, zorder=3)
-        axes.annotate("dense", dense, (-5, 6), textcoords="offset points", ha="right", fontsize=7.5)
+        axes.annotate("dense", dense, (-5, 6), textcoords="offset points", ha="right", fontsize=SMALL)
         axes.margins(x=0.1, y=0.14)
     scale_values(axes, [value for _, value in ([*places, dense] if dense else places)])
     if counts:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_count(value)))
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.grid(axis="both")
-    axes.set_xlabel(cost)
-    axes.set_title(quality + (" (lower is better)" if lower_is_better else " (higher is better)"))
+    labelled(axes, quality, cost, "lower is better" if lower_is_better else "higher is better")
     _key(figure, handles)
     return figure
 
@@ -147,8 +165,7 @@ def plot_lines(
         ]
     scale_values(axes, [y for _, values in curves.values() for y in values if np.isfinite(y)])
     axes.grid(axis="y")
-    axes.set_xlabel(label)
-    axes.set_title(title)
+    labelled(axes, title, label, "mean squared error")
     _key(figure, handles)
     return figure
 
@@ -159,11 +176,11 @@ def plot_widths(shares: Mapping[str, Mapping[str, float | None]]) -> Figure:
     names = list(dict.fromkeys(name for run in shares.values() for name in run))
     values = np.array([[_number(run.get(name)) for run in shares.values()] for name in names])
     left = name_margin(names)
-    figure, (axes,) = panels([rows_height(len(names))], [left], KEY_ROW * len(shares) - 0.2)
+    figure, (axes,) = panels([rows_height(len(names))], [left], KEY_ROW * len(shares) + 0.1)
     axes.imshow(values, SCORE_COLOURS, vmin=0, vmax=100, aspect="auto", interpolation="nearest")
     row_labels(axes, names)
     axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.set_xticks(range(len(shares)), [str(number) for number in range(1, len(shares) + 1)], fontsize=6.5)
+    axes.set_xticks(range(len(shares)), [str(number) for number in range(1, len(shares) + 1)], fontsize=SMALL)
     axes.tick_params(axis="x", length=0)
     axes.spines[:].set_visible(False)
     axes.vlines(np.arange(len(shares) - 1) + 0.5, -0.5, len(names) - 0.5, colors="white", linewidth=1.2)
@@ -171,8 +188,9 @@ def plot_widths(shares: Mapping[str, Mapping[str, float | None]]) -> Figure:
         for row, column in np.argwhere(np.isfinite(values)):
             share = values[row, column]
             colour = "white" if share > 62 else DARK
-            axes.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=5.2, color=colour)
-    axes.set_title("Share of each dim that stays (%)")
+            axes.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=SMALL, color=colour)
+    labelled(axes, "Kept of each dim (%)", "run, as numbered below", "dim")
+    colour_key(axes, SCORE_COLOURS, "0", "100")
     _key(figure, {f"{row}  {name}": Line2D([], [], linewidth=0) for row, name in enumerate(shares, start=1)}, columns=1)
     return figure
 
@@ -200,7 +218,7 @@ def _key_height(names: Iterable[str]) -> float:
 
 def _columns(names: Sequence[str]) -> int:
     longest = max((len(name) for name in names), default=0)
-    return 1 if longest > LONGEST_NAME else 2 if longest > 18 else 3
+    return 1 if longest > 17 else 2
 
 
 def _key(figure: Figure, handles: Mapping[str, Any], columns: int = 0) -> None:
@@ -209,7 +227,7 @@ def _key(figure: Figure, handles: Mapping[str, Any], columns: int = 0) -> None:
         list(handles.values()), [plain(name) for name in handles], loc="lower left",
         bbox_to_anchor=(0.01 if columns else MARGIN / WIDTH - 0.03, 0.05 / figure.get_figheight()),
         ncols=columns or _columns(list(handles)), borderpad=0, borderaxespad=0, labelspacing=0.35,
-        handlelength=0 if columns else 1.8, columnspacing=1.2, fontsize=7,
+        handlelength=0 if columns else 1.8, columnspacing=1.2, fontsize=SMALL,
     )  # fmt: skip
 
 
@@ -231,7 +249,6 @@ def plot_scores(
     axes.set_xticks(sorted({steps for trials in candidates.values() for steps, _, _ in trials}))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.grid(axis="y")
-    axes.set_xlabel("recovery steps of the trial")
-    axes.set_title("Score of every candidate (lower is better)")
+    labelled(axes, "Score of every candidate", "recovery steps of the trial", "score; lower is better")
     _key(figure, handles)
     return figure

@@ -8,13 +8,17 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from ...results import BlockStage
-from ..style import ACCENT, DARK, FAINT, MARGIN, WARM, name_margin, panels, row_labels, styled
+from ..style import ACCENT, DARK, FAINT, MARGIN, SMALL, WARM, labelled, name_margin, panels, row_labels, styled
+from .curves import title_legend
 from .ranking import rows_height
 
 GONE, LEAVES, STAYS = 0, 1, 2
+STAYS_COLOUR = "#6fb3a9"
 
 
 @styled
@@ -47,14 +51,19 @@ def _choices(axes: Axes, stages: Sequence[BlockStage]) -> None:
             if candidate.score is not None:
                 axes.annotate(
                     f"{candidate.score:+.2f}", (place, candidate.count), (5, 4), textcoords="offset points",
-                    fontsize=6.5,
+                    fontsize=SMALL,
                 )  # fmt: skip
     axes.set_xlim(0.7, len(stages) + 0.6)
     axes.set_xticks(places, [f"{stage.stage}\nstep {stage.step}" for stage in stages])
     axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.margins(y=0.12)
     axes.grid(axis="y")
-    axes.set_title("Blocks gone: candidates, scores, choice (filled)")
+    labelled(axes, "Candidates, scores", "stage", "blocks gone")
+    signs = [
+        Line2D([], [], color=ACCENT, marker="o", linewidth=0),
+        Line2D([], [], color=FAINT, marker="o", linewidth=0, fillstyle="none"),
+    ]
+    title_legend(axes, signs, ["chosen", "weighed"], 0.9)
 
 
 def _fates(axes: Axes, stages: Sequence[BlockStage], blocks: Sequence[str]) -> None:
@@ -65,8 +74,8 @@ def _fates(axes: Axes, stages: Sequence[BlockStage], blocks: Sequence[str]) -> N
             if name in stage.ranking:
                 fates[row, column] = LEAVES if name in stage.removed else STAYS
                 place = list(stage.ranking).index(name) + 1
-                axes.text(column, row, str(place), ha="center", va="center", fontsize=6, color=DARK)
-    axes.imshow(fates, ListedColormap(["#9aa6b233", WARM, "#6fb3a9"]), vmin=GONE, vmax=STAYS, aspect="auto",
+                axes.text(column, row, str(place), ha="center", va="center", fontsize=SMALL, color=DARK)
+    axes.imshow(fates, ListedColormap(["#9aa6b233", WARM, STAYS_COLOUR]), vmin=GONE, vmax=STAYS, aspect="auto",
                 interpolation="nearest")  # fmt: skip
     row_labels(axes, blocks)
     axes.set_ylim(len(blocks) - 0.5, -0.5)
@@ -75,5 +84,5 @@ def _fates(axes: Axes, stages: Sequence[BlockStage], blocks: Sequence[str]) -> N
     axes.vlines(np.arange(len(stages) - 1) + 0.5, -0.5, len(blocks) - 0.5, colors="white", linewidth=1.2)
     axes.hlines(np.arange(len(blocks) - 1) + 0.5, -0.5, len(stages) - 0.5, colors="white", linewidth=0.6)
     axes.spines[:].set_visible(False)
-    axes.set_xlabel("stage (numbers: place in the ranking; orange: leaves)")
-    axes.set_title("Blocks")
+    labelled(axes, "Place in the ranking", "stage", "block")
+    title_legend(axes, [Patch(color=STAYS_COLOUR), Patch(color=WARM)], ["stays", "leaves"], 0.9)

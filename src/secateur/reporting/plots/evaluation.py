@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ...results import Evaluation, Losses
-from ..style import MARGIN, SMALL, model_colour, panels, plain, styled
+from ..style import MARGIN, SMALL, labelled, model_colour, panels, plain, styled
 from .curves import scale_values
 
 
@@ -29,9 +29,7 @@ def plot_denoising(evaluation: Evaluation) -> Figure:
     scale_values(axes, [loss for curve in curves.values() for loss in curve.losses if loss is not None])
     axes.grid(axis="y")
     axes.legend(loc="best")
-    axes.set_xlabel("timestep, from the clean end")
-    axes.set_ylabel("mean squared error")
-    axes.set_title(f"{evaluation.loss.capitalize()} by timestep")
+    labelled(axes, f"{evaluation.loss.capitalize()} by timestep", "timestep, from the clean end", "mean squared error")
     return figure
 
 
@@ -47,19 +45,21 @@ def plot_speed(evaluation: Evaluation) -> Figure:
         times = [model.latency[batch].median_ms if batch in model.latency else None for model in models.values()]
         ratios[f"latency,\nbatch {batch}"] = [_ratio(time, slow.median_ms) for time in times]
     figure, (axes,) = panels([2.3], [MARGIN])
-    width = 0.8 / len(models)
-    for position, name in enumerate(models):
-        heights = [ratio[position] for ratio in ratios.values()]
-        places = np.arange(len(ratios)) + (position - (len(models) - 1) / 2) * width
-        bars = axes.bar(places, heights, width * 0.9, color=model_colour(name, position), label=plain(name))
+    others = [name for name in models if name != evaluation.reference]
+    width = 0.8 / max(len(others), 1)
+    axes.axhline(100, color=model_colour(evaluation.reference, 0), linestyle="--", label=plain(evaluation.reference))
+    for position, name in enumerate(others):
+        heights = [ratio[list(models).index(name)] for ratio in ratios.values()]
+        places = np.arange(len(ratios)) + (position - (len(others) - 1) / 2) * width
+        colour = model_colour(name, position)
+        bars = axes.bar(places, heights, width * 0.9, color=colour, label=plain(name))
         axes.bar_label(bars, [f"{height:.0f}" if height else "" for height in heights], fontsize=SMALL, padding=1)
     axes.set_xticks(range(len(ratios)), list(ratios))
     axes.tick_params(axis="x", length=0)
-    axes.set_ylim(top=1.38 * max(height for heights in ratios.values() for height in heights))
-    axes.legend(ncols=len(models), loc="upper right")
+    axes.set_ylim(top=1.5 * max(height for heights in ratios.values() for height in heights))
+    axes.legend(ncols=2, loc="upper right", handlelength=1)
     axes.grid(axis="y")
-    axes.set_ylabel(f"% of {plain(evaluation.reference)}")
-    axes.set_title("Cost of each model")
+    labelled(axes, "Cost of each model", "", f"% of {plain(evaluation.reference)}")
     return figure
 
 

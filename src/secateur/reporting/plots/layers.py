@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter
 
 from ...base.units import format_count
 from ..layers import Pair, parts
-from ..style import name_margin, panels, styled
+from ..style import labelled, name_margin, panels, styled
 from .ranking import kept_bars, rows_height
 
 QUANTITIES = {"macs": "MACs", "parameters": "Parameters"}
+UNITS = {"macs": "MACs of one call on one sample", "parameters": "parameters"}
 
 
 @styled
@@ -24,7 +25,6 @@ def plot_layers(pairs: Sequence[Pair], quantities: Sequence[str] = tuple(QUANTIT
     for panel, quantity in zip(axes, quantities, strict=True):
         before, after = ([getattr(pair[side], quantity) for pair in shown] for side in (0, 1))
         kept_bars(panel, names, before, after)
-        panel.xaxis.set_major_locator(MaxNLocator(4))
         panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_count(value)))
-        panel.set_title(f"{QUANTITIES[quantity]}, what is left")
+        labelled(panel, QUANTITIES[quantity], UNITS[quantity], "part")
     return figure

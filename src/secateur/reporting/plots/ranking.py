@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from ...results import BlockEffect, BlockReport, CutResult, DimCut, LossCurve, Ranking
@@ -17,23 +19,28 @@ from ..style import (
     FAINT,
     INK,
     MARGIN,
+    ROW,
     SCORE_COLOURS,
     SHIFT_COLOURS,
+    SMALL,
     WARM,
+    colour_key,
+    labelled,
     name_margin,
     panels,
     row_labels,
     styled,
 )
+from .curves import title_legend
 
 STRIP = 128  # pixels of a strip of scores
 TALLEST = 20.0  # inches of rows
-MOST_NUMBERS = 10  # columns of cells wide enough for a number
+MOST_NUMBERS = 5  # columns of cells wide enough for a number
 
 
 def rows_height(rows: int) -> float:
     """Inches for `rows` rows with a label each."""
-    return min(max(0.145 * rows, 0.5), TALLEST)
+    return min(max(ROW * rows, 0.5), TALLEST)
 
 
 @styled
@@ -71,9 +78,8 @@ def score_strip(scores: Sequence[float]) -> NDArray[np.float64]:
 def _strips(axes: Axes, dims: Mapping[str, Sequence[float]], cut: Mapping[str, DimCut]) -> None:
     image = np.stack([score_strip(scores) for scores in dims.values()])
     extent = (0, 100, len(dims) - 0.5, -0.5)
-    axes.imshow(
-        image, SCORE_COLOURS, vmin=min(0.0, image.min()), vmax=1, extent=extent, aspect="auto", interpolation="nearest"
-    )
+    lowest = min(0.0, image.min())
+    axes.imshow(image, SCORE_COLOURS, vmin=lowest, vmax=1, extent=extent, aspect="auto", interpolation="nearest")
     row_labels(axes, list(dims))
     axes.set_ylim(len(dims) - 0.5, -0.5)
     axes.hlines(np.arange(len(dims) - 1) + 0.5, 0, 100, colors="white", linewidth=0.6)
@@ -83,8 +89,8 @@ def _strips(axes: Axes, dims: Mapping[str, Sequence[float]], cut: Mapping[str, D
     axes.vlines(list(borders.values()), rows - 0.46, rows + 0.46, colors=WARM, linewidth=2)
     axes.spines[:].set_visible(False)
     axes.set_xlim(0, 100)
-    axes.set_xlabel("units, best first (%)" + ("; bar: share kept" if borders else ""))
-    axes.set_title("Score over the dim's largest")
+    labelled(axes, "Score / dim's largest", "% of units, best first" + (" (bar: kept)" if borders else ""), "dim")
+    colour_key(axes, SCORE_COLOURS, f"{lowest:.2g}", "1")
 
 
 def _block_bars(axes: Axes, blocks: Mapping[str, float], removed: Sequence[str]) -> None:
@@ -92,7 +98,9 @@ def _block_bars(axes: Axes, blocks: Mapping[str, float], removed: Sequence[str])
     axes.barh(range(len(blocks)), list(blocks.values()), height=0.68, color=colours)
     row_labels(axes, list(blocks))
     axes.grid(axis="x")
-    axes.set_title("Score of each block" + (" (grey: removed)" if removed else ""))
+    if removed:
+        title_legend(axes, [Patch(color=FAINT)], ["removed"], 0.9)
+    labelled(axes, "Score of each block", "score; the lowest leaves first", "block")
 
 
 def _effect_bars(
@@ -104,30 +112,31 @@ def _effect_bars(
         colour = DIRECTION_COLOURS[effect.direction]
         axes.barh(row, score, height=0.68, color=colour, alpha=0.4 if name in removed else 1)
         rank = f"{effect.rank} ({effect.rank_low}–{effect.rank_high})"
-        axes.text(score + 0.015 * largest, row, rank, va="center", fontsize=6.5, color=INK)
-    for name, colour in DIRECTION_COLOURS.items():
-        axes.barh(0, 0, color=colour, label=name)
-    axes.legend(loc="lower right", title="output drifts to", title_fontsize=7, fontsize=7)
+        axes.text(score + 0.015 * largest, row, rank, va="center", fontsize=SMALL, color=INK)
+    found = dict.fromkeys(effects[name].direction for name in blocks)
+    title_legend(axes, [Patch(color=DIRECTION_COLOURS[name]) for name in found], list(found), 0.9)
     row_labels(axes, list(blocks))
-    axes.set_xlim(0, 1.22 * largest)
+    axes.set_xlim(0, 1.5 * largest)
     axes.grid(axis="x")
-    axes.set_title("Score, rank (90% range)" + ("; pale: removed" if removed else ""))
+    pale = "; pale: removed" if removed else ""
+    labelled(axes, "Score, drift", f"score; rank (90% range){pale}", "block")
 
 
 def _shift_map(axes: Axes, report: BlockReport) -> None:
     """Change of log standard deviation by block and timestep bin."""
     shifts = np.array([effect.signed for effect in report.blocks.values()])
     axes.imshow(_rooted(shifts), SHIFT_COLOURS, vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
-    _by_timestep(axes, report, shifts, "+.2f")
-    axes.set_title("Change of log standard deviation")
+    _by_timestep(axes, report, shifts, "+.2f", "Change of log SD")
+    largest = np.abs(shifts).max()
+    colour_key(axes, SHIFT_COLOURS, f"−{largest:.2g}", f"+{largest:.2g}")
 
 
 def _error_map(axes: Axes, report: BlockReport) -> None:
     """Squared change of the prediction over its square, by block and timestep bin."""
     errors = np.array([effect.output_errors for effect in report.blocks.values()])
-    axes.imshow(_rooted(errors), SCORE_COLOURS, vmin=0, vmax=1.6, aspect="auto", interpolation="nearest")
-    _by_timestep(axes, report, errors, ".2g")
-    axes.set_title("Output error (of the prediction's square)")
+    axes.imshow(_rooted(errors), SCORE_COLOURS, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    _by_timestep(axes, report, errors, ".2g", "Relative output error")
+    colour_key(axes, SCORE_COLOURS, "0", f"{errors.max():.2g}")
 
 
 def _rooted(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -135,33 +144,35 @@ def _rooted(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.sign(values) * np.sqrt(np.abs(values) / (np.abs(values).max() or 1.0))
 
 
-def _by_timestep(axes: Axes, report: BlockReport, values: NDArray[np.float64], number: str) -> None:
+def _by_timestep(axes: Axes, report: BlockReport, values: NDArray[np.float64], number: str, title: str) -> None:
     """Labels of a map whose rows are blocks and whose columns are timestep bins, with the values where they fit."""
     bins = values.shape[1]
     if bins <= MOST_NUMBERS:
+        strong = np.abs(_rooted(values)) > 0.62
         for row, column in np.ndindex(values.shape):
             text = format(values[row, column], number)
-            axes.text(column, row, text, ha="center", va="center", fontsize=5, color=DARK)
+            colour = "white" if strong[row, column] else DARK
+            axes.text(column, row, text, ha="center", va="center", fontsize=SMALL, color=colour)
     row_labels(axes, list(report.blocks))
     axes.set_ylim(len(values) - 0.5, -0.5)
     shown = range(0, bins, -(-bins // MOST_NUMBERS))
     axes.set_xticks(shown, [f"{report.timesteps[column]:.3g}" for column in shown])
     axes.tick_params(axis="x", length=0)
     axes.spines[:].set_visible(False)
-    axes.set_xlabel("timestep, from the clean end")
+    labelled(axes, title, "timestep, from the clean end", "block")
 
 
 def _loss_curve(axes: Axes, curve: LossCurve) -> None:
     timesteps, losses, used = curve.timesteps, curve.losses, curve.used
-    axes.plot(timesteps[:used], losses[:used], color=ACCENT, marker="." if used < 3 else "")
+    axes.plot(timesteps[:used], losses[:used], color=ACCENT, marker="." if used < 3 else "", label="scored")
     if used < len(losses):
-        axes.plot(timesteps[max(used - 1, 0) :], losses[max(used - 1, 0) :], color=FAINT, linestyle=":", marker=".")
-        axes.axvline(timesteps[used], color=WARM, linewidth=1.2, linestyle="--")
-        axes.annotate("stops here", (timesteps[used], max(losses)), (-4, 0), textcoords="offset points", ha="right")
+        later = slice(max(used - 1, 0), None)
+        axes.plot(timesteps[later], losses[later], color=FAINT, linestyle=":", marker=".", label="left out")
+        axes.axvline(timesteps[used], color=WARM, linewidth=1.2, linestyle="--", label="stop")
     axes.set_ylim(bottom=0)
     axes.grid(axis="y")
-    axes.set_xlabel("timestep, from the clean end")
-    axes.set_title(f"Calibration loss ({used} timesteps scored)")
+    title_legend(axes, *axes.get_legend_handles_labels(), handlelength=1.3)
+    labelled(axes, "Calibration", "timestep, from the clean end", "mean squared error")
 
 
 @styled
@@ -172,21 +183,22 @@ def plot_cut(cut: CutResult) -> Figure:
     before = [dim.units * dim.width for dim in dims.values()]
     after = [dim.kept * dim.width for dim in dims.values()]
     kept_bars(axes, list(dims), before, after)
-    axes.set_xlabel("channels")
-    axes.set_title("Channels kept of each dim")
+    labelled(axes, "Channels", "channels", "dim")
     return figure
 
 
 def kept_bars(axes: Axes, names: Sequence[str], before: Sequence[float], after: Sequence[float]) -> None:
-    """A row for each name: what there was, pale, what is left of it, and that in percent."""
-    axes.barh(range(len(names)), before, height=0.78, color=FAINT, alpha=0.38)
-    axes.barh(range(len(names)), after, height=0.78, color=ACCENT)
+    """A row for each name: what there was, pale, what stays of it, and that in percent."""
+    pale = axes.barh(range(len(names)), before, height=0.78, color=FAINT, alpha=0.38)
+    strong = axes.barh(range(len(names)), after, height=0.78, color=ACCENT)
     widest = max(before)
     for row, (dense, kept) in enumerate(zip(before, after, strict=True)):
         if dense:
-            share = f"{100 * kept / dense:.0f}%"
-            axes.text(widest * 1.02, row, share, va="center", fontsize=6.5, color=INK, alpha=1 if kept < dense else 0.5)
+            share, alpha = f"{100 * kept / dense:.0f}%", 1 if kept < dense else 0.5
+            axes.text(widest * 1.02, row, share, va="center", fontsize=SMALL, color=INK, alpha=alpha)
     row_labels(axes, names)
     axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.set_xlim(0, widest * 1.13)
+    axes.set_xlim(0, widest * 1.3)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.spines["left"].set_visible(False)
+    title_legend(axes, [pale, strong], ["before", "after"], 0.9)

@@ -13,12 +13,12 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from ...base.units import format_count
 from ...results import Decisions, SoftStage
 from ...results.recovery import Record
-from ..style import ACCENT, FAINT, MARGIN, MODEL_COLOURS, WARM, panels, styled
+from ..style import ACCENT, FAINT, MARGIN, MODEL_COLOURS, WARM, labelled, panels, styled
 from .curves import draw_points, draw_smoothed, mark_removal, scale_values, series, title_legend
 
 HEIGHTS = {"masks": 2.4, "macs": 1.3, "loss": 1.4, "energy": 1.0, "gradient_norm": 1.0}
 AFTER = 1.25  # of the steps of pruning are shown
-MOST_LEVELS = 6  # mask values in the legend
+MOST_LEVELS = 4  # mask values in the legend
 
 Colour = tuple[float, float, float, float]
 
@@ -49,8 +49,8 @@ def plot_stages(decisions: Decisions, records: Sequence[Record], parts: Sequence
         panel.set_xticks([stage.step for stage in stages], minor=True)
         if removed_at is not None:
             mark_removal(panel, removed_at)
-    dashed = "" if removed_at is None else "; dashed: masked units removed"
-    axes[-1].set_xlabel(f"step (small ticks: stages{dashed})")
+    dashed = "" if removed_at is None else " (dashed: masked units removed)"
+    axes[-1].set_xlabel(f"step{dashed}")
     return figure
 
 
@@ -88,10 +88,10 @@ def _masks(axes: Axes, stages: Sequence[SoftStage], end: float) -> None:
     decay = counts.shape[1] - 1
     values = [level / decay for level in range(decay, -1, -1)]
     areas = axes.stackplot(steps, shares.T, colors=[_mask_colour(value) for value in values], step="post", linewidth=0)
-    labelled = np.unique(np.linspace(0, decay, min(decay + 1, MOST_LEVELS)).round().astype(int))
-    title_legend(axes, [areas[place] for place in labelled], [f"{values[place]:.2g}" for place in labelled], 0.9)
+    named = np.unique(np.linspace(0, decay, min(decay + 1, MOST_LEVELS)).round().astype(int))
+    title_legend(axes, [areas[place] for place in named], [f"{values[place]:.2g}" for place in named], 0.9)
     axes.set_ylim(0, 100)
-    axes.set_title("Units by mask (%)")
+    labelled(axes, "Units by mask", "", "units (%)")
 
 
 def _mask_colour(value: float) -> Colour:
@@ -108,7 +108,7 @@ def _macs(axes: Axes, stages: Sequence[SoftStage], end: float) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: format_count(value)))
     axes.grid(axis="y")
-    axes.set_title("MACs without the selected units")
+    labelled(axes, "MACs without the selected units", "", "MACs of one call")
 
 
 def _losses(axes: Axes, stages: Sequence[SoftStage], records: Sequence[Record]) -> None:
@@ -122,14 +122,15 @@ def _losses(axes: Axes, stages: Sequence[SoftStage], records: Sequence[Record]) 
     scale_values(axes, [*training[1], *calibration[1]])
     title_legend(axes, *axes.get_legend_handles_labels(), handlelength=1.5)
     axes.grid(axis="y")
-    axes.set_title("Loss on the data" if name == "denoising" or calibration[0] else "Training loss")
+    title = "Loss on the data" if name == "denoising" or calibration[0] else "Training loss"
+    labelled(axes, title, "", "mean squared error")
 
 
 def _energy(axes: Axes, stages: Sequence[SoftStage]) -> None:
     steps, values = stage_series(stages, "energy")
     draw_points(axes, steps, values, ACCENT)
     axes.grid(axis="y")
-    axes.set_title("Energy")
+    labelled(axes, "Energy", "", "energy")
 
 
 def _gradient_norm(axes: Axes, stages: Sequence[SoftStage], records: Sequence[Record]) -> None:
@@ -141,4 +142,4 @@ def _gradient_norm(axes: Axes, stages: Sequence[SoftStage], records: Sequence[Re
         draw_smoothed(axes, *series(records, "grad_norm"), MODEL_COLOURS["dense"], "training")
     axes.set_ylim(bottom=0)
     axes.grid(axis="y")
-    axes.set_title(f"Gradient norm ({'root mean square over timesteps' if calibration[0] else 'training'})")
+    labelled(axes, f"Gradient norm ({'calibration' if calibration[0] else 'training'})", "", "norm")

@@ -7,10 +7,11 @@ from itertools import cycle
 
 from matplotlib.figure import Figure
 
-from ..style import ACCENT, MARGIN, MODEL_COLOURS, SPARE_COLOURS, panels, styled
+from ..style import ACCENT, MARGIN, MODEL_COLOURS, SPARE_COLOURS, labelled, panels, styled
 from .curves import draw_points, draw_smoothed, leave_room, mark_removal, scale_values, series
 
 QUANTITIES = {"lr": "Learning rate", "grad_norm": "Gradient norm", "jacobian_weight": "Weight of the Jacobian term"}
+LABELS = {"lr": "per step", "grad_norm": "norm", "jacobian_weight": "weight"}
 KNOWN = ("step", "loss", "seconds", *QUANTITIES)
 NORM = "grad_norm_"  # and a term's name: the norm of its gradient
 
@@ -35,7 +36,7 @@ def plot_training(records: Sequence[Mapping[str, float]], removed_at: float | No
         draw_smoothed(top, *series(records, name), colours.get(name, ACCENT), name)
     scale_values(top, [value for name in ("loss", *terms) for value in series(records, name)[1]])
     top.grid(axis="y")
-    top.set_title("Recovery loss; its terms before weighting" if terms else "Recovery loss (raw and smoothed)")
+    labelled(top, "Recovery loss, terms unweighted" if terms else "Recovery loss (raw and smoothed)", "", "loss")
     remaining = iter(others)
     if measured:
         panel = next(remaining)
@@ -43,19 +44,19 @@ def plot_training(records: Sequence[Mapping[str, float]], removed_at: float | No
             draw_points(panel, *series(records, NORM + name), colours[name])
         scale_values(panel, [value for name in measured for value in series(records, NORM + name)[1]])
         panel.grid(axis="y")
-        panel.set_title("Gradient norm of each weighted term")
+        labelled(panel, "Gradient norm of each weighted term", "", "norm")
     for panel, name in zip(remaining, quantities, strict=True):
         panel.plot(*series(records, name), color=MODEL_COLOURS["dense"], linewidth=1.1)
         panel.set_ylim(bottom=0)
         panel.grid(axis="y")
-        panel.set_title(QUANTITIES[name])
+        labelled(panel, QUANTITIES[name], "", LABELS[name])
     for panel in (top, *others):
         panel.set_xlim(top.get_xlim())
         if removed_at is not None:
             mark_removal(panel, removed_at)
     if terms:
-        leave_room(top)
-        top.legend(ncols=4, loc="upper right", handlelength=1.3, columnspacing=1.2)
+        leave_room(top, 0.4)
+        top.legend(ncols=2, loc="upper right", handlelength=1.3, columnspacing=1)
     [*_, lowest] = figure.axes
     lowest.set_xlabel("step" if removed_at is None else "step (dashed: masked units removed)")
     return figure

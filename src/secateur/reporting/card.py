@@ -1,0 +1,130 @@
+"""The model card of what was cut: a README.md that says where it comes from, what was done, and what was measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ..results import Compensation, CutResult, Evaluation
+from ..results.cut import goal_in_words
+from .product import load_snippet
+
+NO_LONGER_FITS = (
+    "ControlNets, IP-Adapters and textual inversions of the base model no longer fit, nor do LoRAs unless "
+    "`secateur slice-lora` cuts them too."
+)
+
+
+def model_card(
+    manifest: Mapping[str, Any],
+    place: str,
+    *,
+    pipeline: bool = False,
+    licence: str | None = None,
+    cut: CutResult | None = None,
+    compensation: Compensation | None = None,
+    evaluation: Evaluation | None = None,
+    command: str = "",
+    picture: str = "",
+) -> str:
+    """A model card in the hub's format: YAML front matter, then Markdown.
+
+    Args:
+        manifest: what `pruning.json` holds: the base and every step since.
+        place: folder or hub id to load the model from.
+        pipeline: whether that is a whole pipeline.
+        licence: of the base model, by the hub's name for it.
+        cut: what the cut came to.
+        compensation: what refitting brought back.
+        evaluation: what was measured.
+        command: that makes the model again.
+        picture: path of an image beside the card.
+    """
+    base = str(manifest["base"].get("id") or "")
+    title = place.rstrip("/").rpartition("/")[2]
+    parts = [
+        _front_matter(base, licence, pipeline),
+        f"# {title}",
+        _origin(manifest, base),
+        f"![Samples of each model from the same noise]({picture})" if picture else "",
+        "## Use it",
+        f"```python\n{load_snippet(place, pipeline)}\n```",
+        NO_LONGER_FITS,
+        "## What was done",
+        "\n".join(f"{place}. {step}" for place, step in enumerate(map(_step, manifest["steps"]), start=1)),
+        " ".join(cut.sentences()) if cut is not None else "",
+        " ".join(compensation.sentences()) if compensation is not None else "",
+        _measured(evaluation),
+        f"## Make it again\n\n```\n{command}\n```" if command else "",
+        f"## Licence\n\n{_licence(base, licence)}",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _front_matter(base: str, licence: str | None, pipeline: bool) -> str:
+    fields: dict[str, Any] = {"library_name": "diffusers" if pipeline else "secateur"}
+    if licence:
+        fields["license"] = licence
+    if _is_hub_id(base):
+        fields["base_model"] = base
+    fields["tags"] = ["secateur", "pruned", "diffusers"]
+    return (
+        "---\n" + "".join(f"{key}: {json.dumps(value, ensure_ascii=False)}\n" for key, value in fields.items()) + "---"
+    )
+
+
+def _is_hub_id(base: str) -> bool:
+    """Whether a base is named as the hub names models: one slash, and no path."""
+    return base.count("/") == 1 and not base.startswith((".", "/", "~"))
+
+
+def _origin(manifest: Mapping[str, Any], base: str) -> str:
+    of = f"`{base}`" if base else "a model of the same class"
+    return f"A pruned `{manifest['base']['class']}`, cut from {of} by secateur."
+
+
+def _step(step: Mapping[str, Any]) -> str:
+    """One step of the manifest in words."""
+    kind = step.get("kind")
+    if kind == "cut":
+        goal = f" to {goal_in_words(str(step['target']))}" if step.get("target") else ""
+        criterion = f", ranked by {step['criterion']}" if step.get("criterion") else ""
+        return f"Pruned{goal}{criterion}: {_removed(step)}."
+    if kind == "compensation":
+        return "Compensated: the layers that read what was cut were refitted in closed form to the dense model."
+    if kind == "recovery":
+        steps = f" for {step['steps']:,} steps" if isinstance(step.get("steps"), int) else ""
+        return f"Fine-tuned{steps} by {step.get('objective', 'denoising')}."
+    if kind == "labels":
+        return f"Given {step.get('classes')} classes of other data."
+    return f"{str(kind).capitalize()}."
+
+
+def _removed(step: Mapping[str, Any]) -> str:
+    dims, blocks = step.get("dims", {}), step.get("removed_blocks", ())
+    said = []
+    if dims:
+        units = sum(dim["size"] - len(dim["kept"]) for dim in dims.values())
+        said.append(f"{units:,} units of {len(dims)} widths")
+    if blocks:
+        said.append(f"{len(blocks)} block{'s' * (len(blocks) != 1)}")
+    return f"{' and '.join(said)} removed" if said else "nothing removed"
+
+
+def _measured(evaluation: Evaluation | None) -> str:
+    if evaluation is None:
+        return ""
+    where = f"On {evaluation.device}. " if evaluation.device else ""
+    sampled = ""
+    if evaluation.fidelity is not None:
+        sampled = f"{evaluation.fidelity.samples:,} samples of each model. "
+    table = evaluation.tables()["evaluation"].to_markdown()
+    return (
+        f"## What was measured\n\n{where}{sampled}± is one standard deviation of the measurement.\n\n{table.rstrip()}"
+    )
+
+
+def _licence(base: str, licence: str | None) -> str:
+    of = f" `{base}`" if base else ""
+    return f"{licence}, that of the base model{of}." if licence else f"That of the base model{of}; see there."

@@ -1,0 +1,45 @@
+"""What a page about a run is called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..results.cut import goal_in_words
+from .run import Run
+
+PARTS = ("model", "pruned", "pipeline", "relabelled")  # folders of a run, which say nothing without its name
+
+
+def title_of(run: Run) -> str:
+    """What was done to which model, by the command that did it."""
+    config = run.config
+    model = name_of(config.get("model"), run.folder.resolve().name)
+    target = run.cut.target if run.cut is not None else str(config.get("target") or "")
+    goal = goal_in_words(target)
+    command = config.get("command")
+    if command == "finetune":
+        return f"{model}, fine-tuned{_by(run)}"
+    if command == "evaluate":
+        reference = config.get("reference")
+        return f"{model} beside {name_of(reference, '')}" if reference else f"{model}, evaluated"
+    if command == "prune":
+        return f"{model}, pruned to {goal}"
+    if command in ("compress", "quickstart"):
+        return f"{model}, compressed to {goal}"
+    if run.cut is not None:
+        return f"{model}, pruned to {goal}"
+    return f"{model}, ranked by {run.ranking.criterion}" if run.ranking is not None else model
+
+
+def name_of(place: object, otherwise: str) -> str:
+    """The last part of a path or a hub id, with the run's name before it where the part is a folder of a run."""
+    names = [name for name in Path(str(place or "")).parts if name not in ("/", ".", "..")]
+    if not names:
+        return otherwise or "model"
+    return "/".join(names[-2:]) if names[-1] in PARTS else names[-1]
+
+
+def _by(run: Run) -> str:
+    recovery = run.config.get("recovery")
+    objective = recovery.get("objective") if isinstance(recovery, dict) else None
+    return f" by {objective}" if objective else ""
