@@ -7,10 +7,13 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from diffusers import DiTTransformer2DModel
+from diffusers import DiTTransformer2DModel, FluxTransformer2DModel
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
 
 from models import dit, dits, sample_for, unet, unets
 from secateur.base.errors import SecateurError, TrainingError
@@ -25,17 +28,21 @@ from secateur.criteria import (
     score,
 )
 from secateur.criteria.gradients import (
+    calibration_passes,
     calibration_timesteps,
     differentiable,
     stream_gradients,
     timestep_losses,
     used_timesteps,
 )
-from secateur.data import Batch
+from secateur.criteria.memory import LiveBytes
+from secateur.data import Batch, calibration_batch
+from secateur.data.conditions import accepts
 from secateur.models.network import inference
 from secateur.models.registry import describe
 from secateur.process.diffusion import DiffusionProcess
 from secateur.process.flow import FlowProcess
+from secateur.runs.subject import open_data, open_model
 from secateur.structure import StructureBuilder
 
 FEW = ScoringConfig(num_timesteps=8, batch_size=16)
@@ -136,7 +143,8 @@ def test_batched_timesteps_equal_one_at_a_time(model, process):
     def summed_gradients(batch_size):
         taken = {}
         with inference(model), differentiable(model):
-            stream_gradients(model, process, batch, noise, timesteps, batch_size, taken.__setitem__, lambda *_: None)
+            passes = calibration_passes(model, process, batch, noise, timesteps, batch_size)
+            stream_gradients(model, passes, taken.__setitem__)
         return taken
 
     torch.set_default_dtype(torch.float64)
@@ -388,6 +396,72 @@ def test_gradients_are_freed_one_by_one_where_one_pass_has_them_all():
         before.append(weakref.ref(gradient))
 
     with inference(model), differentiable(model):
-        timesteps = calibration_timesteps(process, 2)
-        stream_gradients(model, process, batch, batch.sample, timesteps, 8, take, lambda *_: None)
+        passes = calibration_passes(model, process, batch, batch.sample, calibration_timesteps(process, 2), 8)
+        assert len(passes) == 1
+        stream_gradients(model, passes, take)
     assert len(before) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("options", [{}, {"timestep_reduction": "abs-then-sum"}])
+def test_wrapped_models_have_the_scores_of_the_bare_one(options):
+    """Sharded weights have their gradients from the backward pass only."""
+    model, process, config = unet(), DiffusionProcess(), dataclasses.replace(FEW, options=options)
+    batch, structure = batch_of(model), describe(model)
+    expected = score(model, process, batch, structure, "taylor", config).scores
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        sharded = copy.deepcopy(model)
+        for block in (*sharded.down_blocks, *sharded.up_blocks):
+            fully_shard(block, mesh=init_device_mesh("cpu", (1,)))
+        fully_shard(sharded, mesh=init_device_mesh("cpu", (1,)))
+        for wrapped in (sharded, DistributedDataParallel(copy.deepcopy(model))):
+            found = score(wrapped, process, batch, structure, "taylor", config).scores
+            for name, values in expected.items():
+                torch.testing.assert_close(found[name], values, rtol=1e-5, atol=1e-9)
+            assert all(parameter.grad is None for parameter in wrapped.parameters())
+    finally:
+        distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("batch_size", [3, 6, 24])
+@pytest.mark.parametrize("timestep_reduction", ["sum-then-abs", "abs-then-sum"])
+@pytest.mark.parametrize(("make", "process"), [(unet, DiffusionProcess()), (dit, FlowProcess())], ids=["unet", "dit"])
+def test_the_memory_of_gradients_is_counted_before(make, process, timestep_reduction, batch_size):
+    options = TaylorOptions(timestep_reduction)
+    config = ScoringConfig(num_timesteps=4, num_images=6, batch_size=batch_size, options=options)
+    model = make()
+    counted = CRITERIA["taylor"].memory(model, process, config, options)
+    with LiveBytes() as memory:
+        model = copy.deepcopy(model)
+        score(model, process, batch_of(model, 6), describe(model), "taylor", config)
+    assert counted == pytest.approx(memory.peak, rel=0.1)
+
+
+@pytest.mark.slow
+def test_taylor_scores_of_flux_fit_on_a_device_of_80_gigabytes():
+    """At 1024 pixels, in bfloat16; the gradients' float32 sum over timesteps is twice the weights more."""
+    with torch.device("meta"):
+        model = FluxTransformer2DModel(guidance_embeds=True).to(torch.bfloat16)
+    config = ScoringConfig(num_images=1, batch_size=1, num_timesteps=50)
+    peaks = {
+        reduction: CRITERIA["taylor"].memory(model, FlowProcess(), config, TaylorOptions(reduction))
+        for reduction in ("abs-then-sum", "sum-then-abs")
+    }
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    assert 2 * weights < peaks["abs-then-sum"] < 80e9
+    assert peaks["sum-then-abs"] > 6 * weights
+
+
+@pytest.mark.parametrize("name", ["digits-unet", "digits-sit"])
+def test_both_orders_of_reduction_keep_nearly_the_same_units(name):
+    """Half of every width; the smaller sum is what large models can afford."""
+    loaded, structure = open_model(name)
+    batch = calibration_batch(open_data("digits", loaded), 16, 0)
+    batch = dataclasses.replace(batch, conditions=accepts(loaded.model)(batch.conditions))
+    kept = []
+    for reduction in ("sum-then-abs", "abs-then-sum"):
+        config = ScoringConfig(num_timesteps=16, options={"timestep_reduction": reduction})
+        scores = score(loaded.model, loaded.process, batch, structure, "taylor", config).scores
+        halves = {dim: scores[dim].argsort()[len(scores[dim]) // 2 :].tolist() for dim in structure.dims}
+        kept.append({(dim, unit) for dim, units in halves.items() for unit in units})
+    assert len(kept[0] & kept[1]) / len(kept[0] | kept[1]) > 0.8

@@ -7,6 +7,7 @@ from torch import nn
 
 from ..base.errors import require, require_known
 from ..data import Batch
+from ..models.registry import network_of
 from ..process.base import Process
 from ..results import BlockEffect, BlockReport, LossCurve
 from ..structure import Structure
@@ -21,6 +22,7 @@ from .loss_change import LOSS_CHANGE
 from .magnitude import MAGNITUDE, MagnitudeOptions
 from .random import RANDOM
 from .ranking import Ranking, check_finite
+from .reconstruction import RECONSTRUCTION, ReconstructionOptions
 from .reductions import Reduction, unit_scores
 from .taylor import TAYLOR, TaylorOptions
 from .uniform import UNIFORM
@@ -33,6 +35,7 @@ CRITERIA: dict[str, Criterion[Any]] = {
         TAYLOR,
         DIFF_PRUNING,
         GRADIENT_FLOW,
+        RECONSTRUCTION,
         CED,
         ENT_PROG,
         DEVIATION,
@@ -72,7 +75,7 @@ def score(
     if batch is None:
         require(not chosen.needs_data, f"criterion {criterion} looks at images, and there are none; give data")
         batch = Batch(torch.empty(0))
-    ranking = chosen.score(model, process, batch, structure, config, options)
+    ranking = chosen.score(network_of(model), process, batch, structure, config, options)
     check_finite(ranking.scores)
     return ranking
 
@@ -90,6 +93,7 @@ __all__ = [
     "Options",
     "Price",
     "Ranking",
+    "ReconstructionOptions",
     "Reduction",
     "ScoringConfig",
     "TaylorOptions",

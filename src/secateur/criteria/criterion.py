@@ -75,6 +75,7 @@ class Criterion(Generic[OptionsT]):
         price: what that takes.
         ranks: every width and block, or blocks only.
         needs_data: whether it looks at images and at the process.
+        memory: peak bytes, weights included, of one that takes gradients and so needs far more than the model does.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Criterion(Generic[OptionsT]):
     price: Callable[[nn.Module, Process, ScoringConfig, OptionsT], Price]
     ranks: Literal["widths", "blocks"] = "widths"
     needs_data: bool = True
+    memory: Callable[[nn.Module, Process, ScoringConfig, OptionsT], int] | None = None
 
     def options_of(self, config: ScoringConfig) -> OptionsT:
         """The options that `config` gives, or the defaults.

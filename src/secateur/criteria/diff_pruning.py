@@ -17,7 +17,7 @@ from ..process.base import Process
 from ..structure import Structure
 from .criterion import Criterion, ScoringConfig
 from .ranking import Ranking
-from .taylor import TaylorOptions, price_of_gradients, taylor_ranking
+from .taylor import TaylorOptions, memory_of_gradients, price_of_gradients, taylor_ranking
 
 
 @dataclass(frozen=True)
@@ -48,4 +48,6 @@ def diff_pruning(
     return taylor_ranking(model, process, batch, structure, config, options, options.threshold)
 
 
-DIFF_PRUNING = Criterion("diff-pruning", DiffPruningOptions, diff_pruning, price_of_gradients)
+DIFF_PRUNING = Criterion(
+    "diff-pruning", DiffPruningOptions, diff_pruning, price_of_gradients, memory=memory_of_gradients
+)

@@ -8,11 +8,13 @@ twice their memory more. bfloat16 has the range of float32 and is not copied.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from ..base.console import Advance, progress
 from ..base.errors import TrainingError
@@ -59,6 +61,7 @@ def differentiable(model: nn.Module) -> Iterator[None]:
 
     What was in `.grad` is there again after the block.
     """
+    reshard(model)
     before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
     for parameter, _, _ in before:
         parameter.requires_grad_(True)
@@ -102,29 +105,18 @@ def timestep_losses(
 
 
 def stream_gradients(
-    model: nn.Module,
-    process: Process,
-    batch: Batch,
-    noise: Tensor,
-    timesteps: Tensor,
-    batch_size: int,
-    take: Callable[[nn.Parameter, Tensor], None],
-    advance: Advance,
+    model: nn.Module, losses: Sequence[Callable[[], Tensor]], take: Callable[[nn.Parameter, Tensor], None]
 ) -> None:
-    """Give each parameter and its gradient of sum_t L_t, L_t the mean loss at t, to `take`, one after the other.
+    """Give each parameter and its gradient of the sum of the losses to `take`, one parameter after the other.
 
-    Gradients come from the backward pass itself and are freed as soon as they were taken. When it takes more than one
-    pass, of `batch_size` (image, timestep) pairs, their sum is kept on the way, in float32 at least.
+    Gradients come from the backward pass itself and are freed as soon as they were taken. Where there are several
+    losses, each a pass of its own, their sum is kept on the way, in float32 at least.
 
     Args:
-        model: in eval mode, inside `differentiable`.
-        timesteps: (T,).
+        model: inside `differentiable`.
+        losses: functions that run `model` and return a scalar.
         take: gets gradients in float32 at least; of a sharded model, sharded ones.
-        advance: is told of every timestep that is done.
     """
-    images = len(batch.sample)
-    at_once = max(1, batch_size // images)
-    passes = [(chunk, part) for chunk in timesteps.split(at_once) for part in _parts(images, batch_size)]
     sums: dict[nn.Parameter, Tensor] = {}
     is_last = False
 
@@ -142,14 +134,46 @@ def stream_gradients(
 
     handles = [parameter.register_post_accumulate_grad_hook(hook) for parameter in model.parameters()]
     try:
-        for place, (chunk, part) in enumerate(passes, start=1):
-            is_last = place == len(passes)
-            (_pair_errors(model, process, batch, noise, chunk, part).sum() / images).backward()
-            if part.stop >= images:
-                advance(len(chunk), "")
+        for place, loss in enumerate(losses, start=1):
+            is_last = place == len(losses)
+            loss().backward()
     finally:
         for handle in handles:
             handle.remove()
+
+
+def calibration_passes(
+    model: nn.Module,
+    process: Process,
+    batch: Batch,
+    noise: Tensor,
+    timesteps: Tensor,
+    batch_size: int,
+    advance: Advance = lambda *_: None,
+) -> list[Callable[[], Tensor]]:
+    """Functions whose results add up to sum_t L_t, L_t the mean loss at t: passes of `batch_size` pairs at most.
+
+    `advance` is told of every timestep that begins.
+    """
+    images = len(batch.sample)
+
+    def loss(chunk: Tensor, part: slice) -> Tensor:
+        if part.start == 0:
+            advance(len(chunk), "")
+        return _pair_errors(model, process, batch, noise, chunk, part).sum() / images
+
+    chunks = timesteps.split(max(1, batch_size // images))
+    return [functools.partial(loss, chunk, part) for chunk in chunks for part in _parts(images, batch_size)]
+
+
+def reshard(model: nn.Module) -> None:
+    """Of a model whose weights are sharded over processes, name the shards as its parameters again.
+
+    After a pass without gradients they are whole, and have none.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def _parts(images: int, batch_size: int) -> Iterator[slice]:

@@ -14,19 +14,24 @@ from torch import Tensor, nn
 
 from ..base.console import progress
 from ..data import Batch
-from ..models.network import inference
+from ..models.network import example_inputs, inference
+from ..models.predict import output_of
+from ..models.registry import describe
 from ..process.base import Process
 from ..results import LossCurve
 from ..structure import Structure
 from .criterion import FORWARD_SHARE, Criterion, Options, Price, ScoringConfig
 from .gradients import (
+    calibration_passes,
     calibration_timesteps,
     differentiable,
     in_range,
+    reshard,
     stream_gradients,
     timestep_losses,
     used_timesteps,
 )
+from .memory import without_data
 from .ranking import Ranking, parameters_of
 from .reductions import Reduction, Sums, entry_sums, reduced, scores_of, summed_axes
 
@@ -85,6 +90,7 @@ def taylor_ranking(
     with inference(model), differentiable(model), in_range(model):
         losses = timestep_losses(model, process, batch, noise, timesteps, threshold, config.batch_size)
         used = used_timesteps(losses, threshold)
+        reshard(model)
         sums = taylor_sums(model, process, batch, structure, noise, timesteps[:used], config.batch_size, options)
     curve = LossCurve(tuple(timesteps[: len(losses)].tolist()), tuple(losses), used)
     return Ranking(scores_of(structure, sums, options.reduction), curve)
@@ -105,25 +111,37 @@ def taylor_sums(
     The gradient of a sum over timesteps is the same whether they run one by one or together, so with "sum-then-abs"
     (image, timestep) pairs share batches; "abs-then-sum" takes one gradient per timestep.
     """
-    parameters = parameters_of(model)
-    axes = summed_axes(structure, parameters)
-    names: dict[nn.Parameter, list[str]] = {}
-    for name, parameter in parameters.items():
-        names.setdefault(parameter, []).append(name)
-    sums: Sums = {}
-
-    def take(parameter: nn.Parameter, gradient: Tensor) -> None:
-        for name in names[parameter]:
-            importance = reduced(parameter.detach() * gradient, model, name, options.reduction)
-            if importance is not None:
-                for key, value in entry_sums(name, importance, axes[name]).items():
-                    sums[key] = sums[key] + value if key in sums else value
-
+    taken = TermSums(model, structure, options.reduction)
     at_once = 1 if options.timestep_reduction == "abs-then-sum" else len(timesteps)
     with progress("calibration gradients", len(timesteps)) as advance:
         for chunk in timesteps.split(at_once):
-            stream_gradients(model, process, batch, noise, chunk, batch_size, take, advance)
-    return {(name, axis): sums[name, axis] for name in parameters for axis in axes[name] if (name, axis) in sums}
+            stream_gradients(model, calibration_passes(model, process, batch, noise, chunk, batch_size, advance), taken)
+    return taken.in_order()
+
+
+class TermSums:
+    """Adds up what counts of w g (`reduced`) as gradients come, one parameter after the other."""
+
+    def __init__(self, model: nn.Module, structure: Structure, reduction: Reduction) -> None:
+        self.model, self.reduction = model, reduction
+        parameters = parameters_of(model)
+        self.axes = summed_axes(structure, parameters)
+        self.names: dict[nn.Parameter, list[str]] = {}
+        for name, parameter in parameters.items():
+            self.names.setdefault(parameter, []).append(name)
+        self.sums: Sums = {}
+
+    def __call__(self, parameter: nn.Parameter, gradient: Tensor) -> None:
+        for name in self.names[parameter]:
+            importance = reduced(parameter.detach() * gradient, self.model, name, self.reduction)
+            if importance is not None:
+                for key, value in entry_sums(name, importance, self.axes[name]).items():
+                    self.sums[key] = self.sums[key] + value if key in self.sums else value
+
+    def in_order(self) -> Sums:
+        """The sums in the order of the model's parameters, in which they are added to scores."""
+        keys = ((name, axis) for name, axes in self.axes.items() for axis in axes)
+        return {key: self.sums[key] for key in keys if key in self.sums}
 
 
 def price_of_gradients(model: nn.Module, process: Process, config: ScoringConfig, options: TaylorOptions) -> Price:
@@ -132,4 +150,27 @@ def price_of_gradients(model: nn.Module, process: Process, config: ScoringConfig
     return Price(timesteps * config.num_images * (1 + FORWARD_SHARE))
 
 
-TAYLOR = Criterion("taylor", TaylorOptions, taylor, price_of_gradients)
+def memory_of_gradients(model: nn.Module, process: Process, config: ScoringConfig, options: TaylorOptions) -> int:
+    """Peak bytes of the backward passes, weights included, counted on a copy without data.
+
+    Gradients are summed over passes in float32, for bfloat16 weights twice their bytes: over timesteps with
+    "sum-then-abs", over images where there are more than go into a pass. "abs-then-sum" with no more images than that
+    keeps one parameter's gradient at a time.
+    """
+    timesteps = len(calibration_timesteps(process, config.num_timesteps))
+    timesteps = 1 if options.timestep_reduction == "abs-then-sum" else timesteps
+    images = min(config.num_images, config.batch_size)
+    at_once = min(timesteps, config.batch_size // images)
+    is_one_pass = config.num_images == images and timesteps == at_once
+    with without_data(model) as (hollow, memory), differentiable(hollow), in_range(hollow):
+        inputs = memory.like(example_inputs(model, images * at_once), next(hollow.parameters()).dtype)
+
+        def loss() -> Tensor:
+            return output_of(hollow, inputs).float().square().mean()
+
+        taken = TermSums(hollow, describe(model), options.reduction)
+        stream_gradients(hollow, [loss] if is_one_pass else [loss, loss], taken)
+    return memory.peak
+
+
+TAYLOR = Criterion("taylor", TaylorOptions, taylor, price_of_gradients, memory=memory_of_gradients)

@@ -73,12 +73,12 @@ class CostModel:
         return lost
 
 
-def skeleton(model: nn.Module) -> nn.Module:
-    """A copy of `model` on the meta device: all of its modules, none of its memory."""
+def skeleton(model: nn.Module, device: str = "meta") -> nn.Module:
+    """A copy of `model` on the meta device: all of its modules, none of its memory; on another, without its values."""
     tensors = [*model.named_parameters(), *model.named_buffers()]
     memo: dict[int, Any] = {}
     for _, tensor in tensors:
-        empty = torch.empty_like(tensor, device="meta")
+        empty = torch.empty_like(tensor, device=device)
         memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
     return copy.deepcopy(model, memo)
 

@@ -1,0 +1,223 @@
+"""Reconstruction: the error that is left when a unit has gone and its readers were refitted, by the best refit.
+
+Optimal Brain Surgeon (Hassibi & Stork 1993) for groups of columns, layer by layer, as in OBC (Frantar & Alistarh 2022,
+arXiv 2208.11580) and ZipLM (Kurtic et al. 2023, arXiv 2302.04089). When a layer y = W x + b loses its input columns U
+and the others are refitted, its objective rises by at least
+
+    tr(W_U [(H^-1)_UU]^-1 W_U'),    H = E[x x'] + ridge m I0,    m the mean of E[x_k^2] over the features k,
+
+with a column of ones in x for the bias, and I0 the identity without the entry of that column. The objective is that of
+`compensation`: E||y - W' x - b'||^2 + ridge m ||W' - W||^2. A unit's score is the sum of these rises over the layers
+that read it, each as a share of E||y||^2, so that scores of different layers compare. Inputs are the dense model's.
+
+A block's score is the output error without it and without a refit: E|output without it - output|^2 / E|output|^2.
+
+N rows, K columns (with that of ones), M outputs; u columns of a unit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..base.console import progress
+from ..base.errors import TrainingError, require
+from ..compensation.config import CompensationConfig
+from ..compensation.least_squares import mean_square, with_ones
+from ..compensation.positions import by_position, choose_positions, chosen, input_rows
+from ..data import Batch
+from ..models.network import inference
+from ..models.predict import predict
+from ..models.registry import describe
+from ..process.base import Process
+from ..structure import Structure
+from .blocks.measure import bins_of, draw_tuples, measure_blocks, price_of_drops, price_of_tuples
+from .criterion import Criterion, Options, Price, ScoringConfig
+from .ranking import Ranking
+
+MEMORY = 2**30  # bytes of E[x x'] held at a time; more readers take further passes
+
+
+@dataclass(frozen=True)
+class ReconstructionOptions(Options):
+    """Options of reconstruction.
+
+    Attributes:
+        ridge: how strongly the refit is drawn to the weights as they are, as a share of the mean square of an input.
+        rows: at most so many positions (pixels, tokens), drawn at random, are taken of all tuples for one layer.
+    """
+
+    ridge: float = 0.01
+    rows: int = 24_576
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.ridge >= 0, f"scoring option ridge is {self.ridge}; give 0 or more")
+        require(self.rows >= 1, f"scoring option rows is {self.rows}; give at least 1")
+
+
+@dataclass
+class Reader:
+    """A layer that reads a dim, with sums over the rows of its input and output; its `place` seeds which are taken."""
+
+    layer: nn.Linear | nn.Conv2d
+    place: int
+    inputs: Tensor = field(init=False)  # of x x' (K, K)
+    size: float = 0.0  # of |y|^2
+    rows: int = 0
+
+    def __post_init__(self) -> None:
+        columns = columns_of(self.layer)
+        self.inputs = torch.zeros(columns, columns, dtype=torch.float64, device=self.layer.weight.device)
+
+    def add(self, x_NK: Tensor, y_NM: Tensor) -> None:
+        """Add rows; `x_NK` without the column of ones."""
+        x = x_NK if self.layer.bias is None else with_ones(x_NK)
+        self.inputs += x.T @ x
+        self.size += y_NM.double().square().sum().item()
+        self.rows += len(x)
+
+    def rises(self, columns: Tensor, ridge: float) -> Tensor:
+        """The rise of the objective without each of the units whose `columns` (units, u) are given, (units,) float64.
+
+        Raises:
+            TrainingError: without a ridge, inputs that are linear in each other.
+        """
+        weight_KM = self.layer.weight.detach().flatten(1).T.double()
+        hessian = self.inputs / self.rows
+        bias = self.layer.bias is not None
+        features = len(hessian) - bias
+        hessian.diagonal()[:features] += ridge * mean_square(hessian.diagonal(), bias)
+        factor, failed = torch.linalg.cholesky_ex(hessian)
+        if failed:
+            raise TrainingError("inputs of a layer depend on each other linearly: give --scoring.options.ridge above 0")
+        inverse = torch.cholesky_inverse(factor)
+        blocks = inverse[columns[:, :, None], columns[:, None, :]]  # (units, u, u)
+        leaving = weight_KM[columns]  # (units, u, M)
+        return (torch.linalg.solve(blocks, leaving) * leaving).sum((1, 2)) / (self.size / self.rows or 1.0)
+
+
+def reconstruction(
+    model: nn.Module,
+    process: Process,
+    batch: Batch,
+    structure: Structure,
+    config: ScoringConfig,
+    options: ReconstructionOptions,
+) -> Ranking:
+    """Scores from the tuples of `ced`: every image once in every bin of timesteps.
+
+    Raises:
+        TrainingError: an output is not finite, or without a ridge inputs that are linear in each other.
+    """
+    columns = unit_columns(model, structure)
+    places = {name: place for place, name in enumerate(columns)}
+    scores = {name: torch.zeros(dim.size, dtype=torch.float64) for name, dim in structure.dims.items()}
+    for names in groups_of(model, columns):
+        readers = {name: Reader(_layer(model, name), places[name]) for name in names}
+        read_inputs(model, process, batch, list(readers.values()), config, options.rows)
+        for name, reader in readers.items():
+            for dim, units in columns[name].items():
+                scores[dim] += reader.rises(units.to(reader.inputs.device), options.ridge).cpu()
+    if structure.blocks:
+        sums = measure_blocks(model, process, batch, structure, config, ced_output="prediction")
+        errors = sums.output_error().mean(-1)
+        scores |= {name: torch.tensor([error]) for name, error in zip(sums.names, errors, strict=True)}
+    return Ranking(scores)
+
+
+def read_inputs(
+    model: nn.Module,
+    process: Process,
+    batch: Batch,
+    readers: Sequence[Reader],
+    config: ScoringConfig,
+    rows: int,
+) -> None:
+    """Add the rows that all tuples bring to `readers`, at most `rows` of each."""
+    total = bins_of(process, config) * len(batch.sample)
+    drawing = CompensationConfig(num_tuples=total, rows=rows, seed=config.seed)
+    numbers: tuple[int, ...] = ()
+
+    def watch(reader: Reader) -> Any:
+        is_image = isinstance(reader.layer, nn.Conv2d)
+
+        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            y_BPM = by_position(output, is_image)
+            at = choose_positions(numbers, y_BPM.shape[1], reader.place, drawing)
+            reader.add(input_rows(reader.layer, args[0], at).flatten(0, 1), chosen(y_BPM, at).flatten(0, 1))
+
+        return hook
+
+    with ExitStack() as hooks, inference(model), progress("inputs of layers", total) as advance:
+        for reader in readers:
+            hooks.enter_context(reader.layer.register_forward_hook(watch(reader)))
+        for tuples in draw_tuples(process, batch, config):
+            first = numbers[-1] + 1 if numbers else 0
+            numbers = tuple(range(first, first + len(tuples.noisy)))
+            predict(model, tuples.noisy, tuples.timesteps, tuples.conditions)
+            advance(len(numbers), "")
+
+
+def unit_columns(model: nn.Module, structure: Structure) -> dict[str, dict[str, Tensor]]:
+    """For each layer that reads a dim, by name, which of its columns each of the dim's units has, (units, u)."""
+    found: dict[str, dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
+    for dim in structure.dims.values():
+        for piece in dim.slices:
+            layer = model.get_submodule(piece.module)
+            if piece.role == "in" and isinstance(layer, nn.Linear | nn.Conv2d) and in_rows(layer):
+                kernel = math.prod(layer.weight.shape[2:])
+                columns = torch.arange(dim.size * dim.width * kernel) + piece.offset * kernel
+                found[piece.module][dim.name].append(columns.reshape(dim.size, -1))
+    return {layer: {dim: torch.cat(parts, 1) for dim, parts in dims.items()} for layer, dims in found.items()}
+
+
+def in_rows(layer: nn.Linear | nn.Conv2d) -> bool:
+    """Whether the input of `layer` can be laid out in rows that all of its weights multiply."""
+    if isinstance(layer, nn.Linear):
+        return True
+    return layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+
+
+def columns_of(layer: nn.Linear | nn.Conv2d) -> int:
+    """K."""
+    return layer.weight[0].numel() + (layer.bias is not None)
+
+
+def groups_of(model: nn.Module, names: Mapping[str, Any]) -> Iterator[list[str]]:
+    """The layers `names`, as many at a time as `MEMORY` holds sums of."""
+    group: list[str] = []
+    held = 0
+    for name in names:
+        needed = 8 * columns_of(_layer(model, name)) ** 2
+        if group and held + needed > MEMORY:
+            yield group
+            group, held = [], 0
+        group.append(name)
+        held += needed
+    if group:
+        yield group
+
+
+def price(model: nn.Module, process: Process, config: ScoringConfig, options: ReconstructionOptions) -> Price:
+    """Of a forward pass for every tuple and group of layers, and of dropping each block."""
+    structure = describe(model)
+    groups = len(list(groups_of(model, unit_columns(model, structure))))
+    reading = groups * price_of_tuples(model, process, config, options).passes
+    return Price(reading + (price_of_drops(model, process, config, options).passes if structure.blocks else 0.0))
+
+
+def _layer(model: nn.Module, name: str) -> nn.Linear | nn.Conv2d:
+    layer = model.get_submodule(name)
+    assert isinstance(layer, nn.Linear | nn.Conv2d)
+    return layer
+
+
+RECONSTRUCTION = Criterion("reconstruction", ReconstructionOptions, reconstruction, price)
