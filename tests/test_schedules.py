@@ -98,7 +98,7 @@ def test_counts_are_readable():
     ]
 
 
-@pytest.mark.parametrize("allocation", ["local", "global"])
+@pytest.mark.parametrize("allocation", ["local", "global", "global-macs"])
 @pytest.mark.parametrize(
     ("granularity", "target"),
     [
@@ -122,10 +122,29 @@ def test_the_target_is_met_within_one_step_of_the_path(model, target, granularit
     assert solution.reached <= solution.asked * (1 + 1e-9)
     cost = cost_model(model, structure, inputs)
     attribute = "macs" if target.startswith("macs") else "parameters"
-    steps = removal_steps(structure, scores, allocation=allocation, granularity=granularity, round_to=2)
+    steps = removal_steps(structure, scores, allocation=allocation, granularity=granularity, round_to=2, cost=cost)
     largest = max(step_cost(structure, cost, step, attribute) for step in steps)
     assert solution.asked - solution.reached < largest
     assert description.after.macs <= description.before.macs
+
+
+def test_scores_over_macs_take_first_what_saves_most_for_its_score():
+    """Of units that all score the same, those with most MACs; of twice the score, only those with twice the MACs."""
+    model = unet()
+    structure = describe(model)
+    cost = cost_model(model, structure, inputs_for(model))
+    ones = {name: torch.ones_like(values) for name, values in no_scores(structure).items()}
+    first, *_, last = removal_steps(structure, ones, allocation="global-macs", round_to=1, cost=cost)
+
+    def price(step):
+        units = sum(dim.kept_at(step.before) - dim.kept_at(step.level) for dim in structure.links[step.name])
+        return step_cost(structure, cost, step, "macs") / units
+
+    assert price(first) > 2 * price(last)
+    dear = {dim.name for dim in structure.links[first.name]}
+    dearer = {name: values * (1e6 if name in dear else 1) for name, values in ones.items()}
+    later = removal_steps(structure, dearer, allocation="global-macs", round_to=1, cost=cost)
+    assert later[-1].name == first.name
 
 
 def step_cost(structure, cost, step, attribute):

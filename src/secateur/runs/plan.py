@@ -37,5 +37,5 @@ def print_plan(plan: CutResult | None, structure: Structure, target: Target, cut
     narrowed = sum(dim.kept < dim.units for dim in plan.dims.values())
     blocks = len(plan.removed_blocks)
     say(f"cut        {narrowed} of {len(structure.dims)} widths, {blocks} of {len(structure.blocks)} blocks")
-    if cut.allocation == "global":
-        say("           (global allocation: the ranking will change these numbers)")
+    if cut.allocation != "local":
+        say(f"           ({cut.allocation} allocation: the ranking will change these numbers)")

@@ -25,7 +25,8 @@ class CutConfig:
     """Which cuts are allowed.
 
     Attributes:
-        allocation: local removes the same fraction everywhere; global ranks all units of the model together.
+        allocation: local removes the same fraction everywhere; global ranks all units of the model together;
+            global-macs too, by score over the MACs that leave, for scores that compare across layers (reconstruction).
         granularity: width removes units of dims, depth removes blocks, both mixes them.
         round_to: keep multiples of this many channels wherever the widths allow it; such widths run fast.
     """
@@ -73,10 +74,10 @@ def one_shot(
         TargetError: the target is out of reach.
     """
     granularity = granularity_for(target, config)
-    steps = removal_steps(
-        structure, scores, allocation=config.allocation, granularity=granularity, round_to=config.round_to
-    )
     cost = cost_model(model, structure, inputs)
+    steps = removal_steps(
+        structure, scores, allocation=config.allocation, granularity=granularity, round_to=config.round_to, cost=cost
+    )
     solution = solve(structure, target, steps, scores, cost, measure_latency)
     return solution, describe_cut(structure, solution, cost, config)
 

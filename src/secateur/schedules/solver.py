@@ -1,7 +1,8 @@
 """From a target to widths: which units and blocks leave, honouring norm groups, head sizes and `round_to`.
 
 Every cut is a path: an ordered list of removal steps, each the smallest change its dim (with the dims linked to it)
-or block can make. Local allocation orders the steps by the fraction they leave, global allocation by their score.
+or block can make. Local allocation orders the steps by the fraction they leave, global allocation by their score, and
+global-macs by their score over the MACs that they save.
 The solver walks down the path until the target holds, then takes back what still fits.
 """
 
@@ -19,7 +20,7 @@ from ..structure import Cut, Dim, Structure
 from ..structure.cost import CostModel
 from .target import Metric, Target, format_amount
 
-Allocation = Literal["local", "global"]
+Allocation = Literal["local", "global", "global-macs"]
 Granularity = Literal["width", "depth", "both"]
 Scores = Mapping[str, Tensor]  # dim name -> (units,), block name -> (1,); low leaves first; no dims for depth alone
 
@@ -75,40 +76,57 @@ def removal_steps(
     allocation: Allocation = "local",
     granularity: Granularity = "width",
     round_to: int = 8,
+    cost: CostModel | None = None,
 ) -> list[Step]:
-    """Every removal step of the model in the order in which they are taken."""
+    """Every removal step of the model in the order in which they are taken; global-macs needs the `cost` of widths."""
     steps: list[Step] = []
     if granularity in ("width", "both"):
         for link, dims in structure.links.items():
-            levels = allowed_levels(dims, round_to)
-            steps += _link_steps(link, dims, levels, scores if allocation == "global" else None)
+            steps += _link_steps(link, dims, allowed_levels(dims, round_to), scores, allocation, cost)
     if granularity in ("depth", "both"):
-        steps += _block_steps(structure, scores, allocation, granularity)
+        steps += _block_steps(structure, scores, allocation if granularity == "both" else "local", cost)
     return sorted(steps, key=lambda step: step.key)
 
 
-def _link_steps(link: str, dims: Sequence[Dim], levels: list[int], scores: Scores | None) -> list[Step]:
-    """Steps of one link; with `scores`, keyed by the mean normalized score of the units that leave."""
-    full = levels[-1]
-    falling = list(zip(levels[-2::-1], levels[:0:-1], strict=True))  # (level, before)
-    if scores is None:
-        return [Step(link, level, before, 1 - (level + before) / 2 / full) for level, before in falling]
+def _link_steps(
+    link: str, dims: Sequence[Dim], levels: list[int], scores: Scores, allocation: Allocation, cost: CostModel | None
+) -> list[Step]:
+    """Steps of one link.
+
+    Global allocation keys them by the mean normalized score of the units that leave, global-macs by the sum of their
+    scores over the MACs that the step saves where everything else is dense.
+    """
+
+    def key(level: int, before: int) -> float:
+        if allocation == "local":
+            return 1 - (level + before) / 2 / levels[-1]
+        if allocation == "global":
+            return torch.cat([_leaving(dim, normalized(scores[dim.name]), level, before) for dim in dims]).mean().item()
+        assert cost is not None
+        saved = cost({dim.name: dim.kept_at(before) for dim in dims}).macs
+        saved -= cost({dim.name: dim.kept_at(level) for dim in dims}).macs
+        return sum(_leaving(dim, scores[dim.name], level, before).sum().item() for dim in dims) / max(saved, 1.0)
+
     steps, floor = [], float("-inf")
-    for level, before in falling:
-        leaving = torch.cat([_leaving(dim, normalized(scores[dim.name]), level, before) for dim in dims])
-        floor = max(floor, leaving.mean().item())  # a link's steps keep their order
+    for level, before in zip(levels[-2::-1], levels[:0:-1], strict=True):
+        floor = max(floor, key(level, before))  # a link's steps keep their order
         steps.append(Step(link, level, before, floor))
     return steps
 
 
-def _block_steps(structure: Structure, scores: Scores, allocation: Allocation, granularity: Granularity) -> list[Step]:
-    """One step per block; the last listed one stays. Local `both` spreads the blocks over the widths' path by rank."""
+def _block_steps(structure: Structure, scores: Scores, allocation: Allocation, cost: CostModel | None) -> list[Step]:
+    """One step per block; the last listed one stays. Local allocation spreads them over the widths' path by rank."""
     names = sorted(structure.blocks, key=lambda name: scores[name].item())
     mean = torch.cat([scores[name] for name in names]).abs().mean().item() if names else 1.0
     steps = []
     for rank, name in enumerate(structure.removable(names)):
-        by_score = allocation == "global" and granularity == "both"
-        key = scores[name].item() / (mean or 1.0) if by_score else (rank + 0.5) / len(names)
+        if allocation == "local":
+            key = (rank + 0.5) / len(names)
+        elif allocation == "global":
+            key = scores[name].item() / (mean or 1.0)
+        else:
+            assert cost is not None
+            key = scores[name].item() / max(cost({}).macs - cost({}, [name]).macs, 1.0)
         steps.append(Step(name, 0, 1, key, is_block=True))
     return steps
 
