@@ -80,11 +80,11 @@ def scores_of(structure: Structure, sums: Sums, reduction: Reduction) -> dict[st
     nothing = torch.zeros((), dtype=torch.float64)
     for dim in structure.dims.values():
         parts = [
-            sums[piece.parameter, piece.axis][piece.offset : piece.offset + dim.size * dim.width]
+            sums[piece.parameter, piece.axis][piece.offset : piece.offset + dim.size * dim.width_of(piece)]
             for piece in dim.slices
             if (piece.parameter, piece.axis) in sums
         ]
-        units = [part.reshape(dim.size, dim.width).sum(1) for part in parts]
+        units = [part.reshape(dim.size, -1).sum(1) for part in parts]
         total = torch.stack(units).sum(0) if units else nothing.repeat(dim.size)
         # The number of layers that "ddpm-prune" averages over is the same for every unit, and cancels here.
         scores[dim.name] = total / total.mean() if reduction == "ddpm-prune" and total.any() else total

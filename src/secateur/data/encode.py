@@ -7,7 +7,6 @@ in memory one after another, and only while something is missing.
 from __future__ import annotations
 
 import math
-import os
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -19,7 +18,8 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..base.errors import DataError, ModelError, SecateurError, require
+from ..base.cache import cache_folder
+from ..base.errors import DataError, ModelError, require
 from ..base.files import atomic_file, write_json
 from ..base.fingerprint import files_fingerprint, fingerprint, model_fingerprint
 from ..base.rows import FileRows, chunk_size_of
@@ -38,18 +38,6 @@ AT_ONCE = 8  # images or captions to a pass
 POSTERIOR = 1  # the stream of random numbers
 ABOUT = "about.json"
 NULL = "null.safetensors"
-
-
-def cache_folder() -> Path:
-    """Where encoded data is kept: SECATEUR_CACHE, or `secateur` in the user's cache folder."""
-    if own := os.environ.get("SECATEUR_CACHE"):
-        return Path(own)
-    if users := os.environ.get("XDG_CACHE_HOME"):
-        return Path(users) / "secateur"
-    try:
-        return Path.home() / ".cache" / "secateur"
-    except RuntimeError as error:
-        raise SecateurError("there is no home folder for the cache of encoded data; set SECATEUR_CACHE") from error
 
 
 def open_encoded(source: str, loaded: Loaded) -> LatentDataset:

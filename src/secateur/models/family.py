@@ -181,6 +181,7 @@ class Family:
         input_shape: (C, H, W) of one sample: an image, or latents as the autoencoder gives them.
         taken_shape: (C, H, W) of what the network takes for a sample of a height and width, where it is another.
         conditions: random text states, pooled text, sizes of a batch, drawn by the function that it is given.
+        example_inputs: keyword arguments of a batch of a size, where they are not `arguments` of a random sample.
         labels: the class labels that a model takes, if any.
         depth_entries: entries of the config that follow the blocks that are left, so that plain diffusers loads it.
         prompts: by class name of a pipeline, (pipeline, prompts, image size, without) to conditions; `without` asks
@@ -199,6 +200,7 @@ class Family:
     input_shape: Callable[[Any], Shape] = shape_by_config
     taken_shape: Callable[[Any, Size], Shape] | None = None
     conditions: Callable[[Any, int, Draw], Conditions] = no_conditions
+    example_inputs: Callable[[Any, int, Size | None], dict[str, Any]] | None = None
     labels: Callable[[Any], Labels | None] = labels_by_config
     depth_entries: Callable[[Any], Mapping[str, Any]] = counted_by_rebuilding
     prompts: Mapping[str, Prompts] = field(default_factory=dict)

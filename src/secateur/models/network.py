@@ -84,9 +84,12 @@ def example_inputs(model: nn.Module, batch_size: int, size: Size | None = None) 
     Raises:
         ModelError: as `example_batch`.
     """
+    family = family_of(model)
+    if family.example_inputs is not None:
+        return family.example_inputs(model, batch_size, size)
     sample, conditions = example_batch(model, batch_size, size)
     timesteps = torch.ones(batch_size, dtype=torch.int64, device=sample.device)
-    inputs = family_of(model).arguments(model, sample, timesteps, arguments(conditions, sample.dtype))
+    inputs = family.arguments(model, sample, timesteps, arguments(conditions, sample.dtype))
     return tree_map_only(Tensor, partial(_like, sample), inputs)
 
 

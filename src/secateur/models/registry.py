@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import diffusers
 from accelerate.utils import extract_model_from_parallel
+from diffusers import ConfigMixin, ModelMixin
 from torch import nn
 
 from ..structure import Structure
+from . import discovery
 from .families.autoencoder_kl import AUTOENCODER_KL, AUTOENCODER_KL_DECODER
 from .families.dit import DIT
 from .families.flux import FLUX
@@ -45,11 +48,11 @@ def families() -> tuple[Family, ...]:
 def family_of(model: nn.Module) -> Family:
     """The family of `model`, or of the network inside of what accelerate or torch.compile wrapped around it.
 
-    A class that nobody registered has its base class's family, or else one without a structure.
+    A class that nobody registered has its base class's family, or else one whose structure is discovered.
     """
     architecture = type(network_of(model))
     family = next((_FAMILIES[each] for each in architecture.__mro__ if each in _FAMILIES), None)
-    return Family(architecture, _undeclared) if family is None else family
+    return Family(architecture, _discovered, example_inputs=discovery.example_inputs) if family is None else family
 
 
 def network_of(model: nn.Module) -> nn.Module:
@@ -71,12 +74,16 @@ def unsupported(name: str) -> str:
 
 
 def architecture_named(name: str) -> type[Any]:
-    """The class called `name` that has a declared structure.
+    """The class called `name` that has a declared structure, or else the model of diffusers of that name.
 
     Raises:
         KeyError: there is none.
     """
-    return {architecture.__name__: architecture for architecture in _FAMILIES}[name]
+    declared = {architecture.__name__: architecture for architecture in _FAMILIES}
+    found = declared.get(name) or getattr(diffusers, name, None)
+    if not isinstance(found, type) or not (name in declared or issubclass(found, ModelMixin)):
+        raise KeyError(name)
+    return found
 
 
 def describe(model: nn.Module) -> Structure:
@@ -88,8 +95,23 @@ def describe(model: nn.Module) -> Structure:
     return _with_all_parameters(model, family_of(model).describe(model))
 
 
-def _undeclared(model: nn.Module) -> Structure:
-    raise ValueError(unsupported(type(model).__name__))
+def left_out(model: nn.Module) -> Mapping[str, str]:
+    """What discovery leaves whole, and why, by name; nothing for an architecture that was declared.
+
+    Raises:
+        ValueError: as `describe`.
+    """
+    is_declared = family_of(model).describe is not _discovered
+    return {} if is_declared else discovery.discover(network_of(model)).left_out
+
+
+def _discovered(model: nn.Module) -> Structure:
+    if not isinstance(model, ConfigMixin):
+        raise ValueError(unsupported(type(model).__name__))
+    try:
+        return discovery.discover(model).structure
+    except ValueError as error:
+        raise ValueError(f"{unsupported(type(model).__name__)}. None was discovered either: {error}") from error
 
 
 def _with_all_parameters(model: nn.Module, structure: Structure) -> Structure:

@@ -1,6 +1,6 @@
 """What of a model can be removed, and how to mask or remove it."""
 
-from .check import Check, check_structure, count_checks
+from .check import Check, check_random_cuts, check_structure, count_checks
 from .dims import Block, Cut, Dim, Slice, Structure, StructureBuilder, check_cut
 from .masks import Masks, masked, masks_of
 from .removal import (
@@ -29,6 +29,7 @@ __all__ = [
     "Structure",
     "StructureBuilder",
     "check_cut",
+    "check_random_cuts",
     "check_structure",
     "count_checks",
     "forget_removals",

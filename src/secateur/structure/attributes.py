@@ -10,6 +10,9 @@ from diffusers.models.transformers.transformer_flux import FluxAttention, FluxSi
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+FOLLOWED = (Attention, FluxAttention, FluxSingleTransformerBlock, ResnetBlock2D, Transformer2DModel)
+
 
 def follow_weights(model: nn.Module) -> None:
     """Set channel counts, heads and scales from the shapes that the weights have now.
@@ -17,7 +20,7 @@ def follow_weights(model: nn.Module) -> None:
     A stale `Attention.heads` does not crash: it regroups the channels of the heads silently.
     """
     for module in model.modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, CONVOLUTIONS):
             _follow_conv(module)
         elif isinstance(module, nn.Linear):
             module.out_features, module.in_features = module.weight.shape
@@ -47,7 +50,7 @@ def follow_weights(model: nn.Module) -> None:
             module.in_channels = module.out_channels = module.norm.num_channels
 
 
-def _follow_conv(module: nn.Conv2d) -> None:
+def _follow_conv(module: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> None:
     if module.groups > 1 and module.groups == module.in_channels:  # depthwise
         module.groups = module.weight.shape[0]
     module.out_channels = module.weight.shape[0]
@@ -60,7 +63,8 @@ def _follow_attention(module: Attention) -> None:
     module.inner_kv_dim = module.to_k.out_features
     module.query_dim = module.to_q.in_features
     module.cross_attention_dim = module.to_k.in_features
-    module.out_dim = module.to_out[0].out_features
+    if module.to_out is not None:
+        module.out_dim = module.to_out[0].out_features
     if module.heads == 1:
         module.scale = module.inner_dim**-0.5 if module.scale_qk else 1.0
     else:

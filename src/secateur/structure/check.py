@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from .dims import Cut, Dim, Structure
 from .masks import masked, masks_of
@@ -53,9 +54,7 @@ def check_structure(
     error. Widths of one link are cut together.
     """
     generator = torch.Generator().manual_seed(seed)
-    model = _randomized(model, generator)
-    dtype = next(model.parameters()).dtype
-    inputs = tree_map_only(Tensor, lambda value: value.to(dtype) if value.is_floating_point() else value, dict(inputs))
+    model, inputs = _randomized(model, generator, inputs)
     dense = _run(model, inputs)
     misplaced = _misplaced(model, structure)
     for link, dims in structure.links.items():
@@ -75,25 +74,49 @@ def check_structure(
         yield _compare("random cut", model, structure, _random_cut(structure, generator), inputs, dense)
 
 
-def _randomized(model: nn.Module, generator: torch.Generator) -> nn.Module:
-    """A copy in eval mode and at least float32, whose activations keep their size through the layers."""
+def check_random_cuts(
+    model: nn.Module, structure: Structure, inputs: Mapping[str, Any], count: int, seed: int = 0
+) -> Iterator[Check]:
+    """As `check_structure`, for random cuts of several widths and blocks alone."""
+    generator = torch.Generator().manual_seed(seed)
+    model, inputs = _randomized(model, generator, inputs)
+    dense = _run(model, inputs)
+    for _ in range(count):
+        yield _compare("random cut", model, structure, _random_cut(structure, generator), inputs, dense)
+
+
+def _randomized(
+    model: nn.Module, generator: torch.Generator, inputs: Mapping[str, Any]
+) -> tuple[nn.Module, dict[str, Any]]:
+    """A copy in eval mode and at least float32, whose activations keep their size through the layers; its inputs."""
     model = copy.deepcopy(model).eval()
     if next(model.parameters()).dtype != torch.float64:
         model.float()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            fan_in = parameter[0].numel() if parameter.ndim > 1 else 4
-            values = torch.randn(parameter.shape, generator=generator) * fan_in**-0.5
-            is_gain = parameter.ndim == 1 and name.endswith("weight")
-            parameter.copy_(values + 1 if is_gain else values)
-    return model
+    draw_weights(model, generator)
+    dtype = next(model.parameters()).dtype
+    return model, tree_map_only(
+        Tensor, lambda value: value.to(dtype) if value.is_floating_point() else value, dict(inputs)
+    )
+
+
+@torch.no_grad()
+def draw_weights(model: nn.Module, generator: torch.Generator) -> None:
+    """Random values in every parameter, such that activations keep their size through the layers."""
+    for name, parameter in model.named_parameters():
+        fan_in = parameter[0].numel() if parameter.ndim > 1 else 4
+        values = torch.randn(parameter.shape, generator=generator) * fan_in**-0.5
+        is_gain = parameter.ndim == 1 and name.endswith("weight")
+        parameter.copy_(values + 1 if is_gain else values)
 
 
 @full_precision()  # rounding by TF32 is above the tolerance
 def _run(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+    """Everything that `model` returns, in a row; it is called with `return_dict=False` if it knows that."""
+    known = inspect.signature(model.forward).parameters
     with torch.no_grad():
-        output = model(**inputs)
-    return output if isinstance(output, Tensor) else output[0]
+        output = model(**inputs, return_dict=False) if "return_dict" in known else model(**inputs)
+    found = [each for each in tree_leaves(output) if isinstance(each, Tensor)]
+    return found[0] if len(found) == 1 else torch.cat([each.flatten().float() for each in found])
 
 
 def _units(dims: tuple[Dim, ...], generator: torch.Generator) -> dict[str, tuple[int, ...]]:
@@ -127,7 +150,7 @@ def _misplaced(model: nn.Module, structure: Structure) -> dict[str, str]:
     for dim in structure.dims.values():
         for piece in dim.slices:
             shape = shapes.get(piece.parameter)
-            end = piece.offset + dim.size * dim.width
+            end = piece.offset + dim.size * dim.width_of(piece)
             others = taken.setdefault((piece.parameter, piece.axis), [])
             place = f"{piece.parameter} axis {piece.axis} from {piece.offset} to {end}"
             if shape is None:
@@ -148,7 +171,7 @@ def _compare(
             expected = _run(model, inputs)
         found = _run(remove(_with_same_tensors(model), structure, cut), inputs)
         error = ((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30)).item()
-    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError):
+    except Exception:  # a forward pass may raise anything
         return Check(name, math.inf, _explain(model, structure, cut, inputs))
     if not error <= TOLERANCE:  # also when it is not a number
         return Check(name, error, _explain(model, structure, cut, inputs))
@@ -177,7 +200,7 @@ def _explain(model: nn.Module, structure: Structure, cut: Cut, inputs: Mapping[s
             remove(pruned, structure, cut)
             after.running.clear()
             _run(pruned, inputs)
-        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+        except Exception as error:
             place = next((trace.running[-1] for trace in (before, after) if trace.running), "the model")
             reason = f"fails in {place}: {(str(error).strip() or repr(error)).splitlines()[0]}"
         else:

@@ -69,7 +69,7 @@ class CostModel:
                 continue
             for piece in dim.slices:
                 key = (piece.parameter, piece.axis)
-                lost[key] = lost.get(key, 0) + (dim.size - units) * dim.width
+                lost[key] = lost.get(key, 0) + (dim.size - units) * dim.width_of(piece)
         return lost
 
 
@@ -118,6 +118,13 @@ def cost_model(model: nn.Module, structure: Structure, inputs: Mapping[str, Any]
         per_weight |= {name: each / 2 for name, each in per_weight.items() if name.startswith(shared + ".")}
     products = {module: count / batch_size for module, count in own.items() if count > 0}
     return CostModel(structure, shapes, per_weight, products, head_macs / batch_size)
+
+
+def own_products(model: nn.Module, inputs: Mapping[str, Any]) -> list[str]:
+    """The modules that compute products of activations themselves: attention."""
+    weights = {name.removesuffix(".weight") for name, _ in model.named_parameters() if name.endswith(".weight")}
+    own = _own_macs(count_flops(model, inputs), weights)
+    return [module for module, count in own.items() if module and count > 0]
 
 
 def _own_macs(macs: Mapping[str, int], weights: Collection[str]) -> dict[str, int]:

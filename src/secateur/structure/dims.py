@@ -26,12 +26,16 @@ class Slice:
     - "in": read here; the mask multiplies the module's input;
     - "norm": the weight of a GroupNorm or RMSNorm; the mask weighs its statistics;
     - "gate": produced here, and the mask multiplies the module's output (a query, which no later input sees).
+
+    `width` is the number of channels to a unit here, where it is not the dim's own: queries of several heads to a head
+    of keys, one gate to a head.
     """
 
     parameter: str
     axis: int
     offset: int = 0
     role: Role = "out"
+    width: int | None = None
 
     @property
     def module(self) -> str:
@@ -65,6 +69,10 @@ class Dim:
         for cell in self.cells:
             yield range(start, start + cell)
             start += cell
+
+    def width_of(self, piece: Slice) -> int:
+        """Channels to a unit in `piece`."""
+        return self.width if piece.width is None else piece.width
 
     def kept_at(self, level: int) -> int:
         """Units kept at `level`."""

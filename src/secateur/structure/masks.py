@@ -14,6 +14,7 @@ import torch
 from diffusers.models.normalization import RMSNorm
 from torch import Tensor, nn
 
+from .attributes import CONVOLUTIONS
 from .dims import Block, Cut, Structure
 from .streams import handed_on, pick, streams_of
 
@@ -33,8 +34,7 @@ def masked(model: nn.Module, structure: Structure, masks: Masks) -> Iterator[Non
     for (module_name, role), pieces in _pieces_by_module(structure, masks).items():
         module = model.get_submodule(module_name)
         if role == "in":
-            channel_axis = 1 if isinstance(module, nn.Conv2d) else -1
-            handles.append(module.register_forward_pre_hook(_scale_input(pieces, masks, channel_axis)))
+            handles.append(module.register_forward_pre_hook(_scale_input(pieces, masks)))
         elif role == "gate":
             handles.append(module.register_forward_hook(_scale_output(pieces, masks)))
         else:
@@ -84,7 +84,7 @@ def _pieces_by_module(structure: Structure, masks: Masks) -> dict[tuple[str, str
     for dim in structure.dims.values():
         for piece in dim.slices:
             if dim.name in masks and piece.role != "out":
-                found.setdefault((piece.module, piece.role), []).append((dim.name, piece.offset, dim.width))
+                found.setdefault((piece.module, piece.role), []).append((dim.name, piece.offset, dim.width_of(piece)))
     return {key: sorted(pieces, key=lambda piece: piece[1]) for key, pieces in found.items()}
 
 
@@ -98,11 +98,14 @@ def _channel_mask(pieces: Pieces, masks: Masks, channels: int, like: Tensor) -> 
     return torch.cat([*parts, like.new_ones(channels - end)])
 
 
-def _scale_input(pieces: Pieces, masks: Masks, axis: int) -> Callable[..., Any]:
+def _scale_input(pieces: Pieces, masks: Masks) -> Callable[..., Any]:
     def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         x = args[0]
-        mask = _channel_mask(pieces, masks, x.shape[axis], x)
-        return (x * (mask[:, None, None] if axis == 1 else mask), *args[1:])
+        if isinstance(module, CONVOLUTIONS):  # (B, C, ...)
+            mask = _channel_mask(pieces, masks, x.shape[1], x).view(-1, *[1] * (x.ndim - 2))
+        else:
+            mask = _channel_mask(pieces, masks, x.shape[-1], x)
+        return (x * mask, *args[1:])
 
     return hook
 

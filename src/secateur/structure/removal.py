@@ -47,10 +47,10 @@ def kept_entries(structure: Structure, cut: Cut, shapes: dict[str, torch.Size]) 
         dim = structure.dims[name]
         unit_kept = torch.zeros(dim.size, dtype=torch.bool)
         unit_kept[list(kept_units)] = True
-        entry_kept = unit_kept.repeat_interleave(dim.width)
         for piece in dim.slices:
             if piece.parameter not in shapes:
                 continue
+            entry_kept = unit_kept.repeat_interleave(dim.width_of(piece))
             axes = keep.setdefault(piece.parameter, {})
             size = shapes[piece.parameter][piece.axis]
             axis = axes.setdefault(piece.axis, torch.ones(size, dtype=torch.bool))
@@ -156,8 +156,9 @@ def _remove_blocks(model: nn.Module, structure: Structure, removed: tuple[str, .
             model.get_submodule(parent).register_module(index, skip)
     for parent, indices in _left_lists(structure, removed).items():
         blocks = model.get_submodule(parent)
-        assert isinstance(blocks, nn.ModuleList)
-        kept = nn.ModuleList(block for i, block in enumerate(blocks) if i not in indices)
+        assert isinstance(blocks, nn.ModuleList | nn.Sequential)
+        left = [block for i, block in enumerate(blocks) if i not in indices]
+        kept = nn.ModuleList(left) if isinstance(blocks, nn.ModuleList) else nn.Sequential(*left)
         holder, _, attribute = parent.rpartition(".")
         setattr(model.get_submodule(holder), attribute, kept)
 

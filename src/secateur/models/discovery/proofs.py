@@ -1,0 +1,172 @@
+"""From a model of a class that nobody declared to its proven structure; each class and config is proven once.
+
+Widths are proven on a shallow copy with a small config. Blocks are proven on one that is as deep as the model, since a
+model may do something else at every so many layers. The result is kept in the cache folder.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib.metadata
+import inspect
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import msgspec
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from ...base.cache import cache_folder
+from ...base.errors import ModelError, SecateurError, first_line
+from ...base.files import write_json
+from ...structure import Structure, check_random_cuts
+from ..family import Size, config_of
+from .fit import Template, counts_of, fit, lists_of
+from .inputs import candidates, working
+from .prove import Proven, prove
+from .shrink import reduced
+
+VERSION = 1  # of what is kept
+SMALL = 2_000_000  # parameters of a model that is proven on itself
+LARGEST = 50_000_000  # of a copy that is called small
+SHALLOW = 3  # blocks of a list
+DEEP_CUTS = 6
+SIDE, FRAMES = 64, 5  # of example latents, where the config says no size
+
+
+class Discovery(msgspec.Struct, frozen=True):
+    """What is known of a class with a config: its template, and which of the example inputs it runs on."""
+
+    template: Template
+    inputs: int
+
+
+def describe(model: nn.Module) -> Structure:
+    """The proven structure of `model`.
+
+    Raises:
+        ValueError: nothing can be found out about its class; it says why.
+    """
+    return discover(model).structure
+
+
+def discover(model: nn.Module) -> Proven:
+    """The proven structure of `model`, and why everything else of it stays whole.
+
+    Raises:
+        ValueError: nothing can be found out about its class; it says why.
+    """
+    try:
+        return fit(_discovery(model).template, model)
+    except SecateurError as error:
+        raise ValueError(str(error)) from error
+
+
+def example_inputs(model: nn.Module, batch_size: int, size: Size | None = None) -> dict[str, Any]:
+    """Random keyword arguments of `model`, in its dtype and on its device; `size` is the height and width of latents.
+
+    Raises:
+        ModelError: nothing can be found out about its class.
+    """
+    index = _discovery(model).inputs
+    own = config_of(model).get("sample_size")
+    height, width = size or ((own, own) if isinstance(own, int) else (SIDE, SIDE))
+    inputs = next(each for i, each in enumerate(candidates(model, batch_size, (FRAMES, height, width))) if i == index)
+    return tree_map_only(Tensor, partial(_like, next(model.parameters())), inputs)
+
+
+def _like(other: Tensor, value: Tensor) -> Tensor:
+    return value.to(other.device, other.dtype if value.is_floating_point() else value.dtype)
+
+
+def _discovery(model: nn.Module) -> Discovery:
+    """From the cache, or proven now."""
+    config = _initial(model)
+    place = cache_folder() / "structures" / f"{type(model).__name__}-{_key(model, config)}.json"
+    if place.is_file():
+        try:
+            return msgspec.json.decode(place.read_bytes(), type=Discovery)
+        except msgspec.MsgspecError:  # damaged: proven again
+            pass
+    found = _prove(model, config)
+    write_json(place, msgspec.to_builtins(found))
+    return found
+
+
+def _key(model: nn.Module, config: Mapping[str, Any]) -> str:
+    """What a proof holds for: the class, its config, and the versions of the libraries."""
+    versions = {name: importlib.metadata.version(name) for name in ("secateur", "torch", "diffusers")}
+    facts = [VERSION, type(model).__module__, versions, config]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _initial(model: nn.Module) -> dict[str, Any]:
+    """The entries of the config that the class is built from."""
+    known = inspect.signature(type(model).__init__).parameters
+    return {key: value for key, value in config_of(model).items() if key in known}
+
+
+def _prove(model: nn.Module, config: Mapping[str, Any]) -> Discovery:
+    shallow = _copy(model, config, SHALLOW)
+    inputs, index = working(shallow)
+    proven = prove(shallow, inputs)
+    shapes = {name: tuple(parameter.shape) for name, parameter in shallow.named_parameters(remove_duplicate=False)}
+    counts = {name: counts_of(shallow, dim, proven.structure) for name, dim in proven.structure.dims.items()}
+    template = Template(proven, shapes, lists_of(shallow), counts)
+    if {name: len(elements) for name, elements in lists_of(model).items()} != {
+        name: len(elements) for name, elements in lists_of(shallow).items()
+    }:
+        template = _proven_deep(template, _copy(model, config, None), index)
+    return Discovery(template, index)
+
+
+def _copy(model: nn.Module, config: Mapping[str, Any], depth: int | None) -> nn.Module:
+    """A small model of the same class; a copy of the model where that is small."""
+    if sum(parameter.numel() for parameter in model.parameters()) <= SMALL and not _is_meta(model):
+        return copy.deepcopy(model).eval().float().cpu()
+    name, small = type(model).__name__, reduced(config, depth)
+    try:
+        with torch.device("meta"):
+            size = sum(parameter.numel() for parameter in type(model)(**small).parameters())
+        if size > LARGEST:
+            raise ModelError(f"a small copy of {name} would have {size / 1e6:.0f} M parameters still")
+        return type(model)(**small).eval()
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(f"no small copy of {name} can be built: {first_line(error)}") from error
+
+
+def _is_meta(model: nn.Module) -> bool:
+    return any(parameter.is_meta for parameter in model.parameters())
+
+
+def _proven_deep(template: Template, deep: nn.Module, index: int) -> Template:
+    """Leave out the blocks, or the widths, that random cuts of a copy as deep as the model show to be wrong."""
+    inputs = next(each for i, each in enumerate(candidates(deep)) if i == index)
+    structure = fit(template, deep).structure
+    kinds = {
+        "blocks": (replace(structure, dims={}, attention={}, attributes={}), template.proven.structure.blocks),
+        "dims": (replace(structure, blocks={}), template.proven.structure.dims),
+    }
+    proven = template.proven
+    for kind, (part, names) in kinds.items():
+        alone = _only_random(deep, part, inputs)
+        if alone:
+            reasons = dict.fromkeys(names, f"cuts of a model of full depth are wrong: {alone}")
+            kept: Structure = replace(proven.structure, **{kind: {}})
+            proven = Proven(kept, {**proven.left_out, **reasons})
+    return replace(template, proven=proven)
+
+
+def _only_random(model: nn.Module, structure: Structure, inputs: Mapping[str, Any]) -> str:
+    """What is wrong with a random cut of `structure`; empty if nothing is."""
+    if not structure.dims and not structure.blocks:
+        return ""
+    checks = check_random_cuts(model, structure, inputs, DEEP_CUTS)
+    return next((check.hint or f"error {check.error:.1e}" for check in checks if not check.ok), "")

@@ -1,0 +1,110 @@
+"""What discovery finds is believed only when masks equal removal, width by width and block by block."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...structure import Check, Dim, Structure, check_structure
+from ...structure.cost import own_products
+from .blocks import blocks_of, listed_modules
+from .influence import influences
+from .widths import following, widths_of
+
+REPEATS, RANDOM_CUTS = 2, 3
+
+
+@dataclass(frozen=True)
+class Proven:
+    """A structure that was proven on one model, and why everything else stays whole, by name."""
+
+    structure: Structure
+    left_out: Mapping[str, str]
+
+
+def prove(model: nn.Module, inputs: Mapping[str, Any]) -> Proven:
+    """Find what can be removed from `model` and prove it on `inputs`, keyword arguments of its `forward`.
+
+    `model` is left as it is: weights are drawn anew in copies.
+    """
+    model = copy.deepcopy(model).eval().requires_grad_()
+
+    def run() -> None:
+        model(**inputs)
+
+    elements = listed_modules(model)
+    with torch.no_grad():
+        blocks, left_out = blocks_of(model, elements, run)
+    dims: dict[str, Dim] = {}
+    for _, influence in influences(model, elements, run):
+        widths = widths_of(influence, model)
+        dims |= {dim.name: dim for dim in widths.dims}
+        left_out |= widths.left_out
+    structure = Structure(dims, blocks, _attention(model, dims, inputs))
+    attributes: dict[str, str] = {}
+    for check in check_structure(model, structure, inputs, random_cuts=0):
+        if check.name in dims and not check.ok:
+            check, follow = _with_numbers(model, structure, check, inputs)
+            attributes |= dict.fromkeys(follow, check.name)
+        if not _proven(check):
+            left_out[check.name] = _reason(check)
+    structure = _without(replace(structure, attributes=attributes), left_out)
+    for seed in range(1, 1 + REPEATS):  # at other levels, and with others
+        checks = list(check_structure(model, structure, inputs, random_cuts=RANDOM_CUTS, seed=seed))
+        wrong = {check.name: _reason(check) for check in checks if not check.ok}
+        together = wrong.pop("random cut", None)
+        if together is not None and not wrong:
+            wrong = dict.fromkeys((*structure.dims, *structure.blocks), f"does not combine with others: {together}")
+        left_out |= wrong
+        structure = _without(structure, wrong)
+    return Proven(structure, left_out)
+
+
+def _attention(model: nn.Module, dims: Mapping[str, Dim], inputs: Mapping[str, Any]) -> dict[str, str]:
+    """The modules that multiply activations, each with the heads of its layers."""
+    attention = {}
+    for module in own_products(model, inputs):
+        within = [
+            name
+            for name, dim in dims.items()
+            if name.endswith(".heads") and any(piece.module.startswith(f"{module}.") for piece in dim.slices)
+        ]
+        if len(within) == 1:
+            attention[module] = within[0]
+    return attention
+
+
+def _with_numbers(
+    model: nn.Module, structure: Structure, check: Check, inputs: Mapping[str, Any]
+) -> tuple[Check, list[str]]:
+    """Check a width again with numbers beside its weights following it, as few of them as will do."""
+    dim = structure.dims[check.name]
+    for follow in following(model, dim):
+        alone = Structure({dim.name: dim}, {}, attributes=dict.fromkeys(follow, dim.name))
+        (found,) = check_structure(model, alone, inputs, random_cuts=0)
+        if found.ok:
+            return found, follow
+    return check, []
+
+
+def _proven(check: Check) -> bool:
+    return check.ok and check.hint != "its mask changes nothing"
+
+
+def _reason(check: Check) -> str:
+    return check.hint.partition(";")[0] or f"masks and removal differ by {check.error:.1e}"
+
+
+def _without(structure: Structure, names: Mapping[str, str]) -> Structure:
+    dims = {name: dim for name, dim in structure.dims.items() if name not in names}
+    return Structure(
+        dims,
+        {name: block for name, block in structure.blocks.items() if name not in names},
+        {module: dim for module, dim in structure.attention.items() if dim in dims},
+        {path: dim for path, dim in structure.attributes.items() if dim in dims},
+    )

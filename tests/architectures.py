@@ -1,0 +1,168 @@
+"""Small random models of the classes of `diffusers.models` with Transformer or DiT in their names, and their table."""
+
+import inspect
+import re
+from collections import Counter, defaultdict
+
+import diffusers.models
+import torch
+from torch import nn
+
+from secateur.models.discovery.inputs import working
+from secateur.models.discovery.prove import Proven, prove
+from secateur.models.discovery.shrink import reduced
+
+NAMES = sorted(name for name in dir(diffusers.models) if "Transformer" in name or "DiT" in name)
+DEPTH = 3  # blocks of a list
+LARGEST = 12_000_000  # parameters of a model that is worth the time
+
+# What a small model of a class needs beyond the rule, or where the class's own defaults do not build.
+BEFORE_THE_RULE = {
+    "LuminaNextDiT2DModel": {"num_kv_heads": 8, "ffn_dim_multiplier": 1.0},
+    "PRXTransformer2DModel": {"axes_dim": [32, 32]},
+}
+VIDEO = {"sample_width": 6, "sample_height": 4, "sample_frames": 9, "max_text_seq_length": 7}
+AFTER_THE_RULE = {
+    "AceStepTransformer1DModel": {"in_channels": 12, "audio_acoustic_hidden_dim": 4},
+    "ChromaTransformer2DModel": {
+        "approximator_num_channels": 8,
+        "approximator_hidden_dim": 16,
+        "approximator_layers": 1,
+    },
+    "CogVideoXTransformer3DModel": VIDEO,
+    "ConsisIDTransformer3DModel": VIDEO,
+    "CosmosTransformer3DModel": {
+        "concat_padding_mask": False,  # needs torchvision
+        "extra_pos_embed_type": None,
+        "max_size": (8, 16, 16),
+    },
+    "DiTTransformer2DModel": {"sample_size": 8},
+    "DreamLiteTransformer2DModel": {"in_channels": 32, "cross_attention_dim": 24, "num_layers": 3},
+    "EasyAnimateTransformer3DModel": {"in_channels": 4, "out_channels": 4, "patch_size": 2, "mmdit_layers": 2},
+    "GlmImageTransformer2DModel": {"prior_vq_quantizer_codebook_size": 64},
+    "HiDreamImageTransformer2DModel": {
+        "in_channels": 4,
+        "patch_size": 2,
+        "out_channels": 4,
+        "caption_channels": [20, 24],
+        "llama_layers": [0, 1, 2, 3, 4, 5],
+        "axes_dims_rope": (8, 4, 4),
+        "max_resolution": (16, 16),
+        "force_inference_output": True,
+    },
+    "HunyuanDiT2DModel": {
+        "in_channels": 4,
+        "patch_size": 2,
+        "sample_size": 8,
+        "num_layers": 4,
+        "text_len": 4,
+        "text_len_t5": 5,
+    },
+    "HunyuanVideoFramepackTransformer3DModel": {"has_image_proj": True, "has_clean_x_embedder": True},
+    "Ideogram4Transformer2DModel": {"mrope_section": (4, 2, 2)},
+    "Krea2Transformer2DModel": {
+        "text_hidden_dim": 32,
+        "text_num_attention_heads": 4,
+        "text_num_key_value_heads": 2,
+        "text_intermediate_size": 40,
+        "num_text_layers": 3,
+    },
+    "LTX2VideoTransformer3DModel": {
+        "audio_num_attention_heads": 4,
+        "audio_attention_head_dim": 8,
+        "audio_cross_attention_dim": 32,
+    },
+    "LatteTransformer3DModel": {
+        "in_channels": 4,
+        "out_channels": 4,
+        "patch_size": 2,
+        "num_layers": 3,
+        "sample_size": 8,
+        "video_length": 3,
+        "caption_channels": 24,
+        "cross_attention_dim": 64,
+        "norm_type": "ada_norm_single",
+        "norm_elementwise_affine": False,
+        "num_embeds_ada_norm": 1000,
+    },
+    "Lumina2Transformer2DModel": {"multiple_of": 16, "axes_lens": (30, 16, 16), "sample_size": 8},
+    "LuminaNextDiT2DModel": {"multiple_of": 16},
+    "PixArtTransformer2DModel": {"sample_size": 8, "caption_channels": 24},
+    "PriorTransformer": {"num_embeddings": 5, "additional_embeddings": 4},
+    "StableAudio3DiTModel": {"num_memory_tokens": 4, "io_channels": 8, "local_add_cond_dim": 9},
+    "StableAudioDiTModel": {"sample_size": 8},
+    "Transformer2DModel": {"in_channels": 32, "cross_attention_dim": 24, "num_layers": 3},
+    "TransformerTemporalModel": {"in_channels": 32, "num_layers": 3},
+    "WanVACETransformer3DModel": {"vace_layers": [0, 1], "vace_in_channels": 8},
+}
+
+
+def small(name: str, **changes: object) -> nn.Module:
+    """A small random model of the class `name` of diffusers."""
+    architecture = getattr(diffusers.models, name)
+    parameters = list(inspect.signature(architecture.__init__).parameters.values())[1:]
+    defaults = {each.name: each.default for each in parameters if each.default is not each.empty}
+    config = reduced(defaults | BEFORE_THE_RULE.get(name, {}), DEPTH) | AFTER_THE_RULE.get(name, {}) | changes
+    with torch.device("meta"):
+        size = sum(parameter.numel() for parameter in architecture(**config).parameters())
+    if size > LARGEST:
+        raise ValueError(f"no small config of it is known: the rule leaves {size / 1e6:.0f} M parameters")
+    torch.manual_seed(0)
+    return architecture(**config).eval()
+
+
+def proven(name: str) -> tuple[nn.Module, Proven]:
+    """The model and what was proven of it."""
+    model = small(name)
+    inputs, _ = working(model)
+    return model, prove(model, inputs)
+
+
+def generalized(names: dict[str, str]) -> dict[str, list[str]]:
+    """Reasons with the names that they hold for, numbers of layers as stars."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for name, reason in names.items():
+        text = re.sub(r"\d+", "#", reason) if reason.startswith("fails") else reason
+        star = re.sub(r"\.\d+\b", ".*", name)
+        key = re.sub(r"\.#", ".*", text)
+        if star not in found[key]:
+            found[key].append(star)
+    return found
+
+
+def row(name: str, model: nn.Module, result: Proven) -> str:
+    """A line of the table."""
+    dims = Counter(re.sub(r"\.\d+\b", ".*", dim) for dim in result.structure.dims)
+    lists = Counter(re.sub(r"\.\d+\b", ".*", block) for block in result.structure.blocks)
+    widths = ", ".join(f"`{dim}` ({count})" for dim, count in dims.items()) or "none"
+    blocks = ", ".join(f"`{block}` ({count})" for block, count in lists.items()) or "none"
+    why = "; ".join(
+        f"{', '.join(f'`{each}`' for each in names)}: {reason}"
+        for reason, names in generalized(result.left_out).items()
+    )
+    return f"| {name} | {widths} | {blocks} | {why.replace('|', '/')} |"
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, in a cell of a table."""
+    return (str(error).strip() or repr(error)).splitlines()[0].replace("|", "/")[:160]
+
+
+def page(rows: list[str], works: int) -> str:
+    """The page of the documentation."""
+    return PAGE.format(works=works, count=len(rows), rows="\n".join(rows))
+
+
+PAGE = """# Architectures whose structure is found
+
+Every class of `diffusers.models` with Transformer or DiT in its name, on a small random configuration. {works} of
+{count} have widths that were found by tracing and proven: masks equal removal, width by width, block by block, and in
+random cuts of many. What is not in the table stays whole. Written by `make torture` (`tests/test_discovery.py`).
+
+Classes that are declared by hand ([adding an architecture](adding-an-architecture.md)) have more; here they are taken
+for unknown ones. `*` stands for the number of a layer, and the numbers in brackets count layers.
+
+| class | widths | blocks | what stays whole, and why |
+|---|---|---|---|
+{rows}
+"""

@@ -1,0 +1,250 @@
+"""Structures that declare themselves: found as those declared by hand are, proven, and fitted to other sizes."""
+
+import copy
+import re
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import nn
+from torch.nn import functional as F
+
+import architectures
+import models
+from secateur.base.errors import ModelError
+from secateur.models import discovery
+from secateur.models.discovery import proofs
+from secateur.models.discovery.blocks import blocks_of, listed_modules
+from secateur.models.discovery.influence import influences
+from secateur.models.discovery.inputs import working
+from secateur.models.discovery.prove import prove
+from secateur.models.discovery.widths import widths_of
+from secateur.models.network import example_inputs
+from secateur.models.registry import describe, left_out
+from secateur.structure import Cut, check_random_cuts, check_structure, remove
+from secateur.structure.cost import cost_model
+
+TABLE = Path(__file__).parent.parent / "docs" / "architectures.md"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def slices(dim):
+    return frozenset(
+        (piece.parameter, piece.axis, piece.offset, dim.width_of(piece), piece.role) for piece in dim.slices
+    )
+
+
+# Wide enough that no channel of Sana's rectified queries is zero at all tokens.
+SANA = {"attention_head_dim": 16, "num_attention_heads": 2, "cross_attention_head_dim": 16, "cross_attention_dim": 32}
+
+
+@pytest.mark.parametrize("make", [models.flux, partial(models.sana, **SANA), models.pixart])
+def test_what_is_found_is_what_was_declared_by_hand(make):
+    model = make()
+    declared, elements = describe(model), listed_modules(model)
+    inputs, _ = working(model)
+    with torch.no_grad():
+        blocks, _ = blocks_of(model, elements, lambda: model(**inputs))
+    found = {
+        slices(dim)
+        for _, influence in influences(model, elements, lambda: model(**inputs))
+        for dim in widths_of(influence, model).dims
+    }
+    assert blocks == declared.blocks
+    assert found == {slices(dim) for dim in declared.dims.values()}
+
+
+# Lists in and out and norms over the stream; fused projections; five axes; grouped queries over sound.
+@pytest.mark.parametrize(
+    ("name", "heads", "inner", "blocks"),
+    [
+        ("ZImageTransformer2DModel", 7, 7, 7),
+        ("Flux2Transformer2DModel", 6, 9, 6),
+        ("WanTransformer3DModel", 6, 3, 3),
+        ("StableAudioDiTModel", 6, 3, 3),
+    ],
+)
+def test_classes_that_nobody_declared(name, heads, inner, blocks):
+    model = architectures.small(name)
+    structure = describe(model)
+    counts = [sum(dim.endswith(end) for dim in structure.dims) for end in (".heads", ".inner")]
+    assert [*counts, len(structure.blocks)] == [heads, inner, blocks]
+    inputs = example_inputs(model, 2, (4, 6))
+    assert all(check.ok for check in check_random_cuts(model, structure, inputs, 2, seed=9))
+    cut = models.half(model)
+    predicted = cost_model(model, structure, inputs)({dim: len(units) for dim, units in cut.kept.items()})
+    smaller = remove(copy.deepcopy(model), structure, cut)
+    counted = cost_model(smaller, describe(smaller), inputs)({})
+    assert predicted.parameters == counted.parameters
+    assert predicted.macs == pytest.approx(counted.macs, rel=1e-9)
+
+
+def test_a_pruned_model_is_described_again_and_larger_ones_after_a_small_copy(monkeypatch):
+    monkeypatch.setattr(proofs, "SMALL", 0)  # a copy even of this one
+    model = architectures.small(
+        "WanTransformer3DModel", num_attention_heads=6, attention_head_dim=12, ffn_dim=50, num_layers=5, text_dim=20
+    )
+    structure = describe(model)
+    assert structure.dims["blocks.3.attn1.heads"].size == 6
+    assert structure.dims["blocks.3.attn1.heads"].width == 12
+    assert structure.dims["blocks.4.ffn.net.inner"].size == 50
+    assert len(structure.blocks) == 5
+    inputs = example_inputs(model, 2, (4, 6))
+    assert all(check.ok for check in check_random_cuts(model, structure, inputs, 2))
+    remove(model, structure, Cut({"blocks.3.attn1.heads": (0, 2, 5), "blocks.1.ffn.net.inner": (1, 7)}, ("blocks.0",)))
+    again = describe(model)
+    assert (again.dims["blocks.2.attn1.heads"].size, again.dims["blocks.0.ffn.net.inner"].size) == (3, 2)
+    assert len(again.blocks) == 4
+    assert all(check.ok for check in check_random_cuts(model, again, inputs, 2))
+
+
+def test_fused_projections_are_fitted_by_their_sums(monkeypatch):
+    monkeypatch.setattr(proofs, "SMALL", 0)
+    model = architectures.small("Flux2Transformer2DModel", num_attention_heads=3, mlp_ratio=2.0, num_single_layers=2)
+    structure = describe(model)
+    name = "single_transformer_blocks.1.attn"
+    assert (structure.dims[f"{name}.heads"].size, structure.dims[f"{name}.inner"].size) == (3, 96)
+    offsets = [piece.offset for piece in structure.dims[f"{name}.inner"].slices if piece.axis == 0]
+    assert offsets == [144, 240]
+    remove(model, structure, Cut({f"{name}.heads": (1,), f"{name}.inner": tuple(range(7))}))
+    again = describe(model)
+    assert (again.dims[f"{name}.heads"].size, again.dims[f"{name}.inner"].size) == (1, 7)
+    assert all(check.ok for check in check_structure(model, again, example_inputs(model, 2, (4, 6)), random_cuts=1))
+
+
+def test_a_class_with_its_config_is_proven_once(cache, monkeypatch):
+    model = architectures.small("PriorTransformer")
+    first = describe(model)
+    kept = list(cache.glob("structures/PriorTransformer-*.json"))
+    assert len(kept) == 1
+    monkeypatch.setattr(proofs, "prove", lambda *_: pytest.fail("proven again"))
+    assert describe(model) == first
+    kept[0].write_text("{}")
+    monkeypatch.undo()
+    monkeypatch.setenv("SECATEUR_CACHE", str(cache))
+    assert describe(model) == first
+
+
+DIM = 32
+
+
+class Layer(nn.Module):
+    def __init__(self, heads):
+        super().__init__()
+        self.config_heads, self.qkv, self.out = (heads,), nn.Linear(DIM, 3 * DIM), nn.Linear(DIM, DIM)
+        self.up, self.down = nn.Linear(DIM, 40), nn.Linear(40, DIM)
+        self.norm1, self.norm2 = nn.LayerNorm(DIM), nn.LayerNorm(DIM)
+
+    def forward(self, x):
+        q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.config_heads[0], -1)).permute(2, 0, 3, 1, 4)
+        x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return x + self.down(self.up(self.norm2(x)).relu())
+
+
+class Mine(ModelMixin, ConfigMixin):
+    """A network with traps: heads that no attribute counts, and layers that do something else at every third place."""
+
+    @register_to_config
+    def __init__(self, in_channels: int = 8, hidden_size: int = DIM, num_heads: int = 4, num_layers: int = 6):
+        super().__init__()
+        self.proj_in, self.proj_out = nn.Linear(in_channels, DIM), nn.Linear(DIM, in_channels)
+        self.layers = nn.ModuleList(Layer(num_heads) for _ in range(num_layers))
+
+    def forward(self, hidden_states, timestep, return_dict=True):
+        x = self.proj_in(hidden_states) * (1 + timestep.view(-1, 1, 1) / 1000)
+        for i, layer in enumerate(self.layers):
+            x = layer(x) * (2.0 if i % 3 == 2 else 1.0)
+        return (self.proj_out(x),)
+
+
+def test_a_count_of_heads_that_would_not_follow_keeps_them_whole_and_says_why():
+    model = Mine()
+    assert not [name for name in describe(model).dims if name.endswith("heads")]
+    assert len([name for name in describe(model).dims if name.endswith("inner")]) == 6
+    assert "layers.0" in left_out(model)["layers.0.heads"]
+
+
+def test_layers_that_depend_on_their_place_stay_whole():
+    assert describe(Mine()).blocks.keys() <= {"layers.5"}
+    assert "first differs" in left_out(Mine())["layers.1"]
+
+
+def test_a_dependence_on_place_that_a_shallow_copy_hides_is_found_on_a_deep_one(monkeypatch):
+    """Of three layers only the last is another; it is the last of them that a copy of three has too."""
+    monkeypatch.setattr(proofs, "SMALL", 0)
+    monkeypatch.setattr(proofs, "SHALLOW", 2)
+    model = Mine(num_layers=9)
+    assert not describe(model).blocks
+    assert any("full depth" in reason for reason in left_out(model).values())
+
+
+def test_a_class_of_unknown_inputs_is_refused_in_one_line():
+    class Strange(Mine):
+        def forward(self, hidden_states, spin):
+            return (self.proj_out(self.proj_in(hidden_states)) * spin,)
+
+    with pytest.raises(ValueError, match="the argument spin of Strange is of unknown meaning") as caught:
+        describe(Strange())
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ModelError, match="spin"):
+        example_inputs(Strange(), 1)
+
+
+def test_declarations_win():
+    assert left_out(models.dit()) == {}
+    assert discovery.describe is not describe
+
+
+@pytest.mark.torture
+def test_the_table_of_all_classes():
+    """Fifty classes, of images, videos and sounds, have removable parts that are proven; none is wrong."""
+    rows, works = [], 0
+    for name in architectures.NAMES:
+        try:
+            model, result = architectures.proven(name)
+        except Exception as error:
+            rows.append(f"| {name} | | | {architectures.one_line(error)} |")
+            continue
+        rows.append(architectures.row(name, model, result))
+        works += bool(result.structure.dims)
+        inputs, _ = working(model)
+        if not result.structure.dims:
+            continue
+        wrong = [check for check in check_random_cuts(model, result.structure, inputs, 4, seed=77) if not check.ok]
+        assert not wrong, (name, wrong)
+    assert works >= 50
+    text = architectures.page(rows, works)
+    if TABLE.read_text() != text:
+        TABLE.write_text(text)
+        pytest.fail("docs/architectures.md was out of date; it is written anew")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["QwenImageTransformer2DModel", "LTXVideoTransformer3DModel", "Kandinsky5Transformer3DModel"]
+)
+def test_the_table_says_what_holds(name):
+    model, result = architectures.proven(name)
+    assert architectures.row(name, model, result) in TABLE.read_text().splitlines()
+
+
+def test_the_list_of_classes_is_that_of_diffusers():
+    assert len(architectures.NAMES) > 60
+    named = re.findall(r"^\| (\w+) \|", TABLE.read_text(), flags=re.M)
+    assert [name for name in named if name != "class"] == architectures.NAMES
+
+
+def test_prove_leaves_the_weights_alone():
+    model = architectures.small("PriorTransformer")
+    before = copy.deepcopy(model.state_dict())
+    inputs, _ = working(model)
+    prove(model, inputs)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
