@@ -51,3 +51,10 @@ def test_the_jacobian_term_has_gradients(make, process):
         products[0].square().sum().backward()
     head = model.conv_out if hasattr(model, "conv_out") else model.proj_out
     assert head.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(("make", "process"), MODELS.values(), ids=MODELS)
+def test_the_memory_of_gradients_is_counted_without_running_the_model(make, process):
+    model, criterion = make(), CRITERIA["taylor"]
+    counted = criterion.memory(model, process, CONFIG, criterion.options())
+    assert counted.peak > counted.sums + sum(parameter.nbytes for parameter in model.parameters())

@@ -60,6 +60,21 @@ class Price:
     passes: float = 0.0
 
 
+@dataclass(frozen=True)
+class Memory:
+    """What a ranking takes of memory.
+
+    Attributes:
+        peak: bytes, weights included.
+        sums: bytes of it that hold sums of gradients over several passes.
+        hint: how to do without these sums.
+    """
+
+    peak: int
+    sums: int = 0
+    hint: str = ""
+
+
 OptionsT = TypeVar("OptionsT", bound=Options)
 
 
@@ -75,7 +90,7 @@ class Criterion(Generic[OptionsT]):
         price: what that takes.
         ranks: every width and block, or blocks only.
         needs_data: whether it looks at images and at the process.
-        memory: peak bytes, weights included, of one that takes gradients and so needs far more than the model does.
+        memory: of one that takes gradients, and so far more of it than the model does.
     """
 
     name: str
@@ -84,7 +99,7 @@ class Criterion(Generic[OptionsT]):
     price: Callable[[nn.Module, Process, ScoringConfig, OptionsT], Price]
     ranks: Literal["widths", "blocks"] = "widths"
     needs_data: bool = True
-    memory: Callable[[nn.Module, Process, ScoringConfig, OptionsT], int] | None = None
+    memory: Callable[[nn.Module, Process, ScoringConfig, OptionsT], Memory] | None = None
 
     def options_of(self, config: ScoringConfig) -> OptionsT:
         """The options that `config` gives, or the defaults.

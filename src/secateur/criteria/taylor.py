@@ -20,7 +20,7 @@ from ..models.registry import describe
 from ..process.base import Process
 from ..results import LossCurve
 from ..structure import Structure
-from .criterion import FORWARD_SHARE, Criterion, Options, Price, ScoringConfig
+from .criterion import FORWARD_SHARE, Criterion, Memory, Options, Price, ScoringConfig
 from .gradients import (
     calibration_passes,
     calibration_timesteps,
@@ -44,7 +44,8 @@ class TaylorOptions(Options):
 
     Attributes:
         timestep_reduction: gradients summed over timesteps before the absolute value (the released code) or after it
-            (the paper's formula), which takes a backward pass for every timestep.
+            (the paper's formula), which takes a backward pass for every timestep, but with no more images than go into
+            a pass no sums of gradients, which are as large as the weights in float32.
         reduction: which entries of a unit count, and how: sum of |w g| (abs) or of (w g)^2 (square) over all of them;
             or as in the released code of Diff-Pruning: ddpm-prune (weights of layers only, |w g|, over the mean of the
             group) or ddpm-exp, behind the paper's tables ((w g)^2 of layers and |w g| of norms, no biases).
@@ -150,8 +151,8 @@ def price_of_gradients(model: nn.Module, process: Process, config: ScoringConfig
     return Price(timesteps * config.num_images * (1 + FORWARD_SHARE))
 
 
-def memory_of_gradients(model: nn.Module, process: Process, config: ScoringConfig, options: TaylorOptions) -> int:
-    """Peak bytes of the backward passes, weights included, counted on a copy without data.
+def memory_of_gradients(model: nn.Module, process: Process, config: ScoringConfig, options: TaylorOptions) -> Memory:
+    """Of the backward passes, counted on a copy without data.
 
     Gradients are summed over passes in float32, for bfloat16 weights twice their bytes: over timesteps with
     "sum-then-abs", over images where there are more than go into a pass. "abs-then-sum" with no more images than that
@@ -170,7 +171,11 @@ def memory_of_gradients(model: nn.Module, process: Process, config: ScoringConfi
 
         taken = TermSums(hollow, describe(model), options.reduction)
         stream_gradients(hollow, [loss] if is_one_pass else [loss, loss], taken)
-    return memory.peak
+    if is_one_pass:
+        return Memory(memory.peak)
+    sums = sum(parameter.numel() * max(parameter.element_size(), 4) for parameter in model.parameters())
+    hint = "--scoring.options.timestep-reduction abs-then-sum, with no more images than --scoring.batch-size"
+    return Memory(memory.peak, sums, hint)
 
 
 TAYLOR = Criterion("taylor", TaylorOptions, taylor, price_of_gradients, memory=memory_of_gradients)

@@ -11,6 +11,7 @@ from torch import nn
 from typing_extensions import assert_never
 
 from ..base.console import say
+from ..base.units import format_count
 from ..criteria import ScoringConfig, criterion_named
 from ..criteria.criterion import FORWARD_SHARE
 from ..evaluation import EvaluationConfig
@@ -89,6 +90,19 @@ def print_times(loaded: Loaded, work: Work) -> None:
     """Print the predicted time of each stage that will run, from a few measured steps of the loaded model."""
     for label, seconds in predict_seconds(loaded, work, seconds_per_pair(loaded)).items():
         say(f"{label:10} about {format_duration(seconds)} on {device_of(loaded.model)}")
+    if work.ranking is not None:
+        _print_memory(loaded, *work.ranking)
+
+
+def _print_memory(loaded: Loaded, criterion: str, config: ScoringConfig) -> None:
+    """Print what the ranking takes, where that is far more than the model itself does."""
+    chosen = criterion_named(criterion)
+    if chosen.memory is None:
+        return
+    memory = chosen.memory(loaded.model, loaded.process, config, chosen.options_of(config))
+    say(f"{'memory':10} about {format_count(memory.peak)}B to rank")
+    if memory.sums > memory.peak / 4:
+        say(f"{'':10} of it {format_count(memory.sums)}B for sums of gradients; none with {memory.hint}")
 
 
 def predict_seconds(loaded: Loaded, work: Work, second: float) -> dict[str, float]:
