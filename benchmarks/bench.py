@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from torch import Tensor, nn
 
 from secateur.base.files import read_json, write_json, write_text
@@ -262,11 +263,25 @@ def command_line(description: str | None, steps: int) -> argparse.ArgumentParser
     return parser
 
 
-def report(prefix: str, table: Callable[[dict[str, Any]], str], plot: Callable[[dict[str, Any]], Figure]) -> None:
-    """Write a table for every model that `prefix` has results of, and one plot of all."""
+def report(
+    prefix: str, table: Callable[[dict[str, Any]], str], plot: Callable[[dict[str, Any]], Figure], apart: bool = False
+) -> None:
+    """Write a table for every model that `prefix` has results of, and one plot of all, or of each where `apart`."""
     found = {name: read_json(path) for name in NAMES if (path := RESULTS / f"{prefix}-{name}.json").is_file()}
     for name, records in found.items():
         text = table(records)
         write_text(RESULTS / f"{prefix}-{name}.md", text)
         print(f"\n{name}\n\n{text}")
-    save_figure(plot(found), ROOT.parent / "docs" / "images" / f"{prefix}.png")
+    images = ROOT.parent / "docs" / "images"
+    for name in found if apart else ():
+        save_figure(plot({name: found[name]}), images / f"{prefix}-{name}.png")
+    if not apart:
+        save_figure(plot(found), images / f"{prefix}.png")
+
+
+def colour_key(figure: Figure, colours: Mapping[str, str]) -> None:
+    """What the colours of dots mean, at the foot of the figure; a bar is the mean of the seeds."""
+    dot = [Line2D([], [], marker="o", ms=4, linewidth=0, color=colour, label=name) for name, colour in colours.items()]
+    mean = Line2D([], [], marker="|", ms=10, mew=2, linewidth=0, color=FAINT, label="mean of the seeds")
+    dense = Line2D([], [], color=FAINT, lw=1, ls="--", label="dense")
+    figure.legend(handles=[*dot, mean, dense], loc="outside lower center", ncols=len(colours) + 2)

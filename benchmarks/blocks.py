@@ -26,6 +26,7 @@ from bench import (
     RECOVERY,
     RESULTS,
     Bench,
+    colour_key,
     command_line,
     compare,
     dense_line,
@@ -185,8 +186,8 @@ def colour_of(method: str) -> str:
 
 @styled
 def plot(found: dict[str, dict[str, Any]]) -> Figure:
-    """FD and coverage of every seed, a row of panels per model and target of `TARGETS`."""
-    rows = [(name, target) for name, target in panels_of(found) if target in TARGETS]
+    """FD and coverage of every seed, a row of panels per model and target, of `TARGETS` where there are any."""
+    rows = [(name, target) for name, target in panels_of(found) if target in TARGETS] or panels_of(found)
     shown = [measured(found[name], target, COMPARED) for name, target in rows]
     heights = [len(methods) for methods in shown]
     figure = Figure(figsize=(8.2, 0.22 * sum(heights) + 0.8 * len(rows)), facecolor="white", layout="constrained")
@@ -197,6 +198,7 @@ def plot(found: dict[str, dict[str, Any]]) -> Figure:
         for axes, key in zip(panels, labels, strict=True):
             dense_line(axes, found[name]["dense"][key])
         panels[0].set_title(f"{name}, {target.partition('=')[2]} blocks")
+    colour_key(figure, {"one shot": WARM, "in stages": SPARE_COLOURS[1]})
     return figure
 
 
@@ -206,7 +208,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(RANKINGS))
     arguments = parser.parse_args()
     if arguments.table:
-        report("blocks", table, plot)
+        report("blocks", table, plot, apart=True)
         for path in sorted(RESULTS.glob("blocks-*.json")):
             records = read_json(path)
             halved = {key: found for key, found in records.items() if key == "dense" or key.startswith("blocks=6/")}

@@ -21,6 +21,7 @@ from bench import (
     CUT,
     RECOVERY,
     Bench,
+    colour_key,
     command_line,
     compare,
     dense_line,
@@ -122,8 +123,11 @@ def table(records: dict[str, Any]) -> str:
     return "\n".join([*lines, *method_rows(records, METHODS, {"fd": 2, "ssim": 3, "loss": 4})]) + "\n"
 
 
+KINDS = {"one shot": WARM, "progressive": SPARE_COLOURS[0], "iterative hard": SPARE_COLOURS[-1]}
+
+
 def colour_of(method: str) -> str:
-    return WARM if method.startswith("one shot") else SPARE_COLOURS[method.startswith("progressive") - 1]
+    return next(colour for kind, colour in KINDS.items() if method.startswith(kind))
 
 
 @styled
@@ -140,6 +144,7 @@ def plot(found: dict[str, dict[str, Any]]) -> Figure:
         draw_methods(panels, records, target, methods, labels, colour_of)
         dense_line(panels[0], records["dense"]["fd"])
         panels[0].set_title(f"{name}, {target.partition('=')[2]} of the MACs")
+    colour_key(figure, KINDS)
     return figure
 
 
@@ -148,7 +153,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     arguments = parser.parse_args()
     if arguments.table:
-        report("gradient-flow", table, plot)
+        report("gradient-flow", table, plot, apart=True)
     else:
         compare("gradient-flow", arguments, train)
 

@@ -156,7 +156,7 @@ def test_a_pruned_autoencoder_is_worked_on_alone_and_serves_its_pipeline(place, 
     compared = secateur.evaluate(
         str(tuned / "model"), reference=vae_alone, out=tmp_path / "evaluation", evaluation=EVALUATION, **data
     )
-    assert "ssim" in read_json(compared / "evaluation" / "evaluation.json")["models"]["pruned"]["estimates"]
+    assert "ssim" in read_json(compared / "evaluation" / "evaluation.json")["models"]["recovered"]["estimates"]
     again = secateur.prune(str(run / "model"), target="macs=70%", criterion="magnitude", out=tmp_path / "again", **data)
     assert len(secateur.from_pretrained(again / "pruned").config["_secateur_pruning"]["steps"]) == 3
     latents = torch.randn(1, 2, 8, 8, generator=torch.Generator().manual_seed(0))

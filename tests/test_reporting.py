@@ -18,6 +18,7 @@ from secateur.base.errors import SecateurError
 from secateur.reporting import (
     comparison_grid,
     image_grid,
+    model_card,
     plot_stages,
     plot_training,
     write_comparison,
@@ -27,11 +28,14 @@ from secateur.reporting import (
 )
 from secateur.reporting.classes import ClassScore, class_scores, collapsed_classes, worst_first
 from secateur.reporting.layers import layer_pairs, parts
+from secateur.reporting.pages import link_to
 from secateur.reporting.plots import plot_classes
 from secateur.reporting.plots.curves import smooth
 from secateur.reporting.plots.ranking import score_strip
-from secateur.reporting.run import read_run
+from secateur.reporting.run import Run, read_run
+from secateur.reporting.summary import verdict_of
 from secateur.reporting.tables import ranking_tables
+from secateur.reporting.titles import title_of
 from secateur.results import (
     ClassScores,
     Comparison,
@@ -59,6 +63,7 @@ from synthetic_runs import (
     estimate,
     evaluation,
     make_run,
+    photograph_run,
     write,
     write_cut_json,
     write_ranking_json,
@@ -472,3 +477,76 @@ def test_a_page_that_cannot_be_written_says_where(run: Path, tmp_path: Path) -> 
     (tmp_path / "file").touch()
     with pytest.raises(SecateurError, match=r"cannot write .*file/out/plots"):
         write_comparison(tmp_path / "file" / "out", [run])
+
+
+@pytest.mark.parametrize(
+    ("config", "title"),
+    [
+        ({"command": "compress"}, "unet, compressed to 50% of the MACs"),
+        ({"command": "prune"}, "unet, pruned to 50% of the MACs"),
+        ({"command": "finetune", "model": "tuned/pruned", "recovery": {"objective": "distillation"}},
+         "tuned/pruned, fine-tuned by distillation"),
+        ({"command": "evaluate", "model": "RUN/model"}, "RUN/model, evaluated"),
+        ({"command": "evaluate", "model": "/x/RUN/model/", "reference": "google/ddpm"}, "RUN/model beside ddpm"),
+        ({}, "unet, pruned to 50% of the MACs"),
+    ],
+)  # fmt: skip
+def test_titles_say_what_was_done_to_what(config: dict[str, Any], title: str) -> None:
+    size = Size(10.0, 0.0, 10)
+    cut = CutResult("macs=50%", "macs", 5.0, 5.0, 10.0, size, size)
+    assert title_of(Run(Path("runs/one"), {"model": "org/unet", **config}, cut=cut)) == title
+
+
+def test_the_verdict_of_runs_that_lack_something(tmp_path: Path) -> None:
+    size, half = Size(10.0, 0.0, 10), Size(5.0, 0.0, 5)
+    cut = CutResult("blocks=4", "blocks", 4.0, 4.0, 6.0, size, half)
+    assert verdict_of(Run(tmp_path, cut=cut)) == "Half the compute; speed and quality were not measured."
+    assert verdict_of(Run(tmp_path, ranking=Ranking("taylor"))) == "Ranked; nothing was cut."
+    found = evaluation()
+    alone = replace(found, models={"dense": found.dense}, comparisons=())
+    said = "6.60M parameters, 24.0M MACs, FD[digits-features] 3.14; there was nothing to compare it with."
+    assert verdict_of(Run(tmp_path, evaluation=alone)) == said
+    same = replace(found, comparisons=tuple(replace(pair, verdict="unclear") for pair in found.comparisons))
+    assert verdict_of(Run(tmp_path, evaluation=same)).endswith("FD[digits-features] not distinguishable from dense.")
+
+
+def test_photographs_have_prompts_a_difference_and_four_models(tmp_path: Path) -> None:
+    markup = write_report(photograph_run(tmp_path / "run", count=2, size=96)).read_text(encoding="utf-8")
+    page = Page(markup)
+    assert "a red dahlia" in page.text
+    assert re.search(r"recovered − dense, ×\d", page.text)
+    assert "6 layers were refitted to the dense model in 4.2 s" in page.text
+    assert "8.31 compensated" in page.text
+    assert "DiffusionPipeline.from_pretrained" in page.text
+    assert "apache-2.0, that of the base model" in page.text
+    assert markup.count('class="tile"') == 6 * 2  # four models, the difference, real images
+    assert "image-rendering" in markup
+    assert 'class="tiles pixelated"' not in markup
+
+
+def test_links_of_a_page_are_paths_below_it() -> None:
+    assert link_to("javascript:alert(1)/report.html") == "./javascript%3Aalert%281%29/report.html"
+
+
+def test_a_model_card_says_where_from_how_and_how_good() -> None:
+    dims = {"conv_in": {"size": 8, "kept": [0, 1, 2]}}
+    steps = [
+        {"kind": "cut", "dims": dims, "removed_blocks": ["mid"], "target": "macs=50%", "criterion": "taylor"},
+        {"kind": "compensation"},
+        {"kind": "recovery", "steps": 1500, "objective": "distillation"},
+    ]
+    manifest = {"base": {"id": "org/unet", "class": "UNet2DModel", "config": {}}, "steps": steps}
+    card = model_card(
+        manifest, "me/small-unet", licence="mit", evaluation=evaluation(), command="secateur compress org/unet",
+        picture="samples.png",
+    )  # fmt: skip
+    front = card.split("---\n")[1]
+    assert 'license: "mit"' in front
+    assert 'base_model: "org/unet"' in front
+    assert "# small-unet" in card
+    assert "1. Pruned to 50% of the MACs, ranked by taylor: 5 units of 1 widths and 1 block removed." in card
+    assert "3. Fine-tuned for 1,500 steps by distillation." in card
+    assert "secateur.from_pretrained('me/small-unet')" in card
+    assert "5.17 ± 0.20 (worse than dense, better than pruned)" in card
+    assert "![Samples of each model from the same noise](samples.png)" in card
+    assert "base_model" not in model_card({**manifest, "base": {**manifest["base"], "id": "/home/me/unet"}}, "out")

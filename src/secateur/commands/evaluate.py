@@ -10,6 +10,7 @@ from ..base.distributed import is_main_process, wait_for_everyone
 from ..base.rules import checked
 from ..evaluation import EvaluationConfig, plan_evaluation
 from ..io.locate import Component
+from ..io.manifest import beside, stage_of
 from ..models.network import device_of
 from ..process.named import ProcessName
 from ..reporting import write_report
@@ -56,11 +57,11 @@ def evaluate(
     settings = evaluation or EvaluationConfig()
     settings = replace(settings, metrics=metrics or settings.metrics)
     loaded, _ = open_model(model, process, device, component)
-    models, dense = {"model": loaded.model}, None
+    models, dense = {stage_of(loaded.model): loaded.model}, None
     if reference is not None:
         dense, _ = open_model(reference, process, device, component)
         check_comparable(model, loaded, reference, dense)
-        models = {"dense": dense.model, "pruned": loaded.model}
+        models = beside(dense.model, loaded.model)
     dataset = open_data(data, loaded)
     for note in plan_evaluation(models, loaded.process, dataset, settings).notes:
         say(note)

@@ -16,9 +16,10 @@ from ..base.distributed import is_main_process, process_count, wait_for_everyone
 from ..base.errors import require
 from ..base.rows import Rows
 from ..data import ImageDataset, calibration_batch, pixels
-from ..data.conditions import sample_labels
+from ..data.conditions import sample_captions, sample_labels
 from ..io.manifest import removed_since
 from ..models.conditions import LABELS
+from ..models.network import takes_text
 from ..process.base import Process
 from ..results.evaluation import DataInfo, Environment, Evaluation, ModelResult
 from .config import EvaluationConfig
@@ -82,10 +83,11 @@ def evaluate_models(
         models={name: _result(subject.models[name], subject.dense, found) for name, found in measured.items()},
         metrics=metrics,
         comparisons=comparisons(estimates, {key: metric.better for key, metric in metrics.items()}),
-        data=DataInfo(dataset.name, len(dataset), images.shape),
+        data=DataInfo(dataset.name, len(dataset), images.shape, tuple(images.class_names)),
         environment=_environment(subject.device),
         config=_settings(plan),
         notes=plan.notes,
+        captions=_captions(plan),
         reconstructions=subject.reconstructs,
     )
     return evaluation, {name: shown_images(found) for name, found in rows.items()} | _to_look_at(plan)
@@ -170,6 +172,14 @@ def _to_look_at(plan: Plan) -> dict[str, Tensor]:
     shown = {"real": calibration_batch(pixels(subject.dataset), IMAGES_SHOWN, config.seed).sample}
     labels = sample_labels(subject.dense, range(min(IMAGES_SHOWN, config.num_images)))
     return shown if labels is None else shown | {LABELS: labels}
+
+
+def _captions(plan: Plan) -> tuple[str, ...]:
+    """The prompts of the samples that are kept to look at; none where the models take no text."""
+    dataset, config = plan.subject.dataset, plan.subject.config
+    if not (plan.draws_samples and takes_text(plan.subject.dense) and dataset.captions):
+        return ()
+    return tuple(sample_captions(dataset, range(min(IMAGES_SHOWN, config.num_images)), config.seed))
 
 
 def _environment(device: torch.device) -> Environment:

@@ -230,6 +230,22 @@ def removed_since(model: nn.Module, reference: nn.Module) -> tuple[str, ...]:
     return tuple(name for name, block in blocks.items() if block not in left)
 
 
+STAGES = {"cut": "pruned", "compensation": "compensated", "recovery": "recovered"}
+
+
+def stage_of(model: nn.Module) -> str:
+    """What a model is by the last thing that was done to it: dense, pruned, compensated or recovered."""
+    manifest = manifest_of(model)
+    kinds = [] if manifest is None else [step["kind"] for step in manifest.steps]
+    return next((STAGES[kind] for kind in reversed(kinds) if kind in STAGES), "dense")
+
+
+def beside(reference: nn.Module, model: nn.Module) -> dict[str, nn.Module]:
+    """Two models by what they are, the reference first; two of one kind are the reference and the model."""
+    one, other = stage_of(reference), stage_of(model)
+    return {one: reference, other: model} if one != other else {"reference": reference, "model": model}
+
+
 def note_labels(model: nn.Module, class_names: Sequence[str], base_id: str = "") -> None:
     """Write into the manifest that `model` was given other classes; one is begun for a dense model."""
     config = _plain_config(model)

@@ -98,9 +98,10 @@ def _write(run: Run, names: tuple[str, ...]) -> Path:
 
 
 def write_figures(folder: Path, figures: dict[str, Figure]) -> None:
-    """Write each figure to `plots/NAME.png`."""
+    """Write each figure to `plots/NAME.png`, and as NAME.pdf for papers."""
     for name, figure in figures.items():
-        save_figure(figure, folder / "plots" / f"{name}.png")
+        for suffix in ("png", "pdf"):
+            save_figure(figure, folder / "plots" / f"{name}.{suffix}")
 
 
 def write_tables(folder: Path, tables: dict[str, Table]) -> None:

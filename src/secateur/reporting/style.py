@@ -140,12 +140,13 @@ def model_colour(name: str, position: int) -> str:
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:
-    """Write `figure` as PNG to `path`, and beside it as PDF at the width of a paper's column; return the path."""
+    """Write `figure` to `path` atomically, as PNG or as PDF by its suffix, and return the path."""
     path = Path(path)
-    with atomic_file(path) as temporary:
-        FigureCanvasAgg(figure).print_figure(temporary, format="png", dpi=200)
-    with atomic_file(path.with_suffix(".pdf")) as temporary, matplotlib.rc_context(STYLE):
-        FigureCanvasPdf(figure).print_figure(temporary, format="pdf", metadata={"CreationDate": None})
+    with atomic_file(path) as temporary, matplotlib.rc_context(STYLE):
+        if path.suffix == ".pdf":
+            FigureCanvasPdf(figure).print_figure(temporary, format="pdf", metadata={"CreationDate": None})
+        else:
+            FigureCanvasAgg(figure).print_figure(temporary, format="png", dpi=200)
     return path
 
 
