@@ -14,6 +14,7 @@ from ..io.locate import Component
 from ..io.manifest import manifest_of
 from ..io.pruned import class_name
 from ..models.network import example_inputs
+from ..models.registry import left_out
 from ..runs.subject import open_weights, structure_of
 from ..schedules import CutConfig, no_scores, removal_steps
 from ..schedules.solver import uncut, walk
@@ -25,7 +26,7 @@ from .options import Model
 def inspect(
     model: Model, *, component: Component | None = None, dims: bool = False, device: str = "cpu"
 ) -> dict[str, Any]:
-    """Print a model's size, its removable dims and blocks, the smallest reachable size, and its manifest.
+    """Print a model's size, what can be removed from it and what was left whole, the smallest size, and its manifest.
 
     Args:
         model: model folder, pipeline folder, hub id, or an embedded model (digits-unet, digits-sit).
@@ -47,6 +48,9 @@ def inspect(
     products = f"{format_count(dense.attention_macs)} of them attention products"
     say(f"MACs        {format_count(dense.macs)} for one sample, {products}")
     say(f"removable   {len(structure.dims)} widths, {len(structure.blocks)} blocks")
+    whole = left_out(loaded)
+    for name, reason in whole.items():
+        say(f"whole       {name}: {reason}")
     for granularity, least in smallest.items():
         sizes = f"{format_count(least.macs)} MACs, {format_count(least.parameters)} parameters"
         say(f"smallest    {sizes} by {granularity}, {100 * least.macs / dense.macs:.1f}% of the MACs")
@@ -68,5 +72,6 @@ def inspect(
         "attention_macs": dense.attention_macs,
         "dims": {dim.name: dim.size for dim in structure.dims.values()},
         "blocks": list(structure.blocks),
+        "left_out": dict(whole),
         "history": [dict(step) for step in manifest.steps] if manifest is not None else [],
     }

@@ -23,7 +23,7 @@ from typing_extensions import Unpack
 from ..base.errors import ModelError, SecateurError
 from ..base.files import atomic_folder, read_json, write_json
 from ..base.records import record_of
-from ..models.registry import architecture_named, supported_architectures, unsupported
+from ..models.registry import architecture_named, is_known, unsupported
 from ..structure import removals_of
 from .files import check_file
 from .foreign import hollow, loading
@@ -122,7 +122,7 @@ def load_model(place: Place, variant: str | None = None) -> nn.Module:
         ModelError: as `from_pretrained`.
     """
     name, _ = described(place)
-    if name not in supported_architectures():
+    if not is_known(name):
         raise ModelError(f"{place.folder} cannot be used: {unsupported(name)}")
     return load_any(place, architecture_named(name), variant)
 
@@ -186,7 +186,7 @@ def check_saved(model: nn.Module) -> None:
         attach(model, manifest)
     saved = saved_module(model)
     dense = dense_class(saved)
-    if not isinstance(saved, ModelMixin) or dense.__name__ not in supported_architectures():
+    if not isinstance(saved, ModelMixin) or not is_known(dense.__name__):
         return
     if manifest is None:
         manifest = Manifest({"class": dense.__name__, "config": dict(saved.config)})

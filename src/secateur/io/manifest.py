@@ -18,7 +18,7 @@ from torch import nn
 
 from ..base.errors import SecateurError
 from ..base.records import record_of
-from ..models.registry import architecture_named, describe, family_of, supported_architectures
+from ..models.registry import architecture_named, describe, family_of, is_known
 from ..structure import Cut, Removal, forget_removals, removals_of, remove
 from .foreign import hollow, quiet
 from .pruned import dense_class, give_class, saved_module
@@ -161,7 +161,7 @@ def _loads_in_diffusers(model: nn.Module, manifest: Manifest) -> bool:
     if any(len(dim.kept) < dim.size for step in manifest._cut_steps("the manifest") for dim in step.dims.values()):
         return False
     dense, saved = dense_class(model), saved_module(model)
-    if dense.__name__ not in supported_architectures():
+    if not is_known(dense.__name__):
         return False
     built = hollow(dense, {**saved.config, "_class_name": dense.__name__}, 10**6)  # type: ignore[dict-item]
     return shapes(built) == shapes(saved)

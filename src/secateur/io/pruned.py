@@ -16,7 +16,7 @@ from torch import nn
 
 from ..base.files import write_json
 from ..models.families.autoencoder_kl import AutoencoderKLDecoder
-from ..models.registry import architecture_named, supported_architectures
+from ..models.registry import architecture_named, is_known, supported_architectures
 
 PREFIX = "Pruned"
 
@@ -87,7 +87,7 @@ def for_diffusers(name: str) -> type[Any]:
     """
     if name == "ModelMixin":
         return diffusers.ModelMixin
-    if name.startswith(PREFIX) and name.removeprefix(PREFIX) in supported_architectures():
+    if name.startswith(PREFIX) and is_known(name.removeprefix(PREFIX)):
         return _class_of(architecture_named(name.removeprefix(PREFIX)), own_name=True)
     raise AttributeError(f"module 'secateur' has no attribute {name!r}")
 

@@ -52,6 +52,11 @@ def config_of(model: nn.Module) -> Mapping[str, Any]:
     return config
 
 
+def architecture_of(model: nn.Module) -> type[nn.Module]:
+    """The class that builds `model`: without classes around it that only say that it was pruned."""
+    return next(each for each in type(model).__mro__ if "__init__" in vars(each))
+
+
 def shape_by_config(model: nn.Module) -> Shape:
     """(C, H, W) by the `in_channels` and `sample_size` of the config.
 

@@ -73,6 +73,14 @@ def unsupported(name: str) -> str:
     )
 
 
+def is_known(name: str) -> bool:
+    """Whether there is an architecture of that name, declared or in diffusers."""
+    try:
+        return architecture_named(name) is not None
+    except KeyError:
+        return False
+
+
 def architecture_named(name: str) -> type[Any]:
     """The class called `name` that has a declared structure, or else the model of diffusers of that name.
 

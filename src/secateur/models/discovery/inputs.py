@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ...base.errors import ModelError
-from ..family import config_of
+from ..family import architecture_of, config_of
 
 TEXT_TOKENS = 7
 TEXT_WIDTHS = (
@@ -161,7 +161,7 @@ def candidates(model: nn.Module, batch: int = 2, sides: tuple[int, int, int] = (
     """
     frames, height, width = sides
     of = Request(model, config_of(model), batch, frames, height, width)
-    if (particular := PARTICULAR.get(type(model).__name__)) is not None:
+    if (particular := PARTICULAR.get(architecture_of(model).__name__)) is not None:
         yield particular(of)
         return
     sample, *others = inspect.signature(model.forward).parameters.values()

@@ -25,7 +25,7 @@ from ...base.cache import cache_folder
 from ...base.errors import ModelError, SecateurError, first_line
 from ...base.files import write_json
 from ...structure import Structure, check_random_cuts
-from ..family import Size, config_of
+from ..family import Size, architecture_of, config_of
 from .fit import Template, counts_of, fit, lists_of
 from .inputs import candidates, working
 from .prove import Proven, prove
@@ -87,7 +87,7 @@ def _like(other: Tensor, value: Tensor) -> Tensor:
 def _discovery(model: nn.Module) -> Discovery:
     """From the cache, or proven now."""
     config = _initial(model)
-    place = cache_folder() / "structures" / f"{type(model).__name__}-{_key(model, config)}.json"
+    place = cache_folder() / "structures" / f"{architecture_of(model).__name__}-{_key(model, config)}.json"
     if place.is_file():
         try:
             return msgspec.json.decode(place.read_bytes(), type=Discovery)
@@ -101,13 +101,13 @@ def _discovery(model: nn.Module) -> Discovery:
 def _key(model: nn.Module, config: Mapping[str, Any]) -> str:
     """What a proof holds for: the class, its config, and the versions of the libraries."""
     versions = {name: importlib.metadata.version(name) for name in ("secateur", "torch", "diffusers")}
-    facts = [VERSION, type(model).__module__, versions, config]
+    facts = [VERSION, architecture_of(model).__module__, versions, config]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _initial(model: nn.Module) -> dict[str, Any]:
     """The entries of the config that the class is built from."""
-    known = inspect.signature(type(model).__init__).parameters
+    known = inspect.signature(architecture_of(model).__init__).parameters
     return {key: value for key, value in config_of(model).items() if key in known}
 
 
@@ -129,13 +129,14 @@ def _copy(model: nn.Module, config: Mapping[str, Any], depth: int | None) -> nn.
     """A small model of the same class; a copy of the model where that is small."""
     if sum(parameter.numel() for parameter in model.parameters()) <= SMALL and not _is_meta(model):
         return copy.deepcopy(model).eval().float().cpu()
-    name, small = type(model).__name__, reduced(config, depth)
+    architecture, small = architecture_of(model), reduced(config, depth)
+    name = architecture.__name__
     try:
         with torch.device("meta"):
-            size = sum(parameter.numel() for parameter in type(model)(**small).parameters())
+            size = sum(parameter.numel() for parameter in architecture(**small).parameters())
         if size > LARGEST:
             raise ModelError(f"a small copy of {name} would have {size / 1e6:.0f} M parameters still")
-        return type(model)(**small).eval()
+        return architecture(**small).eval()
     except ModelError:
         raise
     except Exception as error:
