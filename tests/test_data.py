@@ -210,5 +210,5 @@ def test_unreadable_and_truncated_images_are_named(tmp_path: Path) -> None:
         dataset.batch([1, 0])
     for index in range(5):
         (tmp_path / f"bad{index}.jpg").write_text("no image")
-    with pytest.raises(DataError, match=r"5 of 7 images cannot be read: .*bad0.*bad2\.jpg, \.\.\.;"):
+    with pytest.raises(DataError, match=r"5 of 7 images cannot be read: .*bad0.*bad2\.jpg \(no image\), \.\.\.;"):
         load_data(tmp_path)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DiffusionPipeline, DiTPipeline
+from PIL import Image
 
 import secateur
 from models import output
@@ -92,7 +93,9 @@ def test_encoding_happens_once_and_again_when_anything_changed(tmp_path, cache, 
     assert opened(tmp_path / "pipeline", data).latents.folder == first
     assert files(cache) == written
     picture = data / "cat" / "0.png"
-    picture.write_bytes((data / "dog" / "1.png").read_bytes())
+    os.utime(picture, ns=(1, 1))
+    assert opened(tmp_path / "pipeline", data).latents.folder == first  # the same contents, copied
+    Image.new("RGB", (16, 16), "red").save(picture)
     touched = opened(tmp_path / "pipeline", data)
     assert touched.latents.folder != first
     vae(scaling_factor=2.0).save_pretrained(tmp_path / "pipeline" / "vae")

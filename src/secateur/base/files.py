@@ -182,6 +182,20 @@ def read_json(path: str | Path) -> Any:
         raise SecateurError(f"{path} is not readable JSON: {first_line(error)}") from error
 
 
+def check_folder(path: str | Path) -> None:
+    """Find that files cannot be written in a folder, which need not be there yet, before long work starts.
+
+    Raises:
+        SecateurError: a file is in the way, or the rights are missing.
+    """
+    place = Path(path).absolute()
+    there = next(folder for folder in (place, *place.parents) if os.path.lexists(folder))
+    if not there.is_dir():
+        raise SecateurError(f"{there} is in the way: it is no folder; choose another place than {path}")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise SecateurError(f"{there} may not be written; choose another place than {path}")
+
+
 def require_regular(path: Path) -> None:
     """Refuse a pipe, a device or a folder before it is opened, which may wait for ever.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..base.console import progress, say
 from ..base.distributed import one_process, process_count, process_index, wait_for_everyone
 from ..base.errors import ModelError, SecateurError, require
-from ..base.files import atomic_file
+from ..base.files import atomic_file, check_folder
 from ..base.fingerprint import fingerprint
 from ..base.rows import FileRows
 from ..base.rules import Count, Seed, checked
@@ -79,6 +79,8 @@ def sample(
     grid = out.suffix.lower() == ".png"
     if grid:
         one_process("sample of a grid")
+        require(not out.is_dir(), f"{out} is a folder; choose another name for the file")
+        check_folder(out.parent)
     loaded, _ = open_model(model, process, device, component)
     channels = input_shape(loaded.model)[0]
     if loaded.vae is None and channels not in (1, 3):

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from ..base.errors import DataError
 from ..base.fingerprint import files_fingerprint
+from ..base.npz import read_arrays
 from ..models.conditions import UNCONDITIONAL
 from .classes import MOST_CLASSES, numbered
 from .dataset import Batch, labelled
@@ -38,10 +39,18 @@ class ArrayDataset:
 
     def batch(self, indices: Sequence[int]) -> Batch:
         chosen = torch.as_tensor(indices, dtype=torch.int64)
-        images = self.images[chosen]
-        images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
-        images = _fit(_match_channels(images, self.shape[0]), self.shape[1:])
+        if self.images.shape[1:] == self.shape:
+            images = _as_fractions(self.images[chosen])
+        else:  # one at a time: they may be much larger than what becomes of them
+            images = torch.cat([self._fitted(self.images[index : index + 1]) for index in indices])
         return Batch(images * 2 - 1, labelled(self.labels, chosen))
+
+    def _fitted(self, images: Tensor) -> Tensor:
+        return _fit(_match_channels(_as_fractions(images), self.shape[0]), self.shape[1:])
+
+
+def _as_fractions(images: Tensor) -> Tensor:
+    return images.float() / 255 if images.dtype == torch.uint8 else images.float()
 
 
 def _match_channels(images_BCHW: Tensor, channels: int) -> Tensor:
@@ -83,11 +92,7 @@ def open_digits(shape: tuple[int, int, int] | None) -> ArrayDataset:
 
 
 def open_npz(path: Path, shape: tuple[int, int, int] | None) -> ArrayDataset:
-    try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in ("images", "labels", "names") if key in archive}
-    except Exception as error:  # a damaged or hostile archive can raise nearly anything: zip, zlib, header, memory
-        raise DataError(f"{path} is not a readable .npz: {error}".replace("\n", " ")) from error
+    arrays = read_arrays(path, ("images", "labels", "names"))
     if "images" not in arrays:
         raise DataError(f"{path} holds no array `images`; save one with numpy.savez(path, images=..., labels=...)")
     images = _npz_images(path, arrays["images"])
@@ -110,7 +115,7 @@ def _npz_images(path: Path, array: np.ndarray) -> Tensor:
     if array.dtype != np.uint8 and array.dtype.kind != "f":
         raise DataError(f"{path}: `images` is {array.dtype}; give uint8, or floats in [0, 1]")
     if array.dtype.kind == "f":
-        array = array.astype(np.float32)
+        array = array.astype(np.float32, copy=False)
         if not (array.min() >= 0 and array.max() <= 1):  # also false for NaN
             raise DataError(f"{path}: `images` is float but not all in [0, 1]; rescale, or save as uint8")
     images = torch.from_numpy(array)

@@ -6,6 +6,7 @@ This is the layout that `datasets` calls imagefolder.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,11 @@ def read_captions(folder: Path, paths: Sequence[Path]) -> tuple[str, ...]:
     metadata = folder / METADATA
     if not metadata.is_file():
         return ()
-    entries = {Path(entry["file_name"]): entry.get("text") for entry in _entries(metadata)}
+    lines = _entries(metadata)
+    entries = {Path(entry["file_name"]): entry.get("text") for entry in lines}
+    if len(entries) < len(lines):
+        twice = {name for name, count in Counter(Path(entry["file_name"]) for entry in lines).items() if count > 1}
+        raise DataError(f"{metadata} has several lines for {_some(twice)}; leave one of them")
     if all(text is None for text in entries.values()):
         return ()
     names = [path.relative_to(folder) for path in paths]

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -87,7 +88,10 @@ def _with_null(dataset: LatentDataset) -> LatentDataset:
     """The data set with the conditions of the empty prompt, where they are known."""
     if dataset.text is None or not (dataset.text.folder / NULL).is_file():
         return dataset
-    return replace(dataset, null=load_file(dataset.text.folder / NULL))
+    try:
+        return replace(dataset, null=load_file(dataset.text.folder / NULL))
+    except (OSError, SafetensorError):  # damaged: it is made again
+        return dataset
 
 
 def whole(dataset: LatentDataset) -> bool:

@@ -14,7 +14,7 @@ from ..base.errors import DataError
 from ..base.fingerprint import files_fingerprint
 from ..models.conditions import UNCONDITIONAL
 from .captions import read_captions
-from .classes import classes_of
+from .classes import classes_of, numbered
 from .dataset import Batch, labelled
 from .images import SUFFIXES, decode, in_threads, read_header, shape_for
 
@@ -48,6 +48,8 @@ def open_folder(folder: Path, paths: Sequence[Path], shape: tuple[int, int, int]
         )
     shape = shape_for(folder, in_threads(read_header, paths), lambda index: str(paths[index]), shape)
     names, labels = _classes([path.relative_to(folder).parts for path in paths])
+    if names:
+        _check_classes(folder, names)
     captions = read_captions(folder, paths)
     return FolderDataset(folder.name, shape, names, tuple(paths), labels, files_fingerprint(paths, folder), captions)
 
@@ -57,6 +59,22 @@ def _classes(places: Sequence[tuple[str, ...]]) -> tuple[tuple[str, ...], Tensor
     if any(len(parts) == 1 for parts in places):
         return (), None
     return classes_of([parts[0] for parts in places])
+
+
+def _check_classes(folder: Path, names: Sequence[str]) -> None:
+    """Refuse a sub-folder without images where names become labels by their order: those of the others would shift.
+
+    Raises:
+        DataError: naming the sub-folder.
+    """
+    folders = [path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    without = sorted(set(folders) - set(names))
+    if without and set(names) != set(numbered(len(names))):
+        known = ", ".join(SUFFIXES)
+        raise DataError(
+            f"{folder / without[0]} holds no image of a known suffix ({known}), so the classes after it would get "
+            "other labels; convert its images, or remove it"
+        )
 
 
 def visible_files(folder: Path) -> tuple[Path, ...]:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+import threading
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import IO, TypeAlias, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from ..base.errors import DataError
+from ..base.errors import DataError, first_line
+from ..base.files import require_regular
 from .arrays import check_channels
 
 # Formats are named so that Pillow never hands a file to an external program (EPS).
@@ -27,12 +31,20 @@ FORMATS = {
     "PPM": (".ppm", ".pgm", ".pnm"),
 }
 SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+SKIPPED_SHOWN = 3  # names of a kind in a message
 WORKERS = min(8, os.cpu_count() or 1)
+MOST_PIXELS = 89_478_485  # where Pillow begins to warn of decompression bombs
+PIXELS_AT_ONCE = 4_000_000  # larger images are decoded one at a time, and made flat in strips of so many
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+GREY = ("1", "L", "LA", "La", "I", "I;16", "I;16B")
+COLOURED = ("P", "PA", "RGB", "RGBA", "RGBa", "CMYK", "YCbCr")
+BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 
 File: TypeAlias = Path | IO[bytes]
 Header: TypeAlias = tuple[int, int, int]  # channels (1 or 3), height, width
 Result = TypeVar("Result")
+
+_large = threading.Lock()
 
 
 def in_threads(function: Callable[..., Result], *arguments: Iterable[object]) -> list[Result]:
@@ -41,30 +53,55 @@ def in_threads(function: Callable[..., Result], *arguments: Iterable[object]) ->
         return list(pool.map(function, *arguments))
 
 
-def read_header(file: File) -> Header | None:
-    """What an image's header says; None if it cannot be read."""
+def read_header(file: File) -> Header | str:
+    """What an image's header says, or why the image cannot be used."""
     try:
-        with Image.open(file, formats=tuple(FORMATS)) as image:
-            if image.mode == "F":  # floats have no agreed range
-                return None
-            grey = image.mode in ("1", "L", "LA") or image.mode.startswith("I")
-            return (1 if grey else 3), image.height, image.width
-    except UNREADABLE:
-        return None
+        with _opened(file) as image:
+            if (reason := _unusable(image)) is not None:
+                return reason
+            return (1 if image.mode in GREY else 3), image.height, image.width
+    except UNREADABLE as error:
+        return "no image" if isinstance(error, UnidentifiedImageError) else first_line(error)
+
+
+def _opened(file: File) -> Image.Image:
+    """The image with its header read.
+
+    Raises:
+        OSError, ValueError, SyntaxError: it cannot be read; a pipe or a device is not waited for.
+    """
+    if isinstance(file, Path):
+        require_regular(file)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # said by `_unusable`
+        return Image.open(file, formats=tuple(FORMATS))
+
+
+def _unusable(image: Image.Image) -> str | None:
+    """Why the values of an image would be misunderstood or not fit into memory; None if all is well."""
+    if image.width * image.height > MOST_PIXELS:
+        return f"{image.width} x {image.height} pixels are more than {MOST_PIXELS}"
+    if image.mode not in GREY + COLOURED:  # of floats, for one: they have no agreed range
+        return f"its mode {image.mode} has no agreed range"
+    if image.format == "TIFF" and image.mode.startswith("I"):
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        if (tags.get(BITS), tags.get(SAMPLE_FORMAT, (1,)), tags.get(PHOTOMETRIC)) != ((16,), (1,), 1):
+            return "its values are not grey levels from 0 to 65535; save it with 8 or 16 bits"
+    return None
 
 
 def shape_for(
-    where: str | Path, headers: Sequence[Header | None], name_of: Callable[[int], str], shape: Header | None
+    where: str | Path, headers: Sequence[Header | str], name_of: Callable[[int], str], shape: Header | None
 ) -> Header:
     """`shape`, or if it is None that of the images: the most channels of any, and the size of the first.
 
     Raises:
-        DataError: an image cannot be read, or the channels do not fit `shape`.
+        DataError: an image cannot be used, or the channels do not fit `shape`.
     """
-    native = [header for header in headers if header is not None]
+    native = [header for header in headers if not isinstance(header, str)]
     if len(native) < len(headers):
-        bad = [name_of(index) for index, header in enumerate(headers) if header is None]
-        first = ", ".join(bad[:3]) + (", ..." if len(bad) > 3 else "")
+        bad = [f"{name_of(index)} ({header})" for index, header in enumerate(headers) if isinstance(header, str)]
+        first = ", ".join(bad[:SKIPPED_SHOWN]) + (", ..." if len(bad) > SKIPPED_SHOWN else "")
         raise DataError(f"{len(bad)} of {len(headers)} images cannot be read: {first}; repair or remove them")
     channels = max(found for found, _, _ in native)
     shape = shape or (channels, *native[0][1:])
@@ -75,20 +112,33 @@ def shape_for(
 def decode(file: File, name: str, shape: Header) -> Tensor:
     """One image (C, H, W) in [-1, 1], upright by its EXIF tag, transparency laid on white."""
     try:
-        with Image.open(file, formats=tuple(FORMATS)) as image:
+        with _opened(file) as image, _large if image.width * image.height > PIXELS_AT_ONCE else nullcontext():
+            if (reason := _unusable(image)) is not None:  # it was replaced since its header was read
+                raise ValueError(reason)
             image.load()
-            upright = ImageOps.exif_transpose(image)
+            ImageOps.exif_transpose(image, in_place=True)
+            picture = _flat(image, "L" if shape[0] == 1 else "RGB")
+            if picture.size != (shape[2], shape[1]):
+                picture = ImageOps.fit(picture, (shape[2], shape[1]), Image.Resampling.BICUBIC)
     except UNREADABLE as error:
-        raise DataError(f"{name} cannot be decoded: {error}; repair or remove it") from error
-    picture = _opaque(upright).convert("L" if shape[0] == 1 else "RGB")
-    if picture.size != (shape[2], shape[1]):
-        picture = ImageOps.fit(picture, (shape[2], shape[1]), Image.Resampling.BICUBIC)
+        raise DataError(f"{name} cannot be decoded: {first_line(error)}; repair or remove it") from error
     pixels = torch.from_numpy(np.array(picture)).float() / 127.5 - 1
     return pixels.unsqueeze(0) if shape[0] == 1 else pixels.permute(2, 0, 1)
 
 
+def _flat(image: Image.Image, mode: str) -> Image.Image:
+    """The image with eight bits a channel and no transparency; a large one in strips, which take little memory."""
+    rows = max(1, PIXELS_AT_ONCE // image.width)
+    if image.height <= rows:
+        return _opaque(image).convert(mode)
+    flat = Image.new(mode, image.size)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        flat.paste(_opaque(strip).convert(mode), (0, top))
+    return flat
+
+
 def _opaque(image: Image.Image) -> Image.Image:
-    """Eight bits a channel, without transparency."""
     if image.mode.startswith("I"):  # Pillow's own conversion of 16 bits clips
         return Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
     if "A" in image.getbands() or "transparency" in image.info:

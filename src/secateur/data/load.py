@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
+from ..base.console import note
 from ..base.errors import DataError
 from .arrays import open_digits, open_npz
+from .captions import METADATA
 from .dataset import PixelDataset
 from .folders import open_folder, visible_files
 from .images import SUFFIXES
 from .table_sources import PREFIX, TABLES, is_saved
 from .tables import open_table
 
+MOST_KINDS = 3  # of suffixes in a message
 ACCEPTED = (
     "an image folder, parquet or arrow (a file, a folder, or what `save_to_disk` wrote), datasets:NAME[:SPLIT] of the "
     "hub, an .npz file with `images` (and `labels`), or the word `digits`"
@@ -37,7 +42,7 @@ def load_data(source: str | Path, shape: tuple[int, int, int] | None = None) -> 
         return open_table(str(source), shape)
     if path.is_file() and path.suffix == ".npz":
         return open_npz(path, shape)
-    if path.is_file():
+    if path.exists():
         raise DataError(f"{path} is not data that can be opened; give {ACCEPTED}")
     raise DataError(f"{path} does not exist{_meant(str(source))}; give {ACCEPTED}")
 
@@ -53,7 +58,19 @@ def _open_directory(folder: Path, shape: tuple[int, int, int] | None) -> PixelDa
             f"{folder} holds {len(images)} image files and {len(tables)} of parquet or arrow; for the tables give "
             f"{PREFIX}{folder}, for the images a folder of these alone"
         )
-    return open_table(str(folder), shape) if tables else open_folder(folder, images, shape)
+    if tables:
+        return open_table(str(folder), shape)
+    dataset = open_folder(folder, images, shape)
+    _note_skipped(folder, [path for path in files if path not in set(images) and path.name != METADATA])
+    return dataset
+
+
+def _note_skipped(folder: Path, skipped: Sequence[Path]) -> None:
+    """Say which files of an image folder are not used."""
+    if skipped:
+        kinds = Counter(path.suffix.lower() or "no suffix" for path in skipped).most_common(MOST_KINDS)
+        said = ", ".join(f"{count} of {suffix}" for suffix, count in kinds)
+        note(f"{folder}: {len(skipped)} files are left out, which have no known suffix of images ({said})")
 
 
 def _meant(source: str) -> str:

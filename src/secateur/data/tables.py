@@ -68,7 +68,7 @@ def open_table(named: str, shape: tuple[int, int, int] | None) -> TableDataset:
     rows = table.select_columns(image).with_format("arrow")
     names, labels = _labels(source, table, label)
     captions = _captions(source, table, caption)
-    headers: list[Header | None] = []
+    headers: list[Header | str] = []
     for start in range(0, len(rows), AT_ONCE):
         headers += in_threads(read_header, _files(rows[start : start + AT_ONCE]))
     shape = shape_for(source.place, headers, lambda index: f"row {index}", shape)

@@ -73,12 +73,13 @@ def plan_evaluation(
     for name in config.metrics or default_metrics(subject):
         metric = METRICS[name]
         try:
-            _check(metric, subject, missing)
+            _check_needs(metric, subject, missing)
         except SecateurError as error:
             if config.metrics is not None or (metric.needs & {"features"} and config.features is not None):
                 raise
             notes.append(f"no {name}: {error}")
         else:
+            metric.check(subject)  # of its options, which somebody gave
             metrics.append(metric)
     plan = Plan(subject, tuple(metrics), tuple(notes))
     if config.scheduler is not None or (plan.draws_samples and not subject.reconstructs):
@@ -135,14 +136,13 @@ def _with_network(subject: Subject) -> tuple[Subject, SecateurError | None]:
     return replace(subject, network=network), None
 
 
-def _check(metric: Measurement, subject: Subject, no_features: SecateurError | None) -> None:
+def _check_needs(metric: Measurement, subject: Subject, no_features: SecateurError | None) -> None:
     """Raise the first reason why `metric` cannot be had of `subject`."""
     for need, reason in _missing(metric, subject).items():
         if need in metric.needs:
             raise SecateurError(f"{metric.name} {reason}")
     if "features" in metric.needs and no_features is not None:
         raise no_features
-    metric.check(subject)
 
 
 def _missing(metric: Measurement, subject: Subject) -> dict[Need, str]:

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..base.errors import DataError, first_line
+from ..base.errors import DataError
 from ..base.files import atomic_file
+from ..base.npz import read_arrays
 
 
 class Gaussian(Protocol):
@@ -91,14 +92,12 @@ def read_statistics(path: str | Path, dim: int) -> SavedStatistics:
         DataError: it cannot be read, or is not of features with `dim` dimensions.
     """
     path = Path(path)
-    try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            arrays = {key: np.asarray(archive[key]) for key in ("mu", "sigma", "count") if key in archive}
-    except Exception as error:  # a damaged archive can raise nearly anything: zip, zlib, header, memory
-        raise DataError(f"{path} is not a readable .npz: {first_line(error)}") from error
+    arrays = read_arrays(path, ("mu", "sigma", "count"))
     if not {"mu", "sigma"} <= arrays.keys():
         raise DataError(f"{path} holds no `mu` and `sigma`; give statistics in the layout of pytorch-fid")
-    mean, covariance = arrays["mu"], arrays["sigma"]
+    if wrong := [name for name, array in arrays.items() if array.dtype.kind not in "iuf"]:
+        raise DataError(f"{path} holds {' and '.join(wrong)} that are no numbers")
+    mean, covariance, count = arrays["mu"], arrays["sigma"], arrays.get("count", np.asarray(0))
     if mean.shape != (dim,) or covariance.shape != (dim, dim):
         raise DataError(
             f"{path} holds mu {mean.shape} and sigma {covariance.shape}, the feature network gives {dim} dimensions; "
@@ -106,5 +105,11 @@ def read_statistics(path: str | Path, dim: int) -> SavedStatistics:
         )
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
         raise DataError(f"{path} holds numbers that are not finite")
-    count = int(arrays.get("count", 0)) or None
-    return SavedStatistics(torch.from_numpy(mean).double(), torch.from_numpy(covariance).double(), count)
+    if count.shape != () or not (0 <= count < 2**63 and count == int(count)):
+        raise DataError(f"{path} holds a count that is no number of images: {count.dtype} of shape {count.shape}")
+    mean, covariance = mean.astype(np.float64), covariance.astype(np.float64)
+    if not np.allclose(covariance, covariance.T, rtol=1e-4, atol=1e-4 * covariance.diagonal().max(initial=0)):
+        raise DataError(f"{path} holds a sigma that is no covariance: it is not symmetric")
+    if (covariance.diagonal() < 0).any():
+        raise DataError(f"{path} holds a sigma that is no covariance: some variances are below 0")
+    return SavedStatistics(torch.from_numpy(mean), torch.from_numpy(covariance), int(count) or None)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..base.console import note
 from ..base.files import write_text
 
 Window = dict[str, tuple[float, int]]  # sum and number of the values since the last line
@@ -34,16 +35,20 @@ def append_record(path: Path, record: Mapping[str, Any]) -> None:
 
 def cut_log(path: Path, step: int) -> None:
     """Drop what a run that was killed wrote after its last checkpoint: the lines after `step`, and half a last one."""
-    if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines()
-        if lines and not _is_whole(lines[-1]):
-            del lines[-1]
-        write_text(path, "".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= step))
+    if not path.exists():
+        return
+    lines = path.read_bytes().splitlines()
+    steps = [_step_of(line) for line in lines]
+    if damaged := steps[:-1].count(None):
+        note(f"{path}: {damaged} lines cannot be read and are left out")
+    kept = [line for line, at in zip(lines, steps, strict=True) if at is not None and at <= step]
+    write_text(path, "".join(f"{line.decode('utf-8')}\n" for line in kept))
 
 
-def _is_whole(line: str) -> bool:
+def _step_of(line: bytes) -> int | None:
+    """The step of a line; None if it cannot be read."""
     try:
-        json.loads(line)
-    except ValueError:
-        return False
-    return True
+        step = json.loads(line)["step"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return step if isinstance(step, int) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +17,8 @@ T = TypeVar("T")
 
 def to_json(result: Any) -> Any:
     """A result as plain JSON values, null for numbers that are not finite."""
-    return msgspec.json.decode(msgspec.json.encode(result))
+    # By the json of Python, which writes names of files that are not UTF-8 too.
+    return json.loads(json.dumps(msgspec.to_builtins(result)), parse_constant=lambda name: None)
 
 
 def from_json(kind: type[T], value: Any, source: str | Path) -> T:

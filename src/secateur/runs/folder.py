@@ -23,7 +23,7 @@ import torch
 
 from ..base.distributed import is_main_process
 from ..base.errors import SecateurError
-from ..base.files import is_left_behind, read_json, remove_left_behind, write_json
+from ..base.files import check_folder, is_left_behind, read_json, remove_left_behind, write_json
 from ..base.lock import LOCK, owned
 from ..base.settings import FREE, differing
 from ..io.manifest import library_versions
@@ -46,6 +46,7 @@ def run_folder(out: str | Path, settings: Mapping[str, Any], inputs: Mapping[str
         yield out
         return
     _check_free(out)
+    check_folder(out)
     out.mkdir(parents=True, exist_ok=True)
     with owned(out):
         remove_left_behind(out)
@@ -54,11 +55,12 @@ def run_folder(out: str | Path, settings: Mapping[str, Any], inputs: Mapping[str
 
 
 def refuse_run(out: str | Path) -> None:
-    """Refuse to write something else into the folder of a run.
+    """Refuse to write something else into the folder of a run, or where no folder can be.
 
     Raises:
-        SecateurError: `out` is one.
+        SecateurError: `out` is a run, or cannot be written.
     """
+    check_folder(out)
     if (Path(out) / CONFIG).is_file() and "command" in _config(Path(out)):
         raise SecateurError(f"{out} is the folder of a run, which would be overwritten; choose another --out")
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...base.errors import DataError
+from ...base.files import check_folder
 from ...base.rules import check_fields
 from ...results.evaluation import Fidelity, Metric
 from ..estimates import Resampled
@@ -87,7 +88,9 @@ def basis(metric: str, features_ND: Tensor, reference: Gaussian) -> Fidelity:
 
 
 def check(subject: Subject) -> None:
-    """Refuse statistics that cannot be read or are of other features."""
+    """Refuse statistics that cannot be read, are of other features, or cannot be written."""
+    if subject.config.frechet.save_statistics is not None:
+        check_folder(subject.config.frechet.save_statistics)
     if subject.config.frechet.statistics is not None and subject.network is not None:
         read_statistics(subject.config.frechet.statistics, subject.network.dim)
 
