@@ -12,6 +12,7 @@ import torch
 from diffusers import DiTTransformer2DModel, FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file
 
+import folders
 import secateur
 from adaptive_runs import CONFIG, macs_of, random_scorer, run, sit
 from models import output
@@ -216,7 +217,7 @@ def test_a_dry_run_predicts_rankings_and_decisions(dense, tmp_path, capsys):
 
 @pytest.mark.parametrize("criterion", [None, "ced"], ids=["the recipe's", "the source's"])
 def test_the_real_scorer_prunes_to_the_target(criterion, dense, tmp_path):
-    out = secateur.compress(
+    out = folders.compress(
         str(dense),
         target="macs=60%",
         data="digits",
@@ -270,7 +271,7 @@ def test_compress_in_two_processes_ends_as_in_one(more, dense, tmp_path):
 
 
 def test_new_labels_are_learned_before_the_blocks_are_ranked(dense, tmp_path):
-    out = secateur.compress(
+    out = folders.compress(
         str(dense),
         target="blocks=3",
         data="digits",
@@ -284,7 +285,7 @@ def test_new_labels_are_learned_before_the_blocks_are_ranked(dense, tmp_path):
     embedding = "transformer_blocks.0.norm1.emb.class_embedder.embedding_table.weight"
     assert relabelled.state_dict()[embedding].shape[0] == 11  # the data's ten classes, and none
     assert len(model.transformer_blocks) == 3
-    ranked = secateur.rank(str(out / "relabelled"), criterion="deviation", data="digits", out=tmp_path / "rank",
+    ranked = folders.rank(str(out / "relabelled"), criterion="deviation", data="digits", out=tmp_path / "rank",
                            scoring=BRIEFLY["scoring"])  # fmt: skip
     first, second = (json.loads((folder / "ranking.json").read_text())["blocks"] for folder in (out, ranked))
     assert first == second  # the blocks were ranked with the new labels

@@ -1,5 +1,6 @@
 """The commands end to end on small models: what they write, what they refuse, and that a stopped run goes on."""
 
+import contextlib
 import json
 import os
 import signal
@@ -17,14 +18,16 @@ from safetensors.torch import load_file
 import secateur
 from disks import left_behind
 from models import dit, output, unet
+from secateur.base import console
 from secateur.base.devices import device_of_process
 from secateur.base.errors import SecateurError
 from secateur.cli import main
 from secateur.evaluation import EvaluationConfig
 from secateur.recovery import RecoveryConfig
 from secateur.runs import stages
+from secateur.runs.data import open_data
 from secateur.runs.folder import run_folder
-from secateur.runs.subject import open_data, open_model
+from secateur.runs.subject import open_subject
 
 QUICK = [
     *("--scoring.num-timesteps", "4", "--scoring.num-images", "8"),
@@ -223,12 +226,14 @@ def test_what_a_model_of_twelve_classes_draws_is_data_with_the_same_labels(model
     config = json.loads((models / "sit" / "scheduler_config.json").read_text())
     secateur.save_pretrained(dit(num_embeds_ada_norm=12), tmp_path / "model", config)
     secateur.sample(str(tmp_path / "model"), out=tmp_path / "drawn", num_images=12, num_inference_steps=1)
-    loaded, _ = open_model(str(tmp_path / "model"))
+    loaded = open_subject(str(tmp_path / "model"))
     dataset = open_data(str(tmp_path / "drawn"), loaded)
     assert [int(path.parent.name) for path in dataset.paths] == dataset.labels.tolist()
     assert sorted(dataset.labels.tolist()) == list(range(12))
     (tmp_path / "drawn" / "11").rename(tmp_path / "drawn" / "last")
     capsys.readouterr()
+    shown = contextlib.ExitStack()
+    shown.enter_context(console.shown(True))
     open_data(str(tmp_path / "drawn"), loaded)
     assert capsys.readouterr().out == ""
     (tmp_path / "drawn" / "10").rename(tmp_path / "drawn" / "last" / "10")
@@ -237,6 +242,7 @@ def test_what_a_model_of_twelve_classes_draws_is_data_with_the_same_labels(model
     assert capsys.readouterr().out == said
     open_data(str(tmp_path / "drawn"), loaded, new_labels=True)
     assert capsys.readouterr().out == ""
+    shown.close()
 
 
 def test_images_in_class_folders(models, tmp_path):

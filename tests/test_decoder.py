@@ -13,6 +13,7 @@ from diffusers import DiTPipeline
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
+import folders
 import secateur
 from models import half
 from pipelines import dit_pipeline, image_folder, images_of, vae
@@ -71,7 +72,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(place):
-    return secateur.compress(
+    return folders.compress(
         str(place / "pipeline"),
         target="macs=60%",
         data=str(place / "images"),
@@ -152,12 +153,12 @@ def test_psnr_to_the_image_is_that_of_a_reconstruction(place):
 def test_a_pruned_autoencoder_is_worked_on_alone_and_serves_its_pipeline(place, run, tmp_path):
     data = {"data": str(place / "images"), "device": "cpu"}
     vae_alone = str(place / "pipeline" / "vae")
-    tuned = secateur.finetune(str(run / "pruned"), teacher=vae_alone, out=tmp_path / "tuned", recovery=RECOVERY, **data)
-    compared = secateur.evaluate(
+    tuned = folders.finetune(str(run / "pruned"), teacher=vae_alone, out=tmp_path / "tuned", recovery=RECOVERY, **data)
+    compared = folders.evaluate(
         str(tuned / "model"), reference=vae_alone, out=tmp_path / "evaluation", evaluation=EVALUATION, **data
     )
     assert "ssim" in read_json(compared / "evaluation" / "evaluation.json")["models"]["recovered"]["estimates"]
-    again = secateur.prune(str(run / "model"), target="macs=70%", criterion="magnitude", out=tmp_path / "again", **data)
+    again = folders.prune(str(run / "model"), target="macs=70%", criterion="magnitude", out=tmp_path / "again", **data)
     assert len(secateur.from_pretrained(again / "pruned").config["_secateur_pruning"]["steps"]) == 3
     latents = torch.randn(1, 2, 8, 8, generator=torch.Generator().manual_seed(0))
     decoded = open_autoencoder(run / "pipeline" / "vae").decode(0.5 * latents)
@@ -345,7 +346,7 @@ def test_half_precision_is_saved_and_loaded_whole(tmp_path):
     ],
 )
 def test_schedules_prune_a_decoder_while_it_trains(place, tmp_path, schedule, target):
-    run = secateur.compress(
+    run = folders.compress(
         str(place / "pipeline"),
         target=target,
         component="vae",

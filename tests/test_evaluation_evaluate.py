@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+import folders
 import secateur
 from models import dit, unet
 from secateur.base.errors import DataError, ModelError, SecateurError
@@ -210,7 +211,7 @@ def test_layers_of_a_model_without_some_blocks_stand_beside_the_dense_models(tmp
     pruned = apply_cut(dit(num_layers=4), Cut(removed_blocks=("transformer_blocks.2",)))
     apply_cut(pruned, Cut(removed_blocks=("transformer_blocks.0",)))
     secateur.save_pretrained(pruned, tmp_path / "pruned", flow)
-    run = secateur.evaluate(
+    run = folders.evaluate(
         str(tmp_path / "pruned"), reference=str(tmp_path / "dense"), data="digits", out=tmp_path / "run",
         metrics=("loss",), device="cpu",
     )  # fmt: skip

@@ -8,6 +8,7 @@ pytest.importorskip("transformers")
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
+import folders
 import models
 import secateur
 from pipelines import image_folder
@@ -99,11 +100,11 @@ def test_compress_returns_a_pipeline_ready_to_call(tmp_path, capsys):
         "component": "transformer",
         "device": "cpu",
     }
-    secateur.compress(str(tmp_path / "pipeline"), out=tmp_path / "run", dry_run=True, **arguments)
+    folders.compress(str(tmp_path / "pipeline"), out=tmp_path / "run", dry_run=True, **arguments)
     said = capsys.readouterr().out
     assert "captions   to encode once" in said
     assert "recover    about" in said
-    run = secateur.compress(str(tmp_path / "pipeline"), out=tmp_path / "run", **arguments)
+    run = folders.compress(str(tmp_path / "pipeline"), out=tmp_path / "run", **arguments)
     found = read_result(Evaluation, run / "evaluation" / "evaluation.json")
     assert found.macs.ratio < 0.8
     assert found["ssim"].value < 1
@@ -117,7 +118,7 @@ def test_compress_returns_a_pipeline_ready_to_call(tmp_path, capsys):
 def test_blocks_leave_and_plain_diffusers_loads_the_rest(tmp_path):
     flux(tmp_path / "pipeline", num_layers=2, num_single_layers=2)
     data = image_folder(tmp_path / "images", count=3, captions=True)
-    run = secateur.prune(
+    run = folders.prune(
         str(tmp_path / "pipeline"),
         target="blocks=2",
         data=str(data),

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import folders
 import secateur
 from models import dit, output, unet
 from pipelines import dit_pipeline, image_folder
@@ -20,6 +21,7 @@ from secateur.models.labels import label_tables, relabel, train_only_labels
 from secateur.models.network import class_count, null_class
 from secateur.runs import stages
 from secateur.runs.stages import warmup_stage
+from secateur.runs.subject import open_subject
 from secateur.structure import Cut
 
 RECOVERY = RecoveryConfig(steps=3, batch_size=4, checkpoint_every=1, log_every=1, ema_decay=0.5)
@@ -74,9 +76,9 @@ def test_the_warm_up_trains_only_the_labels_unless_all_and_resumes(tmp_path):
     save_pretrained(dense, tmp_path / "dense")
 
     def warmed(name, **changes):
-        loaded = secateur.load(tmp_path / "dense", process_config={"_class_name": "DDPMScheduler"})
-        relabel(loaded.model, 10)
-        return warmup_stage(tmp_path / name, loaded, data, WarmupConfig(steps=3, **changes), RECOVERY, "base").model
+        subject = open_subject(tmp_path / "dense", {"_class_name": "DDPMScheduler"})
+        relabel(subject.model, 10)
+        return warmup_stage(tmp_path / name, subject, data, WarmupConfig(steps=3, **changes), RECOVERY).model
 
     labels = warmed("labels")
     fresh = relabel(dit(), 10)
@@ -92,7 +94,7 @@ def test_the_warm_up_trains_only_the_labels_unless_all_and_resumes(tmp_path):
     manifest = manifest_of(labels)
     assert [step["kind"] for step in manifest.steps] == ["labels", "warmup"]
     assert manifest.steps[0]["names"] == [str(digit) for digit in range(10)]
-    assert (manifest.base["id"], manifest.steps[1]["train"]) == ("base", "labels")
+    assert (manifest.base["id"], manifest.steps[1]["train"]) == (str(tmp_path / "dense"), "labels")
     # Taken up from the newest checkpoint.
     (tmp_path / "again").mkdir()
     (tmp_path / "again" / "warmup").symlink_to(tmp_path / "labels" / "warmup")
@@ -124,9 +126,9 @@ def test_compress_on_new_labels(tmp_path, monkeypatch, capsys):
         "device": "cpu",
     }
     folder = str(tmp_path / "pipeline")
-    secateur.compress(folder, out=tmp_path / "run", dry_run=True, **arguments)
+    folders.compress(folder, out=tmp_path / "run", dry_run=True, **arguments)
     assert "warm up    about" in capsys.readouterr().out
-    run = secateur.compress(folder, out=tmp_path / "run", **arguments)
+    run = folders.compress(folder, out=tmp_path / "run", **arguments)
     model = secateur.from_pretrained(run / "model")
     assert (class_count(model), model.config["num_embeds_ada_norm"]) == (2, 2)
     assert [step["kind"] for step in manifest_of(model).steps] == ["labels", "warmup", "cut", "recovery"]
@@ -136,13 +138,13 @@ def test_compress_on_new_labels(tmp_path, monkeypatch, capsys):
     options = {"num_inference_steps": 2, "guidance_scale": 1.0, "output_type": "np"}
     assert pipeline([1], generator=torch.Generator().manual_seed(0), **options).images.shape == (1, 16, 16, 3)
     before = os.stat(run / "relabelled" / "config.json").st_mtime_ns
-    secateur.compress(folder, out=tmp_path / "run", **arguments)  # everything is there
+    folders.compress(folder, out=tmp_path / "run", **arguments)  # everything is there
     assert os.stat(run / "relabelled" / "config.json").st_mtime_ns == before
     with pytest.raises(SecateurError, match="was begun with another warmup"):
-        secateur.compress(folder, out=tmp_path / "run", **(arguments | {"warmup": WarmupConfig(steps=4)}))
+        folders.compress(folder, out=tmp_path / "run", **(arguments | {"warmup": WarmupConfig(steps=4)}))
     bare = image_folder(tmp_path / "bare")
     with pytest.raises(DataError, match="has no labels to learn"):
-        secateur.compress(folder, out=tmp_path / "no", **(arguments | {"data": str(bare)}))
+        folders.compress(folder, out=tmp_path / "no", **(arguments | {"data": str(bare)}))
 
 
 MANY = {
@@ -166,7 +168,7 @@ def places(tmp_path, monkeypatch):
 def test_sweep_on_new_labels_warms_up_once(tmp_path, places, capsys, monkeypatch):
     model, data = places
     arguments = {"data": data, "targets": ("macs=80%",), "steps": 2, "out": tmp_path / "sweep", **MANY}
-    secateur.sweep(model, dry_run=True, **arguments)
+    folders.planned_sweep(model, **{name: value for name, value in arguments.items() if name != "out"})
     assert re.search(r"^warm up +about", capsys.readouterr().out, re.MULTILINE)
     secateur.sweep(model, **arguments)
     run = tmp_path / "sweep"

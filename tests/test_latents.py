@@ -10,6 +10,7 @@ import torch
 from diffusers import DiffusionPipeline, DiTPipeline
 from PIL import Image
 
+import folders
 import secateur
 from models import output
 from pipelines import dit_pipeline, image_folder, images_of, ldm_pipeline, vae
@@ -23,7 +24,8 @@ from secateur.data.autoencoder import open_autoencoder
 from secateur.data.conditions import null_conditions
 from secateur.data.encode import POSTERIOR
 from secateur.process.sampling import generate_images, initial_noise
-from secateur.runs.subject import encode_data, open_data, open_model
+from secateur.runs.data import encode_data, open_data
+from secateur.runs.subject import open_subject
 
 SCORING = ScoringConfig(num_timesteps=3, num_images=4)
 RECOVERY = RecoveryConfig(steps=3, batch_size=4, checkpoint_every=2, log_every=1)
@@ -42,7 +44,7 @@ def pipeline(tmp_path):
 
 
 def opened(folder: Path, data: Path) -> LatentDataset:
-    loaded, _ = open_model(str(folder), device="cpu")
+    loaded = open_subject(str(folder), device="cpu")
     dataset = encode_data(open_data(str(data), loaded), loaded)
     assert isinstance(dataset, LatentDataset)
     return dataset
@@ -144,7 +146,7 @@ def test_a_damaged_shard_and_a_full_disk_are_one_line(tmp_path, cache, monkeypat
 
 def test_a_vae_of_other_latents_and_a_model_folder_alone_are_refused(tmp_path, pipeline):
     data = image_folder(tmp_path / "images")
-    alone, _ = open_model(str(tmp_path / "pipeline" / "transformer"), "ddpm", "cpu")
+    alone = open_subject(str(tmp_path / "pipeline" / "transformer"), "ddpm", "cpu")
     with pytest.raises(DataError, match="3-channel images, the model takes 2 channels"):
         open_data(str(data), alone)
     vae(latent_channels=3).save_pretrained(tmp_path / "pipeline" / "vae")
@@ -159,8 +161,8 @@ def test_a_vae_of_other_latents_and_a_model_folder_alone_are_refused(tmp_path, p
 
 
 def test_samples_are_those_of_the_pipeline_itself(tmp_path, pipeline):
-    loaded, _ = open_model(str(tmp_path / "pipeline"), device="cpu")
-    decode = open_autoencoder(loaded.vae).decode
+    loaded = open_subject(str(tmp_path / "pipeline"), device="cpu")
+    decode = open_autoencoder(loaded.loaded.vae).decode
     labels = {"class_labels": torch.tensor([3])}
     options = {"num_inference_steps": 4, "guidance_scale": 2.0, "null": null_conditions(loaded.model)}
     drawn = generate_images(loaded.model, loaded.process, [7], (2, 8, 8), labels, decode=decode, **options)
@@ -184,7 +186,7 @@ def test_ldm_is_decoded_by_its_vq_model(tmp_path):
         expected = pipeline.vqvae.encode(images_of(data)).latents * 0.5
     torch.testing.assert_close(dataset.batch(range(6)).sample, expected, rtol=1e-5, atol=1e-5)
     images = replace(EVALUATION, metrics=None)
-    run = secateur.evaluate(
+    run = folders.evaluate(
         str(tmp_path / "pipeline"), data=str(data), out=tmp_path / "run", evaluation=images, device="cpu"
     )
     assert read_json(run / "evaluation" / "evaluation.json")["data"]["shape"] == [3, 16, 16]
@@ -203,10 +205,10 @@ def test_compress_works_in_latent_space_and_returns_a_pipeline(tmp_path, capsys,
         "component": "transformer",
         "device": "cpu",
     }
-    secateur.compress(str(tmp_path / "pipeline"), out=tmp_path / "run", dry_run=True, **arguments)
+    folders.compress(str(tmp_path / "pipeline"), out=tmp_path / "run", dry_run=True, **arguments)
     assert "latents    to encode once: about 0.0 MB in" in capsys.readouterr().out
     assert not (tmp_path / "cache" / "latents").exists()
-    run = secateur.compress(str(tmp_path / "pipeline"), out=tmp_path / "run", **arguments)
+    run = folders.compress(str(tmp_path / "pipeline"), out=tmp_path / "run", **arguments)
     numbers = read_json(run / "evaluation" / "evaluation.json")
     assert set(numbers["models"]) == {"dense", "pruned", "recovered"}
     assert numbers["data"]["shape"] == [3, 16, 16]

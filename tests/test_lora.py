@@ -16,6 +16,7 @@ from torch import nn
 import secateur
 from models import STRATEGIES, cuts, dit, flux, half, output, pixart, sd3, sdxl, unet, unet_condition
 from secateur.base.errors import ModelError
+from secateur.cli import main
 from secateur.io.checkpoint import save_pretrained
 from secateur.io.lora import slice_lora
 from secateur.io.lora_files import LORA_WEIGHTS, METADATA_KEY, PEFT_CONFIG, PEFT_WEIGHTS, read_lora
@@ -222,8 +223,10 @@ def test_the_command_writes_what_the_function_gives_and_says_what_is_wrong(tmp_p
     save_pretrained(model, tmp_path / "dense")
     lora = random_lora(model, "transformer.")
     save_file(lora, tmp_path / "lora.safetensors")
-    written = secateur.slice_lora(tmp_path / "lora.safetensors", model=str(tmp_path / "pruned"), out=tmp_path / "out")
+    places = ["--model", str(tmp_path / "pruned"), "--out", str(tmp_path / "out")]
+    main(["slice-lora", str(tmp_path / "lora.safetensors"), *places])
     assert f"{sum(map(torch.numel, lora.values())):,}" in capsys.readouterr().out
+    written = tmp_path / "out" / "pytorch_lora_weights.safetensors"
     expected = slice_lora(lora, pruned)
     found = load_file(written)
     assert set(found) == set(expected)

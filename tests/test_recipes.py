@@ -6,7 +6,7 @@ import pytest
 import tyro
 
 from secateur.base.errors import SecateurError
-from secateur.cli import SPELLINGS
+from secateur.cli import spellings
 from secateur.criteria import DiffPruningOptions, GradientFlowOptions, ScoringConfig, TaylorOptions
 from secateur.recipes import RECIPES, recipe_named
 from secateur.recovery import JacobianConfig, RecoveryConfig
@@ -45,7 +45,7 @@ def test_weights_have_one_spelling_for_every_recipe(recipe: str) -> None:
     own = recipe_named(recipe).recovery
 
     def parsed(*words: str) -> dict[str, float]:
-        with SPELLINGS:
+        with spellings():
             return tyro.cli(RecoveryConfig, args=words, default=own).weights
 
     assert parsed("--weights", "denoising", "0", "distillation", "0.5") == {"denoising": 0.0, "distillation": 0.5}

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+import secateur.runs.sampling
 from models import dit, unet
 from secateur.base.errors import SecateurError
 from secateur.cli import main
@@ -153,14 +154,12 @@ def pixels(png: bytes, folder: Path) -> np.ndarray:
 
 
 def test_a_stopped_grid_redraws_no_finished_image(sit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from secateur.commands import sample as module
-
     command = ["sample", sit, "--out", str(tmp_path / "grid.png"), "--num-images", "12", "--batch-size", "4", *OPTIONS]
     main(command)
     whole = (tmp_path / "grid.png").read_bytes()
     (tmp_path / "grid.png").unlink()
     drawn: list[int] = []
-    original = sys.modules[module.__module__].generate_batch
+    original = secateur.runs.sampling.generate_batch
 
     def stop_after_two(*arguments: Any, **options: Any) -> Tensor:
         if len(drawn) == 8:
@@ -169,7 +168,7 @@ def test_a_stopped_grid_redraws_no_finished_image(sit: str, tmp_path: Path, monk
         drawn.extend(arguments[2])
         return original(*arguments, **options)
 
-    monkeypatch.setattr(sys.modules[module.__module__], "generate_batch", stop_after_two)
+    monkeypatch.setattr("secateur.runs.sampling.generate_batch", stop_after_two)
     with pytest.raises(SystemExit):
         main(command)
     assert not (tmp_path / "grid.png").exists()

@@ -5,6 +5,7 @@ import torch
 
 pytest.importorskip("transformers")
 
+import folders
 import secateur
 from pipelines import deep_compression, image_folder, images_of
 from secateur import CutConfig, EvaluationConfig, RecoveryConfig, ScoringConfig
@@ -19,7 +20,8 @@ from secateur.process.flow import FlowProcess
 from secateur.process.from_config import process_from_config
 from secateur.process.sampling import generate_images, initial_noise
 from secateur.results import Evaluation, read_result
-from secateur.runs.subject import encode_data, open_data
+from secateur.runs.data import encode_data, open_data
+from secateur.runs.subject import open_subject
 from text_pipelines import sana
 
 SCORING = ScoringConfig(num_timesteps=2, num_images=2)
@@ -68,7 +70,8 @@ def test_latents_are_what_the_autoencoder_gives(tmp_path):
     sana(tmp_path / "pipeline")
     data = image_folder(tmp_path / "images", count=3, size=32, captions=True)
     loaded = load(tmp_path / "pipeline")
-    dataset = encode_data(open_data(str(data), loaded), loaded)
+    subject = open_subject(loaded)
+    dataset = encode_data(open_data(str(data), subject), subject)
     autoencoder = deep_compression()
     with torch.no_grad():
         expected = autoencoder.encode(images_of(data)).latent * 0.4
@@ -81,7 +84,7 @@ def test_latents_are_what_the_autoencoder_gives(tmp_path):
 def test_compress_returns_a_pipeline_ready_to_call(tmp_path, capsys):
     sana(tmp_path / "pipeline")
     data = image_folder(tmp_path / "images", count=3, captions=True)
-    run = secateur.compress(
+    run = folders.compress(
         str(tmp_path / "pipeline"),
         target="macs=70%",
         data=str(data),

@@ -12,6 +12,7 @@ pytest.importorskip("transformers")
 
 from diffusers import FluxPipeline, PixArtAlphaPipeline, SanaPipeline
 
+import folders
 import secateur
 from models import randomize
 from pipelines import image_folder
@@ -31,7 +32,8 @@ from secateur.process.base import denoising_error
 from secateur.process.sampling import generate_images, initial_noise
 from secateur.recovery.draws import draw_step
 from secateur.results import Evaluation, read_result
-from secateur.runs.subject import decoder, encode_data, open_data, open_model
+from secateur.runs.data import decoder, encode_data, open_data
+from secateur.runs.subject import open_subject
 from text_pipelines import PIPELINES, clip_model, stable_diffusion
 
 SCORING = ScoringConfig(num_timesteps=3, num_images=4)
@@ -53,7 +55,7 @@ def data(tmp_path):
 
 
 def opened(folder, data):
-    loaded, _ = open_model(str(folder), device="cpu")
+    loaded = open_subject(str(folder), device="cpu")
     dataset = encode_data(open_data(str(data), loaded), loaded)
     assert isinstance(dataset, LatentDataset)
     return loaded, dataset
@@ -76,9 +78,9 @@ def drawn_by(pipeline, prompts, latents, scheduler, size):
 @pytest.mark.parametrize("name", PIPELINES)
 def test_guided_samples_are_those_of_the_pipeline_itself(tmp_path, name):
     pipeline = PIPELINES[name](tmp_path / "pipeline")
-    loaded, _ = open_model(str(tmp_path / "pipeline"), device="cpu")
-    _, *size = latent_space(loaded.vae).image_shape(input_shape(loaded.model))
-    encoder = open_text_encoder(loaded.pipeline, tuple(size))
+    loaded = open_subject(str(tmp_path / "pipeline"), device="cpu")
+    _, *size = latent_space(loaded.loaded.vae).image_shape(input_shape(loaded.model))
+    encoder = open_text_encoder(loaded.loaded.pipeline, tuple(size))
     drawn = generate_images(
         loaded.model,
         loaded.process,
@@ -112,7 +114,7 @@ def test_any_text_model_is_ranked_and_trained_on_its_captions(tmp_path, data, na
     ]
     assert not torch.allclose(*losses)  # the network hears what it is told
     options = {"criterion": "taylor", "scoring": SCORING, "device": "cpu"}
-    run = secateur.rank(str(tmp_path / "pipeline"), data=str(data), out=tmp_path / "rank", **options)
+    run = folders.rank(str(tmp_path / "pipeline"), data=str(data), out=tmp_path / "rank", **options)
     scores = read_json(run / "ranking.json")["dims"]
     assert max(max(values) for values in scores.values()) > 0
 
@@ -195,25 +197,23 @@ def test_stable_diffusion_is_compressed_into_a_pipeline_ready_to_call(tmp_path, 
         "component": "unet",
         "device": "cpu",
     }
-    secateur.compress(str(tmp_path / "pipeline"), out=tmp_path / "run", dry_run=True, **arguments)
+    folders.compress(str(tmp_path / "pipeline"), out=tmp_path / "run", dry_run=True, **arguments)
     said = capsys.readouterr().out
     assert "latents    to encode once" in said
     assert "captions   to encode once" in said
     assert "recover    about" in said
-    run = secateur.compress(str(tmp_path / "pipeline"), out=tmp_path / "run", **arguments)
+    run = folders.compress(str(tmp_path / "pipeline"), out=tmp_path / "run", **arguments)
     found = read_result(Evaluation, run / "evaluation" / "evaluation.json")
     assert found.macs.ratio < 0.7
     assert found["ssim"].value < 1
-    said = capsys.readouterr().out
-    assert f"pipeline {run / 'pipeline'}" in said
     written = (run / "pipeline" / "unet" / "config.json").stat().st_mtime_ns
-    secateur.compress(str(tmp_path / "pipeline"), out=tmp_path / "run", **arguments)  # everything is there
+    folders.compress(str(tmp_path / "pipeline"), out=tmp_path / "run", **arguments)  # everything is there
     assert (run / "pipeline" / "unet" / "config.json").stat().st_mtime_ns == written
     pipeline = secateur.load_pipeline(run / "pipeline")
     shown = pipeline("a cat", height=16, width=16, num_inference_steps=2, output_type="np").images
     assert shown.shape == (1, 16, 16, 3)
     assert pipeline.unet.num_parameters() == secateur.from_pretrained(run / "model").num_parameters()
-    tuned = secateur.finetune(
+    tuned = folders.finetune(
         str(run / "pipeline"), data=str(data), out=tmp_path / "tuned", recovery=RECOVERY, steps=1, device="cpu",
         teacher=str(tmp_path / "pipeline"),
     )  # fmt: skip
@@ -282,19 +282,19 @@ def test_another_pipeline_of_the_same_encoders_encodes_anew(tmp_path, data):
 def test_what_was_encoded_serves_the_pipeline_that_was_pruned(tmp_path, data):
     stable_diffusion(tmp_path / "pipeline")
     loaded, dataset = opened(tmp_path / "pipeline", data)
-    copy = secateur.save_pipeline(loaded, loaded.model, tmp_path / "copy")
+    copy = secateur.save_pipeline(loaded.loaded, loaded.model, tmp_path / "copy")
     assert opened(copy, data)[1].text.folder == dataset.text.folder
 
 
 def test_what_has_no_text_side_is_refused(tmp_path, data):
     folder = tmp_path / "pipeline"
     stable_diffusion(folder)
-    unet, _ = open_model(str(folder / "unet"), device="cpu")
-    with pytest.raises(ModelError, match="give its whole pipeline folder"):
+    unet = open_subject(str(folder / "unet"), device="cpu")
+    with pytest.raises(ModelError, match="give its whole pipeline"):
         open_data(str(data), unet)
     index = read_json(folder / "model_index.json")
     (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": "StableDiffusionInpaintPipeline"}))
-    loaded, _ = open_model(str(folder), device="cpu")
+    loaded = open_subject(str(folder), device="cpu")
     with pytest.raises(ModelError, match="prompts of a StableDiffusionInpaintPipeline are not supported"):
         open_data(str(data), loaded)
     (folder / "model_index.json").write_text(json.dumps(index))
@@ -319,8 +319,8 @@ def test_rows_of_cached_conditions_keep_their_order(tmp_path, data):
 def test_times_of_any_text_model_are_predicted(tmp_path, capsys, data):
     for name, make in PIPELINES.items():
         make(tmp_path / name)
-        options = {"data": str(data), "target": "macs=80%", "device": "cpu", "dry_run": True}
-        secateur.prune(str(tmp_path / name), out=tmp_path / "run", cut=CutConfig(round_to=1), **options)
+        options = ["--data", str(data), "--target", "macs=80%", "--device", "cpu", "--cut.round-to", "1", "--dry-run"]
+        main(["prune", str(tmp_path / name), "--out", str(tmp_path / "run"), *options])
         assert "rank       about" in capsys.readouterr().out
 
 
@@ -350,7 +350,7 @@ def test_clip_score_is_of_the_captions_that_the_samples_were_drawn_for(tmp_path,
     assert result.metrics["clip_score"].label == "CLIP score"
     captions = sample_captions(dataset, range(4), config.seed)
     told = sample_conditions(loaded.model, dataset, range(4), config.seed)["encoder_hidden_states"]
-    encoder = open_text_encoder(loaded.pipeline, (16, 16))
+    encoder = open_text_encoder(loaded.loaded.pipeline, (16, 16))
     torch.testing.assert_close(encoder(captions)["encoder_hidden_states"], told, rtol=0, atol=0.01)
     for name in models:
         mean = load_clip(str(folder))(images[name], captions).mean().item()

@@ -1,79 +1,65 @@
-"""secateur prunes pretrained diffusion and flow models and recovers what pruning cost."""
+"""secateur prunes pretrained diffusion and flow models and recovers what pruning cost.
 
-from typing import Any
+What is in `__all__` is public. A public name or argument that goes is deprecated for one minor version before it does.
+"""
 
-from .base.errors import SecateurError
-from .commands import (
-    TrialConfig,
-    best,
-    check_structure,
-    compress,
-    convert,
-    encode,
-    evaluate,
-    export,
-    finetune,
-    inspect,
-    prune,
-    quickstart,
-    rank,
-    report,
-    sample,
-    slice_lora,
-    sweep,
-)
-from .criteria import ScoringConfig
-from .evaluation import EvaluationConfig
-from .io.checkpoint import from_pretrained, save_pretrained
-from .io.hub import push_to_hub
-from .io.pipeline import load, load_pipeline, save_pipeline
-from .models.family import Family
-from .models.registry import register_family, register_structure
-from .recovery import RecoveryConfig, WarmupConfig
-from .schedules import CutConfig, Pruning
+from __future__ import annotations
 
-__version__ = "0.1.0"
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.2.0"
+
+# Where each public name lives: imported when it is first asked for, since torch and diffusers take seconds.
+_PLACES = {
+    "api": ("compensate", "compress", "evaluate", "finetune", "plan", "prune", "quickstart", "rank"),
+    "base.errors": ("SecateurError",),
+    "compensation": ("CompensationConfig",),
+    "criteria": ("ScoringConfig",),
+    "evaluation": ("ClipOptions", "EvaluationConfig", "FrechetOptions", "FtleOptions", "LatencyOptions"),
+    "io.checkpoint": ("from_pretrained", "save_pretrained"),
+    "io.hub": ("push_to_hub",),
+    "io.pipeline": ("load", "load_pipeline", "save_pipeline"),
+    "models.family": ("Family",),
+    "models.registry": ("register_family", "register_structure"),
+    "recipes": ("Recipe", "recipe_named"),
+    "recovery": ("JacobianConfig", "RecoveryConfig", "WarmupConfig"),
+    "runs.comparing": ("report",),
+    "runs.encoding": ("encode",),
+    "runs.formats": ("convert", "export", "slice_lora"),
+    "runs.inspection": ("check_structure", "inspect"),
+    "runs.plan": ("Plan",),
+    "runs.run": ("Run",),
+    "runs.sampling": ("sample",),
+    "runs.search": ("best",),
+    "runs.sweep": ("sweep",),
+    "runs.trials": ("TrialConfig",),
+    "structure": ("Block", "Cut", "Dim", "Structure", "StructureBuilder"),
+    "schedules": ("AdaptiveConfig", "CutConfig", "ProgressiveConfig", "Pruning"),
+}
+_PLACE_OF = {name: place for place, names in _PLACES.items() for name in names}
+
+__all__ = sorted(_PLACE_OF)
+
+if TYPE_CHECKING:
+    from .api import compress as compress
+    from .api import evaluate as evaluate
+    from .api import finetune as finetune
+    from .api import prune as prune
+    from .api import quickstart as quickstart
+    from .api import rank as rank
 
 
 def __getattr__(name: str) -> Any:
-    """Classes of pruned models, which diffusers asks for by the names that a pipeline's index gives."""
-    from .io.pruned import for_diffusers
+    if name not in _PLACE_OF:
+        if name.startswith("_"):
+            raise AttributeError(f"module 'secateur' has no attribute {name!r}")
+        # Classes of pruned models, which diffusers asks for by the names that a pipeline's index gives.
+        return importlib.import_module(".io.pruned", __name__).for_diffusers(name)
+    value = getattr(importlib.import_module(f".{_PLACE_OF[name]}", __name__), name)
+    globals()[name] = value
+    return value
 
-    return for_diffusers(name)
 
-
-__all__ = [
-    "CutConfig",
-    "EvaluationConfig",
-    "Family",
-    "Pruning",
-    "RecoveryConfig",
-    "ScoringConfig",
-    "SecateurError",
-    "TrialConfig",
-    "WarmupConfig",
-    "best",
-    "check_structure",
-    "compress",
-    "convert",
-    "encode",
-    "evaluate",
-    "export",
-    "finetune",
-    "from_pretrained",
-    "inspect",
-    "load",
-    "load_pipeline",
-    "prune",
-    "push_to_hub",
-    "quickstart",
-    "rank",
-    "register_family",
-    "register_structure",
-    "report",
-    "sample",
-    "save_pipeline",
-    "save_pretrained",
-    "slice_lora",
-    "sweep",
-]
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -1,8 +1,10 @@
-"""The command line: an edge over `secateur.commands`."""
+"""The command line. What a command needs is imported when it is called, so that `secateur --help` is there at once."""
 
 from __future__ import annotations
 
+import difflib
 import functools
+import importlib
 import io
 import os
 import shutil
@@ -13,37 +15,63 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-import tyro
-from diffusers.utils import logging as diffusers_logging
+from . import __version__
 
-from . import commands
-from .base.distributed import abandon_process_group
-from .base.errors import SecateurError, first_line, is_out_of_memory
-from .base.interrupts import Terminated, sigterm_raises
-from .criteria import ScoringConfig, criterion_named
-from .evaluation import EvaluationConfig
-from .recovery import RecoveryConfig, WarmupConfig
-from .runs.compression import resolve
-from .runs.trials import TrialConfig
-from .schedules import CutConfig
-
-DESCRIPTION = """Prune pretrained diffusion and flow models, and recover what pruning cost.
-
-Start with `secateur quickstart`. Every command is a Python function of the same name and arguments."""
+USAGE = "usage: secateur COMMAND ..."
+DESCRIPTION = "Prune pretrained diffusion and flow models, and recover what pruning cost."
+START = """Start with `secateur quickstart`. `secateur COMMAND --help` says what a command takes.
+Every command is a Python function of the same name and arguments."""
 GOES_ON = "what was written stays, and the same command takes it up again"
 FEWEST_COLUMNS = 40  # of help; in a narrower one it would never end
-SPELLINGS = tyro.constructors.ConstructorRegistry()
+COMMANDS = {
+    "quickstart": "the whole job on a small model that comes along, offline, in two minutes",
+    "compress": "prune a model to a target, recover what that cost, evaluate, and write a report",
+    "best": "find the recipe that suits a model, within a budget, and compress by it",
+    "sweep": "compress one model in many ways, and compare",
+    "inspect": "what a model is, and what can be removed from it",
+    "rank": "which units and blocks matter least",
+    "prune": "cut a model to a target in one shot, without recovery",
+    "compensate": "refit a pruned model to its dense one in closed form, without training",
+    "finetune": "recover a pruned model, or train any model further",
+    "evaluate": "sizes, speed, samples and distances of a model, alone or against another",
+    "sample": "draw images",
+    "report": "write the report of a run again, or compare several",
+    "encode": "latents and text embeddings of a data set, ahead of the other commands",
+    "convert": "an original DiT or SiT checkpoint as a diffusers pipeline",
+    "export": "a model as a file for another runtime",
+    "slice-lora": "a LoRA of a dense model for the model that was pruned from it",
+    "check-structure": "does the declaration of a model's structure tell the truth?",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line.
-
-    Exits with 0; with 1 and one line that says what was wrong; with 130 after Ctrl-C, 143 after SIGTERM.
-    """
+    """Run the command line; exit with 0, or with 1 and one line that says what was wrong."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    diffusers_logging.set_verbosity_error()
-    os.environ.setdefault("DATASETS_VERBOSITY", "critical")  # what it logs as an error is raised as one too
     _fit_terminal()
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return
+    if arguments[0] in ("-V", "--version"):
+        print(f"secateur {__version__}")
+        return
+    if arguments[0] not in COMMANDS:
+        close = difflib.get_close_matches(arguments[0], COMMANDS, 1, 0.5)
+        hint = f"did you mean {close[0]}?" if close else "secateur --help lists the commands"
+        _fail(f"there is no command {arguments[0]!r}; {hint}")
+    _guarded(arguments)
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {what}" for name, what in COMMANDS.items()]
+    return "\n".join([USAGE, "", DESCRIPTION, "", *lines, "", START])
+
+
+def _guarded(arguments: Sequence[str]) -> None:
+    """Run a command; whatever stops it becomes one line, and a status: 1, 130 after Ctrl-C, 143 after SIGTERM."""
+    from .base.errors import SecateurError, first_line, is_out_of_memory
+    from .base.interrupts import Terminated, sigterm_raises
+
     try:
         with warnings.catch_warnings(), sigterm_raises():
             warnings.simplefilter("ignore")
@@ -87,28 +115,88 @@ def _write_traceback() -> str:
 
 
 def _run(arguments: Sequence[str]) -> None:
-    with SPELLINGS:
-        tyro.extras.subcommand_cli_from_dict(
-            _commands(arguments),
-            prog="secateur",
-            description=DESCRIPTION,
-            args=arguments,
+    os.environ.setdefault("DATASETS_VERBOSITY", "critical")  # what it logs as an error is raised as one too
+    import tyro
+    from diffusers.utils import logging as diffusers_logging
+
+    from .base.console import shown
+
+    diffusers_logging.set_verbosity_error()
+    name, *options = arguments
+    with shown(True), spellings():
+        tyro.cli(
+            _command(name, options),
+            prog=f"secateur {name}",
+            args=options,
             config=(tyro.conf.AvoidSubcommands,),
         )
 
 
-@SPELLINGS.primitive_rule
-def _named_numbers(field: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
-    """`--recovery.weights denoising 1 jacobian 10`: one spelling whatever the recipe's own are."""
-    if field.type != dict[str, float]:
-        return None
-    return tyro.constructors.PrimitiveConstructorSpec(
-        nargs="*",
-        metavar="[NAME NUMBER ...]",
-        instance_from_str=_numbers_by_name,
-        is_instance=lambda value: isinstance(value, dict),
-        str_from_instance=lambda numbers: [word for name, value in numbers.items() for word in (name, f"{value:g}")],
-    )
+def _command(name: str, options: Sequence[str]) -> Callable[..., Any]:
+    """The command, its groups of options opened at their defaults: those of `compress` are the chosen recipe's."""
+    module = importlib.import_module(f".commands.{name.replace('-', '_')}", __package__)
+    function = getattr(module, name.replace("-", "_"))
+    return functools.partial(function, **_groups(name, options))
+
+
+def _groups(name: str, options: Sequence[str]) -> dict[str, Any]:
+    from .compensation import CompensationConfig
+    from .criteria import ScoringConfig, criterion_named
+    from .evaluation import EvaluationConfig
+    from .recovery import RecoveryConfig, WarmupConfig
+    from .runs.compression import resolve
+    from .runs.trials import TrialConfig
+    from .schedules import CutConfig
+
+    criterion = _value("--criterion", options)
+    scoring = criterion_named(criterion or "diff-pruning").configured(ScoringConfig())
+    if name == "compress":
+        chosen = resolve(_value("--recipe", options) or "diff-pruning", criterion=criterion)
+        parts = ("scoring", "progressive", "adaptive", "cut", "compensates", "compensation", "recovery", "evaluation")
+        return {part: getattr(chosen, part) for part in parts} | {"warmup": WarmupConfig()}
+    trials = {"shared": TrialConfig(), "evaluation": EvaluationConfig(), "warmup": WarmupConfig()}
+    groups: dict[str, dict[str, Any]] = {
+        "rank": {"scoring": scoring},
+        "prune": {"scoring": scoring, "cut": CutConfig(), "compensation": CompensationConfig()},
+        "compensate": {"compensation": CompensationConfig()},
+        "finetune": {"recovery": RecoveryConfig()},
+        "evaluate": {"evaluation": EvaluationConfig()},
+        "sweep": trials,
+        "best": trials,
+    }
+    return groups.get(name, {})
+
+
+def _value(option: str, options: Sequence[str]) -> str | None:
+    """The value of an option that is needed before parsing, because it sets the defaults of others."""
+    for position, argument in enumerate(options):
+        name, equals, value = argument.partition("=")
+        if name == option:
+            return value if equals else "".join(options[position + 1 : position + 2])
+    return None
+
+
+def spellings() -> Any:
+    """`--recovery.weights denoising 1 jacobian 10`: one spelling whatever the recipe's own weights are."""
+    import tyro
+
+    registry = tyro.constructors.ConstructorRegistry()
+
+    @registry.primitive_rule
+    def _(field: Any) -> Any:
+        if field.type != dict[str, float]:
+            return None
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs="*",
+            metavar="[NAME NUMBER ...]",
+            instance_from_str=_numbers_by_name,
+            is_instance=lambda value: isinstance(value, dict),
+            str_from_instance=lambda numbers: [
+                word for name, value in numbers.items() for word in (name, f"{value:g}")
+            ],
+        )
+
+    return registry
 
 
 def _numbers_by_name(words: list[str]) -> dict[str, float]:
@@ -117,54 +205,10 @@ def _numbers_by_name(words: list[str]) -> dict[str, float]:
     return {name: float(number) for name, number in zip(words[::2], words[1::2], strict=True)}
 
 
-def _commands(arguments: Sequence[str]) -> dict[str, Callable[..., Any]]:
-    """The commands, with option groups opened at their defaults.
-
-    Those of `compress` are the chosen recipe's; the options of scoring are the chosen criterion's.
-    """
-    criterion = _value_of("--criterion", arguments)
-    chosen = resolve(_value_of("--recipe", arguments) or "diff-pruning", criterion=criterion)
-    scoring = criterion_named(criterion or "diff-pruning").configured(ScoringConfig())
-    opened: dict[str, dict[str, Any]] = {
-        "quickstart": {},
-        "compress": {
-            "scoring": chosen.scoring,
-            "progressive": chosen.progressive,
-            "adaptive": chosen.adaptive,
-            "cut": chosen.cut,
-            "recovery": chosen.recovery,
-            "warmup": WarmupConfig(),
-            "evaluation": chosen.evaluation,
-        },
-        "rank": {"scoring": scoring},
-        "prune": {"scoring": scoring, "cut": CutConfig()},
-        "finetune": {"recovery": RecoveryConfig()},
-        "evaluate": {"evaluation": EvaluationConfig()},
-        "sample": {},
-        "inspect": {},
-        "check-structure": {},
-        "convert": {},
-        "encode": {},
-        "sweep": {"shared": TrialConfig(), "evaluation": EvaluationConfig(), "warmup": WarmupConfig()},
-        "best": {"shared": TrialConfig(), "evaluation": EvaluationConfig(), "warmup": WarmupConfig()},
-        "report": {},
-        "slice-lora": {},
-        "export": {},
-    }
-    functions = {name: getattr(commands, name.replace("-", "_")) for name in opened}
-    return {name: functools.partial(functions[name], **groups) for name, groups in opened.items()}
-
-
-def _value_of(option: str, arguments: Sequence[str]) -> str | None:
-    """The value of an option that is needed before parsing, because it decides which other options there are."""
-    for position, argument in enumerate(arguments):
-        name, equals, value = argument.partition("=")
-        if name == option:
-            return value if equals else "".join(arguments[position + 1 : position + 2])
-    return None
-
-
 def _fail(message: str, status: int = 1) -> NoReturn:
     print(f"secateur: {' '.join(message.split())}", file=sys.stderr)
-    abandon_process_group()
+    if "torch" in sys.modules:
+        from .base.distributed import abandon_process_group
+
+        abandon_process_group()
     sys.exit(status)

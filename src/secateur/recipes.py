@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .base.errors import SecateurError
+from .compensation import CompensationConfig
 from .criteria import ScoringConfig
 from .evaluation import EvaluationConfig, LatencyOptions
 from .recovery import JacobianConfig, RecoveryConfig
@@ -15,14 +16,20 @@ from .schedules import AdaptiveConfig, CutConfig, ProgressiveConfig, ScheduleNam
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that `compress` does to a model, except which model, data and target."""
+    """Everything that `compress` does to a model, except which model, data and target.
 
+    `compensates` says whether what stays is refitted to the dense model after the cut, by the options `compensation`.
+    """
+
+    name: str = "own"
     criterion: str = "diff-pruning"
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     schedule: ScheduleName = "one-shot"
     progressive: ProgressiveConfig = field(default_factory=ProgressiveConfig)
     adaptive: AdaptiveConfig = field(default_factory=AdaptiveConfig)
     cut: CutConfig = field(default_factory=CutConfig)
+    compensates: bool = False
+    compensation: CompensationConfig = field(default_factory=CompensationConfig)
     recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
@@ -155,4 +162,4 @@ def recipe_named(name: str) -> Recipe:
     """
     if name not in RECIPES:
         raise SecateurError(f"there is no recipe {name!r}; there are {', '.join(RECIPES)}")
-    return RECIPES[name]()
+    return replace(RECIPES[name](), name=name)

@@ -7,11 +7,10 @@ from typing import Annotated, Literal
 import pytest
 
 import secateur
-from secateur import EvaluationConfig, RecoveryConfig, ScoringConfig, WarmupConfig
+from secateur import EvaluationConfig, RecoveryConfig, ScoringConfig, TrialConfig, WarmupConfig
 from secateur.base.devices import choose_device
 from secateur.base.errors import SecateurError
 from secateur.base.rules import ONE_OR_MORE, Count, Seed, above, check, check_fields, checked, within
-from secateur.commands import TrialConfig
 from secateur.recovery.sensitivity import JacobianConfig
 from secateur.schedules import AdaptiveConfig, CutConfig, ProgressiveConfig
 

@@ -1,65 +1,84 @@
-"""Progress bars with time left; plain lines when there is no terminal."""
+"""What a person sees of a running function: lines and progress bars, and neither unless `shown` asks for them.
+
+Without it lines go to the logger "secateur" at level INFO, and nothing is drawn.
+"""
 
 from __future__ import annotations
 
+import builtins
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from contextvars import ContextVar
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from tqdm.auto import tqdm
 
 from .distributed import is_main_process
 
 Advance = Callable[[int, str], None]
 SECONDS_BETWEEN_LINES = 10.0
 
-_shown: list[Progress] = []  # a terminal has one display, and a bar within another becomes a line of it
+logger = logging.getLogger("secateur")
+_visible: ContextVar[bool] = ContextVar("visible", default=False)
+
+
+@contextmanager
+def shown(visible: bool) -> Iterator[None]:
+    """Print what the block says and draw its progress, if `visible`; otherwise leave it as it is outside."""
+    if not visible:
+        yield
+        return
+    before = _visible.set(True)
+    try:
+        yield
+    finally:
+        _visible.reset(before)
+
+
+def say(line: str) -> None:
+    """A line for the user, of the main process only."""
+    if not is_main_process():
+        return
+    if _visible.get():
+        print(line, flush=True)
+    else:
+        logger.info(line)
+
+
+def note(line: str) -> None:
+    """Something the user should know, beside the output."""
+    if not is_main_process():
+        return
+    if _visible.get():
+        print(line, file=sys.stderr, flush=True)
+    else:
+        logger.warning(line)
 
 
 @contextmanager
 def progress(description: str, total: int, start: int = 0) -> Iterator[Advance]:
-    """Show the progress of `total` steps; the block calls `advance(steps, note)`."""
-    if not sys.stderr.isatty():
+    """Show the progress of `total` steps with the time left; the block calls `advance(steps, note)`.
+
+    A bar in a terminal and in a notebook, a line every few seconds where neither is there.
+    """
+    if not _visible.get():
+        yield _silent
+    elif sys.stderr.isatty() or hasattr(builtins, "__IPYTHON__"):
+        with tqdm(total=total, initial=start, desc=description, leave=False, dynamic_ncols=True) as bar:
+
+            def advance(steps: int = 1, note: str = "") -> None:
+                bar.set_postfix_str(note, refresh=False)
+                bar.update(steps)
+
+            yield advance
+    else:
         yield _plain_lines(description, total, start)
-        return
-    within = bool(_shown)
-    with nullcontext(_shown[0]) if within else _display() as bar:
-        task = bar.add_task(description, total=total, completed=start, note="")
-
-        def advance(steps: int = 1, note: str = "") -> None:
-            bar.update(task, advance=steps, note=note)
-
-        yield advance
-        if within:
-            bar.remove_task(task)
 
 
-@contextmanager
-def _display() -> Iterator[Progress]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as display:
-        _shown.append(display)
-        try:
-            yield display
-        finally:
-            _shown.remove(display)
+def _silent(steps: int = 1, note: str = "") -> None:
+    pass
 
 
 def _plain_lines(description: str, total: int, start: int) -> Advance:
@@ -73,19 +92,7 @@ def _plain_lines(description: str, total: int, start: int) -> Advance:
         if not finished and now - state["said"] < SECONDS_BETWEEN_LINES:
             return
         state["said"] = now
-        left = (now - begun) / max(state["done"] - start, 1) * (total - state["done"])
-        print(f"{description} {state['done']:.0f}/{total}, {left:.0f} s left {note}".rstrip(), file=sys.stderr)
+        remaining = (now - begun) / max(state["done"] - start, 1) * (total - state["done"])
+        print(f"{description} {state['done']:.0f}/{total}, {remaining:.0f} s to go {note}".rstrip(), file=sys.stderr)
 
     return advance
-
-
-def note(line: str) -> None:
-    """Something the user should know, beside the output."""
-    if is_main_process():
-        print(line, file=sys.stderr, flush=True)
-
-
-def say(line: str) -> None:
-    """Output for the user."""
-    if is_main_process():
-        print(line, flush=True)

@@ -116,6 +116,8 @@ def _advice(value: Any, hint: Any) -> str | None:
 
 
 def _advice_of_class(value: Any, hint: Any) -> str | None:
+    if hint is Any:
+        return None
     if hint is int:
         return None if type(value) is int and abs(value) < LARGEST else "give a whole number below 2^63"
     if hint is float:

@@ -7,23 +7,20 @@ from typing import Annotated
 
 import tyro
 
+import secateur
+
 from ..base.console import say
-from ..base.distributed import one_process
-from ..base.rules import Count, checked
 from ..io.original_dit import Kind
-from ..io.original_dit import convert as convert_checkpoint
-from ..runs.folder import refuse_run
 
 
-@checked
 def convert(
     checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")],
     out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")],
     *,
     kind: Kind | None = None,
-    num_heads: Count | None = None,
+    num_heads: int | None = None,
     vae: Path | None = None,
-) -> Path:
+) -> None:
     """Convert an original DiT or SiT checkpoint to a diffusers pipeline folder that every other command takes.
 
     Args:
@@ -33,13 +30,9 @@ def convert(
         num_heads: attention heads, which no shape tells; the default is that of the published sizes.
         vae: folder of a diffusers VAE to copy in; with it OUT works on images, without it on latents.
     """
-    one_process("convert")
-    refuse_run(out)
-    config = convert_checkpoint(checkpoint, out, kind=kind, num_heads=num_heads, vae=vae)
+    config = secateur.convert(checkpoint, out, kind=kind, num_heads=num_heads, vae=vae)
     heads, size = config["num_attention_heads"], config["sample_size"]
-    width = heads * config["attention_head_dim"]
-    say(f"model     {config['num_layers']} blocks of width {width}, {heads} heads")
+    say(f"model     {config['num_layers']} blocks of width {heads * config['attention_head_dim']}, {heads} heads")
     say(f"input     {config['in_channels']}x{size}x{size}, patches of {config['patch_size']}")
     say(f"classes   {config['num_embeds_ada_norm']}")
     say(f"pipeline  {out}")
-    return out

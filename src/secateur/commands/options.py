@@ -1,15 +1,81 @@
-"""What the commands share on the command line."""
+"""What commands share on the command line, its help written once."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
 
+import torch
 import tyro
+from torch import nn
 
 from ..criteria import CRITERIA
 from ..evaluation import METRICS
+from ..io.locate import Component
+from ..process.named import ProcessName
+from ..runs.subject import Subject, open_subject, open_weights
 
-Model = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
+Dtype = Literal["float32", "float16", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class WeightsOptions:
+    """Which network, and where it goes.
+
+    Attributes:
+        model: model folder, pipeline folder, hub id, or an embedded model (digits-unet, digits-sit).
+        component: which part of a pipeline: unet or transformer, by default the one that is there; vae is its decoder.
+        device: auto, cpu, cuda, mps ...
+        revision: branch, tag or commit on the hub.
+        subfolder: of the model in its folder or repository.
+        variant: of the weights' file names, such as fp16; by default the plain one, or the only one there is.
+        token: of the hub, for private repositories.
+        cache_dir: where downloads are kept.
+        torch_dtype: of the weights; by default the saved one.
+    """
+
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
+    component: Component | None = None
+    device: str = "auto"
+    revision: str | None = None
+    subfolder: str | None = None
+    variant: str | None = None
+    token: str | None = None
+    cache_dir: Path | None = None
+    torch_dtype: Dtype | None = None
+
+    @property
+    def source(self) -> dict[str, object]:
+        """How the weights are found and read, as diffusers' `from_pretrained` takes it."""
+        names = ("revision", "subfolder", "variant", "token", "cache_dir")
+        found = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return found | ({} if self.torch_dtype is None else {"torch_dtype": getattr(torch, self.torch_dtype)})
+
+    def weights(self) -> nn.Module:
+        """The network alone."""
+        return open_weights(self.model, self.device, self.component, **self.source)
+
+
+@dataclass(frozen=True)
+class ModelOptions(WeightsOptions):
+    """Which model, how it was trained, and where it goes.
+
+    Attributes:
+        process: how it was trained, instead of the scheduler config beside it: ddpm and v-prediction have linear betas
+            of 1000 steps; flow is diffusers' convention, flow-sit SiT's.
+    """
+
+    process: ProcessName = "auto"
+
+    def subject(self) -> Subject:
+        """The network with its process and its structure."""
+        return open_subject(self.model, self.process, self.device, self.component, **self.source)
+
+    def other(self, model: str | None) -> Subject | None:
+        """A teacher or a reference, opened in the same way."""
+        return None if model is None else open_subject(model, self.process, self.device, self.component)
+
 
 _OF_BLOCKS = [name for name, criterion in CRITERIA.items() if criterion.ranks == "blocks"]
 CriterionName = Annotated[
@@ -20,3 +86,6 @@ CriterionName = Annotated[
     ),
 ]
 MetricName = Annotated[str, tyro.conf.arg(metavar="{" + ",".join(METRICS) + "}")]
+Compensates = Annotated[bool, tyro.conf.arg(name="compensation")]  # --compensation, --no-compensation
+Weights = Annotated[WeightsOptions, tyro.conf.arg(name="")]
+Model = Annotated[ModelOptions, tyro.conf.arg(name="")]

@@ -2,78 +2,60 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
+import secateur
+
 from ..base.console import say
-from ..base.distributed import one_process
-from ..base.rules import checked
-from ..criteria import ScoringConfig, criterion_named
-from ..io.locate import Component
-from ..io.pipeline import save_pipeline
-from ..process.named import ProcessName
-from ..runs.folder import run_folder
-from ..runs.plan import plan_cut, print_plan
-from ..runs.stages import cut_stage, rank_stage
-from ..runs.subject import encode_data, inputs_of, open_calibration, open_model
-from ..runs.timing import Work, print_times
-from ..schedules import CutConfig, check_criterion, granularity_for, parse_target
-from .options import CriterionName, Model
+from ..compensation import CompensationConfig
+from ..criteria import ScoringConfig
+from ..runs.checks import check_pruning
+from ..runs.data import open_calibration
+from ..runs.plan import plan_of
+from ..runs.timing import Work
+from ..schedules import CutConfig, parse_target
+from .options import Compensates, CriterionName, Model
 
 
-@checked
 def prune(
-    model: Model,
+    on: Model,
     *,
     target: str,
     out: Path,
     data: str | None = None,
     criterion: CriterionName = "diff-pruning",
-    scoring: ScoringConfig | None = None,
-    cut: CutConfig | None = None,
-    component: Component | None = None,
-    process: ProcessName = "auto",
-    device: str = "auto",
+    scoring: ScoringConfig,
+    cut: CutConfig,
+    compensates: Compensates = False,
+    compensation: CompensationConfig,
     dry_run: bool = False,
-) -> Path:
+) -> None:
     """Prune a model to a target; the result is the folder OUT/pruned (OUT/pipeline for a pipeline).
 
     Args:
-        model: model folder, pipeline folder, hub id, or an embedded model (digits-unet, digits-sit).
-        target: what stays: macs=56%, macs=3.4G, params=20M, blocks=6 (six are left)
+        on: the model.
+        target: what stays: macs=56%, macs=3.4G, params=20M, blocks=6 (six stay)
             or latency=20ms (one call at batch 1 on this device).
         out: folder to write to.
-        data: calibration images: an image folder, parquet, datasets:NAME, an .npz with images, or digits; magnitude,
-            random and uniform need none.
+        data: calibration images: an image folder, parquet, datasets:NAME, an .npz with images, or digits; criteria that
+            look at weights alone need none.
         criterion: which criterion ranks the units (`secateur.criteria.CRITERIA`); some rank blocks only.
         scoring: its options.
         cut: which cuts are allowed.
-        component: which part of a pipeline: unet or transformer, by default the one that is there; vae is its decoder.
-        process: how it was trained, instead of the scheduler config beside it:
-            ddpm and v-prediction have linear betas of 1000 steps; flow is diffusers' convention, flow-sit SiT's.
-        device: auto, cpu, cuda, mps ...
+        compensates: refit what stays to the dense model after the cut; the result is then OUT/compensated.
+        compensation: how it is refitted.
         dry_run: print the plan and the predicted size and stop.
     """
-    goal = parse_target(target)
-    one_process("prune")
-    scoring, cut = criterion_named(criterion).configured(scoring or ScoringConfig()), cut or CutConfig()
-    loaded, structure = open_model(model, process, device, component)
-    dataset = open_calibration(data, loaded, criterion)
-    check_criterion(criterion, structure, granularity_for(goal, cut))
-    plan = plan_cut(loaded.model, structure, goal, cut)
+    subject, goal = on.subject(), parse_target(target)
     if dry_run:
-        print_plan(plan, structure, goal, cut)
-        print_times(loaded, Work(plan, ranking=(criterion, scoring)))
-        return Path(out)
-    options = {"criterion": criterion, "scoring": scoring, "cut": cut, "component": component, "process": process}
-    settings = {"command": "prune", "model": model, "target": str(goal), "data": data, **options}
-    with run_folder(out, settings, inputs_of(dataset, model=loaded)) as run:
-        dataset = None if dataset is None else encode_data(dataset, loaded)
-        scores = rank_stage(run, loaded, structure, dataset, criterion, scoring)
-        details = {"criterion": criterion, "scoring": dataclasses.asdict(scoring)}
-        pruned = cut_stage(run, loaded, structure, goal, scores, cut, details, model)
-        say((run / "tables" / "cut.md").read_text())
-        say(f"model   {run / 'pruned'}")
-        if loaded.pipeline is not None:
-            say(f"whole   {save_pipeline(loaded, pruned, run / 'pipeline')}")
-        return run
+        plan = check_pruning(subject, open_calibration(data, subject, criterion), goal, criterion, cut)
+        say(str(plan_of(subject, Work(plan, ranking=(criterion, scoring)), goal, cut)))
+        return
+    refit = compensation if compensates else None
+    secateur.prune(
+        subject, target=target, data=data, criterion=criterion, scoring=scoring, cut=cut, out=out, compensation=refit
+    )
+    say((out / "tables" / "cut.md").read_text(encoding="utf-8"))
+    say(f"model   {out / ('compensated' if compensates else 'pruned')}")
+    if subject.in_pipeline:
+        say(f"whole   {out / 'pipeline'}")

@@ -3,13 +3,14 @@
 from .arrays import ArrayDataset
 from .dataset import Batch, ImageDataset, PixelDataset, calibration_batch, calibration_order
 from .folders import FolderDataset
-from .latents import LatentDataset, pixels
+from .latents import EncodedDataset, LatentDataset, pixels
 from .load import load_data
 from .tables import TableDataset
 
 __all__ = [
     "ArrayDataset",
     "Batch",
+    "EncodedDataset",
     "FolderDataset",
     "ImageDataset",
     "LatentDataset",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,8 @@ from ..io.pipeline import Loaded
 from ..models.network import device_of, example_batch, input_shape, takes_text
 from ..process.sampling import initial_noise
 from . import LatentDataset, load_data
-from .autoencoder import latent_space, open_autoencoder
-from .latents import LATENTS
+from .autoencoder import Autoencoder, latent_space, open_autoencoder
+from .latents import LATENTS, EncodedDataset, RowsMadeWhenRead
 from .text import KEPT, TEXT_PARTS, check_text, open_text_encoder, text_parts
 
 FORMAT = 1
@@ -41,7 +41,7 @@ ABOUT = "about.json"
 NULL = "null.safetensors"
 
 
-def open_encoded(source: str, loaded: Loaded) -> LatentDataset:
+def open_encoded(source: str, loaded: Loaded) -> EncodedDataset:
     """The data set of latents that `encode` writes, whether or not it is written yet.
 
     Raises:
@@ -61,7 +61,7 @@ def open_encoded(source: str, loaded: Loaded) -> LatentDataset:
     about = {"format": FORMAT, "vae": _fingerprint_of(loaded.vae), "data": data, "latents": list(shape)}
     chunk_size = chunk_size_of(_latent_bytes(shape))
     latents = FileRows(len(images), chunk_size, cache_folder() / "latents" / fingerprint(about))
-    dataset = LatentDataset(images, shape, latents)
+    dataset = EncodedDataset(images, shape, latents)
     if not takes_text(loaded.model):
         return dataset
     check_text(loaded.pipeline)
@@ -84,7 +84,7 @@ def open_encoded(source: str, loaded: Loaded) -> LatentDataset:
     return _with_null(replace(dataset, text=FileRows(len(images), chunk_size, folder)))
 
 
-def _with_null(dataset: LatentDataset) -> LatentDataset:
+def _with_null(dataset: EncodedDataset) -> EncodedDataset:
     """The data set with the conditions of the empty prompt, where they are known."""
     if dataset.text is None or not (dataset.text.folder / NULL).is_file():
         return dataset
@@ -94,13 +94,43 @@ def _with_null(dataset: LatentDataset) -> LatentDataset:
         return dataset
 
 
-def whole(dataset: LatentDataset) -> bool:
+def encoded_when_read(images: Any, loaded: Loaded) -> LatentDataset:
+    """The data set of latents and conditions of `images`, made in memory when rows are first read.
+
+    Raises:
+        DataError: no captions for a text-conditional model.
+        ModelError: text encoders that are not supported.
+    """
+    assert loaded.pipeline is not None
+    assert loaded.vae is not None
+    device, shape = device_of(loaded.model), input_shape(loaded.model)
+    autoencoder = open_autoencoder(loaded.vae, device)
+
+    def latents(indices: range) -> dict[str, Tensor]:
+        return {LATENTS: _latents_of(images, indices, shape, autoencoder)}
+
+    def rows(make: Callable[[range], dict[str, Tensor]]) -> RowsMadeWhenRead:
+        return RowsMadeWhenRead(len(images), AT_ONCE, make=make)
+
+    if not takes_text(loaded.model):
+        return LatentDataset(images, shape, rows(latents))
+    if not images.captions:
+        raise DataError("the data has no captions, which the model needs; give dictionaries with captions")
+    encoder = open_text_encoder(loaded.pipeline, images.shape[1:], device)
+
+    def conditions(indices: range) -> dict[str, Tensor]:
+        return dict(encoder([images.captions[index] for index in indices]))
+
+    return LatentDataset(images, shape, rows(latents), rows(conditions), encoder.null())
+
+
+def whole(dataset: EncodedDataset) -> bool:
     """Whether everything is encoded."""
     text = dataset.text
     return not dataset.latents.missing() and (text is None or (bool(dataset.null) and not text.missing()))
 
 
-def sizes(dataset: LatentDataset, loaded: Loaded) -> Iterator[tuple[str, int, int, Path]]:
+def sizes(dataset: EncodedDataset, loaded: Loaded) -> Iterator[tuple[str, int, int, Path]]:
     """What is still to be written: a name, bytes on disk, bytes of the weights that do it, and the folder."""
     assert loaded.pipeline is not None
     assert loaded.vae is not None
@@ -113,7 +143,7 @@ def sizes(dataset: LatentDataset, loaded: Loaded) -> Iterator[tuple[str, int, in
         yield "captions", size, _weights_bytes(parts), dataset.text.folder
 
 
-def encode(dataset: LatentDataset, loaded: Loaded) -> LatentDataset:
+def encode(dataset: EncodedDataset, loaded: Loaded) -> EncodedDataset:
     """Write what is missing, and return the data set with the conditions of the empty prompt.
 
     Killed at any moment, it goes on with the shard at hand.
@@ -130,26 +160,33 @@ def encode(dataset: LatentDataset, loaded: Loaded) -> LatentDataset:
     return dataset
 
 
-def _encode_latents(dataset: LatentDataset, loaded: Loaded) -> None:
+def _encode_latents(dataset: EncodedDataset, loaded: Loaded) -> None:
     assert loaded.vae is not None
     latents = dataset.latents
     _check_disk(latents, _latent_bytes(dataset.shape))
     autoencoder = open_autoencoder(loaded.vae, device_of(loaded.model))
 
     def encoded(indices: range) -> dict[str, Tensor]:
-        # Latent models are trained on draws of the posterior, not on its mean; one of each image, by its number.
-        noise = initial_noise([seed_of(index, POSTERIOR) for index in indices], dataset.shape)
-        images = dataset.images.batch(list(indices)).sample
-        drawn = autoencoder.encode(images.to(autoencoder.scale), noise.to(autoencoder.scale)).cpu()
-        if not drawn.isfinite().all():
-            raise ModelError(f"the VAE, {_named(loaded.vae)}, gives latents of {dataset.name} that are not finite")
-        return {LATENTS: drawn}
+        return {LATENTS: _latents_of(dataset.images, indices, dataset.shape, autoencoder)}
 
     _write_about(latents, dataset, {"shape": list(dataset.shape), "vae": _named(loaded.vae)})
     latents.fill(encoded, "encoding latents", AT_ONCE)
 
 
-def _encode_captions(dataset: LatentDataset, loaded: Loaded) -> LatentDataset:
+def _latents_of(images: Any, indices: range, shape: tuple[int, int, int], autoencoder: Autoencoder) -> Tensor:
+    """Latents of the images at `indices`, on the CPU.
+
+    Latent models are trained on draws of the posterior, not on its mean; one of each image, by its number.
+    """
+    noise = initial_noise([seed_of(index, POSTERIOR) for index in indices], shape)
+    samples = images.batch(list(indices)).sample
+    drawn = autoencoder.encode(samples.to(autoencoder.scale), noise.to(autoencoder.scale)).cpu()
+    if not drawn.isfinite().all():
+        raise ModelError(f"the VAE gives latents of {images.name} that are not finite")
+    return drawn
+
+
+def _encode_captions(dataset: EncodedDataset, loaded: Loaded) -> EncodedDataset:
     assert loaded.pipeline is not None
     assert dataset.text is not None
     height, width = dataset.images.shape[1:]
@@ -172,7 +209,7 @@ def _check_disk(rows: FileRows, row_bytes: int) -> None:
     require(needed < free, f"{there}; set SECATEUR_CACHE to a folder of another disk")
 
 
-def _write_about(rows: FileRows, dataset: LatentDataset, made_by: dict[str, Any]) -> None:
+def _write_about(rows: FileRows, dataset: EncodedDataset, made_by: dict[str, Any]) -> None:
     """For people who look at the folder."""
     write_json(rows.folder / ABOUT, {"data": dataset.name, "images": rows.count, **made_by})
 

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from ..base.fingerprint import fingerprint
-from ..base.rows import FileRows
+from ..base.rows import Chunk, FileRows, MemoryRows, Rows
 from ..models.conditions import Conditions
 from .dataset import Batch, ImageDataset, PixelDataset, labelled
 
 LATENTS = "latents"
+
+
+@dataclass(frozen=True)
+class RowsMadeWhenRead(MemoryRows):
+    """Rows in memory, each chunk of which `make` gives when one of its rows is first read."""
+
+    make: Callable[[range], Chunk] = field(kw_only=True, repr=False)
+
+    def has(self, indices: range) -> bool:
+        return True
+
+    def chunk(self, indices: range) -> Chunk:
+        if indices not in self.kept:
+            self.kept[indices] = self.make(indices)
+        return self.kept[indices]
 
 
 @dataclass(frozen=True)
@@ -24,8 +39,8 @@ class LatentDataset:
 
     images: PixelDataset
     shape: tuple[int, int, int]
-    latents: FileRows
-    text: FileRows | None = None
+    latents: Rows
+    text: Rows | None = None
     null: Conditions = field(default_factory=dict)
 
     @property
@@ -37,14 +52,13 @@ class LatentDataset:
         return self.images.class_names
 
     @property
-    def fingerprint(self) -> str:
-        """Changes with the images, with what encodes them, and with their captions."""
-        encoded = [rows.folder.name for rows in (self.latents, self.text) if rows is not None]
-        return fingerprint([self.images.fingerprint, *encoded])
-
-    @property
     def captions(self) -> tuple[str, ...]:
         return self.images.captions
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the images and their captions."""
+        return self.images.fingerprint
 
     def __len__(self) -> int:
         return len(self.images)
@@ -53,6 +67,20 @@ class LatentDataset:
         text = {} if self.text is None else self.text.read(indices)
         labels = labelled(self.images.labels, torch.as_tensor(indices, dtype=torch.int64))
         return Batch(self.latents.read(indices)[LATENTS], {**labels, **text})
+
+
+@dataclass(frozen=True)
+class EncodedDataset(LatentDataset):
+    """Latents and conditions in files, which `data.encode` writes."""
+
+    latents: FileRows
+    text: FileRows | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes also with what encodes them."""
+        encoded = [rows.folder.name for rows in (self.latents, self.text) if rows is not None]
+        return fingerprint([self.images.fingerprint, *encoded])
 
 
 def pixels(dataset: ImageDataset) -> ImageDataset:

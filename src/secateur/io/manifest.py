@@ -122,8 +122,11 @@ def library_versions() -> dict[str, str]:
 def manifest_of(model: nn.Module) -> Manifest | None:
     """The manifest of a model that was pruned here or loaded; None for a dense one.
 
-    Cuts that `structure.remove` made directly are in it too, without a word on why.
+    Cuts that `structure.remove` made directly are in it too, without a word on why. A network without a diffusers
+    config has none.
     """
+    if not hasattr(model, "register_to_config"):
+        return None
     config: Mapping[str, Any] = getattr(model, "config", {})
     noted = Manifest.from_json(config[MANIFEST_KEY]) if MANIFEST_KEY in config else None
     if not (removals := removals_of(model)):

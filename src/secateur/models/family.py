@@ -180,6 +180,8 @@ class Family:
     Attributes:
         architecture: the class.
         describe: declares the structure of a live model.
+        call: (model, conditions) to the prediction, of a network that a user's own function calls; what follows up to
+            `taken_shape` is then not asked for.
         arguments: (network, sample, timesteps (B,), conditions by argument) to keyword arguments of `forward`, without
             `return_dict`. The sample is an image or its latents (B, C, H, W), and time is in the unit of the process.
         prediction: (output, sample) to the prediction, of the shape of the sample.
@@ -200,6 +202,7 @@ class Family:
 
     architecture: type[nn.Module]
     describe: Callable[[Any], Structure]
+    call: Callable[[nn.Module, Conditions], Tensor] | None = None
     arguments: Callable[[Any, Tensor, Tensor, Mapping[str, Any]], dict[str, Any]] = sample_and_timestep
     prediction: Callable[[Tensor, Tensor], Tensor] = denoised_channels
     input_shape: Callable[[Any], Shape] = shape_by_config
@@ -213,3 +216,6 @@ class Family:
     patch_size: Callable[[Any], int] = patch_by_config
     even_levels: bool = False
     used_outside: tuple[str, ...] = ()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Family:
+        return self  # a copy of a network is of the same family

@@ -25,6 +25,8 @@ def predict(model: nn.Module, x_BCHW: Tensor, timesteps_B: Tensor, conditions: C
         ModelError: as the family's `arguments` and `prediction`.
     """
     family, network = family_of(model), network_of(model)
+    if family.call is not None:
+        return family.call(model, conditions)
     weights = next(model.parameters(), x_BCHW)
     x = x_BCHW.to(weights.dtype)
     told = family.arguments(network, x, timesteps_B, arguments(conditions, weights.dtype))

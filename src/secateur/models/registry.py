@@ -24,6 +24,8 @@ from .family import Family
 
 BUILT_IN = (UNET2D, UNET2D_CONDITION, DIT, PIXART, SD3, FLUX, SANA, AUTOENCODER_KL, AUTOENCODER_KL_DECODER)
 
+OWN = "_secateur_family"  # the attribute of a network whose family is not that of its class
+
 _FAMILIES: dict[type[nn.Module], Family] = {family.architecture: family for family in BUILT_IN}
 
 
@@ -48,11 +50,25 @@ def families() -> tuple[Family, ...]:
 def family_of(model: nn.Module) -> Family:
     """The family of `model`, or of the network inside of what accelerate or torch.compile wrapped around it.
 
-    A class that nobody registered has its base class's family, or else one whose structure is discovered.
+    A network that a user's own functions call has a family of its own (`attach_family`). A class that nobody registered
+    has its base class's family, or else one whose structure is discovered.
     """
-    architecture = type(network_of(model))
+    network = network_of(model)
+    if OWN in vars(network):
+        return vars(network)[OWN]
+    architecture = type(network)
     family = next((_FAMILIES[each] for each in architecture.__mro__ if each in _FAMILIES), None)
     return Family(architecture, _discovered, example_inputs=discovery.example_inputs) if family is None else family
+
+
+def attach_family(network: nn.Module, family: Family) -> None:
+    """Let `network` alone, and its copies, be of `family`."""
+    vars(network)[OWN] = family
+
+
+def detach_family(network: nn.Module) -> None:
+    """Undo `attach_family`."""
+    vars(network).pop(OWN, None)
 
 
 def network_of(model: nn.Module) -> nn.Module:

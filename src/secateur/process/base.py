@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..models.conditions import UNCONDITIONAL, Conditions
 from ..models.predict import predict
+from .own import OwnObjective
 
 
 class Process(Protocol):
@@ -69,6 +70,8 @@ def denoising_error(
     conditions: Conditions = UNCONDITIONAL,
 ) -> Tensor:
     """Mean squared error of each sample's prediction, (B,): L_simple (DDPM, eq. 14) or its flow counterpart."""
+    if isinstance(process, OwnObjective):
+        return process.errors(model, conditions)
     x_t = process.add_noise(x0_BCHW, noise_BCHW, timesteps_B)
     target = process.target(x0_BCHW, noise_BCHW, timesteps_B)
     return (predict(model, x_t, timesteps_B, conditions) - target).square().flatten(1).mean(1)

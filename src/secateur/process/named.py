@@ -1,15 +1,18 @@
-"""Processes by name, for models without a scheduler config."""
+"""Processes by whatever a user has at hand: a name, a diffusers scheduler, or its config."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, Literal, TypeAlias
+
+from diffusers import SchedulerMixin
+
+from ..base.errors import SecateurError, require_known
 
 ProcessName = Literal["auto", "ddpm", "v-prediction", "flow", "flow-sit"]
-
+ProcessLike: TypeAlias = ProcessName | Mapping[str, Any] | SchedulerMixin | None
 
 _FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000}
-
-
 PROCESSES: dict[str, dict[str, Any] | None] = {
     "auto": None,
     "ddpm": {"_class_name": "DDPMScheduler", "beta_schedule": "linear"},
@@ -17,3 +20,28 @@ PROCESSES: dict[str, dict[str, Any] | None] = {
     "flow": _FLOW,
     "flow-sit": _FLOW | {"_secateur_flow_convention": "sit"},
 }
+
+
+def config_of(process: ProcessLike) -> dict[str, Any] | None:
+    """The scheduler config that `process` stands for; None for what is beside the model.
+
+    Raises:
+        SecateurError: it is none of these.
+    """
+    if process is None:
+        return None
+    if isinstance(process, str):
+        require_known("process", process, PROCESSES)
+        return PROCESSES[process]
+    if isinstance(process, SchedulerMixin):
+        return {**process.config, "_class_name": type(process).__name__}
+    if isinstance(process, Mapping):
+        return dict(process)
+    raise SecateurError(f"a process is a name, a diffusers scheduler or its config; this is a {type(process).__name__}")
+
+
+def named(process: ProcessLike) -> str:
+    """What a run calls `process`: its name, or the scheduler's class."""
+    if process is None or isinstance(process, str):
+        return process or "auto"
+    return str(process.get("_class_name")) if isinstance(process, Mapping) else type(process).__name__

@@ -25,6 +25,7 @@ from ..models.conditions import Conditions, rows
 from ..models.jacobian import Projection, any_attention, frozen, higher_order, project, unit_directions
 from ..models.predict import predict
 from ..process.base import Process
+from ..process.own import OwnObjective
 from ..process.reconstruction import first_entries
 from .config import RecoveryConfig
 from .draws import Draw
@@ -105,7 +106,9 @@ class Objective:
 def denoising_terms(
     student: nn.Module, teacher: nn.Module | None, process: Process, draw: Draw, config: JacobianConfig
 ) -> Terms:
-    """Error against the process's target: L_simple (DDPM, eq. 14), v, sample or flow velocity alike."""
+    """Error against the process's target: L_simple (DDPM, eq. 14), v, sample or flow velocity alike; a user's loss."""
+    if isinstance(process, OwnObjective):
+        return {"denoising": process.errors(student, draw.conditions).mean()}
     x_t, target = _noisy(process, draw)
     prediction = predict(student, x_t, draw.timesteps, draw.conditions)
     return {"denoising": F.mse_loss(prediction.to(target.dtype), target)}
@@ -116,6 +119,11 @@ def distillation_terms(
 ) -> Terms:
     """`denoising_terms` and the error against the dense teacher's output on the same noisy input."""
     assert teacher is not None
+    if isinstance(process, OwnObjective):
+        with torch.no_grad():
+            taught = process.predict(teacher, draw.conditions)
+        denoising = process.errors(student, draw.conditions).mean()
+        return {"denoising": denoising, "distillation": F.mse_loss(process.predict(student, draw.conditions), taught)}
     x_t, target = _noisy(process, draw)
     prediction = predict(student, x_t, draw.timesteps, draw.conditions).to(target.dtype)
     with torch.no_grad():

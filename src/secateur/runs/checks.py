@@ -2,19 +2,117 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
+from ..base.console import note
 from ..base.errors import DataError, SecateurError, require
+from ..criteria import criterion_named
 from ..data import ImageDataset, LatentDataset
 from ..data.conditions import GIVE_LABELS, check_conditions
-from ..io.pipeline import Loaded
+from ..evaluation import EvaluationConfig, plan_evaluation
+from ..io.manifest import beside, stage_of
 from ..models.network import class_count, device_of, input_shape
+from ..process.own import OwnObjective
 from ..recipes import Recipe
 from ..recovery import RecoveryConfig
 from ..recovery.accelerator import check_accelerator
 from ..recovery.objectives import build_objective
 from ..recovery.recomputing import check_recomputing
-from ..schedules import AdaptiveConfig, Granularity, ProgressiveConfig, check_fits
+from ..results import CutResult
+from ..schedules import (
+    AdaptiveConfig,
+    CutConfig,
+    Granularity,
+    ProgressiveConfig,
+    Target,
+    check_criterion,
+    check_fits,
+    granularity_for,
+)
+from .plan import plan_cut
+from .subject import Subject
+
+
+def check_ranking(subject: Subject, dataset: ImageDataset | None, criterion: str) -> None:
+    """Find what would stop a ranking.
+
+    Raises:
+        SecateurError: data that the criterion needs is not there or has other classes, or there is nothing to rank.
+    """
+    _check_calibration(subject, dataset, criterion)
+    check_criterion(criterion, subject.structure)
+
+
+def check_pruning(
+    subject: Subject, dataset: ImageDataset | None, goal: Target, criterion: str, cut: CutConfig
+) -> CutResult | None:
+    """Find what would stop a cut in one shot; returns the planned one (`plan_cut`).
+
+    Raises:
+        SecateurError: as `check_ranking`; the criterion does not rank what is to be cut; the target is out of reach.
+    """
+    _check_calibration(subject, dataset, criterion)
+    check_criterion(criterion, subject.structure, granularity_for(goal, cut))
+    return plan_cut(subject, goal, cut)
+
+
+def check_finetuning(
+    subject: Subject, dataset: ImageDataset, recovery: RecoveryConfig, teacher: Subject | None
+) -> None:
+    """Find what would stop a recovery (`check_recovery`), also a teacher that is no teacher of this model."""
+    if teacher is not None:
+        check_comparable(subject, teacher)
+    taught_by = None if teacher is None else teacher.model
+    own = isinstance(subject.process, OwnObjective)
+    if own and build_objective(recovery, taught_by).differentiates_twice:
+        raise SecateurError(f"objective {recovery.objective} perturbs a noisy sample; forward= and loss= have none")
+    check_recovery(subject.model, dataset, recovery, taught_by)
+
+
+def check_evaluating(
+    subject: Subject, dataset: ImageDataset, evaluation: EvaluationConfig, reference: Subject | None
+) -> dict[str, nn.Module]:
+    """Find what would stop an evaluation; returns the models to compare, the reference first.
+
+    Raises:
+        SecateurError: as `check_evaluation`; a reference that is none of this model.
+    """
+    models = {stage_of(subject.model): subject.model}
+    if reference is not None:
+        check_comparable(subject, reference)
+        models = beside(reference.model, subject.model)
+    say_notes(plan_evaluation(models, subject.process, dataset, evaluation).notes)
+    return models
+
+
+def check_compression(subject: Subject, dataset: ImageDataset, goal: Target, settings: Recipe) -> CutResult | None:
+    """Find what would stop a compression; returns the planned cut (`plan_cut`).
+
+    Raises:
+        SecateurError: the recipe does not fit the model, the data or the steps, or the target is out of reach.
+    """
+    check_recovery(subject.model, dataset, settings.recovery, subject.model)
+    granularity = granularity_for(goal, settings.cut)
+    check_schedule(settings, granularity)
+    models = {"dense": subject.model, "recovered": subject.model}
+    say_notes(plan_evaluation(models, subject.process, dataset, settings.evaluation).notes)
+    check_criterion(settings.criterion, subject.structure, granularity)
+    return plan_cut(subject, goal, settings.cut)
+
+
+def say_notes(notes: Sequence[str]) -> None:
+    """Say what of the default metrics cannot be had."""
+    for each in notes:
+        note(each)
+
+
+def _check_calibration(subject: Subject, dataset: ImageDataset | None, criterion: str) -> None:
+    if dataset is not None:
+        check_conditions(subject.model, dataset)
+    elif criterion_named(criterion).needs_data:
+        raise DataError(f"criterion {criterion} looks at images; give data")
 
 
 def check_recovery(
@@ -35,20 +133,21 @@ def check_recovery(
     check_conditions(model, dataset)
 
 
-def check_comparable(model: str, loaded: Loaded, other: str, dense: Loaded) -> None:
+def check_comparable(subject: Subject, dense: Subject) -> None:
     """Find that two models answer different questions, so that neither can be a reference or a teacher of the other.
 
     Raises:
         SecateurError: their processes, input shapes or classes differ.
     """
+    one, other = subject.model, dense.model
     different = {
-        "have different scheduler configs or encoders": loaded.process != dense.process,
-        "take inputs of different shapes": input_shape(loaded.model) != input_shape(dense.model),
-        "know different numbers of classes": class_count(loaded.model) != class_count(dense.model),
+        "have different scheduler configs or encoders": subject.process != dense.process,
+        "take inputs of different shapes": input_shape(one) != input_shape(other),
+        "know different numbers of classes": class_count(one) != class_count(other),
     }
     for what, found in different.items():
         if found:
-            raise SecateurError(f"{model} and {other} {what}: they cannot be compared")
+            raise SecateurError(f"{subject.name} and {dense.name} {what}: they cannot be compared")
 
 
 def check_new_labels(dataset: ImageDataset) -> None:

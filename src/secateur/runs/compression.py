@@ -1,100 +1,198 @@
-"""A compression: rank, cut, recover and evaluate, one stage after the other."""
+"""A compression: rank, cut, compensate, recover and evaluate, one stage after the other, in a folder or in memory."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from ..base.distributed import is_main_process, main_first, wait_for_everyone
+from ..base.distributed import main_first
 from ..criteria import criterion_named
 from ..data import ImageDataset
-from ..evaluation import plan_evaluation
-from ..io.locate import Component
-from ..io.pipeline import Loaded
-from ..process.named import ProcessName
+from ..models.labels import relabel
 from ..recipes import Recipe, recipe_named
 from ..recovery import Pruner, RecoveryConfig, WarmupConfig
-from ..results import CutResult
-from ..schedules import Target, check_criterion, granularity_for
-from ..structure import Structure
-from .checks import check_recovery, check_schedule
-from .plan import plan_cut
-from .pruners import make_pruner
-from .stages import cut_stage, evaluate_stage, on_cpu, rank_stage, recover_stage, reopened, settle_stage
+from ..recovery.objectives import build_objective
+from ..results import Compensation, CutResult, Decisions, Evaluation, Ranking, Recovery
+from ..schedules import Goal, ProgressiveConfig, Scores, Target, build_pruner
+from .checks import check_new_labels
+from .stages import (
+    Planned,
+    calibration,
+    compensate_stage,
+    cut_stage,
+    evaluate_stage,
+    kept,
+    latency_of,
+    rank_stage,
+    recover_stage,
+    reopened,
+    scores_of,
+    settle_stage,
+    solve_cut,
+)
+from .subject import Subject
 
 
-def check(
-    loaded: Loaded, structure: Structure, dataset: ImageDataset, goal: Target, settings: Recipe
-) -> CutResult | None:
-    """Find what would stop a compression, before long work starts; returns the planned cut (`plan_cut`).
+@dataclass(frozen=True)
+class Compressed:
+    """What the stages of a compression came to.
 
-    Raises:
-        SecateurError: the recipe does not fit the model, the data or the steps, or the target is out of reach.
+    Attributes:
+        model: the recovered network, in eval mode.
+        ranking, cut, compensation, recovery, decisions, evaluation: the results of the stages; None without such a one.
+        images: what the evaluation drew of each model from the same noise, (64, C, H, W) in [-1, 1].
     """
-    check_recovery(loaded.model, dataset, settings.recovery, loaded.model)
-    granularity = granularity_for(goal, settings.cut)
-    check_schedule(settings, granularity)
-    plan_evaluation({"dense": loaded.model, "recovered": loaded.model}, loaded.process, dataset, settings.evaluation)
-    check_criterion(settings.criterion, structure, granularity)
-    return plan_cut(loaded.model, structure, goal, settings.cut)
+
+    model: nn.Module
+    ranking: Ranking
+    cut: CutResult
+    recovery: Recovery
+    evaluation: Evaluation | None
+    compensation: Compensation | None = None
+    decisions: Decisions | None = None
+    images: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Planning:
+    """What comes before the recovery: the ranking, the cut, and the models or the pruner that recovery begins with."""
+
+    ranking: Ranking
+    cut: CutResult
+    pruner: Pruner | None = None
+    models: Mapping[str, nn.Module] = field(default_factory=dict)
+    compensation: Compensation | None = None
 
 
 def run_settings(
-    model: str,
-    goal: Target,
-    data: str,
-    recipe: str,
-    process: ProcessName,
-    settings: Recipe,
-    component: Component | None = None,
-    warmup: WarmupConfig | None = None,
+    subject: Subject, goal: Target, data: str | None, settings: Recipe, warmup: WarmupConfig | None = None
 ) -> dict[str, Any]:
     """What `config.json` of a compression says, and what a command that takes it up must share."""
-    places = {"model": model, "target": str(goal), "data": data, "recipe": recipe, "process": process}
-    return {"command": "compress", **places, "component": component, "warmup": warmup, **asdict(settings)}
+    places = {"model": subject.name, "target": str(goal), "data": data, "recipe": settings.name}
+    parts = {name: value for name, value in asdict(settings).items() if name != "name"}
+    return {"command": "compress", **places, **subject.settings, "warmup": warmup, **parts}
+
+
+def with_labels_of(dataset: ImageDataset, subject: Subject, new_labels: bool, seed: int = 0) -> Subject:
+    """The subject, with fresh label embeddings of the data's classes if `new_labels`; its own model stays as it is.
+
+    Raises:
+        SecateurError: the data has no classes, or the model takes none.
+    """
+    if not new_labels:
+        return subject
+    check_new_labels(dataset)
+    return subject.with_model(relabel(copy.deepcopy(subject.model), len(dataset.class_names), seed))
 
 
 def compress_stages(
-    run: Path,
-    loaded: Loaded,
-    structure: Structure,
+    folder: Path | None,
+    subject: Subject,
     dataset: ImageDataset,
     goal: Target,
     settings: Recipe,
-    model: str,
     cache: Path | None = None,
-) -> None:
-    """Rank, cut, recover and evaluate in the run folder `run`; what is there already is not done again.
+) -> Compressed:
+    """Rank, cut, recover and evaluate; what the run in `folder` holds already is not done again.
 
     Of several processes one ranks and cuts, all recover, and all draw samples.
 
     Runs may share a `cache`, where they find the samples of the same models again: see `evaluate_models`.
     """
-    models, start = {"dense": loaded.model}, loaded.model
+    scoring, one_shot = settings.scoring, settings.schedule == "one-shot"
 
-    def plan() -> tuple[nn.Module | None, Pruner | None]:
-        scores, pruned = rank_stage(run, loaded, structure, dataset, settings.criterion, settings.scoring), None
-        if settings.schedule == "one-shot":
-            details = {"criterion": settings.criterion, "scoring": asdict(settings.scoring)}
-            pruned = cut_stage(run, loaded, structure, goal, scores, settings.cut, details, model)
-        return pruned, make_pruner(run, loaded, structure, dataset, goal, scores, settings, model)
+    def plan() -> Planning:
+        ranking = rank_stage(folder, subject, dataset, settings.criterion, scoring)
+        scores = scores_of(ranking)
+        if not one_shot:
+            planned = kept(
+                folder, "goal.json", Planned, lambda: solve_cut(folder, subject, goal, scores, settings.cut)
+            )  # a latency is measured once
+            return Planning(ranking, planned.result, _pruner(subject, dataset, goal, scores, settings, planned))
+        details = {"criterion": settings.criterion, "scoring": asdict(scoring)}
+        pruned, cut = cut_stage(folder, subject, goal, scores, settings.cut, details)
+        if not settings.compensates:
+            return Planning(ranking, cut, models={"pruned": pruned})
+        compensated, refit = compensate_stage(folder, pruned, subject, dataset, settings.compensation)
+        return Planning(ranking, cut, models={"pruned": pruned, "compensated": compensated}, compensation=refit)
 
-    pruned, pruner = main_first(plan, on_cpu(loaded))
-    if pruned is not None:
-        start = models["pruned"] = pruned
-    recover_stage(run, start, loaded, dataset, settings.recovery, loaded.model, pruner)
-    if settings.schedule == "adaptive" and is_main_process():
-        settle_stage(run, loaded, structure, goal, settings.cut)
-    wait_for_everyone(on_cpu(loaded))
-    models["recovered"] = reopened(run / "model", loaded)
-    evaluate_stage(run, models, loaded, dataset, settings.evaluation, cache)
+    planning = main_first(plan, subject.on_cpu)
+    start = list(planning.models.values())[-1] if planning.models else subject.model
+    teaches = build_objective(settings.recovery, subject.model).needs_teacher
+    with _off_the_device(subject.model, when=not teaches and one_shot):
+        model, recovery, decisions = recover_stage(
+            folder,
+            start,
+            subject,
+            dataset,
+            settings.recovery,
+            subject.model,
+            planning.pruner,
+            inplace=folder is not None and one_shot,  # what it starts from is read again for the evaluation
+        )
+    cut = planning.cut
+    if settings.schedule == "adaptive":
+        cut = settle_stage(folder, subject, goal, settings.cut, cut, decisions)
+    between = {
+        name: found if folder is None else reopened(folder / name, subject) for name, found in planning.models.items()
+    }
+    models = {"dense": subject.model, **between, "recovered": model}
+    evaluation, images = evaluate_stage(folder, models, subject, dataset, settings.evaluation, cache)
+    return Compressed(
+        model, planning.ranking, cut, recovery, evaluation, planning.compensation, decisions, dict(images)
+    )
+
+
+def _pruner(
+    subject: Subject,
+    dataset: ImageDataset,
+    target: Target,
+    scores: Scores,
+    settings: Recipe,
+    planned: Planned,
+) -> Pruner:
+    """What prunes during the recovery; `planned` is the one-shot cut by `scores`."""
+    schedule = settings.progressive if settings.schedule == "progressive" else settings.adaptive
+    scoring = schedule.scoring(settings.scoring) if isinstance(schedule, ProgressiveConfig) else settings.scoring
+    return build_pruner(
+        schedule,
+        subject.model,
+        subject.structure,
+        subject.process,
+        calibration(subject, dataset, scoring),
+        Goal(target, planned.cut, scores, planned.recorded),
+        criterion=settings.criterion,
+        scoring=settings.scoring,
+        cut=settings.cut,
+        steps=settings.recovery.steps,
+        latency_of=latency_of,
+        base_id=subject.name,
+    )
+
+
+@contextmanager
+def _off_the_device(model: nn.Module, when: bool) -> Iterator[None]:
+    """Leave the memory of the device to others inside the block, where nobody asks `model` for anything."""
+    device = next(model.parameters()).device
+    if when:
+        model.to("cpu")
+    yield
+    model.to(device)
 
 
 def resolve(
-    recipe: str, *, steps: int | None = None, objective: str | None = None, seed: int | None = None, **parts: Any
+    recipe: str | Recipe,
+    *,
+    steps: int | None = None,
+    objective: str | None = None,
+    seed: int | None = None,
+    **parts: Any,
 ) -> Recipe:
     """The recipe with what was given, which is not None, in the place of its own; `parts` are fields of `Recipe`.
 
@@ -104,7 +202,7 @@ def resolve(
     Raises:
         SecateurError: there is no such recipe, criterion, or option of it.
     """
-    named = recipe_named(recipe)
+    named = recipe_named(recipe) if isinstance(recipe, str) else recipe
     chosen = replace(named, **given(parts))
     criterion, scoring = criterion_named(chosen.criterion), chosen.scoring
     if scoring.options is None and criterion.name == named.criterion:

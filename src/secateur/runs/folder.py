@@ -14,8 +14,8 @@ from __future__ import annotations
 import dataclasses
 import platform
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,13 @@ def run_folder(out: str | Path, settings: Mapping[str, Any], inputs: Mapping[str
         remove_left_behind(out)
         _begin(out, plain(settings), dict(inputs))
         yield out
+
+
+def folder_or_memory(
+    out: str | Path | None, settings: Mapping[str, Any], inputs: Callable[[], Mapping[str, str]]
+) -> AbstractContextManager[Path | None]:
+    """As `run_folder`; without `out` there is none, and nothing is fingerprinted."""
+    return nullcontext() if out is None else run_folder(out, settings, inputs())
 
 
 def refuse_run(out: str | Path) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
-from ..base.console import say
 from ..base.units import format_count
+from ..criteria import criterion_named
+from ..criteria.criterion import Memory
 from ..models.network import example_inputs
 from ..results import CutResult
 from ..schedules import CutConfig, Target, no_scores, one_shot
-from ..structure import Structure
+from .subject import Subject
+from .timing import Work, format_duration, predict_seconds, seconds_per_pair
 
 
-def plan_cut(model: nn.Module, structure: Structure, target: Target, cut: CutConfig) -> CutResult | None:
+def plan_cut(subject: Subject, target: Target, cut: CutConfig) -> CutResult | None:
     """Plan the cut with equal scores; None for a latency target, which only measuring can plan.
 
     Widths under local allocation do not depend on scores; under global allocation the plan is an estimate.
@@ -22,20 +25,75 @@ def plan_cut(model: nn.Module, structure: Structure, target: Target, cut: CutCon
     """
     if target.metric == "latency":
         return None
-    return one_shot(model, structure, target, no_scores(structure), cut, example_inputs(model, 1))[1]
+    structure = subject.structure
+    return one_shot(subject.model, structure, target, no_scores(structure), cut, example_inputs(subject.model, 1))[1]
 
 
-def print_plan(plan: CutResult | None, structure: Structure, target: Target, cut: CutConfig) -> None:
-    """Print the predicted size."""
-    say(f"target     {target}")
-    if plan is None:
-        say("cut        found by measuring latency on this device during the run")
-        return
-    for name, label in (("macs", "MACs"), ("parameters", "parameters")):
-        before, after = getattr(plan.before, name), getattr(plan.after, name)
-        say(f"{label:10} {format_count(before)} -> {format_count(after)} ({100 * after / before:.1f}%)")
-    narrowed = sum(dim.kept < dim.units for dim in plan.dims.values())
-    blocks = len(plan.removed_blocks)
-    say(f"cut        {narrowed} of {len(structure.dims)} widths, {blocks} of {len(structure.blocks)} blocks")
-    if cut.allocation != "local":
-        say(f"           ({cut.allocation} allocation: the ranking will change these numbers)")
+@dataclass(frozen=True)
+class Plan:
+    """What a function will make of a model, and how long it will take; it prints as lines.
+
+    Attributes:
+        device: that it was predicted for.
+        seconds: predicted, by stage.
+        target: as it was asked for; None where nothing is cut.
+        cut: what it comes to; None where that is found by measuring.
+        removable: widths and blocks that the model has.
+        allocation: of the cut.
+        memory: that a ranking by gradients takes, at most and for sums of gradients alone, and how to do with less.
+    """
+
+    device: str
+    seconds: Mapping[str, float]
+    target: str | None = None
+    cut: CutResult | None = None
+    removable: tuple[int, int] = (0, 0)
+    allocation: str = "local"
+    memory: Memory | None = None
+
+    def __str__(self) -> str:
+        lines = [] if self.target is None else [f"target     {self.target}", *self._size()]
+        lines += [f"{stage:10} about {format_duration(each)} on {self.device}" for stage, each in self.seconds.items()]
+        if len(self.seconds) > 1:
+            lines.append(f"{'in all':10} about {format_duration(sum(self.seconds.values()))}")
+        if self.memory is not None:
+            lines.append(f"{'memory':10} about {format_count(self.memory.peak)}B to rank")
+            if self.memory.sums > self.memory.peak / 4:
+                sums = format_count(self.memory.sums)
+                lines.append(f"{'':10} of it {sums}B for sums of gradients; none with {self.memory.hint}")
+        return "\n".join(lines)
+
+    def _size(self) -> Iterator[str]:
+        cut = self.cut
+        if cut is None:
+            yield "cut        found by measuring latency on this device during the run"
+            return
+        sizes = {"MACs": (cut.before.macs, cut.after.macs), "parameters": (cut.before.parameters, cut.after.parameters)}
+        for label, (before, after) in sizes.items():
+            yield f"{label:10} {format_count(before)} -> {format_count(after)} ({100 * after / before:.1f}%)"
+        widths, blocks = self.removable
+        narrowed = sum(dim.kept < dim.units for dim in cut.dims.values())
+        yield f"cut        {narrowed} of {widths} widths, {len(cut.removed_blocks)} of {blocks} blocks"
+        if cut.excluded:
+            yield f"whole      {', '.join(cut.excluded)}"
+        if self.allocation != "local":
+            yield f"           ({self.allocation} allocation: the ranking will change these numbers)"
+
+
+def plan_of(subject: Subject, work: Work, target: Target | None = None, cut: CutConfig | None = None) -> Plan:
+    """The plan of `work` on the subject, timed by a few measured steps of its model."""
+    seconds = predict_seconds(subject, work, seconds_per_pair(subject))
+    removable = len(subject.structure.dims), len(subject.structure.blocks)
+    allocation = "local" if cut is None else cut.allocation
+    asked = None if target is None else str(target)
+    return Plan(str(subject.device), seconds, asked, work.plan, removable, allocation, _memory(subject, work))
+
+
+def _memory(subject: Subject, work: Work) -> Memory | None:
+    """What the ranking takes, where that is far more than the model itself does."""
+    if work.ranking is None:
+        return None
+    name, config = work.ranking
+    chosen = criterion_named(name)
+    options = chosen.options_of(config)
+    return None if chosen.memory is None else chosen.memory(subject.model, subject.process, config, options)

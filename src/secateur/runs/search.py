@@ -4,23 +4,44 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from ..base.console import say
-from ..base.errors import SecateurError, require
-from ..base.files import write_json
+from ..base.console import say, shown
+from ..base.distributed import one_process
+from ..base.errors import SecateurError, require, require_one_of
+from ..base.files import read_json, write_json
+from ..base.rules import Count, Seed, above, checked
 from ..criteria import ScoringConfig
 from ..evaluation import EvaluationConfig, FrechetOptions, plan_evaluation
 from ..evaluation.metrics.loss import denoising_loss_per_timestep
-from ..reporting import TRIALS, read_run
+from ..io.locate import Component
+from ..process.named import ProcessLike
+from ..recovery import WarmupConfig
+from ..reporting import TRIALS, read_run, write_comparison
 from ..results import Evaluation, read_result
-from ..schedules import Target
+from ..schedules import Target, parse_target
+from .folder import run_folder
 from .halving import Round, Score, check_rounds, order, rounds_of, score_of, tied
 from .stages import calibration, pipeline_stage, reopened
+from .subject import open_subject
 from .timing import format_duration, seconds_per_pair
-from .trials import CACHE, Bench, Trial, TrialConfig, attempt, is_done, make_trial, plan_trial, warm_up_seconds
+from .trials import (
+    CACHE,
+    Bench,
+    Trial,
+    TrialConfig,
+    attempt,
+    is_done,
+    make_trial,
+    open_bench,
+    plan_trial,
+    recipe_names,
+    warm_up,
+    warm_up_seconds,
+)
 
 ScoreName = Literal["loss", "frechet"]
 
@@ -42,9 +63,110 @@ RULES = {
 
 
 TIES = (
-    "of recipes within two standard errors of the difference, the one whose trials are predicted to take least time goes "  # noqa: E501
-    "first"
+    "of recipes within two standard errors of the difference, the one whose trials are predicted to take least time "
+    "goes first"
 )
+
+
+@checked
+def best(
+    model: Any,
+    *,
+    target: str,
+    data: Any,
+    out: str | Path,
+    budget_steps: Count | None = None,
+    budget_minutes: Annotated[float, above(0)] | None = None,
+    recipes: Sequence[str] = ("all",),
+    score: ScoreName = "loss",
+    seed: Seed = 0,
+    shared: TrialConfig | None = None,
+    evaluation: EvaluationConfig | None = None,
+    new_labels: bool = False,
+    warmup: WarmupConfig | None = None,
+    process: ProcessLike = None,
+    component: Component | None = None,
+    device: str | None = None,
+    progress: bool = False,
+) -> Path:
+    """Find the recipe that suits a model at one target, within a budget, and compress by it.
+
+    Half of the budget goes into successive halving: all recipes in short trials, the better half of them in longer
+    ones, until one remains. What the trials did not take is spent on a whole compression by that one, OUT/winner,
+    whose model is OUT/winner/model, or OUT/winner/pipeline when a pipeline was given. Every trial starts anew, so it is
+    what a run of that many steps gives. Progressive recipes whose stages would not fit into half of a trial are given
+    shorter ones. The same call takes up a search that was stopped.
+
+    Args:
+        model, data, process, component, device: as of `compress`.
+        target: what stays: macs=50%, macs=3.4G, params=20M, blocks=6 (six stay) or latency=20ms (one call at batch 1).
+        out: folder of the search.
+        budget_steps: recovery steps in all, of the trials and of the winner.
+        budget_minutes: time in all; trials get the steps that are predicted to fit, the winner what then remains.
+        recipes: named recipes to choose from, or all.
+        score: what judges the trials: loss, the mean denoising loss on the data, or frechet, the Fréchet distance of
+            samples. Of recipes within two standard errors of the difference, the one that took least time goes first.
+        seed: of scoring and recovery.
+        shared: what all trials share, instead of the recipes' own.
+        evaluation: what to measure of the winner; trials by the Fréchet distance draw as many samples.
+        new_labels: the data's classes replace the model's: fresh label embeddings, trained once before the search.
+        warmup: how the new labels are trained.
+        progress: show how far it is.
+
+    Returns:
+        The folder of the search.
+
+    Raises:
+        SecateurError: bad input, a budget too small for a search, or no recipe that can run.
+    """
+    with shown(progress):
+        labels = (warmup or WarmupConfig()) if new_labels else None
+        bench = open_bench(open_subject(model, process, device, component), data, labels)
+        shared, evaluation = shared or TrialConfig(), evaluation or EvaluationConfig()
+        names, search = open_search(
+            bench, target, recipes, score, seed, shared, evaluation, budget_steps, budget_minutes
+        )
+        path = Path(out) / TRIALS
+        begun = None if path.is_file() else search.begin(names, budget_steps, budget_minutes)
+        places = {"command": "best", "model": bench.subject.name, "target": str(search.goal), "data": bench.data}
+        chosen = {"recipes": names, "score": score, "budget_steps": budget_steps, "budget_minutes": budget_minutes}
+        settings = {"seed": seed, **bench.subject.settings, **chosen, "warmup": labels}
+        settings |= {"shared": shared, "evaluation": evaluation}
+        with run_folder(out, {**places, **settings}, bench.inputs) as run:
+            if begun is not None and not path.is_file():
+                write_json(path, begun)  # before the first trial: a search that is taken up keeps its steps
+            found = read_json(path)
+            search = replace(search, bench=warm_up(bench, run, shared))
+            search.find(run, found)
+            search.finish(run, found)
+            shutil.rmtree(run / CACHE, ignore_errors=True)
+            write_comparison(run)
+            return run
+
+
+def open_search(
+    bench: Bench,
+    target: str,
+    recipes: Sequence[str],
+    score: ScoreName,
+    seed: int,
+    shared: TrialConfig,
+    evaluation: EvaluationConfig,
+    budget_steps: int | None,
+    budget_minutes: float | None,
+) -> tuple[list[str], Search]:
+    """The candidates and the search among them.
+
+    Raises:
+        SecateurError: a budget that is none, an unknown recipe, or a target that cannot be read.
+    """
+    one_process("best")
+    require(
+        (budget_steps is None) != (budget_minutes is None),
+        "give the budget in recovery steps, --budget-steps, or in minutes, --budget-minutes",
+    )
+    require_one_of("score", score, ScoreName)
+    return recipe_names(recipes), Search(bench, parse_target(target), seed, shared, evaluation, score)
 
 
 @dataclass(frozen=True)
@@ -78,7 +200,7 @@ class Search:
         """
         if self.score == "frechet":
             self._check_features()
-        second = seconds_per_pair(self.bench.loaded)
+        second = seconds_per_pair(self.bench.subject)
         skipped: list[dict[str, Any]] = []
         times = self._times(names, budget_steps or PROBE, second, skipped)
         recovering = sum(stages["recover"] for stages in times.values()) / len(times)
@@ -107,17 +229,16 @@ class Search:
             "budget_seconds": None if budget_minutes is None else 60 * budget_minutes,
             "warm_up_seconds": warm_up,
             "rounds": [asdict(one) for one in rounds],
-            "predicted_seconds": fixed + steps * a_step,
             "predicted_trial_seconds": {name: sum(stages.values()) for name, stages in trials.items()},
+            "predicted_seconds": fixed + steps * a_step,
             "trials": skipped,
         }
 
     def _check_features(self) -> None:
         """Find that there is no Fréchet distance to judge by, before any trial."""
-        model = self.bench.loaded.model
-        judged = replace(self.evaluation, metrics=("frechet",))
+        subject, judged = self.bench.subject, replace(self.evaluation, metrics=("frechet",))
         try:
-            plan_evaluation({"dense": model}, self.bench.loaded.process, self.bench.dataset, judged)
+            plan_evaluation({"dense": subject.model}, subject.process, self.bench.dataset, judged)
         except SecateurError as error:
             raise SecateurError(f"no frechet: {error}; or use --score loss") from error
 
@@ -194,14 +315,14 @@ class Search:
             evaluation = read_result(Evaluation, folder / "evaluation" / "evaluation.json")
             distance = evaluation.final.estimates.get("fd")
             return Score(math.nan, None) if distance is None else Score(distance.value, distance.std)
-        loaded = self.bench.loaded
-        model = reopened(folder / "model", loaded)
+        subject = self.bench.subject
+        model = reopened(folder / "model", subject)
         losses = []
         for place in range(SCORE_BATCHES):
             chosen = ScoringConfig(num_images=SCORE_BATCH, seed=self.seed + place)
-            batch = calibration(loaded, self.bench.dataset, chosen)
+            batch = calibration(subject, self.bench.dataset, chosen)
             losses.append(
-                denoising_loss_per_timestep(model, loaded.process, batch, seed=self.seed + place)[1].mean().item()
+                denoising_loss_per_timestep(model, subject.process, batch, seed=self.seed + place)[1].mean().item()
             )
         return score_of(losses)
 
@@ -223,7 +344,7 @@ class Search:
             write_json(run / TRIALS, found)
             if outcome["status"] != "done":
                 raise SecateurError(f"the winner, {recipe}, failed: {outcome['reason']}; the same command tries again")
-        pipeline_stage(folder, self.bench.loaded)
+        pipeline_stage(folder, self.bench.subject, reopened(folder / "model", self.bench.subject))
 
     def _steps_left(self, run: Path, found: dict[str, Any]) -> int:
         """Of the budget; in minutes, at least as many as the winner had in its last trial."""
@@ -234,7 +355,7 @@ class Search:
         last = [entry for entry in done if entry["recipe"] == plan["winner"]][-1]
         took = read_run(run / "trials" / last["name"]).recovery.seconds or 0.0
         trial = make_trial(plan["winner"], self.goal, self.seed, self.shared, evaluation=self.evaluation)
-        measuring = plan_trial(self.bench, trial, seconds_per_pair(self.bench.loaded))["sample"]
+        measuring = plan_trial(self.bench, trial, seconds_per_pair(self.bench.subject))["sample"]
         warm_up = plan.get("warm_up_seconds", 0.0)  # searches that an older version began have none
         left = plan["budget_seconds"] - sum(entry["seconds"] for entry in done) - measuring - warm_up
         return max(last["steps"], int(left / took * last["steps"]))
@@ -277,7 +398,7 @@ def _sentences(found: dict[str, Any]) -> list[str]:
     ]
 
 
-def _print_plan(plan: dict[str, Any]) -> None:
+def print_search(plan: dict[str, Any]) -> None:
     say(f"judged by  {plan['judged_by']}")
     for entry in plan["trials"]:
         say(f"skipped    {entry['recipe']}: {entry['reason']}")

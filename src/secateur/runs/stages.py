@@ -1,165 +1,236 @@
-"""The stages of a compression. Each writes its result whole and is skipped when that is already there."""
+"""The stages of a run. With a folder each writes its result whole, and is skipped when that is already there."""
 
 from __future__ import annotations
 
 import copy
-import dataclasses
 import shutil
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ..base.distributed import is_main_process, wait_for_everyone
+from ..compensation import CompensationConfig, compensate
 from ..criteria import ScoringConfig, score
 from ..data import Batch, ImageDataset, calibration_batch
-from ..data.conditions import accepts
+from ..data.conditions import accepts, null_conditions
 from ..evaluation import EvaluationConfig, evaluate_models, measure_latency, write_evaluation
 from ..io.checkpoint import from_pretrained, save_pretrained
 from ..io.manifest import apply_cut, note_labels, note_step
-from ..io.pipeline import Loaded, save_pipeline
+from ..io.pipeline import save_pipeline
 from ..models.labels import train_only_labels
-from ..models.network import as_network, device_of, example_inputs
+from ..models.network import as_network, example_inputs
 from ..recovery import Pruner, RecoveryConfig, WarmupConfig, recover
 from ..reporting import write_cut, write_ranking
-from ..results import CutResult, Evaluation, Ranking, read_decisions, read_result, to_json, write_result
+from ..results import (
+    Compensation,
+    CutResult,
+    Decisions,
+    Evaluation,
+    Ranking,
+    Recovery,
+    read_decisions,
+    read_recovery,
+    read_result,
+    write_result,
+)
 from ..schedules import CutConfig, Target, one_shot, settled
 from ..structure import Cut, Structure, remove
-from .subject import decoder
+from .data import decoder
+from .subject import Subject
 
 LATENCY_ROUNDS = 20
 
+Result = TypeVar("Result")
+
+
+def kept(folder: Path | None, name: str, kind: type[Result], make: Callable[[], Result]) -> Result:
+    """What `folder` holds as `name`, or else what `make` returns, which is written there; without a folder that."""
+    if folder is None:
+        return make()
+    path = folder / name
+    if not path.is_file():
+        write_result(path, make())
+    return read_result(kind, path)
+
+
+def kept_model(folder: Path | None, name: str, subject: Subject, make: Callable[[], nn.Module]) -> nn.Module:
+    """The model in the folder `name` of `folder`, or else what `make` returns; as `kept`."""
+    if folder is None:
+        return make().eval()
+    place = folder / name
+    if not place.is_dir():
+        save_pretrained(make(), place, subject.loaded.scheduler_config)
+    return reopened(place, subject)
+
+
+def reopened(folder: Path, subject: Subject) -> nn.Module:
+    """The model that a stage saved in `folder`, where the dense one is."""
+    return as_network(from_pretrained(folder)).to(subject.device)
+
 
 def warmup_stage(
-    out: Path, loaded: Loaded, dataset: ImageDataset, warmup: WarmupConfig, recovery: RecoveryConfig, base_id: str
-) -> Loaded:
-    """Train the labels of `loaded.model`, which `relabel` made; writes `warmup/` and the folder `relabelled`."""
-    folder = out / "relabelled"
-    if not folder.is_dir():
-        model = copy.deepcopy(loaded.model)
-        note_labels(model, dataset.class_names, base_id)
+    folder: Path | None, subject: Subject, dataset: ImageDataset, warmup: WarmupConfig, recovery: RecoveryConfig
+) -> Subject:
+    """Train the labels of the subject's model, which `relabel` made; writes `warmup/` and the folder `relabelled`."""
+    if folder is None or not (folder / "relabelled").is_dir():
+        model = copy.deepcopy(subject.model)
+        note_labels(model, dataset.class_names, subject.name)
         if warmup.train == "labels":
             train_only_labels(model)
-        config = dataclasses.replace(
+        config = replace(
             recovery, objective="denoising", weights={}, steps=warmup.steps, learning_rate=warmup.learning_rate
         )
-        warm = recover(model, loaded.process, dataset, config, out / "warmup")
-        note_step(warm, "warmup", dataclasses.asdict(warmup))
+        with _place(folder, "warmup") as place:
+            warm = recover(model, subject.process, dataset, config, place)
+        note_step(warm, "warmup", asdict(warmup))
+        if folder is None:
+            return subject.with_model(warm)
         if is_main_process():
-            save_pretrained(warm, folder, loaded.scheduler_config)
-        wait_for_everyone(on_cpu(loaded))
-    return dataclasses.replace(loaded, model=reopened(folder, loaded))
-
-
-def on_cpu(loaded: Loaded) -> bool:
-    """Whether processes meet on the CPU."""
-    return device_of(loaded.model).type == "cpu"
-
-
-def reopened(folder: Path, loaded: Loaded) -> nn.Module:
-    """The model that a stage saved in `folder`, where the dense one is."""
-    return as_network(from_pretrained(folder)).to(device_of(loaded.model))
+            save_pretrained(warm, folder / "relabelled", subject.loaded.scheduler_config)
+        wait_for_everyone(subject.on_cpu)
+    return subject.with_model(reopened(folder / "relabelled", subject))
 
 
 def rank_stage(
-    out: Path,
-    loaded: Loaded,
-    structure: Structure,
-    dataset: ImageDataset | None,
-    criterion: str,
-    scoring: ScoringConfig,
-) -> dict[str, Tensor]:
-    """Score units and blocks; writes `ranking.json`, its table and its plot. Some criteria need no `dataset`."""
-    path = out / "ranking.json"
-    if not path.is_file():
+    folder: Path | None, subject: Subject, dataset: ImageDataset | None, criterion: str, scoring: ScoringConfig
+) -> Ranking:
+    """Score units and blocks; writes `ranking.json`, its table and its plot."""
+
+    def make() -> Ranking:
         begun = time.perf_counter()
-        batch = None if dataset is None else calibration(loaded, dataset, scoring)
-        ranking = score(loaded.model, loaded.process, batch, structure, criterion, scoring)
-        curve = ranking.curve if ranking.curve is not None and len(ranking.curve.losses) > 1 else None
-        write_result(
-            path,
-            Ranking(
-                criterion=criterion,
-                dims={name: tuple(ranking.scores[name].tolist()) for name in structure.dims if name in ranking.scores},
-                blocks={name: ranking.scores[name].item() for name in structure.blocks},
-                curve=curve,  # a decoder's one timestep makes none
-                block_report=ranking.report,
-                options=to_json(scoring),
-                seconds=round(time.perf_counter() - begun, 2),
-            ),
+        batch = None if dataset is None else calibration(subject, dataset, scoring)
+        found = score(subject.model, subject.process, batch, subject.structure, criterion, scoring)
+        scores, structure = found.scores, subject.structure
+        curve = found.curve if found.curve is not None and len(found.curve.losses) > 1 else None
+        return Ranking(
+            criterion,
+            {name: tuple(scores[name].tolist()) for name in structure.dims if name in scores},
+            {name: scores[name].item() for name in structure.blocks},
+            curve,  # a decoder's one timestep makes none
+            found.report,
+            asdict(scoring),
+            round(time.perf_counter() - begun, 2),
         )
-    if is_main_process():
-        write_ranking(out)
-    found = read_result(Ranking, path)
-    scores = {name: torch.tensor(values, dtype=torch.float64) for name, values in found.dims.items()}
-    blocks = {name: torch.tensor([value], dtype=torch.float64) for name, value in found.blocks.items()}
-    return scores | blocks
+
+    ranking = kept(folder, "ranking.json", Ranking, make)
+    if folder is not None and is_main_process():
+        write_ranking(folder)
+    return ranking
 
 
-def calibration(loaded: Loaded, dataset: ImageDataset, scoring: ScoringConfig) -> Batch:
+def scores_of(ranking: Ranking) -> dict[str, Tensor]:
+    """The scores of a ranking, float64: (units,) of every dim, (1,) of every block."""
+    rows = {**ranking.dims, **{name: (value,) for name, value in ranking.blocks.items()}}
+    return {name: torch.tensor(values, dtype=torch.float64) for name, values in rows.items()}
+
+
+def calibration(subject: Subject, dataset: ImageDataset, scoring: ScoringConfig) -> Batch:
     """The calibration images, with the conditions that the model takes."""
-    batch = calibration_batch(dataset, scoring.num_images, scoring.seed).to(device_of(loaded.model))
-    return dataclasses.replace(batch, conditions=accepts(loaded.model)(batch.conditions))
+    batch = calibration_batch(dataset, scoring.num_images, scoring.seed).to(subject.device)
+    return replace(batch, conditions=accepts(subject.model)(batch.conditions))
 
 
-def cut_stage(
-    out: Path,
-    loaded: Loaded,
-    structure: Structure,
-    target: Target,
-    scores: dict[str, Tensor],
-    config: CutConfig,
-    details: dict[str, Any],
-    base_id: str,
-) -> nn.Module:
-    """Prune a copy of the model to the target; writes `cut.json`, its table and plot, and the folder `pruned`."""
-    folder = out / "pruned"
-    if not folder.is_dir():
-        cut, recorded = solve_cut(out, loaded, structure, target, scores, config)
-        pruned = apply_cut(
-            copy.deepcopy(loaded.model),
-            cut,
-            {**recorded, "cut": dataclasses.asdict(config), **details},
-            base_id,
-        )
-        save_pretrained(pruned, folder, loaded.scheduler_config)
-    return reopened(folder, loaded)
+@dataclass(frozen=True)
+class Planned:
+    """A cut for a target, what it comes to, and what the manifest says of it."""
+
+    cut: Cut
+    result: CutResult
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        found = self.result
+        return {key: getattr(found, key) for key in ("target", "metric", "asked", "reached", "dense")}
 
 
 def solve_cut(
-    out: Path,
-    loaded: Loaded,
-    structure: Structure,
-    target: Target,
-    scores: dict[str, Tensor],
-    config: CutConfig,
-) -> tuple[Cut, dict[str, Any]]:
-    """The cut for the target, and what the manifest says of it; writes `cut.json`, its table and plot."""
-    solution, description = one_shot(
-        loaded.model,
-        structure,
+    folder: Path | None, subject: Subject, target: Target, scores: Mapping[str, Tensor], config: CutConfig
+) -> Planned:
+    """The one-shot cut for the target; writes `cut.json`, its table and plot."""
+    solution, result = one_shot(
+        subject.model,
+        subject.structure,
         target,
         scores,
         config,
-        example_inputs(loaded.model, 1),
-        latency_of(loaded.model, structure) if target.metric == "latency" else None,
+        example_inputs(subject.model, 1),
+        latency_of(subject.model, subject.structure) if target.metric == "latency" else None,
     )
-    write_result(out / "cut.json", description)
-    write_cut(out)
-    recorded = to_json(description)
-    return solution.cut, {key: recorded[key] for key in ("target", "metric", "asked", "reached", "dense")}
+    if folder is not None:
+        write_result(folder / "cut.json", result)
+        write_cut(folder)
+    return Planned(solution.cut, result)
 
 
-def settle_stage(out: Path, loaded: Loaded, structure: Structure, target: Target, config: CutConfig) -> None:
-    """Write `cut.json`, its table and its plot anew, by what the decisions of the recovery removed."""
-    removed = read_decisions(out / "recovery" / "stages.jsonl").removed_blocks
-    if set(read_result(CutResult, out / "cut.json").removed_blocks) == set(removed):
-        return  # a latency would be measured anew, and be another
-    write_result(out / "cut.json", settled(loaded.model, structure, target, removed, config, latency_of))
-    write_cut(out)
+def cut_stage(
+    folder: Path | None,
+    subject: Subject,
+    target: Target,
+    scores: Mapping[str, Tensor],
+    config: CutConfig,
+    details: Mapping[str, Any],
+    inplace: bool = False,
+) -> tuple[nn.Module, CutResult]:
+    """Prune the model, or a copy of it, to the target; writes `cut.json`, and the folder `pruned`."""
+    found: list[CutResult] = []
+
+    def make() -> nn.Module:
+        planned = solve_cut(folder, subject, target, scores, config)
+        found.append(planned.result)
+        model = subject.model if inplace else copy.deepcopy(subject.model)
+        recorded = {**planned.recorded, "cut": asdict(config), **details}
+        return apply_cut(model, planned.cut, recorded, subject.name)
+
+    model = kept_model(folder, "pruned", subject, make)
+    return model, found[0] if found else read_result(CutResult, _of(folder) / "cut.json")
+
+
+def compensate_stage(
+    folder: Path | None,
+    pruned: nn.Module,
+    subject: Subject,
+    dataset: ImageDataset,
+    config: CompensationConfig,
+    inplace: bool = False,
+) -> tuple[nn.Module, Compensation]:
+    """Refit a copy of `pruned` to the subject's model; writes `compensation.json` and the folder `compensated`."""
+    found: list[Compensation] = []
+
+    def make() -> nn.Module:
+        model = pruned if inplace else copy.deepcopy(pruned)
+        batch = calibration(subject, dataset, ScoringConfig(num_images=config.num_tuples, seed=config.seed))
+        null = null_conditions(subject.model, dataset)
+        fitted = None if folder is None else folder / "compensation"
+        result = compensate(model, subject.model, subject.process, batch, config, null=null, folder=fitted)
+        found.append(result)
+        if folder is not None:
+            write_result(folder / "compensation.json", result)
+        return model
+
+    model = kept_model(folder, "compensated", subject, make)
+    if folder is not None:
+        shutil.rmtree(folder / "compensation", ignore_errors=True)  # the layers that were fitted before a stop
+    return model, found[0] if found else read_result(Compensation, _of(folder) / "compensation.json")
+
+
+def settle_stage(
+    folder: Path | None, subject: Subject, target: Target, config: CutConfig, cut: CutResult, decisions: Decisions
+) -> CutResult:
+    """The cut that the decisions of the recovery came to, in the place of the planned one; writes `cut.json` anew."""
+    if set(cut.removed_blocks) == set(decisions.removed_blocks):
+        return cut  # a latency would be measured anew, and be another
+    result = settled(subject.model, subject.structure, target, decisions.removed_blocks, config, latency_of)
+    if folder is not None and is_main_process():
+        write_result(folder / "cut.json", result)
+        write_cut(folder)
+    return result
 
 
 def latency_of(model: nn.Module, structure: Structure) -> Callable[[Cut], float]:
@@ -176,56 +247,82 @@ def latency_of(model: nn.Module, structure: Structure) -> Callable[[Cut], float]
 
 
 def recover_stage(
-    out: Path,
+    folder: Path | None,
     model: nn.Module,
-    loaded: Loaded,
+    subject: Subject,
     dataset: ImageDataset,
     config: RecoveryConfig,
     teacher: nn.Module | None,
     pruner: Pruner | None = None,
-) -> nn.Module:
-    """Fine-tune a copy of `model`, pruning it meanwhile if there is a pruner.
+    inplace: bool = False,
+) -> tuple[nn.Module, Recovery, Decisions]:
+    """Fine-tune `model`, or a copy of it, pruning it meanwhile if there is a pruner; the averaged weights.
 
-    Writes `recovery/` (logs, checkpoints) and the folder `model` with the averaged weights.
+    Writes `recovery/` (logs, checkpoints) and the folder `model`; without a folder checkpoints are temporary.
     """
-    folder = out / "model"
-    if not folder.is_dir():
-        recovered = recover(copy.deepcopy(model), loaded.process, dataset, config, out / "recovery", teacher, pruner)
-        if not is_main_process():
-            return recovered
-        note_step(recovered, "recovery", dataclasses.asdict(config))
-        save_pretrained(recovered, folder, loaded.scheduler_config)
-    return reopened(folder, loaded)
+    with _place(folder, "recovery") as place:
+        if folder is None or not (folder / "model").is_dir():
+            trained = model if inplace else copy.deepcopy(model)
+            recovered = recover(trained, subject.process, dataset, config, place, teacher, pruner)
+            if is_main_process():
+                note_step(recovered, "recovery", asdict(config))
+                if folder is not None:
+                    save_pretrained(recovered, folder / "model", subject.loaded.scheduler_config)
+        log = read_recovery(place / "log.jsonl") if (place / "log.jsonl").is_file() else Recovery()
+        stages = read_decisions(place / "stages.jsonl") if (place / "stages.jsonl").is_file() else Decisions()
+    wait_for_everyone(subject.on_cpu)
+    return recovered if folder is None else reopened(folder / "model", subject), log, stages
 
 
-def pipeline_stage(out: Path, loaded: Loaded) -> None:
-    """Write the folder `pipeline`: the pipeline that `loaded` came from, with what is in the folder `model`."""
-    folder = out / "pipeline"
-    if loaded.pipeline is not None and is_main_process() and not folder.is_dir():
-        save_pipeline(loaded, reopened(out / "model", loaded), folder)
+def pipeline_stage(folder: Path, subject: Subject, model: nn.Module) -> None:
+    """Write the folder `pipeline`: the pipeline that the subject is part of, with `model` in it."""
+    place = folder / "pipeline"
+    if place.is_dir() or not is_main_process():
+        return
+    if subject.in_pipeline:
+        save_pipeline(subject.loaded, model, place)
 
 
 def evaluate_stage(
-    out: Path,
-    models: dict[str, nn.Module],
-    loaded: Loaded,
+    folder: Path | None,
+    models: Mapping[str, nn.Module],
+    subject: Subject,
     dataset: ImageDataset,
     config: EvaluationConfig,
     cache: Path | None = None,
-) -> Evaluation | None:
+) -> tuple[Evaluation, dict[str, Tensor]]:
     """Compare the models, the first being the reference; writes `evaluation/`.
 
     What was measured of single images is kept until the evaluation is whole, or for good in the folder `cache`, where
-    other runs find the samples of the same models again. Of several processes only the first returns one.
+    other runs find the samples of the same models again.
     """
-    folder = out / "evaluation"
-    path = folder / "evaluation.json"
-    rows = cache or folder / "rows"
+    if folder is None:
+        result, images = evaluate_models(dict(models), subject.process, dataset, config, decoder(subject))
+        assert result is not None  # several processes have a folder
+        return result, images
+    place = folder / "evaluation"
+    path, rows = place / "evaluation.json", cache or place / "rows"
+    images = {}
     if not path.is_file():
-        result, samples = evaluate_models(models, loaded.process, dataset, config, decoder(loaded), cache=rows)
-        if result is None:
-            return None
-        write_evaluation(result, folder, samples)
-    if cache is None:
+        result, images = evaluate_models(dict(models), subject.process, dataset, config, decoder(subject), cache=rows)
+        if result is not None:
+            write_evaluation(result, place, images)
+        wait_for_everyone(subject.on_cpu)  # the main process has it; the others find there what that one wrote
+    if cache is None and is_main_process():
         shutil.rmtree(rows, ignore_errors=True)
-    return read_result(Evaluation, path)
+    return read_result(Evaluation, path), images
+
+
+@contextmanager
+def _place(folder: Path | None, name: str) -> Iterator[Path]:
+    """The folder `name` of `folder`; without one a temporary folder, gone after the block."""
+    if folder is not None:
+        yield folder / name
+        return
+    with tempfile.TemporaryDirectory(prefix="secateur-") as temporary:
+        yield Path(temporary)
+
+
+def _of(folder: Path | None) -> Path:
+    assert folder is not None
+    return folder

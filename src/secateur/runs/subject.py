@@ -1,50 +1,188 @@
-"""What the commands share: opening a model and its data, and run folders that know what made them."""
+"""The model that a function works on, whatever a user hands over, with all that belongs to it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import Any
 
-from torch import Tensor, nn
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline
+from torch import nn
 
-from ..base.console import say
 from ..base.devices import choose_device
-from ..base.distributed import process_count
 from ..base.errors import ModelError, SecateurError
-from ..base.fingerprint import model_fingerprint
-from ..criteria import criterion_named
-from ..data import ImageDataset, LatentDataset, load_data
-from ..data.autoencoder import open_autoencoder
-from ..data.classes import numbered
-from ..data.conditions import check_conditions
-from ..data.encode import encode, open_encoded, sizes, whole
+from ..data.autoencoder import Autoencoder, open_autoencoder
 from ..io.checkpoint import from_pretrained
+from ..io.levels import levels_of
 from ..io.locate import Component
-from ..io.pipeline import Loaded, load
-from ..models.network import as_network, class_count, device_of, input_shape, takes_text
-from ..models.registry import describe
-from ..process.named import PROCESSES, ProcessName
+from ..io.pipeline import Loaded, load, loaded_from_pipeline, open_pipeline
+from ..io.pruned import class_name, saved_module
+from ..models.network import as_network, device_of
+from ..models.registry import describe, network_of
+from ..process.base import Process
+from ..process.from_config import process_from_config
+from ..process.named import ProcessLike, config_of, named
+from ..process.reconstruction import Reconstruction, reconstruction_by
 from ..structure import Structure
 
-NO_PIPELINE = "the model takes text, and no VAE and text encoder are beside it; give its whole pipeline folder"
 EMBEDDED = ("digits-unet", "digits-sit")
+ACCEPTED = "a folder, a hub id, an nn.Module, a DiffusionPipeline, or what secateur.load returned"
+UNCLIPPED = {"clip_sample": False, "thresholding": False}  # samplers clip to [-1, 1], and latents go beyond
 
 
-def open_model(
-    model: str, process: ProcessName = "auto", device: str = "auto", component: Component | None = None
-) -> tuple[Loaded, Structure]:
-    """Load a folder, a hub id or an embedded model, move it to the device, and describe its structure."""
-    with _place(model) as place:
-        loaded = load(place, component=component, process_config=PROCESSES[process])
-    structure = structure_of(model, loaded.model)
-    loaded.model.to(choose_device(device))
-    return loaded, structure
+@dataclass(frozen=True)
+class Subject:
+    """A model with its process, its structure, and the pipeline that it is part of.
+
+    Attributes:
+        loaded: model and process, and the pipeline that it was taken from.
+        structure: of the model.
+        name: what its manifest and its run call it.
+        settings: how it was asked for, beside its name, as its run notes it.
+    """
+
+    loaded: Loaded
+    structure: Structure
+    name: str
+    settings: Mapping[str, Any] = field(default_factory=lambda: {"component": None, "process": "auto"})
+
+    @property
+    def model(self) -> nn.Module:
+        return self.loaded.model
+
+    @property
+    def process(self) -> Process:
+        return self.loaded.process
+
+    @property
+    def device(self) -> torch.device:
+        return device_of(self.model)
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether processes meet on the CPU."""
+        return self.device.type == "cpu"
+
+    @property
+    def in_pipeline(self) -> bool:
+        """Whether the result is a whole pipeline."""
+        return self.loaded.pipeline is not None
+
+    @cached_property
+    def autoencoder(self) -> Autoencoder | None:
+        """What turns images into the latents that the model works on, and back; None for a model of pixels."""
+        return None if self.loaded.vae is None else open_autoencoder(self.loaded.vae, self.device)
+
+    def with_model(self, model: nn.Module) -> Subject:
+        """The subject with `model` in the place of its own, described anew."""
+        return replace(self, loaded=replace(self.loaded, model=model), structure=described(self.name, model))
+
+    def pipeline_with(self, model: nn.Module) -> DiffusionPipeline | None:
+        """The pipeline that the subject is part of, with `model` in it; its other parts are shared, or loaded."""
+        source, component = self.loaded.pipeline, str(self.loaded.component)
+        if source is None or isinstance(source, Path):
+            parts: dict[str, Any] = {component: saved_module(model)}
+            return None if source is None else open_pipeline(source, **parts)
+        pipeline = copy.copy(source)
+        setattr(pipeline, component, saved_module(model))
+        return pipeline
 
 
-def structure_of(model: str, network: nn.Module) -> Structure:
-    """The structure of `network`, which was loaded from `model`.
+def open_subject(
+    model: Any,
+    process: ProcessLike = None,
+    device: str | torch.device | None = None,
+    component: Component | None = None,
+    **source: Any,
+) -> Subject:
+    """The subject that a user means by `model`.
+
+    Args:
+        model: a folder, a hub id or an embedded model; a module or a pipeline, which stay where and as they are; or
+            what `secateur.load` returned.
+        process: how the model was trained, where that is not beside it or another: a name, a diffusers scheduler, or
+            its config.
+        device: where to; None leaves objects where they are, and puts what is loaded on the accelerator, if any.
+        component: of a pipeline, by default the unet or transformer that is there.
+        source: how what is loaded is found and read, as `secateur.load` takes it.
+
+    Raises:
+        SecateurError: it is no model, it cannot be loaded, nothing says its process, or its structure is not declared.
+    """
+    if isinstance(model, Subject):
+        return model
+    if isinstance(model, str | Path):
+        chosen = choose_device(str(device or "auto"))
+        with _place(str(model)) as place:
+            loaded = load(place, component=component, process_config=config_of(process), device=chosen, **source)
+        name = str(model)
+    else:
+        loaded = _loaded(model, process, component)
+        name = _name_of(loaded)
+        if device is not None:
+            loaded.model.to(choose_device(str(device)))
+    settings = {"component": component, "process": named(process)}
+    return Subject(loaded, described(name, loaded.model), name, settings)
+
+
+def open_weights(
+    model: Any, device: str | torch.device | None = None, component: Component | None = None, **source: Any
+) -> nn.Module:
+    """The network that a user means by `model`, for what needs no process; as `open_subject` otherwise."""
+    if isinstance(model, str | Path):
+        chosen = choose_device(str(device or "auto"))
+        with _place(str(model)) as place:
+            return as_network(from_pretrained(place, component=component, device=chosen, **source))
+    if isinstance(model, DiffusionPipeline):
+        model = loaded_from_pipeline(model, component)
+    if isinstance(model, Subject | Loaded):
+        return model.model
+    if isinstance(model, nn.Module):
+        return as_network(network_of(model))
+    raise SecateurError(f"a model is {ACCEPTED}; this is a {type(model).__name__}")
+
+
+def _loaded(model: Any, process: ProcessLike, component: Component | None) -> Loaded:
+    """An object in memory with its process."""
+    if isinstance(model, Loaded):
+        return model
+    config = config_of(process)
+    if isinstance(model, DiffusionPipeline):
+        found = loaded_from_pipeline(model, component)
+        if config is None or isinstance(found.process, Reconstruction):
+            return found
+        latent = found.vae is not None
+        return replace(found, process=_process_of(config, found.model, latent), scheduler_config=config)
+    if not isinstance(model, nn.Module):
+        raise SecateurError(f"a model is {ACCEPTED}; this is a {type(model).__name__}")
+    network = network_of(model)
+    if isinstance(network, AutoencoderKL):
+        return Loaded(as_network(network), reconstruction_by(network))
+    if config is None:
+        raise SecateurError(
+            "a module does not say how it was trained: give process=, a diffusers scheduler, its config, or one of "
+            "ddpm, v-prediction, flow, flow-sit"
+        )
+    return Loaded(network, _process_of(config, network, latent=False), config)
+
+
+def _process_of(config: dict[str, Any], model: nn.Module, latent: bool) -> Process:
+    return process_from_config({**levels_of(config, model), **(UNCLIPPED if latent else {})})
+
+
+def _name_of(loaded: Loaded) -> str:
+    """What the manifest calls a model in memory: where diffusers loaded it from, or its class."""
+    return str(getattr(loaded.model, "name_or_path", "") or class_name(loaded.model))
+
+
+def described(name: str, network: nn.Module) -> Structure:
+    """The structure of `network`, which a user calls `name`.
 
     Raises:
         ModelError: it is not declared, or has a part that is not.
@@ -52,13 +190,7 @@ def structure_of(model: str, network: nn.Module) -> Structure:
     try:
         return describe(network)
     except ValueError as error:
-        raise ModelError(f"{model}: {error}") from error
-
-
-def open_weights(model: str, device: str = "auto", component: Component | None = None) -> nn.Module:
-    """As `open_model`, for what needs no process."""
-    with _place(model) as place:
-        return as_network(from_pretrained(place, component=component)).to(choose_device(device))
+        raise ModelError(f"{name}: {error}") from error
 
 
 @contextmanager
@@ -69,75 +201,3 @@ def _place(model: str) -> Iterator[str | Path]:
         return
     with as_file(files("secateur") / "assets" / model) as folder:
         yield folder
-
-
-def open_calibration(data: str | None, loaded: Loaded, criterion: str) -> ImageDataset | None:
-    """Open the images that the criterion looks at; None for one that looks at none.
-
-    Raises:
-        SecateurError: it does, and there is no `data`; else as `open_data` and `check_conditions`.
-    """
-    if not criterion_named(criterion).needs_data:
-        return None
-    if data is None:
-        raise SecateurError(f"criterion {criterion} looks at images; give --data")
-    dataset = open_data(data, loaded)
-    check_conditions(loaded.model, dataset)
-    return dataset
-
-
-def open_data(data: str, loaded: Loaded, new_labels: bool = False) -> ImageDataset:
-    """Open images for the loaded model, and say which of its classes the data's are, unless they will be `new_labels`.
-
-    For a model of latents, say what `encode_data` will write.
-
-    Raises:
-        SecateurError: as `load_data` and `open_encoded`; a text-conditional model without its pipeline.
-    """
-    dataset: ImageDataset
-    if loaded.vae is not None:
-        dataset = encoded = open_encoded(data, loaded)
-        for name, disk, memory, folder in sizes(encoded, loaded):
-            weights = f"{memory / 1e6:,.0f} MB of weights in memory"
-            say(f"{name:10} to encode once: about {disk / 1e6:,.1f} MB in {folder}, {weights}")
-    elif takes_text(loaded.model):
-        raise ModelError(NO_PIPELINE)
-    else:
-        dataset = load_data(data, input_shape(loaded.model))
-    if not new_labels:
-        _say_classes(dataset, class_count(loaded.model))
-    return dataset
-
-
-def _say_classes(dataset: ImageDataset, classes: int | None) -> None:
-    """Names say nothing about which of a model's `classes` are meant; where these are more, they are the first ones."""
-    names = dataset.class_names
-    if classes is not None and 0 < len(names) < classes and names != numbered(len(names)):
-        ends = f"0 is {names[0]}, {len(names) - 1} is {names[-1]}"
-        say(f"classes    the data's {len(names)} are taken for the first of the model's {classes}: {ends}")
-
-
-def inputs_of(dataset: ImageDataset | None = None, **models: Loaded | None) -> dict[str, str]:
-    """Fingerprints of the contents that a run is made from, by the names of the settings that say where they lie."""
-    inputs = {
-        name: model_fingerprint(loaded.model, loaded.process) for name, loaded in models.items() if loaded is not None
-    }
-    return inputs if dataset is None else {**inputs, "data": dataset.fingerprint}
-
-
-def encode_data(dataset: ImageDataset, loaded: Loaded) -> ImageDataset:
-    """The data with everything encoded that `open_data` said, which takes a while the first time.
-
-    Raises:
-        SecateurError: as `encode`; several processes, of which only one may write.
-    """
-    if not isinstance(dataset, LatentDataset) or whole(dataset):
-        return dataset
-    if process_count() > 1:
-        raise SecateurError("the data is not encoded yet, which one process must do: run secateur encode first")
-    return encode(dataset, loaded)
-
-
-def decoder(loaded: Loaded) -> Callable[[Tensor], Tensor] | None:
-    """What turns the model's latents into images; None for a model of pixels."""
-    return None if loaded.vae is None else open_autoencoder(loaded.vae, device_of(loaded.model)).decode

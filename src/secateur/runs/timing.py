@@ -10,21 +10,19 @@ import torch
 from torch import nn
 from typing_extensions import assert_never
 
-from ..base.console import say
-from ..base.units import format_count
 from ..criteria import ScoringConfig, criterion_named
 from ..criteria.criterion import FORWARD_SHARE
 from ..evaluation import EvaluationConfig
 from ..evaluation.costs import count_macs
 from ..evaluation.metrics.latency import synchronize
-from ..io.pipeline import Loaded
-from ..models.network import device_of, example_batch, example_inputs, input_shape
+from ..models.network import example_batch, example_inputs, input_shape
 from ..process.base import denoising_error
 from ..recipes import Recipe
 from ..recovery import RecoveryConfig, WarmupConfig
 from ..recovery.objectives import build_objective
 from ..results import CutResult
 from ..schedules.proxies import JUDGED_PASSES
+from .subject import Subject
 
 TIMED_STEPS = 3
 TIMED_IMAGES = 32  # at once; fewer where these have more entries, or a pass takes longer, which stands for its memory
@@ -86,26 +84,7 @@ def pruned_late(recipe: Recipe) -> PrunedLate | None:
     assert_never(recipe.schedule)
 
 
-def print_times(loaded: Loaded, work: Work) -> None:
-    """Print the predicted time of each stage that will run, from a few measured steps of the loaded model."""
-    for label, seconds in predict_seconds(loaded, work, seconds_per_pair(loaded)).items():
-        say(f"{label:10} about {format_duration(seconds)} on {device_of(loaded.model)}")
-    if work.ranking is not None:
-        _print_memory(loaded, *work.ranking)
-
-
-def _print_memory(loaded: Loaded, criterion: str, config: ScoringConfig) -> None:
-    """Print what the ranking takes, where that is far more than the model itself does."""
-    chosen = criterion_named(criterion)
-    if chosen.memory is None:
-        return
-    memory = chosen.memory(loaded.model, loaded.process, config, chosen.options_of(config))
-    say(f"{'memory':10} about {format_count(memory.peak)}B to rank")
-    if memory.sums > memory.peak / 4:
-        say(f"{'':10} of it {format_count(memory.sums)}B for sums of gradients; none with {memory.hint}")
-
-
-def predict_seconds(loaded: Loaded, work: Work, second: float) -> dict[str, float]:
+def predict_seconds(subject: Subject, work: Work, second: float) -> dict[str, float]:
     """Seconds of each stage; one image takes `second` of them in a forward and backward pass (`seconds_per_pair`)."""
     plan, recovery, evaluation, pruned_late = work.plan, work.recovery, work.evaluation, work.pruned_late
     ratio = 1.0 if plan is None else plan.after.macs / plan.before.macs
@@ -114,51 +93,51 @@ def predict_seconds(loaded: Loaded, work: Work, second: float) -> dict[str, floa
         stages["warm up"] = float(work.warmup.steps * recovery.batch_size)
     if work.ranking is not None:
         name, config = work.ranking
-        stages["rank"] = _passes(loaded, name, config)
+        stages["rank"] = _passes(subject, name, config)
         if pruned_late is not None and pruned_late.rankings:
-            stages["rank again"] = pruned_late.rankings * _passes(loaded, name, pruned_late.scoring)
+            stages["rank again"] = pruned_late.rankings * _passes(subject, name, pruned_late.scoring)
     if pruned_late is not None and pruned_late.judgements:
         stages["decide"] = float(pruned_late.judgements * JUDGED_PASSES)
     if recovery is not None:
-        student, taught = build_objective(recovery, loaded.model).passes()
-        larger = 1.0 if work.teacher is None else _macs(work.teacher) / _macs(loaded.model)
+        student, taught = build_objective(recovery, subject.model).passes()
+        larger = 1.0 if work.teacher is None else _macs(work.teacher) / _macs(subject.model)
         dense_steps = 0 if pruned_late is None else pruned_late.dense_steps
         passes = recovery.steps * (ratio * student + larger * taught) + dense_steps * (1 - ratio) * student
         stages["recover"] = passes * recovery.batch_size * FORWARD_SHARE
     if evaluation is not None:
         cut_models = 1 if pruned_late else 2  # recovered, and pruned where that is a model of its own
         models = 1.0 if plan is None else 1 + cut_models * ratio
-        calls = min(evaluation.num_inference_steps, loaded.process.num_train_timesteps)  # of the network, an image
+        calls = min(evaluation.num_inference_steps, subject.process.num_train_timesteps)  # of the network, an image
         stages["sample"] = evaluation.num_images * calls * FORWARD_SHARE * models
     return {label: amount * second for label, amount in stages.items()}
 
 
-def _passes(loaded: Loaded, criterion: str, config: ScoringConfig) -> float:
+def _passes(subject: Subject, criterion: str, config: ScoringConfig) -> float:
     """Of a ranking."""
     chosen = criterion_named(criterion)
-    return chosen.price(loaded.model, loaded.process, config, chosen.options_of(config)).passes
+    return chosen.price(subject.model, subject.process, config, chosen.options_of(config)).passes
 
 
-def seconds_per_pair(loaded: Loaded) -> float:
+def seconds_per_pair(subject: Subject) -> float:
     """Seconds that one image takes in a forward and backward pass of the dense model, measured.
 
     Of a batch, unless a single image is as much as one pass should take.
     """
-    alone = _seconds_of_pass(loaded, 1)
-    fitting = min(TIMED_ENTRIES // math.prod(input_shape(loaded.model)), int(TIMED_SECONDS / alone), TIMED_IMAGES)
-    return alone if fitting < 2 else _seconds_of_pass(loaded, fitting) / fitting
+    alone = _seconds_of_pass(subject, 1)
+    fitting = min(TIMED_ENTRIES // math.prod(input_shape(subject.model)), int(TIMED_SECONDS / alone), TIMED_IMAGES)
+    return alone if fitting < 2 else _seconds_of_pass(subject, fitting) / fitting
 
 
-def _seconds_of_pass(loaded: Loaded, batch_size: int) -> float:
-    sample, told = example_batch(loaded.model, batch_size)
-    timesteps = loaded.process.timesteps(torch.linspace(0.1, 0.9, batch_size)).to(sample.device)
+def _seconds_of_pass(subject: Subject, batch_size: int) -> float:
+    sample, told = example_batch(subject.model, batch_size)
+    timesteps = subject.process.timesteps(torch.linspace(0.1, 0.9, batch_size)).to(sample.device)
     seconds = []
     for _ in range(TIMED_STEPS):
         synchronize()
         begun = time.perf_counter()
-        loss = denoising_error(loaded.model, loaded.process, sample, torch.randn_like(sample), timesteps, told)
+        loss = denoising_error(subject.model, subject.process, sample, torch.randn_like(sample), timesteps, told)
         loss.mean().backward()
-        loaded.model.zero_grad(set_to_none=True)
+        subject.model.zero_grad(set_to_none=True)
         synchronize()
         seconds.append(time.perf_counter() - begun)
     return min(seconds)

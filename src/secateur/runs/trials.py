@@ -17,20 +17,16 @@ from ..base.rules import Count, above, at_least, check_fields
 from ..criteria import criterion_named
 from ..data import ImageDataset
 from ..evaluation import EvaluationConfig
-from ..io.locate import Component
-from ..io.pipeline import Loaded
-from ..models.labels import relabel
-from ..process.named import ProcessName
 from ..recipes import RECIPES, Recipe, ScheduleName, recipe_named
 from ..recovery import RecoveryConfig, WarmupConfig
 from ..reporting import write_report
 from ..schedules import Target
-from ..structure import Structure
-from .checks import check_new_labels
-from .compression import check, compress_stages, given, resolve, run_settings
+from .checks import check_compression
+from .compression import compress_stages, given, resolve, run_settings, with_labels_of
+from .data import encode_data, inputs_of, name_of, open_data
 from .folder import plain, run_folder
 from .stages import warmup_stage
-from .subject import encode_data, inputs_of, open_data, open_model
+from .subject import Subject
 from .timing import Work, predict_seconds, work_of
 
 NOT_IN_ALL = ("quickstart", "decoder")  # a small demonstration with a budget of its own, and one for VAEs
@@ -92,48 +88,40 @@ class Trial:
 
 @dataclass(frozen=True)
 class Bench:
-    """The dense model and the data that all trials work on."""
+    """The dense model and the data that all trials work on.
 
-    model: str
-    data: str
-    process: ProcessName
-    loaded: Loaded
-    structure: Structure
+    Attributes:
+        data: what the runs of the trials call it.
+        warmup: of the data's classes, where they replace the model's.
+        inputs: fingerprints of model and data.
+    """
+
+    subject: Subject
+    data: str | None
     dataset: ImageDataset
-    component: Component | None = None
-    warmup: WarmupConfig | None = None  # of the data's classes, where they replace the model's
-    inputs: Mapping[str, str] = field(default_factory=dict)  # fingerprints of model and data
+    warmup: WarmupConfig | None = None
+    inputs: Mapping[str, str] = field(default_factory=dict)
 
 
-def open_bench(
-    model: str,
-    data: str,
-    process: ProcessName,
-    device: str,
-    component: Component | None = None,
-    warmup: WarmupConfig | None = None,
-) -> Bench:
-    """Load model and data once for all trials; with `warmup`, give the model the data's classes, not trained yet.
+def open_bench(subject: Subject, data: Any, warmup: WarmupConfig | None = None) -> Bench:
+    """Open the data once for all trials; with `warmup`, give the model the data's classes, not trained yet.
 
     Raises:
-        SecateurError: as `open_model`, `open_data` and `relabel`; the data has no classes that could be given.
+        SecateurError: as `open_data` and `relabel`; the data has no classes that could be given.
     """
-    loaded, structure = open_model(model, process, device, component)
-    dataset = open_data(data, loaded, warmup is not None)
-    inputs = inputs_of(dataset, model=loaded)
-    if warmup is not None:
-        check_new_labels(dataset)
-        relabel(loaded.model, len(dataset.class_names))
-    return Bench(model, data, process, loaded, structure, dataset, component, warmup, inputs)
+    dataset = open_data(data, subject, warmup is not None)
+    inputs = inputs_of(dataset, model=subject)
+    subject = with_labels_of(dataset, subject, warmup is not None)
+    return Bench(subject, name_of(data, dataset), dataset, warmup, inputs)
 
 
 def warm_up(bench: Bench, run: Path, shared: TrialConfig) -> Bench:
     """The bench with its new labels trained, once for all trials, in the folder `run`."""
     if bench.warmup is None:
         return bench
-    dataset = encode_data(bench.dataset, bench.loaded)
+    dataset = encode_data(bench.dataset, bench.subject)
     recovery = _warmup_recovery(shared)
-    return replace(bench, loaded=warmup_stage(run, bench.loaded, dataset, bench.warmup, recovery, bench.model))
+    return replace(bench, subject=warmup_stage(run, bench.subject, dataset, bench.warmup, recovery))
 
 
 def warm_up_seconds(bench: Bench, shared: TrialConfig, second: float) -> float:
@@ -141,7 +129,7 @@ def warm_up_seconds(bench: Bench, shared: TrialConfig, second: float) -> float:
     if bench.warmup is None:
         return 0.0
     work = Work(recovery=_warmup_recovery(shared), warmup=bench.warmup)
-    return predict_seconds(bench.loaded, work, second)["warm up"]
+    return predict_seconds(bench.subject, work, second)["warm up"]
 
 
 def _warmup_recovery(shared: TrialConfig) -> RecoveryConfig:
@@ -215,8 +203,10 @@ def all_trials(
 
 
 def _effective(settings: Recipe) -> dict[str, Any]:
-    """The settings without those of other schedules, which are fields of their names."""
-    return asdict(settings) | {name: None for name in get_args(ScheduleName) if name != settings.schedule}
+    """The settings without a name and without those of other schedules, which are fields of their names."""
+    return (
+        asdict(settings) | {"name": None} | {name: None for name in get_args(ScheduleName) if name != settings.schedule}
+    )
 
 
 def plan_trial(bench: Bench, trial: Trial, second: float) -> dict[str, float]:
@@ -225,8 +215,8 @@ def plan_trial(bench: Bench, trial: Trial, second: float) -> dict[str, float]:
     Raises:
         SecateurError: the trial cannot run on this model and data.
     """
-    plan = check(bench.loaded, bench.structure, bench.dataset, trial.goal, trial.settings)
-    return predict_seconds(bench.loaded, work_of(trial.settings, plan), second)
+    plan = check_compression(bench.subject, bench.dataset, trial.goal, trial.settings)
+    return predict_seconds(bench.subject, work_of(trial.settings, plan), second)
 
 
 def run_trial(bench: Bench, trial: Trial, run: Path, others: Iterable[Path], cache: Path, report: bool = True) -> None:
@@ -237,14 +227,12 @@ def run_trial(bench: Bench, trial: Trial, run: Path, others: Iterable[Path], cac
     Raises:
         SecateurError: as `compress`.
     """
-    check(bench.loaded, bench.structure, bench.dataset, trial.goal, trial.settings)
-    described = run_settings(
-        bench.model, trial.goal, bench.data, trial.recipe, bench.process, trial.settings, bench.component, bench.warmup
-    )
+    check_compression(bench.subject, bench.dataset, trial.goal, trial.settings)
+    described = run_settings(bench.subject, trial.goal, bench.data, trial.settings, bench.warmup)
     with run_folder(run, described, bench.inputs):
         _take_ranking(run, others, described)
-        dataset = encode_data(bench.dataset, bench.loaded)
-        compress_stages(run, bench.loaded, bench.structure, dataset, trial.goal, trial.settings, bench.model, cache)
+        dataset = encode_data(bench.dataset, bench.subject)
+        compress_stages(run, bench.subject, dataset, trial.goal, trial.settings, cache)
         if report:
             write_report(run)
 

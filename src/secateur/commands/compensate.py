@@ -1,0 +1,34 @@
+"""`secateur compensate`: refit a pruned model to its dense one in closed form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import secateur
+
+from ..base.console import say
+from ..compensation import CompensationConfig
+from ..results import Compensation, read_result
+from .options import Model
+
+
+def compensate(on: Model, *, reference: str, data: str, out: Path, compensation: CompensationConfig) -> None:
+    """Refit a pruned model to the dense one that it was cut from, without training; the result is OUT/compensated.
+
+    Seconds to minutes, and no gradient. A pipeline is written whole, as OUT/pipeline. A stopped run goes on when the
+    same command is given again.
+
+    Args:
+        on: the pruned model.
+        reference: the dense model that it was cut from.
+        data: calibration images: an image folder, parquet, datasets:NAME, an .npz with images, or digits.
+        out: folder to write to.
+        compensation: how it is refitted.
+    """
+    subject = on.subject()
+    secateur.compensate(subject, on.other(reference), data=data, compensation=compensation, out=out)
+    for sentence in read_result(Compensation, out / "compensation.json").sentences():
+        say(sentence)
+    say(f"model   {out / 'compensated'}\nreport  {out / 'report.html'}")
+    if subject.in_pipeline:
+        say(f"whole   {out / 'pipeline'}")

@@ -1,0 +1,201 @@
+"""Data as objects in memory: tensors, sequences, data sets and loaders of torch, tables of `datasets`.
+
+Numbers are taken as the network takes them, uint8 as pixels from 0 to 255. A loader is read by its data set and its
+`collate_fn`, since the order of samples is drawn here; one without a length is read once, into memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, default_collate
+from torch.utils.data import Dataset as TorchDataset
+
+from ..base.console import say
+from ..base.errors import DataError
+from ..models.conditions import LABELS, UNCONDITIONAL
+from .dataset import Batch
+
+SAMPLES = ("images", "pixel_values", "latents", "sample", "hidden_states")  # names of what is noised, in a dictionary
+LABEL_NAMES = ("labels", "label", LABELS)
+CAPTION_NAMES = ("captions", "caption", "text", "prompt")
+FINGERPRINTED = 64  # samples, evenly spread, that tell one data set of objects from another
+ACCEPTED = (
+    "a path, a tensor, a sequence or loader of tensors, of (images, labels) or of dictionaries, a datasets.Dataset, or "
+    "a data set of secateur"
+)
+
+Read = Callable[[Sequence[int]], Any]
+
+
+@dataclass(frozen=True)
+class ObjectDataset:
+    """Samples that `read` gives by their indices, as `converted` makes them a batch.
+
+    Attributes:
+        read: a list of indices -> a raw batch, as a user's loader collates it.
+        converted: a raw batch -> samples with their conditions.
+    """
+
+    name: str
+    shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+    count: int
+    read: Read
+    converted: Callable[[Any], Batch]
+    captions: tuple[str, ...] = ()
+    null = UNCONDITIONAL
+
+    def __len__(self) -> int:
+        return self.count
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        return self.converted(self.read(list(indices)))
+
+    @cached_property
+    def labels(self) -> Tensor | None:
+        """(N,) int64, or None; reads everything once."""
+        return self.batch(range(self.count)).class_labels
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the samples at `FINGERPRINTED` even places, and how many there are."""
+        places = torch.linspace(0, self.count - 1, min(FINGERPRINTED, self.count)).long().unique().tolist()
+        batch = self.batch(places)
+        digest = hashlib.sha256(str((self.count, self.shape)).encode())
+        for tensor in (batch.sample, *batch.conditions.values()):
+            digest.update(tensor.detach().cpu().double().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+def open_objects(data: Any, of_batches: bool = False) -> tuple[Read, int]:
+    """How raw batches of `data` are read, and how many samples there are.
+
+    A sequence holds single images or whole batches, which their axes tell; `of_batches` says that it holds batches.
+
+    Raises:
+        DataError: it is nothing that can be read, or empty.
+    """
+    read, count = _reader(data, of_batches)
+    if count == 0:
+        raise DataError("the data is empty; give at least one sample")
+    return read, count
+
+
+def _reader(data: Any, of_batches: bool) -> tuple[Read, int]:
+    if isinstance(data, np.ndarray):
+        data = torch.from_numpy(data)
+    if isinstance(data, Tensor):
+        return lambda indices: data[torch.as_tensor(indices)], len(data)
+    if isinstance(data, DataLoader):
+        if isinstance(data.dataset, IterableDataset):
+            return _in_memory(list(data))
+        collate = data.collate_fn if data.batch_size is not None else default_collate
+        return partial(_collated, data.dataset, collate), len(data.dataset)  # type: ignore[arg-type]
+    if isinstance(data, TorchDataset) or (hasattr(data, "__getitem__") and hasattr(data, "features")):
+        if not hasattr(data, "__len__"):
+            raise DataError("a data set without a length cannot be read by index; wrap it in a DataLoader")
+        return partial(_collated, data, default_collate), len(data)
+    if isinstance(data, Sequence) and not isinstance(data, str | bytes):
+        if not data:
+            raise DataError("the data is empty; give at least one sample")
+        if of_batches or (_rows(data[0]) is not None and not _is_image(data[0])):
+            return _in_memory(list(data))
+        return partial(_collated, data, default_collate), len(data)
+    raise DataError(f"data is a {type(data).__name__}; give {ACCEPTED}")
+
+
+def _collated(items: Any, collate: Callable[[list[Any]], Any], indices: Sequence[int]) -> Any:
+    return collate([items[index] for index in indices])
+
+
+def _is_image(item: Any) -> bool:
+    """Whether one item of a sequence is a single image (C, H, W), alone, with its label or in a dictionary."""
+    first = _sample_of(item)
+    return isinstance(first, Tensor) and first.ndim == 3
+
+
+def _sample_of(item: Any) -> Any:
+    if isinstance(item, Mapping):
+        return next((item[name] for name in SAMPLES if name in item), next(iter(item.values()), None))
+    return item[0] if isinstance(item, Sequence) and item else item
+
+
+def _rows(item: Any) -> int | None:
+    first = _sample_of(item)
+    return len(first) if isinstance(first, Tensor) and first.ndim > 0 else None
+
+
+def _in_memory(batches: list[Any]) -> tuple[Read, int]:
+    """Batches that were read once, one sample of any of them at a time."""
+    counts = [_rows(batch) for batch in batches]
+    if any(count is None for count in counts):
+        raise DataError("a batch of the data holds no tensor; give tensors, samples along their first axis")
+    places = [(number, row) for number, count in enumerate(counts) for row in range(count or 0)]
+
+    def read(indices: Sequence[int]) -> Any:
+        return default_collate([_row(batches[places[index][0]], places[index][1]) for index in indices])
+
+    return read, len(places)
+
+
+def _row(batch: Any, row: int) -> Any:
+    if isinstance(batch, Mapping):
+        return {name: _row(value, row) for name, value in batch.items()}
+    if isinstance(batch, tuple | list) and not isinstance(batch[0], str):
+        return tuple(_row(value, row) for value in batch)
+    return batch[row]
+
+
+def as_batch(raw: Any, parameters: frozenset[str]) -> Batch:
+    """A raw batch as samples and conditions; `parameters` are the names that the network's `forward` takes.
+
+    Raises:
+        DataError: nothing in it can be noised.
+    """
+    if isinstance(raw, Tensor):
+        return Batch(_pixels(raw))
+    if isinstance(raw, Mapping):
+        return _from_mapping(raw, parameters)
+    if isinstance(raw, tuple | list) and len(raw) in (1, 2) and isinstance(raw[0], Tensor):
+        labels = {} if len(raw) == 1 else {LABELS: torch.as_tensor(raw[1]).long()}
+        return Batch(_pixels(raw[0]), labels)
+    raise DataError(f"a batch of the data is a {type(raw).__name__}; give tensors, (images, labels) or dictionaries")
+
+
+def captions_of(raw: Any) -> list[str] | None:
+    """The captions of a raw batch; None where it has none."""
+    found = next((raw[name] for name in CAPTION_NAMES if name in raw), None) if isinstance(raw, Mapping) else None
+    return None if found is None else list(found)
+
+
+def _from_mapping(raw: Mapping[str, Any], parameters: frozenset[str]) -> Batch:
+    name = next((name for name in SAMPLES if name in raw), None)
+    if name is None:
+        raise DataError(
+            f"a batch of the data has {', '.join(map(str, raw))}; name the samples {', '.join(SAMPLES[:3])}"
+        )
+    labels = next((torch.as_tensor(raw[key]).long() for key in LABEL_NAMES if key in raw), None)
+    conditions = {} if labels is None else {LABELS: labels}
+    for key, value in raw.items():
+        if key == name or key in LABEL_NAMES or key in CAPTION_NAMES:
+            continue
+        if key not in parameters or key == "timestep":
+            say(f"data       {key} is no argument of the network: it is not used")
+        elif isinstance(value, Mapping):
+            conditions |= {f"{key}.{inner}": torch.as_tensor(each) for inner, each in value.items()}
+        else:
+            conditions[key] = torch.as_tensor(value)
+    return Batch(_pixels(torch.as_tensor(raw[name])), conditions)
+
+
+def _pixels(samples: Tensor) -> Tensor:
+    """Samples as the network takes them: bytes in [-1, 1], other numbers as they are."""
+    return samples.float() / 255 * 2 - 1 if samples.dtype == torch.uint8 else samples.float()

@@ -1,0 +1,104 @@
+"""A network that the library knows nothing of: a user's functions say how it is called and what its loss is.
+
+Its batches are whatever those functions take. They travel as conditions, a row for each sample, and are put together
+again for every call, so that criteria and objectives treat such a network as any other; it has one timestep, nothing is
+noised, and it is not sampled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
+
+from ..base.errors import DataError, SecateurError
+from ..models.conditions import Conditions
+
+Forward = Callable[[nn.Module, Any], Any]
+Loss = Callable[[nn.Module, Any], Tensor]
+
+
+@dataclass(frozen=True)
+class OwnObjective:
+    """A `Process` of one timestep, by a user's functions.
+
+    Attributes:
+        forward: (model, batch) -> output, a tensor or any nest of tensors with the samples along their first axis.
+        loss: (model, batch) -> the mean loss of the batch, a scalar, or the loss of each sample, (B,).
+        layout: how a batch is made of its tensors.
+    """
+
+    forward: Forward | None
+    loss: Loss | None
+    layout: TreeSpec
+
+    num_train_timesteps = 1
+
+    def timesteps(self, u: Tensor) -> Tensor:
+        return torch.zeros_like(u, dtype=torch.long)
+
+    def add_noise(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        return sample
+
+    def target(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        return sample
+
+    def denoised(self, noisy: Tensor, output: Tensor, timesteps: Tensor) -> Tensor:
+        return output
+
+    def predict(self, model: nn.Module, conditions: Conditions) -> Tensor:
+        """The output of `model` on the batch in `conditions`, (B, ...); several tensors side by side, (B, N).
+
+        Raises:
+            SecateurError: there is no `forward`, or it returns no tensors.
+        """
+        if self.forward is None:
+            raise SecateurError("this needs the network's output: give forward=, a function (model, batch) -> output")
+        outputs = [
+            leaf for leaf in tree_leaves(self.forward(model, self.batch(conditions))) if isinstance(leaf, Tensor)
+        ]
+        if not outputs:
+            raise SecateurError("forward= returned no tensor; return the network's output")
+        return outputs[0] if len(outputs) == 1 else torch.cat([output.flatten(1) for output in outputs], dim=1)
+
+    def errors(self, model: nn.Module, conditions: Conditions) -> Tensor:
+        """The loss of each sample of the batch in `conditions`, (B,); the mean for each where only that is known.
+
+        Raises:
+            SecateurError: there is no `loss`, or it returns something else.
+        """
+        if self.loss is None:
+            raise SecateurError("this needs a loss: give loss=, a function (model, batch) -> scalar")
+        count = len(next(iter(conditions.values())))
+        found = self.loss(model, self.batch(conditions))
+        if not isinstance(found, Tensor) or found.shape not in ((), (1,), (count,)):
+            raise SecateurError(f"loss= returned {_described(found)}; return a scalar, or one value for each sample")
+        return found.expand(count)
+
+    def batch(self, conditions: Conditions) -> Any:
+        """What `forward` and `loss` take."""
+        return tree_unflatten([conditions[str(i)] for i in range(self.layout.num_leaves)], self.layout)
+
+
+def taken_apart(batch: Any) -> tuple[dict[str, Tensor], TreeSpec]:
+    """The tensors of a batch as conditions, and how they go together again.
+
+    Raises:
+        DataError: it holds something other than tensors of as many samples each.
+    """
+    leaves, layout = tree_flatten(batch)
+    strange = next((leaf for leaf in leaves if not isinstance(leaf, Tensor) or leaf.ndim == 0), None)
+    if not leaves or strange is not None:
+        raise DataError(f"a batch holds {_described(strange)}; forward= and loss= take tensors, samples first")
+    counts = {len(leaf) for leaf in leaves}
+    if len(counts) > 1:
+        raise DataError(f"the tensors of a batch have {', '.join(map(str, sorted(counts)))} rows; give one per sample")
+    return {str(i): leaf for i, leaf in enumerate(leaves)}, layout
+
+
+def _described(value: Any) -> str:
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"

@@ -1,0 +1,175 @@
+"""The data that a function works on, whatever a user hands over, as a data set that fits the model."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..base.console import say
+from ..base.distributed import process_count
+from ..base.errors import DataError, ModelError, SecateurError
+from ..base.fingerprint import model_fingerprint
+from ..criteria import criterion_named
+from ..data import EncodedDataset, ImageDataset, load_data
+from ..data.autoencoder import latent_space
+from ..data.classes import numbered
+from ..data.encode import encode, encoded_when_read, open_encoded, sizes, whole
+from ..data.objects import ObjectDataset, as_batch, captions_of, open_objects
+from ..models.conditions import LABELS
+from ..models.network import class_count, input_shape, takes_text
+from .subject import Subject
+
+Encodable = TypeVar("Encodable", ImageDataset, ImageDataset | None)
+
+NO_PIPELINE = "the model takes text, and no VAE and text encoder are beside it; give its whole pipeline"
+
+
+def open_data(data: Any, subject: Subject, new_labels: bool = False) -> ImageDataset:
+    """Open data for the subject's model, and say which of its classes the data's are, unless they will be `new_labels`.
+
+    Args:
+        data: a path; a tensor; a sequence, data set or loader of tensors, of (images, labels) or of dictionaries; a
+            `datasets.Dataset`; or a data set of ours.
+        subject: images are encoded by its pipeline: those of a path into a cache, by `encode_data`, all others in
+            memory when they are read.
+        new_labels: the data's classes will be the model's.
+
+    Raises:
+        SecateurError: as `load_data`, `open_encoded` and `open_objects`; a text-conditional model without its pipeline.
+    """
+    if isinstance(data, str | Path):
+        dataset = _from_path(str(data), subject)
+    elif _is_dataset(data):
+        dataset = data
+    else:
+        dataset = _from_objects(data, subject)
+    if not new_labels:
+        _say_classes(dataset, class_count(subject.model))
+    return dataset
+
+
+def open_calibration(data: Any, subject: Subject, criterion: str) -> ImageDataset | None:
+    """Open the data that the criterion looks at; None for one that looks at none.
+
+    Raises:
+        SecateurError: it does, and there is no `data`; else as `open_data`.
+    """
+    if not criterion_named(criterion).needs_data:
+        return None
+    if data is None:
+        raise DataError(f"criterion {criterion} looks at images; give data")
+    return open_data(data, subject)
+
+
+def encode_data(dataset: Encodable, subject: Subject) -> Encodable:
+    """The data with everything encoded that `open_data` said, which takes a while the first time.
+
+    Raises:
+        SecateurError: as `encode`; several processes, of which only one may write.
+    """
+    if not isinstance(dataset, EncodedDataset) or whole(dataset):
+        return dataset
+    if process_count() > 1:
+        raise SecateurError("the data is not encoded yet, which one process must do: run secateur encode first")
+    return encode(dataset, subject.loaded)
+
+
+def decoder(subject: Subject) -> Callable[[Tensor], Tensor] | None:
+    """What turns the model's latents into images; None for a model of pixels."""
+    return None if subject.autoencoder is None else subject.autoencoder.decode
+
+
+def _is_dataset(data: Any) -> bool:
+    return all(hasattr(data, name) for name in ("batch", "shape", "class_names", "null", "__len__"))
+
+
+def _from_path(data: str, subject: Subject) -> ImageDataset:
+    shape = input_shape(subject.model)
+    if isinstance(subject.loaded.pipeline, Path) and subject.loaded.vae is not None:
+        dataset = open_encoded(data, subject.loaded)
+        for name, disk, memory, folder in sizes(dataset, subject.loaded):
+            weights = f"{memory / 1e6:,.0f} MB of weights in memory"
+            say(f"{name:10} to encode once: about {disk / 1e6:,.1f} MB in {folder}, {weights}")
+        return dataset
+    if subject.loaded.vae is not None:
+        images = load_data(data, latent_space(subject.loaded.vae).image_shape(shape))
+        return encoded_when_read(images, subject.loaded)
+    if takes_text(subject.model):
+        raise ModelError(NO_PIPELINE)
+    return load_data(data, shape)
+
+
+def _from_objects(data: Any, subject: Subject) -> ImageDataset:
+    """Objects as a data set: samples as the network takes them, or images for its pipeline to encode.
+
+    Raises:
+        DataError: their shape is neither, or a label is out of range.
+    """
+    read, count = open_objects(data)
+    first = read([0])
+    parameters = frozenset(inspect.signature(subject.model.forward).parameters)
+    convert = partial(as_batch, parameters=parameters)
+    batch = convert(first)
+    if batch.sample.ndim != 4:
+        raise DataError(f"the data has samples of shape {tuple(batch.sample.shape[1:])}; give (C, H, W)")
+    _, channels, height, width = batch.sample.shape
+    shape, wanted = (channels, height, width), input_shape(subject.model)
+    classes = class_count(subject.model)
+    labelled = batch.class_labels is not None
+    names = numbered(classes or _label_count(read, convert, count)) if labelled else ()
+    captions = _captions(read, count, first)
+    name = type(data).__name__
+    if shape == wanted:
+        if takes_text(subject.model) and not (set(batch.conditions) - {LABELS}):
+            raise ModelError(
+                "the data has latents without text conditions; give images with captions, or the network's "
+                "own arguments beside the latents"
+            )
+        return ObjectDataset(name, shape, names, count, read, convert)
+    vae = subject.loaded.vae
+    images = None if vae is None else latent_space(vae).image_shape(wanted)
+    if shape == images:
+        return encoded_when_read(ObjectDataset(name, shape, names, count, read, convert, captions), subject.loaded)
+    beside = f", or {images} images for its pipeline to encode" if images is not None else ""
+    raise DataError(f"the data has samples of shape {shape}, the model takes {wanted}{beside}; resize the data")
+
+
+def _label_count(read: Callable[[list[int]], Any], convert: Callable[[Any], Any], count: int) -> int:
+    """One more than the largest label, which all samples are read for."""
+    labels = [convert(read(part.tolist())).class_labels for part in torch.arange(count).split(1024)]
+    return int(torch.cat(labels).max()) + 1
+
+
+def _captions(read: Callable[[list[int]], Any], count: int, first: Any) -> tuple[str, ...]:
+    if captions_of(first) is None:
+        return ()
+    return tuple(text for part in torch.arange(count).split(256) for text in captions_of(read(part.tolist())) or [])
+
+
+def _say_classes(dataset: ImageDataset, classes: int | None) -> None:
+    """Names say nothing about which of a model's `classes` are meant; where these are more, they are the first ones."""
+    names = dataset.class_names
+    if classes is not None and 0 < len(names) < classes and names != numbered(len(names)):
+        ends = f"0 is {names[0]}, {len(names) - 1} is {names[-1]}"
+        say(f"classes    the data's {len(names)} are taken for the first of the model's {classes}: {ends}")
+
+
+def inputs_of(dataset: ImageDataset | None = None, **models: Subject | None) -> dict[str, str]:
+    """Fingerprints of the contents that a run is made from, by the names of the settings that say where they lie."""
+    inputs = {
+        name: model_fingerprint(subject.model, subject.process)
+        for name, subject in models.items()
+        if subject is not None
+    }
+    return inputs if dataset is None else {**inputs, "data": dataset.fingerprint}
+
+
+def name_of(data: Any, dataset: ImageDataset | None) -> str | None:
+    """What a run calls its data: the path, or the kind of object; `inputs_of` tells objects of one kind apart."""
+    return str(data) if isinstance(data, str | Path) else None if dataset is None else dataset.name

@@ -1,0 +1,143 @@
+"""What comes from other formats, and what leaves for other runtimes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from ..base.console import shown
+from ..base.distributed import one_process
+from ..base.files import atomic_folder, write_json
+from ..base.rules import Count, checked
+from ..io.export import FORMATS, DtypeName, FormatName
+from ..io.export import export as write_export
+from ..io.locate import Component
+from ..io.lora import slice_lora as sliced
+from ..io.lora_files import LORA_WEIGHTS, peft_metadata, read_lora
+from ..io.manifest import library_versions, manifest_of
+from ..io.original_dit import Kind
+from ..io.original_dit import convert as write_conversion
+from .folder import refuse_run
+from .subject import open_weights
+
+
+@checked
+def convert(
+    checkpoint: str | Path,
+    out: str | Path,
+    *,
+    kind: Kind | None = None,
+    num_heads: Count | None = None,
+    vae: str | Path | None = None,
+) -> dict[str, Any]:
+    """Convert an original DiT or SiT checkpoint to a diffusers pipeline folder that every other function takes.
+
+    Args:
+        checkpoint: .pt or .safetensors file: a state dict, or a training checkpoint, of which the EMA is taken.
+        out: folder to write.
+        kind: dit or sit; the tensors do not tell. The default is what the file name says.
+        num_heads: attention heads, which no shape tells; the default is that of the published sizes.
+        vae: folder of a diffusers VAE to copy in; with it OUT works on images, without it on latents.
+
+    Returns:
+        The config of the model.
+
+    Raises:
+        SecateurError: the checkpoint cannot be read, or is of neither.
+    """
+    one_process("convert")
+    refuse_run(out)
+    return write_conversion(
+        Path(checkpoint), Path(out), kind=kind, num_heads=num_heads, vae=None if vae is None else Path(vae)
+    )
+
+
+@checked
+def export(
+    model: Any,
+    *,
+    format: FormatName,
+    out: str | Path,
+    component: Component | None = None,
+    batch_size: Count = 1,
+    size: Count | None = None,
+    text_tokens: Count | None = None,
+    dtype: DtypeName = "float32",
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Write a model for another runtime, and check the written file against the model.
+
+    A file that computes something else is not kept.
+
+    Args:
+        model: folder, hub id, module, pipeline, or what `load` returned.
+        format: onnx (needs secateur[export]), torch-export, diffusers, a folder that every function takes, or
+            single-file, which ComfyUI and stable-diffusion.cpp read (Flux, SD3, Chroma, Qwen-Image, Wan; only blocks
+            may have left).
+        out: folder to write: OUT/model.onnx, OUT/model.pt2, OUT/model.safetensors or OUT/model, and OUT/model.json.
+        component: of a pipeline, by default the unet or transformer that is there.
+        batch_size: of every call of the file; 2 for guidance of one image. Does not matter to diffusers.
+        size: height and width of the sample, by default the model's own; fixed in the file likewise.
+        text_tokens: length of the text, by default that of diffusers' pipelines (Flux 512); fixed likewise.
+        dtype: of weights, sample and output; onnx has no bfloat16. int8 (torch-export; needs secateur[int8]) and
+            float8 (single-file) round the weights of linear layers only.
+        progress: show how far it is.
+
+    Returns:
+        What OUT/model.json says (inputs, shapes, versions, largest difference to the model), and `written`, the file.
+
+    Raises:
+        SecateurError: a format or a dtype that cannot be had, or a file that computes something else.
+    """
+    one_process("export")
+    refuse_run(out)
+    with shown(progress):
+        network = open_weights(model, "cpu", component)
+        sizes = None if size is None else (size, size)
+        about = write_export(
+            network, Path(out), format, batch_size=batch_size, size=sizes, text_tokens=text_tokens, dtype=dtype
+        )
+    return {**about, "written": Path(out) / FORMATS[format].file}
+
+
+@checked
+def slice_lora(lora: str | Path, *, model: Any, out: str | Path, component: Component | None = None) -> Path:
+    """Slice a LoRA of the dense model so that it fits the pruned one; what remains of it is the same function.
+
+    Writes OUT/pytorch_lora_weights.safetensors, which `pipeline.load_lora_weights(OUT)` loads, and slicing.json.
+
+    Args:
+        lora: .safetensors file of diffusers, peft or kohya, or the folder that holds it.
+        model: the pruned model or pipeline: a folder, a hub id, or an object in memory.
+        out: folder to write.
+        component: of a pipeline, by default the unet or transformer that is there.
+
+    Returns:
+        The file of the sliced LoRA; slicing.json says what it was and is.
+
+    Raises:
+        SecateurError: a LoRA that cannot be read, or of another model.
+    """
+    refuse_run(out)
+    before = read_lora(Path(lora))
+    pruned = open_weights(model, "cpu", component)
+    after = sliced(before, pruned)
+    manifest = manifest_of(pruned)
+    assert manifest is not None
+    parameters = {
+        name: sum(value.numel() for value in each.values()) for name, each in (("in", before), ("out", after))
+    }
+    about = {
+        "lora": str(lora),
+        "model": model if isinstance(model, str) else type(pruned).__name__,
+        "manifest_sha256": manifest.digest,
+        "tensors": {"in": len(before), "out": len(after)},
+        "parameters": parameters,
+        "versions": library_versions(),
+    }
+    with atomic_folder(Path(out)) as temporary:
+        save_file(after, temporary / LORA_WEIGHTS, peft_metadata(after))
+        write_json(temporary / "slicing.json", about)
+    return Path(out) / LORA_WEIGHTS

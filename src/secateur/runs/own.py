@@ -1,0 +1,164 @@
+"""Opening model and data together, also of a network that only a user's functions know how to call and to judge."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from ..base.devices import choose_device
+from ..base.errors import DataError, SecateurError, require
+from ..data import Batch, ImageDataset
+from ..data.objects import ObjectDataset, open_objects
+from ..io.locate import Component
+from ..io.pipeline import Loaded
+from ..models.family import Family
+from ..models.network import inference
+from ..models.registry import attach_family, detach_family, family_of, network_of
+from ..process.base import Process
+from ..process.named import ProcessLike
+from ..process.own import Forward, Loss, OwnObjective, taken_apart
+from .checks import check_comparable
+from .data import open_data
+from .subject import Subject, described, open_subject
+
+SHAPE = (1, 1, 1)  # of the sample, which such a network has no use for
+
+
+@contextmanager
+def opened(
+    model: Any,
+    data: Any,
+    process: ProcessLike = None,
+    device: str | torch.device | None = None,
+    component: Component | None = None,
+    forward: Forward | None = None,
+    loss: Loss | None = None,
+    new_labels: bool = False,
+) -> Iterator[tuple[Subject, ImageDataset | None]]:
+    """The subject and the data set that a user means, for the block; no data set where there is no data.
+
+    Raises:
+        SecateurError: as `open_subject` and `open_data`; user's functions that do not fit the model or the data.
+    """
+    if forward is None and loss is None:
+        subject = open_subject(model, process, device, component)
+        yield subject, None if data is None else open_data(data, subject, new_labels)
+        return
+    if not isinstance(model, nn.Module):
+        raise SecateurError("forward= and loss= are for a module; give the network itself")
+    require(data is not None, "forward= and loss= need batches; give data")
+    if device is not None:
+        model.to(choose_device(str(device)))
+    subject, dataset = _open_own(model, data, forward, loss)
+    try:
+        yield subject, dataset
+    finally:
+        detach_family(subject.model)
+
+
+def required(dataset: ImageDataset | None) -> ImageDataset:
+    """The data set that a function cannot do without.
+
+    Raises:
+        DataError: it was given none.
+    """
+    if dataset is None:
+        raise DataError("there is no data; give data=")
+    return dataset
+
+
+def _open_own(model: nn.Module, data: Any, forward: Forward | None, loss: Loss | None) -> tuple[Subject, ImageDataset]:
+    read, count = open_objects(data, of_batches=True)
+    _, layout = taken_apart(read([0]))
+    objective = OwnObjective(forward, loss, layout)
+    network, name = network_of(model), type(network_of(model)).__name__
+
+    def converted(raw: Any) -> Batch:
+        conditions, _ = taken_apart(raw)
+        return Batch(torch.zeros(len(next(iter(conditions.values()))), *SHAPE), conditions)
+
+    dataset = ObjectDataset(type(data).__name__, SHAPE, (), count, read, converted)
+    example = dataset.batch([0]).to(next(network.parameters()).device)
+    called = _arguments_of(network, partial(_call, objective), example)
+    attach_family(
+        network,
+        Family(
+            type(network),
+            family_of(network).describe,
+            call=objective.predict,
+            input_shape=lambda model: SHAPE,
+            labels=lambda model: None,
+            example_inputs=lambda model, batch_size, size: _repeated(called, batch_size),
+        ),
+    )
+    process = cast(Process, objective)  # but for sampling, which it has none of
+    return Subject(Loaded(network, process), described(name, network), name), dataset
+
+
+def _call(objective: OwnObjective, model: nn.Module, batch: Batch) -> None:
+    judge = objective.predict if objective.forward is not None else objective.errors
+    judge(model, batch.conditions)
+
+
+def _arguments_of(network: nn.Module, call: Any, example: Batch) -> Mapping[str, Any]:
+    """The keyword arguments with which a user's function calls `network` on one sample.
+
+    Raises:
+        SecateurError: it does not call it, or fails.
+    """
+    seen: list[Mapping[str, Any]] = []
+
+    def keep(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        bound = inspect.signature(module.forward).bind(*args, **kwargs)
+        named: dict[str, Any] = {}
+        for key, value in bound.arguments.items():
+            kind = bound.signature.parameters[key].kind
+            if kind is inspect.Parameter.VAR_POSITIONAL:
+                raise SecateurError(f"{type(module).__name__}.forward takes *{key}; name its arguments")
+            named |= value if kind is inspect.Parameter.VAR_KEYWORD else {key: value}
+        seen.append(named)
+
+    with inference(network), network.register_forward_pre_hook(keep, with_kwargs=True):
+        try:
+            call(network, example)
+        except SecateurError:
+            raise
+        except Exception as error:  # whatever a user's function raises
+            said = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise SecateurError(f"forward= or loss= fails on the first sample of the data: {said}") from error
+    if not seen:
+        raise SecateurError("forward= and loss= do not call the network that was given; call their first argument")
+    return seen[0]
+
+
+def _repeated(arguments: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """Arguments for one sample, for `count` of them."""
+    return tree_map_only(Tensor, lambda value: value.repeat(count, *[1] * (value.ndim - 1)), dict(arguments))
+
+
+def beside(subject: Subject, model: Any, process: ProcessLike, component: Component | None) -> Subject:
+    """A teacher or a reference of the subject's model; a bare module has the subject's process.
+
+    Raises:
+        SecateurError: as `open_subject`; it answers other questions than the subject's model.
+    """
+    if isinstance(subject.process, OwnObjective):
+        if not isinstance(model, nn.Module):
+            raise SecateurError("beside forward= and loss= a teacher or a reference is a module too")
+        network = network_of(model)
+        family = family_of(subject.model)
+        attach_family(network, Family(**{**vars(family), "architecture": type(network)}))
+        name = type(network).__name__
+        return Subject(Loaded(network, subject.process), described(name, network), name)
+    if isinstance(model, nn.Module) and process is None:
+        process = subject.loaded.scheduler_config
+    other = open_subject(model, process, subject.device, component)
+    check_comparable(subject, other)
+    return other

@@ -1,0 +1,119 @@
+"""A compression that was run: its models and results in memory, its folder where it has one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+
+from ..base.files import write_json
+from ..evaluation import write_evaluation
+from ..io.checkpoint import save_pretrained
+from ..reporting import read_run, summarize, write_cut, write_ranking, write_report
+from ..results import Compensation, CutResult, Decisions, Evaluation, Ranking, Recovery, write_result
+from .compression import Compressed
+from .folder import plain
+from .stages import pipeline_stage
+from .subject import Subject
+
+
+@dataclass(frozen=True)
+class Run:
+    """What `secateur.compress` returns; it prints as its summary, and draws itself in a notebook.
+
+    Attributes:
+        folder: where it was written; None for one in memory.
+        settings: what it was asked for, as `config.json` has it.
+    """
+
+    subject: Subject = field(repr=False)
+    stages: Compressed = field(repr=False)
+    settings: Mapping[str, Any] = field(repr=False)
+    folder: Path | None = None
+
+    @property
+    def model(self) -> nn.Module:
+        """The recovered network, in eval mode."""
+        return self.stages.model
+
+    @cached_property
+    def pipeline(self) -> DiffusionPipeline | None:
+        """The pipeline with the recovered network; None where a network alone was compressed."""
+        return self.subject.pipeline_with(self.model)
+
+    @property
+    def ranking(self) -> Ranking:
+        return self.stages.ranking
+
+    @property
+    def cut(self) -> CutResult:
+        return self.stages.cut
+
+    @property
+    def compensation(self) -> Compensation | None:
+        return self.stages.compensation
+
+    @property
+    def recovery(self) -> Recovery:
+        return self.stages.recovery
+
+    @property
+    def decisions(self) -> Decisions | None:
+        return self.stages.decisions
+
+    @property
+    def evaluation(self) -> Evaluation | None:
+        return self.stages.evaluation
+
+    @property
+    def images(self) -> Mapping[str, Tensor]:
+        """Up to 64 images of each network from the same noise, (N, C, H, W) in [-1, 1], and of the data as `real`."""
+        return self.stages.images
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the run as the command would have, and return the folder: models, results, and a report."""
+        folder = Path(folder)
+        write_json(folder / "config.json", plain(self.settings))
+        write_result(folder / "ranking.json", self.ranking)
+        write_ranking(folder)
+        write_result(folder / "cut.json", self.cut)
+        write_cut(folder)
+        if self.compensation is not None:
+            write_result(folder / "compensation.json", self.compensation)
+        save_pretrained(self.model, folder / "model", self.subject.loaded.scheduler_config)
+        pipeline_stage(folder, self.subject, self.model)
+        if self.evaluation is not None:
+            write_evaluation(self.evaluation, folder / "evaluation", self.images)
+        write_report(folder)
+        return folder
+
+    def report(self, folder: str | Path | None = None) -> Path:
+        """The page about the run; one in memory is saved to `folder` first, which it then needs.
+
+        Raises:
+            ValueError: the run is in memory, and no folder was given.
+        """
+        if self.folder is not None:
+            return self.folder / "report.html"
+        if folder is None:
+            raise ValueError("this run is in memory only: give report() a folder to write to")
+        return self.save(folder) / "report.html"
+
+    def __str__(self) -> str:
+        return "\n".join(self.sentences)
+
+    def _repr_html_(self) -> str:
+        shown = [part._repr_html_() for part in (self.cut, self.evaluation) if part is not None]
+        return "".join([*(f"<p>{sentence}</p>" for sentence in self.sentences), *shown])
+
+    @cached_property
+    def sentences(self) -> tuple[str, ...]:
+        """What was asked for, what was reached, and what was lost."""
+        if self.folder is not None:
+            return tuple(summarize(read_run(self.folder)).sentences)
+        return (*self.cut.sentences(), *(self.evaluation.sentences() if self.evaluation is not None else ()))

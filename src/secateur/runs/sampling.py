@@ -1,0 +1,227 @@
+"""Drawing images, into memory, one grid, or a folder of files."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..base.console import progress as progress_bar
+from ..base.console import shown
+from ..base.distributed import one_process, process_count, process_index, wait_for_everyone
+from ..base.errors import ModelError, SecateurError, require
+from ..base.files import atomic_file, check_folder
+from ..base.fingerprint import fingerprint
+from ..base.rows import FileRows, MemoryRows, Rows
+from ..base.rules import Count, Seed, checked
+from ..data.autoencoder import latent_space
+from ..data.conditions import label_conditions, null_conditions
+from ..data.text import open_text_encoder
+from ..io.locate import Component
+from ..models.conditions import Conditions, rows
+from ..models.network import class_count, input_shape, takes_text
+from ..process.named import ProcessLike
+from ..process.samplers import check_sampler
+from ..process.sampling import generate_batch
+from ..reporting.grids import image_grid, to_image
+from .data import NO_PIPELINE, decoder, inputs_of
+from .folder import run_folder
+from .subject import Subject, open_subject
+
+MOST_COLUMNS = 20
+MOST_PIXELS = 2 * 89_478_485  # of a grid: beyond, Pillow takes a picture for an attack
+GRIDS = (".png", ".jpg", ".jpeg", ".webp")  # endings of `out` that mean one picture
+
+
+@checked
+def sample(
+    model: Any,
+    *,
+    num_images: Count = 64,
+    num_inference_steps: Count = 50,
+    scheduler: str | None = None,
+    class_label: int | None = None,
+    prompt: Sequence[str] = (),
+    guidance_scale: float = 1.0,
+    seed: Seed = 0,
+    batch_size: Count = 128,
+    process: ProcessLike = None,
+    component: Component | None = None,
+    device: str | torch.device | None = None,
+    out: str | Path | None = None,
+    progress: bool = False,
+) -> Tensor | Path:
+    """Draw images: a tensor (N, C, H, W) in [-1, 1], or with `out` one picture of all, or a folder of PNG files.
+
+    Image i depends on the seed and i only. A folder that was begun goes on where it stopped when the same call is given
+    again, and torchrun shares it out over processes. Images of a class-conditional model lie in one sub-folder per
+    class, as data is read.
+
+    Args:
+        model: folder, hub id, module, pipeline, or what `load` returned.
+        num_images: how many.
+        num_inference_steps: sampler steps.
+        scheduler: class name of a diffusers scheduler, such as DPMSolverMultistepScheduler; the default is the
+            process's own deterministic one.
+        class_label: draw this class; the default goes through all of a class-conditional model's classes.
+        prompt: one or more texts that take turns, for a text-conditional pipeline.
+        guidance_scale: classifier-free guidance; 1 is off.
+        seed: of the images.
+        batch_size: images at once; does not change them.
+        process: how the model was trained, where that is not beside it.
+        component: of a pipeline, by default the unet or transformer that is there.
+        device: where to; objects stay where they are by default.
+        out: picture to write (.png, .jpg, .webp), or a folder.
+        progress: show how far it is.
+
+    Raises:
+        SecateurError: bad input; always one clear line.
+    """
+    place = None if out is None else Path(out)
+    grid = place is not None and place.suffix.lower() in GRIDS
+    if place is None or grid:
+        one_process("sample without a folder")
+    if place is not None and grid:
+        require(not place.is_dir(), f"{place} is a folder; choose another name for the file")
+        check_folder(place.parent)
+    with shown(progress):
+        subject = open_subject(model, process, device, component)
+        channels = input_shape(subject.model)[0]
+        if subject.loaded.vae is None and channels not in (1, 3):
+            raise ModelError(
+                f"the model makes {channels}-channel latents and no VAE is beside it; give its whole pipeline"
+            )
+        check_sampler(subject.process, scheduler, num_inference_steps)
+        _check_room(place, num_images, subject, grid)
+        classes = class_count(subject.model)
+        labels = _labels(classes, class_label, num_images)
+        if takes_text(subject.model):
+            conditions, null = _text_conditions(subject, prompt)
+        else:
+            require(not prompt, f"{subject.name} takes no text: it has no use for a prompt")
+            conditions, null = label_conditions(labels), null_conditions(subject.model)
+        require(
+            guidance_scale == 1 or bool(null),
+            "the model has no null condition to guide away from; use guidance_scale 1",
+        )
+        decode, turn = decoder(subject), len(prompt) or num_images
+
+        def draw(indices: Sequence[int]) -> Tensor:
+            return generate_batch(
+                subject.model,
+                subject.process,
+                [seed + index for index in indices],
+                input_shape(subject.model),
+                rows(conditions, torch.tensor(indices) % turn),
+                num_inference_steps=num_inference_steps,
+                guidance_scale=guidance_scale,
+                null=null,
+                scheduler=scheduler,
+                decode=decode,
+            ).cpu()
+
+        if place is None:
+            return _drawn(MemoryRows(num_images, batch_size), draw)
+        settings = {
+            "command": "sample",
+            "model": subject.name,
+            "num_inference_steps": num_inference_steps,
+            "scheduler": scheduler,
+            "class_label": class_label,
+            "prompt": list(prompt),
+            "guidance_scale": guidance_scale,
+            "seed": seed,
+            **subject.settings,
+        }
+        inputs = inputs_of(model=subject)
+        if grid:
+            by_class = classes if class_label is None and classes and classes <= MOST_COLUMNS else None
+            parts = place.with_name(f".{place.name}.parts")
+            folder = parts / fingerprint([settings, inputs, num_images, batch_size])
+            images = _drawn(FileRows(num_images, batch_size, folder), draw)
+            write_picture(image_grid(images, by_class or max(1, round(num_images**0.5))), place)
+            shutil.rmtree(parts)
+        else:
+            with run_folder(place, settings, inputs):
+                wait_for_everyone(subject.on_cpu)  # all stop where the folder is refused
+                _write_files([_file(place, index, labels) for index in range(num_images)], batch_size, draw)
+        return place
+
+
+def write_picture(image: Image.Image, path: Path) -> None:
+    """Write `image` in the format that the ending of `path` names."""
+    kind = {".png": "PNG", ".webp": "WEBP"}.get(path.suffix.lower(), "JPEG")
+    options = {"lossless": True} if kind == "WEBP" else {"quality": 95} if kind == "JPEG" else {}
+    with atomic_file(path) as temporary:
+        image.save(temporary, format=kind, **options)
+
+
+def _labels(classes: int | None, chosen: int | None, count: int) -> list[int] | None:
+    """The class of every image: the chosen one, or all in turn; None for a model without classes."""
+    if chosen is None:
+        return None if classes is None else [i % classes for i in range(count)]
+    if classes is None:
+        raise SecateurError(f"class_label is {chosen}, and the model has no classes; leave it out")
+    require(0 <= chosen < classes, f"class_label is {chosen}; give 0 to {classes - 1}, one of the model's classes")
+    return [chosen] * count
+
+
+def _text_conditions(subject: Subject, prompts: Sequence[str]) -> tuple[Conditions, Conditions]:
+    """Conditions of every prompt, and those of no prompt."""
+    require(len(prompts) > 0, 'the model takes text: give --prompt "what to draw"')
+    if subject.loaded.pipeline is None:
+        raise ModelError(NO_PIPELINE)
+    _, height, width = _image_shape(subject)
+    encoder = open_text_encoder(subject.loaded.pipeline, (height, width), subject.device)
+    return encoder(prompts), encoder.null()
+
+
+def _image_shape(subject: Subject) -> tuple[int, int, int]:
+    """C, H, W of the images, which a pipeline decodes from latents."""
+    shape, vae = input_shape(subject.model), subject.loaded.vae
+    return shape if vae is None else latent_space(vae).image_shape(shape)
+
+
+def _check_room(place: Path | None, count: int, subject: Subject, grid: bool) -> None:
+    """Refuse more images than the disk takes as files, or than programs open as one."""
+    if place is None:
+        return
+    if grid:
+        _, height, width = _image_shape(subject)
+        most = MOST_PIXELS // (height * width)
+        require(count <= most, f"num_images is {count}; a grid takes {most} of this size, so give a folder as --out")
+        return
+    there = next(folder for folder in (place, *place.absolute().parents) if folder.exists())
+    disk, done = os.statvfs(there), sum(1 for _ in place.rglob("*.png"))
+    room = disk.f_bavail * disk.f_frsize // disk.f_bsize  # a file takes a block at least
+    room = min(room, disk.f_favail) if disk.f_files else room  # some file systems count no files
+    require(count <= room + done, f"num_images is {count}; the disk of {place} has room for {room} files")
+
+
+def _drawn(parts: Rows, draw: Callable[[Sequence[int]], Tensor]) -> Tensor:
+    """All images; those that a stopped run drew are in `parts`."""
+    parts.fill(lambda indices: {"images": draw(indices)}, "sampling")
+    return parts.columns(["images"])["images"]
+
+
+def _file(folder: Path, index: int, labels: list[int] | None) -> Path:
+    return (folder if labels is None else folder / str(labels[index])) / f"{index:06d}.png"
+
+
+def _write_files(files: Sequence[Path], batch_size: int, draw: Callable[[Sequence[int]], Tensor]) -> None:
+    """One PNG per image: this process's share of those that are not there yet."""
+    mine = range(process_index(), len(files), process_count())
+    missing = [index for index in mine if not files[index].is_file()]
+    with progress_bar("sampling", len(mine), start=len(mine) - len(missing)) as advance:
+        for start in range(0, len(missing), batch_size):
+            indices = missing[start : start + batch_size]
+            for index, image in zip(indices, draw(indices), strict=True):
+                with atomic_file(files[index]) as temporary:
+                    to_image(image).save(temporary, format="PNG")
+            advance(len(indices), "")

@@ -1,0 +1,286 @@
+"""The functions of the library over objects in memory: modules, pipelines, loaders, and networks unknown to it."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+import secateur
+from models import dit, output, unet
+
+SCORING = secateur.ScoringConfig(num_timesteps=2, num_images=8)
+RECOVERY = secateur.RecoveryConfig(steps=2, batch_size=4, log_every=1, grad_norms_every=0)
+EVALUATION = secateur.EvaluationConfig(
+    num_images=8, num_inference_steps=2, latency=secateur.LatencyOptions(rounds=1, batch_sizes=(1,))
+)
+IMAGES = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+LABELS = torch.arange(12) % 10
+
+
+def parameters(model):
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
+    yield
+    assert list(tmp_path.iterdir()) == []
+
+
+def data_of(kind):
+    """The same twelve images in every form that data may have."""
+    pairs = TensorDataset(IMAGES, LABELS)
+    dictionaries = [{"pixel_values": image, "labels": label} for image, label in pairs]
+    return {
+        "tensor": IMAGES,
+        "bytes": ((IMAGES + 1) * 127.5).round().byte(),
+        "list of images": list(IMAGES),
+        "list of batches": list(IMAGES.split(5)),
+        "loader of tensors": DataLoader(list(IMAGES), batch_size=5),
+        "loader of pairs": DataLoader(pairs, batch_size=5, shuffle=True),
+        "loader of dictionaries": DataLoader(dictionaries, batch_size=5),
+        "data set of pairs": pairs,
+        "list of dictionaries": dictionaries,
+        "batches of dictionaries": [
+            {"images": IMAGES[:6], "labels": LABELS[:6]},
+            {"images": IMAGES[6:], "labels": LABELS[6:]},
+        ],
+    }[kind]
+
+
+KINDS = [
+    *("tensor", "bytes", "list of images", "list of batches", "loader of tensors", "loader of pairs"),
+    *("loader of dictionaries", "data set of pairs", "list of dictionaries", "batches of dictionaries"),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_form_of_data_gives_the_same_cut(kind):
+    pruned = secateur.prune(
+        unet(), target="macs=60%", data=data_of(kind), process=DDPMScheduler(), criterion="taylor", scoring=SCORING
+    )
+    reference = secateur.prune(
+        unet(), target="macs=60%", data=IMAGES, process="ddpm", criterion="taylor", scoring=SCORING
+    )
+    assert parameters(pruned) < parameters(unet())
+    assert torch.allclose(output(pruned), output(reference), atol=2e-2 if kind == "bytes" else 0)
+
+
+def test_a_module_is_pruned_tuned_and_measured_and_stays_as_it_was(capfd):
+    model, scheduler = unet(), DDPMScheduler()
+    before = output(model)
+    pruned = secateur.prune(model, target="macs=60%", data=IMAGES, process=scheduler, scoring=SCORING)
+    tuned = secateur.finetune(
+        pruned, data=IMAGES, teacher=model, process=scheduler, objective="distillation", recovery=RECOVERY
+    )
+    result = secateur.evaluate(tuned, reference=model, data=IMAGES, process=scheduler, evaluation=EVALUATION)
+    assert torch.equal(output(model), before)
+    assert parameters(tuned) == parameters(pruned) < parameters(model)
+    assert not torch.equal(output(tuned), output(pruned))
+    assert result.macs.ratio < 0.62
+    low, high = result["ssim"].interval
+    assert low <= result["ssim"].value <= high
+    assert "SSIM" in str(result)
+    assert "<table" in result._repr_html_()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_inplace_cuts_the_model_itself():
+    model = dit()
+    pruned = secateur.prune(
+        model,
+        target="macs=70%",
+        data=DataLoader(TensorDataset(IMAGES, LABELS), batch_size=4),
+        process=FlowMatchEulerDiscreteScheduler(),
+        scoring=SCORING,
+        inplace=True,
+    )
+    assert pruned is model
+    assert parameters(model) < parameters(dit())
+
+
+def test_weights_alone_can_be_ranked_without_data():
+    ranking = secateur.rank(unet(), criterion="magnitude", process="ddpm")
+    assert ranking.dims
+    pruned = secateur.prune(unet(), target="macs=60%", criterion="magnitude", process="ddpm")
+    assert parameters(pruned) < parameters(unet())
+    with pytest.raises(secateur.SecateurError, match="give data"):
+        secateur.rank(unet(), criterion="taylor", process="ddpm")
+
+
+def test_a_pipeline_gives_a_run_with_a_pipeline(tmp_path):
+    pipeline = DDPMPipeline(unet(), DDPMScheduler())
+    run = secateur.compress(
+        pipeline, target="macs=60%", data=IMAGES, scoring=SCORING, recovery=RECOVERY, evaluation=EVALUATION
+    )
+    assert parameters(run.model) < parameters(pipeline.unet) == parameters(unet())
+    assert run.pipeline.unet is run.model
+    assert run.pipeline is not pipeline
+    assert run.cut.after.macs <= 0.6 * run.cut.before.macs
+    assert run.ranking.dims
+    assert list(run.evaluation.models) == ["dense", "pruned", "recovered"]
+    assert "Asked for macs=60%" in str(run)
+    assert "<table" in run._repr_html_()
+    with pytest.raises(ValueError, match="folder"):
+        run.report()
+
+
+def test_a_run_in_memory_is_saved_and_loads(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    run = secateur.compress(
+        unet(),
+        target="macs=60%",
+        data=IMAGES,
+        process="ddpm",
+        scoring=SCORING,
+        recovery=RECOVERY,
+        evaluation=EVALUATION,
+    )
+    page = run.report(folder / "run")
+    assert page.stat().st_size > 10_000
+    assert torch.equal(output(secateur.from_pretrained(folder / "run" / "model")), output(run.model))
+
+
+class Own(nn.Module):
+    """A network that nobody knows: two inputs by position, no config, a result of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 16), nn.Linear(16, 3)
+
+    def forward(self, points, shift):
+        return {"score": self.second(F.gelu(self.first(points) + shift[:, None]))}
+
+
+def describe_own(model):
+    builder = secateur.StructureBuilder()
+    hidden = builder.dim("hidden", model.first.out_features)
+    builder.writes("first", hidden)
+    builder.reads("second", hidden)
+    return builder.build()
+
+
+@pytest.fixture
+def own():
+    torch.manual_seed(0)
+    secateur.register_structure(Own, describe_own)
+    generator = torch.Generator().manual_seed(0)
+    points, shift = torch.randn(32, 6, generator=generator), torch.randn(32, generator=generator)
+    data = DataLoader(TensorDataset(points, shift, points.sum(1).sign()), batch_size=8)
+    return Own(), data
+
+
+def forward(model, batch):
+    points, shift, _ = batch
+    return model(points, shift)
+
+
+def loss(model, batch):
+    points, shift, goal = batch
+    return F.mse_loss(model(points, shift)["score"][:, 0], goal)
+
+
+def test_a_network_that_nobody_knows_is_scored_cut_recovered_and_measured(own):
+    model, data = own
+    functions = {"data": data, "forward": forward, "loss": loss}
+    for criterion in ("taylor", "diff-pruning", "gradient-flow", "magnitude"):
+        pruned = secateur.prune(model, target="params=60%", criterion=criterion, scoring=SCORING, **functions)
+        assert pruned.first.out_features < 16
+    weight = model.first.weight
+    taylor = secateur.rank(model, criterion="taylor", scoring=SCORING, **functions).dims["hidden"]
+    model.zero_grad()
+    loss(model, next(iter(DataLoader(data.dataset, batch_size=32)))).backward()
+    assert torch.tensor(taylor).argsort()[0] in (weight * weight.grad).abs().sum(1).argsort()[:4]
+    tuned = secateur.finetune(
+        pruned, recovery=secateur.RecoveryConfig(steps=30, batch_size=8, learning_rate=1e-2), **functions
+    )
+    whole = next(iter(DataLoader(data.dataset, batch_size=32)))
+    assert loss(tuned, whole) < loss(pruned, whole)
+    taught = secateur.finetune(pruned, teacher=model, objective="distillation", recovery=RECOVERY, **functions)
+    assert not torch.equal(taught.first.weight, pruned.first.weight)
+    result = secateur.evaluate(tuned, reference=model, **functions)
+    assert result.macs.ratio < 1
+    assert result["denoising_loss"].value == pytest.approx(loss(tuned, whole).item(), rel=0.2)
+
+
+def test_wrong_types_are_one_line():
+    cases = [
+        (dict(model=3, data=IMAGES, process="ddpm"), "a model is"),
+        (dict(model=unet(), data=IMAGES), "how it was trained"),
+        (dict(model=unet(), data=IMAGES, process="dpm"), "dpm"),
+        (dict(model=unet(), data=IMAGES, process=3), "a process is"),
+        (dict(model=unet(), data=3, process="ddpm"), "data is a int"),
+        (dict(model=unet(), data=[], process="ddpm"), "empty"),
+        (dict(model=unet(), data=torch.zeros(4, 3, 8, 8), process="ddpm"), "samples of shape"),
+        (dict(model=unet(), data=[{"pictures": IMAGES[0]}], process="ddpm"), "name the samples"),
+        (dict(model=unet(), data=IMAGES, process="ddpm", criterion="tylor"), "taylor"),
+        (dict(model=unet(), data=IMAGES, process="ddpm", target="half"), "half"),
+    ]
+    for arguments, words in cases:
+        model = arguments.pop("model")
+        with pytest.raises(secateur.SecateurError, match=words) as caught:
+            secateur.prune(model, **{"target": "macs=60%", **arguments})
+        assert "\n" not in str(caught.value)
+
+
+def test_functions_of_a_user_that_do_not_fit_are_one_line(own):
+    model, data = own
+    for functions, words in (
+        ({"forward": lambda model, batch: model(batch)}, "fails on the first sample"),
+        ({"forward": lambda model, batch: batch[0]}, "do not call the network"),
+        ({"forward": lambda model, batch: forward(model, batch) and 3}, "no tensor"),
+        ({"loss": lambda model, batch: model(*batch[:2])["score"]}, "return a scalar"),
+        ({"forward": forward}, "give loss="),
+    ):
+        with pytest.raises(secateur.SecateurError, match=words):
+            secateur.prune(model, target="params=60%", criterion="taylor", scoring=SCORING, data=data, **functions)
+
+
+def test_importing_takes_no_torch_and_the_help_neither():
+    code = "import sys, secateur; from secateur.cli import main; main(['--help']); print('torch' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.rstrip().endswith("False")
+    assert "compress" in said
+
+
+def test_public_names_are_there():
+    for name in secateur.__all__:
+        assert getattr(secateur, name) is not None
+
+
+@pytest.mark.parametrize("build", [unet, dit])
+def test_what_stays_is_refitted(build):
+    scheduler = DDPMScheduler() if build is unet else FlowMatchEulerDiscreteScheduler()
+    model, data = build(), TensorDataset(IMAGES, LABELS)
+    options = {"data": data, "process": scheduler}
+    refit = secateur.CompensationConfig(num_tuples=24, rows=2000)
+    pruned = secateur.prune(model, target="macs=60%", criterion="magnitude", **options)
+    compensated = secateur.compensate(pruned, model, compensation=refit, **options)
+    at_once = secateur.prune(model, target="macs=60%", criterion="magnitude", compensation=refit, **options)
+    errors = [F.mse_loss(output(each), output(model)).item() for each in (pruned, compensated)]
+    assert errors[1] < errors[0]
+    assert torch.allclose(output(at_once), output(compensated), atol=1e-5)
+    assert parameters(compensated) == parameters(pruned)
+
+
+def test_a_run_that_compensates_shows_four_models():
+    run = secateur.compress(
+        unet(),
+        target="macs=60%",
+        data=IMAGES,
+        process="ddpm",
+        compensates=True,
+        compensation=secateur.CompensationConfig(num_tuples=24, rows=2000),
+        scoring=SCORING,
+        recovery=RECOVERY,
+        evaluation=EVALUATION,
+    )
+    assert list(run.evaluation.models) == ["dense", "pruned", "compensated", "recovered"]
+    assert run.compensation.readers
