@@ -18,9 +18,10 @@ from models import randomize
 from secateur.base.errors import SecateurError
 from secateur.cli import main
 from secateur.data.conditions import label_conditions
-from secateur.io.original_dit import convert_state_dict, kind_named, read_checkpoint
+from secateur.io.original_dit import SCHEDULERS, convert_state_dict, kind_named, read_checkpoint
 from secateur.models.predict import predict
-from secateur.process.sampling import generate, generate_images, initial_noise
+from secateur.process.from_config import process_from_config
+from secateur.process.sampling import generate, generate_images, guided_output, initial_noise
 
 HIDDEN, HEADS, DEPTH, PATCH, CLASSES, GRID = 32, 4, 3, 2, 10, 4
 
@@ -172,6 +173,22 @@ def test_a_converted_sit_samples_the_original_ode(tmp_path):
     assert_close(
         generate(loaded.model, loaded.process, noise, {"class_labels": labels}, num_inference_steps=steps), sample, 1e-4
     )
+
+
+@pytest.mark.parametrize("calls", [1, 4, 50])
+def test_the_times_of_a_converted_sit_are_those_of_its_own_sampler(calls):
+    scheduler = process_from_config(SCHEDULERS["sit"]).scheduler()
+    scheduler.set_timesteps(calls)
+    assert_close(1 - scheduler.sigmas.double(), torch.linspace(0, 1, calls + 1).double(), 1e-6)
+
+
+def test_guidance_of_some_channels_is_that_of_the_original():
+    """`forward_with_cfg` of DiT and SiT: "we apply classifier-free guidance on only three channels by default"."""
+    output, null = torch.randn(2, 6, 4, 3, 3)
+    expected = torch.cat([null[:, :3] + 4 * (output - null)[:, :3], output[:, 3:]], dim=1)
+    assert torch.equal(guided_output(output, null, 4.0, 3), expected)
+    assert torch.equal(guided_output(output, null, 4.0, None), null + 4 * (output - null))
+    assert_close(guided_output(output, null, 1.0, 4), output)
 
 
 def test_the_samples_of_seeds_are_those_of_the_original(tmp_path):

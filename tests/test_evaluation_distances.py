@@ -114,11 +114,20 @@ def test_inception_score_of_known_predictions() -> None:
 def test_inception_score_equals_brute_force() -> None:
     logits = gaussian(50, 7) * 3
     p = np.exp(logits.numpy()) / np.exp(logits.numpy()).sum(1, keepdims=True)
-    parts = np.array_split(p, 4)
+    parts = [p[i * 50 // 4 : (i + 1) * 50 // 4] for i in range(4)]
     expected = np.mean([np.exp((q * np.log(q / q.mean(0))).sum(1).mean()) for q in parts])
     found = inception_score(logits, counts(50, 3), splits=4)
     assert found.value == pytest.approx(expected, rel=1e-10)
     assert found.interval.std > 0
+
+
+@pytest.mark.parametrize("count", [3, 10, 57, 101])
+def test_part_i_of_the_inception_score_begins_at_i_n_by_ten(count: int) -> None:
+    logits = gaussian(count, 20) * 3
+    p, parts = logits.softmax(1), min(10, count)
+    cuts = [p[i * count // parts : (i + 1) * count // parts] for i in range(parts)]
+    expected = torch.stack([(cut * (cut.log() - cut.mean(0).log())).sum(1).mean().exp() for cut in cuts]).mean()
+    assert inception_score(logits, counts(count)).value == pytest.approx(expected.item(), rel=1e-12)
 
 
 # ---------------------------------------------------------------------------------------------------- manifolds
@@ -131,8 +140,8 @@ def test_manifold_scores_equal_brute_force(monkeypatch: pytest.MonkeyPatch) -> N
     distances, within_y, within_x = cdist(x, y), np.sort(cdist(y, y)), np.sort(cdist(x, x))
     precision = [any(distances[i, j] <= within_y[j, 3] for j in range(55)) for i in range(40)]
     recall = [any(distances[i, j] <= within_x[i, 3] for i in range(40)) for j in range(55)]
-    density = [sum(distances[i, j] <= within_y[j, 5] for j in range(55)) / 5 for i in range(40)]
-    coverage = [min(distances[:, j]) <= within_y[j, 5] for j in range(55)]
+    density = [sum(distances[i, j] < within_y[j, 5] for j in range(55)) / 5 for i in range(40)]
+    coverage = [min(distances[:, j]) < within_y[j, 5] for j in range(55)]
     assert scores.precision_N.tolist() == precision
     assert scores.recall_M.tolist() == recall
     np.testing.assert_allclose(scores.density_N.numpy(), density)
@@ -145,7 +154,7 @@ def test_manifold_scores_equal_brute_force(monkeypatch: pytest.MonkeyPatch) -> N
     drawn = sorted(set(resample(40, 3)[2].tolist()))
     assert found["precision"].replicates[2].item() == pytest.approx(np.mean(np.array(precision)[resample(40, 3)[2]]))
     recalled = [any(distances[i, j] <= within_x[i, 3] for i in drawn) for j in range(55)]
-    covered = [min(distances[drawn, j]) <= within_y[j, 5] for j in range(55)]
+    covered = [min(distances[drawn, j]) < within_y[j, 5] for j in range(55)]
     assert found["recall"].replicates[2].item() == pytest.approx(np.mean(recalled))
     assert found["coverage"].replicates[2].item() == pytest.approx(np.mean(covered))
     assert {name: estimate.value for name, estimate in found.items()} == pytest.approx(scores.means())
@@ -155,12 +164,36 @@ def test_manifold_scores_of_extremes() -> None:
     y = gaussian(100, 3)
     same = manifold_scores(y, y).means()
     assert (same["precision"], same["recall"], same["coverage"]) == (1, 1, 1)
-    assert same["density"] == pytest.approx(1, abs=0.35)
+    assert same["density"] == pytest.approx(1, abs=1e-12)
     apart = manifold_scores(gaussian(50, 3, 1) + 50, y).means()
     assert set(apart.values()) == {0}
     one_mode = manifold_scores(y[:1] + 1e-3 * gaussian(50, 3, 1), y).means()
     assert one_mode["precision"] == 1
     assert max(one_mode["recall"], one_mode["coverage"]) < 0.2
+
+
+@pytest.mark.parametrize("chunk", [50, 2**24])
+@pytest.mark.parametrize("dim", [2, 3, 40])
+def test_ties_fall_as_exact_arithmetic_has_them(dim: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Repeated images lie exactly on the borders of balls: points of whole numbers are full of such ties."""
+    monkeypatch.setattr(prdc, "PAIRS_AT_ONCE", chunk)
+    spread = 2 if dim < 40 else 0.3
+    samples, real = (gaussian(90, dim, 2) * spread).round() + 7, (gaussian(100, dim, 3) * spread).round() + 7
+    across, within, own = (
+        (a[:, None] - b[None]).square().sum(-1) for a, b in ((samples, real), (real, real), (samples, samples))
+    )
+    narrow, wide = (within.sort(1).values[:, neighbours] for neighbours in (3, 5))
+    reach = own.sort(1).values[:, 3]
+    scores = manifold_scores(samples, real)
+    assert torch.equal(scores.precision_N, (across <= narrow).any(1).double())
+    assert torch.equal(scores.recall_M, (across <= reach[:, None]).any(0).double())
+    assert torch.equal(scores.density_N, (across < wide).sum(1).double() / 5)
+    assert torch.equal(scores.coverage_M, (across.amin(0) < wide).double())
+
+
+def test_images_that_are_all_the_same_lie_on_every_border() -> None:
+    same = torch.full((20, 3), 0.1, dtype=torch.float64)
+    assert manifold_scores(same, same).means() == {"precision": 1, "recall": 1, "density": 0, "coverage": 0}
 
 
 def test_a_collapsed_class_shows() -> None:

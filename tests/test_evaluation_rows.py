@@ -16,7 +16,7 @@ from models import dit, unet
 from secateur.base.errors import SecateurError
 from secateur.base.fingerprint import model_fingerprint
 from secateur.cli import main
-from secateur.data import load_data
+from secateur.data import calibration_order, load_data
 from secateur.evaluation import (
     EvaluationConfig,
     FrechetOptions,
@@ -129,6 +129,18 @@ def test_a_cache_is_shared_by_evaluations_of_the_same_dense_model_and_never_stal
     drawn.clear()
     evaluate_models(models, PROCESS, dataset, replace(config, bootstrap=30), cache=cache)
     assert drawn == []
+
+
+def test_kept_features_are_those_of_the_same_images(
+    tmp_path: Path, features: str, models: dict[str, nn.Module]
+) -> None:
+    config, dataset = replace(CONFIG, metrics=("frechet",), features=features), load_data("digits")
+    first, _ = evaluate_models(models, PROCESS, dataset, config, cache=tmp_path)
+    images = dataset.images.clone()
+    images[calibration_order(dataset, config.seed)[20]] = 0.5  # one of the 30 that the distance is to
+    second, _ = evaluate_models(models, PROCESS, replace(dataset, images=images), config, cache=tmp_path)
+    whole, _ = evaluate_models(models, PROCESS, replace(dataset, images=images), config)
+    assert first["fd"].value != second["fd"].value == whole["fd"].value
 
 
 def test_pairs_stop_where_asked(features: str, models: dict[str, nn.Module]) -> None:

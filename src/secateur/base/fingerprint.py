@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 WHOLE = 16 * 1024  # files up to so many bytes are read whole
 SAMPLE = 4 * 1024  # of larger ones, so many at the beginning, in the middle and at the end
@@ -41,10 +41,15 @@ def fingerprint(about: Any) -> str:
     return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
+def tensors_fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """Changes with any name, shape, dtype or number."""
+    digest = hashlib.sha256()
+    for name, tensor in tensors.items():
+        digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
 def model_fingerprint(model: nn.Module, process: object) -> str:
     """Changes with the class of `model`, with `process` as it prints itself, and with any tensor of the model."""
-    digest = hashlib.sha256(f"{type(model).__name__}\0{process!r}".encode())
-    for name, tensor in model.state_dict().items():
-        digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
+    return fingerprint([type(model).__name__, repr(process), tensors_fingerprint(model.state_dict())])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..base.errors import DataError
-from ..base.fingerprint import files_fingerprint
+from ..base.fingerprint import fingerprint, tensors_fingerprint
 from ..base.npz import read_arrays
 from ..models.conditions import UNCONDITIONAL
 from .classes import MOST_CLASSES, numbered
@@ -30,9 +31,14 @@ class ArrayDataset:
     class_names: tuple[str, ...]
     images: Tensor
     labels: Tensor | None
-    fingerprint: str = ""
     captions: tuple[str, ...] = ()
     null = UNCONDITIONAL
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Changes with the images and their labels."""
+        tensors = {"images": self.images} | ({} if self.labels is None else {"labels": self.labels})
+        return fingerprint([self.shape, self.class_names, tensors_fingerprint(tensors)])
 
     def __len__(self) -> int:
         return len(self.images)
@@ -88,7 +94,7 @@ def open_digits(shape: tuple[int, int, int] | None) -> ArrayDataset:
     check_channels("digits", 1, shape)
     images = torch.from_numpy(data.images).float().unsqueeze(1) / 16
     labels = torch.from_numpy(data.target).long()
-    return ArrayDataset("digits", shape, numbered(10), images, labels, "digits")
+    return ArrayDataset("digits", shape, numbered(10), images, labels)
 
 
 def open_npz(path: Path, shape: tuple[int, int, int] | None) -> ArrayDataset:
@@ -96,17 +102,16 @@ def open_npz(path: Path, shape: tuple[int, int, int] | None) -> ArrayDataset:
     if "images" not in arrays:
         raise DataError(f"{path} holds no array `images`; save one with numpy.savez(path, images=..., labels=...)")
     images = _npz_images(path, arrays["images"])
-    stamp = files_fingerprint([path], path.parent)
     shape = shape or (images.shape[1], images.shape[2], images.shape[3])
     check_channels(path, images.shape[1], shape)
     if "labels" not in arrays:
-        return ArrayDataset(path.stem, shape, (), images, None, stamp)
+        return ArrayDataset(path.stem, shape, (), images, None)
     labels = _npz_labels(path, arrays["labels"], len(images))
     classes = int(labels.max()) + 1
     names = tuple(map(str, arrays["names"].ravel())) if "names" in arrays else numbered(classes)
     if len(names) < classes:
         raise DataError(f"{path} has {len(names)} `names` for {classes} classes; give one name per class")
-    return ArrayDataset(path.stem, shape, names, images, labels, stamp)
+    return ArrayDataset(path.stem, shape, names, images, labels)
 
 
 def _npz_images(path: Path, array: np.ndarray) -> Tensor:

@@ -34,6 +34,7 @@ class EvaluationConfig:
         num_real_images: images of the data that the samples are compared with, at most.
         num_inference_steps: sampler steps.
         guidance_scale: classifier-free guidance; 1 is off.
+        guidance_channels: how many channels of the output are guided; None is all. The samplers of DiT and SiT guide 3.
         scheduler: class name of a diffusers scheduler to sample by; None is the process's own deterministic one.
         batch_size: images at once; changes speed and memory only.
         seed: of the first sample; sample i depends on seed + i only.
@@ -52,6 +53,7 @@ class EvaluationConfig:
     num_real_images: Annotated[int, within(1, MOST_IMAGES)] = 50_000
     num_inference_steps: Count = 50
     guidance_scale: float = 1.0
+    guidance_channels: Count | None = None
     scheduler: str | None = None
     batch_size: Count = 128
     seed: Seed = 0

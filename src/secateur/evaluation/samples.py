@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..base.fingerprint import fingerprint, model_fingerprint
 from ..base.rows import Chunk, Rows, rows_at
-from ..data import pixels
+from ..data import calibration_order, pixels
 from ..data.conditions import images_of, null_conditions, sample_captions, sample_conditions
 from ..models.network import device_of, inference, input_shape
 from ..models.predict import predict
@@ -23,7 +23,10 @@ from .plan import Plan
 
 IMAGES_SHOWN = 64
 # The settings that decide what a row holds.
-DRAWN_BY = ("num_images", "num_pairs", "num_inference_steps", "guidance_scale", "scheduler", "batch_size", "seed")
+DRAWN_BY = (
+    *("num_images", "num_pairs", "num_inference_steps", "guidance_scale", "guidance_channels", "scheduler"),
+    *("batch_size", "seed"),
+)
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,7 @@ def images_by(model: nn.Module, subject: Subject, indices: range) -> tuple[Tenso
         sample_conditions(model, subject.dataset, indices, config.seed),
         num_inference_steps=config.num_inference_steps,
         guidance_scale=config.guidance_scale,
+        guidance_channels=config.guidance_channels,
         null=null_conditions(model, subject.dataset),
         scheduler=config.scheduler,
         decode=subject.decode,
@@ -137,25 +141,15 @@ def _reconstructed(
 def _made_by(subject: Subject, instruments: Instruments) -> list[Any]:
     """What the rows of every model rest on, as plain JSON values."""
     config, dataset = subject.config, subject.dataset
-    first = range(min(config.batch_size, config.num_images))
-    # What all samples are told may not fit into memory: captions name it, and the first batch what encoded them.
-    told = [
-        (name, *_sums(value)) for name, value in sample_conditions(subject.dense, dataset, first, config.seed).items()
-    ]
-    about: list[Any] = [[getattr(config, name) for name in DRAWN_BY], dataset.captions, told]
+    about: list[Any] = [[getattr(config, name) for name in DRAWN_BY]]
     about += [config.features, None if subject.network is None else subject.network.name]
     about += [sorted([*instruments.pairs, *instruments.captions]), config.clip.model if instruments.captions else None]
     if subject.decode is not None:
         zeros = torch.zeros(1, *input_shape(subject.dense), device=subject.device)
         about.append(subject.decode(zeros).cpu().double().sum().item())
-    if subject.reconstructs:
-        images = dataset.batch(images_of(dataset, first, config.seed)).sample
-        about += [dataset.name, len(dataset), *_sums(images)]
+    if dataset.null or subject.reconstructs:  # else samples know nothing of the data
+        about.append(dataset.fingerprint)
     return about
-
-
-def _sums(value: Tensor) -> tuple[float, float]:
-    return value.double().sum().item(), value.double().square().sum().item()
 
 
 def shown_images(rows: Rows) -> Tensor:
@@ -168,11 +162,9 @@ def real_rows(subject: Subject, folder: Path | None) -> Rows:
     """Take `features`, and `labels` where there are any, of the data's images: all, or as many as asked for."""
     dataset, config, network = pixels(subject.dataset), subject.config, subject.network
     assert network is not None
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(config.seed))
-    order = order[: config.num_real_images]
-    some = dataset.batch(order[:16].tolist()).sample.double()
-    about = [dataset.name, len(dataset), dataset.shape, some.sum().item(), some.square().sum().item()]
-    key = fingerprint([about, network.name, config.features, config.seed, config.num_real_images, config.batch_size])
+    order = calibration_order(dataset, config.seed)[: config.num_real_images]
+    about = [dataset.fingerprint, network.name, config.features]
+    key = fingerprint([*about, config.seed, config.num_real_images, config.batch_size])
     rows = rows_at(folder and folder / key, len(order), config.batch_size)
 
     @torch.no_grad()

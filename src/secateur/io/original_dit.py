@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..base.errors import ModelError, SecateurError, first_line, require
 from ..base.files import atomic_folder, read_json, write_json
+from ..process.flow import EVEN_LEVELS
 from .checkpoint import SCHEDULER, save_pretrained
 from .manifest import FREQUENCIES_KEY
 
@@ -48,6 +49,7 @@ SCHEDULERS: dict[Kind, dict[str, Any]] = {
         "num_train_timesteps": 1000,
         "shift": 1.0,
         "_secateur_flow_convention": "sit",
+        EVEN_LEVELS: True,  # as SiT's own Euler sampler has them: n calls, each over 1 / n of the time
     },
 }
 

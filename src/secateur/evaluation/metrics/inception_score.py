@@ -21,15 +21,17 @@ SPLITS = 10
 def inception_score(logits_NK: Tensor, counts_RN: Tensor, splits: int = SPLITS) -> Resampled:
     """exp of the mean KL divergence of p(y|x) from p(y), between 1 and K: Salimans et al. 2016, section 4.
 
-    As published, the mean over `splits` consecutive parts of the images, each with a p(y) of its own. Parts need many
-    more images than there are classes: with few the score is too low.
+    As published, the mean over `splits` parts of the N images, each with a p(y) of its own; part i begins at image
+    i N // splits. Parts need many more images than there are classes: with few the score is too low.
     """
     log_p = logits_NK.cpu().double().log_softmax(1)
     p = log_p.exp()
     negative_entropy = (p * log_p).sum(1)
     weights = torch.cat([torch.ones(1, len(p), dtype=torch.float64), counts_RN])
     scores = []
-    for chosen in torch.arange(len(p)).tensor_split(min(splits, len(p))):
+    parts = min(splits, len(p))
+    for part in range(parts):
+        chosen = slice(part * len(p) // parts, (part + 1) * len(p) // parts)
         share = weights[:, chosen]
         share = share / share.sum(1, keepdim=True)
         marginal = share @ p[chosen]

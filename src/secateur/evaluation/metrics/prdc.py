@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 RECALL_NEIGHBOURS = 3  # Kynkäänniemi et al. 2019, section 3.1
 COVERAGE_NEIGHBOURS = 5  # Naeem et al. 2020, section 5
 PAIRS_AT_ONCE = 2**24
+ROUNDING = 1e-12  # of a distance from inner products, as a share of the largest
 NAMES = ("precision", "recall", "density", "coverage")
 
 
@@ -56,14 +57,14 @@ def manifold_scores(
 ) -> ManifoldScores:
     """Whether each image lies in the other side's manifold, the union of balls that reach to the k-th neighbour.
 
-    Precision and recall: Kynkäänniemi et al. 2019, eq. 1 and 2. Density and coverage: Naeem et al. 2020, eq. 3 and 4.
+    Precision and recall: Kynkäänniemi et al. 2019, eq. 1 and 2, borders included. Density and coverage: Naeem et al.
+    2020, eq. 3 and 4, borders left out. Each as its authors' code has it.
+
     Needs more images on each side than neighbours. Distances are Euclidean, in float64, N x M of them in chunks. In a
     resample, by its counts, samples that were not drawn reach nothing; the balls stay as they are, since repeated
     points would change every radius.
     """
-    # Centred features lose fewer digits when a distance is taken from inner products.
-    centre = real_MD.double().mean(0)
-    features, real = features_ND.double() - centre, real_MD.double() - centre
+    features, real = features_ND.double(), real_MD.double()
     most = max(recall_neighbours, coverage_neighbours)
     real_radii = _radii(real, most)
     narrow, wide = real_radii[:, recall_neighbours - 1], real_radii[:, coverage_neighbours - 1]
@@ -73,14 +74,17 @@ def manifold_scores(
     present = torch.zeros(0, len(features)) if counts_RN is None else (counts_RN > 0).float()
     recalled, covered = torch.zeros(2, len(present), len(real))
     for chosen, distances in _distances(features, real):
-        recalled += present[:, chosen] @ (distances <= drawn[chosen, None]).float()
-        covered += present[:, chosen] @ (distances <= wide).float()
+        reach = drawn[chosen, None]
+        for radii in (narrow, wide, reach):
+            _settle_ties(distances, radii, features[chosen], real)
+        recalled += present[:, chosen] @ (distances <= reach).float()
+        covered += present[:, chosen] @ (distances < wide).float()
         precision[chosen] = (distances <= narrow).any(1).double()
-        density[chosen] = (distances <= wide).sum(1).double() / coverage_neighbours
-        recall |= (distances <= drawn[chosen, None]).any(0)
+        density[chosen] = (distances < wide).sum(1).double() / coverage_neighbours
+        recall |= (distances <= reach).any(0)
         nearest = torch.minimum(nearest, distances.amin(0))
     of_resamples = ((reached > 0).double().mean(1) for reached in (recalled, covered))
-    return ManifoldScores(precision, recall.double(), density, (nearest <= wide).double(), *of_resamples)
+    return ManifoldScores(precision, recall.double(), density, (nearest < wide).double(), *of_resamples)
 
 
 def _radii(points_ND: Tensor, neighbours: int) -> Tensor:
@@ -89,18 +93,38 @@ def _radii(points_ND: Tensor, neighbours: int) -> Tensor:
     for chosen, distances in _distances(points_ND, points_ND):
         own = torch.arange(len(points_ND))[chosen]
         distances[torch.arange(len(own)), own] = -1.0  # itself comes first, whatever rounding says
-        radii[chosen] = distances.topk(neighbours + 1, largest=False).values[:, 1:]
+        nearest = distances.topk(neighbours + 1, largest=False).indices[:, 1:]
+        exact = [_squared(points_ND[own], points_ND[column]) for column in nearest.unbind(1)]
+        radii[chosen] = torch.stack(exact, dim=1).sort(1).values
     return radii
 
 
 def _distances(a_ND: Tensor, b_MD: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Squared distances of a chunk of `a_ND` to all of `b_MD`, chunk by chunk."""
+    """Squared distances of a chunk of `a_ND` to all of `b_MD`, to rounding, chunk by chunk."""
     size = max(1, PAIRS_AT_ONCE // len(b_MD))
-    squares = b_MD.square().sum(1)
-    for start in range(0, len(a_ND), size):
+    centre = b_MD.mean(0)  # centred points lose fewer digits when a distance is taken from inner products
+    a, b = a_ND - centre, b_MD - centre
+    squares = b.square().sum(1)
+    for start in range(0, len(a), size):
         chosen = slice(start, start + size)
-        part = a_ND[chosen]
-        yield chosen, (part.square().sum(1, keepdim=True) + squares - 2 * part @ b_MD.T).clamp(min=0)
+        part = a[chosen]
+        yield chosen, (part.square().sum(1, keepdim=True) + squares - 2 * part @ b.T).clamp(min=0)
+
+
+def _settle_ties(distances_NM: Tensor, radii: Tensor, a_ND: Tensor, b_MD: Tensor) -> None:
+    """Replace distances that rounding alone could tell from `radii`, (M,) or (N, 1), by exact ones, as the radii are.
+
+    A repeated image lies exactly on the border of a ball.
+    """
+    near = (distances_NM - radii).abs() <= ROUNDING * (distances_NM.amax() + radii)
+    for pairs in near.nonzero().split(max(1, PAIRS_AT_ONCE // b_MD.shape[1])):
+        row, column = pairs.unbind(1)
+        distances_NM[row, column] = _squared(a_ND[row], b_MD[column])
+
+
+def _squared(a_ND: Tensor, b_ND: Tensor) -> Tensor:
+    """Squared distance of each pair, the same number whichever comes first."""
+    return (a_ND - b_ND).square().sum(1)
 
 
 def measure(sets: FeatureSets, config: EvaluationConfig) -> Measured:
