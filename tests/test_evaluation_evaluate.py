@@ -19,9 +19,12 @@ from secateur.evaluation import (
     LatencyOptions,
     SmallFeatures,
     evaluate_models,
+    forward_passes,
+    quality_of,
     write_evaluation,
 )
 from secateur.evaluation.metrics.loss import denoising_loss_per_timestep
+from secateur.evaluation.metrics.output_error import output_errors
 from secateur.io.manifest import apply_cut
 from secateur.process.diffusion import DiffusionProcess
 from secateur.process.flow import FlowProcess
@@ -203,6 +206,68 @@ def test_settings_that_make_no_sense_are_refused(name: str, value: object) -> No
 def test_options_that_make_no_sense_are_refused(options: type, name: str, value: object) -> None:
     with pytest.raises(SecateurError, match=rf"^evaluation \w+ {name} is .*; give "):
         options(**{name: value})
+
+
+def test_quality_for_targets_is_that_of_an_evaluation() -> None:
+    dense, small, process, dataset = dit(num_layers=2), dit(num_layers=1), FlowProcess(), load_data("digits")
+    config = replace(CONFIG, metrics=("consistency",), num_images=6, batch_size=4)
+    measure = quality_of(dense, process, dataset, config)
+    same, found = measure(dense), measure(small)
+    assert same.ssim == pytest.approx(1)
+    assert measure(small) == found
+    result, _ = evaluate_models({"dense": dense, "small": small}, process, dataset, config)
+    assert found.ssim == pytest.approx(result["ssim"].value, rel=1e-6)
+    assert found.ssim < 0.999
+    assert found.loss != same.loss
+
+
+class Unsampled:
+    """A process without a sampler, such as that of a user's own loss."""
+
+    num_train_timesteps = 1000
+    timesteps, add_noise, target = FlowProcess().timesteps, FlowProcess().add_noise, FlowProcess().target
+
+
+def test_a_network_that_draws_no_samples_gets_costs_loss_and_output_error() -> None:
+    models = {"dense": dit(num_layers=2), "twin": dit(num_layers=2), "small": dit(num_layers=1)}
+    result, images = evaluate_models(models, Unsampled(), load_data("digits"), CONFIG)
+    assert {key for key in result.metrics if "latency" not in key} == {"denoising_loss", "output_error"}
+    assert result.models["twin"]["output_error"].value == 0
+    assert 0 < result.models["small"]["output_error"].value < 4
+    assert set(images) == {"real", "class_labels"}
+    with pytest.raises(SecateurError, match="consistency compares samples, and DiTTransformer2DModel draws none here"):
+        evaluate_models(models, Unsampled(), load_data("digits"), replace(CONFIG, metrics=("consistency",)))
+    with pytest.raises(SecateurError, match="draws no samples here"):
+        quality_of(models["dense"], Unsampled(), load_data("digits"))
+
+
+def test_output_errors_by_hand() -> None:
+    process, batch = FlowProcess(), load_data("digits").batch(range(3))
+    reference, model = dit(num_layers=1), dit(num_layers=1)
+    with torch.no_grad():
+        model.proj_out_2.bias += 0.1
+    distance, norm = output_errors(model, reference, process, batch, bins=2, batch_size=2)
+    torch.testing.assert_close(distance, torch.full((3,), 2 * 64 * 0.01, dtype=torch.float64), rtol=1e-4, atol=0)
+    assert (norm > 0).all()
+
+
+def test_the_price_of_an_evaluation_is_in_forward_passes() -> None:
+    config = EvaluationConfig(num_images=10, num_inference_steps=5, ftle=FtleOptions(2, 1))
+    priced = forward_passes(config, FlowProcess())
+    assert priced == {"samples": 50, "latency": 23 * 33, "loss": 1280}
+    more = replace(config, metrics=("ftle", "kid", "output-error"), guidance_scale=2.0)
+    assert forward_passes(more, FlowProcess()) == {"samples": 100, "ftle": 60, "output-error": 1280}
+    assert forward_passes(replace(config, metrics=("loss",)), DiffusionProcess({"num_train_timesteps": 4})) == {
+        "loss": 512
+    }
+
+
+def test_a_loss_takes_as_many_passes_as_its_price_says() -> None:
+    model, passes = dit(num_layers=1), []
+    model.register_forward_hook(lambda module, args, output: passes.append(len(output[0])))
+    config = replace(CONFIG, metrics=("loss",))
+    evaluate_models({"d": model}, FlowProcess(), load_data("digits"), config)
+    assert sum(passes) - 1 == forward_passes(config, FlowProcess())["loss"]  # one counts the costs
 
 
 def test_layers_of_a_model_without_some_blocks_stand_beside_the_dense_models(tmp_path: Path) -> None:

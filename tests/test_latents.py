@@ -17,12 +17,12 @@ from pipelines import dit_pipeline, image_folder, images_of, ldm_pipeline, vae
 from secateur import CutConfig, EvaluationConfig, RecoveryConfig, ScoringConfig
 from secateur.base.errors import DataError, ModelError, SecateurError
 from secateur.base.files import read_json
-from secateur.base.seeds import seed_of
+from secateur.base.seeds import Purpose, normal
 from secateur.cli import main
 from secateur.data import LatentDataset, pixels
 from secateur.data.autoencoder import open_autoencoder
 from secateur.data.conditions import null_conditions
-from secateur.data.encode import POSTERIOR
+from secateur.data.encode import POSTERIOR_SEED
 from secateur.process.sampling import generate_images, initial_noise
 from secateur.runs.data import encode_data, open_data
 from secateur.runs.subject import open_subject
@@ -67,7 +67,7 @@ def test_latents_are_what_pipelines_train_on(tmp_path, changes):
     dit_pipeline(tmp_path / "pipeline", autoencoder)
     data = image_folder(tmp_path / "images", classes=True)
     dataset = opened(tmp_path / "pipeline", data)
-    noise = initial_noise([seed_of(index, POSTERIOR) for index in range(6)], (2, 8, 8))
+    noise = normal((2, 8, 8), range(6), POSTERIOR_SEED, Purpose.POSTERIOR)
     with torch.no_grad():
         posterior = autoencoder.encode(images_of(data)).latent_dist
     drawn = posterior.mean + posterior.std * noise

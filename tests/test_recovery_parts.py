@@ -10,7 +10,6 @@ from torch import nn
 
 from models import dit, unet
 from secateur.base.errors import DataError, SecateurError, TrainingError
-from secateur.base.seeds import seed_of
 from secateur.criteria import TaylorOptions
 from secateur.data import ArrayDataset, load_data
 from secateur.data.conditions import check_conditions, disable_label_dropout
@@ -18,7 +17,7 @@ from secateur.models.network import class_count, null_class
 from secateur.process.base import denoising_error
 from secateur.process.diffusion import DiffusionProcess
 from secateur.process.flow import FlowProcess
-from secateur.recovery import OBJECTIVES, Ema, JacobianConfig, Objective, RecoveryConfig, WarmupConfig
+from secateur.recovery import OBJECTIVES, Ema, JacobianConfig, Objective, RecoveryConfig, WarmupConfig, draws
 from secateur.recovery.config import learning_rate_at
 from secateur.recovery.draws import batch_indices, draw_step, uniform_times
 from secateur.recovery.ema import warm_decay
@@ -129,15 +128,11 @@ def test_draws_are_pure_and_shares_join_to_the_whole(digits):
 
 def test_antithetic_times_come_in_pairs():
     config = RecoveryConfig(batch_size=7, timestep_sampling="antithetic")
-    u = uniform_times(config, torch.Generator().manual_seed(0))
+    u = uniform_times(config, step=3)
     assert u.shape == (7,)
     assert torch.allclose(u[0:6:2] + u[1:6:2], torch.ones(3))
     t = DiffusionProcess().timesteps(u)
     assert torch.equal(t[0:6:2] + t[1:6:2], torch.full((3,), 999))
-
-
-def test_seeds_differ_by_every_part_of_the_key():
-    assert len({seed_of(a, b, c) for a in range(3) for b in range(3) for c in range(3)}) == 27
 
 
 def test_warm_decay_follows_the_formula():
@@ -232,14 +227,18 @@ def test_settings_at_their_limits_are_taken():
     RecoveryConfig(warmup_steps=0, weight_decay=0, betas=(0, 0), clip=None, ema_decay=0, dropout=1, label_dropout=1)
 
 
-def test_noise_of_a_step_is_drawn_once_for_all_micro_batches(digits, monkeypatch):
-    drawn = []
-    randn = torch.randn
-    monkeypatch.setattr("torch.randn", lambda *args, **options: drawn.append(args) or randn(*args, **options))
-    draws = draw_step(digits, FlowProcess(), RecoveryConfig(batch_size=8, accumulation=4), 0)
-    for draw in draws:
+def test_noise_is_drawn_once_for_each_image_of_a_step_and_for_no_other_process(digits, monkeypatch):
+    drawn, normal = [], draws.normal
+
+    def record(shape, places, *key, **of):
+        drawn.extend(places)
+        return normal(shape, places, *key, **of)
+
+    monkeypatch.setattr(draws, "normal", record)
+    config = RecoveryConfig(batch_size=8, accumulation=2)
+    for draw in draw_step(digits, FlowProcess(), config, 0, rank=1, processes=2):
         draw.normal(1)
-    assert len(drawn) == 2
+    assert sorted(drawn) == [2, 2, 3, 3, 6, 6, 7, 7]
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ class Purpose(IntEnum):
     LYAPUNOV = 9  # the first direction of a power iteration
     SCORING = 10  # timesteps and noise of calibration tuples
     COMPENSATION = 11  # timesteps, noise and positions of compensation tuples
+    JUDGEMENT = 12  # images and noise of each loss that trials are judged by
 
 
 def stream(seed: int, purpose: Purpose, *, step: int = 0, index: int = 0, part: int = 0) -> Generator:
@@ -75,8 +76,3 @@ def permutation(count: int, seed: int, purpose: Purpose, *, step: int = 0) -> Te
 def torch_seed(seed: int, purpose: Purpose, *, step: int = 0, index: int = 0, part: int = 0) -> int:
     """A 63-bit seed for what draws from a torch generator by itself: layers, diffusers' samplers."""
     return int(stream(seed, purpose, step=step, index=index, part=part).bit_generator.random_raw() >> 1)
-
-
-def seed_of(*key: int) -> int:
-    """A 63-bit seed for torch from any number of integers, such as (seed, step, stream)."""
-    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)

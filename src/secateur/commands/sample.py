@@ -20,6 +20,7 @@ def sample(
     class_label: int | None = None,
     prompt: tuple[str, ...] = (),
     guidance_scale: float = 1.0,
+    guidance_channels: int | None = None,
     seed: int = 0,
     batch_size: int = 128,
 ) -> None:
@@ -38,6 +39,8 @@ def sample(
         class_label: draw this class; the default goes through all of a class-conditional model's classes.
         prompt: one or more texts that take turns, for a text-conditional pipeline.
         guidance_scale: classifier-free guidance; 1 is off.
+        guidance_channels: how many channels of the output are guided, by default all; the samplers of DiT and SiT
+            guide 3.
         seed: of the images.
         batch_size: images at once; does not change them.
     """
@@ -50,6 +53,7 @@ def sample(
         class_label=class_label,
         prompt=prompt,
         guidance_scale=guidance_scale,
+        guidance_channels=guidance_channels,
         seed=seed,
         batch_size=batch_size,
     )

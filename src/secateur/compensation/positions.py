@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..base.seeds import seed_of
+from ..base.seeds import Purpose, stream
 from .config import CompensationConfig
 from .counterparts import Projection
 from .tuples import POSITIONS
@@ -22,8 +22,8 @@ def choose_positions(numbers: tuple[int, ...], positions: int, layer: int, confi
         return torch.arange(positions).expand(len(numbers), -1)
     drawn = []
     for number in numbers:
-        generator = torch.Generator().manual_seed(seed_of(config.seed, POSITIONS, layer, number))
-        drawn.append(torch.randperm(positions, generator=generator)[:taken])
+        generator = stream(config.seed, Purpose.COMPENSATION, step=layer, index=number, part=POSITIONS)
+        drawn.append(torch.from_numpy(generator.permutation(positions)[:taken]))
     return torch.stack(drawn)
 
 

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from ..base.distributed import process_count, process_index
-from ..base.seeds import seed_of
+from ..base.seeds import Purpose, normal, permutation, uniform
 from ..data import Batch
 from ..models.conditions import UNCONDITIONAL, Conditions, dropped, rows
 from ..models.predict import predict
 from ..process.base import Process, timesteps_at
 from .config import CompensationConfig
 
-TIMES, NOISE, POSITIONS = range(3)  # streams of randomness
+WITHIN, DROPOUT, NOISE, POSITIONS = range(1, 5)  # parts of the stream; the order of the bins is part 0
 
 
 @dataclass(frozen=True)
@@ -42,21 +42,17 @@ def draw_tuples(
     depend on its number and `config.seed` alone, not on micro-batches and processes.
     """
     count = config.num_tuples
-    generator = torch.Generator().manual_seed(seed_of(config.seed, TIMES))
-    bins = torch.randperm(count, generator=generator)
-    timesteps = timesteps_at(process, (bins + torch.rand(count, generator=generator, dtype=torch.float64)) / count)
-    unconditional = torch.rand(count, generator=generator) < config.condition_dropout
+    bins = permutation(count, config.seed, Purpose.COMPENSATION)
+    within, dropout = (uniform(count, config.seed, Purpose.COMPENSATION, part=part) for part in (WITHIN, DROPOUT))
+    timesteps = timesteps_at(process, (bins + within.double()) / count)
+    unconditional = dropout < config.condition_dropout
     drawn = []
     device = batch.sample.device
     for numbers in torch.arange(process_index(), count, process_count()).split(config.batch_size):
         images = (numbers % len(batch.sample)).to(device)
         sample, at = batch.sample[images], timesteps[numbers].to(device)
-        noise = torch.stack([_noise(config.seed, number, sample.shape[1:]) for number in numbers.tolist()])
+        noise = normal(sample.shape[1:], numbers.tolist(), config.seed, Purpose.COMPENSATION, part=NOISE)
         noisy = process.add_noise(sample, noise.to(sample), at)
         conditions = dropped(rows(batch.conditions, images), unconditional[numbers].to(device), null)
         drawn.append(Tuples(noisy, at, conditions, tuple(numbers.tolist())))
     return drawn
-
-
-def _noise(seed: int, number: int, shape: torch.Size) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed_of(seed, NOISE, number)))

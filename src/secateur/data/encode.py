@@ -24,11 +24,10 @@ from ..base.errors import DataError, ModelError, require
 from ..base.files import atomic_file, write_json
 from ..base.fingerprint import files_fingerprint, fingerprint, model_fingerprint
 from ..base.rows import FileRows, chunk_size_of
-from ..base.seeds import seed_of
+from ..base.seeds import VERSION, Purpose, normal
 from ..io.index import INDEX, read_object
 from ..io.pipeline import Loaded
 from ..models.network import device_of, example_batch, input_shape, takes_text
-from ..process.sampling import initial_noise
 from . import LatentDataset, load_data
 from .autoencoder import Autoencoder, latent_space, open_autoencoder
 from .latents import LATENTS, EncodedDataset, RowsMadeWhenRead
@@ -36,7 +35,7 @@ from .text import KEPT, TEXT_PARTS, check_text, open_text_encoder, text_parts
 
 FORMAT = 1
 AT_ONCE = 8  # images or captions to a pass
-POSTERIOR = 1  # the stream of random numbers
+POSTERIOR_SEED = 0  # one draw of each image, whatever is trained on it
 ABOUT = "about.json"
 NULL = "null.safetensors"
 
@@ -58,7 +57,13 @@ def open_encoded(source: str, loaded: Loaded) -> EncodedDataset:
         )
     images = load_data(source, space.image_shape(shape))
     data = {"files": images.fingerprint, "shape": list(images.shape)}
-    about = {"format": FORMAT, "vae": _fingerprint_of(loaded.vae), "data": data, "latents": list(shape)}
+    about = {
+        "format": FORMAT,
+        "draws": VERSION,
+        "vae": _fingerprint_of(loaded.vae),
+        "data": data,
+        "latents": list(shape),
+    }
     chunk_size = chunk_size_of(_latent_bytes(shape))
     latents = FileRows(len(images), chunk_size, cache_folder() / "latents" / fingerprint(about))
     dataset = EncodedDataset(images, shape, latents)
@@ -178,7 +183,7 @@ def _latents_of(images: Any, indices: range, shape: tuple[int, int, int], autoen
 
     Latent models are trained on draws of the posterior, not on its mean; one of each image, by its number.
     """
-    noise = initial_noise([seed_of(index, POSTERIOR) for index in indices], shape)
+    noise = normal(shape, indices, POSTERIOR_SEED, Purpose.POSTERIOR)
     samples = images.batch(list(indices)).sample
     drawn = autoencoder.encode(samples.to(autoencoder.scale), noise.to(autoencoder.scale)).cpu()
     if not drawn.isfinite().all():

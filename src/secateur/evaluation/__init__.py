@@ -9,7 +9,8 @@ from .metrics.frechet import FrechetOptions
 from .metrics.ftle import FtleOptions, finite_time_lyapunov_exponents
 from .metrics.latency import LatencyOptions, measure_latency
 from .networks import FeatureNetwork, NetworkFeatures, SmallFeatures
-from .plan import Plan, plan_evaluation
+from .plan import Plan, forward_passes, plan_evaluation
+from .quality import Quality, quality_of
 from .statistics import read_statistics, write_statistics
 from .write import write_evaluation
 
@@ -23,12 +24,15 @@ __all__ = [
     "LatencyOptions",
     "NetworkFeatures",
     "Plan",
+    "Quality",
     "SmallFeatures",
     "evaluate_models",
     "finite_time_lyapunov_exponents",
+    "forward_passes",
     "independent_difference",
     "measure_latency",
     "plan_evaluation",
+    "quality_of",
     "read_statistics",
     "verdict",
     "write_evaluation",

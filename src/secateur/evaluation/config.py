@@ -37,7 +37,7 @@ class EvaluationConfig:
         guidance_channels: how many channels of the output are guided; None is all. The samplers of DiT and SiT guide 3.
         scheduler: class name of a diffusers scheduler to sample by; None is the process's own deterministic one.
         batch_size: images at once; changes speed and memory only.
-        seed: of the first sample; sample i depends on seed + i only.
+        seed: of all that is drawn; sample i depends on seed and i only.
         bootstrap: resamples that the intervals rest on.
         features: network of the distances: FID, a file of Inception weights, timm:NAME, transformers:ID, or a folder;
             None takes the one that fits.

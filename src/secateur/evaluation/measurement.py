@@ -84,8 +84,8 @@ def nothing_else(subject: Subject) -> None:
     """The check of a metric that asks for no more than its `needs`."""
 
 
-def no_passes(subject: Subject) -> float:
-    """The price of a metric of samples, which are priced once for all of them, or of one that runs no network."""
+def no_passes(config: EvaluationConfig, process: Process) -> float:
+    """The price of a metric of samples, which are priced once for all of them."""
     return 0.0
 
 
@@ -98,14 +98,15 @@ class Measurement:
         gives: what the keys of its estimates are for people; keys that depend on options are in `described`.
         needs: what it cannot do without.
         check: raises `SecateurError` where something else that it asks for is missing.
-        passes: forward passes of one sample through each model, beyond those that draw the samples.
+        passes: forward passes of one sample through each model, beyond those that draw samples; the work of feature
+            networks is not counted.
     """
 
     name: str
     gives: Mapping[str, Metric]
     needs: frozenset[Need] = frozenset()
     check: Callable[[Subject], None] = nothing_else
-    passes: Callable[[Subject], float] = no_passes
+    passes: Callable[[EvaluationConfig, Process], float] = no_passes
 
     def described(self, subject: Subject) -> Mapping[str, Metric]:
         """What every key of its estimates is for people."""

@@ -20,6 +20,7 @@ from .metrics import METRICS
 from .networks import FeatureNetwork, feature_network
 
 LEAST_IMAGES = 2
+DEFAULTS = ("latency", "loss", "consistency", "frechet")
 KindT = TypeVar("KindT", bound=Measurement)
 
 
@@ -92,7 +93,21 @@ def default_metrics(subject: Subject) -> tuple[str, ...]:
     compared = subject.compares or subject.reconstructs
     if not makes_images(subject):
         return ("latency", "loss", *(["output-error"] if compared else []))
-    return ("latency", "loss", *(["consistency"] if compared else []), "frechet")
+    return DEFAULTS if compared else tuple(name for name in DEFAULTS if name != "consistency")
+
+
+def forward_passes(config: EvaluationConfig, process: Process) -> dict[str, float]:
+    """Forward passes of one sample through each model that the samples and each metric take.
+
+    They are upper ends: a metric of the defaults may turn out not to be had.
+    """
+    names = config.metrics or DEFAULTS
+    passes = {name: METRICS[name].passes(config, process) for name in names}
+    if any("samples" in METRICS[name].needs for name in names):
+        calls = min(config.num_inference_steps, process.num_train_timesteps)
+        guided = config.guidance_scale != 1.0
+        passes = {"samples": float(config.num_images * calls * (1 + guided)), **passes}
+    return {name: count for name, count in passes.items() if count}
 
 
 def makes_images(subject: Subject) -> bool:

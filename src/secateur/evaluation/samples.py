@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from ..base.fingerprint import fingerprint, model_fingerprint
 from ..base.rows import Chunk, Rows, rows_at
+from ..base.seeds import VERSION, Purpose, normal
 from ..data import calibration_order, pixels
 from ..data.conditions import images_of, null_conditions, sample_captions, sample_conditions
 from ..models.network import device_of, inference, input_shape
 from ..models.predict import predict
 from ..process.reconstruction import AT_ONCE, Reconstruction
-from ..process.sampling import generate_batch, initial_noise
+from ..process.sampling import generate_batch
 from .measurement import CaptionScore, OfCaptions, OfPairs, PairDistance, Subject
 from .plan import Plan
 
@@ -110,9 +111,10 @@ def images_by(model: nn.Module, subject: Subject, indices: range) -> tuple[Tenso
     images = generate_batch(
         model,
         subject.process,
-        range(config.seed + indices.start, config.seed + indices.stop),
+        indices,
         input_shape(model),
         sample_conditions(model, subject.dataset, indices, config.seed),
+        seed=config.seed,
         num_inference_steps=config.num_inference_steps,
         guidance_scale=config.guidance_scale,
         guidance_channels=config.guidance_channels,
@@ -129,7 +131,7 @@ def _reconstructed(
     """Reconstructions of images of the data, from the same draws of the posterior for every model; and the images."""
     dataset, config, device = subject.dataset, subject.config, device_of(model)
     originals = dataset.batch(images_of(dataset, indices, config.seed)).sample.to(device)
-    noise = initial_noise([config.seed + index for index in indices], dataset.shape).to(device)
+    noise = normal(dataset.shape, indices, config.seed, Purpose.POSTERIOR).to(device)
     timesteps = process.timesteps(torch.zeros(len(originals), device=device))
     with inference(model):
         latents = process.add_noise(originals, noise, timesteps)
@@ -141,7 +143,7 @@ def _reconstructed(
 def _made_by(subject: Subject, instruments: Instruments) -> list[Any]:
     """What the rows of every model rest on, as plain JSON values."""
     config, dataset = subject.config, subject.dataset
-    about: list[Any] = [[getattr(config, name) for name in DRAWN_BY]]
+    about: list[Any] = [VERSION, [getattr(config, name) for name in DRAWN_BY]]
     about += [config.features, None if subject.network is None else subject.network.name]
     about += [sorted([*instruments.pairs, *instruments.captions]), config.clip.model if instruments.captions else None]
     if subject.decode is not None:

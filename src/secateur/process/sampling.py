@@ -1,4 +1,4 @@
-"""Sampling: the same seeds give the same images, whatever the batch size and the number of processes."""
+"""Sampling: an image depends on seed and number alone, not on batch size, device and number of processes."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..base.console import progress
 from ..base.errors import SecateurError, require
+from ..base.seeds import Purpose, normal, torch_seed
 from ..models.conditions import UNCONDITIONAL, Conditions, dropped, moved, rows
 from ..models.network import device_of, inference
 from ..models.predict import predict
@@ -14,19 +15,15 @@ from .base import Process
 from .samplers import sampler, step
 
 
-def generators_of(seeds: Sequence[int]) -> list[torch.Generator]:
-    """One generator on the CPU for each image."""
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
+def initial_noise(numbers: Sequence[int], shape: tuple[int, ...], seed: int = 0) -> Tensor:
+    """Standard normal noise (len(numbers), *shape) on the CPU that images with these numbers start from."""
+    return normal(shape, numbers, seed, Purpose.SAMPLE)
 
 
-def draw_noise(generators: Sequence[torch.Generator], shape: tuple[int, ...]) -> Tensor:
-    """Standard normal noise (len(generators), *shape), each image from a generator of its own."""
-    return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
-
-
-def initial_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
-    """Standard normal noise (len(seeds), *shape) on the CPU that images of these seeds start from."""
-    return draw_noise(generators_of(seeds), shape)
+def _generators(numbers: Sequence[int], seed: int) -> list[torch.Generator]:
+    """What a stochastic sampler draws from, one generator on the CPU for each image."""
+    seeds = [torch_seed(seed, Purpose.SAMPLER, index=number) for number in numbers]
+    return [torch.Generator().manual_seed(each) for each in seeds]
 
 
 @torch.no_grad()
@@ -87,10 +84,11 @@ def guided_output(output_BCHW: Tensor, null_BCHW: Tensor, scale: float, channels
 def generate_batch(
     model: nn.Module,
     process: Process,
-    seeds: Sequence[int],
+    numbers: Sequence[int],
     shape: tuple[int, ...],
     conditions: Conditions = UNCONDITIONAL,
     *,
+    seed: int = 0,
     num_inference_steps: int = 50,
     guidance_scale: float = 1.0,
     guidance_channels: int | None = None,
@@ -98,23 +96,24 @@ def generate_batch(
     scheduler: str | None = None,
     decode: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Images (len(seeds), C, H, W) in [-1, 1] on the model's device, one seed each, drawn at once.
+    """Images (len(numbers), C, H, W) in [-1, 1] on the model's device, drawn at once.
 
-    `shape` is that of one sample, `conditions` have a row for each seed; `decode` turns latents into images.
+    Each depends on `seed` and its number alone. `shape` is that of one sample, `conditions` have a row for each image;
+    `decode` turns latents into images.
     """
-    device, generators = device_of(model), generators_of(seeds)
+    device = device_of(model)
     with inference(model):
         sample = generate(
             model,
             process,
-            draw_noise(generators, shape).to(device),
+            initial_noise(numbers, shape, seed).to(device),
             moved(conditions, device),
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             guidance_channels=guidance_channels,
             null=null,
             scheduler=scheduler,
-            generators=generators,
+            generators=_generators(numbers, seed),
         )
         return (sample if decode is None else decode(sample)).clamp(-1, 1)
 
@@ -122,10 +121,11 @@ def generate_batch(
 def generate_images(
     model: nn.Module,
     process: Process,
-    seeds: Sequence[int],
+    numbers: Sequence[int],
     shape: tuple[int, ...],
     conditions: Conditions = UNCONDITIONAL,
     *,
+    seed: int = 0,
     num_inference_steps: int = 50,
     guidance_scale: float = 1.0,
     guidance_channels: int | None = None,
@@ -135,18 +135,19 @@ def generate_images(
     description: str = "sampling",
     decode: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Images (len(seeds), C, H, W) in [-1, 1] on the CPU, drawn as by `generate_batch`, with a progress bar."""
+    """Images (len(numbers), C, H, W) in [-1, 1] on the CPU, drawn as by `generate_batch`, with a progress bar."""
     require(batch_size >= 1, f"batch_size is {batch_size}; give at least 1")
     images = []
-    with progress(description, len(seeds)) as advance:
-        for start in range(0, len(seeds), batch_size):
+    with progress(description, len(numbers)) as advance:
+        for start in range(0, len(numbers), batch_size):
             chosen = slice(start, start + batch_size)
             batch = generate_batch(
                 model,
                 process,
-                seeds[chosen],
+                numbers[chosen],
                 shape,
                 rows(conditions, chosen),
+                seed=seed,
                 num_inference_steps=num_inference_steps,
                 guidance_scale=guidance_scale,
                 guidance_channels=guidance_channels,

@@ -1,28 +1,27 @@
 """All randomness of a training step, as a pure function of seed and step.
 
-Every process draws for the whole batch and keeps its own share, so images, timesteps, noise and labels do not depend
-on how many processes or micro-batches share a batch, and a resumed run needs no generator state. Dropout layers are
-the exception: each micro-batch of each process draws masks of its own, so only without dropout is training the same
-for every number of them.
+Noise is drawn by an image's place in the batch, all else for the whole batch, so images, timesteps, noise and labels
+do not depend on how many processes or micro-batches share a batch, and a resumed run needs no generator state. Dropout
+layers are the exception: each micro-batch of each process draws masks of its own, so only without dropout is training
+the same for every number of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache, partial
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
 
-from ..base.seeds import seed_of
+from ..base.seeds import Purpose, normal, permutation, uniform
 from ..data import ImageDataset
 from ..models.conditions import UNCONDITIONAL, Conditions, dropped, without_labels
 from ..process.base import Process
 from .config import RecoveryConfig
 
-# Streams keep draws of one step independent of each other.
-STEP, NOISE, EPOCH, DROPOUT = range(4)
+TIMES, FLIPS, DROPPED = range(3)  # parts of a step's stream
 
 
 @dataclass(frozen=True)
@@ -57,13 +56,9 @@ class Draw:
         )
 
 
-def _generator(*key: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed_of(*key))
-
-
 @lru_cache(maxsize=2)
 def _permutation(seed: int, epoch: int, length: int) -> Tensor:
-    return torch.randperm(length, generator=_generator(seed, EPOCH, epoch))
+    return permutation(length, seed, Purpose.EPOCH, step=epoch)
 
 
 def batch_indices(seed: int, step: int, batch_size: int, length: int) -> Tensor:
@@ -78,13 +73,17 @@ def batch_indices(seed: int, step: int, batch_size: int, length: int) -> Tensor:
     )
 
 
-def uniform_times(config: RecoveryConfig, generator: torch.Generator) -> Tensor:
+def uniform_times(config: RecoveryConfig, step: int) -> Tensor:
     """u in [0, 1), (batch_size,); antithetic draws come in pairs u, 1 - u, as in DDIM's released code."""
     if config.timestep_sampling == "uniform":
-        return torch.rand(config.batch_size, generator=generator)
-    u = torch.rand((config.batch_size + 1) // 2, generator=generator)
-    mirrored = 1 - 2**-24 - u  # torch.rand is a multiple of 2^-24, so this stays in [0, 1)
+        return _uniform(config, step, TIMES)
+    u = _uniform(config, step, TIMES)[: (config.batch_size + 1) // 2]
+    mirrored = 1 - 2**-24 - u  # u is a multiple of 2^-24, so this stays in [0, 1)
     return torch.stack([u, mirrored], dim=1).flatten()[: config.batch_size]
+
+
+def _uniform(config: RecoveryConfig, step: int, part: int) -> Tensor:
+    return uniform(config.batch_size, config.seed, Purpose.STEP, step=step, part=part)
 
 
 def draw_step(
@@ -102,33 +101,26 @@ def draw_step(
     `accepts` leaves of the data's conditions those that the model takes; `null` is what the dropped ones become.
     """
     indices = batch_indices(config.seed, step, config.batch_size, len(dataset))
-    generator = _generator(config.seed, STEP, step)
-    u = uniform_times(config, generator)
-    flipped = torch.rand(config.batch_size, generator=generator) < (0.5 if config.horizontal_flip else 0.0)
-    unconditional = torch.rand(config.batch_size, generator=generator) < config.label_dropout
-    timesteps = process.timesteps(u)
+    flipped = _uniform(config, step, FLIPS) < (0.5 if config.horizontal_flip else 0.0)
+    unconditional = _uniform(config, step, DROPPED) < config.label_dropout
+    timesteps = process.timesteps(uniform_times(config, step))
 
-    @cache  # once for all micro-batches
-    def whole(stream: int) -> Tensor:
-        shape = (config.batch_size, *dataset.shape)
-        return torch.randn(shape, generator=_generator(config.seed, NOISE, step, stream))
-
-    def normal(share: slice, stream: int) -> Tensor:
-        return whole(stream)[share]
+    def noise(places: range, part: int) -> Tensor:
+        return normal(dataset.shape, places, config.seed, Purpose.NOISE, step=step, part=part)
 
     size = config.batch_size // (config.accumulation * processes)
     draws = []
     for micro in range(config.accumulation):
         start = (micro * processes + rank) * size
-        share = slice(start, start + size)
+        places, share = range(start, start + size), slice(start, start + size)
         batch = dataset.batch(indices[share].tolist())
         draws.append(
             Draw(
                 sample=torch.where(flipped[share, None, None, None], batch.sample.flip(-1), batch.sample),
-                noise=normal(share, 0),
+                noise=noise(places, 0),
                 timesteps=timesteps[share],
                 conditions=dropped(accepts(batch.conditions), unconditional[share], null),
-                normal=partial(normal, share),
+                normal=partial(noise, places),
             )
         )
     return draws

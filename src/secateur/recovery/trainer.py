@@ -19,7 +19,7 @@ from ..base.console import Advance, note, progress
 from ..base.devices import peak_memory, watch_peak_memory
 from ..base.errors import TrainingError, is_out_of_memory
 from ..base.interrupts import deferred_interrupt
-from ..base.seeds import seed_of
+from ..base.seeds import Purpose, torch_seed
 from ..data import ImageDataset
 from ..data.conditions import accepts, check_conditions, disable_label_dropout, null_conditions
 from ..models.network import device_of
@@ -28,7 +28,7 @@ from .accelerator import make_accelerator, own_accelerate
 from .balance import norm, summed_gradient
 from .checkpoints import TrainingState, newest_checkpoint, restore_checkpoint, save_checkpoint
 from .config import RecoveryConfig, learning_rate_at
-from .draws import DROPOUT, Draw, draw_step
+from .draws import Draw, draw_step
 from .ema import Ema
 from .log import append_record, cut_log, means, seen
 from .objectives import JACOBIAN, Objective, Terms, build_objective
@@ -316,8 +316,9 @@ class _Run:
 
     def _terms(self, objective: Objective, draw: Draw, number: int) -> Terms:
         """The terms over micro-batch `number`."""
-        key = (self.config.seed, DROPOUT, self.state.step, self.accelerator.process_index, number)
-        torch.manual_seed(seed_of(*key))  # dropout layers draw from the global generator, each share its own masks
+        # Dropout layers draw from the global generator, each share its own masks.
+        rank, step = self.accelerator.process_index, self.state.step
+        torch.manual_seed(torch_seed(self.config.seed, Purpose.DROPOUT, step=step, index=rank, part=number))
         moved = draw.to(self.accelerator.device)
         return objective.terms(self.student, self.teacher, self.process, moved, objective.jacobian)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..base.units import format_count
 from ..criteria import criterion_named
+from ..criteria.criterion import FORWARD_SHARE
+from ..evaluation import forward_passes
 from ..criteria.criterion import Memory
 from ..models.network import example_inputs
 from ..results import CutResult
@@ -41,6 +43,7 @@ class Plan:
         removable: widths and blocks that the model has.
         allocation: of the cut.
         memory: that a ranking by gradients takes, at most and for sums of gradients alone, and how to do with less.
+        metrics: predicted seconds of each metric of the evaluation, and of the samples, for a model of the dense size.
     """
 
     device: str
@@ -50,12 +53,16 @@ class Plan:
     removable: tuple[int, int] = (0, 0)
     allocation: str = "local"
     memory: Memory | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [] if self.target is None else [f"target     {self.target}", *self._size()]
         lines += [f"{stage:10} about {format_duration(each)} on {self.device}" for stage, each in self.seconds.items()]
         if len(self.seconds) > 1:
             lines.append(f"{'in all':10} about {format_duration(sum(self.seconds.values()))}")
+        if self.metrics:
+            each = ", ".join(f"{name} {format_duration(seconds)}" for name, seconds in self.metrics.items())
+            lines.append(f"{'evaluation':10} of one dense model about {each}")
         if self.memory is not None:
             lines.append(f"{'memory':10} about {format_count(self.memory.peak)}B to rank")
             if self.memory.sums > self.memory.peak / 4:
@@ -82,11 +89,14 @@ class Plan:
 
 def plan_of(subject: Subject, work: Work, target: Target | None = None, cut: CutConfig | None = None) -> Plan:
     """The plan of `work` on the subject, timed by a few measured steps of its model."""
-    seconds = predict_seconds(subject, work, seconds_per_pair(subject))
+    second = seconds_per_pair(subject)
+    seconds = predict_seconds(subject, work, second)
+    passes = {} if work.evaluation is None else forward_passes(work.evaluation, subject.process)
+    metrics = {name: count * FORWARD_SHARE * second for name, count in passes.items()}
     removable = len(subject.structure.dims), len(subject.structure.blocks)
     allocation = "local" if cut is None else cut.allocation
     asked = None if target is None else str(target)
-    return Plan(str(subject.device), seconds, asked, work.plan, removable, allocation, _memory(subject, work))
+    return Plan(str(subject.device), seconds, asked, work.plan, removable, allocation, _memory(subject, work), metrics)
 
 
 def _memory(subject: Subject, work: Work) -> Memory | None:

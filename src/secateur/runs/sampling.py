@@ -20,6 +20,7 @@ from ..base.files import atomic_file, check_folder
 from ..base.fingerprint import fingerprint
 from ..base.rows import FileRows, MemoryRows, Rows
 from ..base.rules import Count, Seed, checked
+from ..base.seeds import VERSION
 from ..data.autoencoder import latent_space
 from ..data.conditions import label_conditions, null_conditions
 from ..data.text import open_text_encoder
@@ -49,6 +50,7 @@ def sample(
     class_label: int | None = None,
     prompt: Sequence[str] = (),
     guidance_scale: float = 1.0,
+    guidance_channels: Count | None = None,
     seed: Seed = 0,
     batch_size: Count = 128,
     process: ProcessLike = None,
@@ -72,6 +74,8 @@ def sample(
         class_label: draw this class; the default goes through all of a class-conditional model's classes.
         prompt: one or more texts that take turns, for a text-conditional pipeline.
         guidance_scale: classifier-free guidance; 1 is off.
+        guidance_channels: how many channels of the output are guided, by default all; the samplers of DiT and SiT
+            guide 3.
         seed: of the images.
         batch_size: images at once; does not change them.
         process: how the model was trained, where that is not beside it.
@@ -116,11 +120,13 @@ def sample(
             return generate_batch(
                 subject.model,
                 subject.process,
-                [seed + index for index in indices],
+                indices,
                 input_shape(subject.model),
                 rows(conditions, torch.tensor(indices) % turn),
+                seed=seed,
                 num_inference_steps=num_inference_steps,
                 guidance_scale=guidance_scale,
+                guidance_channels=guidance_channels,
                 null=null,
                 scheduler=scheduler,
                 decode=decode,
@@ -136,7 +142,9 @@ def sample(
             "class_label": class_label,
             "prompt": list(prompt),
             "guidance_scale": guidance_scale,
+            "guidance_channels": guidance_channels,
             "seed": seed,
+            "draws": VERSION,
             **subject.settings,
         }
         inputs = inputs_of(model=subject)

@@ -14,6 +14,7 @@ from ..base.distributed import one_process
 from ..base.errors import SecateurError, require, require_one_of
 from ..base.files import read_json, write_json
 from ..base.rules import Count, Seed, above, checked
+from ..base.seeds import Purpose, torch_seed
 from ..criteria import ScoringConfig
 from ..evaluation import EvaluationConfig, FrechetOptions, plan_evaluation
 from ..evaluation.metrics.loss import denoising_loss_per_timestep
@@ -319,11 +320,10 @@ class Search:
         model = reopened(folder / "model", subject)
         losses = []
         for place in range(SCORE_BATCHES):
-            chosen = ScoringConfig(num_images=SCORE_BATCH, seed=self.seed + place)
+            seed = torch_seed(self.seed, Purpose.JUDGEMENT, index=place)
+            chosen = ScoringConfig(num_images=SCORE_BATCH, seed=seed)
             batch = calibration(subject, self.bench.dataset, chosen)
-            losses.append(
-                denoising_loss_per_timestep(model, subject.process, batch, seed=self.seed + place)[1].mean().item()
-            )
+            losses.append(denoising_loss_per_timestep(model, subject.process, batch, seed=seed)[1].mean().item())
         return score_of(losses)
 
     def finish(self, run: Path, found: dict[str, Any]) -> None:

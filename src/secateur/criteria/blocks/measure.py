@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from ...base.console import progress
 from ...base.errors import SecateurError, TrainingError
+from ...base.seeds import Purpose, normal, uniform
 from ...data import Batch
 from ...models.conditions import Conditions, rows
 from ...models.network import inference
@@ -109,11 +110,10 @@ def draw_tuples(process: Process, batch: Batch, config: ScoringConfig) -> Iterat
     The draws depend on `config.seed` alone, not on how `config.batch_size` splits them.
     """
     images, bins = len(batch.sample), bins_of(process, config)
-    generator = torch.Generator().manual_seed(config.seed)
-    jitter = torch.rand(bins, images, generator=generator, dtype=torch.float64)
+    jitter = uniform(bins * images, config.seed, Purpose.SCORING).double().reshape(bins, images)
     timesteps = timesteps_at(process, ((torch.arange(bins)[:, None] + jitter) / bins).flatten())
     for chunk in torch.arange(bins * images).split(config.batch_size):
-        noise = torch.stack([torch.randn(batch.sample.shape[1:], generator=generator) for _ in chunk]).to(batch.sample)
+        noise = normal(batch.sample.shape[1:], chunk.tolist(), config.seed, Purpose.SCORING, part=1).to(batch.sample)
         index = (chunk % images).to(batch.sample.device)
         sample, at = batch.sample[index], timesteps[chunk].to(batch.sample.device)
         yield Tuples(

@@ -8,7 +8,7 @@ steps (2ndMatch, arXiv 2506.05398), by power iteration with products of one step
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...base.console import progress
 from ...base.rules import Count, at_least, check_fields
+from ...base.seeds import Purpose, normal
 from ...data.conditions import sample_conditions
 from ...models.conditions import UNCONDITIONAL, Conditions, moved
 from ...models.jacobian import Projection, frozen, project, unit_directions
@@ -27,6 +28,9 @@ from ...process.sampling import initial_noise
 from ...results.evaluation import Metric
 from ..estimates import mean_estimate, resample_counts
 from ..measurement import Measured, OfModels, Subject
+
+if TYPE_CHECKING:
+    from ..config import EvaluationConfig
 
 
 @dataclass(frozen=True)
@@ -98,8 +102,8 @@ def finite_time_lyapunov_exponents(
             advance(1, "")
             return step.scale * v + step.gain * product.detach()
 
-        generator = torch.Generator().manual_seed(seed)
-        v = unit_directions([torch.randn(noise_BCHW.shape, generator=generator).to(noise_BCHW)])[0]
+        directions = normal(noise_BCHW.shape[1:], range(len(noise_BCHW)), seed, Purpose.LYAPUNOV)
+        v = unit_directions([directions.to(noise_BCHW)])[0]
         with sdpa_kernel(SDPBackend.MATH):
             for _ in range(iterations):
                 image = v
@@ -122,7 +126,7 @@ def measure(subject: Subject) -> dict[str, Measured]:
 def _of_model(model: nn.Module, subject: Subject) -> Measured:
     config = subject.config
     images, device = config.ftle.images, device_of(model)
-    noise = initial_noise(range(config.seed, config.seed + images), input_shape(model))
+    noise = initial_noise(range(images), input_shape(model), config.seed)
     conditions = sample_conditions(model, subject.dataset, range(images), config.seed)
     exponents = finite_time_lyapunov_exponents(
         model,
@@ -141,9 +145,9 @@ def check(subject: Subject) -> None:
     check_sampler(subject.process, None, subject.config.num_inference_steps)
 
 
-def passes(subject: Subject) -> float:
+def passes(config: EvaluationConfig, process: Process) -> float:
     """The trajectory, then a product with each step's Jacobian and its transpose, about two and three passes each."""
-    options, steps = subject.config.ftle, subject.config.num_inference_steps
+    options, steps = config.ftle, config.num_inference_steps
     return float(options.images * steps * (1 + options.iterations * (2 + 3)))
 
 

@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -23,6 +23,10 @@ from ...models.network import device_of, example_inputs, inference
 from ...results.evaluation import Latency, Metric
 from ..estimates import median_estimate
 from ..measurement import Measured, OfModels, Subject
+
+if TYPE_CHECKING:
+    from ...process.base import Process
+    from ..config import EvaluationConfig
 
 WARMUP_ROUNDS = 3
 
@@ -247,9 +251,9 @@ def describe(subject: Subject) -> dict[str, Metric]:
     }
 
 
-def passes(subject: Subject) -> float:
+def passes(config: EvaluationConfig, process: Process) -> float:
     """Every round of every batch size."""
-    options = subject.config.latency
+    options = config.latency
     return float((WARMUP_ROUNDS + options.rounds) * sum(options.batch_sizes) * (1 + options.compile))
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from ...base.seeds import Purpose, normal
 from ...data import Batch, ImageDataset, calibration_batch
 from ...data.conditions import accepts
 from ...models.conditions import LABELS, rows
@@ -16,6 +18,9 @@ from ...process.base import Process, denoising_error
 from ...results.evaluation import Losses, Metric
 from ..estimates import mean_estimate, resample_counts
 from ..measurement import Measured, OfModels, Subject
+
+if TYPE_CHECKING:
+    from ..config import EvaluationConfig
 
 LOSS_IMAGES = 128
 BINS = 10
@@ -39,12 +44,11 @@ def denoising_errors(
     """
     batch, bins = batch.to(device_of(model)), min(bins, process.num_train_timesteps)
     chunks = [slice(start, start + batch_size) for start in range(0, len(batch.sample), batch_size)]
-    generator = torch.Generator().manual_seed(seed)
     timesteps = process.timesteps((torch.arange(bins) + 0.5) / bins)
     per_timestep = []
     with inference(model):
-        for timestep in timesteps:
-            noise = torch.randn(batch.sample.shape, generator=generator).to(batch.sample)
+        for step, timestep in enumerate(timesteps):
+            noise = loss_noise(batch, seed, step)
             t_B = timestep.expand(len(noise)).to(noise.device)
             errors = []
             for chunk in chunks:
@@ -54,9 +58,14 @@ def denoising_errors(
     return timesteps, torch.stack(per_timestep)
 
 
-def loss_batch(model: nn.Module, dataset: ImageDataset, seed: int) -> Batch:
-    """128 images of the data with the conditions that the model takes: the data's, or its null class."""
-    batch = calibration_batch(dataset, LOSS_IMAGES, seed)
+def loss_noise(batch: Batch, seed: int, step: int) -> Tensor:
+    """The noise (B, C, H, W) of each image of `batch` at the timestep with this place."""
+    return normal(batch.sample.shape[1:], range(len(batch.sample)), seed, Purpose.LOSS, step=step).to(batch.sample)
+
+
+def loss_batch(model: nn.Module, dataset: ImageDataset, seed: int, count: int = LOSS_IMAGES) -> Batch:
+    """Images of the data with the conditions that the model takes: the data's, or its null class."""
+    batch = calibration_batch(dataset, count, seed)
     null = null_class(model)
     if batch.class_labels is None and null is not None:
         return Batch(batch.sample, {LABELS: torch.full((len(batch.sample),), null)})
@@ -84,10 +93,9 @@ def describe(subject: Subject) -> Mapping[str, Metric]:
     return {"denoising_loss": Metric(label, "lower", "data")}
 
 
-def passes(subject: Subject) -> float:
+def passes(config: EvaluationConfig, process: Process) -> float:
     """One of each image at each timestep."""
-    bins = min(BINS, subject.process.num_train_timesteps)
-    return float(min(LOSS_IMAGES, len(subject.dataset)) * bins)
+    return float(LOSS_IMAGES * min(BINS, process.num_train_timesteps))
 
 
 LOSS = OfModels(name="loss", gives={}, passes=passes, measure=measure, describe=describe)

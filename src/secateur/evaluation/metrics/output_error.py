@@ -13,7 +13,7 @@ from ...process.base import Process
 from ...results.evaluation import Metric
 from ..estimates import ratio_estimate, resample_counts
 from ..measurement import Measured, OfModels, Subject
-from .loss import BINS, LOSS_IMAGES, loss_batch
+from .loss import BINS, loss_batch, loss_noise, passes
 
 
 def output_errors(
@@ -31,11 +31,10 @@ def output_errors(
     """
     device = device_of(reference)
     batch, bins = batch.to(device), min(bins, process.num_train_timesteps)
-    generator = torch.Generator().manual_seed(seed)
     distance, norm = torch.zeros(2, len(batch.sample), dtype=torch.float64)
     with inference(model), inference(reference):
-        for timestep in process.timesteps((torch.arange(bins) + 0.5) / bins):
-            noise_BCHW = torch.randn(batch.sample.shape, generator=generator).to(batch.sample)
+        for step, timestep in enumerate(process.timesteps((torch.arange(bins) + 0.5) / bins)):
+            noise_BCHW = loss_noise(batch, seed, step)
             for start in range(0, len(batch.sample), batch_size):
                 chunk = slice(start, start + batch_size)
                 conditions, t_B = rows(batch.conditions, chunk), timestep.expand(len(noise_BCHW[chunk])).to(device)
@@ -59,12 +58,6 @@ def measure(subject: Subject) -> dict[str, Measured]:
             )
             found[name] = Measured({"output_error": ratio_estimate(distance, norm, counts)})
     return found
-
-
-def passes(subject: Subject) -> float:
-    """One of each image at each timestep."""
-    bins = min(BINS, subject.process.num_train_timesteps)
-    return float(min(LOSS_IMAGES, len(subject.dataset)) * bins)
 
 
 OUTPUT_ERROR = OfModels(
