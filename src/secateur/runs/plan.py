@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 
 from ..base.units import format_count
 from ..criteria import criterion_named
-from ..criteria.criterion import FORWARD_SHARE
+from ..criteria.criterion import FORWARD_SHARE, Memory
 from ..evaluation import forward_passes
-from ..criteria.criterion import Memory
 from ..models.network import example_inputs
 from ..results import CutResult
 from ..schedules import CutConfig, Target, no_scores, one_shot
