@@ -284,3 +284,18 @@ def test_a_run_that_compensates_shows_four_models():
     )
     assert list(run.evaluation.models) == ["dense", "pruned", "compensated", "recovered"]
     assert run.compensation.readers
+
+
+def test_what_is_excluded_stays_whole(tmp_path_factory):
+    cut = secateur.CutConfig(exclude=("mid_block.*", "down_blocks.0.*"))
+    options = {"target": "macs=80%", "data": IMAGES, "process": "ddpm", "criterion": "magnitude", "cut": cut}
+    model = unet()
+    pruned = secateur.prune(model, **options)
+    before, after = (dict(each.mid_block.named_parameters()) for each in (model, pruned))
+    assert {name: value.shape for name, value in before.items()} == {name: value.shape for name, value in after.items()}
+    assert parameters(pruned) < parameters(model)
+    plan = secateur.plan(model, **options)
+    assert any(name.startswith("mid_block") for name in plan.cut.excluded)
+    assert "whole      mid_block" in str(plan) or "mid_block" in str(plan)
+    with pytest.raises(secateur.SecateurError, match="matches no width"):
+        secateur.prune(model, **options | {"cut": secateur.CutConfig(exclude=("nothing.*",))})

@@ -139,6 +139,7 @@ def prune(
     goal, cut = parse_target(target), cut or CutConfig()
     scoring = criterion_named(criterion).configured(scoring or ScoringConfig())
     with shown(progress), opened(model, data, process, device, component, forward, loss) as (subject, dataset):
+        subject = subject.selected(cut)
         check_pruning(subject, dataset, goal, criterion, cut)
         options = {"criterion": criterion, "scoring": scoring, "cut": cut, "compensation": compensation}
         options |= subject.settings
@@ -383,6 +384,7 @@ def compress(
         inputs = partial(inputs_of, dataset, model=subject)
         subject = with_labels_of(dataset, subject, new_labels, settings.recovery.seed)
         labels = (warmup or WarmupConfig()) if new_labels else None
+        subject = subject.selected(settings.cut)
         check_compression(subject, dataset, goal, settings)
         about = run_settings(subject, goal, name_of(data, dataset), settings, labels)
         wait_for_everyone(subject.on_cpu)  # nobody writes where the settings are refused
@@ -423,6 +425,7 @@ def plan(
     with opened(model, data, process, device, component, forward, loss, new_labels) as (subject, found):
         dataset = required(found)
         subject = with_labels_of(dataset, subject, new_labels, settings.recovery.seed)
+        subject = subject.selected(settings.cut)
         cut = check_compression(subject, dataset, goal, settings)
         labels = (warmup or WarmupConfig()) if new_labels else None
         return plan_of(subject, work_of(settings, cut, labels), goal, settings.cut)

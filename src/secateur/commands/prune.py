@@ -48,6 +48,7 @@ def prune(
     """
     subject, goal = on.subject(), parse_target(target)
     if dry_run:
+        subject = subject.selected(cut)
         plan = check_pruning(subject, open_calibration(data, subject, criterion), goal, criterion, cut)
         say(str(plan_of(subject, Work(plan, ranking=(criterion, scoring)), goal, cut)))
         return

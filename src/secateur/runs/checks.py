@@ -96,6 +96,8 @@ def check_compression(subject: Subject, dataset: ImageDataset, goal: Target, set
     check_recovery(subject.model, dataset, settings.recovery, subject.model)
     granularity = granularity_for(goal, settings.cut)
     check_schedule(settings, granularity)
+    if settings.schedule == "adaptive" and subject.excluded:
+        raise SecateurError("the adaptive schedule decides over all blocks: leave cut.include and cut.exclude out")
     models = {"dense": subject.model, "recovered": subject.model}
     say_notes(plan_evaluation(models, subject.process, dataset, settings.evaluation).notes)
     check_criterion(settings.criterion, subject.structure, granularity)

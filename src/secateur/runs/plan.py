@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..base.units import format_count
 from ..criteria import criterion_named
@@ -27,7 +27,8 @@ def plan_cut(subject: Subject, target: Target, cut: CutConfig) -> CutResult | No
     if target.metric == "latency":
         return None
     structure = subject.structure
-    return one_shot(subject.model, structure, target, no_scores(structure), cut, example_inputs(subject.model, 1))[1]
+    found = one_shot(subject.model, structure, target, no_scores(structure), cut, example_inputs(subject.model, 1))[1]
+    return replace(found, excluded=subject.excluded)
 
 
 @dataclass(frozen=True)

@@ -163,6 +163,7 @@ def solve_cut(
         example_inputs(subject.model, 1),
         latency_of(subject.model, subject.structure) if target.metric == "latency" else None,
     )
+    result = replace(result, excluded=subject.excluded)
     if folder is not None:
         write_result(folder / "cut.json", result)
         write_cut(folder)

@@ -29,7 +29,9 @@ from ..process.base import Process
 from ..process.from_config import process_from_config
 from ..process.named import ProcessLike, config_of, named
 from ..process.reconstruction import Reconstruction, reconstruction_by
+from ..schedules import CutConfig
 from ..structure import Structure
+from ..structure.select import select
 
 EMBEDDED = ("digits-unet", "digits-sit")
 ACCEPTED = "a folder, a hub id, an nn.Module, a DiffusionPipeline, or what secateur.load returned"
@@ -45,12 +47,15 @@ class Subject:
         structure: of the model.
         name: what its manifest and its run call it.
         settings: how it was asked for, beside its name, as its run notes it.
+        excluded: dims and blocks of the model that are left out of the structure, since they stay whole.
     """
 
     loaded: Loaded
     structure: Structure
     name: str
     settings: Mapping[str, Any] = field(default_factory=lambda: {"component": None, "process": "auto"})
+
+    excluded: tuple[str, ...] = ()
 
     @property
     def model(self) -> nn.Module:
@@ -82,6 +87,18 @@ class Subject:
     def with_model(self, model: nn.Module) -> Subject:
         """The subject with `model` in the place of its own, described anew."""
         return replace(self, loaded=replace(self.loaded, model=model), structure=described(self.name, model))
+
+    def selected(self, cut: CutConfig) -> Subject:
+        """The subject with what `cut` may touch as its structure.
+
+        Raises:
+            SecateurError: a pattern matches nothing.
+        """
+        try:
+            selection = select(self.structure, cut.include, cut.exclude)
+        except ValueError as error:
+            raise SecateurError(f"{self.name}: {error}") from error
+        return replace(self, structure=selection.structure, excluded=tuple(selection.left_out))
 
     def pipeline_with(self, model: nn.Module) -> DiffusionPipeline | None:
         """The pipeline that the subject is part of, with `model` in it; its other parts are shared, or loaded."""

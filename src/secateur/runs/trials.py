@@ -215,7 +215,8 @@ def plan_trial(bench: Bench, trial: Trial, second: float) -> dict[str, float]:
     Raises:
         SecateurError: the trial cannot run on this model and data.
     """
-    plan = check_compression(bench.subject, bench.dataset, trial.goal, trial.settings)
+    subject = bench.subject.selected(trial.settings.cut)
+    plan = check_compression(subject, bench.dataset, trial.goal, trial.settings)
     return predict_seconds(bench.subject, work_of(trial.settings, plan), second)
 
 
@@ -227,12 +228,13 @@ def run_trial(bench: Bench, trial: Trial, run: Path, others: Iterable[Path], cac
     Raises:
         SecateurError: as `compress`.
     """
-    check_compression(bench.subject, bench.dataset, trial.goal, trial.settings)
+    subject = bench.subject.selected(trial.settings.cut)
+    check_compression(subject, bench.dataset, trial.goal, trial.settings)
     described = run_settings(bench.subject, trial.goal, bench.data, trial.settings, bench.warmup)
     with run_folder(run, described, bench.inputs):
         _take_ranking(run, others, described)
         dataset = encode_data(bench.dataset, bench.subject)
-        compress_stages(run, bench.subject, dataset, trial.goal, trial.settings, cache)
+        compress_stages(run, subject, dataset, trial.goal, trial.settings, cache)
         if report:
             write_report(run)
 

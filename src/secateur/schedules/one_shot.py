@@ -28,12 +28,16 @@ class CutConfig:
         allocation: local removes the same fraction everywhere; global ranks all units of the model together;
             global-macs too, by score over the MACs that leave, for scores that compare across layers (reconstruction).
         granularity: width removes units of dims, depth removes blocks, both mixes them.
+        include: patterns over the names of dims, blocks and modules that may be cut, such as "*.heads".
+        exclude: patterns over those that stay whole, such as "mid_block.*"; what moves with one of them stays too.
         round_to: keep multiples of this many channels wherever the widths allow it; such widths run fast.
     """
 
     allocation: Allocation = "local"
     granularity: Granularity = "width"
     round_to: Count = 8
+    include: tuple[str, ...] = ("*",)
+    exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_fields("cut", self)
