@@ -299,3 +299,43 @@ def test_what_is_excluded_stays_whole(tmp_path_factory):
     assert "whole      mid_block" in str(plan) or "mid_block" in str(plan)
     with pytest.raises(secateur.SecateurError, match="matches no width"):
         secateur.prune(model, **options | {"cut": secateur.CutConfig(exclude=("nothing.*",))})
+
+
+@pytest.mark.parametrize("unknown", [False, True])
+def test_a_plain_loop_prunes_while_it_trains(own, unknown):
+    torch.manual_seed(0)
+    model, data = own if unknown else (unet(), DataLoader(TensorDataset(IMAGES), batch_size=4))
+    scheduler = DDPMScheduler()
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    before = parameters(model)
+    functions = {"forward": forward, "loss": loss} if unknown else {"process": scheduler}
+    schedule = secateur.ProgressiveConfig(stages=2, decay_stages=1, stage_steps=1)
+    pruning = secateur.Pruning(
+        model,
+        target="params=80%",
+        data=data,
+        schedule=schedule,
+        optimizer=optimizer,
+        steps=8,
+        scoring=secateur.ScoringConfig(num_timesteps=2, num_images=8),
+        **functions,
+    )
+    changed = 0
+    for _ in range(8):
+        batch = next(iter(data))
+        if unknown:
+            error = loss(model, batch)
+        else:
+            noise, times = torch.randn_like(batch[0]), torch.randint(1000, (len(batch[0]),))
+            noisy = scheduler.add_noise(batch[0], noise, times)
+            error = F.mse_loss(model(noisy, times, return_dict=False)[0], noise)
+        error.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        changed += pruning.step()
+    pruning.close()
+    assert changed > 0
+    assert parameters(model) <= 0.8 * before
+    moments = [state["exp_avg"].shape for state in optimizer.state.values()]
+    assert moments == [parameter.shape for parameter in model.parameters()]
+    assert not any(name.startswith("_secateur") for name in vars(model))

@@ -28,6 +28,7 @@ _PLACES = {
     "runs.encoding": ("encode",),
     "runs.formats": ("convert", "export", "slice_lora"),
     "runs.inspection": ("check_structure", "inspect"),
+    "runs.loops": ("Pruning",),
     "runs.plan": ("Plan",),
     "runs.run": ("Run",),
     "runs.sampling": ("sample",),
@@ -35,7 +36,7 @@ _PLACES = {
     "runs.sweep": ("sweep",),
     "runs.trials": ("TrialConfig",),
     "structure": ("Block", "Cut", "Dim", "Structure", "StructureBuilder"),
-    "schedules": ("AdaptiveConfig", "CutConfig", "ProgressiveConfig", "Pruning"),
+    "schedules": ("AdaptiveConfig", "CutConfig", "ProgressiveConfig"),
 }
 _PLACE_OF = {name: place for place, names in _PLACES.items() for name in names}
 

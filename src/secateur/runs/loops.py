@@ -1,0 +1,98 @@
+"""Pruning in anybody's training loop, by whatever data and process a user has at hand."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from ..criteria import ScoringConfig
+from ..process.named import ProcessLike
+from ..process.own import Forward, Loss
+from ..recovery.averages import Average
+from ..schedules import CutConfig
+from ..schedules import Pruning as PruningOfObjects
+from ..schedules.pruning import BETWEEN_STAGES, Schedule
+from .data import encode_data
+from .own import opened, required
+from .stages import calibration, latency_of
+
+
+class Pruning(PruningOfObjects):
+    """Prunes a model while any loop trains it: masks, removal, optimizer state and moving average.
+
+    Scores the model and finds the cut for the target when it is made; then call `step()` once for every optimizer step:
+
+        pruning = secateur.Pruning(
+            model, target="macs=56%", data=loader, process=scheduler, optimizer=optimizer, ema=ema, steps=2000
+        )
+        for batch in loader:
+            loss_of(model, batch).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            ema.update(...)
+            if pruning.step():
+                ...  # tensors changed: wrap the model anew, if it is wrapped (DDP, FSDP, torch.compile)
+
+    `state_dict()` is JSON; `load_state_dict` makes the cuts again on the dense model, before its weights are loaded.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        target: str,
+        data: Any,
+        steps: int,
+        process: ProcessLike = None,
+        forward: Forward | None = None,
+        loss: Loss | None = None,
+        schedule: Schedule = "progressive",
+        optimizer: Optimizer | None = None,
+        ema: Average | None = None,
+        criterion: str = "taylor",
+        scoring: ScoringConfig = BETWEEN_STAGES,
+        cut: CutConfig | None = None,
+    ) -> None:
+        """Rank the units of `model` and find the cut for `target`; the model itself changes with the first `step()`.
+
+        Args:
+            model: a network with a declared structure, dense or pruned, wrapped for several processes or not.
+            target: what stays: macs=56%, params=20M, blocks=6 or latency=20ms.
+            data: calibration samples, as of `secateur.prune`; the loop's own data will do.
+            steps: the optimizer steps that the loop will take.
+            process: how the model was trained.
+            forward, loss: functions of (model, batch), in the place of a process; `close()` takes them off the model.
+            schedule: one-shot, progressive or adaptive, or the config of one of the last two.
+            optimizer: whose state is cut along.
+            ema: the moving average: ours, torch's AveragedModel, diffusers' EMAModel, or a module of the same class.
+            criterion: what ranks units and blocks.
+            scoring: its options.
+            cut: which cuts are allowed; by default of widths, and of blocks for the adaptive schedule.
+
+        Raises:
+            SecateurError: bad input, an unreachable target, or a schedule that does not fit into `steps`.
+        """
+        self._opening = ExitStack()
+        subject, dataset = self._opening.enter_context(opened(model, data, process, forward=forward, loss=loss))
+        super().__init__(
+            subject.model,
+            target=target,
+            data=calibration(subject, encode_data(required(dataset), subject), scoring),
+            process=subject.process,
+            schedule=schedule,
+            optimizer=optimizer,
+            ema=ema,
+            steps=steps,
+            criterion=criterion,
+            scoring=scoring,
+            cut=cut,
+            latency_of=latency_of,
+            base_id=subject.name,
+        )
+
+    def close(self) -> None:
+        """Let go of the model: `forward` and `loss` are taken off it."""
+        self._opening.close()
