@@ -20,6 +20,7 @@ from secateur.compensation.fitting import Fitting
 from secateur.compensation.passes import Parking
 from secateur.data import Batch
 from secateur.io.checkpoint import from_pretrained, save_pretrained
+from secateur.io.lora import refit_warning
 from secateur.io.manifest import apply_cut, manifest_of
 from secateur.models.families.autoencoder_kl import AutoencoderKLDecoder
 from secateur.models.network import inference
@@ -131,6 +132,10 @@ def test_saved_equals_loaded_and_the_manifest_says_what_was_done(name, tmp_path)
     assert step["target"] == result.options["target"]
     assert (step["before"], step["after"], step["layers"]) == (result.before, result.after, len(result.readers))
     assert json.loads(json.dumps(step)) == step
+    warning = refit_warning(manifest_of(loaded))
+    assert warning.startswith(f"{len(result.readers)} layers were refitted")
+    assert f"{result.after:.3g} of its square" in warning
+    assert refit_warning(replace(manifest_of(loaded), steps=manifest_of(loaded).steps[:-1])) is None
 
 
 @pytest.mark.parametrize("name", ["unet", "dit"])

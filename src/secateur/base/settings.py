@@ -10,7 +10,10 @@ from typing import Any
 FREE_IN_RECOVERY = frozenset(
     {"accumulation", "gradient_checkpointing", "checkpoint_every", "log_every", "grad_norms_every", "report_to"}
 )
-FREE = frozenset({"scoring.batch_size", "evaluation.batch_size"} | {f"recovery.{name}" for name in FREE_IN_RECOVERY})
+FREE = frozenset(
+    {"scoring.batch_size", "compensation.batch_size", "compensation.offload", "evaluation.batch_size"}
+    | {f"recovery.{name}" for name in FREE_IN_RECOVERY}
+)
 
 
 def differing(

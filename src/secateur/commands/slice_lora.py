@@ -36,4 +36,6 @@ def slice_lora(
     for name, unit in (("tensors", ""), ("parameters", ",")):
         counts = about[name]
         say(f"{name:11} {counts['in']:{unit}} to {counts['out']:{unit}}")
+    if about["warning"] is not None:
+        say(f"warning     {about['warning']}")
     say(f"lora        {written}")

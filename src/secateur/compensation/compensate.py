@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..base.console import progress
-from ..base.distributed import sum_over_processes
-from ..base.errors import TrainingError
+from ..base.distributed import process_count, sum_over_processes
+from ..base.errors import TrainingError, require
 from ..data import Batch
 from ..io.manifest import note_step
 from ..models.conditions import UNCONDITIONAL, Conditions
@@ -26,7 +26,9 @@ from .fitting import Fitting, open_folder
 from .outputs import refit_to_outputs
 from .streams import refit_to_streams
 from .targets import chosen_target, layers_to_refit
-from .tuples import draw_tuples
+from .tuples import Tuples, draw_tuples
+
+MEASURED = 64  # tuples that the error of the whole model is measured on
 
 
 def compensate(
@@ -60,6 +62,8 @@ def compensate(
     """
     config = config or CompensationConfig()
     begun = time.monotonic()
+    enough = config.num_tuples >= process_count()
+    require(enough, f"{config.num_tuples} calibration tuples are fewer than the {process_count()} processes; give more")
     parts = counterparts(pruned, dense, cuts_between(pruned, dense) if cuts is None else cuts)
     layers, left = layers_to_refit(pruned, parts)
     target = chosen_target(pruned, config)
@@ -69,13 +73,14 @@ def compensate(
     with inference(pruned), inference(dense), progress("layers refitted", len(layers)) as advance:
         fitting = Fitting(advance, None if folder is None else Path(folder))
         fitting.left.update(left)
-        outputs = [each.run(pruned)() for each in tuples]
+        looked_at = [each for each in tuples if each.numbers[0] < MEASURED]
+        outputs = [each.run(pruned)() for each in looked_at]
         if target == "stream":
             pairs = refit_to_streams(pruned, dense, parts, layers, tuples, config, fitting)
         else:
             pairs = refit_to_outputs(pruned, dense, layers, tuples, config, fitting)
     expected = [there for _, there in pairs]
-    before, after = (_error(found, expected) for found in (outputs, [here for here, _ in pairs]))
+    before, after = (_error(found, expected, looked_at) for found in (outputs, [here for here, _ in pairs]))
     options = asdict(replace(config, target=target))
     result = Compensation(
         fitting.readers,
@@ -87,7 +92,8 @@ def compensate(
         fitting.left,
     )
     errors = {"before": before, "after": after, "layers": len(fitting.readers)}
-    note_step(pruned, "compensation", {**options, **errors})
+    if hasattr(pruned, "register_to_config"):
+        note_step(pruned, "compensation", {**options, **errors})
     return result
 
 
@@ -97,15 +103,17 @@ def _identity(pruned: nn.Module, config: CompensationConfig, names: Sequence[str
     return {"config": asdict(replace(config, batch_size=1, offload=False)), "layers": list(names), "weights": weights}
 
 
-def _error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """E|dense output - output|^2 / E|dense output|^2 over all tuples.
+def _error(found: Sequence[Tensor], expected: Sequence[Tensor], tuples: Sequence[Tuples]) -> float:
+    """E|dense output - output|^2 / E|dense output|^2 over the first `MEASURED` tuples.
 
     Raises:
         TrainingError: it is not finite.
     """
     sums = torch.zeros(2, dtype=torch.float64, device=expected[0].device)
-    for here, there in zip(found, expected, strict=True):
-        sums += torch.stack([(there - here).double().square().sum(), there.double().square().sum()])
+    for here, there, each in zip(found, expected, tuples, strict=False):
+        counted = [row for row, number in enumerate(each.numbers) if number < MEASURED]
+        error, size = ((there - here)[counted], there[counted])
+        sums += torch.stack([values.double().square().sum() for values in (error, size)])
     error, size = sum_over_processes(sums).tolist()
     if not error < float("inf"):
         raise TrainingError("an output of the model is not finite: check weights and scheduler, or refit in float32")

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
 from ..base.console import Advance
-from ..base.distributed import is_main_process, same_in_all_processes, wait_for_everyone
+from ..base.distributed import is_main_process, wait_for_everyone
 from ..base.errors import SecateurError
 from ..base.files import atomic_file, read_json, write_json
 from ..base.fingerprint import fingerprint
@@ -58,17 +57,6 @@ class Fitting:
         """Note that a layer keeps its weights."""
         self.left[name] = why
         self._advance(1, name)
-
-
-def change_weights(layer: Projection, change_KM: Tensor) -> None:
-    """Add `change_KM`, the bias's row last, to the weights, in their own dtype; the same in all processes."""
-    change = same_in_all_processes(change_KM)
-    weight = layer.weight
-    with torch.no_grad():
-        if layer.bias is not None:
-            layer.bias.copy_(layer.bias.double() + change[-1])
-            change = change[:-1]
-        weight.copy_(weight.double() + change.T.reshape(weight.shape))
 
 
 def open_folder(folder: Path, made_for: Any) -> None:

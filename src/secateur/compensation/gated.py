@@ -19,10 +19,11 @@ from torch import Tensor
 
 from .least_squares import mean_square, solve
 
-EXACT_FLOPS = 2e10  # of the exact systems; beyond, conjugate gradients
-EXACT_BYTES = 2**28  # of the A_c that are held at once
-TOLERANCE = 1e-6  # of conjugate gradients: |residual| to |B|
+EXACT_BYTES = 2**30  # of the products h h' of every image; beyond, conjugate gradients
+AT_ONCE_BYTES = 2**28  # of the A_c that are held at once
+TOLERANCE = 1e-4  # of conjugate gradients, |residual| to |B|: the error is then the exact one's to six digits
 STEPS = 200  # of conjugate gradients, at most
+EXPECTED_STEPS = 30
 
 Total = Callable[[Tensor], Tensor]  # the sum of a tensor over all processes
 
@@ -36,14 +37,27 @@ def gated_change(
     x_IRK: Tensor, gate_IM: Tensor, error_IRM: Tensor, ridge: float, bias: bool, total: Total = alone
 ) -> Tensor:
     """The change (K, M) of the weights: exact systems where they are small, else conjugate gradients."""
-    small = is_small(x_IRK.shape[0], x_IRK.shape[2], gate_IM.shape[1])
-    chosen = exact_change if small else conjugate_change
+    images, rows, columns = x_IRK.shape
+    everywhere = int(total(x_IRK.new_tensor(float(images))))  # so that all processes choose alike
+    is_exact = exact_is_better(everywhere, everywhere * rows, columns, gate_IM.shape[1])
+    chosen = exact_change if is_exact else conjugate_change
     return chosen(x_IRK, gate_IM, error_IRM, ridge, bias, total)
 
 
-def is_small(images: int, columns: int, outputs: int) -> bool:
-    """Whether the exact systems are small enough to be solved one by one."""
-    return outputs * columns**2 * (2 * images + columns / 3) <= EXACT_FLOPS
+def exact_flops(images: int, columns: int, outputs: int) -> float:
+    """Operations of the exact systems; those in float64 count twice."""
+    return 2 * outputs * columns**2 * (images + columns / 3)
+
+
+def conjugate_flops(rows: int, columns: int, outputs: int) -> float:
+    """Operations of as many steps of conjugate gradients as are expected."""
+    return 4 * EXPECTED_STEPS * rows * columns * outputs
+
+
+def exact_is_better(images: int, rows: int, columns: int, outputs: int) -> bool:
+    """Whether the exact systems take fewer operations than conjugate gradients on all rows, and fit in memory."""
+    fits = 4 * images * columns**2 <= EXACT_BYTES
+    return fits and exact_flops(images, columns, outputs) <= conjugate_flops(rows, columns, outputs)
 
 
 def exact_change(
@@ -54,7 +68,7 @@ def exact_change(
     grams = (x_IRK.mT @ x_IRK).reshape(images, -1)
     cross = total(_cross(x_IRK, gate_IM, error_IRM).double())
     changes = []
-    for chosen in torch.arange(gate_IM.shape[1]).split(max(1, EXACT_BYTES // (8 * columns**2))):
+    for chosen in torch.arange(gate_IM.shape[1]).split(max(1, AT_ONCE_BYTES // (8 * columns**2))):
         systems = total((gate_IM[:, chosen].square().T @ grams).double().reshape(-1, columns, columns))
         pull = ridge * mean_square(systems.diagonal(dim1=1, dim2=2), bias)
         systems.diagonal(dim1=1, dim2=2)[:, : columns - bias] += pull[:, None]

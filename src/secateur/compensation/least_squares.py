@@ -19,7 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-PANEL = 512  # columns; the symmetric half of A is skipped in blocks of this size
+PANEL = 256  # columns; the symmetric half of A is skipped in blocks of this size
 
 
 class Sums:

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor, nn
 
-from ..base.distributed import sum_over_processes
+from ..base.distributed import same_in_all_processes, sum_over_processes
 from ..results.compensation import Reader
 from .config import CompensationConfig
 from .counterparts import Layer, Projection, projection
-from .fitting import Fitting, change_weights
+from .fitting import Fitting
 from .least_squares import Sums, refit, with_ones
 from .passes import Parking, at_hand, begin, calls_of, lead_on, stops
-from .positions import by_position, choose_positions, chosen, input_rows
+from .positions import by_position, change_weights, choose_positions, chosen, input_rows, weights_by_row
 from .tuples import Tuples
 
 
@@ -51,10 +51,10 @@ def refit_to_outputs(
                         assert student.call is not None
                         assert teacher.call is not None
                         output = teacher.call()
-                        fit.add(student.call.args[0], student.call(), output, each)
+                        fit.add(student.call.args[0], output, each, student.call)
                         teacher.resume(output)
                 change, reader = fit.solve(begun)
-                change_weights(modules[name], change)
+                change_weights(modules[name], same_in_all_processes(change))
                 fitting.keep({name: modules[name]}, {name: reader})
             lead_on(parking, students)
     return [(student.result, teacher.result) for student, teacher in zip(students, teachers, strict=True)]
@@ -77,18 +77,22 @@ class OutputFit:
         self.bias, self.is_image = module.bias is not None, isinstance(module, nn.Conv2d)
         self.sums = Sums(module.weight[0].numel() + self.bias, len(module.weight), module.weight.device)
 
-    def add(self, x: Tensor, present: Tensor, dense: Tensor, tuples: Tuples) -> None:
-        """Add a micro-batch: input and output of the layer, and the output of the dense one.
+    def add(self, x: Tensor, dense: Tensor, tuples: Tuples, call: Callable[[], Tensor]) -> None:
+        """Add a micro-batch: input of the layer, output of the dense one, and what calls the layer.
 
-        Both outputs must come from the layers themselves, so that without a loss the error is exactly zero.
+        A layer that lost no input is called as the dense one is, so that where both see the same the error is exactly
+        zero. Of others the output is computed where it is looked at.
         """
         target_BPM = by_position(self.layer.target(dense, 1 if self.is_image else dense.ndim - 1), self.is_image)
         at = choose_positions(tuples.numbers, target_BPM.shape[1], self.index, self.config)
-        target = chosen(target_BPM, at)
-        error = target - chosen(by_position(present, self.is_image), at)
         rows = input_rows(self.module, x, at)
         rows = with_ones(rows) if self.bias else rows
-        self.sums.add(rows.flatten(0, 1), error.flatten(0, 1), target.flatten(0, 1))
+        if self.layer.lost:
+            present = rows @ weights_by_row(self.module).to(rows)
+        else:
+            present = chosen(by_position(call(), self.is_image), at)
+        target = chosen(target_BPM, at)
+        self.sums.add(*(values.flatten(0, 1) for values in (rows, target - present, target)))
 
     def solve(self, begun: float) -> tuple[Tensor, Reader]:
         """The change (K, M) of the weights, the bias's row last, and how it does."""

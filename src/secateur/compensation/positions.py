@@ -44,7 +44,7 @@ def chosen(values_BPC: Tensor, at_BR: Tensor) -> Tensor:
 def input_rows(layer: Projection, x: Tensor, at_BR: Tensor) -> Tensor:
     """What the layer's weights multiply at the chosen positions of its output, (B, R, K).
 
-    For a convolution the patches under its kernel, in the order of its weights: channel, row, column.
+    For a convolution the patches under its kernel: row of the kernel, column, channel.
     """
     if isinstance(layer, nn.Linear):
         return chosen(by_position(x, False), at_BR)
@@ -55,11 +55,30 @@ def input_rows(layer: Projection, x: Tensor, at_BR: Tensor) -> Tensor:
     at = at_BR.to(x.device)
     rows, columns_at = at // columns * down, at % columns * right
     tuples = torch.arange(len(x), device=x.device)[:, None]
-    patches = [
-        padded[tuples, rows + i * tall, columns_at + j * wide] for i in range(height) for j in range(width)
-    ]  # (B, R, C) each
-    stacked = torch.stack(patches, dim=-1).flatten(2)
-    return stacked if stacked.dtype == torch.float64 else stacked.float()
+    patches = [padded[tuples, rows + i * tall, columns_at + j * wide] for i in range(height) for j in range(width)]
+    joined = torch.cat(patches, dim=-1)
+    return joined if joined.dtype == torch.float64 else joined.float()
+
+
+def weights_by_row(layer: Projection) -> Tensor:
+    """The layer's weights in the order of `input_rows`, (K, M), the bias's row last where it has one."""
+    weight = layer.weight.flatten(1) if layer.weight.ndim == 2 else layer.weight.permute(0, 2, 3, 1).flatten(1)
+    return weight.T if layer.bias is None else torch.cat([weight.T, layer.bias[None]])
+
+
+def change_weights(layer: Projection, change_KM: Tensor) -> None:
+    """Add `change_KM`, in the order of `weights_by_row`, to the weights, in their own dtype."""
+    with torch.no_grad():
+        if layer.bias is not None:
+            layer.bias.copy_(layer.bias.double() + change_KM[-1])
+            change_KM = change_KM[:-1]
+        weight = layer.weight
+        if weight.ndim == 4:
+            outputs, inputs, height, width = weight.shape
+            change = change_KM.T.reshape(outputs, height, width, inputs).permute(0, 3, 1, 2)
+        else:
+            change = change_KM.T
+        weight.copy_(weight.double() + change)
 
 
 def padding_of(layer: nn.Conv2d) -> tuple[int, int]:

@@ -17,15 +17,15 @@ from ..models.network import example_inputs
 from ..models.registry import describe
 from ..structure import Cut, remove
 from ..structure.cost import skeleton
+from .compensate import MEASURED
 from .config import CompensationConfig
 from .counterparts import Projection, counterparts, projection
-from .gated import is_small
+from .gated import conjugate_flops, exact_flops, exact_is_better
 from .passes import Pass, stops
 from .streams import owner, stream_blocks
 from .targets import chosen_target, layers_to_refit
 
 FLOAT64 = 2.0  # operations in float64 to those in float32
-ITERATIONS = 20  # of conjugate gradients
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Price:
         tuples: calibration tuples.
         layers: by name in the pruned model, in the order of the forward pass.
         left: layers that will keep the weights of the cut, and why.
-        pruned_passes, dense_passes: forward passes of the models that every tuple costs.
+        pruned_passes, dense_passes: forward passes of the models that every tuple costs, whole ones.
         pass_flops: of all of these.
         waiting_bytes: activations of all tuples that wait before a layer, at most.
     """
@@ -106,7 +106,8 @@ def price(
         waiting += _walk(hollow_dense, [layer.dense for layer in layers.values()], told)[1]
     fit = _stream_price if target == "stream" else _output_price
     prices = {name: fit(projection(hollow, name), _rows(positions[name], config), config) for name in positions}
-    passes = _passes(hollow, list(layers), config) if target == "stream" else 3.0
+    passes = _passes(hollow, list(layers), config) if target == "stream" else 1.0
+    passes += min(MEASURED / config.num_tuples, 1.0)
     return Price(
         target,
         config.num_tuples,
@@ -137,7 +138,7 @@ def _rows(positions: int, config: CompensationConfig) -> int:
 def _output_price(layer: Projection, rows: int, config: CompensationConfig) -> LayerPrice:
     """Half of A's products are spared, as A is symmetric; its factorization is in float64."""
     columns, outputs = _columns(layer), len(layer.weight)
-    gathered = rows * columns * (columns + 2 * outputs)
+    gathered = rows * columns * (columns + 4 * outputs)
     solved = columns**2 * (columns / 3 + 2 * outputs)
     held = 8 * columns * (2 * columns + 2 * outputs)
     return LayerPrice(rows, columns, outputs, held, gathered + FLOAT64 * solved)
@@ -146,12 +147,12 @@ def _output_price(layer: Projection, rows: int, config: CompensationConfig) -> L
 def _stream_price(layer: Projection, rows: int, config: CompensationConfig) -> LayerPrice:
     columns, outputs, tuples = _columns(layer), len(layer.weight), config.num_tuples
     held = 4 * rows * (columns + 3 * outputs)
-    if is_small(tuples, columns, outputs):
-        flops = 2 * columns**2 * (rows + tuples * outputs) + FLOAT64 * outputs * columns**3 / 3
+    flops = 2.0 * rows * columns**2
+    if exact_is_better(tuples, rows, columns, outputs):
+        flops += exact_flops(tuples, columns, outputs)
         held += 4 * tuples * columns**2
     else:
-        flops = 2 * rows * columns**2 + FLOAT64 * columns**3 / 3
-        flops += ITERATIONS * columns * outputs * (4 * rows + 2 * FLOAT64 * columns)
+        flops += conjugate_flops(rows, columns, outputs) + FLOAT64 * columns**3 / 3
         held += 8 * columns * (2 * columns + 6 * outputs)
     return LayerPrice(rows, columns, outputs, held, config.rounds * flops)
 
@@ -165,7 +166,7 @@ def _passes(model: nn.Module, layers: Sequence[str], config: CompensationConfig)
     blocks = stream_blocks(model, describe(model))
     held = [owner(blocks, name) for name in layers]
     mean = len(held) / max(len(set(held)), 1)
-    return 1 + (mean + 1) + config.rounds * mean + 1
+    return (mean + 1) + config.rounds * mean + 1
 
 
 def _flops(model: nn.Module, told: Mapping[str, Any]) -> float:

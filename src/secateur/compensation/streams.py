@@ -27,12 +27,12 @@ from ..results.compensation import Reader
 from ..structure import Block, Structure, handed_on, pick, streams_of
 from .config import CompensationConfig
 from .counterparts import Counterparts, Layer, Projection, projection
-from .fitting import Fitting, change_weights
+from .fitting import Fitting
 from .gated import gated_change
 from .least_squares import with_ones
 from .outputs import OutputFit, relative
 from .passes import Call, Parking, Pass, at_hand, begin, calls_of, lead_on, stops
-from .positions import by_position, choose_positions, chosen, input_rows
+from .positions import by_position, change_weights, choose_positions, chosen, input_rows
 from .tuples import Tuples
 
 AFFINE = 1e-3  # |output - (s + g p)| to |g p| that is still rounding; half precision gets more
@@ -163,7 +163,7 @@ class _BlockRefit:
         for _ in range(self.config.rounds):
             for place, name in enumerate(seen):
                 change, reader = self._refit(name, 64 * self.index + place, [each[name] for each in gates])
-                change_weights(self.modules[name], change)
+                change_weights(self.modules[name], same_in_all_processes(change))
                 readers[name] = _since(readers[name], reader) if name in readers else reader
         self.fitting.keep(self.modules, readers)
 
@@ -187,7 +187,8 @@ class _BlockRefit:
         for call, _, outputs, tuples in self._micro_batches():
             with _observed({name: module}) as seen:
                 call()
-            fit.add(*seen[name], outputs[layer.dense], tuples)
+            given, present = seen[name]
+            fit.add(given, outputs[layer.dense], tuples, lambda present=present: present)  # type: ignore[misc]
         return fit.solve(begun)
 
     def _to_stream(self, name: str, index: int, gates: Sequence[Gate], begun: float) -> tuple[Tensor, Reader]:

@@ -23,7 +23,7 @@ from ..base.errors import ModelError
 from ..models.registry import describe
 from ..structure import Cut, kept_entries, name_after, remove, rescaling
 from .foreign import quiet
-from .manifest import dense_skeleton, manifest_of
+from .manifest import Manifest, dense_skeleton, manifest_of
 from .pruned import dense_class
 
 Part = Literal["down", "up", "alpha"]
@@ -147,6 +147,22 @@ def _by_diffusers(lora: Mapping[str, Tensor], dense: nn.Module, unknown: ModelEr
     converted, alphas = found if isinstance(found, tuple) else (found, None)
     scales = {key: torch.as_tensor(alpha) for key, alpha in (alphas or {}).items()}
     return _folded({**converted, **scales})
+
+
+def refit_warning(manifest: Manifest) -> str | None:
+    """What to say of a LoRA for a model whose weights were refitted after its cuts; None where they were not.
+
+    A LoRA adds to weights. Those of the pruned model are no longer the dense ones, so the sum is another.
+    """
+    steps = [step for step in manifest.steps if step["kind"] == "compensation"]
+    if not steps:
+        return None
+    layers, before, after = (steps[-1][key] for key in ("layers", "before", "after"))
+    return (
+        f"{layers} layers were refitted after the cut, so the LoRA adds to other weights than it was trained on. "
+        f"Without it, the output's squared distance to the dense one is {after:.3g} of its square ({before:.3g} before "
+        "the refit): compare images with the LoRA"
+    )
 
 
 def _pieces(lora: Mapping[str, Tensor], dense: nn.Module) -> list[Piece]:

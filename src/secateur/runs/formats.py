@@ -14,6 +14,7 @@ from ..base.rules import Count, checked
 from ..io.export import FORMATS, DtypeName, FormatName
 from ..io.export import export as write_export
 from ..io.locate import Component
+from ..io.lora import refit_warning
 from ..io.lora import slice_lora as sliced
 from ..io.lora_files import LORA_WEIGHTS, peft_metadata, read_lora
 from ..io.manifest import library_versions, manifest_of
@@ -135,6 +136,7 @@ def slice_lora(lora: str | Path, *, model: Any, out: str | Path, component: Comp
         "manifest_sha256": manifest.digest,
         "tensors": {"in": len(before), "out": len(after)},
         "parameters": parameters,
+        "warning": refit_warning(manifest),
         "versions": library_versions(),
     }
     with atomic_folder(Path(out)) as temporary:

@@ -1,0 +1,118 @@
+"""What compensation costs: time and memory beside what its price said before, on models of random weights.
+
+    OMP_NUM_THREADS=2 python benchmarks/compensation_cost.py
+    OMP_NUM_THREADS=2 python benchmarks/compensation_cost.py --models unet-64
+
+Models are cut to 60 % of their MACs and refitted on 96 tuples, with at most 24,576 rows a layer. Time is all that
+`compensate` takes. Memory is the most that the process held, less what it held before, so give one model at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import resource
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers import UNet2DModel
+from torch import nn
+
+from bench import RESULTS, Results
+from secateur.base.files import write_text
+from secateur.compensation import CompensationConfig, compensate, measure_speed, price
+from secateur.data import Batch
+from secateur.models.network import example_inputs, input_shape
+from secateur.models.registry import describe
+from secateur.process.diffusion import DiffusionProcess
+from secateur.runs.subject import open_model
+from secateur.schedules import CutConfig, no_scores, one_shot, parse_target
+from secateur.structure import remove
+from speedup import cifar10_unet, dit_s
+
+CONFIG = CompensationConfig(num_tuples=96, batch_size=16)
+
+
+def unet_64() -> UNet2DModel:
+    """63M parameters for colour pictures of 64x64, as the tutorials of diffusers train them."""
+    return UNet2DModel(
+        sample_size=64,
+        block_out_channels=(64, 128, 256, 512),
+        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        layers_per_block=2,
+        norm_num_groups=8,
+    )
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "digits-unet": lambda: open_model("digits-unet")[0].model,
+    "unet-cifar10": cifar10_unet,
+    "unet-64": unet_64,
+    "dit-s-2": dit_s,
+}
+
+
+def measure(name: str) -> dict[str, Any]:
+    """Time and memory of one compensation, predicted and found."""
+    dense = MODELS[name]().eval()
+    structure = describe(dense)
+    inputs = example_inputs(dense, 1)
+    target = parse_target("macs=60%")
+    cut = one_shot(dense, structure, target, no_scores(structure), CutConfig(), inputs)[0].cut
+    pruned = remove(copy.deepcopy(dense), structure, cut)
+    predicted = price(dense, [cut], CONFIG)
+    speed = measure_speed()
+    images = torch.randn(CONFIG.num_tuples, *input_shape(dense), generator=torch.Generator().manual_seed(0))
+    labels = {"class_labels": torch.arange(len(images)) % 10} if "class_labels" in inputs else {}
+    held = _most_bytes()
+    begun, worked = time.monotonic(), time.process_time()
+    found = compensate(pruned, dense, DiffusionProcess(), Batch(images, labels), CONFIG, [cut])
+    return {
+        "parameters": sum(parameter.numel() for parameter in dense.parameters()),
+        "layers": len(found.readers),
+        "columns": max(reader.columns for reader in found.readers.values()),
+        "seconds": time.monotonic() - begun,
+        "cpu_seconds": time.process_time() - worked,
+        "predicted_seconds": predicted.seconds(speed),
+        "gflops_per_second": speed / 1e9,
+        "bytes": _most_bytes() - held,
+        "predicted_bytes": predicted.bytes,
+        "error": [found.before, found.after],
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _most_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def table(records: dict[str, Any]) -> str:
+    """Markdown."""
+    lines = [
+        "| model | parameters | layers | columns, at most | seconds | of CPU | predicted | memory, GB | predicted |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, one in records.items():
+        seconds = f"{one['seconds']:.1f} | {one['cpu_seconds']:.1f} | {one['predicted_seconds']:.1f}"
+        memory = f"{one['bytes'] / 1e9:.2f} | {one['predicted_bytes'] / 1e9:.2f}"
+        size = f"{one['parameters'] / 1e6:.1f}M | {one['layers']} | {one['columns']}"
+        lines.append(f"| {name} | {size} | {seconds} | {memory} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    results = Results(RESULTS / "compensation-cost.json")
+    for name in parser.parse_args().models:
+        results.once(name, lambda name=name: measure(name))  # type: ignore[misc]
+    text = table(results.records)
+    write_text(RESULTS / "compensation-cost.md", text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
