@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from dataclasses import replace
 from functools import partial
 
@@ -14,6 +15,7 @@ from torch import nn
 import models
 from models import half, sample_for
 from secateur.base.errors import ModelError, SecateurError, TrainingError
+from secateur.cli import main
 from secateur.compensation import CompensationConfig, compensate, price
 from secateur.compensation.counterparts import counterparts
 from secateur.compensation.fitting import Fitting
@@ -346,3 +348,23 @@ def test_every_tuple_passes_as_often_as_the_price_says(name, kind, layer, monkey
     here, there = (count / config.num_tuples for count in passed.values())
     assert here == pytest.approx(predicted.pruned_passes, abs=0.25)
     assert there == pytest.approx(predicted.dense_passes, abs=0.05)
+
+
+def test_a_dry_run_says_what_it_takes(tmp_path, capsys):
+    save_pretrained(models.unet(), tmp_path / "dense", {"_class_name": "DDPMScheduler"})
+    asked = (
+        "prune",
+        str(tmp_path / "dense"),
+        "--target",
+        "macs=50%",
+        "--data",
+        "digits",
+        "--out",
+        str(tmp_path / "out"),
+    )
+    main([*asked, "--dry-run", "--compensation"])
+    said = capsys.readouterr().out
+    assert re.search(r"^compensate about", said, re.MULTILINE)
+    assert re.search(r"^refit +\d+ layers, about [\d.]+MB? of memory", said, re.MULTILINE)
+    main([*asked, "--dry-run", "--no-compensation"])
+    assert "refit" not in capsys.readouterr().out

@@ -47,12 +47,12 @@ def prune(
         dry_run: print the plan and the predicted size and stop.
     """
     subject, goal = on.subject(), parse_target(target)
+    refit = compensation if compensates else None
     if dry_run:
         subject = subject.selected(cut)
         plan = check_pruning(subject, open_calibration(data, subject, criterion), goal, criterion, cut)
-        say(str(plan_of(subject, Work(plan, ranking=(criterion, scoring)), goal, cut)))
+        say(str(plan_of(subject, Work(plan, (criterion, scoring), refit), goal, cut)))
         return
-    refit = compensation if compensates else None
     secateur.prune(
         subject, target=target, data=data, criterion=criterion, scoring=scoring, cut=cut, out=out, compensation=refit
     )

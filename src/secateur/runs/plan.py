@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from ..base.units import format_count
+from ..compensation import Price
 from ..criteria import criterion_named
 from ..criteria.criterion import FORWARD_SHARE, Memory
 from ..evaluation import forward_passes
@@ -13,7 +14,7 @@ from ..models.network import example_inputs
 from ..results import CutResult
 from ..schedules import CutConfig, Target, no_scores, one_shot
 from .subject import Subject
-from .timing import Work, format_duration, predict_seconds, seconds_per_pair
+from .timing import Work, format_duration, predict_seconds, price_of_compensation, seconds_per_pair
 
 
 def plan_cut(subject: Subject, target: Target, cut: CutConfig) -> CutResult | None:
@@ -44,6 +45,7 @@ class Plan:
         allocation: of the cut.
         memory: that a ranking by gradients takes, at most and for sums of gradients alone, and how to do with less.
         metrics: predicted seconds of each metric of the evaluation, and of the samples, for a model of the dense size.
+        compensation: what refitting what stays takes.
     """
 
     device: str
@@ -54,6 +56,7 @@ class Plan:
     allocation: str = "local"
     memory: Memory | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    compensation: Price | None = None
 
     def __str__(self) -> str:
         lines = [] if self.target is None else [f"target     {self.target}", *self._size()]
@@ -68,6 +71,10 @@ class Plan:
             if self.memory.sums > self.memory.peak / 4:
                 sums = format_count(self.memory.sums)
                 lines.append(f"{'':10} of it {sums}B for sums of gradients; none with {self.memory.hint}")
+        if self.compensation is not None:
+            count, size = len(self.compensation.layers), format_count(self.compensation.bytes)
+            lines.append(f"{'refit':10} {count} layers, about {size}B of memory beside both models")
+            lines += [f"{'':10} not {name}: {why}" for name, why in self.compensation.left.items()]
         return "\n".join(lines)
 
     def _size(self) -> Iterator[str]:
@@ -96,7 +103,8 @@ def plan_of(subject: Subject, work: Work, target: Target | None = None, cut: Cut
     removable = len(subject.structure.dims), len(subject.structure.blocks)
     allocation = "local" if cut is None else cut.allocation
     asked = None if target is None else str(target)
-    return Plan(str(subject.device), seconds, asked, work.plan, removable, allocation, _memory(subject, work), metrics)
+    refit, memory = price_of_compensation(subject, work), _memory(subject, work)
+    return Plan(str(subject.device), seconds, asked, work.plan, removable, allocation, memory, metrics, refit)
 
 
 def _memory(subject: Subject, work: Work) -> Memory | None:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from typing_extensions import assert_never
 
+from ..compensation import CompensationConfig, Price, measure_speed, price
 from ..criteria import ScoringConfig, criterion_named
 from ..criteria.criterion import FORWARD_SHARE
 from ..evaluation import EvaluationConfig
@@ -22,6 +23,7 @@ from ..recovery import RecoveryConfig, WarmupConfig
 from ..recovery.objectives import build_objective
 from ..results import CutResult
 from ..schedules.proxies import JUDGED_PASSES
+from ..structure import Cut
 from .subject import Subject
 
 TIMED_STEPS = 3
@@ -47,6 +49,7 @@ class Work:
     Attributes:
         plan: the cut (`plan_cut`).
         ranking: the criterion and its options.
+        compensation: how what stays is refitted.
         recovery: how the cut model is trained.
         evaluation: what is measured.
         pruned_late: what a schedule that prunes during recovery adds.
@@ -56,6 +59,7 @@ class Work:
 
     plan: CutResult | None = None
     ranking: tuple[str, ScoringConfig] | None = None
+    compensation: CompensationConfig | None = None
     recovery: RecoveryConfig | None = None
     evaluation: EvaluationConfig | None = None
     pruned_late: PrunedLate | None = None
@@ -66,7 +70,8 @@ class Work:
 def work_of(recipe: Recipe, plan: CutResult | None, warmup: WarmupConfig | None = None) -> Work:
     """A whole compression."""
     ranking = (recipe.criterion, recipe.scoring)
-    return Work(plan, ranking, recipe.recovery, recipe.evaluation, pruned_late(recipe), warmup=warmup)
+    compensation = recipe.compensation if recipe.compensates and recipe.schedule == "one-shot" else None
+    return Work(plan, ranking, compensation, recipe.recovery, recipe.evaluation, pruned_late(recipe), warmup=warmup)
 
 
 def pruned_late(recipe: Recipe) -> PrunedLate | None:
@@ -96,6 +101,8 @@ def predict_seconds(subject: Subject, work: Work, second: float) -> dict[str, fl
         stages["rank"] = _passes(subject, name, config)
         if pruned_late is not None and pruned_late.rankings:
             stages["rank again"] = pruned_late.rankings * _passes(subject, name, pruned_late.scoring)
+    if (refit := price_of_compensation(subject, work)) is not None:
+        stages["compensate"] = refit.seconds(measure_speed(subject.device)) / second
     if pruned_late is not None and pruned_late.judgements:
         stages["decide"] = float(pruned_late.judgements * JUDGED_PASSES)
     if recovery is not None:
@@ -110,6 +117,17 @@ def predict_seconds(subject: Subject, work: Work, second: float) -> dict[str, fl
         calls = min(evaluation.num_inference_steps, subject.process.num_train_timesteps)  # of the network, an image
         stages["sample"] = evaluation.num_images * calls * FORWARD_SHARE * models
     return {label: amount * second for label, amount in stages.items()}
+
+
+def price_of_compensation(subject: Subject, work: Work) -> Price | None:
+    """Of the planned cut, which may keep any units: only how many of every dim counts."""
+    if work.compensation is None or work.plan is None:
+        return None
+    kept = {}
+    for name, found in work.plan.dims.items():
+        cells = subject.structure.dims[name].cell_ranges()
+        kept[name] = tuple(unit for cell in cells for unit in cell[: len(cell) * found.kept // found.units])
+    return price(subject.model, [Cut(kept, work.plan.removed_blocks)], work.compensation)
 
 
 def _passes(subject: Subject, criterion: str, config: ScoringConfig) -> float:
