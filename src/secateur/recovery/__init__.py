@@ -3,6 +3,7 @@
 from .config import RecoveryConfig, WarmupConfig
 from .ema import Ema
 from .objectives import OBJECTIVES, Objective
+from .optimizers import Muon
 from .pruner import AttachedPruner, Decision, Pruner
 from .sensitivity import JacobianConfig
 from .trainer import recover
@@ -13,6 +14,7 @@ __all__ = [
     "Decision",
     "Ema",
     "JacobianConfig",
+    "Muon",
     "Objective",
     "Pruner",
     "RecoveryConfig",

@@ -1,7 +1,7 @@
 """Checkpoints of a recovery run: safetensors and JSON, always a whole one on disk.
 
 `<folder>/checkpoints/step-000500/` holds `model.safetensors`, `ema.safetensors`, `optimizer.safetensors` and
-`state.json`. Adam's moments are stored by parameter name, so that moments can be cut like their parameters.
+`state.json`. What the optimizer remembers is stored by parameter name, and cut as the parameters are.
 """
 
 import shutil
@@ -76,6 +76,7 @@ def save_checkpoint(folder: str | Path, state: TrainingState, settings: Mapping[
             "seconds": state.seconds,
             "jacobian_scale": state.jacobian_scale,
             "balanced": state.balanced,
+            "optimizer": {name: sorted(remembered) for name, remembered in _by_name(state).items()},
             "pruning": state.pruning and state.pruning.state_dict(),
             "window": state.window,
             "scaler": state.scaler.state_dict() if state.scaler else None,
@@ -118,13 +119,12 @@ def _load(path: Path, saved: dict[str, Any], state: TrainingState) -> None:
     state.ema.model.load_state_dict(load_file(path / "ema.safetensors"))
     moments = load_file(path / "optimizer.safetensors", device=str(device_of(state.model)))
     parameters = dict(state.model.named_parameters())
-    for name in {key.rpartition(".")[0] for key in moments}:
-        parameter = parameters[name]
-        state.optimizer.state[parameter] = {
-            "step": moments[f"{name}.step"],
-            "exp_avg": moments[f"{name}.exp_avg"].view_as(parameter),
-            "exp_avg_sq": moments[f"{name}.exp_avg_sq"].view_as(parameter),
-        }
+    for name, keys in saved["optimizer"].items():
+        remembered = {key: moments[f"{name}.{key}"] for key in keys}
+        for value in remembered.values():
+            if value.ndim and value.shape != parameters[name].shape:
+                raise ValueError(f"the optimizer remembers {name} in another shape")
+        state.optimizer.state[parameters[name]] = remembered
     if state.scaler and saved["scaler"]:
         state.scaler.load_state_dict(saved["scaler"])
     state.step, state.seconds = int(saved["step"]), float(saved["seconds"])
@@ -133,12 +133,13 @@ def _load(path: Path, saved: dict[str, Any], state: TrainingState) -> None:
 
 
 def optimizer_tensors(state: TrainingState) -> dict[str, Tensor]:
-    """Adam's state as `<parameter name>.exp_avg`, `.exp_avg_sq` and `.step`."""
-    return {
-        f"{name}.{moment}": value
-        for name, parameter in state.model.named_parameters()
-        for moment, value in state.optimizer.state.get(parameter, {}).items()
-    }
+    """What the optimizer remembers, as `<parameter name>.<key>`: of AdamW exp_avg, exp_avg_sq and step."""
+    return {f"{name}.{key}": value for name, remembered in _by_name(state).items() for key, value in remembered.items()}
+
+
+def _by_name(state: TrainingState) -> dict[str, Mapping[str, Tensor]]:
+    named = state.model.named_parameters()
+    return {name: state.optimizer.state[parameter] for name, parameter in named if parameter in state.optimizer.state}
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

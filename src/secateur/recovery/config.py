@@ -8,6 +8,7 @@ from ..base.errors import require
 from ..base.rules import Count, Seed, above, at_least, check_fields, from_to_below, within
 from .sensitivity import JacobianConfig
 
+OptimizerName = Literal["adamw", "muon"]
 LearningRateSchedule = Literal["constant", "cosine", "linear"]
 Precision = Literal["auto", "no", "bf16", "fp16"]
 TimestepSampling = Literal["uniform", "antithetic"]
@@ -22,10 +23,12 @@ class RecoveryConfig:
     Attributes:
         steps: optimizer steps.
         batch_size: images per optimizer step, over all processes and accumulation.
+        optimizer: adamw, or muon for matrices and convolutions with AdamW for vectors and embeddings.
         learning_rate: of AdamW, at its highest.
+        muon_learning_rate: of Muon, at its highest; it goes up and down as AdamW's does.
         lr_schedule: after the warm-up, constant or down to zero at the last step.
         warmup_steps: steps of linear warm-up.
-        weight_decay: decoupled weight decay.
+        weight_decay: decoupled weight decay of AdamW; Muon's matrices have none.
         betas: of AdamW.
         clip: largest norm of the gradient; None leaves it.
         ema_decay: largest decay of the moving average, which is what is saved; a warm-up makes it fit short runs.
@@ -51,7 +54,9 @@ class RecoveryConfig:
 
     steps: Count = 500
     batch_size: Count = 64
+    optimizer: OptimizerName = "adamw"
     learning_rate: Annotated[float, above(0)] = 2e-4
+    muon_learning_rate: Annotated[float, above(0)] = 3e-3
     lr_schedule: LearningRateSchedule = "constant"
     warmup_steps: Annotated[int, at_least(0)] = 0
     weight_decay: Annotated[float, at_least(0)] = 0.0
@@ -101,13 +106,17 @@ class WarmupConfig:
         check_fields("warmup", self)
 
 
-def learning_rate_at(config: RecoveryConfig, step: int) -> float:
-    """Learning rate of optimizer step `step` (0, 1, ...): linear warm-up, then constant or down to zero."""
+def learning_rate_at(config: RecoveryConfig, step: int, highest: float | None = None) -> float:
+    """Learning rate of optimizer step `step` (0, 1, ...): linear warm-up, then constant or down to zero.
+
+    `highest` is what it comes to after the warm-up, by default AdamW's.
+    """
+    highest = config.learning_rate if highest is None else highest
     if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
+        return highest * (step + 1) / config.warmup_steps
     done = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
     if config.lr_schedule == "cosine":
-        return config.learning_rate * (1 + cos(pi * done)) / 2
+        return highest * (1 + cos(pi * done)) / 2
     if config.lr_schedule == "linear":
-        return config.learning_rate * (1 - done)
-    return config.learning_rate
+        return highest * (1 - done)
+    return highest

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import cast
 
@@ -32,6 +32,7 @@ from .draws import Draw, draw_step
 from .ema import Ema
 from .log import append_record, cut_log, means, seen
 from .objectives import JACOBIAN, Objective, Terms, build_objective
+from .optimizers import build_optimizer, set_learning_rate
 from .prefetch import prefetched
 from .pruner import AttachedPruner, Pruner
 from .recomputing import recomputing
@@ -160,10 +161,7 @@ class _Run:
         model.float().to(accelerator.device).train()
         ema = Ema(model, config.ema_decay)
         self._prepare_student(model)
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(
-            trained, config.learning_rate, config.betas, weight_decay=config.weight_decay, fused=True
-        )
+        optimizer = build_optimizer(config, model)
         self.student, self.optimizer = model, optimizer
         self.teacher_mode = teacher is not None and teacher.training
         self.teacher = teacher and accelerator.prepare_model(teacher.eval(), evaluation_mode=True)
@@ -261,9 +259,7 @@ class _Run:
     def _step(self, draws: list[Draw], interrupted: bool) -> _Taken:
         """One optimizer step."""
         state, accelerator = self.state, self.accelerator
-        learning_rate = learning_rate_at(self.config, state.step)
-        for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate
+        set_learning_rate(state.optimizer, partial(learning_rate_at, self.config, state.step))
         objective = self.objective.at(state.step).scaled(state.jacobian_scale)
         with objective.layers(self.student, self.teacher):
             norms, objective = self._measure(draws, objective)
@@ -278,7 +274,7 @@ class _Run:
             values = values.to("cpu", non_blocking=True)
             arrived = torch.cuda.Event()
             arrived.record()
-        record = {"lr": learning_rate, **norms}
+        record = {"lr": learning_rate_at(self.config, state.step), **norms}
         if self.objective.balances:
             record[WEIGHT] = self.objective.weights[JACOBIAN] * state.jacobian_scale
         weights = {name: objective.weights[name] for name in sums}

@@ -1,0 +1,139 @@
+"""The optimizers of recovery: AdamW, and Muon for matrices with AdamW for the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.adamw import adamw
+
+from .config import RecoveryConfig
+
+HIGHEST = "highest_lr"  # of a group of parameters: its learning rate where the schedule is at 1
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024
+STEPS, EPS = 5, 1e-7
+
+
+def build_optimizer(config: RecoveryConfig, model: nn.Module) -> Optimizer:
+    """The optimizer that `config` names over the parameters of `model` that need gradients."""
+    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if config.optimizer == "adamw":
+        group = {"params": list(named.values()), HIGHEST: config.learning_rate}
+        return torch.optim.AdamW(
+            [group], config.learning_rate, config.betas, weight_decay=config.weight_decay, fused=True
+        )
+    matrices = [parameter for name, parameter in named.items() if is_matrix(name, parameter)]
+    rest = [parameter for name, parameter in named.items() if not is_matrix(name, parameter)]
+    return Muon(matrices, rest, config.muon_learning_rate, config.learning_rate, config.betas, config.weight_decay)
+
+
+def set_learning_rate(optimizer: Optimizer, rate_at: Callable[[float], float]) -> None:
+    """Give each group `rate_at(highest)` of its own highest learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate_at(group[HIGHEST])
+
+
+def is_matrix(name: str, parameter: Tensor) -> bool:
+    """Whether Muon takes the parameter: a matrix or a convolution that is not (part of) an embedding."""
+    return parameter.ndim >= 2 and "embed" not in name
+
+
+class Muon(Optimizer):
+    """Muon (Jordan et al. 2024) for matrices, which moves along orthogonalized momentum, and AdamW for the rest.
+
+    A convolution counts as the matrix (out, in x height x width). The update of an (out, rest) matrix is scaled by
+    sqrt(max(1, out / rest)), so that it changes outputs alike whatever the shape. Matrices do not decay.
+    """
+
+    def __init__(
+        self,
+        matrices: Sequence[nn.Parameter],
+        rest: Sequence[nn.Parameter],
+        lr: float = 3e-3,
+        rest_lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 0.0,
+        momentum: float = 0.95,
+    ) -> None:
+        groups: list[dict[str, Any]] = [
+            {"params": list(matrices), "rule": "muon", "lr": lr, HIGHEST: lr, "momentum": momentum},
+            {"params": list(rest), "rule": "adamw", "lr": rest_lr, HIGHEST: rest_lr, "betas": betas}
+            | {"weight_decay": weight_decay},
+        ]
+        super().__init__([group for group in groups if group["params"]], {})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            with_gradient = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if group["rule"] == "muon":
+                self._orthogonal_step(with_gradient, group["lr"], group["momentum"])
+            else:
+                self._adamw_step(with_gradient, group)
+
+    def _orthogonal_step(self, parameters: list[Tensor], lr: float, momentum: float) -> None:
+        alike: dict[tuple[torch.Size, torch.device], list[Tensor]] = {}  # stacked, since many are small
+        for parameter in parameters:
+            alike.setdefault((parameter.flatten(1).shape, parameter.device), []).append(parameter)
+        for ((out, rest), _), group in alike.items():
+            buffers = [self._buffer(parameter) for parameter in group]
+            gradients = [parameter.grad for parameter in group]
+            torch._foreach_lerp_(buffers, gradients, 1 - momentum)
+            nesterov = torch._foreach_lerp(gradients, buffers, momentum)
+            matrices_NOR = torch.stack([update.flatten(1) for update in nesterov])
+            updates = orthogonalized(matrices_NOR).mul_(-lr * max(1.0, out / rest) ** 0.5)
+            for parameter, update in zip(group, updates, strict=True):
+                parameter.add_(update.view_as(parameter))
+
+    def _buffer(self, parameter: Tensor) -> Tensor:
+        state = self.state[parameter]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        return state["momentum_buffer"]
+
+    def _adamw_step(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter] |= {
+                    "step": torch.zeros((), dtype=torch.float32),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
+        states = [self.state[parameter] for parameter in parameters]
+        adamw(
+            parameters,
+            [parameter.grad for parameter in parameters],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            foreach=True,
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=1e-8,
+            maximize=False,
+        )
+
+
+def orthogonalized(matrices_NOR: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Each matrix with its singular values brought near to 1, by five steps of a quintic Newton-Schulz iteration.
+
+    X <- a X + (b A + c A A) X with A = X X', from X over its Frobenius norm. On a CPU the iteration is in float32,
+    which benchmarks/muon.py finds the faster one there; GPUs multiply bfloat16 many times faster.
+    """
+    if dtype is None:
+        dtype = torch.float32 if matrices_NOR.device.type == "cpu" else torch.bfloat16
+    a, b, c = COEFFICIENTS
+    tall = matrices_NOR.shape[1] > matrices_NOR.shape[2]
+    x = (matrices_NOR.mT if tall else matrices_NOR).to(dtype)
+    x = x / (torch.linalg.matrix_norm(x.float(), keepdim=True) + EPS).to(dtype)
+    for _ in range(STEPS):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).to(matrices_NOR.dtype)
