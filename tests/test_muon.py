@@ -97,9 +97,11 @@ def test_a_cut_keeps_what_it_remembers_and_resumes_to_the_bit(tmp_path):
 
 def test_both_learning_rates_follow_the_schedule(monkeypatch, tmp_path):
     seen = []
-    monkeypatch.setattr(
-        Muon, "step", lambda self, closure=None: seen.append([group["lr"] for group in self.param_groups])
-    )
+
+    def watched(self, closure=None):
+        seen.append([group["lr"] for group in self.param_groups])
+
+    monkeypatch.setattr(Muon, "step", watched)
     config = replace(CONFIG, steps=4, warmup_steps=2, lr_schedule="linear", learning_rate=1e-3, muon_learning_rate=3e-3)
     recover(unet(), DiffusionProcess(), images(), config, tmp_path)
     assert seen == [pytest.approx(rates) for rates in ([1.5e-3, 5e-4], [3e-3, 1e-3], [3e-3, 1e-3], [1.5e-3, 5e-4])]

@@ -2,10 +2,12 @@
 
 from .config import RecoveryConfig, WarmupConfig
 from .ema import Ema
+from .features import FeaturesConfig
 from .objectives import OBJECTIVES, Objective
 from .optimizers import Muon
 from .pruner import AttachedPruner, Decision, Pruner
 from .sensitivity import JacobianConfig
+from .teachers import LiveTeacher, Teacher
 from .trainer import recover
 
 __all__ = [
@@ -13,11 +15,14 @@ __all__ = [
     "AttachedPruner",
     "Decision",
     "Ema",
+    "FeaturesConfig",
     "JacobianConfig",
+    "LiveTeacher",
     "Muon",
     "Objective",
     "Pruner",
     "RecoveryConfig",
+    "Teacher",
     "WarmupConfig",
     "recover",
 ]

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from ..base.errors import require
 from ..base.rules import Count, Seed, above, at_least, check_fields, from_to_below, within
+from .features import FeaturesConfig
 from .sensitivity import JacobianConfig
 
 OptimizerName = Literal["adamw", "muon"]
@@ -40,9 +41,11 @@ class RecoveryConfig:
         label_dropout: how often a class label or a caption is replaced by none, where the model knows none.
         horizontal_flip: mirror half of the images.
         timestep_sampling: uniform, or antithetic in pairs.
-        objective: denoising, distillation, first-order or 2ndmatch.
-        weights: of terms of the objective (denoising, distillation, jacobian); a term that is not named has its own.
+        objective: denoising, distillation, features, first-order or 2ndmatch.
+        weights: of terms of the objective (denoising, distillation, features, jacobian); a term that is not named has
+            its own. With a teacher, denoising 0 leaves the noisy target out altogether.
         jacobian: options of first-order and 2ndmatch.
+        features: options of the objective features.
         grad_norms_every: steps between measurements of each term's gradient norm, at steps that have all terms; 0
             measures none.
         checkpoint_every: steps between checkpoints; the newest is kept. One follows every decision of a schedule too,
@@ -73,6 +76,7 @@ class RecoveryConfig:
     objective: str = "denoising"
     weights: dict[str, float] = field(default_factory=dict)
     jacobian: JacobianConfig = field(default_factory=JacobianConfig)
+    features: FeaturesConfig = field(default_factory=FeaturesConfig)
     grad_norms_every: Annotated[int, at_least(0, ", 0 for never")] = 100
     checkpoint_every: Count = 500
     log_every: Count = 10

@@ -21,19 +21,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..base.errors import TrainingError
-from ..models.conditions import Conditions, rows
-from ..models.jacobian import Projection, any_attention, frozen, higher_order, project, unit_directions
+from ..models.jacobian import Projection, any_attention, higher_order, project, unit_directions
 from ..models.predict import predict
 from ..process.base import Process
 from ..process.own import OwnObjective
 from ..process.reconstruction import first_entries
 from .config import RecoveryConfig
 from .draws import Draw
+from .features import FeaturesConfig, feature_mismatch
+from .hidden import called_with, chosen, hidden_states, sliced, surviving_blocks
 from .sensitivity import JacobianConfig, growth_mismatch, projection_mismatch
+from .teachers import Teacher, as_teacher, at
 
 Terms = dict[str, Tensor]
-TermsFunction = Callable[[nn.Module, nn.Module | None, Process, Draw, JacobianConfig], Terms]
+TermsFunction = Callable[..., Terms]  # of student, teacher, process, draw and JacobianConfig
 JACOBIAN = "jacobian"  # the term that may be left out of a step
+DENOISING, FEATURES = "denoising", "features"
 FORWARD, TRAINING = 1, 3  # passes: a backward pass costs twice a forward one
 # What a projection adds, for student and teacher, as benchmarks/recovery_cost.py counts it.
 PROJECTING: dict[Projection, tuple[int, int]] = {"vjp": (3, 1), "jvp": (6, 2)}
@@ -50,6 +53,8 @@ class Objective:
         others: of an objective that differentiates twice, for its term "jacobian": computes the other terms, for the
             steps that leave that one out; None where nothing is differentiated twice.
         jacobian: options of that term.
+        denoising_optional: `terms` leaves the term "denoising" out where it is told `denoising=False`: a weight of 0.
+        options: fields of the recovery's config that `terms` takes by name.
     """
 
     terms: TermsFunction
@@ -57,16 +62,25 @@ class Objective:
     needs_teacher: bool = False
     others: TermsFunction | None = None
     jacobian: JacobianConfig = field(default_factory=JacobianConfig)
+    denoising_optional: bool = False
+    options: tuple[str, ...] = ()
 
     @property
     def differentiates_twice(self) -> bool:
         return self.others is not None
 
-    def layers(self, student: nn.Module, teacher: nn.Module | None) -> AbstractContextManager[None]:
+    def layers(self, student: nn.Module, teacher: nn.Module | Teacher | None) -> AbstractContextManager[None]:
         """What a step's forward and backward passes must run in."""
         if not self.differentiates_twice or teacher is None:
             return nullcontext()
-        return higher_order((student, teacher), self.jacobian.projection)
+        network = as_teacher(teacher).network
+        return higher_order([student] if network is None else [student, network], self.jacobian.projection)
+
+    def without_denoising(self) -> Objective:
+        """The objective that does not look at the process's noisy target at all."""
+        weights = {name: value for name, value in self.weights.items() if name != DENOISING}
+        others = self.others and partial(self.others, denoising=False)
+        return replace(self, terms=partial(self.terms, denoising=False), weights=weights, others=others)
 
     @property
     def balances(self) -> bool:
@@ -104,40 +118,83 @@ class Objective:
 
 
 def denoising_terms(
-    student: nn.Module, teacher: nn.Module | None, process: Process, draw: Draw, config: JacobianConfig
+    student: nn.Module, teacher: nn.Module | Teacher | None, process: Process, draw: Draw, config: JacobianConfig
 ) -> Terms:
     """Error against the process's target: L_simple (DDPM, eq. 14), v, sample or flow velocity alike; a user's loss."""
     if isinstance(process, OwnObjective):
         return {"denoising": process.errors(student, draw.conditions).mean()}
     x_t, target = _noisy(process, draw)
-    prediction = predict(student, x_t, draw.timesteps, draw.conditions)
+    prediction = predict(student, *at(x_t, draw))
     return {"denoising": F.mse_loss(prediction.to(target.dtype), target)}
 
 
 def distillation_terms(
-    student: nn.Module, teacher: nn.Module | None, process: Process, draw: Draw, config: JacobianConfig
+    student: nn.Module,
+    teacher: nn.Module | Teacher | None,
+    process: Process,
+    draw: Draw,
+    config: JacobianConfig,
+    denoising: bool = True,
 ) -> Terms:
-    """`denoising_terms` and the error against the dense teacher's output on the same noisy input."""
+    """The error against the dense teacher's output on the same noisy input, and `denoising_terms`."""
     assert teacher is not None
     if isinstance(process, OwnObjective):
+        network = as_teacher(teacher).network
+        assert network is not None
         with torch.no_grad():
-            taught = process.predict(teacher, draw.conditions)
-        denoising = process.errors(student, draw.conditions).mean()
-        return {"denoising": denoising, "distillation": F.mse_loss(process.predict(student, draw.conditions), taught)}
-    x_t, target = _noisy(process, draw)
-    prediction = predict(student, x_t, draw.timesteps, draw.conditions).to(target.dtype)
-    with torch.no_grad():
-        taught = predict(teacher, x_t, draw.timesteps, draw.conditions).to(target.dtype)
-    return {"denoising": F.mse_loss(prediction, target), "distillation": F.mse_loss(prediction, taught)}
+            told = process.predict(network, draw.conditions)
+        terms = {"denoising": process.errors(student, draw.conditions).mean()} if denoising else {}
+        return {**terms, "distillation": F.mse_loss(process.predict(student, draw.conditions), told)}
+    x_t = process.add_noise(draw.sample, draw.noise, draw.timesteps)
+    prediction = predict(student, *at(x_t, draw))
+    taught = as_teacher(teacher).output(x_t, draw)
+    return _compared(prediction, taught, _target(process, draw) if denoising else None)
+
+
+def features_terms(
+    student: nn.Module,
+    teacher: nn.Module | Teacher | None,
+    process: Process,
+    draw: Draw,
+    config: JacobianConfig,
+    denoising: bool = True,
+    features: FeaturesConfig = FeaturesConfig(),  # noqa: B008  frozen
+) -> Terms:
+    """`distillation_terms`, and the mean mismatch of the hidden states of the chosen blocks; one pass of each network.
+
+    A block that lost channels is compared by those that stayed.
+    """
+    assert teacher is not None
+    taught_by = as_teacher(teacher)
+    if taught_by.network is None:
+        raise TrainingError("objective features compares blocks, so it needs the dense network itself as its teacher")
+    pairs = chosen(surviving_blocks(student, taught_by.network), features.blocks)
+    x_t = process.add_noise(draw.sample, draw.noise, draw.timesteps)
+    taught, dense = taught_by.hidden(x_t, draw, [pair.teacher for pair in pairs])
+    with hidden_states(student, [pair.student for pair in pairs]) as calls:
+        prediction = predict(student, *at(x_t, draw))
+    mismatches = []
+    for pair in pairs:
+        call, goal = calls[pair.student][0], dense[pair.teacher]
+        found, channels_first = call.returned, call.returned.ndim == 4
+        if features.teacher_inputs:
+            taken = sliced(goal.taken, pair.taken, channels_first).to(call.taken.dtype)
+            found = called_with(student, pair.student, call, taken)
+        mismatches.append(
+            feature_mismatch(found, sliced(goal.returned, pair.returned, channels_first), features.massive)
+        )
+    compared = _compared(prediction, taught, _target(process, draw) if denoising else None)
+    return {**compared, FEATURES: torch.stack(mismatches).mean()}
 
 
 def jacobian_terms(
     student: nn.Module,
-    teacher: nn.Module | None,
+    teacher: nn.Module | Teacher | None,
     process: Process,
     draw: Draw,
     config: JacobianConfig,
     mismatch: Callable[[list[Tensor], list[Tensor]], Tensor],
+    denoising: bool = True,
 ) -> Terms:
     """`distillation_terms` and `mismatch` / D between the Jacobian projections of student and teacher.
 
@@ -145,48 +202,71 @@ def jacobian_terms(
     other samples go through a pass of their own, without a graph of second order.
     """
     assert teacher is not None
+    taught_by = as_teacher(teacher)
     x_t, target = _noisy(process, draw)
     share, rest = _shares(len(x_t), config.every_n_samples, x_t.device)
     like = (x_t if config.projection == "jvp" else target)[share]
     directions = unit_directions([first_entries(draw.normal(k)[share], like) for k in range(1, config.directions + 1)])
-    chosen = _at(x_t, draw, share)
-    # A projection by jvp differentiates the teacher twice too.
-    with frozen(teacher), any_attention() if config.projection == "vjp" else nullcontext():
-        taught, projections_D = project(teacher, *chosen, directions, config.projection, create_graph=False)
-    prediction, projections = project(student, *chosen, directions, config.projection)
-    pairs = [(prediction, taught.detach(), target[share])]
+    taught, projections_D = taught_by.projections(x_t, draw, share, directions, config.projection)
+    prediction, projections = project(student, *at(x_t, draw, share), directions, config.projection)
+    pairs, targets = [(prediction, taught)], [target[share]]
     if len(rest):
-        others = _at(x_t, draw, rest)
-        with torch.no_grad(), any_attention():
-            taught = predict(teacher, *others)
-        pairs.append((predict(student, *others), taught, target[rest]))
+        with any_attention():
+            taught = taught_by.output(x_t, draw, rest)
+        pairs.append((predict(student, *at(x_t, draw, rest)), taught))
+        targets.append(target[rest])
     count = target.numel()
-    return {
-        "denoising": torch.stack([_squared_error(output, goal) for output, _, goal in pairs]).sum() / count,
-        "distillation": torch.stack([_squared_error(output, taught) for output, taught, _ in pairs]).sum() / count,
-        JACOBIAN: mismatch(projections, [p.detach() for p in projections_D]) / target[0].numel(),
+    terms = {
+        "denoising": torch.stack(
+            [_squared_error(output, goal) for (output, _), goal in zip(pairs, targets, strict=True)]
+        ).sum()
+        / count,
+        "distillation": torch.stack([_squared_error(output, taught) for output, taught in pairs]).sum() / count,
+        JACOBIAN: mismatch(projections, projections_D) / target[0].numel(),
     }
+    return terms if denoising else {name: value for name, value in terms.items() if name != "denoising"}
 
 
 def second_match_terms(
-    student: nn.Module, teacher: nn.Module | None, process: Process, draw: Draw, config: JacobianConfig
+    student: nn.Module,
+    teacher: nn.Module | Teacher | None,
+    process: Process,
+    draw: Draw,
+    config: JacobianConfig,
+    denoising: bool = True,
 ) -> Terms:
     """2ndMatch: l_np L_NP + l_kd L_KD + l_jac L_Jac (Zheng & Shlizerman 2026), each divided by D."""
     mismatch = partial(growth_mismatch, relative=config.relative)
-    return jacobian_terms(student, teacher, process, draw, config, mismatch)
+    return jacobian_terms(student, teacher, process, draw, config, mismatch, denoising)
 
 
 def first_order_terms(
-    student: nn.Module, teacher: nn.Module | None, process: Process, draw: Draw, config: JacobianConfig
+    student: nn.Module,
+    teacher: nn.Module | Teacher | None,
+    process: Process,
+    draw: Draw,
+    config: JacobianConfig,
+    denoising: bool = True,
 ) -> Terms:
     """The baseline that matches J v itself, which the paper finds to add little to distillation."""
-    return jacobian_terms(student, teacher, process, draw, config, projection_mismatch)
+    return jacobian_terms(student, teacher, process, draw, config, projection_mismatch, denoising)
 
 
 def _noisy(process: Process, draw: Draw) -> tuple[Tensor, Tensor]:
     """x_t and the process's target, (B, C, H, W) each; of a decoder, latents and image."""
-    x_t = process.add_noise(draw.sample, draw.noise, draw.timesteps)
-    return x_t, process.target(draw.sample, draw.noise, draw.timesteps)
+    return process.add_noise(draw.sample, draw.noise, draw.timesteps), _target(process, draw)
+
+
+def _target(process: Process, draw: Draw) -> Tensor:
+    return process.target(draw.sample, draw.noise, draw.timesteps)
+
+
+def _compared(prediction: Tensor, taught: Tensor, target: Tensor | None) -> Terms:
+    """Mean squared errors against the process's target, where that counts, and against the teacher's output."""
+    like = taught if target is None else target
+    prediction = prediction.to(like.dtype)
+    terms = {} if target is None else {"denoising": F.mse_loss(prediction, target)}
+    return {**terms, "distillation": F.mse_loss(prediction, taught.to(like.dtype))}
 
 
 def _shares(count: int, every_n: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -196,10 +276,6 @@ def _shares(count: int, every_n: int, device: torch.device) -> tuple[Tensor, Ten
     return indices[chosen], indices[~chosen]
 
 
-def _at(x_t: Tensor, draw: Draw, share: Tensor) -> tuple[Tensor, Tensor, Conditions]:
-    return x_t[share], draw.timesteps[share], rows(draw.conditions, share)
-
-
 def _squared_error(output: Tensor, goal: Tensor) -> Tensor:
     return F.mse_loss(output.to(goal.dtype), goal, reduction="sum")
 
@@ -207,13 +283,20 @@ def _squared_error(output: Tensor, goal: Tensor) -> Tensor:
 MATCHED = {"denoising": 1.0, "distillation": 1.0}
 OBJECTIVES: dict[str, Objective] = {
     "denoising": Objective(denoising_terms, {"denoising": 1.0}),
-    "distillation": Objective(distillation_terms, MATCHED, needs_teacher=True),
-    "first-order": Objective(first_order_terms, MATCHED | {JACOBIAN: 0.1}, True, others=distillation_terms),
-    "2ndmatch": Objective(second_match_terms, MATCHED | {JACOBIAN: 0.1}, True, others=distillation_terms),
+    "distillation": Objective(distillation_terms, MATCHED, needs_teacher=True, denoising_optional=True),
+    "features": Objective(
+        features_terms, MATCHED | {FEATURES: 1.0}, needs_teacher=True, denoising_optional=True, options=("features",)
+    ),
+    "first-order": Objective(
+        first_order_terms, MATCHED | {JACOBIAN: 0.1}, True, distillation_terms, denoising_optional=True
+    ),
+    "2ndmatch": Objective(
+        second_match_terms, MATCHED | {JACOBIAN: 0.1}, True, distillation_terms, denoising_optional=True
+    ),
 }
 
 
-def build_objective(config: RecoveryConfig, teacher: nn.Module | None) -> Objective:
+def build_objective(config: RecoveryConfig, teacher: nn.Module | Teacher | None) -> Objective:
     """The objective that `config` names, with its weights and options.
 
     Raises:
@@ -232,4 +315,8 @@ def build_objective(config: RecoveryConfig, teacher: nn.Module | None) -> Object
     if objective.differentiates_twice and config.steps < config.jacobian.every_n:
         every_n = f"the Jacobian term of {name} is in one step of {config.jacobian.every_n}"
         raise TrainingError(f"{every_n}, and there are {config.steps}; give more steps, or a smaller jacobian every_n")
-    return replace(objective.weighted(config.weights), jacobian=config.jacobian)
+    built = replace(objective.weighted(config.weights), jacobian=config.jacobian)
+    if built.options:
+        built = replace(built, terms=partial(built.terms, **{name: getattr(config, name) for name in built.options}))
+    leaves_out = built.denoising_optional and built.weights[DENOISING] == 0
+    return built.without_denoising() if leaves_out else built

@@ -36,6 +36,7 @@ from .optimizers import build_optimizer, set_learning_rate
 from .prefetch import prefetched
 from .pruner import AttachedPruner, Pruner
 from .recomputing import recomputing
+from .teachers import Teacher
 
 BALANCED_STEPS = 10  # steps with a Jacobian term over which its automatic weight is found
 NORM = "grad_norm_"  # and the term: its gradient norm, in the log
@@ -49,7 +50,7 @@ def recover(
     dataset: ImageDataset,
     config: RecoveryConfig,
     folder: str | Path,
-    teacher: nn.Module | None = None,
+    teacher: nn.Module | Teacher | None = None,
     pruner: Pruner | None = None,
 ) -> nn.Module:
     """Train `model` in place by `config` and return its moving average, a model in eval mode.
@@ -61,8 +62,8 @@ def recover(
     weights in the end as one that was never interrupted. `model` is trained in float32, on the device it is on, which
     becomes the current one (a launcher of several processes places them itself), and is left without label dropout of
     its own; the average has the dtype that `model` came with. `teacher` is left as it is, but for being moved to that
-    device if the objective needs it. Accumulation and processes change the loss by rounding, and by the masks of
-    dropout layers if there are any.
+    device if the objective needs it; it may also be anything else that answers as one (`teachers.Teacher`).
+    Accumulation and processes change the loss by rounding, and by the masks of dropout layers if there are any.
 
     Raises:
         DataError: the labels do not fit the model.
@@ -145,7 +146,7 @@ class _Run:
         config: RecoveryConfig,
         folder: Path,
         objective: Objective,
-        teacher: nn.Module | None,
+        teacher: nn.Module | Teacher | None,
         pruner: Pruner | None,
     ) -> None:
         self.accelerator, self.process, self.dataset = accelerator, process, dataset
@@ -163,8 +164,10 @@ class _Run:
         self._prepare_student(model)
         optimizer = build_optimizer(config, model)
         self.student, self.optimizer = model, optimizer
-        self.teacher_mode = teacher is not None and teacher.training
-        self.teacher = teacher and accelerator.prepare_model(teacher.eval(), evaluation_mode=True)
+        self.teacher, self.network, self.teacher_mode = teacher, None, False
+        if isinstance(teacher, nn.Module):
+            self.teacher_mode = teacher.training
+            self.teacher = self.network = accelerator.prepare_model(teacher.eval(), evaluation_mode=True)
         pruning = None if pruner is None else AttachedPruner(pruner, model, optimizer, ema)
         self.state = TrainingState(model, ema, optimizer, accelerator.scaler, pruning=pruning)
 
@@ -180,6 +183,7 @@ class _Run:
         """Run the steps that are left, all of them without a checkpoint, and return the moving average."""
         try:
             restore_checkpoint(self.folder, self.state, self.settings)
+            self._agree()
             # After the restoration: a wrapper for several processes must know the parameters of a model that was cut.
             self.student, self.optimizer = self.accelerator.prepare(self.state.model, self.state.optimizer)
             with recomputing(self.state.model, self.config.gradient_checkpointing):
@@ -189,12 +193,22 @@ class _Run:
         finally:
             if self.state.pruning is not None:
                 self.state.pruning.take_masks_off()
-            for wrapped in (self.student, self.teacher):
+            for wrapped in (self.student, self.network):
                 if wrapped is not None:  # take the mixed precision off again
                     self.accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
-            if self.teacher is not None:
-                self.teacher.train(self.teacher_mode)
+            if self.network is not None:
+                self.network.train(self.teacher_mode)
         return nn.Module.to(self.state.ema.model, self.dtype)  # past diffusers' warning, for a CPU in half precision
+
+    def _agree(self) -> None:
+        """Find that processes would go on from different steps: they do not see the same folder."""
+        own = torch.tensor([self.state.step], device=self.accelerator.device)
+        steps = self.accelerator.gather(own).tolist()
+        if len(set(steps)) > 1:
+            found = ", ".join(f"process {rank} {step}" for rank, step in enumerate(steps))
+            raise TrainingError(
+                f"the processes find different checkpoints in {self.folder} ({found}); let all see the same folder"
+            )
 
     def _train(self) -> None:
         main = self.accelerator.is_main_process

@@ -1,0 +1,197 @@
+"""Hidden states of a network's blocks, and which of the dense model's a pruned model still has."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from ..base.errors import TrainingError
+from ..io.manifest import MANIFEST_KEY, dense_skeleton, manifest_of
+from ..models.predict import network_of
+from ..models.registry import describe
+from ..structure import Cut, Structure, kept_entries, remove
+from ..structure.streams import handed_on, pick, streams_of
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a block: its arguments, the image's stream that it took, and what it returned of it."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    taken: Tensor
+    returned: Tensor
+
+
+@contextmanager
+def hidden_states(model: nn.Module, blocks: Collection[str]) -> Iterator[dict[str, list[Call]]]:
+    """The calls of the named `blocks` of `model` inside the block, by name."""
+    network = network_of(model)
+    structure = describe(network)
+    calls: dict[str, list[Call]] = {name: [] for name in blocks}
+    handles = []
+    for name in blocks:
+        block, module = structure.blocks[name], network.get_submodule(name)
+        streams = streams_of(block, module)
+
+        def hook(
+            module: nn.Module,
+            args: tuple[Any, ...],
+            kwargs: dict[str, Any],
+            output: Any,
+            name: str = name,
+            block: Any = block,
+            streams: Any = streams,
+        ) -> None:
+            taken, returned = pick(streams, args, kwargs)[block.image], handed_on(block, output)[block.image]
+            calls[name].append(Call(args, kwargs, taken, returned))
+
+        handles.append(module.register_forward_hook(hook, with_kwargs=True))
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def called_with(model: nn.Module, name: str, call: Call, taken: Tensor) -> Tensor:
+    """What block `name` returns of the image's stream when it takes `taken` there, and else what it took in `call`."""
+    network = network_of(model)
+    block, module = describe(network).blocks[name], network.get_submodule(name)
+    stream = streams_of(block, module)[block.image]
+    args, kwargs = list(call.args), dict(call.kwargs)
+    if stream.position < len(args):
+        args[stream.position] = taken
+    else:
+        kwargs[stream.name] = taken
+    return handed_on(block, module(*args, **kwargs))[block.image]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A block of the pruned model, the same block of the dense one, and the channels that stayed; None is all.
+
+    Attributes:
+        student: its name in the pruned model.
+        teacher: its name in the dense model.
+        taken: indices of the dense model's channels that its input still has.
+        returned: of those that its output has.
+    """
+
+    student: str
+    teacher: str
+    taken: Tensor | None = None
+    returned: Tensor | None = None
+
+
+# By student and teacher, with the number of steps in the manifest that they are read from.
+_known: WeakKeyDictionary[nn.Module, WeakKeyDictionary[nn.Module, tuple[int, list[Pair]]]] = WeakKeyDictionary()
+
+
+def surviving_blocks(student: nn.Module, teacher: nn.Module) -> list[Pair]:
+    """The blocks of `student` with those of `teacher` that they were, in the order of the forward pass.
+
+    Every cut since the teacher is made again on a model without memory, and modules are followed, not names.
+
+    Raises:
+        TrainingError: `student` does not come from `teacher` by cuts that its manifest remembers.
+    """
+    student, teacher = network_of(student), network_of(teacher)
+    steps = len(getattr(student, "config", {}).get(MANIFEST_KEY, {}).get("steps", ()))
+    known = _known.setdefault(student, WeakKeyDictionary())
+    if teacher not in known or known[teacher][0] != steps:
+        known[teacher] = steps, _surviving_blocks(student, teacher)
+    return known[teacher][1]
+
+
+def _surviving_blocks(student: nn.Module, teacher: nn.Module) -> list[Pair]:
+    names, dense = list(describe(student).blocks), describe(teacher)
+    manifest, before = manifest_of(student), manifest_of(teacher)
+    shared = before.cuts if before is not None else ()
+    later = manifest.cuts[len(shared) :] if manifest is not None else ()
+    if manifest is None or not later:
+        if names != list(dense.blocks):
+            raise TrainingError("the student has other blocks than the teacher, and no manifest that says which stayed")
+        return [Pair(name, name) for name in names]
+    if manifest.cuts[: len(shared)] != shared:
+        raise TrainingError("the student was not pruned from this teacher, so its blocks are not the teacher's")
+    skeleton = dense_skeleton(manifest)
+    for cut in shared:
+        remove(skeleton, describe(skeleton), cut)
+    modules = {name: skeleton.get_submodule(name) for name in dense.blocks}
+    ends = {module: _Ends() for module in modules.values()}
+    for cut in later:
+        structure = describe(skeleton)
+        for name in structure.blocks:
+            ends[skeleton.get_submodule(name)].follow(skeleton, structure, cut, name)
+        remove(skeleton, structure, cut)
+    old_name = {module: name for name, module in modules.items()}
+    present = {name: skeleton.get_submodule(name) for name in describe(skeleton).blocks}
+    return [Pair(name, old_name[module], ends[module].taken, ends[module].returned) for name, module in present.items()]
+
+
+class _Ends:
+    """Which channels of a block's input and output are left of the dense model's."""
+
+    def __init__(self) -> None:
+        self.taken: Tensor | None = None
+        self.returned: Tensor | None = None
+
+    def follow(self, model: nn.Module, structure: Structure, cut: Cut, block: str) -> None:
+        """Take `cut` into account: by what the block's first parameter reads and its last weight writes."""
+        shapes = {name: parameter.shape for name, parameter in model.named_parameters(remove_duplicate=False)}
+        kept = kept_entries(structure, cut, shapes)
+        first, last = _first_read(structure, block, shapes), _last_written(structure, block, shapes)
+        self.taken = _composed(self.taken, kept.get(first[0], {}).get(first[1]) if first else None)
+        self.returned = _composed(self.returned, kept.get(last, {}).get(0) if last else None)
+
+
+def _first_read(structure: Structure, block: str, shapes: Mapping[str, torch.Size]) -> tuple[str, int] | None:
+    """The parameter and axis by which `block` first reads its input, where that may lose channels."""
+    axes = {
+        piece.parameter: piece.axis
+        for dim in structure.dims.values()
+        for piece in dim.slices
+        if piece.role in ("norm", "in") and piece.parameter.startswith(f"{block}.")
+    }
+    name = next((name for name in shapes if name.startswith(f"{block}.")), None)
+    return (name, axes[name]) if name in axes and name is not None else None
+
+
+def _last_written(structure: Structure, block: str, shapes: Mapping[str, torch.Size]) -> str | None:
+    """The last weight of `block`, which writes its output, where that may lose channels."""
+    weights = [name for name in shapes if name.startswith(f"{block}.") and name.endswith(".weight")]
+    written = {piece.parameter for dim in structure.dims.values() for piece in dim.slices if piece.role == "out"}
+    return weights[-1] if weights and weights[-1] in written else None
+
+
+def _composed(before: Tensor | None, kept: Tensor | None) -> Tensor | None:
+    """Indices of the dense model's channels after another cut that left `kept`."""
+    if kept is None:
+        return before
+    return kept if before is None else before[kept]
+
+
+def sliced(hidden: Tensor, kept: Tensor | None, channels_first: bool) -> Tensor:
+    """The `kept` channels of a hidden state, (B, C, H, W) or (B, N, C)."""
+    return hidden if kept is None else hidden.index_select(1 if channels_first else -1, kept.to(hidden.device))
+
+
+def chosen(pairs: Sequence[Pair], patterns: Sequence[str]) -> list[Pair]:
+    """The pairs whose block of the teacher matches one of the glob `patterns`.
+
+    Raises:
+        TrainingError: there is none.
+    """
+    found = [pair for pair in pairs if any(fnmatchcase(pair.teacher, pattern) for pattern in patterns)]
+    if not found:
+        some = ", ".join(pair.teacher for pair in pairs[:3])
+        raise TrainingError(f"features blocks {', '.join(patterns)} match no block; there are {some} ...")
+    return found

@@ -1,0 +1,83 @@
+"""What objectives ask of the dense model: its outputs, how they answer a small change of the input, hidden states.
+
+An objective takes a `Teacher`. `LiveTeacher` asks the network; whatever has the answers already (computed once and read
+many times) gives the same ones without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..models.conditions import Conditions, rows
+from ..models.jacobian import Projection, any_attention, frozen, project
+from ..models.predict import predict
+from .draws import Draw
+from .hidden import Call, hidden_states
+
+
+class Teacher(Protocol):
+    """Answers for one micro-batch, as constants. `share` are indices of its samples, None for all."""
+
+    @property
+    def network(self) -> nn.Module | None:
+        """The dense model, if it is asked on the way; in eval mode."""
+        ...
+
+    def output(self, x_t: Tensor, draw: Draw, share: Tensor | None = None) -> Tensor:
+        """Its predictions (B, C, H, W) at x_t."""
+        ...
+
+    def projections(
+        self, x_t: Tensor, draw: Draw, share: Tensor, directions: Sequence[Tensor], projection: Projection
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Its predictions, and J'v or Jv for each of `directions`.
+
+        Where the objective looks at growth alone, one that remembers ||J'v||^2 may return its root, (B, 1), for J'v.
+        """
+        ...
+
+    def hidden(self, x_t: Tensor, draw: Draw, blocks: Collection[str]) -> tuple[Tensor, Mapping[str, Call]]:
+        """Its predictions, and what each of the `blocks` took and returned."""
+        ...
+
+
+@dataclass(frozen=True)
+class LiveTeacher:
+    """The dense network itself, asked in eval mode; none of its parameters gets a gradient."""
+
+    network: nn.Module
+
+    def output(self, x_t: Tensor, draw: Draw, share: Tensor | None = None) -> Tensor:
+        with torch.no_grad(), any_attention() if share is not None else nullcontext():
+            return predict(self.network, *at(x_t, draw, share))
+
+    def projections(
+        self, x_t: Tensor, draw: Draw, share: Tensor, directions: Sequence[Tensor], projection: Projection
+    ) -> tuple[Tensor, list[Tensor]]:
+        # A projection by jvp differentiates the teacher twice too.
+        with frozen(self.network), any_attention() if projection == "vjp" else nullcontext():
+            output, products = project(self.network, *at(x_t, draw, share), directions, projection, create_graph=False)
+        return output.detach(), [product.detach() for product in products]
+
+    def hidden(self, x_t: Tensor, draw: Draw, blocks: Collection[str]) -> tuple[Tensor, Mapping[str, Call]]:
+        with torch.no_grad(), hidden_states(self.network, blocks) as states:
+            output = predict(self.network, *at(x_t, draw))
+        return output, {name: calls[0] for name, calls in states.items()}
+
+
+def as_teacher(teacher: nn.Module | Teacher) -> Teacher:
+    """A network as a teacher; any other teacher as it is."""
+    return LiveTeacher(teacher) if isinstance(teacher, nn.Module) else teacher
+
+
+def at(x_t: Tensor, draw: Draw, share: Tensor | None = None) -> tuple[Tensor, Tensor, Conditions]:
+    """What a network is called with, for the samples of `share`."""
+    if share is None:
+        return x_t, draw.timesteps, draw.conditions
+    return x_t[share], draw.timesteps[share], rows(draw.conditions, share)
