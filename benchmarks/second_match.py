@@ -28,7 +28,7 @@ SETTINGS: dict[str, RecoveryConfig] = {
     "+ 2ndMatch, automatic weight": replace(PUBLISHED, jacobian=JacobianConfig(auto_weight=True)),
     "+ 2ndMatch, relative": replace(PUBLISHED, jacobian=JacobianConfig(relative=True)),
     "+ 2ndMatch, balanced, every step": replace(
-        PUBLISHED, weights={"jacobian": 10.0}, jacobian=JacobianConfig(relative=True, auto_weight=True)
+        PUBLISHED, weights={"jacobian": 10 / 64}, jacobian=JacobianConfig(relative=True, auto_weight=True)
     ),
     "denoising, dropout 0.1": replace(RECOVERY, dropout=0.1),
     "+ distillation, dropout 0.1": replace(RECOVERY, objective="distillation", dropout=0.1),

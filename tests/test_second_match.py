@@ -16,6 +16,7 @@ from secateur.data import ArrayDataset
 from secateur.models.conditions import rows, without_labels
 from secateur.models.jacobian import higher_order, project, squared_lengths, unit_directions
 from secateur.models.predict import predict
+from secateur.models.registry import describe
 from secateur.process.diffusion import DiffusionProcess
 from secateur.process.flow import FlowProcess
 from secateur.recovery import JacobianConfig, RecoveryConfig
@@ -23,6 +24,7 @@ from secateur.recovery.balance import norm, summed_gradient
 from secateur.recovery.draws import Draw, draw_step
 from secateur.recovery.objectives import JACOBIAN, build_objective
 from secateur.recovery.sensitivity import growth_mismatch, projection_mismatch
+from secateur.structure import Cut, remove
 
 W = torch.tensor([[2.0, 1.0], [0.0, 3.0]], dtype=torch.float64)
 V = torch.tensor([0.6, 0.8], dtype=torch.float64).view(1, 2, 1, 1)
@@ -239,8 +241,9 @@ def test_loss_and_gradient_equal_a_naive_double_backward(name, projection, objec
                 difference = difference / (d @ d + 1e-3)
             mismatch = difference**2 if objective == "2ndmatch" else ((s - d) ** 2).sum()
             np_, kd = ((outputs[0] - goal) ** 2 for goal in (target[i].flatten(), outputs[1].detach()))
-            losses.append(np_.sum() + kd.sum() + 0.1 * mismatch)  # the published convention: sums over pixels
-        naive = torch.stack(losses).mean() / 64
+            pure = relative or objective == "first-order"  # else the published convention: sums over pixels
+            losses.append((np_.sum() + kd.sum()) / 64 + 0.1 * mismatch / (1 if pure else 64))
+        naive = torch.stack(losses).mean()
         naive.backward()
     assert loss.item() == pytest.approx(naive.item(), rel=1e-10)
     for (key, one), other in zip(fast.named_parameters(), student.named_parameters(), strict=True):
@@ -361,3 +364,28 @@ def test_gradients_of_micro_batches_add_up():
 def test_options_that_make_no_sense_are_refused(name):
     with pytest.raises(SecateurError, match=f"jacobian {name} is 0; give at least 1"):
         JacobianConfig(**{name: 0})
+
+
+@pytest.mark.parametrize(("objective", "options"), [("2ndmatch", {"relative": True}), ("first-order", {})])
+def test_a_weight_buys_the_same_share_of_the_gradient_at_every_resolution(objective, options):
+    """One architecture, its teacher and its pruned student at 8x8, 32x32 and 64x64."""
+    teacher = unet()
+    student = remove(unet(), describe(unet()), Cut({"down_blocks.0.resnets.0.inner": (0, 3, 4, 7)}))
+    process, shares = DiffusionProcess(), []
+    for size in (8, 32, 64):
+        pixels = torch.rand(4, 1, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        dataset = ArrayDataset("noise", (1, size, size), (), pixels, None)
+        (found,) = draw_step(dataset, process, RecoveryConfig(batch_size=4), 0)
+        built = objective_for(teacher, objective, **options)
+        gradients = partial(
+            torch.autograd.grad, inputs=list(student.parameters()), retain_graph=True, allow_unused=True
+        )
+        with built.layers(student, teacher):
+            terms = built.terms(student, teacher, process, found, built.jacobian)
+            lengths = {
+                name: norm([part for part in gradients(built.loss({name: value})) if part is not None])
+                for name, value in terms.items()
+            }
+        shares.append(lengths["jacobian"] / sum(lengths.values()))
+    assert min(shares) > 0
+    assert max(shares) < 3 * min(shares), shares

@@ -69,9 +69,11 @@ def _overview() -> str:
 
 def _guarded(arguments: Sequence[str]) -> None:
     """Run a command; whatever stops it becomes one line, and a status: 1, 130 after Ctrl-C, 143 after SIGTERM."""
+    from .base.distributed import adopt_launcher
     from .base.errors import SecateurError, first_line, is_out_of_memory
     from .base.interrupts import Terminated, sigterm_raises
 
+    adopt_launcher()
     try:
         with warnings.catch_warnings(), sigterm_raises():
             warnings.simplefilter("ignore")

@@ -39,7 +39,7 @@ BETWEEN_STAGES = ScoringConfig(num_timesteps=32, num_images=64)
 # What docs/benchmarks.md found to keep the quality at half the price of the term at every step.
 SECOND_MATCH: dict[str, Any] = {
     "objective": "2ndmatch",
-    "weights": {"jacobian": 10.0},
+    "weights": {"jacobian": 10 / 64},
     "jacobian": JacobianConfig(every_n=5, relative=True, auto_weight=True),
 }
 

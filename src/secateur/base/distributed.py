@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import gc
 import os
+import re
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -18,7 +19,28 @@ from torch import Tensor
 from .errors import SecateurError
 
 Result = TypeVar("Result")
+# Rank, number of tasks and rank on the node. Slurm's number is that of a step: a batch script is one process of many.
+LAUNCHERS = (
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+)
 TIMEOUT = timedelta(days=1)  # processes wait for the one that samples, encodes or decides alone
+
+
+def adopt_launcher() -> None:
+    """Let the tasks of srun and mpirun know each other, by the variables that torchrun would have set.
+
+    They are set once, in this process's environment; where RANK is set, whoever set it knows better. Tasks of one node
+    meet on it, those of several on the first node of the step.
+    """
+    names = next((names for names in LAUNCHERS if int(os.environ.get(names[1], "1")) > 1), None)
+    if names is None or "RANK" in os.environ:
+        return
+    rank, world, local = (os.environ[name] for name in names)
+    os.environ |= {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": local}
+    first = re.match(r"([^,\[]+)(?:\[(\d+))?", os.environ.get("SLURM_STEP_NODELIST", ""))
+    os.environ.setdefault("MASTER_ADDR", "".join(part or "" for part in first.groups()) if first else "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", str(29500 + int(os.environ.get("SLURM_JOB_ID", "0")) % 10000))
 
 
 def process_index() -> int:
@@ -42,6 +64,7 @@ def process_group(on_cpu: bool) -> PartialState:
     There is one for all that a command does: the next would read in the store where the last one met, and connect to
     nobody.
     """
+    adopt_launcher()
     if not torch.distributed.is_initialized():
         atexit.register(_end_process_group)
     return PartialState(cpu=on_cpu, timeout=TIMEOUT)

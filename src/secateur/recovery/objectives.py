@@ -1,9 +1,9 @@
 """Recovery objectives: pure functions from student, teacher, process and one draw to named scalar terms.
 
-Every term is a mean over pixels and batch, so weights mean the same at every resolution. 2ndMatch as published sums
-over pixels; its terms, and its weights 1, 1 and 0.1, are those here but for one common factor, the number of pixel
-values D: terms and weights here = published loss / D. (Against mean-reduced errors and a Jacobian term that is not
-divided, the weight would be 0.1 / D.)
+Errors are means over pixels and batch, so their weights mean the same at every resolution. So do those of the Jacobian
+terms that are pure numbers, relative growth and first-order. 2ndMatch as published sums errors over pixels and compares
+growth as it is: its terms, and its weights 1, 1 and 0.1, are those here but for one common factor, the number of pixel
+values D, so that its Jacobian term fades as 1 / D here as it does there.
 
 The loss is the sum of the terms by their weights. A new objective is one function here and one line in `OBJECTIVES`,
 which says what the function needs; docs/adding-an-objective.md shows how to add one.
@@ -196,7 +196,7 @@ def jacobian_terms(
     mismatch: Callable[[list[Tensor], list[Tensor]], Tensor],
     denoising: bool = True,
 ) -> Terms:
-    """`distillation_terms` and `mismatch` / D between the Jacobian projections of student and teacher.
+    """`distillation_terms` and the `mismatch` of the Jacobian projections of student and teacher.
 
     One pass of each network serves all terms; the teacher's projections are constants. With `every_n_samples` the
     other samples go through a pass of their own, without a graph of second order.
@@ -222,7 +222,7 @@ def jacobian_terms(
         ).sum()
         / count,
         "distillation": torch.stack([_squared_error(output, taught) for output, taught in pairs]).sum() / count,
-        JACOBIAN: mismatch(projections, projections_D) / target[0].numel(),
+        JACOBIAN: mismatch(projections, projections_D),
     }
     return terms if denoising else {name: value for name, value in terms.items() if name != "denoising"}
 
@@ -235,8 +235,15 @@ def second_match_terms(
     config: JacobianConfig,
     denoising: bool = True,
 ) -> Terms:
-    """2ndMatch: l_np L_NP + l_kd L_KD + l_jac L_Jac (Zheng & Shlizerman 2026), each divided by D."""
-    mismatch = partial(growth_mismatch, relative=config.relative)
+    """2ndMatch: l_np L_NP + l_kd L_KD + l_jac L_Jac (Zheng & Shlizerman 2026), each divided by D.
+
+    The relative form of L_Jac is a pure number already, and is not divided.
+    """
+    divisor = 1 if config.relative else process.target(draw.sample, draw.noise, draw.timesteps)[0].numel()
+
+    def mismatch(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
+        return growth_mismatch(student, teacher, config.relative) / divisor
+
     return jacobian_terms(student, teacher, process, draw, config, mismatch, denoising)
 
 
