@@ -1,0 +1,69 @@
+"""Launchers other than torchrun: their variables are understood, or left alone."""
+
+import os
+
+import pytest
+import torch
+
+from secateur.base.distributed import adopt_launcher, process_count, process_index
+from secateur.structure.precision import full_precision
+
+SLURM = {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "12345"}
+MPI = {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}
+OURS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    before = {name: os.environ.pop(name) for name in OURS if name in os.environ}
+    yield monkeypatch
+    for name in OURS:
+        os.environ.pop(name, None)
+    os.environ.update(before)
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        (SLURM, ("3", "4", "1", "127.0.0.1", "31845")),
+        (SLURM | {"SLURM_STEP_NODELIST": "gpu[007-009,12]"}, ("3", "4", "1", "gpu007", "31845")),
+        (SLURM | {"SLURM_STEP_NODELIST": "alpha,beta"}, ("3", "4", "1", "alpha", "31845")),
+        (SLURM | {"MASTER_ADDR": "head", "MASTER_PORT": "5"}, ("3", "4", "1", "head", "5")),
+        (MPI, ("1", "2", "1", "127.0.0.1", "29500")),
+    ],
+)
+def test_tasks_know_each_other(variables, expected, environment):
+    for name, value in variables.items():
+        environment.setenv(name, value)
+    adopt_launcher()
+    assert tuple(os.environ[name] for name in OURS) == expected
+    assert (process_index(), process_count()) == (int(expected[0]), int(expected[1]))
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        {"SLURM_PROCID": "0", "SLURM_NTASKS": "4"},  # a batch script, which is one process whatever it asked for
+        SLURM | {"SLURM_STEP_NUM_TASKS": "1"},
+        SLURM | {"RANK": "0", "WORLD_SIZE": "1"},  # torchrun inside of srun
+    ],
+)
+def test_one_process_stays_one(variables, environment):
+    for name, value in variables.items():
+        environment.setenv(name, value)
+    adopt_launcher()
+    assert (process_index(), process_count()) == (0, 1)
+    assert "MASTER_PORT" not in os.environ
+
+
+def test_full_precision_goes_with_the_new_switches_and_puts_them_back():
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    try:
+        matmul.fp32_precision = "tf32"
+        with full_precision():
+            assert matmul.fp32_precision == torch.backends.cudnn.conv.fp32_precision == "ieee"
+        assert matmul.fp32_precision == "tf32"
+    finally:
+        matmul.fp32_precision = before
