@@ -521,6 +521,14 @@ def test_photographs_have_prompts_a_difference_and_four_models(tmp_path: Path) -
     assert "apache-2.0, that of the base model" in page.text
     assert markup.count('class="tile"') == 6 * 2  # four models, the difference, real images
     assert "image-rendering" in markup
+    assert not (tmp_path / "run" / "pipeline" / "samples.png").exists()  # no manifest, no card
+    manifest = {"base": {"id": "org/unet", "class": "UNet2DModel"}, "steps": [{"kind": "cut", "target": "macs=50%"}]}
+    write(tmp_path / "run" / "pipeline" / "unet" / "pruning.json", manifest)
+    write_report(tmp_path / "run")
+    card = (tmp_path / "run" / "pipeline" / "README.md").read_text(encoding="utf-8")
+    assert card.startswith('---\nlibrary_name: "diffusers"\nlicense: "apache-2.0"\nbase_model: "org/unet"\n')
+    assert "](samples.png)" in card
+    assert (tmp_path / "run" / "pipeline" / "samples.png").is_file()
     assert 'class="tiles pixelated"' not in markup
 
 

@@ -114,7 +114,7 @@ def test_damaged_logs_are_named_by_line(read: Any, text: bytes, said: str, tmp_p
 
 def test_half_a_last_line_and_lines_of_other_kinds_are_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
-    path.write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "lo')
+    path.write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "added": {"conv_in": {}}')
     assert read_recovery(path).records == ({"step": 1.0, "loss": 0.5},)
     path.write_text('{"step": 0, "choice": "x"}\n')
     assert read_decisions(path) == Decisions()

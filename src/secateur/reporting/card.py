@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from ..results import Compensation, CutResult, Evaluation
+from ..base.files import atomic_file, write_text
+from ..results import Compensation, CutResult, Evaluation, read_result
 from ..results.cut import goal_in_words
-from .product import load_snippet
+from .grids import comparison_grid
+from .pages import shown_count
+from .product import Product, load_snippet
+from .run import Run
 
+MANIFEST, PICTURE, WIDEST_PICTURE = "pruning.json", "samples.png", 1600
 NO_LONGER_FITS = (
     "ControlNets, IP-Adapters and textual inversions of the base model no longer fit, nor do LoRAs unless "
     "`secateur slice-lora` cuts them too."
@@ -60,6 +67,40 @@ def model_card(
         f"## Licence\n\n{_licence(base, licence)}",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    """What a card needs of `pruning.json`."""
+
+    base: dict[str, Any]
+    steps: tuple[dict[str, Any], ...]
+
+
+def write_card(run: Run, product: Product) -> Path | None:
+    """Write the model card of what the run made, README.md with a picture, into its folder; None for a dense model.
+
+    Raises:
+        SecateurError: the model's manifest is damaged.
+    """
+    folder = Path(product.path)
+    found = [path for path in (folder / MANIFEST, *sorted(folder.glob(f"*/{MANIFEST}"))) if path.is_file()]
+    if not found:
+        return None
+    manifest = read_result(_Manifest, found[0])
+    picture = ""
+    if run.images:
+        grid = comparison_grid({name: images[: shown_count(images)] for name, images in run.images.items()})
+        grid.thumbnail((WIDEST_PICTURE, WIDEST_PICTURE))
+        with atomic_file(folder / PICTURE) as temporary:
+            grid.save(temporary, "PNG")
+        picture = PICTURE
+    card = model_card(
+        vars(manifest), product.path, pipeline=product.pipeline, licence=product.licence, cut=run.cut,
+        compensation=run.compensation, evaluation=run.evaluation, command=str(run.config.get("command_line") or ""),
+        picture=picture,
+    )  # fmt: skip
+    return write_text(folder / "README.md", card)
 
 
 def _front_matter(base: str, licence: str | None, pipeline: bool) -> str:

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from ..base.files import write_json, write_text
 from ..results import Ranking
+from .card import write_card
 from .classes import SCORES, class_scores, worst_first
 from .files import figures_of, layers_of, tables_of, write_figures, write_samples, write_tables
 from .pages import Strip, as_svgs, captions_of, class_names, difference_strip, render, strip_of, strips_by_class
@@ -58,7 +59,7 @@ SETTINGS = ("command", "command_line", "model", "data", "device", "versions")
 
 
 def write_report(run: str | Path) -> Path:
-    """Write `report.html`, `report.json`, `plots/` and `tables/` from what the folder `run` holds.
+    """Write `report.html`, `report.json`, `plots/` and `tables/` from what the folder `run` holds, and a model card.
 
     Raises:
         SecateurError: the folder holds no run, or a damaged one.
@@ -72,6 +73,8 @@ def write_report(run: str | Path) -> Path:
     write_json(found.folder / "report.json", summary.numbers)
     figures = _apart(found, figures)
     product = product_of(found)
+    if product is not None:
+        write_card(found, product)
     names = class_names(found.evaluation)
     captions, kind = captions_of(found)
     strips = [

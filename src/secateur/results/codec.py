@@ -61,10 +61,12 @@ def read_lines(path: str | Path) -> tuple[dict[str, Any], ...]:
         raise SecateurError(f"{path} cannot be read: {first_line(error)}") from error
     found = []
     for number, line in enumerate(lines, start=1):
-        if not line.strip() or (number == len(lines) and not line.endswith(b"}")):
+        if not line.strip():
             continue
         try:
             found.append(msgspec.json.decode(line, type=dict[str, Any]))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            if number == len(lines):  # whole ones end with a line break
+                break
             raise SecateurError(f"{path} is damaged: line {number}: {located(first_line(error))}") from error
     return tuple(found)
