@@ -380,14 +380,14 @@ def test_scores_do_not_depend_on_how_batches_are_split(model, process, criterion
 def test_draws_are_paired_stratified_and_split_alike():
     batch = Batch(torch.randn(5, 1, 8, 8), {"class_labels": torch.arange(5)})
     process = FlowProcess()
-    whole = next(draw_tuples(process, batch, ScoringConfig(batch_size=100)))
-    split = list(draw_tuples(process, batch, ScoringConfig(batch_size=3)))
+    whole = next(draw_tuples(process, batch, ScoringConfig(8, batch_size=100)))
+    split = list(draw_tuples(process, batch, ScoringConfig(8, batch_size=3)))
     assert torch.equal(whole.noisy, torch.cat([part.noisy for part in split]))
     assert torch.equal(whole.conditions["class_labels"], torch.arange(5).repeat(8))
     bins = (whole.timesteps / 125).long().reshape(8, 5)
     assert torch.equal(bins, torch.arange(8)[:, None].expand(8, 5))
     assert len(whole.timesteps.unique()) == 40
-    later = next(draw_tuples(process, batch, ScoringConfig(batch_size=100, seed=1)))
+    later = next(draw_tuples(process, batch, ScoringConfig(8, batch_size=100, seed=1)))
     assert not torch.equal(whole.timesteps, later.timesteps)
 
 

@@ -127,8 +127,13 @@ def test_threshold_zero_uses_every_timestep_and_one_only_the_rise():
     assert ranking.curve.used == 8
 
 
-def test_calibration_timesteps_are_all_of_them_by_default():
-    assert torch.equal(calibration_timesteps(DiffusionProcess(), 0), torch.arange(1000))
+def test_calibration_timesteps_are_as_many_as_asked_or_all_or_the_criterions_own():
+    asked = {count: ScoringConfig(num_timesteps=count).timesteps_of(DiffusionProcess()) for count in (0, 4, 5000)}
+    assert asked == {0: 1000, 4: 4, 5000: 1000}
+    for name, count in (("gradient-flow", 32), ("deviation", 8), ("reconstruction", 8)):
+        assert criterion_named(name).configured(ScoringConfig()).num_timesteps == count
+        assert criterion_named(name).configured(ScoringConfig(num_timesteps=0)).num_timesteps == 0
+    assert torch.equal(calibration_timesteps(DiffusionProcess(), 1000), torch.arange(1000))
     assert torch.equal(calibration_timesteps(DiffusionProcess(), 4), torch.tensor([125, 375, 625, 875]))
     assert torch.equal(calibration_timesteps(FlowProcess(), 2), torch.tensor([250.0, 750.0]))
 
@@ -212,8 +217,8 @@ def test_a_name_that_there_is_not_is_refused_with_the_nearest():
 def test_options_are_those_of_the_criterion():
     taylor = criterion_named("taylor")
     assert taylor.options_of(ScoringConfig()) == TaylorOptions()
-    chosen = ScoringConfig(num_images=3, options={"reduction": "square"})
-    assert taylor.configured(chosen) == ScoringConfig(num_images=3, options=TaylorOptions(reduction="square"))
+    chosen = ScoringConfig(num_timesteps=5, num_images=3, options={"reduction": "square"})
+    assert taylor.configured(chosen) == dataclasses.replace(chosen, options=TaylorOptions(reduction="square"))
     for other in (MagnitudeOptions(), DiffPruningOptions(), GradientFlowOptions()):
         with pytest.raises(SecateurError, match=f"taylor takes TaylorOptions, not {type(other).__name__}"):
             taylor.options_of(ScoringConfig(options=other))

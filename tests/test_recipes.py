@@ -26,7 +26,7 @@ def test_another_objective_comes_with_its_own_weights(name: str, objective: str)
 def test_another_criterion_comes_with_its_own_options() -> None:
     assert resolve("gradient-flow").scoring.options == GradientFlowOptions()
     assert resolve("gradient-flow", criterion="taylor").scoring.options == TaylorOptions()
-    given = ScoringConfig(num_images=3, options={"threshold": 0.2})
+    given = ScoringConfig(num_timesteps=5, num_images=3, options={"threshold": 0.2})
     assert resolve("diff-pruning", scoring=given).scoring == replace(given, options=DiffPruningOptions(threshold=0.2))
     with pytest.raises(SecateurError, match="no option of magnitude called 'threshold'"):
         resolve("diff-pruning", criterion="magnitude", scoring=given)

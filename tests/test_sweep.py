@@ -168,7 +168,7 @@ def test_combinations_that_come_to_the_same_are_one_trial() -> None:
     assert [(trial.settings.scoring.seed, trial.settings.recovery.seed) for trial in made] == [(0, 0), (1, 1)]
     assert {trial.settings.evaluation.seed for trial in made} == {0}
     [blocks] = all_trials(["diff-pruning"], ["ced"], [], arguments[0], [0], *arguments[2:])
-    assert (blocks.settings.cut.granularity, blocks.settings.scoring.num_timesteps) == ("depth", 0)
+    assert (blocks.settings.cut.granularity, blocks.settings.scoring.num_timesteps) == ("depth", 8)
 
 
 def test_all_is_every_recipe_but_the_quickstart() -> None:

@@ -71,11 +71,11 @@ def score(
         TrainingError: a calibration loss or a score is not finite.
     """
     chosen, config = criterion_named(criterion), config or ScoringConfig()
-    options = chosen.options_of(config)
+    config = chosen.configured(config)
     if batch is None:
         require(not chosen.needs_data, f"criterion {criterion} looks at images, and there are none; give data")
         batch = Batch(torch.empty(0))
-    ranking = chosen.score(network_of(model), process, batch, structure, config, options)
+    ranking = chosen.score(network_of(model), process, batch, structure, config, config.options)
     check_finite(ranking.scores)
     return ranking
 

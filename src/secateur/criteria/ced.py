@@ -30,7 +30,7 @@ from ..process.base import Process
 from ..structure import Structure
 from .blocks.effects import described
 from .blocks.entropy import CedPooling, entropy_changes
-from .blocks.measure import CedOutput, measure_blocks, price_of_drops
+from .blocks.measure import BINS, CedOutput, measure_blocks, price_of_drops
 from .criterion import Criterion, Options, ScoringConfig
 from .ranking import Ranking
 
@@ -63,4 +63,4 @@ def ced(
     return described(model, process, sums, config, "ced", scores_of)
 
 
-CED = Criterion("ced", CedOptions, ced, price_of_drops, ranks="blocks")
+CED = Criterion("ced", CedOptions, ced, price_of_drops, ranks="blocks", timesteps=BINS)

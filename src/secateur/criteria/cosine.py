@@ -10,7 +10,7 @@ from ..models.network import inference
 from ..models.predict import predict
 from ..process.base import Process
 from ..structure import Structure
-from .blocks.measure import block_names, block_scores, draw_tuples, price_of_tuples, watched
+from .blocks.measure import BINS, block_names, block_scores, draw_tuples, price_of_tuples, watched
 from .criterion import Criterion, Options, ScoringConfig
 from .ranking import Ranking
 
@@ -34,4 +34,4 @@ def cosine(
     return Ranking(block_scores(names, torch.cat(distances, dim=1).mean(1).numpy()))
 
 
-COSINE = Criterion("cosine", Options, cosine, price_of_tuples, ranks="blocks")
+COSINE = Criterion("cosine", Options, cosine, price_of_tuples, ranks="blocks", timesteps=BINS)

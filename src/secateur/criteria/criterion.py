@@ -35,15 +35,15 @@ class ScoringConfig:
     """How units are scored.
 
     Attributes:
-        num_timesteps: evenly spaced calibration timesteps; 0 takes every one of the process (gradient-flow: 32). For
-            ced, deviation, cosine and loss-change: bins, each image once in each at a random timestep (0: 8).
+        num_timesteps: evenly spaced calibration timesteps; 0 takes every one of the process, None as many as the
+            criterion says. For criteria that look at blocks: bins, each image once in each at a random timestep.
         num_images: calibration images, all used at every timestep.
         batch_size: (image, timestep) pairs in one pass; changes speed and memory only.
         seed: draws the calibration images, their noise, and random scores.
         options: the criterion's own, of its class or by name; None takes its defaults.
     """
 
-    num_timesteps: Annotated[int, at_least(0)] = 0
+    num_timesteps: Annotated[int, at_least(0)] | None = None
     num_images: Count = 128
     batch_size: Count = 256
     seed: Seed = 0
@@ -51,6 +51,11 @@ class ScoringConfig:
 
     def __post_init__(self) -> None:
         check_fields("scoring", self)
+
+    def timesteps_of(self, process: Process) -> int:
+        """How many timesteps, once the criterion has filled in its own number."""
+        assert self.num_timesteps is not None
+        return min(self.num_timesteps or process.num_train_timesteps, process.num_train_timesteps)
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,7 @@ class Criterion(Generic[OptionsT]):
         price: what that takes.
         ranks: every width and block, or blocks only.
         needs_data: whether it looks at images and at the process.
+        timesteps: how many, where the config does not say; 0 is every one.
         memory: of one that takes gradients, and so far more of it than the model does.
     """
 
@@ -99,6 +105,7 @@ class Criterion(Generic[OptionsT]):
     price: Callable[[nn.Module, Process, ScoringConfig, OptionsT], Price]
     ranks: Literal["widths", "blocks"] = "widths"
     needs_data: bool = True
+    timesteps: int = 0
     memory: Callable[[nn.Module, Process, ScoringConfig, OptionsT], Memory] | None = None
 
     def options_of(self, config: ScoringConfig) -> OptionsT:
@@ -121,12 +128,13 @@ class Criterion(Generic[OptionsT]):
         return given
 
     def configured(self, config: ScoringConfig) -> ScoringConfig:
-        """`config` with this criterion's options in full, as they are recorded.
+        """`config` in full, as it is recorded: with this criterion's options and number of timesteps.
 
         Raises:
             SecateurError: as `options_of`.
         """
-        return dataclasses.replace(config, options=self.options_of(config))
+        timesteps = self.timesteps if config.num_timesteps is None else config.num_timesteps
+        return dataclasses.replace(config, options=self.options_of(config), num_timesteps=timesteps)
 
 
 def free(model: nn.Module, process: Process, config: ScoringConfig, options: Options) -> Price:

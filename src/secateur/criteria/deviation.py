@@ -22,7 +22,7 @@ from ..process.base import Process
 from ..structure import Structure
 from .blocks.effects import described
 from .blocks.entropy import deviations
-from .blocks.measure import measure_blocks, price_of_drops
+from .blocks.measure import BINS, measure_blocks, price_of_drops
 from .criterion import Criterion, Options, ScoringConfig
 from .ranking import Ranking
 
@@ -40,4 +40,4 @@ def deviation(
     return described(model, process, sums, config, "deviation", deviations)
 
 
-DEVIATION = Criterion("deviation", Options, deviation, price_of_drops, ranks="blocks")
+DEVIATION = Criterion("deviation", Options, deviation, price_of_drops, ranks="blocks", timesteps=BINS)

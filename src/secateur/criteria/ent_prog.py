@@ -14,7 +14,7 @@ from ..process.base import Process
 from ..structure import Structure
 from .blocks.effects import described
 from .blocks.entropy import log_sd_changes
-from .blocks.measure import Array, BlockSums, measure_blocks, price_of_drops
+from .blocks.measure import BINS, Array, BlockSums, measure_blocks, price_of_drops
 from .criterion import Criterion, Options, ScoringConfig
 from .ranking import Ranking
 
@@ -39,4 +39,4 @@ def pooled_changes(sums: BlockSums) -> Array:
     return log_sd_changes(sums.total, sums.square, sums.entries)[1]
 
 
-ENT_PROG = Criterion("ent-prog", Options, ent_prog, price_of_drops, ranks="blocks")
+ENT_PROG = Criterion("ent-prog", Options, ent_prog, price_of_drops, ranks="blocks", timesteps=BINS)

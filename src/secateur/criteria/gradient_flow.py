@@ -45,7 +45,6 @@ from .reductions import unit_scores
 Parameters = Mapping[str, Tensor]
 Loss = Callable[[Parameters], Tensor]
 
-DEFAULT_TIMESTEPS = 32
 EPSILON = 1e-12  # keeps the weight of a timestep without gradient finite
 # Times the cube root of the precision, which balances rounding against the third derivative, this share of the norm of
 # the weights is a step: networks bend long before their weights have moved by their own length.
@@ -151,7 +150,7 @@ def gradient_flow_statistics(
     """
     noise = torch.randn(batch.sample.shape, generator=torch.Generator().manual_seed(config.seed))
     noise = noise.to(batch.sample)
-    timesteps = calibration_timesteps(process, timestep_count(process, config)).to(batch.sample.device)
+    timesteps = calibration_timesteps(process, config.timesteps_of(process)).to(batch.sample.device)
     # Half precision is too coarse for second derivatives.
     parameters = {
         name: parameter.detach().to(torch.promote_types(parameter.dtype, torch.float32))
@@ -184,14 +183,9 @@ def gradient_norm_changes(model: nn.Module, structure: Structure, product: Param
     return unit_scores(structure, changes)
 
 
-def timestep_count(process: Process, config: ScoringConfig) -> int:
-    """How many timesteps are scored."""
-    return min(config.num_timesteps or DEFAULT_TIMESTEPS, process.num_train_timesteps)
-
-
 def price_of_products(model: nn.Module, process: Process, config: ScoringConfig, options: GradientFlowOptions) -> Price:
     """Of a Hessian product at every timestep."""
-    return Price(timestep_count(process, config) * config.num_images * HESSIAN_PRODUCT)
+    return Price(config.timesteps_of(process) * config.num_images * HESSIAN_PRODUCT)
 
 
 def energy(gradient_norms: Sequence[float], kind: TimestepWeights) -> float:
@@ -305,4 +299,4 @@ def _norm(values: Parameters) -> float:
     return torch.stack([value.square().sum() for value in values.values()]).sum().sqrt().item()
 
 
-GRADIENT_FLOW = Criterion("gradient-flow", GradientFlowOptions, gradient_flow, price_of_products)
+GRADIENT_FLOW = Criterion("gradient-flow", GradientFlowOptions, gradient_flow, price_of_products, timesteps=32)

@@ -24,8 +24,7 @@ from ..process.base import Process, denoising_error, timesteps_at
 
 
 def calibration_timesteps(process: Process, count: int) -> Tensor:
-    """`count` evenly spaced timesteps (0, or more than there are: every one) from the clean end to noise."""
-    count = min(count or process.num_train_timesteps, process.num_train_timesteps)
+    """`count` evenly spaced timesteps from the clean end to noise."""
     return timesteps_at(process, (torch.arange(count, dtype=torch.float64) + 0.5) / count)
 
 

@@ -7,7 +7,7 @@ from torch import nn
 from ..data import Batch
 from ..process.base import Process
 from ..structure import Structure
-from .blocks.measure import block_scores, measure_blocks, price_of_drops
+from .blocks.measure import BINS, block_scores, measure_blocks, price_of_drops
 from .criterion import Criterion, Options, ScoringConfig
 from .ranking import Ranking
 
@@ -27,4 +27,4 @@ def loss_change(
     return Ranking(block_scores(sums.names, sums.loss_change().mean(-1), sums.output_error().mean(-1)))
 
 
-LOSS_CHANGE = Criterion("loss-change", Options, loss_change, price_of_drops, ranks="blocks")
+LOSS_CHANGE = Criterion("loss-change", Options, loss_change, price_of_drops, ranks="blocks", timesteps=BINS)

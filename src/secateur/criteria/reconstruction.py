@@ -38,7 +38,7 @@ from ..models.predict import predict
 from ..models.registry import describe
 from ..process.base import Process
 from ..structure import Structure
-from .blocks.measure import bins_of, draw_tuples, measure_blocks, price_of_drops, price_of_tuples
+from .blocks.measure import BINS, draw_tuples, measure_blocks, price_of_drops, price_of_tuples
 from .criterion import Criterion, Options, Price, ScoringConfig
 from .ranking import Ranking
 
@@ -142,7 +142,7 @@ def read_inputs(
     rows: int,
 ) -> None:
     """Add the rows that all tuples bring to `readers`, at most `rows` of each."""
-    total = bins_of(process, config) * len(batch.sample)
+    total = config.timesteps_of(process) * len(batch.sample)
     drawing = CompensationConfig(num_tuples=total, rows=rows, seed=config.seed)
     numbers: tuple[int, ...] = ()
 
@@ -174,7 +174,7 @@ def unit_columns(model: nn.Module, structure: Structure) -> dict[str, dict[str, 
             layer = model.get_submodule(piece.module)
             if piece.role == "in" and isinstance(layer, nn.Linear | nn.Conv2d) and in_rows(layer):
                 kernel = math.prod(layer.weight.shape[2:])
-                columns = torch.arange(dim.size * dim.width * kernel) + piece.offset * kernel
+                columns = torch.arange(dim.size * dim.width_of(piece) * kernel) + piece.offset * kernel
                 found[piece.module][dim.name].append(columns.reshape(dim.size, -1))
     return {layer: {dim: torch.cat(parts, 1) for dim, parts in dims.items()} for layer, dims in found.items()}
 
@@ -220,4 +220,4 @@ def _layer(model: nn.Module, name: str) -> nn.Linear | nn.Conv2d:
     return layer
 
 
-RECONSTRUCTION = Criterion("reconstruction", ReconstructionOptions, reconstruction, price)
+RECONSTRUCTION = Criterion("reconstruction", ReconstructionOptions, reconstruction, price, timesteps=BINS)

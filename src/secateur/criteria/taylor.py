@@ -87,7 +87,7 @@ def taylor_ranking(
     """
     noise = torch.randn(batch.sample.shape, generator=torch.Generator().manual_seed(config.seed))
     noise = noise.to(batch.sample)
-    timesteps = calibration_timesteps(process, config.num_timesteps).to(batch.sample.device)
+    timesteps = calibration_timesteps(process, config.timesteps_of(process)).to(batch.sample.device)
     with inference(model), differentiable(model), in_range(model):
         losses = timestep_losses(model, process, batch, noise, timesteps, threshold, config.batch_size)
         used = used_timesteps(losses, threshold)
@@ -147,8 +147,7 @@ class TermSums:
 
 def price_of_gradients(model: nn.Module, process: Process, config: ScoringConfig, options: TaylorOptions) -> Price:
     """Of a loss and a gradient at every timestep."""
-    timesteps = len(calibration_timesteps(process, config.num_timesteps))
-    return Price(timesteps * config.num_images * (1 + FORWARD_SHARE))
+    return Price(config.timesteps_of(process) * config.num_images * (1 + FORWARD_SHARE))
 
 
 def memory_of_gradients(model: nn.Module, process: Process, config: ScoringConfig, options: TaylorOptions) -> Memory:
@@ -158,8 +157,7 @@ def memory_of_gradients(model: nn.Module, process: Process, config: ScoringConfi
     "sum-then-abs", over images where there are more than go into a pass. "abs-then-sum" with no more images than that
     keeps one parameter's gradient at a time.
     """
-    timesteps = len(calibration_timesteps(process, config.num_timesteps))
-    timesteps = 1 if options.timestep_reduction == "abs-then-sum" else timesteps
+    timesteps = 1 if options.timestep_reduction == "abs-then-sum" else config.timesteps_of(process)
     images = min(config.num_images, config.batch_size)
     at_once = min(timesteps, config.batch_size // images)
     is_one_pass = config.num_images == images and timesteps == at_once

@@ -133,7 +133,8 @@ def price_of_compensation(subject: Subject, work: Work) -> Price | None:
 def _passes(subject: Subject, criterion: str, config: ScoringConfig) -> float:
     """Of a ranking."""
     chosen = criterion_named(criterion)
-    return chosen.price(subject.model, subject.process, config, chosen.options_of(config)).passes
+    config = chosen.configured(config)
+    return chosen.price(subject.model, subject.process, config, config.options).passes
 
 
 def seconds_per_pair(subject: Subject) -> float:

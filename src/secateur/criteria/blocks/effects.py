@@ -18,7 +18,7 @@ from ..criterion import ScoringConfig
 from ..ranking import Ranking
 from ..uniform import stride_scores
 from .entropy import deviations, entropy_changes, log_sd_changes
-from .measure import Array, BlockSums, bins_of, block_scores, leaving_order
+from .measure import Array, BlockSums, block_scores, leaving_order
 
 RESAMPLES = 1000
 INTERVAL = (0.05, 0.95)
@@ -66,7 +66,7 @@ def described(
         "magnitude": np.array([_magnitude(model.get_submodule(name)) for name in sums.names]),
         "uniform": stride_scores(len(sums.names)),
     }
-    bins = bins_of(process, config)
+    bins = config.timesteps_of(process)
     middles = process.timesteps((torch.arange(bins, dtype=torch.float64) + 0.5) / bins)
     report = BlockReport(
         images=sums.change.shape[-1],
@@ -105,10 +105,9 @@ def rank_intervals(sums: BlockSums, seed: int, scores_of: Callable[[BlockSums], 
 
 def spearman(first: Array, second: Array) -> float | None:
     """Correlation of the ranks, equal values sharing their mean rank; None where one side is constant."""
-    ranks = [((x[:, None] > x).sum(1) + (x[:, None] >= x).sum(1)) / 2 for x in (first, second)]
-    if any(np.ptp(rank) == 0 for rank in ranks):
-        return None
-    return float(np.corrcoef(ranks)[0, 1])
+    from scipy.stats import spearmanr  # takes a second to import
+
+    return None if np.ptp(first) == 0 or np.ptp(second) == 0 else float(spearmanr(first, second).statistic)
 
 
 def _magnitude(block: nn.Module) -> float:

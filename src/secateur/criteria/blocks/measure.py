@@ -33,7 +33,7 @@ from ...structure import Block, Structure, handed_on, pick, streams_of
 from ..criterion import FORWARD_SHARE, Options, Price, ScoringConfig
 from .drops import outputs_without_each_block, passes_of
 
-BINS = 8  # of timesteps, unless the config says how many
+BINS = 8  # of timesteps, where the config does not say
 
 Array = NDArray[np.float64]
 CedOutput = Literal["sample", "prediction"]
@@ -99,17 +99,12 @@ def block_names(structure: Structure) -> tuple[str, ...]:
     return tuple(structure.blocks)
 
 
-def bins_of(process: Process, config: ScoringConfig) -> int:
-    """Number of timestep bins, no more than there are timesteps."""
-    return min(config.num_timesteps or BINS, process.num_train_timesteps)
-
-
 def draw_tuples(process: Process, batch: Batch, config: ScoringConfig) -> Iterator[Tuples]:
     """Every image once in every bin, bin after bin from the clean end, at a random timestep of the bin with new noise.
 
     The draws depend on `config.seed` alone, not on how `config.batch_size` splits them.
     """
-    images, bins = len(batch.sample), bins_of(process, config)
+    images, bins = len(batch.sample), config.timesteps_of(process)
     jitter = uniform(bins * images, config.seed, Purpose.SCORING).double().reshape(bins, images)
     timesteps = timesteps_at(process, ((torch.arange(bins)[:, None] + jitter) / bins).flatten())
     for chunk in torch.arange(bins * images).split(config.batch_size):
@@ -126,7 +121,7 @@ def draw_tuples(process: Process, batch: Batch, config: ScoringConfig) -> Iterat
 
 def price_of_tuples(model: nn.Module, process: Process, config: ScoringConfig, options: Options) -> Price:
     """Of a forward pass for every tuple."""
-    return Price(bins_of(process, config) * config.num_images * FORWARD_SHARE)
+    return Price(config.timesteps_of(process) * config.num_images * FORWARD_SHARE)
 
 
 def price_of_drops(model: nn.Module, process: Process, config: ScoringConfig, options: Options) -> Price:
@@ -148,7 +143,7 @@ def measure_blocks(
         SecateurError: the model has no blocks.
         TrainingError: an output is not finite.
     """
-    names, images, bins = block_names(structure), len(batch.sample), bins_of(process, config)
+    names, images, bins = block_names(structure), len(batch.sample), config.timesteps_of(process)
     reach = batch.sample.abs().max().cpu().double()
     gathered: list[list[Tensor]] = [[] for _ in range(len(names) + 1)]
     distances: list[Tensor] = []
