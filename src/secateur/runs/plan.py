@@ -113,5 +113,5 @@ def _memory(subject: Subject, work: Work) -> Memory | None:
         return None
     name, config = work.ranking
     chosen = criterion_named(name)
-    options = chosen.options_of(config)
-    return None if chosen.memory is None else chosen.memory(subject.model, subject.process, config, options)
+    config = chosen.configured(config)
+    return None if chosen.memory is None else chosen.memory(subject.model, subject.process, config, config.options)
