@@ -16,7 +16,8 @@ from torch import Tensor
 from secateur.base.files import write_json
 from secateur.criteria import ScoringConfig, score
 from secateur.data import Batch, calibration_batch
-from secateur.runs.subject import open_data, open_model
+from secateur.runs.data import open_data
+from secateur.runs.subject import open_subject
 
 RESULTS = Path(__file__).resolve().parent / "results"
 NUM_TIMESTEPS, NUM_IMAGES, ROUNDS = 100, 8, 3
@@ -24,12 +25,12 @@ BATCHED = 128
 
 
 def main() -> None:
-    loaded, structure = open_model("digits-unet")
-    batch = Batch(calibration_batch(open_data("digits", loaded), NUM_IMAGES, 0).sample)
+    subject = open_subject("digits-unet")
+    batch = Batch(calibration_batch(open_data("digits", subject), NUM_IMAGES, 0).sample)
 
     def scores(images: Batch, batch_size: int) -> Mapping[str, Tensor]:
         config = ScoringConfig(num_timesteps=NUM_TIMESTEPS, batch_size=batch_size)
-        return score(loaded.model, loaded.process, images, structure, "taylor", config).scores
+        return score(subject.model, subject.process, images, subject.structure, "taylor", config).scores
 
     def seconds(batch_size: int) -> float:
         begun = time.perf_counter()
@@ -41,7 +42,7 @@ def main() -> None:
     one, together = (statistics.median(column) for column in zip(*rounds, strict=True))
 
     torch.set_default_dtype(torch.float64)
-    loaded.model.double()
+    subject.model.double()
     apart, batched = (scores(Batch(batch.sample.double()), size) for size in (NUM_IMAGES, BATCHED))
     difference = max(((apart[name] - batched[name]).abs() / apart[name]).max().item() for name in apart)
     result = {

@@ -27,7 +27,8 @@ from secateur.data import Batch, calibration_batch
 from secateur.data.conditions import accepts
 from secateur.evaluation.metrics.loss import denoising_loss_per_timestep
 from secateur.models.network import example_inputs
-from secateur.runs.subject import open_data, open_model
+from secateur.runs.data import open_data
+from secateur.runs.subject import open_subject
 from secateur.schedules import CutConfig, granularity_for, one_shot, parse_target
 from secateur.structure import Cut, remove
 
@@ -43,8 +44,8 @@ class Scorer:
     """Kept units of one model by criterion, numbers of timesteps and images, and seed."""
 
     def __init__(self, name: str) -> None:
-        self.loaded, self.structure = open_model(name)
-        self.dataset = open_data("digits", self.loaded)
+        self.subject = open_subject(name)
+        self.dataset = open_data("digits", self.subject)
         self.judged = self.batch(256, JUDGED)
 
     def kept(self, criterion: str, timesteps: int, images: int, seed: int) -> dict[str, Any]:
@@ -53,26 +54,30 @@ class Scorer:
         scores = self.scores(criterion, ScoringConfig(num_timesteps=timesteps, num_images=images, seed=seed))
         seconds = time.perf_counter() - begun
         blocks = criterion_named(criterion).ranks == "blocks"
-        target = parse_target(f"blocks={len(self.structure.blocks) // 2}" if blocks else "macs=50%")
+        target = parse_target(f"blocks={len(self.subject.structure.blocks) // 2}" if blocks else "macs=50%")
         config = CutConfig(granularity="depth" if blocks else "width")
         assert granularity_for(target, config) == config.granularity
-        inputs = example_inputs(self.loaded.model, 1)
-        solution, _ = one_shot(self.loaded.model, self.structure, target, scores, config, inputs)
-        pruned = remove(copy.deepcopy(self.loaded.model), self.structure, solution.cut)
-        loss = denoising_loss_per_timestep(pruned, self.loaded.process, self.judged, seed=JUDGED)[1].mean().item()
+        inputs = example_inputs(self.subject.model, 1)
+        solution, _ = one_shot(self.subject.model, self.subject.structure, target, scores, config, inputs)
+        pruned = remove(copy.deepcopy(self.subject.model), self.subject.structure, solution.cut)
+        loss = denoising_loss_per_timestep(pruned, self.subject.process, self.judged, seed=JUDGED)[1].mean().item()
         return {"kept": sorted(self._units(solution.cut)), "seconds": seconds, "loss": loss}
 
     def scores(self, criterion: str, config: ScoringConfig) -> dict[str, Tensor]:
         batch = self.batch(config.num_images, config.seed)
-        return dict(score(self.loaded.model, self.loaded.process, batch, self.structure, criterion, config).scores)
+        return dict(
+            score(self.subject.model, self.subject.process, batch, self.subject.structure, criterion, config).scores
+        )
 
     def batch(self, images: int, seed: int) -> Batch:
         drawn = calibration_batch(self.dataset, images, seed)
-        return Batch(drawn.sample, accepts(self.loaded.model)(drawn.conditions))
+        return Batch(drawn.sample, accepts(self.subject.model)(drawn.conditions))
 
     def _units(self, cut: Cut) -> list[str]:
         units = [f"{dim}:{unit}" for dim, kept in cut.kept.items() for unit in kept]
-        return units + [name for name in self.structure.blocks if cut.removed_blocks and name not in cut.removed_blocks]
+        return units + [
+            name for name in self.subject.structure.blocks if cut.removed_blocks and name not in cut.removed_blocks
+        ]
 
 
 def measure(name: str) -> None:

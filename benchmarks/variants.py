@@ -16,7 +16,8 @@ from secateur.criteria import DiffPruningOptions, ScoringConfig, score
 from secateur.data import Batch, calibration_batch
 from secateur.evaluation import EvaluationConfig, LatencyOptions, evaluate_models
 from secateur.models.network import example_inputs
-from secateur.runs.subject import open_data, open_model
+from secateur.runs.data import open_data
+from secateur.runs.subject import open_subject
 from secateur.schedules import CutConfig, one_shot, parse_target
 from secateur.structure import remove
 
@@ -43,22 +44,23 @@ VARIANTS = {
 
 
 def main() -> None:
-    loaded, structure = open_model("digits-unet")
-    dataset = open_data("digits", loaded)
+    subject = open_subject("digits-unet")
+    structure = subject.structure
+    dataset = open_data("digits", subject)
     rows = {}
     for name, (scoring, cut) in VARIANTS.items():
         runs = []
         for seed in SEEDS:
             batch = Batch(calibration_batch(dataset, scoring.num_images, seed).sample)
             config = replace(scoring, seed=seed)
-            scores = score(loaded.model, loaded.process, batch, structure, "diff-pruning", config).scores
-            request = (parse_target("macs=50%"), scores, cut, example_inputs(loaded.model, 1))
-            solution, _ = one_shot(loaded.model, structure, *request)
-            pruned = remove(copy.deepcopy(loaded.model), structure, solution.cut)
+            scores = score(subject.model, subject.process, batch, structure, "diff-pruning", config).scores
+            request = (parse_target("macs=50%"), scores, cut, example_inputs(subject.model, 1))
+            solution, _ = one_shot(subject.model, structure, *request)
+            pruned = remove(copy.deepcopy(subject.model), structure, solution.cut)
             measured = EvaluationConfig(
                 num_images=500, num_inference_steps=25, latency=LatencyOptions(rounds=1), seed=seed
             )
-            result, _ = evaluate_models({"dense": loaded.model, "pruned": pruned}, loaded.process, dataset, measured)
+            result, _ = evaluate_models({"dense": subject.model, "pruned": pruned}, subject.process, dataset, measured)
             entry = result.final
             runs.append(
                 {

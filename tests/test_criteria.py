@@ -42,7 +42,8 @@ from secateur.models.network import inference
 from secateur.models.registry import describe
 from secateur.process.diffusion import DiffusionProcess
 from secateur.process.flow import FlowProcess
-from secateur.runs.subject import open_data, open_model
+from secateur.runs.data import open_data
+from secateur.runs.subject import open_subject
 from secateur.structure import StructureBuilder
 
 FEW = ScoringConfig(num_timesteps=8, batch_size=16)
@@ -464,13 +465,13 @@ def test_taylor_scores_of_flux_fit_on_a_device_of_80_gigabytes():
 @pytest.mark.parametrize("name", ["digits-unet", "digits-sit"])
 def test_both_orders_of_reduction_keep_nearly_the_same_units(name):
     """Half of every width; the smaller sum is what large models can afford."""
-    loaded, structure = open_model(name)
-    batch = calibration_batch(open_data("digits", loaded), 16, 0)
-    batch = dataclasses.replace(batch, conditions=accepts(loaded.model)(batch.conditions))
+    subject = open_subject(name)
+    batch = calibration_batch(open_data("digits", subject), 16, 0)
+    batch = dataclasses.replace(batch, conditions=accepts(subject.model)(batch.conditions))
     kept = []
     for reduction in ("sum-then-abs", "abs-then-sum"):
         config = ScoringConfig(num_timesteps=16, options={"timestep_reduction": reduction})
-        scores = score(loaded.model, loaded.process, batch, structure, "taylor", config).scores
-        halves = {dim: scores[dim].argsort()[len(scores[dim]) // 2 :].tolist() for dim in structure.dims}
+        scores = score(subject.model, subject.process, batch, subject.structure, "taylor", config).scores
+        halves = {dim: scores[dim].argsort()[len(scores[dim]) // 2 :].tolist() for dim in subject.structure.dims}
         kept.append({(dim, unit) for dim, units in halves.items() for unit in units})
     assert len(kept[0] & kept[1]) / len(kept[0] | kept[1]) > 0.8
