@@ -31,7 +31,7 @@ from ..base.console import progress
 from ..base.errors import TrainingError, require
 from ..compensation.config import CompensationConfig
 from ..compensation.least_squares import mean_square, with_ones
-from ..compensation.positions import by_position, choose_positions, chosen, input_rows
+from ..compensation.positions import by_position, choose_positions, chosen, input_rows, weights_by_row
 from ..data import Batch
 from ..models.network import inference
 from ..models.predict import predict
@@ -90,7 +90,7 @@ class Reader:
         Raises:
             TrainingError: without a ridge, inputs that are linear in each other.
         """
-        weight_KM = self.layer.weight.detach().flatten(1).T.double()
+        weight_KM = weights_by_row(self.layer).detach().double()
         hessian = self.inputs / self.rows
         bias = self.layer.bias is not None
         features = len(hessian) - bias
@@ -173,9 +173,9 @@ def unit_columns(model: nn.Module, structure: Structure) -> dict[str, dict[str, 
         for piece in dim.slices:
             layer = model.get_submodule(piece.module)
             if piece.role == "in" and isinstance(layer, nn.Linear | nn.Conv2d) and in_rows(layer):
-                kernel = math.prod(layer.weight.shape[2:])
-                columns = torch.arange(dim.size * dim.width_of(piece) * kernel) + piece.offset * kernel
-                found[piece.module][dim.name].append(columns.reshape(dim.size, -1))
+                channels = (piece.offset + torch.arange(dim.size * dim.width_of(piece))).reshape(dim.size, 1, -1)
+                pixels = torch.arange(math.prod(layer.weight.shape[2:])) * layer.weight.shape[1]  # as in `input_rows`
+                found[piece.module][dim.name].append((pixels[:, None] + channels).flatten(1))
     return {layer: {dim: torch.cat(parts, 1) for dim, parts in dims.items()} for layer, dims in found.items()}
 
 
