@@ -103,12 +103,13 @@ def test_a_right_declaration_passes_and_the_model_is_left_alone():
 
 
 def test_masks_and_removal_are_compared_without_tf32(monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "tf32")
     model, seen = Net(), set()
-    model.head.register_forward_hook(lambda *_: seen.add(torch.backends.cudnn.allow_tf32))
-    for _ in check_structure(model, declare(model), {"x": torch.randn(2, 5, DIM)}):
-        assert torch.backends.cudnn.allow_tf32
-    assert seen == {False}
+    model.head.register_forward_hook(lambda *_: seen.add(torch.backends.cudnn.conv.fp32_precision))
+    for check in check_structure(model, declare(model), {"x": torch.randn(2, 5, DIM)}):
+        assert check.ok
+        assert torch.backends.cudnn.conv.fp32_precision == "tf32"
+    assert seen == {"ieee"}
 
 
 @pytest.mark.parametrize(

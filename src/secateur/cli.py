@@ -22,6 +22,7 @@ DESCRIPTION = "Prune pretrained diffusion and flow models, and recover what prun
 START = """Start with `secateur quickstart`. `secateur COMMAND --help` says what a command takes.
 Every command is a Python function of the same name and arguments."""
 GOES_ON = "what was written stays, and the same command takes it up again"
+LONGEST_LINE = 1000  # of characters, some of which a damaged file may have chosen
 FEWEST_COLUMNS = 40  # of help; in a narrower one it would never end
 COMMANDS = {
     "quickstart": "the whole job on a small model that comes along, offline, in two minutes",
@@ -208,7 +209,10 @@ def _numbers_by_name(words: list[str]) -> dict[str, float]:
 
 
 def _fail(message: str, status: int = 1) -> NoReturn:
-    print(f"secateur: {' '.join(message.split())}", file=sys.stderr)
+    line = " ".join(message.split())
+    if len(line) > LONGEST_LINE:
+        line = f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2 :]}"
+    print(f"secateur: {line}", file=sys.stderr)
     if "torch" in sys.modules:
         from .base.distributed import abandon_process_group
 

@@ -14,6 +14,7 @@ import torch
 from memory import grown
 from PIL import Image
 
+from secateur.base.console import shown
 from secateur.base.errors import DataError, SecateurError
 from secateur.base.npz import read_arrays
 from secateur.cli import main
@@ -93,7 +94,8 @@ def test_files_that_are_left_out_are_counted_and_said(tmp_path, capsys):
     picture(tmp_path / "0.png")
     for name in ("a.heic", "b.HEIC", "c.txt", "README", ".hidden", "metadata.jsonl"):
         (tmp_path / name).write_bytes(b"")
-    load_data(tmp_path)
+    with shown(True):
+        load_data(tmp_path)
     assert "4 files are left out, which have no known suffix of images (2 of .heic" in capsys.readouterr().err
 
 

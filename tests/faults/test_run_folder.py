@@ -11,6 +11,7 @@ import pytest
 
 import secateur
 from disks import DEAD, left_behind
+from secateur.base.console import shown
 from secateur.base.errors import SecateurError
 from secateur.base.lock import LOCK
 from secateur.base.owners import MACHINE
@@ -95,7 +96,8 @@ def test_without_locks_the_name_of_the_owner_decides(no_locks, tmp_path):
 
 def test_a_lock_of_another_machine_that_the_kernel_does_not_hold_is_taken_and_said(tmp_path, capsys):
     signed(tmp_path / "run", DEAD, machine="00000000")
-    taken(tmp_path / "run")
+    with shown(True):
+        taken(tmp_path / "run")
     assert "in use by process" in capsys.readouterr().err
 
 

@@ -33,6 +33,8 @@ def record_of(kind: type[T], value: Any, source: str | Path) -> T:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
         raise SecateurError(f"{source} is damaged: {located(str(error))}") from error
+    except UnicodeEncodeError as error:
+        raise SecateurError(f"{source} is damaged: it holds a text that is not UTF-8") from error
 
 
 def located(message: str) -> str:

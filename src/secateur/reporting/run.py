@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..base.errors import SecateurError, first_line
+from ..base.records import record_of
 from ..results import (
     MODEL_ORDER,
     Compensation,
@@ -26,6 +27,16 @@ from ..results import (
 )
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What `config.json` says beside the settings, which differ from command to command."""
+
+    command: str = ""
+    command_line: str = ""
+    device: str | None = None
+    versions: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -86,7 +97,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         SecateurError: `config.json` is damaged.
     """
-    return _if_there(folder / "config.json", lambda path: read_result(dict[str, Any], path)) or {}
+    path = folder / "config.json"
+    found = _if_there(path, lambda path: read_result(dict[str, Any], path)) or {}
+    record_of(Circumstances, found, path)
+    return found
 
 
 def _if_there(path: Path, read: Callable[[Path], T]) -> T | None:

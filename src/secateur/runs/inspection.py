@@ -18,7 +18,7 @@ from ..io.locate import Component
 from ..io.manifest import manifest_of
 from ..io.pruned import class_name
 from ..models.network import example_inputs, inference
-from ..models.registry import left_out
+from ..models.registry import describe, left_out
 from ..schedules import CutConfig, no_scores, removal_steps
 from ..schedules.solver import uncut, walk
 from ..structure import Check, Structure, count_checks
@@ -127,11 +127,11 @@ def check_structure(
     try:
         with inference(network):
             network(**inputs)
-    except (ValueError, RuntimeError) as error:
+    except Exception as error:  # a forward pass may raise anything
         raise ModelError(f"{name} does not run at size {size or 'of its own'}: {first_line(error)}") from error
     found = []
     with shown(progress), progress_bar("masks against removal", count_checks(structure, random_cuts)) as advance:
-        for check in checks_of(network, structure, inputs, random_cuts=random_cuts, seed=seed):
+        for check in checks_of(network, structure, inputs, random_cuts=random_cuts, seed=seed, describe=describe):
             found.append(check)
             advance(1, check.name)
     return tuple(found)

@@ -46,16 +46,27 @@ def count_checks(structure: Structure, random_cuts: int) -> int:
 
 
 def check_structure(
-    model: nn.Module, structure: Structure, inputs: Mapping[str, Any], *, random_cuts: int = 3, seed: int = 0
+    model: nn.Module,
+    structure: Structure,
+    inputs: Mapping[str, Any],
+    *,
+    random_cuts: int = 3,
+    seed: int = 0,
+    describe: Callable[[nn.Module], Structure] | None = None,
 ) -> Iterator[Check]:
     """Compare masks with removal on `inputs`, the keyword arguments of `model`.
 
     `model` is left alone: a copy with random weights is cut, so that no zero or identity of an initialization hides an
-    error. Widths of one link are cut together.
+    error. Widths of one link are cut together. Where `describe` is given, it must describe every cut model too, as
+    commands on a pruned model need. Whatever the forward pass raises is a check that is not ok.
     """
     generator = torch.Generator().manual_seed(seed)
     model, inputs = _randomized(model, generator, inputs)
-    dense = _run(model, inputs)
+    try:
+        dense = _run(model, inputs)
+    except Exception as error:
+        yield Check("nothing cut", math.inf, f"the model itself fails: {_reason(error)}")
+        return
     misplaced = _misplaced(model, structure)
     for link, dims in structure.links.items():
         name = link if len(dims) == 1 else f"{link} and {len(dims) - 1} linked"
@@ -64,14 +75,14 @@ def check_structure(
         elif dims[0].levels == 1:
             yield Check(name, 0.0, "one level only: nothing to cut")
         else:
-            yield _compare(name, model, structure, Cut(_units(dims, generator)), inputs, dense)
+            yield _compare(name, model, structure, Cut(_units(dims, generator)), inputs, dense, describe)
     for name in structure.blocks:
         if structure.removable([name]):
-            yield _compare(name, model, structure, Cut({}, (name,)), inputs, dense)
+            yield _compare(name, model, structure, Cut({}, (name,)), inputs, dense, describe)
         else:
             yield Check(name, 0.0, "the only listed block: it stays")
     for _ in range(random_cuts):
-        yield _compare("random cut", model, structure, _random_cut(structure, generator), inputs, dense)
+        yield _compare("random cut", model, structure, _random_cut(structure, generator), inputs, dense, describe)
 
 
 def check_random_cuts(
@@ -164,18 +175,35 @@ def _misplaced(model: nn.Module, structure: Structure) -> dict[str, str]:
 
 
 def _compare(
-    name: str, model: nn.Module, structure: Structure, cut: Cut, inputs: Mapping[str, Any], dense: Tensor
+    name: str,
+    model: nn.Module,
+    structure: Structure,
+    cut: Cut,
+    inputs: Mapping[str, Any],
+    dense: Tensor,
+    describe: Callable[[nn.Module], Structure] | None = None,
 ) -> Check:
     try:
         with masked(model, structure, _masks(cut, structure, model)):
             expected = _run(model, inputs)
-        found = _run(remove(_with_same_tensors(model), structure, cut), inputs)
+        pruned = remove(_with_same_tensors(model), structure, cut)
+        found = _run(pruned, inputs)
         error = ((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30)).item()
     except Exception:  # a forward pass may raise anything
         return Check(name, math.inf, _explain(model, structure, cut, inputs))
     if not error <= TOLERANCE:  # also when it is not a number
         return Check(name, error, _explain(model, structure, cut, inputs))
+    if describe is not None:
+        try:
+            describe(pruned)
+        except Exception as failure:
+            where = "; a block that left is a Skip, which has no parts" if cut.removed_blocks else ""
+            return Check(name, math.inf, f"the cut model cannot be described again: {_reason(failure)}{where}")
     return Check(name, error, "its mask changes nothing" if torch.equal(expected, dense) else "")
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or repr(error)).splitlines()[0]
 
 
 def _masks(cut: Cut, structure: Structure, model: nn.Module) -> dict[str, Tensor]:
@@ -202,7 +230,7 @@ def _explain(model: nn.Module, structure: Structure, cut: Cut, inputs: Mapping[s
             _run(pruned, inputs)
         except Exception as error:
             place = next((trace.running[-1] for trace in (before, after) if trace.running), "the model")
-            reason = f"fails in {place}: {(str(error).strip() or repr(error)).splitlines()[0]}"
+            reason = f"fails in {place}: {_reason(error)}"
         else:
             differing = next((name for name in after.seen if after.differs(before, name)), None)
             reason = f"first differs after {differing}" if differing else "differs in the model's own forward"
