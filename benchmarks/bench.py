@@ -35,7 +35,8 @@ from secateur.models.network import example_inputs, input_shape
 from secateur.process.sampling import generate_images, initial_noise
 from secateur.recovery import RecoveryConfig
 from secateur.reporting.style import FAINT, save_figure
-from secateur.runs.subject import open_data, open_model
+from secateur.runs.data import open_data
+from secateur.runs.subject import open_subject
 from secateur.schedules import CutConfig, Target, one_shot, parse_target
 from secateur.structure import Cut, remove
 from train_dense import MODELS, fashion
@@ -61,8 +62,9 @@ class Bench:
     def __init__(self, name: str) -> None:
         self.name = name
         on_digits = name.startswith("digits")
-        self.loaded, self.structure = open_model(name if name in EMBEDDED else str(MODELS / name), device="cpu")
-        self.dataset: ImageDataset = open_data("digits", self.loaded) if on_digits else fashion()
+        subject = open_subject(name if name in EMBEDDED else MODELS / name, device="cpu")
+        self.loaded, self.structure = subject.loaded, subject.structure
+        self.dataset: ImageDataset = open_data("digits", subject) if on_digits else fashion()
         features = None if on_digits else MODELS / "fashion-features"
         shape = input_shape(self.dense)
         self.network = feature_network(features, shape[0], shape[1:])

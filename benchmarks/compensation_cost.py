@@ -27,7 +27,7 @@ from secateur.data import Batch
 from secateur.models.network import example_inputs, input_shape
 from secateur.models.registry import describe
 from secateur.process.diffusion import DiffusionProcess
-from secateur.runs.subject import open_model
+from secateur.runs.subject import open_subject
 from secateur.schedules import CutConfig, no_scores, one_shot, parse_target
 from secateur.structure import remove
 from speedup import cifar10_unet, dit_s
@@ -48,7 +48,7 @@ def unet_64() -> UNet2DModel:
 
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
-    "digits-unet": lambda: open_model("digits-unet")[0].model,
+    "digits-unet": lambda: open_subject("digits-unet").model,
     "unet-cifar10": cifar10_unet,
     "unet-64": unet_64,
     "dit-s-2": dit_s,
