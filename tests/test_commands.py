@@ -59,6 +59,8 @@ def compress(model, out, *more):
             "digits",
             "--out",
             str(out),
+            "--recipe",
+            "diff-pruning",
             "--steps",
             "4",
             *QUICK,

@@ -91,6 +91,7 @@ def test_compress_returns_a_pipeline_ready_to_call(tmp_path, capsys):
     data = image_folder(tmp_path / "images", count=3, captions=True)
     arguments = {
         "target": "macs=80%",
+        "recipe": "diff-pruning",
         "data": str(data),
         "criterion": "diff-pruning",
         "scoring": SCORING,

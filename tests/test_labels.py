@@ -116,6 +116,7 @@ def test_compress_on_new_labels(tmp_path, monkeypatch, capsys):
     data = image_folder(tmp_path / "images", classes=True)
     arguments = {
         "target": "macs=60%",
+        "recipe": "diff-pruning",
         "data": str(data),
         "scoring": ScoringConfig(num_timesteps=3, num_images=4),
         "recovery": replace(RECOVERY, objective="distillation"),

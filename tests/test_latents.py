@@ -196,6 +196,7 @@ def test_compress_works_in_latent_space_and_returns_a_pipeline(tmp_path, capsys,
     data = image_folder(tmp_path / "images", classes=True)
     arguments = {
         "target": "blocks=2",
+        "recipe": "diff-pruning",
         "data": str(data),
         "criterion": "loss-change",
         "scoring": SCORING,

@@ -87,6 +87,7 @@ def test_compress_returns_a_pipeline_ready_to_call(tmp_path, capsys):
     run = folders.compress(
         str(tmp_path / "pipeline"),
         target="macs=70%",
+        recipe="diff-pruning",
         data=str(data),
         out=tmp_path / "run",
         criterion="taylor",

@@ -92,7 +92,7 @@ def test_sweep_runs_skips_resumes_and_grows(
     ]  # fmt: skip
     assert all(trial["seconds"] > 0 for trial in standing(out).values() if trial["status"] == "done")
     page = (out / "report.html").read_text(encoding="utf-8")
-    assert 'href="trials/magnitude_magnitude_macs-60_seed-1/report.html"' in page
+    assert 'href="./trials/magnitude_magnitude_macs-60_seed-1/report.html"' in page
     assert "over 2 seeds" in page
     with pytest.raises(SystemExit):
         sweep(model, out, *chosen, steps="4")
@@ -140,7 +140,7 @@ def test_dry_run_lists_the_trials_and_writes_nothing(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--targets", "macs=70%", "--recipes", "no-such"), "there is no recipe 'no-such'"),
+        (("--targets", "macs=70%", "--recipes", "no-such"), "there is no recipe called 'no-such'"),
         (("--targets", "half"), "cannot read the target 'half'"),
         (("--targets", "macs=70%", "--recipes", "progressive"), "no trial can run: progressive pruning takes"),
         (("--targets", "macs=70%", "--recipes", "taylor", "--objectives", "no-such"), "no trial can run"),

@@ -189,6 +189,7 @@ def test_stable_diffusion_is_compressed_into_a_pipeline_ready_to_call(tmp_path, 
     stable_diffusion(tmp_path / "pipeline")
     arguments = {
         "target": "macs=70%",
+        "recipe": "diff-pruning",
         "data": str(data),
         "scoring": SCORING,
         "recovery": RECOVERY,

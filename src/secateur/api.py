@@ -318,7 +318,7 @@ def compress(
     *,
     target: str,
     data: Any,
-    recipe: str | Recipe = "diff-pruning",
+    recipe: str | Recipe = "default",
     criterion: str | None = None,
     schedule: ScheduleName | None = None,
     objective: str | None = None,
@@ -355,7 +355,7 @@ def compress(
         objective: what recovery minimizes.
         steps: recovery steps.
         seed: one seed for scoring, recovery and evaluation, instead of their own.
-        compensates: whether what stays is refitted to the dense model after the cut.
+        compensates: whether what stays is refitted to the dense model after a one-shot cut.
         scoring, progressive, adaptive, cut, compensation, recovery, evaluation: options of the stages.
         new_labels: the data's classes replace the model's: fresh label embeddings, trained before the ranking.
         warmup: how the new labels are trained.
@@ -406,7 +406,7 @@ def plan(
     *,
     target: str,
     data: Any,
-    recipe: str | Recipe = "diff-pruning",
+    recipe: str | Recipe = "default",
     new_labels: bool = False,
     warmup: WarmupConfig | None = None,
     process: ProcessLike = None,

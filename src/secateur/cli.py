@@ -154,7 +154,7 @@ def _groups(name: str, options: Sequence[str]) -> dict[str, Any]:
     criterion = _value("--criterion", options)
     scoring = criterion_named(criterion or "diff-pruning").configured(ScoringConfig())
     if name == "compress":
-        chosen = resolve(_value("--recipe", options) or "diff-pruning", criterion=criterion)
+        chosen = resolve(_value("--recipe", options) or "default", criterion=criterion)
         parts = ("scoring", "progressive", "adaptive", "cut", "compensates", "compensation", "recovery", "evaluation")
         return {part: getattr(chosen, part) for part in parts} | {"warmup": WarmupConfig()}
     trials = {"shared": TrialConfig(), "evaluation": EvaluationConfig(), "warmup": WarmupConfig()}

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .base.errors import SecateurError
+from .base.errors import require_known
 from .compensation import CompensationConfig
 from .criteria import ScoringConfig
 from .evaluation import EvaluationConfig, LatencyOptions
@@ -42,6 +42,17 @@ SECOND_MATCH: dict[str, Any] = {
     "weights": {"jacobian": 10 / 64},
     "jacobian": JacobianConfig(every_n=5, relative=True, auto_weight=True),
 }
+
+
+# The dense model's answer without the noise of the target, which dwarfs what a cut model still has to learn
+# (docs/benchmarks.md).
+WITHOUT_NOISE: dict[str, Any] = {"objective": "distillation", "weights": {"denoising": 0.0}}
+
+
+def default() -> Recipe:
+    """What `compress` does when told nothing: Diff-Pruning's cut, refitted in closed form, then distilled."""
+    recovery = RecoveryConfig(steps=2000, batch_size=128, lr_schedule="cosine", warmup_steps=100, **WITHOUT_NOISE)
+    return Recipe(compensates=True, recovery=recovery)
 
 
 def diff_pruning() -> Recipe:
@@ -123,9 +134,10 @@ def decoder() -> Recipe:
 
 
 def quickstart() -> Recipe:
-    """A whole compression of the embedded U-Net in under three minutes on two CPU cores."""
+    """A whole compression of the embedded U-Net in under two minutes on two CPU cores: `default`, in small."""
     return Recipe(
         scoring=ScoringConfig(num_timesteps=50, num_images=64),
+        compensates=True,
         recovery=RecoveryConfig(
             steps=300,
             batch_size=64,
@@ -133,13 +145,14 @@ def quickstart() -> Recipe:
             lr_schedule="cosine",
             warmup_steps=20,
             checkpoint_every=100,
-            **SECOND_MATCH,
+            **WITHOUT_NOISE,
         ),
         evaluation=EvaluationConfig(),
     )
 
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
+    "default": default,
     "diff-pruning": diff_pruning,
     "2ndmatch": second_match,
     "progressive": progressive,
@@ -160,6 +173,5 @@ def recipe_named(name: str) -> Recipe:
     Raises:
         SecateurError: there is none; the message lists those there are.
     """
-    if name not in RECIPES:
-        raise SecateurError(f"there is no recipe {name!r}; there are {', '.join(RECIPES)}")
+    require_known("recipe", name, RECIPES)
     return replace(RECIPES[name](), name=name)

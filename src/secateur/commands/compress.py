@@ -24,7 +24,7 @@ def compress(
     target: str,
     data: str,
     out: Path,
-    recipe: str = "diff-pruning",
+    recipe: str = "default",
     criterion: CriterionName | None = None,
     schedule: ScheduleName | None = None,
     objective: str | None = None,
@@ -53,7 +53,7 @@ def compress(
             or latency=20ms (one call at batch 1 on this device).
         data: image folder (sub-folders are classes), parquet, datasets:NAME, .npz with images and labels, or digits.
         out: run folder.
-        recipe: a named recipe (diff-pruning, 2ndmatch, progressive, gradient-flow, entpruner, depth, taylor,
+        recipe: a named recipe (default, diff-pruning, 2ndmatch, progressive, gradient-flow, entpruner, depth, taylor,
             magnitude, random, decoder, quickstart); what follows replaces its parts.
         criterion: which criterion ranks the units (`secateur.criteria.CRITERIA`); some rank blocks only.
         schedule: one-shot cuts before recovery; progressive shrinks soft masks during it; adaptive decides during it
@@ -65,7 +65,7 @@ def compress(
         progressive: how soft masks shrink.
         adaptive: when and how many blocks leave.
         cut: which cuts are allowed.
-        compensates: refit what stays to the dense model after the cut, before recovery.
+        compensates: refit what stays to the dense model after a one-shot cut, before recovery.
         compensation: how it is refitted.
         recovery: how to fine-tune.
         evaluation: what to measure.

@@ -197,7 +197,8 @@ def resolve(
     """The recipe with what was given, which is not None, in the place of its own; `parts` are fields of `Recipe`.
 
     What the recipe chose for its own criterion or objective does not go over to another: options, weights, and how to
-    compute Jacobian products.
+    compute Jacobian products. Only the cut of the one-shot schedule is compensated: the others shrink or train what
+    goes until little is left to compensate.
 
     Raises:
         SecateurError: there is no such recipe, criterion, or option of it.
@@ -220,6 +221,7 @@ def resolve(
         scoring=replace(criterion.configured(scoring), **seeds),
         recovery=replace(recovery, **seeds),
         evaluation=replace(chosen.evaluation, **seeds),
+        compensates=chosen.compensates and chosen.schedule == "one-shot",
     )
 
 
