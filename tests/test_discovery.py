@@ -5,6 +5,7 @@ import re
 from functools import partial
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -19,7 +20,7 @@ from secateur.models import discovery
 from secateur.models.discovery import proofs
 from secateur.models.discovery.blocks import blocks_of, listed_modules
 from secateur.models.discovery.influence import influences
-from secateur.models.discovery.inputs import working
+from secateur.models.discovery.inputs import TEXT_TOKENS, working
 from secateur.models.discovery.prove import prove
 from secateur.models.discovery.widths import widths_of
 from secateur.models.network import example_inputs
@@ -201,6 +202,58 @@ def test_a_class_of_unknown_inputs_is_refused_in_one_line():
 def test_declarations_win():
     assert left_out(models.dit()) == {}
     assert discovery.describe is not describe
+
+
+def klein_4b(tokens, text):
+    """MACs of Flux.2 klein 4B: 13 D^2 a token and block (gated feed-forwards of 3 D), and attention."""
+    width, blocks, both = 3072, 25, tokens + text
+    ends = 2 * tokens * 128 * width + text * 7680 * width
+    return blocks * (13 * width**2 * both + 2 * both**2 * width) + ends
+
+
+def qwen_image(tokens, text):
+    """MACs of Qwen-Image: 12 D^2 a token and block, two modulations a sample and block, and attention."""
+    width, blocks, both = 3072, 60, tokens + text
+    ends = 2 * tokens * 64 * width + text * 3584 * width
+    return blocks * (12 * width**2 * (both + 1) + 2 * both**2 * width) + ends
+
+
+def z_image(tokens, text):
+    """MACs of Z-Image: patches of 2 x 2, text padded to 32; two refiners of either stream and thirty joint blocks."""
+    width, tokens, text = 3840, tokens // 4, 32
+    rows = 30 * (tokens + text) + 2 * tokens + 2 * text
+    squares = 30 * (tokens + text) ** 2 + 2 * tokens**2 + 2 * text**2
+    return (4 * width**2 + 3 * width * 10240) * rows + 2 * squares * width
+
+
+KLEIN_4B = {
+    "num_layers": 5,
+    "num_single_layers": 20,
+    "num_attention_heads": 24,
+    "joint_attention_dim": 7680,
+    "guidance_embeds": False,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "config", "parameters", "macs", "blocks"),
+    [  # configurations as released: the first from the model's config.json, the others are the defaults of diffusers
+        ("Flux2Transformer2DModel", KLEIN_4B, 3.88e9, klein_4b, 25),
+        ("QwenImageTransformer2DModel", {}, 20.4e9, qwen_image, 60),
+        ("ZImageTransformer2DModel", {}, 6.15e9, z_image, 34),
+    ],
+)
+def test_released_models_are_planned_without_memory(name, config, parameters, macs, blocks):
+    with torch.device("meta"):
+        model = getattr(diffusers, name)(**config)
+    structure = describe(model)
+    assert len(structure.blocks) == blocks
+    cost = cost_model(model, structure, example_inputs(model, 1, (64, 64)))
+    dense, half = cost({}), cost({dim.name: dim.size // 2 for dim in structure.dims.values()})
+    assert dense.parameters == pytest.approx(parameters, rel=0.01)
+    assert dense.macs == pytest.approx(macs(64 * 64, TEXT_TOKENS), rel=1e-3)
+    assert 0.49 < half.macs / dense.macs < 0.52
 
 
 @pytest.mark.torture

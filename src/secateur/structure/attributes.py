@@ -64,7 +64,8 @@ def _follow_attention(module: Attention) -> None:
     module.query_dim = module.to_q.in_features
     module.cross_attention_dim = module.to_k.in_features
     if module.to_out is not None:
-        module.out_dim = module.to_out[0].out_features
+        output = module.to_out if isinstance(module.to_out, nn.Linear) else module.to_out[0]
+        module.out_dim = output.out_features
     if module.heads == 1:
         module.scale = module.inner_dim**-0.5 if module.scale_qk else 1.0
     else:

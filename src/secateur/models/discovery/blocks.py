@@ -51,7 +51,9 @@ def blocks_of(model: nn.Module, elements: Mapping[str, nn.Module], run: Any) -> 
     for names in lists.values():
         streams = _streams([calls[name] for name in names])
         for name in names:
-            if len(calls[name]) != 1:
+            if next(elements[name].children(), None) is None:
+                left_out[name] = "a single layer"
+            elif len(calls[name]) != 1:
                 left_out[name] = f"called {len(calls[name])} times in a pass"
             elif (returns := _returns(calls[name][0], streams)) is None:
                 left_out[name] = "does not return what it takes"
