@@ -23,6 +23,7 @@ from secateur.data import LatentDataset, pixels
 from secateur.data.autoencoder import open_autoencoder
 from secateur.data.conditions import null_conditions
 from secateur.data.encode import POSTERIOR_SEED
+from secateur.io.pipeline import loaded_from_pipeline
 from secateur.process.sampling import generate_images, initial_noise
 from secateur.runs.data import encode_data, open_data
 from secateur.runs.subject import open_subject
@@ -103,6 +104,16 @@ def test_encoding_happens_once_and_again_when_anything_changed(tmp_path, cache, 
     vae(scaling_factor=2.0).save_pretrained(tmp_path / "pipeline" / "vae")
     rescaled = opened(tmp_path / "pipeline", data)
     torch.testing.assert_close(rescaled.batch([0]).sample, 4 * touched.batch([0]).sample)
+
+
+def test_a_pipeline_in_memory_encodes_as_its_folder(tmp_path):
+    live, data = dit_pipeline(tmp_path / "live"), image_folder(tmp_path / "images", classes=True)
+    loaded = loaded_from_pipeline(live)
+    dataset = encode_data(open_data(str(data), loaded), loaded)
+    of_folder = opened(tmp_path / "live", data)
+    assert dataset.latents.folder != of_folder.latents.folder
+    assert torch.equal(dataset.batch(range(6)).sample, of_folder.batch(range(6)).sample)
+    assert open_data(str(data), loaded).latents.folder == dataset.latents.folder
 
 
 def test_a_killed_encoding_goes_on_with_the_shard_at_hand(tmp_path, monkeypatch, pipeline):

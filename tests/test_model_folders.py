@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoModel, DDPMPipeline, DDPMScheduler, DiffusionPipeline, DiTPipeline
+from diffusers import AutoModel, DDPMPipeline, DDPMScheduler, DiffusionPipeline, DiTPipeline, FluxTransformer2DModel
 from safetensors.torch import load_file, save_file
 
 import secateur
@@ -103,8 +103,10 @@ def test_an_index_names_classes_of_diffusers_and_transformers_only(pixels, monke
     assert "stranger" not in sys.modules
 
 
-def test_loading_imports_and_unpickles_nothing_of_the_folder(tmp_path, monkeypatch):
-    dit_pipeline(tmp_path / "pipeline")
+@pytest.mark.parametrize("kind", ["classes", "text"])
+def test_loading_imports_and_unpickles_nothing_of_the_folder(tmp_path, monkeypatch, kind):
+    make = dit_pipeline if kind == "classes" else pytest.importorskip("text_pipelines").stable_diffusion
+    make(tmp_path / "pipeline")
     folders = [tmp_path / "pipeline", *(each for each in (tmp_path / "pipeline").iterdir() if each.is_dir())]
     for folder in folders:
         for name in NAMES:
@@ -257,6 +259,18 @@ def test_a_manifest_of_many_cuts_is_replayed_in_seconds(pruned):
     change_manifest(pruned, edit)
     cheaply(lambda: from_pretrained(pruned))
     assert torch.equal(output(from_pretrained(pruned)), output(apply_cut(unet(), half(unet()))))
+
+
+def test_a_manifest_of_many_cuts_that_undo_each_other_is_refused(tmp_path):
+    folder = save_pretrained(apply_cut(dit(), half(dit())), tmp_path / "model")
+
+    def edit(manifest):
+        names = list(manifest["steps"][0]["dims"])[:2]
+        one = [{"kind": "cut", "dims": {name: {"size": 2, "kept": [0]}}, "removed_blocks": []} for name in names]
+        manifest["steps"] += one * 3_000
+
+    change_manifest(folder, edit)
+    cheaply(lambda: refused(lambda: from_pretrained(folder), "model"))
 
 
 def cheaply(call):
@@ -467,6 +481,14 @@ def test_a_transformer_that_lost_blocks_stays_of_its_class(tmp_path):
     plain.save_pretrained(tmp_path / "plain")  # without the manifest, of which plain diffusers knows nothing
     assert manifest_of(plain.transformer) is None
     assert torch.equal(output(from_pretrained(tmp_path / "plain")), output(loaded.model))
+
+
+def test_a_depth_that_was_the_default_is_followed():
+    with torch.device("meta"):
+        model = FluxTransformer2DModel(attention_head_dim=8, num_attention_heads=2, axes_dims_rope=(2, 2, 4))
+    apply_cut(model, Cut({}, ("transformer_blocks.3", "single_transformer_blocks.5")))
+    assert (model.config.num_layers, model.config.num_single_layers) == (18, 37)
+    assert type(model).__name__ == "FluxTransformer2DModel"
 
 
 def test_a_pipeline_in_memory_is_loaded_and_saved(tmp_path):

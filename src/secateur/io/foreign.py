@@ -83,7 +83,12 @@ def hollow(architecture: type[Any], config: Mapping[str, Any], tensors: int) -> 
         ValueError: as `at_most`.
     """
     with at_most(tensors), torch.device("meta"), quiet():
-        return architecture.from_config(dict(config))
+        return architecture.from_config(explicit(config))
+
+
+def explicit(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with all its values: of one in memory, diffusers takes the defaults of entries that were not given."""
+    return {name: value for name, value in config.items() if name != "_use_default_values"}
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from ..base.errors import SecateurError
 from ..base.records import record_of
 from ..models.registry import architecture_named, describe, family_of, is_known
 from ..structure import Cut, Removal, forget_removals, removals_of, remove
-from .foreign import hollow, quiet
+from .foreign import explicit, hollow, quiet
 from .pruned import dense_class, give_class, saved_module
 
 MANIFEST = "pruning.json"
@@ -28,6 +28,7 @@ MANIFEST_KEY = "_secateur_pruning"  # of the config in memory; diffusers warns o
 POINTER_KEY = "_secateur_manifest"  # of the config on disk
 FREQUENCIES_KEY = "_secateur_original_frequencies"  # likewise, of a DiT that was converted
 FORMAT_VERSION = 1
+MOST_CUTS = 1_000  # that cannot be replayed together
 
 
 class DimCut(msgspec.Struct):
@@ -178,7 +179,7 @@ def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 def dense_skeleton(manifest: Manifest) -> nn.Module:
     """The dense base of a pruned model, without memory."""
     with init_empty_weights(include_buffers=False), quiet():
-        return architecture_named(manifest.base["class"]).from_config(dict(manifest.base["config"]))
+        return architecture_named(manifest.base["class"]).from_config(explicit(manifest.base["config"]))
 
 
 def pruned_skeleton(manifest: Manifest) -> nn.Module:
@@ -195,21 +196,30 @@ def pruned_skeleton(manifest: Manifest) -> nn.Module:
 
 
 def composed(manifest: Manifest) -> Iterator[Cut]:
-    """The cuts of a manifest, as few as do the same: up to one that removes blocks they name the same units.
+    """The cuts of a manifest, as few as do the same: cuts of the same dims in a row are one.
+
+    A dim that a cut names for the first time may be one that the cut before made, such as the channels of a last head.
 
     Raises:
-        ValueError: a cut that is not of the model that the one before it left.
+        ValueError: a cut that is not of the model that the one before it left, or far too many.
     """
     kept: dict[str, tuple[int, ...]] = {}
+    count = 0
     for step in manifest._cut_steps("the manifest"):
-        for name, dim in step.dims.items():
+        dims = {name: dim for name, dim in step.dims.items() if len(dim.kept) < dim.size}
+        if kept and not dims.keys() <= kept.keys():
+            yield Cut(kept)
+            kept, count = {}, count + 1
+        for name, dim in dims.items():
             before = kept.get(name)
             if before is not None and (len(before) != dim.size or not all(0 <= unit < dim.size for unit in dim.kept)):
                 raise ValueError(f"a cut of {name} is not of the {len(before)} units that were left")
             kept[name] = dim.kept if before is None else tuple(before[unit] for unit in dim.kept)
         if step.removed_blocks:
             yield Cut(kept, step.removed_blocks)
-            kept = {}
+            kept, count = {}, count + 1
+        if count > MOST_CUTS:
+            raise ValueError(f"it lists more than {MOST_CUTS:,} cuts, one after another")
     if kept:
         yield Cut(kept)
 

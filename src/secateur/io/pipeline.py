@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,8 @@ from .manifest import MANIFEST, manifest_of
 from .pruned import saved_module
 from .single_file import load_single_file, scheduler_of
 from .weights import is_weights
+
+_OF_TRANSFORMERS = re.compile(r"model.*\.safetensors(\.index\..*)?")
 
 
 @dataclass(frozen=True)
@@ -300,4 +303,4 @@ def _follow_process(pipeline: Path, scheduler_config: Mapping[str, Any]) -> None
 
 
 def _is_of_a_model(path: Path) -> bool:
-    return path.name == MANIFEST or ".safetensors" in path.name
+    return path.name == MANIFEST or is_weights(path.name) or bool(_OF_TRANSFORMERS.fullmatch(path.name))
