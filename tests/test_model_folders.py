@@ -448,6 +448,18 @@ def test_diffusers_loads_and_saves_a_narrower_model(tmp_path, pixels):
     assert len((folder / "unet" / CONFIG).read_text()) < 2_000
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sd", "sdxl", "sd3", "flux", "pixart", "sana"])
+def test_every_pipeline_around_a_narrower_model_loads_in_diffusers(tmp_path, name):
+    pytest.importorskip("text_pipelines").PIPELINES[name](tmp_path / "pipeline")
+    loaded = load(tmp_path / "pipeline")
+    narrow = apply_cut(loaded.model, half(loaded.model))
+    folder = secateur.save_pipeline(loaded, narrow, tmp_path / "out")
+    found = getattr(DiffusionPipeline.from_pretrained(folder), loaded.component)
+    assert type(found).__name__.startswith("Pruned")
+    assert torch.equal(output(found), output(narrow))
+
+
 def test_automodel_finds_the_class_that_the_config_names(pruned):
     assert torch.equal(output(AutoModel.from_pretrained(str(pruned))), output(from_pretrained(pruned)))
 

@@ -46,7 +46,6 @@ from .weights import DTYPES, Entry, common_dtype, headers, is_weights, read
 
 CONFIG = "config.json"
 SCHEDULER = "scheduler_config.json"
-LARGEST_SIDE = 4096  # of a sample: memory is planned by it, and no weights say it
 TENSORS_PER_BLOCK = 200  # more than any block has
 MOST_PRUNED = 10_000  # times smaller than its base
 RENAMED = {  # by diffusers, which tells them apart by `norm_type`
@@ -136,7 +135,6 @@ def load_any(place: Place, architecture: type[Any], variant: str | None = None) 
     _, config = described(place)
     with loading(place.folder):
         manifest = _manifest(place, config)
-        _check_size(config)
         entries = headers(place.folder, place.root, variant)
         _check_dtypes(entries)
         if manifest is not None:
@@ -218,15 +216,7 @@ def _manifest(place: Place, config: Mapping[str, Any]) -> Manifest | None:
         return None
     if manifest.base["class"] != name.removeprefix(PREFIX):
         raise ModelError(f"{path} is of a {manifest.base['class']}, and {CONFIG} beside it of a {name}")
-    _check_size(manifest.base["config"])
     return manifest
-
-
-def _check_size(config: Mapping[str, Any]) -> None:
-    size = config.get("sample_size")
-    sides = size if isinstance(size, list | tuple) else [size]
-    if not all(side is None or (isinstance(side, int) and 0 < side <= LARGEST_SIDE) for side in sides):
-        raise ValueError(f"its sample_size is {size}; give sides from 1 to {LARGEST_SIDE}")
 
 
 def _check_dtypes(entries: Mapping[str, Entry]) -> None:

@@ -19,6 +19,7 @@ from torch.nn.modules.module import (
 from ..base.errors import ModelError, SecateurError, is_out_of_memory
 
 MODULES_PER_TENSOR = 10  # few modules have no tensors of their own: lists, activations, dropout
+LARGEST_SIDE = 4096  # of a sample: memory is planned by it, and no weights say it
 BUFFERS = 64 * 2**20  # bytes of tables that no weights file holds: positions, frequencies
 
 
@@ -80,8 +81,12 @@ def hollow(architecture: type[Any], config: Mapping[str, Any], tensors: int) -> 
     """A model of `config` without memory, not even for its buffers.
 
     Raises:
-        ValueError: as `at_most`.
+        ValueError: as `at_most`; samples of a size that nobody has.
     """
+    size = config.get("sample_size")
+    for side in size if isinstance(size, list | tuple) else [size]:
+        if side is not None and not (isinstance(side, int) and 0 < side <= LARGEST_SIDE):
+            raise ValueError(f"its sample_size is {size}; give sides from 1 to {LARGEST_SIDE}")
     with at_most(tensors), torch.device("meta"), quiet():
         return architecture.from_config(explicit(config))
 

@@ -89,6 +89,12 @@ class Manifest:
         return tuple(step.cut for step in self._cut_steps("the manifest"))
 
     @property
+    def narrows(self) -> bool:
+        """Whether a cut removed channels or heads, not only blocks."""
+        steps = self._cut_steps("the manifest")
+        return any(len(dim.kept) < dim.size for step in steps for dim in step.dims.values())
+
+    @property
     def digest(self) -> str:
         """SHA-256 of base and steps: the same for the same history, whichever versions wrote it down."""
         history = {"base": dict(self.base), "steps": [dict(step) for step in self.steps]}
@@ -162,10 +168,8 @@ def attach(model: nn.Module, manifest: Manifest) -> None:
 
 def _loads_in_diffusers(model: nn.Module, manifest: Manifest) -> bool:
     """Whether the dense class builds the model from its config, as it does where only blocks left their lists."""
-    if any(len(dim.kept) < dim.size for step in manifest._cut_steps("the manifest") for dim in step.dims.values()):
-        return False
     dense, saved = dense_class(model), saved_module(model)
-    if not is_known(dense.__name__):
+    if manifest.narrows or not is_known(dense.__name__):
         return False
     built = hollow(dense, {**saved.config, "_class_name": dense.__name__}, 10**6)  # type: ignore[dict-item]
     return shapes(built) == shapes(saved)

@@ -25,7 +25,7 @@ from ..base.records import record_of
 from ..models.registry import architecture_named, supported_architectures, unsupported
 from .foreign import hollow, loading, quiet
 from .layouts import LAYOUTS
-from .manifest import Manifest, manifest_of
+from .manifest import manifest_of
 from .pruned import dense_class
 from .weights import DTYPES
 
@@ -82,7 +82,7 @@ def write_single_file(model: nn.Module, path: Path, linear: torch.dtype | None =
     name, manifest = dense_class(model).__name__, manifest_of(model)
     if name not in LAYOUTS:
         raise ModelError(f"a {name} is not written as a single file; supported: {', '.join(LAYOUTS)}")
-    if manifest is not None and _is_narrower(manifest):
+    if manifest is not None and manifest.narrows:
         raise ModelError(
             f"this {name} lost channels or heads, and the programs that read single files build it at its full width: "
             "prune blocks only, or export diffusers, onnx or torch-export"
@@ -120,18 +120,21 @@ def load_single_file(path: Path, torch_dtype: torch.dtype | None = None) -> nn.M
             raise ModelError(f"{path} cannot be used: {unsupported(name)}")
         architecture: Any = architecture_named(name)
         hollow(architecture, config, 2 * len(shapes) + 200)
-        whole = {
-            DTYPES[name] for name in dtypes if name in DTYPES
-        }  # others, as float8, are read as what is beside them
+        whole = {DTYPES[each] for each in dtypes if each in DTYPES}  # float8 is read as what is beside it
         chosen = torch_dtype or (whole.pop() if len(whole) == 1 else torch.float32)
         with tempfile.TemporaryDirectory() as folder, quiet():
             write_json(Path(folder, "config.json"), config)
             model = architecture.from_single_file(
                 str(path), config=folder, local_files_only=True, torch_dtype=chosen, disable_mmap=False
             )
-        lacking = [name for name, parameter in model.named_parameters() if parameter.is_meta]
-        if lacking:
-            raise ValueError(f"it lacks {len(lacking)} tensors, the first {lacking[0]}")
+        held = sum(math.prod(shape) for shape in shapes.values())
+        used = sum(tensor.numel() for tensor in model.state_dict().values() if not tensor.is_meta)
+        needed = sum(tensor.numel() for tensor in model.state_dict().values())
+        if not held == used == needed:
+            raise ValueError(
+                f"it holds {held:,} numbers, of which a {name} of that size uses {used:,} and needs {needed:,}: it is "
+                "scaled, quantized or of another model"
+            )
         return nn.Module.to(model, chosen).eval()
 
 
@@ -145,15 +148,6 @@ def scheduler_of(model: nn.Module) -> dict[str, Any]:
     if name not in SCHEDULERS:
         raise ModelError(f"a single file of a {name} does not say how it is sampled; say --process ddpm or flow")
     return SCHEDULERS[name]
-
-
-def _is_narrower(manifest: Manifest) -> bool:
-    return any(
-        len(dim["kept"]) < dim["size"]
-        for step in manifest.steps
-        if step["kind"] == "cut"
-        for dim in step["dims"].values()
-    )
 
 
 def _header(path: Path) -> tuple[dict[str, tuple[int, ...]], set[str], dict[str, str]]:
