@@ -10,6 +10,7 @@ from functools import partial
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
 import secateur
 from models import dit, flux, half, inputs_for, pixart, sana, sd3, sdxl, unet, unet_condition
@@ -224,7 +225,7 @@ def by_file(model, network, taken):
         for name in ("encoder_attention_mask", "img_ids", "txt_ids"):
             if name in inputs:
                 inputs[name] = inputs[name].long()
-        return (network(inputs),)
+        return Transformer2DModelOutput(network(inputs))
 
     return forward
 

@@ -26,11 +26,11 @@ def describe_pixart(model: PixArtTransformer2DModel) -> Structure:
 
 def _conditions(model: PixArtTransformer2DModel, batch_size: int, draw: Draw) -> Conditions:
     config: Any = model.config
+    sizes = {"added_cond_kwargs.resolution": 512 + 64 * draw(2), "added_cond_kwargs.aspect_ratio": draw(1).exp()}
     return {
         "encoder_hidden_states": draw(TEXT_TOKENS, config.caption_channels or config.cross_attention_dim),
         "encoder_attention_mask": text_mask(batch_size, TEXT_TOKENS),
-        "added_cond_kwargs.resolution": 512 + 64 * draw(2),
-        "added_cond_kwargs.aspect_ratio": draw(1).exp(),
+        **(sizes if model.use_additional_conditions else {}),
     }
 
 
