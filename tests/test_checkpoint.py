@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import secateur
+from architectures import NAMES, small
 from models import STRATEGIES, autoencoder, cuts, dit, flux, half, output, pixart, sana, sd3, unet, unet_condition
 from secateur.base.errors import ModelError
 from secateur.io.checkpoint import from_pretrained, save_pretrained
@@ -202,7 +203,7 @@ def test_unknown_places_and_architectures(tmp_path):
     with pytest.raises(ModelError, match="neither a folder nor a hub id"):
         load(tmp_path / "nothing")
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "config.json").write_text('{"_class_name": "UVit2DModel"}')
+    (tmp_path / "other" / "config.json").write_text('{"_class_name": "Strange"}')
     (tmp_path / "other" / "scheduler_config.json").write_text(json.dumps(DDPM))
     with pytest.raises(ModelError, match="UNet2DModel"):
         load(tmp_path / "other")
@@ -308,3 +309,16 @@ def test_a_hub_that_does_not_answer_is_one_line(monkeypatch):
     monkeypatch.setattr("secateur.io.locate.snapshot_download", offline)
     with pytest.raises(ModelError, match=r"the hub did not give it: no route$"):
         load("someone/model")
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("name", NAMES)
+def test_every_transformer_of_diffusers_saves_and_loads(tmp_path, name):
+    try:
+        model = small(name)
+    except (ValueError, TypeError) as error:
+        pytest.skip(f"not built small: {error}")
+    loaded = from_pretrained(save_pretrained(model, tmp_path / "model"))
+    saved, found = model.state_dict(), loaded.state_dict()
+    assert saved.keys() == found.keys()
+    assert all(torch.equal(saved[key], found[key]) for key in saved)

@@ -22,7 +22,7 @@ from torch import nn
 from ..base.errors import ModelError
 from ..base.files import atomic_file, write_json
 from ..base.records import record_of
-from ..models.registry import architecture_named, supported_architectures, unsupported
+from ..models.registry import architecture_named, is_known, unsupported
 from .foreign import hollow, loading, quiet
 from .layouts import LAYOUTS
 from .manifest import manifest_of
@@ -116,7 +116,7 @@ def load_single_file(path: Path, torch_dtype: torch.dtype | None = None) -> nn.M
         shapes, dtypes, metadata = _header(path)
         config = _config_of(shapes, metadata)
         name = str(config["_class_name"])
-        if name not in supported_architectures():
+        if not is_known(name):
             raise ModelError(f"{path} cannot be used: {unsupported(name)}")
         architecture: Any = architecture_named(name)
         hollow(architecture, config, 2 * len(shapes) + 200)
