@@ -328,6 +328,7 @@ def test_a_pipeline_of_one_variant_loads_whole(tmp_path):
         ({"num_attention_heads": "two"}, []),
         ({"activation_fn": "nonsense"}, []),
         ({"_class_name": "Stranger"}, ["Stranger"]),
+        ({"_class_name": "PrunedPrunedDiTTransformer2DModel"}, ["PrunedDiTTransformer2DModel"]),
     ],
 )
 def test_a_config_that_is_not_of_the_weights_is_one_line(tmp_path, entries, words):

@@ -121,7 +121,7 @@ def load_model(place: Place, variant: str | None = None) -> nn.Module:
         ModelError: as `from_pretrained`.
     """
     name, _ = described(place)
-    if not is_known(name):
+    if name.startswith(PREFIX) or not is_known(name):
         raise ModelError(f"{place.folder} cannot be used: {unsupported(name)}")
     return load_any(place, architecture_named(name), variant)
 
