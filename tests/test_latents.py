@@ -23,7 +23,6 @@ from secateur.data import LatentDataset, pixels
 from secateur.data.autoencoder import open_autoencoder
 from secateur.data.conditions import null_conditions
 from secateur.data.encode import POSTERIOR_SEED
-from secateur.io.pipeline import loaded_from_pipeline
 from secateur.process.sampling import generate_images, initial_noise
 from secateur.runs.data import encode_data, open_data
 from secateur.runs.subject import open_subject
@@ -108,7 +107,7 @@ def test_encoding_happens_once_and_again_when_anything_changed(tmp_path, cache, 
 
 def test_a_pipeline_in_memory_encodes_as_its_folder(tmp_path):
     live, data = dit_pipeline(tmp_path / "live"), image_folder(tmp_path / "images", classes=True)
-    loaded = loaded_from_pipeline(live)
+    loaded = open_subject(live, device="cpu")
     dataset = encode_data(open_data(str(data), loaded), loaded)
     of_folder = opened(tmp_path / "live", data)
     assert dataset.latents.folder != of_folder.latents.folder

@@ -26,7 +26,6 @@ from secateur.data.conditions import accepts, null_conditions, sample_captions, 
 from secateur.data.text import open_text_encoder
 from secateur.evaluation import ClipOptions, evaluate_models
 from secateur.evaluation.metrics.clip import load_clip
-from secateur.io.pipeline import loaded_from_pipeline
 from secateur.models.conditions import rows
 from secateur.models.network import input_shape
 from secateur.process.base import denoising_error
@@ -284,7 +283,7 @@ def test_another_pipeline_of_the_same_encoders_encodes_anew(tmp_path, data):
 def test_a_pipeline_in_memory_encodes_prompts_as_its_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
     live, data = stable_diffusion(tmp_path / "pipeline"), image_folder(tmp_path / "images", captions=True)
-    loaded = loaded_from_pipeline(live)
+    loaded = open_subject(live, device="cpu")
     dataset = encode_data(open_data(str(data), loaded), loaded)
     _, of_folder = opened(tmp_path / "pipeline", data)
     for name, value in dataset.batch(range(6)).conditions.items():
