@@ -132,6 +132,8 @@ def campaign(count: int, folder: Path, seed: int = 0, names: tuple[str, ...] = t
         if wrong:
             print(f"{index}: {name}, {how}: {wrong}", flush=True)
         shutil.rmtree(place)
+        if (index + 1) % 10 == 0:
+            print(index + 1, dict(outcomes), flush=True)
     return dict(outcomes)
 
 

@@ -104,6 +104,8 @@ def campaign(count: int, folder: Path, seed: int = 0, names: tuple[str, ...] = t
             said = f"{name}, {signal.Signals(number).name} at event {kill_at} of {ended.events}"
             print(f"{said}: {outcome}; {second.last_line}; {changed[:5]}", flush=True)
         shutil.rmtree(place)
+        if (index + 1) % 10 == 0:
+            print(index + 1, dict(outcomes), flush=True)
     return dict(outcomes)
 
 
