@@ -1,5 +1,6 @@
 """The functions of the library over objects in memory: modules, pipelines, loaders, and networks unknown to it."""
 
+import copy
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import secateur
 from models import dit, output, unet
+from secateur.evaluation import LatencyOptions
 
 SCORING = secateur.ScoringConfig(num_timesteps=2, num_images=8)
 RECOVERY = secateur.RecoveryConfig(steps=2, batch_size=4, log_every=1, grad_norms_every=0)
@@ -208,6 +210,23 @@ def test_a_network_that_nobody_knows_is_scored_cut_recovered_and_measured(own):
     result = secateur.evaluate(tuned, reference=model, **functions)
     assert result.macs.ratio < 1
     assert result["denoising_loss"].value == pytest.approx(loss(tuned, whole).item(), rel=0.2)
+
+
+def test_what_a_users_functions_do_not_say_is_left_out_with_a_note(own):
+    model, data = own
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.first.weight += 0.1
+    config = secateur.EvaluationConfig(latency=LatencyOptions(rounds=1, batch_sizes=(1,)))
+    outputs = secateur.evaluate(other, reference=model, data=data, forward=forward, evaluation=config)
+    assert outputs.notes == ("no loss: loss needs loss=, a function (model, batch) -> scalar",)
+    whole = next(iter(DataLoader(data.dataset, batch_size=32)))
+    ours, theirs = (torch.cat(list(forward(network, whole).values()), dim=1) for network in (other, model))
+    expected = (ours - theirs).square().sum() / theirs.square().sum()
+    assert outputs["output_error"].value == pytest.approx(expected.item(), rel=1e-5)
+    losses = secateur.evaluate(other, reference=model, data=data, loss=loss, evaluation=config)
+    assert losses.notes == ("no output-error: output-error needs forward=, a function (model, batch) -> output",)
+    assert losses["denoising_loss"].value == pytest.approx(loss(other, whole).item(), rel=1e-5)
 
 
 def test_wrong_types_are_one_line():

@@ -34,11 +34,13 @@ from secateur.structure import Cut
 
 CONFIG = EvaluationConfig(
     num_images=6,
-    num_real_images=100,
+    num_real_images=30,
     num_inference_steps=2,
     batch_size=4,
     latency=LatencyOptions(2, (1, 2)),
 )
+
+DIGITS = replace(load_data("digits"), images=load_data("digits").images[:40], labels=load_data("digits").labels[:40])
 
 
 @pytest.fixture
@@ -85,7 +87,7 @@ def test_batch_size_changes_no_result(features: str) -> None:
     results = []
     for batch_size in (3, 200):
         config = replace(CONFIG, features=features, batch_size=batch_size)
-        result, images = evaluate_models({"d": dit(num_layers=1)}, FlowProcess(), load_data("digits"), config)
+        result, images = evaluate_models({"d": dit(num_layers=1)}, FlowProcess(), DIGITS, config)
         results.append((result.final, images["d"]))
     (small, small_images), (large, large_images) = results
     torch.testing.assert_close(small_images, large_images, rtol=1e-4, atol=1e-5)
@@ -97,7 +99,7 @@ def test_evaluation_of_class_conditional_models(tmp_path: Path, features: str) -
     dense, twin, small = dit(num_layers=2), dit(num_layers=2), dit(num_layers=1)
     models = {"dense": dense, "twin": twin, "small": small}
     config = replace(CONFIG, features=features, guidance_scale=1.5)
-    result, images = evaluate_models(models, FlowProcess(convention="sit"), load_data("digits"), config)
+    result, images = evaluate_models(models, FlowProcess(convention="sit"), DIGITS, config)
 
     assert set(images) == {"dense", "twin", "small", "real", "class_labels"}
     assert images["class_labels"].tolist() == [0, 1, 2, 3, 4, 5]
@@ -114,7 +116,7 @@ def test_evaluation_of_class_conditional_models(tmp_path: Path, features: str) -
 
     assert models["dense"].fidelity.metric == "FD[tiny]"
     assert models["dense"]["fd"].value == models["twin"]["fd"].value > 0
-    assert (models["small"].fidelity.samples, models["small"].fidelity.reference_samples) == (6, 100)
+    assert (models["small"].fidelity.samples, models["small"].fidelity.reference_samples) == (6, 30)
     assert not models["small"].fidelity.full_rank
 
     assert result.macs.ratio == models["small"].macs / models["dense"].macs < 0.7
@@ -132,7 +134,7 @@ def test_unconditional_model_that_diverged(features: str) -> None:
     dense, broken = unet(), unet()
     nn.init.constant_(broken.conv_out.bias, float("nan"))
     config = replace(CONFIG, features=features)
-    result, images = evaluate_models({"d": dense, "b": broken}, DiffusionProcess(), load_data("digits"), config)
+    result, images = evaluate_models({"d": dense, "b": broken}, DiffusionProcess(), DIGITS, config)
     assert "class_labels" not in images
     entry = result.models["b"]
     assert not {"ssim", "fd", "denoising_loss"} & entry.estimates.keys()
@@ -147,7 +149,7 @@ def test_missing_features_are_a_note_unless_named(monkeypatch: pytest.MonkeyPatc
         raise ModelError("none at hand")
 
     monkeypatch.setattr("secateur.evaluation.plan.feature_network", refuse)
-    arguments = {"d": unet()}, DiffusionProcess(), load_data("digits")
+    arguments = {"d": unet()}, DiffusionProcess(), DIGITS
     result, _ = evaluate_models(*arguments, CONFIG)
     assert result.notes == ("no frechet: none at hand",)
     assert result.models["d"].fidelity is None
@@ -209,7 +211,7 @@ def test_options_that_make_no_sense_are_refused(options: type, name: str, value:
 
 
 def test_quality_for_targets_is_that_of_an_evaluation() -> None:
-    dense, small, process, dataset = dit(num_layers=2), dit(num_layers=1), FlowProcess(), load_data("digits")
+    dense, small, process, dataset = dit(num_layers=2), dit(num_layers=1), FlowProcess(), DIGITS
     config = replace(CONFIG, metrics=("consistency",), num_images=6, batch_size=4)
     measure = quality_of(dense, process, dataset, config)
     same, found = measure(dense), measure(small)
@@ -230,15 +232,15 @@ class Unsampled:
 
 def test_a_network_that_draws_no_samples_gets_costs_loss_and_output_error() -> None:
     models = {"dense": dit(num_layers=2), "twin": dit(num_layers=2), "small": dit(num_layers=1)}
-    result, images = evaluate_models(models, Unsampled(), load_data("digits"), CONFIG)
+    result, images = evaluate_models(models, Unsampled(), DIGITS, CONFIG)
     assert {key for key in result.metrics if "latency" not in key} == {"denoising_loss", "output_error"}
     assert result.models["twin"]["output_error"].value == 0
     assert 0 < result.models["small"]["output_error"].value < 4
     assert set(images) == {"real", "class_labels"}
     with pytest.raises(SecateurError, match="consistency compares samples, and DiTTransformer2DModel draws none here"):
-        evaluate_models(models, Unsampled(), load_data("digits"), replace(CONFIG, metrics=("consistency",)))
+        evaluate_models(models, Unsampled(), DIGITS, replace(CONFIG, metrics=("consistency",)))
     with pytest.raises(SecateurError, match="draws no samples here"):
-        quality_of(models["dense"], Unsampled(), load_data("digits"))
+        quality_of(models["dense"], Unsampled(), DIGITS)
 
 
 def test_output_errors_by_hand() -> None:

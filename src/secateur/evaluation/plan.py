@@ -13,6 +13,8 @@ from ..data import ImageDataset, pixels
 from ..data.conditions import check_conditions, null_conditions
 from ..models.network import class_count, input_shape, null_class, takes_text
 from ..process.base import Process
+from ..process.own import OwnObjective
+from ..process.reconstruction import Reconstruction
 from ..process.samplers import check_sampler
 from .config import EvaluationConfig
 from .measurement import Measurement, Need, OfFeatures, OfPairs, Subject
@@ -21,6 +23,7 @@ from .networks import FeatureNetwork, feature_network
 
 LEAST_IMAGES = 2
 DEFAULTS = ("latency", "loss", "consistency", "frechet")
+WITHOUT_SAMPLES = ("latency", "loss", "output-error")
 KindT = TypeVar("KindT", bound=Measurement)
 
 
@@ -92,7 +95,7 @@ def default_metrics(subject: Subject) -> tuple[str, ...]:
     """What is measured where no metric is named: quality of images, or of outputs where there are none."""
     compared = subject.compares or subject.reconstructs
     if not makes_images(subject):
-        return ("latency", "loss", *(["output-error"] if compared else []))
+        return WITHOUT_SAMPLES if compared else WITHOUT_SAMPLES[:-1]
     return DEFAULTS if compared else tuple(name for name in DEFAULTS if name != "consistency")
 
 
@@ -101,7 +104,7 @@ def forward_passes(config: EvaluationConfig, process: Process) -> dict[str, floa
 
     They are upper ends: a metric of the defaults may turn out not to be had.
     """
-    names = config.metrics or DEFAULTS
+    names = config.metrics or (DEFAULTS if _draws(process) else WITHOUT_SAMPLES)
     passes = {name: METRICS[name].passes(config, process) for name in names}
     if any("samples" in METRICS[name].needs for name in names):
         calls = min(config.num_inference_steps, process.num_train_timesteps)
@@ -112,7 +115,11 @@ def forward_passes(config: EvaluationConfig, process: Process) -> dict[str, floa
 
 def makes_images(subject: Subject) -> bool:
     """Whether there are images to measure: samples, or a decoder's reconstructions."""
-    return subject.reconstructs or hasattr(subject.process, "scheduler")
+    return _draws(subject.process)
+
+
+def _draws(process: Process) -> bool:
+    return isinstance(process, Reconstruction) or hasattr(process, "scheduler")
 
 
 def check_shape(model: nn.Module, dataset: ImageDataset) -> None:
@@ -168,6 +175,11 @@ def _missing(metric: Measurement, subject: Subject) -> dict[Need, str]:
         found["samples"] = f"compares samples, and {type(model).__name__} draws none here; use loss or output-error"
     if not subject.compares and not (subject.reconstructs and isinstance(metric, OfPairs)):
         found["reference"] = "compares with a dense model's images; give one as --reference"
+    if isinstance(subject.process, OwnObjective):
+        if subject.process.loss is None:
+            found["loss"] = "needs loss=, a function (model, batch) -> scalar"
+        if subject.process.forward is None:
+            found["outputs"] = "needs forward=, a function (model, batch) -> output"
     both = f"{type(model).__name__} and {dataset.name} have not both; leave it out of --metrics"
     if class_count(model) is None or not dataset.class_names:
         found["labels"] = f"needs a class-conditional model and labels, {both}"
