@@ -35,9 +35,10 @@ from secateur.structure import Cut, remove
 JUDGED = 1000  # seed of the images that judge
 MODELS = ("digits-unet", "digits-sit")
 TIMESTEPS, IMAGES = (8, 16, 32, 50, 100), (32, 64, 128, 256)
-FULL = (100, 256)  # timesteps and images that stand for all: the passes of all 1000 timesteps take too long here
+# Timesteps and images that stand for all: the passes of all 1000 timesteps take too long here.
+FULL = {"digits-unet": (100, 256), "digits-sit": (50, 64)}
 FULL_PRODUCTS = (32, 64)  # of gradient-flow, whose passes cost more
-BINS, FULL_BINS = (4, 8, 16), (16, 256)  # of deviation
+BINS, FULL_BINS = (4, 8, 16), (16, 128)  # of deviation
 
 
 class Scorer:
@@ -84,7 +85,7 @@ def measure(name: str) -> None:
     """All combinations of one model."""
     scorer, results = Scorer(name), Results(RESULTS / f"scoring-{name}.json")
     for criterion in criteria_of(name):
-        full, grid = sizes(criterion)
+        full, grid = sizes(name, criterion)
         for (timesteps, images), seed in [*product([full], (0, 1)), *product(grid, (0,))]:
             key = f"{criterion}/{timesteps}/{images}/{seed}"
             results.once(key, partial(scorer.kept, criterion, timesteps, images, seed))
@@ -95,13 +96,15 @@ def criteria_of(name: str) -> tuple[str, ...]:
     return ("taylor", "deviation", "gradient-flow") if name == "digits-sit" else ("diff-pruning", "gradient-flow")
 
 
-def sizes(criterion: str) -> tuple[tuple[int, int], list[tuple[int, int]]]:
+def sizes(name: str, criterion: str) -> tuple[tuple[int, int], list[tuple[int, int]]]:
     """Timesteps and images that stand for all, and the smaller ones."""
     if criterion == "deviation":
         return FULL_BINS, list(product(BINS, IMAGES[:-1]))
     if criterion == "gradient-flow":
         return FULL_PRODUCTS, list(product((8, 16, 32), (32, 64)))
-    return FULL, list(product(TIMESTEPS, IMAGES))
+    timesteps, images = FULL[name]
+    smaller = product((t for t in TIMESTEPS if t <= timesteps), (n for n in IMAGES if n <= images))
+    return FULL[name], list(smaller)
 
 
 def jaccard(first: list[str], second: list[str]) -> float:
@@ -115,7 +118,7 @@ def table() -> str:
     for name in MODELS:
         records = read_json(RESULTS / f"scoring-{name}.json")
         for criterion in criteria_of(name):
-            (count, most), grid = sizes(criterion)
+            (count, most), grid = sizes(name, criterion)
             whole = records[f"{criterion}/{count}/{most}/0"]
             for timesteps in dict.fromkeys(count for count, _ in grid):
                 row = {images: records.get(f"{criterion}/{timesteps}/{images}/0") for images in IMAGES}
