@@ -25,7 +25,8 @@ from secateur.evaluation.metrics.frechet import frechet_estimate
 from secateur.evaluation.metrics.kid import kernel_distance
 from secateur.evaluation.metrics.prdc import manifold_scores
 from secateur.evaluation.statistics import statistics as feature_statistics
-from secateur.runs.subject import open_data, open_model
+from secateur.runs.data import open_data
+from secateur.runs.subject import open_subject
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SETS, NUM_IMAGES, STEPS = 8, 500, 10
@@ -35,8 +36,8 @@ METRICS = ("frechet", "kid", "inception-score", "prdc")
 
 def deviations() -> dict[str, dict[str, float]]:
     """Of every metric: the deviation over sets of seeds, and the mean deviation that the bootstrap gives."""
-    loaded, _ = open_model("digits-sit", device="cpu")
-    dataset = open_data("digits", loaded)
+    subject = open_subject("digits-sit", device="cpu")
+    loaded, dataset = subject.loaded, open_data("digits", subject)
     found = []
     for number in range(SETS):
         config = EvaluationConfig(
