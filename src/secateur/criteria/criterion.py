@@ -37,14 +37,14 @@ class ScoringConfig:
     Attributes:
         num_timesteps: evenly spaced calibration timesteps; 0 takes every one of the process, None as many as the
             criterion says. For criteria that look at blocks: bins, each image once in each at a random timestep.
-        num_images: calibration images, all used at every timestep.
+        num_images: calibration images, all used at every timestep. docs/benchmarks.md says what more of them change.
         batch_size: (image, timestep) pairs in one pass; changes speed and memory only.
         seed: draws the calibration images, their noise, and random scores.
         options: the criterion's own, of its class or by name; None takes its defaults.
     """
 
     num_timesteps: Annotated[int, at_least(0)] | None = None
-    num_images: Count = 128
+    num_images: Count = 64
     batch_size: Count = 256
     seed: Seed = 0
     options: Options | Mapping[str, Any] | None = None

@@ -1,7 +1,8 @@
 """Diff-Pruning: Taylor importance over pruned timesteps (Fang, Ma & Wang, NeurIPS 2023, arXiv 2305.10924).
 
 Only the timesteps before the loss first falls below a fraction of its running maximum count (section 4.2): beyond, the
-losses are tiny and their gradients say little.
+losses are tiny and their gradients say little. The source takes every timestep and 128 images on CIFAR-10:
+`num_timesteps=0, num_images=128`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from ..process.base import Process
 from ..structure import Structure
 from .criterion import Criterion, ScoringConfig
 from .ranking import Ranking
-from .taylor import TaylorOptions, memory_of_gradients, price_of_gradients, taylor_ranking
+from .taylor import TIMESTEPS, TaylorOptions, memory_of_gradients, price_of_gradients, taylor_ranking
 
 
 @dataclass(frozen=True)
@@ -49,5 +50,10 @@ def diff_pruning(
 
 
 DIFF_PRUNING = Criterion(
-    "diff-pruning", DiffPruningOptions, diff_pruning, price_of_gradients, memory=memory_of_gradients
+    "diff-pruning",
+    DiffPruningOptions,
+    diff_pruning,
+    price_of_gradients,
+    memory=memory_of_gradients,
+    timesteps=TIMESTEPS,
 )

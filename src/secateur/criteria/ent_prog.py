@@ -24,7 +24,7 @@ def ent_prog(
 ) -> Ranking:
     """Scores from the tuples and passes of `ced`, with its report. Give the weights that sample.
 
-    The source draws about 1000 tuples, as 128 images in 8 bins are.
+    The source draws about 1000 tuples, as many as 128 images in 8 bins are.
 
     Raises:
         SecateurError: the model has no blocks.
