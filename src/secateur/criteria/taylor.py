@@ -35,9 +35,8 @@ from .memory import without_data
 from .ranking import Ranking, parameters_of
 from .reductions import Reduction, Sums, entry_sums, reduced, scores_of, summed_axes
 
-TIMESTEPS = (
-    32  # where the config does not say: the source has all 1000, which keep no better units (docs/benchmarks.md)
-)
+# Where the config does not say. The source has all 1000, which keep no better units (docs/benchmarks.md).
+TIMESTEPS = 32
 
 TimestepReduction = Literal["sum-then-abs", "abs-then-sum"]
 
