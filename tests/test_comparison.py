@@ -1,4 +1,4 @@
-"""The page about many runs: what is grouped, what is best, what is not told apart, and what is missing."""
+"""The page about many runs: what is grouped, what is best, what is tied, and what is missing."""
 
 import json
 from dataclasses import replace

@@ -253,7 +253,7 @@ def titles(figure: Figure) -> list[str]:
 
 
 def log_of(steps: int, **terms: float) -> list[dict[str, float]]:
-    facts = {"lr": 1e-3, "grad_norm": 1.0, "seconds": 1.0}
+    facts = {"lr": 1e-3, "grad_norm": 1.0, "seconds": 1.0, "peak_gib": 0.5}
     return [{"step": step, "loss": sum(terms.values()), **terms, **facts} for step in range(1, steps + 1)]
 
 
@@ -399,7 +399,7 @@ def test_report_of_lyapunov_exponents_only(tmp_path: Path, models: tuple[str, ..
 
 def test_verdicts_stand_beside_the_numbers_in_words(run: Path, markup: str) -> None:
     text = Page(markup).text
-    judged = "3.14 dense → 41.2 pruned → 5.17 recovered; recovered is worse than dense, is better than pruned."
+    judged = "3.14 dense → 41.2 pruned → 5.17 recovered; recovered: worse than dense, better than pruned."
     assert judged in text
     assert '<span class="verdict unclear">no measurable difference from dense</span>' in markup
     rows = (run / "tables" / "evaluation.md").read_text().splitlines()
@@ -517,6 +517,7 @@ def test_photographs_have_prompts_a_difference_and_four_models(tmp_path: Path) -
     assert re.search(r"recovered − dense, ×\d", page.text)
     assert "6 layers were refitted to the dense model in 4.2 s" in page.text
     assert "8.31 compensated" in page.text
+    assert "Recovered for 39 steps." in page.text
     assert "DiffusionPipeline.from_pretrained" in page.text
     assert "apache-2.0, that of the base model" in page.text
     assert markup.count('class="tile"') == 6 * 2  # four models, the difference, real images
@@ -528,6 +529,8 @@ def test_photographs_have_prompts_a_difference_and_four_models(tmp_path: Path) -
     card = (tmp_path / "run" / "pipeline" / "README.md").read_text(encoding="utf-8")
     assert card.startswith('---\nlibrary_name: "diffusers"\nlicense: "apache-2.0"\nbase_model: "org/unet"\n')
     assert "](samples.png)" in card
+    assert "# unet, pruned\n" in card
+    assert "from_pretrained('run/pipeline')" in card
     assert (tmp_path / "run" / "pipeline" / "samples.png").is_file()
     assert 'class="tiles pixelated"' not in markup
 

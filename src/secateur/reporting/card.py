@@ -15,6 +15,7 @@ from .grids import comparison_grid
 from .pages import shown_count
 from .product import Product, load_snippet
 from .run import Run
+from .titles import PARTS, name_of
 
 MANIFEST, PICTURE, WIDEST_PICTURE = "pruning.json", "samples.png", 1600
 NO_LONGER_FITS = (
@@ -50,6 +51,8 @@ def model_card(
     """
     base = str(manifest["base"].get("id") or "")
     title = place.rstrip("/").rpartition("/")[2]
+    if title in PARTS:  # a folder of a run, which names no model
+        title = f"{name_of(base, 'model')}, pruned"
     parts = [
         _front_matter(base, licence, pipeline),
         f"# {title}",
@@ -96,7 +99,7 @@ def write_card(run: Run, product: Product) -> Path | None:
             grid.save(temporary, "PNG")
         picture = PICTURE
     card = model_card(
-        vars(manifest), product.path, pipeline=product.pipeline, licence=product.licence, cut=run.cut,
+        vars(manifest), f"{run.folder.resolve().name}/{folder.name}", pipeline=product.pipeline, licence=product.licence, cut=run.cut,
         compensation=run.compensation, evaluation=run.evaluation, command=str(run.config.get("command_line") or ""),
         picture=picture,
     )  # fmt: skip

@@ -31,7 +31,7 @@ ALTERNATIVES = {
     "cut": "Channels of every dim before and after the cut",
     "masks": "Shares of units at each mask value, and the MACs that remain, by step",
     "flow": "Calibration and training loss, energy and gradient norm by step of progressive pruning",
-    "decisions": "Candidates and choices of every stage, and the blocks that left",
+    "decisions": "Candidates and choices of every stage, and the blocks that were removed",
     "compensation": "Error of every refitted layer before and after",
     "training": "Recovery loss and its terms, gradient norms and learning rate by step",
     "denoising": "Denoising loss of every model by timestep",

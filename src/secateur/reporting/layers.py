@@ -13,7 +13,7 @@ MOST_PARTS = 32
 
 
 def layer_pairs(dense: Sequence[Layer], final: Sequence[Layer], removed_blocks: Collection[str]) -> list[Pair]:
-    """Every layer of `dense` beside what is left of it.
+    """Every layer of `dense` beside what stays of it.
 
     A list of blocks closes up when some leave. Where `removed_blocks` does not say which ones did, its layers cannot be
     matched, and the whole list is one entry.

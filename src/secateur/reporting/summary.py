@@ -54,6 +54,7 @@ def summarize(run: Run) -> Summary:
     """Say what the results of a run say, and no more."""
     sentences = [*_ranked(run), *(run.cut.sentences() if run.cut else ()), *_stages(run)]
     sentences += run.compensation.sentences() if run.compensation else ()
+    sentences += run.recovery.sentences()
     if run.evaluation is not None:
         sentences += [*_speed(run.evaluation), *_quality(run.evaluation), *_classes(run.evaluation)]
     missing = not_measured(run)
@@ -217,13 +218,7 @@ def _judged(evaluation: Evaluation, metric: str) -> str:
     """What the metric says of the final model, where differences have been compared with their uncertainty."""
     final = evaluation.final_name
     words = [verdict.text for verdict in evaluation.verdicts(metric, final)]
-    if not words:
-        return ""
-    verbs = [
-        word if word.startswith("differs") else f"has {word}" if word.startswith("no ") else f"is {word}"
-        for word in words
-    ]
-    return f"; {final} {', '.join(verbs)}"
+    return f"; {final}: {', '.join(words)}" if words else ""
 
 
 def _classes(evaluation: Evaluation) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from ..base.errors import require
 from .codec import from_json, read_lines
 from .display import Displayed
+from .numbers import format_number
 from .table import Table
 
 Record = Mapping[str, float]  # `step`, and means since the last record: loss and its terms, seconds so far, lr ...
@@ -29,6 +30,15 @@ class Recovery(Displayed):
     def seconds(self) -> float | None:
         """Seconds of the steps."""
         return self.records[-1].get("seconds") if self.records else None
+
+    def sentences(self) -> tuple[str, ...]:
+        """How many steps were taken, in what time and memory."""
+        if not self.records:
+            return ()
+        took = "" if self.seconds is None else f" in {format_number(self.seconds)} s"
+        peak = self.records[-1].get("peak_gib")
+        memory = "" if peak is None else f", with at most {format_number(peak)} GiB of memory"
+        return (f"Recovered for {self.steps:,} steps{took}{memory}.",)
 
     def tables(self) -> dict[str, Table]:
         """Every record."""

@@ -1,4 +1,4 @@
-"""Adaptive pruning: what was weighed at every stage, and which blocks left."""
+"""Adaptive pruning: what was weighed at every stage, and which blocks were removed."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from .curves import draw_points, draw_smoothed, leave_room, mark_removal, scale_
 
 QUANTITIES = {"lr": "Learning rate", "grad_norm": "Gradient norm", "jacobian_weight": "Weight of the Jacobian term"}
 LABELS = {"lr": "per step", "grad_norm": "norm", "jacobian_weight": "weight"}
-KNOWN = ("step", "loss", "seconds", *QUANTITIES)
+KNOWN = ("step", "loss", "seconds", "peak_gib", *QUANTITIES)
 NORM = "grad_norm_"  # and a term's name: the norm of its gradient
 
 
