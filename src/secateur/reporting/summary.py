@@ -56,7 +56,7 @@ def summarize(run: Run) -> Summary:
     sentences += run.compensation.sentences() if run.compensation else ()
     sentences += run.recovery.sentences()
     if run.evaluation is not None:
-        sentences += [*_speed(run.evaluation), *_quality(run.evaluation), *_classes(run.evaluation)]
+        sentences += [*run.evaluation.sentences(), *_classes(run.evaluation)]
     missing = not_measured(run)
     notes = run.evaluation.all_notes() if run.evaluation else ()
     verdict = verdict_of(run)
@@ -109,7 +109,7 @@ def _faster(evaluation: Evaluation) -> list[str]:
         return []
     batch = list(evaluation.latency)[-1]
     ratio = 1 / evaluation.latency[batch].ratio
-    if unclear_time(evaluation, batch):
+    if not evaluation.clear_time(batch):
         return ["no measurable change of speed"]
     return [f"{ratio:.1f}× faster" if ratio > 1 else f"{1 / ratio:.1f}× slower"]
 
@@ -164,63 +164,6 @@ def _stages(run: Run) -> list[str]:
     return [f"Pruned progressively over {stages} stages in {when}; deciding what to remove took {seconds} s."]
 
 
-def _speed(evaluation: Evaluation) -> list[str]:
-    if not evaluation.compares or not evaluation.latency:
-        return []
-    where = f" on {evaluation.device}" if evaluation.device else ""
-    found = [_speedup(evaluation, batch) for batch in evaluation.latency]
-    return [f"One call of the {evaluation.final_name} model{where}: {'; '.join(found)}."]
-
-
-def _speedup(evaluation: Evaluation, batch: str) -> str:
-    times = evaluation.latency[batch]
-    said = f"({format_number(times.before)} → {format_number(times.after)} ms)"
-    if unclear_time(evaluation, batch):
-        return f"no measurable difference at batch {batch} {said}"
-    ratio = 1 / times.ratio
-    return f"{f'{ratio:.2f}× faster' if ratio > 1 else f'{1 / ratio:.2f}× slower'} at batch {batch} {said}"
-
-
-def unclear_time(evaluation: Evaluation, batch: str) -> bool:
-    """Whether the difference of latencies may be noise: by its interval, or where none is known by quartiles."""
-    verdict = evaluation.verdict(f"latency_{batch}", evaluation.final_name, evaluation.reference)
-    one, other = evaluation.dense.latency[batch], evaluation.final.latency[batch]
-    overlap = one.lower_ms <= other.upper_ms and other.lower_ms <= one.upper_ms
-    return overlap if verdict is None else verdict == "unclear"
-
-
-def _quality(evaluation: Evaluation) -> list[str]:
-    sentences, fidelity = [], evaluation.fidelity
-    if fidelity is not None and (chain := _chain(evaluation, "fd")):
-        sentences.append(
-            f"Fréchet distance {fidelity.metric} of {fidelity.samples:,} samples to real images, lower is better: "
-            f"{chain}{_judged(evaluation, 'fd')}."
-        )
-    if chain := _chain(evaluation, "ssim"):
-        sentences.append(
-            f"SSIM to {evaluation.reference} on the same {evaluation.start}, 1 is identical: {chain}"
-            f"{_judged(evaluation, 'ssim')}."
-        )
-    if chain := _chain(evaluation, "denoising_loss"):
-        sentences.append(f"Mean {evaluation.loss}: {chain}{_judged(evaluation, 'denoising_loss')}.")
-    if chain := _chain(evaluation, "ftle"):
-        sentences.append(f"Finite-time Lyapunov exponent, how fast the sampler parts neighbouring noises: {chain}.")
-    return sentences
-
-
-def _chain(evaluation: Evaluation, key: str) -> str:
-    """The values of all models: "3.14 dense → 41.2 pruned → 5.17 recovered"."""
-    measured = [(name, model.value(key)) for name, model in evaluation.models.items()]
-    return " → ".join(f"{format_number(value)} {name}" for name, value in measured if value is not None)
-
-
-def _judged(evaluation: Evaluation, metric: str) -> str:
-    """What the metric says of the final model, where differences have been compared with their uncertainty."""
-    final = evaluation.final_name
-    words = [verdict.text for verdict in evaluation.verdicts(metric, final)]
-    return f"; {final}: {', '.join(words)}" if words else ""
-
-
 def _classes(evaluation: Evaluation) -> list[str]:
     scores = class_scores(evaluation)
     lost = collapsed_classes(scores)
@@ -267,7 +210,7 @@ def _cards(run: Run) -> list[Card]:
         batch = list(evaluation.latency)[-1]
         times = evaluation.latency[batch]
         note = f"{format_number(times.before)} → {format_number(times.after)} ms a call at batch {batch}"
-        badge: Badge = "same" if unclear_time(evaluation, batch) else "better" if times.ratio < 1 else "worse"
+        badge: Badge = "same" if not evaluation.clear_time(batch) else "better" if times.ratio < 1 else "worse"
         cards.append(Card("Speed", f"{1 / times.ratio:.2f}×", note, badge))
     quality = [key for key in ("fd", "kid", "denoising_loss", "ssim") if key in evaluation.final.estimates]
     shown = quality[:1] if quality[:1] != ["ssim"] else []

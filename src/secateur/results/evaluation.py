@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .display import Displayed
+from .evaluation_sentences import quality_sentences, speed_sentences
 from .evaluation_tables import comparison_table, evaluation_table
 from .numbers import format_measured
 from .table import Table
@@ -353,6 +354,13 @@ class Evaluation(Displayed):
             batch: Change(self.dense.latency[batch].median_ms, self.final.latency[batch].median_ms) for batch in shared
         }
 
+    def clear_time(self, batch: str) -> bool:
+        """Whether latencies differ by more than noise: by their interval, or where none is known by their quartiles."""
+        verdict = self.verdict(f"latency_{batch}", self.final_name, self.reference)
+        one, other = self.dense.latency[batch], self.final.latency[batch]
+        apart = one.lower_ms > other.upper_ms or other.lower_ms > one.upper_ms
+        return apart if verdict is None else verdict != "unclear"
+
     def verdict(self, metric: str, model: str, other: str) -> Kind | None:
         """What a metric says of `model` beside `other`; None where the two were not compared."""
         for found in self.comparisons:
@@ -401,6 +409,10 @@ class Evaluation(Displayed):
             if model.fidelity is not None and not model.fidelity.full_rank
         ]
         return (*self.notes, *of_models, *biased)
+
+    def sentences(self) -> tuple[str, ...]:
+        """How fast the final model is beside the reference, and how good every model is."""
+        return (*speed_sentences(self), *quality_sentences(self))
 
     def tables(self) -> dict[str, Table]:
         """Every quantity by model, and every difference."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ class Run:
 
     def _repr_html_(self) -> str:
         shown = [part._repr_html_() for part in (self.cut, self.evaluation) if part is not None]
-        return "".join([*(f"<p>{sentence}</p>" for sentence in self.sentences), *shown])
+        return "".join([*(f"<p>{escape(sentence)}</p>" for sentence in self.sentences), *shown])
 
     @cached_property
     def sentences(self) -> tuple[str, ...]:

@@ -1,0 +1,59 @@
+"""An evaluation in plain language."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .numbers import format_number
+
+if TYPE_CHECKING:
+    from .evaluation import Evaluation
+
+
+def speed_sentences(evaluation: Evaluation) -> list[str]:
+    if not evaluation.compares or not evaluation.latency:
+        return []
+    where = f" on {evaluation.device}" if evaluation.device else ""
+    found = [_speedup(evaluation, batch) for batch in evaluation.latency]
+    return [f"One call of the {evaluation.final_name} model{where}: {'; '.join(found)}."]
+
+
+def _speedup(evaluation: Evaluation, batch: str) -> str:
+    times = evaluation.latency[batch]
+    said = f"({format_number(times.before)} → {format_number(times.after)} ms)"
+    if not evaluation.clear_time(batch):
+        return f"no measurable difference at batch {batch} {said}"
+    ratio = 1 / times.ratio
+    return f"{f'{ratio:.2f}× faster' if ratio > 1 else f'{1 / ratio:.2f}× slower'} at batch {batch} {said}"
+
+
+def quality_sentences(evaluation: Evaluation) -> list[str]:
+    sentences, fidelity = [], evaluation.fidelity
+    if fidelity is not None and (chain := _chain(evaluation, "fd")):
+        sentences.append(
+            f"Fréchet distance {fidelity.metric} of {fidelity.samples:,} samples to real images, lower is better: "
+            f"{chain}{_judged(evaluation, 'fd')}."
+        )
+    if chain := _chain(evaluation, "ssim"):
+        sentences.append(
+            f"SSIM to {evaluation.reference} on the same {evaluation.start}, 1 is identical: {chain}"
+            f"{_judged(evaluation, 'ssim')}."
+        )
+    if chain := _chain(evaluation, "denoising_loss"):
+        sentences.append(f"Mean {evaluation.loss}: {chain}{_judged(evaluation, 'denoising_loss')}.")
+    if chain := _chain(evaluation, "ftle"):
+        sentences.append(f"Finite-time Lyapunov exponent, how fast the sampler parts neighbouring noises: {chain}.")
+    return sentences
+
+
+def _chain(evaluation: Evaluation, key: str) -> str:
+    """The values of all models: "3.14 dense → 41.2 pruned → 5.17 recovered"."""
+    measured = [(name, model.value(key)) for name, model in evaluation.models.items()]
+    return " → ".join(f"{format_number(value)} {name}" for name, value in measured if value is not None)
+
+
+def _judged(evaluation: Evaluation, metric: str) -> str:
+    """What the metric says of the final model, where differences have been compared with their uncertainty."""
+    final = evaluation.final_name
+    words = [verdict.text for verdict in evaluation.verdicts(metric, final)]
+    return f"; {final}: {', '.join(words)}" if words else ""
