@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from diffusers import DDPMScheduler
 
 import secateur
 from models import dit, unet
@@ -114,7 +115,7 @@ def test_a_loop_of_others_may_use_it_and_be_pruned():
     optimizer = Muon(matrices, [parameter for name, parameter in named.items() if not is_matrix(name, parameter)])
     pixels = images().images[:4] * 2 - 1
     pruning = secateur.Pruning(
-        model, target="macs=60%", schedule="one-shot", optimizer=optimizer, data=pixels, process=DiffusionProcess(),
+        model, target="macs=60%", schedule="one-shot", optimizer=optimizer, data=pixels, process=DDPMScheduler(),
         steps=2, criterion="magnitude",
     )  # fmt: skip
     for _ in range(2):

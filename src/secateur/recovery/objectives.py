@@ -178,7 +178,8 @@ def features_terms(
         call, goal = calls[pair.student][0], dense[pair.teacher]
         found, channels_first = call.returned, call.returned.ndim == 4
         if features.teacher_inputs:
-            taken = sliced(goal.taken, pair.taken, channels_first).to(call.taken.dtype)
+            # It asks for a gradient that nobody reads: torch's group norm on a CPU crashes where its input needs none.
+            taken = sliced(goal.taken, pair.taken, channels_first).to(call.taken.dtype).detach().requires_grad_()
             found = called_with(student, pair.student, call, taken)
         mismatches.append(
             feature_mismatch(found, sliced(goal.returned, pair.returned, channels_first), features.massive)
