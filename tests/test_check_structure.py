@@ -102,13 +102,17 @@ def test_a_right_declaration_passes_and_the_model_is_left_alone():
     assert len(model.layers) == 2
 
 
-def test_masks_and_removal_are_compared_without_tf32(monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "tf32")
-    model, seen = Net(), set()
-    model.head.register_forward_hook(lambda *_: seen.add(torch.backends.cudnn.conv.fp32_precision))
-    for check in check_structure(model, declare(model), {"x": torch.randn(2, 5, DIM)}):
-        assert check.ok
-        assert torch.backends.cudnn.conv.fp32_precision == "tf32"
+def test_masks_and_removal_are_compared_without_tf32():
+    conv = torch.backends.cudnn.conv
+    before, model, seen = conv.fp32_precision, Net(), set()
+    model.head.register_forward_hook(lambda *_: seen.add(conv.fp32_precision))
+    conv.fp32_precision = "tf32"
+    try:
+        for check in check_structure(model, declare(model), {"x": torch.randn(2, 5, DIM)}):
+            assert check.ok
+            assert conv.fp32_precision == "tf32"
+    finally:
+        conv.fp32_precision = before
     assert seen == {"ieee"}
 
 

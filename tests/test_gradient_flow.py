@@ -178,21 +178,21 @@ def test_no_gradient_has_no_product(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_curvature_is_measured_without_tf32(method, monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    seen = set()
+def test_curvature_is_measured_without_tf32(method):
+    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before, seen = (matmul.fp32_precision, conv.fp32_precision), set()
 
     def loss(parameters):
-        seen.add((torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()))
+        seen.add((matmul.fp32_precision, conv.fp32_precision))
         return parameters["theta"].square().sum()
 
-    torch.set_float32_matmul_precision("high")
+    matmul.fp32_precision = conv.fp32_precision = "tf32"
     try:
         local_geometry([loss], {"theta": vector(1, 2)}, method)
-        assert (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()) == (True, "high")
+        assert (matmul.fp32_precision, conv.fp32_precision) == ("tf32", "tf32")
     finally:
-        torch.set_float32_matmul_precision("highest")
-    assert seen == {(False, "highest")}
+        matmul.fp32_precision, conv.fp32_precision = before
+    assert seen == {("ieee", "ieee")}
 
 
 # -------------------------------------------------------------------------------------------------- networks
