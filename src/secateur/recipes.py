@@ -58,7 +58,7 @@ def default() -> Recipe:
 def diff_pruning() -> Recipe:
     """Diff-Pruning: one shot, the same fraction everywhere, denoising fine-tuning (Adam, 2e-4, EMA).
 
-    Scoring takes fewer timesteps than published; the published ones are `ScoringConfig(num_timesteps=0, num_images=128)`.
+    Scoring takes fewer timesteps than published: those are `ScoringConfig(num_timesteps=0, num_images=128)`.
     """
     return Recipe(recovery=RecoveryConfig(steps=2000, batch_size=128, dropout=0.1))
 
