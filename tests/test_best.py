@@ -77,7 +77,7 @@ def test_search_spends_the_budget_and_resumes(
     assert not list(out.glob("trials/*/recovery/checkpoints"))
     text = (out / "report.html").read_text(encoding="utf-8")
     assert f"{search['winner']} won" in text
-    assert 'href="winner/report.html"' in text
+    assert 'href="./winner/report.html"' in text
     assert (out / "plots" / "search.png").is_file()
     assert (out / "tables" / "search.csv").is_file()
     assert secateur.from_pretrained(out / "winner" / "model") is not None

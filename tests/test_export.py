@@ -16,6 +16,7 @@ import secateur
 from models import dit, flux, half, inputs_for, pixart, sana, sd3, sdxl, unet, unet_condition
 from pipelines import dit_pipeline
 from secateur.base.errors import SecateurError
+from secateur.cli import main
 from secateur.io.checkpoint import save_pretrained
 from secateur.io.export import FORMATS, Call, Format, export
 from secateur.io.manifest import apply_cut, manifest_of
@@ -176,11 +177,12 @@ def test_a_file_that_computes_something_else_is_not_kept(tmp_path, monkeypatch):
 def test_the_command_says_what_the_file_takes(tmp_path, capsys):
     save_pretrained(pruned(dit), tmp_path / "model")
     arguments = {"format": "diffusers", "out": tmp_path / "out"}
-    written = secateur.export(str(tmp_path / "model"), dtype="bfloat16", **arguments)
+    options = ["--format", "diffusers", "--out", str(tmp_path / "out"), "--dtype", "bfloat16"]
+    main(["export", str(tmp_path / "model"), *options])
     said = capsys.readouterr().out
     assert "class_labels int64 [1]" in said
     assert "hidden_states bfloat16 [1, 1, 8, 8]" in said
-    assert secateur.from_pretrained(written).dtype == torch.bfloat16
+    assert secateur.from_pretrained(next((tmp_path / "out").rglob("config.json")).parent).dtype == torch.bfloat16
     for wrong in ({"batch_size": 0}, {"size": -1}):
         with pytest.raises(SecateurError, match="give at least 1"):
             secateur.export(str(tmp_path / "model"), **arguments, **wrong)

@@ -57,7 +57,7 @@ def test_estimates_of_seeds() -> None:
     assert (three.value, three.spread, three.count) == (2.0, 1.0, 3)
     assert three.error == pytest.approx(1 / math.sqrt(3))
     assert str(three) == "2 ± 1"
-    assert str(Mean(0.12345)) == "0.123"
+    assert str(Mean(0.12345)) == "0.1235"
     assert means_tied(three, Mean(3.1))
     assert not means_tied(three, Mean(3.2))
     assert not means_tied(Mean(1.0), Mean(1.001))
