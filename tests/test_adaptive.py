@@ -100,6 +100,7 @@ def test_the_last_decision_falls_before_the_last_step(stages, until, steps):
     assert max(AdaptiveConfig(stages=stages, until=until).boundaries(steps)) < steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("selector", ["proxy", "loss", "fixed"])
 @pytest.mark.parametrize("rerank", ["removal", "stage", "once"])
 @pytest.mark.parametrize("target", ["blocks=3", "macs=45%", "params=3.1K"])
@@ -130,6 +131,7 @@ def test_every_rule_ends_at_the_target(selector, rerank, target):
     assert all(decision.record["chosen"] in [c["count"] for c in decision.record["candidates"]] for decision in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [unet, lambda: sdxl(transformer_layers_per_block=(1, 2)), sd3, pixart, flux, sana])
 def test_blocks_of_every_kind_leave_until_one_is_left(build):
     model = build().eval()

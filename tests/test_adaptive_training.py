@@ -49,6 +49,7 @@ def test_blocks_leave_the_model_the_average_and_the_moments(whole):
     assert all(math.isfinite(record["loss"]) for record in log(folder))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failures", [[2], [4], [5, 3]])
 def test_a_run_that_failed_takes_the_same_decisions(failures, whole, tmp_path):
     config = replace(CONFIG, checkpoint_every=1)
@@ -165,6 +166,7 @@ def compress(model, out, *more, target="blocks=3", steps=8):
     main(["compress", str(model), "--recipe", "entpruner", *options, "--adaptive.until", "0.5", *FEW, *more])
 
 
+@pytest.mark.slow
 def test_compress_ends_at_the_target_with_a_model_for_plain_diffusers(dense, tmp_path, capsys):
     run = tmp_path / "run"
     compress(dense, run)
@@ -215,6 +217,7 @@ def test_a_dry_run_predicts_rankings_and_decisions(dense, tmp_path, capsys):
     assert "decide " not in printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("criterion", [None, "ced"], ids=["the recipe's", "the source's"])
 def test_the_real_scorer_prunes_to_the_target(criterion, dense, tmp_path):
     out = folders.compress(
@@ -270,6 +273,7 @@ def test_compress_in_two_processes_ends_as_in_one(more, dense, tmp_path):
         torch.testing.assert_close(value, weights[1][name], rtol=1e-2, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_new_labels_are_learned_before_the_blocks_are_ranked(dense, tmp_path):
     out = folders.compress(
         str(dense),

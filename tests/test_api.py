@@ -63,6 +63,7 @@ KINDS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_form_of_data_gives_the_same_cut(kind):
     pruned = secateur.prune(
@@ -134,6 +135,7 @@ def test_a_pipeline_gives_a_run_with_a_pipeline(tmp_path):
         run.report()
 
 
+@pytest.mark.slow
 def test_a_run_in_memory_is_saved_and_loads(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
     run = secateur.compress(

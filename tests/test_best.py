@@ -37,6 +37,7 @@ def found(out: Path) -> dict[str, Any]:
     return json.loads((out / "trials.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipes", "budget", "steps"),
     [
@@ -107,6 +108,7 @@ def test_a_search_stopped_in_its_first_trial_keeps_its_steps(
     assert "0 runs" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_only_recipe_gets_the_whole_budget(model: Path, tmp_path: Path) -> None:
     best(model, tmp_path / "one", *LOSS, "--recipes", "magnitude", "--budget-steps", "3")
     assert found(tmp_path / "one")["search"]["winner_steps"] == 3

@@ -362,6 +362,7 @@ def test_a_chain_costs_half_of_the_block_runs():
     assert not is_chain(describe(unet()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("criterion", BLOCK_CRITERIA)
 @pytest.mark.parametrize(("model", "process"), BOTH, ids=["unet", "dit"])
 def test_scores_do_not_depend_on_how_batches_are_split(model, process, criterion):

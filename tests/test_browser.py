@@ -95,6 +95,7 @@ def looked_at(page: Path, profile: Path, scheme: str = "light", anchor: str = ""
     return frames
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("name", ["run", "photographs", "comparison"])
 def test_pages_render(pages: dict[str, Path], tmp_path: Path, name: str, scheme: str) -> None:

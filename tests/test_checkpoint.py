@@ -26,6 +26,7 @@ from secateur.structure import Cut
 DDPM = dict(DDPMScheduler().config) | {"_class_name": "DDPMScheduler"}
 
 
+@pytest.mark.slow
 @settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 @pytest.mark.parametrize("name", STRATEGIES)

@@ -69,6 +69,7 @@ def compress(model, out, *more):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["unet", "sit"])
 def test_compress_writes_a_model_a_report_and_everything_behind_them(models, tmp_path, name, capsys):
     compress(models / name, tmp_path / "run", "--objective", "distillation")
@@ -91,6 +92,7 @@ def test_compress_writes_a_model_a_report_and_everything_behind_them(models, tmp
     assert str(run / "model") in printed
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_run(models, tmp_path):
     for name in ("first", "second"):
         compress(models / "unet", tmp_path / name, "--seed", "3")
@@ -111,6 +113,7 @@ def test_the_same_seed_gives_the_same_run(models, tmp_path):
 STAGES = ["score", "write_ranking", "one_shot", "write_cut", "recover", "evaluate_models", "write_evaluation"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_run_that_dies_in_any_stage_goes_on_to_the_same_result(models, tmp_path, monkeypatch, stage):
     compress(models / "unet", tmp_path / "whole")
@@ -212,6 +215,7 @@ def test_dry_runs_of_single_stages_predict_their_time(models, tmp_path, capsys, 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_python_and_the_command_line_do_the_same(models, tmp_path):
     main(["prune", str(models / "unet"), "--target", "60%", "--data", "digits", "--out", str(tmp_path / "a"), *RANKED])
     secateur.prune(
@@ -376,6 +380,7 @@ def test_a_run_goes_on_with_settings_that_change_no_result(tmp_path):
         run_folder(tmp_path / "run", described(5, seed=1, batch_size=32), {}).__enter__()
 
 
+@pytest.mark.slow
 def test_a_model_in_half_precision_is_recovered_to_one(models, tmp_path):
     config = json.loads((models / "sit" / "scheduler_config.json").read_text())
     secateur.save_pretrained(dit().bfloat16(), tmp_path / "half", config)

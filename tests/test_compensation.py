@@ -85,6 +85,7 @@ def compensated(
     return dense, before, pruned, result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["width", "depth", "both"])
 @pytest.mark.parametrize("name", BUILDERS)
 def test_every_architecture_comes_closer_to_its_dense_model(name, kind):
@@ -286,6 +287,7 @@ def test_refusals():
         compensate(pruned, dense, DiffusionProcess(), batch_of(dense), CONFIG)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BUILDERS)
 def test_what_waits_can_be_held_elsewhere(name, monkeypatch):
     """The CPU is played by float64, which would be noticed wherever a tensor was not fetched again."""
@@ -304,6 +306,7 @@ def test_what_waits_can_be_held_elsewhere(name, monkeypatch):
     assert sum(moved) > 10_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BUILDERS)
 def test_the_price_is_known_before(name):
     dense = BUILDERS[name]()

@@ -429,6 +429,7 @@ def test_wrapped_models_have_the_scores_of_the_bare_one(options):
         distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [3, 6, 24])
 @pytest.mark.parametrize("timestep_reduction", ["sum-then-abs", "abs-then-sum"])
 @pytest.mark.parametrize(("make", "process"), [(unet, DiffusionProcess()), (dit, FlowProcess())], ids=["unet", "dit"])

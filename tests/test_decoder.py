@@ -338,6 +338,7 @@ def test_half_precision_is_saved_and_loaded_whole(tmp_path):
         assert torch.equal(loaded.decode(z).sample, model(z)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("schedule", "target"),
     [

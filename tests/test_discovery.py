@@ -64,6 +64,7 @@ def test_what_is_found_is_what_was_declared_by_hand(make):
 
 
 # Lists in and out and norms over the stream; fused projections; five axes; grouped queries over sound.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "heads", "inner", "blocks"),
     [

@@ -46,6 +46,7 @@ def test_u9_gaussian_data(c, expected):
     assert (1000 * exponents - to_image).tolist() == pytest.approx([expected] * 2, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("build", "process"),
     [

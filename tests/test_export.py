@@ -32,6 +32,7 @@ def pruned(make):
     return apply_cut(model, Cut({}, (BLOCKS[make],))) if make in BLOCKS else model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [unet, dit])
 def test_a_pruned_model_compiles_to_one_graph(make):
     model = pruned(make)
@@ -72,6 +73,7 @@ def check(make, tmp_path, format, dtype, tolerance):
     torch.testing.assert_close(found.float(), expected, atol=bound * expected.abs().max().item(), rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [unet, dit])
 @pytest.mark.parametrize(
     ("format", "dtype"),
@@ -87,6 +89,7 @@ def test_a_written_file_computes_what_the_model_does(make, format, dtype, tmp_pa
     check(make, tmp_path, format, dtype, tolerance=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [unet, dit])
 def test_onnxruntime_computes_what_the_model_does(make, tmp_path):
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")

@@ -45,6 +45,7 @@ def test_every_family_is_in_this_suite():
     assert {family.architecture for family in BUILT_IN} < {family.architecture for family in families()}
 
 
+@pytest.mark.slow
 def test_its_structure_is_proven_on_its_own_example_inputs(model):
     structure = describe(model)
     assert structure.dims

@@ -86,6 +86,7 @@ def test_a_shift_by_image_size_is_settled_by_the_model_s_own():
     )
 
 
+@pytest.mark.slow
 def test_compress_returns_a_pipeline_ready_to_call(tmp_path, capsys):
     flux(tmp_path / "pipeline")
     data = image_folder(tmp_path / "images", count=3, captions=True)

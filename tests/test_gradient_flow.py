@@ -213,6 +213,7 @@ def flat_loss(model, process, batch, noise, timestep):
     return loss
 
 
+@pytest.mark.slow
 @over_both
 def test_every_score_equals_the_one_of_the_explicit_hessian(model, process):
     structure, batch = describe(model), batch_of(model)

@@ -110,6 +110,7 @@ def test_only_labels_have_gradients():
     assert named == [f"transformer_blocks.{i}.norm1.emb.class_embedder.embedding_table.weight" for i in range(4)]
 
 
+@pytest.mark.slow
 def test_compress_on_new_labels(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
     dit_pipeline(tmp_path / "pipeline")
@@ -166,6 +167,7 @@ def places(tmp_path, monkeypatch):
     return str(tmp_path / "pipeline"), str(image_folder(tmp_path / "images", classes=True))
 
 
+@pytest.mark.slow
 def test_sweep_on_new_labels_warms_up_once(tmp_path, places, capsys, monkeypatch):
     model, data = places
     arguments = {"data": data, "targets": ("macs=80%",), "steps": 2, "out": tmp_path / "sweep", **MANY}

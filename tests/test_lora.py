@@ -104,6 +104,7 @@ def test_slicing_commutes_with_merging_over_two_cuts_of_widths_and_one_of_blocks
     assert len(sliced) < len(lora)
 
 
+@pytest.mark.slow
 @settings(max_examples=3, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 @pytest.mark.parametrize("name", STRATEGIES)

@@ -47,6 +47,7 @@ def compressed(models, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_compress_ends_at_the_target_with_a_model_that_loads(compressed):
     planned = json.loads((compressed / "cut.json").read_text())
     goal = json.loads((compressed / "goal.json").read_text())

@@ -190,6 +190,7 @@ def test_any_scores_end_in_a_valid_cut_of_the_wanted_widths(build, cut, sticky):
         assert widths == wanted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("build", "process", "criterion", "target", "cut"),
     [

@@ -58,6 +58,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("build", "changes", "target", "cut"), CASES.values(), ids=CASES.keys())
 def test_nothing_jumps_when_units_leave(build, changes, target, cut, monkeypatch, tmp_path):
     """The model and its average, before the step at which units leave: removed equals under 0/1 masks."""
@@ -280,6 +281,7 @@ def assert_equals_whole(found, folder, whole):
     assert stage_log(folder) == stage_log(whole[2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("failures", "every"), [([1], 1), ([4], 1), ([6], 2), ([7], 1), ([8, 2], 1), ([8], 5), ([9], 4)]
 )
@@ -312,6 +314,7 @@ def test_a_decision_is_kept_at_once(whole, tmp_path):
     assert len(calls) == 2  # both stages that score were kept
 
 
+@pytest.mark.slow
 def test_automatic_weight_starts_over_after_the_cut_and_survives_a_resume(tmp_path):
     jacobian = JacobianConfig(auto_weight=True)
     options = {"objective": "2ndmatch", "weights": {"jacobian": 1e6}, "jacobian": jacobian, "dropout": None}
@@ -346,6 +349,7 @@ def test_a_finished_run_is_read_back(whole):
     assert_equals_whole(run(whole[2], Failing(2, OSError)), whole[2], whole)
 
 
+@pytest.mark.slow
 def test_coarse_scores_survive_a_resume(tmp_path):
     coarse = ProgressiveConfig(stages=4, decay_stages=1, stage_steps=1, coarse=True)
     pruner = pruner_for(unet(), DiffusionProcess(), criterion="gradient-flow", config=coarse)
@@ -375,6 +379,7 @@ def test_runs_without_a_pruner_have_no_stages(tmp_path):
 # ---------------------------------------------------------------------------------------- ways of training
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("build", "process"), [(unet, DiffusionProcess()), (dit, FlowProcess())])
 def test_half_precision_accumulation_and_second_match_under_masks(build, process, tmp_path):
     config = replace(CONFIG, objective="2ndmatch", mixed_precision="bf16", accumulation=2)
@@ -396,6 +401,7 @@ def test_half_precision_accumulation_and_second_match_under_masks(build, process
     assert torch.equal(output(model.eval()), output(plain))  # neither masks nor autocast are left on it
 
 
+@pytest.mark.slow
 def test_two_micro_batches_equal_one(tmp_path):
     config = replace(LONGER, steps=8, objective="2ndmatch", dropout=None, **BALANCED)
     run(tmp_path / "1", config=config, teacher=smaller())

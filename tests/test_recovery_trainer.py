@@ -33,6 +33,7 @@ CONFIG = RecoveryConfig(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("build", "process"),
     [

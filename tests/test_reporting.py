@@ -82,6 +82,7 @@ def markup(run: Path) -> str:
     return (run / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_summary_says_what_was_asked_reached_and_lost(markup: str) -> None:
     text = Page(markup).text
     assert "Asked for macs=50%; reached 49.7% (11.9M of 24.0M MACs)." in text
@@ -133,6 +134,7 @@ def test_plots_and_tables_are_written(run: Path) -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["ranking.json", "cut.json", "recovery/log.jsonl", "evaluation/evaluation.json"])
 def test_one_part_is_enough(tmp_path: Path, part: str) -> None:
     whole, run = make_run(tmp_path / "whole", extra=1), tmp_path / "run"
@@ -142,6 +144,7 @@ def test_one_part_is_enough(tmp_path: Path, part: str) -> None:
     assert ("Not measured" in text) == (part != "evaluation/evaluation.json")
 
 
+@pytest.mark.slow
 def test_no_claim_of_speed_when_quartiles_overlap(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", extra=1)
     latency = {"1": Latency(3.9, 3.5, 4.1), "32": Latency(60, 59, 61)}
@@ -157,6 +160,7 @@ def test_no_claim_of_speed_when_quartiles_overlap(tmp_path: Path) -> None:
     assert "Not measured: Fréchet distance" in text
 
 
+@pytest.mark.slow
 def test_stages_write_their_own_plots(tmp_path: Path) -> None:
     write_ranking_json(tmp_path, 60)
     write_ranking(tmp_path)
@@ -257,6 +261,7 @@ def log_of(steps: int, **terms: float) -> list[dict[str, float]]:
     return [{"step": step, "loss": sum(terms.values()), **terms, **facts} for step in range(1, steps + 1)]
 
 
+@pytest.mark.slow
 def test_report_of_a_progressive_run(tmp_path: Path) -> None:
     run = make_run(tmp_path, extra=1)
     write_stages(run, stages_of())
@@ -510,6 +515,7 @@ def test_the_verdict_of_runs_that_lack_something(tmp_path: Path) -> None:
     assert verdict_of(Run(tmp_path, evaluation=same)).endswith("FD[digits-features] not distinguishable from dense.")
 
 
+@pytest.mark.slow
 def test_photographs_have_prompts_a_difference_and_four_models(tmp_path: Path) -> None:
     markup = write_report(photograph_run(tmp_path / "run", count=2, size=96)).read_text(encoding="utf-8")
     page = Page(markup)

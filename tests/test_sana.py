@@ -81,6 +81,7 @@ def test_latents_are_what_the_autoencoder_gives(tmp_path):
     torch.testing.assert_close(open_autoencoder(loaded.vae).decode(latents), decoded, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_compress_returns_a_pipeline_ready_to_call(tmp_path, capsys):
     sana(tmp_path / "pipeline")
     data = image_folder(tmp_path / "images", count=3, captions=True)

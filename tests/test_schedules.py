@@ -98,6 +98,7 @@ def test_counts_are_readable():
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("allocation", ["local", "global", "global-macs"])
 @pytest.mark.parametrize(
     ("granularity", "target"),

@@ -204,6 +204,7 @@ def test_u8_samples_of_a_batch_do_not_mix(name):
         assert torch.allclose(together[one], alone, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("projection", ["vjp", "jvp"])
 @pytest.mark.parametrize("objective", ["2ndmatch", "first-order"])
@@ -376,6 +377,8 @@ def test_options_that_make_no_sense_are_refused(name):
         ("first-order", {}),
     ],
 )
+@pytest.mark.slow
+@pytest.mark.parametrize(("objective", "options"), [("2ndmatch", {"relative": True}), ("first-order", {})])
 def test_a_weight_buys_the_same_share_of_the_gradient_at_every_resolution(objective, options):
     """One architecture, its teacher and its pruned student at 8x8, 32x32 and 64x64."""
     teacher = unet()

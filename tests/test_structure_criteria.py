@@ -28,6 +28,7 @@ def batch_for(model):
     return Batch(*sample_for(model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("criterion", CRITERIA)
 @pytest.mark.parametrize(("make", "process"), MODELS.values(), ids=MODELS)
 def test_every_criterion_ranks_every_unit_and_block(make, process, criterion):
@@ -53,6 +54,7 @@ def test_the_jacobian_term_has_gradients(make, process):
     assert head.weight.grad.abs().sum() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("make", "process"), MODELS.values(), ids=MODELS)
 def test_the_memory_of_gradients_is_counted_without_running_the_model(make, process):
     model, criterion = make(), CRITERIA["taylor"]

@@ -220,6 +220,7 @@ def test_all_layers_of_a_transformer_may_leave():
     assert list(describe(model).blocks) == left  # what decides stage by stage counts on it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [*TEXT_MODELS, autoencoder, uvit, dit])
 def test_the_output_without_a_block_is_that_of_the_model_which_lost_it(make):
     model = make()

@@ -51,6 +51,7 @@ def test_a_ranking_is_taken_whole_or_not_at_all(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "ranking.json").read_bytes() == (tmp_path / "other" / "ranking.json").read_bytes()
 
 
+@pytest.mark.slow
 def test_sweep_runs_skips_resumes_and_grows(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,6 +100,7 @@ def test_sweep_runs_skips_resumes_and_grows(
     assert "begun with another steps" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_trial_that_fails_does_not_stop_the_others(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -185,6 +185,7 @@ def test_killed_while_captions_are_encoded(tmp_path, monkeypatch, data):
         torch.testing.assert_close(dataset.batch(range(6)).conditions[name], value, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_stable_diffusion_is_compressed_into_a_pipeline_ready_to_call(tmp_path, capsys, data):
     stable_diffusion(tmp_path / "pipeline")
     arguments = {
@@ -327,6 +328,7 @@ def test_rows_of_cached_conditions_keep_their_order(tmp_path, data):
         assert torch.equal(picked[name], value)
 
 
+@pytest.mark.slow
 def test_times_of_any_text_model_are_predicted(tmp_path, capsys, data):
     for name, make in PIPELINES.items():
         make(tmp_path / name)

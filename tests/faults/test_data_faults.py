@@ -51,6 +51,7 @@ def at_once(seconds=10):
 # Names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", [b"caf\xe9", b"\xff\xfe", "日本".encode("shift-jis")])
 def test_names_are_bytes(place, tmp_path, capsys):
     folder = os.fsencode(tmp_path) + b"/" + place

@@ -70,6 +70,7 @@ def references(tmp_path_factory):
     return reference
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", STATUS, ids=lambda number: number.name)
 @pytest.mark.parametrize(("name", "share"), [("rank", 0.1), ("sample", 0.5), ("finetune", 0.3), ("finetune", 0.7)])
 def test_a_command_that_is_killed_goes_on_to_the_same_result(name, share, number, references, tmp_path):
