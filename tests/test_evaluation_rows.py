@@ -286,7 +286,7 @@ def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
     )
     assert found.returncode == 0, found.stderr[-2000:]
     one, two = evaluation(tmp_path / "one"), evaluation(tmp_path / "two")
-    for name in ("dense", "pruned"):
+    for name in ("reference", "model"):
         assert one["models"][name]["estimates"] == two["models"][name]["estimates"]
     assert one["comparisons"] == two["comparisons"]
     assert not (tmp_path / "two" / "evaluation" / "rows").exists()

@@ -201,11 +201,10 @@ def test_sweep_on_new_labels_warms_up_once(tmp_path, places, capsys, monkeypatch
 
 
 @pytest.mark.slow
-def test_best_on_new_labels_ends_in_a_pipeline(tmp_path, places, capsys):
+def test_best_on_new_labels_ends_in_a_pipeline(tmp_path, places):
     model, data = places
     arguments = {"data": data, "target": "macs=80%", "budget_steps": 20, "out": tmp_path / "search", **MANY}
     run = secateur.best(model, **arguments)
-    assert f"pipeline {run / 'winner' / 'pipeline'}" in capsys.readouterr().out
     assert read_json(run / "trials.json")["search"]["warm_up_seconds"] > 0
     assert secateur.load_pipeline(run / "winner" / "pipeline").labels == {"cat": 0, "dog": 1}
     assert not list(run.glob("trials/*/pipeline"))

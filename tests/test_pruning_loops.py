@@ -23,7 +23,6 @@ from secateur.io.manifest import manifest_of
 from secateur.models.network import example_inputs
 from secateur.models.registry import describe
 from secateur.process.diffusion import DiffusionProcess
-from secateur.process.flow import FlowProcess
 from secateur.recovery import Ema, RecoveryConfig, recover
 from secateur.recovery.surgery import cut_in_training
 from secateur.schedules import AdaptiveConfig, CutConfig, ProgressiveConfig
@@ -39,7 +38,7 @@ DATA = images().images[:4] * 2 - 1
 def pruning_of(model, optimizer=None, ema=None, steps=6, **changes):
     options = {"target": "macs=60%", "schedule": QUICK, "cut": CutConfig(round_to=2), "scoring": SCORING}
     return secateur.Pruning(
-        model, data=DATA, process=DiffusionProcess(), optimizer=optimizer, ema=ema, steps=steps, **options | changes
+        model, data=DATA, process=DDPMScheduler(), optimizer=optimizer, ema=ema, steps=steps, **options | changes
     )
 
 
@@ -61,7 +60,7 @@ def test_a_plain_loop_of_thirty_lines():
         optimizer=optimizer,
         ema=ema,
         data=DATA,
-        process=DiffusionProcess(),
+        process=DDPMScheduler(),
         steps=30,
         scoring=SCORING,
         cut=CutConfig(round_to=2),
@@ -201,8 +200,8 @@ def test_other_schedules_in_a_plain_loop(schedule):
         model,
         target="blocks=2",
         schedule=schedule if schedule == "one-shot" else AdaptiveConfig(stages=2, until=0.5, selector="fixed"),
-        data=secateur.data.Batch(DATA, {"class_labels": torch.arange(4)}),
-        process=FlowProcess(),
+        data=[(DATA, torch.arange(4))],
+        process="flow",
         optimizer=optimizer,
         steps=6,
         criterion="random",
@@ -307,7 +306,6 @@ def test_what_cannot_work_is_said_before_anything_changes():
         ({"schedule": "progresive"}, "schedule is 'progresive'; give one-shot or progressive or adaptive"),
         ({"schedule": QUICK, "steps": 3}, "progressive pruning takes 3 steps, recovery has 3"),
         ({"schedule": AdaptiveConfig(stages=1), "cut": CutConfig()}, "the adaptive schedule drops blocks"),
-        ({"target": "latency=1ms"}, "latency=1ms needs latency_of"),
         ({"target": "macs=1%"}, "out of reach"),
     ]:
         with pytest.raises(SecateurError, match=message):

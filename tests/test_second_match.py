@@ -367,6 +367,7 @@ def test_options_that_make_no_sense_are_refused(name):
         JacobianConfig(**{name: 0})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("objective", "options"),
     [
@@ -377,8 +378,6 @@ def test_options_that_make_no_sense_are_refused(name):
         ("first-order", {}),
     ],
 )
-@pytest.mark.slow
-@pytest.mark.parametrize(("objective", "options"), [("2ndmatch", {"relative": True}), ("first-order", {})])
 def test_a_weight_buys_the_same_share_of_the_gradient_at_every_resolution(objective, options):
     """One architecture, its teacher and its pruned student at 8x8, 32x32 and 64x64."""
     teacher = unet()
