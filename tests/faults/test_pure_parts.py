@@ -59,5 +59,5 @@ def histories(draw):
 @given(histories())
 def test_cuts_one_after_another_are_one_cut(history):
     steps, left = history
-    (cut,) = composed(Manifest(HEAD["base"], tuple(steps)))
-    assert list(cut.kept["width"]) == left
+    cuts = [list(cut.kept["width"]) for cut in composed(Manifest(HEAD["base"], tuple(steps)))]
+    assert cuts == ([left] if len(left) < steps[0]["dims"]["width"]["size"] else [])  # one that takes nothing is none
