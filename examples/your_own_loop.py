@@ -11,8 +11,7 @@ from sklearn.datasets import load_digits
 from torch.nn import functional as F
 
 import secateur
-from secateur.criteria import ScoringConfig
-from secateur.process.diffusion import DiffusionProcess
+from secateur import ScoringConfig
 
 STEPS, BATCH = 300, 64
 
@@ -40,7 +39,7 @@ def main() -> None:
         optimizer=optimizer,
         ema=ema,
         data=images[:64],
-        process=DiffusionProcess(),
+        process=scheduler,
         steps=STEPS,
         scoring=ScoringConfig(num_timesteps=8, num_images=64),
     )
