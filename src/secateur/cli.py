@@ -171,12 +171,13 @@ def _groups(name: str, options: Sequence[str]) -> dict[str, Any]:
 
 
 def _value(option: str, options: Sequence[str]) -> str | None:
-    """The value of an option that is needed before parsing, because it sets the defaults of others."""
+    """The last value of an option, as the parser takes it; needed before, because it sets the defaults of others."""
+    found = None
     for position, argument in enumerate(options):
         name, equals, value = argument.partition("=")
         if name == option:
-            return value if equals else "".join(options[position + 1 : position + 2])
-    return None
+            found = value if equals else "".join(options[position + 1 : position + 2])
+    return found
 
 
 def spellings() -> Any:
