@@ -65,9 +65,8 @@ class Bench:
         subject = open_subject(name if name in EMBEDDED else MODELS / name, device="cpu")
         self.loaded, self.structure = subject.loaded, subject.structure
         self.dataset: ImageDataset = open_data("digits", subject) if on_digits else fashion()
-        features = None if on_digits else MODELS / "fashion-features"
         shape = input_shape(self.dense)
-        self.network = feature_network(features, shape[0], shape[1:])
+        self.network = feature_network(None, shape[0], shape[1:])
         self.conditions = sample_conditions(self.dense, self.dataset, range(NUM_IMAGES))
 
     @property

@@ -128,7 +128,7 @@ DENSE = {
 }
 FEATURES = {
     "digits-features": (digits, ASSETS / "digits-features", 3_000),
-    "fashion-features": (fashion, MODELS / "fashion-features", 4_000),
+    "fashion-features": (fashion, ASSETS / "fashion-features", 4_000),
 }
 
 

@@ -17,6 +17,17 @@ def png(path: Path, array: np.ndarray, **options: object) -> Path:
     return path
 
 
+def test_fashion_holds_a_thousand_images_of_each_class() -> None:
+    dataset = load_data("fashion")
+    batch = dataset.batch(range(0, 10_000, 500))
+    assert dataset.shape == (1, 16, 16)
+    assert dataset.class_names[batch.class_labels[0]] == "T-shirt"
+    assert batch.class_labels.tolist() == sorted([*range(10), *range(10)])
+    assert dataset.labels.bincount().tolist() == [1000] * 10
+    assert batch.sample.amin() == -1
+    assert 0.9 < batch.sample.amax() <= 1
+
+
 def test_digits_are_the_scaled_images_of_scikit_learn() -> None:
     dataset = load_data("digits")
     raw = load_digits()
@@ -124,6 +135,8 @@ def test_wrong_channels_and_wrong_sources(tmp_path: Path) -> None:
         load_data(tmp_path / "a.npz", (3, 4, 4))
     with pytest.raises(DataError, match="1-channel images, the model takes 4"):
         load_data("digits", (4, 8, 8))
+    with pytest.raises(DataError, match="did you mean `fashion`"):
+        load_data("Fashion")
     with pytest.raises(DataError, match="did you mean `digits`"):
         load_data("digit")
     with pytest.raises(DataError, match="does not exist; give an image folder"):

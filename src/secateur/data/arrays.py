@@ -1,10 +1,11 @@
-"""Images in memory: an `.npz` with `images`, or `digits`."""
+"""Images in memory: an `.npz` with `images`, or what comes with the package, `digits` and `fashion`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,11 @@ def open_digits(shape: tuple[int, int, int] | None) -> ArrayDataset:
     images = torch.from_numpy(data.images).float().unsqueeze(1) / 16
     labels = torch.from_numpy(data.target).long()
     return ArrayDataset("digits", shape, numbered(10), images, labels)
+
+
+def open_fashion(shape: tuple[int, int, int] | None) -> ArrayDataset:
+    """10,000 images of clothes, 16 x 16, a thousand of each of ten classes (Fashion-MNIST, Xiao et al. 2017)."""
+    return open_npz(Path(str(files("secateur"))) / "assets" / "fashion-mnist" / "fashion.npz", shape)
 
 
 def open_npz(path: Path, shape: tuple[int, int, int] | None) -> ArrayDataset:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..base.console import note
 from ..base.errors import DataError
-from .arrays import open_digits, open_npz
+from .arrays import ArrayDataset, open_digits, open_fashion, open_npz
 from .captions import METADATA
 from .dataset import PixelDataset
 from .folders import open_folder, visible_files
@@ -17,10 +17,14 @@ from .images import SUFFIXES
 from .table_sources import PREFIX, TABLES, is_saved
 from .tables import open_table
 
+EMBEDDED: dict[str, Callable[[tuple[int, int, int] | None], ArrayDataset]] = {
+    "digits": open_digits,
+    "fashion": open_fashion,
+}
 MOST_KINDS = 3  # of suffixes in a message
 ACCEPTED = (
     "an image folder, parquet or arrow (a file, a folder, or what `save_to_disk` wrote), datasets:NAME[:SPLIT] of the "
-    "hub, an .npz file with `images` (and `labels`), or the word `digits`"
+    "hub, an .npz file with `images` (and `labels`), or one of the words `digits` and `fashion`"
 )
 
 
@@ -34,8 +38,8 @@ def load_data(source: str | Path, shape: tuple[int, int, int] | None = None) -> 
         DataError: nothing is there, an image cannot be read, or its channels do not fit `shape`.
     """
     path = Path(source)
-    if source == "digits":
-        return open_digits(shape)
+    if source in EMBEDDED:
+        return EMBEDDED[str(source)](shape)
     if path.is_dir():
         return _open_directory(path, shape)
     if str(source).startswith(PREFIX) or (path.is_file() and path.suffix in TABLES):
@@ -74,7 +78,7 @@ def _note_skipped(folder: Path, skipped: Sequence[Path]) -> None:
 
 
 def _meant(source: str) -> str:
-    if difflib.get_close_matches(source.lower(), ["digits"]):
-        return "; did you mean `digits`?"
+    if close := difflib.get_close_matches(source.lower(), EMBEDDED, 1):
+        return f"; did you mean `{close[0]}`?"
     looks_hosted = source.count("/") == 1 and not source.startswith((".", "/", "~"))
     return f" (a data set of the hub is {PREFIX}{source})" if looks_hosted else ""

@@ -14,7 +14,8 @@ from .network import FeatureNetwork
 from .pretrained import NetworkFeatures, load_timm, load_transformers
 from .small import SmallFeatures, load_small_features
 
-DIGITS_FEATURES = "digits-features"
+# Classifiers in the package, by the shape of the images that they were trained on.
+EMBEDDED = {(1, 8, 8): "digits-features", (1, 16, 16): "fashion-features"}
 PRETRAINED: dict[str, Callable[[str], NetworkFeatures]] = {"timm": load_timm, "transformers": load_transformers}
 
 
@@ -23,16 +24,16 @@ def feature_network(
 ) -> FeatureNetwork:
     """The network to compare images (channels, *size) by.
 
-    `FID`, or a path to Inception weights (.safetensors or .pth), is Inception; `digits-features` is the one in the
-    package; `timm:NAME` and `transformers:ID` are pretrained networks (DINOv2 ...); a folder is one of
-    `SmallFeatures.save`. None: `digits-features` for 1x8x8 images, else Inception.
+    `FID`, or a path to Inception weights (.safetensors or .pth), is Inception; `digits-features` and `fashion-features`
+    are in the package; `timm:NAME` and `transformers:ID` are pretrained networks (DINOv2 ...); a folder is one of
+    `SmallFeatures.save`. None: the package's for 1x8x8 and 1x16x16 images, else Inception.
 
     Raises:
         ModelError: it is missing, cannot be read, or takes another number of channels.
     """
     device = torch.device(device)
     if name_or_path is None:
-        name_or_path = DIGITS_FEATURES if (channels, *size) == (1, 8, 8) else INCEPTION
+        name_or_path = EMBEDDED.get((channels, *size), INCEPTION)
     if name_or_path == INCEPTION:
         return load_inception().to(device)
     kind, _, name = str(name_or_path).partition(":")
@@ -40,8 +41,8 @@ def feature_network(
         return PRETRAINED[kind](name).to(device)
     if str(name_or_path).endswith((".safetensors", ".pth")):
         return load_inception(Path(name_or_path)).to(device)
-    packaged = name_or_path == DIGITS_FEATURES
-    folder = Path(str(files("secateur"))) / "assets" / DIGITS_FEATURES if packaged else Path(name_or_path)
+    packaged = name_or_path in EMBEDDED.values()
+    folder = Path(str(files("secateur"))) / "assets" / name_or_path if packaged else Path(name_or_path)
     network = load_small_features(folder)
     if network.config["in_channels"] != channels:
         raise ModelError(f"{folder} takes {network.config['in_channels']} channels, the images have {channels}")
@@ -56,7 +57,7 @@ def metric_name(network: FeatureNetwork, metric: str = "FD") -> str:
 
 
 __all__ = [
-    "DIGITS_FEATURES",
+    "EMBEDDED",
     "FeatureNetwork",
     "InceptionFeatures",
     "NetworkFeatures",
