@@ -41,6 +41,8 @@ def evaluate(model, *, out, **options) -> Path:
 def planned_sweep(model, *, data, targets, shared, evaluation, new_labels, warmup, component, device, steps, **options):
     """Print the trials of a sweep with their times."""
     with shown(True):
-        bench = open_bench(open_subject(model, None, device, component), data, warmup if new_labels else None)
+        bench = open_bench(
+            open_subject(model, device=device, component=component), data, warmup if new_labels else None
+        )
         chosen = {"criteria": (), "objectives": (), "seeds": (0,), "recipes": ("all",), **options}
         print_sweep(plan_sweep(bench, targets, steps=steps, shared=shared, evaluation=evaluation, **chosen))

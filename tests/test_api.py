@@ -1,6 +1,7 @@
 """The functions of the library over objects in memory: modules, pipelines, loaders, and networks unknown to it."""
 
 import copy
+import inspect
 import subprocess
 import sys
 
@@ -116,6 +117,59 @@ def test_weights_alone_can_be_ranked_without_data():
     assert parameters(pruned) < parameters(unet())
     with pytest.raises(secateur.SecateurError, match="give data"):
         secateur.rank(unet(), criterion="taylor", process="ddpm")
+
+
+class Delegating:
+    """A process of somebody else's: nothing but the methods that `Process` names."""
+
+    def __init__(self, process):
+        for name in dir(secateur.Process):
+            if not name.startswith("_"):
+                setattr(self, name, getattr(process, name))
+
+
+@pytest.mark.parametrize("wrap", [lambda process: process, Delegating])
+def test_a_process_is_taken_as_a_scheduler_is(wrap):
+    model, config = unet(), {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"}
+    options = {"data": IMAGES, "criterion": "taylor", "scoring": SCORING}
+    by_process = secateur.rank(model, process=wrap(secateur.DiffusionProcess(config)), **options)
+    by_scheduler = secateur.rank(model, process=DDPMScheduler(**config), **options)
+    other = secateur.rank(model, process="ddpm", **options)
+    assert by_process.dims == by_scheduler.dims != other.dims
+    pruning = secateur.Pruning(
+        model,
+        target="macs=80%",
+        steps=40,
+        data=IMAGES,
+        process=wrap(secateur.DiffusionProcess(config)),
+        scoring=SCORING,
+    )
+    assert not pruning.step()
+
+
+def test_a_process_is_saved_with_the_model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    process = secateur.FlowProcess({"shift": 2.0}, convention="sit")
+    secateur.save_pretrained(dit(), folder, process.scheduler_config)
+    assert secateur.load(folder).process == process
+    assert secateur.load(folder, process=secateur.FlowProcess()).process == secateur.FlowProcess()
+    assert secateur.load(folder, process="flow").process == secateur.FlowProcess()
+
+
+def test_arguments_of_the_model_stand_in_every_signature():
+    shared = {*secateur.WeightsArguments.__annotations__}
+    for name in ("compress", "evaluate", "finetune", "plan", "prune", "rank"):
+        assert {*shared, "process", "forward", "loss"} <= inspect.signature(getattr(secateur, name)).parameters.keys()
+    for name in ("best", "sample", "sweep"):
+        assert {*shared, "process"} <= inspect.signature(getattr(secateur, name)).parameters.keys()
+    for name in ("check_structure", "encode", "export", "inspect", "slice_lora"):
+        assert shared <= inspect.signature(getattr(secateur, name)).parameters.keys()
+    with pytest.raises(TypeError, match="proces"):
+        secateur.rank(unet(), criterion="magnitude", proces="ddpm")
+    with pytest.raises(secateur.SecateurError, match="did you mean unet"):
+        secateur.rank(unet(), criterion="magnitude", process="ddpm", component="unett")
+    with pytest.raises(secateur.SecateurError, match="in memory already: leave out revision"):
+        secateur.rank(unet(), criterion="magnitude", process="ddpm", revision="main")
 
 
 def test_a_pipeline_gives_a_run_with_a_pipeline(tmp_path):

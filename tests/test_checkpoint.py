@@ -117,7 +117,7 @@ def test_a_pruned_unet_drops_into_a_pipeline(tmp_path):
 def test_a_replaced_process_is_that_of_the_saved_pipeline(tmp_path):
     DDPMPipeline(unet(), DDPMScheduler()).save_pretrained(tmp_path / "dense")
     replaced = {"_class_name": "DDIMScheduler", "prediction_type": "v_prediction"}
-    loaded = load(tmp_path / "dense", process_config=replaced)
+    loaded = load(tmp_path / "dense", process=replaced)
     secateur.save_pipeline(loaded, loaded.model, tmp_path / "copy")
     pipeline = secateur.load_pipeline(tmp_path / "copy")
     assert type(pipeline.scheduler).__name__ == "DDIMScheduler"

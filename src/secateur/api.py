@@ -1,9 +1,10 @@
 """The library's face: every command as a function over objects in memory, folders and hub ids alike.
 
 Each takes a `model` (a folder, a hub id, a module, a pipeline, or what `load` returned), `data` (a path, tensors, a
-sequence, data set or loader, or a data set of ours) and a `process` (a name, a diffusers scheduler or its config). With
-`out` they write what the command writes; without it nothing touches the disk but the checkpoints of a recovery, in a
-temporary folder. They print nothing unless `progress` is True.
+sequence, data set or loader, or a data set of ours), and what `NetworkArguments` has, such as `process` (a name, a
+diffusers scheduler, its config, or a `Process`) and `device`. With `out` they write what the command writes; without it
+nothing touches the disk but the checkpoints of a recovery, in a temporary folder. They print nothing unless `progress`
+is True.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import torch
 from torch import nn
+from typing_extensions import Unpack
 
 from .base.console import shown
 from .base.distributed import is_main_process, one_process, wait_for_everyone
@@ -23,18 +24,16 @@ from .compensation import CompensationConfig
 from .criteria import ScoringConfig, criterion_named
 from .data.conditions import check_conditions
 from .evaluation import EvaluationConfig
-from .io.locate import Component
-from .process.named import ProcessLike
-from .process.own import Forward, Loss
-from .recipes import Recipe, ScheduleName
+from .recipes import Recipe, RecipeArguments
 from .recovery import RecoveryConfig, WarmupConfig
 from .reporting import write_report
 from .results import Evaluation, Ranking, to_json
+from .runs.arguments import NetworkArguments
 from .runs.checks import check_compression, check_evaluating, check_finetuning, check_pruning, check_ranking
 from .runs.compression import compress_stages, given, resolve, run_settings, with_labels_of
 from .runs.data import encode_data, inputs_of, name_of
 from .runs.folder import folder_or_memory
-from .runs.own import beside, opened, required
+from .runs.opening import beside, opened, required
 from .runs.plan import Plan, plan_of
 from .runs.run import Run
 from .runs.stages import (
@@ -48,9 +47,7 @@ from .runs.stages import (
     warmup_stage,
 )
 from .runs.timing import work_of
-from .schedules import AdaptiveConfig, CutConfig, ProgressiveConfig, parse_target
-
-Device = str | torch.device | None
+from .schedules import CutConfig, parse_target
 
 
 @checked
@@ -60,13 +57,9 @@ def rank(
     data: Any = None,
     criterion: str = "diff-pruning",
     scoring: ScoringConfig | None = None,
-    process: ProcessLike = None,
-    forward: Forward | None = None,
-    loss: Loss | None = None,
-    component: Component | None = None,
-    device: Device = None,
     out: str | Path | None = None,
     progress: bool = False,
+    **arguments: Unpack[NetworkArguments],
 ) -> Ranking:
     """Rank every unit and block of a model: the lowest score leaves first.
 
@@ -75,19 +68,16 @@ def rank(
         data: calibration samples; criteria that look at weights alone need none.
         criterion: which criterion; ced, deviation, uniform, cosine and loss-change rank blocks only.
         scoring: its options.
-        process: how the model was trained, where that is not beside it.
-        forward, loss: functions of (model, batch) for a network that the library does not know how to call or judge.
-        component: of a pipeline, by default the unet or transformer that is there.
-        device: where to; objects stay where they are by default.
         out: folder for ranking.json, its tables and plots.
         progress: show how far it is.
+        arguments: as `NetworkArguments` has them.
 
     Raises:
         SecateurError: bad input; always one clear line.
     """
     one_process("rank")
     scoring = criterion_named(criterion).configured(scoring or ScoringConfig())
-    with shown(progress), opened(model, data, process, device, component, forward, loss) as (subject, dataset):
+    with shown(progress), opened(model, data, **arguments) as (subject, dataset):
         check_ranking(subject, dataset, criterion)
         settings = {"criterion": criterion, "scoring": scoring, **subject.settings}
         about = {"command": "rank", "model": subject.name, "data": name_of(data, dataset), **settings}
@@ -105,14 +95,10 @@ def prune(
     scoring: ScoringConfig | None = None,
     cut: CutConfig | None = None,
     compensation: CompensationConfig | None = None,
-    process: ProcessLike = None,
-    forward: Forward | None = None,
-    loss: Loss | None = None,
-    component: Component | None = None,
-    device: Device = None,
     out: str | Path | None = None,
     inplace: bool = False,
     progress: bool = False,
+    **arguments: Unpack[NetworkArguments],
 ) -> nn.Module:
     """Prune a model to a target in one shot, without recovery; returns the smaller network, in eval mode.
 
@@ -124,13 +110,10 @@ def prune(
         scoring: its options.
         cut: which cuts are allowed.
         compensation: how what stays is refitted to the dense model, in closed form; None leaves it as it was cut.
-        process: how the model was trained, where that is not beside it.
-        forward, loss: functions of (model, batch) for a network that the library does not know how to call or judge.
-        component: of a pipeline, by default the unet or transformer that is there.
-        device: where to; objects stay where they are by default.
         out: folder for the ranking, the cut and the model.
         inplace: cut the model itself instead of a copy.
         progress: show how far it is.
+        arguments: as `NetworkArguments` has them.
 
     Raises:
         SecateurError: bad input, or an unreachable target; always one clear line.
@@ -138,7 +121,7 @@ def prune(
     one_process("prune")
     goal, cut = parse_target(target), cut or CutConfig()
     scoring = criterion_named(criterion).configured(scoring or ScoringConfig())
-    with shown(progress), opened(model, data, process, device, component, forward, loss) as (subject, dataset):
+    with shown(progress), opened(model, data, **arguments) as (subject, dataset):
         subject = subject.selected(cut)
         check_pruning(subject, dataset, goal, criterion, cut)
         options = {"criterion": criterion, "scoring": scoring, "cut": cut, "compensation": compensation}
@@ -165,12 +148,10 @@ def compensate(
     *,
     data: Any,
     compensation: CompensationConfig | None = None,
-    process: ProcessLike = None,
-    component: Component | None = None,
-    device: Device = None,
     out: str | Path | None = None,
     inplace: bool = False,
     progress: bool = False,
+    **arguments: Unpack[NetworkArguments],
 ) -> nn.Module:
     """Refit a pruned model to the dense one that it was cut from, in closed form, without training; in eval mode.
 
@@ -179,20 +160,18 @@ def compensate(
         dense: the model before the cut; whatever a model may be.
         data: calibration samples.
         compensation: how it is refitted.
-        process: how the model was trained, where that is not beside it.
-        component: of a pipeline, by default the unet or transformer that is there.
-        device: where to; objects stay where they are by default.
         out: folder for the errors of every layer before and after, and the model.
         inplace: refit the model itself instead of a copy.
         progress: show how far it is.
+        arguments: as `NetworkArguments` has them.
 
     Raises:
         SecateurError: bad input, or a model that was not cut from `dense`; always one clear line.
     """
     config = compensation or CompensationConfig()
-    with shown(progress), opened(pruned, data, process, device, component) as (subject, found):
+    with shown(progress), opened(pruned, data, **arguments) as (subject, found):
         dataset = required(found)
-        reference = beside(subject, dense, process, component)
+        reference = beside(subject, dense, **arguments)
         check_conditions(subject.model, dataset)
         places = {"model": subject.name, "reference": reference.name, "data": name_of(data, dataset)}
         about = {"command": "compensate", **places, **subject.settings, "compensation": config}
@@ -214,14 +193,10 @@ def finetune(
     objective: str | None = None,
     steps: Count | None = None,
     recovery: RecoveryConfig | None = None,
-    process: ProcessLike = None,
-    forward: Forward | None = None,
-    loss: Loss | None = None,
-    component: Component | None = None,
-    device: Device = None,
     out: str | Path | None = None,
     inplace: bool = False,
     progress: bool = False,
+    **arguments: Unpack[NetworkArguments],
 ) -> nn.Module:
     """Recover a pruned model, or train any model further; returns the network with its averaged weights, in eval mode.
 
@@ -232,21 +207,18 @@ def finetune(
         objective: denoising, distillation, first-order, 2ndmatch ...; the default is the recovery options' own.
         steps: optimizer steps; the default is the recovery options' own.
         recovery: how to train.
-        process: how the model was trained, where that is not beside it.
-        forward, loss: functions of (model, batch) for a network that the library does not know how to call or judge.
-        component: of a pipeline, by default the unet or transformer that is there.
-        device: where to; objects stay where they are by default.
         out: folder for the log, checkpoints and the model; a run that was stopped there goes on.
         inplace: train the model itself instead of a copy.
         progress: show how far it is.
+        arguments: as `NetworkArguments` has them.
 
     Raises:
         SecateurError: bad input, or a loss that is not finite; always one clear line.
     """
     settings = replace(recovery or RecoveryConfig(), **given({"steps": steps, "objective": objective}))
-    with shown(progress), opened(model, data, process, device, component, forward, loss) as (subject, found):
+    with shown(progress), opened(model, data, **arguments) as (subject, found):
         dataset = required(found)
-        dense = None if teacher is None else beside(subject, teacher, process, component)
+        dense = None if teacher is None else beside(subject, teacher, **arguments)
         check_finetuning(subject, dataset, settings, dense)
         taught_by = None if dense is None else dense.model
         places = {"model": subject.name, "teacher": dense and dense.name, "data": name_of(data, dataset)}
@@ -267,13 +239,9 @@ def evaluate(
     reference: Any = None,
     metrics: tuple[str, ...] | None = None,
     evaluation: EvaluationConfig | None = None,
-    process: ProcessLike = None,
-    forward: Forward | None = None,
-    loss: Loss | None = None,
-    component: Component | None = None,
-    device: Device = None,
     out: str | Path | None = None,
     progress: bool = False,
+    **arguments: Unpack[NetworkArguments],
 ) -> Evaluation:
     """Measure a model; with a reference, also how far its images are from the reference's on the same noise.
 
@@ -283,12 +251,9 @@ def evaluate(
         reference: the dense model to compare with; whatever a model may be.
         metrics: in the place of the evaluation options' own; docs/metrics.md says what each is.
         evaluation: what to measure, and of how much.
-        process: how the model was trained, where that is not beside it.
-        forward, loss: functions of (model, batch) for a network that the library does not know how to call or judge.
-        component: of a pipeline, by default the unet or transformer that is there.
-        device: where to; objects stay where they are by default.
         out: folder for the numbers, samples and a report; an evaluation that was stopped there goes on.
         progress: show how far it is.
+        arguments: as `NetworkArguments` has them.
 
     Returns:
         `result.macs.ratio`, `result["ssim"].value`, `.interval`; prints as a table, draws itself in a notebook.
@@ -298,9 +263,9 @@ def evaluate(
     """
     settings = evaluation or EvaluationConfig()
     settings = replace(settings, metrics=metrics or settings.metrics)
-    with shown(progress), opened(model, data, process, device, component, forward, loss) as (subject, found):
+    with shown(progress), opened(model, data, **arguments) as (subject, found):
         dataset = required(found)
-        dense = None if reference is None else beside(subject, reference, process, component)
+        dense = None if reference is None else beside(subject, reference, **arguments)
         models = check_evaluating(subject, dataset, settings, dense)
         places = {"model": subject.name, "reference": dense and dense.name, "data": name_of(data, dataset)}
         about = {"command": "evaluate", **places, **subject.settings, "evaluation": settings}
@@ -312,6 +277,10 @@ def evaluate(
         return result
 
 
+class CompressionArguments(NetworkArguments, RecipeArguments, total=False):
+    """Which model, and what replaces parts of the recipe."""
+
+
 @checked
 def compress(
     model: Any,
@@ -319,28 +288,11 @@ def compress(
     target: str,
     data: Any,
     recipe: str | Recipe = "default",
-    criterion: str | None = None,
-    schedule: ScheduleName | None = None,
-    objective: str | None = None,
-    steps: Count | None = None,
-    seed: Seed | None = None,
-    scoring: ScoringConfig | None = None,
-    progressive: ProgressiveConfig | None = None,
-    adaptive: AdaptiveConfig | None = None,
-    cut: CutConfig | None = None,
-    compensates: bool | None = None,
-    compensation: CompensationConfig | None = None,
-    recovery: RecoveryConfig | None = None,
-    evaluation: EvaluationConfig | None = None,
     new_labels: bool = False,
     warmup: WarmupConfig | None = None,
-    process: ProcessLike = None,
-    forward: Forward | None = None,
-    loss: Loss | None = None,
-    component: Component | None = None,
-    device: Device = None,
     out: str | Path | None = None,
     progress: bool = False,
+    **arguments: Unpack[CompressionArguments],
 ) -> Run:
     """Prune a model to a target, recover what that cost, and measure dense, pruned and recovered side by side.
 
@@ -348,23 +300,12 @@ def compress(
         model: see above; it is left as it is.
         target: what stays: macs=56%, macs=3.4G, params=20M, blocks=6 (six stay) or latency=20ms (one call at batch 1).
         data: samples to calibrate, train and evaluate with.
-        recipe: a recipe or its name; what follows replaces its parts.
-        criterion: which criterion ranks the units.
-        schedule: one-shot cuts before recovery; progressive shrinks soft masks during it; adaptive decides during it
-            how many blocks leave.
-        objective: what recovery minimizes.
-        steps: recovery steps.
-        seed: one seed for scoring, recovery and evaluation, instead of their own.
-        compensates: whether what stays is refitted to the dense model after a one-shot cut.
-        scoring, progressive, adaptive, cut, compensation, recovery, evaluation: options of the stages.
+        recipe: a recipe or its name.
         new_labels: the data's classes replace the model's: fresh label embeddings, trained before the ranking.
         warmup: how the new labels are trained.
-        process: how the model was trained, where that is not beside it.
-        forward, loss: functions of (model, batch) for a network that the library does not know how to call or judge.
-        component: of a pipeline, by default the unet or transformer that is there.
-        device: where to; objects stay where they are by default.
         out: run folder; a run that was stopped there goes on.
         progress: show how far it is.
+        arguments: as `NetworkArguments` has them, and as `RecipeArguments` has them in the place of the recipe's parts.
 
     Returns:
         The run: `.model`, `.pipeline`, `.ranking`, `.cut`, `.evaluation`, `.report()`.
@@ -372,14 +313,9 @@ def compress(
     Raises:
         SecateurError: bad input, an unreachable target, a run that cannot go on; always one clear line.
     """
-    parts: dict[str, Any] = {"scoring": scoring, "schedule": schedule, "progressive": progressive, "adaptive": adaptive}
-    parts |= {"cut": cut, "recovery": recovery, "evaluation": evaluation, "criterion": criterion}
-    parts |= {"compensates": compensates, "compensation": compensation}
-    settings, goal = resolve(recipe, steps=steps, objective=objective, seed=seed, **parts), parse_target(target)
-    with (
-        shown(progress),
-        opened(model, data, process, device, component, forward, loss, new_labels) as (subject, found),
-    ):
+    parts, about_model = _divided(arguments)
+    settings, goal = resolve(recipe, **parts), parse_target(target)
+    with shown(progress), opened(model, data, new_labels, **about_model) as (subject, found):
         dataset = required(found)
         inputs = partial(inputs_of, dataset, model=subject)
         subject = with_labels_of(dataset, subject, new_labels, settings.recovery.seed)
@@ -409,26 +345,28 @@ def plan(
     recipe: str | Recipe = "default",
     new_labels: bool = False,
     warmup: WarmupConfig | None = None,
-    process: ProcessLike = None,
-    forward: Forward | None = None,
-    loss: Loss | None = None,
-    component: Component | None = None,
-    device: Device = None,
-    **parts: Any,
+    **arguments: Unpack[CompressionArguments],
 ) -> Plan:
     """What `compress` with the same arguments would make of the model, and how long it would take: `print(plan(...))`.
 
     Raises:
         SecateurError: whatever would stop it.
     """
+    parts, about_model = _divided(arguments)
     settings, goal = resolve(recipe, **parts), parse_target(target)
-    with opened(model, data, process, device, component, forward, loss, new_labels) as (subject, found):
+    with opened(model, data, new_labels, **about_model) as (subject, found):
         dataset = required(found)
         subject = with_labels_of(dataset, subject, new_labels, settings.recovery.seed)
         subject = subject.selected(settings.cut)
         cut = check_compression(subject, dataset, goal, settings)
         labels = (warmup or WarmupConfig()) if new_labels else None
         return plan_of(subject, work_of(settings, cut, labels), goal, settings.cut)
+
+
+def _divided(arguments: CompressionArguments) -> tuple[RecipeArguments, NetworkArguments]:
+    parts = {name: value for name, value in arguments.items() if name in RecipeArguments.__annotations__}
+    about_model = {name: value for name, value in arguments.items() if name not in parts}
+    return cast(RecipeArguments, parts), cast(NetworkArguments, about_model)
 
 
 @checked

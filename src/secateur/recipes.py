@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypedDict
 
 from .base.errors import require_known
+from .base.rules import Count, Seed
 from .compensation import CompensationConfig
 from .criteria import ScoringConfig
 from .evaluation import EvaluationConfig, LatencyOptions
@@ -32,6 +33,35 @@ class Recipe:
     compensation: CompensationConfig = field(default_factory=CompensationConfig)
     recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+
+class RecipeArguments(TypedDict, total=False):
+    """What replaces parts of a recipe; what is left out, or None, stays as the recipe has it.
+
+    Attributes:
+        criterion: which criterion ranks the units.
+        schedule: one-shot cuts before recovery; progressive shrinks soft masks during it; adaptive decides during it
+            how many blocks leave.
+        objective: what recovery minimizes.
+        steps: recovery steps.
+        seed: one seed for scoring, recovery and evaluation, instead of their own.
+        compensates: whether what stays is refitted to the dense model after a one-shot cut.
+        scoring, progressive, adaptive, cut, compensation, recovery, evaluation: options of the stages.
+    """
+
+    criterion: str | None
+    schedule: ScheduleName | None
+    objective: str | None
+    steps: Count | None
+    seed: Seed | None
+    scoring: ScoringConfig | None
+    progressive: ProgressiveConfig | None
+    adaptive: AdaptiveConfig | None
+    cut: CutConfig | None
+    compensates: bool | None
+    compensation: CompensationConfig | None
+    recovery: RecoveryConfig | None
+    evaluation: EvaluationConfig | None
 
 
 # Scores are taken anew at every stage, so each must be cheap.

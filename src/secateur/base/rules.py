@@ -17,6 +17,8 @@ from pathlib import Path
 from reprlib import repr as shortened
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from typing_extensions import Unpack
+
 from .errors import SecateurError
 
 LARGEST = 2**63  # what torch, arrays and files can count to
@@ -70,17 +72,20 @@ def check_fields(group: str, config: Any) -> None:
 def checked(function: Function) -> Function:
     """`function`, but its arguments are checked by their annotations before it begins.
 
+    Keyword arguments that it takes as `Unpack` of a `TypedDict` stand in its signature one by one.
+
     Raises:
         SecateurError: naming the argument, its value and what to give.
     """
-    signature = inspect.signature(function)
 
     @functools.wraps(function)
     def checking(*arguments: Any, **named: Any) -> Any:
-        for name, value in signature.bind(*arguments, **named).arguments.items():
-            check(name, value, _hints(function).get(name, Any))
+        hints = _hints_of_arguments(function)
+        for name, value in _signature(function).bind(*arguments, **named).arguments.items():
+            check(name, value, hints.get(name, Any))
         return function(*arguments, **named)
 
+    checking.__signature__ = _signature(function)  # type: ignore[attr-defined]
     return checking  # type: ignore[return-value]
 
 
@@ -93,6 +98,30 @@ def check(what: str, value: object, hint: Any) -> None:
 @functools.cache
 def _hints(about: Callable[..., Any]) -> Mapping[str, Any]:
     return get_type_hints(about, include_extras=True)
+
+
+@functools.cache
+def _hints_of_arguments(function: Callable[..., Any]) -> Mapping[str, Any]:
+    hints = dict(_hints(function))
+    for name, hint in list(hints.items()):
+        if get_origin(hint) is Unpack:
+            hints |= _hints(get_args(hints.pop(name))[0])
+    return hints
+
+
+@functools.cache
+def _signature(function: Callable[..., Any]) -> inspect.Signature:
+    """The signature of `function`, with the arguments of a `TypedDict` that it unpacks after its own."""
+    signature = inspect.signature(function)
+    own = [each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
+    if len(own) == len(signature.parameters):
+        return signature
+    names = [name for name in _hints_of_arguments(function) if name not in ("return", *signature.parameters)]
+    kind = inspect.Parameter.KEYWORD_ONLY
+    shared = [
+        inspect.Parameter(name, kind, default=None, annotation=_hints_of_arguments(function)[name]) for name in names
+    ]
+    return signature.replace(parameters=[*own, *shared])
 
 
 def _advice(value: Any, hint: Any) -> str | None:

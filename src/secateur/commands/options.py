@@ -14,6 +14,7 @@ from ..criteria import CRITERIA
 from ..evaluation import METRICS
 from ..io.locate import Component
 from ..process.named import ProcessName
+from ..runs.arguments import WeightsArguments, of_another_model
 from ..runs.subject import Subject, open_subject, open_weights
 
 Dtype = Literal["float32", "float16", "bfloat16"]
@@ -46,15 +47,22 @@ class WeightsOptions:
     torch_dtype: Dtype | None = None
 
     @property
-    def source(self) -> dict[str, object]:
-        """How the weights are found and read, as diffusers' `from_pretrained` takes it."""
-        names = ("revision", "subfolder", "variant", "token", "cache_dir")
-        found = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        return found | ({} if self.torch_dtype is None else {"torch_dtype": getattr(torch, self.torch_dtype)})
+    def arguments(self) -> WeightsArguments:
+        """As the library's functions take them."""
+        return {
+            "component": self.component,
+            "device": self.device,
+            "subfolder": self.subfolder,
+            "variant": self.variant,
+            "torch_dtype": None if self.torch_dtype is None else getattr(torch, self.torch_dtype),
+            "revision": self.revision,
+            "token": self.token,
+            "cache_dir": self.cache_dir,
+        }
 
     def weights(self) -> nn.Module:
         """The network alone."""
-        return open_weights(self.model, self.device, self.component, **self.source)
+        return open_weights(self.model, **self.arguments)
 
 
 @dataclass(frozen=True)
@@ -70,11 +78,13 @@ class ModelOptions(WeightsOptions):
 
     def subject(self) -> Subject:
         """The network with its process and its structure."""
-        return open_subject(self.model, self.process, self.device, self.component, **self.source)
+        return open_subject(self.model, self.process, **self.arguments)
 
     def other(self, model: str | None) -> Subject | None:
         """A teacher or a reference, opened in the same way."""
-        return None if model is None else open_subject(model, self.process, self.device, self.component)
+        if model is None:
+            return None
+        return open_subject(model, **of_another_model({**self.arguments, "process": self.process}))
 
 
 _OF_BLOCKS = [name for name, criterion in CRITERIA.items() if criterion.ranks == "blocks"]

@@ -11,7 +11,23 @@ from torch import nn
 from ..base.errors import ModelError
 from ..models.network import input_shape
 from ..models.registry import family_of
+from ..process.base import Process
 from ..process.flow import EVEN_LEVELS
+from ..process.from_config import process_from_config
+from ..process.named import ProcessLike, config_of
+
+UNCLIPPED = {"clip_sample": False, "thresholding": False}  # samplers clip to [-1, 1], and latents go beyond
+
+
+def process_of(process: ProcessLike, model: nn.Module, latent: bool) -> Process:
+    """The process that `process` stands for, sampled as a pipeline of `model`, which may be of latents, samples it.
+
+    Raises:
+        ModelError: as `process_from_config` and `levels_of`.
+    """
+    if isinstance(process, Process):
+        return process
+    return process_from_config(levels_of(config_of(process) or {}, model) | (UNCLIPPED if latent else {}))
 
 
 def levels_of(config: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:

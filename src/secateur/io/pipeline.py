@@ -18,12 +18,13 @@ from ..base.files import atomic_folder, write_json
 from ..models.families.autoencoder_kl import AutoencoderKLDecoder
 from ..process.base import Process
 from ..process.from_config import process_from_config
+from ..process.named import ProcessLike, config_of
 from ..process.reconstruction import reconstruction_by
 from .checkpoint import CONFIG, SCHEDULER, check_saved, described, load_model, save_pretrained
 from .files import check_file, copy_folder
 from .foreign import loading
 from .index import AUTOENCODERS, INDEX, autoencoder_of, check_pipeline, components, read_object
-from .levels import levels_of
+from .levels import process_of
 from .locate import HubOptions, Place, locate
 from .manifest import MANIFEST, manifest_of
 from .pruned import saved_module
@@ -65,7 +66,7 @@ def load(
     path_or_id: str | Path,
     *,
     component: str | None = None,
-    process_config: Mapping[str, Any] | None = None,
+    process: ProcessLike = None,
     subfolder: str | None = None,
     variant: str | None = None,
     torch_dtype: torch.dtype | None = None,
@@ -78,7 +79,8 @@ def load(
         path_or_id: a model folder, a pipeline folder, a hub id, or a `.safetensors` file of the original authors,
             which is the network alone; of a pipeline on the hub everything is fetched.
         component: which part of a pipeline: unet, transformer or vae; by default the first two's one that is there.
-        process_config: a scheduler config to use instead of the one beside the model.
+        process: what to use instead of the scheduler config beside the model: a name (ddpm, v-prediction, flow,
+            flow-sit), a diffusers scheduler, its config, or a `Process`.
         subfolder: as in `from_pretrained`, like the rest.
         variant: of the weights.
         torch_dtype: of the weights; by default the saved one.
@@ -88,31 +90,37 @@ def load(
     Raises:
         ModelError: as `from_pretrained`; also when no scheduler config is found or it is not supported.
     """
+    given = config_of(process)
     if Path(path_or_id).is_file():
         single: Any = _moved(load_single_file(Path(path_or_id), torch_dtype), None, device)
-        found = dict(process_config or scheduler_of(single))
-        return Loaded(single, _process(found, single, latent=True), found)
+        found = scheduler_of(single) if given is None else given
+        return Loaded(single, process_of(process if isinstance(process, Process) else found, single, True), found)
     place = locate(path_or_id, component, subfolder=subfolder, variant=variant, whole=True, **hub)
     name, _ = described(place)
     if name == AutoencoderKL.__name__:
-        if process_config is not None:
+        if given is not None:
             raise ModelError(f"{path_or_id}: a decoder takes latents, not noise; leave --process out")
         autoencoder: Any = _moved(load_model(place, variant), torch_dtype, device)
         decoder = AutoencoderKLDecoder(autoencoder)
         return Loaded(decoder, reconstruction_by(autoencoder), {}, place.pipeline, place.component)
-    scheduler = dict(process_config or _scheduler_config(place))
+    scheduler = _scheduler_config(place) if given is None else given
     latent = place.pipeline is not None and autoencoder_of(place.pipeline) is not None
-    process_from_config(scheduler)  # refused before the weights are read
+    if not isinstance(process, Process):
+        process_from_config(scheduler)  # refused before the weights are read
+        process = scheduler
     model = _moved(load_model(place, variant), torch_dtype, device)
-    return Loaded(model, _process(scheduler, model, latent), scheduler, place.pipeline, place.component)
+    return Loaded(model, process_of(process, model, latent), scheduler, place.pipeline, place.component)
 
 
-def loaded_from_pipeline(pipeline: DiffusionPipeline, component: str | None = None) -> Loaded:
+def loaded_from_pipeline(
+    pipeline: DiffusionPipeline, component: str | None = None, process: ProcessLike = None
+) -> Loaded:
     """A model of a pipeline that is in memory, with its process; nothing is copied or moved.
 
     Args:
         pipeline: any diffusers pipeline with a scheduler that is supported.
         component: unet, transformer or vae; by default the first two's one that is there.
+        process: what to use instead of the pipeline's scheduler; not of a vae.
 
     Raises:
         ModelError: it has no such component, or its scheduler is not supported.
@@ -125,12 +133,13 @@ def loaded_from_pipeline(pipeline: DiffusionPipeline, component: str | None = No
     model = pipeline.components[found[0]]
     if isinstance(model, AutoencoderKL):
         return Loaded(AutoencoderKLDecoder(model), reconstruction_by(model), {}, pipeline, found[0])
-    chosen = pipeline.components.get("scheduler")
-    if chosen is None:
+    if config_of(process) is None:
+        process = pipeline.components.get("scheduler")
+    scheduler = config_of(process)
+    if scheduler is None:
         raise ModelError(f"the {type(pipeline).__name__} has no scheduler that says what its model was trained on")
-    scheduler = {**chosen.config, "_class_name": type(chosen).__name__}
-    process = _process(scheduler, model, _autoencoder_in(pipeline) is not None)
-    return Loaded(model, process, scheduler, pipeline, found[0])
+    latent = _autoencoder_in(pipeline) is not None
+    return Loaded(model, process_of(process, model, latent), scheduler, pipeline, found[0])
 
 
 def load_pipeline(
@@ -222,12 +231,6 @@ def save_pipeline(loaded: Loaded, model: nn.Module, folder: str | Path) -> Path:
         if path.relative_to(folder) not in written and _is_of_a_model(path):
             path.unlink()
     return folder
-
-
-def _process(scheduler: Mapping[str, Any], model: nn.Module, latent: bool) -> Process:
-    # Samplers clip to [-1, 1] unless told otherwise, and latents go beyond.
-    unclipped = {"clip_sample": False, "thresholding": False} if latent else {}
-    return process_from_config(levels_of(scheduler, model) | unclipped)
 
 
 def _moved(model: nn.Module, torch_dtype: torch.dtype | None, device: torch.device | str | None) -> nn.Module:

@@ -6,7 +6,7 @@ A process knows nothing about the network. Timesteps are always in the unit that
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -15,6 +15,7 @@ from ..models.predict import predict
 from .own import OwnObjective
 
 
+@runtime_checkable
 class Process(Protocol):
     """What criteria, objectives and samplers need to know about a diffusion or flow process."""
 

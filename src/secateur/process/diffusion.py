@@ -39,6 +39,11 @@ class DiffusionProcess:
         object.__setattr__(self, "meaning", as_meaning(settings))
 
     @property
+    def scheduler_config(self) -> dict[str, Any]:
+        """What stands for the process in a saved folder."""
+        return {"_class_name": DDPMScheduler.__name__, **self.config}
+
+    @property
     def prediction_type(self) -> str:
         return self._scheduler.config.prediction_type  # type: ignore[attr-defined]
 

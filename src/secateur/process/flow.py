@@ -21,7 +21,8 @@ SETTLED = (  # when a model is loaded: a shift by the image size has become `shi
     "time_shift_type",
     "stochastic_sampling",
 )
-EVEN_LEVELS = "_secateur_even_levels"  # of a scheduler's config
+EVEN_LEVELS = "_secateur_even_levels"  # keys of a scheduler's config, which diffusers ignores
+CONVENTION = "_secateur_flow_convention"
 
 
 class EvenFlowMatchEuler(FlowMatchEulerDiscreteScheduler):
@@ -66,6 +67,12 @@ class FlowProcess:
         sampler = self.scheduler()
         settings = settings_of(sampler, SETTLED) | {"sampler": type(sampler).__name__}
         object.__setattr__(self, "meaning", as_meaning(settings))
+
+    @property
+    def scheduler_config(self) -> dict[str, Any]:
+        """What stands for the process in a saved folder."""
+        convention = {} if self.convention == "diffusers" else {CONVENTION: self.convention}
+        return {"_class_name": FlowMatchEulerDiscreteScheduler.__name__, **self.config, **convention}
 
     @property
     def num_train_timesteps(self) -> int:

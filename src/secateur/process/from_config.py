@@ -9,7 +9,7 @@ import torch
 from ..base.errors import ModelError, first_line
 from .base import Process
 from .diffusion import DiffusionProcess
-from .flow import FlowProcess, _flow_config
+from .flow import CONVENTION, FlowProcess, _flow_config
 
 
 def process_from_config(config: dict[str, Any]) -> Process:
@@ -23,7 +23,7 @@ def process_from_config(config: dict[str, Any]) -> Process:
     name = str(config.get("_class_name"))
     try:
         if name.startswith("FlowMatch"):
-            return _tried(FlowProcess(config, config.get("_secateur_flow_convention", "diffusers")))
+            return _tried(FlowProcess(config, config.get(CONVENTION, "diffusers")))
         if config.get("use_flow_sigmas") and config.get("prediction_type") == "flow_prediction":
             return _tried(FlowProcess(_flow_config(config)))
         if "beta_schedule" in config or "beta_start" in config or name in ("DDPMScheduler", "DDIMScheduler"):

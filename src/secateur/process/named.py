@@ -1,4 +1,4 @@
-"""Processes by whatever a user has at hand: a name, a diffusers scheduler, or its config."""
+"""Processes by whatever a user has at hand: a name, a diffusers scheduler, its config, or a `Process`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from typing import Any, Literal, TypeAlias
 from diffusers import SchedulerMixin
 
 from ..base.errors import SecateurError, require_known
+from .base import Process
+from .diffusion import DiffusionProcess
+from .flow import CONVENTION, FlowProcess
 
 ProcessName = Literal["auto", "ddpm", "v-prediction", "flow", "flow-sit"]
-ProcessLike: TypeAlias = ProcessName | Mapping[str, Any] | SchedulerMixin | None
+ProcessLike: TypeAlias = ProcessName | Mapping[str, Any] | SchedulerMixin | Process | None
 
 _FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000}
 PROCESSES: dict[str, dict[str, Any] | None] = {
@@ -18,12 +21,12 @@ PROCESSES: dict[str, dict[str, Any] | None] = {
     "ddpm": {"_class_name": "DDPMScheduler", "beta_schedule": "linear"},
     "v-prediction": {"_class_name": "DDPMScheduler", "beta_schedule": "linear", "prediction_type": "v_prediction"},
     "flow": _FLOW,
-    "flow-sit": _FLOW | {"_secateur_flow_convention": "sit"},
+    "flow-sit": _FLOW | {CONVENTION: "sit"},
 }
 
 
 def config_of(process: ProcessLike) -> dict[str, Any] | None:
-    """The scheduler config that `process` stands for; None for what is beside the model.
+    """The scheduler config that stands for `process`: None for what is beside the model, none of a process of others.
 
     Raises:
         SecateurError: it is none of these.
@@ -37,7 +40,13 @@ def config_of(process: ProcessLike) -> dict[str, Any] | None:
         return {**process.config, "_class_name": type(process).__name__}
     if isinstance(process, Mapping):
         return dict(process)
-    raise SecateurError(f"a process is a name, a diffusers scheduler or its config; this is a {type(process).__name__}")
+    if isinstance(process, DiffusionProcess | FlowProcess):
+        return process.scheduler_config
+    if isinstance(process, Process):
+        return {}
+    raise SecateurError(
+        f"a process is a name, a diffusers scheduler, its config or a Process; this is a {type(process).__name__}"
+    )
 
 
 def named(process: ProcessLike) -> str:

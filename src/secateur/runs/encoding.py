@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import Unpack
+
 from ..base.console import shown
 from ..base.distributed import one_process
 from ..base.errors import SecateurError
 from ..base.rules import checked
 from ..data import EncodedDataset
-from ..io.locate import Component
+from .arguments import WeightsArguments
 from .data import encode_data, open_data
 from .subject import open_subject
 
@@ -20,9 +22,8 @@ def encode(
     model: Any,
     *,
     data: str | Path,
-    component: Component | None = None,
-    device: str | None = None,
     progress: bool = False,
+    **arguments: Unpack[WeightsArguments],
 ) -> EncodedDataset:
     """Encode images by a pipeline's VAE, and captions by its text encoders, once; what was encoded, as a data set.
 
@@ -32,16 +33,15 @@ def encode(
     Args:
         model: folder or hub id of a pipeline.
         data: a path; what is in memory is encoded there.
-        component: of the pipeline, by default the unet or transformer that is there.
-        device: where to.
         progress: show how far it is.
+        arguments: as `WeightsArguments` has them.
 
     Raises:
         SecateurError: the model takes images as they are, or as `open_data`.
     """
     one_process("encode")
     with shown(progress):
-        subject = open_subject(model, device=device, component=component)
+        subject = open_subject(model, **arguments)
         dataset = encode_data(open_data(data, subject), subject)
     if not isinstance(dataset, EncodedDataset):
         raise SecateurError(f"{subject.name} takes images as they are: there is nothing to encode")

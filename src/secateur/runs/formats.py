@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
+from typing_extensions import Unpack
 
 from ..base.console import shown
 from ..base.distributed import one_process
@@ -13,13 +14,13 @@ from ..base.files import atomic_folder, write_json
 from ..base.rules import Count, checked
 from ..io.export import FORMATS, DtypeName, FormatName
 from ..io.export import export as write_export
-from ..io.locate import Component
 from ..io.lora import refit_warning
 from ..io.lora import slice_lora as sliced
 from ..io.lora_files import LORA_WEIGHTS, peft_metadata, read_lora
 from ..io.manifest import library_versions, manifest_of
 from ..io.original_dit import Kind
 from ..io.original_dit import convert as write_conversion
+from .arguments import WeightsArguments
 from .folder import refuse_run
 from .subject import open_weights
 
@@ -61,12 +62,12 @@ def export(
     *,
     format: FormatName,
     out: str | Path,
-    component: Component | None = None,
     batch_size: Count = 1,
     size: Count | None = None,
     text_tokens: Count | None = None,
     dtype: DtypeName = "float32",
     progress: bool = False,
+    **arguments: Unpack[WeightsArguments],
 ) -> dict[str, Any]:
     """Write a model for another runtime, and check the written file against the model.
 
@@ -78,13 +79,13 @@ def export(
             single-file, which ComfyUI and stable-diffusion.cpp read (Flux, SD3, Chroma, Qwen-Image, Wan; only blocks
             may have left).
         out: folder to write: OUT/model.onnx, OUT/model.pt2, OUT/model.safetensors or OUT/model, and OUT/model.json.
-        component: of a pipeline, by default the unet or transformer that is there.
         batch_size: of every call of the file; 2 for guidance of one image. Does not matter to diffusers.
         size: height and width of the sample, by default the model's own; fixed in the file likewise.
         text_tokens: length of the text, by default that of diffusers' pipelines (Flux 512); fixed likewise.
         dtype: of weights, sample and output; onnx has no bfloat16. int8 (torch-export; needs secateur[int8]) and
             float8 (single-file) round the weights of linear layers only.
         progress: show how far it is.
+        arguments: as `WeightsArguments` has them.
 
     Returns:
         What OUT/model.json says (inputs, shapes, versions, largest difference to the model), and `written`, the file.
@@ -95,7 +96,7 @@ def export(
     one_process("export")
     refuse_run(out)
     with shown(progress):
-        network = open_weights(model, "cpu", component)
+        network = open_weights(model, "cpu", **arguments)
         sizes = None if size is None else (size, size)
         about = write_export(
             network, Path(out), format, batch_size=batch_size, size=sizes, text_tokens=text_tokens, dtype=dtype
@@ -104,7 +105,7 @@ def export(
 
 
 @checked
-def slice_lora(lora: str | Path, *, model: Any, out: str | Path, component: Component | None = None) -> Path:
+def slice_lora(lora: str | Path, *, model: Any, out: str | Path, **arguments: Unpack[WeightsArguments]) -> Path:
     """Slice a LoRA of the dense model so that it fits the pruned one; what remains of it is the same function.
 
     Writes OUT/pytorch_lora_weights.safetensors, which `pipeline.load_lora_weights(OUT)` loads, and slicing.json.
@@ -113,7 +114,7 @@ def slice_lora(lora: str | Path, *, model: Any, out: str | Path, component: Comp
         lora: .safetensors file of diffusers, peft or kohya, or the folder that holds it.
         model: the pruned model or pipeline: a folder, a hub id, or an object in memory.
         out: folder to write.
-        component: of a pipeline, by default the unet or transformer that is there.
+        arguments: as `WeightsArguments` has them.
 
     Returns:
         The file of the sliced LoRA; slicing.json says what it was and is.
@@ -123,7 +124,7 @@ def slice_lora(lora: str | Path, *, model: Any, out: str | Path, component: Comp
     """
     refuse_run(out)
     before = read_lora(Path(lora))
-    pruned = open_weights(model, "cpu", component)
+    pruned = open_weights(model, "cpu", **arguments)
     after = sliced(before, pruned)
     manifest = manifest_of(pruned)
     assert manifest is not None

@@ -6,15 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-import torch
 from torch import nn
+from typing_extensions import Unpack
 
 from ..base.console import progress as progress_bar
 from ..base.console import shown
 from ..base.errors import ModelError, SecateurError, first_line
 from ..base.rules import Count, Seed, at_least, checked
 from ..base.units import format_count
-from ..io.locate import Component
 from ..io.manifest import manifest_of
 from ..io.pruned import class_name
 from ..models.network import example_inputs, inference
@@ -24,6 +23,7 @@ from ..schedules.solver import uncut, walk
 from ..structure import Check, Structure, count_checks
 from ..structure import check_structure as checks_of
 from ..structure.cost import Cost, cost_model
+from .arguments import WeightsArguments
 from .subject import described, open_weights
 
 
@@ -66,18 +66,18 @@ class Inspection:
         return "\n".join(lines)
 
 
-def inspect(model: Any, *, component: Component | None = None, device: str | torch.device | None = None) -> Inspection:
+@checked
+def inspect(model: Any, **arguments: Unpack[WeightsArguments]) -> Inspection:
     """A model's size, its removable dims and blocks, the smallest reachable size, and its manifest.
 
     Args:
         model: folder, hub id, module, pipeline, or what `load` returned.
-        component: of a pipeline, by default the unet or transformer that is there.
-        device: where to.
+        arguments: as `WeightsArguments` has them.
 
     Raises:
         SecateurError: it cannot be loaded, or its structure is not declared.
     """
-    network = open_weights(model, device, component)
+    network = open_weights(model, **arguments)
     structure = described(_name(model, network), network)
     cost = cost_model(network, structure, example_inputs(network, 1))
     smallest = {}
@@ -97,9 +97,8 @@ def check_structure(
     size: Count | None = None,
     random_cuts: Annotated[int, at_least(0)] = 3,
     seed: Seed = 0,
-    component: Component | None = None,
-    device: str | torch.device | None = None,
     progress: bool = False,
+    **arguments: Unpack[WeightsArguments],
 ) -> tuple[Check, ...]:
     """Compare masks with removal for every width and every block of a model alone, and for random cuts.
 
@@ -110,9 +109,8 @@ def check_structure(
         size: height and width of the sample, by default the model's own; small ones are faster.
         random_cuts: cuts of several widths and blocks at once.
         seed: of the weights and the units that leave.
-        component: of a pipeline, by default the unet or transformer that is there.
-        device: where to.
         progress: show how far it is.
+        arguments: as `WeightsArguments` has them.
 
     Returns:
         Every comparison; one is right where its `ok` is.
@@ -120,7 +118,7 @@ def check_structure(
     Raises:
         SecateurError: bad input, or a model that does not run.
     """
-    network = open_weights(model, device, component)
+    network = open_weights(model, **arguments)
     name = _name(model, network)
     structure = described(name, network)
     inputs = example_inputs(network, 2, None if size is None else (size, size))

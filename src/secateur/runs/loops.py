@@ -16,7 +16,7 @@ from ..schedules import CutConfig
 from ..schedules import Pruning as PruningOfObjects
 from ..schedules.pruning import BETWEEN_STAGES, Schedule
 from .data import encode_data
-from .own import opened, required
+from .opening import opened, required
 from .stages import calibration, latency_of
 
 
@@ -63,7 +63,7 @@ class Pruning(PruningOfObjects):
             target: what stays: macs=56%, params=20M, blocks=6 or latency=20ms.
             data: calibration samples, as of `secateur.prune`; the loop's own data will do.
             steps: the optimizer steps that the loop will take.
-            process: how the model was trained.
+            process: how the model was trained: a name, a diffusers scheduler, its config, or a `Process`.
             forward, loss: functions of (model, batch), in the place of a process; `close()` takes them off the model.
             schedule: one-shot, progressive or adaptive, or the config of one of the last two.
             optimizer: whose state is cut along.
@@ -76,7 +76,7 @@ class Pruning(PruningOfObjects):
             SecateurError: bad input, an unreachable target, or a schedule that does not fit into `steps`.
         """
         self._opening = ExitStack()
-        subject, dataset = self._opening.enter_context(opened(model, data, process, forward=forward, loss=loss))
+        subject, dataset = self._opening.enter_context(opened(model, data, process=process, forward=forward, loss=loss))
         super().__init__(
             subject.model,
             target=target,

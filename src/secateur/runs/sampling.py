@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
+from typing_extensions import Unpack
 
 from ..base.console import progress as progress_bar
 from ..base.console import shown
@@ -24,13 +25,12 @@ from ..base.seeds import VERSION
 from ..data.autoencoder import latent_space
 from ..data.conditions import label_conditions, null_conditions
 from ..data.text import open_text_encoder
-from ..io.locate import Component
 from ..models.conditions import Conditions, rows
 from ..models.network import class_count, input_shape, takes_text
-from ..process.named import ProcessLike
 from ..process.samplers import check_sampler
 from ..process.sampling import generate_batch
 from ..reporting.grids import image_grid, to_image
+from .arguments import ModelArguments
 from .data import NO_PIPELINE, decoder, inputs_of
 from .folder import run_folder
 from .subject import Subject, open_subject
@@ -53,11 +53,9 @@ def sample(
     guidance_channels: Count | None = None,
     seed: Seed = 0,
     batch_size: Count = 128,
-    process: ProcessLike = None,
-    component: Component | None = None,
-    device: str | torch.device | None = None,
     out: str | Path | None = None,
     progress: bool = False,
+    **arguments: Unpack[ModelArguments],
 ) -> Tensor | Path:
     """Draw images: a tensor (N, C, H, W) in [-1, 1], or with `out` one picture of all, or a folder of PNG files.
 
@@ -78,11 +76,9 @@ def sample(
             guide 3.
         seed: of the images.
         batch_size: images at once; does not change them.
-        process: how the model was trained, where that is not beside it.
-        component: of a pipeline, by default the unet or transformer that is there.
-        device: where to; objects stay where they are by default.
         out: picture to write (.png, .jpg, .webp), or a folder.
         progress: show how far it is.
+        arguments: as `ModelArguments` has them.
 
     Raises:
         SecateurError: bad input; always one clear line.
@@ -95,7 +91,7 @@ def sample(
         require(not place.is_dir(), f"{place} is a folder; choose another name for the file")
         check_folder(place.parent)
     with shown(progress):
-        subject = open_subject(model, process, device, component)
+        subject = open_subject(model, **arguments)
         channels = input_shape(subject.model)[0]
         if subject.loaded.vae is None and channels not in (1, 3):
             raise ModelError(

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from typing_extensions import Unpack
+
 from ..base.console import say, shown
 from ..base.distributed import one_process
 from ..base.errors import SecateurError, require, require_one_of
@@ -18,12 +20,11 @@ from ..base.seeds import Purpose, torch_seed
 from ..criteria import ScoringConfig
 from ..evaluation import EvaluationConfig, FrechetOptions, plan_evaluation
 from ..evaluation.metrics.loss import denoising_loss_per_timestep
-from ..io.locate import Component
-from ..process.named import ProcessLike
 from ..recovery import WarmupConfig
 from ..reporting import TRIALS, read_run, write_comparison
 from ..results import Evaluation, read_result
 from ..schedules import Target, parse_target
+from .arguments import ModelArguments
 from .folder import run_folder
 from .halving import Round, Score, check_rounds, order, rounds_of, score_of, tied
 from .stages import calibration, pipeline_stage, reopened
@@ -85,10 +86,8 @@ def best(
     evaluation: EvaluationConfig | None = None,
     new_labels: bool = False,
     warmup: WarmupConfig | None = None,
-    process: ProcessLike = None,
-    component: Component | None = None,
-    device: str | None = None,
     progress: bool = False,
+    **arguments: Unpack[ModelArguments],
 ) -> Path:
     """Find the recipe that suits a model at one target, within a budget, and compress by it.
 
@@ -99,7 +98,7 @@ def best(
     shorter ones. The same call takes up a search that was stopped.
 
     Args:
-        model, data, process, component, device: as of `compress`.
+        model, data: as of `compress`.
         target: what stays: macs=50%, macs=3.4G, params=20M, blocks=6 (six stay) or latency=20ms (one call at batch 1).
         out: folder of the search.
         budget_steps: recovery steps in all, of the trials and of the winner.
@@ -113,6 +112,7 @@ def best(
         new_labels: the data's classes replace the model's: fresh label embeddings, trained once before the search.
         warmup: how the new labels are trained.
         progress: show how far it is.
+        arguments: as `ModelArguments` has them.
 
     Returns:
         The folder of the search.
@@ -122,7 +122,7 @@ def best(
     """
     with shown(progress):
         labels = (warmup or WarmupConfig()) if new_labels else None
-        bench = open_bench(open_subject(model, process, device, component), data, labels)
+        bench = open_bench(open_subject(model, **arguments), data, labels)
         shared, evaluation = shared or TrialConfig(), evaluation or EvaluationConfig()
         names, search = open_search(
             bench, target, recipes, score, seed, shared, evaluation, budget_steps, budget_minutes

@@ -14,28 +14,28 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
 from torch import nn
+from typing_extensions import Unpack
 
 from ..base.devices import choose_device
 from ..base.errors import ModelError, SecateurError
 from ..data.autoencoder import Autoencoder, open_autoencoder
 from ..io.checkpoint import from_pretrained
-from ..io.levels import levels_of
+from ..io.levels import process_of
 from ..io.locate import Component
 from ..io.pipeline import Loaded, load, loaded_from_pipeline, open_pipeline
 from ..io.pruned import class_name, saved_module
 from ..models.network import as_network, device_of
 from ..models.registry import describe, network_of
 from ..process.base import Process
-from ..process.from_config import process_from_config
 from ..process.named import ProcessLike, config_of, named
 from ..process.reconstruction import Reconstruction, reconstruction_by
 from ..schedules import CutConfig
 from ..structure import Structure
 from ..structure.select import select
+from .arguments import WeightsArguments
 
 EMBEDDED = ("digits-unet", "digits-sit")
 ACCEPTED = "a folder, a hub id, an nn.Module, a DiffusionPipeline, or what secateur.load returned"
-UNCLIPPED = {"clip_sample": False, "thresholding": False}  # samplers clip to [-1, 1], and latents go beyond
 
 
 @dataclass(frozen=True)
@@ -111,86 +111,90 @@ class Subject:
         return pipeline
 
 
-def open_subject(
-    model: Any,
-    process: ProcessLike = None,
-    device: str | torch.device | None = None,
-    component: Component | None = None,
-    **source: Any,
-) -> Subject:
+def open_subject(model: Any, process: ProcessLike = None, **arguments: Unpack[WeightsArguments]) -> Subject:
     """The subject that a user means by `model`.
 
     Args:
         model: a folder, a hub id or an embedded model; a module or a pipeline, which stay where and as they are; or
             what `secateur.load` returned.
-        process: how the model was trained, where that is not beside it or another: a name, a diffusers scheduler, or
-            its config.
-        device: where to; None leaves objects where they are, and puts what is loaded on the accelerator, if any.
-        component: of a pipeline, by default the unet or transformer that is there.
-        source: how what is loaded is found and read, as `secateur.load` takes it.
+        process: how the model was trained, where that is not beside it or another.
+        arguments: as `ModelArguments` has them.
 
     Raises:
         SecateurError: it is no model, it cannot be loaded, nothing says its process, or its structure is not declared.
     """
     if isinstance(model, Subject):
         return model
+    component = arguments.get("component")
     if isinstance(model, str | Path):
-        chosen = choose_device(str(device or "auto"))
         with _place(str(model)) as place:
-            loaded = load(place, component=component, process_config=config_of(process), device=chosen, **source)
+            loaded = load(place, process=process, **_to_load(arguments))
         name = str(model)
     else:
         loaded = _loaded(model, process, component)
         name = _name_of(loaded)
-        if device is not None:
-            loaded.model.to(choose_device(str(device)))
+        _settle(loaded.model, arguments)
     settings = {"component": component, "process": named(process)}
     return Subject(loaded, described(name, loaded.model), name, settings)
 
 
-def open_weights(
-    model: Any, device: str | torch.device | None = None, component: Component | None = None, **source: Any
-) -> nn.Module:
-    """The network that a user means by `model`, for what needs no process; as `open_subject` otherwise."""
+def open_weights(model: Any, default_device: str = "auto", **arguments: Unpack[WeightsArguments]) -> nn.Module:
+    """The network that a user means by `model`, for what needs no process; as `open_subject` otherwise.
+
+    What is loaded goes to the `default_device` unless another is given.
+    """
     if isinstance(model, str | Path):
-        chosen = choose_device(str(device or "auto"))
         with _place(str(model)) as place:
-            return as_network(from_pretrained(place, component=component, device=chosen, **source))
+            return as_network(from_pretrained(place, **_to_load(arguments, default_device)))
     if isinstance(model, DiffusionPipeline):
-        model = loaded_from_pipeline(model, component)
+        model = loaded_from_pipeline(model, arguments.get("component"))
     if isinstance(model, Subject | Loaded):
-        return model.model
-    if isinstance(model, nn.Module):
-        return as_network(network_of(model))
-    raise SecateurError(f"a model is {ACCEPTED}; this is a {type(model).__name__}")
+        model = model.model
+    if not isinstance(model, nn.Module):
+        raise SecateurError(f"a model is {ACCEPTED}; this is a {type(model).__name__}")
+    network = as_network(network_of(model))
+    _settle(network, arguments)
+    return network
+
+
+def _to_load(arguments: WeightsArguments, default_device: str = "auto") -> WeightsArguments:
+    return {**arguments, "device": choose_device(str(arguments.get("device") or default_device))}
+
+
+def _settle(model: nn.Module, arguments: WeightsArguments) -> None:
+    """Move a model that is in memory where it should go.
+
+    Raises:
+        SecateurError: arguments that say how to load it.
+    """
+    asked = {name for name, value in arguments.items() if value is not None} - {"component", "device"}
+    if asked:
+        raise SecateurError(f"this model is in memory already: leave out {', '.join(sorted(asked))}")
+    if (device := arguments.get("device")) is not None:
+        model.to(choose_device(str(device)))
 
 
 def _loaded(model: Any, process: ProcessLike, component: Component | None) -> Loaded:
     """An object in memory with its process."""
     if isinstance(model, Loaded):
-        return model
-    config = config_of(process)
+        config = config_of(process)
+        if config is None or isinstance(model.process, Reconstruction):
+            return model
+        settled = process_of(process, model.model, model.vae is not None)
+        return replace(model, process=settled, scheduler_config=config)
     if isinstance(model, DiffusionPipeline):
-        found = loaded_from_pipeline(model, component)
-        if config is None or isinstance(found.process, Reconstruction):
-            return found
-        latent = found.vae is not None
-        return replace(found, process=_process_of(config, found.model, latent), scheduler_config=config)
+        return loaded_from_pipeline(model, component, process)
     if not isinstance(model, nn.Module):
         raise SecateurError(f"a model is {ACCEPTED}; this is a {type(model).__name__}")
     network = network_of(model)
     if isinstance(network, AutoencoderKL):
         return Loaded(as_network(network), reconstruction_by(network))
-    if config is None:
+    if (config := config_of(process)) is None:
         raise SecateurError(
-            "a module does not say how it was trained: give process=, a diffusers scheduler, its config, or one of "
-            "ddpm, v-prediction, flow, flow-sit"
+            "a module does not say how it was trained: give process=, a diffusers scheduler, its config, a Process, or "
+            "one of ddpm, v-prediction, flow, flow-sit"
         )
-    return Loaded(network, _process_of(config, network, latent=False), config)
-
-
-def _process_of(config: dict[str, Any], model: nn.Module, latent: bool) -> Process:
-    return process_from_config({**levels_of(config, model), **(UNCLIPPED if latent else {})})
+    return Loaded(network, process_of(process, network, latent=False), config)
 
 
 def _name_of(loaded: Loaded) -> str:

@@ -8,17 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import Unpack
+
 from ..base.console import say, shown
 from ..base.distributed import one_process
 from ..base.errors import SecateurError, require
 from ..base.files import read_json, write_json
 from ..base.rules import Count, Seed, checked
 from ..evaluation import EvaluationConfig
-from ..io.locate import Component
-from ..process.named import ProcessLike
 from ..recovery import WarmupConfig
 from ..reporting import TRIALS, write_comparison
 from ..schedules import parse_target
+from .arguments import ModelArguments
 from .folder import run_folder
 from .subject import open_subject
 from .timing import format_duration, seconds_per_pair
@@ -64,10 +65,8 @@ def sweep(
     evaluation: EvaluationConfig | None = None,
     new_labels: bool = False,
     warmup: WarmupConfig | None = None,
-    process: ProcessLike = None,
-    component: Component | None = None,
-    device: str | None = None,
     progress: bool = False,
+    **arguments: Unpack[ModelArguments],
 ) -> Path:
     """Compress one model in every combination of recipes, criteria, objectives, targets and seeds, and compare.
 
@@ -76,7 +75,7 @@ def sweep(
     not stop the others.
 
     Args:
-        model, data, process, component, device: as of `compress`.
+        model, data: as of `compress`.
         out: folder of the sweep.
         targets: what stays: macs=50%, params=20M, blocks=6 (six stay) or latency=20ms (one call at batch 1).
         recipes: named recipes, or all.
@@ -89,6 +88,7 @@ def sweep(
         new_labels: the data's classes replace the model's: fresh label embeddings, trained once before all trials.
         warmup: how the new labels are trained.
         progress: show how far it is.
+        arguments: as `ModelArguments` has them.
 
     Returns:
         The folder of the sweep.
@@ -97,7 +97,7 @@ def sweep(
         SecateurError: bad input, no trial that could run, or, after all the others are done, trials that failed.
     """
     with shown(progress):
-        subject = open_subject(model, process, device, component)
+        subject = open_subject(model, **arguments)
         labels = (warmup or WarmupConfig()) if new_labels else None
         shared, evaluation = shared or TrialConfig(), evaluation or EvaluationConfig()
         planned = plan_sweep(

@@ -11,19 +11,20 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
+from typing_extensions import Unpack
 
 from ..base.devices import choose_device
 from ..base.errors import DataError, SecateurError, require
 from ..data import Batch, ImageDataset
 from ..data.objects import ObjectDataset, open_objects
-from ..io.locate import Component
 from ..io.pipeline import Loaded
 from ..models.family import Family
 from ..models.network import inference
 from ..models.registry import attach_family, detach_family, family_of, network_of
 from ..process.base import Process
-from ..process.named import ProcessLike
+from ..process.named import config_of
 from ..process.own import Forward, Loss, OwnObjective, taken_apart
+from .arguments import ModelArguments, NetworkArguments, of_another_model
 from .checks import check_comparable
 from .data import open_data
 from .subject import Subject, described, open_subject
@@ -33,28 +34,22 @@ SHAPE = (1, 1, 1)  # of the sample, which such a network has no use for
 
 @contextmanager
 def opened(
-    model: Any,
-    data: Any,
-    process: ProcessLike = None,
-    device: str | torch.device | None = None,
-    component: Component | None = None,
-    forward: Forward | None = None,
-    loss: Loss | None = None,
-    new_labels: bool = False,
+    model: Any, data: Any, new_labels: bool = False, **arguments: Unpack[NetworkArguments]
 ) -> Iterator[tuple[Subject, ImageDataset | None]]:
     """The subject and the data set that a user means, for the block; no data set where there is no data.
 
     Raises:
         SecateurError: as `open_subject` and `open_data`; user's functions that do not fit the model or the data.
     """
+    forward, loss = arguments.pop("forward", None), arguments.pop("loss", None)
     if forward is None and loss is None:
-        subject = open_subject(model, process, device, component)
+        subject = open_subject(model, **cast(ModelArguments, arguments))
         yield subject, None if data is None else open_data(data, subject, new_labels)
         return
     if not isinstance(model, nn.Module):
         raise SecateurError("forward= and loss= are for a module; give the network itself")
     require(data is not None, "forward= and loss= need batches; give data")
-    if device is not None:
+    if (device := arguments.get("device")) is not None:
         model.to(choose_device(str(device)))
     subject, dataset = _open_own(model, data, forward, loss)
     try:
@@ -143,8 +138,8 @@ def _repeated(arguments: Mapping[str, Any], count: int) -> dict[str, Any]:
     return tree_map_only(Tensor, lambda value: value.repeat(count, *[1] * (value.ndim - 1)), dict(arguments))
 
 
-def beside(subject: Subject, model: Any, process: ProcessLike, component: Component | None) -> Subject:
-    """A teacher or a reference of the subject's model; a bare module has the subject's process.
+def beside(subject: Subject, model: Any, **arguments: Unpack[NetworkArguments]) -> Subject:
+    """A teacher or a reference of the subject's model, by the arguments that opened that; a module has its process.
 
     Raises:
         SecateurError: as `open_subject`; it answers other questions than the subject's model.
@@ -157,8 +152,11 @@ def beside(subject: Subject, model: Any, process: ProcessLike, component: Compon
         attach_family(network, Family(**{**vars(family), "architecture": type(network)}))
         name = type(network).__name__
         return Subject(Loaded(network, subject.process), described(name, network), name)
-    if isinstance(model, nn.Module) and process is None:
-        process = subject.loaded.scheduler_config
-    other = open_subject(model, process, subject.device, component)
+    shared = of_another_model(arguments)
+    shared["device"] = subject.device
+    if isinstance(model, nn.Module):
+        told = config_of(shared.get("process")) is not None
+        shared = {"device": subject.device, "process": shared["process"] if told else subject.process}
+    other = open_subject(model, **shared)
     check_comparable(subject, other)
     return other
