@@ -172,6 +172,44 @@ def test_arguments_of_the_model_stand_in_every_signature():
         secateur.rank(unet(), criterion="magnitude", process="ddpm", revision="main")
 
 
+def test_one_ranking_serves_several_targets(tmp_path_factory):
+    model, asked = unet(), {"criterion": "taylor", "scoring": SCORING}
+    ranking = secateur.rank(model, data=IMAGES, process="ddpm", **asked)
+    for target in ("macs=60%", "macs=80%"):
+        by_ranking = secateur.prune(model, target=target, ranking=ranking, process="ddpm")
+        by_criterion = secateur.prune(model, target=target, data=IMAGES, process="ddpm", **asked)
+        assert torch.equal(output(by_ranking), output(by_criterion))
+    with pytest.raises(secateur.SecateurError, match="other widths and blocks"):
+        secateur.prune(dit(), target="macs=60%", ranking=ranking, process="flow")
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    secateur.prune(model, target="macs=60%", ranking=ranking, process="ddpm", out=folder)
+    assert secateur.read_result(secateur.Ranking, folder / "ranking.json").dims == ranking.dims
+    other = secateur.rank(model, criterion="magnitude", process="ddpm")
+    with pytest.raises(secateur.SecateurError, match="begun with another"):
+        secateur.prune(model, target="macs=60%", ranking=other, process="ddpm", out=folder)
+
+
+def test_evaluations_share_the_samples_of_a_reference(tmp_path_factory):
+    cache, model = tmp_path_factory.mktemp("cache"), unet()
+    options = {"reference": model, "data": IMAGES, "process": "ddpm", "metrics": ("consistency",), "cache": cache}
+    for number, target in enumerate(("macs=60%", "macs=80%")):
+        pruned = secateur.prune(model, target=target, criterion="magnitude", process="ddpm")
+        first = secateur.evaluate(pruned, evaluation=EVALUATION, **options)
+        assert len(list(cache.iterdir())) == 2 + number  # the reference once, and each pruned model
+        assert secateur.evaluate(pruned, evaluation=EVALUATION, **options)["ssim"].value == first["ssim"].value
+
+
+def test_a_user_applies_a_cut_by_hand():
+    model = secateur.from_pretrained("digits-unet")
+    structure = secateur.describe(model)
+    dim = next(iter(structure.dims.values()))
+    kept = tuple(unit for cell in dim.cell_ranges() for unit in list(cell)[: len(cell) // 2])
+    before = parameters(model)
+    assert secateur.apply_cut(model, secateur.Cut({dim.name: kept})) is model
+    assert parameters(model) < before
+    assert model(**secateur.example_inputs(model, 2)).sample.shape[0] == 2
+
+
 def test_a_pipeline_gives_a_run_with_a_pipeline(tmp_path):
     pipeline = DDPMPipeline(unet(), DDPMScheduler())
     run = secateur.compress(

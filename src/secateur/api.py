@@ -19,6 +19,7 @@ from typing_extensions import Unpack
 
 from .base.console import shown
 from .base.distributed import is_main_process, one_process, wait_for_everyone
+from .base.fingerprint import fingerprint
 from .base.rules import Count, Seed, checked
 from .compensation import CompensationConfig
 from .criteria import ScoringConfig, criterion_named
@@ -40,6 +41,7 @@ from .runs.stages import (
     compensate_stage,
     cut_stage,
     evaluate_stage,
+    given_ranking,
     pipeline_stage,
     rank_stage,
     recover_stage,
@@ -93,6 +95,7 @@ def prune(
     data: Any = None,
     criterion: str = "diff-pruning",
     scoring: ScoringConfig | None = None,
+    ranking: Ranking | None = None,
     cut: CutConfig | None = None,
     compensation: CompensationConfig | None = None,
     out: str | Path | None = None,
@@ -108,6 +111,7 @@ def prune(
         data: calibration samples; criteria that look at weights alone need none.
         criterion: which criterion ranks the units; ced, deviation, uniform, cosine and loss-change rank blocks only.
         scoring: its options.
+        ranking: what `rank` returned for this model, in the place of a criterion: one ranking serves several targets.
         cut: which cuts are allowed.
         compensation: how what stays is refitted to the dense model, in closed form; None leaves it as it was cut.
         out: folder for the ranking, the cut and the model.
@@ -120,17 +124,22 @@ def prune(
     """
     one_process("prune")
     goal, cut = parse_target(target), cut or CutConfig()
+    criterion = criterion if ranking is None else ranking.criterion
     scoring = criterion_named(criterion).configured(scoring or ScoringConfig())
     with shown(progress), opened(model, data, **arguments) as (subject, dataset):
         subject = subject.selected(cut)
-        check_pruning(subject, dataset, goal, criterion, cut)
+        check_pruning(subject, dataset, goal, criterion, cut, ranking)
+        details = {"criterion": criterion, "scoring": to_json(scoring) if ranking is None else dict(ranking.options)}
         options = {"criterion": criterion, "scoring": scoring, "cut": cut, "compensation": compensation}
         options |= subject.settings
         places = {"model": subject.name, "target": str(goal), "data": name_of(data, dataset)}
         about = {"command": "prune", **places, **options}
-        with folder_or_memory(out, about, lambda: inputs_of(dataset, model=subject)) as folder:
-            ranking = rank_stage(folder, subject, encode_data(dataset, subject), criterion, scoring)
-            details = {"criterion": criterion, "scoring": to_json(scoring)}
+        made_of = {} if ranking is None else {"ranking": fingerprint(to_json(ranking))}
+        with folder_or_memory(out, about, lambda: inputs_of(dataset, model=subject) | made_of) as folder:
+            if ranking is None:
+                ranking = rank_stage(folder, subject, encode_data(dataset, subject), criterion, scoring)
+            else:
+                ranking = given_ranking(folder, ranking)
             inplace = inplace and compensation is None
             pruned, _ = cut_stage(folder, subject, goal, scores_of(ranking), cut, details, inplace)
             if compensation is not None:
@@ -239,6 +248,7 @@ def evaluate(
     reference: Any = None,
     metrics: tuple[str, ...] | None = None,
     evaluation: EvaluationConfig | None = None,
+    cache: str | Path | None = None,
     out: str | Path | None = None,
     progress: bool = False,
     **arguments: Unpack[NetworkArguments],
@@ -251,6 +261,7 @@ def evaluate(
         reference: the dense model to compare with; whatever a model may be.
         metrics: in the place of the evaluation options' own; docs/metrics.md says what each is.
         evaluation: what to measure, and of how much.
+        cache: folder where evaluations find the samples of the same models again, such as those of one reference.
         out: folder for the numbers, samples and a report; an evaluation that was stopped there goes on.
         progress: show how far it is.
         arguments: as `NetworkArguments` has them.
@@ -271,7 +282,8 @@ def evaluate(
         about = {"command": "evaluate", **places, **subject.settings, "evaluation": settings}
         with folder_or_memory(out, about, lambda: inputs_of(dataset, model=subject, reference=dense)) as folder:
             wait_for_everyone(subject.on_cpu)  # nobody writes where the folder is refused
-            result, _ = evaluate_stage(folder, models, subject, encode_data(dataset, subject), settings)
+            samples, kept = encode_data(dataset, subject), None if cache is None else Path(cache)
+            result, _ = evaluate_stage(folder, models, subject, samples, settings, kept)
             if folder is not None and is_main_process():
                 write_report(folder)
         return result
@@ -290,6 +302,7 @@ def compress(
     recipe: str | Recipe = "default",
     new_labels: bool = False,
     warmup: WarmupConfig | None = None,
+    cache: str | Path | None = None,
     out: str | Path | None = None,
     progress: bool = False,
     **arguments: Unpack[CompressionArguments],
@@ -303,6 +316,7 @@ def compress(
         recipe: a recipe or its name.
         new_labels: the data's classes replace the model's: fresh label embeddings, trained before the ranking.
         warmup: how the new labels are trained.
+        cache: folder where the evaluations of several runs find the samples of the same models again.
         out: run folder; a run that was stopped there goes on.
         progress: show how far it is.
         arguments: as `NetworkArguments` has them, and as `RecipeArguments` has them in the place of the recipe's parts.
@@ -328,7 +342,7 @@ def compress(
             dataset = encode_data(dataset, subject)
             if labels is not None:
                 subject = warmup_stage(folder, subject, dataset, labels, settings.recovery)
-            stages = compress_stages(folder, subject, dataset, goal, settings)
+            stages = compress_stages(folder, subject, dataset, goal, settings, None if cache is None else Path(cache))
             if folder is not None:
                 pipeline_stage(folder, subject, stages.model)
                 if is_main_process():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -15,6 +16,7 @@ from .index import INDEX, components
 
 Component = Literal["unet", "transformer", "vae"]
 COMPONENTS = ("unet", "transformer")
+EMBEDDED = ("digits-unet", "digits-sit")  # models that come with the package
 OTHER_VARIANTS = ["*.fp16*.safetensors", "*.bf16*.safetensors", "*.non_ema*.safetensors"]
 
 
@@ -53,7 +55,7 @@ def locate(
     """The place of a model; from the hub its files are fetched first, those of the whole pipeline if `whole`.
 
     Args:
-        path_or_id: a folder of a model or a pipeline, or a hub id.
+        path_or_id: a folder of a model or a pipeline, a hub id, or an embedded model.
         component: which part of a pipeline; by default the unet or transformer that is there.
         subfolder: where in the folder or repository the model or pipeline is.
         variant: of the weights that are fetched.
@@ -67,6 +69,8 @@ def locate(
     inside = Path(subfolder or "")
     if inside.is_absolute() or ".." in inside.parts:
         raise ModelError(f"subfolder is {subfolder}; give a folder inside of {path_or_id}")
+    if name in EMBEDDED and not folder.exists():
+        folder = Path(str(files("secateur"))) / "assets" / name
     if folder.is_dir():
         return _place(folder / inside, component)
     if name.count("/") != 1 or folder.is_absolute() or name.startswith("."):

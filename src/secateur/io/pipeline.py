@@ -76,8 +76,8 @@ def load(
     """Load a model and the process that its scheduler's config describes; of an `AutoencoderKL`, its decoder.
 
     Args:
-        path_or_id: a model folder, a pipeline folder, a hub id, or a `.safetensors` file of the original authors,
-            which is the network alone; of a pipeline on the hub everything is fetched.
+        path_or_id: a model folder, a pipeline folder, a hub id, digits-unet, digits-sit, or a `.safetensors` file of
+            the original authors, which is the network alone; of a pipeline on the hub everything is fetched.
         component: which part of a pipeline: unet, transformer or vae; by default the first two's one that is there.
         process: what to use instead of the scheduler config beside the model: a name (ddpm, v-prediction, flow,
             flow-sit), a diffusers scheduler, its config, or a `Process`.

@@ -20,7 +20,7 @@ from ..recovery import RecoveryConfig
 from ..recovery.accelerator import check_accelerator
 from ..recovery.objectives import build_objective
 from ..recovery.recomputing import check_recomputing
-from ..results import CutResult
+from ..results import CutResult, Ranking
 from ..schedules import (
     AdaptiveConfig,
     CutConfig,
@@ -46,14 +46,23 @@ def check_ranking(subject: Subject, dataset: ImageDataset | None, criterion: str
 
 
 def check_pruning(
-    subject: Subject, dataset: ImageDataset | None, goal: Target, criterion: str, cut: CutConfig
+    subject: Subject,
+    dataset: ImageDataset | None,
+    goal: Target,
+    criterion: str,
+    cut: CutConfig,
+    ranking: Ranking | None = None,
 ) -> CutResult | None:
-    """Find what would stop a cut in one shot; returns the planned one (`plan_cut`).
+    """Find what would stop a cut in one shot, by a `ranking` that is there or by a new one; returns the planned one.
 
     Raises:
-        SecateurError: as `check_ranking`; the criterion does not rank what is to be cut; the target is out of reach.
+        SecateurError: as `check_ranking`; the criterion does not rank what is to be cut; the target is out of reach;
+            the ranking is of another model.
     """
-    _check_calibration(subject, dataset, criterion)
+    if ranking is None:
+        _check_calibration(subject, dataset, criterion)
+    else:
+        _check_ranked(subject, ranking)
     check_criterion(criterion, subject.structure, granularity_for(goal, cut))
     return plan_cut(subject, goal, cut)
 
@@ -108,6 +117,15 @@ def say_notes(notes: Sequence[str]) -> None:
     """Say what of the default metrics cannot be had."""
     for each in notes:
         note(each)
+
+
+def _check_ranked(subject: Subject, ranking: Ranking) -> None:
+    dims, blocks = subject.structure.dims, subject.structure.blocks
+    widths = not ranking.dims or all(len(ranking.dims.get(name, ())) == dim.size for name, dim in dims.items())
+    require(
+        widths and blocks.keys() <= ranking.blocks.keys(),
+        f"the ranking is of a model with other widths and blocks than {subject.name}; rank this one",
+    )
 
 
 def _check_calibration(subject: Subject, dataset: ImageDataset | None, criterion: str) -> None:

@@ -125,6 +125,14 @@ def rank_stage(
     return ranking
 
 
+def given_ranking(folder: Path | None, ranking: Ranking) -> Ranking:
+    """A ranking that was made before, in the place of what `rank_stage` makes."""
+    ranking = kept(folder, "ranking.json", Ranking, lambda: ranking)
+    if folder is not None and is_main_process():
+        write_ranking(folder)
+    return ranking
+
+
 def scores_of(ranking: Ranking) -> dict[str, Tensor]:
     """The scores of a ranking, float64: (units,) of every dim, (1,) of every block."""
     rows = {**ranking.dims, **{name: (value,) for name, value in ranking.blocks.items()}}
@@ -298,7 +306,7 @@ def evaluate_stage(
     other runs find the samples of the same models again.
     """
     if folder is None:
-        result, images = evaluate_models(dict(models), subject.process, dataset, config, decoder(subject))
+        result, images = evaluate_models(dict(models), subject.process, dataset, config, decoder(subject), cache=cache)
         assert result is not None  # several processes have a folder
         return result, images
     place = folder / "evaluation"

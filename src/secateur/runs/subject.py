@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +32,6 @@ from ..structure import Structure
 from ..structure.select import select
 from .arguments import WeightsArguments
 
-EMBEDDED = ("digits-unet", "digits-sit")
 ACCEPTED = "a folder, a hub id, an nn.Module, a DiffusionPipeline, or what secateur.load returned"
 
 
@@ -127,8 +124,7 @@ def open_subject(model: Any, process: ProcessLike = None, **arguments: Unpack[We
         return model
     component = arguments.get("component")
     if isinstance(model, str | Path):
-        with _place(str(model)) as place:
-            loaded = load(place, process=process, **_to_load(arguments))
+        loaded = load(model, process=process, **_to_load(arguments))
         name = str(model)
     else:
         loaded = _loaded(model, process, component)
@@ -144,8 +140,7 @@ def open_weights(model: Any, default_device: str = "auto", **arguments: Unpack[W
     What is loaded goes to the `default_device` unless another is given.
     """
     if isinstance(model, str | Path):
-        with _place(str(model)) as place:
-            return as_network(from_pretrained(place, **_to_load(arguments, default_device)))
+        return as_network(from_pretrained(model, **_to_load(arguments, default_device)))
     if isinstance(model, DiffusionPipeline):
         model = loaded_from_pipeline(model, arguments.get("component"))
     if isinstance(model, Subject | Loaded):
@@ -212,13 +207,3 @@ def described(name: str, network: nn.Module) -> Structure:
         return describe(network)
     except ValueError as error:
         raise ModelError(f"{name}: {error}") from error
-
-
-@contextmanager
-def _place(model: str) -> Iterator[str | Path]:
-    """Where the model is: a folder of the package for the embedded ones, else what the user wrote."""
-    if model not in EMBEDDED or Path(model).exists():
-        yield model
-        return
-    with as_file(files("secateur") / "assets" / model) as folder:
-        yield folder
