@@ -33,10 +33,11 @@ from secateur.process.base import Process
 from secateur.process.diffusion import DiffusionProcess
 from secateur.process.flow import FlowProcess
 from secateur.recovery import JacobianConfig, RecoveryConfig
-from secateur.recovery.draws import Draw, draw_step
+from secateur.recovery.draws import draw_step
 from secateur.recovery.objectives import build_objective
 from secateur.schedules import CutConfig, no_scores, one_shot, parse_target
 from secateur.structure import remove
+from secateur.teacher import Draw
 
 BASE = RecoveryConfig()
 TWICE = replace(BASE, objective="2ndmatch")

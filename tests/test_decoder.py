@@ -38,11 +38,11 @@ from secateur.process.base import denoising_error
 from secateur.process.reconstruction import reconstruction_by
 from secateur.recovery import recover
 from secateur.recovery.checkpoints import newest_checkpoint
-from secateur.recovery.draws import Draw
 from secateur.recovery.objectives import OBJECTIVES
 from secateur.recovery.sensitivity import JacobianConfig
 from secateur.reporting import read_run, summarize
 from secateur.schedules import ProgressiveConfig
+from secateur.teacher import Draw
 from training_runs import assert_logs_agree
 
 SIZE = 16

@@ -37,6 +37,8 @@ class Purpose(IntEnum):
     SCORING = 10  # timesteps and noise of calibration tuples
     COMPENSATION = 11  # timesteps, noise and positions of compensation tuples
     JUDGEMENT = 12  # images and noise of each loss that trials are judged by
+    BOOK = 13  # images, timesteps, noise and directions of a teacher's book
+    HELD_OUT = 14  # those of its tuples that nobody learns from
 
 
 def stream(seed: int, purpose: Purpose, *, step: int = 0, index: int = 0, part: int = 0) -> Generator:
@@ -68,9 +70,9 @@ def uniform(count: int, seed: int, purpose: Purpose, *, step: int = 0, part: int
     return torch.from_numpy(stream(seed, purpose, step=step, part=part).random(count, np.float32))
 
 
-def permutation(count: int, seed: int, purpose: Purpose, *, step: int = 0) -> Tensor:
+def permutation(count: int, seed: int, purpose: Purpose, *, step: int = 0, part: int = 0) -> Tensor:
     """The numbers 0 to count - 1 in random order, (count,) int64."""
-    return torch.from_numpy(stream(seed, purpose, step=step).permutation(count))
+    return torch.from_numpy(stream(seed, purpose, step=step, part=part).permutation(count))
 
 
 def torch_seed(seed: int, purpose: Purpose, *, step: int = 0, index: int = 0, part: int = 0) -> int:

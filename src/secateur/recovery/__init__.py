@@ -1,5 +1,6 @@
 """Recovery: fine-tuning that regains what pruning cost."""
 
+from ..teacher import LiveTeacher, Teacher
 from .config import RecoveryConfig, WarmupConfig
 from .ema import Ema
 from .features import FeaturesConfig
@@ -7,7 +8,6 @@ from .objectives import OBJECTIVES, Objective
 from .optimizers import Muon
 from .pruner import AttachedPruner, Decision, Pruner
 from .sensitivity import JacobianConfig
-from .teachers import LiveTeacher, Teacher
 from .trainer import recover
 
 __all__ = [

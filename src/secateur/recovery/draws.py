@@ -9,7 +9,6 @@ the same for every number of them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
 import torch
@@ -19,41 +18,10 @@ from ..base.seeds import Purpose, normal, permutation, uniform
 from ..data import ImageDataset
 from ..models.conditions import UNCONDITIONAL, Conditions, dropped, without_labels
 from ..process.base import Process
+from ..teacher.draw import Draw
 from .config import RecoveryConfig
 
 TIMES, FLIPS, DROPPED = range(3)  # parts of a step's stream
-
-
-@dataclass(frozen=True)
-class Draw:
-    """A micro-batch with its random draws.
-
-    `sample` and `noise` are (B, C, H, W), `timesteps` (B,) in the network's unit, `conditions` have B rows.
-    `normal(k)`, k = 1, 2, ..., are further standard normal tensors (B, C, H, W), for random projections.
-    """
-
-    sample: Tensor
-    noise: Tensor
-    timesteps: Tensor
-    conditions: Conditions
-    normal: Callable[[int], Tensor]
-
-    def to(self, device: torch.device) -> Draw:
-        return self._with(lambda value: value.to(device, non_blocking=device.type == "cuda"))
-
-    def pinned(self) -> Draw:
-        """In memory from which a GPU copies while it computes."""
-        return self._with(Tensor.pin_memory)
-
-    def _with(self, change: Callable[[Tensor], Tensor]) -> Draw:
-        return replace(
-            self,
-            sample=change(self.sample),
-            noise=change(self.noise),
-            timesteps=change(self.timesteps),
-            conditions={name: change(value) for name, value in self.conditions.items()},
-            normal=lambda k: change(self.normal(k)),
-        )
 
 
 @lru_cache(maxsize=2)

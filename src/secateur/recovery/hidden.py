@@ -1,12 +1,10 @@
-"""Hidden states of a network's blocks, and which of the dense model's a pruned model still has."""
+"""Which blocks of the dense model a pruned model still has, and what they return of another input."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -17,48 +15,8 @@ from ..io.manifest import MANIFEST_KEY, dense_skeleton, manifest_of
 from ..models.predict import network_of
 from ..models.registry import describe
 from ..structure import Cut, Structure, kept_entries, remove
-from ..structure.streams import handed_on, pick, streams_of
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of a block: its arguments, the image's stream that it took, and what it returned of it."""
-
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    taken: Tensor
-    returned: Tensor
-
-
-@contextmanager
-def hidden_states(model: nn.Module, blocks: Collection[str]) -> Iterator[dict[str, list[Call]]]:
-    """The calls of the named `blocks` of `model` inside the block, by name."""
-    network = network_of(model)
-    structure = describe(network)
-    calls: dict[str, list[Call]] = {name: [] for name in blocks}
-    handles = []
-    for name in blocks:
-        block, module = structure.blocks[name], network.get_submodule(name)
-        streams = streams_of(block, module)
-
-        def hook(
-            module: nn.Module,
-            args: tuple[Any, ...],
-            kwargs: dict[str, Any],
-            output: Any,
-            name: str = name,
-            block: Any = block,
-            streams: Any = streams,
-        ) -> None:
-            taken, returned = pick(streams, args, kwargs)[block.image], handed_on(block, output)[block.image]
-            calls[name].append(Call(args, kwargs, taken, returned))
-
-        handles.append(module.register_forward_hook(hook, with_kwargs=True))
-    try:
-        yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
+from ..structure.streams import handed_on, streams_of
+from ..teacher.hidden import Call, Lineage, lineage_of
 
 
 def called_with(model: nn.Module, name: str, call: Call, taken: Tensor) -> Tensor:
@@ -92,10 +50,11 @@ class Pair:
 
 
 # By student and teacher, with the number of steps in the manifest that they are read from.
-_known: WeakKeyDictionary[nn.Module, WeakKeyDictionary[nn.Module, tuple[int, list[Pair]]]] = WeakKeyDictionary()
+_known: WeakKeyDictionary[nn.Module, WeakKeyDictionary[nn.Module | Lineage, tuple[int, list[Pair]]]]
+_known = WeakKeyDictionary()
 
 
-def surviving_blocks(student: nn.Module, teacher: nn.Module) -> list[Pair]:
+def surviving_blocks(student: nn.Module, teacher: nn.Module | Lineage) -> list[Pair]:
     """The blocks of `student` with those of `teacher` that they were, in the order of the forward pass.
 
     Every cut since the teacher is made again on a model without memory, and modules are followed, not names.
@@ -103,18 +62,17 @@ def surviving_blocks(student: nn.Module, teacher: nn.Module) -> list[Pair]:
     Raises:
         TrainingError: `student` does not come from `teacher` by cuts that its manifest remembers.
     """
-    student, teacher = network_of(student), network_of(teacher)
+    student, teacher = network_of(student), teacher if isinstance(teacher, Lineage) else network_of(teacher)
     steps = len(getattr(student, "config", {}).get(MANIFEST_KEY, {}).get("steps", ()))
     known = _known.setdefault(student, WeakKeyDictionary())
     if teacher not in known or known[teacher][0] != steps:
-        known[teacher] = steps, _surviving_blocks(student, teacher)
+        lineage = teacher if isinstance(teacher, Lineage) else lineage_of(teacher)
+        known[teacher] = steps, _surviving_blocks(student, lineage)
     return known[teacher][1]
 
 
-def _surviving_blocks(student: nn.Module, teacher: nn.Module) -> list[Pair]:
-    names, dense = list(describe(student).blocks), describe(teacher)
-    manifest, before = manifest_of(student), manifest_of(teacher)
-    shared = before.cuts if before is not None else ()
+def _surviving_blocks(student: nn.Module, dense: Lineage) -> list[Pair]:
+    names, manifest, shared = list(describe(student).blocks), manifest_of(student), dense.cuts
     later = manifest.cuts[len(shared) :] if manifest is not None else ()
     if manifest is None or not later:
         if names != list(dense.blocks):

@@ -15,26 +15,31 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
+from operator import attrgetter
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..base.errors import TrainingError
-from ..models.jacobian import Projection, any_attention, higher_order, project, unit_directions
+from ..models.jacobian import Projection, any_attention, higher_order, project
 from ..models.predict import predict
 from ..process.base import Process
 from ..process.own import OwnObjective
-from ..process.reconstruction import first_entries
+from ..teacher import Book, Draw, Teacher, as_teacher, at
+from ..teacher.draw import directions_of
+from ..teacher.hidden import hidden_states
 from .config import RecoveryConfig
-from .draws import Draw
 from .features import FeaturesConfig, feature_mismatch
-from .hidden import called_with, chosen, hidden_states, sliced, surviving_blocks
+from .hidden import called_with, chosen, sliced, surviving_blocks
+from .reading import check_contents
 from .sensitivity import JacobianConfig, growth_mismatch, projection_mismatch
-from .teachers import Teacher, as_teacher, at
 
+T = TypeVar("T")
 Terms = dict[str, Tensor]
 TermsFunction = Callable[..., Terms]  # of student, teacher, process, draw and JacobianConfig
+Asked = Callable[[Teacher], Callable[..., tuple[Tensor, T]]]  # which of a teacher's answers
 JACOBIAN = "jacobian"  # the term that may be left out of a step
 DENOISING, FEATURES = "denoising", "features"
 FORWARD, TRAINING = 1, 3  # passes: a backward pass costs twice a forward one
@@ -166,9 +171,11 @@ def features_terms(
     """
     assert teacher is not None
     taught_by = as_teacher(teacher)
-    if taught_by.network is None:
-        raise TrainingError("objective features compares blocks, so it needs the dense network itself as its teacher")
-    pairs = chosen(surviving_blocks(student, taught_by.network), features.blocks)
+    if taught_by.dense is None:
+        raise TrainingError(
+            "objective features compares blocks: its teacher is the dense network, or a book with its hidden states"
+        )
+    pairs = chosen(surviving_blocks(student, taught_by.dense), features.blocks)
     x_t = process.add_noise(draw.sample, draw.noise, draw.timesteps)
     taught, dense = taught_by.hidden(x_t, draw, [pair.teacher for pair in pairs])
     with hidden_states(student, [pair.student for pair in pairs]) as calls:
@@ -194,21 +201,22 @@ def jacobian_terms(
     process: Process,
     draw: Draw,
     config: JacobianConfig,
-    mismatch: Callable[[list[Tensor], list[Tensor]], Tensor],
+    asked: Asked[T],
+    mismatch: Callable[[list[Tensor], T], Tensor],
     denoising: bool = True,
 ) -> Terms:
-    """`distillation_terms` and the `mismatch` of the Jacobian projections of student and teacher.
+    """`distillation_terms` and the `mismatch` of the student's Jacobian projections and what the teacher is `asked`.
 
-    One pass of each network serves all terms; the teacher's projections are constants. With `every_n_samples` the
-    other samples go through a pass of their own, without a graph of second order.
+    One pass of each network serves all terms; the teacher's answers are constants. With `every_n_samples` the other
+    samples go through a pass of their own, without a graph of second order.
     """
     assert teacher is not None
     taught_by = as_teacher(teacher)
     x_t, target = _noisy(process, draw)
     share, rest = _shares(len(x_t), config.every_n_samples, x_t.device)
     like = (x_t if config.projection == "jvp" else target)[share]
-    directions = unit_directions([first_entries(draw.normal(k)[share], like) for k in range(1, config.directions + 1)])
-    taught, projections_D = taught_by.projections(x_t, draw, share, directions, config.projection)
+    directions = directions_of(draw, like, config.directions, share)
+    taught, answer = asked(taught_by)(x_t, draw, share, directions, config.projection)
     prediction, projections = project(student, *at(x_t, draw, share), directions, config.projection)
     pairs, targets = [(prediction, taught)], [target[share]]
     if len(rest):
@@ -223,7 +231,7 @@ def jacobian_terms(
         ).sum()
         / count,
         "distillation": torch.stack([_squared_error(output, taught) for output, taught in pairs]).sum() / count,
-        JACOBIAN: mismatch(projections, projections_D),
+        JACOBIAN: mismatch(projections, answer),
     }
     return terms if denoising else {name: value for name, value in terms.items() if name != "denoising"}
 
@@ -242,10 +250,11 @@ def second_match_terms(
     """
     divisor = 1 if config.relative else process.target(draw.sample, draw.noise, draw.timesteps)[0].numel()
 
-    def mismatch(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
-        return growth_mismatch(student, teacher, config.relative) / divisor
+    def mismatch(projections: list[Tensor], taught: Tensor) -> Tensor:
+        return growth_mismatch(projections, taught, config.relative) / divisor
 
-    return jacobian_terms(student, teacher, process, draw, config, mismatch, denoising)
+    asked: Asked[Tensor] = attrgetter("growth")
+    return jacobian_terms(student, teacher, process, draw, config, asked, mismatch, denoising)
 
 
 def first_order_terms(
@@ -257,7 +266,8 @@ def first_order_terms(
     denoising: bool = True,
 ) -> Terms:
     """The baseline that matches J v itself, which the paper finds to add little to distillation."""
-    return jacobian_terms(student, teacher, process, draw, config, projection_mismatch, denoising)
+    asked: Asked[list[Tensor]] = attrgetter("projections")
+    return jacobian_terms(student, teacher, process, draw, config, asked, projection_mismatch, denoising)
 
 
 def _noisy(process: Process, draw: Draw) -> tuple[Tensor, Tensor]:
@@ -320,6 +330,8 @@ def build_objective(config: RecoveryConfig, teacher: nn.Module | Teacher | None)
         raise TrainingError(f"objective {name} has no term {', '.join(unknown)}; its terms are {known}")
     if objective.needs_teacher and teacher is None:
         raise TrainingError(f"objective {name} needs a teacher; pass the dense model, or use denoising")
+    if objective.needs_teacher and isinstance(teacher, Book):
+        check_contents(teacher, config)
     if objective.differentiates_twice and config.steps < config.jacobian.every_n:
         every_n = f"the Jacobian term of {name} is in one step of {config.jacobian.every_n}"
         raise TrainingError(f"{every_n}, and there are {config.steps}; give more steps, or a smaller jacobian every_n")

@@ -44,10 +44,12 @@ class JacobianConfig:
         check_fields("jacobian", self)
 
 
-def growth_mismatch(student: Sequence[Tensor], teacher: Sequence[Tensor], relative: bool = False) -> Tensor:
-    """L_Jac: mean over the batch of (||J v||^2 - ||J_D v||^2)^2, a scalar (2ndMatch, second-order matching loss)."""
-    grown, taught = squared_lengths(student), squared_lengths(teacher)
-    difference = grown - taught
+def growth_mismatch(student: Sequence[Tensor], taught: Tensor, relative: bool = False) -> Tensor:
+    """L_Jac: mean over the batch of (||J v||^2 - ||J_D v||^2)^2, a scalar (2ndMatch, second-order matching loss).
+
+    `student` are its projections, `taught` is the teacher's growth, (B,).
+    """
+    difference = squared_lengths(student) - taught
     return (difference / (taught + FLOOR) if relative else difference).square().mean()
 
 

@@ -24,23 +24,25 @@ from ..data import ImageDataset
 from ..data.conditions import accepts, check_conditions, disable_label_dropout, null_conditions
 from ..models.network import device_of
 from ..process.base import Process
+from ..teacher import Book, Draw, Teacher
 from .accelerator import make_accelerator, own_accelerate
 from .balance import norm, summed_gradient
 from .checkpoints import TrainingState, newest_checkpoint, restore_checkpoint, save_checkpoint
 from .config import RecoveryConfig, learning_rate_at
-from .draws import Draw, draw_step
+from .draws import draw_step
 from .ema import Ema
 from .log import append_record, cut_log, means, seen
 from .objectives import JACOBIAN, Objective, Terms, build_objective
 from .optimizers import build_optimizer, set_learning_rate
 from .prefetch import prefetched
 from .pruner import AttachedPruner, Pruner
+from .reading import errors_due, errors_of, note_overfitting, read_step
 from .recomputing import recomputing
-from .teachers import Teacher
 
 BALANCED_STEPS = 10  # steps with a Jacobian term over which its automatic weight is found
 NORM = "grad_norm_"  # and the term: its gradient norm, in the log
 WEIGHT = "jacobian_weight"  # the automatic one, in the log
+READ, HELD_OUT = "error_read", "error_held_out"  # on tuples of the book, in the log
 PEAK = "peak_gib"  # the most memory so far, of the device or of the process, in the log
 
 
@@ -62,7 +64,8 @@ def recover(
     weights in the end as one that was never interrupted. `model` is trained in float32, on the device it is on, which
     becomes the current one (a launcher of several processes places them itself), and is left without label dropout of
     its own; the average has the dtype that `model` came with. `teacher` is left as it is, but for being moved to that
-    device if the objective needs it; it may also be anything else that answers as one (`teachers.Teacher`).
+    device if the objective needs it; it may also be its book, whose tuples are then what is trained on, or anything
+    else that answers as a teacher (`teacher.Teacher`).
     Accumulation and processes change the loss by rounding, and by the masks of dropout layers if there are any.
 
     Raises:
@@ -157,6 +160,7 @@ class _Run:
             "data": f"{dataset.name}, {len(dataset)} images {tuple(dataset.shape)}",
             "num_processes": accelerator.num_processes,  # dropout differs by it
             "pruner": pruner and pruner.settings(),
+            "book": teacher.fingerprint if isinstance(teacher, Book) else None,
         }
         self.dtype = _shared_dtype(model)
         model.float().to(accelerator.device).train()
@@ -250,7 +254,10 @@ class _Run:
 
     def _draw(self, step: int) -> list[Draw]:
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        draws = draw_step(self.dataset, self.process, self.config, step, self.null, self.accepts, rank, processes)
+        if isinstance(self.teacher, Book):
+            draws = read_step(self.teacher, self.config, step, rank, processes)
+        else:
+            draws = draw_step(self.dataset, self.process, self.config, step, self.null, self.accepts, rank, processes)
         return [draw.pinned() for draw in draws] if self.accelerator.device.type == "cuda" else draws
 
     def _prune(self, pruning: AttachedPruner) -> bool:
@@ -299,7 +306,19 @@ class _Run:
         self.optimizer.zero_grad()
         state.ema.update(state.model, state.since_cut)
         state.step += 1
+        if isinstance(self.teacher, Book):
+            record |= self._book_errors(self.teacher)
         return taken
+
+    def _book_errors(self, book: Book) -> dict[str, float]:
+        """The error on tuples that were learned from and on others, when that is due."""
+        if not errors_due(book, self.state.step, self.config.steps):
+            return {}
+        sums = self.accelerator.reduce(errors_of(self.student, book, self.config.batch_size), "sum")
+        read, held_out = (sums[:, 0] / sums[:, 1]).tolist()
+        if self.state.step == self.config.steps and self.accelerator.is_main_process:
+            note_overfitting(read, held_out)
+        return {READ: read, HELD_OUT: held_out}
 
     def _check(self, taken: _Taken) -> None:
         # In fp16 the scaler skips steps whose gradients overflow.
@@ -381,7 +400,7 @@ class _Run:
         state, values = self.state, {"loss": taken.loss, **taken.terms, "grad_norm": taken.grad_norm}
         state.window = seen(state.window, values)
         last = taken.step == self.config.steps
-        measured = any(name.startswith(NORM) for name in taken.record)
+        measured = any(name.startswith((NORM, READ)) for name in taken.record)
         if taken.step % self.config.log_every == 0 or last or measured:
             line = {"loss": taken.loss, **taken.record, **means(state.window)}
             state.window = {}

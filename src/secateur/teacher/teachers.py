@@ -1,7 +1,7 @@
 """What objectives ask of the dense model: its outputs, how they answer a small change of the input, hidden states.
 
-An objective takes a `Teacher`. `LiveTeacher` asks the network; whatever has the answers already (computed once and read
-many times) gives the same ones without it.
+An objective takes a `Teacher`. `LiveTeacher` asks the network; a `Book` has the answers already, computed once and read
+many times, and gives the same ones without it.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from ..models.conditions import Conditions, rows
-from ..models.jacobian import Projection, any_attention, frozen, project
+from ..models.jacobian import Projection, any_attention, frozen, project, squared_lengths
 from ..models.predict import predict
-from .draws import Draw
-from .hidden import Call, hidden_states
+from .draw import Draw
+from .hidden import Call, Lineage, hidden_states
 
 
 class Teacher(Protocol):
@@ -29,6 +29,11 @@ class Teacher(Protocol):
         """The dense model, if it is asked on the way; in eval mode."""
         ...
 
+    @property
+    def dense(self) -> nn.Module | Lineage | None:
+        """The dense model, or what is known of its blocks; None where there are no hidden states."""
+        ...
+
     def output(self, x_t: Tensor, draw: Draw, share: Tensor | None = None) -> Tensor:
         """Its predictions (B, C, H, W) at x_t."""
         ...
@@ -36,10 +41,13 @@ class Teacher(Protocol):
     def projections(
         self, x_t: Tensor, draw: Draw, share: Tensor, directions: Sequence[Tensor], projection: Projection
     ) -> tuple[Tensor, list[Tensor]]:
-        """Its predictions, and J'v or Jv for each of `directions`.
+        """Its predictions, and J'v or Jv for each of `directions`."""
+        ...
 
-        Where the objective looks at growth alone, one that remembers ||J'v||^2 may return its root, (B, 1), for J'v.
-        """
+    def growth(
+        self, x_t: Tensor, draw: Draw, share: Tensor, directions: Sequence[Tensor], projection: Projection
+    ) -> tuple[Tensor, Tensor]:
+        """Its predictions, and ||J'v||^2 or ||Jv||^2, the mean over `directions`, (B,)."""
         ...
 
     def hidden(self, x_t: Tensor, draw: Draw, blocks: Collection[str]) -> tuple[Tensor, Mapping[str, Call]]:
@@ -53,6 +61,10 @@ class LiveTeacher:
 
     network: nn.Module
 
+    @property
+    def dense(self) -> nn.Module:
+        return self.network
+
     def output(self, x_t: Tensor, draw: Draw, share: Tensor | None = None) -> Tensor:
         with torch.no_grad(), any_attention() if share is not None else nullcontext():
             return predict(self.network, *at(x_t, draw, share))
@@ -64,6 +76,12 @@ class LiveTeacher:
         with frozen(self.network), any_attention() if projection == "vjp" else nullcontext():
             output, products = project(self.network, *at(x_t, draw, share), directions, projection, create_graph=False)
         return output.detach(), [product.detach() for product in products]
+
+    def growth(
+        self, x_t: Tensor, draw: Draw, share: Tensor, directions: Sequence[Tensor], projection: Projection
+    ) -> tuple[Tensor, Tensor]:
+        output, products = self.projections(x_t, draw, share, directions, projection)
+        return output, squared_lengths(products)
 
     def hidden(self, x_t: Tensor, draw: Draw, blocks: Collection[str]) -> tuple[Tensor, Mapping[str, Call]]:
         with torch.no_grad(), hidden_states(self.network, blocks) as states:

@@ -1,0 +1,76 @@
+"""Hidden states of a network's blocks, and where the network came from."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..io.manifest import manifest_of
+from ..models.predict import network_of
+from ..models.registry import describe
+from ..structure import Cut
+from ..structure.streams import handed_on, pick, streams_of
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a block: its arguments, the image's stream that it took, and what it returned of it."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    taken: Tensor
+    returned: Tensor
+
+
+@contextmanager
+def hidden_states(model: nn.Module, blocks: Collection[str]) -> Iterator[dict[str, list[Call]]]:
+    """The calls of the named `blocks` of `model` inside the block, by name."""
+    network = network_of(model)
+    structure = describe(network)
+    calls: dict[str, list[Call]] = {name: [] for name in blocks}
+    handles = []
+    for name in blocks:
+        block, module = structure.blocks[name], network.get_submodule(name)
+        streams = streams_of(block, module)
+
+        def hook(
+            module: nn.Module,
+            args: tuple[Any, ...],
+            kwargs: dict[str, Any],
+            output: Any,
+            name: str = name,
+            block: Any = block,
+            streams: Any = streams,
+        ) -> None:
+            taken, returned = pick(streams, args, kwargs)[block.image], handed_on(block, output)[block.image]
+            calls[name].append(Call(args, kwargs, taken, returned))
+
+        handles.append(module.register_forward_hook(hook, with_kwargs=True))
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@dataclass(frozen=True, eq=False)
+class Lineage:
+    """What must be known of a dense model to tell which of its blocks a pruned one still has.
+
+    Attributes:
+        blocks: names of its blocks, in the order of the forward pass.
+        cuts: what was cut of it before, if it is not the first.
+    """
+
+    blocks: tuple[str, ...]
+    cuts: tuple[Cut, ...]
+
+
+def lineage_of(network: nn.Module) -> Lineage:
+    """The lineage of a dense model, by its structure and its manifest."""
+    manifest = manifest_of(network)
+    return Lineage(tuple(describe(network).blocks), () if manifest is None else manifest.cuts)
