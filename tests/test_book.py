@@ -3,12 +3,16 @@
 import copy
 import json
 from dataclasses import asdict, replace
+from functools import partial
 
 import pytest
 import torch
 
+import secateur
 from models import dit, half, unet
 from secateur.base.errors import DataError, SecateurError, TrainingError
+from secateur.cli import main
+from secateur.evaluation import EvaluationConfig
 from secateur.io.manifest import apply_cut
 from secateur.models.jacobian import higher_order
 from secateur.process.diffusion import DiffusionProcess
@@ -16,6 +20,9 @@ from secateur.process.flow import FlowProcess
 from secateur.recovery import JacobianConfig, RecoveryConfig, recover
 from secateur.recovery.objectives import build_objective
 from secateur.recovery.reading import check_contents, contents_of, errors_of, read_step, tuples_for
+from secateur.runs.stages import book_place
+from secateur.runs.subject import open_subject
+from secateur.schedules import CutConfig
 from secateur.teacher import BookConfig, Contents, LiveTeacher, open_book, write_book
 from secateur.teacher.draw import directions_of
 from training_runs import assert_same, images, log, smaller
@@ -316,3 +323,74 @@ def test_what_a_book_does_not_hold_is_said():
     with pytest.raises(TrainingError, match="horizontal_flip False"):
         check_contents(plain, replace(CONFIG, horizontal_flip=True))
     assert asdict(growing.contents)["directions"] == 2
+
+
+# ------------------------------------------------------------------------------------------ functions and commands
+
+DISTILLING = RecoveryConfig(steps=2, batch_size=4, objective="distillation", weights={"denoising": 0.0})
+
+
+def test_a_pruned_model_is_finetuned_by_a_book_without_the_teacher(tmp_path):
+    dense, data = dit(), images()
+    pruned = apply_cut(dit(), half(dit()))
+    about = {"data": data, "process": "flow", "device": "cpu"}
+    config = BookConfig(num_tuples=8, held_out=2, batch_size=4)
+    in_memory = secateur.record(dense, recovery=DISTILLING, book=config, **about)
+    on_disk = secateur.record(dense, recovery=DISTILLING, book=config, out=tmp_path / "book", **about)
+    assert (in_memory.folder, on_disk.folder) == (None, tmp_path / "book")
+    one = secateur.finetune(pruned, teacher=in_memory, recovery=DISTILLING, **about)
+    other = secateur.finetune(pruned, book=tmp_path / "book", recovery=DISTILLING, **about)
+    assert_same(one, other)
+    secateur.finetune(pruned, book=on_disk, teacher=dense, recovery=DISTILLING, **about)
+    with pytest.raises(SecateurError, match="another teacher"):
+        secateur.finetune(pruned, book=on_disk, teacher=smaller(), recovery=DISTILLING, **about)
+    with pytest.raises(SecateurError, match="objective 2ndmatch asks"):
+        secateur.finetune(pruned, book=on_disk, recovery=replace(DISTILLING, objective="2ndmatch"), **about)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "letter.txt").touch()
+    with pytest.raises(SecateurError, match="something else than a teacher's book"):
+        secateur.record(dense, out=tmp_path / "other", **about)
+
+
+def test_compress_writes_a_book_and_reads_it(tmp_path):
+    """In memory and in a folder, with the same model in the end; the folder's book goes when it was read."""
+    asked = {"target": "macs=60%", "data": images(), "process": "flow", "device": "cpu", "criterion": "magnitude"}
+    asked |= {"cut": CutConfig(round_to=2), "recovery": DISTILLING, "records": True}
+    asked |= {"book": BookConfig(num_tuples=8, held_out=2), "recipe": "diff-pruning"}
+    asked |= {"evaluation": EvaluationConfig(metrics=("loss",), num_images=4, num_inference_steps=2)}
+    one = secateur.compress(dit(), **asked)
+    other = secateur.compress(dit(), **asked, out=tmp_path / "run")
+    assert_same(one.model, other.model)
+    assert not (tmp_path / "run" / "book").exists()
+    assert "on tuples of the book" in " ".join(other.recovery.sentences())
+    live = secateur.compress(dit(), **asked | {"records": False})
+    assert any(not torch.equal(*pair) for pair in zip(one.model.parameters(), live.model.parameters(), strict=True))
+    plan = secateur.plan(dit(), **asked)
+    assert plan.book == (10, 10 * 64 * 4)
+    assert "10 tuples, 2.56KB" in str(plan)
+    assert plan.seconds["recover"] < secateur.plan(dit(), **asked | {"records": False}).seconds["recover"]
+
+
+def test_trials_share_a_book(tmp_path):
+    subject = open_subject(dit(), "flow", device="cpu")
+    cache, config = tmp_path / "cache", BookConfig(num_tuples=8, held_out=2)
+    place = partial(book_place, tmp_path, cache, subject, images(), config)
+    assert place(DISTILLING) == place(replace(DISTILLING, steps=9, learning_rate=1.0, weights={}))
+    assert place(DISTILLING) != place(replace(DISTILLING, objective="2ndmatch"))
+    assert place(DISTILLING) != place(replace(DISTILLING, label_dropout=0.0))
+    assert place(DISTILLING).is_relative_to(cache)
+
+
+def test_the_command_records_goes_on_and_says_what_it_would_cost(tmp_path, capsys):
+    out = str(tmp_path / "book")
+    options = ["--data", "digits", "--out", out, "--book.num-tuples", "64", "--book.held-out", "8", "--device", "cpu"]
+    main(["record", "digits-sit", *options, "--dry-run"])
+    said = capsys.readouterr().out
+    assert "72 tuples, 18.4KB" in said
+    assert "record" in said
+    assert not (tmp_path / "book").exists()
+    main(["record", "digits-sit", *options])
+    assert "book     64 tuples, 8 held out" in capsys.readouterr().out
+    steps = ["--steps", "1", "--objective", "distillation", "--recovery.batch-size", "4", "--data", "digits"]
+    main(["finetune", "digits-sit", *steps, "--book", out, "--out", str(tmp_path / "tuned"), "--device", "cpu"])
+    assert (tmp_path / "tuned" / "model").is_dir()

@@ -37,6 +37,7 @@ _PLACES = {
     "process.diffusion": ("DiffusionProcess",),
     "process.flow": ("FlowProcess",),
     "recipes": ("Recipe", "RecipeArguments", "recipe_named"),
+    "runs.recording": ("record",),
     "recovery": ("JacobianConfig", "RecoveryConfig", "WarmupConfig"),
     "results": ("Compensation", "CutResult", "Decisions", "Evaluation", "Ranking", "Recovery", "read_result"),
     "runs.arguments": ("ModelArguments", "NetworkArguments", "WeightsArguments"),
@@ -52,6 +53,7 @@ _PLACES = {
     "runs.sweep": ("sweep",),
     "runs.trials": ("TrialConfig",),
     "structure": ("Block", "Cut", "Dim", "Structure", "StructureBuilder"),
+    "teacher": ("Book", "BookConfig"),
     "schedules": ("AdaptiveConfig", "CutConfig", "ProgressiveConfig"),
 }
 _PLACE_OF = {name: place for place, names in _PLACES.items() for name in names}

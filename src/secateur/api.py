@@ -36,6 +36,7 @@ from .runs.data import encode_data, inputs_of, name_of
 from .runs.folder import folder_or_memory
 from .runs.opening import beside, opened, required
 from .runs.plan import Plan, plan_of
+from .runs.recording import opened_book
 from .runs.run import Run
 from .runs.stages import (
     compensate_stage,
@@ -50,6 +51,7 @@ from .runs.stages import (
 )
 from .runs.timing import work_of
 from .schedules import CutConfig, parse_target
+from .teacher import Book
 
 
 @checked
@@ -199,6 +201,7 @@ def finetune(
     *,
     data: Any,
     teacher: Any = None,
+    book: Any = None,
     objective: str | None = None,
     steps: Count | None = None,
     recovery: RecoveryConfig | None = None,
@@ -212,7 +215,9 @@ def finetune(
     Args:
         model: see above.
         data: training samples.
-        teacher: the dense model, for objectives that match it; whatever a model may be.
+        teacher: the dense model, for objectives that match it: whatever a model may be, or its book.
+        book: the teacher's answers, which `record` returned or wrote, in its place; a teacher beside it must be the one
+            that answered.
         objective: denoising, distillation, first-order, 2ndmatch ...; the default is the recovery options' own.
         steps: optimizer steps; the default is the recovery options' own.
         recovery: how to train.
@@ -227,13 +232,18 @@ def finetune(
     settings = replace(recovery or RecoveryConfig(), **given({"steps": steps, "objective": objective}))
     with shown(progress), opened(model, data, **arguments) as (subject, found):
         dataset = required(found)
+        if isinstance(teacher, Book):
+            teacher, book = None, teacher
         dense = None if teacher is None else beside(subject, teacher, **arguments)
-        check_finetuning(subject, dataset, settings, dense)
-        taught_by = None if dense is None else dense.model
+        answers = None if book is None else opened_book(book, subject, dataset, dense)
+        check_finetuning(subject, dataset, settings, dense, answers)
         places = {"model": subject.name, "teacher": dense and dense.name, "data": name_of(data, dataset)}
         about = {"command": "finetune", **places, **subject.settings, "recovery": settings}
+        about |= {"book": str(book) if isinstance(book, str | Path) else answers and "in memory"}
         with folder_or_memory(out, about, lambda: inputs_of(dataset, model=subject, teacher=dense)) as folder:
             samples = encode_data(dataset, subject)
+            answers = None if book is None else opened_book(book, subject, samples)
+            taught_by = answers or (None if dense is None else dense.model)
             tuned, _, _ = recover_stage(folder, subject.model, subject, samples, settings, taught_by, inplace=inplace)
             if folder is not None:
                 pipeline_stage(folder, subject, tuned)

@@ -13,6 +13,7 @@ import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import Any, NoReturn
 
 from . import __version__
@@ -33,6 +34,7 @@ COMMANDS = {
     "rank": "which units and blocks matter least",
     "prune": "cut a model to a target in one shot, without recovery",
     "compensate": "refit a pruned model to its dense one in closed form, without training",
+    "record": "a dense model's answers, written once for recoveries that read them",
     "finetune": "recover a pruned model, or train any model further",
     "evaluate": "sizes, speed, samples and distances of a model, alone or against another",
     "sample": "draw images",
@@ -150,18 +152,20 @@ def _groups(name: str, options: Sequence[str]) -> dict[str, Any]:
     from .runs.compression import resolve
     from .runs.trials import TrialConfig
     from .schedules import CutConfig
+    from .teacher import BookConfig
 
     criterion = _value("--criterion", options)
     scoring = criterion_named(criterion or "diff-pruning").configured(ScoringConfig())
     if name == "compress":
         chosen = resolve(_value("--recipe", options) or "default", criterion=criterion)
-        parts = ("scoring", "progressive", "adaptive", "cut", "compensates", "compensation", "recovery", "evaluation")
+        parts = [part.name for part in fields(chosen) if part.name not in ("name", "criterion", "schedule")]
         return {part: getattr(chosen, part) for part in parts} | {"warmup": WarmupConfig()}
     trials = {"shared": TrialConfig(), "evaluation": EvaluationConfig(), "warmup": WarmupConfig()}
     groups: dict[str, dict[str, Any]] = {
         "rank": {"scoring": scoring},
         "prune": {"scoring": scoring, "cut": CutConfig(), "compensation": CompensationConfig()},
         "compensate": {"compensation": CompensationConfig()},
+        "record": {"book": BookConfig(), "recovery": RecoveryConfig()},
         "finetune": {"recovery": RecoveryConfig()},
         "evaluate": {"evaluation": EvaluationConfig()},
         "sweep": trials,

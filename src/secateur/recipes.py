@@ -13,13 +13,15 @@ from .criteria import ScoringConfig
 from .evaluation import EvaluationConfig, LatencyOptions
 from .recovery import JacobianConfig, RecoveryConfig
 from .schedules import AdaptiveConfig, CutConfig, ProgressiveConfig, ScheduleName
+from .teacher import BookConfig
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Everything that `compress` does to a model, except which model, data and target.
 
-    `compensates` says whether what stays is refitted to the dense model after the cut, by the options `compensation`.
+    `compensates` says whether what stays is refitted to the dense model after the cut, by the options `compensation`;
+    `records` whether the dense model's answers are written down before the recovery, by the options `book`.
     """
 
     name: str = "own"
@@ -31,6 +33,8 @@ class Recipe:
     cut: CutConfig = field(default_factory=CutConfig)
     compensates: bool = False
     compensation: CompensationConfig = field(default_factory=CompensationConfig)
+    records: bool = False
+    book: BookConfig = field(default_factory=BookConfig)
     recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
@@ -45,8 +49,9 @@ class RecipeArguments(TypedDict, total=False):
         objective: what recovery minimizes.
         steps: recovery steps.
         seed: one seed for scoring, recovery and evaluation, instead of their own.
-        compensates: whether what stays is refitted to the dense model after a one-shot cut.
-        scoring, progressive, adaptive, cut, compensation, recovery, evaluation: options of the stages.
+        compensates: whether what stays is refitted to the dense model after every cut.
+        records: whether the dense model's answers are written down before recovery, which then reads them many times.
+        scoring, progressive, adaptive, cut, compensation, book, recovery, evaluation: options of the stages.
     """
 
     criterion: str | None
@@ -60,6 +65,8 @@ class RecipeArguments(TypedDict, total=False):
     cut: CutConfig | None
     compensates: bool | None
     compensation: CompensationConfig | None
+    records: bool | None
+    book: BookConfig | None
     recovery: RecoveryConfig | None
     evaluation: EvaluationConfig | None
 

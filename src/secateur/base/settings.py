@@ -11,7 +11,13 @@ FREE_IN_RECOVERY = frozenset(
     {"accumulation", "gradient_checkpointing", "checkpoint_every", "log_every", "grad_norms_every", "report_to"}
 )
 FREE = frozenset(
-    {"scoring.batch_size", "compensation.batch_size", "compensation.offload", "evaluation.batch_size"}
+    {
+        "scoring.batch_size",
+        "book.batch_size",
+        "compensation.batch_size",
+        "compensation.offload",
+        "evaluation.batch_size",
+    }
     | {f"recovery.{name}" for name in FREE_IN_RECOVERY}
 )
 

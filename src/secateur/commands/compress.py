@@ -15,7 +15,8 @@ from ..evaluation import EvaluationConfig
 from ..recovery import RecoveryConfig, WarmupConfig
 from ..runs.compression import resolve
 from ..schedules import AdaptiveConfig, CutConfig, ProgressiveConfig, ScheduleName
-from .options import Compensates, CriterionName, Model
+from ..teacher import BookConfig
+from .options import Compensates, CriterionName, Model, Records
 
 
 def compress(
@@ -36,6 +37,8 @@ def compress(
     cut: CutConfig,
     compensates: Compensates = False,
     compensation: CompensationConfig,
+    records: Records = False,
+    book: BookConfig,
     recovery: RecoveryConfig,
     evaluation: EvaluationConfig,
     new_labels: bool = False,
@@ -65,8 +68,10 @@ def compress(
         progressive: how soft masks shrink.
         adaptive: when and how many blocks leave.
         cut: which cuts are allowed.
-        compensates: refit what stays to the dense model after a one-shot cut, before recovery.
+        compensates: refit what stays to the dense model after every cut.
         compensation: how it is refitted.
+        records: write the dense model's answers down before recovery, which then reads them many times.
+        book: how many of them, in which dtype.
         recovery: how to fine-tune.
         evaluation: what to measure.
         new_labels: the data's classes replace the model's: fresh label embeddings, trained before the ranking.
@@ -76,7 +81,7 @@ def compress(
     begun, subject = time.perf_counter(), on.subject()
     parts: dict[str, Any] = {"scoring": scoring, "progressive": progressive, "adaptive": adaptive, "cut": cut}
     parts |= {"recovery": recovery, "evaluation": evaluation, "schedule": schedule, "criterion": criterion}
-    parts |= {"compensates": compensates, "compensation": compensation}
+    parts |= {"compensates": compensates, "compensation": compensation, "records": records, "book": book}
     settings = resolve(recipe, steps=steps, objective=objective, seed=seed, **parts)
     asked: dict[str, Any] = {"target": target, "data": data, "recipe": settings, "new_labels": new_labels}
     asked |= {"warmup": warmup if new_labels else None}

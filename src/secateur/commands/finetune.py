@@ -13,6 +13,7 @@ from ..runs.checks import check_finetuning
 from ..runs.compression import given
 from ..runs.data import open_data
 from ..runs.plan import plan_of
+from ..runs.recording import opened_book
 from ..runs.timing import Work
 from .options import Model
 
@@ -23,6 +24,7 @@ def finetune(
     data: str,
     out: Path,
     teacher: str | None = None,
+    book: Path | None = None,
     objective: str | None = None,
     steps: int | None = None,
     recovery: RecoveryConfig,
@@ -37,6 +39,7 @@ def finetune(
         data: training images: an image folder, parquet, datasets:NAME, an .npz with images, or digits.
         out: folder to write to.
         teacher: the dense model, for objectives that match it.
+        book: its answers, which `secateur record` wrote, in its place.
         objective: denoising, distillation, first-order or 2ndmatch; the default is the recovery options' own.
         steps: optimizer steps; the default is the recovery options' own.
         recovery: how to train.
@@ -45,9 +48,11 @@ def finetune(
     subject, dense = on.subject(), on.other(teacher)
     settings = replace(recovery, **given({"steps": steps, "objective": objective}))
     if dry_run:
-        check_finetuning(subject, open_data(data, subject), settings, dense)
-        work = Work(recovery=settings, teacher=None if dense is None else dense.model)
+        dataset = open_data(data, subject)
+        answers = None if book is None else opened_book(book, subject, dataset, dense)
+        check_finetuning(subject, dataset, settings, dense, answers)
+        work = Work(recovery=settings, teacher=None if dense is None else dense.model, reads=answers is not None)
         say(str(plan_of(subject, work)))
         return
-    secateur.finetune(subject, data=data, teacher=dense, recovery=settings, out=out)
+    secateur.finetune(subject, data=data, teacher=dense, book=book, recovery=settings, out=out)
     say(f"model   {out / 'model'}\nlog     {out / 'recovery' / 'log.jsonl'}")

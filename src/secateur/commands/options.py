@@ -97,5 +97,6 @@ CriterionName = Annotated[
 ]
 MetricName = Annotated[str, tyro.conf.arg(metavar="{" + ",".join(METRICS) + "}")]
 Compensates = Annotated[bool, tyro.conf.arg(name="compensation")]  # --compensation, --no-compensation
+Records = Annotated[bool, tyro.conf.arg(name="book")]  # --book, --no-book
 Weights = Annotated[WeightsOptions, tyro.conf.arg(name="")]
 Model = Annotated[ModelOptions, tyro.conf.arg(name="")]

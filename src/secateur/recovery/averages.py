@@ -22,6 +22,16 @@ def module_of(average: Ema | AveragedModel | nn.Module) -> nn.Module:
     return average.module if isinstance(average, AveragedModel) else average
 
 
+@torch.no_grad()
+def begin_anew(average: Average, model: nn.Module) -> None:
+    """Let the average be the weights of `model`, and go on from there."""
+    if not isinstance(average, EMAModel):
+        module_of(average).load_state_dict(model.state_dict())
+        return
+    for shadow, parameter in zip(average.shadow_params, model.parameters(), strict=True):
+        shadow.copy_(parameter)
+
+
 def averaged(model: nn.Module, average: Average) -> nn.Module:
     """A module with the averaged weights in eval mode; for diffusers', which keeps tensors only, a copy of `model`."""
     if not isinstance(average, EMAModel):

@@ -27,7 +27,7 @@ from ..models.jacobian import Projection, any_attention, higher_order, project
 from ..models.predict import predict
 from ..process.base import Process
 from ..process.own import OwnObjective
-from ..teacher import Book, Draw, Teacher, as_teacher, at
+from ..teacher import Book, Contents, Draw, Teacher, as_teacher, at
 from ..teacher.draw import directions_of
 from ..teacher.hidden import hidden_states
 from .config import RecoveryConfig
@@ -312,6 +312,16 @@ OBJECTIVES: dict[str, Objective] = {
         second_match_terms, MATCHED | {JACOBIAN: 0.1}, True, distillation_terms, denoising_optional=True
     ),
 }
+
+
+def asking_passes(contents: Contents) -> float:
+    """Cost of asking the teacher at one tuple of a book, in its forward passes."""
+    return FORWARD + contents.directions * PROJECTING[contents.projection][1]
+
+
+def needs_teacher(name: str) -> bool:
+    """Whether the objective called `name`, if there is one, asks the dense model."""
+    return name in OBJECTIVES and OBJECTIVES[name].needs_teacher
 
 
 def build_objective(config: RecoveryConfig, teacher: nn.Module | Teacher | None) -> Objective:

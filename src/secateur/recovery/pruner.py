@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 import torch.distributed
+from diffusers.training_utils import EMAModel
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from ..base.errors import TrainingError
 from ..base.settings import as_json, differing, say_differing
+from ..io.manifest import note_step
 from ..models.network import device_of
 from ..models.predict import network_of
 from ..models.registry import describe
 from ..structure import Cut
 from ..structure.masks import masked
-from .averages import Average, averaged
+from .averages import Average, averaged, begin_anew, module_of
 from .surgery import cut_in_training
 
 
@@ -43,6 +45,11 @@ class Decision:
     details: dict[str, Any] = field(default_factory=dict)
 
 
+# What is done to a model after a cut, in place, given all cuts since the dense model: compensation, which notes in the
+# manifest what it returns.
+Refit: TypeAlias = Callable[[nn.Module, Sequence[Cut]], Mapping[str, Any]]
+
+
 class Pruner(Protocol):
     """Decides how a model is pruned while it trains. It holds settings only: `AttachedPruner` keeps what changes.
 
@@ -52,6 +59,11 @@ class Pruner(Protocol):
     @property
     def base_id(self) -> str:
         """Of the dense model, for the manifest."""
+        ...
+
+    @property
+    def refit(self) -> Refit | None:
+        """What is done to the model after every cut."""
         ...
 
     def settings(self) -> dict[str, Any]:
@@ -142,8 +154,9 @@ class AttachedPruner:
         if self.steps:
             raise TrainingError("this pruning has begun already; load its state into one of the dense model")
         for saved in state["cuts"]:
-            kept = {name: tuple(units) for name, units in saved["kept"].items()}
-            self._cut(Cut(kept, tuple(saved["removed_blocks"])), saved["details"], saved["step"])
+            self._cut(_cut_of(saved), saved["details"], saved["step"])
+            if "refit" in saved:
+                self._note_refit(saved["refit"], self.model)
         self.steps, self._memory = state["steps"], dict(state["memory"])
         self.put_masks_on()
 
@@ -194,10 +207,30 @@ class AttachedPruner:
         step = self.steps
         self._memory = {**decision.pruning, "masks": {name: list(values) for name, values in decision.masks.items()}}
         self.take_masks_off()
+        record = {"step": step, **decision.record}
         if decision.cut is not None:
             self._cut(decision.cut, decision.details, step)
+            if self.pruner.refit is not None:
+                record["refit"] = self._refit(self.pruner.refit)
         self.put_masks_on()
-        self.records.append({"step": step, **decision.record})
+        self.records.append(record)
+
+    def _refit(self, refit: Refit) -> dict[str, float]:
+        """Refit the model, and let its average begin from it; how far the output was from the dense one, and is."""
+        with in_full_precision(self.model):
+            noted = refit(self.model, [_cut_of(saved) for saved in self.cuts])
+        if self.average is not None:
+            begin_anew(self.average, self.model)
+        self._note_refit(noted)
+        return {name: noted[name] for name in ("before", "after")}
+
+    def _note_refit(self, noted: Mapping[str, Any], *models: nn.Module) -> None:
+        """Remember it, and let the manifests of `models` and of the average say so."""
+        self.cuts[-1]["refit"] = dict(noted)
+        average = () if self.average is None or isinstance(self.average, EMAModel) else (module_of(self.average),)
+        for model in (*models, *average):
+            if hasattr(model, "register_to_config"):
+                note_step(model, "compensation", noted)
 
     def _cut(self, cut: Cut, details: Mapping[str, Any], step: int) -> None:
         cut_in_training(self.model, cut, self.optimizer, self.average, details, self.pruner.base_id)
@@ -209,6 +242,10 @@ class AttachedPruner:
                 "details": dict(details),
             }
         )
+
+
+def _cut_of(saved: Mapping[str, Any]) -> Cut:
+    return Cut({name: tuple(units) for name, units in saved["kept"].items()}, tuple(saved["removed_blocks"]))
 
 
 @contextmanager

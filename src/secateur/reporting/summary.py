@@ -54,6 +54,7 @@ def summarize(run: Run) -> Summary:
     """Say what the results of a run say, and no more."""
     sentences = [*_ranked(run), *(run.cut.sentences() if run.cut else ()), *_stages(run)]
     sentences += run.compensation.sentences() if run.compensation else ()
+    sentences += run.decisions.sentences()
     sentences += run.recovery.sentences()
     if run.evaluation is not None:
         sentences += [*run.evaluation.sentences(), *_classes(run.evaluation)]

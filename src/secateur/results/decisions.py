@@ -8,7 +8,16 @@ from pathlib import Path
 
 from .codec import from_json, read_lines
 from .display import Displayed
+from .numbers import percent
 from .table import Table
+
+
+@dataclass(frozen=True)
+class Refit:
+    """What compensation did after a cut: E|dense output - output|^2 / E|dense output|^2 before and after it."""
+
+    before: float
+    after: float
 
 
 @dataclass(frozen=True)
@@ -24,6 +33,7 @@ class SoftStage:
         seconds: that the decision took.
         energy, gradient_norm, loss: of the masked model, where the criterion measures them.
         removed: whether masked units were removed after it.
+        refit: what compensation then did.
     """
 
     step: int
@@ -36,6 +46,7 @@ class SoftStage:
     gradient_norm: float | None = None
     loss: float | None = None
     removed: bool = False
+    refit: Refit | None = None
 
     def __post_init__(self) -> None:
         if len(self.masks) < 2:
@@ -77,6 +88,7 @@ class BlockStage:
         blocks: how many stay.
         macs: of the model after it.
         seconds: that the decision took.
+        refit: what compensation did after blocks left.
     """
 
     step: int
@@ -88,6 +100,7 @@ class BlockStage:
     blocks: int = 0
     macs: int = 0
     seconds: float = 0.0
+    refit: Refit | None = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +119,16 @@ class Decisions(Displayed):
     def removed_blocks(self) -> tuple[str, ...]:
         """Blocks that left, in order."""
         return tuple(name for stage in self.blocks for name in stage.removed)
+
+    def sentences(self) -> tuple[str, ...]:
+        """What compensation did after every cut."""
+        stages: tuple[SoftStage | BlockStage, ...] = (*self.soft, *self.blocks)
+        refits = [(stage.step, stage.refit) for stage in stages if stage.refit is not None]
+        return tuple(
+            f"After the cut at step {step}, refitting took the error of the whole model's output from "
+            f"{percent(refit.before, 1)} to {percent(refit.after, 1)} of the dense output's square."
+            for step, refit in refits
+        )
 
     def tables(self) -> dict[str, Table]:
         """Soft stages, and candidates of the choices of blocks."""

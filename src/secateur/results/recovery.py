@@ -38,7 +38,15 @@ class Recovery(Displayed):
         took = "" if self.seconds is None else f" in {format_number(self.seconds)} s"
         peak = self.records[-1].get("peak_gib")
         memory = "" if peak is None else f", with at most {format_number(peak)} GiB of memory"
-        return (f"Recovered for {self.steps:,} steps{took}{memory}.",)
+        return (f"Recovered for {self.steps:,} steps{took}{memory}.", *self._of_the_book())
+
+    def _of_the_book(self) -> tuple[str, ...]:
+        """Whether the tuples of the teacher's book were learned by heart."""
+        found = [record for record in self.records if "error_held_out" in record]
+        if not found:
+            return ()
+        read, held_out = (format_number(found[-1][name]) for name in ("error_read", "error_held_out"))
+        return (f"Its error against the teacher is {read} on tuples of the book, and {held_out} on held out ones.",)
 
     def tables(self) -> dict[str, Table]:
         """Every record."""

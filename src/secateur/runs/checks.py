@@ -31,6 +31,7 @@ from ..schedules import (
     check_fits,
     granularity_for,
 )
+from ..teacher import Book
 from .plan import plan_cut
 from .subject import Subject
 
@@ -68,12 +69,12 @@ def check_pruning(
 
 
 def check_finetuning(
-    subject: Subject, dataset: ImageDataset, recovery: RecoveryConfig, teacher: Subject | None
+    subject: Subject, dataset: ImageDataset, recovery: RecoveryConfig, teacher: Subject | None, book: Book | None = None
 ) -> None:
     """Find what would stop a recovery (`check_recovery`), also a teacher that is no teacher of this model."""
     if teacher is not None:
         check_comparable(subject, teacher)
-    taught_by = None if teacher is None else teacher.model
+    taught_by = book or (None if teacher is None else teacher.model)
     own = isinstance(subject.process, OwnObjective)
     if own and build_objective(recovery, taught_by).differentiates_twice:
         raise SecateurError(f"objective {recovery.objective} perturbs a noisy sample; forward= and loss= have none")
@@ -136,7 +137,7 @@ def _check_calibration(subject: Subject, dataset: ImageDataset | None, criterion
 
 
 def check_recovery(
-    model: nn.Module, dataset: ImageDataset, recovery: RecoveryConfig, teacher: nn.Module | None
+    model: nn.Module, dataset: ImageDataset, recovery: RecoveryConfig, teacher: nn.Module | Book | None
 ) -> None:
     """Find what would stop the recovery, before long work starts.
 

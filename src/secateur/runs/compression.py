@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -11,18 +12,22 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..base.distributed import main_first
-from ..criteria import criterion_named
+from ..base.distributed import is_main_process, main_first
+from ..compensation import CompensationConfig
+from ..criteria import ScoringConfig, criterion_named
 from ..data import ImageDataset
+from ..data.conditions import null_conditions
 from ..models.labels import relabel
 from ..recipes import Recipe, recipe_named
 from ..recovery import Pruner, RecoveryConfig, WarmupConfig
-from ..recovery.objectives import build_objective
+from ..recovery.objectives import build_objective, needs_teacher
 from ..results import Compensation, CutResult, Decisions, Evaluation, Ranking, Recovery
-from ..schedules import Goal, ProgressiveConfig, Scores, Target, build_pruner
+from ..schedules import Compensating, Goal, ProgressiveConfig, Scores, Target, build_pruner
+from ..teacher import Book
 from .checks import check_new_labels
 from .stages import (
     Planned,
+    book_place,
     calibration,
     compensate_stage,
     cut_stage,
@@ -30,6 +35,7 @@ from .stages import (
     kept,
     latency_of,
     rank_stage,
+    record_stage,
     recover_stage,
     reopened,
     scores_of,
@@ -61,13 +67,12 @@ class Compressed:
 
 @dataclass(frozen=True)
 class Planning:
-    """What comes before the recovery: the ranking, the cut, and the models or the pruner that recovery begins with."""
+    """What comes before the recovery: the ranking, the cut, and the model or the pruner that it is made by."""
 
     ranking: Ranking
     cut: CutResult
     pruner: Pruner | None = None
-    models: Mapping[str, nn.Module] = field(default_factory=dict)
-    compensation: Compensation | None = None
+    pruned: nn.Module | None = None
 
 
 def run_settings(
@@ -106,6 +111,7 @@ def compress_stages(
     Runs may share a `cache`, where they find the samples of the same models again: see `evaluate_models`.
     """
     scoring, one_shot = settings.scoring, settings.schedule == "one-shot"
+    place = book_place(folder, cache, subject, dataset, settings.book, settings.recovery)
 
     def plan() -> Planning:
         ranking = rank_stage(folder, subject, dataset, settings.criterion, scoring)
@@ -117,36 +123,40 @@ def compress_stages(
             return Planning(ranking, planned.result, _pruner(subject, dataset, goal, scores, settings, planned))
         details = {"criterion": settings.criterion, "scoring": asdict(scoring)}
         pruned, cut = cut_stage(folder, subject, goal, scores, settings.cut, details)
-        if not settings.compensates:
-            return Planning(ranking, cut, models={"pruned": pruned})
-        compensated, refit = compensate_stage(folder, pruned, subject, dataset, settings.compensation)
-        return Planning(ranking, cut, models={"pruned": pruned, "compensated": compensated}, compensation=refit)
+        return Planning(ranking, cut, pruned=pruned)
 
-    planning = main_first(plan, subject.on_cpu)
-    start = list(planning.models.values())[-1] if planning.models else subject.model
+    planning, models, refit = main_first(plan, subject.on_cpu), {}, None
+    start = subject.model
+    if planning.pruned is not None:
+        start = models["pruned"] = planning.pruned
+    if planning.pruned is not None and settings.compensates:
+        start, refit = compensate_stage(folder, planning.pruned, subject, dataset, settings.compensation)
+        models["compensated"] = start
     teaches = build_objective(settings.recovery, subject.model).needs_teacher
-    with _off_the_device(subject.model, when=not teaches and one_shot):
+    teacher: nn.Module | Book = subject.model
+    if settings.records and not (folder is not None and (folder / "model").is_dir()):  # else nobody would read it
+        teacher = record_stage(place, subject, dataset, settings.book, settings.recovery)
+    asked = teaches and teacher is subject.model
+    with _off_the_device(subject.model, when=not asked and one_shot):
         model, recovery, decisions = recover_stage(
             folder,
             start,
             subject,
             dataset,
             settings.recovery,
-            subject.model,
+            teacher,
             planning.pruner,
             inplace=folder is not None and one_shot,  # what it starts from is read again for the evaluation
         )
+    if cache is None and place is not None and is_main_process():
+        shutil.rmtree(place, ignore_errors=True)  # nobody else reads it
     cut = planning.cut
     if settings.schedule == "adaptive":
         cut = settle_stage(folder, subject, goal, settings.cut, cut, decisions)
-    between = {
-        name: found if folder is None else reopened(folder / name, subject) for name, found in planning.models.items()
-    }
-    models = {"dense": subject.model, **between, "recovered": model}
-    evaluation, images = evaluate_stage(folder, models, subject, dataset, settings.evaluation, cache)
-    return Compressed(
-        model, planning.ranking, cut, recovery, evaluation, planning.compensation, decisions, dict(images)
-    )
+    between = {name: found if folder is None else reopened(folder / name, subject) for name, found in models.items()}
+    compared = {"dense": subject.model, **between, "recovered": model}
+    evaluation, images = evaluate_stage(folder, compared, subject, dataset, settings.evaluation, cache)
+    return Compressed(model, planning.ranking, cut, recovery, evaluation, refit, decisions, dict(images))
 
 
 def _pruner(
@@ -173,7 +183,14 @@ def _pruner(
         steps=settings.recovery.steps,
         latency_of=latency_of,
         base_id=subject.name,
+        compensation=_compensating(subject, dataset, settings.compensation) if settings.compensates else None,
     )
+
+
+def _compensating(subject: Subject, dataset: ImageDataset, config: CompensationConfig) -> Compensating:
+    """What refits a model that is cut during the recovery."""
+    batch = calibration(subject, dataset, ScoringConfig(num_images=config.num_tuples, seed=config.seed))
+    return Compensating(subject.model, batch, config, null_conditions(subject.model, dataset))
 
 
 @contextmanager
@@ -197,8 +214,7 @@ def resolve(
     """The recipe with what was given, which is not None, in the place of its own; `parts` are fields of `Recipe`.
 
     What the recipe chose for its own criterion or objective does not go over to another: options, weights, and how to
-    compute Jacobian products. Only the cut of the one-shot schedule is compensated: the others shrink or train what
-    goes until little is left to compensate.
+    compute Jacobian products.
 
     Raises:
         SecateurError: there is no such recipe, criterion, or option of it.
@@ -221,7 +237,7 @@ def resolve(
         scoring=replace(criterion.configured(scoring), **seeds),
         recovery=replace(recovery, **seeds),
         evaluation=replace(chosen.evaluation, **seeds),
-        compensates=chosen.compensates and chosen.schedule == "one-shot",
+        records=chosen.records and needs_teacher(recovery.objective),
     )
 
 

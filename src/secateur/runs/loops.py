@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from ..compensation import CompensationConfig
 from ..criteria import ScoringConfig
 from ..process.named import ProcessLike
 from ..process.own import Forward, Loss
@@ -55,6 +56,7 @@ class Pruning(PruningOfObjects):
         criterion: str = "taylor",
         scoring: ScoringConfig = BETWEEN_STAGES,
         cut: CutConfig | None = None,
+        compensation: CompensationConfig | None = None,
     ) -> None:
         """Rank the units of `model` and find the cut for `target`; the model itself changes with the first `step()`.
 
@@ -71,6 +73,8 @@ class Pruning(PruningOfObjects):
             criterion: what ranks units and blocks.
             scoring: its options.
             cut: which cuts are allowed; by default of widths, and of blocks for the adaptive schedule.
+            compensation: how what stays after every cut is refitted to the dense model, of which a copy is kept; None
+                leaves it as it was cut.
 
         Raises:
             SecateurError: bad input, an unreachable target, or a schedule that does not fit into `steps`.
@@ -91,6 +95,7 @@ class Pruning(PruningOfObjects):
             cut=cut,
             latency_of=latency_of,
             base_id=subject.name,
+            compensation=compensation,
         )
 
     def close(self) -> None:

@@ -11,8 +11,10 @@ from ..criteria import criterion_named
 from ..criteria.criterion import FORWARD_SHARE, Memory
 from ..evaluation import forward_passes
 from ..models.network import example_inputs
+from ..recovery.reading import contents_of, tuples_for
 from ..results import CutResult
 from ..schedules import CutConfig, Target, no_scores, one_shot
+from ..teacher.book import tuple_bytes
 from .subject import Subject
 from .timing import Work, format_duration, predict_seconds, price_of_compensation, seconds_per_pair
 
@@ -46,6 +48,7 @@ class Plan:
         memory: that a ranking by gradients takes, at most and for sums of gradients alone, and how to do with less.
         metrics: predicted seconds of each metric of the evaluation, and of the samples, for a model of the dense size.
         compensation: what refitting what stays takes.
+        book: tuples of the teacher's book, held out ones too, and the bytes that they take.
     """
 
     device: str
@@ -57,6 +60,7 @@ class Plan:
     memory: Memory | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     compensation: Price | None = None
+    book: tuple[int, int] | None = None
 
     def __str__(self) -> str:
         lines = [] if self.target is None else [f"target     {self.target}", *self._size()]
@@ -75,6 +79,9 @@ class Plan:
             count, size = len(self.compensation.layers), format_count(self.compensation.bytes)
             lines.append(f"{'refit':10} {count} layers, about {size}B of memory beside both models")
             lines += [f"{'':10} not {name}: {why}" for name, why in self.compensation.left.items()]
+        if self.book is not None:
+            tuples, held = self.book
+            lines.append(f"{'book':10} {tuples:,} tuples, {format_count(held)}B in memory or on disk")
         return "\n".join(lines)
 
     def _size(self) -> Iterator[str]:
@@ -104,7 +111,17 @@ def plan_of(subject: Subject, work: Work, target: Target | None = None, cut: Cut
     allocation = "local" if cut is None else cut.allocation
     asked = None if target is None else str(target)
     refit, memory = price_of_compensation(subject, work), _memory(subject, work)
-    return Plan(str(subject.device), seconds, asked, work.plan, removable, allocation, memory, metrics, refit)
+    book = _book(subject, work)
+    return Plan(str(subject.device), seconds, asked, work.plan, removable, allocation, memory, metrics, refit, book)
+
+
+def _book(subject: Subject, work: Work) -> tuple[int, int] | None:
+    """The tuples of the teacher's book, and their bytes."""
+    if work.book is None:
+        return None
+    config, recovery = work.book
+    tuples = tuples_for(recovery, config) + config.held_out
+    return tuples, tuples * tuple_bytes(subject.model, contents_of(recovery, {}), config)
 
 
 def _memory(subject: Subject, work: Work) -> Memory | None:

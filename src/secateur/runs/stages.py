@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base.distributed import is_main_process, wait_for_everyone
+from ..base.fingerprint import fingerprint
 from ..compensation import CompensationConfig, compensate
 from ..criteria import ScoringConfig, score
 from ..data import Batch, ImageDataset, calibration_batch
@@ -27,6 +28,8 @@ from ..io.pipeline import save_pipeline
 from ..models.labels import train_only_labels
 from ..models.network import as_network, example_inputs
 from ..recovery import Pruner, RecoveryConfig, WarmupConfig, recover
+from ..recovery.accelerator import precision_on
+from ..recovery.reading import contents_of, tuples_for
 from ..reporting import write_cut, write_ranking
 from ..results import (
     Compensation,
@@ -42,10 +45,12 @@ from ..results import (
 )
 from ..schedules import CutConfig, Target, one_shot, settled
 from ..structure import Cut, Structure, remove
+from ..teacher import Book, BookConfig, write_book
 from .data import decoder
 from .subject import Subject
 
 LATENCY_ROUNDS = 20
+PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 Result = TypeVar("Result")
 
@@ -209,24 +214,58 @@ def compensate_stage(
     config: CompensationConfig,
     inplace: bool = False,
 ) -> tuple[nn.Module, Compensation]:
-    """Refit a copy of `pruned` to the subject's model; writes `compensation.json` and the folder `compensated`."""
-    found: list[Compensation] = []
+    """Refit a copy of `pruned` to the subject's model; writes `compensation.json` and the folder `compensated`.
 
-    def make() -> nn.Module:
+    Every process takes its share of the tuples.
+    """
+    place = None if folder is None else folder / "compensated"
+    if place is None or not place.is_dir():
         model = pruned if inplace else copy.deepcopy(pruned)
         batch = calibration(subject, dataset, ScoringConfig(num_images=config.num_tuples, seed=config.seed))
         null = null_conditions(subject.model, dataset)
-        fitted = None if folder is None else folder / "compensation"
+        fitted = None if folder is None else folder / "compensation"  # layers, in case of a stop
         result = compensate(model, subject.model, subject.process, batch, config, null=null, folder=fitted)
-        found.append(result)
-        if folder is not None:
+        if folder is None or place is None:
+            return model.eval(), result
+        if is_main_process():
             write_result(folder / "compensation.json", result)
-        return model
+            save_pretrained(model, place, subject.loaded.scheduler_config)
+            shutil.rmtree(folder / "compensation", ignore_errors=True)
+        wait_for_everyone(subject.on_cpu)
+    return reopened(place, subject), read_result(Compensation, _of(folder) / "compensation.json")
 
-    model = kept_model(folder, "compensated", subject, make)
-    if folder is not None:
-        shutil.rmtree(folder / "compensation", ignore_errors=True)  # the layers that were fitted before a stop
-    return model, found[0] if found else read_result(Compensation, _of(folder) / "compensation.json")
+
+def record_stage(
+    folder: str | Path | None, subject: Subject, dataset: ImageDataset, config: BookConfig, recovery: RecoveryConfig
+) -> Book:
+    """The book that the recovery reads, written in `folder` as far as it is not there; every process writes a part."""
+    contents = contents_of(recovery, null_conditions(subject.model, dataset))
+    lower = PRECISIONS[precision_on(recovery, subject.device)]
+    count = tuples_for(recovery, config)
+    book = write_book(subject.model, subject.process, dataset, contents, config, count, folder, lower)
+    wait_for_everyone(subject.on_cpu)
+    return book
+
+
+def book_place(
+    folder: Path | None,
+    cache: Path | None,
+    subject: Subject,
+    dataset: ImageDataset,
+    config: BookConfig,
+    recovery: RecoveryConfig,
+) -> Path | None:
+    """Where a run's book lies while it is read: without a folder in memory.
+
+    In a `cache` that runs share, it is that of all whose recoveries ask the same of one teacher.
+    """
+    if folder is None:
+        return None
+    if cache is None:
+        return folder / "book"
+    contents = contents_of(recovery, null_conditions(subject.model, dataset))
+    same = replace(config, num_tuples=None, batch_size=1)
+    return cache / "books" / fingerprint([repr(contents), repr(same), precision_on(recovery, subject.device)])
 
 
 def settle_stage(
@@ -261,7 +300,7 @@ def recover_stage(
     subject: Subject,
     dataset: ImageDataset,
     config: RecoveryConfig,
-    teacher: nn.Module | None,
+    teacher: nn.Module | Book | None,
     pruner: Pruner | None = None,
     inplace: bool = False,
 ) -> tuple[nn.Module, Recovery, Decisions]:

@@ -20,10 +20,12 @@ from ..models.network import example_batch, example_inputs, input_shape
 from ..process.base import denoising_error
 from ..recipes import Recipe
 from ..recovery import RecoveryConfig, WarmupConfig
-from ..recovery.objectives import build_objective
+from ..recovery.objectives import asking_passes, build_objective
+from ..recovery.reading import contents_of, tuples_for
 from ..results import CutResult
 from ..schedules.proxies import JUDGED_PASSES
 from ..structure import Cut
+from ..teacher import BookConfig
 from .subject import Subject
 
 TIMED_STEPS = 3
@@ -34,12 +36,13 @@ TIMED_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class PrunedLate:
-    """What pruning during recovery adds: rankings, their options, networks judged, and steps near the dense size."""
+    """What pruning during recovery adds: rankings, their options, networks judged, steps near the dense size, cuts."""
 
     rankings: int
     scoring: ScoringConfig
     judgements: int
     dense_steps: int
+    cuts: int
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ class Work:
         pruned_late: what a schedule that prunes during recovery adds.
         teacher: whom recovery matches, where that is not the loaded model.
         warmup: how new labels are trained, in batches as large as recovery's.
+        book: how the teacher's answers are written down, and for which recovery.
+        reads: recovery reads a book that is there already.
     """
 
     plan: CutResult | None = None
@@ -65,13 +70,17 @@ class Work:
     pruned_late: PrunedLate | None = None
     teacher: nn.Module | None = None
     warmup: WarmupConfig | None = None
+    book: tuple[BookConfig, RecoveryConfig] | None = None
+    reads: bool = False
 
 
 def work_of(recipe: Recipe, plan: CutResult | None, warmup: WarmupConfig | None = None) -> Work:
     """A whole compression."""
     ranking = (recipe.criterion, recipe.scoring)
-    compensation = recipe.compensation if recipe.compensates and recipe.schedule == "one-shot" else None
-    return Work(plan, ranking, compensation, recipe.recovery, recipe.evaluation, pruned_late(recipe), warmup=warmup)
+    compensation = recipe.compensation if recipe.compensates else None
+    book = (recipe.book, recipe.recovery) if recipe.records else None
+    late = pruned_late(recipe)
+    return Work(plan, ranking, compensation, recipe.recovery, recipe.evaluation, late, warmup=warmup, book=book)
 
 
 def pruned_late(recipe: Recipe) -> PrunedLate | None:
@@ -81,11 +90,11 @@ def pruned_late(recipe: Recipe) -> PrunedLate | None:
     if recipe.schedule == "progressive":
         config = recipe.progressive
         rankings = sum(config.scores_at(stage) for stage in range(1, config.last_stage))
-        return PrunedLate(rankings, config.scoring(recipe.scoring), 0, config.pruning_steps)
+        return PrunedLate(rankings, config.scoring(recipe.scoring), 0, config.pruning_steps, 1)
     if recipe.schedule == "adaptive":
         adaptive = recipe.adaptive
         last = adaptive.boundaries(recipe.recovery.steps)[-1]
-        return PrunedLate(adaptive.rankings, recipe.scoring, adaptive.judgements, last)
+        return PrunedLate(adaptive.rankings, recipe.scoring, adaptive.judgements, last, adaptive.stages)
     assert_never(recipe.schedule)
 
 
@@ -102,11 +111,17 @@ def predict_seconds(subject: Subject, work: Work, second: float) -> dict[str, fl
         if pruned_late is not None and pruned_late.rankings:
             stages["rank again"] = pruned_late.rankings * _passes(subject, name, pruned_late.scoring)
     if (refit := price_of_compensation(subject, work)) is not None:
-        stages["compensate"] = refit.seconds(measure_speed(subject.device)) / second
+        cuts = 1 if pruned_late is None else pruned_late.cuts
+        stages["compensate"] = cuts * refit.seconds(measure_speed(subject.device)) / second
     if pruned_late is not None and pruned_late.judgements:
         stages["decide"] = float(pruned_late.judgements * JUDGED_PASSES)
+    if work.book is not None:
+        book, reader = work.book
+        tuples = tuples_for(reader, book) + book.held_out
+        stages["record"] = tuples * asking_passes(contents_of(reader, {})) * FORWARD_SHARE
     if recovery is not None:
         student, taught = build_objective(recovery, subject.model).passes()
+        taught = 0.0 if work.reads or work.book is not None else taught
         larger = 1.0 if work.teacher is None else _macs(work.teacher) / _macs(subject.model)
         dense_steps = 0 if pruned_late is None else pruned_late.dense_steps
         passes = recovery.steps * (ratio * student + larger * taught) + dense_steps * (1 - ratio) * student

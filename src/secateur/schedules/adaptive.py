@@ -22,7 +22,7 @@ from torch import nn
 from ..base.rules import Count, at_least, check_fields, from_to_below
 from ..models.network import example_inputs
 from ..models.registry import describe
-from ..recovery.pruner import Decision
+from ..recovery.pruner import Decision, Refit
 from ..structure import Cut, Structure, without_blocks
 from ..structure.cost import cost_model
 from .proxies import Judgement
@@ -143,6 +143,7 @@ class Adaptive:
         dense_macs: of the model before any cut.
         described: settings of criterion and target, which a resumed run must share.
         details: for the manifest.
+        refit: what is done to the model after a cut.
     """
 
     config: AdaptiveConfig
@@ -155,6 +156,7 @@ class Adaptive:
     described: dict[str, Any]
     details: dict[str, Any]
     base_id: str = ""
+    refit: Refit | None = None
 
     def settings(self) -> dict[str, Any]:
         return {"schedule": "adaptive", **asdict(self.config), "boundaries": list(self.boundaries), **self.described}

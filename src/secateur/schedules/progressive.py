@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..base.rules import Count, check_fields
 from ..criteria import ScoringConfig
 from ..models.registry import describe
-from ..recovery.pruner import Decision
+from ..recovery.pruner import Decision, Refit
 from ..structure import Cut, Dim, Structure
 from ..structure.cost import CostModel
 from .rescore import Scored
@@ -128,6 +128,7 @@ class Progressive:
         cost: of the dense model after a cut.
         described: settings of criterion and target, which a resumed run must share.
         details: for the manifest.
+        refit: what is done to the model after a cut.
     """
 
     config: ProgressiveConfig
@@ -137,6 +138,7 @@ class Progressive:
     described: dict[str, Any]
     details: dict[str, Any]
     base_id: str = ""
+    refit: Refit | None = None
 
     def settings(self) -> dict[str, Any]:
         return {"schedule": "progressive", **asdict(self.config), **self.described}

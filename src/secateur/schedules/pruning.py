@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..base.errors import TargetError, require, require_one_of
+from ..compensation import CompensationConfig, compensate
 from ..criteria import ScoringConfig
 from ..data import Batch
-from ..data.conditions import accepts
+from ..data.conditions import accepts, null_conditions
+from ..models.conditions import Conditions
 from ..models.network import device_of, example_inputs
 from ..models.predict import network_of
 from ..models.registry import describe
 from ..process.base import Process
 from ..recovery.averages import Average
-from ..recovery.pruner import AttachedPruner, Decision, Pruner
+from ..recovery.pruner import AttachedPruner, Decision, Pruner, Refit
 from ..structure import Cut, Structure
 from ..structure.cost import cost_model
 from .adaptive import Adaptive, AdaptiveConfig
@@ -60,6 +64,7 @@ class OneShot:
     described: dict[str, Any] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
     base_id: str = ""
+    refit: Refit | None = None
 
     def settings(self) -> dict[str, Any]:
         return {"schedule": "one-shot", **self.described}
@@ -69,6 +74,28 @@ class OneShot:
 
     def decide(self, model: nn.Module, average: nn.Module, pruning: Mapping[str, Any], step: int) -> Decision:
         return Decision({}, {}, {"stage": 1, "removed": True}, self.cut, self.details)
+
+
+@dataclass(frozen=True)
+class Compensating:
+    """How a model that is cut while it trains is refitted to the dense one.
+
+    Attributes:
+        dense: which stays as it is.
+        batch: calibration images with the conditions that the model takes.
+        config: options.
+        null: what stands for no condition.
+    """
+
+    dense: nn.Module
+    batch: Batch
+    config: CompensationConfig
+    null: Conditions
+
+    def refit(self, process: Process, model: nn.Module, cuts: Sequence[Cut]) -> dict[str, Any]:
+        """Refit `model`, in place, after `cuts` of the dense model; what its manifest says of that."""
+        found = compensate(model, self.dense, process, self.batch, self.config, cuts, self.null)
+        return {**found.options, "before": found.before, "after": found.after, "layers": len(found.readers)}
 
 
 def build_pruner(
@@ -85,23 +112,29 @@ def build_pruner(
     steps: int,
     latency_of: LatencyOf,
     base_id: str = "",
+    compensation: Compensating | None = None,
 ) -> Pruner:
     """The pruner that takes the dense `model` to `goal`; without a `schedule` at once.
 
     A progressive schedule ends at the goal's widths and blocks, an adaptive one at its amount. `batch` are calibration
-    images with the conditions that the model takes, where it is; `steps` the optimizer steps that there will be.
+    images with the conditions that the model takes, where it is; `steps` the optimizer steps that there will be. With
+    `compensation` what stays after every cut is refitted to its dense model.
     """
     if isinstance(schedule, ProgressiveConfig):
         scoring = schedule.scoring(scoring)
     described = {"criterion": criterion, "scoring": asdict(scoring), "target": str(goal.target)}
+    refit = None
+    if compensation is not None:
+        described["compensation"] = asdict(compensation.config)
+        refit = partial(compensation.refit, process)
     details = {**goal.recorded, "schedule": schedule_name(schedule), "cut": asdict(cut), **described}
     scorer = stage_scorer(process, batch, criterion, scoring)
     cost = cost_model(model, structure, example_inputs(model, 1))
     if schedule is None:
-        return OneShot(goal.cut, described, details, base_id)
+        return OneShot(goal.cut, described, details, base_id, refit)
     if isinstance(schedule, ProgressiveConfig):
         details |= {"progressive": asdict(schedule)}
-        return Progressive(schedule, goal.cut, scorer, cost, described, details, base_id)
+        return Progressive(schedule, goal.cut, scorer, cost, described, details, base_id, refit)
     del details["reached"]  # by the one-shot cut; stages may choose other blocks
     details |= {"adaptive": asdict(schedule)}
     return Adaptive(
@@ -115,6 +148,7 @@ def build_pruner(
         described,
         details,
         base_id,
+        refit,
     )
 
 
@@ -160,6 +194,7 @@ class Pruning(AttachedPruner):
         cut: CutConfig | None = None,
         latency_of: LatencyOf | None = None,
         base_id: str = "",
+        compensation: CompensationConfig | None = None,
     ) -> None:
         """Rank the units of `model` and find the cut for `target`; the model itself changes with the first `step()`.
 
@@ -177,6 +212,8 @@ class Pruning(AttachedPruner):
             cut: which cuts are allowed; by default of widths, and of blocks for the adaptive schedule.
             latency_of: measures cuts, for a target in milliseconds.
             base_id: what the manifest calls the dense model.
+            compensation: how what stays after every cut is refitted to the dense model, of which a copy is kept; None
+                leaves it as it was cut.
 
         Raises:
             TargetError: the target cannot be read or reached.
@@ -208,6 +245,9 @@ class Pruning(AttachedPruner):
             latency(network, structure) if goal_target.metric == "latency" else None,
         )
         recorded = {key: getattr(described, key) for key in ("target", "metric", "asked", "reached", "dense")}
+        refitting = None
+        if compensation is not None:
+            refitting = Compensating(copy.deepcopy(network).eval(), batch, compensation, null_conditions(network))
         pruner = build_pruner(
             chosen,
             network,
@@ -221,6 +261,7 @@ class Pruning(AttachedPruner):
             steps=steps,
             latency_of=latency,
             base_id=base_id,
+            compensation=refitting,
         )
         super().__init__(pruner, network, optimizer, ema)
 

@@ -1,0 +1,121 @@
+"""Compensation at the hard cuts of the progressive and the adaptive schedule, and in loops that are not ours."""
+
+import copy
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from diffusers.training_utils import EMAModel
+
+import secateur
+from adaptive_runs import CONFIG as ADAPTIVE
+from adaptive_runs import adaptive, sit
+from models import output, unet
+from progressive_runs import CONFIG, calibration, pruner_for
+from secateur.compensation import CompensationConfig
+from secateur.io.manifest import manifest_of
+from secateur.process.diffusion import DiffusionProcess
+from secateur.process.flow import FlowProcess
+from secateur.recovery import AttachedPruner, Ema, recover
+from secateur.results import read_decisions
+from secateur.schedules import Compensating
+from test_pruning_loops import pruning_of
+from training_runs import Failing, assert_same, images, stage_log
+
+REFIT = CompensationConfig(num_tuples=16, rows=2000)
+
+
+def refitting(pruner, dense, process):
+    compensating = Compensating(copy.deepcopy(dense).eval(), calibration(dense), REFIT, {})
+    return replace(pruner, refit=partial(compensating.refit, process))
+
+
+def kinds(model):
+    return [step["kind"] for step in manifest_of(model).steps]
+
+
+def test_what_stays_is_refitted_to_the_dense_model_when_units_leave():
+    dense, process = unet(), DiffusionProcess()
+    plain, refitted, again = (copy.deepcopy(dense) for _ in range(3))
+    expected = output(dense)
+    pruner = refitting(pruner_for(dense, process), dense, process)
+    average = Ema(refitted)
+    attached = AttachedPruner(pruner, refitted, average=average)
+    for each in (AttachedPruner(replace(pruner, refit=None), plain), attached):
+        while not each.cuts:
+            each.step()
+    (record,) = [record for record in attached.records if "refit" in record]
+    assert record["removed"]
+    assert record["refit"]["after"] < 0.7 * record["refit"]["before"]
+    errors = [(output(model) - expected).square().mean() for model in (plain, refitted)]
+    assert errors[1] < errors[0]
+    assert_same(average.model, refitted)
+    assert kinds(refitted) == kinds(average.model) == ["cut", "compensation"]
+    taken_up = AttachedPruner(pruner, again, average=Ema(again))
+    taken_up.load_state_dict(attached.state_dict())
+    assert kinds(again) == kinds(taken_up.average.model) == ["cut", "compensation"]
+
+
+def test_a_progressive_run_that_failed_resumes_to_the_bit(tmp_path):
+    process = DiffusionProcess()
+    pruner = refitting(pruner_for(unet(), process), unet(), process)
+    expected = recover(unet(), process, images(), CONFIG, tmp_path / "whole", pruner=pruner)
+    with pytest.raises(OSError, match=r"^$"):
+        recover(unet(), process, Failing(6, OSError), CONFIG, tmp_path / "cut", pruner=pruner)
+    found = recover(unet(), process, images(), CONFIG, tmp_path / "cut", pruner=pruner)
+    assert_same(expected, found)
+    assert kinds(expected) == kinds(found) == ["cut", "compensation"]
+    assert stage_log(tmp_path / "whole") == stage_log(tmp_path / "cut")
+
+
+def test_blocks_that_leave_one_after_another_are_made_good_each_time(tmp_path):
+    dense, process = sit(), FlowProcess()
+    pruner = refitting(adaptive(dense, steps=ADAPTIVE.steps), dense, process)
+    recovered = recover(sit(), process, images(), ADAPTIVE, tmp_path, pruner=pruner)
+    decisions = read_decisions(tmp_path / "stages.jsonl")
+    refits = [stage.refit for stage in decisions.blocks if stage.removed]
+    assert len(refits) > 1
+    assert all(refit.after < refit.before for refit in refits)
+    assert [stage.refit for stage in decisions.blocks if not stage.removed] == [None] * (4 - len(refits))
+    assert kinds(recovered) == ["cut", "compensation"] * len(refits)
+    assert len(decisions.sentences()) == len(refits)
+
+
+def test_a_loop_of_ones_own_keeps_the_dense_model_for_it():
+    model = unet()
+    ema = EMAModel(model.parameters(), decay=0.5)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    pruning = pruning_of(model, optimizer, ema, compensation=REFIT)
+    while not pruning.step():
+        pass
+    assert pruning.records[-1]["refit"]["after"] < pruning.records[-1]["refit"]["before"]
+    for shadow, parameter in zip(ema.shadow_params, model.parameters(), strict=True):
+        assert torch.equal(shadow, parameter)
+    other = pruning_of(unet())
+    with pytest.raises(secateur.SecateurError, match="compensation"):
+        other.load_state_dict(pruning.state_dict())
+
+
+@pytest.mark.parametrize("schedule", ["progressive", "adaptive"])
+def test_compress_refits_at_the_cuts_of_every_schedule(schedule, tmp_path):
+    run = secateur.compress(
+        sit(),
+        target="macs=70%",
+        data=images(),
+        process="flow",
+        recipe="diff-pruning",
+        criterion="magnitude",
+        schedule=schedule,
+        cut=secateur.CutConfig(granularity="depth"),
+        progressive=secateur.ProgressiveConfig(stages=2, decay_stages=2, stage_steps=1),
+        adaptive=secateur.AdaptiveConfig(stages=2, until=0.5, selector="fixed"),
+        recovery=ADAPTIVE,
+        compensates=True,
+        compensation=REFIT,
+        evaluation=secateur.EvaluationConfig(metrics=("loss",), num_images=4, num_inference_steps=2),
+        out=tmp_path / "run",
+    )
+    assert run.decisions.sentences()
+    assert "refitting took the error" in " ".join(run.sentences)
+    assert "compensation" in kinds(run.model)
