@@ -27,6 +27,7 @@ from .evaluation import (
     PerClass,
 )
 from .means import Mean
+from .quality import QualitySearch, QualityTry
 from .ranking import BlockEffect, BlockReport, LossCurve, Ranking
 from .recovery import Recovery, read_recovery
 from .table import Table
@@ -59,6 +60,8 @@ __all__ = [
     "Metric",
     "ModelResult",
     "PerClass",
+    "QualitySearch",
+    "QualityTry",
     "Ranking",
     "Reader",
     "Recovery",

@@ -33,6 +33,7 @@ from ..schedules import (
 )
 from ..teacher import Book
 from .plan import plan_cut
+from .quality import check_quality
 from .subject import Subject
 
 
@@ -60,6 +61,8 @@ def check_pruning(
         SecateurError: as `check_ranking`; the criterion does not rank what is to be cut; the target is out of reach;
             the ranking is of another model.
     """
+    check_quality(subject, goal)
+    require(dataset is not None or not goal.is_quality, f"{goal} is measured on data; give data")
     if ranking is None:
         _check_calibration(subject, dataset, criterion)
     else:
@@ -104,6 +107,7 @@ def check_compression(subject: Subject, dataset: ImageDataset, goal: Target, set
         SecateurError: the recipe does not fit the model, the data or the steps, or the target is out of reach.
     """
     check_recovery(subject.model, dataset, settings.recovery, subject.model)
+    check_quality(subject, goal, settings.schedule == "one-shot")
     granularity = granularity_for(goal, settings.cut)
     check_schedule(settings, granularity)
     if settings.schedule == "adaptive" and subject.excluded:

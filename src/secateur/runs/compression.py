@@ -21,10 +21,11 @@ from ..models.labels import relabel
 from ..recipes import Recipe, recipe_named
 from ..recovery import Pruner, RecoveryConfig, WarmupConfig
 from ..recovery.objectives import build_objective, needs_teacher
-from ..results import Compensation, CutResult, Decisions, Evaluation, Ranking, Recovery
+from ..results import Compensation, CutResult, Decisions, Evaluation, QualitySearch, Ranking, Recovery
 from ..schedules import Compensating, Goal, ProgressiveConfig, Scores, Target, build_pruner
 from ..teacher import Book
 from .checks import check_new_labels
+from .quality import sought
 from .stages import (
     Planned,
     book_place,
@@ -51,7 +52,8 @@ class Compressed:
 
     Attributes:
         model: the recovered network, in eval mode.
-        ranking, cut, compensation, recovery, decisions, evaluation: the results of the stages; None without such a one.
+        ranking, cut, compensation, recovery, decisions, quality, evaluation: the results of the stages; None without
+            such a one.
         images: what the evaluation drew of each model from the same noise, (64, C, H, W) in [-1, 1].
     """
 
@@ -62,6 +64,7 @@ class Compressed:
     evaluation: Evaluation | None
     compensation: Compensation | None = None
     decisions: Decisions | None = None
+    quality: QualitySearch | None = None
     images: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -73,6 +76,7 @@ class Planning:
     cut: CutResult
     pruner: Pruner | None = None
     pruned: nn.Module | None = None
+    quality: QualitySearch | None = None
 
 
 def run_settings(
@@ -115,15 +119,18 @@ def compress_stages(
 
     def plan() -> Planning:
         ranking = rank_stage(folder, subject, dataset, settings.criterion, scoring)
-        scores = scores_of(ranking)
+        scores, size, quality = scores_of(ranking), goal, None
+        if goal.is_quality:
+            refit = settings.compensation if settings.compensates else None
+            size, quality = sought(folder, subject, dataset, goal, scores, settings.cut, refit, settings.evaluation)
         if not one_shot:
             planned = kept(
                 folder, "goal.json", Planned, lambda: solve_cut(folder, subject, goal, scores, settings.cut)
             )  # a latency is measured once
             return Planning(ranking, planned.result, _pruner(subject, dataset, goal, scores, settings, planned))
         details = {"criterion": settings.criterion, "scoring": asdict(scoring)}
-        pruned, cut = cut_stage(folder, subject, goal, scores, settings.cut, details)
-        return Planning(ranking, cut, pruned=pruned)
+        pruned, cut = cut_stage(folder, subject, size, scores, settings.cut, details)
+        return Planning(ranking, cut, pruned=pruned, quality=quality)
 
     planning, models, refit = main_first(plan, subject.on_cpu), {}, None
     start = subject.model

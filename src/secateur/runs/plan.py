@@ -20,14 +20,14 @@ from .timing import Work, format_duration, predict_seconds, price_of_compensatio
 
 
 def plan_cut(subject: Subject, target: Target, cut: CutConfig) -> CutResult | None:
-    """Plan the cut with equal scores; None for a latency target, which only measuring can plan.
+    """Plan the cut with equal scores; None for a target of latency or quality, which only measuring can plan.
 
     Widths under local allocation do not depend on scores; under global allocation the plan is an estimate.
 
     Raises:
         TargetError: the target is out of reach.
     """
-    if target.metric == "latency":
+    if target.metric == "latency" or target.is_quality:
         return None
     structure = subject.structure
     found = one_shot(subject.model, structure, target, no_scores(structure), cut, example_inputs(subject.model, 1))[1]
@@ -87,7 +87,7 @@ class Plan:
     def _size(self) -> Iterator[str]:
         cut = self.cut
         if cut is None:
-            yield "cut        found by measuring latency on this device during the run"
+            yield "cut        found by measuring during the run"
             return
         sizes = {"MACs": (cut.before.macs, cut.after.macs), "parameters": (cut.before.parameters, cut.after.parameters)}
         for label, (before, after) in sizes.items():

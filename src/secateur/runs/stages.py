@@ -167,6 +167,15 @@ def solve_cut(
     folder: Path | None, subject: Subject, target: Target, scores: Mapping[str, Tensor], config: CutConfig
 ) -> Planned:
     """The one-shot cut for the target; writes `cut.json`, its table and plot."""
+    planned = planned_cut(subject, target, scores, config)
+    if folder is not None:
+        write_result(folder / "cut.json", planned.result)
+        write_cut(folder)
+    return planned
+
+
+def planned_cut(subject: Subject, target: Target, scores: Mapping[str, Tensor], config: CutConfig) -> Planned:
+    """The one-shot cut for the target, by these scores."""
     solution, result = one_shot(
         subject.model,
         subject.structure,
@@ -176,11 +185,7 @@ def solve_cut(
         example_inputs(subject.model, 1),
         latency_of(subject.model, subject.structure) if target.metric == "latency" else None,
     )
-    result = replace(result, excluded=subject.excluded)
-    if folder is not None:
-        write_result(folder / "cut.json", result)
-        write_cut(folder)
-    return Planned(solution.cut, result)
+    return Planned(solution.cut, replace(result, excluded=subject.excluded))
 
 
 def cut_stage(

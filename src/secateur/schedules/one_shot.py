@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..base.errors import require
+from ..base.errors import TargetError, require
 from ..base.rules import Count, check_fields
 from ..criteria import criterion_named
 from ..criteria.blocks.measure import block_names
@@ -77,6 +77,10 @@ def one_shot(
     Raises:
         TargetError: the target is out of reach.
     """
+    if target.is_quality:
+        raise TargetError(
+            f"{target} is a quality, which prune and compress find by trying; here ask for a size: macs=50%"
+        )
     granularity = granularity_for(target, config)
     cost = cost_model(model, structure, inputs)
     steps = removal_steps(

@@ -1,4 +1,4 @@
-"""Targets that a user understands: "macs=56%", "3.4G", "params=20M", "latency=20ms", "blocks=6"."""
+"""Targets that a user understands: "macs=56%", "3.4G", "params=20M", "latency=20ms", "blocks=6", "ssim=0.95"."""
 
 import re
 from dataclasses import dataclass
@@ -8,18 +8,27 @@ from typing import Literal, get_args
 from ..base.errors import TargetError
 from ..base.units import _SUFFIXES, format_count
 
-Metric = Literal["macs", "params", "latency", "blocks"]
+Metric = Literal["macs", "params", "latency", "blocks", "ssim", "loss"]
+QUALITIES = ("ssim", "loss")  # what a model that was refitted is to hold; they do not say how large it is
 _METRICS = get_args(Metric)
-_HELP = "write for example macs=56%, macs=3.4G, params=20M, latency=20ms or blocks=6"
+_HELP = "write for example macs=56%, macs=3.4G, params=20M, latency=20ms, blocks=6, ssim=0.95 or loss=5%"
 
 
 @dataclass(frozen=True)
 class Target:
-    """What is asked: a metric, and a fraction of the dense value or an amount (MACs, parameters, ms, blocks)."""
+    """What is asked: a metric, and a fraction of the dense value or an amount (MACs, parameters, ms, blocks).
+
+    Or a quality, which is a fraction: the SSIM to the dense model's samples, or by how much the loss may rise.
+    """
 
     metric: Metric
     value: float
     is_fraction: bool
+
+    @property
+    def is_quality(self) -> bool:
+        """Whether it is reached by searching, not by cutting to a size."""
+        return self.metric in QUALITIES
 
     def amount(self, dense: float) -> float:
         """The amount asked for, when the dense model has `dense`."""
@@ -28,6 +37,8 @@ class Target:
     def __str__(self) -> str:
         """The shortest text that `parse_target` reads as this target: it names runs, so nothing is rounded."""
         exact = Decimal(repr(self.value))
+        if self.metric == "ssim":
+            return f"ssim={_digits(exact)}"
         if self.is_fraction:
             return f"{self.metric}={_digits(100 * exact)}%"
         if self.metric == "latency":
@@ -59,6 +70,8 @@ def parse_target(text: str) -> Target:
         if not 0 < value <= 1:
             raise TargetError(f"the target {text!r} must be above 0 and at most 100%")
         return Target(metric, value, True)
+    if metric in QUALITIES:
+        raise TargetError(f"the target {text!r} must be above 0 and at most 1; {_HELP}")
     if is_time != (metric == "latency") or (metric == "blocks" and unit):
         raise TargetError(f"the target {text!r} has the wrong unit; {_HELP}")
     value = float(number * ({"ms": 1, "s": 1000}[unit.lower()] if is_time else _SUFFIXES[unit.upper()]))
