@@ -49,7 +49,7 @@ def test_the_smallest_model_that_holds_it_is_found_and_every_try_is_told(tmp_pat
     model = unet()
     pruned = secateur.prune(model, target="loss=50%", compensation=REFIT, out=tmp_path / "run", **ASKED)
     found = read_result(QualitySearch, tmp_path / "run" / "quality.json")
-    assert [each.asked for each in found.tries][0] == 0.5
+    assert found.tries[0].asked == 0.5
     assert len(found.tries) == 4
     held = [each.macs for each in found.tries if each.holds]
     failed = [each.asked for each in found.tries if not each.holds]
@@ -90,7 +90,8 @@ def test_what_it_holds_is_said():
     )
     (sentence,) = QualitySearch("ssim=0.9", "SSIM", tries).sentences()
     assert sentence == (
-        "Of 3 models that were cut and measured for ssim=0.9, the smallest that holds it has 48% of the MACs: SSIM 0.93."
+        "Of 3 models that were cut and measured for ssim=0.9, the smallest that holds it has "
+        "48% of the MACs: SSIM 0.93."
     )
 
 

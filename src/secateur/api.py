@@ -36,6 +36,7 @@ from .runs.data import encode_data, inputs_of, name_of
 from .runs.folder import folder_or_memory
 from .runs.opening import beside, opened, required
 from .runs.plan import Plan, plan_of
+from .runs.quality import sought
 from .runs.recording import opened_book
 from .runs.run import Run
 from .runs.stages import (
@@ -109,7 +110,8 @@ def prune(
 
     Args:
         model: see above; of a pipeline the network is returned.
-        target: what stays: macs=56%, macs=3.4G, params=20M, blocks=6 (six stay) or latency=20ms (one call at batch 1).
+        target: what stays: macs=56%, macs=3.4G, params=20M, blocks=6 (six stay) or latency=20ms (one call at batch 1),
+            or a quality, whose smallest model is sought: ssim=0.95 to dense samples, or loss=5%, by which it may rise.
         data: calibration samples; criteria that look at weights alone need none.
         criterion: which criterion ranks the units; ced, deviation, uniform, cosine and loss-change rank blocks only.
         scoring: its options.
@@ -142,8 +144,12 @@ def prune(
                 ranking = rank_stage(folder, subject, encode_data(dataset, subject), criterion, scoring)
             else:
                 ranking = given_ranking(folder, ranking)
+            scores = scores_of(ranking)
+            if goal.is_quality:
+                samples = encode_data(required(dataset), subject)
+                goal, _ = sought(folder, subject, samples, goal, scores, cut, compensation, EvaluationConfig())
             inplace = inplace and compensation is None
-            pruned, _ = cut_stage(folder, subject, goal, scores_of(ranking), cut, details, inplace)
+            pruned, _ = cut_stage(folder, subject, goal, scores, cut, details, inplace)
             if compensation is not None:
                 samples = encode_data(required(dataset), subject)
                 pruned, _ = compensate_stage(folder, pruned, subject, samples, compensation, inplace=folder is None)
@@ -321,7 +327,8 @@ def compress(
 
     Args:
         model: see above; it is left as it is.
-        target: what stays: macs=56%, macs=3.4G, params=20M, blocks=6 (six stay) or latency=20ms (one call at batch 1).
+        target: what stays: macs=56%, macs=3.4G, params=20M, blocks=6 (six stay) or latency=20ms (one call at batch 1),
+            or a quality, whose smallest model is sought: ssim=0.95 to dense samples, or loss=5%, by which it may rise.
         data: samples to calibrate, train and evaluate with.
         recipe: a recipe or its name.
         new_labels: the data's classes replace the model's: fresh label embeddings, trained before the ranking.

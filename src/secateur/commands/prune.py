@@ -35,7 +35,8 @@ def prune(
     Args:
         on: the model.
         target: what stays: macs=56%, macs=3.4G, params=20M, blocks=6 (six stay)
-            or latency=20ms (one call at batch 1 on this device).
+            or latency=20ms (one call at batch 1 on this device); or a quality, whose smallest
+            model is sought: ssim=0.95 to the dense samples, or loss=5%, by which it may rise.
         out: folder to write to.
         data: calibration images: an image folder, parquet, datasets:NAME, an .npz with images, or digits; criteria that
             look at weights alone need none.

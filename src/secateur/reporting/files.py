@@ -72,7 +72,7 @@ def tables_of(run: Run) -> dict[str, Table]:
     found: dict[str, Table] = {}
     if run.ranking is not None:
         found |= ranking_tables(run.ranking, run.cut)
-    for part in (run.cut, run.compensation, run.decisions, run.evaluation):
+    for part in (run.quality, run.cut, run.compensation, run.decisions, run.evaluation):
         found |= part.tables() if part is not None else {}
     if scores := class_scores(run.evaluation):
         found["classes"] = class_table(scores)

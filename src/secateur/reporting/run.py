@@ -19,6 +19,7 @@ from ..results import (
     CutResult,
     Decisions,
     Evaluation,
+    QualitySearch,
     Ranking,
     Recovery,
     read_decisions,
@@ -50,6 +51,7 @@ class Run:
         images: of each model, (N, C, H, W) in [-1, 1], from the same noise.
         real: images of the data.
         class_labels: of the models' images, (N,).
+        quality: what was tried for a target of quality.
     """
 
     folder: Path
@@ -63,6 +65,7 @@ class Run:
     images: Mapping[str, Tensor] = field(default_factory=dict)
     real: Tensor | None = None
     class_labels: Tensor | None = None
+    quality: QualitySearch | None = None
 
 
 def read_run(folder: str | Path) -> Run:
@@ -75,6 +78,7 @@ def read_run(folder: str | Path) -> Run:
     config = read_config(folder)
     ranking = _if_there(folder / "ranking.json", lambda path: read_result(Ranking, path))
     cut = _if_there(folder / "cut.json", lambda path: read_result(CutResult, path))
+    quality = _if_there(folder / "quality.json", lambda path: read_result(QualitySearch, path))
     compensation = _if_there(folder / "compensation.json", lambda path: read_result(Compensation, path))
     decisions = _if_there(folder / "recovery" / "stages.jsonl", read_decisions)
     recovery = _if_there(folder / "recovery" / "log.jsonl", read_recovery)
@@ -87,7 +91,7 @@ def read_run(folder: str | Path) -> Run:
     images = {name: tensors[name] for name in sorted(tensors, key=lambda name: _place(name, order))}
     return Run(
         folder, config, ranking, cut, compensation, decisions or Decisions(), recovery or Recovery(), evaluation,
-        images, real, labels,
+        images, real, labels, quality,
     )  # fmt: skip
 
 

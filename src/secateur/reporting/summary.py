@@ -52,7 +52,8 @@ class Summary:
 
 def summarize(run: Run) -> Summary:
     """Say what the results of a run say, and no more."""
-    sentences = [*_ranked(run), *(run.cut.sentences() if run.cut else ()), *_stages(run)]
+    quality = run.quality.sentences() if run.quality else ()
+    sentences = [*_ranked(run), *quality, *(run.cut.sentences() if run.cut else ()), *_stages(run)]
     sentences += run.compensation.sentences() if run.compensation else ()
     sentences += run.decisions.sentences()
     sentences += run.recovery.sentences()
@@ -68,6 +69,7 @@ def summarize(run: Run) -> Summary:
         "not_measured": missing,
         "notes": list(notes),
         "cut": to_json(run.cut),
+        "quality": to_json(run.quality),
         "compensation": to_json(run.compensation),
         "decisions": to_json(run.decisions),
         "evaluation": _without_rounds(to_json(run.evaluation)),

@@ -51,8 +51,8 @@ class QualitySearch(Displayed):
             return (f"None of {len(self.tries)} smaller models that were tried holds {self.target}.",)
         size, quality = percent(self.found.macs or 1.0, 1), format_number(self.found.quality or 0.0)
         return (
-            f"The smallest of {len(self.tries)} models that were cut and measured for {self.target} has {size} of the MACs: "
-            f"{self.metric} {quality}.",
+            f"Of {len(self.tries)} models that were cut and measured for {self.target}, the smallest that holds it has "
+            f"{size} of the MACs: {self.metric} {quality}.",
         )
 
     def tables(self) -> dict[str, Table]:

@@ -163,7 +163,9 @@ def compress_stages(
     between = {name: found if folder is None else reopened(folder / name, subject) for name, found in models.items()}
     compared = {"dense": subject.model, **between, "recovered": model}
     evaluation, images = evaluate_stage(folder, compared, subject, dataset, settings.evaluation, cache)
-    return Compressed(model, planning.ranking, cut, recovery, evaluation, refit, decisions, dict(images))
+    return Compressed(
+        model, planning.ranking, cut, recovery, evaluation, refit, decisions, planning.quality, dict(images)
+    )
 
 
 def _pruner(

@@ -48,9 +48,7 @@ def check_quality(subject: Subject, goal: Target, one_shot: bool = True) -> None
     one_process(f"the search for {goal}")
     require(one_shot, f"{goal} is sought by one-shot cuts before recovery; add --schedule one-shot, or ask for a size")
     own = isinstance(subject.process, OwnObjective)
-    require(
-        not own, f"{goal} is measured of samples and noisy images, and forward= and loss= have none; ask for a size"
-    )
+    require(not own, f"{goal} is measured of samples, and forward= and loss= have none; ask for a size")
 
 
 def sought(

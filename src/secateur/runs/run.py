@@ -16,7 +16,7 @@ from ..base.files import write_json
 from ..evaluation import write_evaluation
 from ..io.checkpoint import save_pretrained
 from ..reporting import read_run, summarize, write_cut, write_ranking, write_report
-from ..results import Compensation, CutResult, Decisions, Evaluation, Ranking, Recovery, write_result
+from ..results import Compensation, CutResult, Decisions, Evaluation, QualitySearch, Ranking, Recovery, write_result
 from .compression import Compressed
 from .folder import plain
 from .stages import pipeline_stage
@@ -68,6 +68,11 @@ class Run:
         return self.stages.decisions
 
     @property
+    def quality(self) -> QualitySearch | None:
+        """What was tried for a target of quality."""
+        return self.stages.quality
+
+    @property
     def evaluation(self) -> Evaluation | None:
         return self.stages.evaluation
 
@@ -84,6 +89,8 @@ class Run:
         write_ranking(folder)
         write_result(folder / "cut.json", self.cut)
         write_cut(folder)
+        if self.quality is not None:
+            write_result(folder / "quality.json", self.quality)
         if self.compensation is not None:
             write_result(folder / "compensation.json", self.compensation)
         save_pretrained(self.model, folder / "model", self.subject.loaded.scheduler_config)
@@ -117,4 +124,5 @@ class Run:
         """What was asked for, what was reached, and what was lost."""
         if self.folder is not None:
             return tuple(summarize(read_run(self.folder)).sentences)
-        return (*self.cut.sentences(), *(self.evaluation.sentences() if self.evaluation is not None else ()))
+        quality = () if self.quality is None else self.quality.sentences()
+        return (*quality, *self.cut.sentences(), *(self.evaluation.sentences() if self.evaluation is not None else ()))
