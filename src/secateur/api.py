@@ -1,8 +1,9 @@
 """The library's face: every command as a function over objects in memory, folders and hub ids alike.
 
 Each takes a `model` (a folder, a hub id, a module, a pipeline, or what `load` returned), `data` (a path, tensors, a
-sequence, data set or loader, or a data set of ours), and what `NetworkArguments` has, such as `process` (a name, a
-diffusers scheduler, its config, or a `Process`) and `device`. With `out` they write what the command writes; without it
+sequence, data set or loader, a data set of ours, or the word generated: what the dense model draws itself), and what
+`NetworkArguments` has, such as `process` (a name, a diffusers scheduler, its config, or a `Process`) and `device`. With
+`out` they write what the command writes; without it
 nothing touches the disk but the checkpoints of a recovery, in a temporary folder. They print nothing unless `progress`
 is True.
 """
@@ -32,7 +33,7 @@ from .results import Evaluation, Ranking, to_json
 from .runs.arguments import NetworkArguments
 from .runs.checks import check_compression, check_evaluating, check_finetuning, check_pruning, check_ranking
 from .runs.compression import compress_stages, given, resolve, run_settings, with_labels_of
-from .runs.data import encode_data, inputs_of, name_of
+from .runs.data import drawn_by, encode_data, inputs_of, name_of, unless_generated
 from .runs.folder import folder_or_memory
 from .runs.opening import beside, opened, required
 from .runs.plan import Plan, plan_of
@@ -186,9 +187,9 @@ def compensate(
         SecateurError: bad input, or a model that was not cut from `dense`; always one clear line.
     """
     config = compensation or CompensationConfig()
-    with shown(progress), opened(pruned, data, **arguments) as (subject, found):
-        dataset = required(found)
+    with shown(progress), opened(pruned, unless_generated(data), **arguments) as (subject, found):
         reference = beside(subject, dense, **arguments)
+        dataset = required(found or drawn_by(reference, data))
         check_conditions(subject.model, dataset)
         places = {"model": subject.name, "reference": reference.name, "data": name_of(data, dataset)}
         about = {"command": "compensate", **places, **subject.settings, "compensation": config}
@@ -236,11 +237,11 @@ def finetune(
         SecateurError: bad input, or a loss that is not finite; always one clear line.
     """
     settings = replace(recovery or RecoveryConfig(), **given({"steps": steps, "objective": objective}))
-    with shown(progress), opened(model, data, **arguments) as (subject, found):
-        dataset = required(found)
+    with shown(progress), opened(model, unless_generated(data), **arguments) as (subject, found):
         if isinstance(teacher, Book):
             teacher, book = None, teacher
         dense = None if teacher is None else beside(subject, teacher, **arguments)
+        dataset = required(found or drawn_by(dense, data))
         answers = None if book is None else opened_book(book, subject, dataset, dense)
         check_finetuning(subject, dataset, settings, dense, answers)
         places = {"model": subject.name, "teacher": dense and dense.name, "data": name_of(data, dataset)}
@@ -290,9 +291,9 @@ def evaluate(
     """
     settings = evaluation or EvaluationConfig()
     settings = replace(settings, metrics=metrics or settings.metrics)
-    with shown(progress), opened(model, data, **arguments) as (subject, found):
-        dataset = required(found)
+    with shown(progress), opened(model, unless_generated(data), **arguments) as (subject, found):
         dense = None if reference is None else beside(subject, reference, **arguments)
+        dataset = required(found or drawn_by(dense or subject, data))
         models = check_evaluating(subject, dataset, settings, dense)
         places = {"model": subject.name, "reference": dense and dense.name, "data": name_of(data, dataset)}
         about = {"command": "evaluate", **places, **subject.settings, "evaluation": settings}

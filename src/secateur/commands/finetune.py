@@ -11,7 +11,7 @@ from ..base.console import say
 from ..recovery import RecoveryConfig
 from ..runs.checks import check_finetuning
 from ..runs.compression import given
-from ..runs.data import open_data
+from ..runs.data import drawn_by, open_data
 from ..runs.plan import plan_of
 from ..runs.recording import opened_book
 from ..runs.timing import Work
@@ -48,7 +48,7 @@ def finetune(
     subject, dense = on.subject(), on.other(teacher)
     settings = replace(recovery, **given({"steps": steps, "objective": objective}))
     if dry_run:
-        dataset = open_data(data, subject)
+        dataset = drawn_by(dense, data) or open_data(data, subject)
         answers = None if book is None else opened_book(book, subject, dataset, dense)
         check_finetuning(subject, dataset, settings, dense, answers)
         work = Work(recovery=settings, teacher=None if dense is None else dense.model, reads=answers is not None)

@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 
 from ..base.console import say
-from ..base.distributed import process_count
+from ..base.distributed import process_count, wait_for_everyone
 from ..base.errors import DataError, ModelError, SecateurError
 from ..base.fingerprint import model_fingerprint
 from ..criteria import criterion_named
-from ..data import EncodedDataset, ImageDataset, load_data
+from ..data import EncodedDataset, ImageDataset, LatentDataset, load_data
 from ..data.autoencoder import latent_space
 from ..data.classes import numbered
 from ..data.encode import encode, encoded_when_read, open_encoded, sizes, whole
+from ..data.generated import DecodedDataset, GeneratedDataset, draw_samples, is_generated, open_generated
 from ..data.objects import ObjectDataset, as_batch, captions_of, open_objects
 from ..models.conditions import LABELS
 from ..models.network import class_count, input_shape, takes_text
@@ -34,7 +35,7 @@ def open_data(data: Any, subject: Subject, new_labels: bool = False) -> ImageDat
     """Open data for the subject's model, and say which of its classes the data's are, unless they will be `new_labels`.
 
     Args:
-        data: a path; a tensor; a sequence, data set or loader of tensors, of (images, labels) or of dictionaries; a
+        data: a path; the word generated, for what the model draws itself; a tensor; a sequence, data set or loader of tensors, of (images, labels) or of dictionaries; a
             `datasets.Dataset`; or a data set of ours.
         subject: images are encoded by its pipeline: those of a path into a cache, by `encode_data`, all others in
             memory when they are read.
@@ -43,7 +44,9 @@ def open_data(data: Any, subject: Subject, new_labels: bool = False) -> ImageDat
     Raises:
         SecateurError: as `load_data`, `open_encoded` and `open_objects`; a text-conditional model without its pipeline.
     """
-    if isinstance(data, str | Path):
+    if is_generated(data):
+        dataset = _generated(str(data), subject)
+    elif isinstance(data, str | Path):
         dataset = _from_path(str(data), subject)
     elif _is_dataset(data):
         dataset = data
@@ -73,11 +76,45 @@ def encode_data(dataset: Encodable, subject: Subject) -> Encodable:
     Raises:
         SecateurError: as `encode`; several processes, of which only one may write.
     """
+    if (drawn := _drawn(dataset)) is not None:
+        draw_samples(drawn)
+        wait_for_everyone(subject.on_cpu)
     if not isinstance(dataset, EncodedDataset) or whole(dataset):
         return dataset
     if process_count() > 1:
         raise SecateurError("the data is not encoded yet, which one process must do: run secateur encode first")
     return encode(dataset, subject.loaded)
+
+
+def _generated(data: str, subject: Subject) -> ImageDataset:
+    shape, vae = input_shape(subject.model), subject.loaded.vae
+    images = shape if vae is None else latent_space(vae).image_shape(shape)
+    return open_generated(data, subject.model, subject.process, decoder(subject), images)
+
+
+def unless_generated(data: Any) -> Any:
+    """The data; None where it is to be drawn by another model than the function's own: see `drawn_by`."""
+    return None if is_generated(data) else data
+
+
+def drawn_by(dense: Subject | None, data: Any) -> ImageDataset | None:
+    """The data that the dense model draws, if the user means that.
+
+    Raises:
+        DataError: there is no dense model.
+    """
+    if not is_generated(data):
+        return None
+    if dense is None:
+        raise DataError("generated data are drawn by the dense model; give it as the teacher")
+    return open_data(data, dense)
+
+
+def _drawn(dataset: ImageDataset | None) -> GeneratedDataset | None:
+    """The samples that the dense model is to draw, if the data are those."""
+    inner = dataset.images if isinstance(dataset, LatentDataset) else dataset
+    inner = inner.latents if isinstance(inner, DecodedDataset) else inner
+    return inner if isinstance(inner, GeneratedDataset) else None
 
 
 def decoder(subject: Subject) -> Callable[[Tensor], Tensor] | None:

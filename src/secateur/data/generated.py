@@ -1,0 +1,173 @@
+"""Data that a model draws itself, where no images are at hand: `generated`, or `generated:4096` for so many.
+
+Sample i depends on the model, the seed and i alone: its noise is that of `process.sampling.initial_noise`, its label is
+the turn of its class. What was drawn is kept in the cache, by the fingerprint of the model that drew it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ..base.cache import cache_folder
+from ..base.errors import DataError, require
+from ..base.fingerprint import fingerprint, model_fingerprint
+from ..base.rows import Chunk, FileRows, chunk_size_of
+from ..base.seeds import VERSION
+from ..models.conditions import UNCONDITIONAL
+from ..models.network import class_count, device_of, inference, input_shape, takes_text
+from ..process.base import Process
+from ..process.reconstruction import Reconstruction
+from ..process.sampling import generate, initial_noise
+from .classes import numbered
+from .dataset import Batch, labelled
+from .latents import LATENTS, LatentDataset
+
+WORD = "generated"
+DEFAULT_COUNT = 1024
+STEPS = 50  # of the process's own deterministic sampler
+SEED = 0
+AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class GeneratedDataset:
+    """Samples that a model drew, (N, *shape), with the labels that it drew them for; `draw_samples` draws them.
+
+    Attributes:
+        rows: where they are kept.
+        draw: the samples with these numbers.
+    """
+
+    shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+    rows: FileRows
+    draw: Callable[[range], Chunk] = field(repr=False)
+
+    name = WORD
+    captions: tuple[str, ...] = ()
+    null = UNCONDITIONAL
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint([self.rows.folder.name, self.rows.count])
+
+    @property
+    def labels(self) -> Tensor | None:
+        """Classes take turns."""
+        return torch.arange(len(self)) % len(self.class_names) if self.class_names else None
+
+    def __len__(self) -> int:
+        return self.rows.count
+
+    def noise(self, indices: Sequence[int]) -> Tensor:
+        """What the samples at `indices` were drawn from, (len(indices), *shape)."""
+        return initial_noise(indices, self.shape, SEED)
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        samples = self.rows.read(indices)[LATENTS]
+        return Batch(samples, labelled(self.labels, torch.as_tensor(indices, dtype=torch.int64)))
+
+
+def is_generated(data: object) -> bool:
+    """Whether a user means data that the dense model draws."""
+    return isinstance(data, str) and (data == WORD or data.startswith(f"{WORD}:"))
+
+
+def open_generated(
+    text: str,
+    model: nn.Module,
+    process: Process,
+    decode: Callable[[Tensor], Tensor] | None,
+    images: tuple[int, int, int],
+) -> GeneratedDataset | LatentDataset:
+    """The data that `model` draws, whether or not it is drawn yet.
+
+    Args:
+        text: `generated`, or `generated:COUNT`.
+        model: a denoiser without text, of images or latents.
+        process: which sampler.
+        decode: what turns latents into images; None for a model of images.
+        images: C, H, W of the images.
+
+    Raises:
+        DataError: no count after the colon; the model is a decoder, or takes text.
+    """
+    _, colon, count = text.partition(":")
+    require(not colon or (count.isdigit() and int(count) > 0), f"{text} has no number; write {WORD}:4096")
+    if isinstance(process, Reconstruction):
+        raise DataError("a decoder draws nothing by itself; give images")
+    if takes_text(model):
+        raise DataError("the model draws for texts, of which there are none; give images with captions")
+    shape, classes = input_shape(model), class_count(model)
+    about = [VERSION, model_fingerprint(model, process), STEPS, SEED]
+    row = torch.float32.itemsize * shape[0] * shape[1] * shape[2]
+    folder = cache_folder() / WORD / fingerprint(about)
+    rows = FileRows(int(count or DEFAULT_COUNT), min(AT_ONCE, chunk_size_of(row)), folder)
+    names = () if classes is None else numbered(classes)
+    drawn = GeneratedDataset(shape, names, rows, partial(_drawn, model, process, shape, classes, decode is None))
+    if decode is None:
+        return drawn
+    decoded = DecodedDataset(images, drawn, decode, device_of(model))
+    return LatentDataset(decoded, shape, rows)
+
+
+def draw_samples(dataset: GeneratedDataset) -> None:
+    """Draw what is not drawn yet; every process its part."""
+    dataset.rows.folder.mkdir(parents=True, exist_ok=True)
+    dataset.rows.fill(dataset.draw, "samples of the dense model")
+
+
+@dataclass(frozen=True)
+class DecodedDataset:
+    """The images that generated latents stand for, decoded when they are read."""
+
+    shape: tuple[int, int, int]
+    latents: GeneratedDataset
+    decode: Callable[[Tensor], Tensor] = field(repr=False)
+    device: torch.device
+
+    name = WORD
+    captions: tuple[str, ...] = ()
+    null = UNCONDITIONAL
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.latents.class_names
+
+    @property
+    def labels(self) -> Tensor | None:
+        return self.latents.labels
+
+    @property
+    def fingerprint(self) -> str:
+        return self.latents.fingerprint
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    @torch.no_grad()
+    def batch(self, indices: Sequence[int]) -> Batch:
+        drawn = self.latents.batch(indices)
+        parts = [self.decode(part.to(self.device)).cpu() for part in drawn.sample.split(AT_ONCE)]
+        return Batch(torch.cat(parts).clamp(-1, 1), drawn.conditions)
+
+
+def _drawn(
+    model: nn.Module, process: Process, shape: tuple[int, int, int], classes: int | None, clamped: bool, numbers: range
+) -> Chunk:
+    device = device_of(model)
+    labels = None if classes is None else torch.arange(numbers.start, numbers.stop) % classes
+    conditions = labelled(labels, torch.arange(len(numbers))) if labels is not None else UNCONDITIONAL
+    steps = min(STEPS, process.num_train_timesteps)
+    with inference(model):
+        noise = initial_noise(numbers, shape, SEED).to(device)
+        told = {name: value.to(device) for name, value in conditions.items()}
+        samples = generate(model, process, noise, told, num_inference_steps=steps)
+    if not samples.isfinite().all():
+        raise DataError("the model draws samples that are not finite: check weights and scheduler, or give images")
+    return {LATENTS: (samples.clamp(-1, 1) if clamped else samples).float()}
