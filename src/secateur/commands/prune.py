@@ -39,7 +39,8 @@ def prune(
             model is sought: ssim=0.95 to the dense samples, or loss=5%, by which it may rise.
         out: folder to write to.
         data: calibration images: an image folder, parquet, datasets:NAME, an .npz with images, or digits; criteria that
-            look at weights alone need none.
+            look at weights alone need none; or the word
+            generated, for what the dense model draws itself.
         criterion: which criterion ranks the units (`secateur.criteria.CRITERIA`); some rank blocks only.
         scoring: its options.
         cut: which cuts are allowed.

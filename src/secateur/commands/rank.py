@@ -30,7 +30,8 @@ def rank(
         on: the model.
         out: folder to write to.
         data: calibration images: an image folder, parquet, datasets:NAME, an .npz with images, or digits; criteria that
-            look at weights alone need none.
+            look at weights alone need none; or the word
+            generated, for what the dense model draws itself.
         criterion: which criterion ranks the units (`secateur.criteria.CRITERIA`); some rank blocks only.
         scoring: its options.
         dry_run: print the predicted time and stop.

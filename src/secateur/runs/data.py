@@ -35,8 +35,8 @@ def open_data(data: Any, subject: Subject, new_labels: bool = False) -> ImageDat
     """Open data for the subject's model, and say which of its classes the data's are, unless they will be `new_labels`.
 
     Args:
-        data: a path; the word generated, for what the model draws itself; a tensor; a sequence, data set or loader of tensors, of (images, labels) or of dictionaries; a
-            `datasets.Dataset`; or a data set of ours.
+        data: a path; the word generated, for what the model draws itself; a tensor; a sequence, data set or loader of
+            tensors, of (images, labels) or of dictionaries; a `datasets.Dataset`; or a data set of ours.
         subject: images are encoded by its pipeline: those of a path into a cache, by `encode_data`, all others in
             memory when they are read.
         new_labels: the data's classes will be the model's.
