@@ -45,8 +45,8 @@ def best(
         on: the model.
         target: what stays: macs=50%, macs=3.4G, params=20M, blocks=6 (six stay)
             or latency=20ms (one call at batch 1 on this device).
-        data: image folder (sub-folders are classes), parquet, datasets:NAME, .npz with images and labels, or digits; or the word
-            generated, for what the dense model draws itself.
+        data: image folder (sub-folders are classes), parquet, datasets:NAME, .npz with images and labels, digits,
+            or generated, for what the dense model draws itself.
         out: folder of the search.
         budget_steps: recovery steps in all, of the trials and of the winner.
         budget_minutes: time in all; trials get the steps that are predicted to fit, the winner what then remains.

@@ -21,8 +21,8 @@ def compensate(on: Model, *, reference: str, data: str, out: Path, compensation:
     Args:
         on: the pruned model.
         reference: the dense model that it was cut from.
-        data: calibration images: an image folder, parquet, datasets:NAME, an .npz with images, or digits; or the word
-            generated, for what the dense model draws itself.
+        data: calibration images: an image folder, parquet, datasets:NAME, an .npz with images, digits,
+            or generated, for what the dense model draws itself.
         out: folder to write to.
         compensation: how it is refitted.
     """

@@ -55,8 +55,8 @@ def compress(
         target: what stays: macs=56%, macs=3.4G, params=20M, blocks=6 (six stay)
             or latency=20ms (one call at batch 1 on this device); or a quality, whose smallest
             model is sought: ssim=0.95 to the dense samples, or loss=5%, by which it may rise.
-        data: image folder (sub-folders are classes), parquet, datasets:NAME, .npz with images and labels, or digits; or the word
-            generated, for what the dense model draws itself.
+        data: image folder (sub-folders are classes), parquet, datasets:NAME, .npz with images and labels, digits,
+            or generated, for what the dense model draws itself.
         out: run folder.
         recipe: a named recipe (default, diff-pruning, 2ndmatch, progressive, gradient-flow, entpruner, depth, taylor,
             magnitude, random, decoder, quickstart); what follows replaces its parts.

@@ -36,8 +36,8 @@ def finetune(
 
     Args:
         on: the model.
-        data: training images: an image folder, parquet, datasets:NAME, an .npz with images, or digits; or the word
-            generated, for what the dense model draws itself.
+        data: training images: an image folder, parquet, datasets:NAME, an .npz with images, digits,
+            or generated, for what the dense model draws itself.
         out: folder to write to.
         teacher: the dense model, for objectives that match it.
         book: its answers, which `secateur record` wrote, in its place.

@@ -38,9 +38,8 @@ def prune(
             or latency=20ms (one call at batch 1 on this device); or a quality, whose smallest
             model is sought: ssim=0.95 to the dense samples, or loss=5%, by which it may rise.
         out: folder to write to.
-        data: calibration images: an image folder, parquet, datasets:NAME, an .npz with images, or digits; criteria that
-            look at weights alone need none; or the word
-            generated, for what the dense model draws itself.
+        data: calibration images: an image folder, parquet, datasets:NAME, an .npz with images, digits, or generated,
+            for what the model draws itself; criteria that look at weights alone need none.
         criterion: which criterion ranks the units (`secateur.criteria.CRITERIA`); some rank blocks only.
         scoring: its options.
         cut: which cuts are allowed.

@@ -29,9 +29,8 @@ def rank(
     Args:
         on: the model.
         out: folder to write to.
-        data: calibration images: an image folder, parquet, datasets:NAME, an .npz with images, or digits; criteria that
-            look at weights alone need none; or the word
-            generated, for what the dense model draws itself.
+        data: calibration images: an image folder, parquet, datasets:NAME, an .npz with images, digits, or generated,
+            for what the model draws itself; criteria that look at weights alone need none.
         criterion: which criterion ranks the units (`secateur.criteria.CRITERIA`); some rank blocks only.
         scoring: its options.
         dry_run: print the predicted time and stop.

@@ -35,8 +35,8 @@ def record(
 
     Args:
         on: the dense model.
-        data: what will be trained on: an image folder, parquet, datasets:NAME, an .npz with images, or digits; or the word
-            generated, for what the dense model draws itself.
+        data: what will be trained on: an image folder, parquet, datasets:NAME, an .npz with images, digits,
+            or generated, for what the dense model draws itself.
         out: folder of the book.
         objective: that will read it: distillation needs outputs alone, 2ndmatch growth too, first-order products of the
             Jacobian, features hidden states.

@@ -39,8 +39,8 @@ def sweep(
 
     Args:
         on: the model.
-        data: image folder (sub-folders are classes), parquet, datasets:NAME, .npz with images and labels, or digits; or the word
-            generated, for what the dense model draws itself.
+        data: image folder (sub-folders are classes), parquet, datasets:NAME, .npz with images and labels, digits,
+            or generated, for what the dense model draws itself.
         out: folder of the sweep.
         targets: what stays: macs=50% macs=30% ..., params=20M, blocks=6 (six stay)
             or latency=20ms (one call at batch 1 on this device).
