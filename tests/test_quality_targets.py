@@ -61,6 +61,7 @@ def test_the_smallest_model_that_holds_it_is_found_and_every_try_is_told(tmp_pat
     assert sum(p.numel() for p in pruned.parameters()) < sum(p.numel() for p in model.parameters())
 
 
+@pytest.mark.slow
 def test_a_search_that_was_stopped_goes_on(tmp_path, monkeypatch):
     tried = []
     inner = quality._tried

@@ -23,7 +23,7 @@ from secateur.schedules import Compensating
 from test_pruning_loops import pruning_of
 from training_runs import Failing, assert_same, images, stage_log
 
-REFIT = CompensationConfig(num_tuples=16, rows=2000)
+REFIT = CompensationConfig(num_tuples=8, rows=500)
 
 
 def refitting(pruner, dense, process):
@@ -97,6 +97,7 @@ def test_a_loop_of_ones_own_keeps_the_dense_model_for_it():
         other.load_state_dict(pruning.state_dict())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["progressive", "adaptive"])
 def test_compress_refits_at_the_cuts_of_every_schedule(schedule, tmp_path):
     run = secateur.compress(

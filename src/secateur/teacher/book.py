@@ -230,7 +230,7 @@ def tuple_bytes(model: nn.Module, contents: Contents, config: BookConfig) -> int
     with inference(model), hidden_states(model, blocks) as states:
         output = predict(model, sample, at, told)
     held = output.numel()
-    for (call,) in states.values():
+    for call, *_ in states.values():
         held += call.returned.numel() + (call.taken.numel() if contents.inputs else 0)
     if contents.jacobian == "products":
         held += contents.directions * (sample if contents.projection == "vjp" else output).numel()
