@@ -238,10 +238,13 @@ def test_the_real_scorer_prunes_to_the_target(criterion, dense, tmp_path):
     assert ranking["blocks"] == pytest.approx({name: effect[score] for name, effect in effects.items()})
 
 
+BOOK = ("--objective", "distillation", "--book", "--book.num-tuples", "24", "--book.held-out", "8")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [(), ("--recipe", "diff-pruning", "--target", "macs=60%", "--new-labels")])
+@pytest.mark.parametrize("more", [(), ("--recipe", "diff-pruning", "--target", "macs=60%", "--new-labels", *BOOK)])
 def test_compress_in_two_processes_ends_as_in_one(more, dense, tmp_path):
-    """The real ranking, proxies and evaluation: one process ranks and decides, all train and sample."""
+    """The real ranking, proxies and evaluation: one process ranks and decides, all refit, record, train and sample."""
     options = [
         "--target",
         "blocks=3",
@@ -254,6 +257,7 @@ def test_compress_in_two_processes_ends_as_in_one(more, dense, tmp_path):
         "--warmup.steps",
         "3",
     ]
+    options += ["--compensation", "--compensation.num-tuples", "16", "--compensation.rows", "500"]
     options += ["--adaptive.until", "0.5", "--recovery.label-dropout", "0.5", "--recovery.dropout", "None", *FEW, *more]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for name, launcher in (("one", ()), ("two", TWO)):
