@@ -247,7 +247,8 @@ def finetune(
         places = {"model": subject.name, "teacher": dense and dense.name, "data": name_of(data, dataset)}
         about = {"command": "finetune", **places, **subject.settings, "recovery": settings}
         about |= {"book": str(book) if isinstance(book, str | Path) else answers and "in memory"}
-        with folder_or_memory(out, about, lambda: inputs_of(dataset, model=subject, teacher=dense)) as folder:
+        made_of = {} if answers is None else {"book": answers.fingerprint}
+        with folder_or_memory(out, about, lambda: inputs_of(dataset, model=subject, teacher=dense) | made_of) as folder:
             samples = encode_data(dataset, subject)
             answers = None if book is None else opened_book(book, subject, samples)
             taught_by = answers or (None if dense is None else dense.model)
