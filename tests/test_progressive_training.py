@@ -454,10 +454,13 @@ def assert_same_checkpoints(one, other):
     assert stage_log(one) == stage_log(other)
 
 
-@pytest.mark.slow
-def test_a_killed_run_resumes_to_the_bit(tmp_path):
+@pytest.mark.parametrize(
+    "kills",
+    [pytest.param((60, 110), marks=pytest.mark.slow), pytest.param((5, 60, 110, 150), marks=pytest.mark.torture)],
+)
+def test_a_killed_run_resumes_to_the_bit(kills, tmp_path):
     assert train(tmp_path / "whole", 200, 25).wait() == 0
-    for lines in (5, 60, 110, 150):  # units leave before step 100
+    for lines in kills:  # units leave before step 100
         killed = train(tmp_path / "cut", 200, 25)
         text = tmp_path / "cut" / "log.jsonl"
         while killed.poll() is None and not (text.exists() and text.read_text().count("\n") > lines):

@@ -361,10 +361,12 @@ def train(folder: Path, steps: int, objective: str, launcher: tuple[str, ...] = 
     return start(folder.with_suffix(".py"), SCRIPT, folder, steps, objective, launcher=launcher)
 
 
-@pytest.mark.slow
-def test_a_killed_run_resumes_to_the_bit(tmp_path):
+@pytest.mark.parametrize(
+    "kills", [pytest.param((120,), marks=pytest.mark.slow), pytest.param((5, 120, 250), marks=pytest.mark.torture)]
+)
+def test_a_killed_run_resumes_to_the_bit(kills, tmp_path):
     assert train(tmp_path / "whole", 400, "denoising").wait() == 0
-    for lines in (5, 120, 250):
+    for lines in kills:
         run = train(tmp_path / "cut", 400, "denoising")
         text = tmp_path / "cut" / "log.jsonl"
         while run.poll() is None and not (text.exists() and text.read_text().count("\n") > lines):

@@ -33,7 +33,8 @@ AT_LENGTH = settings(PROPERTY, max_examples=300)
 
 
 # Text-conditional networks compute some of their embeddings and norms in float32, whatever the model's dtype.
-EXACT = {"unet", "dit", "autoencoder", "uvit"}
+# Sana's linear attention divides by sums taken in float32, which magnifies their rounding.
+ROUNDING = {"unet": 1e-9, "dit": 1e-9, "autoencoder": 1e-9, "uvit": 1e-9, "sana": 1e-5}
 
 
 @PROPERTY
@@ -56,7 +57,7 @@ def test_names_after_a_cut_are_those_of_the_model_that_was_cut(name, data):
     assert {parameter: id(tensor) for parameter, tensor in before.items()} == {k: id(v) for k, v in after.items()}
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 @AT_LENGTH
 @given(data=st.data())
 @pytest.mark.parametrize("name", ALL_STRATEGIES)
@@ -71,7 +72,7 @@ def check_masked_equals_removed(name, data):
     with masked(model, structure, masks_of(cut, structure)):
         expected = double_output(model)
     found = double_output(remove(copy.deepcopy(model), structure, cut))
-    tolerance = 1e-9 if name in EXACT else 1e-6
+    tolerance = ROUNDING.get(name, 1e-6)
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max() + 1))
 
 
