@@ -1,9 +1,10 @@
 # make demo: install into .venv and run the quickstart.    make test: install and run the tests.
+# make docs: build the site into site/.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow torture lint
+.PHONY: demo test test-slow torture lint docs
 
 demo: $(VENV)/installed
 	$(BIN)/secateur quickstart
@@ -21,6 +22,10 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: $(VENV)/installed
+	$(BIN)/mkdocs build --strict --quiet
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -28,7 +28,7 @@ from ..structure import removals_of
 from .files import check_file
 from .foreign import hollow, loading
 from .index import read_object
-from .locate import HubOptions, Place, locate
+from .locate import ASSETS, HubOptions, Place, locate
 from .manifest import (
     FREQUENCIES_KEY,
     MANIFEST,
@@ -124,7 +124,9 @@ def load_model(place: Place, variant: str | None = None) -> nn.Module:
     name, _ = described(place)
     if name.startswith(PREFIX) or not is_known(name):
         raise ModelError(f"{place.folder} cannot be used: {unsupported(name)}")
-    return load_any(place, architecture_named(name), variant)
+    model = load_any(place, architecture_named(name), variant)
+    # Those of the package are stored in half precision, as all of it should stay small.
+    return nn.Module.float(model) if place.folder.parent == ASSETS else model
 
 
 def load_any(place: Place, architecture: type[Any], variant: str | None = None) -> nn.Module:

@@ -17,6 +17,7 @@ from .index import INDEX, components
 Component = Literal["unet", "transformer", "vae"]
 COMPONENTS = ("unet", "transformer")
 EMBEDDED = ("digits-unet", "digits-sit")  # models that come with the package
+ASSETS = Path(str(files("secateur"))) / "assets"
 OTHER_VARIANTS = ["*.fp16*.safetensors", "*.bf16*.safetensors", "*.non_ema*.safetensors"]
 
 
@@ -70,7 +71,7 @@ def locate(
     if inside.is_absolute() or ".." in inside.parts:
         raise ModelError(f"subfolder is {subfolder}; give a folder inside of {path_or_id}")
     if name in EMBEDDED and not folder.exists():
-        folder = Path(str(files("secateur"))) / "assets" / name
+        folder = ASSETS / name
     if folder.is_dir():
         return _place(folder / inside, component)
     if name.count("/") != 1 or folder.is_absolute() or name.startswith("."):
