@@ -343,7 +343,7 @@ def test_half_precision_is_saved_and_loaded_whole(tmp_path):
     ("schedule", "target"),
     [
         ({"recipe": "progressive", "progressive": ProgressiveConfig(stage_steps=1)}, "macs=70%"),
-        pytest.param({"recipe": "entpruner"}, "blocks=5", marks=pytest.mark.slow),
+        pytest.param({"recipe": "entpruner-deviation"}, "blocks=5", marks=pytest.mark.slow),
     ],
 )
 def test_schedules_prune_a_decoder_while_it_trains(place, tmp_path, schedule, target):

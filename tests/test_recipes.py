@@ -1,6 +1,6 @@
 """Recipes, and how what is given on the command line goes into them."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import tyro
@@ -23,8 +23,30 @@ def test_another_objective_comes_with_its_own_weights(name: str, objective: str)
     assert found.jacobian == (own.jacobian if same else JacobianConfig())
 
 
+def test_the_papers_recipes_are_literal_and_variants_say_so() -> None:
+    assert recipe_named("2ndmatch").recovery.jacobian == JacobianConfig()
+    assert recipe_named("2ndmatch").recovery.weights == {}
+    assert recipe_named("2ndmatch-balanced").recovery.jacobian.relative
+    assert not recipe_named("gradient-flow").progressive.coarse
+    assert recipe_named("gradient-flow-preserve").progressive.coarse
+    assert (recipe_named("entpruner").criterion, recipe_named("entpruner-deviation").criterion) == ("ced", "deviation")
+
+
+@pytest.mark.parametrize("paper", ["diff-pruning", "2ndmatch", "gradient-flow", "entpruner"])
+def test_every_papers_recipe_has_a_compensated_variant(paper: str) -> None:
+    literal, ours = recipe_named(paper), recipe_named(f"{paper}-compensated")
+    assert (ours.compensates, ours.records, literal.compensates, literal.records) == (True, True, False, False)
+    assert ours.recovery.weights["denoising"] == 0
+    assert ours.recovery.objective == ("2ndmatch" if paper == "2ndmatch" else "distillation")
+    same = {"name", "compensates", "records", "recovery"}
+    assert {k: v for k, v in asdict(ours).items() if k not in same} == {
+        k: v for k, v in asdict(literal).items() if k not in same
+    }
+
+
 def test_another_criterion_comes_with_its_own_options() -> None:
-    assert resolve("gradient-flow").scoring.options == GradientFlowOptions()
+    assert resolve("gradient-flow").scoring.options == GradientFlowOptions(mode="increase")
+    assert resolve("gradient-flow-preserve").scoring.options == GradientFlowOptions(mode="preserve")
     assert resolve("gradient-flow", criterion="taylor").scoring.options == TaylorOptions()
     given = ScoringConfig(num_timesteps=5, num_images=3, options={"threshold": 0.2})
     assert resolve("diff-pruning", scoring=given).scoring == replace(given, options=DiffPruningOptions(threshold=0.2))

@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 from .base.errors import require_known
 from .base.rules import Count, Seed
 from .compensation import CompensationConfig
-from .criteria import ScoringConfig
+from .criteria import GradientFlowOptions, ScoringConfig
 from .evaluation import EvaluationConfig, LatencyOptions
 from .recovery import JacobianConfig, RecoveryConfig
 from .schedules import AdaptiveConfig, CutConfig, ProgressiveConfig, ScheduleName
@@ -74,13 +74,10 @@ class RecipeArguments(TypedDict, total=False):
 # Scores are taken anew at every stage, so each must be cheap.
 BETWEEN_STAGES = ScoringConfig(num_timesteps=32, num_images=64)
 # What docs/benchmarks.md found to keep the quality at half the price of the term at every step.
-SECOND_MATCH: dict[str, Any] = {
-    "objective": "2ndmatch",
+BALANCED: dict[str, Any] = {
     "weights": {"jacobian": 10 / 64},
     "jacobian": JacobianConfig(every_n=5, relative=True, auto_weight=True),
 }
-
-
 # The dense model's answer without the noise of the target, which dwarfs what a cut model still has to learn
 # (docs/benchmarks.md).
 WITHOUT_NOISE: dict[str, Any] = {"objective": "distillation", "weights": {"denoising": 0.0}}
@@ -101,11 +98,16 @@ def diff_pruning() -> Recipe:
 
 
 def second_match() -> Recipe:
-    """Diff-Pruning recovered by 2ndMatch (Zheng & Shlizerman 2026), in the setting that suits small images.
+    """Diff-Pruning recovered by 2ndMatch (Zheng & Shlizerman 2026) with its own weight, the term at every step.
 
-    The published one, which is for 100,000 steps at 32x32 and beyond, is `diff_pruning` with objective 2ndmatch.
+    The weight is for 100,000 steps at 32x32 and beyond.
     """
-    return replace(diff_pruning(), recovery=replace(diff_pruning().recovery, **SECOND_MATCH))
+    return replace(diff_pruning(), recovery=replace(diff_pruning().recovery, objective="2ndmatch"))
+
+
+def second_match_balanced() -> Recipe:
+    """2ndMatch as it suits small images and short runs: relative growths, at every fifth step, never above the rest."""
+    return replace(second_match(), recovery=replace(second_match().recovery, **BALANCED))
 
 
 def progressive() -> Recipe:
@@ -120,30 +122,39 @@ def progressive() -> Recipe:
 
 
 def gradient_flow() -> Recipe:
-    """Progressive soft pruning with its own criterion, after Wan et al. (2025).
+    """Progressive soft pruning after Wan et al. (2025), in parts a reconstruction, by their rule.
 
-    Units leave by gradient-norm preservation, which does far better here than the literal rule, which is
-    its `mode` increase. Taylor scores do better still: see `progressive`.
+    Units leave whose removal raises the gradient norm most, ranked anew at every stage. On every model of
+    docs/benchmarks.md another ranking does better.
     """
+    literal = replace(BETWEEN_STAGES, options=GradientFlowOptions(mode="increase"))
+    schedule = ProgressiveConfig(stage_steps=20)
+    return replace(progressive(), criterion="gradient-flow", scoring=literal, progressive=schedule)
+
+
+def gradient_flow_preserve() -> Recipe:
+    """As `gradient-flow`, but units leave that change the gradient norm least, by three rankings."""
     return replace(progressive(), criterion="gradient-flow")
 
 
 def entpruner() -> Recipe:
-    """EntPruner's adaptive schedule (Li et al. 2025), a reconstruction, with a ranking of ours: DiT and SiT.
-
-    The source's criterion is `ced`, which does not beat the uniform stride on every model of docs/benchmarks.md.
-    """
+    """EntPruner (Li et al. 2025), a reconstruction: blocks of DiT and SiT leave in stages, by conditional entropy."""
     return Recipe(
-        criterion="deviation",
+        criterion="ced",
         schedule="adaptive",
         cut=CutConfig(granularity="depth"),
         recovery=diff_pruning().recovery,
     )
 
 
+def entpruner_deviation() -> Recipe:
+    """As `entpruner`, but blocks leave that change the prediction least, which ranks better in docs/benchmarks.md."""
+    return replace(entpruner(), criterion="deviation")
+
+
 def depth() -> Recipe:
     """The blocks that change the prediction least leave in one shot: the best ranking of blocks over all our runs."""
-    return replace(entpruner(), schedule="one-shot")
+    return replace(entpruner_deviation(), schedule="one-shot")
 
 
 def taylor() -> Recipe:
@@ -159,6 +170,17 @@ def magnitude() -> Recipe:
 def random() -> Recipe:
     """Random units, otherwise as `diff_pruning`: what every ranking must beat."""
     return Recipe(criterion="random", recovery=diff_pruning().recovery)
+
+
+def compensated(recipe: Recipe) -> Recipe:
+    """`recipe` with our two additions: what stays is refitted after every cut, and recovery reads the teacher's book.
+
+    The denoising target leaves the loss: the dense model's answer takes its place where there is none yet.
+    """
+    recovery = recipe.recovery
+    objective = "distillation" if recovery.objective == "denoising" else recovery.objective
+    without_noise = replace(recovery, objective=objective, weights=recovery.weights | {"denoising": 0.0})
+    return replace(recipe, compensates=True, records=True, recovery=without_noise)
 
 
 def decoder() -> Recipe:
@@ -204,6 +226,13 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "random": random,
     "decoder": decoder,
     "quickstart": quickstart,
+    "2ndmatch-balanced": second_match_balanced,
+    "gradient-flow-preserve": gradient_flow_preserve,
+    "entpruner-deviation": entpruner_deviation,
+    "diff-pruning-compensated": lambda: compensated(diff_pruning()),
+    "2ndmatch-compensated": lambda: compensated(second_match()),
+    "gradient-flow-compensated": lambda: compensated(gradient_flow()),
+    "entpruner-compensated": lambda: compensated(entpruner()),
 }
 
 
