@@ -363,7 +363,11 @@ def test_compress_writes_a_book_and_reads_it(tmp_path):
     assert_same(one.model, other.model)
     assert not (tmp_path / "run" / "book").exists()
     assert "on tuples of the book" in " ".join(other.recovery.sentences())
+    for run in (one, other):
+        assert (run.recorded.tuples, run.recorded.held_out, run.recorded.bytes) == (8, 2, 10 * 64 * 4)
+    assert "The dense model answered 8 tuples" in " ".join(other.sentences)
     live = secateur.compress(dit(), **asked | {"records": False})
+    assert live.recorded is None
     assert any(not torch.equal(*pair) for pair in zip(one.model.parameters(), live.model.parameters(), strict=True))
     plan = secateur.plan(dit(), **asked)
     assert plan.book == (10, 10 * 64 * 4)

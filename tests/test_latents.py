@@ -154,7 +154,7 @@ def test_a_damaged_shard_and_a_full_disk_are_one_line(tmp_path, cache, monkeypat
 
 def test_a_vae_of_other_latents_and_a_model_folder_alone_are_refused(tmp_path, pipeline):
     data = image_folder(tmp_path / "images")
-    alone = open_subject(str(tmp_path / "pipeline" / "transformer"), "ddpm", "cpu")
+    alone = open_subject(str(tmp_path / "pipeline" / "transformer"), "ddpm", device="cpu")
     with pytest.raises(DataError, match="3-channel images, the model takes 2 channels"):
         open_data(str(data), alone)
     vae(latent_channels=3).save_pretrained(tmp_path / "pipeline" / "vae")

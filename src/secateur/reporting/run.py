@@ -21,6 +21,7 @@ from ..results import (
     Evaluation,
     QualitySearch,
     Ranking,
+    Recorded,
     Recovery,
     read_decisions,
     read_recovery,
@@ -52,6 +53,7 @@ class Run:
         real: images of the data.
         class_labels: of the models' images, (N,).
         quality: what was tried for a target of quality.
+        recorded: the teacher's book that recovery read.
     """
 
     folder: Path
@@ -66,6 +68,7 @@ class Run:
     real: Tensor | None = None
     class_labels: Tensor | None = None
     quality: QualitySearch | None = None
+    recorded: Recorded | None = None
 
 
 def read_run(folder: str | Path) -> Run:
@@ -79,6 +82,7 @@ def read_run(folder: str | Path) -> Run:
     ranking = _if_there(folder / "ranking.json", lambda path: read_result(Ranking, path))
     cut = _if_there(folder / "cut.json", lambda path: read_result(CutResult, path))
     quality = _if_there(folder / "quality.json", lambda path: read_result(QualitySearch, path))
+    recorded = _if_there(folder / "recorded.json", lambda path: read_result(Recorded, path))
     compensation = _if_there(folder / "compensation.json", lambda path: read_result(Compensation, path))
     decisions = _if_there(folder / "recovery" / "stages.jsonl", read_decisions)
     recovery = _if_there(folder / "recovery" / "log.jsonl", read_recovery)
@@ -91,7 +95,7 @@ def read_run(folder: str | Path) -> Run:
     images = {name: tensors[name] for name in sorted(tensors, key=lambda name: _place(name, order))}
     return Run(
         folder, config, ranking, cut, compensation, decisions or Decisions(), recovery or Recovery(), evaluation,
-        images, real, labels, quality,
+        images, real, labels, quality, recorded,
     )  # fmt: skip
 
 

@@ -56,7 +56,7 @@ def summarize(run: Run) -> Summary:
     sentences = [*_ranked(run), *quality, *(run.cut.sentences() if run.cut else ()), *_stages(run)]
     sentences += run.compensation.sentences() if run.compensation else ()
     sentences += run.decisions.sentences()
-    sentences += run.recovery.sentences()
+    sentences += [*(run.recorded.sentences() if run.recorded else ()), *run.recovery.sentences()]
     if run.evaluation is not None:
         sentences += [*run.evaluation.sentences(), *_classes(run.evaluation)]
     missing = not_measured(run)
@@ -70,6 +70,7 @@ def summarize(run: Run) -> Summary:
         "notes": list(notes),
         "cut": to_json(run.cut),
         "quality": to_json(run.quality),
+        "recorded": to_json(run.recorded),
         "compensation": to_json(run.compensation),
         "decisions": to_json(run.decisions),
         "evaluation": _without_rounds(to_json(run.evaluation)),

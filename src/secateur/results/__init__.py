@@ -29,6 +29,7 @@ from .evaluation import (
 from .means import Mean
 from .quality import QualitySearch, QualityTry
 from .ranking import BlockEffect, BlockReport, LossCurve, Ranking
+from .recorded import Recorded
 from .recovery import Recovery, read_recovery
 from .table import Table
 from .trials import Round, Score, Search, TrialResult, Trials
@@ -64,6 +65,7 @@ __all__ = [
     "QualityTry",
     "Ranking",
     "Reader",
+    "Recorded",
     "Recovery",
     "Round",
     "Score",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -21,7 +22,7 @@ from ..models.labels import relabel
 from ..recipes import Recipe, recipe_named
 from ..recovery import Pruner, RecoveryConfig, WarmupConfig
 from ..recovery.objectives import build_objective, needs_teacher
-from ..results import Compensation, CutResult, Decisions, Evaluation, QualitySearch, Ranking, Recovery
+from ..results import Compensation, CutResult, Decisions, Evaluation, QualitySearch, Ranking, Recorded, Recovery
 from ..schedules import Compensating, Goal, ProgressiveConfig, Scores, Target, build_pruner
 from ..teacher import Book
 from .checks import check_new_labels
@@ -37,6 +38,7 @@ from .stages import (
     latency_of,
     rank_stage,
     record_stage,
+    recorded_in,
     recover_stage,
     reopened,
     scores_of,
@@ -52,8 +54,8 @@ class Compressed:
 
     Attributes:
         model: the recovered network, in eval mode.
-        ranking, cut, compensation, recovery, decisions, quality, evaluation: the results of the stages; None without
-            such a one.
+        ranking, cut, compensation, recovery, decisions, quality, recorded, evaluation: the results of the stages; None
+            without such a one.
         images: what the evaluation drew of each model from the same noise, (64, C, H, W) in [-1, 1].
     """
 
@@ -65,6 +67,7 @@ class Compressed:
     compensation: Compensation | None = None
     decisions: Decisions | None = None
     quality: QualitySearch | None = None
+    recorded: Recorded | None = None
     images: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -141,8 +144,10 @@ def compress_stages(
         models["compensated"] = start
     teaches = build_objective(settings.recovery, subject.model).needs_teacher
     teacher: nn.Module | Book = subject.model
+    begun, recorded = time.perf_counter(), recorded_in(folder)
     if settings.records and not (folder is not None and (folder / "model").is_dir()):  # else nobody would read it
         teacher = record_stage(place, subject, dataset, settings.book, settings.recovery)
+        recorded = recorded_in(folder, teacher, begun)
     asked = teaches and teacher is subject.model
     with _off_the_device(subject.model, when=not asked and one_shot):
         model, recovery, decisions = recover_stage(
@@ -163,9 +168,8 @@ def compress_stages(
     between = {name: found if folder is None else reopened(folder / name, subject) for name, found in models.items()}
     compared = {"dense": subject.model, **between, "recovered": model}
     evaluation, images = evaluate_stage(folder, compared, subject, dataset, settings.evaluation, cache)
-    return Compressed(
-        model, planning.ranking, cut, recovery, evaluation, refit, decisions, planning.quality, dict(images)
-    )
+    ranking, quality = planning.ranking, planning.quality
+    return Compressed(model, ranking, cut, recovery, evaluation, refit, decisions, quality, recorded, dict(images))
 
 
 def _pruner(

@@ -16,7 +16,17 @@ from ..base.files import write_json
 from ..evaluation import write_evaluation
 from ..io.checkpoint import save_pretrained
 from ..reporting import read_run, summarize, write_cut, write_ranking, write_report
-from ..results import Compensation, CutResult, Decisions, Evaluation, QualitySearch, Ranking, Recovery, write_result
+from ..results import (
+    Compensation,
+    CutResult,
+    Decisions,
+    Evaluation,
+    QualitySearch,
+    Ranking,
+    Recorded,
+    Recovery,
+    write_result,
+)
 from .compression import Compressed
 from .folder import plain
 from .stages import pipeline_stage
@@ -73,6 +83,11 @@ class Run:
         return self.stages.quality
 
     @property
+    def recorded(self) -> Recorded | None:
+        """The teacher's book that recovery read."""
+        return self.stages.recorded
+
+    @property
     def evaluation(self) -> Evaluation | None:
         return self.stages.evaluation
 
@@ -91,6 +106,8 @@ class Run:
         write_cut(folder)
         if self.quality is not None:
             write_result(folder / "quality.json", self.quality)
+        if self.recorded is not None:
+            write_result(folder / "recorded.json", self.recorded)
         if self.compensation is not None:
             write_result(folder / "compensation.json", self.compensation)
         save_pretrained(self.model, folder / "model", self.subject.loaded.scheduler_config)

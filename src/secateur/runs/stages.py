@@ -37,6 +37,7 @@ from ..results import (
     Decisions,
     Evaluation,
     Ranking,
+    Recorded,
     Recovery,
     read_decisions,
     read_recovery,
@@ -250,6 +251,19 @@ def record_stage(
     book = write_book(subject.model, subject.process, dataset, contents, config, count, folder, lower)
     wait_for_everyone(subject.on_cpu)
     return book
+
+
+def recorded_in(folder: Path | None, book: Book | None = None, begun: float = 0.0) -> Recorded | None:
+    """What `recorded.json` says of the book that a run reads; written once, of a `book` that was begun then."""
+    path = None if folder is None else folder / "recorded.json"
+    if path is not None and path.is_file():
+        return read_result(Recorded, path)
+    if book is None:
+        return None
+    found = Recorded(book.num_tuples, book.held_out_rows.count, book.bytes, round(time.perf_counter() - begun, 2))
+    if path is not None and is_main_process():
+        write_result(path, found)
+    return found
 
 
 def book_place(

@@ -97,6 +97,12 @@ class Book:
         return self.rows.count
 
     @property
+    def bytes(self) -> int:
+        """What all answers take."""
+        row = sum(value[0].numel() * value.element_size() for value in self.rows.chunk(self.rows.ranges()[0]).values())
+        return row * (self.rows.count + self.held_out_rows.count)
+
+    @property
     def fingerprint(self) -> str:
         """Of all that the answers depend on, and of their number."""
         return fingerprint([dict(self.made_from), asdict(self.contents), self.tuples.seed, self.num_tuples])
