@@ -63,3 +63,8 @@ def test_equations_become_mathml(latex: str) -> None:
     html = tool("mathml").on_page_content(f'<p><{kind} class="arithmatex">{latex.replace("<", "&lt;")}</{kind}></p>')
     assert "<math" in html
     assert "arithmatex" not in html
+
+
+def test_no_page_is_empty() -> None:
+    pages = [ROOT / "README.md", *DOCS.rglob("*.md")]
+    assert [page.name for page in pages if not page.read_text(encoding="utf-8").strip()] == []
