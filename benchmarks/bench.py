@@ -1,162 +1,133 @@
-"""What the quality benchmarks share: models with their data, cuts, distances, and results that survive a stop."""
+"""What the quality benchmarks share: models with their data, what is measured of them, results that survive a stop."""
 
 from __future__ import annotations
 
 import argparse
-import copy
+import json
+import os
 import statistics
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
-from functools import cached_property, partial
+from dataclasses import asdict, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from torch import Tensor, nn
 
-from secateur.base.files import read_json, write_json, write_text
-from secateur.criteria import ScoringConfig, score
-from secateur.data import Batch, ImageDataset, calibration_batch
-from secateur.data.conditions import accepts, sample_conditions
-from secateur.evaluation import finite_time_lyapunov_exponents
-from secateur.evaluation.metrics.consistency import ssim
-from secateur.evaluation.metrics.frechet import frechet_distance
-from secateur.evaluation.metrics.loss import denoising_loss_per_timestep
-from secateur.evaluation.metrics.prdc import manifold_scores
-from secateur.evaluation.networks import feature_network
-from secateur.evaluation.statistics import FeatureStatistics
-from secateur.evaluation.statistics import statistics as feature_statistics
-from secateur.models.conditions import LABELS, rows
-from secateur.models.network import example_inputs, input_shape
-from secateur.process.sampling import generate_images, initial_noise
-from secateur.recovery import RecoveryConfig
-from secateur.reporting.style import FAINT, save_figure
-from secateur.runs.data import open_data
-from secateur.runs.subject import open_subject
-from secateur.schedules import CutConfig, Target, one_shot, parse_target
-from secateur.structure import Cut, remove
-from train_dense import MODELS, fashion
+import secateur
+from drawing import dots, name_rows, save_figure
+from train_dense import DENSE
 
 ROOT = Path(__file__).resolve().parent
-RESULTS = ROOT / "results"
+RESULTS = Path(os.environ.get("BENCHMARK_RESULTS", ROOT / "results"))
+FIGURES = Path(os.environ.get("BENCHMARK_RESULTS", ROOT.parent / "docs" / "images"))
+CACHE = ROOT.parent / "runs" / "samples"  # of the dense models above all
 NAMES = ("digits-unet", "digits-sit", "digits-dit", "fashion-unet", "fashion-sit")
-EMBEDDED = ("digits-unet", "digits-sit")
-COVERED = 2000  # real images
-NUM_IMAGES, NUM_INFERENCE_STEPS = 1000, 20
-FTLE_IMAGES, FTLE_ITERATIONS = 16, 3
 # The quickstart's, which suits a few hundred steps.
-RECOVERY = RecoveryConfig(
+RECOVERY = secateur.RecoveryConfig(
     batch_size=32, learning_rate=1e-3, lr_schedule="cosine", warmup_steps=20, checkpoint_every=100_000, log_every=50
 )
-CUT = CutConfig()
-SCORING = ScoringConfig(num_timesteps=50, num_images=64)
+SCORING = secateur.ScoringConfig(num_timesteps=50, num_images=64)
+CUT = secateur.CutConfig()
+EVALUATION = secateur.EvaluationConfig(
+    num_images=1000,
+    num_inference_steps=20,
+    num_real_images=10_000,
+    batch_size=250,
+    bootstrap=10,
+    ftle=secateur.FtleOptions(images=16, iterations=3),
+)
 
 
 class Bench:
-    """One dense model, its data, and how far a pruned one is from both; samples come from the same noise."""
+    """One dense model and its data; how far pruned ones are from both, by samples of the same noise."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, evaluation: secateur.EvaluationConfig = EVALUATION) -> None:
         self.name = name
-        on_digits = name.startswith("digits")
-        subject = open_subject(name if name in EMBEDDED else MODELS / name, device="cpu")
-        self.loaded, self.structure = subject.loaded, subject.structure
-        self.dataset: ImageDataset = open_data("digits", subject) if on_digits else fashion()
-        shape = input_shape(self.dense)
-        self.network = feature_network(None, shape[0], shape[1:])
-        self.conditions = sample_conditions(self.dense, self.dataset, range(NUM_IMAGES))
+        self.loaded = secateur.load(DENSE[name].folder, device="cpu")
+        self.process: Any = self.loaded.process
+        self.data: Any = DENSE[name].data()
+        by_class = ("per-class",) if getattr(self.dense.config, "num_embeds_ada_norm", None) else ()
+        self.evaluation = replace(evaluation, metrics=("loss", "consistency", "frechet", "prdc", *by_class))
 
     @property
-    def dense(self) -> nn.Module:
+    def dense(self) -> Any:
         return self.loaded.model
 
-    def batch(self, count: int, seed: int) -> Batch:
-        batch = calibration_batch(self.dataset, count, seed)
-        return Batch(batch.sample, accepts(self.dense)(batch.conditions))
+    def rank(self, criterion: str, seed: int = 0, scoring: secateur.ScoringConfig = SCORING) -> secateur.Ranking:
+        scoring = replace(scoring, seed=seed)
+        return secateur.rank(self.loaded, data=self.data, criterion=criterion, scoring=scoring)
 
-    def scores(self, criterion: str, seed: int, scoring: ScoringConfig = SCORING) -> dict[str, Tensor]:
-        batch = self.batch(scoring.num_images, seed)
-        config = replace(scoring, seed=seed)
-        return dict(score(self.dense, self.loaded.process, batch, self.structure, criterion, config).scores)
+    def pruned(self, ranking: secateur.Ranking, target: str, cut: secateur.CutConfig = CUT) -> nn.Module:
+        return secateur.prune(self.loaded, target=target, ranking=ranking, cut=cut)
 
-    def cut(self, criterion: str, target: str, seed: int, config: CutConfig = CUT) -> Cut:
-        request: tuple[Target, Any, CutConfig, Any] = (
-            parse_target(target),
-            self.scores(criterion, seed),
-            config,
-            example_inputs(self.dense, 1),
-        )
-        return one_shot(self.dense, self.structure, *request)[0].cut
+    def recovered(self, pruned: nn.Module, recovery: secateur.RecoveryConfig) -> nn.Module:
+        options: dict[str, Any] = {"data": self.data, "process": self.process}
+        return secateur.finetune(pruned, teacher=self.dense, recovery=recovery, **options)
 
-    def pruned(self, cut: Cut) -> nn.Module:
-        return remove(copy.deepcopy(self.dense), self.structure, cut)
-
-    def sample(self, model: nn.Module) -> Tensor:
-        shape, conditions = input_shape(self.dense), self.conditions
-        options = {"num_inference_steps": NUM_INFERENCE_STEPS, "batch_size": 250}
-        return generate_images(model, self.loaded.process, range(NUM_IMAGES), shape, conditions, **options)
-
-    @torch.no_grad()
-    def embed(self, images: Tensor) -> Tensor:
-        return torch.cat([self.network(chunk) for chunk in images.split(500)])
-
-    @cached_property
-    def dense_images(self) -> Tensor:
-        return self.sample(self.dense)
-
-    @cached_property
-    def real_order(self) -> Tensor:
-        return torch.randperm(len(self.dataset), generator=torch.Generator().manual_seed(0))[:10_000]
-
-    @cached_property
-    def real_features(self) -> Tensor:
-        return torch.cat([self.embed(self.dataset.batch(part.tolist()).sample) for part in self.real_order.split(1000)])
-
-    def coverage(self, features: Tensor) -> dict[str, float]:
-        """Coverage of the data by samples with these features, and of the class that is covered least."""
-        real = self.real_features[:COVERED]
-        found = {"coverage": manifold_scores(features, real).means()["coverage"]}
-        labels = self.dataset.batch(self.real_order[:COVERED].tolist()).conditions.get(LABELS)
-        drawn = self.conditions.get(LABELS)
-        if labels is None or drawn is None:
-            return found
-        by_class = [
-            manifold_scores(features[drawn == label], real[labels == label]).means()["coverage"]
-            for label in labels.unique()
-        ]
-        return found | {"lowest_class_coverage": min(by_class)}
-
-    @cached_property
-    def real(self) -> FeatureStatistics:
-        return feature_statistics(self.real_features)
+    def compressed(self, target: str, recipe: secateur.Recipe) -> secateur.Run:
+        """A whole run, which measures its models as `measure` does."""
+        recipe = replace(recipe, evaluation=self.evaluation)
+        return secateur.compress(self.loaded, target=target, data=self.data, recipe=recipe, cache=CACHE)
 
     def measure(self, model: nn.Module, with_ftle: bool = True) -> dict[str, float]:
         """FD to the data and coverage of it, SSIM to the dense model's images, denoising loss, FTLE."""
-        images = self.dense_images if model is self.dense else self.sample(model)
-        features = self.embed(images)
-        drawn = feature_statistics(features)
-        _, losses = denoising_loss_per_timestep(model, self.loaded.process, self.batch(256, 1000), seed=1000)
-        found = {
-            "fd": frechet_distance(drawn.mean, drawn.covariance, self.real.mean, self.real.covariance),
-            "ssim": float(ssim(images, self.dense_images).mean()),
-            "loss": float(losses.mean()),
-            **self.coverage(features),
-        }
-        return found | {"ftle": self.ftle(model)} if with_ftle else found
+        metrics = (*(self.evaluation.metrics or ()), *(("ftle",) if with_ftle else ()))
+        reference = None if model is self.dense else self.loaded
+        if reference is None:
+            metrics = tuple(name for name in metrics if name != "consistency")
+        options: dict[str, Any] = {"evaluation": replace(self.evaluation, metrics=metrics), "cache": CACHE}
+        result = secateur.evaluate(model, reference=reference, data=self.data, process=self.process, **options)
+        return numbers(result)
 
-    def ftle(self, model: nn.Module) -> float:
-        exponents = finite_time_lyapunov_exponents(
-            model,
-            self.loaded.process,
-            initial_noise(range(FTLE_IMAGES), input_shape(self.dense)),
-            rows(self.conditions, slice(FTLE_IMAGES)),
-            num_inference_steps=NUM_INFERENCE_STEPS,
-            iterations=FTLE_ITERATIONS,
-        )
-        return float(exponents.mean())
+
+def numbers(result: secateur.Evaluation) -> dict[str, float]:
+    """What the tables show of the last model of an evaluation."""
+    final = result.final
+    found = {"fd": final["fd"].value, "loss": final["denoising_loss"].value, "coverage": final["coverage"].value}
+    found["ssim"] = final["ssim"].value if "ssim" in final.estimates else 1.0
+    if final.per_class is not None:
+        covered = [each.coverage for each in final.per_class.classes if each.coverage is not None]
+        found["lowest_class_coverage"] = min(covered)
+    return found | ({"ftle": final["ftle"].value} if "ftle" in final.estimates else {})
+
+
+def prediction(model: nn.Module, x_t: Tensor, timesteps: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
+    """What a network of the benchmarks says of noisy samples (B, C, H, W), without channels of variance."""
+    return model(x_t, timestep=timesteps, return_dict=False, **conditions)[0][:, : x_t.shape[1]]
+
+
+def seconds_of(run: secateur.Run) -> float:
+    """What ranking, refitting and recovering took; the decisions of a schedule are part of the recovery."""
+    refit = 0.0 if run.compensation is None else run.compensation.seconds or 0.0
+    return (run.ranking.seconds or 0.0) + refit + (run.recovery.seconds or 0.0)
+
+
+def timed(call: Callable[[], Any]) -> tuple[Any, float]:
+    """What a call returns, and its seconds."""
+    begun = time.perf_counter()
+    returned = call()
+    return returned, time.perf_counter() - begun
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole: a stop leaves the old one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.part")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
 
 
 class Results:
@@ -174,6 +145,20 @@ class Results:
         return self.records[key]
 
 
+def results_of(prefix: str, bench: Bench, with_ftle: bool = False) -> Results:
+    """The results of a model, of which the dense one is measured first.
+
+    Raises:
+        SystemExit: what is there was measured otherwise.
+    """
+    results = Results(RESULTS / f"{prefix}-{bench.name}.json")
+    measured = json.loads(json.dumps(asdict(bench.evaluation) | {"secateur": secateur.__version__}))
+    if results.once("measured by", lambda: measured) != measured:
+        raise SystemExit(f"{results.path} was measured by other settings; move it away")
+    results.once("dense", lambda: bench.measure(bench.dense, with_ftle))
+    return results
+
+
 def spread(values: Sequence[float], digits: int) -> str:
     """Mean and standard deviation over seeds."""
     if len(values) == 1:
@@ -186,7 +171,7 @@ def collect(records: Mapping[str, Any], prefix: str, key: str) -> list[float]:
     return [record[key] for name, record in records.items() if name.startswith(prefix)]
 
 
-def measured(records: Mapping[str, Any], target: str, methods: Iterable[str]) -> list[str]:
+def methods_in(records: Mapping[str, Any], target: str, methods: Iterable[str]) -> list[str]:
     """Those of `methods` that there is a record of."""
     return [method for method in methods if collect(records, f"{target}/{method}/", "fd")]
 
@@ -205,9 +190,8 @@ def compare(
     prefix: str, arguments: argparse.Namespace, train: Callable[[Bench, str, str, int, int], dict[str, Any]]
 ) -> None:
     """Measure the dense model, and `train` it by every method, for every target and seed, in as many steps."""
-    bench = Bench(arguments.model)
-    results = Results(RESULTS / f"{prefix}-{arguments.model}.json")
-    results.once("dense", lambda: bench.measure(bench.dense, with_ftle=False))
+    bench = Bench(arguments.model, evaluation_of(arguments))
+    results = results_of(prefix, bench)
     for target, seed, method in product(arguments.targets, arguments.seeds, arguments.methods):
         results.once(f"{target}/{method}/{seed}", partial(train, bench, method, target, seed, arguments.steps))
 
@@ -216,23 +200,12 @@ def method_rows(records: Mapping[str, Any], methods: Iterable[str], digits: Mapp
     """Markdown: a row for every target and method, with a column for every key of `digits` and one of seconds."""
     rows = []
     for target in targets_of(records):
-        for method in measured(records, target, methods):
+        for method in methods_in(records, target, methods):
             prefix = f"{target}/{method}/"
             cells = [spread(collect(records, prefix, key), places) for key, places in digits.items()]
             seconds = statistics.median(collect(records, prefix, "seconds"))
             rows.append(f"| {target.partition('=')[2]} | {method} | {' | '.join(cells)} | {seconds:.0f} |")
     return rows
-
-
-def dots(axes: Axes, values: Sequence[float], place: float, colour: str) -> None:
-    """A dot for every seed and a bar at their mean, at the height `place`."""
-    axes.plot(values, [place] * len(values), "o", ms=3.5, color=colour, alpha=0.55, mew=0)
-    axes.plot(statistics.mean(values), place, "|", ms=10, mew=2, color=colour)
-
-
-def dense_line(axes: Axes, value: float) -> None:
-    """Where the dense model stands."""
-    axes.axvline(value, color=FAINT, lw=1, ls="--")
 
 
 def draw_methods(
@@ -248,8 +221,7 @@ def draw_methods(
         for place, method in enumerate(methods):
             dots(axes, collect(records, f"{target}/{method}/", key), place, colour(method))
         axes.set_xlabel(label)
-    panels[0].set_yticks(range(len(methods)), methods)
-    panels[0].set_ylim(len(methods) - 0.4, -0.6)  # the first on top
+    name_rows(panels[0], methods)
 
 
 def command_line(description: str | None, steps: int) -> argparse.ArgumentParser:
@@ -261,7 +233,13 @@ def command_line(description: str | None, steps: int) -> argparse.ArgumentParser
     parser.add_argument("--targets", nargs="+", default=["macs=50%", "macs=30%"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--images", type=int, default=EVALUATION.num_images, help="samples that are measured")
     return parser
+
+
+def evaluation_of(arguments: argparse.Namespace) -> secateur.EvaluationConfig:
+    """The measurement, of as many samples as were asked for."""
+    return replace(EVALUATION, num_images=arguments.images)
 
 
 def report(
@@ -273,16 +251,7 @@ def report(
         text = table(records)
         write_text(RESULTS / f"{prefix}-{name}.md", text)
         print(f"\n{name}\n\n{text}")
-    images = ROOT.parent / "docs" / "images"
     for name in found if apart else ():
-        save_figure(plot({name: found[name]}), images / f"{prefix}-{name}.png")
+        save_figure(plot({name: found[name]}), FIGURES / f"{prefix}-{name}.png")
     if not apart:
-        save_figure(plot(found), images / f"{prefix}.png")
-
-
-def colour_key(figure: Figure, colours: Mapping[str, str]) -> None:
-    """What the colours of dots mean, at the foot of the figure; a bar is the mean of the seeds."""
-    dot = [Line2D([], [], marker="o", ms=4, linewidth=0, color=colour, label=name) for name, colour in colours.items()]
-    mean = Line2D([], [], marker="|", ms=10, mew=2, linewidth=0, color=FAINT, label="mean of the seeds")
-    dense = Line2D([], [], color=FAINT, lw=1, ls="--", label="dense")
-    figure.legend(handles=[*dot, mean, dense], loc="outside lower center", ncols=len(colours) + 2)
+        save_figure(plot(found), FIGURES / f"{prefix}.png")

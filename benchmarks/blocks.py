@@ -12,8 +12,6 @@ rankings that drop the same blocks of the same seed share a run. Stopped runs go
 from __future__ import annotations
 
 import copy
-import tempfile
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -22,40 +20,25 @@ from typing import Any
 from matplotlib.figure import Figure
 from torch import nn
 
+import secateur
 from bench import (
     RECOVERY,
     RESULTS,
     Bench,
-    colour_key,
     command_line,
     compare,
-    dense_line,
     draw_methods,
-    measured,
     method_rows,
+    methods_in,
     panels_of,
+    read_json,
     report,
+    seconds_of,
+    timed,
+    write_text,
 )
-from secateur.base.files import read_json, write_text
-from secateur.criteria import CedOptions, ScoringConfig
-from secateur.models.network import example_inputs
-from secateur.models.registry import describe
-from secateur.recipes import SECOND_MATCH
-from secateur.recovery import recover
-from secateur.reporting.style import SPARE_COLOURS, WARM, styled
-from secateur.runs.stages import latency_of
-from secateur.schedules import (
-    Adaptive,
-    AdaptiveConfig,
-    CutConfig,
-    block_cuts,
-    judge,
-    one_shot,
-    parse_target,
-    stage_scorer,
-)
-from secateur.structure import Cut
-from secateur.structure.cost import cost_model
+from drawing import SPARE_COLOURS, WARM, colour_key, dense_line, styled
+from secateur import AdaptiveConfig, CedOptions, Cut, CutConfig, ScoringConfig
 
 SCORING = ScoringConfig(num_images=64)
 DEPTH = CutConfig(granularity="depth")
@@ -109,49 +92,43 @@ METHODS = COMPARED | SETTINGS
 @cache
 def one_shot_run(bench: Bench, blocks: tuple[str, ...], seed: int, steps: int, second_match: bool) -> dict[str, Any]:
     """Recover the model without `blocks`; rankings that drop the same ones share the run."""
-    return recovered(bench, bench.pruned(Cut({}, blocks)), seed, steps, second_match)
+    pruned = secateur.apply_cut(copy.deepcopy(bench.dense), Cut({}, blocks))
+    model, seconds = timed(lambda: bench.recovered(pruned, recovery_of(seed, steps, second_match)))
+    return {"steps": steps, "seconds": seconds, **worth(bench, model)}
 
 
-def recovered(
-    bench: Bench, start: nn.Module, seed: int, steps: int, second_match: bool, pruner: Adaptive | None = None
-) -> dict[str, Any]:
-    """Recover `start` in `steps` optimizer steps; what it takes and what the result is worth."""
-    begun = time.perf_counter()
+def recovery_of(seed: int, steps: int, second_match: bool) -> secateur.RecoveryConfig:
+    """The recovery of every method, by 2ndMatch or by plain denoising."""
     config = replace(RECOVERY, steps=steps, seed=seed)
-    if second_match:
-        config = replace(config, **SECOND_MATCH)
-    with tempfile.TemporaryDirectory() as folder:
-        model = recover(start, bench.loaded.process, bench.dataset, config, folder, bench.dense, pruner)
-    seconds = time.perf_counter() - begun
-    blocks = len(describe(model).blocks)
-    return {"steps": steps, "seconds": seconds, "blocks": blocks, **bench.measure(model, with_ftle=False)}
+    chosen = secateur.recipe_named("2ndmatch-balanced").recovery
+    parts: dict[str, Any] = {"objective": chosen.objective, "weights": chosen.weights, "jacobian": chosen.jacobian}
+    return replace(config, **parts) if second_match else config
+
+
+def worth(bench: Bench, model: nn.Module) -> dict[str, Any]:
+    """How many blocks stay, and what the model draws."""
+    return {"blocks": len(secateur.describe(model).blocks), **bench.measure(model, with_ftle=False)}
 
 
 def train(bench: Bench, label: str, target: str, seed: int, steps: int) -> dict[str, Any]:
     """Rank, drop and recover within `steps` optimizer steps; what the result is worth."""
-    begun, method = time.perf_counter(), METHODS[label]
-    scoring = replace(method.scoring, seed=seed)
-    loaded, inputs, wanted = bench.loaded, example_inputs(bench.dense, 1), parse_target(target)
-    scores = bench.scores(method.criterion, seed, scoring)
+    method = METHODS[label]
     if method.stages is None:
-        cut = one_shot(bench.dense, bench.structure, wanted, scores, DEPTH, inputs)[0].cut
-        ranked = time.perf_counter() - begun
-        found = one_shot_run(bench, cut.removed_blocks, seed, steps, method.second_match)
-    else:
-        pruner = Adaptive(
-            method.stages,
-            method.stages.boundaries(steps),
-            block_cuts(wanted, DEPTH, latency_of),
-            scores,
-            stage_scorer(loaded.process, bench.batch(scoring.num_images, seed), method.criterion, scoring),
-            judge(loaded.process, bench.batch(128, seed), seed),
-            cost_model(bench.dense, bench.structure, inputs)({}).macs,
-            {},
-            {},
-        )
-        ranked = time.perf_counter() - begun
-        found = recovered(bench, copy.deepcopy(bench.dense), seed, steps, method.second_match, pruner)
-    return {**found, "seconds": round(ranked + found["seconds"], 1)}
+        ranking = bench.rank(method.criterion, seed, method.scoring)
+        lowest = sorted(ranking.blocks, key=lambda name: ranking.blocks[name])
+        leave = lowest[: len(lowest) - int(target.partition("=")[2])]
+        found = one_shot_run(bench, tuple(sorted(leave)), seed, steps, method.second_match)
+        return {**found, "seconds": round((ranking.seconds or 0.0) + found["seconds"], 1)}
+    recipe = secateur.Recipe(
+        criterion=method.criterion,
+        scoring=replace(method.scoring, seed=seed),
+        schedule="adaptive",
+        adaptive=method.stages,
+        cut=DEPTH,
+        recovery=recovery_of(seed, steps, method.second_match),
+    )
+    run = bench.compressed(target, recipe)
+    return {"steps": steps, "seconds": round(seconds_of(run), 1), **worth(bench, run.model)}
 
 
 # ------------------------------------------------------------------------------------------- tables and plot
@@ -188,7 +165,7 @@ def colour_of(method: str) -> str:
 def plot(found: dict[str, dict[str, Any]]) -> Figure:
     """FD and coverage of every seed, a row of panels per model and target, of `TARGETS` where there are any."""
     rows = [(name, target) for name, target in panels_of(found) if target in TARGETS] or panels_of(found)
-    shown = [measured(found[name], target, COMPARED) for name, target in rows]
+    shown = [methods_in(found[name], target, COMPARED) for name, target in rows]
     heights = [len(methods) for methods in shown]
     figure = Figure(figsize=(8.2, 0.22 * sum(heights) + 0.8 * len(rows)), facecolor="white", layout="constrained")
     grid = figure.subplots(len(rows), 2, squeeze=False, sharey="row", height_ratios=heights)
@@ -212,7 +189,7 @@ def main() -> None:
         for path in sorted(RESULTS.glob("blocks-*.json")):
             records = read_json(path)
             halved = {key: found for key, found in records.items() if key == "dense" or key.startswith("blocks=6/")}
-            if measured(records, "blocks=6", SETTINGS):
+            if methods_in(records, "blocks=6", SETTINGS):
                 text = table(halved, ["one shot, deviation", "adaptive, deviation", *SETTINGS])
                 write_text(path.with_name(f"{path.stem}-settings.md"), text)
     else:

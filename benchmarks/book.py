@@ -23,13 +23,8 @@ from matplotlib.figure import Figure
 from torch import nn
 
 import secateur
-from bench import RESULTS, Results, spread
-from secateur.base.files import read_json, write_text
-from secateur.data.conditions import accepts
-from secateur.models.predict import predict
-from secateur.recovery.draws import draw_step
-from secateur.recovery.objectives import build_objective
-from secateur.reporting.style import WARM, save_figure, styled
+from bench import FIGURES, RESULTS, Results, prediction, read_json, spread, write_text
+from drawing import WARM, save_figure, styled
 
 NAMES = ("digits-unet", "digits-sit")
 TARGET = "macs=30%"
@@ -133,20 +128,30 @@ def by_size(bench: Bench, count: int, seed: int, steps: int) -> dict[str, float]
 def error_of(model: nn.Module, book: secateur.Book, read: Callable[[Any], Any]) -> float:
     draw = read(range(book.held_out_rows.count))
     x_t = book.tuples.process.add_noise(draw.sample, draw.noise, draw.timesteps)
-    output = predict(model, x_t, draw.timesteps, draw.conditions)
+    output = prediction(model, x_t, draw.timesteps, draw.conditions)
     return float((output - book.output(x_t, draw)).square().mean())
 
 
-def variance(bench: Bench, weights: dict[str, float]) -> dict[str, float]:
-    """Trace of the gradient's covariance over its squared mean, of batches of 32, at the refitted weights."""
-    config = replace(RECOVERY, objective="distillation", weights=weights)
+def variance(bench: Bench, denoising: float) -> dict[str, float]:
+    """Trace of the gradient's covariance over its squared mean, of batches of 32, at the refitted weights.
+
+    The loss is the error against the teacher's output, and `denoising` times that against the noisy target.
+    """
     student, teacher = copy.deepcopy(bench.refitted).eval(), bench.loaded.model.eval()
-    objective, process = build_objective(config, teacher), bench.loaded.process
-    dataset = secateur.load_data("digits")
+    process, digits = bench.loaded.process, secateur.load_data("digits")
+    labelled = getattr(bench.loaded.model.config, "num_embeds_ada_norm", None) is not None
     total, squares = torch.zeros(()), 0.0
-    for step in range(BATCHES):
-        (draw,) = draw_step(dataset, process, config, step, accepts=accepts(student))
-        loss = objective.loss(objective.terms(student, teacher, process, draw, objective.jacobian))
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(BATCHES):
+        batch = digits.batch(torch.randint(len(digits), (RECOVERY.batch_size,), generator=generator).tolist())
+        conditions: dict[str, Any] = {"class_labels": batch.class_labels} if labelled else {}
+        timesteps = process.timesteps(torch.rand(RECOVERY.batch_size, generator=generator))
+        noise = torch.randn(batch.sample.shape, generator=generator)
+        x_t, target = (f(batch.sample, noise, timesteps) for f in (process.add_noise, process.target))
+        output = prediction(student, x_t, timesteps, conditions)
+        with torch.no_grad():
+            taught = prediction(teacher, x_t, timesteps, conditions)
+        loss = (output - taught).square().mean() + denoising * (output - target).square().mean()
         gradient = torch.cat(
             [part.flatten() for part in torch.autograd.grad(loss, list(student.parameters()))]
         ).double()
@@ -161,8 +166,8 @@ def run(name: str, seeds: list[int], steps: int) -> None:
     results.once("dense", lambda: bench.measure(bench.loaded.model))
     results.once("cut", lambda: bench.measure(bench.cut))
     results.once("refitted", lambda: bench.measure(bench.refitted))
-    for term, weights in (("with denoising", {}), ("without", {"denoising": 0.0})):
-        results.once(f"variance/{term}", lambda weights=weights: variance(bench, weights))
+    for term, weight in (("with denoising", 1.0), ("without", 0.0)):
+        results.once(f"variance/{term}", lambda weight=weight: variance(bench, weight))
     seconds = results.once("step seconds", lambda: {method: bench.step_seconds(method) for method in METHODS})
     for seed in seeds:
         for method in METHODS:
@@ -226,7 +231,7 @@ def report() -> None:
         lines.append(f"| {name} | {ratios[0]:.3g} | {ratios[1]:.3g} |")
     write_text(RESULTS / "book.md", "\n".join(lines) + "\n")
     print("\n".join(lines))
-    save_figure(figure_of(found), RESULTS.parents[1] / "docs" / "images" / "gradient-variance.png")
+    save_figure(figure_of(found), FIGURES / "gradient-variance.png")
 
 
 def main() -> None:

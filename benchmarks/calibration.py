@@ -5,48 +5,49 @@ python benchmarks/calibration.py
 
 from __future__ import annotations
 
+import argparse
+import copy
 import statistics
-import time
-from collections.abc import Mapping
-from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from sklearn.datasets import load_digits
 
-from secateur.base.files import write_json
-from secateur.criteria import ScoringConfig, score
-from secateur.data import Batch, calibration_batch
-from secateur.runs.data import open_data
-from secateur.runs.subject import open_subject
+import secateur
+from bench import RESULTS, timed, write_json
 
-RESULTS = Path(__file__).resolve().parent / "results"
-NUM_TIMESTEPS, NUM_IMAGES, ROUNDS = 100, 8, 3
-BATCHED = 128
+NUM_IMAGES, BATCHED = 8, 128
 
 
 def main() -> None:
-    subject = open_subject("digits-unet")
-    batch = Batch(calibration_batch(open_data("digits", subject), NUM_IMAGES, 0).sample)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--timesteps", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    loaded = secateur.load("digits-unet", device="cpu")
+    images = torch.from_numpy(load_digits().images[:NUM_IMAGES]).float()[:, None] / 8 - 1
 
-    def scores(images: Batch, batch_size: int) -> Mapping[str, Tensor]:
-        config = ScoringConfig(num_timesteps=NUM_TIMESTEPS, batch_size=batch_size)
-        return score(subject.model, subject.process, images, subject.structure, "taylor", config).scores
+    def ranking(model: Any, sample: torch.Tensor, batch_size: int) -> secateur.Ranking:
+        scoring = secateur.ScoringConfig(
+            num_timesteps=arguments.timesteps, num_images=NUM_IMAGES, batch_size=batch_size
+        )
+        return secateur.rank(model, data=sample, process=loaded.process, criterion="taylor", scoring=scoring)
 
     def seconds(batch_size: int) -> float:
-        begun = time.perf_counter()
-        scores(batch, batch_size)
-        return time.perf_counter() - begun
+        return timed(lambda: ranking(loaded.model, images, batch_size))[1]
 
     seconds(BATCHED)  # warm up
-    rounds = [(seconds(NUM_IMAGES), seconds(BATCHED)) for _ in range(ROUNDS)]
+    rounds = [(seconds(NUM_IMAGES), seconds(BATCHED)) for _ in range(arguments.rounds)]
     one, together = (statistics.median(column) for column in zip(*rounds, strict=True))
-
-    torch.set_default_dtype(torch.float64)
-    subject.model.double()
-    apart, batched = (scores(Batch(batch.sample.double()), size) for size in (NUM_IMAGES, BATCHED))
-    difference = max(((apart[name] - batched[name]).abs() / apart[name]).max().item() for name in apart)
+    exact = copy.deepcopy(loaded.model).double()
+    apart, batched = (ranking(exact, images.double(), size) for size in (NUM_IMAGES, BATCHED))
+    difference = max(
+        float(np.max(np.abs(np.subtract(scores, batched.dims[name])) / np.abs(scores)))
+        for name, scores in apart.dims.items()
+    )
     result = {
-        "timesteps": NUM_TIMESTEPS,
+        "timesteps": arguments.timesteps,
         "images": NUM_IMAGES,
         "seconds_one_timestep_at_a_time": one,
         "seconds_batched": together,

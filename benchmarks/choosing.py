@@ -13,10 +13,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from bench import RESULTS, ROOT
-from secateur.base.files import read_json
+from bench import FIGURES, RESULTS, read_json
 
-IMAGE = ROOT.parent / "docs" / "images" / "choosing.png"
+IMAGE = FIGURES / "choosing.png"
 COLOURS = {
     "digits-unet": "#c4691c",
     "digits-sit": "#14877a",

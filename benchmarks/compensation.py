@@ -13,13 +13,15 @@ from __future__ import annotations
 import argparse
 import ast
 import time
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from bench import NAMES, RESULTS, Bench, Results
-from secateur.base.files import read_json, write_text
-from secateur.compensation import CompensationConfig, compensate
-from secateur.structure import Cut
+from torch import nn
+
+import secateur
+from bench import EVALUATION, NAMES, RESULTS, Bench, read_json, results_of, write_text
+from secateur import CompensationConfig
 
 
 def config_of(setting: str) -> CompensationConfig:
@@ -35,28 +37,25 @@ def _value(text: str) -> Any:
         return text
 
 
-def refitted(bench: Bench, cut: Cut, setting: str) -> dict[str, Any]:
-    """The model after `cut`, refitted, and what that took."""
-    config, model = config_of(setting), bench.pruned(cut)
+def refitted(bench: Bench, pruned: nn.Module, setting: str) -> dict[str, Any]:
+    """A cut model, refitted, and what that took."""
     begun, worked = time.monotonic(), time.process_time()
-    found = compensate(
-        model, bench.dense, bench.loaded.process, bench.batch(config.num_tuples, config.seed), config, [cut]
-    )
+    options: dict[str, Any] = {"data": bench.data, "process": bench.process, "compensation": config_of(setting)}
+    model = secateur.compensate(pruned, bench.dense, **options)
     took = {"seconds": time.monotonic() - begun, "cpu_seconds": time.process_time() - worked}
-    return took | {"error": [found.before, found.after], **bench.measure(model, with_ftle=False)}
+    return took | bench.measure(model, with_ftle=False)
 
 
-def run(name: str, targets: list[str], settings: list[str]) -> None:
-    bench, results = Bench(name), Results(RESULTS / f"compensation-{name}.json")
-    results.once("dense", lambda: bench.measure(bench.dense, with_ftle=False))
+def run(bench: Bench, targets: list[str], settings: list[str]) -> None:
+    results = results_of("compensation", bench)
     for target in targets:
         missing = [key for key in ("cut", *settings) if f"{target}/{key}" not in results.records]
         if not missing:
             continue
-        cut = bench.cut("deviation" if target.startswith("blocks") else "diff-pruning", target, 0)
-        results.once(f"{target}/cut", partial(bench.measure, bench.pruned(cut), with_ftle=False))
+        pruned = bench.pruned(bench.rank("deviation" if target.startswith("blocks") else "diff-pruning"), target)
+        results.once(f"{target}/cut", partial(bench.measure, pruned, with_ftle=False))
         for setting in settings:
-            results.once(f"{target}/{setting}", partial(refitted, bench, cut, setting))
+            results.once(f"{target}/{setting}", partial(refitted, bench, pruned, setting))
 
 
 def table(name: str, records: dict[str, Any]) -> list[str]:
@@ -64,8 +63,8 @@ def table(name: str, records: dict[str, Any]) -> list[str]:
     rows, dense = [], records["dense"]["fd"]
     for key, one in records.items():
         target, _, setting = key.partition("/")
-        if target == "dense":
-            continue
+        if "/" not in key:
+            continue  # the dense model, and how it was measured
         excess = (one["fd"] - dense) / (records[f"{target}/cut"]["fd"] - dense)
         values = f"{one['fd']:.2f} | {one['ssim']:.3f} | {one['loss']:.4f} | {excess:.3f}"
         took = "" if setting == "cut" else f"{one['cpu_seconds']:.1f}"
@@ -80,9 +79,11 @@ def main() -> None:
     what.add_argument("--table", action="store_true", help="only make the table of what is there")
     parser.add_argument("--targets", nargs="+", default=["macs=50%", "macs=30%"])
     parser.add_argument("--settings", nargs="+", default=[""])
+    parser.add_argument("--images", type=int, default=EVALUATION.num_images, help="samples that are measured")
     arguments = parser.parse_args()
     if arguments.model:
-        run(arguments.model, arguments.targets, arguments.settings)
+        bench = Bench(arguments.model, replace(EVALUATION, num_images=arguments.images))
+        run(bench, arguments.targets, arguments.settings)
     paths = {name: RESULTS / f"compensation-{name}.json" for name in NAMES}
     lines = ["| model | target | | FD | SSIM | loss | FD's excess | CPU s |", "|---|---|---|--:|--:|--:|--:|--:|"]
     for name, path in paths.items():

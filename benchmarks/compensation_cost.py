@@ -10,29 +10,21 @@ Models are cut to 60 % of their MACs and refitted on 96 tuples, with at most 24,
 from __future__ import annotations
 
 import argparse
-import copy
 import resource
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import UNet2DModel
-from torch import nn
 
-from bench import RESULTS, Results
-from secateur.base.files import write_text
-from secateur.compensation import CompensationConfig, compensate, measure_speed, price
-from secateur.data import Batch
-from secateur.models.network import example_inputs, input_shape
-from secateur.models.registry import describe
-from secateur.process.diffusion import DiffusionProcess
-from secateur.runs.subject import open_subject
-from secateur.schedules import CutConfig, no_scores, one_shot, parse_target
-from secateur.structure import remove
+import secateur
+from bench import RESULTS, Results, write_text
 from speedup import cifar10_unet, dit_s
 
-CONFIG = CompensationConfig(num_tuples=96, batch_size=16)
+CONFIG = secateur.CompensationConfig(num_tuples=96, batch_size=16)
 
 
 def unet_64() -> UNet2DModel:
@@ -47,8 +39,8 @@ def unet_64() -> UNet2DModel:
     )
 
 
-MODELS: dict[str, Callable[[], nn.Module]] = {
-    "digits-unet": lambda: open_subject("digits-unet").model,
+MODELS: dict[str, Callable[[], Any]] = {
+    "digits-unet": lambda: secateur.load("digits-unet", device="cpu").model,
     "unet-cifar10": cifar10_unet,
     "unet-64": unet_64,
     "dit-s-2": dit_s,
@@ -58,28 +50,29 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 def measure(name: str) -> dict[str, Any]:
     """Time and memory of one compensation, predicted and found."""
     dense = MODELS[name]().eval()
-    structure = describe(dense)
-    inputs = example_inputs(dense, 1)
-    target = parse_target("macs=60%")
-    cut = one_shot(dense, structure, target, no_scores(structure), CutConfig(), inputs)[0].cut
-    pruned = remove(copy.deepcopy(dense), structure, cut)
-    predicted = price(dense, [cut], CONFIG)
-    speed = measure_speed()
-    images = torch.randn(CONFIG.num_tuples, *input_shape(dense), generator=torch.Generator().manual_seed(0))
-    labels = {"class_labels": torch.arange(len(images)) % 10} if "class_labels" in inputs else {}
+    target, process = "macs=60%", "ddpm"
+    recipe = secateur.Recipe(compensates=True, compensation=CONFIG)
+    planned = secateur.plan(dense, target=target, process=process, recipe=recipe)
+    assert planned.compensation is not None
+    pruned = secateur.prune(dense, target=target, process=process, criterion="magnitude")
+    channels, size = int(dense.config["in_channels"]), int(dense.config["sample_size"])
+    images = torch.randn(CONFIG.num_tuples, channels, size, size, generator=torch.Generator().manual_seed(0))
+    data = [{"images": images, "labels": torch.arange(len(images)) % 10}]
     held = _most_bytes()
     begun, worked = time.monotonic(), time.process_time()
-    found = compensate(pruned, dense, DiffusionProcess(), Batch(images, labels), CONFIG, [cut])
+    with tempfile.TemporaryDirectory() as folder:
+        options: dict[str, Any] = {"data": data, "process": process, "compensation": CONFIG, "out": folder}
+        secateur.compensate(pruned, dense, **options)
+        found = secateur.read_result(secateur.Compensation, Path(folder) / "compensation.json")
     return {
         "parameters": sum(parameter.numel() for parameter in dense.parameters()),
         "layers": len(found.readers),
         "columns": max(reader.columns for reader in found.readers.values()),
         "seconds": time.monotonic() - begun,
         "cpu_seconds": time.process_time() - worked,
-        "predicted_seconds": predicted.seconds(speed),
-        "gflops_per_second": speed / 1e9,
+        "predicted_seconds": planned.seconds["compensate"],
         "bytes": _most_bytes() - held,
-        "predicted_bytes": predicted.bytes,
+        "predicted_bytes": planned.compensation.bytes,
         "error": [found.before, found.after],
         "threads": torch.get_num_threads(),
     }

@@ -14,20 +14,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import secateur
-from bench import spread
-from secateur.base.files import write_json, write_text
-from secateur.evaluation import LatencyOptions
-from secateur.recipes import quickstart
-from secateur.results import Evaluation, read_result
+from bench import RESULTS, spread, write_json, write_text
 
 ROOT = Path(__file__).resolve().parent
 CRITERIA = ("random", "magnitude", "taylor", "diff-pruning")
 NUM_IMAGES = 1000
 
 
-def run(model: str, target: str, criterion: str, seed: int, steps: int, folder: Path) -> dict[str, dict[str, float]]:
+def run(
+    model: str, target: str, criterion: str, seed: int, steps: int, folder: Path, images: int
+) -> dict[str, dict[str, float]]:
     """Distances of the pruned and the recovered model, after one compression."""
-    recipe = quickstart()
     secateur.compress(
         model,
         target=target,
@@ -38,9 +35,13 @@ def run(model: str, target: str, criterion: str, seed: int, steps: int, folder: 
         objective="denoising",
         steps=steps,
         seed=seed,
-        evaluation=replace(recipe.evaluation, num_images=NUM_IMAGES, latency=LatencyOptions(rounds=3)),
+        evaluation=replace(
+            secateur.recipe_named("quickstart").evaluation,
+            num_images=images,
+            latency=secateur.LatencyOptions(rounds=3),
+        ),
     )
-    models = read_result(Evaluation, folder / "evaluation" / "evaluation.json").models
+    models = secateur.read_result(secateur.Evaluation, folder / "evaluation" / "evaluation.json").models
     return {
         name: {
             "fd": entry["fd"].value,
@@ -58,6 +59,7 @@ def main() -> None:
     parser.add_argument("--target", default="macs=50%")
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--images", type=int, default=NUM_IMAGES, help="samples that are measured")
     parser.add_argument("--runs", type=Path, default=ROOT.parent / "runs" / "criteria")
     arguments = parser.parse_args()
     name = f"criteria-{arguments.model}-{arguments.target.replace('=', '').replace('%', '')}-{arguments.steps}"
@@ -70,6 +72,7 @@ def main() -> None:
                 seed,
                 arguments.steps,
                 arguments.runs / f"{name}-{criterion}-{seed}",
+                arguments.images,
             )
             for seed in arguments.seeds
         ]
@@ -93,8 +96,8 @@ def main() -> None:
         "steps": arguments.steps,
         "seeds": arguments.seeds,
     }
-    write_json(ROOT / "results" / f"{name}.json", {**settings, "images": NUM_IMAGES, "runs": found})
-    write_text(ROOT / "results" / f"{name}.md", "\n".join(lines) + "\n")
+    write_json(RESULTS / f"{name}.json", {**settings, "images": arguments.images, "runs": found})
+    write_text(RESULTS / f"{name}.md", "\n".join(lines) + "\n")
     print("\n".join(lines))
 
 

@@ -6,34 +6,18 @@ python benchmarks/decoder.py [--steps 200] [--seeds 0 1 2]
 from __future__ import annotations
 
 import argparse
-import copy
 import statistics
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from secateur.base.console import progress
-from secateur.base.files import write_json, write_text
-from secateur.criteria import ScoringConfig, score
-from secateur.data import ArrayDataset, calibration_batch, load_data
-from secateur.evaluation import EvaluationConfig, evaluate_models
-from secateur.io.pipeline import Loaded
-from secateur.models.families.autoencoder_kl import AutoencoderKLDecoder
-from secateur.models.network import example_inputs
-from secateur.models.registry import describe
-from secateur.process.reconstruction import reconstruction_by
-from secateur.recovery import RecoveryConfig, recover
-from secateur.recovery.draws import batch_indices
-from secateur.schedules import CutConfig, one_shot, parse_target
-from secateur.structure import remove
+import secateur
+from bench import RESULTS, write_json, write_text
 
-RESULTS = Path(__file__).resolve().parent / "results"
 SIZE, TRAINING, DENSE_STEPS, KL = 16, 1397, 600, 1e-4
 CRITERIA: tuple[str, ...] = ("random", "magnitude", "taylor", "gradient-flow")
 OBJECTIVES: dict[str, dict[str, Any]] = {
@@ -41,13 +25,13 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "distillation (the dense decoder's output)": {"objective": "distillation", "weights": {"denoising": 0.0}},
     "both": {"objective": "distillation"},
 }
-RECOVERY = RecoveryConfig(
+RECOVERY = secateur.RecoveryConfig(
     batch_size=32, learning_rate=1e-3, lr_schedule="cosine", warmup_steps=20, checkpoint_every=100_000, log_every=50
 )
 COLUMNS = ("psnr", "ssim", "image_psnr", "image_ssim")
 
 
-def train(dataset: ArrayDataset) -> AutoencoderKL:
+def train(images: Tensor, steps: int) -> AutoencoderKL:
     """The dense autoencoder: squared error and a little KL, the same weights for the same machine."""
     torch.manual_seed(0)
     model: Any = AutoencoderKL(
@@ -55,34 +39,33 @@ def train(dataset: ArrayDataset) -> AutoencoderKL:
         down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=4,
     )  # fmt: skip
     optimizer = torch.optim.Adam(model.parameters(), 2e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, DENSE_STEPS)
-    with progress("dense autoencoder", DENSE_STEPS) as advance:
-        for step in range(DENSE_STEPS):
-            images = dataset.batch(batch_indices(0, step, 64, len(dataset)).tolist()).sample
-            posterior = model.encode(images).latent_dist
-            error = F.mse_loss(model.decode(posterior.sample()).sample, images)
-            (error + KL * posterior.kl().mean()).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            schedule.step()
-            advance(1, f"error {error.item():.4f}")
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for step in range(steps):
+        sample = images[torch.randint(len(images), (64,))]
+        posterior = model.encode(sample).latent_dist
+        error = F.mse_loss(model.decode(posterior.sample()).sample, sample)
+        (error + KL * posterior.kl().mean()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        if step % 100 == 0:
+            print(f"dense autoencoder, step {step}: error {error.item():.4f}", flush=True)
     return model.eval()
 
 
-def cut(loaded: Loaded, dataset: ArrayDataset, criterion: str, seed: int) -> nn.Module:
+def cut(dense: AutoencoderKL, images: Tensor, criterion: str, seed: int) -> nn.Module:
     """A copy of the dense decoder at half of its MACs."""
-    structure, config = describe(loaded.model), ScoringConfig(num_images=128, seed=seed)
-    batch = calibration_batch(dataset, config.num_images, seed)
-    scores = score(loaded.model, loaded.process, batch, structure, criterion, config).scores
-    request = (parse_target("macs=50%"), scores, CutConfig(round_to=1), example_inputs(loaded.model, 1))
-    return remove(copy.deepcopy(loaded.model), structure, one_shot(loaded.model, structure, *request)[0].cut)
+    scoring = secateur.ScoringConfig(num_images=128, seed=seed)
+    options: dict[str, Any] = {"criterion": criterion, "scoring": scoring, "cut": secateur.CutConfig(round_to=1)}
+    return secateur.prune(dense, target="macs=50%", data=images, **options)
 
 
-def measured(loaded: Loaded, model: nn.Module, unseen: ArrayDataset, seed: int) -> dict[str, float]:
+def measured(dense: AutoencoderKL, model: nn.Module, unseen: Tensor, seed: int) -> dict[str, float]:
     """PSNR and SSIM to the dense decoder's images and to the real ones, over images that nothing was trained on."""
-    config = EvaluationConfig(metrics=("consistency",), num_images=len(unseen), seed=seed)
-    result, _ = evaluate_models({"dense": loaded.model, "model": model}, loaded.process, unseen, config)
-    return {key: result[key].value for key in COLUMNS}
+    config = secateur.EvaluationConfig(metrics=("consistency",), num_images=len(unseen), seed=seed)
+    reference = None if model is dense else dense
+    result = secateur.evaluate(model, reference=reference, data=unseen, evaluation=config)
+    return {key: result[key].value for key in COLUMNS if key in result.final.estimates}
 
 
 def row(name: str, runs: list[dict[str, float]]) -> str:
@@ -110,28 +93,24 @@ def write(results: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--dense-steps", type=int, default=DENSE_STEPS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
-    digits: Any = load_data("digits", (1, SIZE, SIZE))
-    seen = replace(digits, images=digits.images[:TRAINING], labels=digits.labels[:TRAINING])
-    unseen = replace(digits, images=digits.images[TRAINING:], labels=digits.labels[TRAINING:])
-    autoencoder = train(seen)
-    loaded = Loaded(AutoencoderKLDecoder(autoencoder), reconstruction_by(autoencoder))
-    config = EvaluationConfig(metrics=("consistency",), num_images=len(unseen))
-    dense = evaluate_models({"dense": loaded.model}, loaded.process, unseen, config)[0].dense
-    own = {key: dense[key].value for key in ("image_psnr", "image_ssim")}
+    digits: Any = secateur.load_data("digits", (1, SIZE, SIZE))
+    images = digits.batch(range(len(digits))).sample
+    seen, unseen = images[:TRAINING], images[TRAINING:]
+    dense = train(seen, arguments.dense_steps)
+    own = measured(dense, dense, unseen, 0)
     runs: dict[str, list[dict[str, float]]] = {}
     for seed in arguments.seeds:
-        start = {name: cut(loaded, seen, name, seed) for name in CRITERIA}
+        start = {name: cut(dense, seen, name, seed) for name in CRITERIA}
         for criterion, model in start.items():
-            runs.setdefault(f"cut by {criterion}", []).append(measured(loaded, model, unseen, seed))
+            runs.setdefault(f"cut by {criterion}", []).append(measured(dense, model, unseen, seed))
         for name, options in OBJECTIVES.items():
             chosen = replace(RECOVERY, steps=arguments.steps, seed=seed, **options)
-            with tempfile.TemporaryDirectory() as folder:
-                model = copy.deepcopy(start["taylor"])
-                student = recover(model, loaded.process, seen, chosen, folder, loaded.model)
+            student = secateur.finetune(start["taylor"], data=seen, teacher=dense, recovery=chosen)
             runs.setdefault(f"taylor, {arguments.steps} steps of {name}", []).append(
-                measured(loaded, student, unseen, seed)
+                measured(dense, student, unseen, seed)
             )
         write({"steps": arguments.steps, "seeds": arguments.seeds, "dense": own, "runs": runs})
 

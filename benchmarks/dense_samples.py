@@ -5,41 +5,49 @@ python benchmarks/dense_samples.py
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
+import torch
+from PIL import Image
+from torch import Tensor
+
+import secateur
 import train_dense
-from secateur import load
-from secateur.base.files import atomic_file
-from secateur.data.conditions import null_conditions, sample_conditions
-from secateur.models.network import input_shape
-from secateur.process.sampling import generate_images
-from secateur.reporting import comparison_grid
 
 IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
-COLUMNS, STEPS = 20, 50
+COLUMNS, STEPS, SCALE = 20, 50, 4
 # Redistributed images are scikit-learn's digits only; Fashion-MNIST stays out of the repository.
 GROUPS = {"digits": (("digits-unet", "digits-sit"), True), "fashion": (("fashion-unet", "fashion-sit"), False)}
 
 
+def grid(rows: list[Tensor]) -> Image.Image:
+    """One picture of rows of images (N, 1, H, W) in [-1, 1], a pixel of white between them."""
+    padded = torch.nn.functional.pad(torch.stack(rows), (1, 1, 1, 1), value=1.0)  # (R, N, 1, H, W)
+    pixels = ((padded[:, :, 0] + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 1, 3)
+    picture = Image.fromarray(pixels.reshape(pixels.shape[0] * pixels.shape[1], -1).numpy())
+    return picture.resize((picture.width * SCALE, picture.height * SCALE), Image.Resampling.NEAREST)
+
+
 def main() -> None:
-    for group, (names, with_real) in GROUPS.items():
-        rows = {}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS))
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--out", type=Path, default=IMAGES)
+    asked = parser.parse_args()
+    for group in asked.groups:
+        names, with_real = GROUPS[group]
+        rows: list[Tensor] = []
         for name in names:
-            dense = train_dense.DENSE[name]
-            loaded = load(dense.folder)
-            rows[name] = generate_images(
-                loaded.model,
-                loaded.process,
-                range(COLUMNS),
-                input_shape(loaded.model),
-                sample_conditions(loaded.model, train_dense.digits(), range(COLUMNS)),
-                num_inference_steps=STEPS,
-                null=null_conditions(loaded.model),
+            drawn = secateur.sample(
+                train_dense.DENSE[name].folder, num_images=COLUMNS, num_inference_steps=asked.steps, device="cpu"
             )
+            assert isinstance(drawn, Tensor)
+            rows.append(drawn)
         if with_real:
-            rows["real images"] = train_dense.digits().batch(range(COLUMNS)).sample
-        with atomic_file(IMAGES / f"dense-{group}.png") as temporary:
-            comparison_grid(rows).save(temporary, "PNG")
+            rows.append(train_dense.digits().batch(range(COLUMNS)).sample)
+        asked.out.mkdir(parents=True, exist_ok=True)
+        grid(rows).save(asked.out / f"dense-{group}.png")
 
 
 if __name__ == "__main__":

@@ -13,32 +13,23 @@ import resource
 import sys
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from diffusers import DiTTransformer2DModel
 from torch import nn
 
-from secateur.base.files import write_json, write_text
-from secateur.criteria import CRITERIA, ScoringConfig, score
-from secateur.data import Batch
-from secateur.io.checkpoint import save_pretrained
-from secateur.io.manifest import apply_cut
-from secateur.models.network import example_inputs
-from secateur.models.registry import describe
-from secateur.process.diffusion import DiffusionProcess
-from secateur.schedules import CutConfig, one_shot, parse_target
-from secateur.structure.cost import cost_model
+import secateur
+from bench import RESULTS, write_json, write_text
 
-RESULTS = Path(__file__).resolve().parent / "results"
+CRITERIA = ("ced", "deviation", "uniform", "cosine", "loss-change", "ent-prog")
 KEPT = (28, 20, 19, 14, 13, 12)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    names = [name for name, criterion in CRITERIA.items() if criterion.ranks == "blocks"]
-    parser.add_argument("--criterion", choices=names, default="ced")
+    parser.add_argument("--criterion", choices=CRITERIA, default="ced")
     parser.add_argument("--images", type=int, default=2)
     parser.add_argument("--bins", type=int, default=4)
     arguments = parser.parse_args()
@@ -61,21 +52,20 @@ def measure(criterion: str, images: int, bins: int) -> dict[str, Any]:
     torch.manual_seed(0)
     model = DiTTransformer2DModel(sample_size=32, out_channels=8).eval().requires_grad_(False)
     took("build")
-    structure, inputs = describe(model), example_inputs(model, 1)
+    inputs = secateur.example_inputs(model, 1)
     sizes = sizes_of(model)
     took("plan")
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(images, 4, 32, 32, generator=generator)
     labels = torch.randint(0, 1000, (images,), generator=generator)
-    config = ScoringConfig(num_images=images, num_timesteps=bins, batch_size=images)
-    batch = Batch(latents, {"class_labels": labels})
-    scores = score(model, DiffusionProcess(), batch, structure, criterion, config).scores
+    scoring = secateur.ScoringConfig(num_images=images, num_timesteps=bins, batch_size=images)
+    options: dict[str, Any] = {"criterion": criterion, "scoring": scoring, "process": "ddpm"}
+    ranking = secateur.rank(model, data=[{"latents": latents, "labels": labels}], **options)
     took("rank")
-    cut = one_shot(model, structure, parse_target("blocks=14"), scores, CutConfig(), inputs)[0].cut
-    apply_cut(model, cut)
+    secateur.prune(model, target="blocks=14", ranking=ranking, process="ddpm", inplace=True)
     took("cut")
     with tempfile.TemporaryDirectory() as folder:
-        save_pretrained(model, folder)
+        secateur.save_pretrained(model, folder)
         took("save")
         plain = DiTTransformer2DModel.from_pretrained(folder).eval()
         took("load in plain diffusers")
@@ -97,14 +87,12 @@ def measure(criterion: str, images: int, bins: int) -> dict[str, Any]:
 
 def sizes_of(model: DiTTransformer2DModel) -> list[dict[str, float]]:
     """Parameters and MACs at every depth of the table, in diffusers and with one embedding for all blocks."""
-    structure = describe(model)
-    cost = cost_model(model, structure, example_inputs(model, 1))
     embedding = model.transformer_blocks[0].norm1.emb
     parameters = sum(parameter.numel() for parameter in embedding.parameters())
     macs = sum(layer.weight.numel() for layer in embedding.modules() if isinstance(layer, nn.Linear))
     sizes = []
     for kept in KEPT:
-        found = cost({}, list(structure.blocks)[kept:])
+        found = size_of(kept)
         sizes.append(
             {
                 "blocks": kept,
@@ -115,6 +103,12 @@ def sizes_of(model: DiTTransformer2DModel) -> list[dict[str, float]]:
             }
         )
     return sizes
+
+
+def size_of(blocks: int) -> Any:
+    """The size of a DiT-XL/2 of as many blocks, counted without weights."""
+    with init_empty_weights(include_buffers=True):
+        return secateur.inspect(DiTTransformer2DModel(sample_size=32, out_channels=8, num_layers=blocks)).dense
 
 
 def report(results: dict[str, Any]) -> str:

@@ -9,38 +9,31 @@ draws calibration images and noise, and the training. Stopped runs go on from th
 
 from __future__ import annotations
 
-import copy
-import tempfile
-import time
 from dataclasses import dataclass, replace
 from typing import Any
 
 from matplotlib.figure import Figure
 
+import secateur
 from bench import (
     CUT,
     RECOVERY,
     Bench,
-    colour_key,
     command_line,
     compare,
-    dense_line,
     draw_methods,
-    measured,
     method_rows,
+    methods_in,
     panels_of,
     report,
+    seconds_of,
+    timed,
 )
-from secateur.criteria import GradientFlowOptions, ScoringConfig
-from secateur.models.network import example_inputs
-from secateur.models.registry import describe
-from secateur.recipes import BETWEEN_STAGES
-from secateur.recovery import recover
-from secateur.reporting.style import SPARE_COLOURS, WARM, styled
-from secateur.schedules import Progressive, ProgressiveConfig, one_shot, parse_target, stage_scorer
-from secateur.structure.cost import cost_model
+from drawing import SPARE_COLOURS, WARM, colour_key, dense_line, styled
+from secateur import GradientFlowOptions, ProgressiveConfig, ScoringConfig
 
 SCORING = ScoringConfig(num_timesteps=16, num_images=16)
+RECIPE = secateur.recipe_named("progressive").scoring
 LITERAL_UNIFORM = GradientFlowOptions(mode="increase", timestep_weights="uniform")
 LITERAL = replace(SCORING, options=GradientFlowOptions(mode="increase"))
 STAGES = ProgressiveConfig(stage_steps=6)
@@ -79,34 +72,38 @@ METHODS: dict[str, Method] = {
     ),
     "progressive, taylor, short stages": Method("taylor", SCORING, SHORT),
     "progressive, taylor, short stages, coarse": Method("taylor", SCORING, replace(SHORT, coarse=True)),
-    "progressive, taylor, short stages, the recipe's scoring": Method("taylor", BETWEEN_STAGES, SHORT),
+    "progressive, taylor, short stages, the recipe's scoring": Method("taylor", RECIPE, SHORT),
     "progressive, taylor, short stages, coarse, the recipe's scoring": Method(
-        "taylor", BETWEEN_STAGES, replace(SHORT, coarse=True)
+        "taylor", RECIPE, replace(SHORT, coarse=True)
     ),
     "progressive, taylor, not sticky": Method("taylor", SCORING, replace(STAGES, sticky=False)),
     "progressive, preserve, short stages": Method("gradient-flow", SCORING, SHORT),
 }
 
 
-def train(bench: Bench, label: str, target: str, seed: int, steps: int) -> dict[str, float]:
+def train(bench: Bench, label: str, target: str, seed: int, steps: int) -> dict[str, Any]:
     """Score, cut and recover within `steps` optimizer steps; what the result is worth."""
-    begun, method = time.perf_counter(), METHODS[label]
-    scoring = replace(method.scoring, seed=seed)
-    loaded, structure, inputs = bench.loaded, bench.structure, example_inputs(bench.dense, 1)
-    scores = bench.scores(method.criterion, seed, scoring)
-    goal = one_shot(bench.dense, structure, parse_target(target), scores, CUT, inputs)[0].cut
-    start, pruner = bench.pruned(goal), None
-    if method.stages is not None:
-        scoring = method.stages.scoring(scoring)
-        scorer = stage_scorer(loaded.process, bench.batch(scoring.num_images, seed), method.criterion, scoring)
-        cost = cost_model(bench.dense, structure, inputs)
-        start, pruner = copy.deepcopy(bench.dense), Progressive(method.stages, goal, scorer, cost, {}, {})
-    with tempfile.TemporaryDirectory() as folder:
-        config = replace(RECOVERY, steps=steps, seed=seed)
-        model = recover(start, loaded.process, bench.dataset, config, folder, pruner=pruner)
-    seconds = time.perf_counter() - begun
-    macs = cost_model(model, describe(model), inputs)({}).macs
-    return {"steps": steps, "seconds": round(seconds, 1), "macs": macs, **bench.measure(model, with_ftle=False)}
+    method = METHODS[label]
+    recovery = replace(RECOVERY, steps=steps, seed=seed)
+    if method.stages is None:
+        ranking = bench.rank(method.criterion, seed, method.scoring)
+        pruned, cutting = timed(lambda: bench.pruned(ranking, target))
+        model, training = timed(lambda: bench.recovered(pruned, recovery))
+        seconds = (ranking.seconds or 0.0) + cutting + training
+    else:
+        run = bench.compressed(
+            target,
+            secateur.Recipe(
+                criterion=method.criterion,
+                scoring=replace(method.scoring, seed=seed),
+                schedule="progressive",
+                progressive=method.stages,
+                cut=CUT,
+                recovery=recovery,
+            ),
+        )
+        model, seconds = run.model, seconds_of(run)
+    return {"steps": steps, "seconds": round(seconds, 1), **bench.measure(model, with_ftle=False)}
 
 
 # ------------------------------------------------------------------------------------------- tables and plot
@@ -134,7 +131,7 @@ def colour_of(method: str) -> str:
 def plot(found: dict[str, dict[str, Any]]) -> Figure:
     """FD and SSIM of every seed, a row of panels per model and target."""
     rows = panels_of(found)
-    shown = [measured(found[name], target, METHODS) for name, target in rows]
+    shown = [methods_in(found[name], target, METHODS) for name, target in rows]
     heights = [len(methods) + 2 for methods in shown]
     figure = Figure(figsize=(8.2, 0.22 * sum(heights) + 0.5 * len(rows)), facecolor="white", layout="constrained")
     grid = figure.subplots(len(rows), 2, squeeze=False, sharey="row", height_ratios=heights)

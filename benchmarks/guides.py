@@ -13,16 +13,9 @@ from typing import Any
 
 from accelerate import init_empty_weights
 
-from bench import RESULTS
-from secateur.base.files import write_json, write_text
-from secateur.base.units import format_count
-from secateur.criteria import criterion_named
-from secateur.recipes import recipe_named
-from secateur.runs.plan import plan_cut
-from secateur.runs.subject import open_subject
-from secateur.runs.timing import predict_seconds, price_of_compensation, work_of
-from secateur.schedules import parse_target
-from sizes import MODELS
+import secateur
+from bench import RESULTS, write_json, write_text
+from sizes import MODELS, format_count
 
 # model, process, target, recipe, steps, batch size, evaluated samples, tuples of the refit
 RUNS: dict[str, tuple[str, str, str, str, int, int, int, int]] = {
@@ -30,19 +23,17 @@ RUNS: dict[str, tuple[str, str, str, str, int, int, int, int]] = {
     "DiT-XL/2": ("dit-xl-2", "ddpm", "blocks=20", "depth", 10000, 32, 2000, 512),
 }
 SCORED = 8  # (image, timestep) pairs in one pass of the ranking
-OPERATIONS = 2 * 3  # of a multiply-accumulate, in a forward and backward pass
 
 
 def cost(
-    model: str, process: str, target: str, recipe: str, steps: int, batch: int, images: int, tuples: int
+    model: str, process: Any, target: str, recipe: str, steps: int, batch: int, images: int, tuples: int
 ) -> dict[str, Any]:
     """FLOPs of every stage, and what the cut and the refit come to."""
     with init_empty_weights(include_buffers=True):
         network = MODELS[model]()
-    subject = open_subject(network, process)
-    settings = recipe_named(recipe)
+    settings = secateur.recipe_named(recipe)
     if recipe != "default":  # both guides refit and distil without the target's noise, as `default` does
-        chosen = recipe_named("default")
+        chosen = secateur.recipe_named("default")
         settings = replace(settings, compensates=True, recovery=chosen.recovery)
     settings = replace(
         settings,
@@ -51,19 +42,10 @@ def cost(
         recovery=replace(settings.recovery, steps=steps, batch_size=batch),
         evaluation=replace(settings.evaluation, num_images=images),
     )
-    subject = subject.selected(settings.cut)
-    plan = plan_cut(subject, parse_target(target), settings.cut)
-    assert plan is not None
-    work = work_of(settings, plan)
-    refit = price_of_compensation(subject, work)
+    plan = secateur.plan(network, target=target, process=process, recipe=settings)
+    cut, refit = plan.cut, plan.compensation
+    assert cut is not None
     assert refit is not None
-    passes = predict_seconds(subject, replace(work, compensation=None), 1.0)
-    one = OPERATIONS * plan.before.macs
-    criterion = criterion_named(settings.criterion)
-    scoring = criterion.configured(settings.scoring)
-    memory = criterion.memory and criterion.memory(subject.model, subject.process, scoring, scoring.options)
-    stages = {stage: count * one for stage, count in passes.items()}
-    found = {"rank": stages.pop("rank"), "compensate": refit.flops} | stages
     return {
         "target": target,
         "recipe": recipe,
@@ -74,15 +56,15 @@ def cost(
             "num_tuples": tuples,
             "scored_pairs": SCORED,
         },
-        "macs": [plan.before.macs, plan.after.macs],
-        "parameters": [plan.before.parameters, plan.after.parameters],
-        "narrowed": sum(dim.kept < dim.units for dim in plan.dims.values()),
-        "removed_blocks": list(plan.removed_blocks),
-        "flops": found,
-        "passes": passes,
+        "macs": [cut.before.macs, cut.after.macs],
+        "parameters": [cut.before.parameters, cut.after.parameters],
+        "narrowed": sum(dim.kept < dim.units for dim in cut.dims.values()),
+        "removed_blocks": list(cut.removed_blocks),
+        "flops": dict(plan.flops),
+        "peak_bytes": dict(plan.peak),
         "refit_layers": len(refit.layers),
         "refit_bytes": refit.bytes,
-        "rank_bytes": memory.peak if memory else None,
+        "rank_bytes": plan.peak["rank"],
     }
 
 

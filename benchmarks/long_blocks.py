@@ -8,9 +8,8 @@ Half of the blocks leave, as in blocks.py, but within 1000 optimizer steps. Stop
 
 from __future__ import annotations
 
-from bench import RESULTS, command_line, compare
+from bench import RESULTS, command_line, compare, read_json, write_text
 from blocks import METHODS, table, train
-from secateur.base.files import read_json, write_text
 
 PREFIX = "long-blocks"
 SHOWN = [

@@ -11,24 +11,24 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from functools import partial
 
-from bench import RESULTS, Bench, Results
+from bench import EVALUATION, RESULTS, Bench, read_json, results_of, write_text
 from recovery import METHODS, table, train
-from secateur.base.files import read_json, write_text
 
 MODEL, TARGET = "digits-unet", "macs=30%"
 FOUND = RESULTS / f"long-recovery-{MODEL}.json"
 
 
-def run(seeds: list[int], steps: int, methods: list[str]) -> None:
-    bench, results = Bench(MODEL), Results(FOUND)
-    pruned = bench.pruned(bench.cut("diff-pruning", TARGET, 0))
-    results.once("dense", lambda: bench.measure(bench.dense))
-    results.once(f"{TARGET}/pruned", lambda: bench.measure(pruned))
+def run(seeds: list[int], steps: int, methods: list[str], images: int) -> None:
+    bench = Bench(MODEL, replace(EVALUATION, num_images=images))
+    results = results_of("long-recovery", bench, with_ftle=True)
+    pruned = bench.pruned(bench.rank("diff-pruning"), TARGET)
+    results.once(f"{TARGET}/pruned", partial(bench.measure, pruned))
     for seed in seeds:
         for method in methods:
             config = replace(METHODS[method], steps=steps, learning_rate=2e-4, lr_schedule="constant", seed=seed)
-            results.once(f"{TARGET}/steps/{method}/{seed}", lambda config=config: train(bench, pruned, config))
+            results.once(f"{TARGET}/steps/{method}/{seed}", partial(train, bench, pruned, config))
 
 
 def main() -> None:
@@ -37,9 +37,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--images", type=int, default=EVALUATION.num_images, help="samples that are measured")
     arguments = parser.parse_args()
     if not arguments.table:
-        run(arguments.seeds, arguments.steps, arguments.methods)
+        run(arguments.seeds, arguments.steps, arguments.methods, arguments.images)
     text = table(read_json(FOUND))
     write_text(FOUND.with_suffix(".md"), text)
     print(text)

@@ -10,39 +10,34 @@ the last result.
 
 from __future__ import annotations
 
-import copy
 import statistics
-import tempfile
-import time
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from typing import Any
 
-import torch
 from matplotlib.figure import Figure
 from torch import nn
 
+import secateur
 from bench import (
     RECOVERY,
-    RESULTS,
     Bench,
-    Results,
     collect,
     command_line,
-    dense_line,
-    dots,
+    evaluation_of,
     panels_of,
     report,
+    results_of,
     spread,
     targets_of,
+    timed,
 )
-from secateur.data.conditions import accepts
-from secateur.recipes import SECOND_MATCH
-from secateur.recovery import RecoveryConfig, recover
-from secateur.recovery.draws import draw_step
-from secateur.recovery.objectives import build_objective
-from secateur.reporting.style import SPARE_COLOURS, WARM, styled
+from drawing import SPARE_COLOURS, WARM, dense_line, dots, name_rows, styled
+from secateur import RecoveryConfig
 
+BALANCED = secateur.recipe_named("2ndmatch-balanced").recovery
+SECOND_MATCH: dict[str, Any] = {name: getattr(BALANCED, name) for name in ("objective", "weights", "jacobian")}
 METHODS: dict[str, RecoveryConfig] = {
     "denoising": RECOVERY,
     "+ distillation": replace(RECOVERY, objective="distillation"),
@@ -52,55 +47,44 @@ METHODS: dict[str, RecoveryConfig] = {
 }
 REFERENCE = "+ 2ndMatch, balanced, 1 in 5"
 BUDGETS = ("steps", "time")
-ROUNDS = 7
+ROUNDS, TIMED = 3, 10  # of steps: two runs of which one has TIMED more, so that what both share cancels
 
 
 def step_seconds(bench: Bench, pruned: nn.Module, methods: dict[str, RecoveryConfig]) -> dict[str, float]:
-    """Median seconds of a training step of each method, measured in turns."""
-    student = copy.deepcopy(pruned).train()
-    optimizer = torch.optim.AdamW(student.parameters(), 1e-9, fused=True)
-    (draw,) = draw_step(bench.dataset, bench.loaded.process, RECOVERY, 0, accepts=accepts(bench.dense))
+    """Seconds of a training step of each method, the least of rounds that take turns."""
     times: dict[str, list[float]] = {name: [] for name in methods}
     for _ in range(ROUNDS):
         for name, config in methods.items():
-            every_n = config.jacobian.every_n
-            begun = time.perf_counter()
-            for number in range(every_n):
-                objective = build_objective(config, bench.dense).at(number)
-                with objective.layers(student, bench.dense):
-                    terms = objective.terms(student, bench.dense, bench.loaded.process, draw, objective.jacobian)
-                    objective.loss(terms).backward()
-                optimizer.step()
-                optimizer.zero_grad()
-            times[name].append((time.perf_counter() - begun) / every_n)
-    return {name: statistics.median(found) for name, found in times.items()}
+            short, long = (
+                timed(partial(bench.recovered, pruned, replace(config, steps=steps)))[1] for steps in (TIMED, 3 * TIMED)
+            )
+            times[name].append((long - short) / (2 * TIMED))
+    return {name: max(1e-4, min(found)) for name, found in times.items()}
 
 
 def train(bench: Bench, pruned: nn.Module, config: RecoveryConfig) -> dict[str, float]:
-    begun = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        model = recover(copy.deepcopy(pruned), bench.loaded.process, bench.dataset, config, folder, bench.dense)
-    seconds = time.perf_counter() - begun
+    """Recover a cut model; what the result is worth."""
+    model, seconds = timed(lambda: bench.recovered(pruned, config))
     return {"steps": config.steps, "seconds": round(seconds, 1), **bench.measure(model)}
 
 
-def run(name: str, targets: list[str], seeds: list[int], steps: int, methods: list[str], budgets: list[str]) -> None:
-    bench = Bench(name)
-    results = Results(RESULTS / f"recovery-{name}.json")
-    results.once("dense", lambda: bench.measure(bench.dense))
+def run(bench: Bench, targets: list[str], seeds: list[int], steps: int, methods: list[str], budgets: list[str]) -> None:
+    results = results_of("recovery", bench, with_ftle=True)
     for target in targets:
-        cut = bench.cut("diff-pruning", target, 0)
-        pruned = bench.pruned(cut)
-        results.once(f"{target}/pruned", lambda pruned=pruned: bench.measure(pruned))
-        seconds = results.once(f"{target}/step seconds", lambda pruned=pruned: step_seconds(bench, pruned, METHODS))
+        pruned = bench.pruned(bench.rank("diff-pruning"), target)
+        results.once(f"{target}/pruned", partial(bench.measure, pruned))
+        seconds: dict[str, float] = {}
+        if "time" in budgets:
+            measure = partial(step_seconds, bench, pruned, METHODS)
+            seconds = results.once(f"{target}/step seconds", measure)
         for seed in seeds:
             for budget, method in product(budgets, methods):
                 if budget == "time" and method == REFERENCE:
                     continue  # the same run
-                equal_time = round(steps * seconds[REFERENCE] / seconds[method])
-                chosen = replace(METHODS[method], steps=steps if budget == "steps" else equal_time, seed=seed)
+                share = seconds[REFERENCE] / seconds[method] if budget == "time" else 1.0
+                chosen = replace(METHODS[method], steps=round(steps * share), seed=seed)
                 key = f"{target}/{budget}/{method}/{seed}"
-                results.once(key, lambda pruned=pruned, chosen=chosen: train(bench, pruned, chosen))
+                results.once(key, partial(train, bench, pruned, chosen))
 
 
 # ------------------------------------------------------------------------------------------- tables and plot
@@ -172,8 +156,7 @@ def plot(found: dict[str, dict[str, Any]]) -> Figure:
                     dots(axes, values, place + shift, colours[budget])
         dense_line(axes, records["dense"]["fd"])
         axes.set_title(f"{name}, {target.partition('=')[2]} of the MACs")
-        axes.set_yticks(range(len(METHODS)), list(METHODS))
-        axes.set_ylim(len(METHODS) - 0.4, -0.6)  # the first on top
+        name_rows(axes, list(METHODS))
         axes.set_xlabel("FD to the data (dashed: dense)")
     for axes in grid.flat[len(panels) :]:
         axes.remove()
@@ -193,7 +176,8 @@ def main() -> None:
     if arguments.table:
         report("recovery", table, plot)
     else:
-        run(arguments.model, arguments.targets, arguments.seeds, arguments.steps, arguments.methods, arguments.budgets)
+        bench = Bench(arguments.model, evaluation_of(arguments))
+        run(bench, arguments.targets, arguments.seeds, arguments.steps, arguments.methods, arguments.budgets)
 
 
 if __name__ == "__main__":

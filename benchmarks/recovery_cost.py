@@ -4,15 +4,15 @@
 
 Students are cut to 56 % of the MACs of their teachers; random weights. Times are medians of interleaved rounds. Where a
 setting takes the Jacobian term at every n-th step only, time and FLOPs are means over n steps, memory is the most.
-Memory is what operators return, beyond weights, inputs and what the optimizer holds.
+Memory is what operators return, the student and what its optimizer and average hold included, the teacher not.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import statistics
-import time
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,26 +20,14 @@ import torch
 from diffusers import DiTTransformer2DModel, UNet2DModel
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from bench import RESULTS
-from secateur.base.files import write_json, write_text
-from secateur.data import ArrayDataset
-from secateur.data.conditions import accepts
-from secateur.evaluation.metrics.latency import LiveBytes
-from secateur.models.network import example_inputs, input_shape
-from secateur.models.registry import describe
-from secateur.process.base import Process
-from secateur.process.diffusion import DiffusionProcess
-from secateur.process.flow import FlowProcess
-from secateur.recovery import JacobianConfig, RecoveryConfig
-from secateur.recovery.draws import draw_step
-from secateur.recovery.objectives import build_objective
-from secateur.schedules import CutConfig, no_scores, one_shot, parse_target
-from secateur.structure import remove
-from secateur.teacher import Draw
+import secateur
+from bench import RESULTS, timed, write_json, write_text
+from secateur import JacobianConfig, RecoveryConfig
 
-BASE = RecoveryConfig()
+BASE = RecoveryConfig(grad_norms_every=0, checkpoint_every=10**6, log_every=1000)
 TWICE = replace(BASE, objective="2ndmatch")
 SETTINGS: dict[str, RecoveryConfig] = {
     "denoising": BASE,
@@ -54,10 +42,10 @@ SETTINGS: dict[str, RecoveryConfig] = {
 
 @dataclass(frozen=True)
 class Case:
-    """A teacher, its process, and how many images and threads a step takes."""
+    """A teacher, its process, and how many images a step takes."""
 
-    model: nn.Module
-    process: Process
+    model: Any
+    process: str
     batch_size: int
 
 
@@ -76,29 +64,17 @@ def cases() -> dict[str, Case]:
     )
     for parameter in dit.parameters():
         nn.init.normal_(parameter, std=0.02)
-    return {"U-Net, CIFAR-10 shape": Case(unet, DiffusionProcess(), 4), "DiT-S/2, 32x32x4": Case(dit, FlowProcess(), 4)}
+    return {"U-Net, CIFAR-10 shape": Case(unet, "ddpm", 4), "DiT-S/2, 32x32x4": Case(dit, "flow", 4)}
 
 
-def cut(model: nn.Module) -> nn.Module:
-    structure = describe(model)
-    request: tuple[Any, ...] = (parse_target("macs=56%"), no_scores(structure), CutConfig(), example_inputs(model, 1))
-    return remove(copy.deepcopy(model), structure, one_shot(model, structure, *request)[0].cut)
-
-
-def step(student: nn.Module, case: Case, config: RecoveryConfig, draw: Draw, number: int) -> None:
-    """Forward and backward passes of one step."""
-    objective = build_objective(config, case.model).at(number)
-    with objective.layers(student, case.model):
-        terms = objective.terms(student, case.model, case.process, draw, objective.jacobian)
-        objective.loss(terms).backward()
-
-
-def draw_for(case: Case) -> Draw:
-    shape = input_shape(case.model)
-    images = torch.rand(case.batch_size, *shape, generator=torch.Generator().manual_seed(0))
-    dataset = ArrayDataset("random", shape, ("a",), images, torch.zeros(case.batch_size, dtype=torch.int64))
-    config = replace(BASE, batch_size=case.batch_size)
-    return draw_step(dataset, case.process, config, 0, accepts=accepts(case.model))[0]
+def training(case: Case, student: nn.Module, config: RecoveryConfig, steps: int) -> Callable[[], nn.Module]:
+    """A run of `steps` steps."""
+    channels, size = int(case.model.config["in_channels"]), int(case.model.config["sample_size"])
+    images = torch.rand(case.batch_size, channels, size, size, generator=torch.Generator().manual_seed(0))
+    data = [{"images": images, "labels": torch.zeros(case.batch_size, dtype=torch.int64)}]
+    recovery = replace(config, steps=steps, batch_size=case.batch_size)
+    options: dict[str, Any] = {"data": data, "process": case.process, "recovery": recovery}
+    return lambda: secateur.finetune(student, teacher=case.model, **options)
 
 
 class Flops(TorchDispatchMode):
@@ -134,62 +110,68 @@ FORMULAS: dict[Any, Any] = {
 }
 
 
-def measure(case: Case, rounds: int) -> dict[str, dict[str, float]]:
-    student, draw = cut(case.model).train(), draw_for(case)
-    optimizer = torch.optim.AdamW(student.parameters(), 1e-9, fused=True)
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of tensors that are made inside, as long as they live."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = self.now = 0
+        self.alive: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        for storage in [value.untyped_storage() for value in tree_leaves(output) if isinstance(value, Tensor)]:
+            if storage._cdata not in self.alive:
+                self.alive.add(storage._cdata)
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self.free, storage._cdata, storage.nbytes())
+        return output
+
+    def free(self, key: int, size: int) -> None:
+        self.alive.remove(key)
+        self.now -= size
+
+
+def measure(case: Case, rounds: int, settings: dict[str, RecoveryConfig]) -> dict[str, dict[str, float]]:
+    """FLOPs, bytes and seconds of a step by every setting; a run of n steps is taken off one of 2 n."""
+    student = secateur.prune(case.model, target="macs=56%", criterion="magnitude", process=case.process)
     found: dict[str, dict[str, float]] = {}
-    for name, config in SETTINGS.items():
-        flops, peaks = [], []
-        for number in numbers(config):
-            with Flops() as counter:
-                step(student, case, config, draw, number)
-            flops.append(float(counter.total))
-            optimizer.zero_grad()
-            with LiveBytes([*student.state_dict().values(), *case.model.state_dict().values(), draw.sample]) as live:
-                step(student, case, config, draw, number)
-            peaks.append(live.peak)
-            optimizer.zero_grad()
-        found[name] = {"flops": mean_over_steps(flops, config), "peak_bytes": max(peaks)}
-    times: dict[str, list[float]] = {name: [] for name in SETTINGS}
+    for name, config in settings.items():
+        every_n = config.jacobian.every_n
+        with Flops() as counter:
+            training(case, student, config, every_n)()
+        with LiveBytes() as live:
+            training(case, student, config, every_n)()
+        found[name] = {"flops": counter.total / every_n, "peak_bytes": live.peak}
+    times: dict[str, list[float]] = {name: [] for name in settings}
     for round_ in range(rounds):
-        for name, config in SETTINGS.items():
-            seconds = []
-            for number in numbers(config):
-                begun = time.perf_counter()
-                step(student, case, config, draw, number)
-                optimizer.step()
-                optimizer.zero_grad()
-                seconds.append(time.perf_counter() - begun)
-            times[name].append(mean_over_steps(seconds, config))
+        for name, config in settings.items():
+            every_n = config.jacobian.every_n
+            short, long = (timed(training(case, student, config, count * every_n))[1] for count in (1, 2))
+            times[name].append((long - short) / every_n)
         print(f"round {round_ + 1} of {rounds}", flush=True)
     for name, measured in times.items():
         found[name]["seconds"] = statistics.median(measured)
     return found
 
 
-def numbers(config: RecoveryConfig) -> tuple[int, int]:
-    """A step with the Jacobian term, and one without it where it is not taken at every step."""
-    return config.jacobian.every_n - 1, config.jacobian.every_n
-
-
-def mean_over_steps(amounts: list[float], config: RecoveryConfig) -> float:
-    """The mean of a step with the Jacobian term and of the n - 1 without it that follow."""
-    every_n = config.jacobian.every_n
-    return (amounts[0] + (every_n - 1) * amounts[1]) / every_n
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
-    found = {name: measure(case, rounds) for name, case in cases().items()}
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="denoising is needed")
+    parser.add_argument("--models", nargs="+", help="by default all")
+    asked = parser.parse_args()
+    rounds, settings = asked.rounds, {name: SETTINGS[name] for name in asked.settings}
+    chosen = {name: case for name, case in cases().items() if asked.models is None or name in asked.models}
+    found = {name: measure(case, rounds, settings) for name, case in chosen.items()}
     lines = [
         "| model | objective | FLOPs | time | peak memory | ms a step | MiB |",
         "|---|---|--:|--:|--:|--:|--:|",
     ]
-    for model, settings in found.items():
-        plain = settings["denoising"]
-        for name, entry in settings.items():
+    for model, entries in found.items():
+        plain = entries["denoising"]
+        for name, entry in entries.items():
             ratios = (f"{entry[key] / plain[key]:.2f}x" for key in ("flops", "seconds", "peak_bytes"))
             amounts = f"{1000 * entry['seconds']:.0f} | {entry['peak_bytes'] / 2**20:.0f}"
             lines.append(f"| {model} | {name} | {' | '.join(ratios)} | {amounts} |")

@@ -16,6 +16,7 @@ import json
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DDPMScheduler
@@ -24,8 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import secateur
-
-RESULTS = Path(__file__).parent / "results"
+from bench import RESULTS, write_json
 
 
 def bare_loop(folder: Path, steps: int, batch_size: int) -> float:
@@ -55,8 +55,8 @@ def batch_of(model: nn.Module, batch_size: int, seed: int) -> tuple[Tensor, Tens
     index = torch.randint(len(digits.images), (batch_size,))
     x = torch.from_numpy(digits.images).float()[index, None] / 8 - 1
     noise, t = torch.randn_like(x), torch.randint(1000, (batch_size,))
-    labelled = "num_embeds_ada_norm" in dict(model.config)  # type: ignore[attr-defined]
-    labels = {"class_labels": torch.from_numpy(digits.target)[index]} if labelled else {}
+    config: Any = model.config
+    labels = {"class_labels": torch.from_numpy(digits.target)[index]} if "num_embeds_ada_norm" in dict(config) else {}
     return DDPMScheduler().add_noise(x, noise, t), noise, {"timestep": t, **labels}
 
 
@@ -65,8 +65,8 @@ def our_trainer(folder: Path, out: Path, steps: int, batch_size: int) -> tuple[f
     recovery = secateur.RecoveryConfig(
         steps=steps + 10, batch_size=batch_size, log_every=10, grad_norms_every=0, checkpoint_every=10**6
     )
-    run = secateur.finetune(str(folder), data="digits", out=out, recovery=recovery)
-    lines = [json.loads(line) for line in (Path(run) / "recovery" / "log.jsonl").read_text().splitlines()]
+    secateur.finetune(str(folder), data="digits", out=out, recovery=recovery)
+    lines = [json.loads(line) for line in (out / "recovery" / "log.jsonl").read_text().splitlines()]
     return (lines[-1]["seconds"] - lines[0]["seconds"]) / steps, lines[-1]["peak_gib"]
 
 
@@ -80,7 +80,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         for name in ("digits-unet", "digits-sit"):
             work = Path(place, name)
-            pruned = secateur.prune(name, target="macs=50%", data="digits", criterion="magnitude", out=work) / "pruned"
+            secateur.prune(name, target="macs=50%", criterion="magnitude", out=work)
+            pruned = work / "pruned"
             bare, ours, peak = [], [], 0.0
             for number in range(asked.rounds):
                 bare.append(bare_loop(pruned, asked.steps, asked.batch_size))
@@ -94,7 +95,7 @@ def main() -> None:
                 "threads": torch.get_num_threads(),
             }
             print(name, found[name], flush=True)
-    RESULTS.joinpath("scale.json").write_text(json.dumps(found, indent=2) + "\n")
+    write_json(RESULTS / "scale.json", found)
 
 
 if __name__ == "__main__":

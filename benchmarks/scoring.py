@@ -11,26 +11,14 @@ whether that matters. Stopped runs go on from the last result.
 from __future__ import annotations
 
 import argparse
-import copy
-import time
 from collections.abc import Mapping
 from functools import partial
 from itertools import product
 from typing import Any
 
-from torch import Tensor
-
-from bench import RESULTS, Results
-from secateur.base.files import read_json, write_text
-from secateur.criteria import ScoringConfig, criterion_named, score
-from secateur.data import Batch, calibration_batch
-from secateur.data.conditions import accepts
-from secateur.evaluation.metrics.loss import denoising_loss_per_timestep
-from secateur.models.network import example_inputs
-from secateur.runs.data import open_data
-from secateur.runs.subject import open_subject
-from secateur.schedules import CutConfig, granularity_for, one_shot, parse_target
-from secateur.structure import Cut, remove
+import secateur
+from bench import RESULTS, Results, read_json, write_text
+from secateur import CutConfig, ScoringConfig
 
 JUDGED = 1000  # seed of the images that judge
 MODELS = ("digits-unet", "digits-sit")
@@ -41,54 +29,40 @@ FULL_PRODUCTS = (32, 64)  # of gradient-flow, whose passes cost more
 BINS, FULL_BINS = (4, 8, 16), (16, 128)  # of deviation
 
 
-class Scorer:
-    """Kept units of one model by criterion, numbers of timesteps and images, and seed."""
-
-    def __init__(self, name: str) -> None:
-        self.subject = open_subject(name)
-        self.dataset = open_data("digits", self.subject)
-        self.judged = self.batch(256, JUDGED)
-
-    def kept(self, criterion: str, timesteps: int, images: int, seed: int) -> dict[str, Any]:
-        """The units that stay, and the seconds that scoring took."""
-        begun = time.perf_counter()
-        scores = self.scores(criterion, ScoringConfig(num_timesteps=timesteps, num_images=images, seed=seed))
-        seconds = time.perf_counter() - begun
-        blocks = criterion_named(criterion).ranks == "blocks"
-        target = parse_target(f"blocks={len(self.subject.structure.blocks) // 2}" if blocks else "macs=50%")
-        config = CutConfig(granularity="depth" if blocks else "width")
-        assert granularity_for(target, config) == config.granularity
-        inputs = example_inputs(self.subject.model, 1)
-        solution, _ = one_shot(self.subject.model, self.subject.structure, target, scores, config, inputs)
-        pruned = remove(copy.deepcopy(self.subject.model), self.subject.structure, solution.cut)
-        loss = denoising_loss_per_timestep(pruned, self.subject.process, self.judged, seed=JUDGED)[1].mean().item()
-        return {"kept": sorted(self._units(solution.cut)), "seconds": seconds, "loss": loss}
-
-    def scores(self, criterion: str, config: ScoringConfig) -> dict[str, Tensor]:
-        batch = self.batch(config.num_images, config.seed)
-        return dict(
-            score(self.subject.model, self.subject.process, batch, self.subject.structure, criterion, config).scores
-        )
-
-    def batch(self, images: int, seed: int) -> Batch:
-        drawn = calibration_batch(self.dataset, images, seed)
-        return Batch(drawn.sample, accepts(self.subject.model)(drawn.conditions))
-
-    def _units(self, cut: Cut) -> list[str]:
-        units = [f"{dim}:{unit}" for dim, kept in cut.kept.items() for unit in kept]
-        return units + [
-            name for name in self.subject.structure.blocks if cut.removed_blocks and name not in cut.removed_blocks
-        ]
+def kept_units(name: str, criterion: str, timesteps: int, images: int, seed: int) -> dict[str, Any]:
+    """The units that stay at half the MACs, or of half the blocks; the seconds of scoring; the cut model's loss."""
+    model = secateur.load(name, device="cpu")
+    scoring = ScoringConfig(num_timesteps=timesteps, num_images=images, seed=seed)
+    ranking = secateur.rank(model, data="digits", criterion=criterion, scoring=scoring)
+    if ranking.dims:
+        pruned = secateur.prune(model, target="macs=50%", ranking=ranking)
+        units = [f"{dim}:{unit}" for dim, kept in kept_by(pruned).items() for unit in kept]
+    else:
+        lowest = sorted(ranking.blocks, key=lambda block: ranking.blocks[block])
+        units = lowest[len(lowest) // 2 :]
+        target = f"blocks={len(units)}"
+        pruned = secateur.prune(model, target=target, ranking=ranking, cut=CutConfig(granularity="depth"))
+    judged = secateur.EvaluationConfig(metrics=("loss",), seed=JUDGED)
+    result = secateur.evaluate(pruned, data="digits", process=model.process, evaluation=judged)
+    return {"kept": sorted(units), "seconds": ranking.seconds, "loss": result["denoising_loss"].value}
 
 
-def measure(name: str) -> None:
-    """All combinations of one model."""
-    scorer, results = Scorer(name), Results(RESULTS / f"scoring-{name}.json")
+def kept_by(pruned: Any) -> dict[str, tuple[int, ...]]:
+    """The units of every dim that the only cut of a model left."""
+    (step,) = (step for step in secateur.inspect(pruned).history if step["kind"] == "cut")
+    return {name: tuple(dim["kept"]) for name, dim in step["dims"].items()}
+
+
+def measure(name: str, largest: list[int]) -> None:
+    """All combinations of one model, up to the `largest` numbers of timesteps and images."""
+    results = Results(RESULTS / f"scoring-{name}.json")
     for criterion in criteria_of(name):
         full, grid = sizes(name, criterion)
         for (timesteps, images), seed in [*product([full], (0, 1)), *product(grid, (0,))]:
+            if timesteps > largest[0] or images > largest[1]:
+                continue
             key = f"{criterion}/{timesteps}/{images}/{seed}"
-            results.once(key, partial(scorer.kept, criterion, timesteps, images, seed))
+            results.once(key, partial(kept_units, name, criterion, timesteps, images, seed))
 
 
 def criteria_of(name: str) -> tuple[str, ...]:
@@ -144,9 +118,10 @@ def main() -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--model", choices=MODELS)
     what.add_argument("--table", action="store_true", help="only make the table of what is there")
+    parser.add_argument("--largest", type=int, nargs=2, default=[100, 256], metavar=("TIMESTEPS", "IMAGES"))
     arguments = parser.parse_args()
     if arguments.model:
-        measure(arguments.model)
+        measure(arguments.model, arguments.largest)
     else:
         write_text(RESULTS / "scoring.md", table())
         print(table())

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from bench import RECOVERY, RESULTS, Bench, Results, collect, spread
+from bench import EVALUATION, RECOVERY, RESULTS, Bench, collect, read_json, results_of, spread, write_text
 from recovery import METHODS, train
-from secateur.base.files import read_json, write_text
-from secateur.recovery import JacobianConfig, RecoveryConfig
+from secateur import JacobianConfig, RecoveryConfig
 
 MODEL, TARGET = "digits-unet", "macs=30%"
 FOUND = RESULTS / f"second-match-{MODEL}.json"
@@ -36,13 +36,14 @@ SETTINGS: dict[str, RecoveryConfig] = {
 }
 
 
-def run(seeds: list[int], steps: int, settings: list[str]) -> None:
-    bench, results = Bench(MODEL), Results(FOUND)
-    pruned = bench.pruned(bench.cut("diff-pruning", TARGET, 0))
+def run(seeds: list[int], steps: int, settings: list[str], images: int) -> None:
+    bench = Bench(MODEL, replace(EVALUATION, num_images=images))
+    results = results_of("second-match", bench, with_ftle=True)
+    pruned = bench.pruned(bench.rank("diff-pruning"), TARGET)
     for seed in seeds:
         for name in settings:
             config = replace(SETTINGS[name], steps=steps, seed=seed)
-            results.once(f"{name}/{seed}", lambda config=config: train(bench, pruned, config))
+            results.once(f"{name}/{seed}", partial(train, bench, pruned, config))
 
 
 def table(records: dict[str, Any]) -> str:
@@ -64,10 +65,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument("--images", type=int, default=EVALUATION.num_images, help="samples that are measured")
     arguments = parser.parse_args()
     if not arguments.table:
-        run(arguments.seeds, arguments.steps, arguments.settings)
-    text = table(read_json(RESULTS / f"recovery-{MODEL}.json") | read_json(FOUND))
+        run(arguments.seeds, arguments.steps, arguments.settings, arguments.images)
+    both = [path for path in (RESULTS / f"recovery-{MODEL}.json", FOUND) if path.is_file()]
+    text = table({key: record for path in both for key, record in read_json(path).items()})
     write_text(FOUND.with_suffix(".md"), text)
     print(text)
 

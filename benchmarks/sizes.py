@@ -16,7 +16,6 @@ import os
 import resource
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,16 +33,10 @@ from diffusers import (
 )
 from torch import nn
 
-from secateur.base.files import read_json, write_json, write_text
-from secateur.base.units import format_count
-from secateur.io.checkpoint import save_pretrained
-from secateur.io.manifest import apply_cut
-from secateur.models.network import as_network, example_inputs
-from secateur.models.registry import describe
-from secateur.schedules import CutConfig, no_scores, one_shot, parse_target
+import secateur
+from bench import RESULTS, read_json, timed, write_json, write_text
 from speedup import cifar10_unet
 
-RESULTS = Path(__file__).resolve().parent / "results"
 TARGET = "macs=50%"
 
 
@@ -107,7 +100,7 @@ def sd_vae() -> AutoencoderKL:
     )
 
 
-MODELS: dict[str, Callable[[], nn.Module]] = {
+MODELS: dict[str, Callable[[], Any]] = {
     "ddpm-cifar10": cifar10_unet,
     "sd-1.5": sd15,
     "sdxl": sdxl,
@@ -123,13 +116,12 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 def plan(name: str, target: str) -> dict[str, Any]:
     """Describe, price and plan a cut of a model without weights; seconds of each."""
     with init_empty_weights(include_buffers=True):
-        model = as_network(MODELS[name]())
-    started = time.perf_counter()
-    structure = describe(model)
-    described = time.perf_counter()
-    _, cut = one_shot(
-        model, structure, parse_target(target), no_scores(structure), CutConfig(), example_inputs(model, 1)
-    )
+        model = MODELS[name]()
+    structure, describing = timed(lambda: secateur.inspect(model).structure)
+    process = None if isinstance(model, AutoencoderKL) else "ddpm"
+    planned, planning = timed(lambda: secateur.plan(model, target=target, process=process))
+    cut = planned.cut
+    assert cut is not None
     return {
         "model": name,
         "class": type(model).__name__,
@@ -141,8 +133,8 @@ def plan(name: str, target: str) -> dict[str, Any]:
         "blocks": len(structure.blocks),
         "reached": cut.after.macs / cut.before.macs,
         "parameters_left": cut.after.parameters / cut.before.parameters,
-        "describe_seconds": round(described - started, 2),
-        "plan_seconds": round(time.perf_counter() - described, 2),
+        "inspect_seconds": round(describing, 2),
+        "plan_seconds": round(planning, 2),
     }
 
 
@@ -150,30 +142,21 @@ def prune(name: str, target: str, dtype: torch.dtype) -> dict[str, Any]:
     """Cut and save a model of random weights of `dtype`; seconds of each and the largest resident memory."""
     with init_empty_weights(include_buffers=False):
         model = MODELS[name]()
-    started = time.perf_counter()
-    _fill(model, dtype)
-    model = as_network(model)
-    filled = time.perf_counter()
-    structure = describe(model)
-    solution, _ = one_shot(
-        model, structure, parse_target(target), no_scores(structure), CutConfig(), example_inputs(model, 1)
-    )
-    planned = time.perf_counter()
-    apply_cut(model, solution.cut)
-    cut = time.perf_counter()
+    _, filling = timed(lambda: _fill(model, dtype))
+    options: dict[str, Any] = {"criterion": "random", "inplace": True}
+    process = None if isinstance(model, AutoencoderKL) else "ddpm"
+    pruned, cutting = timed(lambda: secateur.prune(model, target=target, process=process, **options))
     gc.collect()
     with tempfile.TemporaryDirectory() as folder:
-        save_pretrained(model, folder)
-        saved = time.perf_counter()
+        _, saving = timed(lambda: secateur.save_pretrained(pruned, folder))
         size = sum(os.path.getsize(file) for file in Path(folder).iterdir())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return {
         "model": name,
         "dtype": str(dtype).removeprefix("torch."),
-        "fill_seconds": round(filled - started, 1),
-        "plan_seconds": round(planned - filled, 1),
-        "cut_seconds": round(cut - planned, 1),
-        "save_seconds": round(saved - cut, 1),
+        "fill_seconds": round(filling, 1),
+        "prune_seconds": round(cutting, 1),
+        "save_seconds": round(saving, 1),
         "saved_gib": round(size / 2**30, 2),
         "peak_gib": round(peak / 2**30, 2),
     }
@@ -190,19 +173,27 @@ def _fill(model: nn.Module, dtype: torch.dtype) -> None:
             setattr(module, name, buffer.to(dtype) if buffer.is_floating_point() else buffer)
 
 
+def format_count(value: float) -> str:
+    """3.4G, 20M."""
+    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "K")):
+        if value >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}"
+
+
 def write(results: dict[str, Any]) -> None:
     """`sizes.json` and the same as tables."""
     write_json(RESULTS / "sizes.json", results)
     lines = [
         f"Planned to {results['target']} without weights, {results['threads']} thread(s), torch {results['torch']}.",
         "",
-        "| model | class | parameters | MACs | attention products | widths | blocks | left | describe (s) | plan (s) |",
+        "| model | class | parameters | MACs | attention products | widths | blocks | left | inspect (s) | plan (s) |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     lines += [
         f"| {row['model']} | {row['class']} | {format_count(row['parameters'])} | {format_count(row['macs'])} | "
         f"{format_count(row['attention_macs'])} | {row['dims']} | {row['blocks']} | {100 * row['reached']:.1f} % | "
-        f"{row['describe_seconds']} | {row['plan_seconds']} |"
+        f"{row['inspect_seconds']} | {row['plan_seconds']} |"
         for row in results["plans"]
     ]
     if results["pruned"]:
@@ -215,6 +206,7 @@ def write(results: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--target", default=TARGET)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--prune", choices=list(MODELS), help="cut and save this one, with random weights")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     arguments = parser.parse_args()
@@ -228,7 +220,7 @@ def main() -> None:
         print(row, flush=True)
     else:
         results["plans"] = []
-        for name in MODELS:
+        for name in arguments.models:
             results["plans"].append(plan(name, arguments.target))
             print(results["plans"][-1], flush=True)
     write(results)

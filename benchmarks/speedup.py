@@ -10,24 +10,15 @@ blocks; batch 1 and 32, float32 and bfloat16. An efficiency of 1 means that the 
 from __future__ import annotations
 
 import argparse
-import copy
 from collections.abc import Callable
-from functools import partial
-from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from diffusers import DiTTransformer2DModel, UNet2DModel
 from diffusers.utils import logging
-from torch import nn
 
-from secateur.base.files import write_json, write_text
-from secateur.evaluation import measure_latency
-from secateur.models.network import example_inputs
-from secateur.models.registry import describe
-from secateur.schedules import CutConfig, no_scores, one_shot, parse_target
-from secateur.structure import remove
-
-RESULTS = Path(__file__).resolve().parent / "results"
+import secateur
+from bench import RESULTS, write_json, write_text
 
 
 def cifar10_unet() -> UNet2DModel:
@@ -51,40 +42,35 @@ def dit_s() -> DiTTransformer2DModel:
     return DiTTransformer2DModel(num_attention_heads=6, attention_head_dim=64, num_layers=12, sample_size=32)
 
 
-MODELS: dict[str, Callable[[], nn.Module]] = {"unet-cifar10": cifar10_unet, "dit-s-2": dit_s}
+DTYPES: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
+MODELS: dict[str, Callable[[], Any]] = {"unet-cifar10": cifar10_unet, "dit-s-2": dit_s}
 
 
-def measure(name: str, target: str, round_to: int, rounds: int) -> list[dict[str, object]]:
+def measure(name: str, target: str, round_to: int, rounds: int, batches: tuple[int, ...]) -> list[dict[str, object]]:
     """One row per batch size and dtype."""
     torch.manual_seed(0)
     dense = MODELS[name]().eval()
-    structure = describe(dense)
-    solution, description = one_shot(
-        dense,
-        structure,
-        parse_target(target),
-        no_scores(structure),
-        CutConfig(round_to=round_to),
-        example_inputs(dense, 1),
-    )
-    pruned = remove(copy.deepcopy(dense), structure, solution.cut)
-    ratio = description.before.macs / description.after.macs
+    options: dict[str, Any] = {"criterion": "magnitude", "process": "ddpm"}
+    pruned = secateur.prune(dense, target=target, cut=secateur.CutConfig(round_to=round_to), **options)
+    channels, size = int(dense.config["in_channels"]), int(dense.config["sample_size"])
+    data = [{"images": torch.zeros(2, channels, size, size), "labels": torch.zeros(2, dtype=torch.int64)}]
     rows: list[dict[str, object]] = []
-    for dtype in (torch.float32, torch.bfloat16):
-        for batch_size in (1, 32):
-            inputs = example_inputs(dense.to(dtype), batch_size)
-            calls = {"dense": partial(dense, **inputs), "pruned": partial(pruned.to(dtype), **inputs)}
-            with torch.inference_mode():
-                latency = measure_latency(calls, rounds, warmup=1)
-            speedup = latency["dense"].median_ms / latency["pruned"].median_ms
+    for dtype in DTYPES:
+        latency = secateur.LatencyOptions(rounds=rounds, batch_sizes=batches, dtype=dtype)
+        config = secateur.EvaluationConfig(metrics=("latency",), num_images=2, latency=latency)
+        result = secateur.evaluate(pruned, reference=dense, data=data, process="ddpm", evaluation=config)
+        ratio = 1 / result.macs.ratio
+        for batch in map(str, batches):
+            times = [model.latency[batch].median_ms for model in (result.dense, result.final)]
+            speedup = times[0] / times[1]
             rows.append(
                 {
                     "model": name,
                     "round_to": round_to,
-                    "dtype": str(dtype).removeprefix("torch."),
-                    "batch": batch_size,
-                    "dense_ms": round(latency["dense"].median_ms, 1),
-                    "pruned_ms": round(latency["pruned"].median_ms, 1),
+                    "dtype": dtype,
+                    "batch": int(batch),
+                    "dense_ms": round(times[0], 1),
+                    "pruned_ms": round(times[1], 1),
                     "macs_ratio": round(ratio, 3),
                     "speedup": round(speedup, 3),
                     "efficiency": round(speedup / ratio, 3),
@@ -99,6 +85,7 @@ def main() -> None:
     parser.add_argument("--target", default="macs=56%")
     parser.add_argument("--round-to", type=int, nargs="+", default=[8, 16, 32])
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 32])
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--name", default="speedup", help="of the files under benchmarks/results")
     arguments = parser.parse_args()
@@ -107,7 +94,7 @@ def main() -> None:
         row
         for name in arguments.models
         for round_to in arguments.round_to
-        for row in measure(name, arguments.target, round_to, arguments.rounds)
+        for row in measure(name, arguments.target, round_to, arguments.rounds, tuple(arguments.batches))
     ]
     about = {"torch": torch.__version__, "threads": torch.get_num_threads(), "target": arguments.target}
     write_json(RESULTS / f"{arguments.name}.json", {"environment": about, "rounds": arguments.rounds, "rows": rows})

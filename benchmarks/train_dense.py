@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import (
@@ -26,13 +27,8 @@ from diffusers import (
 from torch import nn
 from torch.nn import functional as F
 
-from secateur.base.console import progress
-from secateur.base.errors import SecateurError
-from secateur.base.files import atomic_folder, write_json
-from secateur.data import ImageDataset, load_data
-from secateur.evaluation.networks import SmallFeatures
-from secateur.process.from_config import process_from_config
-from secateur.recovery import RecoveryConfig, recover
+import secateur
+from secateur import RecoveryConfig, SecateurError, SmallFeatures, load_data
 
 ROOT = Path(__file__).resolve().parent.parent
 ASSETS = ROOT / "src" / "secateur" / "assets"
@@ -40,11 +36,11 @@ MODELS = ROOT / "benchmarks" / "models"
 FASHION = "fashion_mnist_train.npz"
 
 
-def digits() -> ImageDataset:
+def digits() -> Any:
     return load_data("digits")
 
 
-def fashion() -> ImageDataset:
+def fashion() -> Any:
     """Fashion-MNIST at 16x16; images of it stay out of the repository."""
     path = Path(os.environ.get("SECATEUR_DATA", "")) / FASHION
     if not path.is_file():
@@ -106,7 +102,7 @@ class Dense:
 
     build: Callable[[], nn.Module]
     scheduler: DDPMScheduler | FlowMatchEulerDiscreteScheduler
-    data: Callable[[], ImageDataset]
+    data: Callable[[], Any]
     folder: Path
     config: RecoveryConfig
 
@@ -137,24 +133,24 @@ def train_dense(name: str, steps: int | None, runs: Path) -> Path:
     dense = DENSE[name]
     config = replace(dense.config, steps=steps or dense.config.steps)
     torch.manual_seed(config.seed)
-    process = process_from_config(dict(dense.scheduler.config) | {"_class_name": type(dense.scheduler).__name__})
-    model = recover(dense.build(), process, dense.data(), config, runs / f"{name}-{config.steps}")
-    lines = (runs / f"{name}-{config.steps}" / "log.jsonl").read_text().splitlines()
+    run = runs / f"{name}-{config.steps}"
+    options: dict[str, Any] = {"data": dense.data(), "process": dense.scheduler, "recovery": config, "out": run}
+    trained = secateur.finetune(dense.build(), progress=True, **options)
+    model: Any = dense.build()
+    model.load_state_dict(trained.state_dict())  # without the history of a pruned one
+    lines = (run / "recovery" / "log.jsonl").read_text().splitlines()
     losses = [line["loss"] for line in map(json.loads, lines[-20:])]
-    with atomic_folder(dense.folder) as temporary:
-        # The package stays small: its outputs move by less than 1e-3 (tests/test_embedded.py).
-        (model.half() if dense.folder.parent == ASSETS else model).save_pretrained(temporary)
-        dense.scheduler.save_config(temporary)
-        write_json(
-            temporary / "training.json",
-            {
-                "steps": config.steps,
-                "seconds": json.loads(lines[-1])["seconds"],
-                "threads": torch.get_num_threads(),
-                "final_loss": sum(losses) / len(losses),
-                "config": asdict(config),
-            },
-        )
+    # The package stays small: its outputs move by less than 1e-3 (tests/test_embedded.py).
+    (model.half() if dense.folder.parent == ASSETS else model).save_pretrained(dense.folder)
+    dense.scheduler.save_config(dense.folder)
+    about = {
+        "steps": config.steps,
+        "seconds": json.loads(lines[-1])["seconds"],
+        "threads": torch.get_num_threads(),
+        "final_loss": sum(losses) / len(losses),
+        "config": asdict(config),
+    }
+    (dense.folder / "training.json").write_text(json.dumps(about, indent=2) + "\n")
     return dense.folder
 
 
@@ -167,19 +163,19 @@ def train_features(name: str, steps: int | None) -> Path:
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=1e-2, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     begun, right = time.perf_counter(), 0.0
-    with progress(name, steps) as advance:
-        for _ in range(steps):
-            batch = dataset.batch(torch.randint(len(dataset), (128,)).tolist())
-            logits = network.logits(augment(batch.sample))
-            optimizer.zero_grad()
-            F.cross_entropy(logits, batch.class_labels, label_smoothing=0.05).backward()
-            optimizer.step()
-            schedule.step()
-            right = 0.99 * right + 0.01 * (logits.argmax(1) == batch.class_labels).float().mean().item()
-            advance(1, f"accuracy {right:.3f}")
+    for step in range(steps):
+        batch = dataset.batch(torch.randint(len(dataset), (128,)).tolist())
+        logits = network.logits(augment(batch.sample))
+        optimizer.zero_grad()
+        F.cross_entropy(logits, batch.class_labels, label_smoothing=0.05).backward()
+        optimizer.step()
+        schedule.step()
+        right = 0.99 * right + 0.01 * (logits.argmax(1) == batch.class_labels).float().mean().item()
+        if step % 500 == 0:
+            print(f"{name}, step {step}: accuracy {right:.3f}", flush=True)
     network.save(folder)
-    seconds = round(time.perf_counter() - begun, 1)
-    write_json(folder / "training.json", {"steps": steps, "seconds": seconds, "train_accuracy": round(right, 4)})
+    about = {"steps": steps, "seconds": round(time.perf_counter() - begun, 1), "train_accuracy": round(right, 4)}
+    (folder / "training.json").write_text(json.dumps(about, indent=2) + "\n")
     return folder
 
 

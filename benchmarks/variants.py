@@ -9,26 +9,16 @@ Stopped runs go on from the last result.
 from __future__ import annotations
 
 import argparse
-import copy
 from dataclasses import replace
 from functools import partial
 from itertools import product
 from typing import Any
 
-from bench import RESULTS, Results, spread
-from secateur.base.files import write_text
-from secateur.criteria import DiffPruningOptions, ScoringConfig, score
-from secateur.data import Batch, calibration_batch
-from secateur.evaluation import EvaluationConfig, LatencyOptions, evaluate_models
-from secateur.models.network import example_inputs
-from secateur.runs.data import open_data
-from secateur.runs.subject import open_subject
-from secateur.schedules import CutConfig, one_shot, parse_target
-from secateur.structure import remove
+from bench import EVALUATION, RESULTS, Bench, Results, spread, write_text
+from secateur import CutConfig, DiffPruningOptions, ScoringConfig
 
 BASE = ScoringConfig(num_timesteps=50, num_images=64)
 LOCAL, GLOBAL, BY_MACS = (CutConfig(allocation=name) for name in ("local", "global", "global-macs"))
-SEEDS = (0, 1, 2)
 
 
 def with_options(**options: Any) -> ScoringConfig:
@@ -52,37 +42,23 @@ VARIANTS: dict[str, tuple[str, ScoringConfig, CutConfig]] = {
 }
 
 
-class Variants:
-    """The cuts of one model, and what they draw."""
-
-    def __init__(self) -> None:
-        self.subject = open_subject("digits-unet")
-        self.dataset = open_data("digits", self.subject)
-
-    def measure(self, name: str, seed: int) -> dict[str, float]:
-        subject, (criterion, scoring, cut) = self.subject, VARIANTS[name]
-        batch = Batch(calibration_batch(self.dataset, scoring.num_images, seed).sample)
-        config = replace(scoring, seed=seed)
-        scores = score(subject.model, subject.process, batch, subject.structure, criterion, config).scores
-        request = (parse_target("macs=50%"), scores, cut, example_inputs(subject.model, 1))
-        solution, _ = one_shot(subject.model, subject.structure, *request)
-        models = {
-            "dense": subject.model,
-            "pruned": remove(copy.deepcopy(subject.model), subject.structure, solution.cut),
-        }
-        measured = EvaluationConfig(num_images=500, num_inference_steps=25, latency=LatencyOptions(rounds=1), seed=seed)
-        result, _ = evaluate_models(models, subject.process, self.dataset, measured)
-        found = {"fd": "fd", "ssim": "ssim", "loss": "denoising_loss"}
-        return {key: result.final[metric].value for key, metric in found.items()}
+def measure(bench: Bench, name: str, seed: int) -> dict[str, float]:
+    """What the model cut by a variant draws, before any recovery."""
+    criterion, scoring, cut = VARIANTS[name]
+    pruned = bench.pruned(bench.rank(criterion, seed, scoring), "macs=50%", cut)
+    return bench.measure(pruned, with_ftle=False)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="VARIANT")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--images", type=int, default=500, help="samples that are measured")
     arguments = parser.parse_args()
-    variants, results = Variants(), Results(RESULTS / "variants.json")
-    for seed, name in product(SEEDS, arguments.only):
-        results.once(f"{name}/{seed}", partial(variants.measure, name, seed))
+    results = Results(RESULTS / "variants.json")
+    bench = Bench("digits-unet", replace(EVALUATION, num_images=arguments.images, num_inference_steps=25))
+    for seed, name in product(arguments.seeds, arguments.only):
+        results.once(f"{name}/{seed}", partial(measure, bench, name, seed))
     lines = ["| variant | FD pruned | SSIM to dense | denoising loss |", "|---|---|---|---|"]
     for name in VARIANTS:
         runs = [record for key, record in results.records.items() if key.rpartition("/")[0] == name]

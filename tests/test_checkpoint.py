@@ -247,6 +247,35 @@ def test_saving_into_a_folder_leaves_other_files_and_no_stale_manifest(tmp_path)
     assert torch.equal(output(from_pretrained(tmp_path / "model")), output(unet()))
 
 
+def test_what_a_save_does_not_write_is_not_believed(tmp_path):
+    folder = tmp_path / "model"
+    apply_cut(unet(), half(unet())).save_pretrained(folder, max_shard_size="20KB")  # shards with an index
+    assert list(folder.glob("*.index.json"))
+    save_pretrained(unet(), folder, DDPM)
+    assert torch.equal(output(from_pretrained(folder)), output(unet()))
+    dense = DDPMPipeline(unet(), DDPMScheduler())
+    loaded = secateur.load(dense_at(tmp_path / "dense", dense))
+    secateur.save_pipeline(loaded, apply_cut(unet(), half(unet())), tmp_path / "out")
+    secateur.save_pipeline(loaded, unet(), tmp_path / "out")
+    assert torch.equal(output(secateur.load_pipeline(tmp_path / "out").unet), output(unet()))
+
+
+def dense_at(folder, pipeline):
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def test_a_pipeline_of_diffusers_compares_with_a_model_of_ours(tmp_path):
+    DDPMPipeline(unet(), DDPMScheduler()).save_pretrained(tmp_path / "mine")  # with defaults and versions filled in
+    bare = {"_class_name": "DDPMScheduler", "beta_schedule": "linear"}
+    save_pretrained(unet(), tmp_path / "theirs", bare)
+    images = torch.rand(4, 1, 8, 8) * 2 - 1
+    result = secateur.evaluate(tmp_path / "mine", reference=tmp_path / "theirs", data=images, metrics=("loss",))
+    assert result.macs.ratio == 1
+    scheduler = json.loads((tmp_path / "mine" / "scheduler" / "scheduler_config.json").read_text())
+    assert len(scheduler) > len(bare)
+
+
 def test_a_pipeline_saved_by_diffusers_keeps_the_manifest(tmp_path):
     pruned = apply_cut(unet(), half(unet()))
     DDPMPipeline(pruned, DDPMScheduler()).save_pretrained(tmp_path / "pipeline")

@@ -420,6 +420,8 @@ def test_quickstart_within_three_minutes(tmp_path):
     assert models["recovered"]["macs"] <= models["dense"]["macs"] / 2
     distances = {name: entry["estimates"]["fd"]["value"] for name, entry in models.items()}
     assert distances["recovered"] < distances["compensated"] < distances["pruned"]
+    assert distances["dense"] < distances["compensated"]
+    assert distances["recovered"] < 1.5 * distances["dense"]
 
 
 def test_images_of_other_weights_do_not_join_a_folder_of_images(models, tmp_path):

@@ -35,7 +35,6 @@ from secateur.criteria.gradients import (
     timestep_losses,
     used_timesteps,
 )
-from secateur.criteria.memory import LiveBytes
 from secateur.data import Batch, calibration_batch
 from secateur.data.conditions import accepts
 from secateur.models.network import inference
@@ -45,6 +44,7 @@ from secateur.process.flow import FlowProcess
 from secateur.runs.data import open_data
 from secateur.runs.subject import open_subject
 from secateur.structure import StructureBuilder
+from secateur.structure.memory import LiveBytes
 
 FEW = ScoringConfig(num_timesteps=8, batch_size=16)
 BOTH = [(unet(), DiffusionProcess()), (dit(), FlowProcess())]

@@ -20,8 +20,9 @@ from secateur.models import discovery
 from secateur.models.discovery import proofs
 from secateur.models.discovery.blocks import blocks_of, listed_modules
 from secateur.models.discovery.influence import influences
-from secateur.models.discovery.inputs import TEXT_TOKENS, working
+from secateur.models.discovery.inputs import working
 from secateur.models.discovery.prove import prove
+from secateur.models.discovery.request import TEXT_TOKENS
 from secateur.models.discovery.widths import widths_of
 from secateur.models.network import example_inputs
 from secateur.models.registry import describe, left_out

@@ -32,7 +32,7 @@ from secateur.evaluation.statistics import statistics
 from secateur.process.diffusion import DiffusionProcess
 from secateur.process.flow import FlowProcess
 from secateur.results.codec import to_json
-from secateur.results.evaluation import Metric
+from secateur.results.measured import Metric
 
 CONFIG = EvaluationConfig(
     metrics=("consistency", "frechet"),
@@ -129,6 +129,9 @@ def test_a_cache_is_shared_by_evaluations_of_the_same_dense_model_and_never_stal
     drawn.clear()
     evaluate_models(models, PROCESS, dataset, replace(config, bootstrap=30), cache=cache)
     assert drawn == []
+    monkeypatch.setattr("secateur.evaluation.samples.VERSION", "of another generator")
+    evaluate_models(models, PROCESS, dataset, config, cache=cache)
+    assert drawn == [*range(20)] * 2
 
 
 def test_kept_features_are_those_of_the_same_images(

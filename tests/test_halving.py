@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from secateur.base.errors import SecateurError
+from secateur.results import Score
 from secateur.results.means import Mean, combine
 from secateur.results.means import tied as means_tied
-from secateur.runs.halving import SEARCH_SHARE, Score, check_rounds, order, rounds_of, score_of, tied
+from secateur.runs.halving import SEARCH_SHARE, check_rounds, order, rounds_of, score_of, tied
 
 
 @given(st.integers(1, 12), st.integers(1000, 100_000))

@@ -14,6 +14,7 @@ from pipelines import dit_pipeline, image_folder
 from secateur import CutConfig, EvaluationConfig, RecoveryConfig, ScoringConfig, TrialConfig, WarmupConfig
 from secateur.base.errors import DataError, ModelError, SecateurError
 from secateur.base.files import read_json
+from secateur.cli import main
 from secateur.data import load_data
 from secateur.io.checkpoint import save_pretrained
 from secateur.io.manifest import apply_cut, manifest_of, note_labels
@@ -201,10 +202,14 @@ def test_sweep_on_new_labels_warms_up_once(tmp_path, places, capsys, monkeypatch
 
 
 @pytest.mark.slow
-def test_best_on_new_labels_ends_in_a_pipeline(tmp_path, places):
+def test_best_on_new_labels_ends_in_a_pipeline(tmp_path, places, capsys):
     model, data = places
-    arguments = {"data": data, "target": "macs=80%", "budget_steps": 20, "out": tmp_path / "search", **MANY}
-    run = secateur.best(model, **arguments)
+    run = tmp_path / "search"
+    shared = "--shared.batch-size 4 --shared.num-timesteps 2 --shared.num-images 4 --new-labels --warmup.steps 2"
+    measured = "--evaluation.metrics loss --evaluation.num-images 4 --evaluation.num-inference-steps 2"
+    options = f"--target macs=80% --budget-steps 20 --recipes magnitude random --component transformer {shared}"
+    main(["best", model, "--data", data, "--out", str(run), *f"{options} {measured} --device cpu".split()])
+    assert f"pipeline {run / 'winner' / 'pipeline'}" in capsys.readouterr().out
     assert read_json(run / "trials.json")["search"]["warm_up_seconds"] > 0
     assert secateur.load_pipeline(run / "winner" / "pipeline").labels == {"cat": 0, "dog": 1}
     assert not list(run.glob("trials/*/pipeline"))

@@ -473,11 +473,10 @@ def test_without_secateur_diffusers_says_what_it_needs(tmp_path, pixels, monkeyp
         DiffusionPipeline.from_pretrained(folder)
 
 
-def test_a_pruned_model_is_copied_and_pickled_as_its_dense_class_is(tmp_path):
+def test_a_pruned_model_is_copied_as_its_dense_class_is(tmp_path):
     for cut in (half(dit()), Cut({}, ("transformer_blocks.0",))):
         model = apply_cut(dit(), cut)
-        assert torch.equal(output(copy.deepcopy(model)), output(model))
-        twin = pickle.loads(pickle.dumps(model))
+        twin = copy.deepcopy(model)
         assert type(twin) is type(model)
         assert torch.equal(output(twin), output(model))
         assert manifest_of(twin) == manifest_of(model)

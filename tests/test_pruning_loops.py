@@ -2,6 +2,8 @@
 
 import copy
 import json
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +25,7 @@ from secateur.process.diffusion import DiffusionProcess
 from secateur.recovery import Ema, RecoveryConfig, recover
 from secateur.recovery.surgery import cut_in_training
 from secateur.schedules import AdaptiveConfig, CutConfig, ProgressiveConfig
+from secateur.schedules import Pruning as PruningOfObjects
 from secateur.structure import Cut, StructureBuilder, remove
 from secateur.structure.cost import cost_model
 from training_runs import assert_same, images
@@ -310,6 +313,22 @@ def test_what_cannot_work_is_said_before_anything_changes():
     assert_same(model, unet())
 
 
+def test_a_latency_is_measured_when_pruning_is_made(monkeypatch):
+    model = unet()
+    dense = macs(model)
+
+    def clock(model, structure):
+        """As many ms as there are percent of the MACs."""
+        cost = cost_model(model, structure, example_inputs(model, 1))
+        return lambda cut: 100 * cost(cut.kept, cut.removed_blocks).macs / dense
+
+    monkeypatch.setattr("secateur.runs.loops.latency_of", clock)
+    assert pruning_of(model, target="latency=60ms", schedule="one-shot").step()
+    assert 0.5 * dense < macs(model) <= 0.6 * dense
+    with pytest.raises(SecateurError, match="latency=1ms needs latency_of"):
+        PruningOfObjects(unet(), target="latency=1ms", data=DATA, process=DiffusionProcess(), steps=6)
+
+
 def test_a_state_of_another_pruning_is_refused():
     state = pruning_of(unet()).state_dict()
     with pytest.raises(TrainingError, match=r"other settings \(stage_steps 1 there, 2 here\)"):
@@ -318,3 +337,13 @@ def test_a_state_of_another_pruning_is_refused():
     begun.step()
     with pytest.raises(TrainingError, match="has begun already"):
         begun.load_state_dict(state)
+
+
+@pytest.mark.slow
+def test_the_example_prunes_to_half_of_the_macs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    example = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "your_own_loop.py"))
+    example["main"].__globals__["STEPS"] = 40
+    example["main"]()
+    assert "units left" in capsys.readouterr().out
+    assert secateur.inspect("pruned-digits").history[0]["target"] == "macs=50%"

@@ -1,11 +1,19 @@
 """What predicted times are measured on."""
 
-import pytest
+import re
 
+import pytest
+import torch
+
+import secateur
 from models import unet
 from secateur.io.pipeline import Loaded
 from secateur.process.diffusion import DiffusionProcess
 from secateur.runs import timing
+from secateur.runs.memory import peak_bytes
+from secateur.runs.subject import open_subject
+from secateur.runs.timing import Work
+from secateur.structure.memory import LiveBytes
 
 
 @pytest.mark.parametrize(
@@ -30,3 +38,33 @@ def test_a_timed_pass_leaves_no_gradients():
     model = unet(sample_size=8)
     assert timing.seconds_per_pair(Loaded(model, DiffusionProcess())) > 0
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_model_without_data_is_planned_in_operations():
+    with torch.device("meta"):
+        model = unet(sample_size=8)
+    plan = secateur.plan(model, target="macs=60%", process="ddpm", compensates=False)
+    assert plan.seconds == {}
+    assert {"rank", "recover", "sample"} <= plan.flops.keys()
+    assert plan.cut.after.macs <= 0.6 * plan.cut.before.macs
+    assert "FLOPs" in str(plan)
+    assert re.search(r"^memory +about [0-9.]+[KM]?B at most, to \w+ \(", str(plan), re.MULTILINE)
+    more = secateur.RecoveryConfig(steps=2000, batch_size=512)
+    larger = secateur.plan(model, target="macs=60%", process="ddpm", compensates=False, recovery=more)
+    assert larger.peak["recover"] > 2 * plan.peak["recover"]
+    assert larger.peak["rank"] == plan.peak["rank"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["denoising", "distillation", "2ndmatch"])
+@pytest.mark.parametrize("recomputes", [False, True])
+def test_the_peak_of_a_recovery_is_predicted(objective, recomputes):
+    model = unet(sample_size=8)
+    images = torch.rand(64, 1, 8, 8) * 2 - 1
+    recovery = secateur.RecoveryConfig(
+        steps=2, batch_size=64, objective=objective, grad_norms_every=0, gradient_checkpointing=recomputes
+    )
+    predicted = peak_bytes(open_subject(model, "ddpm"), Work(recovery=recovery))["recover"]
+    with LiveBytes([]) as live:
+        secateur.finetune(model, data=images, teacher=model, process="ddpm", recovery=recovery)
+    assert 0.65 * live.peak < predicted < 1.5 * live.peak

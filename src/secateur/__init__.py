@@ -25,7 +25,14 @@ _PLACES = {
         "TaylorOptions",
     ),
     "data": ("load_data",),
-    "evaluation": ("ClipOptions", "EvaluationConfig", "FrechetOptions", "FtleOptions", "LatencyOptions"),
+    "evaluation": (
+        "ClipOptions",
+        "EvaluationConfig",
+        "FrechetOptions",
+        "FtleOptions",
+        "LatencyOptions",
+        "SmallFeatures",
+    ),
     "io.checkpoint": ("from_pretrained", "save_pretrained"),
     "io.hub": ("push_to_hub",),
     "io.pipeline": ("load", "load_pipeline", "save_pipeline"),
@@ -49,7 +56,7 @@ _PLACES = {
     "runs.plan": ("Plan",),
     "runs.run": ("Run",),
     "runs.sampling": ("sample",),
-    "runs.search": ("best",),
+    "runs.best": ("best",),
     "runs.sweep": ("sweep",),
     "runs.trials": ("TrialConfig",),
     "structure": ("Block", "Cut", "Dim", "Structure", "StructureBuilder"),
@@ -60,13 +67,84 @@ _PLACE_OF = {name: place for place, names in _PLACES.items() for name in names}
 
 __all__ = sorted(_PLACE_OF)
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # what type checkers and editors see
+    from .api import compensate as compensate
     from .api import compress as compress
     from .api import evaluate as evaluate
     from .api import finetune as finetune
+    from .api import plan as plan
     from .api import prune as prune
     from .api import quickstart as quickstart
     from .api import rank as rank
+    from .base.errors import SecateurError as SecateurError
+    from .compensation import CompensationConfig as CompensationConfig
+    from .criteria import CedOptions as CedOptions
+    from .criteria import DiffPruningOptions as DiffPruningOptions
+    from .criteria import GradientFlowOptions as GradientFlowOptions
+    from .criteria import MagnitudeOptions as MagnitudeOptions
+    from .criteria import ReconstructionOptions as ReconstructionOptions
+    from .criteria import ScoringConfig as ScoringConfig
+    from .criteria import TaylorOptions as TaylorOptions
+    from .data import load_data as load_data
+    from .evaluation import ClipOptions as ClipOptions
+    from .evaluation import EvaluationConfig as EvaluationConfig
+    from .evaluation import FrechetOptions as FrechetOptions
+    from .evaluation import FtleOptions as FtleOptions
+    from .evaluation import LatencyOptions as LatencyOptions
+    from .evaluation import SmallFeatures as SmallFeatures
+    from .io.checkpoint import from_pretrained as from_pretrained
+    from .io.checkpoint import save_pretrained as save_pretrained
+    from .io.hub import push_to_hub as push_to_hub
+    from .io.manifest import apply_cut as apply_cut
+    from .io.pipeline import load as load
+    from .io.pipeline import load_pipeline as load_pipeline
+    from .io.pipeline import save_pipeline as save_pipeline
+    from .models.family import Family as Family
+    from .models.network import example_inputs as example_inputs
+    from .models.registry import describe as describe
+    from .models.registry import register_family as register_family
+    from .models.registry import register_structure as register_structure
+    from .process.base import Process as Process
+    from .process.diffusion import DiffusionProcess as DiffusionProcess
+    from .process.flow import FlowProcess as FlowProcess
+    from .recipes import Recipe as Recipe
+    from .recipes import RecipeArguments as RecipeArguments
+    from .recipes import recipe_named as recipe_named
+    from .recovery import JacobianConfig as JacobianConfig
+    from .recovery import RecoveryConfig as RecoveryConfig
+    from .recovery import WarmupConfig as WarmupConfig
+    from .results import Compensation as Compensation
+    from .results import CutResult as CutResult
+    from .results import Decisions as Decisions
+    from .results import Evaluation as Evaluation
+    from .results import Ranking as Ranking
+    from .results import Recovery as Recovery
+    from .results import read_result as read_result
+    from .runs.arguments import ModelArguments as ModelArguments
+    from .runs.arguments import NetworkArguments as NetworkArguments
+    from .runs.arguments import WeightsArguments as WeightsArguments
+    from .runs.best import best as best
+    from .runs.comparing import report as report
+    from .runs.encoding import encode as encode
+    from .runs.formats import convert as convert
+    from .runs.formats import export as export
+    from .runs.formats import slice_lora as slice_lora
+    from .runs.inspection import check_structure as check_structure
+    from .runs.inspection import inspect as inspect
+    from .runs.loops import Pruning as Pruning
+    from .runs.plan import Plan as Plan
+    from .runs.run import Run as Run
+    from .runs.sampling import sample as sample
+    from .runs.sweep import sweep as sweep
+    from .runs.trials import TrialConfig as TrialConfig
+    from .schedules import AdaptiveConfig as AdaptiveConfig
+    from .schedules import CutConfig as CutConfig
+    from .schedules import ProgressiveConfig as ProgressiveConfig
+    from .structure import Block as Block
+    from .structure import Cut as Cut
+    from .structure import Dim as Dim
+    from .structure import Structure as Structure
+    from .structure import StructureBuilder as StructureBuilder
 
 
 def __getattr__(name: str) -> Any:

@@ -374,13 +374,15 @@ def plan(
     model: Any,
     *,
     target: str,
-    data: Any,
+    data: Any = None,
     recipe: str | Recipe = "default",
     new_labels: bool = False,
     warmup: WarmupConfig | None = None,
     **arguments: Unpack[CompressionArguments],
 ) -> Plan:
-    """What `compress` with the same arguments would make of the model, and how long it would take: `print(plan(...))`.
+    """What `compress` with the same arguments would make of the model, in what time and memory: `print(plan(...))`.
+
+    Without data it is not checked whether that fits. A model on the meta device is planned in FLOPs instead of seconds.
 
     Raises:
         SecateurError: whatever would stop it.
@@ -388,10 +390,10 @@ def plan(
     parts, about_model = _divided(arguments)
     settings, goal = resolve(recipe, **parts), parse_target(target)
     with opened(model, data, new_labels, **about_model) as (subject, found):
-        dataset = required(found)
-        subject = with_labels_of(dataset, subject, new_labels, settings.recovery.seed)
+        if new_labels:
+            subject = with_labels_of(required(found), subject, new_labels, settings.recovery.seed)
         subject = subject.selected(settings.cut)
-        cut = check_compression(subject, dataset, goal, settings)
+        cut = check_compression(subject, found, goal, settings)
         labels = (warmup or WarmupConfig()) if new_labels else None
         return plan_of(subject, work_of(settings, cut, labels), goal, settings.cut)
 

@@ -7,11 +7,12 @@ from pathlib import Path
 import secateur
 
 from ..base.console import say
-from ..base.files import read_json
 from ..evaluation import EvaluationConfig
 from ..recovery import WarmupConfig
 from ..reporting import TRIALS, read_run, summarize
-from ..runs.search import ScoreName, open_search, print_search
+from ..results import Trials, read_result
+from ..runs.best import open_search, print_search
+from ..runs.search import ScoreName
 from ..runs.trials import TrialConfig, open_bench
 from .options import Model
 
@@ -66,7 +67,7 @@ def best(
         names, search = open_search(
             bench, target, recipes, score, seed, shared, evaluation, budget_steps, budget_minutes
         )
-        print_search(search.plan(names, budget_steps, budget_minutes))
+        print_search(search, search.begin(names, budget_steps, budget_minutes))
         return
     run = secateur.best(
         subject,
@@ -84,7 +85,7 @@ def best(
         warmup=labels,
     )
     for sentence in [
-        *read_json(run / TRIALS)["search"]["sentences"],
+        *read_result(Trials, run / TRIALS).sentences(),
         "",
         *summarize(read_run(run / "winner")).sentences,
     ]:

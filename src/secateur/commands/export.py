@@ -38,8 +38,9 @@ def export(
         dtype: of weights, sample and output; onnx has no bfloat16. int8 (torch-export; needs secateur[int8]) and
             float8 (single-file) round the weights of linear layers only.
     """
-    sizes = {"batch_size": batch_size, "size": size, "text_tokens": text_tokens}
-    about = secateur.export(on.weights(), format=format, out=out, dtype=dtype, **sizes)
+    about = secateur.export(
+        on.weights(), format=format, out=out, batch_size=batch_size, size=size, text_tokens=text_tokens, dtype=dtype
+    )
     for name, value in about["inputs"].items():
         say(f"input       {name} {value['dtype']} {value['shape']}")
     say(f"output      {about['output']['dtype']} {about['output']['shape']}")

@@ -31,7 +31,7 @@ from .gradients import (
     timestep_losses,
     used_timesteps,
 )
-from .memory import without_data
+from .memory import without_data, without_values
 from .ranking import Ranking, parameters_of
 from .reductions import Reduction, Sums, entry_sums, reduced, scores_of, summed_axes
 
@@ -165,7 +165,7 @@ def memory_of_gradients(model: nn.Module, process: Process, config: ScoringConfi
     at_once = min(timesteps, config.batch_size // images)
     is_one_pass = config.num_images == images and timesteps == at_once
     with without_data(model) as (hollow, memory), differentiable(hollow), in_range(hollow):
-        inputs = memory.like(example_inputs(model, images * at_once), next(hollow.parameters()).dtype)
+        inputs = without_values(example_inputs(model, images * at_once), next(hollow.parameters()).dtype)
 
         def loss() -> Tensor:
             return output_of(hollow, inputs).float().square().mean()

@@ -8,9 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..models.network import example_inputs, inference
-from ..results.evaluation import Layer
+from ..results.measured import Layer
 from ..structure.cost import count_flops
-from .metrics.latency import storages
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -26,7 +25,8 @@ def count_macs(model: nn.Module, inputs: Mapping[str, Tensor]) -> int:
 
 def weights_bytes(model: nn.Module) -> int:
     """Bytes of the state dict as saved, each shared tensor once."""
-    return sum(storage.nbytes() for storage in storages(model.state_dict().values()).values())
+    storages = {each.untyped_storage()._cdata: each.untyped_storage() for each in model.state_dict().values()}
+    return sum(storage.nbytes() for storage in storages.values())
 
 
 def count_layers(model: nn.Module, inputs: Mapping[str, Tensor]) -> list[Layer]:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ..base.errors import SecateurError
-from ..results.evaluation import Better, Comparison, Estimate
+from ..results.evaluation import Comparison
+from ..results.measured import Better, Estimate
 from ..results.verdicts import Kind
 
 NORMAL_95 = 1.96

@@ -21,7 +21,8 @@ from ..io.manifest import removed_since
 from ..models.conditions import LABELS
 from ..models.network import takes_text
 from ..process.base import Process
-from ..results.evaluation import DataInfo, Environment, Evaluation, ModelResult
+from ..results.evaluation import DataInfo, Environment, Evaluation
+from ..results.measured import ModelResult
 from .config import EvaluationConfig
 from .costs import costs_of
 from .estimates import comparisons, mean_estimate, resample_counts

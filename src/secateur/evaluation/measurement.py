@@ -19,7 +19,7 @@ from ..data import ImageDataset
 from ..models.network import device_of
 from ..process.base import Process
 from ..process.reconstruction import Reconstruction
-from ..results.evaluation import Metric
+from ..results.measured import Metric
 from .estimates import Resampled
 from .networks import FeatureNetwork, metric_name
 from .statistics import FeatureStatistics, Gaussian, statistics

@@ -9,24 +9,9 @@ from .compensation import Compensation, Reader
 from .cut import CutResult, DimCut, Size
 from .decisions import BlockStage, Candidate, Decisions, SoftStage, read_decisions
 from .display import Displayed
-from .evaluation import (
-    MODEL_ORDER,
-    Change,
-    ClassScores,
-    Comparison,
-    DataInfo,
-    Environment,
-    Estimate,
-    Evaluation,
-    Fidelity,
-    Latency,
-    Layer,
-    Losses,
-    Metric,
-    ModelResult,
-    PerClass,
-)
+from .evaluation import MODEL_ORDER, Change, Comparison, DataInfo, Environment, Evaluation
 from .means import Mean
+from .measured import ClassScores, Estimate, Fidelity, Latency, Layer, Losses, Metric, ModelResult, PerClass
 from .quality import QualitySearch, QualityTry
 from .ranking import BlockEffect, BlockReport, LossCurve, Ranking
 from .recorded import Recorded

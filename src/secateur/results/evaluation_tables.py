@@ -9,7 +9,8 @@ from .numbers import Value
 from .table import Table
 
 if TYPE_CHECKING:
-    from .evaluation import Evaluation, ModelResult
+    from .evaluation import Evaluation
+    from .measured import ModelResult
 
 MEBIBYTE = 2**20
 SHOWN_FIRST = ("denoising_loss", "fd", "kid", "ssim", "psnr", "mse")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from .display import Displayed
@@ -75,6 +76,7 @@ class Search:
         rounds: each halves the candidates.
         budget_steps, budget_seconds: in all.
         warm_up_seconds, predicted_seconds: that it takes, as predicted.
+        predicted_trial_seconds: of a trial of each recipe in the first round.
         winner, winner_steps: what won, and the steps that were left for it; None before that.
         sentences: what was found.
     """
@@ -88,6 +90,7 @@ class Search:
     budget_seconds: float | None = None
     warm_up_seconds: float = 0.0
     predicted_seconds: float = 0.0
+    predicted_trial_seconds: Mapping[str, float] = field(default_factory=dict)
     winner: str | None = None
     winner_steps: int | None = None
     sentences: tuple[str, ...] = ()

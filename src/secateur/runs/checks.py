@@ -100,8 +100,10 @@ def check_evaluating(
     return models
 
 
-def check_compression(subject: Subject, dataset: ImageDataset, goal: Target, settings: Recipe) -> CutResult | None:
-    """Find what would stop a compression; returns the planned cut (`plan_cut`).
+def check_compression(
+    subject: Subject, dataset: ImageDataset | None, goal: Target, settings: Recipe
+) -> CutResult | None:
+    """Find what would stop a compression, as far as that can be seen without data; returns the planned cut.
 
     Raises:
         SecateurError: the recipe does not fit the model, the data or the steps, or the target is out of reach.
@@ -112,8 +114,9 @@ def check_compression(subject: Subject, dataset: ImageDataset, goal: Target, set
     check_schedule(settings, granularity)
     if settings.schedule == "adaptive" and subject.excluded:
         raise SecateurError("the adaptive schedule decides over all blocks: leave cut.include and cut.exclude out")
-    models = {"dense": subject.model, "recovered": subject.model}
-    say_notes(plan_evaluation(models, subject.process, dataset, settings.evaluation).notes)
+    if dataset is not None:
+        models = {"dense": subject.model, "recovered": subject.model}
+        say_notes(plan_evaluation(models, subject.process, dataset, settings.evaluation).notes)
     check_criterion(settings.criterion, subject.structure, granularity)
     return plan_cut(subject, goal, settings.cut)
 
@@ -141,9 +144,9 @@ def _check_calibration(subject: Subject, dataset: ImageDataset | None, criterion
 
 
 def check_recovery(
-    model: nn.Module, dataset: ImageDataset, recovery: RecoveryConfig, teacher: nn.Module | Book | None
+    model: nn.Module, dataset: ImageDataset | None, recovery: RecoveryConfig, teacher: nn.Module | Book | None
 ) -> None:
-    """Find what would stop the recovery, before long work starts.
+    """Find what would stop the recovery, before long work starts, as far as that can be seen without data.
 
     Raises:
         SecateurError: an unknown objective, a missing teacher, latents to be mirrored, labels that do not fit, or what
@@ -155,7 +158,8 @@ def check_recovery(
         check_recomputing(model)
     mirrored = recovery.horizontal_flip and isinstance(dataset, LatentDataset)
     require(not mirrored, "mirrored latents are not the latents of mirrored images; turn recovery.horizontal_flip off")
-    check_conditions(model, dataset)
+    if dataset is not None:
+        check_conditions(model, dataset)
 
 
 def check_comparable(subject: Subject, dense: Subject) -> None:

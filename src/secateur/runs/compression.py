@@ -212,8 +212,10 @@ def _off_the_device(model: nn.Module, when: bool) -> Iterator[None]:
     device = next(model.parameters()).device
     if when:
         model.to("cpu")
-    yield
-    model.to(device)
+    try:
+        yield
+    finally:
+        model.to(device)
 
 
 def resolve(

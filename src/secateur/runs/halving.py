@@ -3,32 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 
 from ..base.errors import SecateurError
+from ..results import Round, Score
 from ..results.means import TIED_WITHIN
 
 SEARCH_SHARE = 0.5  # of the budget; the rest is the winner's
 FEWEST_STEPS = 5  # of a trial that says anything
-
-
-@dataclass(frozen=True)
-class Round:
-    """How many candidates a round has, and the recovery steps of each."""
-
-    candidates: int
-    steps: int
-
-
-@dataclass(frozen=True)
-class Score:
-    """A score, lower is better, with its standard error; `parts` are those of equal draws for all candidates."""
-
-    value: float
-    error: float | None
-    parts: tuple[float, ...] = ()
 
 
 def score_of(parts: Sequence[float]) -> Score:
@@ -50,7 +33,7 @@ def tied(one: Score, other: Score) -> bool:
     return abs(one.value - other.value) <= TIED_WITHIN * error
 
 
-def order(scores: dict[str, Score], costs: dict[str, float]) -> list[str]:
+def order(scores: Mapping[str, Score], costs: Mapping[str, float]) -> list[str]:
     """The candidates from best to worst.
 
     The lowest score is first; but of those tied with it, the one of the lowest cost. Then the same with the others.

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 
 from ..base.units import format_count
 from ..compensation import Price
-from ..criteria import criterion_named
 from ..criteria.criterion import FORWARD_SHARE, Memory
 from ..evaluation import forward_passes
 from ..models.network import example_inputs
@@ -15,8 +14,9 @@ from ..recovery.reading import contents_of, tuples_for
 from ..results import CutResult
 from ..schedules import CutConfig, Target, no_scores, one_shot
 from ..teacher.book import tuple_bytes
+from .memory import memory_of_ranking, peak_bytes
 from .subject import Subject
-from .timing import Work, format_duration, predict_seconds, price_of_compensation, seconds_per_pair
+from .timing import Work, format_duration, predict_flops, predict_seconds, price_of_compensation, seconds_per_pair
 
 
 def plan_cut(subject: Subject, target: Target, cut: CutConfig) -> CutResult | None:
@@ -36,16 +36,18 @@ def plan_cut(subject: Subject, target: Target, cut: CutConfig) -> CutResult | No
 
 @dataclass(frozen=True)
 class Plan:
-    """What a function will make of a model, and how long it will take; it prints as lines.
+    """What a function will make of a model, how long it will take and how much memory; it prints as lines.
 
     Attributes:
         device: that it was predicted for.
-        seconds: predicted, by stage.
+        seconds: predicted, by stage; none on the meta device, where nothing can be timed.
+        flops: by stage, 2 for a multiply-accumulate.
+        peak: bytes of memory on the device that each stage takes at most, without what libraries take.
         target: as it was asked for; None where nothing is cut.
         cut: what it comes to; None where that is found by measuring.
         removable: widths and blocks that the model has.
         allocation: of the cut.
-        memory: that a ranking by gradients takes, at most and for sums of gradients alone, and how to do with less.
+        memory: that a ranking by gradients takes for sums of gradients, and how to do with less.
         metrics: predicted seconds of each metric of the evaluation, and of the samples, for a model of the dense size.
         compensation: what refitting what stays takes.
         book: tuples of the teacher's book, held out ones too, and the bytes that they take.
@@ -61,6 +63,8 @@ class Plan:
     metrics: Mapping[str, float] = field(default_factory=dict)
     compensation: Price | None = None
     book: tuple[int, int] | None = None
+    flops: Mapping[str, float] = field(default_factory=dict)
+    peak: Mapping[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [] if self.target is None else [f"target     {self.target}", *self._size()]
@@ -70,11 +74,9 @@ class Plan:
         if self.metrics:
             each = ", ".join(f"{name} {format_duration(seconds)}" for name, seconds in self.metrics.items())
             lines.append(f"{'evaluation':10} of one dense model about {each}")
-        if self.memory is not None:
-            lines.append(f"{'memory':10} about {format_count(self.memory.peak)}B to rank")
-            if self.memory.sums > self.memory.peak / 4:
-                sums = format_count(self.memory.sums)
-                lines.append(f"{'':10} of it {sums}B for sums of gradients; none with {self.memory.hint}")
+        if not self.seconds:
+            lines += [f"{stage:10} about {format_count(each)} FLOPs" for stage, each in self.flops.items()]
+        lines += self._memory()
         if self.compensation is not None:
             count, size = len(self.compensation.layers), format_count(self.compensation.bytes)
             lines.append(f"{'refit':10} {count} layers, about {size}B of memory beside both models")
@@ -83,6 +85,18 @@ class Plan:
             tuples, held = self.book
             lines.append(f"{'book':10} {tuples:,} tuples, {format_count(held)}B in memory or on disk")
         return "\n".join(lines)
+
+    def _memory(self) -> Iterator[str]:
+        if self.peak:
+            most = max(self.peak, key=lambda stage: self.peak[stage])
+            others = [f"{stage} {format_count(each)}B" for stage, each in self.peak.items() if stage != most]
+            also = f" ({', '.join(others)})" if others else ""
+            yield f"{'memory':10} about {format_count(self.peak[most])}B at most, to {most}{also}"
+        if self.memory is not None and self.memory.sums > self.memory.peak / 4:
+            yield (
+                f"{'':10} {format_count(self.memory.sums)}B of it for sums of gradients to rank; none with "
+                f"{self.memory.hint}"
+            )
 
     def _size(self) -> Iterator[str]:
         cut = self.cut
@@ -102,17 +116,28 @@ class Plan:
 
 
 def plan_of(subject: Subject, work: Work, target: Target | None = None, cut: CutConfig | None = None) -> Plan:
-    """The plan of `work` on the subject, timed by a few measured steps of its model."""
-    second = seconds_per_pair(subject)
-    seconds = predict_seconds(subject, work, second)
+    """The plan of `work` on the subject, timed by a few measured steps of its model, unless that has no data."""
+    second = 0.0 if subject.device.type == "meta" else seconds_per_pair(subject)
+    seconds = predict_seconds(subject, work, second) if second else {}
     passes = {} if work.evaluation is None else forward_passes(work.evaluation, subject.process)
-    metrics = {name: count * FORWARD_SHARE * second for name, count in passes.items()}
+    metrics = {name: count * FORWARD_SHARE * second for name, count in passes.items() if second}
     removable = len(subject.structure.dims), len(subject.structure.blocks)
     allocation = "local" if cut is None else cut.allocation
     asked = None if target is None else str(target)
-    refit, memory = price_of_compensation(subject, work), _memory(subject, work)
-    book = _book(subject, work)
-    return Plan(str(subject.device), seconds, asked, work.plan, removable, allocation, memory, metrics, refit, book)
+    return Plan(
+        str(subject.device),
+        seconds,
+        asked,
+        work.plan,
+        removable,
+        allocation,
+        memory_of_ranking(subject, work),
+        metrics,
+        price_of_compensation(subject, work),
+        _book(subject, work),
+        predict_flops(subject, work),
+        peak_bytes(subject, work),
+    )
 
 
 def _book(subject: Subject, work: Work) -> tuple[int, int] | None:
@@ -122,13 +147,3 @@ def _book(subject: Subject, work: Work) -> tuple[int, int] | None:
     config, recovery = work.book
     tuples = tuples_for(recovery, config) + config.held_out
     return tuples, tuples * tuple_bytes(subject.model, contents_of(recovery, {}), config)
-
-
-def _memory(subject: Subject, work: Work) -> Memory | None:
-    """What the ranking takes, where that is far more than the model itself does."""
-    if work.ranking is None:
-        return None
-    name, config = work.ranking
-    chosen = criterion_named(name)
-    config = chosen.configured(config)
-    return None if chosen.memory is None else chosen.memory(subject.model, subject.process, config, config.options)

@@ -22,6 +22,7 @@ from ..io.levels import process_of
 from ..io.locate import Component
 from ..io.pipeline import Loaded, load, loaded_from_pipeline, open_pipeline
 from ..io.pruned import class_name, saved_module
+from ..models.families.autoencoder_kl import AutoencoderKLDecoder
 from ..models.network import as_network, device_of
 from ..models.registry import describe, network_of
 from ..process.base import Process
@@ -184,6 +185,8 @@ def _loaded(model: Any, process: ProcessLike, component: Component | None) -> Lo
     network = network_of(model)
     if isinstance(network, AutoencoderKL):
         return Loaded(as_network(network), reconstruction_by(network))
+    if isinstance(network, AutoencoderKLDecoder):
+        return Loaded(network, reconstruction_by(network.autoencoder))
     if (config := config_of(process)) is None:
         raise SecateurError(
             "a module does not say how it was trained: give process=, a diffusers scheduler, its config, a Process, or "

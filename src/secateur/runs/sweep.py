@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,12 @@ from typing_extensions import Unpack
 from ..base.console import say, shown
 from ..base.distributed import one_process
 from ..base.errors import SecateurError, require
-from ..base.files import read_json, write_json
 from ..base.rules import Count, Seed, checked
+from ..base.units import format_count
 from ..evaluation import EvaluationConfig
 from ..recovery import WarmupConfig
 from ..reporting import TRIALS, write_comparison
+from ..results import Trials, read_result, write_result
 from ..schedules import parse_target
 from .arguments import ModelArguments
 from .folder import run_folder
@@ -31,6 +32,7 @@ from .trials import (
     all_trials,
     attempt,
     is_done,
+    most_bytes,
     open_bench,
     plan_trial,
     recipe_names,
@@ -115,12 +117,12 @@ def sweep(
 
 
 def _require_done(run: Path, trials: list[Trial]) -> None:
-    outcomes = {entry["name"]: entry for entry in read_json(run / TRIALS)["trials"]}
-    failed = [outcomes[trial.name] for trial in trials if outcomes[trial.name]["status"] == "failed"]
+    names = {trial.name for trial in trials}
+    found = read_result(Trials, run / TRIALS).trials
+    failed = [outcome for outcome in found if outcome.name in names and outcome.status == "failed"]
     if failed:
-        first = failed[0]
         raise SecateurError(
-            f"{len(failed)} of {len(trials)} trials failed, {first['name']} first: {first['reason']}; the others are "
+            f"{len(failed)} of {len(trials)} trials failed, {failed[0].name} first: {failed[0].reason}; the others are "
             "done, and the same command tries these again"
         )
 
@@ -172,29 +174,31 @@ def print_sweep(planned: Planned) -> None:
     times = [plan for plan in planned.plans.values() if isinstance(plan, float)]
     whole = format_duration(planned.warm_up + sum(times))
     say(f"{len(times)} of {len(planned.plans)} trials would run, about {whole} in all")
+    runnable = [trial for trial in planned.trials if isinstance(planned.plans[trial.name], float)]
+    say(f"memory: about {format_count(most_bytes(planned.bench, runnable))}B at most")
 
 
 def _run_all(run: Path, bench: Bench, trials: list[Trial], plans: dict[str, float | str]) -> None:
     """Run what is not done yet; `trials.json` says after each trial how it and the others stand."""
     path = run / TRIALS
-    found = read_json(path)["trials"] if path.is_file() else []
-    outcomes: dict[str, dict[str, Any]] = {entry["name"]: entry for entry in found}
+    found = read_result(Trials, path).trials if path.is_file() else ()
+    outcomes = {outcome.name: outcome for outcome in found}
     for trial in trials:
         plan = plans[trial.name]
         if isinstance(plan, str):
             say(f"{trial.name}: skipped: {plan}")
-        status = {"status": "waiting", "reason": "", "seconds": None}
+        before, outcome = outcomes.get(trial.name), trial.waiting
         if isinstance(plan, str):
-            status |= {"status": "skipped", "reason": plan}
+            outcome = replace(outcome, status="skipped", reason=plan)
         elif is_done(run / "trials" / trial.name):
-            status = {"status": "done", "reason": "", "seconds": outcomes.get(trial.name, {}).get("seconds")}
-        outcomes[trial.name] = trial.described() | status
-    waiting = [trial for trial in trials if outcomes[trial.name]["status"] == "waiting"]
+            outcome = replace(outcome, status="done", seconds=before.seconds if before is not None else None)
+        outcomes[trial.name] = outcome
+    waiting = [trial for trial in trials if outcomes[trial.name].status == "waiting"]
     for number, trial in enumerate(waiting, start=1):
-        write_json(path, {"format": 1, "trials": list(outcomes.values())})
+        write_result(path, Trials(tuple(outcomes.values())))
         say(f"trial {number} of {len(waiting)}: {trial.name}")
         folders = sorted((run / "trials").glob("*"))
-        outcomes[trial.name] |= attempt(bench, trial, run / "trials" / trial.name, folders, run / CACHE)
-        if outcomes[trial.name]["status"] == "failed":
-            say(f"{trial.name} failed: {outcomes[trial.name]['reason']}")
-    write_json(path, {"format": 1, "trials": list(outcomes.values())})
+        outcomes[trial.name] = attempt(bench, trial, run / "trials" / trial.name, folders, run / CACHE)
+        if outcomes[trial.name].status == "failed":
+            say(f"{trial.name} failed: {outcomes[trial.name].reason}")
+    write_result(path, Trials(tuple(outcomes.values())))

@@ -32,6 +32,8 @@ TIMED_STEPS = 3
 TIMED_IMAGES = 32  # at once; fewer where these have more entries, or a pass takes longer, which stands for its memory
 TIMED_ENTRIES = 2**19
 TIMED_SECONDS = 1.0
+REFIT = "compensate"
+STAGES = ("warm up", "rank", "rank again", REFIT, "decide", "record", "recover", "sample")
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,8 @@ def pruned_late(recipe: Recipe) -> PrunedLate | None:
     assert_never(recipe.schedule)
 
 
-def predict_seconds(subject: Subject, work: Work, second: float) -> dict[str, float]:
-    """Seconds of each stage; one image takes `second` of them in a forward and backward pass (`seconds_per_pair`)."""
+def predict_passes(subject: Subject, work: Work) -> dict[str, float]:
+    """Forward and backward passes of one image through the dense model that each stage comes to, but for the refit."""
     plan, recovery, evaluation, pruned_late = work.plan, work.recovery, work.evaluation, work.pruned_late
     ratio = 1.0 if plan is None else plan.after.macs / plan.before.macs
     stages: dict[str, float] = {}
@@ -110,9 +112,6 @@ def predict_seconds(subject: Subject, work: Work, second: float) -> dict[str, fl
         stages["rank"] = _passes(subject, name, config)
         if pruned_late is not None and pruned_late.rankings:
             stages["rank again"] = pruned_late.rankings * _passes(subject, name, pruned_late.scoring)
-    if (refit := price_of_compensation(subject, work)) is not None:
-        cuts = 1 if pruned_late is None else pruned_late.cuts
-        stages["compensate"] = cuts * refit.seconds(measure_speed(subject.device)) / second
     if pruned_late is not None and pruned_late.judgements:
         stages["decide"] = float(pruned_late.judgements * JUDGED_PASSES)
     if work.book is not None:
@@ -131,7 +130,35 @@ def predict_seconds(subject: Subject, work: Work, second: float) -> dict[str, fl
         models = 1.0 if plan is None else 1 + cut_models * ratio
         calls = min(evaluation.num_inference_steps, subject.process.num_train_timesteps)  # of the network, an image
         stages["sample"] = evaluation.num_images * calls * FORWARD_SHARE * models
-    return {label: amount * second for label, amount in stages.items()}
+    return stages
+
+
+def predict_seconds(subject: Subject, work: Work, second: float) -> dict[str, float]:
+    """Seconds of each stage; one image takes `second` of them in a forward and backward pass (`seconds_per_pair`)."""
+    seconds = {stage: passes * second for stage, passes in predict_passes(subject, work).items()}
+    refit = price_of_compensation(subject, work)
+    if refit is not None:
+        seconds[REFIT] = _cuts(work) * refit.seconds(measure_speed(subject.device))
+    return _in_order(seconds)
+
+
+def predict_flops(subject: Subject, work: Work) -> dict[str, float]:
+    """FLOPs of each stage, 2 for a multiply-accumulate."""
+    one = 2 * _macs(subject.model) / FORWARD_SHARE
+    flops = {stage: passes * one for stage, passes in predict_passes(subject, work).items()}
+    refit = price_of_compensation(subject, work)
+    if refit is not None:
+        flops[REFIT] = _cuts(work) * refit.flops
+    return _in_order(flops)
+
+
+def _cuts(work: Work) -> int:
+    """How often what stays is refitted."""
+    return 1 if work.pruned_late is None else work.pruned_late.cuts
+
+
+def _in_order(stages: dict[str, float]) -> dict[str, float]:
+    return {stage: stages[stage] for stage in STAGES if stage in stages}
 
 
 def price_of_compensation(subject: Subject, work: Work) -> Price | None:

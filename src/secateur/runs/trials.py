@@ -20,11 +20,15 @@ from ..evaluation import EvaluationConfig
 from ..recipes import RECIPES, Recipe, ScheduleName, recipe_named
 from ..recovery import RecoveryConfig, WarmupConfig
 from ..reporting import write_report
+from ..results import TrialResult
+from ..results.trials import Status
 from ..schedules import Target
 from .checks import check_compression
 from .compression import compress_stages, given, resolve, run_settings, with_labels_of
 from .data import encode_data, inputs_of, name_of, open_data
 from .folder import plain, run_folder
+from .memory import Passes, peak_bytes
+from .plan import plan_cut
 from .stages import warmup_stage
 from .subject import Subject
 from .timing import Work, predict_seconds, work_of
@@ -76,18 +80,20 @@ class Trial:
         parts = (self.recipe, self.criterion, self.objective, self.goal, f"seed={self.seed}")
         return "_".join(re.sub(r"[^\w.-]+", "-", str(part)).strip("-") for part in parts if part is not None)
 
-    def described(self) -> dict[str, Any]:
-        """What `trials.json` says of it."""
-        return {
-            "name": self.name,
-            "recipe": self.recipe,
-            "criterion": self.settings.criterion,
-            "schedule": self.settings.schedule,
-            "objective": self.settings.recovery.objective,
-            "target": str(self.goal),
-            "steps": self.settings.recovery.steps,
-            "seed": self.seed,
-        }
+    @property
+    def waiting(self) -> TrialResult:
+        """What `trials.json` says of it before it was tried."""
+        return TrialResult(
+            name=self.name,
+            status="waiting",
+            recipe=self.recipe,
+            criterion=self.settings.criterion,
+            schedule=self.settings.schedule,
+            objective=self.settings.recovery.objective,
+            target=str(self.goal),
+            steps=self.settings.recovery.steps,
+            seed=self.seed,
+        )
 
 
 @dataclass(frozen=True)
@@ -224,6 +230,16 @@ def plan_trial(bench: Bench, trial: Trial, second: float) -> dict[str, float]:
     return predict_seconds(bench.subject, work_of(trial.settings, plan), second)
 
 
+def most_bytes(bench: Bench, trials: Iterable[Trial]) -> float:
+    """Bytes of memory that the largest stage of any trial takes, as `peak_bytes` counts them."""
+    passes, peaks = Passes(bench.subject.model), [0.0]
+    for trial in trials:
+        subject = bench.subject.selected(trial.settings.cut)
+        plan = plan_cut(subject, trial.goal, trial.settings.cut)
+        peaks += peak_bytes(subject, work_of(trial.settings, plan), passes).values()
+    return max(peaks)
+
+
 def run_trial(bench: Bench, trial: Trial, run: Path, others: Iterable[Path], cache: Path, report: bool = True) -> None:
     """Compress in the folder `run`, which may be half done.
 
@@ -260,13 +276,14 @@ def _same_ranking(other: Path, described: dict[str, Any]) -> bool:
 
 def attempt(
     bench: Bench, trial: Trial, run: Path, others: Iterable[Path], cache: Path, report: bool = True
-) -> dict[str, Any]:
+) -> TrialResult:
     """Run a trial whatever becomes of it: status, reason and seconds.
 
     What no person could have caused is also written, in full, to `error.txt`.
     """
     begun = time.perf_counter()
-    status, reason = "done", ""
+    status: Status = "done"
+    reason = ""
     try:
         run_trial(bench, trial, run, others, cache, report)
         (run / ERROR).unlink(missing_ok=True)  # of an earlier attempt
@@ -276,7 +293,7 @@ def attempt(
         status, reason = "failed", f"{type(error).__name__}: {first_line(error)}"
         if run.is_dir():
             write_text(run / ERROR, traceback.format_exc())
-    return {"status": status, "reason": reason, "seconds": round(time.perf_counter() - begun, 2)}
+    return replace(trial.waiting, status=status, reason=reason, seconds=round(time.perf_counter() - begun, 2))
 
 
 def is_done(run: Path) -> bool:

@@ -59,7 +59,7 @@ def parse_target(text: str) -> Target:
     name, equals, amount = text.strip().partition("=")
     if not equals:
         name, amount = "", name
-    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(%|[KMGT]|ms|s|)\s*", amount, re.IGNORECASE)
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(%|[KMGTP]|ms|s|)\s*", amount, re.IGNORECASE)
     if match is None or (name and name.strip() not in _METRICS):
         raise TargetError(f"cannot read the target {text!r}; {_HELP}")
     number, unit = Decimal(match[1]), match[2]

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ...base.errors import ModelError, first_line
 from ...base.rules import check_fields
 from ...io.index import check_transformers
-from ...results.evaluation import Metric
+from ...results.measured import Metric
 from ..measurement import CaptionScore, OfCaptions, Subject
 
 CLIP = "openai/clip-vit-base-patch16"

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...base.errors import DataError
 from ...base.files import check_folder
 from ...base.rules import check_fields
-from ...results.evaluation import Fidelity, Metric
+from ...results.measured import Fidelity, Metric
 from ..estimates import Resampled
 from ..measurement import FeatureSets, Measured, OfFeatures, Subject, looks_at_samples_only
 from ..networks import metric_name

@@ -25,7 +25,7 @@ from ...models.predict import predict
 from ...process.base import Process
 from ...process.samplers import check_sampler
 from ...process.sampling import initial_noise
-from ...results.evaluation import Metric
+from ...results.measured import Metric
 from ..estimates import mean_estimate, resample_counts
 from ..measurement import Measured, OfModels, Subject
 

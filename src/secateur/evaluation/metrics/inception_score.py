@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...base.errors import SecateurError
-from ...results.evaluation import Metric
+from ...results.measured import Metric
 from ..estimates import Resampled
 from ..measurement import FeatureSets, Measured, OfFeatures, Subject, looks_at_samples_only
 

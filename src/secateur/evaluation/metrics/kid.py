@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ...results.evaluation import Metric
+from ...results.measured import Metric
 from ..estimates import Resampled
 from ..measurement import FeatureSets, Measured, OfFeatures
 

@@ -5,22 +5,20 @@ from __future__ import annotations
 import copy
 import functools
 import time
-import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from ...base.errors import is_out_of_memory
 from ...base.rules import ONE_OR_MORE, Count, check_fields
 from ...models.network import device_of, example_inputs, inference
-from ...results.evaluation import Latency, Metric
+from ...results.measured import Latency, Metric
+from ...structure.memory import LiveBytes
 from ..estimates import median_estimate
 from ..measurement import Measured, OfModels, Subject
 
@@ -86,36 +84,6 @@ def peak_activation_bytes(model: nn.Module, inputs: Mapping[str, Tensor]) -> int
     with inference(model), LiveBytes([*model.state_dict().values(), *inputs.values()]) as live:
         model(**inputs)
     return live.peak
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the tensors made inside it: `live` now, `peak` at most; `known` tensors are free."""
-
-    def __init__(self, known: Iterable[Tensor]) -> None:
-        super().__init__()
-        self.live = self.peak = 0
-        self._sizes = dict.fromkeys(storages(known), 0)
-
-    def __torch_dispatch__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        output = func(*args, **(kwargs or {}))
-        for address, storage in storages(tree_leaves(output)).items():
-            if address not in self._sizes:  # else a view, or in place
-                self._sizes[address] = storage.nbytes()
-                self.live += storage.nbytes()
-                self.peak = max(self.peak, self.live)
-                weakref.finalize(storage, self._free, address)
-        return output
-
-    def _free(self, address: int) -> None:
-        self.live -= self._sizes.pop(address)
-
-
-def storages(values: Iterable[Any]) -> dict[int, torch.UntypedStorage]:
-    """The memory of the tensors among `values`, by its address."""
-    found = (value.untyped_storage() for value in values if isinstance(value, Tensor))
-    return {storage.data_ptr(): storage for storage in found}
 
 
 def measure_latency(

@@ -15,7 +15,7 @@ from ...data.conditions import accepts
 from ...models.conditions import LABELS, rows
 from ...models.network import device_of, inference, null_class
 from ...process.base import Process, denoising_error
-from ...results.evaluation import Losses, Metric
+from ...results.measured import Losses, Metric
 from ..estimates import mean_estimate, resample_counts
 from ..measurement import Measured, OfModels, Subject
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...base.errors import ModelError, first_line
-from ...results.evaluation import Metric
+from ...results.measured import Metric
 from ..measurement import OfPairs, PairDistance, Subject
 
 ALEXNET_WEIGHTS = "alexnet-owt-7be5be79.pth"

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from ...base.errors import DataError, require
 from ...data import pixels
-from ...results.evaluation import Metric
+from ...results.measured import Metric
 from ..measurement import OfPairs, Subject
 from .consistency import WINDOW, similarity
 

@@ -10,7 +10,7 @@ from ...models.conditions import rows
 from ...models.network import device_of, inference
 from ...models.predict import predict
 from ...process.base import Process
-from ...results.evaluation import Metric
+from ...results.measured import Metric
 from ..estimates import ratio_estimate, resample_counts
 from ..measurement import Measured, OfModels, Subject
 from .loss import BINS, loss_batch, loss_noise, passes

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...base.errors import require
 from ...models.network import class_count
-from ...results.evaluation import ClassScores, PerClass
+from ...results.measured import ClassScores, PerClass
 from ..measurement import FeatureSets, Measured, OfFeatures, Subject
 from .prdc import COVERAGE_NEIGHBOURS, manifold_scores
 

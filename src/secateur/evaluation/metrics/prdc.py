@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ...results.evaluation import Metric
+from ...results.measured import Metric
 from ..estimates import Resampled, mean_estimate
 from ..measurement import FeatureSets, Measured, OfFeatures
 

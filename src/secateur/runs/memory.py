@@ -1,0 +1,124 @@
+"""Memory that the stages of a run take at most: weights, and what passes over copies without data allocate."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from ..criteria import criterion_named
+from ..criteria.criterion import Memory
+from ..criteria.memory import without_data, without_values
+from ..evaluation import EvaluationConfig
+from ..models.network import example_inputs
+from ..recovery import RecoveryConfig
+from ..recovery.objectives import PROJECTING, TRAINING, build_objective
+from ..recovery.recomputing import recomputing
+from .subject import Subject
+from .timing import Work, price_of_compensation
+
+FLOAT = 4  # bytes; students, their gradients, the averages and AdamW's two moments are in float32
+OPTIMIZER, AVERAGE = 2, 1  # copies of the weights
+
+
+def memory_of_ranking(subject: Subject, work: Work) -> Memory | None:
+    """What a ranking by gradients takes, where that is far more than the model itself does."""
+    if work.ranking is None:
+        return None
+    name, config = work.ranking
+    chosen = criterion_named(name)
+    config = chosen.configured(config)
+    return None if chosen.memory is None else chosen.memory(subject.model, subject.process, config, config.options)
+
+
+def peak_bytes(subject: Subject, work: Work, passes: Passes | None = None) -> dict[str, float]:
+    """Bytes of each stage at most, on the device of the model; a folder's run, which keeps no more than it needs.
+
+    The passes are those of the dense model, those of a cut one their share by MACs. Inputs, libraries and what the
+    allocator holds back come on top.
+    """
+    passes = passes or Passes(subject.model)
+    dense, plan = _bytes_of(subject.model), work.plan
+    weights, activations = 1.0, 1.0
+    if plan is not None:
+        weights, activations = plan.after.parameters / plan.before.parameters, plan.after.macs / plan.before.macs
+    cut, stages = dense * weights, {}
+    if work.ranking is not None:
+        ranked = memory_of_ranking(subject, work)
+        stages["rank"] = dense + passes.forward(work.ranking[1].batch_size) if ranked is None else float(ranked.peak)
+    if (refit := price_of_compensation(subject, work)) is not None:
+        stages["compensate"] = dense + cut + refit.bytes
+    if work.recovery is not None:
+        if work.pruned_late is not None:
+            weights = activations = 1.0
+        stages["recover"] = _recovery(subject, work, work.recovery, passes, weights, activations)
+    if work.evaluation is not None:
+        models = 1 if plan is None else 2 if work.pruned_late else 3 if work.compensation is None else 4
+        stages["evaluate"] = dense + (models - 1) * cut + passes.forward(_sampled_at_once(work.evaluation))
+    return stages
+
+
+def _recovery(
+    subject: Subject, work: Work, config: RecoveryConfig, passes: Passes, weights: float, activations: float
+) -> float:
+    """A student with its gradients, optimizer and average; the teacher, where the objective asks one."""
+    objective = build_objective(config, work.teacher or subject.model)
+    parameters = FLOAT * sum(parameter.numel() for parameter in subject.model.parameters())
+    micro_batch = config.batch_size // config.accumulation
+    passed = passes.training(micro_batch, config.gradient_checkpointing)
+    graph = 1.0  # of the passes that the backward pass needs, as shares of a plain one
+    if objective.differentiates_twice:
+        projected = objective.jacobian.directions * PROJECTING[objective.jacobian.projection][0]
+        graph += projected / TRAINING / objective.jacobian.every_n_samples
+    held = parameters * weights * (2 + OPTIMIZER + AVERAGE)  # itself and its gradients
+    peak = held + activations * passed * graph
+    if objective.needs_teacher and not work.reads and work.book is None:
+        peak += _bytes_of(work.teacher or subject.model) + passes.forward(micro_batch)
+    return peak
+
+
+def _sampled_at_once(config: EvaluationConfig) -> int:
+    return min(config.batch_size, config.num_images) * (1 if config.guidance_scale == 1 else 2)
+
+
+class Passes:
+    """What passes of a model allocate, each counted once."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.forward = functools.cache(functools.partial(_forward, model))
+        self.training = functools.cache(functools.partial(_training, model))
+
+
+def _forward(model: nn.Module, batch_size: int) -> float:
+    """What a forward pass allocates beside the weights."""
+    with without_data(model) as (hollow, memory), torch.no_grad():
+        held = memory.peak
+        hollow(**without_values(example_inputs(model, batch_size), _dtype(hollow)))
+        return float(memory.peak - held)
+
+
+def _training(model: nn.Module, batch_size: int, recomputes: bool) -> float:
+    """What a forward and a backward pass allocate beside weights and gradients, in the model's own dtype."""
+    with without_data(model) as (hollow, memory), recomputing(hollow, recomputes):
+        hollow.requires_grad_(True)
+        held = memory.peak
+        outputs = tree_leaves(hollow(**without_values(example_inputs(model, batch_size), _dtype(hollow))))
+        losses = [each.float().square().mean() for each in outputs if isinstance(each, Tensor) and each.requires_grad]
+        for parameter in hollow.parameters():  # which would keep its gradient
+            parameter.register_post_accumulate_grad_hook(_forget)
+        torch.stack(losses).sum().backward()
+        return float(memory.peak - held)
+
+
+def _forget(parameter: Tensor) -> None:
+    parameter.grad = None
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    return next(model.parameters()).dtype
+
+
+def _bytes_of(model: nn.Module) -> float:
+    return float(sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers())))
