@@ -133,6 +133,7 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from .runs.inspection import inspect as inspect
     from .runs.loops import Pruning as Pruning
     from .runs.plan import Plan as Plan
+    from .runs.recording import record as record
     from .runs.run import Run as Run
     from .runs.sampling import sample as sample
     from .runs.sweep import sweep as sweep
@@ -145,6 +146,8 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from .structure import Dim as Dim
     from .structure import Structure as Structure
     from .structure import StructureBuilder as StructureBuilder
+    from .teacher import Book as Book
+    from .teacher import BookConfig as BookConfig
 
 
 def __getattr__(name: str) -> Any:
