@@ -15,6 +15,7 @@ import secateur
 from architectures import NAMES, small
 from models import STRATEGIES, autoencoder, cuts, dit, flux, half, output, pixart, sana, sd3, unet, unet_condition
 from secateur.base.errors import ModelError
+from secateur.cli import main
 from secateur.io.checkpoint import from_pretrained, save_pretrained
 from secateur.io.manifest import MANIFEST, apply_cut, manifest_of, note_step, removed_since
 from secateur.io.pipeline import load
@@ -330,6 +331,39 @@ def test_a_hub_id_fetches_the_small_files_first_and_only_the_wanted_weights(tmp_
     with pytest.raises(ModelError, match=r"lists no transformer; it has scheduler, unet"):
         load("someone/model", component="transformer")
     assert len(asked) == 5
+
+
+def test_every_function_takes_the_hubs_arguments(tmp_path, monkeypatch):
+    (tmp_path / "there" / "inside").mkdir(parents=True)
+    DDPMPipeline(unet().half(), DDPMScheduler()).save_pretrained(tmp_path / "there" / "inside", variant="fp16")
+    save_pretrained(unet(), tmp_path / "there" / "dense", DDPM)
+    asked = []
+
+    def download(repo_id, allow_patterns, ignore_patterns=None, **hub):
+        asked.append((repo_id, hub))
+        return str(tmp_path / "there" / ("dense" if repo_id.endswith("dense") else ""))
+
+    monkeypatch.setattr("secateur.io.locate.snapshot_download", download)
+    hub = {"revision": "abc", "token": "secret", "cache_dir": tmp_path / "cache"}
+    model = {"subfolder": "inside", "variant": "fp16", "torch_dtype": torch.float64, "device": "cpu", **hub}
+    images = torch.rand(4, 1, 8, 8, dtype=torch.float64) * 2 - 1
+    pruned = secateur.prune("someone/model", target="macs=60%", criterion="magnitude", **model)
+    assert next(pruned.parameters()).dtype == torch.float64
+    assert secateur.inspect("someone/model", **model).architecture == "UNet2DModel"
+    drawn = secateur.sample("someone/model", num_images=1, num_inference_steps=1, **model)
+    assert drawn.shape == (1, 1, 8, 8)
+    assert {repo_id for repo_id, _ in asked} == {"someone/model"}
+    assert all(given == hub for _, given in asked)
+    asked.clear()
+    secateur.evaluate("someone/model", reference="someone/dense", data=images, metrics=("loss",), **model)
+    of_reference = [given for repo_id, given in asked if repo_id == "someone/dense"]
+    assert of_reference == [{name: hub[name] for name in ("token", "cache_dir")}] * len(of_reference) != []
+    asked.clear()
+    options = {name: value for name, value in model.items() if name not in ("torch_dtype",)}
+    assert isinstance(secateur.load_pipeline("someone/model", torch_dtype=torch.float32, **options), DDPMPipeline)
+    assert all(given == hub for _, given in asked)
+    main(["inspect", "someone/model", "--subfolder", "inside", "--variant", "fp16", "--revision", "v1"])
+    assert asked[-1][1] == {"revision": "v1"}
 
 
 def test_a_hub_that_does_not_answer_is_one_line(monkeypatch):

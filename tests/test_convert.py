@@ -15,13 +15,14 @@ from torch.nn import functional as F
 
 import secateur
 from models import randomize
+from sampled import generate_images
 from secateur.base.errors import SecateurError
 from secateur.cli import main
 from secateur.data.conditions import label_conditions
 from secateur.io.original_dit import SCHEDULERS, convert_state_dict, kind_named, read_checkpoint
 from secateur.models.predict import predict
 from secateur.process.from_config import process_from_config
-from secateur.process.sampling import generate, generate_images, guided_output, initial_noise
+from secateur.process.sampling import generate, guided_output, initial_noise
 
 HIDDEN, HEADS, DEPTH, PATCH, CLASSES, GRID = 32, 4, 3, 2, 10, 4
 

@@ -12,6 +12,7 @@ import folders
 import models
 import secateur
 from pipelines import image_folder
+from sampled import generate_images
 from secateur import CutConfig, EvaluationConfig, RecoveryConfig, ScoringConfig
 from secateur.base.files import read_json, write_json
 from secateur.cli import main
@@ -21,7 +22,7 @@ from secateur.io.levels import levels_of
 from secateur.io.pipeline import load
 from secateur.models.network import input_shape
 from secateur.process.from_config import process_from_config
-from secateur.process.sampling import generate_images, initial_noise
+from secateur.process.sampling import initial_noise
 from secateur.results import Evaluation, read_result
 from text_pipelines import flux
 

@@ -14,6 +14,7 @@ import folders
 import secateur
 from models import output
 from pipelines import dit_pipeline, image_folder, images_of, ldm_pipeline, vae
+from sampled import generate_images
 from secateur import CutConfig, EvaluationConfig, RecoveryConfig, ScoringConfig
 from secateur.base.errors import DataError, ModelError, SecateurError
 from secateur.base.files import read_json
@@ -23,7 +24,7 @@ from secateur.data import LatentDataset, pixels
 from secateur.data.autoencoder import open_autoencoder
 from secateur.data.conditions import null_conditions
 from secateur.data.encode import POSTERIOR_SEED
-from secateur.process.sampling import generate_images, initial_noise
+from secateur.process.sampling import initial_noise
 from secateur.runs.data import encode_data, open_data
 from secateur.runs.subject import open_subject
 

@@ -5,6 +5,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from models import dit, unet
+from sampled import generate_images
 from secateur.base.errors import ModelError
 from secateur.data.conditions import label_conditions, null_conditions
 from secateur.models.predict import predict
@@ -12,7 +13,7 @@ from secateur.process.base import denoising_error
 from secateur.process.diffusion import DiffusionProcess
 from secateur.process.flow import FlowProcess
 from secateur.process.from_config import process_from_config
-from secateur.process.sampling import generate, generate_images, initial_noise
+from secateur.process.sampling import generate, initial_noise
 
 X0 = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 NOISE = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(1))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import secateur.runs.sampling
 from models import dit, unet
+from sampled import generate_images
 from secateur.base.errors import SecateurError
 from secateur.cli import main
 from secateur.data import load_data
@@ -22,7 +23,7 @@ from secateur.process.base import Process
 from secateur.process.diffusion import DiffusionProcess
 from secateur.process.flow import FlowProcess
 from secateur.process.samplers import check_sampler, sampler
-from secateur.process.sampling import generate, generate_images, initial_noise
+from secateur.process.sampling import generate, initial_noise
 
 SPREAD = 0.25  # standard deviation of the data
 

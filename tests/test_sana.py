@@ -8,6 +8,7 @@ pytest.importorskip("transformers")
 import folders
 import secateur
 from pipelines import deep_compression, image_folder, images_of
+from sampled import generate_images
 from secateur import CutConfig, EvaluationConfig, RecoveryConfig, ScoringConfig
 from secateur.base.errors import ModelError
 from secateur.base.files import write_json
@@ -18,7 +19,7 @@ from secateur.io.pipeline import load
 from secateur.models.network import input_shape
 from secateur.process.flow import FlowProcess
 from secateur.process.from_config import process_from_config
-from secateur.process.sampling import generate_images, initial_noise
+from secateur.process.sampling import initial_noise
 from secateur.results import Evaluation, read_result
 from secateur.runs.data import encode_data, open_data
 from secateur.runs.subject import open_subject

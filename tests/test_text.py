@@ -16,6 +16,7 @@ import folders
 import secateur
 from models import randomize
 from pipelines import image_folder
+from sampled import generate_images
 from secateur import CutConfig, EvaluationConfig, RecoveryConfig, ScoringConfig
 from secateur.base.errors import DataError, ModelError
 from secateur.base.files import read_json
@@ -29,7 +30,7 @@ from secateur.evaluation.metrics.clip import load_clip
 from secateur.models.conditions import rows
 from secateur.models.network import input_shape
 from secateur.process.base import denoising_error
-from secateur.process.sampling import generate_images, initial_noise
+from secateur.process.sampling import initial_noise
 from secateur.recovery.draws import draw_step
 from secateur.results import Evaluation, read_result
 from secateur.runs.data import decoder, encode_data, open_data

@@ -5,10 +5,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..base.console import progress
 from ..base.errors import SecateurError, require
 from ..base.seeds import Purpose, normal, torch_seed
-from ..models.conditions import UNCONDITIONAL, Conditions, dropped, moved, rows
+from ..models.conditions import UNCONDITIONAL, Conditions, dropped, moved
 from ..models.network import device_of, inference
 from ..models.predict import predict
 from .base import Process
@@ -116,45 +115,3 @@ def generate_batch(
             generators=_generators(numbers, seed),
         )
         return (sample if decode is None else decode(sample)).clamp(-1, 1)
-
-
-def generate_images(
-    model: nn.Module,
-    process: Process,
-    numbers: Sequence[int],
-    shape: tuple[int, ...],
-    conditions: Conditions = UNCONDITIONAL,
-    *,
-    seed: int = 0,
-    num_inference_steps: int = 50,
-    guidance_scale: float = 1.0,
-    guidance_channels: int | None = None,
-    null: Conditions = UNCONDITIONAL,
-    scheduler: str | None = None,
-    batch_size: int = 128,
-    description: str = "sampling",
-    decode: Callable[[Tensor], Tensor] | None = None,
-) -> Tensor:
-    """Images (len(numbers), C, H, W) in [-1, 1] on the CPU, drawn as by `generate_batch`, with a progress bar."""
-    require(batch_size >= 1, f"batch_size is {batch_size}; give at least 1")
-    images = []
-    with progress(description, len(numbers)) as advance:
-        for start in range(0, len(numbers), batch_size):
-            chosen = slice(start, start + batch_size)
-            batch = generate_batch(
-                model,
-                process,
-                numbers[chosen],
-                shape,
-                rows(conditions, chosen),
-                seed=seed,
-                num_inference_steps=num_inference_steps,
-                guidance_scale=guidance_scale,
-                guidance_channels=guidance_channels,
-                null=null,
-                scheduler=scheduler,
-                decode=decode,
-            )
-            images.append(batch.cpu())
-            advance(len(batch), "")
-    return torch.cat(images)

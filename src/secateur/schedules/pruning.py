@@ -160,22 +160,10 @@ def schedule_name(schedule: ProgressiveConfig | AdaptiveConfig | None) -> Schedu
 
 
 class Pruning(AttachedPruner):
-    """Prunes a model while any loop trains it: masks, removal, optimizer state and moving average.
+    """Prunes a model while any loop trains it; call `step()` once for every optimizer step.
 
-    Scores the model and finds the cut for the target when it is made; then call `step()` once for every optimizer step:
-
-        pruning = Pruning(
-            model, target="macs=56%", optimizer=optimizer, ema=ema, data=images, process=process, steps=2000
-        )
-        for batch in loader:
-            loss_of(model, batch).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            ema.update(...)
-            if pruning.step():
-                ...  # tensors changed: wrap the model anew, if it is wrapped (DDP, FSDP, torch.compile)
-
-    `state_dict()` is JSON; `load_state_dict` makes the cuts again on the dense model, before its weights are loaded.
+    `secateur.Pruning` opens what a user has at hand for it. `state_dict()` is JSON; `load_state_dict` makes the cuts
+    again on the dense model, before its weights are loaded.
     """
 
     def __init__(
