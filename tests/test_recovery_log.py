@@ -110,7 +110,7 @@ def test_automatic_weight_waits_for_something_to_balance(others, jacobian, balan
         error = denoising_terms(student, teacher, process, draw, config)["denoising"]
         return {"denoising": others * error, "jacobian": jacobian * 9 * error}
 
-    objective = Objective(terms, {"denoising": 1.0, "jacobian": 1.0}, others=denoising_terms)
+    objective = Objective(terms, {"denoising": 1.0, "jacobian": 1.0}, terms_without_jacobian=denoising_terms)
     monkeypatch.setitem(OBJECTIVES, "mine", objective)
     config = replace(CONFIG, objective="mine", steps=2, jacobian=JacobianConfig(auto_weight=True))
     recover(unet(), DiffusionProcess(), images(), config, tmp_path)

@@ -83,7 +83,7 @@ def test_an_objective_is_one_function_and_one_line(digits, monkeypatch):
         return mine(student, teacher, process, draw, config) | {"jacobian": torch.tensor(1.0)}
 
     monkeypatch.setitem(OBJECTIVES, "mine", Objective(mine, {"mine": 0.5}, needs_teacher=True))
-    twice = Objective(mine_twice, {"mine": 0.5, "jacobian": 1.0}, needs_teacher=True, others=mine)
+    twice = Objective(mine_twice, {"mine": 0.5, "jacobian": 1.0}, needs_teacher=True, terms_without_jacobian=mine)
     monkeypatch.setitem(OBJECTIVES, "mine-twice", twice)
     with pytest.raises(TrainingError, match="objective mine needs a teacher"):
         build_objective(RecoveryConfig(objective="mine"), None)

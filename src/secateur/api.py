@@ -187,9 +187,9 @@ def compensate(
         SecateurError: bad input, or a model that was not cut from `dense`; always one clear line.
     """
     config = compensation or CompensationConfig()
-    with shown(progress), opened(pruned, unless_generated(data), **arguments) as (subject, found):
+    with shown(progress), opened(pruned, unless_generated(data), **arguments) as (subject, given_data):
         reference = beside(subject, dense, **arguments)
-        dataset = required(found or drawn_by(reference, data))
+        dataset = required(given_data or drawn_by(reference, data))
         check_conditions(subject.model, dataset)
         places = {"model": subject.name, "reference": reference.name, "data": name_of(data, dataset)}
         about = {"command": "compensate", **places, **subject.settings, "compensation": config}
@@ -237,11 +237,11 @@ def finetune(
         SecateurError: bad input, or a loss that is not finite; always one clear line.
     """
     settings = replace(recovery or RecoveryConfig(), **given({"steps": steps, "objective": objective}))
-    with shown(progress), opened(model, unless_generated(data), **arguments) as (subject, found):
+    with shown(progress), opened(model, unless_generated(data), **arguments) as (subject, given_data):
         if isinstance(teacher, Book):
             teacher, book = None, teacher
         dense = None if teacher is None else beside(subject, teacher, **arguments)
-        dataset = required(found or drawn_by(dense, data))
+        dataset = required(given_data or drawn_by(dense, data))
         answers = None if book is None else opened_book(book, subject, dataset, dense)
         check_finetuning(subject, dataset, settings, dense, answers)
         places = {"model": subject.name, "teacher": dense and dense.name, "data": name_of(data, dataset)}
@@ -292,9 +292,9 @@ def evaluate(
     """
     settings = evaluation or EvaluationConfig()
     settings = replace(settings, metrics=metrics or settings.metrics)
-    with shown(progress), opened(model, unless_generated(data), **arguments) as (subject, found):
+    with shown(progress), opened(model, unless_generated(data), **arguments) as (subject, given_data):
         dense = None if reference is None else beside(subject, reference, **arguments)
-        dataset = required(found or drawn_by(dense or subject, data))
+        dataset = required(given_data or drawn_by(dense or subject, data))
         models = check_evaluating(subject, dataset, settings, dense)
         places = {"model": subject.name, "reference": dense and dense.name, "data": name_of(data, dataset)}
         about = {"command": "evaluate", **places, **subject.settings, "evaluation": settings}
@@ -348,8 +348,8 @@ def compress(
     """
     parts, about_model = _divided(arguments)
     settings, goal = resolve(recipe, **parts), parse_target(target)
-    with shown(progress), opened(model, data, new_labels, **about_model) as (subject, found):
-        dataset = required(found)
+    with shown(progress), opened(model, data, new_labels, **about_model) as (subject, given_data):
+        dataset = required(given_data)
         inputs = partial(inputs_of, dataset, model=subject)
         subject = with_labels_of(dataset, subject, new_labels, settings.recovery.seed)
         labels = (warmup or WarmupConfig()) if new_labels else None
@@ -389,11 +389,11 @@ def plan(
     """
     parts, about_model = _divided(arguments)
     settings, goal = resolve(recipe, **parts), parse_target(target)
-    with opened(model, data, new_labels, **about_model) as (subject, found):
+    with opened(model, data, new_labels, **about_model) as (subject, given_data):
         if new_labels:
-            subject = with_labels_of(required(found), subject, new_labels, settings.recovery.seed)
+            subject = with_labels_of(required(given_data), subject, new_labels, settings.recovery.seed)
         subject = subject.selected(settings.cut)
-        cut = check_compression(subject, found, goal, settings)
+        cut = check_compression(subject, given_data, goal, settings)
         labels = (warmup or WarmupConfig()) if new_labels else None
         return plan_of(subject, work_of(settings, cut, labels), goal, settings.cut)
 

@@ -84,7 +84,7 @@ WITHOUT_NOISE: dict[str, Any] = {"objective": "distillation", "weights": {"denoi
 
 
 def default() -> Recipe:
-    """What `compress` does when told nothing: Diff-Pruning's cut, refitted in closed form, then distilled."""
+    """What `compress` does by default: Diff-Pruning's cut, refitted in closed form, then distilled."""
     recovery = RecoveryConfig(steps=2000, batch_size=128, lr_schedule="cosine", warmup_steps=100, **WITHOUT_NOISE)
     return Recipe(compensates=True, recovery=recovery)
 

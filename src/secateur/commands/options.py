@@ -26,7 +26,7 @@ class WeightsOptions:
 
     Attributes:
         model: model folder, pipeline folder, hub id, or an embedded model (digits-unet, digits-sit).
-        component: which part of a pipeline: unet or transformer, by default the one that is there; vae is its decoder.
+        component: which part of a pipeline: unet or transformer, by default whichever is there; vae is its decoder.
         device: auto, cpu, cuda, mps ...
         revision: branch, tag or commit on the hub.
         subfolder: of the model in its folder or repository.

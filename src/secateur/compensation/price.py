@@ -99,11 +99,11 @@ def price(
     parts = counterparts(hollow, dense, cuts)
     layers, left = layers_to_refit(hollow, parts)
     target = chosen_target(hollow, config)
-    told = tree_map_only(Tensor, lambda value: value.to("meta"), dict(inputs or example_inputs(dense, 1)))
+    kwargs = tree_map_only(Tensor, lambda value: value.to("meta"), dict(inputs or example_inputs(dense, 1)))
     with torch.no_grad():
-        flops = [_flops(model, told) for model in (hollow, hollow_dense)]
-        positions, waiting = _walk(hollow, list(layers), told)
-        waiting += _walk(hollow_dense, [layer.dense for layer in layers.values()], told)[1]
+        flops = [_flops(model, kwargs) for model in (hollow, hollow_dense)]
+        positions, waiting = _walk(hollow, list(layers), kwargs)
+        waiting += _walk(hollow_dense, [layer.dense for layer in layers.values()], kwargs)[1]
     fit = _stream_price if target == "stream" else _output_price
     prices = {name: fit(projection(hollow, name), _rows(positions[name], config), config) for name in positions}
     passes = _passes(hollow, list(layers), config) if target == "stream" else 1.0
@@ -169,18 +169,18 @@ def _passes(model: nn.Module, layers: Sequence[str], config: CompensationConfig)
     return (mean + 1) + config.rounds * mean + 1
 
 
-def _flops(model: nn.Module, told: Mapping[str, Any]) -> float:
+def _flops(model: nn.Module, kwargs: Mapping[str, Any]) -> float:
     with FlopCounterMode(display=False) as counter:
-        model(**told)
+        model(**kwargs)
     return counter.get_total_flops()
 
 
-def _walk(model: nn.Module, names: Sequence[str], told: Mapping[str, Any]) -> tuple[dict[str, int], int]:
+def _walk(model: nn.Module, names: Sequence[str], kwargs: Mapping[str, Any]) -> tuple[dict[str, int], int]:
     """Positions of a tuple at each layer, in the order of the pass, and bytes that wait with it, at most."""
     positions: dict[str, int] = {}
     most = 0
     with stops({name: model.get_submodule(name) for name in names}):
-        reached = Pass(partial(model, **told))
+        reached = Pass(partial(model, **kwargs))
         while (call := reached.call) is not None:
             storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage() for tensor in reached.tensors()}
             most = max(most, sum(storage.nbytes() for storage in storages.values()))

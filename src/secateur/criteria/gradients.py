@@ -152,7 +152,7 @@ def calibration_passes(
 ) -> list[Callable[[], Tensor]]:
     """Functions whose results add up to sum_t L_t, L_t the mean loss at t: passes of `batch_size` pairs at most.
 
-    `advance` is told of every timestep that begins.
+    `advance` is called at every timestep that begins.
     """
     images = len(batch.sample)
 

@@ -1,4 +1,4 @@
-"""What a model is told beside the noisy sample: which of the data's conditions it takes, and what stands for none."""
+"""What a model takes beside the noisy sample: which of the data's conditions it takes, and what stands for none."""
 
 from collections.abc import Callable
 
@@ -47,8 +47,8 @@ def sample_labels(model: nn.Module, samples: range) -> torch.Tensor | None:
 def sample_conditions(model: nn.Module, dataset: ImageDataset, samples: range, seed: int = 0) -> Conditions:
     """Conditions of `samples`: class labels in turns, and all else that the data's images have, shuffled."""
     labels = sample_labels(model, samples)
-    told = dataset.batch(images_of(dataset, samples, seed)).conditions if dataset.null else UNCONDITIONAL
-    return {**without_labels(told), **({} if labels is None else {LABELS: labels})}
+    conditions = dataset.batch(images_of(dataset, samples, seed)).conditions if dataset.null else UNCONDITIONAL
+    return {**without_labels(conditions), **({} if labels is None else {LABELS: labels})}
 
 
 def sample_captions(dataset: ImageDataset, samples: range, seed: int = 0) -> list[str]:

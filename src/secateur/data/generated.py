@@ -166,8 +166,8 @@ def _drawn(
     steps = min(STEPS, process.num_train_timesteps)
     with inference(model):
         noise = initial_noise(numbers, shape, SEED).to(device)
-        told = {name: value.to(device) for name, value in conditions.items()}
-        samples = generate(model, process, noise, told, num_inference_steps=steps)
+        on_device = {name: value.to(device) for name, value in conditions.items()}
+        samples = generate(model, process, noise, on_device, num_inference_steps=steps)
     if not samples.isfinite().all():
         raise DataError("the model draws samples that are not finite: check weights and scheduler, or give images")
     return {LATENTS: (samples.clamp(-1, 1) if clamped else samples).float()}

@@ -96,7 +96,7 @@ def from_pretrained(
     Args:
         path_or_id: where it is, or digits-unet or digits-sit, which come along; a `.safetensors` file is one of the
             original authors' (Stable Diffusion, Flux).
-        component: which part of a pipeline: unet, transformer or vae; by default the first two's one that is there.
+        component: which part of a pipeline: unet, transformer or vae; by default whichever of the first two is there.
         subfolder: the folder in it that the model or pipeline is in.
         variant: of the weights, such as "fp16"; by default the plain ones, or the only variant that is there.
         torch_dtype: of the weights; by default the saved one.

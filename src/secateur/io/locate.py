@@ -57,7 +57,7 @@ def locate(
 
     Args:
         path_or_id: a folder of a model or a pipeline, a hub id, or an embedded model.
-        component: which part of a pipeline; by default the unet or transformer that is there.
+        component: which part of a pipeline; by default whichever of unet and transformer is there.
         subfolder: where in the folder or repository the model or pipeline is.
         variant: of the weights that are fetched.
         whole: fetch everything that the pipeline is made of.

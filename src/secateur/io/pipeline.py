@@ -78,7 +78,7 @@ def load(
     Args:
         path_or_id: a model folder, a pipeline folder, a hub id, digits-unet, digits-sit, or a `.safetensors` file of
             the original authors, which is the network alone; of a pipeline on the hub everything is fetched.
-        component: which part of a pipeline: unet, transformer or vae; by default the first two's one that is there.
+        component: which part of a pipeline: unet, transformer or vae; by default whichever of the first two is there.
         process: what to use instead of the scheduler config beside the model: a name (ddpm, v-prediction, flow,
             flow-sit), a diffusers scheduler, its config, or a `Process`.
         subfolder: as in `from_pretrained`, like the rest.
@@ -119,7 +119,7 @@ def loaded_from_pipeline(
 
     Args:
         pipeline: any diffusers pipeline with a scheduler that is supported.
-        component: unet, transformer or vae; by default the first two's one that is there.
+        component: unet, transformer or vae; by default whichever of unet and transformer is there.
         process: what to use instead of the pipeline's scheduler; not of a vae.
 
     Raises:

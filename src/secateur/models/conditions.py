@@ -1,4 +1,4 @@
-"""What a network is told beside the noisy sample: its own keyword arguments, one row per sample.
+"""What a network takes beside the noisy sample: its own keyword arguments, one row per sample.
 
 A name is that of an argument, such as `class_labels` or `encoder_hidden_states`; a dot leads into a mapping, as in
 `added_cond_kwargs.text_embeds` of SDXL. `null` conditions hold one row per name, without the batch axis: what stands

@@ -74,11 +74,13 @@ def sides(size: int | Size) -> Size:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
-def sample_and_timestep(network: nn.Module, x: Tensor, timesteps_B: Tensor, told: Mapping[str, Any]) -> dict[str, Any]:
+def sample_and_timestep(
+    network: nn.Module, x: Tensor, timesteps_B: Tensor, kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
     """`forward` takes the sample first, the time as `timestep` where it takes one, and the conditions by name."""
     first, *others = inspect.signature(network.forward).parameters.values()
     takes_time = any(each.name == "timestep" or each.kind is each.VAR_KEYWORD for each in others)
-    return {first.name: x} | ({"timestep": timesteps_B} if takes_time else {}) | dict(told)
+    return {first.name: x} | ({"timestep": timesteps_B} if takes_time else {}) | dict(kwargs)
 
 
 def denoised_channels(output_BCHW: Tensor, x_BCHW: Tensor) -> Tensor:

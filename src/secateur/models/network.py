@@ -53,7 +53,7 @@ def null_class(model: nn.Module) -> int | None:
 
 
 def example_batch(model: nn.Module, batch_size: int, size: Size | None = None) -> tuple[Tensor, Conditions]:
-    """A random noisy sample (B, C, H, W) and what the architecture is told with it, the same at every call.
+    """A random noisy sample (B, C, H, W) and the conditions that the architecture takes, the same at every call.
 
     The sample of a decoder are latents. `size` is the height and width of the sample, of a decoder the image's, by
     default the config's.
@@ -69,10 +69,12 @@ def example_batch(model: nn.Module, batch_size: int, size: Size | None = None) -
         channels, *own_size = family.input_shape(model)
         shape = (channels, *(size or own_size))
     sample = torch.randn(batch_size, *shape, generator=generator)
-    told = family.conditions(model, batch_size, lambda *sizes: torch.randn(batch_size, *sizes, generator=generator))
-    if not told and (classes := class_count(model)) is not None:
-        told = {LABELS: torch.arange(batch_size) % classes}
-    return tree_map_only(Tensor, partial(_like, next(model.parameters())), (sample, told))
+    conditions = family.conditions(
+        model, batch_size, lambda *sizes: torch.randn(batch_size, *sizes, generator=generator)
+    )
+    if not conditions and (classes := class_count(model)) is not None:
+        conditions = {LABELS: torch.arange(batch_size) % classes}
+    return tree_map_only(Tensor, partial(_like, next(model.parameters())), (sample, conditions))
 
 
 def example_inputs(model: nn.Module, batch_size: int, size: Size | None = None) -> dict[str, Any]:

@@ -29,13 +29,13 @@ def predict(model: nn.Module, x_BCHW: Tensor, timesteps_B: Tensor, conditions: C
         return family.call(model, conditions)
     weights = next(model.parameters(), x_BCHW)
     x = x_BCHW.to(weights.dtype)
-    told = family.arguments(network, x, timesteps_B, arguments(conditions, weights.dtype))
-    return family.prediction(output_of(model, told), x).to(x_BCHW.dtype)
+    kwargs = family.arguments(network, x, timesteps_B, arguments(conditions, weights.dtype))
+    return family.prediction(output_of(model, kwargs), x).to(x_BCHW.dtype)
 
 
-def output_of(model: nn.Module, told: Mapping[str, Any]) -> Tensor:
+def output_of(model: nn.Module, kwargs: Mapping[str, Any]) -> Tensor:
     """What `model` gives for keyword arguments: a bare tensor, or the first of what it returns."""
     parameters = inspect.signature(network_of(model).forward).parameters.values()
     as_tuple = any(each.name == "return_dict" or each.kind is each.VAR_KEYWORD for each in parameters)
-    output = model(**told, return_dict=False) if as_tuple else model(**told)
+    output = model(**kwargs, return_dict=False) if as_tuple else model(**kwargs)
     return output if isinstance(output, Tensor) else output[0]

@@ -12,7 +12,7 @@ from ..base.errors import ModelError
 from .meaning import Meaning, as_meaning, digest_of, settings_of
 
 BETAS = ("beta_schedule", "beta_start", "beta_end", "trained_betas", "rescale_betas_zero_snr")
-MOST_NOISE = 1e-8  # signal-to-noise ratio below which nothing of a clean sample can be told
+MOST_NOISE = 1e-8  # signal-to-noise ratio below which nothing of a clean sample can be recovered
 
 
 @dataclass(frozen=True)

@@ -40,10 +40,10 @@ def sampler(process: Process, name: str | None = None) -> Any:
         fitting = fitting if flow else "DDIMScheduler, DPMSolverMultistepScheduler or EulerDiscreteScheduler"
         kind = "flow" if flow else "diffusion"
         raise SecateurError(f"{name} does not sample a {kind} model; use {fitting}")
-    told = {name: base.config[name] for name in OF_THE_PROCESS}
+    settings = {name: base.config[name] for name in OF_THE_PROCESS}
     if "variance_type" in options and str(base.config.get("variance_type")).startswith("learned"):
-        told["variance_type"] = "fixed_small"  # `predict` hands on the mean alone
-    return chosen.from_config(base.config, **told)
+        settings["variance_type"] = "fixed_small"  # `predict` hands on the mean alone
+    return chosen.from_config(base.config, **settings)
 
 
 def _scheduler_class(name: str) -> Any:

@@ -55,24 +55,24 @@ class Objective:
         terms: computes them, by name.
         weights: of every term.
         needs_teacher: `terms` asks the teacher.
-        others: of an objective that differentiates twice, for its term "jacobian": computes the other terms, for the
-            steps that leave that one out; None where nothing is differentiated twice.
+        terms_without_jacobian: of an objective that differentiates twice: computes its terms but "jacobian", for steps
+            that leave that one out. None where nothing is differentiated twice.
         jacobian: options of that term.
-        denoising_optional: `terms` leaves the term "denoising" out where it is told `denoising=False`: a weight of 0.
+        denoising_optional: `terms` leaves the term "denoising" out where it is given `denoising=False`: a weight of 0.
         options: fields of the recovery's config that `terms` takes by name.
     """
 
     terms: TermsFunction
     weights: Mapping[str, float]
     needs_teacher: bool = False
-    others: TermsFunction | None = None
+    terms_without_jacobian: TermsFunction | None = None
     jacobian: JacobianConfig = field(default_factory=JacobianConfig)
     denoising_optional: bool = False
     options: tuple[str, ...] = ()
 
     @property
     def differentiates_twice(self) -> bool:
-        return self.others is not None
+        return self.terms_without_jacobian is not None
 
     def layers(self, student: nn.Module, teacher: nn.Module | Teacher | None) -> AbstractContextManager[None]:
         """What a step's forward and backward passes must run in."""
@@ -84,8 +84,10 @@ class Objective:
     def without_denoising(self) -> Objective:
         """The objective that does not look at the process's noisy target at all."""
         weights = {name: value for name, value in self.weights.items() if name != DENOISING}
-        others = self.others and partial(self.others, denoising=False)
-        return replace(self, terms=partial(self.terms, denoising=False), weights=weights, others=others)
+        simpler = replace(self, terms=partial(self.terms, denoising=False), weights=weights)
+        if self.terms_without_jacobian is None:
+            return simpler
+        return replace(simpler, terms_without_jacobian=partial(self.terms_without_jacobian, denoising=False))
 
     @property
     def balances(self) -> bool:
@@ -93,12 +95,12 @@ class Objective:
 
     def at(self, step: int) -> Objective:
         """The objective of optimizer step `step` (0, 1, ...): the Jacobian term is in the last of n steps, n-fold."""
-        if self.others is None:
+        if self.terms_without_jacobian is None:
             return self
         every_n = self.jacobian.every_n
         if (step + 1) % every_n:  # counted as the log counts, so that its lines meet the term
             weights = {name: value for name, value in self.weights.items() if name != JACOBIAN}
-            return replace(self, terms=self.others, weights=weights, others=None)
+            return replace(self, terms=self.terms_without_jacobian, weights=weights, terms_without_jacobian=None)
         return self.weighted({JACOBIAN: every_n * self.weights[JACOBIAN]})
 
     def weighted(self, weights: Mapping[str, float]) -> Objective:
@@ -147,9 +149,9 @@ def distillation_terms(
         network = as_teacher(teacher).network
         assert network is not None
         with torch.no_grad():
-            told = process.predict(network, draw.conditions)
+            taught = process.predict(network, draw.conditions)
         terms = {"denoising": process.errors(student, draw.conditions).mean()} if denoising else {}
-        return {**terms, "distillation": F.mse_loss(process.predict(student, draw.conditions), told)}
+        return {**terms, "distillation": F.mse_loss(process.predict(student, draw.conditions), taught)}
     x_t = process.add_noise(draw.sample, draw.noise, draw.timesteps)
     prediction = predict(student, *at(x_t, draw))
     taught = as_teacher(teacher).output(x_t, draw)

@@ -39,7 +39,7 @@ def contents_of(config: RecoveryConfig, null: Conditions) -> Contents:
 
 
 def tuples_for(config: RecoveryConfig, book: BookConfig) -> int:
-    """How many tuples the recovery learns from: as told, or a quarter of its draws, though no fewer than 4,096.
+    """How many tuples the recovery learns from: as given, or a quarter of its draws, though no fewer than 4,096.
 
     A recovery that draws no more than that reads every tuple once.
     """

@@ -15,7 +15,7 @@ class WeightsArguments(HubOptions, total=False):
     """Which network, and where it goes; what is left out, or None, has its default.
 
     Attributes:
-        component: of a pipeline: unet, transformer or vae; by default the first two's one that is there.
+        component: of a pipeline: unet, transformer or vae; by default whichever of unet and transformer is there.
         device: where to. By default objects stay where they are, and what is loaded goes to the accelerator, if any.
         subfolder: of what is loaded: the folder of the model or pipeline in it.
         variant: of the weights that are loaded, such as fp16; by default the plain ones, or the only ones there are.

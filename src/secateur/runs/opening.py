@@ -155,8 +155,8 @@ def beside(subject: Subject, model: Any, **arguments: Unpack[NetworkArguments]) 
     shared = of_another_model(arguments)
     shared["device"] = subject.device
     if isinstance(model, nn.Module):
-        told = config_of(shared.get("process")) is not None
-        shared = {"device": subject.device, "process": shared["process"] if told else subject.process}
+        gives_process = config_of(shared.get("process")) is not None
+        shared = {"device": subject.device, "process": shared["process"] if gives_process else subject.process}
     other = open_subject(model, **shared)
     check_comparable(subject, other)
     return other

@@ -190,13 +190,13 @@ def seconds_per_pair(subject: Subject) -> float:
 
 
 def _seconds_of_pass(subject: Subject, batch_size: int) -> float:
-    sample, told = example_batch(subject.model, batch_size)
+    sample, conditions = example_batch(subject.model, batch_size)
     timesteps = subject.process.timesteps(torch.linspace(0.1, 0.9, batch_size)).to(sample.device)
     seconds = []
     for _ in range(TIMED_STEPS):
         synchronize()
         begun = time.perf_counter()
-        loss = denoising_error(subject.model, subject.process, sample, torch.randn_like(sample), timesteps, told)
+        loss = denoising_error(subject.model, subject.process, sample, torch.randn_like(sample), timesteps, conditions)
         loss.mean().backward()
         subject.model.zero_grad(set_to_none=True)
         synchronize()

@@ -230,11 +230,11 @@ def open_book(folder: str | Path, process: Process, dataset: ImageDataset, model
 def tuple_bytes(model: nn.Module, contents: Contents, config: BookConfig) -> int:
     """What a tuple takes, in memory or on disk; found by one pass of the model."""
     itemsize = stored_dtype(config, next(model.parameters()).dtype).itemsize
-    sample, told = example_batch(model, 1)
+    sample, conditions = example_batch(model, 1)
     at = torch.ones(1, dtype=torch.int64, device=sample.device)
     blocks = _chosen(contents, tuple(describe(model).blocks))
     with inference(model), hidden_states(model, blocks) as states:
-        output = predict(model, sample, at, told)
+        output = predict(model, sample, at, conditions)
     held = output.numel()
     for call, *_ in states.values():
         held += call.returned.numel() + (call.taken.numel() if contents.inputs else 0)

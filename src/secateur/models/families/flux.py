@@ -18,7 +18,7 @@ from ..layers.attention import declare_attention
 from ..layers.feedforward import declare_feed_forward
 
 PATCH = 2  # pixels to a token, along each side
-GUIDANCE = 3.5  # what a guidance-distilled Flux is told: the default of diffusers' pipeline
+GUIDANCE = 3.5  # what a guidance-distilled Flux is given: the default of diffusers' pipeline
 SAMPLE_SIZE = 128  # of the latents of 1024 pixels, where the config does not say
 TEXT_TOKENS = 512
 STREAMS = ("encoder_hidden_states", "hidden_states")
@@ -67,13 +67,13 @@ def positions(size: Size, device: torch.device | None = None) -> Tensor:
 
 
 def _arguments(
-    network: FluxTransformer2DModel, x_BCHW: Tensor, timesteps_B: Tensor, told: Mapping[str, Any]
+    network: FluxTransformer2DModel, x_BCHW: Tensor, timesteps_B: Tensor, kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Packed latents, where tokens stand, time in [0, 1], and guidance.
 
-    A model that was distilled from a guided one (FLUX.1-dev) is told `GUIDANCE`, unless `told` has another.
+    A model that was distilled from a guided one (FLUX.1-dev) takes `GUIDANCE`, unless `kwargs` has another.
     """
-    states_BNC = told["encoder_hidden_states"]
+    states_BNC = kwargs["encoder_hidden_states"]
     distilled = {"guidance": torch.full_like(timesteps_B, GUIDANCE, dtype=torch.float32)}
     return {
         "hidden_states": pack(x_BCHW),
@@ -81,7 +81,7 @@ def _arguments(
         "img_ids": positions((x_BCHW.shape[2], x_BCHW.shape[3]), x_BCHW.device),
         "txt_ids": torch.zeros(states_BNC.shape[1], 3, dtype=torch.int64, device=x_BCHW.device),
         **(distilled if network.config.guidance_embeds else {}),
-        **told,
+        **kwargs,
     }
 
 

@@ -43,16 +43,16 @@ def _declare_gated_convolution(builder: StructureBuilder, name: str, feed_forwar
 
 
 def _arguments(
-    network: SanaTransformer2DModel, x_BCHW: Tensor, timesteps_B: Tensor, told: Mapping[str, Any]
+    network: SanaTransformer2DModel, x_BCHW: Tensor, timesteps_B: Tensor, kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Time is scaled as the config says.
 
     Raises:
-        ModelError: a Sana Sprint that is not told its guidance.
+        ModelError: a Sana Sprint without its guidance.
     """
-    if network.config.guidance_embeds and "guidance" not in told:
+    if network.config.guidance_embeds and "guidance" not in kwargs:
         raise ModelError("a Sana with guidance_embeds (Sprint) is trained on another process; this is not supported")
-    return sample_and_timestep(network, x_BCHW, timesteps_B * network.config.timestep_scale, told)
+    return sample_and_timestep(network, x_BCHW, timesteps_B * network.config.timestep_scale, kwargs)
 
 
 def _conditions(model: SanaTransformer2DModel, batch_size: int, draw: Draw) -> Conditions:

@@ -12,7 +12,7 @@ from ..family import Draw, Family, Size
 from .unet2d import describe_unet2d, no_depth
 
 TEXT_TOKENS = 77  # of CLIP
-KNOWN = {  # entries of the config that say what the network is told beside time and text
+KNOWN = {  # entries of the config that say what the network takes beside time and text
     "addition_embed_type": (None, "text", "text_time"),
     "encoder_hid_dim_type": (None, "text_proj"),
     "time_cond_proj_dim": (None,),
@@ -20,10 +20,10 @@ KNOWN = {  # entries of the config that say what the network is told beside time
 
 
 def describe_unet2d_condition(model: UNet2DConditionModel) -> Structure:
-    """Declare `model` as any U-Net of images, once everything that it is told is known.
+    """Declare `model` as any U-Net of images, once everything that it takes is known.
 
     Raises:
-        ValueError: it is told of more than a text of one width: an image, or its own guidance (LCM).
+        ValueError: it takes more than a text of one width: an image, or its own guidance (LCM).
     """
     config: Any = model.config
     widths = config.cross_attention_dim
@@ -31,7 +31,7 @@ def describe_unet2d_condition(model: UNet2DConditionModel) -> Structure:
         raise ValueError(f"a U-Net that reads texts of several widths (cross_attention_dim={widths}) is not supported")
     for entry, known in KNOWN.items():
         if config.get(entry) not in known:
-            raise ValueError(f"a U-Net with {entry}={config[entry]!r} is not supported: it is told of more than a text")
+            raise ValueError(f"a U-Net with {entry}={config[entry]!r} is not supported: it takes more than a text")
     return describe_unet2d(model)
 
 

@@ -58,8 +58,8 @@ def uvit_family(architecture: type[nn.Module]) -> Family:
     )
 
 
-def _arguments(network: Any, x_BCHW: Tensor, timesteps_B: Tensor, told: Mapping[str, Any]) -> dict[str, Any]:
-    return {"x": x_BCHW, "timesteps": timesteps_B} | ({"y": told[LABELS]} if LABELS in told else {})
+def _arguments(network: Any, x_BCHW: Tensor, timesteps_B: Tensor, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    return {"x": x_BCHW, "timesteps": timesteps_B} | ({"y": kwargs[LABELS]} if LABELS in kwargs else {})
 
 
 def _input_shape(model: Any) -> Shape:
