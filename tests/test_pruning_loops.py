@@ -327,7 +327,9 @@ def test_a_latency_is_measured_when_pruning_is_made(monkeypatch):
     assert pruning_of(model, target="latency=60ms", schedule="one-shot").step()
     assert 0.5 * dense < macs(model) <= 0.6 * dense
     with pytest.raises(SecateurError, match="latency=1ms needs latency_of"):
-        PruningOfObjects(unet(), target="latency=1ms", data=DATA, process=DiffusionProcess(), steps=6)
+        PruningOfObjects(
+            unet(), target="latency=1ms", data=DATA, process=DiffusionProcess(), steps=6, schedule="one-shot"
+        )
 
 
 def test_a_state_of_another_pruning_is_refused():
