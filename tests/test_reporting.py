@@ -474,7 +474,7 @@ def test_an_evaluation_of_another_version_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SecateurError, match=r"evaluation.json is damaged: format: invalid enum value 2"):
         write_report(tmp_path)
     write(path, {"format": 1, "reference": "dense", "models": {}})
-    with pytest.raises(SecateurError, match="the reference 'dense' is none of the models"):
+    with pytest.raises(SecateurError, match="the reference 'dense' is not among the models"):
         write_report(tmp_path)
 
 

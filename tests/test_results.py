@@ -79,7 +79,7 @@ def damaged(result: Any, **changes: Any) -> Any:
         (CutResult, damaged(CUT, dims={"x": {"units": 0, "kept": 0}}), r"dims\[...\]: a dim of 0 units cannot keep 0"),
         (CutResult, damaged(CUT, before=None), "before: expected `object`, got `null`"),
         (Evaluation, damaged(evaluation(), models=["dense"]), "models: expected `object`, got `array`"),
-        (Evaluation, damaged(evaluation(), models={}), "the reference 'dense' is none of the models"),
+        (Evaluation, damaged(evaluation(), models={}), "the reference 'dense' is not among the models"),
         (Evaluation, damaged(evaluation(), metrics={}), "the metric 'denoising_loss' is not described"),
         (Evaluation, damaged(evaluation(), format=2), "format: invalid enum value 2"),
         (Trials, {}, "object missing required field `trials`"),

@@ -116,7 +116,7 @@ def prune(
         data: calibration samples; criteria that look at weights alone need none.
         criterion: which criterion ranks the units; ced, deviation, uniform, cosine and loss-change rank blocks only.
         scoring: its options.
-        ranking: what `rank` returned for this model, in the place of a criterion: one ranking serves several targets.
+        ranking: what `rank` returned for this model, instead of a criterion: one ranking serves several targets.
         cut: which cuts are allowed.
         compensation: how what stays is refitted to the dense model, in closed form; None leaves it as it was cut.
         out: folder for the ranking, the cut and the model.
@@ -277,7 +277,7 @@ def evaluate(
         model: see above.
         data: real samples.
         reference: the dense model to compare with; whatever a model may be.
-        metrics: in the place of the evaluation options' own; docs/metrics.md says what each is.
+        metrics: instead of the evaluation options' own; docs/metrics.md says what each is.
         evaluation: what to measure, and of how much.
         cache: folder where evaluations find the samples of the same models again, such as those of one reference.
         out: folder for the numbers, samples and a report; an evaluation that was stopped there goes on.
@@ -338,7 +338,7 @@ def compress(
         cache: folder where the evaluations of several runs find the samples of the same models again.
         out: run folder; a run that was stopped there goes on.
         progress: show how far it is.
-        arguments: as `NetworkArguments` has them, and as `RecipeArguments` has them in the place of the recipe's parts.
+        arguments: as `NetworkArguments` has them, and as `RecipeArguments` has them instead of the recipe's parts.
 
     Returns:
         The run: `.model`, `.pipeline`, `.ranking`, `.cut`, `.evaluation`, `.report()`.

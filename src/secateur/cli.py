@@ -22,11 +22,11 @@ USAGE = "usage: secateur COMMAND ..."
 DESCRIPTION = "Prune pretrained diffusion and flow models, and recover what pruning cost."
 START = """Start with `secateur quickstart`. `secateur COMMAND --help` says what a command takes.
 Every command is a Python function of the same name and arguments."""
-GOES_ON = "what was written stays, and the same command takes it up again"
+GOES_ON = "what was written stays, and the same command resumes"
 LONGEST_LINE = 1000  # of characters, some of which a damaged file may have chosen
 FEWEST_COLUMNS = 40  # of help; in a narrower one it would never end
 COMMANDS = {
-    "quickstart": "the whole job on a small model that comes along, offline, in two minutes",
+    "quickstart": "the whole job on a small embedded model, offline, in two minutes",
     "compress": "prune a model to a target, recover what that cost, evaluate, and write a report",
     "best": "find the recipe that suits a model, within a budget, and compress by it",
     "sweep": "compress one model in many ways, and compare",

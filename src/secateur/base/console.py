@@ -1,4 +1,4 @@
-"""What a person sees of a running function: lines and progress bars, and neither unless `shown` asks for them.
+"""Lines and progress bars for people; nothing is printed or drawn unless `shown` asks for it.
 
 Without it lines go to the logger "secateur" at level INFO, and nothing is drawn.
 """

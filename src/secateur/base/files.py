@@ -50,7 +50,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     except (OSError, SafetensorError) as error:
         raise _error(path, error) from error
     finally:
-        with suppress(OSError):  # gone already, or in a folder that is none: said above
+        with suppress(OSError):  # gone already, or in a folder that does not exist: an error above says so
             temporary.unlink()
 
 
@@ -183,7 +183,7 @@ def read_json(path: str | Path) -> Any:
 
 
 def check_folder(path: str | Path) -> None:
-    """Find that files cannot be written in a folder, which need not be there yet, before long work starts.
+    """Check that files can be written in a folder, which need not be there yet, before long work starts.
 
     Raises:
         SecateurError: a file is in the way, or the rights are missing.

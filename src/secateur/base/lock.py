@@ -1,4 +1,4 @@
-"""One owner for a folder: a lock that its process takes along when it dies."""
+"""One owner for a folder: a lock that is released when its process dies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arrays in `.npz` files of others: sizes are compared with what the file holds before anything is unpacked."""
+"""Arrays in foreign `.npz` files: sizes are compared with what the file holds before anything is unpacked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who writes: a process of a machine, by a name that is on disk beside what it writes, and whether it still runs."""
+"""Which process writes a file: its name stands on disk beside it, and tells whether the process still runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""JSON of others as typed records: every file is read by one function that checks all of it."""
+"""JSON files as typed records: every file is read by one function that checks all of it."""
 
 from __future__ import annotations
 

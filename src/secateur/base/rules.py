@@ -1,4 +1,4 @@
-"""What a setting may be, said beside it: `steps: Annotated[int, at_least(1)] = 500`.
+"""What values a setting may have, written beside it: `steps: Annotated[int, at_least(1)] = 500`.
 
 Types are rules too: an `int` is a whole number of 64 bits, a `float` is finite, a `Literal` has one of its names.
 """
@@ -125,7 +125,7 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature:
 
 
 def _advice(value: Any, hint: Any) -> str | None:
-    """What to give in the place of `value`; None if it is what `hint` says."""
+    """What to give instead of `value`; None if it is what `hint` says."""
     kind, inner = get_origin(hint), get_args(hint)
     if kind is Annotated:
         return _advice(value, inner[0]) or next(

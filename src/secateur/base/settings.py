@@ -1,4 +1,4 @@
-"""Which settings a run may be taken up with again: all that it was begun with, but for those that change no result."""
+"""Settings that may change when a run resumes: those that cannot change its result."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def evaluate(
         data: real images: an image folder, parquet, datasets:NAME, an .npz with images, or digits.
         out: folder to write to.
         reference: the dense model to compare with.
-        metrics: what to measure, in the place of the evaluation options' own; docs/metrics.md says what each is.
+        metrics: what to measure, instead of the evaluation options' own; docs/metrics.md says what each is.
         evaluation: how to measure.
         dry_run: print the predicted time and stop.
     """

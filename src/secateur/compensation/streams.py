@@ -215,7 +215,7 @@ class _BlockRefit:
         return change, Reader(int(rows), x_IRK.shape[2], *share, time.monotonic() - begun)
 
     def _gates(self, call: Call) -> dict[str, Gate]:
-        """The gate of each layer's output: what the block hands on for ones, less what it does for zeros."""
+        """The gate of each layer's output: what the block returns for ones, less what it returns for zeros."""
         empty = _without_streams(call, self.block, self.module)
 
         def handed_on_for(ones: str | None) -> list[Tensor]:

@@ -19,7 +19,7 @@ class MagnitudeOptions(Options):
     """Options of magnitude.
 
     Attributes:
-        reduction: which entries of a unit count, and how: as those of taylor, with w in the place of w g.
+        reduction: which entries of a unit count, and how: as those of taylor, with w instead of w g.
     """
 
     reduction: Reduction = "abs"

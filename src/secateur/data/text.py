@@ -69,7 +69,7 @@ def text_parts(pipeline: Path | DiffusionPipeline) -> dict[str, Any]:
 
 
 def check_text(pipeline: Path | DiffusionPipeline) -> None:
-    """Find that prompts cannot be encoded, before long work starts.
+    """Check that prompts can be encoded, before long work starts.
 
     Raises:
         ModelError: a pipeline that is not in the table, a folder that it lacks, or transformers is not installed.

@@ -1,4 +1,4 @@
-"""Compare models at one stroke: cost, denoising loss, distance from the dense model and from the data."""
+"""Compare models: cost, denoising loss, distance from the dense model and from the data."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def plan_evaluation(
     decode: Callable[[Tensor], Tensor] | None = None,
     network: FeatureNetwork | None = None,
 ) -> Plan:
-    """Find what `config` asks for and these models and images cannot answer; arguments as of `evaluate_models`.
+    """Check that `config` can be measured of these models and images; arguments as of `evaluate_models`.
 
     A metric that was named is refused where it cannot be had; one of the defaults is left out with a note.
 
@@ -123,7 +123,7 @@ def _draws(process: Process) -> bool:
 
 
 def check_shape(model: nn.Module, dataset: ImageDataset) -> None:
-    """Find that the data was opened for another model.
+    """Check that the data has the shape that the model takes.
 
     Raises:
         DataError: its shape is not the model's.

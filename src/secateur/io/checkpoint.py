@@ -94,7 +94,7 @@ def from_pretrained(
     """Load a dense or pruned model, in eval mode, from a folder, a pipeline folder, a hub id or a single file.
 
     Args:
-        path_or_id: where it is, or digits-unet or digits-sit, which come along; a `.safetensors` file is one of the
+        path_or_id: where it is, or an embedded model (digits-unet, digits-sit); a `.safetensors` file is one of the
             original authors' (Stable Diffusion, Flux).
         component: which part of a pipeline: unet, transformer or vae; by default whichever of the first two is there.
         subfolder: the folder in it that the model or pipeline is in.

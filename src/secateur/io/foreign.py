@@ -1,4 +1,4 @@
-"""The edge to other libraries: what they raise is said in one line, and what they build is bounded."""
+"""Calls into other libraries: their errors become one line, and what they build is bounded in size."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def pipeline_class(pipeline: Path) -> str:
 
 
 def check_pipeline(pipeline: Path) -> None:
-    """Find what must not reach a loader of diffusers or transformers, before one sees the folder.
+    """Check that nothing in the folder is unsafe for the loaders of diffusers and transformers, before they see it.
 
     Raises:
         ModelError: as `components`, `pipeline_class`, `checked` and `check_no_code`; an index of weights that names
@@ -76,7 +76,7 @@ def autoencoder_of(pipeline: Path) -> Path | None:
 
 
 def check_transformers(name_or_folder: str | Path) -> None:
-    """Find what must not reach a loader of transformers; a hub id is left to its `trust_remote_code=False`.
+    """Check that nothing is unsafe for the loader of transformers; a hub id is left to its `trust_remote_code=False`.
 
     Raises:
         ModelError: as `check_pipeline`, of one model's folder.
@@ -88,7 +88,7 @@ def check_transformers(name_or_folder: str | Path) -> None:
 
 
 def check_no_code(files: Iterable[Path]) -> None:
-    """Find that transformers would run, or ask whether to run, code beside a config.
+    """Check that a config names no code that transformers would run, or ask whether to run.
 
     Raises:
         ModelError: one of `files` is a config with `auto_map`.

@@ -39,7 +39,7 @@ class Place:
 
     @property
     def root(self) -> Path:
-        """What was downloaded or copied together; links inside of it are followed."""
+        """The folder that was downloaded or copied as a whole; links inside it are followed."""
         around = self.folder.parent
         return self.pipeline or (around if (around / INDEX).is_file() else self.folder)
 

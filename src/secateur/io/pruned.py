@@ -24,7 +24,7 @@ _CLASSES: dict[tuple[type[Any], bool], type[Any]] = {}
 
 
 class Pruned:
-    """What a pruned model does otherwise than its dense class. See `for_diffusers`."""
+    """What a pruned model does differently from its dense class. See `for_diffusers`."""
 
     def save_config(self, save_directory: Any, push_to_hub: bool = False, **options: Any) -> None:
         """Write `config.json` with a pointer to the manifest, and the manifest as `pruning.json`."""

@@ -42,7 +42,7 @@ def sampler(process: Process, name: str | None = None) -> Any:
         raise SecateurError(f"{name} does not sample a {kind} model; use {fitting}")
     settings = {name: base.config[name] for name in OF_THE_PROCESS}
     if "variance_type" in options and str(base.config.get("variance_type")).startswith("learned"):
-        settings["variance_type"] = "fixed_small"  # `predict` hands on the mean alone
+        settings["variance_type"] = "fixed_small"  # `predict` returns the mean alone
     return chosen.from_config(base.config, **settings)
 
 

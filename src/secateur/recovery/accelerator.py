@@ -31,7 +31,7 @@ def precision_on(config: RecoveryConfig, device: torch.device) -> Literal["no", 
 
 
 def check_accelerator(config: RecoveryConfig, device: torch.device) -> None:
-    """Find what `make_accelerator` would refuse, before long work starts.
+    """Check that `make_accelerator` will succeed, before long work starts.
 
     Raises:
         TrainingError: a tracker is missing, the device has no fp16, the batch does not divide by the processes, or its

@@ -104,7 +104,7 @@ class Objective:
         return self.weighted({JACOBIAN: every_n * self.weights[JACOBIAN]})
 
     def weighted(self, weights: Mapping[str, float]) -> Objective:
-        """The objective with `weights` in the place of its own."""
+        """The objective with `weights` instead of its own."""
         return replace(self, weights={**self.weights, **weights})
 
     def scaled(self, factor: float) -> Objective:

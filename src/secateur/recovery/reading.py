@@ -48,7 +48,7 @@ def tuples_for(config: RecoveryConfig, book: BookConfig) -> int:
 
 
 def check_contents(book: Book, config: RecoveryConfig) -> None:
-    """Find that a book lacks what the objective asks for.
+    """Check that a book holds what the objective asks for.
 
     Raises:
         TrainingError: it does, or it was drawn with other flips or another label dropout.

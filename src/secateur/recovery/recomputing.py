@@ -12,7 +12,7 @@ from ..base.errors import TrainingError
 
 
 def check_recomputing(model: nn.Module) -> None:
-    """Find that `model` cannot recompute its activations, before long work starts.
+    """Check that `model` can recompute its activations, before long work starts.
 
     Raises:
         TrainingError: it cannot.

@@ -205,7 +205,7 @@ class _Run:
         return nn.Module.to(self.state.ema.model, self.dtype)  # past diffusers' warning, for a CPU in half precision
 
     def _agree(self) -> None:
-        """Find that processes would go on from different steps: they do not see the same folder."""
+        """Check that all processes resume from the same step; they do not if they see different folders."""
         own = torch.tensor([self.state.step], device=self.accelerator.device)
         steps = self.accelerator.gather(own).tolist()
         if len(set(steps)) > 1:

@@ -96,7 +96,7 @@ class Evaluation(Displayed):
 
     def __post_init__(self) -> None:
         if self.reference not in self.models:
-            raise ValueError(f"the reference {self.reference!r} is none of the models")
+            raise ValueError(f"the reference {self.reference!r} is not among the models")
         unknown = {key for model in self.models.values() for key in model.estimates} - self.metrics.keys()
         if unknown:
             raise ValueError(f"the metric {min(unknown)!r} is not described")

@@ -23,7 +23,7 @@ class Table:
         columns: their names.
         rows: values for programs.
         notes: remarks on cells, by row and column, for people.
-        shown: what people read in the place of a value, by row and column: one with its uncertainty, for example.
+        shown: what people read instead of a value, by row and column: one with its uncertainty, for example.
     """
 
     columns: tuple[str, ...]

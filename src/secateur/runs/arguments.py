@@ -45,7 +45,7 @@ class NetworkArguments(ModelArguments, total=False):
     """Which model, also one that the library does not know how to call or to judge.
 
     Attributes:
-        forward: (model, batch) -> output, in the place of a process and of the library's own way to call the network.
+        forward: (model, batch) -> output, instead of a process and of the library's own way to call the network.
         loss: (model, batch) -> scalar, likewise.
     """
 

@@ -93,7 +93,7 @@ def best(
         settings |= {"shared": shared, "evaluation": evaluation}
         with run_folder(out, {**places, **settings}, bench.inputs) as run:
             if begun is not None and not path.is_file():
-                write_result(path, begun)  # before the first trial: a search that is taken up keeps its steps
+                write_result(path, begun)  # before the first trial: a search that resumes keeps its steps
             search = replace(search, bench=warm_up(bench, run, shared))
             search.finish(run, search.find(run, read_result(Trials, path)))
             shutil.rmtree(run / CACHE, ignore_errors=True)
@@ -115,7 +115,7 @@ def open_search(
     """The candidates and the search among them.
 
     Raises:
-        SecateurError: a budget that is none, an unknown recipe, or a target that cannot be read.
+        SecateurError: no budget or two, an unknown recipe, or a target that cannot be read.
     """
     one_process("best")
     require(

@@ -38,7 +38,7 @@ from .subject import Subject
 
 
 def check_ranking(subject: Subject, dataset: ImageDataset | None, criterion: str) -> None:
-    """Find what would stop a ranking.
+    """Check that a ranking can run.
 
     Raises:
         SecateurError: data that the criterion needs is not there or has other classes, or there is nothing to rank.
@@ -55,7 +55,7 @@ def check_pruning(
     cut: CutConfig,
     ranking: Ranking | None = None,
 ) -> CutResult | None:
-    """Find what would stop a cut in one shot, by a `ranking` that is there or by a new one; returns the planned one.
+    """Check that a one-shot cut can be made, by the given `ranking` or by a new one; returns the planned cut.
 
     Raises:
         SecateurError: as `check_ranking`; the criterion does not rank what is to be cut; the target is out of reach;
@@ -74,7 +74,7 @@ def check_pruning(
 def check_finetuning(
     subject: Subject, dataset: ImageDataset, recovery: RecoveryConfig, teacher: Subject | None, book: Book | None = None
 ) -> None:
-    """Find what would stop a recovery (`check_recovery`), also a teacher that is no teacher of this model."""
+    """Check that a recovery can run (`check_recovery`), and that the teacher is one of this model."""
     if teacher is not None:
         check_comparable(subject, teacher)
     taught_by = book or (None if teacher is None else teacher.model)
@@ -87,7 +87,7 @@ def check_finetuning(
 def check_evaluating(
     subject: Subject, dataset: ImageDataset, evaluation: EvaluationConfig, reference: Subject | None
 ) -> dict[str, nn.Module]:
-    """Find what would stop an evaluation; returns the models to compare, the reference first.
+    """Check that an evaluation can run; returns the models to compare, the reference first.
 
     Raises:
         SecateurError: as `check_evaluation`; a reference that is none of this model.
@@ -103,7 +103,7 @@ def check_evaluating(
 def check_compression(
     subject: Subject, dataset: ImageDataset | None, goal: Target, settings: Recipe
 ) -> CutResult | None:
-    """Find what would stop a compression, as far as that can be seen without data; returns the planned cut.
+    """Check that a compression can run; returns the planned cut. Without data, what depends on it is not checked.
 
     Raises:
         SecateurError: the recipe does not fit the model, the data or the steps, or the target is out of reach.
@@ -146,7 +146,7 @@ def _check_calibration(subject: Subject, dataset: ImageDataset | None, criterion
 def check_recovery(
     model: nn.Module, dataset: ImageDataset | None, recovery: RecoveryConfig, teacher: nn.Module | Book | None
 ) -> None:
-    """Find what would stop the recovery, before long work starts, as far as that can be seen without data.
+    """Check that the recovery can run, before long work starts. Without data, what depends on it is not checked.
 
     Raises:
         SecateurError: an unknown objective, a missing teacher, latents to be mirrored, labels that do not fit, or what
@@ -163,7 +163,7 @@ def check_recovery(
 
 
 def check_comparable(subject: Subject, dense: Subject) -> None:
-    """Find that two models answer different questions, so that neither can be a reference or a teacher of the other.
+    """Check that two models solve the same task, so that one can be a reference or a teacher of the other.
 
     Raises:
         SecateurError: their processes, input shapes or classes differ.
@@ -180,7 +180,7 @@ def check_comparable(subject: Subject, dense: Subject) -> None:
 
 
 def check_new_labels(dataset: ImageDataset) -> None:
-    """Find that there are no labels to learn, before long work starts.
+    """Check that there are labels to learn, before long work starts.
 
     Raises:
         DataError: the data has none.
@@ -190,7 +190,7 @@ def check_new_labels(dataset: ImageDataset) -> None:
 
 
 def check_schedule(recipe: Recipe, granularity: Granularity) -> None:
-    """Find that pruning would not be done before the budget is, before long work starts.
+    """Check that pruning is done before the steps of recovery are, before long work starts.
 
     Raises:
         SecateurError: the stages take as many steps as there are, or more; or they drop blocks, and widths are asked.

@@ -85,7 +85,7 @@ class Planning:
 def run_settings(
     subject: Subject, goal: Target, data: str | None, settings: Recipe, warmup: WarmupConfig | None = None
 ) -> dict[str, Any]:
-    """What `config.json` of a compression says, and what a command that takes it up must share."""
+    """What `config.json` of a compression says, and what a command that resumes it must share."""
     places = {"model": subject.name, "target": str(goal), "data": data, "recipe": settings.name}
     parts = {name: value for name, value in asdict(settings).items() if name != "name"}
     return {"command": "compress", **places, **subject.settings, "warmup": warmup, **parts}
@@ -226,7 +226,7 @@ def resolve(
     seed: int | None = None,
     **parts: Any,
 ) -> Recipe:
-    """The recipe with what was given, which is not None, in the place of its own; `parts` are fields of `Recipe`.
+    """The recipe with what was given, which is not None, instead of its own; `parts` are fields of `Recipe`.
 
     What the recipe chose for its own criterion or objective does not go over to another: options, weights, and how to
     compute Jacobian products.

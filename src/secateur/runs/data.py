@@ -1,4 +1,4 @@
-"""The data that a function works on, whatever a user hands over, as a data set that fits the model."""
+"""The data that a function works on, opened from whatever a user gives, as a data set that fits the model."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
     inputs = {"model": tensors_fingerprint(model.state_dict()), "data": dataset.fingerprint}
     with run_folder(out, {"command": "prune", "model": path, ...}, inputs) as run:
-        ...  # write in `run`; the same command takes it up where it was stopped
+        ...  # write in `run`; the same command resumes where it was stopped
 
 Inside the block the folder is locked, so that a second process is refused. `config.json` says what the run was begun
 with; a command with other settings is refused, and so are other inputs, known by their contents. Where they may lie

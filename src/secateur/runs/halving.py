@@ -62,7 +62,7 @@ def rounds_of(candidates: int, budget_steps: int) -> list[Round]:
 
 
 def check_rounds(rounds: Sequence[Round], budget_steps: int) -> None:
-    """Find that trials would be too short to say anything.
+    """Check that trials are long enough to say anything.
 
     Raises:
         SecateurError: those of the first round are.

@@ -66,7 +66,7 @@ class Pruning(PruningOfObjects):
             data: calibration samples, as of `secateur.prune`; the loop's own data will do.
             steps: the optimizer steps that the loop will take.
             process: how the model was trained: a name, a diffusers scheduler, its config, or a `Process`.
-            forward, loss: functions of (model, batch), in the place of a process; `close()` takes them off the model.
+            forward, loss: functions of (model, batch), instead of a process; `close()` takes them off the model.
             schedule: one-shot, progressive or adaptive, or the config of one of the last two.
             optimizer: whose state is cut along.
             ema: the moving average: ours, torch's AveragedModel, diffusers' EMAModel, or a module of the same class.

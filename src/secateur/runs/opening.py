@@ -36,7 +36,7 @@ SHAPE = (1, 1, 1)  # of the sample, which such a network has no use for
 def opened(
     model: Any, data: Any, new_labels: bool = False, **arguments: Unpack[NetworkArguments]
 ) -> Iterator[tuple[Subject, ImageDataset | None]]:
-    """The subject and the data set that a user means, for the block; no data set where there is no data.
+    """Open a model and its data for the block; without data there is no data set.
 
     Raises:
         SecateurError: as `open_subject` and `open_data`; user's functions that do not fit the model or the data.
@@ -139,7 +139,7 @@ def _repeated(arguments: Mapping[str, Any], count: int) -> dict[str, Any]:
 
 
 def beside(subject: Subject, model: Any, **arguments: Unpack[NetworkArguments]) -> Subject:
-    """A teacher or a reference of the subject's model, by the arguments that opened that; a module has its process.
+    """A teacher or a reference of the subject's model, opened with its arguments; a module has the subject's process.
 
     Raises:
         SecateurError: as `open_subject`; it answers other questions than the subject's model.

@@ -38,7 +38,7 @@ METRICS = {"ssim": ("consistency", "SSIM to the dense model's samples"), "loss":
 
 
 def check_quality(subject: Subject, goal: Target, one_shot: bool = True) -> None:
-    """Find what stands against a target of quality; any other target passes.
+    """Check that a target of quality can be pursued; any other target passes.
 
     Raises:
         SecateurError: several processes, a schedule that cuts during the recovery, or a network that is not sampled.

@@ -70,7 +70,7 @@ def record(
 
 
 def opened_book(book: Any, subject: Subject, dataset: ImageDataset, teacher: Subject | None = None) -> Book:
-    """The book that a user means: one in memory, or a folder.
+    """A book in memory, or read from its folder.
 
     Raises:
         SecateurError: it is not whole, or of another teacher, process or data.

@@ -109,7 +109,7 @@ class Searcher:
         return Trials(tuple(skipped), search)
 
     def _check_features(self) -> None:
-        """Find that there is no Fréchet distance to judge by, before any trial."""
+        """Check that there is a Fréchet distance to judge by, before any trial."""
         subject, judged = self.bench.subject, replace(self.evaluation, metrics=("frechet",))
         try:
             plan_evaluation({"dense": subject.model}, subject.process, self.bench.dataset, judged)

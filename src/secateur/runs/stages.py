@@ -132,7 +132,7 @@ def rank_stage(
 
 
 def given_ranking(folder: Path | None, ranking: Ranking) -> Ranking:
-    """A ranking that was made before, in the place of what `rank_stage` makes."""
+    """A ranking that was made before, instead of what `rank_stage` makes."""
     ranking = kept(folder, "ranking.json", Ranking, lambda: ranking)
     if folder is not None and is_main_process():
         write_ranking(folder)
@@ -290,7 +290,7 @@ def book_place(
 def settle_stage(
     folder: Path | None, subject: Subject, target: Target, config: CutConfig, cut: CutResult, decisions: Decisions
 ) -> CutResult:
-    """The cut that the decisions of the recovery came to, in the place of the planned one; writes `cut.json` anew."""
+    """The cut that the decisions of the recovery came to, instead of the planned one; writes `cut.json` anew."""
     if set(cut.removed_blocks) == set(decisions.removed_blocks):
         return cut  # a latency would be measured anew, and be another
     result = settled(subject.model, subject.structure, target, decisions.removed_blocks, config, latency_of)

@@ -1,4 +1,4 @@
-"""The model that a function works on, whatever a user hands over, with all that belongs to it."""
+"""The model that a function works on, opened from whatever a user gives, with its process and structure."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Subject:
         return None if self.loaded.vae is None else open_autoencoder(self.loaded.vae, self.device)
 
     def with_model(self, model: nn.Module) -> Subject:
-        """The subject with `model` in the place of its own, described anew."""
+        """The subject with `model` instead of its own, described anew."""
         return replace(self, loaded=replace(self.loaded, model=model), structure=described(self.name, model))
 
     def selected(self, cut: CutConfig) -> Subject:
@@ -110,12 +110,12 @@ class Subject:
 
 
 def open_subject(model: Any, process: ProcessLike = None, **arguments: Unpack[WeightsArguments]) -> Subject:
-    """The subject that a user means by `model`.
+    """Open `model`, whatever kind of model it is.
 
     Args:
         model: a folder, a hub id or an embedded model; a module or a pipeline, which stay where and as they are; or
             what `secateur.load` returned.
-        process: how the model was trained, where that is not beside it or another.
+        process: how the model was trained, where its folder or pipeline does not say, or instead of that.
         arguments: as `ModelArguments` has them.
 
     Raises:
@@ -136,7 +136,7 @@ def open_subject(model: Any, process: ProcessLike = None, **arguments: Unpack[We
 
 
 def open_weights(model: Any, default_device: str = "auto", **arguments: Unpack[WeightsArguments]) -> nn.Module:
-    """The network that a user means by `model`, for what needs no process; as `open_subject` otherwise.
+    """The network of `model`, for what needs no process; as `open_subject` otherwise.
 
     What is loaded goes to the `default_device` unless another is given.
     """

@@ -45,7 +45,7 @@ RANKED = ("criterion", "scoring")  # the settings that a ranking depends on, bes
 
 @dataclass(frozen=True)
 class TrialConfig:
-    """What all trials share, in the place of their recipes' own; None leaves a recipe as it is.
+    """What all trials share, instead of their recipes' own; None leaves a recipe as it is.
 
     Attributes:
         batch_size: images per recovery step.
@@ -170,7 +170,7 @@ def make_trial(
     steps: int | None = None,
     evaluation: EvaluationConfig | None = None,
 ) -> Trial:
-    """The trial of `recipe` with the parts that were chosen in the place of its own.
+    """The trial of `recipe` with the parts that were chosen instead of its own.
 
     A criterion that ranks blocks only removes blocks. The seed is that of scoring and recovery; the samples of all
     trials come from the evaluation's own, so that they can be compared.

@@ -49,7 +49,7 @@ def granularity_for(target: Target, config: CutConfig) -> Granularity:
 
 
 def check_criterion(criterion: str, structure: Structure, granularity: Granularity = "depth") -> None:
-    """Find that `criterion` cannot rank what is to be cut, before long work starts.
+    """Check that `criterion` can rank what is to be cut, before long work starts.
 
     Raises:
         SecateurError: it ranks blocks only, and there are none, or widths are to be cut.

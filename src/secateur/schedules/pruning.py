@@ -269,7 +269,7 @@ def fitted(schedule: Schedule, steps: int) -> ProgressiveConfig | AdaptiveConfig
 
 
 def check_fits(schedule: ProgressiveConfig | AdaptiveConfig | None, steps: int, drops_blocks_only: bool) -> None:
-    """Find that pruning would not be done before training is.
+    """Check that pruning is done before training is.
 
     Raises:
         SecateurError: the stages take as many steps as there are, or more; or they drop blocks, and widths are asked.

@@ -1,4 +1,4 @@
-"""Does a declaration tell the truth? Masks against removal, for every width and block alone and for random cuts."""
+"""Checks a declared structure: masks against removal, for every width and block alone and for random cuts."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ class Block:
     Attributes:
         name: of the module.
         listed: an element of a list that the model runs through, which it leaves; the others are replaced by `Skip`.
-        returns: arguments of `forward` that the module hands on, in the order of the tuple that it returns; empty where
+        returns: arguments of `forward` that the module returns, in the order of the tuple that it returns; empty where
             it returns one bare tensor, the successor of its first argument.
     """
 
@@ -96,7 +96,7 @@ class Block:
 
     @property
     def image(self) -> int:
-        """Which of the tensors that it hands on is the image's."""
+        """Which of the tensors that it returns is the image's."""
         return self.returns.index("hidden_states") if self.returns else 0
 
 

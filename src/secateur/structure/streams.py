@@ -1,4 +1,4 @@
-"""What flows through a block: the tensors that it takes, changes and hands on."""
+"""What flows through a block: the tensors that it takes, changes and returns."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Stream(NamedTuple):
 
 
 def streams_of(block: Block, module: nn.Module) -> tuple[Stream, ...]:
-    """The parameters of the block's `module` that it hands on, in the order in which it returns them."""
+    """The parameters of the block's `module` that it returns unchanged or changed, in that order."""
     names = list(inspect.signature(module.forward).parameters)
     return tuple(Stream(names.index(name), name) for name in block.returns or names[:1])
 

@@ -27,7 +27,7 @@ class FrechetOptions:
     """Options of the metric frechet.
 
     Attributes:
-        statistics: .npz with mu and sigma (pytorch-fid) that the distance is to, in the place of the data's.
+        statistics: .npz with mu and sigma (pytorch-fid) that the distance is to, instead of the data's.
         save_statistics: folder to write mu and sigma of the data and of every model's samples to, as .npz files.
     """
 

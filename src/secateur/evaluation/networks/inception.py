@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from pickle import UnpicklingError  # what torch.load raises for a file that is none of its own
+from pickle import UnpicklingError  # what torch.load raises for a file of another kind
 from typing import Any
 
 import torch

@@ -1,4 +1,4 @@
-"""The blocks of a model: elements of lists, each of which hands on what it takes."""
+"""The blocks of a model: elements of lists, each of which returns tensors like those that it takes."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _streams(calls: list[list[_Call]]) -> dict[int, str]:
 
 
 def _returns(call: _Call, streams: Mapping[int, str]) -> tuple[str, ...] | None:
-    """The arguments that the call handed on, in order; empty for one bare tensor; None if it is no block."""
+    """The arguments that the call returned, in order; empty for one bare tensor; None if it is no block."""
     tensors = _tensors(call.returned)
     if tensors is None:
         return None
