@@ -48,19 +48,19 @@ def fashion() -> Any:
     return load_data(path, (1, 16, 16))
 
 
-def unet(sample_size: int, channels: tuple[int, ...], layers: int) -> UNet2DModel:
-    """A DDPM U-Net with attention in all levels but the outermost; few norm groups leave a fine pruning grain."""
-    inner = len(channels) - 1
+def unet(sample_size: int, channels: tuple[int, ...], layers: int, head: int = 16, outer: int = 1) -> UNet2DModel:
+    """A DDPM U-Net with attention in all but the `outer` levels; few norm groups leave a fine pruning grain."""
+    inner = len(channels) - outer
     return UNet2DModel(
         sample_size=sample_size,
         in_channels=1,
         out_channels=1,
         block_out_channels=channels,
         layers_per_block=layers,
-        down_block_types=("DownBlock2D", *["AttnDownBlock2D"] * inner),
-        up_block_types=(*["AttnUpBlock2D"] * inner, "UpBlock2D"),
+        down_block_types=(*["DownBlock2D"] * outer, *["AttnDownBlock2D"] * inner),
+        up_block_types=(*["AttnUpBlock2D"] * inner, *["UpBlock2D"] * outer),
         norm_num_groups=4,
-        attention_head_dim=16,
+        attention_head_dim=head,
     )
 
 
@@ -114,11 +114,11 @@ DENSE = {
     "digits-sit": Dense(lambda: sit(8), FLOW, digits, ASSETS / "digits-sit", replace(CONFIG, steps=5_000)),
     "digits-dit": Dense(lambda: sit(8), DIFFUSION, digits, MODELS / "digits-dit", replace(CONFIG, steps=5_000)),
     "fashion-unet": Dense(
-        lambda: unet(16, (32, 64, 96), 1),
+        lambda: unet(16, (64, 64, 64), 1, head=32, outer=2),
         DIFFUSION,
         fashion,
-        MODELS / "fashion-unet",
-        replace(CONFIG, steps=2_500),
+        ASSETS / "fashion-unet",
+        replace(CONFIG, steps=5_000, optimizer="muon", ema_decay=0.9995),
     ),
     "fashion-sit": Dense(lambda: sit(16), FLOW, fashion, MODELS / "fashion-sit", replace(CONFIG, steps=1_000)),
 }

@@ -410,5 +410,5 @@ def quickstart(
 ) -> Run:
     """Prune the embedded U-Net to half its MACs, recover it, and measure it; offline, in under two minutes."""
     return compress(
-        "digits-unet", target=target, data="digits", recipe="quickstart", seed=seed, out=out, progress=progress
+        "fashion-unet", target=target, data="fashion", recipe="quickstart", seed=seed, out=out, progress=progress
     )

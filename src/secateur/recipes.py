@@ -198,18 +198,19 @@ def decoder() -> Recipe:
 def quickstart() -> Recipe:
     """A whole compression of the embedded U-Net in under two minutes on two CPU cores: `default`, in small."""
     return Recipe(
-        scoring=ScoringConfig(num_timesteps=50, num_images=64),
+        scoring=ScoringConfig(num_timesteps=16, num_images=64),
         compensates=True,
         recovery=RecoveryConfig(
-            steps=300,
+            steps=150,
             batch_size=64,
+            optimizer="muon",
             learning_rate=1e-3,
             lr_schedule="cosine",
             warmup_steps=20,
-            checkpoint_every=100,
+            checkpoint_every=50,
             **WITHOUT_NOISE,
         ),
-        evaluation=EvaluationConfig(),
+        evaluation=EvaluationConfig(num_images=500, num_inference_steps=20),
     )
 
 

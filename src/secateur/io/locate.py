@@ -16,7 +16,7 @@ from .index import INDEX, components
 
 Component = Literal["unet", "transformer", "vae"]
 COMPONENTS = ("unet", "transformer")
-EMBEDDED = ("digits-unet", "digits-sit")  # models that come with the package
+EMBEDDED = ("fashion-unet", "digits-unet", "digits-sit")  # models that come with the package
 ASSETS = Path(str(files("secateur"))) / "assets"
 OTHER_VARIANTS = ["*.fp16*.safetensors", "*.bf16*.safetensors", "*.non_ema*.safetensors"]
 
