@@ -158,6 +158,10 @@ Every class of `diffusers.models` with Transformer or DiT in its name, on a smal
 {count} have widths that were found by tracing and proven: masks equal removal, width by width, block by block, and in
 random cuts of many. What is not in the table stays whole. Written by `make torture` (`tests/test_discovery.py`).
 
+Plans count MACs without running a network. Those of `ErnieImage`, `GlmImage`, `Helios`, `HiDreamImage`,
+`HunyuanVideo15`, `Ideogram4`, `Mochi` and `QwenImage21` cannot be counted so, since their passes depend on values that
+they compute, or on the device; a plan of them is refused in one line.
+
 Classes that are declared by hand ([adding an architecture](adding-an-architecture.md)) have more; here they are taken
 for unknown ones. `*` stands for the number of a layer, and the numbers in brackets count layers.
 

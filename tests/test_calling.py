@@ -8,10 +8,11 @@ from torch import nn
 from models import dit, flux, half, sample_for, sana, uvit
 from secateur import register_family, register_structure
 from secateur.base.errors import ModelError
-from secateur.models.families.flux import GUIDANCE, pack, positions, unpack
+from secateur.models.families.flux import GUIDANCE
 from secateur.models.family import Family
 from secateur.models.jacobian import higher_order, project, unit_directions
 from secateur.models.network import class_count, example_batch, example_inputs, input_shape, null_class
+from secateur.models.packing import pack, positions, unpack
 from secateur.models.predict import predict
 from secateur.models.registry import describe
 from secateur.process.flow import FlowProcess

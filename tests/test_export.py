@@ -124,6 +124,7 @@ def test_half_precision_onnx_with_text(make, tmp_path):
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     about = export(pruned(make), tmp_path / "out", "onnx", batch_size=2, size=(8, 8), dtype="float16")
     assert about["precision_difference"] > 0
+    assert min(about["milliseconds"], about["milliseconds_before"]) > 0
     assert 0 < about["largest_difference"] <= 1e-2 * about["largest_output"]
 
 

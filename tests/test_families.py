@@ -2,20 +2,23 @@
 
 import copy
 from fnmatch import fnmatch
+from functools import partial
 
 import pytest
 import torch
-from diffusers import ConfigMixin, ModelMixin
+from diffusers import ChromaTransformer2DModel, ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
+import architectures
 import models
 from secateur import Family, register_family, register_structure
 from secateur.io.manifest import apply_cut
 from secateur.models.family import counted
 from secateur.models.network import as_network, example_batch, example_inputs, input_shape
 from secateur.models.predict import predict
-from secateur.models.registry import BUILT_IN, describe, families, family_of
+from secateur.models.registry import BUILT_IN, DISCOVERED, describe, families, family_of
 from secateur.structure import Block, Cut, StructureBuilder, check_structure
 from secateur.structure.cost import cost_model
 
@@ -31,17 +34,26 @@ MAKERS = {
     "AutoencoderKLDecoder": lambda: as_network(models.autoencoder()),
     "UViT": models.uvit,
 }
+DISCOVERED_MAKERS = {
+    family.architecture.__name__: partial(architectures.small, family.architecture.__name__) for family in DISCOVERED
+}
+ALL = [*MAKERS, *(pytest.param(name, marks=pytest.mark.slow) for name in DISCOVERED_MAKERS)]  # each is proven first
 OF_DEPTH = ["DiTTransformer2DModel", "PixArtTransformer2DModel", "SD3Transformer2DModel", "FluxTransformer2DModel"]
 OF_DEPTH += ["SanaTransformer2DModel"]
 
 
-@pytest.fixture(scope="module", params=MAKERS)
+@pytest.fixture(scope="module", params=ALL)
 def model(request):
-    return as_network(MAKERS[request.param]())
+    return as_network((MAKERS | DISCOVERED_MAKERS)[request.param]())
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path_factory.getbasetemp() / "structures-of-families"))
 
 
 def test_every_family_is_in_this_suite():
-    assert {family.architecture.__name__ for family in BUILT_IN} < set(MAKERS)
+    assert {family.architecture.__name__ for family in BUILT_IN} < set(MAKERS | DISCOVERED_MAKERS)
     assert {family.architecture for family in BUILT_IN} < {family.architecture for family in families()}
 
 
@@ -49,7 +61,7 @@ def test_every_family_is_in_this_suite():
 def test_its_structure_is_proven_on_its_own_example_inputs(model):
     structure = describe(model)
     assert structure.dims
-    assert structure.blocks
+    assert structure.blocks or isinstance(model, ChromaTransformer2DModel)  # whose modulations count the blocks
     inputs = example_inputs(model, 2, (8, 8))
     checks = list(check_structure(model, structure, inputs, random_cuts=2))
     assert [check for check in checks if not check.ok] == []
@@ -58,7 +70,8 @@ def test_its_structure_is_proven_on_its_own_example_inputs(model):
 def test_example_inputs_are_the_same_at_every_call_and_priced(model):
     first, second = (example_inputs(model, 2, (8, 8)) for _ in range(2))
     assert first.keys() == second.keys()
-    assert all(torch.equal(value, second[name]) for name, value in first.items() if isinstance(value, torch.Tensor))
+    pairs = zip(tree_leaves(first), tree_leaves(second), strict=True)
+    assert all(torch.equal(*each) for each in pairs if isinstance(each[0], torch.Tensor))
     assert cost_model(model, describe(model), first)({}).macs > 0
 
 
@@ -66,7 +79,7 @@ def test_its_prediction_has_the_shape_of_a_sample(model):
     sample, told = example_batch(model, 2, (8, 8))
     with torch.no_grad():
         found = predict(model, sample.double(), torch.tensor([30.0, 900.0]), told)
-    assert found.shape == (2, input_shape(model)[0], 8, 8)
+    assert found.shape == (2, *input_shape(model)[:-2], 8, 8)
     assert found.dtype == torch.float64
 
 

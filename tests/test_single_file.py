@@ -67,6 +67,7 @@ def test_a_depth_pruned_model_is_written_and_read_as_one_file(tmp_path, dtype):
     model = apply_cut(wide_sd3(), Cut({}, ("transformer_blocks.1",)))
     about = export(model, tmp_path / "out", "single-file", dtype=dtype, size=(8, 8))
     assert about["largest_difference"] == 0
+    assert about["bytes"] == (tmp_path / "out" / "model.safetensors").stat().st_size
     path = tmp_path / "out" / "model.safetensors"
     with safe_open(path, "pt") as file:
         stored = file.get_slice("joint_blocks.0.x_block.attn.qkv.weight").get_dtype()

@@ -123,7 +123,7 @@ def stable_diffusion(folder: Path) -> StableDiffusionPipeline:
     pipeline = StableDiffusionPipeline(
         vae(), clip(), clip_tokenizer(), network, scheduler, None, None, requires_safety_checker=False
     )
-    return _saved(pipeline, folder)
+    return saved(pipeline, folder)
 
 
 def stable_diffusion_xl(folder: Path) -> StableDiffusionXLPipeline:
@@ -136,7 +136,7 @@ def stable_diffusion_xl(folder: Path) -> StableDiffusionXLPipeline:
     )
     tokenizers = clip_tokenizer(), clip_tokenizer()
     scheduler = DDIMScheduler(**LINEAR)
-    return _saved(
+    return saved(
         StableDiffusionXLPipeline(vae(), clip(), clip(True), *tokenizers, randomize(network), scheduler), folder
     )
 
@@ -157,7 +157,7 @@ def stable_diffusion_3(folder: Path) -> StableDiffusion3Pipeline:
     t5_wide = T5EncoderModel(T5Config(vocab_size=30, d_model=32, d_kv=4, d_ff=8, num_layers=1, num_heads=2))
     encoders = clip(True), clip_tokenizer(), clip(True), clip_tokenizer(), randomize(t5_wide), t5_tokenizer()
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    return _saved(StableDiffusion3Pipeline(randomize(network), scheduler, vae(shift_factor=0.1), *encoders), folder)
+    return saved(StableDiffusion3Pipeline(randomize(network), scheduler, vae(shift_factor=0.1), *encoders), folder)
 
 
 def pixart(folder: Path) -> PixArtAlphaPipeline:
@@ -171,7 +171,7 @@ def pixart(folder: Path) -> PixArtAlphaPipeline:
         cross_attention_dim=16,
         caption_channels=WIDTH,
     )
-    return _saved(PixArtAlphaPipeline(t5_tokenizer(), t5(), vae(), randomize(network), DDIMScheduler(**LINEAR)), folder)
+    return saved(PixArtAlphaPipeline(t5_tokenizer(), t5(), vae(), randomize(network), DDIMScheduler(**LINEAR)), folder)
 
 
 def flux(folder: Path, sample_size: int = 8, **changes: Any) -> FluxPipeline:
@@ -188,7 +188,7 @@ def flux(folder: Path, sample_size: int = 8, **changes: Any) -> FluxPipeline:
     network.register_to_config(sample_size=sample_size)
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
     encoders = clip(), clip_tokenizer(), t5(), t5_tokenizer()
-    return _saved(FluxPipeline(scheduler, vae(shift_factor=0.1), *encoders, randomize(network)), folder)
+    return saved(FluxPipeline(scheduler, vae(shift_factor=0.1), *encoders, randomize(network)), folder)
 
 
 def sana(folder: Path, **changes: Any) -> SanaPipeline:
@@ -207,10 +207,10 @@ def sana(folder: Path, **changes: Any) -> SanaPipeline:
         **changes,
     )
     scheduler = DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0)
-    return _saved(SanaPipeline(gemma_tokenizer(), gemma(), deep_compression(), randomize(network), scheduler), folder)
+    return saved(SanaPipeline(gemma_tokenizer(), gemma(), deep_compression(), randomize(network), scheduler), folder)
 
 
-def _saved(pipeline: Any, folder: Path) -> Any:
+def saved(pipeline: Any, folder: Path) -> Any:
     pipeline.set_progress_bar_config(disable=True)
     pipeline.save_pretrained(folder)
     return pipeline

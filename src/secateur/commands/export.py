@@ -46,4 +46,6 @@ def export(
     say(f"output      {about['output']['dtype']} {about['output']['shape']}")
     say(f"difference  {about['largest_difference']:.1e} at most, in outputs of up to {about['largest_output']:.3g}")
     say(f"precision   {about['precision_difference']:.1e} at most from the model as it was, by {dtype}")
+    say(f"size        {about['bytes'] / 1e6:,.1f} MB")
+    say(f"latency     {about['milliseconds']:.3g} ms a call here, {about['milliseconds_before']:.3g} ms as it was")
     say(f"written     {about['written']}")

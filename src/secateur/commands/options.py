@@ -13,11 +13,12 @@ from torch import nn
 from ..criteria import CRITERIA
 from ..evaluation import METRICS
 from ..io.locate import Component
-from ..process.named import ProcessName
+from ..process.named import PROCESSES
 from ..runs.arguments import WeightsArguments, of_another_model
 from ..runs.subject import Subject, open_subject, open_weights
 
 Dtype = Literal["float32", "float16", "bfloat16"]
+ProcessName = Annotated[str, tyro.conf.arg(metavar="{" + ",".join(PROCESSES) + "}[:STEPS]")]
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class WeightsOptions:
 
     Attributes:
         model: model folder, pipeline folder, hub id, or an embedded model (digits-unet, digits-sit).
-        component: which part of a pipeline: unet or transformer, by default whichever is there; vae is its decoder.
+        component: which part of a pipeline: unet or transformer, by default whichever is there; transformer_2 is the
+            second of two (Wan 2.2); vae is its decoder.
         device: auto, cpu, cuda, mps ...
         revision: branch, tag or commit on the hub.
         subfolder: of the model in its folder or repository.
@@ -71,7 +73,8 @@ class ModelOptions(WeightsOptions):
 
     Attributes:
         process: how it was trained, instead of the scheduler config beside it: ddpm and v-prediction have linear betas
-            of 1000 steps; flow is diffusers' convention, flow-sit SiT's.
+            of 1000 steps; flow is diffusers' convention, flow-sit SiT's. With a number, auto:4, of a model that was
+            distilled into so many steps: all that draws times draws those that it is sampled at.
     """
 
     process: ProcessName = "auto"

@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map_only
 
 from ..structure.cost import skeleton
+from ..structure.known_values import KnownValues, remember
 from ..structure.memory import LiveBytes
 
 
@@ -19,7 +20,8 @@ def without_values(inputs: Mapping[str, Any], dtype: torch.dtype) -> dict[str, A
     """The tensors of `inputs` without their data, those with a fraction in `dtype`."""
 
     def empty(value: Tensor) -> Tensor:
-        return torch.empty_like(value, device="cpu", dtype=dtype if value.is_floating_point() else value.dtype)
+        kind = dtype if value.is_floating_point() else value.dtype
+        return remember(torch.empty_like(value, device="cpu", dtype=kind), value)
 
     return tree_map_only(Tensor, empty, dict(inputs))
 
@@ -30,5 +32,5 @@ def without_data(model: nn.Module) -> Iterator[tuple[nn.Module, LiveBytes]]:
 
     As on a CPU: attention is fused, as on accelerators.
     """
-    with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as memory:
+    with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as memory, KnownValues():
         yield skeleton(model, "cpu").eval(), memory

@@ -10,11 +10,15 @@ import torch
 from torch import Tensor
 
 from ..models.conditions import LABELS, UNCONDITIONAL, Conditions, moved
+from ..models.family import Shape
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images in [-1, 1] or latents, (B, C, H, W) float32, and the conditions that belong to them."""
+    """Images in [-1, 1] or latents, (B, C, H, W) float32, and the conditions that belong to them.
+
+    Clips and their latents have an axis of frames behind the channels.
+    """
 
     sample: Tensor
     conditions: Conditions = field(default_factory=dict)
@@ -35,8 +39,8 @@ class ImageDataset(Protocol):
     def name(self) -> str: ...
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """C, H, W of every image that `batch` returns."""
+    def shape(self) -> Shape:
+        """C, H, W of every image that `batch` returns, C, T, H, W of every clip."""
         ...
 
     @property

@@ -27,6 +27,7 @@ from ..base.rows import FileRows, chunk_size_of
 from ..base.seeds import VERSION, Purpose, normal
 from ..io.index import INDEX, read_object
 from ..io.pipeline import Loaded
+from ..models.family import Shape
 from ..models.network import device_of, example_batch, input_shape, takes_text
 from . import LatentDataset, load_data
 from .autoencoder import Autoencoder, latent_space, open_autoencoder
@@ -82,7 +83,7 @@ def open_encoded(source: str, loaded: Loaded) -> EncodedDataset:
         "pipeline": _settings_of(loaded.pipeline),  # they decide how prompts are encoded
         "encoders": encoders,
         "captions": list(images.captions),
-        "size": list(images.shape[1:]),
+        "size": list(images.shape[-2:]),
         "chunk_size": chunk_size,
     }
     folder = cache_folder() / "text" / fingerprint(about)
@@ -121,7 +122,7 @@ def encoded_when_read(images: Any, loaded: Loaded) -> LatentDataset:
         return LatentDataset(images, shape, rows(latents))
     if not images.captions:
         raise DataError("the data has no captions, which the model needs; give dictionaries with captions")
-    encoder = open_text_encoder(loaded.pipeline, images.shape[1:], device)
+    encoder = open_text_encoder(loaded.pipeline, images.shape[-2:], device)
 
     def conditions(indices: range) -> dict[str, Tensor]:
         return dict(encoder([images.captions[index] for index in indices]))
@@ -178,7 +179,7 @@ def _encode_latents(dataset: EncodedDataset, loaded: Loaded) -> None:
     latents.fill(encoded, "encoding latents", AT_ONCE)
 
 
-def _latents_of(images: Any, indices: range, shape: tuple[int, int, int], autoencoder: Autoencoder) -> Tensor:
+def _latents_of(images: Any, indices: range, shape: Shape, autoencoder: Autoencoder) -> Tensor:
     """Latents of the images at `indices`, on the CPU.
 
     Latent models are trained on draws of the posterior, not on its mean; one of each image, by its number.
@@ -194,7 +195,7 @@ def _latents_of(images: Any, indices: range, shape: tuple[int, int, int], autoen
 def _encode_captions(dataset: EncodedDataset, loaded: Loaded) -> EncodedDataset:
     assert loaded.pipeline is not None
     assert dataset.text is not None
-    height, width = dataset.images.shape[1:]
+    height, width = dataset.images.shape[-2:]
     encoder = open_text_encoder(loaded.pipeline, (height, width), device_of(loaded.model))
     null, captions, text = encoder.null(), dataset.captions, dataset.text
     _check_disk(text, sum(value.numel() * value.element_size() for value in null.values()))
@@ -219,7 +220,7 @@ def _write_about(rows: FileRows, dataset: EncodedDataset, made_by: dict[str, Any
     write_json(rows.folder / ABOUT, {"data": dataset.name, "images": rows.count, **made_by})
 
 
-def _latent_bytes(shape: tuple[int, int, int]) -> int:
+def _latent_bytes(shape: Shape) -> int:
     return torch.float32.itemsize * math.prod(shape)
 
 

@@ -19,6 +19,7 @@ from ..base.fingerprint import fingerprint, model_fingerprint
 from ..base.rows import Chunk, FileRows, chunk_size_of
 from ..base.seeds import VERSION
 from ..models.conditions import UNCONDITIONAL
+from ..models.family import Shape
 from ..models.network import class_count, device_of, inference, input_shape, takes_text
 from ..process.base import Process
 from ..process.reconstruction import Reconstruction
@@ -43,7 +44,7 @@ class GeneratedDataset:
         draw: the samples with these numbers.
     """
 
-    shape: tuple[int, int, int]
+    shape: Shape
     class_names: tuple[str, ...]
     rows: FileRows
     draw: Callable[[range], Chunk] = field(repr=False)
@@ -83,7 +84,7 @@ def open_generated(
     model: nn.Module,
     process: Process,
     decode: Callable[[Tensor], Tensor] | None,
-    images: tuple[int, int, int],
+    images: Shape,
 ) -> GeneratedDataset | LatentDataset:
     """The data that `model` draws, whether or not it is drawn yet.
 
@@ -126,7 +127,7 @@ def draw_samples(dataset: GeneratedDataset) -> None:
 class DecodedDataset:
     """The images that generated latents stand for, decoded when they are read."""
 
-    shape: tuple[int, int, int]
+    shape: Shape
     latents: GeneratedDataset
     decode: Callable[[Tensor], Tensor] = field(repr=False)
     device: torch.device
@@ -158,7 +159,7 @@ class DecodedDataset:
 
 
 def _drawn(
-    model: nn.Module, process: Process, shape: tuple[int, int, int], classes: int | None, clamped: bool, numbers: range
+    model: nn.Module, process: Process, shape: Shape, classes: int | None, clamped: bool, numbers: range
 ) -> Chunk:
     device = device_of(model)
     labels = None if classes is None else torch.arange(numbers.start, numbers.stop) % classes

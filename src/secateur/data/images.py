@@ -117,11 +117,16 @@ def decode(file: File, name: str, shape: Header) -> Tensor:
                 raise ValueError(reason)
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
-            picture = _flat(image, "L" if shape[0] == 1 else "RGB")
-            if picture.size != (shape[2], shape[1]):
-                picture = ImageOps.fit(picture, (shape[2], shape[1]), Image.Resampling.BICUBIC)
+            return fitted(image, shape)
     except UNREADABLE as error:
         raise DataError(f"{name} cannot be decoded: {first_line(error)}; repair or remove it") from error
+
+
+def fitted(image: Image.Image, shape: Header) -> Tensor:
+    """An image that is loaded, (C, H, W) in [-1, 1]: cropped at the centre, resized, transparency laid on white."""
+    picture = _flat(image, "L" if shape[0] == 1 else "RGB")
+    if picture.size != (shape[2], shape[1]):
+        picture = ImageOps.fit(picture, (shape[2], shape[1]), Image.Resampling.BICUBIC)
     pixels = torch.from_numpy(np.array(picture)).float() / 127.5 - 1
     return pixels.unsqueeze(0) if shape[0] == 1 else pixels.permute(2, 0, 1)
 

@@ -10,6 +10,7 @@ import torch
 from ..base.fingerprint import fingerprint
 from ..base.rows import Chunk, FileRows, MemoryRows, Rows
 from ..models.conditions import Conditions
+from ..models.family import Shape
 from .dataset import Batch, ImageDataset, PixelDataset, labelled
 
 LATENTS = "latents"
@@ -38,7 +39,7 @@ class LatentDataset:
     """
 
     images: PixelDataset
-    shape: tuple[int, int, int]
+    shape: Shape
     latents: Rows
     text: Rows | None = None
     null: Conditions = field(default_factory=dict)

@@ -9,14 +9,17 @@ from pathlib import Path
 
 from ..base.console import note
 from ..base.errors import DataError
+from ..models.family import Shape
 from .arrays import ArrayDataset, open_digits, open_fashion, open_npz
 from .captions import METADATA
+from .clips import open_clips
 from .dataset import PixelDataset
 from .folders import open_folder, visible_files
 from .images import SUFFIXES
 from .table_sources import PREFIX, TABLES, is_saved
 from .tables import open_table
 
+CLIP_AXES = 4  # of a clip: channels, frames, height, width
 EMBEDDED: dict[str, Callable[[tuple[int, int, int] | None], ArrayDataset]] = {
     "digits": open_digits,
     "fashion": open_fashion,
@@ -28,8 +31,10 @@ ACCEPTED = (
 )
 
 
-def load_data(source: str | Path, shape: tuple[int, int, int] | None = None) -> PixelDataset:
+def load_data(source: str | Path, shape: Shape | None = None) -> PixelDataset:
     """Open images for a model that takes `shape` (C, H, W); by default the shape of the data.
+
+    For a model of clips, `shape` is (C, T, H, W), and the source a folder of them.
 
     Images are cropped at the centre to the aspect ratio of `shape`, resized with antialiasing (bicubic), and
     turned grey or into RGB where the model takes 1 or 3 channels.
@@ -38,14 +43,19 @@ def load_data(source: str | Path, shape: tuple[int, int, int] | None = None) -> 
         DataError: nothing is there, an image cannot be read, or its channels do not fit `shape`.
     """
     path = Path(source)
+    if shape is not None and len(shape) == CLIP_AXES:
+        if not path.is_dir():
+            raise DataError(f"{source} is no folder; a model of videos takes a folder of clips")
+        return open_clips(path, shape)
+    size = None if shape is None else (shape[0], shape[1], shape[2])
     if source in EMBEDDED:
-        return EMBEDDED[str(source)](shape)
+        return EMBEDDED[str(source)](size)
     if path.is_dir():
-        return _open_directory(path, shape)
+        return _open_directory(path, size)
     if str(source).startswith(PREFIX) or (path.is_file() and path.suffix in TABLES):
-        return open_table(str(source), shape)
+        return open_table(str(source), size)
     if path.is_file() and path.suffix == ".npz":
-        return open_npz(path, shape)
+        return open_npz(path, size)
     if path.exists():
         raise DataError(f"{path} is not data that can be opened; give {ACCEPTED}")
     raise DataError(f"{path} does not exist{_meant(str(source))}; give {ACCEPTED}")

@@ -21,6 +21,7 @@ from torch.utils.data import Dataset as TorchDataset
 from ..base.console import say
 from ..base.errors import DataError
 from ..models.conditions import LABELS, UNCONDITIONAL
+from ..models.family import Shape
 from .dataset import Batch
 
 SAMPLES = ("images", "pixel_values", "latents", "sample", "hidden_states")  # names of what is noised, in a dictionary
@@ -45,7 +46,7 @@ class ObjectDataset:
     """
 
     name: str
-    shape: tuple[int, int, int]
+    shape: Shape
     class_names: tuple[str, ...]
     count: int
     read: Read

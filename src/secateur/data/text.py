@@ -21,6 +21,7 @@ from ..models.registry import families
 
 TEXT_PARTS = ("text_encoder", "tokenizer")  # what the names of these components begin with
 KEPT = torch.float16  # on disk; the hidden states of captions are most of a cache
+WIDE = (torch.float64, torch.bfloat16)
 
 
 def encoders() -> dict[str, Prompts]:
@@ -52,11 +53,14 @@ class TextEncoder:
 
 
 def _kept(name: str, value: Tensor) -> Tensor:
-    if name.startswith("encoder_hidden_states") or value.dtype in (torch.float64, torch.bfloat16):
-        value = value.to(KEPT)
-    if value.is_floating_point() and not value.isfinite().all():
-        raise ModelError(f"the text encoders give {name} that are not finite in half precision; they cannot be used")
-    return value
+    """Hidden states in half precision: in bfloat16 where float16 does not reach, as in layers of large models."""
+    half = (name.startswith("encoder_hidden_states") and value.is_floating_point()) or value.dtype in WIDE
+    kept = value.to(KEPT) if half else value
+    if half and kept.isinf().any():
+        kept = value.bfloat16()
+    if kept.is_floating_point() and not kept.isfinite().all():
+        raise ModelError(f"the text encoders give {name} that are not finite; they cannot be used")
+    return kept
 
 
 def text_parts(pipeline: Path | DiffusionPipeline) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from ..base.distributed import is_main_process, process_count, wait_for_everyone
 from ..base.errors import require
 from ..base.rows import Rows
 from ..data import ImageDataset, calibration_batch, pixels
+from ..data.clips import side_by_side
 from ..data.conditions import sample_captions, sample_labels
 from ..io.manifest import removed_since
 from ..models.conditions import LABELS
@@ -170,7 +171,8 @@ def _settings(plan: Plan) -> dict[str, Any]:
 def _to_look_at(plan: Plan) -> dict[str, Tensor]:
     """Images of the data, and the classes of the samples."""
     subject, config = plan.subject, plan.subject.config
-    shown = {"real": calibration_batch(pixels(subject.dataset), IMAGES_SHOWN, config.seed).sample}
+    real = calibration_batch(pixels(subject.dataset), IMAGES_SHOWN, config.seed).sample
+    shown = {"real": side_by_side(real)}
     labels = sample_labels(subject.dense, range(min(IMAGES_SHOWN, config.num_images)))
     return shown if labels is None else shown | {LABELS: labels}
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..base.errors import DataError, ModelError, SecateurError
 from ..data import ImageDataset, pixels
+from ..data.clips import shape_side_by_side
 from ..data.conditions import check_conditions, null_conditions
 from ..models.network import class_count, input_shape, null_class, takes_text
 from ..process.base import Process
@@ -150,7 +151,7 @@ def _with_network(subject: Subject) -> tuple[Subject, SecateurError | None]:
     wanted = any("features" in METRICS[name].needs for name in config.metrics or default_metrics(subject))
     if subject.network is not None or not wanted:
         return subject, None
-    channels, height, width = pixels(subject.dataset).shape
+    channels, height, width = shape_side_by_side(pixels(subject.dataset).shape)
     try:
         network = feature_network(config.features, channels, (height, width), subject.device)
     except SecateurError as error:

@@ -14,6 +14,7 @@ from ..base.fingerprint import fingerprint, model_fingerprint
 from ..base.rows import Chunk, Rows, rows_at
 from ..base.seeds import VERSION, Purpose, normal
 from ..data import calibration_order, pixels
+from ..data.clips import side_by_side
 from ..data.conditions import images_of, null_conditions, sample_captions, sample_conditions
 from ..models.network import device_of, inference, input_shape
 from ..models.predict import predict
@@ -103,7 +104,7 @@ def _measured(
 def images_by(model: nn.Module, subject: Subject, indices: range) -> tuple[Tensor, Tensor | None]:
     """Images (B, C, H, W) in [-1, 1] with these numbers, and those that a decoder reconstructs, on the model's device.
 
-    Image i depends on the seed and i alone.
+    Image i depends on the seed and i alone. The frames of a clip stand side by side.
     """
     if isinstance(subject.process, Reconstruction):
         return _reconstructed(model, subject.process, subject, indices)
@@ -122,7 +123,7 @@ def images_by(model: nn.Module, subject: Subject, indices: range) -> tuple[Tenso
         scheduler=config.scheduler,
         decode=subject.decode,
     )
-    return images, None
+    return side_by_side(images), None
 
 
 def _reconstructed(
@@ -172,7 +173,7 @@ def real_rows(subject: Subject, folder: Path | None) -> Rows:
     @torch.no_grad()
     def measure(indices: range) -> Chunk:
         batch = dataset.batch(order[indices.start : indices.stop].tolist())
-        chunk = {"features": network(batch.sample.to(subject.device))}
+        chunk = {"features": network(side_by_side(batch.sample).to(subject.device))}
         return chunk if batch.class_labels is None else chunk | {"labels": batch.class_labels}
 
     rows.fill(measure, f"features of {dataset.name}")

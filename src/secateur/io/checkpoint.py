@@ -42,7 +42,7 @@ from .manifest import (
 )
 from .pruned import PREFIX, dense_class, saved_module
 from .single_file import load_single_file
-from .weights import DTYPES, Entry, common_dtype, headers, is_weights, read
+from .weights import COUNTERS, DTYPES, Entry, common_dtype, headers, is_weights, read
 
 CONFIG = "config.json"
 SCHEDULER = "scheduler_config.json"
@@ -223,7 +223,7 @@ def _manifest(place: Place, config: Mapping[str, Any]) -> Manifest | None:
 
 
 def _check_dtypes(entries: Mapping[str, Entry]) -> None:
-    name = next((name for name, entry in entries.items() if entry.dtype not in DTYPES), None)
+    name = next((name for name, entry in entries.items() if entry.dtype not in (*DTYPES, COUNTERS)), None)
     if name is not None:
         raise ValueError(f"{name} is stored as {entries[name].dtype}, as in quantized models; give {', '.join(DTYPES)}")
 

@@ -9,6 +9,8 @@ import importlib
 import importlib.metadata
 import logging
 import math
+import statistics
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -39,6 +41,7 @@ TOLERANCES: dict[DtypeName, float] = {"float32": 1e-4, "float16": 1e-2, "bfloat1
 OPSET = 20
 FLOAT8 = torch.float8_e4m3fn
 OTHER_TIME = 437.25  # times as late as the first one, which is 1 of 1000
+CALLS = 3  # that are timed
 EXACT = ("timestep", "guidance")  # half precision does not hold them
 TEXT_AXES = {"encoder_hidden_states": 1, "encoder_attention_mask": 1, "txt_ids": 0}  # along which the tokens lie
 
@@ -100,12 +103,15 @@ def export(
         try:
             inputs: Inputs = _inputs(model, batch_size, size, text_tokens)
             exact = Call(model)(**inputs)
+            dense_ms = _milliseconds(lambda: Call(model)(**inputs))
             inputs = _cast(model, inputs, dtype)
             output = Call(model)(**inputs)
             advance(1, "eager")
             chosen.write(model, inputs, temporary / chosen.file, dtype)
             advance(1, "written")
-            difference, largest = _difference(model, chosen.read(temporary / chosen.file), _others(inputs))
+            network = chosen.read(temporary / chosen.file)
+            difference, largest = _difference(model, network, _others(inputs))
+            milliseconds = _milliseconds(lambda: network(inputs))
             advance(1, "checked")
         except OSError:
             raise
@@ -128,6 +134,9 @@ def export(
             "batch_size": batch_size,
             "opset": OPSET if format == "onnx" else None,
             "precision_difference": (output.double() - exact.double()).abs().max().item(),
+            "bytes": _bytes(temporary / chosen.file),
+            "milliseconds": milliseconds,
+            "milliseconds_before": dense_ms,
             "largest_difference": difference,
             "largest_output": largest,
             "manifest_sha256": None if manifest is None else manifest.digest,
@@ -270,6 +279,22 @@ def _difference(model: nn.Module, network: Network, inputs: Inputs) -> tuple[flo
     if not math.isfinite(largest):
         raise ValueError("the model's own output is not finite")
     return (found - expected).abs().max().item(), largest
+
+
+def _milliseconds(call: Callable[[], Any]) -> float:
+    """Of a call here, the median of a few after a first one; the file's and the model's are to be compared, no more."""
+    call()
+    times = []
+    for _ in range(CALLS):
+        start = time.perf_counter()
+        call()
+        times.append(1e3 * (time.perf_counter() - start))
+    return statistics.median(times)
+
+
+def _bytes(path: Path) -> int:
+    """Of a file, or of all files of a folder."""
+    return sum(each.stat().st_size for each in (path.rglob("*") if path.is_dir() else [path]) if each.is_file())
 
 
 def _described(value: Tensor) -> dict[str, Any]:

@@ -12,8 +12,9 @@ from ..base.errors import ModelError
 from ..models.network import input_shape
 from ..models.registry import family_of
 from ..process.base import Process
-from ..process.flow import EVEN_LEVELS
+from ..process.flow import EVEN_LEVELS, TOKENS
 from ..process.from_config import process_from_config
+from ..process.grid import STEPS
 from ..process.named import ProcessLike, config_of
 
 UNCLIPPED = {"clip_sample": False, "thresholding": False}  # samplers clip to [-1, 1], and latents go beyond
@@ -34,13 +35,16 @@ def levels_of(config: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
     """The scheduler's config with what a pipeline of `model` decides by itself about the sampler's noise levels.
 
     A shift that depends on the size of the image (`use_dynamic_shifting`; Esser et al. 2024, section 5.3.2) becomes
-    that of the model's own size; some pipelines take even levels.
+    that of the model's own size; some pipelines take even levels, or shift by the number of steps too. A model that is
+    distilled for guidance knows the times that its pipeline samples at.
 
     Raises:
         ModelError: the numbers of the shift are missing, or give none.
     """
-    found = dict(config)
-    if config.get("use_dynamic_shifting"):
+    found, family = dict(config), family_of(model)
+    if config.get("use_dynamic_shifting") and family.shift_by_steps:
+        found[TOKENS] = _tokens(model)
+    elif config.get("use_dynamic_shifting"):
         try:
             mu = _mu(config, _tokens(model))
             found["shift"] = mu if config.get("time_shift_type") == "linear" else math.exp(mu)
@@ -49,7 +53,9 @@ def levels_of(config: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
                 "the scheduler config shifts by the image size, and its base_shift, max_shift, base_image_seq_len and "
                 "max_image_seq_len do not say how: give numbers, or set use_dynamic_shifting to false"
             ) from error
-    return found | ({EVEN_LEVELS: True} if family_of(model).even_levels else {})
+    if family.sampled_in is not None and getattr(model, "config", {}).get("guidance_embeds"):
+        found.setdefault(STEPS, family.sampled_in)
+    return found | ({EVEN_LEVELS: True} if family.even_levels else {})
 
 
 def _mu(config: Mapping[str, Any], tokens: int) -> float:
@@ -60,6 +66,6 @@ def _mu(config: Mapping[str, Any], tokens: int) -> float:
 
 
 def _tokens(model: nn.Module) -> int:
-    _, height, width = input_shape(model)
+    *_, height, width = input_shape(model)
     patch = family_of(model).patch_size(model)
     return (height // patch) * (width // patch)

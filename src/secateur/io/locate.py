@@ -14,7 +14,7 @@ from typing_extensions import Unpack
 from ..base.errors import ModelError, SecateurError, first_line
 from .index import INDEX, components
 
-Component = Literal["unet", "transformer", "vae"]
+Component = Literal["unet", "transformer", "transformer_2", "vae"]
 COMPONENTS = ("unet", "transformer")
 EMBEDDED = ("fashion-unet", "digits-unet", "digits-sit")  # models that come with the package
 ASSETS = Path(str(files("secateur"))) / "assets"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from ..base.errors import ModelError
 from ..base.files import atomic_folder, write_json
 from ..models.families.autoencoder_kl import AutoencoderKLDecoder
 from ..process.base import Process
+from ..process.flow import Expert, FlowProcess
 from ..process.from_config import process_from_config
-from ..process.named import ProcessLike, config_of
+from ..process.grid import STEPS
+from ..process.named import ProcessLike, config_of, over
 from ..process.reconstruction import reconstruction_by
 from .checkpoint import CONFIG, SCHEDULER, check_saved, described, load_model, save_pretrained
 from .files import check_file, copy_folder
@@ -30,6 +33,9 @@ from .manifest import MANIFEST, manifest_of
 from .pruned import saved_module
 from .single_file import load_single_file, scheduler_of
 from .weights import is_weights
+
+EXPERTS = {"transformer", "transformer_2"}
+DISTILLED_STEPS = 4  # of Flux.2 klein, whose pipeline says that it is distilled, and not into how many
 
 _OF_TRANSFORMERS = re.compile(r"model.*\.safetensors(\.index\..*)?")
 
@@ -78,9 +84,11 @@ def load(
     Args:
         path_or_id: a model folder, a pipeline folder, a hub id, digits-unet, digits-sit, or a `.safetensors` file of
             the original authors, which is the network alone; of a pipeline on the hub everything is fetched.
-        component: which part of a pipeline: unet, transformer or vae; by default whichever of the first two is there.
+        component: which part of a pipeline: unet, transformer, transformer_2 or vae; by default whichever of the first
+            two is there.
         process: what to use instead of the scheduler config beside the model: a name (ddpm, v-prediction, flow,
-            flow-sit), a diffusers scheduler, its config, or a `Process`.
+            flow-sit), a diffusers scheduler, its config, or a `Process`; auto:4 and the like say in how many steps a
+            distilled model is sampled.
         subfolder: as in `from_pretrained`, like the rest.
         variant: of the weights.
         torch_dtype: of the weights; by default the saved one.
@@ -93,7 +101,7 @@ def load(
     given = config_of(process)
     if Path(path_or_id).is_file():
         single: Any = _moved(load_single_file(Path(path_or_id), torch_dtype), None, device)
-        found = scheduler_of(single) if given is None else given
+        found = over(given, lambda: scheduler_of(single))
         return Loaded(single, process_of(process if isinstance(process, Process) else found, single, True), found)
     place = locate(path_or_id, component, subfolder=subfolder, variant=variant, whole=True, **hub)
     name, _ = described(place)
@@ -103,13 +111,14 @@ def load(
         autoencoder: Any = _moved(load_model(place, variant), torch_dtype, device)
         decoder = AutoencoderKLDecoder(autoencoder)
         return Loaded(decoder, reconstruction_by(autoencoder), {}, place.pipeline, place.component)
-    scheduler = _scheduler_config(place) if given is None else given
+    scheduler = over(given, lambda: _scheduler_config(place))
     latent = place.pipeline is not None and autoencoder_of(place.pipeline) is not None
     if not isinstance(process, Process):
         process_from_config(scheduler)  # refused before the weights are read
-        process = scheduler
+        process = scheduler | _few_steps(place.pipeline, scheduler)
     model = _moved(load_model(place, variant), torch_dtype, device)
-    return Loaded(model, process_of(process, model, latent), scheduler, place.pipeline, place.component)
+    settled = as_expert(process_of(process, model, latent), place.pipeline, place.component)
+    return Loaded(model, settled, scheduler, place.pipeline, place.component)
 
 
 def loaded_from_pipeline(
@@ -119,7 +128,7 @@ def loaded_from_pipeline(
 
     Args:
         pipeline: any diffusers pipeline with a scheduler that is supported.
-        component: unet, transformer or vae; by default whichever of unet and transformer is there.
+        component: unet, transformer, transformer_2 or vae; by default whichever of unet and transformer is there.
         process: what to use instead of the pipeline's scheduler; not of a vae.
 
     Raises:
@@ -133,13 +142,14 @@ def loaded_from_pipeline(
     model = pipeline.components[found[0]]
     if isinstance(model, AutoencoderKL):
         return Loaded(AutoencoderKLDecoder(model), reconstruction_by(model), {}, pipeline, found[0])
-    if config_of(process) is None:
-        process = pipeline.components.get("scheduler")
-    scheduler = config_of(process)
-    if scheduler is None:
+    given, beside = config_of(process), config_of(pipeline.components.get("scheduler"))
+    if given is None and beside is None:
         raise ModelError(f"the {type(pipeline).__name__} has no scheduler that says what its model was trained on")
-    latent = _autoencoder_in(pipeline) is not None
-    return Loaded(model, process_of(process, model, latent), scheduler, pipeline, found[0])
+    scheduler = over(given, lambda: beside or {})
+    if not isinstance(process, Process):
+        process = scheduler | _few_steps(pipeline, scheduler)
+    settled = process_of(process, model, _autoencoder_in(pipeline) is not None)
+    return Loaded(model, as_expert(settled, pipeline, found[0]), scheduler, pipeline, found[0])
 
 
 def load_pipeline(
@@ -231,6 +241,35 @@ def save_pipeline(loaded: Loaded, model: nn.Module, folder: str | Path) -> Path:
         if path.relative_to(folder) not in written and _is_of_a_model(path):
             path.unlink()
     return folder
+
+
+def _few_steps(pipeline: Path | DiffusionPipeline | None, scheduler: Mapping[str, Any]) -> dict[str, Any]:
+    """The grid of times of a pipeline that says that it is distilled, as Flux.2 klein's does, unless one was chosen."""
+    settings = {} if pipeline is None else settings_of(pipeline)
+    return {STEPS: DISTILLED_STEPS} if settings.get("is_distilled") and STEPS not in scheduler else {}
+
+
+def as_expert(process: Process, pipeline: Path | DiffusionPipeline | None, component: str | None) -> Process:
+    """The process of one of two transformers, which share the noise levels at the pipeline's `boundary_ratio`."""
+    settings = {} if pipeline is None else settings_of(pipeline)
+    boundary = settings.get("boundary_ratio")
+    if boundary is None or component not in EXPERTS or not isinstance(process, FlowProcess):
+        return process
+    (rest,) = EXPERTS - {component}
+    low, high = (boundary, 1.0) if component == "transformer" else (0.0, boundary)
+
+    @cache
+    def other() -> nn.Module:
+        if isinstance(pipeline, Path):
+            return load_model(locate(pipeline, rest))
+        return pipeline.components[rest]  # type: ignore[union-attr]
+
+    return replace(process, expert=Expert(low, high, other))
+
+
+def settings_of(pipeline: Path | DiffusionPipeline) -> dict[str, Any]:
+    """What a pipeline is told beside its components."""
+    return read_object(pipeline / INDEX) if isinstance(pipeline, Path) else dict(pipeline.config)
 
 
 def _moved(model: nn.Module, torch_dtype: torch.dtype | None, device: torch.device | str | None) -> nn.Module:

@@ -16,7 +16,7 @@ from torch import nn
 
 from ..base.files import write_json
 from ..models.families.autoencoder_kl import AutoencoderKLDecoder
-from ..models.registry import architecture_named, is_known, supported_architectures
+from ..models.registry import architecture_named, is_known
 
 PREFIX = "Pruned"
 
@@ -92,11 +92,19 @@ def for_diffusers(name: str) -> type[Any]:
     raise AttributeError(f"module 'secateur' has no attribute {name!r}")
 
 
+class _WithPruned(type(diffusers)):  # type: ignore[misc]
+    """The module of diffusers, which imports its classes when they are asked for, with a pruned one of each model."""
+
+    def __getattr__(self, name: str) -> Any:
+        dense = name.removeprefix(PREFIX)
+        if name != dense and is_known(dense) and issubclass(architecture_named(dense), diffusers.ModelMixin):
+            return _class_of(architecture_named(dense), own_name=True)
+        return super().__getattr__(name)
+
+
 def register_with_diffusers() -> None:
     """Let `AutoModel.from_pretrained` find the class that the config of a narrower model names."""
-    for name in supported_architectures():
-        if issubclass(architecture := architecture_named(name), diffusers.ModelMixin):
-            setattr(diffusers, f"{PREFIX}{name}", _class_of(architecture, own_name=True))
+    diffusers.__class__ = _WithPruned
 
 
 def _class_of(architecture: type[Any], own_name: bool) -> Any:

@@ -20,6 +20,7 @@ from .files import check_file
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 WEIGHTS_INDEX = f"{WEIGHTS}.index.json"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+COUNTERS = "I64"  # of the batches that a batch norm has seen
 
 _ONE_FILE = re.compile(r"diffusion_pytorch_model(?:\.(\w+))?\.safetensors")
 _INDEX = re.compile(r"diffusion_pytorch_model\.safetensors\.index(?:\.(\w+))?\.json")
@@ -69,8 +70,8 @@ def headers(folder: Path, root: Path, variant: str | None = None) -> dict[str, E
 
 
 def common_dtype(entries: Mapping[str, Entry]) -> torch.dtype | None:
-    """The dtype that all tensors share, if they do."""
-    dtypes = {entry.dtype for entry in entries.values()}
+    """The dtype that all tensors share, counters aside, if they do."""
+    dtypes = {entry.dtype for entry in entries.values()} - {COUNTERS}
     return DTYPES[dtypes.pop()] if len(dtypes) == 1 else None
 
 

@@ -19,7 +19,7 @@ from ..base.errors import ModelError
 from ..structure import Structure
 from .conditions import UNCONDITIONAL, Conditions
 
-Shape = tuple[int, int, int]  # (C, H, W) of one sample
+Shape = tuple[int, ...]  # (C, H, W) of one sample, (C, T, H, W) of a clip
 Size = tuple[int, int]  # height and width
 Draw = Callable[..., Tensor]  # sizes -> standard normal values of shape (batch, *sizes)
 Prompts = Callable[[Any, list[str], Size, bool], dict[str, Tensor]]
@@ -198,6 +198,9 @@ class Family:
         network: what of a loaded model is pruned.
         patch_size: pixels of the sample to a token, along each side.
         even_levels: its pipeline spaces the noise levels of a flow evenly, whatever the scheduler does by itself.
+        sampled_in: steps that its pipeline takes by default, where the model is told the guidance that it was distilled
+            with (`guidance_embeds`): it knows no other times.
+        shift_by_steps: its pipeline shifts them by the number of tokens and of steps (Flux.2).
         used_outside: patterns over names of modules that are called from outside of the block that holds them; what
             shards block by block (FSDP) must wrap them apart.
     """
@@ -217,6 +220,8 @@ class Family:
     network: Callable[[Any], nn.Module] = whole_model
     patch_size: Callable[[Any], int] = patch_by_config
     even_levels: bool = False
+    shift_by_steps: bool = False
+    sampled_in: int | None = None
     used_outside: tuple[str, ...] = ()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Family:

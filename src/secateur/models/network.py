@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from ..structure.known_values import KnownValues, remember
 from .conditions import LABELS, Conditions, arguments
 from .family import Shape, Size
 from .registry import family_of
@@ -64,10 +65,11 @@ def example_batch(model: nn.Module, batch_size: int, size: Size | None = None) -
     family = family_of(model)
     generator = torch.Generator().manual_seed(0)
     if family.taken_shape is not None:
-        shape = family.taken_shape(model, size or family.input_shape(model)[1:])
+        height, width = size or family.input_shape(model)[-2:]
+        shape = family.taken_shape(model, (height, width))
     else:
-        channels, *own_size = family.input_shape(model)
-        shape = (channels, *(size or own_size))
+        own_shape = family.input_shape(model)
+        shape = own_shape if size is None else (*own_shape[: -len(size)], *size)
     sample = torch.randn(batch_size, *shape, generator=generator)
     conditions = family.conditions(
         model, batch_size, lambda *sizes: torch.randn(batch_size, *sizes, generator=generator)
@@ -91,18 +93,20 @@ def example_inputs(model: nn.Module, batch_size: int, size: Size | None = None) 
         return family.example_inputs(model, batch_size, size)
     sample, conditions = example_batch(model, batch_size, size)
     timesteps = torch.ones(batch_size, dtype=torch.int64, device=sample.device)
-    inputs = family.arguments(model, sample, timesteps, arguments(conditions, sample.dtype))
+    with KnownValues():
+        inputs = family.arguments(model, sample, timesteps, arguments(conditions, sample.dtype))
     return tree_map_only(Tensor, partial(_like, sample), inputs)
 
 
 def _like(other: Tensor, value: Tensor) -> Tensor:
-    """`value` on the device of `other` and, if it has a fraction, in its dtype."""
-    return value.to(other.device, other.dtype if value.is_floating_point() else value.dtype)
+    """`value` on the device of `other` and, if it has a fraction, in its dtype; integers stay known without memory."""
+    there = value.to(other.device, other.dtype if value.is_floating_point() else value.dtype)
+    return remember(there, value) if there.is_meta else there
 
 
 def takes_text(model: nn.Module) -> bool:
     """Whether the network attends to text."""
-    return "encoder_hidden_states" in inspect.signature(model.forward).parameters
+    return "encoder_hidden_states" in inspect.signature(model.forward).parameters or bool(family_of(model).prompts)
 
 
 @contextmanager

@@ -13,16 +13,31 @@ from torch import nn
 from ..structure import Structure
 from . import discovery
 from .families.autoencoder_kl import AUTOENCODER_KL, AUTOENCODER_KL_DECODER
+from .families.chroma import CHROMA
 from .families.dit import DIT
 from .families.flux import FLUX
+from .families.flux2 import FLUX2
+from .families.lumina2 import LUMINA2
 from .families.pixart import PIXART
+from .families.qwen_image import QWEN_IMAGE
 from .families.sana import SANA
 from .families.sd3 import SD3
 from .families.unet2d import UNET2D
 from .families.unet2d_condition import UNET2D_CONDITION
+from .families.wan import WAN
+from .families.z_image import Z_IMAGE
 from .family import Family
 
-BUILT_IN = (UNET2D, UNET2D_CONDITION, DIT, PIXART, SD3, FLUX, SANA, AUTOENCODER_KL, AUTOENCODER_KL_DECODER)
+DECLARED = (UNET2D, UNET2D_CONDITION, DIT, PIXART, SD3, FLUX, SANA, AUTOENCODER_KL, AUTOENCODER_KL_DECODER)
+DISCOVERED = (
+    FLUX2,
+    QWEN_IMAGE,
+    Z_IMAGE,
+    CHROMA,
+    LUMINA2,
+    WAN,
+)  # how they are called is declared, their structure is found
+BUILT_IN = (*DECLARED, *DISCOVERED)
 
 OWN = "_secateur_family"  # the attribute of a network whose family is not that of its class
 
@@ -125,7 +140,7 @@ def left_out(model: nn.Module) -> Mapping[str, str]:
     Raises:
         ValueError: as `describe`.
     """
-    is_declared = family_of(model).describe is not _discovered
+    is_declared = family_of(model).describe not in (_discovered, discovery.describe)
     return {} if is_declared else discovery.discover(network_of(model)).left_out
 
 

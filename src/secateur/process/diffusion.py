@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor
 
 from ..base.errors import ModelError
+from .grid import drawn_from, grid_of
 from .meaning import Meaning, as_meaning, digest_of, settings_of
 
 BETAS = ("beta_schedule", "beta_start", "beta_end", "trained_betas", "rescale_betas_zero_snr")
@@ -51,7 +53,13 @@ class DiffusionProcess:
     def num_train_timesteps(self) -> int:
         return self._scheduler.config.num_train_timesteps  # type: ignore[attr-defined]
 
+    @cached_property
+    def _grid(self) -> Tensor | None:
+        return grid_of(self)
+
     def timesteps(self, u: Tensor) -> Tensor:
+        if self._grid is not None:
+            return drawn_from(self._grid, u)
         return (u * self.num_train_timesteps).long()
 
     def add_noise(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 from diffusers import FlowMatchEulerDiscreteScheduler
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..base.errors import ModelError
+from .grid import drawn_from, grid_of
 from .meaning import Meaning, as_meaning, settings_of
 
 SETTLED = (  # when a model is loaded: a shift by the image size has become `shift`
@@ -23,6 +27,8 @@ SETTLED = (  # when a model is loaded: a shift by the image size has become `shi
 )
 EVEN_LEVELS = "_secateur_even_levels"  # keys of a scheduler's config, which diffusers ignores
 CONVENTION = "_secateur_flow_convention"
+TOKENS = "_secateur_tokens"  # of an image, where the shift is made of them and the number of steps
+MANY_TOKENS = 4300  # from where the number of steps does not matter
 
 
 class EvenFlowMatchEuler(FlowMatchEulerDiscreteScheduler):
@@ -41,7 +47,34 @@ class EvenFlowMatchEuler(FlowMatchEulerDiscreteScheduler):
     ) -> None:
         if num_inference_steps is not None and sigmas is None and timesteps is None:
             sigmas = np.linspace(1, 1 / num_inference_steps, num_inference_steps)
+            if (tokens := self.config.get(TOKENS)) is not None:
+                self.set_shift(math.exp(empirical_shift(tokens, num_inference_steps)))
         super().set_timesteps(num_inference_steps, device, sigmas, mu, timesteps)
+
+
+def empirical_shift(tokens: int, num_inference_steps: int) -> float:
+    """The exponent of Flux.2's shift: lines over the tokens for 10 and 200 steps, in between a line over the steps."""
+    at_200 = 0.00016927 * tokens + 0.45666666
+    if tokens > MANY_TOKENS:
+        return at_200
+    at_10 = 8.73809524e-05 * tokens + 1.89833333
+    return at_200 + (at_200 - at_10) / 190 * (num_inference_steps - 200)
+
+
+@dataclass(frozen=True)
+class Expert:
+    """A network for a part of the noise levels, from `low` up to `high`, beside another for the rest (Wan 2.2).
+
+    `other` gives that one, which sampling needs; it is asked when it is first used.
+    """
+
+    low: float
+    high: float
+    other: Callable[[], nn.Module] = field(compare=False, repr=False)
+
+    def covers(self, sigma: float) -> bool:
+        """Whether the network is trained at this noise level."""
+        return self.low <= sigma < self.high or sigma == self.high == 1
 
 
 @dataclass(frozen=True)
@@ -52,11 +85,13 @@ class FlowProcess:
     - "diffusers": time 1000 sigma, velocity noise - x0 (Esser et al. 2024);
     - "sit": time 1 - sigma in [0, 1], velocity x0 - noise (Ma et al. 2024, linear path).
 
-    Two processes are equal if they noise, predict and sample alike, however their configs are written.
+    Two processes are equal if they noise, predict and sample alike, however their configs are written. `expert` says
+    that the network is one of two.
     """
 
     config: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
     convention: Literal["diffusers", "sit"] = "diffusers"
+    expert: Expert | None = None
     meaning: Meaning = field(init=False)
 
     def __post_init__(self) -> None:
@@ -65,7 +100,10 @@ class FlowProcess:
         if self.num_train_timesteps < 1:
             raise ModelError(f"the scheduler config has {self.num_train_timesteps} training timesteps")
         sampler = self.scheduler()
-        settings = settings_of(sampler, SETTLED) | {"sampler": type(sampler).__name__}
+        settings = settings_of(sampler, SETTLED) | {
+            "sampler": type(sampler).__name__,
+            "tokens": self.config.get(TOKENS),
+        }
         object.__setattr__(self, "meaning", as_meaning(settings))
 
     @property
@@ -82,8 +120,18 @@ class FlowProcess:
         sigmas = timesteps / self.num_train_timesteps if self.convention == "diffusers" else 1 - timesteps
         return sigmas.to(like).reshape(-1, *[1] * (like.ndim - 1))
 
+    @cached_property
+    def _grid(self) -> Tensor | None:
+        grid = grid_of(self)
+        if grid is None or self.expert is None:
+            return grid
+        return grid[[self.expert.covers(each / self.num_train_timesteps) for each in grid.tolist()]]
+
     def timesteps(self, u: Tensor) -> Tensor:
-        return u * self.num_train_timesteps if self.convention == "diffusers" else 1 - u
+        if self._grid is not None:
+            return drawn_from(self._grid, u)
+        sigmas = u if self.expert is None else self.expert.low + u * (self.expert.high - self.expert.low)
+        return sigmas * self.num_train_timesteps if self.convention == "diffusers" else 1 - sigmas
 
     def add_noise(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         sigmas = self._sigmas(timesteps, sample)
@@ -112,4 +160,9 @@ def _flow_config(config: dict[str, Any]) -> dict[str, Any]:
 
     The solver itself is a choice of the sampler.
     """
-    return {"num_train_timesteps": config.get("num_train_timesteps", 1000), "shift": config.get("flow_shift", 1.0)}
+    ours = {name: value for name, value in config.items() if name.startswith("_secateur")}
+    return {
+        "num_train_timesteps": config.get("num_train_timesteps", 1000),
+        "shift": config.get("flow_shift", 1.0),
+        **ours,
+    }

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 from diffusers import SchedulerMixin
 
-from ..base.errors import SecateurError, require_known
+from ..base.errors import SecateurError, require, require_known
 from .base import Process
 from .diffusion import DiffusionProcess
 from .flow import CONVENTION, FlowProcess
+from .grid import STEPS
 
-ProcessName = Literal["auto", "ddpm", "v-prediction", "flow", "flow-sit"]
-ProcessLike: TypeAlias = ProcessName | Mapping[str, Any] | SchedulerMixin | Process | None
+ProcessLike: TypeAlias = str | Mapping[str, Any] | SchedulerMixin | Process | None
 
 _FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000}
 PROCESSES: dict[str, dict[str, Any] | None] = {
@@ -28,14 +28,19 @@ PROCESSES: dict[str, dict[str, Any] | None] = {
 def config_of(process: ProcessLike) -> dict[str, Any] | None:
     """The scheduler config that stands for `process`: None for what is beside the model, none of a process of others.
 
+    A name with a number, such as `flow:4`, is of a model that was distilled into so many steps: times are drawn from
+    those that it is sampled at. `auto:4` adds that to what is beside the model.
+
     Raises:
         SecateurError: it is none of these.
     """
     if process is None:
         return None
     if isinstance(process, str):
-        require_known("process", process, PROCESSES)
-        return PROCESSES[process]
+        name, _, steps = process.partition(":")
+        require_known("process", name, PROCESSES)
+        require(steps.isdecimal() or name == process, f"process is {process}; give {name}, or {name}:4 for four steps")
+        return {**(PROCESSES[name] or {}), STEPS: int(steps)} if steps else PROCESSES[name]
     if isinstance(process, SchedulerMixin):
         return {**process.config, "_class_name": type(process).__name__}
     if isinstance(process, Mapping):
@@ -47,6 +52,18 @@ def config_of(process: ProcessLike) -> dict[str, Any] | None:
     raise SecateurError(
         f"a process is a name, a diffusers scheduler, its config or a Process; this is a {type(process).__name__}"
     )
+
+
+def over(config: Mapping[str, Any] | None, beside: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    """`config`, or what is `beside` the model where there is none or it only adds a number of steps."""
+    if config is None or is_partial(config):
+        return {**beside(), **(config or {})}
+    return dict(config)
+
+
+def is_partial(config: Mapping[str, Any]) -> bool:
+    """Whether it says in how many steps a model is sampled, and nothing else."""
+    return set(config) == {STEPS}
 
 
 def named(process: ProcessLike) -> str:

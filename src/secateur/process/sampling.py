@@ -65,12 +65,21 @@ def generate(
     for timestep in solver.timesteps:
         t_B = process.sampler_to_model(timestep).expand(len(sample)).to(sample.device)
         x_t = scaled(sample, timestep)
-        output = predict(model, x_t, t_B, conditions)
+        network = _network_at(model, process, float(timestep))
+        output = predict(network, x_t, t_B, conditions)
         if guided:
-            unconditional = predict(model, x_t, t_B, unconditioned)
+            unconditional = predict(network, x_t, t_B, unconditioned)
             output = guided_output(output, unconditional, guidance_scale, guidance_channels)
         sample = step(solver, process.model_to_sampler(output), timestep, sample, generators)
     return sample
+
+
+def _network_at(model: nn.Module, process: Process, timestep: float) -> nn.Module:
+    """`model`, or where it is one of two experts the one for this timestep of the sampler."""
+    expert = getattr(process, "expert", None)
+    if expert is None or expert.covers(timestep / process.num_train_timesteps):
+        return model
+    return expert.other().to(device_of(model)).eval()
 
 
 def guided_output(output_BCHW: Tensor, null_BCHW: Tensor, scale: float, channels: int | None) -> Tensor:

@@ -15,7 +15,8 @@ class WeightsArguments(HubOptions, total=False):
     """Which network, and where it goes; what is left out, or None, has its default.
 
     Attributes:
-        component: of a pipeline: unet, transformer or vae; by default whichever of unet and transformer is there.
+        component: of a pipeline: unet, transformer, transformer_2 (Wan 2.2) or vae; by default whichever of unet and
+            transformer is there.
         device: where to. By default objects stay where they are, and what is loaded goes to the accelerator, if any.
         subfolder: of what is loaded: the folder of the model or pipeline in it.
         variant: of the weights that are loaded, such as fp16; by default the plain ones, or the only ones there are.
@@ -35,7 +36,8 @@ class ModelArguments(WeightsArguments, total=False):
 
     Attributes:
         process: how it was trained, where that is not beside it: a name (ddpm, v-prediction, flow, flow-sit), a
-            diffusers scheduler, its config, or a `Process`.
+            diffusers scheduler, its config, or a `Process`. A number behind a name, `auto:4`, is of a model that was
+            distilled into so many steps.
     """
 
     process: ProcessLike

@@ -153,10 +153,10 @@ def _from_objects(data: Any, subject: Subject) -> ImageDataset:
     parameters = frozenset(inspect.signature(subject.model.forward).parameters)
     convert = partial(as_batch, parameters=parameters)
     batch = convert(first)
-    if batch.sample.ndim != 4:
-        raise DataError(f"the data has samples of shape {tuple(batch.sample.shape[1:])}; give (C, H, W)")
-    _, channels, height, width = batch.sample.shape
-    shape, wanted = (channels, height, width), input_shape(subject.model)
+    shape, wanted = tuple(batch.sample.shape[1:]), input_shape(subject.model)
+    if len(shape) != len(wanted):
+        axes = "(C, H, W)" if len(wanted) == 3 else "(C, T, H, W)"
+        raise DataError(f"the data has samples of shape {shape}; give {axes}")
     classes = class_count(subject.model)
     labelled = batch.class_labels is not None
     names = numbered(classes or _label_count(read, convert, count)) if labelled else ()

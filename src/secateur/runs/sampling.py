@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -23,9 +24,11 @@ from ..base.rows import FileRows, MemoryRows, Rows
 from ..base.rules import Count, Seed, checked
 from ..base.seeds import VERSION
 from ..data.autoencoder import latent_space
+from ..data.clips import side_by_side
 from ..data.conditions import label_conditions, null_conditions
 from ..data.text import open_text_encoder
 from ..models.conditions import Conditions, rows
+from ..models.family import Shape
 from ..models.network import class_count, input_shape, takes_text
 from ..process.samplers import check_sampler
 from ..process.sampling import generate_batch
@@ -58,6 +61,8 @@ def sample(
     **arguments: Unpack[ModelArguments],
 ) -> Tensor | Path:
     """Draw images: a tensor (N, C, H, W) in [-1, 1], or with `out` one picture of all, or a folder of PNG files.
+
+    A model of videos gives clips (N, C, T, H, W); in pictures their frames stand side by side.
 
     Image i depends on the seed and i only. A folder that was begun goes on where it stopped when the same call is given
     again, and torchrun shares it out over processes. Images of a class-conditional model lie in one sub-folder per
@@ -149,7 +154,7 @@ def sample(
             parts = place.with_name(f".{place.name}.parts")
             folder = parts / fingerprint([settings, inputs, num_images, batch_size])
             images = _drawn(FileRows(num_images, batch_size, folder), draw)
-            write_picture(image_grid(images, by_class or max(1, round(num_images**0.5))), place)
+            write_picture(image_grid(side_by_side(images), by_class or max(1, round(num_images**0.5))), place)
             shutil.rmtree(parts)
         else:
             with run_folder(place, settings, inputs):
@@ -181,13 +186,13 @@ def _text_conditions(subject: Subject, prompts: Sequence[str]) -> tuple[Conditio
     require(len(prompts) > 0, 'the model takes text: give --prompt "what to draw"')
     if subject.loaded.pipeline is None:
         raise ModelError(NO_PIPELINE)
-    _, height, width = _image_shape(subject)
+    *_, height, width = _image_shape(subject)
     encoder = open_text_encoder(subject.loaded.pipeline, (height, width), subject.device)
     return encoder(prompts), encoder.null()
 
 
-def _image_shape(subject: Subject) -> tuple[int, int, int]:
-    """C, H, W of the images, which a pipeline decodes from latents."""
+def _image_shape(subject: Subject) -> Shape:
+    """C, H, W of the images, or C, T, H, W of the clips, which a pipeline decodes from latents."""
     shape, vae = input_shape(subject.model), subject.loaded.vae
     return shape if vae is None else latent_space(vae).image_shape(shape)
 
@@ -197,8 +202,7 @@ def _check_room(place: Path | None, count: int, subject: Subject, grid: bool) ->
     if place is None:
         return
     if grid:
-        _, height, width = _image_shape(subject)
-        most = MOST_PIXELS // (height * width)
+        most = MOST_PIXELS // math.prod(_image_shape(subject)[1:])
         require(count <= most, f"num_images is {count}; a grid takes {most} of this size, so give a folder as --out")
         return
     there = next(folder for folder in (place, *place.absolute().parents) if folder.exists())
@@ -225,7 +229,7 @@ def _write_files(files: Sequence[Path], batch_size: int, draw: Callable[[Sequenc
     with progress_bar("sampling", len(mine), start=len(mine) - len(missing)) as advance:
         for start in range(0, len(missing), batch_size):
             indices = missing[start : start + batch_size]
-            for index, image in zip(indices, draw(indices), strict=True):
+            for index, image in zip(indices, side_by_side(draw(indices)), strict=True):
                 with atomic_file(files[index]) as temporary:
                     to_image(image).save(temporary, format="PNG")
             advance(len(indices), "")

@@ -20,13 +20,13 @@ from ..data.autoencoder import Autoencoder, open_autoencoder
 from ..io.checkpoint import from_pretrained
 from ..io.levels import process_of
 from ..io.locate import Component
-from ..io.pipeline import Loaded, load, loaded_from_pipeline, open_pipeline
+from ..io.pipeline import Loaded, as_expert, load, loaded_from_pipeline, open_pipeline
 from ..io.pruned import class_name, saved_module
 from ..models.families.autoencoder_kl import AutoencoderKLDecoder
 from ..models.network import as_network, device_of
 from ..models.registry import describe, network_of
 from ..process.base import Process
-from ..process.named import ProcessLike, config_of, named
+from ..process.named import ProcessLike, config_of, is_partial, named, over
 from ..process.reconstruction import Reconstruction, reconstruction_by
 from ..schedules import CutConfig
 from ..structure import Structure
@@ -176,7 +176,9 @@ def _loaded(model: Any, process: ProcessLike, component: Component | None) -> Lo
         config = config_of(process)
         if config is None or isinstance(model.process, Reconstruction):
             return model
-        settled = process_of(process, model.model, model.vae is not None)
+        config = over(config, lambda: model.scheduler_config)
+        settled = process_of(process if isinstance(process, Process) else config, model.model, model.vae is not None)
+        settled = as_expert(settled, model.pipeline, model.component)
         return replace(model, process=settled, scheduler_config=config)
     if isinstance(model, DiffusionPipeline):
         return loaded_from_pipeline(model, component, process)
@@ -187,7 +189,7 @@ def _loaded(model: Any, process: ProcessLike, component: Component | None) -> Lo
         return Loaded(as_network(network), reconstruction_by(network))
     if isinstance(network, AutoencoderKLDecoder):
         return Loaded(network, reconstruction_by(network.autoencoder))
-    if (config := config_of(process)) is None:
+    if (config := config_of(process)) is None or is_partial(config):
         raise SecateurError(
             "a module does not say how it was trained: give process=, a diffusers scheduler, its config, a Process, or "
             "one of ddpm, v-prediction, flow, flow-sit"

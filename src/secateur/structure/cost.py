@@ -18,7 +18,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..base.errors import SecateurError, first_line
 from .dims import Structure
+from .known_values import KnownValues, remember
 
 
 @dataclass(frozen=True)
@@ -98,11 +100,20 @@ def count_flops(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, int]:
 
 
 def cost_model(model: nn.Module, structure: Structure, inputs: Mapping[str, Any]) -> CostModel:
-    """Count one forward pass of `model` on `inputs` (keyword arguments), per sample, on the meta device."""
-    hollow = skeleton(model)
-    meta_inputs = tree_map_only(torch.Tensor, lambda value: value.to("meta"), dict(inputs))
+    """Count one forward pass of `model` on `inputs` (keyword arguments), per sample, on the meta device.
+
+    Raises:
+        SecateurError: the pass depends on values that it computes, such as which expert a token goes to.
+    """
     batch_size = len(next(iter(inputs.values())))
-    macs = {name: flops // 2 for name, flops in count_flops(hollow, meta_inputs).items()}
+    hollow = skeleton(model)
+    meta_inputs = tree_map_only(torch.Tensor, lambda value: remember(value.to("meta"), value), dict(inputs))
+    try:
+        with KnownValues():
+            macs = {name: flops // 2 for name, flops in count_flops(hollow, meta_inputs).items()}
+    except RuntimeError as error:  # NotImplementedError too
+        reason = f"the MACs of {type(model).__name__} cannot be counted without running it: {first_line(error)}"
+        raise SecateurError(reason) from error
     shapes = {name: parameter.shape for name, parameter in hollow.named_parameters()}
     weights = {name.removesuffix(".weight"): name for name in shapes if name.endswith(".weight")}
     per_weight = {

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from ...base.errors import DataError, require
 from ...data import pixels
+from ...data.clips import shape_side_by_side
 from ...results.measured import Metric
 from ..measurement import OfPairs, Subject
 from .consistency import WINDOW, similarity
@@ -41,7 +42,7 @@ def ms_ssim(a_BCHW: Tensor, b_BCHW: Tensor, value_range: tuple[float, float] = (
 
 def check(subject: Subject) -> None:
     """Refuse images that are too small for the last scale."""
-    _, height, width = pixels(subject.dataset).shape
+    _, height, width = shape_side_by_side(pixels(subject.dataset).shape)
     need = f"ms-ssim needs images of {LEAST_PIXELS} pixels a side, these are {height}x{width}; use consistency"
     require(min(height, width) >= LEAST_PIXELS, need)
 

@@ -1,0 +1,57 @@
+"""`Lumina2Transformer2DModel` (Lumina-Image 2.0): refiners of either stream, grouped queries; structure by discovery.
+
+Its own time runs from noise to image, and its velocity points there: both are turned here, so that outside of a call
+they are those of every other flow.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from diffusers import Lumina2Transformer2DModel
+from torch import Tensor
+
+from .. import discovery
+from ..conditions import Conditions
+from ..family import Draw, Family, Size, config_of, denoised_channels, text_mask
+
+TEXT_TOKENS = 256
+
+
+def _arguments(
+    network: Lumina2Transformer2DModel, x_BCHW: Tensor, timesteps_B: Tensor, kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Time runs from noise to image."""
+    return {"hidden_states": x_BCHW, "timestep": 1 - timesteps_B / 1000, **kwargs}
+
+
+def _prediction(output_BCHW: Tensor, x_BCHW: Tensor) -> Tensor:
+    return -denoised_channels(output_BCHW, x_BCHW)
+
+
+def _conditions(model: Lumina2Transformer2DModel, batch_size: int, draw: Draw) -> Conditions:
+    return {
+        "encoder_hidden_states": draw(TEXT_TOKENS, config_of(model)["cap_feat_dim"]),
+        "encoder_attention_mask": text_mask(batch_size, TEXT_TOKENS),
+    }
+
+
+def _encode(pipeline: Any, prompts: list[str], size: Size, without: bool) -> dict[str, Tensor]:
+    """Gemma's states and their mask; prompts, but not the empty one, follow the pipeline's system prompt."""
+    states, mask, empty, empty_mask = pipeline.encode_prompt(
+        prompts, do_classifier_free_guidance=without, device=pipeline.device, max_sequence_length=TEXT_TOKENS
+    )
+    return {
+        "encoder_hidden_states": empty if without else states,
+        "encoder_attention_mask": empty_mask if without else mask,
+    }
+
+
+LUMINA2 = Family(
+    Lumina2Transformer2DModel,
+    discovery.describe,
+    arguments=_arguments,
+    prediction=_prediction,
+    conditions=_conditions,
+    prompts={"Lumina2Pipeline": _encode},
+    even_levels=True,
+)

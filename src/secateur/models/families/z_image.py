@@ -1,0 +1,73 @@
+"""`ZImageTransformer2DModel`: takes lists of latents and of captions; structure by discovery.
+
+Its own time runs from noise to image, and its velocity points there: both are turned here, so that outside of a call
+they are those of every other flow.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from diffusers import ZImageTransformer2DModel
+from torch import Tensor
+from torch.nn.functional import pad
+
+from .. import discovery
+from ..conditions import Conditions
+from ..family import Draw, Family, Shape, Size, config_of, sides, text_mask
+
+SAMPLE_SIZE = 128  # of the latents of 1024 pixels, where the config does not say
+TEXT_TOKENS = 512
+
+
+def _input_shape(model: ZImageTransformer2DModel) -> Shape:
+    config = config_of(model)
+    return config["in_channels"], *sides(config.get("sample_size") or SAMPLE_SIZE)
+
+
+def _arguments(
+    network: ZImageTransformer2DModel, x_BCHW: Tensor, timesteps_B: Tensor, kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A latent of one frame and the states of its own caption for each sample, and time from noise to image."""
+    lengths = kwargs["encoder_attention_mask"].sum(1).tolist()
+    return {
+        "x": [*x_BCHW.unsqueeze(2)],
+        "t": 1 - timesteps_B / 1000,
+        "cap_feats": [states[:length] for states, length in zip(kwargs["encoder_hidden_states"], lengths, strict=True)],
+    }
+
+
+def _prediction(output: Any, x_BCHW: Tensor) -> Tensor:
+    return -torch.stack(list(output)).squeeze(2)
+
+
+def _conditions(model: ZImageTransformer2DModel, batch_size: int, draw: Draw) -> Conditions:
+    return {
+        "encoder_hidden_states": draw(TEXT_TOKENS, config_of(model)["cap_feat_dim"]),
+        "encoder_attention_mask": text_mask(batch_size, TEXT_TOKENS),
+    }
+
+
+def _encode(pipeline: Any, prompts: list[str], size: Size, without: bool) -> dict[str, Tensor]:
+    """States of Qwen 3 and their mask, filled up to `TEXT_TOKENS`; the empty prompt is encoded as any other."""
+    states, _ = pipeline.encode_prompt(
+        list(prompts), device=pipeline.device, do_classifier_free_guidance=False, max_sequence_length=TEXT_TOKENS
+    )
+    masks = [torch.ones(len(each), dtype=torch.int64, device=each.device) for each in states]
+    return {
+        "encoder_hidden_states": torch.stack([pad(each, (0, 0, 0, TEXT_TOKENS - len(each))) for each in states]),
+        "encoder_attention_mask": torch.stack([pad(each, (0, TEXT_TOKENS - len(each))) for each in masks]),
+    }
+
+
+Z_IMAGE = Family(
+    ZImageTransformer2DModel,
+    discovery.describe,
+    arguments=_arguments,
+    prediction=_prediction,
+    input_shape=_input_shape,
+    conditions=_conditions,
+    prompts={"ZImagePipeline": _encode},
+    patch_size=lambda model: 2,
+    even_levels=True,
+)
