@@ -6,15 +6,16 @@ from functools import partial
 
 import pytest
 import torch
-from diffusers import FluxPipeline
+from diffusers import FluxPipeline, WanPipeline
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import architectures
 import secateur
-from models import STRATEGIES, cuts, dit, flux, half, output, pixart, sd3, sdxl, unet, unet_condition
+from models import STRATEGIES, cuts, dit, flux, half, output, pixart, randomize, sd3, sdxl, unet, unet_condition
 from secateur.base.errors import ModelError
 from secateur.cli import main
 from secateur.io.checkpoint import save_pretrained
@@ -323,3 +324,40 @@ def test_diffusers_and_peft_load_what_was_sliced(make, prefix, block):
     expected = output(merged(pruned, sliced, f"{prefix}."))
     pruned.load_lora_adapter(sliced, prefix=prefix)
     torch.testing.assert_close(output(pruned), expected, atol=1e-5, rtol=1e-5)
+
+
+WAN_NAMES = {"attn1": "self_attn", "attn2": "cross_attn", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "o"}
+WAN_NAMES |= {"ffn.net.0.proj": "ffn.0", "ffn.net.2": "ffn.2"}
+
+
+def wan_spelling(name):
+    for ours, theirs in WAN_NAMES.items():
+        name = name.replace(ours, theirs)
+    return name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "size", "only", "layout"),
+    [
+        ("WanTransformer3DModel", (3, 8, 8), "blocks.", {"head": "diffusion_model.", "spell": wan_spelling}),
+        ("QwenImageTransformer2DModel", 8, "attn", {"head": "diffusion_model."}),
+        ("QwenImageTransformer2DModel", 8, "attn", {"head": "lora_unet_", "spell": lambda x: x.replace(".", "_")}),
+        ("Flux2Transformer2DModel", 8, "attn", {"head": "transformer."}),
+    ],
+)
+def test_styles_of_loras_of_models_whose_structure_is_found(name, size, only, layout, tmp_path, monkeypatch):
+    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path))
+    model = randomize(architectures.small(name))
+    model.register_to_config(sample_size=size)
+    endings = KOHYA if layout["head"] == "lora_unet_" else PEFT
+    lora = random_lora(model, endings=endings, only=only, alpha=2.0 if endings is KOHYA else None, **layout)
+    dense = {"head": "transformer.", "endings": PEFT} if name.startswith("Wan") else {"endings": endings, **layout}
+    known = WanPipeline.lora_state_dict(dict(lora)) if name.startswith("Wan") else lora
+    wanted, pruned = merged(model, known, **dense), copy.deepcopy(model)
+    block = next(iter(describe(model).blocks))
+    for cut in (half, without(block)):
+        wanted, pruned = apply_cut(wanted, cut(wanted)), apply_cut(pruned, cut(pruned))
+    sliced = slice_lora(lora, pruned)
+    torch.testing.assert_close(output(merged(pruned, sliced, **dense)), output(wanted), atol=1e-5, rtol=1e-5)
+    assert (output(pruned) - output(wanted)).abs().max() > 1e-3

@@ -50,6 +50,9 @@ PIPELINES = {  # that know how LoRAs of the architecture are spelled
     "QwenImageTransformer2DModel": "QwenImagePipeline",
     "WanTransformer3DModel": "WanPipeline",
     "SanaTransformer2DModel": "SanaPipeline",
+    "Flux2Transformer2DModel": "Flux2Pipeline",
+    "ZImageTransformer2DModel": "ZImagePipeline",
+    "Lumina2Transformer2DModel": "Lumina2Pipeline",
 }
 TEXT_ENCODERS = ("text_encoder", "lora_te")
 KOHYA = re.compile(r"lora_(unet|transformer)_")
