@@ -10,6 +10,8 @@ import pytest
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
@@ -257,6 +259,46 @@ def test_released_models_are_planned_without_memory(name, config, parameters, ma
     assert dense.parameters == pytest.approx(parameters, rel=0.01)
     assert dense.macs == pytest.approx(macs, rel=1e-3)
     assert 0.49 < half.macs / dense.macs < 0.52
+
+
+RANDOM = {
+    "Flux2Transformer2DModel": {
+        "num_attention_heads": st.integers(2, 4),
+        "num_layers": st.integers(1, 3),
+        "num_single_layers": st.integers(1, 4),
+        "mlp_ratio": st.sampled_from([1.5, 2.0, 3.0]),
+    },
+    "QwenImageTransformer2DModel": {
+        "num_attention_heads": st.integers(2, 4),
+        "num_layers": st.integers(2, 4),
+        "joint_attention_dim": st.integers(6, 40),
+    },
+    "WanTransformer3DModel": {
+        "num_attention_heads": st.integers(2, 4),
+        "num_layers": st.integers(1, 5),
+        "ffn_dim": st.integers(5, 60),
+    },
+    "Lumina2Transformer2DModel": {"num_layers": st.integers(1, 4), "num_refiner_layers": st.integers(1, 2)},
+}
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("name", RANDOM)
+@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_masks_equal_removal_in_random_configurations(name, data, monkeypatch):
+    """What is proven on a small copy holds for the model, and prices are those of the models that are left."""
+    monkeypatch.setattr(proofs, "SMALL", 0)
+    model = architectures.small(name, **data.draw(st.fixed_dictionaries(RANDOM[name])))
+    structure, inputs = describe(model), example_inputs(model, 2, (4, 6))
+    assert structure.dims
+    seed = data.draw(st.integers(0, 1000))
+    assert all(check.ok for check in check_random_cuts(model, structure, inputs, 2, seed=seed))
+    cut = models.half(model)
+    predicted = cost_model(model, structure, inputs)({dim: len(units) for dim, units in cut.kept.items()})
+    smaller = remove(copy.deepcopy(model), structure, cut)
+    counted = cost_model(smaller, describe(smaller), inputs)({})
+    assert (predicted.parameters, predicted.macs) == (counted.parameters, pytest.approx(counted.macs, rel=1e-9))
 
 
 @pytest.mark.torture
