@@ -176,8 +176,8 @@ for unknown ones. `*` stands for the number of a layer, and the numbers in brack
 | Chroma | 8.9 B | 3.9 s | 0.04 s | 1.1 s |
 | Lumina-Image 2.0 | 2.61 B | 4.0 s | 0.02 s | 0.4 s |
 
-Seconds of one CPU core, without the weights, in 0.6 GB of memory; nothing of the model's own size is made. Plans are for
-1024 pixels, of Wan for 81 frames of 480 x 832.
+Seconds of one CPU core, without the weights, in 0.6 GB of memory: nothing of the size of the model is made. Plans are
+for 1024 pixels, of Wan for 81 frames of 480 x 832.
 
 | class | widths | blocks | what stays whole, and why |
 |---|---|---|---|
