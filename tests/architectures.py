@@ -173,7 +173,7 @@ for unknown ones. `*` stands for the number of a layer, and the numbers in brack
 | Qwen-Image | 20.4 B | 6.4 s | 0.07 s | 1.5 s |
 | Wan 2.1 1.3B | 1.42 B | 2.6 s | 0.04 s | 1.0 s |
 | Wan 2.1, and each of the two of 2.2, 14B | 14.3 B | 3.4 s | 0.05 s | 0.9 s |
-| Chroma | 8.9 B | 3.9 s | 0.04 s | 1.1 s |
+| Chroma1-HD | 8.9 B | 3.9 s | 0.04 s | 1.1 s |
 | Lumina-Image 2.0 | 2.61 B | 4.0 s | 0.02 s | 0.4 s |
 
 Seconds of one CPU core, without the weights, in 0.6 GB of memory: nothing of the size of the model is made. Plans are

@@ -6,13 +6,15 @@ from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteSchedu
 
 from models import dit, unet
 from sampled import generate_images
-from secateur.base.errors import ModelError
+from secateur.base.errors import ModelError, SecateurError
 from secateur.data.conditions import label_conditions, null_conditions
 from secateur.models.predict import predict
 from secateur.process.base import denoising_error
 from secateur.process.diffusion import DiffusionProcess
 from secateur.process.flow import FlowProcess
 from secateur.process.from_config import process_from_config
+from secateur.process.grid import STEPS
+from secateur.process.named import config_of, over
 from secateur.process.sampling import generate, initial_noise
 
 X0 = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -186,3 +188,29 @@ def test_processes_are_equal_by_what_they_mean(one, other, equal):
 
 def process_of(scheduler):
     return process_from_config({**scheduler.config, "_class_name": type(scheduler).__name__})
+
+
+@pytest.mark.parametrize("name", ["ddpm", "flow", "flow-sit"])
+def test_times_of_a_model_of_few_steps_are_those_of_its_sampler(name):
+    process = process_from_config(config_of(f"{name}:4"))
+    solver = process.scheduler()
+    solver.set_timesteps(4)
+    expected = sorted(process.sampler_to_model(solver.timesteps).tolist())
+    found = process.timesteps(torch.linspace(0, 0.999, 100, dtype=torch.float64))
+    assert sorted(found.unique().tolist()) == expected
+    sample = torch.ones(2, 1)
+    cleaner, noisier = process.timesteps(torch.tensor([0.0, 0.999]))
+    noise = torch.zeros(2, 1)
+    assert process.add_noise(sample, noise, torch.stack([cleaner, noisier])).diff(dim=0) < 0
+
+
+def test_a_number_of_steps_behind_a_name():
+    beside = {"_class_name": "DDPMScheduler"}
+    assert over(config_of("auto:4"), lambda: beside) == beside | {STEPS: 4}
+    assert over(config_of("auto"), lambda: beside) == beside
+    assert over(config_of("ddpm"), lambda: {}) == config_of("ddpm")
+    for wrong in ("auto:", "auto:four", "auto:4:4"):
+        with pytest.raises(SecateurError, match=f"process is {wrong}; give auto, or auto:4"):
+            config_of(wrong)
+    with pytest.raises(ModelError, match="sampled in 0 steps; give 1 to 1000"):
+        process_from_config(config_of("flow:0"))

@@ -13,6 +13,7 @@ import folders
 import secateur
 from pipelines import image_folder
 from recent_pipelines import RECENT, flux_2_klein, qwen_image, wan, wan_2_2
+from sampled import generate_images
 from secateur import CompensationConfig, CutConfig, EvaluationConfig, RecoveryConfig, ScoringConfig
 from secateur.base.errors import DataError, ModelError
 from secateur.base.files import read_json, write_json
@@ -21,7 +22,7 @@ from secateur.data.autoencoder import latent_space, open_autoencoder
 from secateur.data.text import open_text_encoder
 from secateur.io.pipeline import load
 from secateur.models.network import input_shape
-from secateur.process.sampling import generate_images, initial_noise
+from secateur.process.sampling import initial_noise
 from secateur.results import Evaluation, read_result
 
 PROMPTS = ["a cat", "dog"]
@@ -216,3 +217,25 @@ def test_the_frames_in_the_middle_of_a_clip_are_read(tmp_path):
     assert dataset.captions == ("a cat", "a cat")
     with pytest.raises(DataError, match="holds no clips"):
         load_data(image_folder(tmp_path / "images", count=2), (3, 5, 8, 8))
+
+
+def test_a_video_file_is_a_clip(tmp_path, monkeypatch):
+    (tmp_path / "a.mp4").write_bytes(b"no video")
+    with monkeypatch.context() as without:
+        without.setattr("importlib.util.find_spec", lambda name: None)
+        with pytest.raises(DataError, match=r"holds video files, which need av: pip install 'secateur\[video\]'"):
+            load_data(tmp_path, (3, 5, 16, 16))
+    av = pytest.importorskip("av")
+    with pytest.raises(DataError, match=r"a\.mp4 cannot be decoded"):
+        load_data(tmp_path, (3, 5, 16, 16)).batch([0])
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=8)
+        stream.width = stream.height = 16
+        for level in range(0, 210, 30):
+            picture = np.full((16, 16, 3), level, dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    sample = load_data(tmp_path, (3, 5, 16, 16)).batch([0]).sample
+    assert sample.shape == (1, 3, 5, 16, 16)
+    levels = (sample.mean((0, 1, 3, 4)) + 1) * 127.5
+    torch.testing.assert_close(levels, torch.arange(30.0, 180.0, 30.0), rtol=0, atol=6)

@@ -32,5 +32,7 @@ def without_data(model: nn.Module) -> Iterator[tuple[nn.Module, LiveBytes]]:
 
     As on a CPU: attention is fused, as on accelerators.
     """
-    with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as memory, KnownValues():
-        yield skeleton(model, "cpu").eval(), memory
+    with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as memory:
+        hollow = skeleton(model, "cpu").eval()
+        with KnownValues():  # lengths that the network reads on the way
+            yield hollow, memory
