@@ -11,7 +11,9 @@ import pytest
 import secateur
 from models import unet
 from secateur.cli import main
+from secateur.results import Trials, read_result
 from secateur.runs import stages, trials
+from secateur.runs.search import search_of
 
 QUICK = [
     *("--shared.batch-size", "8", "--shared.num-timesteps", "4", "--shared.num-images", "8", "--evaluation.num-images"),
@@ -85,6 +87,39 @@ def test_search_spends_the_budget_and_resumes(
     assert f"{search['winner']} won" in capsys.readouterr().out
     best(model, out, *arguments)
     assert len(runs) == trained
+    whole = found(out)
+    (out / "trials.json").write_text(json.dumps({**whole, "trials": entries[:-1]}))  # killed before it noted the winner
+    best(model, out, *arguments)
+    assert len(runs) == trained
+    noted = found(out)["trials"][-1]
+    assert {**noted, "seconds": 0} == {**winner, "seconds": 0}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"search": None}, "has no search"),
+        ({"search": {"rounds": [{"candidates": 0, "steps": 1}]}}, r"rounds\[0\].candidates"),
+        ({"search": {"predicted_trial_seconds": {"a": 1.0}}}, "recipes without a predicted time"),
+        ({"search": {"recipes": []}}, "recipes without a predicted time"),
+        ({"trials": [{"name": "x", "status": "done", "recipe": "c", "score": {"value": 1.0}}]}, "scores of no recipe"),
+        (
+            {"trials": [{"name": "x", "status": "done", "recipe": "a", "score": {"value": 1.0, "parts": [1.0]}}]},
+            "batch",
+        ),
+    ],
+)
+def test_a_damaged_list_of_trials_is_one_line(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    search = {"recipes": ["a", "b"], "score": "loss", "judged_by": "", "ties": "", "budget_steps": 9}
+    search |= {"rounds": [{"candidates": 2, "steps": 1}], "predicted_trial_seconds": {"a": 1.0, "b": 2.0}}
+    whole = {"trials": [], "search": search}
+    path = tmp_path / "trials.json"
+    path.write_text(json.dumps(whole))
+    assert search_of(read_result(Trials, path)).recipes == ("a", "b")
+    inner = change.get("search")
+    path.write_text(json.dumps(whole | change | ({"search": search | inner} if inner else {})))
+    with pytest.raises(secateur.SecateurError, match=rf"trials.json is .*{said}"):
+        search_of(read_result(Trials, path))
 
 
 def test_a_search_stopped_in_its_first_trial_keeps_its_steps(

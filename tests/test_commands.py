@@ -113,7 +113,7 @@ def test_the_same_seed_gives_the_same_run(models, tmp_path):
 STAGES = ["score", "write_ranking", "one_shot", "write_cut", "recover", "evaluate_models", "write_evaluation"]
 
 
-@pytest.mark.slow
+@pytest.mark.torture  # tests/faults/test_kills.py has shorter ones
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_run_that_dies_in_any_stage_goes_on_to_the_same_result(models, tmp_path, monkeypatch, stage):
     compress(models / "unet", tmp_path / "whole")
@@ -131,7 +131,7 @@ def test_a_run_that_dies_in_any_stage_goes_on_to_the_same_result(models, tmp_pat
     assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_a_killed_compression_goes_on_to_the_same_result(models, tmp_path):
     command = [
         sys.executable,

@@ -12,7 +12,7 @@ from secateur.base.errors import SecateurError
 from secateur.reporting import write_comparison
 from secateur.reporting.comparison.entries import read_entries
 from secateur.reporting.comparison.groups import group_entries
-from secateur.reporting.comparison.summary import compare, comparison_table, run_table, sentences_of
+from secateur.reporting.comparison.summary import cautions, compare, comparison_table, run_table, sentences_of
 from secateur.reporting.plots.comparison import front
 from secateur.results import Evaluation
 from synthetic_runs import HOSTILE, Page, change_evaluation, change_model, estimate, make_run, write
@@ -38,6 +38,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         *[make(folder / f"random-{seed}", 5.5 + seed, seed, recipe="random") for seed in range(3)],
         make(folder / "magnitude", 30.0, 0, recipe="magnitude"),
     ]
+
+
+def test_settings_may_be_anything(tmp_path: Path) -> None:
+    runs = [make(tmp_path / name, 5.0, 0) for name in ("one", "two")]
+    config = json.loads((runs[0] / "config.json").read_text())
+    write(runs[0] / "config.json", config | {"data": {"a": [1]}, "model": [None]})
+    entries = read_entries(runs)
+    (said, *_) = cautions(compare(entries, group_entries(entries)))
+    assert "the data ({'a': [1]}, " in said
 
 
 def test_seeds_are_grouped_and_ties_are_named(runs: list[Path]) -> None:

@@ -340,6 +340,7 @@ BAD = {
     "dimensions": (with_changed("pos_embed", lambda value: value[0]), "3 dimensions"),
     "not square": (with_changed("pos_embed", lambda value: value[:, :15]), r"pos_embed has shape \(1, 15, 32\)"),
     "outputs": (with_changed("final_layer.linear.weight", lambda value: value[:6]), "final_layer.linear.weight has"),
+    "integers": (with_changed("blocks.1.attn.qkv.weight", lambda value: value.int()), "blocks.1.attn.qkv.weight"),
     "positions": (with_changed("pos_embed", lambda value: value.roll(1, 1)), "pos_embed is not the sine-cosine"),
 }
 

@@ -1,5 +1,7 @@
 """Processes against their formulas, and the deterministic sampler."""
 
+import logging
+
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
@@ -11,7 +13,7 @@ from secateur.data.conditions import label_conditions, null_conditions
 from secateur.models.predict import predict
 from secateur.process.base import denoising_error
 from secateur.process.diffusion import DiffusionProcess
-from secateur.process.flow import FlowProcess
+from secateur.process.flow import EVEN_LEVELS, FlowProcess
 from secateur.process.from_config import process_from_config
 from secateur.process.grid import STEPS
 from secateur.process.named import config_of, over
@@ -214,3 +216,22 @@ def test_a_number_of_steps_behind_a_name():
             config_of(wrong)
     with pytest.raises(ModelError, match="sampled in 0 steps; give 1 to 1000"):
         process_from_config(config_of("flow:0"))
+
+
+@pytest.mark.parametrize("name", ["flow-sit", "flow"])
+def test_diffusers_has_nothing_to_say_about_our_keys_of_a_config(name):
+    said = []
+    handler = logging.Handler()
+    handler.emit = said.append
+    logger = logging.getLogger("diffusers.configuration_utils")
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        config = {"_class_name": "FlowMatchEulerDiscreteScheduler", "_secateur_flow_convention": "sit"}
+        FlowMatchEulerDiscreteScheduler.from_config(config | {EVEN_LEVELS: True})
+        process_from_config(config_of(name)).scheduler()
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+    assert not [record.getMessage() for record in said if "ignored" in record.getMessage()]

@@ -8,6 +8,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -16,13 +17,15 @@ from accelerate import Accelerator, DistributedType
 from accelerate.utils import LoggerType
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from models import dit, unet
 from secateur.base.errors import SecateurError, TrainingError
+from secateur.base.interrupts import Terminated, sigterm_raises
 from secateur.data import ArrayDataset
 from secateur.process.diffusion import DiffusionProcess
 from secateur.process.flow import FlowProcess
-from secateur.recovery import JacobianConfig, RecoveryConfig, recover
+from secateur.recovery import JacobianConfig, RecoveryConfig, recover, trainer
 from secateur.recovery.accelerator import check_accelerator
 from secateur.recovery.checkpoints import newest_checkpoint
 from secateur.recovery.log import cut_log
@@ -106,6 +109,34 @@ def test_ctrl_c_finishes_the_step_and_keeps_it(tmp_path):
     assert newest_checkpoint(tmp_path / "cut") is not None
     assert len(log(tmp_path / "cut")) < 6
     assert_same(whole, recover(unet(), DiffusionProcess(), images(), CONFIG, tmp_path / "cut"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_the_last_step_is_not_swallowed(tmp_path, number):
+    whole = recover(unet(), DiffusionProcess(), images(), CONFIG, tmp_path / "whole")
+    steps = []
+
+    def hook(*_):
+        steps.append(1)
+        if len(steps) == CONFIG.steps:
+            os.kill(os.getpid(), number)
+
+    handle = register_optimizer_step_pre_hook(hook)
+    try:
+        with sigterm_raises(), pytest.raises((KeyboardInterrupt, Terminated)):
+            recover(unet(), DiffusionProcess(), images(), CONFIG, tmp_path / "cut")
+    finally:
+        handle.remove()
+    assert_same(whole, recover(unet(), DiffusionProcess(), images(), CONFIG, tmp_path / "cut"))
+
+
+def test_processes_that_find_different_checkpoints_are_refused(tmp_path):
+    accelerator = SimpleNamespace(device="cpu", gather=lambda own: torch.cat([own, own - own]))
+    run = SimpleNamespace(state=SimpleNamespace(step=2), folder=tmp_path, accelerator=accelerator)
+    with pytest.raises(TrainingError, match=r"different checkpoints .*\(process 0 2, process 1 0\)"):
+        trainer._Run._agree(run)
+    run.state.step = 0
+    trainer._Run._agree(run)
 
 
 def test_a_finished_run_is_read_back(tmp_path):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from secateur.base import rows as rows_module
 from secateur.base.errors import DataError
@@ -64,6 +65,24 @@ def test_a_damaged_file_is_one_line_and_made_again_when_it_is_removed(tmp_path):
     path.unlink()
     rows.fill(whole, "rows")
     assert rows.read([5])["index"].tolist() == [5]
+
+
+@pytest.mark.parametrize("change", ["a byte", "a name"])
+def test_what_is_not_what_was_written_is_not_taken_for_it(tmp_path, change):
+    rows = FileRows(4, 4, tmp_path)
+    rows.fill(lambda indices: {"index": torch.tensor(list(indices))}, "rows")
+    path = rows.path(range(4))
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + b"x" if change == "a byte" else content.replace(b'"index"', b'"indez"'))
+    with pytest.raises(DataError, match=r"cannot be read: it is not what was written; remove it"):
+        rows.read([2])
+
+
+def test_files_of_before_have_no_checksum_and_are_read(tmp_path):
+    rows = FileRows(4, 4, tmp_path)
+    tmp_path.mkdir(exist_ok=True)
+    save_file({"index": torch.arange(4)}, rows.path(range(4)))
+    assert rows.read([2])["index"].tolist() == [2]
 
 
 def test_processes_measure_each_its_part(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Commands in children of a warmed process: killed at a chosen event, watched, and what they left."""
+"""Commands in children of a warmed process: started, killed at a chosen moment, watched, and what they left."""
 
 import contextlib
 import io
@@ -19,66 +19,106 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from secateur.cli import main
 
 WRITES = ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.chmod")
+STARTS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn")
 TIMES = re.compile(r"seconds|latency|throughput|_ms$|^versions$|^command_line$|^device$|predicted|timings|peak|memory")
+AMOUNTS = re.compile(r"[\d.]+ (s|min|h|MiB|GiB)\b")  # in sentences
+CPU_SECONDS = 30  # what is slow because the machine is busy does not hang
+WALL = 10  # times as much by the clock, of something that waits for ever
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When to send a signal: before the `event`-th write or optimizer step, or `seconds` after the start."""
+
+    number: int = signal.SIGKILL
+    event: int = 0
+    seconds: float = 0.0
+
+
+NEVER = Moment()
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command in a child ended: exit status or minus a signal, output, events, GiB by which its memory grew."""
+    """How a command in a child ended.
+
+    `status` is an exit status or minus a signal; `events` and `seconds` are how long it was; `grown` the GiB by which
+    its memory grew; `ran` what it unpickled, started or executed out of its folder.
+    """
 
     status: int
-    output: str
-    events: int
-    grown: float
-    unpickled: bool
+    output: str = ""
+    events: int = 0
+    seconds: float = 0.0
+    grown: float = 0.0
+    ran: tuple[str, ...] = ()
 
     @property
     def last_line(self) -> str:
         return (self.output.strip().splitlines() or [""])[-1]
 
 
-def run(arguments: Sequence[str], folder: Path, kill_at: int = 0, number: int = 0, seconds: float = 60) -> Ended:
-    """Run a command in `folder`; before its `kill_at`-th event, a write or an optimizer step, send it the signal."""
-    return call(lambda: main([str(argument) for argument in arguments]), folder, kill_at, number, seconds)
+def run(arguments: Sequence[str], folder: Path, moment: Moment = NEVER, seconds: int = CPU_SECONDS) -> Ended:
+    """Run a command in `folder`, and send it a signal at `moment`."""
+    return start(lambda: main([str(argument) for argument in arguments]), folder, moment, seconds)()
 
 
-def call(function: Callable[[], Any], folder: Path, kill_at: int = 0, number: int = 0, seconds: float = 60) -> Ended:
+def call(function: Callable[[], Any], folder: Path) -> Ended:
     """As `run`, for any function."""
+    return start(function, folder)()
+
+
+def start(
+    function: Callable[[], Any], folder: Path, moment: Moment = NEVER, seconds: int = CPU_SECONDS
+) -> Callable[[], Ended]:
+    """Begin to run `function` in a child; what this returns waits for its end."""
     reading, writing = os.pipe()
     sys.stdout.flush()
     child = os.fork()
     if child == 0:
         os.close(reading)
-        _child(function, folder, kill_at, number, writing)
+        _child(function, folder, moment, seconds, writing)
     os.close(writing)
-    until = time.monotonic() + seconds
-    status = None
-    while time.monotonic() < until and status is None:
-        found, waited = os.waitpid(child, os.WNOHANG)
-        status = os.waitstatus_to_exitcode(waited) if found else time.sleep(0.005)
-    if status is None:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        status = -signal.SIGALRM
-    with os.fdopen(reading, encoding="utf-8") as stream:
-        answer = json.loads(stream.read() or '["", 0, 0, false]')
-    return Ended(status, *answer)
+    begun = time.monotonic()
+
+    def wait() -> Ended:
+        status, sent = None, moment.seconds == 0
+        while status is None and time.monotonic() < begun + WALL * seconds:
+            if not sent and time.monotonic() >= begun + moment.seconds:
+                os.kill(child, moment.number)  # not waited for yet, so that the number is nobody else's
+                sent = True
+            found, waited = os.waitpid(child, os.WNOHANG)
+            status = os.waitstatus_to_exitcode(waited) if found else time.sleep(0.002)
+        if status is None:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            status = -signal.SIGALRM
+        with os.fdopen(reading, encoding="utf-8") as stream:
+            answer = json.loads(stream.read() or "{}")
+        return Ended(status, **{**answer, "ran": tuple(answer.get("ran", ()))})
+
+    return wait
 
 
-def _child(function: Callable[[], Any], folder: Path, kill_at: int, number: int, writing: int) -> None:
+def _child(function: Callable[[], Any], folder: Path, moment: Moment, seconds: int, writing: int) -> None:
     os.chdir(folder)
-    seen, unpickled = [0], []
+    sys.path.insert(0, "")  # as `python -m secateur` has it
+    os.environ["SECATEUR_CACHE"] = str(folder / "cache")
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds + round(time.process_time()), resource.RLIM_INFINITY))
+    seen, ran, began = [0], [], time.monotonic()
 
     def event() -> None:
         seen[0] += 1
-        if seen[0] == kill_at:
-            os.kill(os.getpid(), number)
+        if seen[0] == moment.event:
+            os.kill(os.getpid(), moment.number)
 
     def hook(name: str, details: tuple) -> None:
         if name in WRITES or (name == "open" and isinstance(details[2], int) and details[2] & os.O_CREAT):
             event()
-        elif name == "pickle.find_class":
-            unpickled.append(details)
+        elif name == "pickle.find_class" or name in STARTS:
+            ran.append(f"{name} {details}"[:200])
+        elif name == "exec" and str(getattr(details[0], "co_filename", "")).startswith((str(folder), "./")):
+            ran.append(f"{name} {details[0].co_filename}")
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.addaudithook(hook)
@@ -93,9 +133,14 @@ def _child(function: Callable[[], Any], folder: Path, kill_at: int, number: int,
     except BaseException as error:
         status = 99
         output.write(f"{type(error).__name__}: {error}")
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
-    said = output.buffer.getvalue().decode("utf-8", errors="replace")
-    os.write(writing, json.dumps([said[-4000:], seen[0], grown, bool(unpickled)]).encode())
+    answer = {
+        "output": output.buffer.getvalue().decode("utf-8", errors="replace")[-4000:],
+        "events": seen[0],
+        "seconds": time.monotonic() - began,
+        "grown": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20,
+        "ran": ran[:5],
+    }
+    os.write(writing, json.dumps(answer).encode())
     os._exit(status)
 
 
@@ -117,4 +162,6 @@ def _content(path: Path) -> Any:
 def _without_times(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_times(item) for key, item in value.items() if not TIMES.search(key)}
+    if isinstance(value, str):
+        return AMOUNTS.sub("", value)
     return [_without_times(item) for item in value] if isinstance(value, list) else value

@@ -101,3 +101,46 @@ def test_a_model_that_does_not_run_at_all_is_a_row():
 
     (check,) = checks(Net(fails), describe)
     assert (check.ok, check.hint) == (False, "the model itself fails: no luck")
+
+
+@pytest.mark.parametrize("container", [nn.Sequential, lambda *blocks: nn.ModuleList(blocks)])
+def test_blocks_leave_a_sequential_as_they_leave_a_list(container):
+    class Rows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = container(*(nn.Linear(8, 8) for _ in range(3)))
+
+        def forward(self, x):
+            for layer in self.layers:
+                x = layer(x)
+            return x
+
+    def declared(model):
+        structure = StructureBuilder()
+        for index in range(len(model.layers)):
+            structure.blocks[f"layers.{index}"] = Block(f"layers.{index}", listed=True)
+        return structure.build()
+
+    found = checks(Rows(), declared, describe=declared)
+    assert len(found) >= 3
+    assert all(check.ok for check in found)
+
+
+def test_a_network_that_returns_a_dictionary_unless_told_otherwise_is_told():
+    class Answers(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up, self.down = nn.Linear(8, 10), nn.Linear(10, 8)
+
+        def forward(self, x, return_dict=True):
+            x = self.down(self.up(x).relu())
+            return {"sample": x} if return_dict else (x,)
+
+    def declared(model):
+        structure = StructureBuilder()
+        width = structure.dim("hidden", model.up.out_features)
+        structure.writes("up", width)
+        structure.reads("down", width)
+        return structure.build()
+
+    assert all(check.ok for check in checks(Answers(), declared))

@@ -2,7 +2,8 @@
 
 A chunk is a dictionary of tensors with one row for each item. In a folder each chunk is a safetensors file, whole or
 not there: a stopped run goes on with the first missing one, and processes that share a file system each write their
-part. Files are memory-mapped, so that reading a row takes no more memory than the row.
+part. Files are memory-mapped, so that reading a row takes no more memory than the row. Each has a checksum, which is
+looked at once, so that what a disk or a copy changed is never taken for what was written.
 """
 
 from __future__ import annotations
@@ -10,18 +11,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from .console import progress
 from .distributed import process_count, process_index
 from .errors import DataError, first_line
-from .files import atomic_file
+from .tensors import check_tensors, write_tensors
 
 CHUNK_BYTES = 64 * 2**20  # at most; what a killed run loses
 CHUNK_ROWS = 1024  # at most
@@ -123,17 +123,13 @@ class FileRows(Rows):
         return self.path(indices).is_file()
 
     def write(self, indices: range, chunk: Chunk) -> None:
-        with atomic_file(self.path(indices)) as temporary:
-            save_file({name: tensor.contiguous() for name, tensor in chunk.items()}, temporary)
+        write_tensors(self.path(indices), chunk)
 
     def chunk(self, indices: range) -> Chunk:
         path = self.path(indices)
-        try:
-            stat = path.stat()
-            return _mapped(path, (stat.st_ino, stat.st_size, stat.st_mtime_ns))
-        except (OSError, SafetensorError) as error:
-            reason = first_line(error)
-            raise DataError(f"{path} cannot be read: {reason}; remove it, and it is made again") from error
+        stamp = _stamp(path)
+        _check(path, stamp)
+        return _mapped(path, stamp)
 
 
 @dataclass(frozen=True)
@@ -164,6 +160,20 @@ def joined(chunks: Iterator[Chunk] | Sequence[Chunk]) -> Chunk:
         for name, tensor in chunk.items():
             parts.setdefault(name, []).append(tensor)
     return {name: tensors[0] if len(tensors) == 1 else torch.cat(tensors) for name, tensors in parts.items()}
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {first_line(error)}; it is made again by the same command") from error
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+@cache
+def _check(path: Path, stamp: tuple[int, ...]) -> None:
+    """Find, once for each file, that it is damaged."""
+    check_tensors(path)
 
 
 @lru_cache(maxsize=OPEN_FILES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from ..base.errors import ModelError
 from ..io.checkpoint import described, load_any
+from ..io.foreign import loading
 from ..io.locate import Place
 from ..io.pruned import dense_class
 from ..models.family import Shape
@@ -128,13 +130,24 @@ def latent_space(source: Path | nn.Module) -> LatentSpace:
     """What the config of an autoencoder says, or that in its folder.
 
     Raises:
-        ModelError: another class than those of `AUTOENCODERS`.
+        ModelError: another class than those of `AUTOENCODERS`, or a config that is none of it.
     """
     name, config = _described(source)
     if name not in AUTOENCODERS:
         where = source if isinstance(source, Path) else "the pipeline"
         raise ModelError(f"{where} holds a {name}; latents are supported of {', '.join(AUTOENCODERS)}")
-    return AUTOENCODERS[name].space(config)
+    kind = AUTOENCODERS[name]
+    parameters = inspect.signature(kind.architecture).parameters.values()
+    defaults = {each.name: each.default for each in parameters if each.default is not inspect.Parameter.empty}
+    with loading(_named(source), "has a config that is not of an autoencoder"):
+        space = kind.space({**defaults, **config})
+        if not all(isinstance(size, int) and size > 0 for size in (space.channels, space.image_channels, space.factor)):
+            raise ValueError(f"it says {space}")
+    return space
+
+
+def _named(source: Path | nn.Module) -> str:
+    return str(source) if isinstance(source, Path) else f"the {type(source).__name__} in memory"
 
 
 def _described(source: Path | nn.Module) -> tuple[str, Mapping[str, Any]]:
@@ -156,6 +169,7 @@ class Autoencoder:
     scale: Tensor
     shift: Tensor
     kind: Kind
+    name: str
 
     @torch.no_grad()
     def encode(self, x: Tensor, noise: Tensor) -> Tensor:
@@ -164,7 +178,8 @@ class Autoencoder:
         Of clips (B, C, T, H, W), latents are (B, C, t, h, w).
         """
         weight, fold = next(self.model.parameters()), self.kind.fold
-        (encoded,) = self.model.encode(self.kind.enter(x.to(weight)), return_dict=False)  # type: ignore[operator]
+        with loading(self.name, "cannot encode images"):
+            (encoded,) = self.model.encode(self.kind.enter(x.to(weight)), return_dict=False)  # type: ignore[operator]
         if isinstance(encoded, Tensor):
             drawn = fold(encoded)
         else:
@@ -177,7 +192,8 @@ class Autoencoder:
         weight = next(self.model.parameters())
         parts = (z.to(self.scale) / self.scale + self.shift).to(weight).split(AT_ONCE)
         decode: Callable[..., Any] = self.model.decode  # type: ignore[assignment]
-        images = [self.kind.leave(decode(self.kind.unfold(part), return_dict=False)[0]) for part in parts]
+        with loading(self.name, "cannot decode latents"):
+            images = [self.kind.leave(decode(self.kind.unfold(part), return_dict=False)[0]) for part in parts]
         return torch.cat(images).to(self.scale).contiguous()
 
 
@@ -194,14 +210,15 @@ def open_autoencoder(source: Path | nn.Module, device: torch.device | str = "cpu
         model = load_any(Place(source), kind.architecture)  # its decoder may be pruned
         nn.Module.to(model, device, torch.float32).requires_grad_(False)  # past diffusers' warning
     config, shape, here = model.config, (space.channels, 1, 1), device_of(model)
-    scale = torch.full(shape, config.get("scaling_factor") or 1.0, device=here)
-    shift = torch.full(shape, config.get("shift_factor") or 0.0, device=here)
-    mean, deviation = config.get("latents_mean"), config.get("latents_std")
-    if kind.normalization is not None:
-        mean, deviation = kind.normalization(model)
-    if mean is not None and deviation is not None:
-        shift = torch.as_tensor(mean, dtype=torch.float32, device=here).view(shape)
-        scale = scale / torch.as_tensor(deviation, dtype=torch.float32, device=here).view(shape)
+    with loading(_named(source), "has no numbers to normalize its latents by"):
+        scale = torch.full(shape, config.get("scaling_factor") or 1.0, device=here)
+        shift = torch.full(shape, config.get("shift_factor") or 0.0, device=here)
+        mean, deviation = config.get("latents_mean"), config.get("latents_std")
+        if kind.normalization is not None:
+            mean, deviation = kind.normalization(model)
+        if mean is not None and deviation is not None:
+            shift = torch.as_tensor(mean, dtype=torch.float32, device=here).view(shape)
+            scale = scale / torch.as_tensor(deviation, dtype=torch.float32, device=here).view(shape)
     if space.frames is not None:
         shift, scale = shift.unsqueeze(1), scale.unsqueeze(1)
-    return Autoencoder(model, scale, shift, kind)
+    return Autoencoder(model, scale, shift, kind, _named(source))

@@ -15,16 +15,15 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..base.cache import cache_folder
 from ..base.errors import DataError, ModelError, require
-from ..base.files import atomic_file, write_json
+from ..base.files import write_json
 from ..base.fingerprint import files_fingerprint, fingerprint, model_fingerprint
 from ..base.rows import FileRows, chunk_size_of
 from ..base.seeds import VERSION, Purpose, normal
+from ..base.tensors import read_tensors, write_tensors
 from ..io.index import INDEX, read_object
 from ..io.pipeline import Loaded
 from ..models.family import Shape
@@ -95,8 +94,8 @@ def _with_null(dataset: EncodedDataset) -> EncodedDataset:
     if dataset.text is None or not (dataset.text.folder / NULL).is_file():
         return dataset
     try:
-        return replace(dataset, null=load_file(dataset.text.folder / NULL))
-    except (OSError, SafetensorError):  # damaged: it is made again
+        return replace(dataset, null=read_tensors(dataset.text.folder / NULL))
+    except DataError:  # damaged: it is made again
         return dataset
 
 
@@ -201,8 +200,7 @@ def _encode_captions(dataset: EncodedDataset, loaded: Loaded) -> EncodedDataset:
     _check_disk(text, sum(value.numel() * value.element_size() for value in null.values()))
     if not dataset.null:
         _write_about(text, dataset, {"pipeline": _named(loaded.pipeline)})
-        with atomic_file(text.folder / NULL) as temporary:
-            save_file({name: value.contiguous() for name, value in null.items()}, temporary)
+        write_tensors(text.folder / NULL, null)
     text.fill(lambda indices: dict(encoder([captions[index] for index in indices])), "encoding captions", AT_ONCE)
     return replace(dataset, null=null)
 

@@ -13,6 +13,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from ..base.errors import ModelError
+from ..io.foreign import loading
 from ..io.index import components, pipeline_class
 from ..io.pipeline import open_pipeline
 from ..models.conditions import Conditions
@@ -36,6 +37,7 @@ class TextEncoder:
     pipeline: Any
     encode: Prompts
     size: Size
+    name: str
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str]) -> Conditions:
@@ -48,7 +50,8 @@ class TextEncoder:
         return {name: value[0].clone() for name, value in self._encoded([""], without=True).items()}
 
     def _encoded(self, prompts: list[str], without: bool) -> Conditions:
-        found = self.encode(self.pipeline, prompts, self.size, without)
+        with loading(self.name, "cannot encode prompts"):
+            found = self.encode(self.pipeline, prompts, self.size, without)
         return {name: _kept(name, value.detach().cpu()) for name, value in found.items()}
 
 
@@ -101,10 +104,10 @@ def open_text_encoder(
     check_text(pipeline)
     encode = encoders()[_class_of(pipeline)]
     if not isinstance(pipeline, Path):
-        return TextEncoder(pipeline, encode, size)
+        return TextEncoder(pipeline, encode, size, f"the {type(pipeline).__name__} in memory")
     absent = {name: None for name in components(pipeline) if name != "scheduler" and not name.startswith(TEXT_PARTS)}
     loaded = open_pipeline(pipeline, torch.float32, None, "the text encoders of", **absent)
-    return TextEncoder(loaded.to(device), encode, size)
+    return TextEncoder(loaded.to(device), encode, size, str(pipeline))
 
 
 def _class_of(pipeline: Path | DiffusionPipeline) -> str:

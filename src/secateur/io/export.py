@@ -102,7 +102,7 @@ def export(
     with atomic_folder(out) as temporary, progress(f"export {format}", 3) as advance, inference(model), _quiet():
         try:
             inputs: Inputs = _inputs(model, batch_size, size, text_tokens)
-            exact = Call(model)(**inputs)
+            exact, exact_others = Call(model)(**inputs), Call(model)(**_others(inputs))
             dense_ms = _milliseconds(lambda: Call(model)(**inputs))
             inputs = _cast(model, inputs, dtype)
             output = Call(model)(**inputs)
@@ -110,7 +110,7 @@ def export(
             chosen.write(model, inputs, temporary / chosen.file, dtype)
             advance(1, "written")
             network = chosen.read(temporary / chosen.file)
-            difference, largest = _difference(model, network, _others(inputs))
+            difference, largest = _difference(model, network, _others(inputs), exact_others)
             milliseconds = _milliseconds(lambda: network(inputs))
             advance(1, "checked")
         except OSError:
@@ -272,13 +272,18 @@ def _others(inputs: Inputs) -> dict[str, Any]:
     return changed
 
 
-def _difference(model: nn.Module, network: Network, inputs: Inputs) -> tuple[float, float]:
-    """The largest difference between `network` and `model`, and the largest output of `model`."""
+def _difference(model: nn.Module, network: Network, inputs: Inputs, exact: Tensor) -> tuple[float, float]:
+    """The largest difference between `network` and `model`, and the largest output of `model`.
+
+    Runtimes without kernels of half precision compute in float32, and are then closer to `exact`, the output before
+    the model was cast, than the cast model is: that of Sana is off by 6% where the queries of its linear attention are
+    nearly all zero.
+    """
     expected, found = Call(model)(**inputs).double(), network(inputs).double()
     largest = expected.abs().max().item()
     if not math.isfinite(largest):
         raise ValueError("the model's own output is not finite")
-    return (found - expected).abs().max().item(), largest
+    return min((found - each.double()).abs().max().item() for each in (expected, exact)), largest
 
 
 def _milliseconds(call: Callable[[], Any]) -> float:

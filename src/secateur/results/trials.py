@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+import msgspec
 
 from .display import Displayed
 from .means import Mean
@@ -61,8 +63,8 @@ class TrialResult:
 class Round:
     """How many candidates a round has, and the recovery steps of each."""
 
-    candidates: int
-    steps: int
+    candidates: Annotated[int, msgspec.Meta(ge=1)]
+    steps: Annotated[int, msgspec.Meta(ge=1)]
 
 
 @dataclass(frozen=True)

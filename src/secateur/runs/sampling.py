@@ -198,11 +198,15 @@ def _image_shape(subject: Subject) -> Shape:
 
 
 def _check_room(place: Path | None, count: int, subject: Subject, grid: bool) -> None:
-    """Refuse more images than the disk takes as files, or than programs open as one."""
+    """Refuse more images than memory holds, than the disk takes as files, or than programs open as one."""
+    shape = _image_shape(subject)
     if place is None:
+        image = torch.float32.itemsize * math.prod(shape)
+        most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // image
+        require(count <= most, f"num_images is {count}; this machine's memory holds {most}, so give out=, a folder")
         return
     if grid:
-        most = MOST_PIXELS // math.prod(_image_shape(subject)[1:])
+        most = MOST_PIXELS // math.prod(shape[1:])
         require(count <= most, f"num_images is {count}; a grid takes {most} of this size, so give a folder as --out")
         return
     there = next(folder for folder in (place, *place.absolute().parents) if folder.exists())

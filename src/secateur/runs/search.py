@@ -202,7 +202,8 @@ class Searcher:
         recipe, steps = str(search.winner), search.winner_steps
         made = make_trial(recipe, self.goal, self.seed, self.shared, steps=steps, evaluation=self.evaluation)
         trial = _fit_stages(made)
-        if not is_done(folder):
+        noted = any(each.name == WINNER and each.status == "done" for each in found.trials)
+        if not (is_done(folder) and noted):  # it may have been killed between the two
             say(f"winner: {recipe}, {steps} steps")
             outcome = attempt(self.bench, trial, folder, sorted((run / "trials").glob("*")), run / CACHE)
             found = _noted(run, found, replace(outcome, name=WINNER, folder=WINNER))
@@ -229,11 +230,22 @@ def search_of(found: Trials) -> Search:
     """The search that the trials belong to.
 
     Raises:
-        SecateurError: the folder holds trials of a sweep.
+        SecateurError: the folder holds trials of a sweep, or what it says of the search does not fit together.
     """
-    if found.search is None:
+    search = found.search
+    if search is None:
         raise SecateurError(f"{TRIALS} is of a sweep, which has no search; choose another --out")
-    return found.search
+    known = set(search.recipes) & search.predicted_trial_seconds.keys()
+    scored = [(each.recipe, each.score) for each in found.trials if each.score is not None]
+    batches = {len(score.parts) for _, score in scored}
+    damage = {
+        "recipes without a predicted time": not search.recipes or len(known) < len(search.recipes),
+        "scores of no recipe": any(recipe not in known for recipe, _ in scored),
+        "scores of other batches": len(batches) > 1 or batches == {1},
+    }
+    if wrong := [name for name, there in damage.items() if there]:
+        raise SecateurError(f"{TRIALS} is damaged: it has {' and '.join(wrong)}; choose another --out")
+    return search
 
 
 def scores_of_round(found: Trials, rung: int) -> dict[str, Score]:

@@ -218,7 +218,7 @@ def cautions(found: Comparison) -> list[str]:
         "the dense model": [run.config.get("model") for run in runs],
     }
     found_differences = [
-        f"{name} ({', '.join(map(str, dict.fromkeys(values)))})"
+        f"{name} ({', '.join(dict.fromkeys(map(str, values)))})"
         for name, values in checks.items()
         if len(set(map(str, values))) > 1
     ]
