@@ -229,6 +229,7 @@ def test_dry_run_prints_the_rounds(model: Path, tmp_path: Path, capsys: pytest.C
     assert "round 1    3 recipes, 8 steps each" in printed
     assert "round 2    2 recipes, 12 steps each" in printed
     assert "winner     52 steps" in printed
+    assert "memory     about " in printed
     assert not (tmp_path / "out").exists()
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -204,6 +205,7 @@ def test_dry_run_writes_nothing(models, tmp_path, capsys):
     compress(models / "unet", tmp_path / "run", "--dry-run")
     printed = capsys.readouterr().out
     assert "MACs" in printed
+    assert re.search(r"^memory +about [0-9.]+[KM]B at most, to \w+ \(", printed, re.MULTILINE)
     assert "recover" in printed
     assert not (tmp_path / "run").exists()
 
@@ -211,7 +213,9 @@ def test_dry_run_writes_nothing(models, tmp_path, capsys):
 @pytest.mark.parametrize(("command", "stage"), [("rank", "rank"), ("finetune", "recover"), ("evaluate", "sample")])
 def test_dry_runs_of_single_stages_predict_their_time(models, tmp_path, capsys, command, stage):
     main([command, str(models / "sit"), "--data", "digits", "--out", str(tmp_path / "run"), "--dry-run"])
-    assert capsys.readouterr().out.startswith(f"{stage:10} about ")
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"{stage:10} about ")
+    assert re.search(r"^memory +about [0-9.]+[KMG]?B at most, to ", printed, re.MULTILINE)
     assert not (tmp_path / "run").exists()
 
 

@@ -13,12 +13,18 @@ from torch.utils._pytree import tree_leaves
 
 import architectures
 import models
-from secateur import Family, register_family, register_structure
+from secateur import EvaluationConfig, Family, RecoveryConfig, register_family, register_structure
 from secateur.io.manifest import apply_cut
+from secateur.io.pipeline import Loaded
 from secateur.models.family import counted
 from secateur.models.network import as_network, example_batch, example_inputs, input_shape
 from secateur.models.predict import predict
 from secateur.models.registry import BUILT_IN, DISCOVERED, describe, families, family_of
+from secateur.process.diffusion import DiffusionProcess
+from secateur.process.reconstruction import reconstruction_by
+from secateur.runs.memory import peak_bytes
+from secateur.runs.subject import open_subject
+from secateur.runs.timing import Work
 from secateur.structure import Block, Cut, StructureBuilder, check_structure
 from secateur.structure.cost import cost_model
 
@@ -73,6 +79,17 @@ def test_example_inputs_are_the_same_at_every_call_and_priced(model):
     pairs = zip(tree_leaves(first), tree_leaves(second), strict=True)
     assert all(torch.equal(*each) for each in pairs if isinstance(each[0], torch.Tensor))
     assert cost_model(model, describe(model), first)({}).macs > 0
+
+
+@pytest.mark.slow
+def test_the_memory_of_its_passes_is_counted_without_data(model):
+    process = reconstruction_by(model.autoencoder) if hasattr(model, "autoencoder") else DiffusionProcess()
+    subject = open_subject(Loaded(model, process))
+    work = Work(recovery=RecoveryConfig(batch_size=2), evaluation=EvaluationConfig(num_images=4, batch_size=2))
+    weights = sum(parameter.numel() * 4 for parameter in model.parameters())
+    peak = peak_bytes(subject, work)
+    assert peak["recover"] > 5 * weights
+    assert weights < peak["evaluate"] < peak["recover"]
 
 
 def test_its_prediction_has_the_shape_of_a_sample(model):

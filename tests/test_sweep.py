@@ -137,6 +137,7 @@ def test_dry_run_lists_the_trials_and_writes_nothing(
     assert "progressive_macs-70_seed-0" in printed
     assert "skipped: progressive pruning takes" in printed
     assert "trials would run, about" in printed
+    assert "memory: about " in printed
 
 
 @pytest.mark.parametrize(

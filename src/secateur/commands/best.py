@@ -59,7 +59,7 @@ def best(
         evaluation: what to measure of the winner; trials by the Fréchet distance draw as many samples.
         new_labels: the data's classes replace the model's: fresh label embeddings, trained once before the search.
         warmup: how the new labels are trained.
-        dry_run: print the rounds and the predicted time, and stop.
+        dry_run: print the rounds, the predicted time and memory, and stop.
     """
     subject, labels = on.subject(), warmup if new_labels else None
     if dry_run:

@@ -78,7 +78,7 @@ def compress(
         evaluation: what to measure.
         new_labels: the data's classes replace the model's: fresh label embeddings, trained before the ranking.
         warmup: how the new labels are trained.
-        dry_run: print the plan, the predicted size and time, and stop.
+        dry_run: print the plan, the predicted size, time and memory, and stop.
     """
     begun, subject = time.perf_counter(), on.subject()
     parts: dict[str, Any] = {"scoring": scoring, "progressive": progressive, "adaptive": adaptive, "cut": cut}

@@ -38,7 +38,7 @@ def evaluate(
         reference: the dense model to compare with.
         metrics: what to measure, instead of the evaluation options' own; docs/metrics.md says what each is.
         evaluation: how to measure.
-        dry_run: print the predicted time and stop.
+        dry_run: print the predicted time and memory, and stop.
     """
     subject, dense = on.subject(), on.other(reference)
     settings = replace(evaluation, metrics=metrics or evaluation.metrics)

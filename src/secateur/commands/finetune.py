@@ -44,7 +44,7 @@ def finetune(
         objective: denoising, distillation, first-order or 2ndmatch; the default is the recovery options' own.
         steps: optimizer steps; the default is the recovery options' own.
         recovery: how to train.
-        dry_run: print the predicted time and stop.
+        dry_run: print the predicted time and memory, and stop.
     """
     subject, dense = on.subject(), on.other(teacher)
     settings = replace(recovery, **given({"steps": steps, "objective": objective}))

@@ -68,6 +68,17 @@ class WeightsOptions:
 
 
 @dataclass(frozen=True)
+class NamedWeightsOptions(WeightsOptions):
+    """Which network, as an option of its own.
+
+    Attributes:
+        model: model folder, pipeline folder, or hub id.
+    """
+
+    model: str
+
+
+@dataclass(frozen=True)
 class ModelOptions(WeightsOptions):
     """Which model, how it was trained, and where it goes.
 
@@ -102,4 +113,5 @@ MetricName = Annotated[str, tyro.conf.arg(metavar="{" + ",".join(METRICS) + "}")
 Compensates = Annotated[bool, tyro.conf.arg(name="compensation")]  # --compensation, --no-compensation
 Records = Annotated[bool, tyro.conf.arg(name="book")]  # --book, --no-book
 Weights = Annotated[WeightsOptions, tyro.conf.arg(name="")]
+NamedWeights = Annotated[NamedWeightsOptions, tyro.conf.arg(name="")]
 Model = Annotated[ModelOptions, tyro.conf.arg(name="")]

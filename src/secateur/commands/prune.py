@@ -45,7 +45,7 @@ def prune(
         cut: which cuts are allowed.
         compensates: refit what stays to the dense model after the cut; the result is then OUT/compensated.
         compensation: how it is refitted.
-        dry_run: print the plan and the predicted size and stop.
+        dry_run: print the plan, the predicted size, time and memory, and stop.
     """
     subject, goal = on.subject(), parse_target(target)
     refit = compensation if compensates else None

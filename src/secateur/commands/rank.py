@@ -33,7 +33,7 @@ def rank(
             for what the model draws itself; criteria that look at weights alone need none.
         criterion: which criterion ranks the units (`secateur.criteria.CRITERIA`); some rank blocks only.
         scoring: its options.
-        dry_run: print the predicted time and stop.
+        dry_run: print the predicted time and memory, and stop.
     """
     subject = on.subject()
     if dry_run:

@@ -43,7 +43,7 @@ def record(
         steps: of the recovery, which with its batch size say how many tuples there are.
         book: how many tuples, in which dtype.
         recovery: how will be trained: label dropout and flips are drawn now.
-        dry_run: print size and time, and stop.
+        dry_run: print size, time and memory, and stop.
     """
     subject = on.subject()
     settings = replace(recovery, **given({"steps": steps, "objective": objective}))

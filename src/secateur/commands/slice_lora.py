@@ -11,15 +11,15 @@ import secateur
 
 from ..base.console import say
 from ..base.files import read_json
-from ..io.locate import Component
+from ..runs.arguments import WeightsArguments
+from .options import NamedWeights
 
 
 def slice_lora(
     lora: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="LORA")],
     *,
-    model: str,
+    pruned: NamedWeights,
     out: Path,
-    component: Component | None = None,
 ) -> None:
     """Slice a LoRA of the dense model so that it fits the pruned one; what remains of it is the same function.
 
@@ -27,11 +27,11 @@ def slice_lora(
 
     Args:
         lora: .safetensors file of diffusers, peft or kohya, or the folder that holds it.
-        model: folder of the pruned model or pipeline, with its pruning.json.
+        pruned: the pruned model or pipeline, with its pruning.json.
         out: folder to write.
-        component: which part of a pipeline, unet or transformer; the default takes the one that is there.
     """
-    written = secateur.slice_lora(lora, model=model, out=out, component=component)
+    arguments: WeightsArguments = {**pruned.arguments, "device": "cpu"}
+    written = secateur.slice_lora(lora, model=pruned.model, out=out, **arguments)
     about = read_json(out / "slicing.json")
     for name, unit in (("tensors", ""), ("parameters", ",")):
         counts = about[name]

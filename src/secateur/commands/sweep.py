@@ -53,7 +53,7 @@ def sweep(
         evaluation: what to measure; the samples of all trials come from its seed.
         new_labels: the data's classes replace the model's: fresh label embeddings, trained once before all trials.
         warmup: how the new labels are trained.
-        dry_run: print the trials and their predicted times, and stop.
+        dry_run: print the trials, their predicted times and the memory, and stop.
     """
     subject, labels = on.subject(), warmup if new_labels else None
     if dry_run:

@@ -23,33 +23,25 @@ FLOAT = 4  # bytes; students, their gradients, the averages and AdamW's two mome
 OPTIMIZER, AVERAGE = 2, 1  # copies of the weights
 
 
-def memory_of_ranking(subject: Subject, work: Work) -> Memory | None:
-    """What a ranking by gradients takes, where that is far more than the model itself does."""
-    if work.ranking is None:
-        return None
-    name, config = work.ranking
-    chosen = criterion_named(name)
-    config = chosen.configured(config)
-    return None if chosen.memory is None else chosen.memory(subject.model, subject.process, config, config.options)
-
-
 def peak_bytes(subject: Subject, work: Work, passes: Passes | None = None) -> dict[str, float]:
     """Bytes of each stage at most, on the device of the model; a folder's run, which keeps no more than it needs.
 
     The passes are those of the dense model, those of a cut one their share by MACs. Inputs, libraries and what the
     allocator holds back come on top.
     """
-    passes = passes or Passes(subject.model)
+    passes = passes or Passes(subject)
     dense, plan = _bytes_of(subject.model), work.plan
     weights, activations = 1.0, 1.0
     if plan is not None:
         weights, activations = plan.after.parameters / plan.before.parameters, plan.after.macs / plan.before.macs
     cut, stages = dense * weights, {}
     if work.ranking is not None:
-        ranked = memory_of_ranking(subject, work)
+        ranked = passes.ranking(work)
         stages["rank"] = dense + passes.forward(work.ranking[1].batch_size) if ranked is None else float(ranked.peak)
     if (refit := price_of_compensation(subject, work)) is not None:
         stages["compensate"] = dense + cut + refit.bytes
+    if work.book is not None:
+        stages["record"] = dense + passes.forward(work.book[0].batch_size)
     if work.recovery is not None:
         if work.pruned_late is not None:
             weights = activations = 1.0
@@ -84,11 +76,26 @@ def _sampled_at_once(config: EvaluationConfig) -> int:
 
 
 class Passes:
-    """What passes of a model allocate, each counted once."""
+    """What passes of a subject's model allocate, each counted once."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.forward = functools.cache(functools.partial(_forward, model))
-        self.training = functools.cache(functools.partial(_training, model))
+    def __init__(self, subject: Subject) -> None:
+        self._subject = subject
+        self._rankings: dict[str, Memory | None] = {}
+        self.forward = functools.cache(functools.partial(_forward, subject.model))
+        self.training = functools.cache(functools.partial(_training, subject.model))
+
+    def ranking(self, work: Work) -> Memory | None:
+        """What a ranking by gradients takes, where that is far more than the model itself does."""
+        if work.ranking is None:
+            return None
+        key = repr(work.ranking)
+        if key not in self._rankings:
+            name, config = work.ranking
+            chosen = criterion_named(name)
+            config, subject = chosen.configured(config), self._subject
+            counted = chosen.memory and chosen.memory(subject.model, subject.process, config, config.options)
+            self._rankings[key] = counted or None
+        return self._rankings[key]
 
 
 def _forward(model: nn.Module, batch_size: int) -> float:

@@ -14,7 +14,7 @@ from ..recovery.reading import contents_of, tuples_for
 from ..results import CutResult
 from ..schedules import CutConfig, Target, no_scores, one_shot
 from ..teacher.book import tuple_bytes
-from .memory import memory_of_ranking, peak_bytes
+from .memory import Passes, peak_bytes
 from .subject import Subject
 from .timing import Work, format_duration, predict_flops, predict_seconds, price_of_compensation, seconds_per_pair
 
@@ -119,11 +119,12 @@ def plan_of(subject: Subject, work: Work, target: Target | None = None, cut: Cut
     """The plan of `work` on the subject, timed by a few measured steps of its model, unless that has no data."""
     second = 0.0 if subject.device.type == "meta" else seconds_per_pair(subject)
     seconds = predict_seconds(subject, work, second) if second else {}
-    passes = {} if work.evaluation is None else forward_passes(work.evaluation, subject.process)
-    metrics = {name: count * FORWARD_SHARE * second for name, count in passes.items() if second}
+    calls = {} if work.evaluation is None else forward_passes(work.evaluation, subject.process)
+    metrics = {name: count * FORWARD_SHARE * second for name, count in calls.items() if second}
     removable = len(subject.structure.dims), len(subject.structure.blocks)
     allocation = "local" if cut is None else cut.allocation
     asked = None if target is None else str(target)
+    passes = Passes(subject)
     return Plan(
         str(subject.device),
         seconds,
@@ -131,12 +132,12 @@ def plan_of(subject: Subject, work: Work, target: Target | None = None, cut: Cut
         work.plan,
         removable,
         allocation,
-        memory_of_ranking(subject, work),
+        passes.ranking(work),
         metrics,
         price_of_compensation(subject, work),
         _book(subject, work),
         predict_flops(subject, work),
-        peak_bytes(subject, work),
+        peak_bytes(subject, work, passes),
     )
 
 

@@ -232,7 +232,7 @@ def plan_trial(bench: Bench, trial: Trial, second: float) -> dict[str, float]:
 
 def most_bytes(bench: Bench, trials: Iterable[Trial]) -> float:
     """Bytes of memory that the largest stage of any trial takes, as `peak_bytes` counts them."""
-    passes, peaks = Passes(bench.subject.model), [0.0]
+    passes, peaks = Passes(bench.subject), [0.0]
     for trial in trials:
         subject = bench.subject.selected(trial.settings.cut)
         plan = plan_cut(subject, trial.goal, trial.settings.cut)
