@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
 from typing_extensions import Unpack
@@ -26,11 +26,11 @@ from .compensation import CompensationConfig
 from .criteria import ScoringConfig, criterion_named
 from .data.conditions import check_conditions
 from .evaluation import EvaluationConfig
-from .recipes import Recipe, RecipeArguments
+from .recipes import Recipe
 from .recovery import RecoveryConfig, WarmupConfig
 from .reporting import write_report
 from .results import Evaluation, Ranking, to_json
-from .runs.arguments import NetworkArguments
+from .runs.arguments import CompressionArguments, NetworkArguments, divided
 from .runs.checks import check_compression, check_evaluating, check_finetuning, check_pruning, check_ranking
 from .runs.compression import compress_stages, given, resolve, run_settings, with_labels_of
 from .runs.data import drawn_by, encode_data, inputs_of, name_of, unless_generated
@@ -307,10 +307,6 @@ def evaluate(
         return result
 
 
-class CompressionArguments(NetworkArguments, RecipeArguments, total=False):
-    """Which model, and what replaces parts of the recipe."""
-
-
 @checked
 def compress(
     model: Any,
@@ -346,7 +342,7 @@ def compress(
     Raises:
         SecateurError: bad input, an unreachable target, a run that cannot go on; always one clear line.
     """
-    parts, about_model = _divided(arguments)
+    parts, about_model = divided(arguments)
     settings, goal = resolve(recipe, **parts), parse_target(target)
     with shown(progress), opened(model, data, new_labels, **about_model) as (subject, given_data):
         dataset = required(given_data)
@@ -387,7 +383,7 @@ def plan(
     Raises:
         SecateurError: whatever would stop it.
     """
-    parts, about_model = _divided(arguments)
+    parts, about_model = divided(arguments)
     settings, goal = resolve(recipe, **parts), parse_target(target)
     with opened(model, data, new_labels, **about_model) as (subject, given_data):
         if new_labels:
@@ -396,12 +392,6 @@ def plan(
         cut = check_compression(subject, given_data, goal, settings)
         labels = (warmup or WarmupConfig()) if new_labels else None
         return plan_of(subject, work_of(settings, cut, labels), goal, settings.cut)
-
-
-def _divided(arguments: CompressionArguments) -> tuple[RecipeArguments, NetworkArguments]:
-    parts = {name: value for name, value in arguments.items() if name in RecipeArguments.__annotations__}
-    about_model = {name: value for name, value in arguments.items() if name not in parts}
-    return cast(RecipeArguments, parts), cast(NetworkArguments, about_model)
 
 
 @checked

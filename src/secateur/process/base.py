@@ -17,7 +17,10 @@ from .own import OwnObjective
 
 @runtime_checkable
 class Process(Protocol):
-    """What criteria, objectives and samplers need to know about a diffusion or flow process."""
+    """What criteria, objectives and samplers need to know about a diffusion or flow process.
+
+    Processes are told apart by `==`, and on disk by `repr`: make one of your own a frozen dataclass of its settings.
+    """
 
     @property
     def num_train_timesteps(self) -> int:

@@ -9,6 +9,7 @@ import torch
 from ..io.locate import Component, HubOptions
 from ..process.named import ProcessLike
 from ..process.own import Forward, Loss
+from ..recipes import RecipeArguments
 
 
 class WeightsArguments(HubOptions, total=False):
@@ -55,6 +56,10 @@ class NetworkArguments(ModelArguments, total=False):
     loss: Loss | None
 
 
+class CompressionArguments(NetworkArguments, RecipeArguments, total=False):
+    """Which model, and what replaces parts of the recipe."""
+
+
 OF_ONE_REPOSITORY = ("revision", "subfolder", "variant")
 
 
@@ -65,3 +70,10 @@ def of_another_model(arguments: NetworkArguments) -> ModelArguments:
     """
     kept = set(ModelArguments.__annotations__) - {*OF_ONE_REPOSITORY}
     return cast(ModelArguments, {name: value for name, value in arguments.items() if name in kept})
+
+
+def divided(arguments: CompressionArguments) -> tuple[RecipeArguments, NetworkArguments]:
+    """The arguments about the recipe, and those about the model."""
+    parts = {name: value for name, value in arguments.items() if name in RecipeArguments.__annotations__}
+    about_model = {name: value for name, value in arguments.items() if name not in parts}
+    return cast(RecipeArguments, parts), cast(NetworkArguments, about_model)
