@@ -59,7 +59,8 @@ def _recovery(
     objective = build_objective(config, work.teacher or subject.model)
     parameters = FLOAT * sum(parameter.numel() for parameter in subject.model.parameters())
     micro_batch = config.batch_size // config.accumulation
-    passed = passes.training(micro_batch, config.gradient_checkpointing)
+    recomputes = config.gradient_checkpointing and not objective.differentiates_twice  # what is recomputed is then kept
+    passed = passes.training(micro_batch, recomputes)
     graph = 1.0  # of the passes that the backward pass needs, as shares of a plain one
     if objective.differentiates_twice:
         projected = objective.jacobian.directions * PROJECTING[objective.jacobian.projection][0]
