@@ -1,6 +1,7 @@
 """What is public: everything that benchmarks, examples and the documentation's snippets import is in `__all__`."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,13 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted([*ROOT.glob("benchmarks/*.py"), *ROOT.glob("examples/*.py")])
 
 
-def foreign_names(path: Path) -> list[str]:
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+
+
+def foreign_names(source: str) -> list[str]:
     """Uses of secateur in a script that are no public names: submodules, and names that `__all__` lacks."""
     found = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names if alias.name.startswith("secateur.")]
         elif isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "secateur":
@@ -31,14 +35,24 @@ def _public(name: str) -> bool:
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_scripts_use_public_names_only(path):
-    assert foreign_names(path) == []
+    assert foreign_names(path.read_text(encoding="utf-8")) == []
 
 
-def test_what_is_not_public_is_found(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(
-        "import secateur.io\nfrom secateur import api\nimport secateur\nsecateur.runs.plan\nsecateur.prune\n"
-    )
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_snippets_of_the_documentation_use_public_names_only(path):
+    if path.stem.startswith("adding-"):
+        pytest.skip("is for who changes the package itself")
+    for snippet in re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL):
+        assert foreign_names(snippet) == []
+
+
+def test_every_public_name_is_in_the_reference():
+    text = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    assert [name for name in secateur.__all__ if not re.search(rf"\b{name}\b", text)] == []
+
+
+def test_what_is_not_public_is_found():
+    script = "import secateur.io\nfrom secateur import api\nimport secateur\nsecateur.runs.plan\nsecateur.prune\n"
     assert foreign_names(script) == ["secateur.io", "secateur: api", "secateur.runs"]
 
 
