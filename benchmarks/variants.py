@@ -62,8 +62,10 @@ def main() -> None:
     lines = ["| variant | FD pruned | SSIM to dense | denoising loss |", "|---|---|---|---|"]
     for name in VARIANTS:
         runs = [record for key, record in results.records.items() if key.rpartition("/")[0] == name]
-        cells = [spread([run[key] for run in runs], digits) for key, digits in (("fd", 1), ("ssim", 3), ("loss", 3))]
-        lines += [f"| {name} | {' | '.join(cells)} |"] if runs else []
+        if runs:
+            values = [[run[key] for run in runs] for key in ("fd", "ssim", "loss")]
+            cells = [spread(found, digits) for found, digits in zip(values, (1, 3, 3), strict=True)]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
     write_text(RESULTS / "variants.md", "\n".join(lines) + "\n")
 
 
