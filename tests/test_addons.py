@@ -26,12 +26,13 @@ def unet() -> UNet2DConditionModel:
 def controlled(model: torch.nn.Module, dense: UNet2DConditionModel) -> torch.Size:
     control = ControlNetModel.from_unet(dense, conditioning_embedding_out_channels=(8, 16))
     x, t, text = torch.randn(1, 4, 8, 8), torch.tensor(10), torch.randn(1, 5, 8)
-    down, middle = control(x, t, text, controlnet_cond=torch.randn(1, 3, 64, 64), return_dict=False)
+    down, middle = control(x, t, text, controlnet_cond=torch.randn(1, 3, 16, 16), return_dict=False)
     return model(x, t, text, down_block_additional_residuals=down, mid_block_additional_residual=middle).sample.shape
 
 
 def test_a_controlnet_does_not_fit_narrower_skip_connections(unet: UNet2DConditionModel) -> None:
     pruned = secateur.prune(unet, target="macs=70%", criterion="magnitude", process="ddpm")
+    assert controlled(unet, unet) == (1, 4, 8, 8)
     with pytest.raises(RuntimeError, match="size of tensor"):
         controlled(pruned, unet)
 
