@@ -21,7 +21,7 @@ QUICK = [
 ]
 
 
-LOSS = ("--evaluation.metrics", "loss")
+LOSS = ("--metrics", "loss")
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_search_spends_the_budget_and_resumes(
     assert sum(trial["steps"] for trial in (*short, winner)) == budget
     assert search["winner"] == winner["recipe"]
     verdicts = [trial["verdict"].split(" ")[0] for trial in short]
-    assert (verdicts.count("won"), verdicts.count("left")) == (1, len(recipes) - 1)
+    assert (verdicts.count("won"), verdicts.count("dropped")) == (1, len(recipes) - 1)
     assert not list(out.glob("trials/*/recovery/checkpoints"))
     text = (out / "report.html").read_text(encoding="utf-8")
     assert f"{search['winner']} won" in text

@@ -51,7 +51,8 @@ for (const width of %(widths)s) {
       }).map(text => text.textContent),
       dead: all("a[href^='#']").map(a => a.getAttribute("href").slice(1)).filter(id => !page.getElementById(id)),
       rendering: tile && style(tile.querySelector("img")).imageRendering,
-      across: page.querySelector(".tiles").children.length,
+      across: [...page.querySelector(".tiles").children].filter(one => style(one).display !== "none").length,
+      columns: style(page.querySelector(".tiles")).gridTemplateColumns.split(" ").length,
       tile: tile && tile.getBoundingClientRect().width,
       enlarged: target && target.querySelector("img").getBoundingClientRect().width,
       fixed: target && style(target).position,
@@ -110,6 +111,8 @@ def test_pages_render(pages: dict[str, Path], tmp_path: Path, name: str, scheme:
         assert frame["dead"] == [], "a link leads nowhere"
         ground, ink = (sum(map(int, re.findall(r"\d+", frame[part])[:3])) for part in ("ground", "ink"))
         assert (ground < ink) == (scheme == "dark")
+        if name == "run":  # small images: ten to a row, on a phone five
+            assert frame["across"] == frame["columns"] == (5 if frame["width"] == 390 else 10)
     tall = {frame["width"]: frame["height"] for frame in frames}
     assert tall[390] > tall[1440]
 

@@ -211,6 +211,13 @@ def test_unknown_places_and_architectures(tmp_path):
         load(tmp_path / "other")
 
 
+def test_a_run_is_not_a_model_and_says_where_its_model_is(tmp_path):
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "config.json").write_text('{"command": "finetune"}')
+    with pytest.raises(ModelError, match=f"is the folder of a run, not of a model; give {tmp_path}/run/model"):
+        from_pretrained(tmp_path / "run")
+
+
 def test_push_to_hub_uploads_what_save_pretrained_writes(monkeypatch):
     seen = {}
 
@@ -223,13 +230,29 @@ def test_push_to_hub_uploads_what_save_pretrained_writes(monkeypatch):
 
         def upload_folder(self, repo_id, folder_path, commit_message):
             seen["files"] = {path.name for path in folder_path.iterdir()}
+            seen["card"] = (folder_path / "README.md").read_text()
             return "the commit"
 
     monkeypatch.setattr("secateur.io.hub.HfApi", Hub)
     model = apply_cut(unet(), half(unet()))
     assert secateur.push_to_hub(model, "someone/model", private=True, token="secret") == "the commit"
     assert seen["repo"] == ("someone/model", True, True)
-    assert seen["files"] == {"config.json", WEIGHTS, MANIFEST}
+    assert seen["files"] == {"config.json", WEIGHTS, MANIFEST, "README.md"}
+    assert "from_pretrained('someone/model')" in seen["card"]
+
+
+def test_a_saved_model_has_a_card_that_says_what_was_done_and_a_dense_one_has_none(tmp_path):
+    assert not (secateur.save_pretrained(unet(), tmp_path / "dense") / "README.md").exists()
+    cut = {"target": "macs=56%", "criterion": "taylor"}
+    model = apply_cut(unet(), half(unet()), cut, "someone/base")
+    images = {name: torch.zeros(3, 1, 8, 8) for name in ("dense", "pruned")}
+    folder = secateur.save_pretrained(model, tmp_path / "model", DDPM, images=images, licence="mit")
+    card = (folder / "README.md").read_text()
+    for said in ('license: "mit"', 'base_model: "someone/base"', "ranked by taylor", "](samples.png)"):
+        assert said in card
+    assert "secateur prune someone/base --target macs=56% --criterion taylor --data DATA --out step1" in card
+    assert (folder / "samples.png").is_file()
+    assert torch.equal(output(secateur.from_pretrained(folder)), output(model))
 
 
 def test_a_model_loads_without_its_scheduler(tmp_path):

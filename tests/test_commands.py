@@ -207,6 +207,8 @@ def test_dry_run_writes_nothing(models, tmp_path, capsys):
     assert "MACs" in printed
     assert re.search(r"^memory +about [0-9.]+[KM]B at most, to \w+ \(", printed, re.MULTILINE)
     assert "recover" in printed
+    assert "in all     about" in printed
+    assert re.search(r"shorter    by --\S+ \d+ \(saves .*\) or --\S+ \d+ \(saves", printed)
     assert not (tmp_path / "run").exists()
 
 

@@ -83,6 +83,7 @@ def run(place):
         evaluation=EVALUATION,
         component="vae",
         device="cpu",
+        keep=True,
     )
 
 

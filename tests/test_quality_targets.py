@@ -111,6 +111,6 @@ def test_what_cannot_be_sought_is_said_before_anything_is_done():
 def test_compress_seeks_a_quality(tmp_path, capsys):
     options = ["--data", "digits", "--out", str(tmp_path / "run"), "--device", "cpu", "--steps", "2"]
     options += ["--recovery.batch-size", "4", "--criterion", "magnitude", "--compensation.num-tuples", "32"]
-    options += ["--evaluation.num-images", "8", "--evaluation.num-inference-steps", "3", "--evaluation.metrics", "loss"]
+    options += ["--evaluation.num-images", "8", "--evaluation.num-inference-steps", "3", "--metrics", "loss"]
     main(["compress", "digits-unet", "--target", "ssim=0.8", *options])
     assert "measured for ssim=0.8, the smallest that holds it has" in capsys.readouterr().out

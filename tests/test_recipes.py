@@ -6,7 +6,7 @@ import pytest
 import tyro
 
 from secateur.base.errors import SecateurError
-from secateur.cli import spellings
+from secateur.commands.grammar import Grammar
 from secateur.criteria import DiffPruningOptions, GradientFlowOptions, ScoringConfig, TaylorOptions
 from secateur.recipes import RECIPES, recipe_named
 from secateur.recovery import JacobianConfig, RecoveryConfig
@@ -67,11 +67,18 @@ def test_weights_have_one_spelling_for_every_recipe(recipe: str) -> None:
     own = recipe_named(recipe).recovery
 
     def parsed(*words: str) -> dict[str, float]:
-        with spellings():
-            return tyro.cli(RecoveryConfig, args=words, default=own).weights
+        registry = Grammar(RecoveryConfig, {}).registry()
+        return tyro.cli(RecoveryConfig, args=words, default=own, registry=registry).weights
 
     assert parsed("--weights", "denoising", "0", "distillation", "0.5") == {"denoising": 0.0, "distillation": 0.5}
     assert (parsed("--weights"), parsed()) == ({}, own.weights)
     for wrong in (["denoising"], ["denoising", "much"]):
         with pytest.raises(SystemExit):
             parsed("--weights", *wrong)
+
+
+def test_a_shorter_run_has_a_shorter_warm_up() -> None:
+    own = recipe_named("default").recovery
+    assert resolve("default", steps=own.steps // 50).recovery.warmup_steps == own.warmup_steps // 50 > 0
+    assert resolve("default", steps=2 * own.steps).recovery.warmup_steps == own.warmup_steps
+    assert resolve("default", recovery=RecoveryConfig(steps=10, warmup_steps=7)).recovery.warmup_steps == 7

@@ -88,7 +88,7 @@ def test_summary_says_what_was_asked_reached_and_lost(markup: str) -> None:
     assert "Asked for macs=50%; reached 49.7% (11.9M of 24.0M MACs)." in text
     assert "47% of the parameters (3.10M of 6.60M); 1 block removed" in text
     assert "Half the compute, 2.0× faster, FD[digits-features] measurably worse than dense (5.17 against 3.14)." in text
-    assert "2.00× faster at batch 32 (30 → 15 ms)" in text
+    assert "2.00× faster at batch 32 (30.0 → 15.0 ms)" in text
     assert "FD[digits-features] of 1,000 samples" in text
     assert "3.14 dense → 41.2 pruned → 5.17 recovered" in text
     assert "0.31 pruned → 0.74 recovered" in text
@@ -421,7 +421,7 @@ def test_speed_is_claimed_by_its_interval_where_there_is_one(tmp_path: Path) -> 
     unclear = Comparison("latency_32", "dense", "recovered", 0.0, 1.0, -1.0, 1.0, "unclear")
     change_evaluation(run, lambda found: replace(found, comparisons=(unclear,)))
     text = Page(write_report(run).read_text(encoding="utf-8")).text
-    assert "no measurable difference at batch 32 (30 → 15 ms)" in text
+    assert "no measurable difference at batch 32 (30.0 → 15.0 ms)" in text
 
 
 def test_a_collapsed_class_is_named_and_framed(run: Path, markup: str) -> None:

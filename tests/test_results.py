@@ -29,7 +29,7 @@ from secateur.results import (
     write_result,
 )
 from secateur.results.cut import goal_in_words
-from secateur.results.numbers import format_measured, format_value
+from secateur.results.numbers import format_change, format_measured, format_value
 from secateur.results.trials import Round, Score, Search, TrialResult
 from synthetic_runs import HOSTILE, evaluation
 
@@ -184,3 +184,11 @@ def test_a_target_in_blocks_is_answered_in_blocks() -> None:
     cut = CutResult("blocks=4", "blocks", 4, 4, 6, *SIZES, removed_blocks=("a", "b"))
     assert cut.sentences()[0] == "Asked for blocks=4; 4 of 6 blocks stay."
     assert from_json(CutResult, to_json(cut), "here") == cut
+
+
+def test_two_amounts_have_as_many_decimals_each() -> None:
+    assert format_change(13.9, 8.945) == "13.90 → 8.95"
+    assert format_change(190.4, 152.1) == "190 → 152"
+    assert format_change(2860.4, 1512.7) == "2,860 → 1,513"
+    assert format_change(0.0123, 0.00456) == "0.01230 → 0.00456"
+    assert format_change(3.0, 0.0) == "3 → 0"

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import secateur.runs.sampling
 from models import dit, unet
+from pipelines import dit_pipeline
 from sampled import generate_images
 from secateur.base.errors import SecateurError
 from secateur.cli import main
@@ -24,6 +25,8 @@ from secateur.process.diffusion import DiffusionProcess
 from secateur.process.flow import FlowProcess
 from secateur.process.samplers import check_sampler, sampler
 from secateur.process.sampling import generate, initial_noise
+from secateur.runs.sampling import default_guidance
+from secateur.runs.subject import open_subject
 
 SPREAD = 0.25  # standard deviation of the data
 
@@ -208,3 +211,14 @@ def test_conditions_of_single_samples() -> None:
     images = generate_images(model, process, [5, 6, 7], (1, 8, 8), {LABELS: labels}, num_inference_steps=2)
     one = generate_images(model, process, [6], (1, 8, 8), {LABELS: labels[1:2]}, num_inference_steps=2)
     torch.testing.assert_close(images[1:2], one, rtol=1e-4, atol=1e-5)
+
+
+def test_guidance_is_what_the_pipeline_takes_in_diffusers(tmp_path: Path) -> None:
+    pipeline = dit_pipeline(tmp_path / "pipeline")
+    subject = open_subject(str(tmp_path / "pipeline"), device="cpu")
+    assert default_guidance(subject) == default_guidance(open_subject(pipeline)) == 4.0
+    assert default_guidance(open_subject(str(tmp_path / "pipeline" / "transformer"), "ddpm", device="cpu")) == 1.0
+    drawn = {"num_images": 2, "num_inference_steps": 2, "device": "cpu"}
+    own, told = secateur.sample(pipeline, **drawn), secateur.sample(pipeline, guidance_scale=4.0, **drawn)
+    assert torch.equal(own, told)
+    assert not torch.equal(own, secateur.sample(pipeline, guidance_scale=1.0, **drawn))

@@ -112,7 +112,7 @@ def test_a_trial_that_fails_does_not_stop_the_others(
             raise ZeroDivisionError("of nothing\nby nothing")
         whole(run, *arguments)
 
-    chosen = ("--recipes", "random", "magnitude", "--targets", "macs=70%", "--evaluation.metrics", "loss")
+    chosen = ("--recipes", "random", "magnitude", "--targets", "macs=70%", "--metrics", "loss")
     with monkeypatch.context() as patch:
         patch.setattr(trials, "compress_stages", fails)
         with pytest.raises(SystemExit) as stopped:

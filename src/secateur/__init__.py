@@ -33,8 +33,7 @@ _PLACES = {
         "LatencyOptions",
         "SmallFeatures",
     ),
-    "io.checkpoint": ("from_pretrained", "save_pretrained"),
-    "io.hub": ("push_to_hub",),
+    "io.checkpoint": ("from_pretrained",),
     "io.pipeline": ("load", "load_pipeline", "save_pipeline"),
     "io.manifest": ("apply_cut",),
     "models.family": ("Family",),
@@ -54,6 +53,7 @@ _PLACES = {
     "runs.inspection": ("check_structure", "inspect"),
     "runs.loops": ("Pruning",),
     "runs.plan": ("Plan",),
+    "runs.publishing": ("push_to_hub", "save_pretrained"),
     "runs.run": ("Run",),
     "runs.sampling": ("sample",),
     "runs.best": ("best",),
@@ -93,8 +93,6 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from .evaluation import LatencyOptions as LatencyOptions
     from .evaluation import SmallFeatures as SmallFeatures
     from .io.checkpoint import from_pretrained as from_pretrained
-    from .io.checkpoint import save_pretrained as save_pretrained
-    from .io.hub import push_to_hub as push_to_hub
     from .io.manifest import apply_cut as apply_cut
     from .io.pipeline import load as load
     from .io.pipeline import load_pipeline as load_pipeline
@@ -133,6 +131,8 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from .runs.inspection import inspect as inspect
     from .runs.loops import Pruning as Pruning
     from .runs.plan import Plan as Plan
+    from .runs.publishing import push_to_hub as push_to_hub
+    from .runs.publishing import save_pretrained as save_pretrained
     from .runs.recording import record as record
     from .runs.run import Run as Run
     from .runs.sampling import sample as sample

@@ -21,6 +21,7 @@ from typing_extensions import Unpack
 from .base.console import shown
 from .base.distributed import is_main_process, one_process, wait_for_everyone
 from .base.fingerprint import fingerprint
+from .base.origin import recorded
 from .base.rules import Count, Seed, checked
 from .compensation import CompensationConfig
 from .criteria import ScoringConfig, criterion_named
@@ -32,9 +33,9 @@ from .reporting import write_report
 from .results import Evaluation, Ranking, to_json
 from .runs.arguments import CompressionArguments, NetworkArguments, divided
 from .runs.checks import check_compression, check_evaluating, check_finetuning, check_pruning, check_ranking
-from .runs.compression import compress_stages, given, resolve, run_settings, with_labels_of
+from .runs.compression import compress_stages, finetuning, resolve, run_settings, with_labels_of
 from .runs.data import drawn_by, encode_data, inputs_of, name_of, unless_generated
-from .runs.folder import folder_or_memory
+from .runs.folder import circumstances, folder_or_memory
 from .runs.opening import beside, opened, required
 from .runs.plan import Plan, plan_of
 from .runs.quality import sought
@@ -51,11 +52,13 @@ from .runs.stages import (
     scores_of,
     warmup_stage,
 )
+from .runs.tidy import tidy
 from .runs.timing import work_of
 from .schedules import CutConfig, parse_target
 from .teacher import Book
 
 
+@recorded
 @checked
 def rank(
     model: Any,
@@ -91,6 +94,7 @@ def rank(
             return rank_stage(folder, subject, encode_data(dataset, subject), criterion, scoring)
 
 
+@recorded
 @checked
 def prune(
     model: Any,
@@ -156,9 +160,11 @@ def prune(
                 pruned, _ = compensate_stage(folder, pruned, subject, samples, compensation, inplace=folder is None)
             if folder is not None:
                 pipeline_stage(folder, subject, pruned)
+                write_report(folder)
         return pruned
 
 
+@recorded
 @checked
 def compensate(
     pruned: Any,
@@ -202,6 +208,7 @@ def compensate(
         return model
 
 
+@recorded
 @checked
 def finetune(
     model: Any,
@@ -214,6 +221,7 @@ def finetune(
     recovery: RecoveryConfig | None = None,
     out: str | Path | None = None,
     inplace: bool = False,
+    keep: bool = False,
     progress: bool = False,
     **arguments: Unpack[NetworkArguments],
 ) -> nn.Module:
@@ -225,18 +233,21 @@ def finetune(
         teacher: the dense model, for objectives that match it: whatever a model may be, or its book.
         book: the teacher's answers, which `record` returned or wrote, in its place; a teacher beside it must be the one
             that answered.
-        objective: denoising, distillation, first-order, 2ndmatch ...; the default is the recovery options' own.
-        steps: optimizer steps; the default is the recovery options' own.
-        recovery: how to train.
-        out: folder for the log, checkpoints and the model; a run that was stopped there goes on.
+        objective: denoising, distillation, first-order, 2ndmatch ...; instead of the recovery options' own.
+        steps: optimizer steps, likewise.
+        recovery: how to train; the default is that of `compress`, by plain denoising without a teacher.
+        out: folder for the log, checkpoints and the model; a run that was stopped there goes on, and
+            so does a finished one to more steps, if its learning rate is constant.
         inplace: train the model itself instead of a copy.
+        keep: leave everything in the folder; otherwise weights that are in it twice become one file, and the last
+            checkpoint goes, but where a longer run may go on from it.
         progress: show how far it is.
         arguments: as `NetworkArguments` has them.
 
     Raises:
         SecateurError: bad input, or a loss that is not finite; always one clear line.
     """
-    settings = replace(recovery or RecoveryConfig(), **given({"steps": steps, "objective": objective}))
+    settings = finetuning(recovery, teacher is not None or book is not None, steps, objective)
     with shown(progress), opened(model, unless_generated(data), **arguments) as (subject, given_data):
         if isinstance(teacher, Book):
             teacher, book = None, teacher
@@ -255,9 +266,14 @@ def finetune(
             tuned, _, _ = recover_stage(folder, subject.model, subject, samples, settings, taught_by, inplace=inplace)
             if folder is not None:
                 pipeline_stage(folder, subject, tuned)
+                if is_main_process():
+                    write_report(folder)
+                    if not keep:
+                        tidy(folder, settings)
         return tuned
 
 
+@recorded
 @checked
 def evaluate(
     model: Any,
@@ -307,6 +323,7 @@ def evaluate(
         return result
 
 
+@recorded
 @checked
 def compress(
     model: Any,
@@ -318,6 +335,7 @@ def compress(
     warmup: WarmupConfig | None = None,
     cache: str | Path | None = None,
     out: str | Path | None = None,
+    keep: bool = False,
     progress: bool = False,
     **arguments: Unpack[CompressionArguments],
 ) -> Run:
@@ -332,7 +350,10 @@ def compress(
         new_labels: the data's classes replace the model's: fresh label embeddings, trained before the ranking.
         warmup: how the new labels are trained.
         cache: folder where the evaluations of several runs find the samples of the same models again.
-        out: run folder; a run that was stopped there goes on.
+        out: run folder; a run that was stopped there goes on, and so does a finished one to more steps, if its
+            schedule is one-shot and its learning rate constant.
+        keep: leave everything in the folder; otherwise the models before the recovery go in the end, weights that are
+            there twice become one file, and the last checkpoint goes, but where a longer run may go on from it.
         progress: show how far it is.
         arguments: as `NetworkArguments` has them, and as `RecipeArguments` has them instead of the recipe's parts.
 
@@ -362,9 +383,12 @@ def compress(
                 pipeline_stage(folder, subject, stages.model)
                 if is_main_process():
                     write_report(folder)
-        return Run(subject, stages, about, folder)
+                    if not keep:
+                        tidy(folder, settings.recovery, settings.schedule == "one-shot")
+        return Run(subject, stages, about | circumstances(), folder)
 
 
+@recorded
 @checked
 def plan(
     model: Any,
@@ -394,6 +418,7 @@ def plan(
         return plan_of(subject, work_of(settings, cut, labels), goal, settings.cut)
 
 
+@recorded
 @checked
 def quickstart(
     *, out: str | Path | None = None, target: str = "macs=50%", seed: Seed = 0, progress: bool = False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import functools
 import importlib
 import io
 import os
@@ -12,7 +11,7 @@ import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, NoReturn
 
@@ -30,6 +29,7 @@ COMMANDS = {
     "compress": "prune a model to a target, recover what that cost, evaluate, and write a report",
     "best": "find the recipe that suits a model, within a budget, and compress by it",
     "sweep": "compress one model in many ways, and compare",
+    "recipes": "the named recipes, and one of them as a file to start from",
     "inspect": "what a model is, and what can be removed from it",
     "rank": "which units and blocks matter least",
     "prune": "cut a model to a target in one shot, without recovery",
@@ -43,6 +43,7 @@ COMMANDS = {
     "convert": "an original DiT or SiT checkpoint as a diffusers pipeline",
     "export": "a model as a file for another runtime",
     "slice-lora": "a LoRA of a dense model for the model that was pruned from it",
+    "completion": "a script by which the shell completes commands and options",
     "check-structure": "does the declaration of a model's structure tell the truth?",
 }
 
@@ -121,35 +122,27 @@ def _write_traceback() -> str:
 
 def _run(arguments: Sequence[str]) -> None:
     os.environ.setdefault("DATASETS_VERBOSITY", "critical")  # what it logs as an error is raised as one too
-    import tyro
     from diffusers.utils import logging as diffusers_logging
 
     from .base.console import shown
+    from .base.origin import begun_by
+    from .commands.grammar import Grammar
+    from .commands.options_file import with_file
 
     diffusers_logging.set_verbosity_error()
-    name, *options = arguments
-    with shown(True), spellings():
-        tyro.cli(
-            _command(name, options),
-            prog=f"secateur {name}",
-            args=options,
-            config=(tyro.conf.AvoidSubcommands,),
-        )
-
-
-def _command(name: str, options: Sequence[str]) -> Callable[..., Any]:
-    """The command, its groups of options opened at their defaults: those of `compress` are the chosen recipe's."""
+    name, options = arguments[0], with_file(arguments[1:])
     module = importlib.import_module(f".commands.{name.replace('-', '_')}", __package__)
-    function = getattr(module, name.replace("-", "_"))
-    return functools.partial(function, **_groups(name, options))
+    with shown(True), begun_by(arguments):
+        Grammar(getattr(module, name.replace("-", "_")), defaults_of(name, options)).run(name, options)
 
 
-def _groups(name: str, options: Sequence[str]) -> dict[str, Any]:
+def defaults_of(name: str, options: Sequence[str]) -> dict[str, Any]:
+    """The groups of options of a command, and what else it takes from a recipe, the chosen one's of `compress`."""
     from .compensation import CompensationConfig
     from .criteria import ScoringConfig, criterion_named
     from .evaluation import EvaluationConfig
-    from .recovery import RecoveryConfig, WarmupConfig
-    from .runs.compression import resolve
+    from .recovery import WarmupConfig
+    from .runs.compression import finetuning, resolve
     from .runs.trials import TrialConfig
     from .schedules import CutConfig
     from .teacher import BookConfig
@@ -158,15 +151,15 @@ def _groups(name: str, options: Sequence[str]) -> dict[str, Any]:
     scoring = criterion_named(criterion or "diff-pruning").configured(ScoringConfig())
     if name == "compress":
         chosen = resolve(_value("--recipe", options) or "default", criterion=criterion)
-        parts = [part.name for part in fields(chosen) if part.name not in ("name", "criterion", "schedule")]
+        parts = [part.name for part in fields(chosen) if part.name != "name"]
         return {part: getattr(chosen, part) for part in parts} | {"warmup": WarmupConfig()}
     trials = {"shared": TrialConfig(), "evaluation": EvaluationConfig(), "warmup": WarmupConfig()}
     groups: dict[str, dict[str, Any]] = {
         "rank": {"scoring": scoring},
         "prune": {"scoring": scoring, "cut": CutConfig(), "compensation": CompensationConfig()},
         "compensate": {"compensation": CompensationConfig()},
-        "record": {"book": BookConfig(), "recovery": RecoveryConfig()},
-        "finetune": {"recovery": RecoveryConfig()},
+        "record": {"book": BookConfig(), "recovery": resolve("default").recovery},
+        "finetune": {"recovery": finetuning(None, bool(_value("--teacher", options) or _value("--book", options)))},
         "evaluate": {"evaluation": EvaluationConfig()},
         "sweep": trials,
         "best": trials,
@@ -182,35 +175,6 @@ def _value(option: str, options: Sequence[str]) -> str | None:
         if name == option:
             found = value if equals else "".join(options[position + 1 : position + 2])
     return found
-
-
-def spellings() -> Any:
-    """`--recovery.weights denoising 1 jacobian 10`: one spelling whatever the recipe's own weights are."""
-    import tyro
-
-    registry = tyro.constructors.ConstructorRegistry()
-
-    @registry.primitive_rule
-    def _(field: Any) -> Any:
-        if field.type != dict[str, float]:
-            return None
-        return tyro.constructors.PrimitiveConstructorSpec(
-            nargs="*",
-            metavar="[NAME NUMBER ...]",
-            instance_from_str=_numbers_by_name,
-            is_instance=lambda value: isinstance(value, dict),
-            str_from_instance=lambda numbers: [
-                word for name, value in numbers.items() for word in (name, f"{value:g}")
-            ],
-        )
-
-    return registry
-
-
-def _numbers_by_name(words: list[str]) -> dict[str, float]:
-    if len(words) % 2:
-        raise ValueError("give a number after every name")
-    return {name: float(number) for name, number in zip(words[::2], words[1::2], strict=True)}
 
 
 def _fail(message: str, status: int = 1) -> NoReturn:

@@ -29,7 +29,7 @@ MEASURE += [
     "1",
     "--evaluation.batch-size",
     "64",
-    "--evaluation.metrics",
+    "--metrics",
     "loss",
     "consistency",
 ]

@@ -9,11 +9,14 @@ import builtins
 import logging
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from tqdm.auto import tqdm
+with warnings.catch_warnings():  # before other libraries import it
+    warnings.simplefilter("ignore")  # in a notebook without ipywidgets: bars are text then
+    from tqdm.auto import tqdm
 
 from .distributed import is_main_process
 

@@ -9,6 +9,7 @@ from typing import Any
 # Memory and speed (accumulation draws other dropout masks, if there are any), and what is written.
 FREE_IN_RECOVERY = frozenset(
     {"accumulation", "gradient_checkpointing", "checkpoint_every", "log_every", "grad_norms_every", "report_to"}
+    | {"validation_every", "validation_prompts", "validation_classes"}
 )
 FREE = frozenset(
     {

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import tyro
 
 import secateur
 
@@ -26,11 +28,9 @@ def compress(
     data: str,
     out: Path,
     recipe: str = "default",
-    criterion: CriterionName | None = None,
-    schedule: ScheduleName | None = None,
-    objective: str | None = None,
-    steps: int | None = None,
-    seed: int | None = None,
+    criterion: CriterionName,
+    schedule: ScheduleName,
+    seed: Annotated[int | None, tyro.conf.arg(help_behavior_hint="(default: their own, 0)")] = None,
     scoring: ScoringConfig,
     progressive: ProgressiveConfig,
     adaptive: AdaptiveConfig,
@@ -43,6 +43,7 @@ def compress(
     evaluation: EvaluationConfig,
     new_labels: bool = False,
     warmup: WarmupConfig,
+    keep: bool = False,
     dry_run: bool = False,
 ) -> None:
     """Prune a model to a target, recover what that cost, evaluate, and write a report.
@@ -63,8 +64,6 @@ def compress(
         criterion: which criterion ranks the units (`secateur.criteria.CRITERIA`); some rank blocks only.
         schedule: one-shot cuts before recovery; progressive shrinks soft masks during it; adaptive decides during it
             how many blocks leave.
-        objective: what recovery minimizes: denoising, distillation, first-order or 2ndmatch.
-        steps: recovery steps.
         seed: one seed for scoring, recovery and evaluation, instead of their own.
         scoring: options of the criterion.
         progressive: how soft masks shrink.
@@ -78,19 +77,20 @@ def compress(
         evaluation: what to measure.
         new_labels: the data's classes replace the model's: fresh label embeddings, trained before the ranking.
         warmup: how the new labels are trained.
+        keep: leave everything in the folder: what is there twice, checkpoints, the models before the recovery.
         dry_run: print the plan, the predicted size, time and memory, and stop.
     """
     begun, subject = time.perf_counter(), on.subject()
     parts: dict[str, Any] = {"scoring": scoring, "progressive": progressive, "adaptive": adaptive, "cut": cut}
     parts |= {"recovery": recovery, "evaluation": evaluation, "schedule": schedule, "criterion": criterion}
     parts |= {"compensates": compensates, "compensation": compensation, "records": records, "book": book}
-    settings = resolve(recipe, steps=steps, objective=objective, seed=seed, **parts)
+    settings = resolve(recipe, seed=seed, **parts)
     asked: dict[str, Any] = {"target": target, "data": data, "recipe": settings, "new_labels": new_labels}
     asked |= {"warmup": warmup if new_labels else None}
     if dry_run:
         say(str(secateur.plan(subject, **asked)))
         return
-    run = secateur.compress(subject, **asked, out=out)
+    run = secateur.compress(subject, **asked, out=out, keep=keep)
     say(str(run))
     result = f"pipeline {out / 'pipeline'}" if subject.in_pipeline else f"model    {out / 'model'}"
     say(f"\n{result}\nreport   {out / 'report.html'}\nseconds  {time.perf_counter() - begun:.0f}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import secateur
@@ -12,8 +11,9 @@ from ..evaluation import EvaluationConfig
 from ..runs.checks import check_evaluating
 from ..runs.data import open_data
 from ..runs.plan import plan_of
+from ..runs.run import noted
 from ..runs.timing import Work
-from .options import MetricName, Model
+from .options import Model
 
 
 def evaluate(
@@ -22,7 +22,6 @@ def evaluate(
     data: str,
     out: Path,
     reference: str | None = None,
-    metrics: tuple[MetricName, ...] | None = None,
     evaluation: EvaluationConfig,
     dry_run: bool = False,
 ) -> None:
@@ -36,16 +35,14 @@ def evaluate(
         data: real images: an image folder, parquet, datasets:NAME, an .npz with images, or digits.
         out: folder to write to.
         reference: the dense model to compare with.
-        metrics: what to measure, instead of the evaluation options' own; docs/metrics.md says what each is.
         evaluation: how to measure.
         dry_run: print the predicted time and memory, and stop.
     """
     subject, dense = on.subject(), on.other(reference)
-    settings = replace(evaluation, metrics=metrics or evaluation.metrics)
     if dry_run:
-        check_evaluating(subject, open_data(data, subject), settings, dense)
-        say(str(plan_of(subject, Work(evaluation=settings))))
+        check_evaluating(subject, open_data(data, subject), evaluation, dense)
+        say(str(plan_of(subject, Work(evaluation=evaluation))))
         return
-    result = secateur.evaluate(subject, data=data, reference=dense, evaluation=settings, out=out)
-    say(str(result))
+    result = secateur.evaluate(subject, data=data, reference=dense, evaluation=evaluation, out=out)
+    say("\n".join([str(result), *map(noted, result.all_notes())]))
     say(f"report  {out / 'report.html'}")

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import secateur
 
 from ..base.console import say
 from ..recovery import RecoveryConfig
+from ..reporting import read_run, summarize
 from ..runs.checks import check_finetuning
-from ..runs.compression import given
+from ..runs.compression import resolve
 from ..runs.data import drawn_by, open_data
 from ..runs.plan import plan_of
 from ..runs.recording import opened_book
@@ -25,9 +25,8 @@ def finetune(
     out: Path,
     teacher: str | None = None,
     book: Path | None = None,
-    objective: str | None = None,
-    steps: int | None = None,
     recovery: RecoveryConfig,
+    keep: bool = False,
     dry_run: bool = False,
 ) -> None:
     """Fine-tune a model; the result, with EMA weights, is the folder OUT/model.
@@ -41,19 +40,20 @@ def finetune(
         out: folder to write to.
         teacher: the dense model, for objectives that match it.
         book: its answers, which `secateur record` wrote, in its place.
-        objective: denoising, distillation, first-order or 2ndmatch; the default is the recovery options' own.
-        steps: optimizer steps; the default is the recovery options' own.
         recovery: how to train.
+        keep: leave everything in the folder: what is there twice, checkpoints, the models before the recovery.
         dry_run: print the predicted time and memory, and stop.
     """
     subject, dense = on.subject(), on.other(teacher)
-    settings = replace(recovery, **given({"steps": steps, "objective": objective}))
+    recovery = resolve("default", recovery=recovery).recovery
     if dry_run:
         dataset = drawn_by(dense, data) or open_data(data, subject)
         answers = None if book is None else opened_book(book, subject, dataset, dense)
-        check_finetuning(subject, dataset, settings, dense, answers)
-        work = Work(recovery=settings, teacher=None if dense is None else dense.model, reads=answers is not None)
+        check_finetuning(subject, dataset, recovery, dense, answers)
+        work = Work(recovery=recovery, teacher=None if dense is None else dense.model, reads=answers is not None)
         say(str(plan_of(subject, work)))
         return
-    secateur.finetune(subject, data=data, teacher=dense, book=book, recovery=settings, out=out)
-    say(f"model   {out / 'model'}\nlog     {out / 'recovery' / 'log.jsonl'}")
+    secateur.finetune(subject, data=data, teacher=dense, book=book, recovery=recovery, out=out, keep=keep)
+    result = "pipeline" if subject.in_pipeline else "model"
+    say("\n".join(summarize(read_run(out)).sentences))
+    say(f"\n{result:8} {out / result}\nreport   {out / 'report.html'}\nlog      {out / 'recovery' / 'log.jsonl'}")

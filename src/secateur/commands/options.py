@@ -11,7 +11,6 @@ import tyro
 from torch import nn
 
 from ..criteria import CRITERIA
-from ..evaluation import METRICS
 from ..io.locate import Component
 from ..process.named import PROCESSES
 from ..runs.arguments import WeightsArguments, of_another_model
@@ -109,7 +108,6 @@ CriterionName = Annotated[
         help=f"which criterion ranks the units; {', '.join(_OF_BLOCKS[:-1])} and {_OF_BLOCKS[-1]} rank blocks only.",
     ),
 ]
-MetricName = Annotated[str, tyro.conf.arg(metavar="{" + ",".join(METRICS) + "}")]
 Compensates = Annotated[bool, tyro.conf.arg(name="compensation")]  # --compensation, --no-compensation
 Records = Annotated[bool, tyro.conf.arg(name="book")]  # --book, --no-book
 Weights = Annotated[WeightsOptions, tyro.conf.arg(name="")]

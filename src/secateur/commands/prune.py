@@ -9,6 +9,7 @@ import secateur
 from ..base.console import say
 from ..compensation import CompensationConfig
 from ..criteria import ScoringConfig
+from ..reporting import read_run, summarize
 from ..runs.checks import check_pruning
 from ..runs.data import open_calibration
 from ..runs.plan import plan_of
@@ -57,7 +58,6 @@ def prune(
     secateur.prune(
         subject, target=target, data=data, criterion=criterion, scoring=scoring, cut=cut, out=out, compensation=refit
     )
-    say((out / "tables" / "cut.md").read_text(encoding="utf-8"))
-    say(f"model   {out / ('compensated' if compensates else 'pruned')}")
-    if subject.in_pipeline:
-        say(f"whole   {out / 'pipeline'}")
+    say("\n".join(summarize(read_run(out)).sentences))
+    result = "pipeline" if subject.in_pipeline else "compensated" if compensates else "pruned"
+    say(f"\n{'pipeline' if subject.in_pipeline else 'model':8} {out / result}\nreport   {out / 'report.html'}")

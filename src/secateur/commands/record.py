@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import secateur
 
 from ..base.console import say
 from ..recovery import RecoveryConfig
-from ..runs.compression import given
+from ..runs.compression import resolve
 from ..runs.plan import plan_of
 from ..runs.recording import say_book
 from ..runs.timing import Work
@@ -22,8 +21,6 @@ def record(
     *,
     data: str,
     out: Path,
-    objective: str | None = None,
-    steps: int | None = None,
     book: BookConfig,
     recovery: RecoveryConfig,
     dry_run: bool = False,
@@ -38,15 +35,14 @@ def record(
         data: what will be trained on: an image folder, parquet, datasets:NAME, an .npz with images, digits,
             or generated, for what the dense model draws itself.
         out: folder of the book.
-        objective: that will read it: distillation needs outputs alone, 2ndmatch growth too, first-order products of the
-            Jacobian, features hidden states.
-        steps: of the recovery, which with its batch size say how many tuples there are.
         book: how many tuples, in which dtype.
-        recovery: how will be trained: label dropout and flips are drawn now.
+        recovery: how will be trained: steps and batch size say how many tuples there are; distillation needs outputs
+            alone, 2ndmatch growth too, first-order products of the Jacobian, features hidden states; label dropout and
+            flips are drawn now.
         dry_run: print size, time and memory, and stop.
     """
     subject = on.subject()
-    settings = replace(recovery, **given({"steps": steps, "objective": objective}))
+    settings = resolve("default", recovery=recovery).recovery
     if dry_run:
         say(str(plan_of(subject, Work(book=(book, settings)))))
         return

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 import secateur
 
@@ -19,7 +22,9 @@ def sample(
     scheduler: str | None = None,
     class_label: int | None = None,
     prompt: tuple[str, ...] = (),
-    guidance_scale: float = 1.0,
+    guidance_scale: Annotated[
+        float | None, tyro.conf.arg(help_behavior_hint="(default: the pipeline's own, or 1)")
+    ] = None,
     guidance_channels: int | None = None,
     seed: int = 0,
     batch_size: int = 128,

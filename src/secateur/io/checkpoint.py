@@ -168,6 +168,10 @@ def described(place: Place) -> tuple[str, dict[str, Any]]:
     if not path.is_file():
         raise ModelError(f"{place.folder} holds no {CONFIG}: it is not a diffusers model or pipeline folder")
     config = read_object(check_file(path, place.root))
+    if "_class_name" not in config and "command" in config:  # a run, which keeps its settings in a file of that name
+        made = [name for name in ("pipeline", "model", "compensated", "pruned") if (place.folder / name).is_dir()]
+        give = f"give {place.folder / made[0]}" if made else "it has made no model yet"
+        raise ModelError(f"{place.folder} is the folder of a run, not of a model; {give}")
     quantized = config.get("quantization_config")
     if quantized is not None:
         method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized

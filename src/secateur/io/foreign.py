@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -97,11 +99,19 @@ def explicit(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Without what diffusers says of a config, where a model is built from it once more."""
-    before = diffusers_logging.get_verbosity()
-    diffusers_logging.set_verbosity_error()
+def quiet(text: bool = False) -> Iterator[None]:
+    """Without the warnings and progress bars of diffusers, and of transformers where there is `text`."""
+    loggers = [diffusers_logging]
+    if text and importlib.util.find_spec("transformers") is not None:
+        loggers.append(importlib.import_module("transformers.utils.logging"))
+    before = [(each, each.get_verbosity(), each.is_progress_bar_enabled()) for each in loggers]
+    for each in loggers:
+        each.set_verbosity_error()
+        each.disable_progress_bar()
     try:
         yield
     finally:
-        diffusers_logging.set_verbosity(before)
+        for each, verbosity, bars in before:
+            each.set_verbosity(verbosity)
+            if bars:
+                each.enable_progress_bar()

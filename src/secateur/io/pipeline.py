@@ -25,7 +25,7 @@ from ..process.named import ProcessLike, config_of, over
 from ..process.reconstruction import reconstruction_by
 from .checkpoint import CONFIG, SCHEDULER, check_saved, described, load_model, save_pretrained
 from .files import check_file, copy_folder
-from .foreign import loading
+from .foreign import loading, quiet
 from .index import AUTOENCODERS, INDEX, autoencoder_of, check_pipeline, components, read_object
 from .levels import process_of
 from .locate import HubOptions, Place, locate
@@ -202,7 +202,7 @@ def open_pipeline(
     wanted = [name for name in components(folder) if name not in parts]
     variant = variant or _only_variant(folder, wanted)
     options: dict[str, Any] = {} if torch_dtype is None else {"torch_dtype": torch_dtype}
-    with loading(f"{what} {folder}".strip()):
+    with loading(f"{what} {folder}".strip()), quiet(text=True):
         return DiffusionPipeline.from_pretrained(
             folder,
             use_safetensors=True,

@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.tracking import get_available_trackers
+from torch import Tensor
 
 from ..base.console import note
 from ..base.distributed import process_count, process_group
@@ -110,6 +111,16 @@ def make_accelerator(config: RecoveryConfig, folder: Path, device: torch.device)
     if config.report_to:
         accelerator.init_trackers("secateur", config={"recovery": json.dumps(asdict(config))})
     return accelerator
+
+
+def log_images(accelerator: Accelerator, images_NCHW: Tensor, step: int) -> None:
+    """Give images in [-1, 1] to every tracker that takes some."""
+    pixels = ((images_NCHW.float().clamp(-1, 1) + 1) * 127.5).round().byte()
+    for tracker in accelerator.trackers:
+        if tracker.name == "tensorboard":
+            tracker.log_images({"validation": pixels.numpy()}, step=step)
+        elif hasattr(tracker, "log_images"):
+            tracker.log_images({"validation": list(pixels.permute(0, 2, 3, 1).squeeze(-1).numpy())}, step=step)
 
 
 @contextmanager

@@ -100,7 +100,9 @@ def restore_checkpoint(folder: str | Path, state: TrainingState, settings: Mappi
         return
     try:
         saved = read_json(path / "state.json")
-        changes = differing(saved["settings"], as_json(settings), FREE_IN_RECOVERY)
+        wanted = as_json(settings)
+        longer = wanted["lr_schedule"] == "constant" and wanted["steps"] >= saved["step"]
+        changes = differing(saved["settings"], wanted, FREE_IN_RECOVERY | ({"steps"} if longer else frozenset()))
         if not changes:
             if state.pruning is not None:
                 state.pruning.load_state_dict(saved["pruning"])

@@ -51,6 +51,10 @@ class RecoveryConfig:
         checkpoint_every: steps between checkpoints; the newest is kept. One follows every decision of a schedule too,
             since deciding takes longer than writing.
         log_every: steps between lines of log.jsonl, which hold means over them.
+        validation_every: steps between images drawn by the averaged weights, from the same noise, for the report and
+            the trackers; 0 draws none.
+        validation_prompts: what they show, of a model that takes text; by default captions of the data.
+        validation_classes: the numbers of the classes that they show; by default the first ones.
         report_to: accelerate's trackers, such as tensorboard or wandb; log.jsonl is always written.
         seed: draws batches, timesteps, noise and dropout.
     """
@@ -80,6 +84,9 @@ class RecoveryConfig:
     grad_norms_every: Annotated[int, at_least(0, ", 0 for never")] = 100
     checkpoint_every: Count = 500
     log_every: Count = 10
+    validation_every: Annotated[int, at_least(0, ", 0 for never")] = 0
+    validation_prompts: tuple[str, ...] = ()
+    validation_classes: tuple[int, ...] = ()
     report_to: tuple[str, ...] = ()
     seed: Seed = 0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
@@ -25,7 +25,7 @@ from ..data.conditions import accepts, check_conditions, disable_label_dropout, 
 from ..models.network import device_of
 from ..process.base import Process
 from ..teacher import Book, Draw, Teacher
-from .accelerator import make_accelerator, own_accelerate
+from .accelerator import log_images, make_accelerator, own_accelerate
 from .balance import norm, summed_gradient
 from .checkpoints import TrainingState, newest_checkpoint, restore_checkpoint, save_checkpoint
 from .config import RecoveryConfig, learning_rate_at
@@ -43,6 +43,7 @@ BALANCED_STEPS = 10  # steps with a Jacobian term over which its automatic weigh
 NORM = "grad_norm_"  # and the term: its gradient norm, in the log
 WEIGHT = "jacobian_weight"  # the automatic one, in the log
 READ, HELD_OUT = "error_read", "error_held_out"  # on tuples of the book, in the log
+Validate = Callable[[nn.Module, int], torch.Tensor]
 PEAK = "peak_gib"  # the most memory so far, of the device or of the process, in the log
 
 
@@ -54,10 +55,12 @@ def recover(
     folder: str | Path,
     teacher: nn.Module | Teacher | None = None,
     pruner: Pruner | None = None,
+    validate: Validate | None = None,
 ) -> nn.Module:
     """Train `model` in place by `config` and return its moving average, a model in eval mode.
 
-    A `pruner` masks and cuts the model, its average and the optimizer's moments along the way.
+    A `pruner` masks and cuts the model, its average and the optimizer's moments along the way. `validate` is given the
+    average and the step, every `config.validation_every` of them, and returns images for the trackers.
 
     `folder` gets `log.jsonl`, `stages.jsonl` with the pruner's decisions, and the newest checkpoint; a run found there
     with the same config, but for what `settings.FREE` names, and number of processes goes on from it, with the same
@@ -85,7 +88,9 @@ def recover(
             watch_peak_memory(accelerator.device)
             devices = [accelerator.device] if accelerator.device.type == "cuda" else []
             with torch.random.fork_rng(devices):
-                return _Run(accelerator, model, process, dataset, config, folder, objective, taught_by, pruner).finish()
+                return _Run(
+                    accelerator, model, process, dataset, config, folder, objective, taught_by, pruner, validate
+                ).finish()
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -151,7 +156,9 @@ class _Run:
         objective: Objective,
         teacher: nn.Module | Teacher | None,
         pruner: Pruner | None,
+        validate: Validate | None,
     ) -> None:
+        self.validate = validate
         self.accelerator, self.process, self.dataset = accelerator, process, dataset
         self.config, self.folder, self.objective = config, folder, objective
         self.lags = computes_behind(accelerator.device)
@@ -235,6 +242,7 @@ class _Run:
                 left = 1 if self.lags and not self._checkpoint_due(decided) else 0
                 stop = any([self._read(unread.pop(0), decided, advance) for _ in range(len(unread) - left)])
                 self._count_seconds()  # reading may have waited for the device
+                self._draw_images()
                 if stop:
                     for taken in unread:
                         self._read(taken, decided, advance)
@@ -242,6 +250,16 @@ class _Run:
                     raise KeyboardInterrupt  # in every process; in the one that was stopped, its signal comes now
             if self._anyone(interrupted()):  # it came in the last step
                 raise KeyboardInterrupt
+
+    def _draw_images(self) -> None:
+        """Let somebody see how the average does, when it is time; this does not count as training."""
+        every, step = self.config.validation_every, self.state.step
+        if self.validate is None or not every or (step % every and step != self.config.steps):
+            return
+        if self.accelerator.is_main_process:
+            images = self.validate(self.state.ema.model, step)
+            log_images(self.accelerator, images, step)
+        self.clock = time.perf_counter()
 
     def _count_seconds(self) -> None:
         now = time.perf_counter()

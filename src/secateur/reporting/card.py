@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from ..base.files import atomic_file, write_text
 from ..results import Compensation, CutResult, Evaluation, read_result
@@ -46,7 +49,7 @@ def model_card(
         cut: what the cut came to.
         compensation: what refitting brought back.
         evaluation: what was measured.
-        command: that makes the model again.
+        command: that makes the model again; by default those that take the manifest's steps.
         picture: path of an image beside the card.
     """
     base = str(manifest["base"].get("id") or "")
@@ -66,7 +69,7 @@ def model_card(
         " ".join(cut.sentences()) if cut is not None else "",
         " ".join(compensation.sentences()) if compensation is not None else "",
         _measured(evaluation),
-        f"## Make it again\n\n```\n{command}\n```" if command else "",
+        f"## Make it again\n\n```\n{command or commands_of(manifest)}\n```",
         f"## Licence\n\n{_licence(base, licence)}",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -91,19 +94,46 @@ def write_card(run: Run, product: Product) -> Path | None:
     if not found:
         return None
     manifest = read_result(_Manifest, found[0])
-    picture = ""
-    if run.images:
-        grid = comparison_grid({name: images[: shown_count(images)] for name, images in run.images.items()})
-        grid.thumbnail((WIDEST_PICTURE, WIDEST_PICTURE))
-        with atomic_file(folder / PICTURE) as temporary:
-            grid.save(temporary, "PNG")
-        picture = PICTURE
+    picture = write_picture(run.images, folder)
     card = model_card(
         vars(manifest), f"{run.folder.resolve().name}/{folder.name}", pipeline=product.pipeline,
         licence=product.licence, cut=run.cut, compensation=run.compensation, evaluation=run.evaluation,
         command=str(run.config.get("command_line") or ""), picture=picture,
     )  # fmt: skip
     return write_text(folder / "README.md", card)
+
+
+def write_picture(images: Mapping[str, Tensor], folder: Path) -> str:
+    """Write the picture of a card, a row for each model, into `folder`; its name, or nothing without images."""
+    if not images:
+        return ""
+    grid = comparison_grid({name: batch[: shown_count(batch)] for name, batch in images.items()})
+    grid.thumbnail((WIDEST_PICTURE, WIDEST_PICTURE))
+    with atomic_file(folder / PICTURE) as temporary:
+        grid.save(temporary, "PNG")
+    return PICTURE
+
+
+def commands_of(manifest: Mapping[str, Any]) -> str:
+    """The commands that take the steps of a manifest, with DATA where the images go."""
+    base = shlex.quote(str(manifest["base"].get("id") or "DENSE"))
+    model, lines = base, []
+    for number, step in enumerate(manifest["steps"], start=1):
+        out, kind = f"step{number}", step.get("kind")
+        if kind == "cut" and step.get("target"):
+            ranked = f" --criterion {step['criterion']}" if step.get("criterion") else ""
+            lines.append(f"secateur prune {model} --target {step['target']}{ranked} --data DATA --out {out}")
+            model = f"{out}/pruned"
+        elif kind == "compensation":
+            lines.append(f"secateur compensate {model} --reference {base} --data DATA --out {out}")
+            model = f"{out}/compensated"
+        elif kind == "recovery":
+            how = f" --objective {step['objective']}" if step.get("objective") else ""
+            teacher = "" if step.get("objective") in (None, "denoising") else f" --teacher {base}"
+            steps = f" --steps {step['steps']}" if step.get("steps") else ""
+            lines.append(f"secateur finetune {model}{how}{teacher}{steps} --data DATA --out {out}")
+            model = f"{out}/model"
+    return "\n".join(lines)
 
 
 def _front_matter(base: str, licence: str | None, pipeline: bool) -> str:
@@ -120,7 +150,7 @@ def _front_matter(base: str, licence: str | None, pipeline: bool) -> str:
 
 def _is_hub_id(base: str) -> bool:
     """Whether a base is named as the hub names models: one slash, and no path."""
-    return base.count("/") == 1 and not base.startswith((".", "/", "~"))
+    return base.count("/") == 1 and not base.startswith((".", "/", "~")) and not Path(base).exists()
 
 
 def _origin(manifest: Mapping[str, Any], base: str) -> str:

@@ -55,6 +55,7 @@ SECTIONS = {
     "use": "Use this model",
     "run": "The run",
 }
+MOST_VALIDATED = 8  # steps, of whose images a row is shown
 SETTINGS = ("command", "command_line", "model", "data", "device", "versions")
 
 
@@ -93,6 +94,7 @@ def write_report(run: str | Path) -> Path:
         difference=_difference(found),
         caption_kind=kind,
         real=None if found.real is None else strip_of("real images", found.real, key="real"),
+        validation=_validation(found),
         classes=strips_by_class(found.images, found.class_labels, names),
         evaluation=found.evaluation,
         ranking=found.ranking,
@@ -100,7 +102,7 @@ def write_report(run: str | Path) -> Path:
         product=product,
         facts=_facts(found.config),
         versions=found.config.get("versions") or {},
-        command=found.config.get("command_line", found.config.get("command")),
+        command=found.config.get("command_line") or found.config.get("command"),
         settings=_settings(found),
     )
     return write_text(found.folder / "report.html", page)
@@ -114,6 +116,20 @@ def _difference(run: Run) -> Strip | None:
     return difference_strip(f"{last} − {first}", final, dense) if dense.shape[1:] == final.shape[1:] else None
 
 
+def _validation(run: Run) -> list[Strip]:
+    """What the model drew while it trained: first, last, and what lies between them, evenly."""
+    steps = list(run.validation)
+    places = sorted({round(place * (len(steps) - 1) / (MOST_VALIDATED - 1)) for place in range(MOST_VALIDATED)})
+    shown = [steps[place] for place in places] if steps else []
+    recovery = run.config.get("recovery")
+    told = recovery if isinstance(recovery, dict) else {}
+    captions = [str(one) for one in told.get("validation_prompts") or told.get("validation_classes") or ()]
+    return [
+        strip_of(f"step {step:,}", run.validation[step], captions, len(run.validation[step]), key=f"validation-{step}")
+        for step in shown
+    ]
+
+
 def _has(run: Run, key: str, figures: Mapping[str, Figure], product: Product | None) -> bool:
     """Whether the page has a section."""
     there = {
@@ -121,7 +137,7 @@ def _has(run: Run, key: str, figures: Mapping[str, Figure], product: Product | N
         "quality": run.evaluation is not None,
         "classes": "coverage" in figures,
         "compensation": run.compensation is not None,
-        "recovery": "training" in figures,
+        "recovery": "training" in figures or bool(run.validation),
         "costs": "macs" in figures,
         "diagnostics": bool(run.cut or run.ranking or run.decisions.soft or run.decisions.blocks),
         "use": product is not None,

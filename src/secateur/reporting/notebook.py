@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import io
+from collections.abc import Mapping
 from html import escape
 
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from ..results import Compensation, CutResult, Decisions, Evaluation, Ranking, Recovery
 from ..results.display import draws
+from .grids import comparison_grid
+from .pages import shown_count
 from .plots import (
     plot_compensation,
     plot_cut,
@@ -55,6 +61,16 @@ def _evaluation(found: Evaluation) -> list[str]:
     if any(len(losses.losses) > 1 for losses in losses_of(found).values()):
         figures.append(_svg(plot_denoising(found), "Loss of each model by timestep"))
     return figures
+
+
+def pictured(images: Mapping[str, Tensor]) -> str:
+    """The first images of each model, a row for each, as an element of a notebook; nothing without images."""
+    if not images:
+        return ""
+    buffer = io.BytesIO()
+    comparison_grid({name: batch[: shown_count(batch)] for name, batch in images.items()}).save(buffer, "PNG")
+    source = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return f'<img style="max-width: 100%" alt="Samples of each model from the same noise" src="{source}">'
 
 
 def _svg(figure: Figure, label: str) -> str:

@@ -6,6 +6,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+
 from ..base.errors import SecateurError
 from .run import Run
 
@@ -61,8 +64,21 @@ def product_of(run: Run) -> Product | None:
         return None
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     base = str(run.config.get("model") or "")
-    licence = licence_of(folder) or licence_of(Path(base)) if base else licence_of(folder)
+    licence = licence_of(folder) or licence_of_base(base)
     return Product(str(folder), (folder / "model_index.json").is_file(), size, base, licence)
+
+
+def licence_of_base(base: str) -> str | None:
+    """The licence of the model of this path or hub id, where its card is on this disk; nothing is downloaded."""
+    if not base:
+        return None
+    if Path(base).is_dir():
+        return licence_of(Path(base))
+    try:
+        card = try_to_load_from_cache(base, "README.md")
+    except HFValidationError:  # no hub id
+        return None
+    return licence_of(Path(card).parent) if isinstance(card, str) else None
 
 
 def licence_of(folder: Path) -> str | None:

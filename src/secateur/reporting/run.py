@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+import torch
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -54,6 +57,7 @@ class Run:
         class_labels: of the models' images, (N,).
         quality: what was tried for a target of quality.
         recorded: the teacher's book that recovery read.
+        validation: images that were drawn while the model trained, (N, C, H, W) in [-1, 1], by step.
     """
 
     folder: Path
@@ -69,6 +73,7 @@ class Run:
     class_labels: Tensor | None = None
     quality: QualitySearch | None = None
     recorded: Recorded | None = None
+    validation: Mapping[int, Tensor] = field(default_factory=dict)
 
 
 def read_run(folder: str | Path) -> Run:
@@ -95,7 +100,7 @@ def read_run(folder: str | Path) -> Run:
     images = {name: tensors[name] for name in sorted(tensors, key=lambda name: _place(name, order))}
     return Run(
         folder, config, ranking, cut, compensation, decisions or Decisions(), recovery or Recovery(), evaluation,
-        images, real, labels, quality, recorded,
+        images, real, labels, quality, recorded, _read_validation(folder / "recovery" / "validation"),
     )  # fmt: skip
 
 
@@ -133,3 +138,24 @@ def _read_samples(path: Path) -> dict[str, Tensor]:
         if tensor.ndim != (1 if name == "class_labels" else 4) or (tensor.ndim == 4 and not tensor.numel()):
             raise SecateurError(f"{path} is damaged: {name} has the shape {tuple(tensor.shape)}")
     return tensors
+
+
+def _read_validation(folder: Path) -> dict[int, Tensor]:
+    """The images of every step in `folder`.
+
+    Raises:
+        SecateurError: one of them is damaged.
+    """
+    found = {}
+    for place in sorted(folder.glob("step-*")):
+        images = []
+        for path in sorted(place.glob("*.png"), key=lambda path: path.name.zfill(12)):
+            try:
+                with Image.open(path) as image:
+                    pixels = torch.from_numpy(np.array(image))
+            except (OSError, ValueError, SyntaxError) as error:
+                raise SecateurError(f"{path} is no image: {first_line(error)}") from error
+            images.append((pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)).float() / 127.5 - 1)
+        if images and place.name[5:].isdecimal():
+            found[int(place.name[5:])] = torch.stack(images)
+    return found

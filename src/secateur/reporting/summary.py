@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from ..base.units import format_count
 from ..results import Change, Evaluation, ModelResult, to_json
-from ..results.numbers import format_measured, format_number, percent
+from ..results.numbers import format_change, format_measured, format_number, percent
 from ..results.verdicts import Kind
 from .classes import class_scores, collapsed_classes
 from .run import Run
@@ -63,7 +63,7 @@ def summarize(run: Run) -> Summary:
     notes = run.evaluation.all_notes() if run.evaluation else ()
     verdict = verdict_of(run)
     numbers = {
-        "command": run.config.get("command_line", run.config.get("command")),
+        "command": run.config.get("command_line") or run.config.get("command"),
         "verdict": verdict,
         "sentences": sentences,
         "not_measured": missing,
@@ -83,6 +83,8 @@ def verdict_of(run: Run) -> str:
     found = [_compute(run)] if run.cut is not None or (run.evaluation and run.evaluation.compares) else []
     evaluation = run.evaluation
     if evaluation is None:
+        if not found and run.recovery.records:
+            return f"Trained for {run.recovery.steps:,} steps; speed and quality were not measured."
         if not found:
             return "Ranked; nothing was cut." if run.ranking is not None else "Nothing was measured yet."
         return f"{found[0]}; speed and quality were not measured."
@@ -213,7 +215,7 @@ def _cards(run: Run) -> list[Card]:
     if evaluation.latency:
         batch = list(evaluation.latency)[-1]
         times = evaluation.latency[batch]
-        note = f"{format_number(times.before)} → {format_number(times.after)} ms a call at batch {batch}"
+        note = f"{format_change(times.before, times.after)} ms a call at batch {batch}"
         badge: Badge = "same" if not evaluation.clear_time(batch) else "better" if times.ratio < 1 else "worse"
         cards.append(Card("Speed", f"{1 / times.ratio:.2f}×", note, badge))
     quality = [key for key in ("fd", "kid", "denoising_loss", "ssim") if key in evaluation.final.estimates]

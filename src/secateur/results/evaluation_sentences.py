@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .numbers import format_number
+from .numbers import format_change, format_number
 
 if TYPE_CHECKING:
     from .evaluation import Evaluation
@@ -20,7 +20,7 @@ def speed_sentences(evaluation: Evaluation) -> list[str]:
 
 def _speedup(evaluation: Evaluation, batch: str) -> str:
     times = evaluation.latency[batch]
-    said = f"({format_number(times.before)} → {format_number(times.after)} ms)"
+    said = f"({format_change(times.before, times.after)} ms)"
     if not evaluation.clear_time(batch):
         return f"no measurable difference at batch {batch} {said}"
     ratio = 1 / times.ratio

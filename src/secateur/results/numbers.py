@@ -52,6 +52,15 @@ def format_measured(value: float, std: float | None) -> str:
     return " ± ".join(both)
 
 
+def format_change(before: float, after: float) -> str:
+    """Two amounts of one unit with as many decimals each, three digits of the smaller: 13.90 → 8.95."""
+    smaller = min(abs(before), abs(after))
+    if not (math.isfinite(before) and math.isfinite(after)) or smaller == 0:
+        return f"{format_number(before)} → {format_number(after)}"
+    decimals = min(max(0, 2 - math.floor(math.log10(smaller))), 6)
+    return f"{before:,.{decimals}f} → {after:,.{decimals}f}"
+
+
 def percent(part: float, whole: float) -> str:
     """A share with one decimal, without a trailing zero."""
     return f"{100 * part / whole:.1f}".removesuffix(".0") + "%" if whole else "–"

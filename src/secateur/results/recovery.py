@@ -37,7 +37,7 @@ class Recovery(Displayed):
             return ()
         took = "" if self.seconds is None else f" in {format_number(self.seconds)} s"
         peak = self.records[-1].get("peak_gib")
-        memory = "" if peak is None else f", with at most {format_number(peak)} GiB of memory"
+        memory = "" if peak is None else f", with at most {peak:.1f} GiB of memory"
         return (f"Recovered for {self.steps:,} steps{took}{memory}.", *self._of_the_book())
 
     def _of_the_book(self) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from typing_extensions import Unpack
 from ..base.console import say, shown
 from ..base.distributed import one_process
 from ..base.errors import require, require_one_of
+from ..base.origin import recorded
 from ..base.rules import Count, Seed, above, checked
 from ..base.units import format_count
 from ..evaluation import EvaluationConfig
@@ -28,6 +29,7 @@ from .timing import format_duration
 from .trials import CACHE, Bench, TrialConfig, most_bytes, open_bench, recipe_names, warm_up
 
 
+@recorded
 @checked
 def best(
     model: Any,

@@ -35,6 +35,7 @@ from ..teacher import Book
 from .plan import plan_cut
 from .quality import check_quality
 from .subject import Subject
+from .validation import check_validation
 
 
 def check_ranking(subject: Subject, dataset: ImageDataset | None, criterion: str) -> None:
@@ -81,6 +82,7 @@ def check_finetuning(
     own = isinstance(subject.process, OwnObjective)
     if own and build_objective(recovery, taught_by).differentiates_twice:
         raise SecateurError(f"objective {recovery.objective} perturbs a noisy sample; forward= and loss= have none")
+    check_validation(subject, recovery)
     check_recovery(subject.model, dataset, recovery, taught_by)
 
 
@@ -108,6 +110,7 @@ def check_compression(
     Raises:
         SecateurError: the recipe does not fit the model, the data or the steps, or the target is out of reach.
     """
+    check_validation(subject, settings.recovery)
     check_recovery(subject.model, dataset, settings.recovery, subject.model)
     check_quality(subject, goal, settings.schedule == "one-shot")
     granularity = granularity_for(goal, settings.cut)

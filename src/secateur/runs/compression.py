@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..base.distributed import is_main_process, main_first
+from ..base.distributed import is_main_process, main_first, wait_for_everyone
 from ..compensation import CompensationConfig
 from ..criteria import ScoringConfig, criterion_named
 from ..data import ImageDataset
@@ -22,7 +22,19 @@ from ..models.labels import relabel
 from ..recipes import Recipe, recipe_named
 from ..recovery import Pruner, RecoveryConfig, WarmupConfig
 from ..recovery.objectives import build_objective, needs_teacher
-from ..results import Compensation, CutResult, Decisions, Evaluation, QualitySearch, Ranking, Recorded, Recovery
+from ..results import (
+    Compensation,
+    CutResult,
+    Decisions,
+    Evaluation,
+    QualitySearch,
+    Ranking,
+    Recorded,
+    Recovery,
+    read_decisions,
+    read_recovery,
+    read_result,
+)
 from ..schedules import Compensating, Goal, ProgressiveConfig, Scores, Target, build_pruner
 from ..teacher import Book
 from .checks import check_new_labels
@@ -117,6 +129,9 @@ def compress_stages(
 
     Runs may share a `cache`, where they find the samples of the same models again: see `evaluate_models`.
     """
+    wait_for_everyone(subject.on_cpu)  # the main process may have made way for a longer run
+    if folder is not None and is_finished(folder):
+        return read_compressed(folder, subject)
     scoring, one_shot = settings.scoring, settings.schedule == "one-shot"
     place = book_place(folder, cache, subject, dataset, settings.book, settings.recovery)
 
@@ -170,6 +185,32 @@ def compress_stages(
     evaluation, images = evaluate_stage(folder, compared, subject, dataset, settings.evaluation, cache)
     ranking, quality = planning.ranking, planning.quality
     return Compressed(model, ranking, cut, recovery, evaluation, refit, decisions, quality, recorded, dict(images))
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether nothing of the compression in `folder` is left to do."""
+    return (folder / "model").is_dir() and (folder / "evaluation" / "evaluation.json").is_file()
+
+
+def read_compressed(folder: Path, subject: Subject) -> Compressed:
+    """What the finished compression in `folder` came to.
+
+    Raises:
+        SecateurError: one of its files is damaged.
+    """
+    compensation, quality = folder / "compensation.json", folder / "quality.json"
+    log, stages = folder / "recovery" / "log.jsonl", folder / "recovery" / "stages.jsonl"
+    return Compressed(
+        reopened(folder / "model", subject),
+        read_result(Ranking, folder / "ranking.json"),
+        read_result(CutResult, folder / "cut.json"),
+        read_recovery(log) if log.is_file() else Recovery(),
+        read_result(Evaluation, folder / "evaluation" / "evaluation.json"),
+        read_result(Compensation, compensation) if compensation.is_file() else None,
+        read_decisions(stages) if stages.is_file() else Decisions(),
+        read_result(QualitySearch, quality) if quality.is_file() else None,
+        recorded_in(folder),
+    )
 
 
 def _pruner(
@@ -229,7 +270,7 @@ def resolve(
     """The recipe with what was given, which is not None, instead of its own; `parts` are fields of `Recipe`.
 
     What the recipe chose for its own criterion or objective does not go over to another: options, weights, and how to
-    compute Jacobian products.
+    compute Jacobian products. In fewer steps than the recipe's, its warm-up takes the same share of them.
 
     Raises:
         SecateurError: there is no such recipe, criterion, or option of it.
@@ -242,6 +283,9 @@ def resolve(
     elif scoring.options == named.scoring.options and criterion.name != named.criterion:
         scoring = replace(scoring, options=None)
     recovery = replace(chosen.recovery, **given({"steps": steps, "objective": objective}))
+    if recovery.warmup_steps == named.recovery.warmup_steps and recovery.steps < named.recovery.steps:
+        shorter = named.recovery.warmup_steps * recovery.steps // named.recovery.steps
+        recovery = replace(recovery, warmup_steps=shorter)
     if recovery.objective != named.recovery.objective:
         for part in ("weights", "jacobian"):
             if getattr(recovery, part) == getattr(named.recovery, part):
@@ -254,6 +298,16 @@ def resolve(
         evaluation=replace(chosen.evaluation, **seeds),
         records=chosen.records and needs_teacher(recovery.objective),
     )
+
+
+def finetuning(
+    recovery: RecoveryConfig | None, teacher: bool, steps: int | None = None, objective: str | None = None
+) -> RecoveryConfig:
+    """How `finetune` trains: as told, or as `compress` does by default; by plain denoising without a teacher."""
+    if recovery is not None:
+        return replace(recovery, **given({"steps": steps, "objective": objective}))
+    alone = None if teacher else "denoising"
+    return resolve("default", steps=steps, objective=objective or alone).recovery
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -25,8 +24,10 @@ from ..base.distributed import is_main_process
 from ..base.errors import SecateurError
 from ..base.files import check_folder, is_left_behind, read_json, remove_left_behind, write_json
 from ..base.lock import LOCK, owned
+from ..base.origin import origin
 from ..base.settings import FREE, differing
 from ..io.manifest import library_versions
+from .tidy import STEPS, make_longer
 
 CONFIG = "config.json"
 
@@ -35,7 +36,8 @@ CONFIG = "config.json"
 def run_folder(out: str | Path, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> Iterator[Path]:
     """Own the run folder `out`: a new one, or that of a run that the same settings and inputs began.
 
-    The `FREE` settings may be others, and are then what `config.json` says. `inputs` are fingerprints, by the names of
+    The `FREE` settings may be others, and so may the number of steps where a run can go on (`tidy.make_longer`); they
+    are then what `config.json` says. `inputs` are fingerprints, by the names of
     the settings that say where they lie. Of several processes the main one owns the folder.
 
     Raises:
@@ -94,13 +96,16 @@ def _check_free(out: Path) -> None:
 def _begin(out: Path, settings: dict[str, Any], inputs: dict[str, str]) -> None:
     """Write `config.json`, or check the one that is there."""
     if not (out / CONFIG).is_file():
-        write_json(out / CONFIG, settings | {"inputs": inputs} | _about())
+        write_json(out / CONFIG, settings | {"inputs": inputs} | circumstances())
         return
     before = _config(out)
     known = before.get("inputs")
     known = known if isinstance(known, dict) else {}
     others = [name for name in {**inputs, **known} if inputs.get(name) != known.get(name)]
     changed = differing({key: before.get(key) for key in settings}, settings, FREE)
+    if list(changed) == [STEPS] and not others:
+        make_longer(out, before, settings)
+        changed = {}
     if names := [name for name in changed if name not in inputs or name in others]:
         raise SecateurError(
             f"{out} was begun with another {', '.join(names)}; choose another --out, or the same settings"
@@ -120,12 +125,13 @@ def _config(out: Path) -> dict[str, Any]:
     return found
 
 
-def _about() -> dict[str, Any]:
+def circumstances() -> dict[str, Any]:
+    """What was written to begin a run, and what it runs on."""
     device = f"{platform.machine()}, {torch.get_num_threads()} thread(s)"
     if torch.accelerator.is_available():
         device = f"{torch.accelerator.current_accelerator()}, {device}"
     return {
-        "command_line": " ".join(["secateur", *sys.argv[1:]]),
+        "command_line": origin(),
         "versions": library_versions() | {"python": platform.python_version()},
         "device": device,
     }

@@ -16,7 +16,17 @@ from ..schedules import CutConfig, Target, no_scores, one_shot
 from ..teacher.book import tuple_bytes
 from .memory import Passes, peak_bytes
 from .subject import Subject
-from .timing import Work, format_duration, predict_flops, predict_seconds, price_of_compensation, seconds_per_pair
+from .timing import (
+    Work,
+    format_duration,
+    predict_flops,
+    predict_seconds,
+    price_of_compensation,
+    savings,
+    seconds_per_pair,
+)
+
+SHOWN_SAVINGS = 2
 
 
 def plan_cut(subject: Subject, target: Target, cut: CutConfig) -> CutResult | None:
@@ -51,6 +61,7 @@ class Plan:
         metrics: predicted seconds of each metric of the evaluation, and of the samples, for a model of the dense size.
         compensation: what refitting what stays takes.
         book: tuples of the teacher's book, held out ones too, and the bytes that they take.
+        savings: options that shorten it most, and the seconds that each saves.
     """
 
     device: str
@@ -65,12 +76,16 @@ class Plan:
     book: tuple[int, int] | None = None
     flops: Mapping[str, float] = field(default_factory=dict)
     peak: Mapping[str, float] = field(default_factory=dict)
+    savings: Mapping[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [] if self.target is None else [f"target     {self.target}", *self._size()]
         lines += [f"{stage:10} about {format_duration(each)} on {self.device}" for stage, each in self.seconds.items()]
         if len(self.seconds) > 1:
             lines.append(f"{'in all':10} about {format_duration(sum(self.seconds.values()))}")
+        if self.savings:
+            said = " or ".join(f"{option} (saves {format_duration(each)})" for option, each in self.savings.items())
+            lines.append(f"{'shorter':10} by {said}")
         if self.metrics:
             each = ", ".join(f"{name} {format_duration(seconds)}" for name, seconds in self.metrics.items())
             lines.append(f"{'evaluation':10} of one dense model about {each}")
@@ -138,6 +153,7 @@ def plan_of(subject: Subject, work: Work, target: Target | None = None, cut: Cut
         _book(subject, work),
         predict_flops(subject, work),
         peak_bytes(subject, work, passes),
+        dict(list(savings(work, seconds).items())[:SHOWN_SAVINGS]),
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from ..base.distributed import is_main_process
 from ..base.errors import require
 from ..base.files import check_folder, is_left_behind, remove_left_behind
 from ..base.lock import LOCK, owned
+from ..base.origin import recorded
 from ..base.rules import Count, checked
 from ..data import ImageDataset
 from ..data.conditions import check_conditions
@@ -21,13 +21,14 @@ from ..recovery import RecoveryConfig
 from ..teacher import Book, BookConfig, open_book
 from ..teacher.book import ABOUT
 from .arguments import ModelArguments
-from .compression import given
+from .compression import finetuning
 from .data import encode_data
 from .opening import opened, required
 from .stages import record_stage
 from .subject import Subject
 
 
+@recorded
 @checked
 def record(
     model: Any,
@@ -61,7 +62,7 @@ def record(
     Raises:
         SecateurError: bad input, or a folder that holds something else; always one clear line.
     """
-    settings = replace(recovery or RecoveryConfig(), **given({"steps": steps, "objective": objective}))
+    settings = finetuning(recovery, True, steps, objective)
     with shown(progress), opened(model, data, **arguments) as (subject, found):
         dataset = required(found)
         check_conditions(subject.model, dataset)

@@ -16,6 +16,7 @@ from ..base.files import write_json
 from ..evaluation import write_evaluation
 from ..io.checkpoint import save_pretrained
 from ..reporting import read_run, summarize, write_cut, write_ranking, write_report
+from ..reporting.notebook import pictured
 from ..results import (
     Compensation,
     CutResult,
@@ -39,7 +40,7 @@ class Run:
 
     Attributes:
         folder: where it was written; None for one in memory.
-        settings: what it was asked for, as `config.json` has it.
+        settings: what it was asked for, and what it ran on, as `config.json` has it.
     """
 
     subject: Subject = field(repr=False)
@@ -134,12 +135,21 @@ class Run:
 
     def _repr_html_(self) -> str:
         shown = [part._repr_html_() for part in (self.cut, self.evaluation) if part is not None]
-        return "".join([*(f"<p>{escape(sentence)}</p>" for sentence in self.sentences), *shown])
+        said = (f"<p>{escape(sentence)}</p>" for sentence in self.sentences)
+        return "".join([*said, pictured(self.images), *shown])
 
     @cached_property
     def sentences(self) -> tuple[str, ...]:
-        """What was asked for, what was reached, and what was lost."""
+        """What was asked for, what was reached, what was lost, and what of the defaults was not measured."""
         if self.folder is not None:
-            return tuple(summarize(read_run(self.folder)).sentences)
+            summary = summarize(read_run(self.folder))
+            return (*summary.sentences, *map(noted, summary.notes))
         quality = () if self.quality is None else self.quality.sentences()
-        return (*quality, *self.cut.sentences(), *(self.evaluation.sentences() if self.evaluation is not None else ()))
+        if self.evaluation is None:
+            return (*quality, *self.cut.sentences())
+        return (*quality, *self.cut.sentences(), *self.evaluation.sentences(), *map(noted, self.evaluation.all_notes()))
+
+
+def noted(note: str) -> str:
+    """A note as a sentence."""
+    return f"Note: {note}."

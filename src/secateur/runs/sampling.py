@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 import shutil
@@ -9,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from PIL import Image
 from torch import Tensor
@@ -20,6 +22,7 @@ from ..base.distributed import one_process, process_count, process_index, wait_f
 from ..base.errors import ModelError, SecateurError, require
 from ..base.files import atomic_file, check_folder
 from ..base.fingerprint import fingerprint
+from ..base.origin import recorded
 from ..base.rows import FileRows, MemoryRows, Rows
 from ..base.rules import Count, Seed, checked
 from ..base.seeds import VERSION
@@ -27,6 +30,7 @@ from ..data.autoencoder import latent_space
 from ..data.clips import side_by_side
 from ..data.conditions import label_conditions, null_conditions
 from ..data.text import open_text_encoder
+from ..io.index import INDEX, read_object
 from ..models.conditions import Conditions, rows
 from ..models.family import Shape
 from ..models.network import class_count, input_shape, takes_text
@@ -43,6 +47,7 @@ MOST_PIXELS = 2 * 89_478_485  # of a grid: beyond, Pillow takes a picture for an
 GRIDS = (".png", ".jpg", ".jpeg", ".webp")  # endings of `out` that mean one picture
 
 
+@recorded
 @checked
 def sample(
     model: Any,
@@ -52,7 +57,7 @@ def sample(
     scheduler: str | None = None,
     class_label: int | None = None,
     prompt: Sequence[str] = (),
-    guidance_scale: float = 1.0,
+    guidance_scale: float | None = None,
     guidance_channels: Count | None = None,
     seed: Seed = 0,
     batch_size: Count = 128,
@@ -76,7 +81,8 @@ def sample(
             process's own deterministic one.
         class_label: draw this class; the default goes through all of a class-conditional model's classes.
         prompt: one or more texts that take turns, for a text-conditional pipeline.
-        guidance_scale: classifier-free guidance; 1 is off.
+        guidance_scale: classifier-free guidance; 1 is off. The default is that of the pipeline in diffusers, and 1
+            without a pipeline or a null condition.
         guidance_channels: how many channels of the output are guided, by default all; the samplers of DiT and SiT
             guide 3.
         seed: of the images.
@@ -111,11 +117,13 @@ def sample(
         else:
             require(not prompt, f"{subject.name} takes no text: it has no use for a prompt")
             conditions, null = label_conditions(labels), null_conditions(subject.model)
+        if guidance_scale is None:
+            guidance_scale = default_guidance(subject) if null else 1.0
         require(
             guidance_scale == 1 or bool(null),
             "the model has no null condition to guide away from; use guidance_scale 1",
         )
-        decode, turn = decoder(subject), len(prompt) or num_images
+        decode, turn, guidance = decoder(subject), len(prompt) or num_images, guidance_scale
 
         def draw(indices: Sequence[int]) -> Tensor:
             return generate_batch(
@@ -126,7 +134,7 @@ def sample(
                 rows(conditions, torch.tensor(indices) % turn),
                 seed=seed,
                 num_inference_steps=num_inference_steps,
-                guidance_scale=guidance_scale,
+                guidance_scale=guidance,
                 guidance_channels=guidance_channels,
                 null=null,
                 scheduler=scheduler,
@@ -163,6 +171,23 @@ def sample(
         return place
 
 
+def default_guidance(subject: Subject) -> float:
+    """The guidance scale that the subject's pipeline takes in diffusers where nobody gives one; 1 is off.
+
+    That of a guidance-distilled model is one of its inputs, and `true_cfg_scale` is off without a negative prompt.
+    """
+    pipeline = subject.loaded.pipeline
+    if pipeline is None:
+        return 1.0
+    in_folder = isinstance(pipeline, Path)
+    kind = getattr(diffusers, str(read_object(pipeline / INDEX)["_class_name"])) if in_folder else type(pipeline)
+    parameters = inspect.signature(kind.__call__).parameters
+    if "true_cfg_scale" in parameters or "guidance_scale" not in parameters:
+        return 1.0
+    default = parameters["guidance_scale"].default
+    return float(default) if isinstance(default, int | float) else 1.0
+
+
 def write_picture(image: Image.Image, path: Path) -> None:
     """Write `image` in the format that the ending of `path` names."""
     kind = {".png": "PNG", ".webp": "WEBP"}.get(path.suffix.lower(), "JPEG")
@@ -186,12 +211,12 @@ def _text_conditions(subject: Subject, prompts: Sequence[str]) -> tuple[Conditio
     require(len(prompts) > 0, 'the model takes text: give --prompt "what to draw"')
     if subject.loaded.pipeline is None:
         raise ModelError(NO_PIPELINE)
-    *_, height, width = _image_shape(subject)
+    *_, height, width = image_shape(subject)
     encoder = open_text_encoder(subject.loaded.pipeline, (height, width), subject.device)
     return encoder(prompts), encoder.null()
 
 
-def _image_shape(subject: Subject) -> Shape:
+def image_shape(subject: Subject) -> Shape:
     """C, H, W of the images, or C, T, H, W of the clips, which a pipeline decodes from latents."""
     shape, vae = input_shape(subject.model), subject.loaded.vae
     return shape if vae is None else latent_space(vae).image_shape(shape)

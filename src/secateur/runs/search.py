@@ -260,7 +260,7 @@ def _judged(one: TrialResult, rung: int, ranked: list[str], left: int, scores: d
     at = ranked.index(str(one.recipe))
     tie = " (tied)" if at and tied(one.score, scores[ranked[0]]) else ""
     goes_on = "won" if left == 1 else "goes on"
-    return replace(one, verdict=(goes_on if at < left else "left") + tie)
+    return replace(one, verdict=(goes_on if at < left else "dropped") + tie)
 
 
 def _noted(run: Path, found: Trials, outcome: TrialResult) -> Trials:

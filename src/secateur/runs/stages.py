@@ -49,6 +49,7 @@ from ..structure import Cut, Structure, remove
 from ..teacher import Book, BookConfig, write_book
 from .data import decoder
 from .subject import Subject
+from .validation import validation_of
 
 LATENCY_ROUNDS = 20
 PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -327,10 +328,12 @@ def recover_stage(
 
     Writes `recovery/` (logs, checkpoints) and the folder `model`; without a folder checkpoints are temporary.
     """
+    wait_for_everyone(subject.on_cpu)  # the main process may have made way for a longer run
     with _place(folder, "recovery") as place:
         if folder is None or not (folder / "model").is_dir():
             trained = model if inplace else copy.deepcopy(model)
-            recovered = recover(trained, subject.process, dataset, config, place, teacher, pruner)
+            validate = validation_of(subject, dataset, config, place)
+            recovered = recover(trained, subject.process, dataset, config, place, teacher, pruner, validate)
             if is_main_process():
                 note_step(recovered, "recovery", asdict(config))
                 if folder is not None:

@@ -13,6 +13,7 @@ from typing_extensions import Unpack
 from ..base.console import say, shown
 from ..base.distributed import one_process
 from ..base.errors import SecateurError, require
+from ..base.origin import recorded
 from ..base.rules import Count, Seed, checked
 from ..base.units import format_count
 from ..evaluation import EvaluationConfig
@@ -51,6 +52,7 @@ class Planned:
     warm_up: float
 
 
+@recorded
 @checked
 def sweep(
     model: Any,

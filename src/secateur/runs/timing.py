@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -159,6 +160,32 @@ def _cuts(work: Work) -> int:
 
 def _in_order(stages: dict[str, float]) -> dict[str, float]:
     return {stage: stages[stage] for stage in STAGES if stage in stages}
+
+
+def savings(work: Work, seconds: Mapping[str, float]) -> dict[str, float]:
+    """Options, at half of what they are, and the seconds that each would save; the one that saves most first.
+
+    What a stage takes goes with each of its options, but for what the compensation takes besides its samples.
+    """
+    found: dict[str, float] = {}
+    if work.recovery is not None:
+        found[f"--steps {halved(work.recovery.steps)}"] = seconds["recover"]
+        found[f"--recovery.batch-size {halved(work.recovery.batch_size)}"] = seconds["recover"]
+    if work.ranking is not None:
+        scoring = criterion_named(work.ranking[0]).configured(work.ranking[1])
+        if criterion_named(work.ranking[0]).needs_data:
+            found[f"--scoring.num-images {halved(scoring.num_images)}"] = seconds["rank"]
+    if work.evaluation is not None:
+        found[f"--evaluation.num-images {halved(work.evaluation.num_images)}"] = seconds["sample"]
+        found[f"--evaluation.num-inference-steps {halved(work.evaluation.num_inference_steps)}"] = seconds["sample"]
+    if work.compensation is not None and "compensate" in seconds:
+        found[f"--compensation.num-tuples {halved(work.compensation.num_tuples)}"] = seconds["compensate"]
+    return {option: saved / 2 for option, saved in sorted(found.items(), key=lambda item: -item[1])}
+
+
+def halved(count: int) -> int:
+    """Half of it, and at least 1."""
+    return max(1, count // 2)
 
 
 def price_of_compensation(subject: Subject, work: Work) -> Price | None:

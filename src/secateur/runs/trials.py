@@ -31,6 +31,7 @@ from .memory import Passes, peak_bytes
 from .plan import plan_cut
 from .stages import warmup_stage
 from .subject import Subject
+from .tidy import tidy
 from .timing import Work, predict_seconds, work_of
 
 # What `all` leaves out: a demonstration with a budget of its own, one for VAEs, and variants of others.
@@ -257,6 +258,7 @@ def run_trial(bench: Bench, trial: Trial, run: Path, others: Iterable[Path], cac
         compress_stages(run, subject, dataset, trial.goal, trial.settings, cache)
         if report:
             write_report(run)
+            tidy(run, trial.settings.recovery, trial.settings.schedule == "one-shot")
 
 
 def _take_ranking(run: Path, others: Iterable[Path], described: dict[str, Any]) -> None:

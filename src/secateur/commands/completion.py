@@ -1,0 +1,47 @@
+"""`secateur completion`: a script by which the shell completes commands and options."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Annotated, Literal
+
+import tyro
+
+from ..base.console import say
+from .grammar import Grammar
+
+SCRIPT = """# secateur: completion for bash, and for zsh after `autoload -U bashcompinit && bashcompinit`
+_secateur() {{
+  local words word=${{COMP_WORDS[COMP_CWORD]}}
+  case ${{COMP_WORDS[1]}} in
+{cases}
+    *) words="{commands}" ;;
+  esac
+  [ "$COMP_CWORD" = 1 ] && words="{commands}"
+  case $word in
+    -*) COMPREPLY=( $(compgen -W "$words" -- "$word") ) ;;
+    *) [ "$COMP_CWORD" = 1 ] && COMPREPLY=( $(compgen -W "$words" -- "$word") ) || COMPREPLY=( $(compgen -f -- "$word") ) ;;
+  esac
+}}
+complete -o filenames -F _secateur secateur"""  # noqa: E501
+
+
+def completion(
+    shell: Annotated[tyro.conf.Positional[Literal["bash", "zsh"]], tyro.conf.arg(metavar="bash|zsh")] = "bash",
+) -> None:
+    """Print a script that completes commands and options: secateur completion bash > ~/.secateur-completion.
+
+    Then put `source ~/.secateur-completion` into ~/.bashrc, or into ~/.zshrc after
+    `autoload -U bashcompinit && bashcompinit`.
+
+    Args:
+        shell: both take the same script.
+    """
+    from ..cli import COMMANDS, defaults_of
+
+    cases = []
+    for name in COMMANDS:
+        module = importlib.import_module(f".{name.replace('-', '_')}", __package__)
+        grammar = Grammar(getattr(module, name.replace("-", "_")), defaults_of(name, []))
+        cases.append(f'    {name}) words="{" ".join(grammar.names())}" ;;')
+    say(SCRIPT.format(cases="\n".join(cases), commands=" ".join(COMMANDS)))

@@ -1,0 +1,180 @@
+"""How a command looks on the command line: each thing has one spelling, and `--help` shows what people use first."""
+
+from __future__ import annotations
+
+import inspect
+import shutil
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from typing import Annotated, Any, get_args, get_type_hints
+
+import docstring_parser
+import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, StructConstructorSpec, StructFieldSpec
+
+from ..evaluation import METRICS, EvaluationConfig
+from ..recovery import RecoveryConfig
+
+# Options of a group that people use so often that they are spelled without its name: --steps.
+VALIDATION = ("validation_every", "validation_prompts", "validation_classes")
+PLAIN = {RecoveryConfig: ("steps", "objective", *VALIDATION), EvaluationConfig: ("metrics",)}
+# Options of every command that few need.
+RARE = frozenset({"revision", "subfolder", "variant", "token", "cache_dir", "torch_dtype", "new_labels", "keep"})
+OPTIONS = f"{__package__}.options"
+HELP, WHOLE_HELP = ("-h", "--help"), "--help-all"
+FEWEST_COLUMNS = 40
+MORE = {
+    "--config FILE": "options from a YAML file, as `secateur recipes show` writes it; what else is given counts more",
+    WHOLE_HELP: "every option",
+}
+METRICS_SHOWN = tyro.conf.arg(
+    metavar="{" + ",".join(METRICS) + "}",
+    help_behavior_hint="(default: latency, loss, consistency, frechet, as far as models and data allow)",
+)
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """The options of `command`, a function, whose groups of options have the defaults `defaults`."""
+
+    command: Callable[..., Any]
+    defaults: Mapping[str, Any]
+
+    def run(self, name: str, options: Sequence[str]) -> None:
+        """Parse `options`, and call the command with what they say; or print its help."""
+        whole = WHOLE_HELP in options
+        help_wanted = whole or any(option in HELP for option in options)
+        arguments = ["--help"] if help_wanted else list(options)
+        try:
+            tyro.cli(
+                self.command,
+                prog=f"secateur {name}",
+                args=arguments,
+                config=(tyro.conf.AvoidSubcommands,),
+                registry=self.registry(short=help_wanted and not whole),
+            )
+        except SystemExit:
+            if help_wanted and not whole:
+                print("\n".join(_line(option, about) for option, about in {**self._groups(), **MORE}.items()))
+            raise
+
+    def registry(self, short: bool = False) -> ConstructorRegistry:
+        """The rules of the options; a `short` help leaves groups and rare options out."""
+        registry = ConstructorRegistry()
+
+        @registry.struct_rule
+        def _(info: Any) -> StructConstructorSpec | None:
+            if is_dataclass(info.type):
+                kind: Any = info.type
+                defaults = {one.name: _default(info.default, one) for one in fields(kind)}
+                options = _options(kind, defaults, short, in_group=kind.__module__ != OPTIONS)
+            elif info.type is self.command:
+                defaults = {name: value.default for name, value in inspect.signature(self.command).parameters.items()}
+                options = _options(self.command, defaults | dict(self.defaults), short)
+            else:
+                return None
+            make: Any = info.type
+            return StructConstructorSpec(instantiate=make, fields=tuple(options))
+
+        @registry.primitive_rule
+        def _(info: Any) -> PrimitiveConstructorSpec | None:
+            return _numbers_by_name_spec() if info.type == dict[str, float] else None
+
+        return registry
+
+    def names(self) -> list[str]:
+        """All options, by their names on the command line."""
+        hints, found = get_type_hints(self.command, include_extras=True), ["--help", WHOLE_HELP, "--config"]
+        for name, parameter in inspect.signature(self.command).parameters.items():
+            default = self.defaults.get(name, parameter.default)
+            kind, *marks = get_args(hints[name]) if hasattr(hints[name], "__metadata__") else (hints[name],)
+            if is_dataclass(default):
+                found += [f"--{each}" for each in option_names(default, f"{name.replace('_', '-')}.")]
+            elif is_dataclass(kind):
+                found += [f"--{one.name.replace('_', '-')}" for one in fields(kind) if one.name != "model"]
+            elif parameter.kind is parameter.KEYWORD_ONLY:
+                named = next((mark.name for mark in marks if getattr(mark, "name", None)), name)
+                found.append(f"--{named.replace('_', '-')}")
+        return found
+
+    def _groups(self) -> dict[str, str]:
+        """What the groups of options are."""
+        said, found = _said(self.command), {}
+        for name, group in self.defaults.items():
+            if is_dataclass(group):
+                plain = PLAIN.get(type(group), ())
+                inner = [one.name.replace("_", "-") for one in fields(group) if one.name not in plain]
+                found[f"--{name.replace('_', '-')}.*"] = f"{said[name].rstrip('.')}: {', '.join(inner)}"
+        return found
+
+
+def option_names(settings: Any, group: str = "") -> dict[str, Any]:
+    """The options that say `settings`, a dataclass, by their names on the command line without the dashes."""
+    found: dict[str, Any] = {}
+    for one in fields(settings):
+        value, name = getattr(settings, one.name), one.name.replace("_", "-")
+        if is_dataclass(value):
+            found |= option_names(value, f"{group}{name}.")
+        else:
+            found[name if one.name in PLAIN.get(type(settings), ()) else f"{group}{name}"] = value
+    return found
+
+
+def _options(
+    of: Callable[..., Any], defaults: Mapping[str, Any], short: bool, in_group: bool = False
+) -> Iterator[StructFieldSpec]:
+    hints, said = get_type_hints(of, include_extras=True), _said(of)
+    plain = PLAIN.get(of, ()) if isinstance(of, type) else ()
+    for name, default in defaults.items():
+        marks: list[Any] = []
+        if default is None and (name in plain or not in_group):
+            marks += [tyro.conf.DisallowNone, tyro.conf.arg(help_behavior_hint="")]
+        if name in plain:
+            marks.append(tyro.conf.arg(prefix_name=False))
+            marks += [METRICS_SHOWN] if name == "metrics" else []
+        elif short and not is_dataclass(default) and (in_group or name in RARE):
+            marks.append(tyro.conf.Suppress)
+        kind, *own = get_args(hints[name]) if hasattr(hints[name], "__metadata__") else (hints[name],)
+        missing = default is inspect.Parameter.empty
+        marked: Any = Annotated[(kind, *marks, *own)] if marks or own else kind
+        yield StructFieldSpec(name, marked, tyro.MISSING_NONPROP if missing else default, said.get(name))
+
+
+def _default(instance: Any, of: Field[Any]) -> Any:
+    """What `instance` has, or else what its class has."""
+    if is_dataclass(instance):
+        return getattr(instance, of.name)
+    if of.default_factory is not MISSING:
+        return of.default_factory()
+    return inspect.Parameter.empty if of.default is MISSING else of.default
+
+
+def _line(option: str, about: str) -> str:
+    """A line of help, which goes on below where it is long."""
+    width = max(shutil.get_terminal_size().columns - 2, FEWEST_COLUMNS)
+    return textwrap.fill(f"{option:18} {about}", width, subsequent_indent=" " * 19, break_on_hyphens=False)
+
+
+def _said(of: Callable[..., Any]) -> dict[str, str]:
+    """What the docstring says of every argument or attribute; of a class, also those of its bases."""
+    kinds = reversed(of.__mro__) if isinstance(of, type) else (of,)
+    parameters = [one for kind in kinds for one in docstring_parser.parse(kind.__doc__ or "").params]
+    return {one.arg_name: " ".join((one.description or "").split()) for one in parameters}
+
+
+def _numbers_by_name_spec() -> PrimitiveConstructorSpec[dict[str, float]]:
+    """`--recovery.weights denoising 1 jacobian 10`: one spelling whatever the recipe's own weights are."""
+    return PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="[NAME NUMBER ...]",
+        instance_from_str=_numbers_by_name,
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda numbers: [word for name, value in numbers.items() for word in (name, f"{value:g}")],
+    )
+
+
+def _numbers_by_name(words: list[str]) -> dict[str, float]:
+    if len(words) % 2:
+        raise ValueError("give a number after every name")
+    return {name: float(number) for name, number in zip(words[::2], words[1::2], strict=True)}

@@ -1,0 +1,45 @@
+"""`secateur recipes`: the named recipes, and one of them as a file to start from."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import tyro
+
+from ..base.console import say
+from ..base.errors import SecateurError
+from ..recipes import RECIPES, recipe_named
+from ..runs.compression import resolve
+from .grammar import option_names
+from .options_file import as_yaml
+
+START = """# What --recipe {name} does, by the names of the options. Change what you like, then
+#   secateur compress MODEL --config FILE --target macs=50% --data IMAGES --out RUN
+# or write model, target, data and out here as well."""
+SPELLED = {"name": "recipe", "compensates": "compensation", "records": "book"}  # fields of a recipe, and their options
+FIRST = ("recipe", "criterion", "schedule", "compensation", "book", "objective", "steps")
+
+
+def recipes(
+    action: Annotated[tyro.conf.Positional[Literal["list", "show"]], tyro.conf.arg(metavar="list|show")] = "list",
+    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")] = "",
+) -> None:
+    """List the named recipes, or show every option of one as a file that `--config` takes.
+
+    Args:
+        action: list them, or show one.
+        name: of the recipe to show: secateur recipes show default > run.yaml.
+    """
+    if action == "list":
+        width = max(map(len, RECIPES))
+        for each, make in RECIPES.items():
+            about = (make.__doc__ or "").strip().splitlines()[0].rstrip(".")
+            say(f"{each:{width}}  {about}")
+        say("\nsecateur recipes show NAME > run.yaml writes one as a file; compress --config run.yaml begins with it.")
+        return
+    if not name:
+        raise SecateurError("show which recipe? secateur recipes lists them")
+    options = option_names(resolve(recipe_named(name)))
+    options |= {option: options.pop(field) for field, option in SPELLED.items()}
+    first = {each: options.pop(each) for each in FIRST}
+    say(f"{START.format(name=name)}\n{as_yaml(first | options).rstrip()}")

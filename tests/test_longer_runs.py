@@ -1,0 +1,137 @@
+"""What a finished run keeps in its folder, how a longer one goes on from it, and the images drawn on the way."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler
+from PIL import Image
+from safetensors.torch import load_file
+
+import secateur
+from models import dit, unet
+from secateur import EvaluationConfig, RecoveryConfig, ScoringConfig
+from secateur.base.errors import SecateurError
+from secateur.reporting import read_run, write_report
+
+PIXELS = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+RECOVERY = RecoveryConfig(steps=2, batch_size=4, log_every=1)
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+SMALL: dict[str, Any] = {
+    "target": "macs=60%",
+    "data": PIXELS,
+    "process": "ddpm",
+    "scoring": ScoringConfig(num_timesteps=2, num_images=4),
+    "evaluation": EvaluationConfig(
+        metrics=("loss", "consistency"), num_images=4, num_inference_steps=1, latency=secateur.LatencyOptions(rounds=1)
+    ),
+}
+
+
+def tuned(out: Path, recovery: RecoveryConfig = RECOVERY, **more: Any) -> dict[str, torch.Tensor]:
+    secateur.finetune(unet(), data=PIXELS, process="ddpm", recovery=recovery, out=out, **more)
+    return load_file(out / "model" / WEIGHTS)
+
+
+def test_more_steps_go_on_to_the_weights_of_a_run_that_was_as_long_from_the_start(tmp_path: Path) -> None:
+    tuned(tmp_path / "run")
+    longer = tuned(tmp_path / "run", replace(RECOVERY, steps=4))
+    whole = tuned(tmp_path / "whole", replace(RECOVERY, steps=4))
+    assert all(torch.equal(value, whole[name]) for name, value in longer.items())
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["recovery"]["steps"] == 4
+    with pytest.raises(SecateurError, match="has 4 steps, and 3 are asked for"):
+        tuned(tmp_path / "run", replace(RECOVERY, steps=3))
+    with pytest.raises(SecateurError, match="begun with another"):
+        tuned(tmp_path / "run", replace(RECOVERY, steps=6, seed=1))
+
+
+def test_a_run_whose_learning_rate_went_down_says_why_it_cannot_go_on(tmp_path: Path) -> None:
+    cosine = replace(RECOVERY, lr_schedule="cosine")
+    tuned(tmp_path / "run", cosine)
+    with pytest.raises(SecateurError, match=r"from 2 to 4 steps: its learning rate goes down to zero at step 2"):
+        tuned(tmp_path / "run", replace(cosine, steps=4))
+    assert not (tmp_path / "run" / "recovery" / "checkpoints").exists()
+    tuned(tmp_path / "kept", cosine, keep=True)
+    assert (tmp_path / "kept" / "recovery" / "checkpoints").is_dir()
+
+
+@pytest.mark.slow
+def test_a_longer_compression_goes_on_too_and_keeps_nothing_twice(tmp_path: Path) -> None:
+    DDPMPipeline(unet(), DDPMScheduler()).save_pretrained(tmp_path / "dense")
+    small = {**SMALL, "process": None, "recipe": "diff-pruning"}
+
+    def compressed(out: str, steps: int, **more: Any) -> secateur.Run:
+        recovery = replace(RECOVERY, steps=steps)
+        return secateur.compress(tmp_path / "dense", recovery=recovery, out=tmp_path / out, **small, **more)
+
+    compressed("run", 2)
+    run = tmp_path / "run"
+    assert not (run / "pruned").exists()
+    assert (run / "model" / WEIGHTS).samefile(run / "pipeline" / "unet" / WEIGHTS)
+    before = (run / "model" / WEIGHTS).stat().st_mtime_ns
+    again = compressed("run", 2)  # nothing is left to do
+    assert (run / "model" / WEIGHTS).stat().st_mtime_ns == before
+    assert again.evaluation is not None
+    assert list(again.evaluation.models) == ["dense", "pruned", "recovered"]
+    longer, whole = compressed("run", 4), compressed("whole", 4, keep=True)
+    for mine, theirs in zip(longer.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    assert (tmp_path / "whole" / "pruned").is_dir()
+    assert not (tmp_path / "whole" / "model" / WEIGHTS).samefile(tmp_path / "whole" / "pipeline" / "unet" / WEIGHTS)
+
+
+def test_images_are_drawn_while_it_trains_and_change_nothing(tmp_path: Path) -> None:
+    drawing = replace(RECOVERY, steps=3, validation_every=2)
+    plain, drawn = tuned(tmp_path / "plain", replace(RECOVERY, steps=3)), tuned(tmp_path / "drawn", drawing)
+    assert all(torch.equal(value, plain[name]) for name, value in drawn.items())
+    found = read_run(tmp_path / "drawn").validation
+    assert list(found) == [2, 3]  # and at the last step
+    assert found[2].shape == (4, 1, 8, 8)
+    assert not torch.equal(found[2], found[3])
+    page = write_report(tmp_path / "drawn").read_text(encoding="utf-8")
+    assert "step 2" in page
+    assert page.count("step 3, image") == 4
+
+
+def test_classes_and_prompts_of_the_images_are_checked_before_anything_is_done(tmp_path: Path) -> None:
+    labelled = {"images": PIXELS, "labels": torch.arange(12) % 10}
+    data = [{name: value[i] for name, value in labelled.items()} for i in range(12)]
+
+    def ask(model: torch.nn.Module, **validation: Any) -> None:
+        recovery = replace(RECOVERY, **validation)
+        secateur.finetune(model, data=data, process="flow", recovery=recovery, out=tmp_path / "run")
+
+    for wrong, said in (
+        ({"validation_every": 1, "validation_classes": (10,)}, "the model has 10"),
+        ({"validation_every": 1, "validation_prompts": ("a cat",)}, "takes no text"),
+        ({"validation_classes": (1,)}, "validation_every is 0"),
+    ):
+        with pytest.raises(SecateurError, match=said):
+            ask(dit(), **wrong)
+    assert not (tmp_path / "run").exists()
+    ask(dit(), validation_every=2, validation_classes=(3, 7))
+    with Image.open(tmp_path / "run" / "recovery" / "validation" / "step-00000002" / "1.png") as image:
+        assert image.size == (8, 8)
+    assert len(read_run(tmp_path / "run").validation[2]) == 2
+
+
+@pytest.mark.parametrize(("name", "library"), [("tensorboard", "tensorboard"), ("wandb", "wandb")])
+def test_trackers_get_losses_and_images(
+    tmp_path: Path, name: str, library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip(library)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    tuned(tmp_path / "run", replace(RECOVERY, validation_every=2, report_to=(name,)))
+    if name == "tensorboard":
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        events = max((tmp_path / "run").rglob("events.out.tfevents*"), key=lambda path: path.stat().st_size)
+        found = EventAccumulator(str(events)).Reload().Tags()  # the other file has the settings
+        assert "loss" in found["scalars"]
+        assert found["images"]
+    else:
+        assert list(tmp_path.rglob("offline-run-*/files/media/images/validation*.png"))

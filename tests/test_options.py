@@ -1,0 +1,111 @@
+"""Options on the command line: one spelling, a short help, and files of options."""
+
+import subprocess
+
+import pytest
+
+import secateur
+from secateur.base.errors import SecateurError
+from secateur.cli import main
+from secateur.commands.options_file import with_file
+from secateur.recipes import RECIPES
+from secateur.runs.compression import resolve
+
+
+def helped(capsys, *arguments):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_help_is_short_and_the_whole_of_it_is_there_when_asked(capsys):
+    short, whole = helped(capsys, "compress", "--help"), helped(capsys, "compress", "--help-all")
+    assert len(short.splitlines()) < 130 < 300 < len(whole.splitlines())
+    for option in ("--steps", "--objective", "--metrics", "--target", "--config", "--help-all", "--recovery.*"):
+        assert option in short
+    assert "--recovery.optimizer" not in short
+    assert "--recovery.optimizer" in whole
+    for text in (short, whole):
+        for second in ("--recovery.steps", "--recovery.objective", "--evaluation.metrics"):
+            assert second not in text
+
+
+def test_the_help_shows_the_defaults_of_the_recipe(capsys):
+    text = helped(capsys, "compress", "--recipe", "entpruner", "--help")
+    shown = " ".join(text.replace("│", " ").split())
+    assert f"(default: {resolve('entpruner').criterion})" in shown
+    assert "(default: adaptive)" in shown
+    assert "(default: None)" not in shown
+
+
+@pytest.fixture
+def chosen(monkeypatch, tmp_path):
+    """The recipe that `compress` with these options comes to."""
+
+    def ask(*options):
+        asked = {}
+        monkeypatch.setattr(secateur, "compress", lambda subject, **given: asked.update(given))
+        main(["compress", "digits-unet", "--target", "macs=50%", "--data", "digits", "--out", str(tmp_path), *options])
+        return asked["recipe"]
+
+    return ask
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_shown_as_a_file_is_the_recipe(chosen, tmp_path, capsys, name):
+    main(["recipes", "show", name])
+    file = tmp_path / "run.yaml"
+    file.write_text(capsys.readouterr().out)
+    assert chosen("--config", str(file)) == resolve(name)
+
+
+def test_what_the_command_line_says_counts_more_than_the_file(chosen, tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("recipe: progressive\nsteps: 300\nprogressive.coarse: false\nrecovery.weights: {denoising: 2}\n")
+    asked = chosen("--config", str(file), "--steps", "500")
+    assert (asked.name, asked.recovery.steps, asked.progressive.coarse) == ("progressive", 500, False)
+    assert asked.recovery.weights == {"denoising": 2.0}
+    assert chosen("--progressive.coarse", f"--config={file}").progressive.coarse
+
+
+def test_options_that_a_recipe_brings_go_when_their_objective_does(chosen):
+    assert chosen("--recipe", "2ndmatch").recovery.weights
+    plain = chosen("--recipe", "2ndmatch", "--objective", "denoising").recovery
+    assert (plain.objective, plain.weights) == ("denoising", {})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("steps", "holds no options"), ("a: [", "is no YAML"), ("recovery.stepps: 3", "stepps")]
+)
+def test_a_file_that_holds_something_else_is_refused(tmp_path, capsys, text, said):
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    with pytest.raises(SystemExit) as ended:
+        main(["compress", "digits-unet", "--config", str(file), "--target", "1", "--data", "digits", "--out", "x"])
+    assert ended.value.code != 0
+    assert said in capsys.readouterr().err
+
+
+def test_a_file_that_is_not_there_or_not_named_is_refused(tmp_path):
+    with pytest.raises(SecateurError, match="cannot be read"):
+        with_file(["--config", str(tmp_path / "none.yaml")])
+    with pytest.raises(SecateurError, match="names no file"):
+        with_file(["--config"])
+
+
+def test_the_shell_completes_commands_and_options(capsys, tmp_path):
+    main(["completion", "bash"])
+    script = tmp_path / "completion"
+    script.write_text(capsys.readouterr().out)
+    for typed, expected in (
+        ("secateur comp", {"compress", "compensate", "completion"}),
+        ("secateur compress --steps", {"--steps"}),
+        ("secateur compress --compen", {"--compensation"}),
+        ("secateur sample --pro", {"--prompt", "--process"}),
+    ):
+        words = typed.split()
+        line = f"source {script}; COMP_WORDS=({typed}); COMP_CWORD={len(words) - 1}; _secateur; echo ${{COMPREPLY[@]}}"
+        found = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True).stdout.split()
+        assert expected <= set(found), typed
+        assert all(word.startswith(words[-1]) for word in found)
