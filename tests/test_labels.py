@@ -206,7 +206,7 @@ def test_best_on_new_labels_ends_in_a_pipeline(tmp_path, places, capsys):
     model, data = places
     run = tmp_path / "search"
     shared = "--shared.batch-size 4 --shared.num-timesteps 2 --shared.num-images 4 --new-labels --warmup.steps 2"
-    measured = "--evaluation.metrics loss --evaluation.num-images 4 --evaluation.num-inference-steps 2"
+    measured = "--metrics loss --evaluation.num-images 4 --evaluation.num-inference-steps 2"
     options = f"--target macs=80% --budget-steps 20 --recipes magnitude random --component transformer {shared}"
     main(["best", model, "--data", data, "--out", str(run), *f"{options} {measured} --device cpu".split()])
     assert f"pipeline {run / 'winner' / 'pipeline'}" in capsys.readouterr().out

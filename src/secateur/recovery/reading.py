@@ -67,7 +67,7 @@ def check_contents(book: Book, config: RecoveryConfig) -> None:
     if not (holds and same and states):
         raise TrainingError(
             f"the book does not hold what objective {config.objective} asks of its teacher; write one for it: "
-            f"secateur record --recovery.objective {config.objective}, with its other options"
+            f"secateur record --objective {config.objective}, with its other options"
         )
 
 
