@@ -70,8 +70,8 @@ def test_what_the_command_line_says_counts_more_than_the_file(chosen, tmp_path):
 
 
 def test_options_that_a_recipe_brings_go_when_their_objective_does(chosen):
-    assert chosen("--recipe", "2ndmatch").recovery.weights
-    plain = chosen("--recipe", "2ndmatch", "--objective", "denoising").recovery
+    assert chosen().recovery.weights == {"denoising": 0.0}
+    plain = chosen("--objective", "denoising").recovery
     assert (plain.objective, plain.weights) == ("denoising", {})
 
 
