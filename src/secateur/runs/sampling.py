@@ -224,7 +224,7 @@ def image_shape(subject: Subject) -> Shape:
 
 def _check_room(place: Path | None, count: int, subject: Subject, grid: bool) -> None:
     """Refuse more images than memory holds, than the disk takes as files, or than programs open as one."""
-    shape = _image_shape(subject)
+    shape = image_shape(subject)
     if place is None:
         image = torch.float32.itemsize * math.prod(shape)
         most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // image
