@@ -349,7 +349,7 @@ def compress(
         recipe: a recipe or its name.
         new_labels: the data's classes replace the model's: fresh label embeddings, trained before the ranking.
         warmup: how the new labels are trained.
-        cache: folder where the evaluations of several runs find the samples of the same models again.
+        cache: folder where several runs find the samples of the same models, and the teacher's book, again.
         out: run folder; a run that was stopped there goes on, and so does a finished one to more steps, if its
             schedule is one-shot and its learning rate constant.
         keep: leave everything in the folder; otherwise the models before the recovery go in the end, weights that are
