@@ -80,7 +80,9 @@ class Bench:
     def measure(self, model: nn.Module) -> dict[str, float]:
         """FD to the data, SSIM to the dense model's samples, denoising loss."""
         reference = None if model is self.loaded.model else self.loaded.model
-        found = secateur.evaluate(model, reference=reference, evaluation=EVALUATION, cache=CACHE, **self.about)
+        metrics = ("frechet", "loss", *(() if reference is None else ("consistency",)))
+        options: dict[str, Any] = {"reference": reference, "metrics": metrics, "evaluation": EVALUATION, "cache": CACHE}
+        found = secateur.evaluate(model, **options, **self.about)
         values = {"fd": found["fd"].value, "loss": found["denoising_loss"].value}
         return values | ({} if reference is None else {"ssim": found["ssim"].value})
 
