@@ -38,7 +38,7 @@ class Purpose(IntEnum):
     COMPENSATION = 11  # timesteps, noise and positions of compensation tuples
     JUDGEMENT = 12  # images and noise of each loss that trials are judged by
     BOOK = 13  # images, timesteps, noise and directions of a teacher's book
-    HELD_OUT = 14  # those of its tuples that nobody learns from
+    HELD_OUT = 14  # noise of its tuples that nobody learns from
 
 
 def stream(seed: int, purpose: Purpose, *, step: int = 0, index: int = 0, part: int = 0) -> Generator:

@@ -285,8 +285,8 @@ def _book_of(about: About, process: Process, dataset: ImageDataset, model: nn.Mo
     """The book that `about` says, written or not; `model` takes the conditions that its teacher takes."""
     null, takes = null_conditions(model, dataset), accepts(model)
 
-    def tuples(purpose: Purpose) -> Tuples:
-        return Tuples(dataset, process, about.contents, takes, null, about.seed, purpose)
+    def tuples(noise: Purpose) -> Tuples:
+        return Tuples(dataset, process, about.contents, takes, null, about.seed, noise)
 
     def rows(name: str, count: int) -> Rows:
         return rows_at(None if folder is None else folder / name, count, about.chunk_size)

@@ -21,8 +21,8 @@ class BookConfig:
     Attributes:
         num_tuples: tuples of image, noise, timestep and condition to learn from; None is by the rule of
             docs/teachers-book.md, from steps and batch size.
-        held_out: further tuples that are never learned from: the error on them, beside that on tuples that were, tells
-            overfitting.
+        held_out: further tuples that are never learned from, the first ones with other noise: the error on them, beside
+            that on those, tells overfitting.
         dtype: of the answers; auto is that of the teacher's weights.
         batch_size: tuples to a pass of the teacher; changes speed and memory only.
         seed: draws images, timesteps, noise, flips and dropped conditions.

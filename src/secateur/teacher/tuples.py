@@ -37,7 +37,8 @@ class Tuples:
     Attributes:
         accepts: leaves of the data's conditions those that the model takes.
         null: what stands for no condition.
-        purpose: which stream they are drawn from: tuples to learn from, or held out ones.
+        noise: which stream the noise is drawn from. A tuple that is held out is one to learn from but for its noise, so
+            that the errors of both differ by little else than by what was learned by heart.
     """
 
     dataset: ImageDataset
@@ -46,7 +47,7 @@ class Tuples:
     accepts: Callable[[Conditions], Conditions]
     null: Conditions
     seed: int
-    purpose: Purpose = Purpose.BOOK
+    noise: Purpose = Purpose.BOOK
 
     def draw(self, numbers: Sequence[int], answers: Mapping[str, Tensor] | None = None) -> Draw:
         """The tuples of these numbers, in this order, with their `answers`."""
@@ -56,7 +57,7 @@ class Tuples:
         unconditional = choices[:, 1] < self.contents.label_dropout
 
         def noise(part: int) -> Tensor:
-            return normal(self.dataset.shape, numbers, self.seed, self.purpose, part=part)
+            return normal(self.dataset.shape, numbers, self.seed, self.noise, part=part)
 
         return Draw(
             sample=torch.where(flipped[:, None, None, None], batch.sample.flip(-1), batch.sample),
@@ -70,17 +71,17 @@ class Tuples:
     def image(self, number: int) -> int:
         """The index of the image of a tuple."""
         epoch, place = divmod(number, len(self.dataset))
-        return int(_order(self.seed, self.purpose, epoch, len(self.dataset))[place])
+        return int(_order(self.seed, epoch, len(self.dataset))[place])
 
     def times(self, numbers: Sequence[int]) -> Tensor:
         """u in [0, 1), (len(numbers),) float64."""
-        start = uniform(1, self.seed, self.purpose, part=START).double()
+        start = uniform(1, self.seed, Purpose.BOOK, part=START).double()
         return (start + GOLDEN * torch.tensor(numbers, dtype=torch.float64)) % 1
 
     def _choices(self, number: int) -> np.ndarray:
-        return stream(self.seed, self.purpose, index=number, part=CHOICES).random(2, np.float32)
+        return stream(self.seed, Purpose.BOOK, index=number, part=CHOICES).random(2, np.float32)
 
 
 @lru_cache(maxsize=4)
-def _order(seed: int, purpose: Purpose, epoch: int, length: int) -> Tensor:
-    return permutation(length, seed, purpose, step=epoch, part=ORDER)
+def _order(seed: int, epoch: int, length: int) -> Tensor:
+    return permutation(length, seed, Purpose.BOOK, step=epoch, part=ORDER)
