@@ -1,6 +1,7 @@
 """Commands in children of a warmed process: started, killed at a chosen moment, watched, and what they left."""
 
 import contextlib
+import faulthandler
 import io
 import json
 import os
@@ -23,7 +24,7 @@ STARTS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn")
 TIMES = re.compile(r"seconds|latency|throughput|_ms$|^versions$|^command_line$|^device$|predicted|timings|peak|memory")
 AMOUNTS = re.compile(r"[\d.]+ (s|min|h|MiB|GiB)\b")  # in sentences
 CPU_SECONDS = 30  # what is slow because the machine is busy does not hang
-WALL = 10  # times as much by the clock, of something that waits for ever
+WALL = 5  # times as much by the clock: something waits for ever
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,12 @@ def start(
 ) -> Callable[[], Ended]:
     """Begin to run `function` in a child; what this returns waits for its end."""
     reading, writing = os.pipe()
+    stacks = os.memfd_create("stacks")
     sys.stdout.flush()
     child = os.fork()
     if child == 0:
         os.close(reading)
+        faulthandler.register(signal.SIGUSR1, stacks)
         _child(function, folder, moment, seconds, writing)
     os.close(writing)
     begun = time.monotonic()
@@ -89,12 +92,18 @@ def start(
                 sent = True
             found, waited = os.waitpid(child, os.WNOHANG)
             status = os.waitstatus_to_exitcode(waited) if found else time.sleep(0.002)
+        hangs = ""
         if status is None:
+            os.kill(child, signal.SIGUSR1)
+            time.sleep(1)
+            hangs = f"it hangs in {os.pread(stacks, 4000, 0).decode(errors='replace')}"
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
             status = -signal.SIGALRM
+        os.close(stacks)
         with os.fdopen(reading, encoding="utf-8") as stream:
             answer = json.loads(stream.read() or "{}")
+        answer = {"output": hangs, **answer}
         return Ended(status, **{**answer, "ran": tuple(answer.get("ran", ()))})
 
     return wait

@@ -49,7 +49,7 @@ COMMANDS = {
 }
 LONG = ("compress", "sweep", "finetune", "encode", "evaluate", "best")
 STATUS = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143, signal.SIGINT: 130}
-CPU_SECONDS = 300
+CPU_SECONDS = 60
 
 
 def prepared(folder: Path) -> Path:
@@ -156,7 +156,7 @@ def _judged(first: Ended, second: Ended, number: signal.Signals, changed: list[s
         return {"outcome": f"signal swallowed, exit {first.status}", "line": first.last_line}
     if second.status != 0:
         outcome = "refused" if second.status == 1 else f"lost, exit {second.status}"
-        return {"outcome": outcome, "line": second.last_line}
+        return {"outcome": outcome, "line": second.output[-3000:] if second.status < 0 else second.last_line}
     return {"outcome": "another result", "changed": changed[:9]} if changed else {"outcome": "identical"}
 
 
