@@ -112,7 +112,7 @@ def refusing(read: Callable[[], Any]) -> Callable[[Path], Ended]:
         try:
             read()
         except SecateurError as error:
-            print(f"secateur: {error}")
+            print(f"secateur: {error}"[:1000])
             sys.exit(1)
 
     return lambda folder: call(reading, folder)
