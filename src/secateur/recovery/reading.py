@@ -20,7 +20,7 @@ from .draws import batch_indices
 FEWEST = 4096  # tuples below which reading again costs quality (docs/teachers-book.md)
 READINGS = 4  # of every tuple, where there are more
 JUDGED = 4  # times in a run that the error on held out tuples is measured
-OVERFITTED = 1.2  # that error over the one on tuples that were read
+OVERFITTED = 2.0  # that error over the one on tuples that were read, where quality begins to suffer
 
 
 def contents_of(config: RecoveryConfig, null: Conditions) -> Contents:
