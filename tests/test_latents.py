@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -251,7 +253,7 @@ def test_the_command_line_encodes_ahead_and_refuses_in_one_line(tmp_path, capsys
         return error
 
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "run secateur encode first" in refused("finetune", folder, "--data", str(data), "--out", str(tmp_path / "t"))
+    assert "RANK is not set" in refused("finetune", folder, "--data", str(data), "--out", str(tmp_path / "t"))
     monkeypatch.delenv("WORLD_SIZE")
     main(["encode", folder, "--data", str(data), "--device", "cpu"])
     assert "6 images as (2, 8, 8)" in capsys.readouterr().out
@@ -264,3 +266,17 @@ def test_the_command_line_encodes_ahead_and_refuses_in_one_line(tmp_path, capsys
     alone = str(tmp_path / "pipeline" / "transformer")
     assert "2-channel latents and no VAE" in refused("sample", alone, "--process", "ddpm", "--out", "x.png")
     assert "has no use for a prompt" in refused("sample", folder, "--out", "x.png", "--prompt", "a cat")
+
+
+@pytest.mark.slow
+def test_two_processes_encode_a_part_each(tmp_path, pipeline, monkeypatch):
+    data = image_folder(tmp_path / "images", classes=True)
+    command = ["-m", "secateur", "encode", str(tmp_path / "pipeline"), "--data", str(data), "--device", "cpu"]
+    for name, launcher in (
+        ("one", []),
+        ("two", ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]),
+    ):
+        environment = {**os.environ, "SECATEUR_CACHE": str(tmp_path / name), "OMP_NUM_THREADS": "1"}
+        subprocess.run([sys.executable, *launcher, *command], env=environment, check=True, timeout=300)
+    one, two = (sorted((tmp_path / name).rglob("*.safetensors")) for name in ("one", "two"))
+    assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two] != []

@@ -5,11 +5,14 @@ import os
 import pytest
 import torch
 
-from secateur.base.distributed import adopt_launcher, process_count, process_index
+from secateur.base.distributed import adopt_launcher, process_count, process_group, process_index
+from secateur.base.errors import SecateurError
+from secateur.recovery.accelerator import own_accelerate
 from secateur.structure.precision import full_precision
 
 SLURM = {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "12345"}
 MPI = {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}
+PMI = {"PMI_RANK": "2", "PMI_SIZE": "4", "MPI_LOCALRANKID": "0"}
 OURS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -30,6 +33,7 @@ def environment(monkeypatch):
         (SLURM | {"SLURM_STEP_NODELIST": "alpha,beta"}, ("3", "4", "1", "alpha", "31845")),
         (SLURM | {"MASTER_ADDR": "head", "MASTER_PORT": "5"}, ("3", "4", "1", "head", "5")),
         (MPI, ("1", "2", "1", "127.0.0.1", "29500")),
+        (PMI, ("2", "4", "0", "127.0.0.1", "29500")),
     ],
 )
 def test_tasks_know_each_other(variables, expected, environment):
@@ -55,6 +59,28 @@ def test_one_process_stays_one(variables, environment):
     adopt_launcher()
     assert (process_index(), process_count()) == (0, 1)
     assert "MASTER_PORT" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"WORLD_SIZE": "4"}, "WORLD_SIZE is 4, and RANK is not set; start with torchrun"),
+        ({"PMI_SIZE": "2", "PMI_RANK": "1"}, "PMI_SIZE is 2, and MPI_LOCALRANKID is not set"),
+    ],
+)
+def test_several_tasks_that_do_not_say_which_is_which_are_refused(variables, message, environment):
+    """Each would take itself for the first, and write the same files."""
+    for name, value in variables.items():
+        environment.setenv(name, value)
+    with pytest.raises(SecateurError, match=message):
+        adopt_launcher()
+
+
+def test_processes_that_cannot_meet_say_so(environment):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_PORT": "1"}.items():
+        environment.setenv(name, value)
+    with own_accelerate(), pytest.raises(SecateurError, match=r"the processes cannot meet: .*MASTER_ADDR"):
+        process_group(on_cpu=True)
 
 
 def test_full_precision_goes_with_the_new_switches_and_puts_them_back():

@@ -1,5 +1,7 @@
 """Processes of a launcher: one group for everything that they do, which ends with them."""
 
+import subprocess
+
 import pytest
 
 from test_recovery_trainer import CONFIG
@@ -36,6 +38,14 @@ recover(dit(), FlowProcess(), data, CONFIG, sys.argv[1])
 )
 
 
+EACH_ITS_OWN = (
+    BEGIN
+    + """
+recover(dit(), FlowProcess(), images(), CONFIG, sys.argv[1] + os.environ["RANK"])
+"""
+)
+
+
 @pytest.mark.slow
 def test_two_processes_recover_many_models(tmp_path):
     """A group for each would connect to where the last one was, or never end."""
@@ -46,5 +56,14 @@ def test_two_processes_recover_many_models(tmp_path):
 @pytest.mark.slow
 def test_a_process_that_fails_ends_the_run(tmp_path):
     """The other one waits for it in a sum of gradients."""
-    assert start(tmp_path / "fails.py", ONE_FAILS, tmp_path / "run", launcher=TWO).wait(timeout=300) != 0
+    run = start(tmp_path / "fails.py", ONE_FAILS, tmp_path / "run", launcher=TWO, stderr=subprocess.PIPE)
+    assert b"OSError" in run.communicate(timeout=300)[1]
+    assert run.returncode != 0
     assert 0 < len(log(tmp_path / "run")) < CONFIG.steps
+
+
+@pytest.mark.slow
+def test_processes_that_see_different_folders_say_so(tmp_path):
+    run = start(tmp_path / "own.py", EACH_ITS_OWN, tmp_path / "run", launcher=TWO, stderr=subprocess.PIPE)
+    assert b"processes 1 do not see " in run.communicate(timeout=300)[1]
+    assert run.returncode != 0

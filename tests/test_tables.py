@@ -259,6 +259,18 @@ def test_a_table_trains_as_the_folder_does(tmp_path: Path) -> None:
     assert one["dims"] == two["dims"]
 
 
+def test_a_stream_reads_the_first_rows_alone(tmp_path: Path) -> None:
+    rows = table(tmp_path / "images")
+    file = parquet(rows, tmp_path / "rows.parquet")
+    whole, some = load_data(file), load_data(f"datasets:{file},stream=3")
+    assert (len(some), some.shape, some.class_names) == (3, whole.shape, whole.class_names)
+    for one, other in zip(whole.batch([2, 0]).conditions.values(), some.batch([2, 0]).conditions.values(), strict=True):
+        assert torch.equal(one, other)
+    assert torch.equal(whole.batch([2, 0]).sample, some.batch([2, 0]).sample)
+    with pytest.raises(DataError, match="cannot be streamed as some rows; give a number"):
+        load_data(f"datasets:{file},stream=some")
+
+
 def test_the_library_is_optional(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = saved(table(tmp_path / "images"), tmp_path / "table")
     monkeypatch.setitem(sys.modules, "datasets", None)

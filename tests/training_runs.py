@@ -92,9 +92,11 @@ def stage_log(folder: Path) -> list[dict[str, object]]:
     return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
 
 
-def start(script: Path, source: str, *arguments: object, launcher: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
+def start(
+    script: Path, source: str, *arguments: object, launcher: tuple[str, ...] = (), **streams: Any
+) -> subprocess.Popen[bytes]:
     """Run `source`, written to `script`, in a process of its own, which finds the modules that this one does."""
     script.write_text(source)
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, *launcher, str(script), *map(str, arguments)], env=environment)
+    return subprocess.Popen([sys.executable, *launcher, str(script), *map(str, arguments)], env=environment, **streams)

@@ -23,6 +23,7 @@ _PLACES = {
         "ReconstructionOptions",
         "ScoringConfig",
         "TaylorOptions",
+        "ranking_memory",
     ),
     "data": ("load_data",),
     "evaluation": (
@@ -43,8 +44,9 @@ _PLACES = {
     "process.diffusion": ("DiffusionProcess",),
     "process.flow": ("FlowProcess",),
     "recipes": ("Recipe", "RecipeArguments", "recipe_named"),
+    "recovery": ("FeaturesConfig", "JacobianConfig", "LoraConfig", "RecoveryConfig", "WarmupConfig"),
+    "recovery.memory": ("RecoveryMemory", "recovery_memory"),
     "runs.recording": ("record",),
-    "recovery": ("JacobianConfig", "RecoveryConfig", "WarmupConfig"),
     "results": ("Compensation", "CutResult", "Decisions", "Evaluation", "Ranking", "Recovery", "read_result"),
     "runs.arguments": ("ModelArguments", "NetworkArguments", "WeightsArguments"),
     "runs.comparing": ("report",),

@@ -74,11 +74,11 @@ def _overview() -> str:
 def _guarded(arguments: Sequence[str]) -> None:
     """Run a command; whatever stops it becomes one line, and a status: 1, 130 after Ctrl-C, 143 after SIGTERM."""
     from .base.distributed import adopt_launcher
-    from .base.errors import SecateurError, first_line, is_out_of_memory
+    from .base.errors import SecateurError, first_line, is_lost_peer, is_out_of_memory
     from .base.interrupts import Terminated, sigterm_raises
 
-    adopt_launcher()
     try:
+        adopt_launcher()
         with warnings.catch_warnings(), sigterm_raises():
             warnings.simplefilter("ignore")
             _run(arguments)
@@ -96,6 +96,8 @@ def _guarded(arguments: Sequence[str]) -> None:
     except Exception as error:
         if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and is_out_of_memory(error)):
             _fail(f"out of memory: lower the batch sizes and run again ({first_line(error)})")
+        if isinstance(error, RuntimeError) and is_lost_peer(error):
+            _fail(f"another process is gone or does not answer ({first_line(error)}); what it says comes first")
         _fail(f"internal error: {type(error).__name__}: {first_line(error)}; {_write_traceback()}")
 
 

@@ -6,8 +6,11 @@ import os
 import sys
 
 import torch
+from torch import Tensor
 
 from .errors import SecateurError, first_line
+
+WITHOUT_FLOAT64 = ("mps",)  # Apple's
 
 
 def choose_device(name: str) -> torch.device:
@@ -36,6 +39,23 @@ def device_of_process(name: str) -> torch.device:
     if device.index is None and device.type not in ("cpu", "mps"):
         return torch.device(device.type, int(os.environ.get("LOCAL_RANK", "0")))
     return device
+
+
+def where_float64(device: torch.device) -> torch.device:
+    """`device`, or the CPU for one that has no float64."""
+    return torch.device("cpu") if device.type in WITHOUT_FLOAT64 else device
+
+
+def in_float64(values: Tensor) -> Tensor:
+    """`values` in float64, on the CPU where their device has none."""
+    return values.to(where_float64(values.device)).double()
+
+
+def device_memory(device: torch.device) -> int:
+    """Bytes of memory that a GPU has, or the machine."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def watch_peak_memory(device: torch.device) -> None:

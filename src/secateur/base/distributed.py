@@ -7,24 +7,30 @@ import gc
 import os
 import re
 import sys
+import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed
 from accelerate.state import PartialState
 from torch import Tensor
 
-from .errors import SecateurError
+from .errors import SecateurError, first_line
+from .files import write_text
 
 Result = TypeVar("Result")
 # Rank, number of tasks and rank on the node. Slurm's number is that of a step: a batch script is one process of many.
 LAUNCHERS = (
     ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK"),
+    ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
 )
-TIMEOUT = timedelta(days=1)  # processes wait for the one that samples, encodes or decides alone
+TIMEOUT = timedelta(minutes=15)  # of sums that all work towards: who is gone by then is gone
+PATIENCE = timedelta(days=1)  # of waits for the one that samples, encodes or decides alone
 
 
 def adopt_launcher() -> None:
@@ -32,10 +38,21 @@ def adopt_launcher() -> None:
 
     They are set once, in this process's environment; where RANK is set, whoever set it knows better. Tasks of one node
     meet on it, those of several on the first node of the step.
+
+    Raises:
+        SecateurError: there are several tasks, and the variables do not say which one this is.
     """
     names = next((names for names in LAUNCHERS if int(os.environ.get(names[1], "1")) > 1), None)
-    if names is None or "RANK" in os.environ:
+    if "RANK" in os.environ:
         return
+    if process_count() > 1:
+        raise SecateurError(f"WORLD_SIZE is {process_count()}, and RANK is not set; start with torchrun, or unset it")
+    if names is None:
+        return
+    if lacking := [name for name in names if name not in os.environ]:
+        raise SecateurError(
+            f"{names[1]} is {os.environ[names[1]]}, and {lacking[0]} is not set; start with torchrun, or unset it"
+        )
     rank, world, local = (os.environ[name] for name in names)
     os.environ |= {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": local}
     first = re.match(r"([^,\[]+)(?:\[(\d+))?", os.environ.get("SLURM_STEP_NODELIST", ""))
@@ -63,17 +80,71 @@ def process_group(on_cpu: bool) -> PartialState:
 
     There is one for all that a command does: the next would read in the store where the last one met, and connect to
     nobody.
+
+    Raises:
+        SecateurError: the environment does not say where they meet.
     """
     adopt_launcher()
     if not torch.distributed.is_initialized():
         atexit.register(_end_process_group)
-    return PartialState(cpu=on_cpu, timeout=TIMEOUT)
+    try:
+        return PartialState(cpu=on_cpu, timeout=TIMEOUT)
+    except ValueError as error:  # torch names the variable that is not set
+        raise SecateurError(f"the processes cannot meet: {first_line(error)}; start them with torchrun") from error
 
 
 def wait_for_everyone(on_cpu: bool) -> None:
     """Return when every process has come here; at once when there is one."""
     if process_count() > 1:
-        process_group(on_cpu).wait_for_everyone()
+        process_group(on_cpu)
+        torch.distributed.barrier(group=_patient_group())
+
+
+def from_main(decide: Callable[[], Result]) -> Result:
+    """What `decide` returns on the main process, in all of them, however long it takes; they have a group already."""
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return decide()
+    decided: list[Any] = [decide() if torch.distributed.get_rank() == 0 else None]
+    torch.distributed.broadcast_object_list(decided, group=_patient_group())
+    return decided[0]
+
+
+def blind_processes(folder: Path, on_cpu: bool) -> list[int]:
+    """The processes that do not see the same `folder` as the main one."""
+    if process_count() == 1:
+        return []
+    process_group(on_cpu)
+    mark = folder / ".seen-by-all"
+    token = from_main(lambda: f"{os.getpid()} {time.time_ns()}")
+    if is_main_process():
+        write_text(mark, token)
+    wait_for_everyone(on_cpu)
+    seen: list[Any] = [None] * process_count()
+    torch.distributed.all_gather_object(seen, _reads(mark, token), group=_patient_group())
+    if is_main_process():
+        mark.unlink()
+    return [rank for rank, sees in enumerate(seen) if not sees]
+
+
+def _reads(path: Path, text: str) -> bool:
+    """Whether `path` holds `text`; a network's file system may show it late."""
+    for wait in (0.0, 1.0, 4.0, 10.0):
+        time.sleep(wait)
+        if path.is_file() and path.read_text(encoding="utf-8") == text:
+            return True
+    return False
+
+
+_patient: dict[Any, Any] = {}  # by the group that it was made beside
+
+
+def _patient_group() -> Any:
+    """A group over all processes for waits of hours, on the CPU; every process makes it at the same call."""
+    world = torch.distributed.group.WORLD
+    if world not in _patient:
+        _patient.clear()
+        _patient[world] = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
+    return _patient[world]
 
 
 def main_first(stage: Callable[[], Result], on_cpu: bool) -> Result:

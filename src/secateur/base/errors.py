@@ -35,6 +35,12 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return any(words in str(error) for words in ("out of memory", "not enough memory", "can't allocate memory"))
 
 
+def is_lost_peer(error: RuntimeError) -> bool:
+    """Whether torch raised `error` because another process of the launcher's does not answer."""
+    words = ("closed by peer", "reset by peer", "gloo/transport", "Socket Timeout", "NCCL error", "NCCL communicator")
+    return type(error).__module__ == "torch.distributed" or any(each in str(error) for each in words)
+
+
 def require(condition: bool, message: str) -> None:
     """Raise `SecateurError(message)` unless `condition` holds."""
     if not condition:

@@ -39,6 +39,8 @@ class Purpose(IntEnum):
     JUDGEMENT = 12  # images and noise of each loss that trials are judged by
     BOOK = 13  # images, timesteps, noise and directions of a teacher's book
     HELD_OUT = 14  # noise of its tuples that nobody learns from
+    ROUNDING = 15  # of weights in bfloat16, up or down
+    FACTORS = 16  # that LoRA begins with
 
 
 def stream(seed: int, purpose: Purpose, *, step: int = 0, index: int = 0, part: int = 0) -> Generator:

@@ -6,9 +6,11 @@ import json
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-# Memory and speed (accumulation draws other dropout masks, if there are any), and what is written.
+# Memory and speed, and what is written. Accumulation draws other dropout masks, if there are any; so does the number of
+# processes, which is no setting.
 FREE_IN_RECOVERY = frozenset(
-    {"accumulation", "gradient_checkpointing", "checkpoint_every", "log_every", "grad_norms_every", "report_to"}
+    {"accumulation", "parallel", "gradient_checkpointing", "offload", "memory"}
+    | {"checkpoint_every", "log_every", "grad_norms_every", "report_to"}
     | {"validation_every", "validation_prompts", "validation_classes"}
 )
 FREE = frozenset(

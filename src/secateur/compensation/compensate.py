@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base.console import progress
+from ..base.devices import in_float64, where_float64
 from ..base.distributed import process_count, sum_over_processes
 from ..base.errors import TrainingError, require
 from ..data import Batch
@@ -99,7 +100,7 @@ def compensate(
 
 def _identity(pruned: nn.Module, config: CompensationConfig, names: Sequence[str]) -> dict[str, object]:
     """What a folder of fitted layers belongs to; batches change no more than rounding."""
-    weights = sum(parameter.double().abs().sum().item() for parameter in pruned.parameters())
+    weights = sum(in_float64(parameter).abs().sum().item() for parameter in pruned.parameters())
     return {"config": asdict(replace(config, batch_size=1, offload=False)), "layers": list(names), "weights": weights}
 
 
@@ -109,11 +110,11 @@ def _error(found: Sequence[Tensor], expected: Sequence[Tensor], tuples: Sequence
     Raises:
         TrainingError: it is not finite.
     """
-    sums = torch.zeros(2, dtype=torch.float64, device=expected[0].device)
+    sums = torch.zeros(2, dtype=torch.float64, device=where_float64(expected[0].device))
     for here, there, each in zip(found, expected, tuples, strict=False):
         counted = [row for row, number in enumerate(each.numbers) if number < MEASURED]
         error, size = ((there - here)[counted], there[counted])
-        sums += torch.stack([values.double().square().sum() for values in (error, size)])
+        sums += torch.stack([in_float64(values).square().sum() for values in (error, size)])
     error, size = sum_over_processes(sums).tolist()
     if not error < float("inf"):
         raise TrainingError("an output of the model is not finite: check weights and scheduler, or refit in float32")

@@ -17,6 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..base.devices import in_float64
 from .least_squares import mean_square, solve
 
 EXACT_BYTES = 2**30  # of the products h h' of every image; beyond, conjugate gradients
@@ -66,10 +67,10 @@ def exact_change(
     """The change (K, M) by a factorization for each channel: sums in the dtype of the rows, solved in float64."""
     images, _, columns = x_IRK.shape
     grams = (x_IRK.mT @ x_IRK).reshape(images, -1)
-    cross = total(_cross(x_IRK, gate_IM, error_IRM).double())
+    cross = total(in_float64(_cross(x_IRK, gate_IM, error_IRM)))
     changes = []
     for chosen in torch.arange(gate_IM.shape[1]).split(max(1, AT_ONCE_BYTES // (8 * columns**2))):
-        systems = total((gate_IM[:, chosen].square().T @ grams).double().reshape(-1, columns, columns))
+        systems = total(in_float64(gate_IM[:, chosen].square().T @ grams).reshape(-1, columns, columns))
         pull = ridge * mean_square(systems.diagonal(dim1=1, dim2=2), bias)
         systems.diagonal(dim1=1, dim2=2)[:, : columns - bias] += pull[:, None]
         solved = [
@@ -92,7 +93,7 @@ def conjugate_change(
     power = total(squares.sum(0))
     live = power > 0
     shares = (squares / power.where(live, power.new_ones(()))).sum(1)  # of the images in all channels
-    shared = total((x_IRK * shares[:, None, None]).flatten(0, 1).T @ x_IRK.flatten(0, 1)).double()
+    shared = in_float64(total((x_IRK * shares[:, None, None]).flatten(0, 1).T @ x_IRK.flatten(0, 1)))
     diagonals = total(squares.T @ x_IRK.square().sum(1))  # of the A_c, (M, K)
     pull = ridge * mean_square(diagonals, bias)
     pulled = torch.ones(columns, 1, dtype=x_IRK.dtype, device=x_IRK.device)
@@ -106,7 +107,7 @@ def conjugate_change(
         return total(torch.einsum("irk,irm->km", x_IRK, outputs)) + pull * pulled * change_KM
 
     def preconditioned(residual_KM: Tensor) -> Tensor:
-        solved = torch.cholesky_solve(residual_KM.double(), factor).to(residual_KM)
+        solved = torch.cholesky_solve(in_float64(residual_KM), factor).to(residual_KM)
         return solved / scale.where(live, scale.new_ones(()))
 
     cross = total(_cross(x_IRK, gate_IM, error_IRM)) * live

@@ -19,6 +19,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..base.devices import in_float64, where_float64
+
 PANEL = 256  # columns; the symmetric half of A is skipped in blocks of this size
 
 
@@ -34,6 +36,7 @@ class Sums:
     """
 
     def __init__(self, columns: int, outputs: int, device: torch.device) -> None:
+        device = where_float64(device)
         self.inputs = torch.zeros(columns, columns, dtype=torch.float64, device=device)
         self.cross = torch.zeros(columns, outputs, dtype=torch.float64, device=device)
         self.scalars = torch.zeros(3, dtype=torch.float64, device=device)
@@ -42,9 +45,9 @@ class Sums:
         """Add rows."""
         for start in range(0, x_NK.shape[1], PANEL):
             panel = x_NK[:, start : start + PANEL]
-            self.inputs[start : start + PANEL, start:] += panel.T @ x_NK[:, start:]
-        self.cross += x_NK.T @ error_NM
-        squares = [values.double().square().sum() for values in (error_NM, target_NM)]
+            self.inputs[start : start + PANEL, start:] += (panel.T @ x_NK[:, start:]).to(self.inputs)
+        self.cross += (x_NK.T @ error_NM).to(self.cross)
+        squares = [in_float64(values).square().sum() for values in (error_NM, target_NM)]
         self.scalars += torch.stack([squares[0].new_tensor(len(x_NK)), *squares])
 
     @property

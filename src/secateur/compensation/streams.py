@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from ..base.devices import in_float64, where_float64
 from ..base.distributed import same_in_all_processes, sum_over_processes
 from ..models.registry import describe
 from ..results.compensation import Reader
@@ -203,13 +204,14 @@ class _BlockRefit:
             x = input_rows(module, seen[name][0], at)
             xs.append(with_ones(x) if bias else x)
             errors.append(chosen(gate.positions(goal - output), at))
-            size += float(chosen(wanted, at).double().square().sum())
+            size += float(in_float64(chosen(wanted, at)).square().sum())
         x_IRK, error_IRM = torch.cat(xs), torch.cat(errors)
         gate_IM = torch.cat([gate.values for gate in gates]).to(x_IRK)
         change = gated_change(x_IRK, gate_IM, error_IRM, self.config.ridge, bias, sum_over_processes)
         left = error_IRM - gate_IM[:, None] * (x_IRK @ change.to(x_IRK))
-        squares = [float(values.double().square().sum()) for values in (error_IRM, left)]
-        counts = torch.tensor([*squares, size, x_IRK[..., 0].numel()], dtype=torch.float64, device=x_IRK.device)
+        squares = [float(in_float64(values).square().sum()) for values in (error_IRM, left)]
+        counts = torch.tensor([*squares, size, x_IRK[..., 0].numel()], dtype=torch.float64)
+        counts = counts.to(where_float64(x_IRK.device))
         before, after, wanted_square, rows = sum_over_processes(counts).tolist()
         share = relative(before, wanted_square), relative(after, wanted_square)
         return change, Reader(int(rows), x_IRK.shape[2], *share, time.monotonic() - begun)

@@ -4,8 +4,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
-from ..base.errors import require, require_known
+from ..base.errors import TrainingError, require, require_known
 from ..data import Batch
 from ..models.registry import network_of
 from ..process.base import Process
@@ -13,7 +14,7 @@ from ..results import BlockEffect, BlockReport, LossCurve
 from ..structure import Structure
 from .ced import CED, CedOptions
 from .cosine import COSINE
-from .criterion import Criterion, Options, Price, ScoringConfig
+from .criterion import Criterion, Memory, Options, Price, ScoringConfig
 from .deviation import DEVIATION
 from .diff_pruning import DIFF_PRUNING, DiffPruningOptions
 from .ent_prog import ENT_PROG
@@ -68,16 +69,32 @@ def score(
 
     Raises:
         SecateurError: no such criterion or option, or images are missing.
-        TrainingError: a calibration loss or a score is not finite.
+        TrainingError: a calibration loss or a score is not finite; weights are in shards, and the criterion takes none.
     """
     chosen, config = criterion_named(criterion), config or ScoringConfig()
     config = chosen.configured(config)
+    if not chosen.takes_shards and any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        able = ", ".join(name for name, other in CRITERIA.items() if other.takes_shards and other.ranks == chosen.ranks)
+        raise TrainingError(f"{criterion} does not rank weights in shards; rank the whole model, or by one of {able}")
     if batch is None:
         require(not chosen.needs_data, f"criterion {criterion} looks at images, and there are none; give data")
         batch = Batch(torch.empty(0))
     ranking = chosen.score(network_of(model), process, batch, structure, config, config.options)
     check_finite(ranking.scores)
     return ranking
+
+
+def ranking_memory(
+    model: nn.Module, process: Process, criterion: str = "diff-pruning", config: ScoringConfig | None = None
+) -> Memory | None:
+    """What ranking `model`, which may be on the meta device, takes of memory; None where that is little more than it.
+
+    Raises:
+        SecateurError: no such criterion or option.
+    """
+    chosen = criterion_named(criterion)
+    config = chosen.configured(config or ScoringConfig())
+    return None if chosen.memory is None else chosen.memory(model, process, config, config.options)
 
 
 __all__ = [
@@ -90,6 +107,7 @@ __all__ = [
     "GradientFlowOptions",
     "LossCurve",
     "MagnitudeOptions",
+    "Memory",
     "Options",
     "Price",
     "Ranking",
@@ -98,6 +116,7 @@ __all__ = [
     "ScoringConfig",
     "TaylorOptions",
     "criterion_named",
+    "ranking_memory",
     "score",
     "unit_scores",
 ]

@@ -97,6 +97,7 @@ class Criterion(Generic[OptionsT]):
         needs_data: whether it looks at images and at the process.
         timesteps: how many, where the config does not say; 0 is every one.
         memory: of one that takes gradients, and so far more of it than the model does.
+        takes_shards: whether it ranks a model whose weights are sharded over processes (FSDP2) too.
     """
 
     name: str
@@ -107,6 +108,7 @@ class Criterion(Generic[OptionsT]):
     needs_data: bool = True
     timesteps: int = 0
     memory: Callable[[nn.Module, Process, ScoringConfig, OptionsT], Memory] | None = None
+    takes_shards: bool = True
 
     def options_of(self, config: ScoringConfig) -> OptionsT:
         """The options that `config` gives, or the defaults.

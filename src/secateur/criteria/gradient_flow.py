@@ -299,4 +299,6 @@ def _norm(values: Parameters) -> float:
     return torch.stack([value.square().sum() for value in values.values()]).sum().sqrt().item()
 
 
-GRADIENT_FLOW = Criterion("gradient-flow", GradientFlowOptions, gradient_flow, price_of_products, timesteps=32)
+GRADIENT_FLOW = Criterion(
+    "gradient-flow", GradientFlowOptions, gradient_flow, price_of_products, timesteps=32, takes_shards=False
+)

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base.console import progress
+from ..base.devices import in_float64, where_float64
 from ..base.errors import TrainingError, require
 from ..compensation.config import CompensationConfig
 from ..compensation.least_squares import mean_square, with_ones
@@ -75,13 +76,13 @@ class Reader:
 
     def __post_init__(self) -> None:
         columns = columns_of(self.layer)
-        self.inputs = torch.zeros(columns, columns, dtype=torch.float64, device=self.layer.weight.device)
+        self.inputs = torch.zeros(columns, columns, dtype=torch.float64, device=where_float64(self.layer.weight.device))
 
     def add(self, x_NK: Tensor, y_NM: Tensor) -> None:
         """Add rows; `x_NK` without the column of ones."""
         x = x_NK if self.layer.bias is None else with_ones(x_NK)
-        self.inputs += x.T @ x
-        self.size += y_NM.double().square().sum().item()
+        self.inputs += (x.T @ x).to(self.inputs)
+        self.size += in_float64(y_NM).square().sum().item()
         self.rows += len(x)
 
     def rises(self, columns: Tensor, ridge: float) -> Tensor:
@@ -90,7 +91,7 @@ class Reader:
         Raises:
             TrainingError: without a ridge, inputs that are linear in each other.
         """
-        weight_KM = weights_by_row(self.layer).detach().double()
+        weight_KM = in_float64(weights_by_row(self.layer).detach())
         hessian = self.inputs / self.rows
         bias = self.layer.bias is not None
         features = len(hessian) - bias
@@ -220,4 +221,6 @@ def _layer(model: nn.Module, name: str) -> nn.Linear | nn.Conv2d:
     return layer
 
 
-RECONSTRUCTION = Criterion("reconstruction", ReconstructionOptions, reconstruction, price, timesteps=BINS)
+RECONSTRUCTION = Criterion(
+    "reconstruction", ReconstructionOptions, reconstruction, price, timesteps=BINS, takes_shards=False
+)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from ..base.devices import in_float64
 from ..structure import Structure
 
 # Which entries of a coupled group count, and how. Over all of a unit's entries |x| (abs) or x^2 (square) is summed;
@@ -54,7 +55,7 @@ def summed_axes(structure: Structure, names: Iterable[str]) -> dict[str, list[in
 def entry_sums(name: str, importance: Tensor, axes: Iterable[int | None]) -> Sums:
     """Sums of one parameter's `importance`, gathered first where it is sharded over processes."""
     whole = importance.full_tensor() if isinstance(importance, DTensor) else importance
-    wide = (whole.cpu() if whole.device.type == "mps" else whole).double()
+    wide = in_float64(whole)
     return {
         (name, axis): (wide.sum() if axis is None else wide.movedim(axis, 0).reshape(wide.shape[axis], -1).sum(1)).cpu()
         for axis in axes

@@ -86,10 +86,10 @@ def open_encoded(source: str, loaded: Loaded) -> EncodedDataset:
         "chunk_size": chunk_size,
     }
     folder = cache_folder() / "text" / fingerprint(about)
-    return _with_null(replace(dataset, text=FileRows(len(images), chunk_size, folder)))
+    return with_null(replace(dataset, text=FileRows(len(images), chunk_size, folder)))
 
 
-def _with_null(dataset: EncodedDataset) -> EncodedDataset:
+def with_null(dataset: EncodedDataset) -> EncodedDataset:
     """The data set with the conditions of the empty prompt, where they are known."""
     if dataset.text is None or not (dataset.text.folder / NULL).is_file():
         return dataset
@@ -151,7 +151,7 @@ def sizes(dataset: EncodedDataset, loaded: Loaded) -> Iterator[tuple[str, int, i
 def encode(dataset: EncodedDataset, loaded: Loaded) -> EncodedDataset:
     """Write what is missing, and return the data set with the conditions of the empty prompt.
 
-    Killed at any moment, it goes on with the shard at hand.
+    Killed at any moment, it goes on with the shard at hand. Of several processes each writes its part of the shards.
 
     Raises:
         ModelError: VAE or text encoders that cannot be loaded, or latents that are not finite.
@@ -159,7 +159,7 @@ def encode(dataset: EncodedDataset, loaded: Loaded) -> EncodedDataset:
     """
     if dataset.latents.missing():
         _encode_latents(dataset, loaded)
-    dataset = _with_null(dataset)  # somebody may have encoded since it was opened
+    dataset = with_null(dataset)  # somebody may have encoded since it was opened
     if dataset.text is not None and (not dataset.null or dataset.text.missing()):
         return _encode_captions(dataset, loaded)
     return dataset

@@ -10,6 +10,7 @@ from pathlib import Path
 from ..base.console import note
 from ..base.errors import DataError
 from ..models.family import Shape
+from . import tars
 from .arrays import ArrayDataset, open_digits, open_fashion, open_npz
 from .captions import METADATA
 from .clips import open_clips
@@ -27,7 +28,8 @@ EMBEDDED: dict[str, Callable[[tuple[int, int, int] | None], ArrayDataset]] = {
 MOST_KINDS = 3  # of suffixes in a message
 ACCEPTED = (
     "an image folder, parquet or arrow (a file, a folder, or what `save_to_disk` wrote), datasets:NAME[:SPLIT] of the "
-    "hub, an .npz file with `images` (and `labels`), or one of the words `digits` and `fashion`"
+    "hub, WebDataset shards (a tar file, a folder of them, a{000..099}.tar), an .npz file with `images` (and "
+    "`labels`), or one of the words `digits` and `fashion`"
 )
 
 
@@ -52,6 +54,8 @@ def load_data(source: str | Path, shape: Shape | None = None) -> PixelDataset:
         return EMBEDDED[str(source)](size)
     if path.is_dir():
         return _open_directory(path, size)
+    if str(source).startswith(tars.PREFIX) or path.suffix == tars.SUFFIX:
+        return tars.open_tars(str(source), size)
     if str(source).startswith(PREFIX) or (path.is_file() and path.suffix in TABLES):
         return open_table(str(source), size)
     if path.is_file() and path.suffix == ".npz":
@@ -67,6 +71,8 @@ def _open_directory(folder: Path, shape: tuple[int, int, int] | None) -> PixelDa
     files = visible_files(folder)
     images = [path for path in files if path.name.lower().endswith(SUFFIXES)]
     tables = [path for path in files if path.suffix in TABLES and path.stem != "metadata"]
+    if not images and not tables and any(path.suffix == tars.SUFFIX for path in files):
+        return tars.open_tars(str(folder), shape)
     if images and tables:
         raise DataError(
             f"{folder} holds {len(images)} image files and {len(tables)} of parquet or arrow; for the tables give "

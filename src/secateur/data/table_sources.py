@@ -1,13 +1,13 @@
 """Which table a user means, and opening it by the `datasets` library.
 
-`datasets:NAME[:SPLIT][,image=COLUMN][,label=COLUMN][,caption=COLUMN][,config=NAME]` names one. NAME is a file, a
-folder or a hub id.
+`datasets:NAME[:SPLIT][,image=COLUMN][,label=COLUMN][,caption=COLUMN][,config=NAME][,stream=ROWS]` names one. NAME is a
+file, a folder or a hub id. With `stream` the first so many rows are read, and of the others nothing is fetched.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ from huggingface_hub import HfApi, constants
 from ..base.errors import DataError, first_line
 
 PREFIX = "datasets:"
-SPELLING = f"{PREFIX}NAME[:SPLIT][,image=COLUMN][,label=COLUMN][,caption=COLUMN][,config=NAME]"
+SPELLING = f"{PREFIX}NAME[:SPLIT][,image=COLUMN][,label=COLUMN][,caption=COLUMN][,config=NAME][,stream=ROWS]"
 TABLES = (".parquet", ".arrow")
 SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"  # of `save_to_disk`: of a `Dataset`, of a `DatasetDict`
-OPTIONS = ("image", "label", "caption", "config")
+OPTIONS = ("image", "label", "caption", "config", "stream")
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 HUB_SECONDS = 10
 
@@ -74,7 +74,9 @@ def open_source(source: TableSource) -> Any:
         from datasets import get_dataset_split_names, load_dataset, load_from_disk  # optional, and slow to import
     except ImportError as error:
         raise DataError(f"{source.place} needs the library datasets: pip install 'secateur[datasets]'") from error
-    path = Path(source.place)
+    path, rows = Path(source.place), source.chosen.get("stream")
+    if rows is not None and (not rows.isdecimal() or is_saved(path)):
+        raise DataError(f"{source.place} cannot be streamed as {rows} rows; give a number, and no saved data set")
     if "config" in source.chosen and (path.is_file() or is_saved(path)):
         raise DataError(f"{source.place} is a table without configs; leave ,config={source.chosen['config']} out")
     try:
@@ -86,16 +88,32 @@ def open_source(source: TableSource) -> Any:
                 raise DataError(f"{source.place} is one table without splits; leave :{source.split} out")
             return load_from_disk(path)
         if path.is_file():
-            return load_dataset(path.suffix[1:], data_files=str(path), split=source.split or "train")
+            place: dict[str, Any] = {"path": path.suffix[1:], "data_files": str(path), "split": source.split or "train"}
+            return load_dataset(**place) if rows is None else _streamed(place, int(rows))
         if not path.is_dir():
             _check_hub(source)
         config = source.chosen.get("config")
         split = source.split or _split(source, get_dataset_split_names(source.place, config))
-        return load_dataset(source.place, config, split=split)
+        place = {"path": source.place, "name": config, "split": split}
+        return load_dataset(**place) if rows is None else _streamed(place, int(rows))
     except DataError:
         raise
     except Exception as error:  # what a damaged file, a builder or a network raises is anything
         raise DataError(f"{source.place} cannot be read by datasets: {first_line(error.__cause__ or error)}") from error
+
+
+def _streamed(place: Mapping[str, Any], rows: int) -> Any:
+    """The first `rows` rows of what `load_dataset(**place)` gives, as a table in the cache of `datasets`."""
+    from datasets import Dataset, load_dataset
+
+    features = load_dataset(**place, streaming=True).features
+    return Dataset.from_generator(_first_rows, features=features, gen_kwargs={"place": dict(place), "rows": rows})
+
+
+def _first_rows(place: Mapping[str, Any], rows: int) -> Iterator[dict[str, Any]]:
+    from datasets import load_dataset
+
+    return iter(load_dataset(**place, streaming=True).decode(False).take(rows))
 
 
 def _split(source: TableSource, splits: Collection[str]) -> str:

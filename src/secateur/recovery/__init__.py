@@ -4,6 +4,7 @@ from ..teacher import LiveTeacher, Teacher
 from .config import RecoveryConfig, WarmupConfig
 from .ema import Ema
 from .features import FeaturesConfig
+from .lora import LoraConfig
 from .objectives import OBJECTIVES, Objective
 from .optimizers import Muon
 from .pruner import AttachedPruner, Decision, Pruner
@@ -18,6 +19,7 @@ __all__ = [
     "FeaturesConfig",
     "JacobianConfig",
     "LiveTeacher",
+    "LoraConfig",
     "Muon",
     "Objective",
     "Pruner",

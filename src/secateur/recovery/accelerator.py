@@ -40,13 +40,21 @@ def check_accelerator(config: RecoveryConfig, device: torch.device) -> None:
     """
     for name in SHARDING:
         if os.environ.get(name, "").lower() in ("1", "true", "yes", "on"):
-            raise TrainingError(f"{name} is set, and recovery does not shard the model; unset it, or launch for DDP")
+            raise TrainingError(
+                f"{name} is set, and recovery is sharded by its own setting only; unset it, and give "
+                "--recovery.parallel fsdp"
+            )
+    _check_parallel(config)
     available = sorted(str(tracker) for tracker in get_available_trackers())
     for tracker in config.report_to:
         if tracker not in available:  # accelerate would drop it in silence
             known = ", ".join(available) or "none is"
             raise TrainingError(f"tracker {tracker!r} is unknown or not installed; installed: {known}")
     precision = precision_on(config, device)
+    if precision == "fp16" and config.parallel != "ddp":
+        raise TrainingError(
+            f"mixed precision fp16 does not go with recovery.parallel {config.parallel}; use bf16, or no"
+        )
     if precision == "fp16" and device.type == "cpu":
         raise TrainingError("mixed precision fp16 does not work on a CPU; use bf16, or no")
     parts = config.accumulation * process_count()
@@ -59,6 +67,23 @@ def check_accelerator(config: RecoveryConfig, device: torch.device) -> None:
     if parts > 1 and share % every_n:  # each part would start counting again
         raise TrainingError(
             f"jacobian every_n_samples {every_n} does not divide micro-batches of {share} images; give one that does"
+        )
+
+
+def _check_parallel(config: RecoveryConfig) -> None:
+    if config.parallel == "ddp":
+        return
+    processes = process_count()
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    if processes == 1:
+        raise TrainingError(
+            f"recovery.parallel {config.parallel} shares weights out over processes, and there is one; start several "
+            "with torchrun, or leave it out"
+        )
+    if config.parallel == "hsdp" and (processes % local or processes == local):
+        raise TrainingError(
+            f"recovery.parallel hsdp keeps a replica on every node, and {processes} processes are {local} to a node; "
+            "use fsdp"
         )
 
 
@@ -105,8 +130,8 @@ def make_accelerator(config: RecoveryConfig, folder: Path, device: torch.device)
     kind = accelerator.distributed_type
     if kind != DistributedType.NO and not kind.name.startswith("MULTI_"):
         raise TrainingError(
-            f"recovery does not run on accelerate's {kind.name}: the average and cuts need the whole model in every "
-            "process; launch it for plain multi-GPU (DDP)"
+            f"recovery does not run on accelerate's {kind.name}; launch it for plain multi-GPU, and give "
+            "--recovery.parallel fsdp to shard it"
         )
     if config.report_to:
         accelerator.init_trackers("secateur", config={"recovery": json.dumps(asdict(config))})

@@ -22,6 +22,8 @@ from ..models.network import device_of
 from .ema import Ema
 from .log import Window
 from .pruner import AttachedPruner
+from .quantized import of_pieces, pieces, plain
+from .surgery import SQUARES, follows
 
 # What reading a checkpoint raises if it is damaged, or if it is of another model.
 UNFIT = (SecateurError, SafetensorError, OSError, RuntimeError, LookupError, TypeError, ValueError, AttributeError)
@@ -122,9 +124,9 @@ def _load(path: Path, saved: dict[str, Any], state: TrainingState) -> None:
     moments = load_file(path / "optimizer.safetensors", device=str(device_of(state.model)))
     parameters = dict(state.model.named_parameters())
     for name, keys in saved["optimizer"].items():
-        remembered = {key: moments[f"{name}.{key}"] for key in keys}
+        remembered = {key: of_pieces(f"{name}.{key}", moments, key not in SQUARES) for key in keys}
         for value in remembered.values():
-            if value.ndim and value.shape != parameters[name].shape:
+            if value.ndim and not follows(plain(value), parameters[name]):
                 raise ValueError(f"the optimizer remembers {name} in another shape")
         state.optimizer.state[parameters[name]] = remembered
     if state.scaler and saved["scaler"]:
@@ -135,8 +137,15 @@ def _load(path: Path, saved: dict[str, Any], state: TrainingState) -> None:
 
 
 def optimizer_tensors(state: TrainingState) -> dict[str, Tensor]:
-    """What the optimizer remembers, as `<parameter name>.<key>`: of AdamW exp_avg, exp_avg_sq and step."""
-    return {f"{name}.{key}": value for name, remembered in _by_name(state).items() for key, value in remembered.items()}
+    """What the optimizer remembers, as `<parameter name>.<key>`: of AdamW exp_avg, exp_avg_sq and step.
+
+    Tensors of eight bits are in pieces.
+    """
+    found: dict[str, Tensor] = {}
+    for name, remembered in _by_name(state).items():
+        for key, value in remembered.items():
+            found |= pieces(f"{name}.{key}", value)
+    return found
 
 
 def _by_name(state: TrainingState) -> dict[str, Mapping[str, Tensor]]:

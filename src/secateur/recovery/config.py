@@ -7,11 +7,16 @@ from typing import Annotated, Literal
 from ..base.errors import require
 from ..base.rules import Count, Seed, above, at_least, check_fields, from_to_below, within
 from .features import FeaturesConfig
+from .lora import LoraConfig
 from .sensitivity import JacobianConfig
 
-OptimizerName = Literal["adamw", "muon"]
+OptimizerName = Literal["adamw", "adamw8bit", "adafactor", "muon"]
+WeightPrecision = Literal["float32", "bf16"]
+Memory = Literal["given", "auto"]
+Offloaded = Literal["ema", "teacher"]
 LearningRateSchedule = Literal["constant", "cosine", "linear"]
 Precision = Literal["auto", "no", "bf16", "fp16"]
+Parallelism = Literal["ddp", "fsdp", "hsdp"]
 TimestepSampling = Literal["uniform", "antithetic"]
 WarmupPart = Literal["labels", "all"]
 Beta = Annotated[float, from_to_below(0, 1)]
@@ -24,7 +29,9 @@ class RecoveryConfig:
     Attributes:
         steps: optimizer steps.
         batch_size: images per optimizer step, over all processes and accumulation.
-        optimizer: adamw, or muon for matrices and convolutions with AdamW for vectors and embeddings.
+        optimizer: adamw; adamw8bit, whose moments take a quarter of the memory (torchao); adafactor, which keeps sums
+            over rows and columns in their place; or muon for matrices and convolutions with AdamW for vectors and
+            embeddings.
         learning_rate: of AdamW, at its highest.
         muon_learning_rate: of Muon, at its highest; it goes up and down as AdamW's does.
         lr_schedule: after the warm-up, constant or down to zero at the last step.
@@ -36,6 +43,16 @@ class RecoveryConfig:
         accumulation: micro-batches per optimizer step.
         gradient_checkpointing: compute activations again in the backward pass instead of keeping them, which takes
             longer and less memory.
+        weight_precision: of the weights that train: float32, or bf16 with stochastic rounding (adamw and adamw8bit),
+            which halves weights and gradients.
+        offload: what stays on the CPU: ema, the moving average, which follows from there; teacher, whose blocks visit
+            the device one at a time.
+        freeze: glob patterns over names of parameters that do not train.
+        memory: given takes these settings as they are; auto changes offload, gradient_checkpointing and accumulation,
+            which change no result, until the recovery fits on the device.
+        lora: options of training low-rank factors in the place of the weights.
+        parallel: how weights lie on the processes of a launcher: ddp keeps all in each; fsdp a shard of each, of its
+            average and of its moments (torch's fully_shard); hsdp does so on every node.
         mixed_precision: no, bf16 or fp16; auto is bf16 on GPUs that compute in it, else no.
         dropout: probability of every dropout layer; None leaves the model's own.
         label_dropout: how often a class label or a caption is replaced by none, where the model knows none.
@@ -72,6 +89,12 @@ class RecoveryConfig:
     ema_decay: Annotated[float, from_to_below(0, 1)] = 0.9999
     accumulation: Count = 1
     gradient_checkpointing: bool = False
+    weight_precision: WeightPrecision = "float32"
+    offload: tuple[Offloaded, ...] = ()
+    freeze: tuple[str, ...] = ()
+    memory: Memory = "given"
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    parallel: Parallelism = "ddp"
     mixed_precision: Precision = "auto"
     dropout: Annotated[float, within(0, 1)] | None = None
     label_dropout: Annotated[float, within(0, 1)] = 0.1

@@ -1,9 +1,15 @@
 """Exponential moving average of a model's weights."""
 
+from __future__ import annotations
+
 import copy
 
 import torch
 from torch import Tensor, nn
+
+from ..models.jacobian import exact
+from .rounding import local
+from .shards import replace_parameters
 
 
 def warm_decay(decay: float, step: int) -> float:
@@ -16,11 +22,28 @@ def warm_decay(decay: float, step: int) -> float:
 
 
 class Ema:
-    """Running average of a model, a `model` of its own in eval mode, with the same `requires_grad` flags."""
+    """Running average of a model, a `model` of its own in eval mode, with the same `requires_grad` flags.
 
-    def __init__(self, model: nn.Module, decay: float = 0.9999) -> None:
-        self.model = copy.deepcopy(model).eval()
+    It is kept in float32 at least, on the model's device or on another. Weights that do not train are the model's own
+    until `apart`.
+    """
+
+    def __init__(self, model: nn.Module, decay: float = 0.9999, device: torch.device | None = None) -> None:
+        frozen = [each for each in model.parameters() if not each.requires_grad and each.dtype == exact(each).dtype]
+        shared = {id(each): each for each in frozen if device in (None, each.device)}
+        self.model = copy.deepcopy(model, shared).eval()
         self.decay = decay
+        for own in self.model.parameters():
+            own.data = exact(own.data).to(device or own.device)
+        for buffer in self.model.buffers():
+            buffer.data = buffer.data.to(device or buffer.device)
+
+    @classmethod
+    def of(cls, average: nn.Module, decay: float) -> Ema:
+        """The running average that the weights of `average` are already."""
+        ema = cls.__new__(cls)
+        ema.model, ema.decay = average, decay
+        return ema
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
@@ -28,8 +51,17 @@ class Ema:
 
         Counted from when units last left the model, it forgets the weights of before, which were another network's.
         """
-        ours: list[Tensor] = list(self.model.parameters())
-        theirs: list[Tensor] = list(model.parameters())
+        pairs = zip(self.model.parameters(), model.parameters(), strict=True)
+        trained = [(local(ours), local(theirs)) for ours, theirs in pairs if ours is not theirs]
+        ours: list[Tensor] = [mine for mine, _ in trained]
+        theirs: list[Tensor] = [other.to(mine.device, mine.dtype) for mine, other in trained]
         torch._foreach_lerp_(ours, theirs, 1 - warm_decay(self.decay, step))
         for mine, other in zip(self.model.buffers(), model.buffers(), strict=True):
             mine.copy_(other)
+
+    def apart(self) -> None:
+        """Give the average weights of its own where it has the model's."""
+        frozen = {name for name, parameter in self.model.named_parameters() if not parameter.requires_grad}
+        replace_parameters(
+            self.model, lambda name, parameter: parameter.detach().clone() if name in frozen else parameter.detach()
+        )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..base.rules import above, check_fields
+from ..models.jacobian import exact
 
 FLOOR = 1e-8  # of the variance that is divided by: a state that is all but constant
 
@@ -35,12 +36,15 @@ class FeaturesConfig:
 
 
 def feature_mismatch(student: Tensor, teacher: Tensor, massive: float | None = None) -> Tensor:
-    """Mean squared difference of two hidden states over the variance of the teacher's, a pure number.
+    """Squared difference of two hidden states (B, ...) over the variance of the teacher's, averaged over the samples.
 
-    Where `massive` is given, entries with |teacher - mean| > massive x standard deviation count in neither.
+    A pure number, and the same however a batch is shared out, since every sample has its own mean and variance. Where
+    `massive` is given, entries with |teacher - mean| > massive x standard deviation count in neither.
     """
-    student, teacher = student.float(), teacher.float()
-    mean, deviation = teacher.mean(), teacher.std()
-    kept = torch.ones_like(teacher) if massive is None else ((teacher - mean).abs() <= massive * deviation).float()
-    spread = (kept * (teacher - mean).square()).sum()
-    return (kept * (student - teacher).square()).sum() / spread.clamp_min(FLOOR * teacher.numel())
+    student, teacher = exact(student).flatten(1), exact(teacher).flatten(1)
+    mean, deviation = teacher.mean(1, keepdim=True), teacher.std(1, keepdim=True)
+    kept = torch.ones_like(teacher)
+    if massive is not None:
+        kept = ((teacher - mean).abs() <= massive * deviation).to(teacher.dtype)
+    spread = (kept * (teacher - mean).square()).sum(1)
+    return ((kept * (student - teacher).square()).sum(1) / spread.clamp_min(FLOOR * teacher.shape[1])).mean()

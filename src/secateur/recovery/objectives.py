@@ -291,9 +291,9 @@ def _compared(prediction: Tensor, taught: Tensor, target: Tensor | None) -> Term
 
 def _shares(count: int, every_n: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Indices of every n-th sample, and of the others."""
-    indices = torch.arange(count, device=device)
-    chosen = indices % every_n == 0
-    return indices[chosen], indices[~chosen]
+    chosen = [place for place in range(count) if place % every_n == 0]
+    others = [place for place in range(count) if place % every_n]
+    return torch.tensor(chosen, device=device), torch.tensor(others, dtype=torch.int64, device=device)
 
 
 def _squared_error(output: Tensor, goal: Tensor) -> Tensor:

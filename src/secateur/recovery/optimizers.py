@@ -1,4 +1,4 @@
-"""The optimizers of recovery: AdamW, and Muon for matrices with AdamW for the rest."""
+"""The optimizers of recovery: AdamW, ones that remember less, and Muon for matrices with AdamW for the rest."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
 from .config import RecoveryConfig
+from .rounding import RoundedAdamW
+from .shards import shard_like, whole
 
 HIGHEST = "highest_lr"  # of a group of parameters: its learning rate where the schedule is at 1
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024
@@ -21,11 +23,18 @@ STEPS, EPS = 5, 1e-7
 def build_optimizer(config: RecoveryConfig, model: nn.Module) -> Optimizer:
     """The optimizer that `config` names over the parameters of `model` that need gradients."""
     named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    group = {"params": list(named.values()), HIGHEST: config.learning_rate}
+    rate, decay, rounds = config.learning_rate, config.weight_decay, config.weight_precision == "bf16"
     if config.optimizer == "adamw":
-        group = {"params": list(named.values()), HIGHEST: config.learning_rate}
-        return torch.optim.AdamW(
-            [group], config.learning_rate, config.betas, weight_decay=config.weight_decay, fused=True
-        )
+        if rounds:
+            return RoundedAdamW([group], rate, config.betas, decay)
+        return torch.optim.AdamW([group], rate, config.betas, weight_decay=decay, fused=True)
+    if config.optimizer == "adamw8bit":
+        from torchao.optim import AdamW8bit
+
+        return AdamW8bit([group], rate, config.betas, weight_decay=decay, bf16_stochastic_round=rounds)
+    if config.optimizer == "adafactor":
+        return torch.optim.Adafactor([group], rate, weight_decay=decay)
     matrices = [parameter for name, parameter in named.items() if is_matrix(name, parameter)]
     rest = [parameter for name, parameter in named.items() if not is_matrix(name, parameter)]
     return Muon(matrices, rest, config.muon_learning_rate, config.learning_rate, config.betas, config.weight_decay)
@@ -34,7 +43,11 @@ def build_optimizer(config: RecoveryConfig, model: nn.Module) -> Optimizer:
 def set_learning_rate(optimizer: Optimizer, rate_at: Callable[[float], float]) -> None:
     """Give each group `rate_at(highest)` of its own highest learning rate."""
     for group in optimizer.param_groups:
-        group["lr"] = rate_at(group[HIGHEST])
+        rate = rate_at(group[HIGHEST])
+        if isinstance(group["lr"], Tensor):  # torchao's, whose compiled step reads it
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def is_matrix(name: str, parameter: Tensor) -> bool:
@@ -46,7 +59,8 @@ class Muon(Optimizer):
     """Muon (Jordan et al. 2024) for matrices, which moves along orthogonalized momentum, and AdamW for the rest.
 
     A convolution counts as the matrix (out, in x height x width). The update of an (out, rest) matrix is scaled by
-    sqrt(max(1, out / rest)), so that it changes outputs alike whatever the shape. Matrices do not decay.
+    sqrt(max(1, out / rest)), so that it changes outputs alike whatever the shape. Matrices do not decay. Those in
+    shards are made whole for it, by every process.
     """
 
     def __init__(
@@ -78,16 +92,17 @@ class Muon(Optimizer):
     def _orthogonal_step(self, gradient_of: dict[Tensor, Tensor], lr: float, momentum: float) -> None:
         alike: dict[tuple[torch.Size, torch.device], list[Tensor]] = {}  # stacked, since many are small
         for parameter in gradient_of:
-            alike.setdefault((parameter.flatten(1).shape, parameter.device), []).append(parameter)
+            out = len(parameter)
+            alike.setdefault((torch.Size((out, parameter.numel() // out)), parameter.device), []).append(parameter)
         for ((out, rest), _), group in alike.items():
             buffers = [self._buffer(parameter) for parameter in group]
             gradients = [gradient_of[parameter] for parameter in group]
             torch._foreach_lerp_(buffers, gradients, 1 - momentum)
             nesterov = torch._foreach_lerp(gradients, buffers, momentum)
-            matrices_NOR = torch.stack([update.flatten(1) for update in nesterov])
+            matrices_NOR = torch.stack([whole(update).flatten(1) for update in nesterov])
             updates = orthogonalized(matrices_NOR).mul_(-lr * max(1.0, out / rest) ** 0.5)
             for parameter, update in zip(group, updates, strict=True):
-                parameter.add_(update.view_as(parameter))
+                parameter.add_(shard_like(update.view(parameter.shape), parameter))
 
     def _buffer(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
 import torch
-import torch.distributed
 from diffusers.training_utils import EMAModel
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from ..base.distributed import from_main
 from ..base.errors import TrainingError
 from ..base.settings import as_json, differing, say_differing
 from ..io.manifest import note_step
@@ -88,6 +88,7 @@ class AttachedPruner:
     Attributes:
         pruner: decides.
         model: the network, without what wraps it for several processes or mixed precision.
+        runs: what runs under the masks: the network, or the one over its shards.
         optimizer: its state is cut as the parameters are; any that keeps tensors of a parameter's shape.
         average: the moving average of the model, if there is one.
         steps: calls of `step` so far.
@@ -102,6 +103,7 @@ class AttachedPruner:
         self.model = network_of(model)
         if any(isinstance(parameter, DTensor) for parameter in self.model.parameters()):
             raise TrainingError("the model is sharded, and units cannot leave shards; prune it before it is sharded")
+        self.runs = self.model
         self.steps = 0
         self.cuts: list[dict[str, Any]] = []
         self.records: list[dict[str, Any]] = []
@@ -116,7 +118,7 @@ class AttachedPruner:
     @property
     def masks(self) -> dict[str, torch.Tensor]:
         """The soft masks that the model runs under, by dim or block."""
-        device = device_of(self.model)
+        device = device_of(self.runs)
         return {name: torch.tensor(values, device=device) for name, values in self._memory.get("masks", {}).items()}
 
     @property
@@ -133,7 +135,7 @@ class AttachedPruner:
         """
         cuts = len(self.cuts)
         if self.due:
-            self._follow(self._decision())
+            self._follow(from_main(self._decide))
         self.steps += 1
         return len(self.cuts) > cuts
 
@@ -164,22 +166,17 @@ class AttachedPruner:
         """Let the model run under the masks that were decided last."""
         self.take_masks_off()
         if masks := self.masks:
-            self._hooks.enter_context(masked(self.model, describe(self.model), masks))
+            self._hooks.enter_context(masked(self.runs, describe(self.model), masks))
+
+    def run_masks_on(self, network: nn.Module) -> None:
+        """Let `network`, which has the modules of the model, run under the masks."""
+        self.take_masks_off()
+        self.runs = network
+        self.put_masks_on()
 
     def take_masks_off(self) -> None:
         """Let the model run without masks."""
         self._hooks.close()
-
-    def _decision(self) -> Decision:
-        shared: list[Any] = [None]
-        several = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
-        if not several or torch.distributed.get_rank() == 0:
-            shared = [self._decide()]
-        if several:
-            torch.distributed.broadcast_object_list(shared)
-        (decision,) = shared
-        assert isinstance(decision, Decision)
-        return decision
 
     def _decide(self) -> Decision:
         with in_full_precision(self.model), self._under_masks() as average:

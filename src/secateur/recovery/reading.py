@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base.console import note
+from ..base.devices import in_float64, where_float64
 from ..base.distributed import process_count, process_index
 from ..base.errors import TrainingError
 from ..models.conditions import Conditions
@@ -102,12 +103,13 @@ def errors_of(student: nn.Module, book: Book, batch_size: int) -> Tensor:
     This process's share of it: sums of squares and numbers of values, (2, 2) float64, the held out ones last.
     """
     device, count = device_of(network_of(student)), min(book.held_out_rows.count, book.num_tuples)
-    sums = torch.zeros(2, 2, dtype=torch.float64, device=device)
+    count -= count % process_count()  # passes of a student in shards are everybody's
+    sums = torch.zeros(2, 2, dtype=torch.float64, device=where_float64(device))
     with inference(student):
         for numbers in torch.arange(process_index(), count, process_count()).split(batch_size):
             for place, read in enumerate((book.read, book.read_held_out)):
                 draw = read(numbers.tolist()).to(device)
                 x_t = book.tuples.process.add_noise(draw.sample, draw.noise, draw.timesteps)
-                error = (predict(student, *at(x_t, draw)) - book.output(x_t, draw)).double().square()
+                error = in_float64(predict(student, *at(x_t, draw)) - book.output(x_t, draw)).square()
                 sums[place] += torch.stack([error.sum(), error.new_tensor(float(error.numel()))])
     return sums

@@ -16,6 +16,7 @@ from ..io.manifest import apply_cut
 from ..models.registry import describe
 from ..structure import Cut, Structure, kept_entries, name_after, rescaling
 from .averages import Average, module_of
+from .quantized import is_quantized, plain, quantized
 
 # State that grows with the square of the gradient, by the names that torch's optimizers give it.
 SQUARES = frozenset({"exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "row_var", "col_var", "variance"})
@@ -52,8 +53,8 @@ def cut_in_training(
     """Apply `cut` to `model`, to the state of `optimizer` and to `average`, in place.
 
     What stays keeps its state. A weight that removal multiplies by c has a gradient 1 / c as large, and so has what the
-    optimizer remembers of it. State of a parameter that lost entries starts anew where its shape says nothing of them,
-    as that of quantized optimizers does. Parameters may be tied, and `optimizer` may hold others than the model's.
+    optimizer remembers of it. 8-bit state is quantized anew, and state of a parameter that lost entries starts anew
+    where its shape says nothing of them. Parameters may be tied, and `optimizer` may hold others than the model's.
     """
     structure = describe(model)
     names = _names(model)
@@ -124,14 +125,16 @@ def _cut_state(state: Mapping[str, Any], parameter: Tensor, slicing: Slicing) ->
     cut = {}
     for name, value in state.items():
         if isinstance(value, Tensor) and value.numel() > 1:
-            if not _follows(value, parameter):
+            values = plain(value)
+            if not follows(values, parameter):
                 return None
-            value = slicing(value) / (slicing.factor**2 if name in SQUARES else slicing.factor)
+            values = slicing(values) / (slicing.factor**2 if name in SQUARES else slicing.factor)
+            value = quantized(values, name not in SQUARES) if is_quantized(value) else values
         cut[name] = value
     return cut
 
 
-def _follows(value: Tensor, parameter: Tensor) -> bool:
+def follows(value: Tensor, parameter: Tensor) -> bool:
     """Whether each axis of `value` is the parameter's, or a mean over it, in a plain tensor."""
     sizes = zip(value.shape, parameter.shape, strict=False)
     return type(value) is Tensor and value.ndim == parameter.ndim and all(one in (1, other) for one, other in sizes)

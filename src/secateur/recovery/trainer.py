@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
-from functools import cached_property, partial
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -17,27 +16,34 @@ from torch import nn
 
 from ..base.console import Advance, note, progress
 from ..base.devices import peak_memory, watch_peak_memory
-from ..base.errors import TrainingError, is_out_of_memory
+from ..base.errors import TrainingError, first_line, is_lost_peer, is_out_of_memory
 from ..base.interrupts import deferred_interrupt
 from ..base.seeds import Purpose, torch_seed
 from ..data import ImageDataset
-from ..data.conditions import accepts, check_conditions, disable_label_dropout, null_conditions
+from ..data.conditions import accepts, check_conditions, null_conditions
+from ..models.jacobian import exact
 from ..models.network import device_of
 from ..process.base import Process
 from ..teacher import Book, Draw, Teacher
 from .accelerator import log_images, make_accelerator, own_accelerate
-from .balance import norm, summed_gradient
+from .agreement import check_folder, check_step
 from .checkpoints import TrainingState, newest_checkpoint, restore_checkpoint, save_checkpoint
 from .config import RecoveryConfig, learning_rate_at
 from .draws import draw_step
 from .ema import Ema
 from .log import append_record, cut_log, means, seen
+from .lora import save_lora
+from .memory import affordable
 from .objectives import JACOBIAN, Objective, Terms, build_objective
 from .optimizers import build_optimizer, set_learning_rate
+from .parallel import Parallel, Replicated, Sharded
 from .prefetch import prefetched
 from .pruner import AttachedPruner, Pruner
 from .reading import errors_due, errors_of, note_overfitting, read_step
 from .recomputing import recomputing
+from .shards import whole
+from .student import make_ready, merge, silence_dropout
+from .taken import Taken
 
 BALANCED_STEPS = 10  # steps with a Jacobian term over which its automatic weight is found
 NORM = "grad_norm_"  # and the term: its gradient norm, in the log
@@ -80,11 +86,16 @@ def recover(
     """
     folder = Path(folder)
     objective = build_objective(config, teacher)
+    if config.lora.rank and pruner is not None:
+        raise TrainingError(
+            "units cannot leave weights that LoRA wraps; prune in one shot before, or train the weights"
+        )
     taught_by = teacher if objective.needs_teacher else None
     check_conditions(model, dataset)
     try:
         with own_accelerate():
             accelerator = make_accelerator(config, folder, device_of(model))
+            config = affordable(model, taught_by, process, config, accelerator.device)
             watch_peak_memory(accelerator.device)
             devices = [accelerator.device] if accelerator.device.type == "cuda" else []
             with torch.random.fork_rng(devices):
@@ -92,54 +103,17 @@ def recover(
                     accelerator, model, process, dataset, config, folder, objective, taught_by, pruner, validate
                 ).finish()
     except RuntimeError as error:
+        if is_lost_peer(error):
+            raise TrainingError(
+                f"another process is gone or does not answer ({first_line(error)}); what it says comes first. "
+                "Run again to go on from the newest checkpoint"
+            ) from error
         if not is_out_of_memory(error):
             raise
         raise TrainingError(
             f"out of memory at batch size {config.batch_size}, accumulation {config.accumulation}; "
             "raise the accumulation and run again, or lower the batch size in another folder"
         ) from error
-
-
-@dataclass(frozen=True)
-class _Taken:
-    """A step that was taken, with numbers that may still be on their way from the device.
-
-    Attributes:
-        step: how many steps were done with it.
-        weights: of the terms.
-        values: the terms, the gradient's norm and the number of interrupted processes, in a row.
-        arrived: when the device has copied `values`; None where they are there.
-        record: what else the log says of it.
-    """
-
-    step: int
-    weights: Mapping[str, float]
-    values: torch.Tensor
-    arrived: torch.cuda.Event | None
-    record: dict[str, float]
-
-    @cached_property
-    def _numbers(self) -> list[float]:
-        if self.arrived is not None:
-            self.arrived.synchronize()
-        return self.values.tolist()
-
-    @property
-    def terms(self) -> dict[str, float]:
-        return dict(zip(self.weights, self._numbers[:-2], strict=True))
-
-    @property
-    def loss(self) -> float:
-        return sum(self.weights[name] * value for name, value in self.terms.items())
-
-    @property
-    def grad_norm(self) -> float:
-        return self._numbers[-2]
-
-    @property
-    def interrupted(self) -> bool:
-        """Whether some process was."""
-        return self._numbers[-1] > 0
 
 
 class _Run:
@@ -165,66 +139,69 @@ class _Run:
         self.settings = asdict(config) | {
             "mixed_precision": accelerator.mixed_precision,
             "data": f"{dataset.name}, {len(dataset)} images {tuple(dataset.shape)}",
-            "num_processes": accelerator.num_processes,  # dropout differs by it
             "pruner": pruner and pruner.settings(),
             "book": teacher.fingerprint if isinstance(teacher, Book) else None,
         }
         self.dtype = _shared_dtype(model)
-        model.float().to(accelerator.device).train()
-        ema = Ema(model, config.ema_decay)
-        self._prepare_student(model)
+        self.null, self.accepts = null_conditions(model, dataset), accepts(model)
+        torch.manual_seed(torch_seed(config.seed, Purpose.FACTORS))
+        self.trained = make_ready(
+            model, config, accelerator.device if config.parallel == "ddp" else torch.device("cpu")
+        )
+        self.exact = exact(next(model.parameters())).dtype
+        away = torch.device("cpu") if "ema" in config.offload else None
+        ema = Ema(model, config.ema_decay, away)
+        silence_dropout(model, config)
         optimizer = build_optimizer(config, model)
-        self.student, self.optimizer = model, optimizer
-        self.teacher, self.network, self.teacher_mode = teacher, None, False
-        if isinstance(teacher, nn.Module):
-            self.teacher_mode = teacher.training
-            self.teacher = self.network = accelerator.prepare_model(teacher.eval(), evaluation_mode=True)
         pruning = None if pruner is None else AttachedPruner(pruner, model, optimizer, ema)
         self.state = TrainingState(model, ema, optimizer, accelerator.scaler, pruning=pruning)
-
-    def _prepare_student(self, model: nn.Module) -> None:
-        self.null, self.accepts = null_conditions(model, self.dataset), accepts(model)
-        disable_label_dropout(model)
-        if self.config.dropout is not None:
-            for module in model.modules():
-                if isinstance(module, nn.Dropout):
-                    module.p = self.config.dropout
+        self.teacher, self.teacher_mode = teacher, isinstance(teacher, nn.Module) and teacher.training
+        if isinstance(teacher, nn.Module):
+            teacher.eval()
+        twice = objective.differentiates_twice
+        self.parallel: Parallel
+        if config.parallel == "ddp":
+            self.parallel = Replicated(accelerator, self.state, teacher, config)
+        else:
+            self.parallel = Sharded(accelerator, self.state, teacher, config, twice)
 
     def finish(self) -> nn.Module:
         """Run the steps that are left, all of them without a checkpoint, and return the moving average."""
         try:
+            check_folder(self.accelerator, self.folder)
             restore_checkpoint(self.folder, self.state, self.settings)
-            self._agree()
-            # After the restoration: a wrapper for several processes must know the parameters of a model that was cut.
-            self.student, self.optimizer = self.accelerator.prepare(self.state.model, self.state.optimizer)
+            check_step(self.accelerator, self.folder, self.state.step)
             with recomputing(self.state.model, self.config.gradient_checkpointing):
+                self.parallel.spread()  # after the restoration, which may have cut the model
                 self._train()
+                self.parallel.gather()
             for tracker in self.accelerator.trackers:  # end_training would end the process group too
                 tracker.finish()
+            self._merge_average()
         finally:
             if self.state.pruning is not None:
                 self.state.pruning.take_masks_off()
-            for wrapped in (self.student, self.network):
-                if wrapped is not None:  # take the mixed precision off again
-                    self.accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
-            if self.network is not None:
-                self.network.train(self.teacher_mode)
-        return nn.Module.to(self.state.ema.model, self.dtype)  # past diffusers' warning, for a CPU in half precision
+            self.parallel.end()
+            if self.config.lora.rank:
+                merge(self.state.model, self.trained)
+            if isinstance(self.teacher, nn.Module):
+                self.teacher.train(self.teacher_mode)
+        for module in (self.state.model, self.state.ema.model):
+            nn.Module.to(module, self.accelerator.device)
+        return nn.Module.to(self.state.ema.model, self.dtype)
 
-    def _agree(self) -> None:
-        """Check that all processes resume from the same step; they do not if they see different folders."""
-        own = torch.tensor([self.state.step], device=self.accelerator.device)
-        steps = self.accelerator.gather(own).tolist()
-        if len(set(steps)) > 1:
-            found = ", ".join(f"process {rank} {step}" for rank, step in enumerate(steps))
-            raise TrainingError(
-                f"the processes find different checkpoints in {self.folder} ({found}); let all see the same folder"
-            )
+    def _merge_average(self) -> None:
+        average = self.state.ema
+        average.apart()
+        if not self.config.lora.rank:
+            return
+        if self.config.lora.keep and self.accelerator.is_main_process:
+            save_lora(average.model, self.folder / "lora.safetensors")
+        merge(average.model, self.trained)
 
     def _train(self) -> None:
         main = self.accelerator.is_main_process
         if main:
-            self.folder.mkdir(parents=True, exist_ok=True)
             cut_log(self.folder / "log.jsonl", self.state.step)
             cut_log(self.folder / "stages.jsonl", self.state.step - 1)  # what was decided at this step comes again
         if self.objective.differentiates_twice and self.state.step < self.config.steps:
@@ -232,7 +209,7 @@ class _Run:
         steps = range(self.state.step, self.config.steps)
         bar = progress("recovery", self.config.steps, self.state.step) if main else nullcontext(_silent)
         with bar as advance, prefetched(self._draw, steps) as batches, deferred_interrupt() as interrupted:
-            unread: list[_Taken] = []
+            unread: list[Taken] = []
             self.clock = time.perf_counter()
             for draws in batches:
                 decided = self.state.pruning is not None and self._prune(self.state.pruning)
@@ -281,33 +258,31 @@ class _Run:
     def _prune(self, pruning: AttachedPruner) -> bool:
         """Let the pruner do what is due before this step; whether anything was."""
         begun, due = time.perf_counter(), pruning.due
-        if pruning.step():
-            state, accelerator = self.state, self.accelerator
-            # Before the cut the student was little else than its teacher.
-            state.jacobian_scale, state.balanced = 1.0, 0
-            accelerator.unwrap_model(self.student, keep_fp32_wrapper=False)
-            if accelerator.num_processes > 1:
-                accelerator.free_memory()  # the old wrapper would keep what left
-                self.optimizer = accelerator.prepare_optimizer(state.optimizer)
-            self.student = accelerator.prepare_model(state.model)
+        if due:
+            self.parallel.gather()
+        changed = pruning.step()
+        if changed:  # before the cut the student was little else than its teacher
+            self.state.jacobian_scale, self.state.balanced = 1.0, 0
+        if due:
+            self.parallel.spread(changed)
         if due and self.accelerator.is_main_process:
             seconds = round(time.perf_counter() - begun, 3)
             append_record(self.folder / "stages.jsonl", {**pruning.records[-1], "seconds": seconds})
         return due
 
-    def _step(self, draws: list[Draw], interrupted: bool) -> _Taken:
+    def _step(self, draws: list[Draw], interrupted: bool) -> Taken:
         """One optimizer step."""
         state, accelerator = self.state, self.accelerator
         set_learning_rate(state.optimizer, partial(learning_rate_at, self.config, state.step))
         objective = self.objective.at(state.step).scaled(state.jacobian_scale)
-        with objective.layers(self.student, self.teacher):
+        with objective.layers(self.parallel.student, self.parallel.teacher):
             norms, objective = self._measure(draws, objective)
             sums = self._accumulate(draws, objective)
         stopped = torch.tensor(float(interrupted), device=accelerator.device)
         *terms, stopped = accelerator.reduce(torch.stack([*sums.values(), stopped]), "mean").unbind()
         limit = math.inf if self.config.clip is None else self.config.clip
-        grad_norm = accelerator.clip_grad_norm_(state.model.parameters(), limit)
-        values = torch.stack([*terms, grad_norm.float(), stopped])
+        grad_norm = whole(accelerator.clip_grad_norm_(self.parallel.student.parameters(), limit))
+        values = torch.stack([*terms, exact(grad_norm), stopped])
         arrived = None
         if accelerator.device.type == "cuda":
             values = values.to("cpu", non_blocking=True)
@@ -317,12 +292,13 @@ class _Run:
         if self.objective.balances:
             record[WEIGHT] = self.objective.weights[JACOBIAN] * state.jacobian_scale
         weights = {name: objective.weights[name] for name in sums}
-        taken = _Taken(state.step + 1, weights, values, arrived, record)
+        taken = Taken(state.step + 1, weights, values, arrived, record)
         if not self.lags:
             self._check(taken)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        state.ema.update(state.model, state.since_cut)
+        torch.manual_seed(torch_seed(self.config.seed, Purpose.ROUNDING, step=state.step))  # alike in all replicas
+        self.parallel.optimizer.step()
+        self.parallel.optimizer.zero_grad()
+        self.parallel.average.update(self.parallel.student, state.since_cut)
         state.step += 1
         if isinstance(self.teacher, Book):
             record |= self._book_errors(self.teacher)
@@ -332,13 +308,14 @@ class _Run:
         """The error on tuples that were learned from and on others, when that is due."""
         if not errors_due(book, self.state.step, self.config.steps):
             return {}
-        sums = self.accelerator.reduce(errors_of(self.student, book, self.config.batch_size), "sum")
+        sums = self.accelerator.reduce(errors_of(self.parallel.student, book, self.config.batch_size), "sum")
+        self.parallel.passes_done()
         read, held_out = (sums[:, 0] / sums[:, 1]).tolist()
         if self.state.step == self.config.steps and self.accelerator.is_main_process:
             note_overfitting(read, held_out)
         return {READ: read, HELD_OUT: held_out}
 
-    def _check(self, taken: _Taken) -> None:
+    def _check(self, taken: Taken) -> None:
         # In fp16 the scaler skips steps whose gradients overflow.
         if math.isfinite(taken.loss) and (self.state.scaler is not None or math.isfinite(taken.grad_norm)):
             return
@@ -354,11 +331,12 @@ class _Run:
         sums: dict[str, torch.Tensor] = {}
         for number, draw in enumerate(draws):
             last = number == len(draws) - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.student):
+            with nullcontext() if last else self.parallel.accumulating():
                 terms = self._terms(objective, draw, number)
                 self.accelerator.backward(objective.loss(terms) / len(draws))
+            self.parallel.passes_done()
             for name, value in terms.items():
-                sums[name] = sums.get(name, 0) + value.detach().float() / len(draws)
+                sums[name] = sums.get(name, 0) + exact(value.detach()) / len(draws)
         return sums
 
     def _terms(self, objective: Objective, draw: Draw, number: int) -> Terms:
@@ -366,8 +344,9 @@ class _Run:
         # Dropout layers draw from the global generator, each share its own masks.
         rank, step = self.accelerator.process_index, self.state.step
         torch.manual_seed(torch_seed(self.config.seed, Purpose.DROPOUT, step=step, index=rank, part=number))
-        moved = draw.to(self.accelerator.device)
-        return objective.terms(self.student, self.teacher, self.process, moved, objective.jacobian)
+        moved = draw.to(self.accelerator.device, self.exact)
+        student, teacher = self.parallel.student, self.parallel.teacher
+        return objective.terms(student, teacher, self.process, moved, objective.jacobian)
 
     def _measure(self, draws: list[Draw], objective: Objective) -> tuple[dict[str, float], Objective]:
         """Gradient norms of the terms over the whole batch when they are due, and the balanced objective.
@@ -391,7 +370,6 @@ class _Run:
 
     def _gradient_norm(self, draws: list[Draw], objective: Objective, names: list[str]) -> float:
         """Norm of the gradient of the weighted terms of these `names`, over all micro-batches of all processes."""
-        trained = [parameter for parameter in self.state.model.parameters() if parameter.requires_grad]
         scale = self.state.scaler.get_scale() if self.state.scaler else 1.0  # in float16 small gradients vanish
 
         def values() -> Iterator[torch.Tensor]:
@@ -399,9 +377,7 @@ class _Run:
                 terms = self._terms(objective, draw, number)
                 yield objective.loss({name: terms[name] for name in names}) * (scale / len(draws))
 
-        with self.accelerator.no_sync(self.student):
-            gradient = summed_gradient(values(), trained)
-        return norm(cast(list[torch.Tensor], self.accelerator.reduce(gradient, "mean"))) / scale
+        return self.parallel.gradient_norm(values()) / scale
 
     def _norms_due(self) -> bool:
         """Whether gradient norms are to be measured: at every n-th step, or at the next that has the Jacobian term."""
@@ -409,7 +385,7 @@ class _Run:
         apart = self.objective.jacobian.every_n if self.objective.differentiates_twice else 1
         return every > 0 and done % apart == 0 and done // every > (done - apart) // every
 
-    def _read(self, taken: _Taken, decided: bool, advance: Advance) -> bool:
+    def _read(self, taken: Taken, decided: bool, advance: Advance) -> bool:
         """Check, log and keep a step that was taken, when it is time; whether some process was interrupted in it.
 
         A line of the log holds the means over the steps since the last one, so that nothing goes unseen.
@@ -436,8 +412,10 @@ class _Run:
         return decided or step % self.config.checkpoint_every == 0 or step == self.config.steps
 
     def _checkpoint(self) -> None:
-        if self.accelerator.is_main_process:
-            save_checkpoint(self.folder, self.state, self.settings)
+        main = self.accelerator.is_main_process
+        with self.parallel.whole(keep=main):
+            if main:
+                save_checkpoint(self.folder, self.state, self.settings)
 
 
 def computes_behind(device: torch.device) -> bool:

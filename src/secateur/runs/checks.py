@@ -20,6 +20,7 @@ from ..recovery import RecoveryConfig
 from ..recovery.accelerator import check_accelerator
 from ..recovery.objectives import build_objective
 from ..recovery.recomputing import check_recomputing
+from ..recovery.student import check_student
 from ..results import CutResult, Ranking
 from ..schedules import (
     AdaptiveConfig,
@@ -157,6 +158,7 @@ def check_recovery(
     """
     build_objective(recovery, teacher)
     check_accelerator(recovery, device_of(model))
+    check_student(model, recovery)
     if recovery.gradient_checkpointing:
         check_recomputing(model)
     mirrored = recovery.horizontal_flip and isinstance(dataset, LatentDataset)

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from ..base.console import say
-from ..base.distributed import process_count, wait_for_everyone
-from ..base.errors import DataError, ModelError, SecateurError
+from ..base.distributed import wait_for_everyone
+from ..base.errors import DataError, ModelError
 from ..base.fingerprint import model_fingerprint
 from ..criteria import criterion_named
 from ..data import EncodedDataset, ImageDataset, LatentDataset, load_data
 from ..data.autoencoder import latent_space
 from ..data.classes import numbered
-from ..data.encode import encode, encoded_when_read, open_encoded, sizes, whole
+from ..data.encode import encode, encoded_when_read, open_encoded, sizes, whole, with_null
 from ..data.generated import DecodedDataset, GeneratedDataset, draw_samples, is_generated, open_generated
 from ..data.objects import ObjectDataset, as_batch, captions_of, open_objects
 from ..models.conditions import LABELS
@@ -71,19 +71,23 @@ def open_calibration(data: Any, subject: Subject, criterion: str) -> ImageDatase
 
 
 def encode_data(dataset: Encodable, subject: Subject) -> Encodable:
-    """The data with everything encoded that `open_data` said, which takes a while the first time.
+    """The data with everything encoded that `open_data` said, which takes a while the first time; processes share it.
 
     Raises:
-        SecateurError: as `encode`; several processes, of which only one may write.
+        SecateurError: as `encode`.
     """
     if (drawn := _drawn(dataset)) is not None:
         draw_samples(drawn)
         wait_for_everyone(subject.on_cpu)
-    if not isinstance(dataset, EncodedDataset) or whole(dataset):
+    if not isinstance(dataset, EncodedDataset):
         return dataset
-    if process_count() > 1:
-        raise SecateurError("the data is not encoded yet, which one process must do: run secateur encode first")
-    return encode(dataset, subject.loaded)
+    complete = whole(dataset)
+    wait_for_everyone(subject.on_cpu)  # nobody writes before all have looked
+    if complete:
+        return dataset
+    encoded = encode(dataset, subject.loaded)
+    wait_for_everyone(subject.on_cpu)  # each has encoded its part
+    return with_null(encoded)
 
 
 def _generated(data: str, subject: Subject) -> ImageDataset:

@@ -8,7 +8,6 @@ from typing import Any
 from typing_extensions import Unpack
 
 from ..base.console import shown
-from ..base.distributed import one_process
 from ..base.errors import SecateurError
 from ..base.rules import checked
 from ..data import EncodedDataset
@@ -27,8 +26,8 @@ def encode(
 ) -> EncodedDataset:
     """Encode images by a pipeline's VAE, and captions by its text encoders, once; what was encoded, as a data set.
 
-    The functions do this by themselves; before training in several processes it must be done. The cache is
-    $SECATEUR_CACHE, or secateur in the user's cache folder. Stopped, the same call goes on.
+    The functions do this by themselves. Several processes encode a part each. The cache is $SECATEUR_CACHE, or
+    secateur in the user's cache folder. Stopped, the same call goes on.
 
     Args:
         model: folder or hub id of a pipeline.
@@ -39,7 +38,6 @@ def encode(
     Raises:
         SecateurError: the model takes images as they are, or as `open_data`.
     """
-    one_process("encode")
     with shown(progress):
         subject = open_subject(model, **arguments)
         dataset = encode_data(open_data(data, subject), subject)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +14,17 @@ from ..criteria.criterion import Memory
 from ..criteria.memory import without_data, without_values
 from ..evaluation import EvaluationConfig
 from ..models.network import example_inputs
+from ..process.own import OwnObjective
 from ..recovery import RecoveryConfig
-from ..recovery.objectives import PROJECTING, TRAINING, build_objective
+from ..recovery.memory import recovery_memory
+from ..recovery.objectives import DENOISING, PROJECTING, TRAINING, build_objective
 from ..recovery.recomputing import recomputing
 from .subject import Subject
 from .timing import Work, price_of_compensation
 
 FLOAT = 4  # bytes; students, their gradients, the averages and AdamW's two moments are in float32
 OPTIMIZER, AVERAGE = 2, 1  # copies of the weights
+SAVING = ("optimizer", "weight_precision", "offload", "freeze", "lora", "parallel")  # options of recovery
 
 
 def peak_bytes(subject: Subject, work: Work, passes: Passes | None = None) -> dict[str, float]:
@@ -55,7 +59,15 @@ def peak_bytes(subject: Subject, work: Work, passes: Passes | None = None) -> di
 def _recovery(
     subject: Subject, work: Work, config: RecoveryConfig, passes: Passes, weights: float, activations: float
 ) -> float:
-    """A student with its gradients, optimizer and average; the teacher, where the objective asks one."""
+    """A student with its gradients, optimizer and average; the teacher, where the objective asks one.
+
+    With options that save memory it is counted in full (`recovery_memory`), for the size of the loaded model.
+    """
+    saves = any(getattr(config, name) != getattr(RecoveryConfig(), name) for name in SAVING)
+    asked = None if work.reads or work.book is not None else work.teacher or subject.model
+    if saves and not isinstance(subject.process, OwnObjective):
+        counted = replace(config, objective=DENOISING, weights={}) if asked is None else config
+        return float(recovery_memory(subject.model, asked, subject.process, counted, subject.device).total)
     objective = build_objective(config, work.teacher or subject.model)
     parameters = FLOAT * sum(parameter.numel() for parameter in subject.model.parameters())
     micro_batch = config.batch_size // config.accumulation

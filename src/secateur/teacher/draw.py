@@ -29,8 +29,14 @@ class Draw:
     normal: Callable[[int], Tensor]
     answers: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def to(self, device: torch.device) -> Draw:
-        return self._with(lambda value: value.to(device, non_blocking=device.type == "cuda"))
+    def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Draw:
+        """On `device`, and what has a fraction in `dtype` where that is the finer one."""
+
+        def moved(value: Tensor) -> Tensor:
+            finest = torch.promote_types(value.dtype, dtype) if value.is_floating_point() else value.dtype
+            return value.to(device, finest, non_blocking=device.type == "cuda")
+
+        return self._with(moved)
 
     def pinned(self) -> Draw:
         """In memory from which a GPU copies while it computes."""

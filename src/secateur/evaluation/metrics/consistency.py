@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...base.devices import in_float64
 from ...results.measured import Metric
 from ..measurement import OfPairs
 
@@ -53,7 +54,7 @@ def similarity(a_BCHW: Tensor, b_BCHW: Tensor, value_range: tuple[float, float])
 
 def _exact(x: Tensor) -> Tensor:
     """float64, on the CPU where the device has none."""
-    return (x.cpu() if x.device.type == "mps" else x).double()
+    return in_float64(x)
 
 
 def _blur(x_BCHW: Tensor, window: Tensor) -> Tensor:

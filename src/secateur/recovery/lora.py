@@ -1,0 +1,86 @@
+"""LoRA recovery (Hu et al. 2022, by peft): low-rank factors beside frozen weights train, then are merged into them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..base.errors import TrainingError
+from ..base.files import atomic_file
+from ..base.rules import above, at_least, check_fields
+
+ADAPTER = "recovery"
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Options of recovery by low-rank factors.
+
+    Attributes:
+        rank: of the factors; 0 trains the weights themselves.
+        alpha: the update is alpha / rank times the product of the factors; by default the rank.
+        targets: glob patterns over the names of linear layers and convolutions that get factors.
+        keep: also write the factors themselves, as a LoRA of the pruned model: recovery/lora.safetensors.
+    """
+
+    rank: Annotated[int, at_least(0)] = 0
+    alpha: Annotated[float, above(0)] | None = None
+    targets: tuple[str, ...] = ("*",)
+    keep: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields("lora", self)
+
+
+def check_lora(config: LoraConfig, model: nn.Module) -> list[str]:
+    """The layers of `model` that get factors.
+
+    Raises:
+        TrainingError: peft is not installed, or no layer matches.
+    """
+    if find_spec("peft") is None:
+        raise TrainingError("LoRA recovery needs peft; pip install 'secateur[lora]'")
+    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    found = [name for name in layers if any(fnmatchcase(name, pattern) for pattern in config.targets)]
+    if not found:
+        raise TrainingError(f"lora targets {', '.join(config.targets)} match no layer; there is {layers[0]}")
+    return found
+
+
+def add_lora(model: nn.Module, config: LoraConfig) -> None:
+    """Freeze `model` and put factors beside the layers that `config` names; nothing else trains."""
+    import peft
+
+    names = check_lora(config, model)
+    model.requires_grad_(False)
+    adapter = peft.LoraConfig(r=config.rank, lora_alpha=config.alpha or config.rank, target_modules=names)
+    peft.inject_adapter_in_model(adapter, model, ADAPTER)
+
+
+def merge_lora(model: nn.Module) -> None:
+    """Add the products of the factors to the weights, and take the factors off."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+    for name, layer in layers.items():
+        layer.merge()
+        holder, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(holder), attribute, layer.get_base_layer())
+    vars(model).pop("peft_config", None)
+
+
+def save_lora(model: nn.Module, path: Path) -> None:
+    """Write the factors in the names of diffusers' LoRA files, which a pipeline around the pruned model loads."""
+    from peft.utils import get_peft_model_state_dict
+
+    factors: dict[str, Tensor] = get_peft_model_state_dict(model, adapter_name=ADAPTER)
+    prefix = "unet" if "UNet" in type(model).__name__ else "transformer"
+    named: dict[str, Any] = {f"{prefix}.{name}": value.detach().cpu().contiguous() for name, value in factors.items()}
+    with atomic_file(path) as temporary:
+        save_file(named, temporary)

@@ -1,0 +1,243 @@
+"""How a run's weights lie on the processes of a launcher: a replica on each (DDP), or a shard of every weight (FSDP2).
+
+Both give a run the same things: a `student` to train, an average to move, and the whole model of the state where it is
+cut, written and returned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Protocol, cast
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.utils import get_total_norm
+from torch.utils.hooks import RemovableHandle
+
+from ..teacher import Teacher
+from .balance import norm, summed_gradient
+from .checkpoints import TrainingState
+from .config import RecoveryConfig
+from .ema import Ema
+from .offload import visiting
+from .shards import block_names, empty, exchange, fill, mesh_over, reshard, shard_like, sharded, whole
+
+
+class Parallel(Protocol):
+    """Weights of a run on its processes.
+
+    Attributes:
+        student: what passes run through.
+        teacher: what is asked.
+        optimizer: what steps.
+        average: the moving average of the student's weights.
+    """
+
+    student: nn.Module
+    teacher: nn.Module | Teacher | None
+    optimizer: Any
+    average: Ema
+
+    def spread(self, changed: bool = True) -> None:
+        """Go from the whole model of the state to the student; `changed` tells that its tensors are others."""
+        ...
+
+    def gather(self) -> None:
+        """Make model, average and optimizer of the state whole, in every process."""
+        ...
+
+    def whole(self, keep: bool) -> AbstractContextManager[None]:
+        """The same to look at, inside the block, in the processes that `keep` it."""
+        ...
+
+    def accumulating(self) -> AbstractContextManager[None]:
+        """For the passes of a micro-batch that is not the last."""
+        ...
+
+    def gradient_norm(self, values: Iterator[Tensor]) -> float:
+        """Length of the gradient of the sum of `values`, over all processes; no `.grad` changes."""
+        ...
+
+    def passes_done(self) -> None:
+        """Free what the last backward pass of a step left."""
+        ...
+
+    def end(self) -> None:
+        """Leave model and teacher as they were but for the weights."""
+        ...
+
+
+class Replicated:
+    """A replica in every process, or the only one."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        state: TrainingState,
+        teacher: nn.Module | Teacher | None,
+        config: RecoveryConfig,
+    ) -> None:
+        self.accelerator, self.state, self.teacher = accelerator, state, teacher
+        self.moves_average = "ema" in config.offload
+        self.visits: list[RemovableHandle] = []
+        self.student: nn.Module = state.model
+        self.optimizer: Any = state.optimizer
+        self.average = state.ema
+        if isinstance(teacher, nn.Module):
+            away = "teacher" in config.offload
+            if away:
+                blocks = [teacher.get_submodule(name) for name in block_names(teacher)]
+                self.visits = visiting(teacher, blocks, accelerator.device)
+            self.teacher = accelerator.prepare_model(teacher, device_placement=not away, evaluation_mode=True)
+
+    def spread(self, changed: bool = True) -> None:
+        if self.moves_average:
+            self.state.ema.model.cpu()
+        if not changed:
+            return
+        state, accelerator = self.state, self.accelerator
+        accelerator.unwrap_model(self.student, keep_fp32_wrapper=False)
+        accelerator.free_memory()  # the old wrapper would keep what left
+        self.optimizer = accelerator.prepare_optimizer(state.optimizer, device_placement=False)
+        self.student = accelerator.prepare_model(state.model)
+
+    def gather(self) -> None:
+        self.state.ema.model.to(self.accelerator.device)
+
+    def whole(self, keep: bool) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def accumulating(self) -> AbstractContextManager[None]:
+        return self.accelerator.no_sync(self.student)
+
+    def gradient_norm(self, values: Iterator[Tensor]) -> float:
+        trained = [parameter for parameter in self.state.model.parameters() if parameter.requires_grad]
+        with self.accelerator.no_sync(self.student):
+            gradient = summed_gradient(values, trained)
+        return norm(cast(list[Tensor], self.accelerator.reduce(gradient, "mean")))
+
+    def passes_done(self) -> None:
+        pass
+
+    def end(self) -> None:
+        for visit in self.visits:
+            visit.remove()
+        for wrapped in (self.student, self.teacher):
+            if isinstance(wrapped, nn.Module):  # take the mixed precision off again
+                self.accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False).to(self.accelerator.device)
+
+
+class Sharded:
+    """A shard of every weight, of its average and of what the optimizer remembers of it.
+
+    Whole weights are there block by block during a pass, and all of them while the model is cut or written.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        state: TrainingState,
+        teacher: nn.Module | Teacher | None,
+        config: RecoveryConfig,
+        differentiates_twice: bool,
+    ) -> None:
+        self.accelerator, self.state = accelerator, state
+        self.mesh = mesh_over(accelerator.device, hybrid=config.parallel == "hsdp")
+        self.offload = config.offload
+        self.precision = torch.bfloat16 if accelerator.mixed_precision == "bf16" else None
+        self.twice = differentiates_twice
+        self.student: nn.Module = state.model
+        self.optimizer: Any = accelerator.prepare_optimizer(state.optimizer, device_placement=False)
+        self.average = state.ema
+        self.dense = teacher.to("cpu") if isinstance(teacher, nn.Module) else None
+        self.teacher = teacher
+        if self.dense is not None:
+            self.teacher = self._for_passes(self.dense, frozen=True, offload="teacher" in config.offload)
+
+    def spread(self, changed: bool = True) -> None:
+        state = self.state
+        if state.pruning is not None:
+            state.pruning.take_masks_off()
+        self.student = self._for_passes(state.model)
+        average = sharded(state.ema.model, self.mesh, offload="ema" in self.offload)
+        self.average = Ema.of(average, state.ema.decay)
+        successors: dict[Tensor, Tensor] = dict(zip(state.model.parameters(), self.student.parameters(), strict=True))
+        fused = state.optimizer.defaults.get("fused")  # then the number of steps lies where the weights do
+
+        def share(value: Tensor, successor: Tensor) -> Tensor:
+            return value.to(successor.device) if fused and value.ndim == 0 else shard_like(value, successor)
+
+        exchange(state.optimizer, successors, share)
+        empty(state.model)
+        empty(state.ema.model)
+        self._run_masks(self.student)
+
+    def gather(self) -> None:
+        state = self.state
+        self._fill(keep=True)
+        refits = state.pruning is not None and state.pruning.pruner.refit is not None
+        works = refits or self.accelerator.is_main_process  # one process decides, and all have room on the CPU
+        for module in (state.model, state.ema.model):
+            module.to(self.accelerator.device if works else "cpu")
+        self._run_masks(state.model)
+        self.student, self.average = state.model, state.ema
+        self.accelerator.free_memory()
+
+    @contextmanager
+    def whole(self, keep: bool) -> Iterator[None]:
+        shards = {parameter: dict(remembered) for parameter, remembered in self.state.optimizer.state.items()}
+        groups = [list(group["params"]) for group in self.state.optimizer.param_groups]
+        self._fill(keep)
+        yield
+        empty(self.state.model)
+        empty(self.state.ema.model)
+        self.state.optimizer.state.clear()
+        self.state.optimizer.state.update(shards)
+        for group, parameters in zip(self.state.optimizer.param_groups, groups, strict=True):
+            group["params"] = parameters
+
+    def accumulating(self) -> AbstractContextManager[None]:
+        return nullcontext()  # gradients are added up in shards, which takes less memory than whole ones
+
+    def gradient_norm(self, values: Iterator[Tensor]) -> float:
+        parameters = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
+        for value in values:
+            value.backward()
+            self.passes_done()
+        length = whole(get_total_norm([each.grad for each in parameters if each.grad is not None])).item()
+        for parameter in parameters:
+            parameter.grad = None
+        return length
+
+    def passes_done(self) -> None:
+        if self.twice:
+            for network in (self.student, self.teacher):
+                if isinstance(network, FSDPModule):
+                    reshard(cast(nn.Module, network))
+
+    def end(self) -> None:
+        if self.dense is not None:
+            self.dense.to(self.accelerator.device)
+
+    def _for_passes(self, model: nn.Module, frozen: bool = False, offload: bool = False) -> nn.Module:
+        shards = sharded(model, self.mesh, self.precision, self.twice, frozen, offload)
+        return self.accelerator.prepare_model(shards, device_placement=False, evaluation_mode=True)
+
+    def _fill(self, keep: bool) -> None:
+        state = self.state
+        fill(state.model, self.student, keep)
+        fill(state.ema.model, self.average.model, keep)
+        successors: dict[Tensor, Tensor] = dict(zip(self.student.parameters(), state.model.parameters(), strict=True))
+
+        def gathered(value: Tensor, successor: Tensor) -> Tensor:
+            found = whole(value)
+            return found.cpu() if keep else value
+
+        exchange(state.optimizer, successors, gathered)
+
+    def _run_masks(self, network: nn.Module) -> None:
+        if self.state.pruning is not None:
+            self.state.pruning.run_masks_on(network)

@@ -1,0 +1,166 @@
+"""Weights in shards: torch's `fully_shard` around the blocks of a network, and back to whole tensors.
+
+A sharded network is a second set of modules over the shards of the first one's weights, so nothing has to be taken off
+it again: what is cut, written and returned is always the first, which is hollow (on the meta device) meanwhile.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Replicate
+from torch.optim import Optimizer
+
+from ..base.distributed import process_count
+from ..models.registry import family_of
+
+
+def mesh_over(device: torch.device, hybrid: bool) -> DeviceMesh:
+    """All processes in a row; or, where `hybrid`, (nodes, processes of a node), with a replica on every node."""
+    processes = process_count()
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    if hybrid:
+        return init_device_mesh(device.type, (processes // local, local), mesh_dim_names=("replicate", "shard"))
+    return init_device_mesh(device.type, (processes,), mesh_dim_names=("shard",))
+
+
+def sharded(
+    model: nn.Module,
+    mesh: DeviceMesh,
+    precision: torch.dtype | None = None,
+    keeps_graph: bool = False,
+    frozen: bool = False,
+    offload: bool = False,
+) -> nn.Module:
+    """A network over the shards of `model`'s weights, for passes and updates.
+
+    Args:
+        model: a network in any mode, with hooks or not; it is left as it is, but for buffers, which are shared.
+        mesh: see `mesh_over`.
+        precision: in which whole weights are gathered for a pass; their own where None.
+        keeps_graph: whole weights stay from a forward pass until `reshard`, as second derivatives need.
+        frozen: no weight gets a gradient.
+        offload: shards lie on the CPU.
+    """
+    shards = _twin(model, frozen)
+    options: dict[str, Any] = {"mesh": mesh, "reshard_after_forward": not keeps_graph}
+    halves = precision or next(model.parameters()).dtype == torch.bfloat16
+    options["mp_policy"] = MixedPrecisionPolicy(precision, torch.float32 if halves else None, cast_forward_inputs=False)
+    if offload:
+        options["offload_policy"] = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda")
+    for name in block_names(model):
+        fully_shard(shards.get_submodule(name), **options)
+    fully_shard(shards, **options)
+    if keeps_graph:
+        assert isinstance(shards, FSDPModule)
+        shards.set_reshard_after_backward(False)
+    return shards
+
+
+def reshard(shards: nn.Module) -> None:
+    """Free the whole weights that passes left behind."""
+    for module in shards.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def empty(model: nn.Module) -> None:
+    """Take the weights of `model` away; shapes, dtypes and ties stay."""
+    replace_parameters(model, lambda name, parameter: parameter.detach().to("meta"))
+
+
+def fill(model: nn.Module, shards: nn.Module, keep: bool = True) -> None:
+    """Give `model` the whole weights of `shards`, on the CPU, in the processes that `keep` them; all take part."""
+    reshard(shards)
+    found: dict[str, Tensor] = {}
+    for name, parameter in shards.named_parameters():
+        gathered = whole(parameter.detach())
+        if keep:
+            found[name] = gathered.cpu()
+    if keep:
+        replace_parameters(model, lambda name, parameter: found[name])
+
+
+def whole(value: Tensor) -> Tensor:
+    """The whole of a tensor that may be in shards; every process takes part."""
+    if not isinstance(value, DTensor):
+        return value
+    place = torch.device(value.device_mesh.device_type)  # shards may lie on the CPU
+    shard = value if value.device.type == place.type else value.to(place)
+    return cast(DTensor, shard).full_tensor()
+
+
+def shard_like(value: Tensor, parameter: Tensor) -> Tensor:
+    """The shard of `value` that this process has of `parameter`, if that is sharded; another shape stays whole."""
+    if not isinstance(parameter, DTensor):
+        return value
+    if value.shape != parameter.shape:
+        return value if value.ndim == 0 else value.to(parameter.device)
+    mesh = parameter.device_mesh
+    replica = DTensor.from_local(value.to(parameter.device), mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return replica.redistribute(placements=parameter.placements)
+
+
+def exchange(
+    optimizer: Optimizer, successors: Mapping[Tensor, Tensor], change: Callable[[Tensor, Tensor], Tensor]
+) -> None:
+    """Let `optimizer` hold the successors of its parameters, with `change(value, successor)` of what it remembers."""
+    state: dict[Tensor, dict[str, Any]] = {}
+    for parameter, remembered in optimizer.state.items():
+        successor = successors[parameter]
+        state[successor] = {
+            key: change(value, successor) if isinstance(value, Tensor) else value for key, value in remembered.items()
+        }
+    optimizer.state.clear()
+    optimizer.state.update(state)
+    for group in optimizer.param_groups:
+        group["params"] = [successors[parameter] for parameter in group["params"]]
+
+
+def _twin(model: nn.Module, frozen: bool) -> nn.Module:
+    """Modules like those of `model` over the same memory, with parameters of their own."""
+    memo: dict[int, Any] = {
+        id(parameter): nn.Parameter(parameter.detach(), parameter.requires_grad and not frozen)
+        for parameter in model.parameters()
+    }
+    memo |= {id(buffer): buffer for buffer in model.buffers()}
+    return copy.deepcopy(model, memo)
+
+
+def replace_parameters(model: nn.Module, value_of: Callable[[str, nn.Parameter], Tensor]) -> None:
+    """Put other tensors in the place of the parameters, the same one under all names of one."""
+    made: dict[nn.Parameter, nn.Parameter] = {}
+    for name, parameter in model.named_parameters():
+        made[parameter] = nn.Parameter(value_of(name, parameter), parameter.requires_grad)
+    for module in model.modules():
+        for name, held in module._parameters.items():
+            if held is not None:
+                module._parameters[name] = made[held]
+
+
+def block_names(model: nn.Module) -> list[str]:
+    """The modules whose weights are gathered, or brought to the device, one at a time; inner ones first.
+
+    They are blocks, and what is called from outside of them. Blocks are those of a declared one's class, whether they
+    may be removed or not, and those that diffusers keeps whole on one device. There are none where parameters are tied.
+    """
+    inner = {type(model.get_submodule(name)).__name__ for name in family_of(model).describe(model).blocks}
+    classes = inner.union(getattr(model, "_no_split_modules", None) or ())
+    outside = family_of(model).used_outside
+    names = [
+        name
+        for name, module in model.named_modules()
+        if name
+        and (type(module).__name__ in classes or any(fnmatchcase(name, pattern) for pattern in outside))
+        and next(module.parameters(), None) is not None
+    ]
+    tied = len(list(model.parameters())) < len(list(model.named_parameters(remove_duplicate=False)))
+    return [] if tied else sorted(names, key=lambda name: -name.count("."))

@@ -1,0 +1,96 @@
+"""A model made ready to train: the precision of its weights, what of it trains, and dropout; and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from importlib.util import find_spec
+
+import torch
+from torch import nn
+
+from ..base.errors import TrainingError
+from ..data.conditions import disable_label_dropout
+from .config import RecoveryConfig
+from .lora import add_lora, check_lora, merge_lora
+
+MATCHED_BY_SHAPE = ("adafactor", "adamw8bit")  # what these remember has not the shape of shards
+
+
+def check_student(model: nn.Module, config: RecoveryConfig) -> None:
+    """Find what `model` cannot be trained with, before long work starts.
+
+    Raises:
+        TrainingError: a library is missing, a pattern matches nothing, or options do not go together.
+    """
+    if config.optimizer == "adamw8bit" and find_spec("torchao") is None:
+        raise TrainingError("optimizer adamw8bit needs torchao; pip install 'secateur[optimizers]', or use adafactor")
+    if config.weight_precision == "bf16" and config.optimizer not in ("adamw", "adamw8bit"):
+        raise TrainingError(
+            f"weight_precision bf16 is rounded by adamw and adamw8bit, not by {config.optimizer}; use one of them"
+        )
+    if config.weight_precision == "bf16" and config.mixed_precision == "fp16":
+        raise TrainingError("weights in bf16 do not go with passes in fp16; leave recovery.mixed_precision auto")
+    if config.parallel != "ddp" and config.optimizer in MATCHED_BY_SHAPE:
+        raise TrainingError(f"optimizer {config.optimizer} does not work on shards; use adamw or muon with them")
+    if config.lora.rank:
+        check_lora(config.lora, model)
+        if config.objective == "features":
+            raise TrainingError(
+                "objective features follows blocks by their weights, which LoRA wraps; use distillation"
+            )
+    elif not (set(dict(model.named_parameters())) - frozen_by(model, config.freeze)):
+        raise TrainingError(f"freeze {', '.join(config.freeze)} leaves nothing to train")
+
+
+def frozen_by(model: nn.Module, patterns: tuple[str, ...]) -> set[str]:
+    """The parameters that `patterns` name.
+
+    Raises:
+        TrainingError: one matches none.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    found: set[str] = set()
+    for pattern in patterns:
+        matched = {name for name in names if fnmatchcase(name, pattern)}
+        if not matched:
+            raise TrainingError(f"freeze {pattern} matches no parameter; there is {names[0]}")
+        found |= matched
+    return found
+
+
+def make_ready(model: nn.Module, config: RecoveryConfig, device: torch.device) -> dict[str, bool]:
+    """Move and cast `model`, freeze and add what `config` asks for; which parameters trained before, by name."""
+    check_student(model, config)
+    dtype = trained_dtype(model, config)
+    if any((parameter.device, parameter.dtype) != (device, dtype) for parameter in model.parameters()):
+        nn.Module.to(model, device, dtype)  # past diffusers' warning
+    model.train()
+    trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    for name in frozen_by(model, config.freeze):
+        model.get_parameter(name).requires_grad_(False)
+    if config.lora.rank:
+        add_lora(model, config.lora)
+    return trained
+
+
+def trained_dtype(model: nn.Module, config: RecoveryConfig) -> torch.dtype:
+    """In which the weights of `model` train: float32, or float64 where they are that already, or bfloat16."""
+    exact = {torch.promote_types(parameter.dtype, torch.float32) for parameter in model.parameters()}
+    return torch.bfloat16 if config.weight_precision == "bf16" else max(exact, key=lambda each: each.itemsize)
+
+
+def silence_dropout(model: nn.Module, config: RecoveryConfig) -> None:
+    """Leave the model without label dropout, which the draws do, and with the dropout that `config` asks for."""
+    disable_label_dropout(model)
+    if config.dropout is not None:
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = config.dropout
+
+
+def merge(model: nn.Module, trained: Mapping[str, bool]) -> None:
+    """Merge the factors of LoRA into the weights; parameters train as they did before."""
+    merge_lora(model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trained[name])

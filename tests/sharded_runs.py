@@ -1,0 +1,97 @@
+"""Runs of recovery that several processes share, each with all weights or a shard of each; torchrun starts them."""
+
+import json
+import sys
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from models import dit, unet
+from progressive_runs import BOTH, SCORING, pruner_for
+from secateur.base.distributed import is_main_process, process_group
+from secateur.base.errors import TrainingError
+from secateur.criteria import CRITERIA, score
+from secateur.data import Batch
+from secateur.models.registry import describe
+from secateur.process.diffusion import DiffusionProcess
+from secateur.process.flow import FlowProcess
+from secateur.recovery import FeaturesConfig, JacobianConfig, RecoveryConfig, recover
+from secateur.recovery.shards import mesh_over, sharded
+from training_runs import Failing, images, smaller
+
+CONFIG = RecoveryConfig(steps=10, batch_size=8, learning_rate=1e-3, log_every=1, label_dropout=0.0, grad_norms_every=5)
+RUNS = {
+    "denoising": {"accumulation": 2},
+    "stopped": {"objective": "denoising", "checkpoint_every": 4},
+    "distillation": {"gradient_checkpointing": True},
+    "features": {"features": FeaturesConfig(teacher_inputs=True)},
+    "first-order": {"jacobian": JacobianConfig(every_n_samples=2)},
+    "2ndmatch": {"weights": {"jacobian": 1e6}, "jacobian": JacobianConfig(auto_weight=True, every_n=2)},
+    "jvp": {"objective": "2ndmatch", "jacobian": JacobianConfig("jvp")},
+    "muon": {"objective": "denoising", "optimizer": "muon"},
+}
+NAMES = [f"{name}{dtype}" for name in RUNS for dtype in ("-float64", "") if name != "stopped"]
+
+
+def train(folder: Path, asked: str, parallel: str, fails: bool = False) -> None:
+    """Ten steps of a run of `RUNS`, all of it in float64 if its name says so; one that fails stops after some."""
+    name, _, double = asked.partition("-float")
+    dtype = torch.float64 if double else torch.float32
+    config = replace(CONFIG, **{"objective": name, "parallel": parallel, **RUNS[name]})
+    data = Failing(8, OSError) if fails else images()
+    average = recover(dit().to(dtype), FlowProcess(), data, config, folder / asked, smaller().to(dtype))
+    assert json.loads(average.to_json_string())["_class_name"] == type(average).__name__ == "DiTTransformer2DModel"
+    keep(average, folder / asked)
+
+
+def prune(folder: Path, parallel: str) -> None:
+    """A run that cuts widths and blocks on its way."""
+    pruner = pruner_for(unet(), DiffusionProcess(), "macs=60%", "random", BOTH)
+    config = replace(CONFIG, parallel=parallel, steps=8)
+    keep(recover(unet(), DiffusionProcess(), images(), config, folder, None, pruner), folder)
+
+
+def rank(folder: Path, parallel: str) -> None:
+    """The scores of every criterion, of whole weights or of shards; a criterion that takes none says so."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, criterion in CRITERIA.items():
+        model, process = unet(), DiffusionProcess()
+        structure, batch = describe(model), images().batch(range(4))
+        if parallel == "fsdp":
+            process_group(on_cpu=True)
+            model = sharded(model, mesh_over(torch.device("cpu"), hybrid=False))
+            if not criterion.takes_shards:
+                with pytest.raises(TrainingError, match=f"{name} does not rank weights in shards; .* by one of random"):
+                    score(model, process, batch, structure, name, SCORING)
+                continue
+        found = score(model, process, Batch(batch.sample), structure, name, SCORING).scores
+        if is_main_process():
+            save_file(dict(found), folder / f"{name}.safetensors")
+
+
+def keep(average: nn.Module, folder: Path) -> None:
+    if is_main_process():
+        save_file(average.state_dict(), folder / "average.safetensors")
+
+
+def run(folder: Path, parallel: str, names: list[str]) -> None:
+    for name in names:
+        if name == "prune":
+            prune(folder / name, parallel)
+        elif name == "rank":
+            rank(folder / name, parallel)
+        elif name.startswith("stopped") and parallel == "fsdp":
+            with suppress(OSError):
+                train(folder, name, parallel, fails=True)
+        else:
+            train(folder, name, parallel)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    run(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])

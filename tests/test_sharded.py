@@ -1,0 +1,109 @@
+"""Weights in shards (FSDP2): the same losses as in one process, the same cuts, checkpoints for any number of them."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from secateur.base.errors import TrainingError, is_lost_peer
+from secateur.recovery.accelerator import check_accelerator
+from secateur.recovery.checkpoints import newest_checkpoint
+from sharded_runs import CONFIG, NAMES, run
+from training_runs import log, stage_log
+
+
+def launched(folder: Path, parallel: str, names: list[str], processes: int = 2, nodes: int = 1) -> None:
+    """The runs `names` in several processes, as on several nodes where `nodes` is above 1."""
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes))
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    script = str(Path(__file__).with_name("sharded_runs.py"))
+    if nodes > 1:
+        says = f"os.environ['LOCAL_WORLD_SIZE'] = '{processes // nodes}'"  # torchrun of one node says all of them
+        inner = folder.with_suffix(".py")
+        inner.write_text(f"import os, runpy; {says}; runpy.run_path({script!r}, run_name='__main__')")
+        script = str(inner)
+    arguments = [sys.executable, *launcher, script, str(folder), parallel, *names]
+    assert subprocess.run(arguments, env=environment, timeout=550).returncode == 0
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Losses, terms and gradient norms within rounding, and the same cuts."""
+    exact = one.name.endswith("-float64")
+    for single, joined in zip(log(one), log(other), strict=True):
+        measured = single.keys() - {"seconds", "peak_gib"}
+        assert measured == joined.keys() - {"seconds", "peak_gib"}
+        for name in measured:
+            rel = 1e-10 if exact else 1e-5 if name == "loss" else 1e-4
+            assert joined[name] == pytest.approx(single[name], rel=rel), (single["step"], name)
+    if exact:
+        expected = load_file(one / "average.safetensors")
+        for name, value in load_file(other / "average.safetensors").items():
+            torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-10)
+    if (one / "stages.jsonl").exists():
+        assert stage_log(one) == stage_log(other)
+
+
+@pytest.mark.slow
+def test_two_shards_train_and_cut_as_one_process_and_one_goes_on_with_their_checkpoint(tmp_path):
+    names = ["denoising", "2ndmatch-float64", "features-float64", "muon-float64", "prune"]
+    stopped = "stopped-float64"
+    run(tmp_path / "one", "ddp", [*names, stopped, "rank"])
+    launched(tmp_path / "two", "fsdp", [*names, stopped, "rank"])
+    for ranked in (tmp_path / "two" / "rank").iterdir():
+        expected = load_file(tmp_path / "one" / "rank" / ranked.name)
+        for name, values in load_file(ranked).items():
+            torch.testing.assert_close(values, expected[name], rtol=1e-5, atol=1e-9)
+    for name in names:
+        assert_same_run(tmp_path / "one" / name, tmp_path / "two" / name)
+    assert newest_checkpoint(tmp_path / "two" / stopped).name == "step-00000004"
+    run(tmp_path / "two", "ddp", [stopped])
+    assert_same_run(tmp_path / "one" / stopped, tmp_path / "two" / stopped)
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize(
+    ("parallel", "processes", "nodes"), [("ddp", 2, 1), ("ddp", 4, 1), ("fsdp", 2, 1), ("fsdp", 4, 1), ("hsdp", 4, 2)]
+)
+def test_every_objective_in_several_processes_equals_one(parallel, processes, nodes, tmp_path):
+    names = [*NAMES, "prune"]
+    run(tmp_path / "one", "ddp", names)
+    launched(tmp_path / "several", parallel, names, processes, nodes)
+    for name in names:
+        assert_same_run(tmp_path / "one" / name, tmp_path / "several" / name)
+
+
+@pytest.mark.parametrize(
+    ("parallel", "precision", "world", "local", "message"),
+    [
+        ("fsdp", "no", 1, 1, "there is one; start several with torchrun"),
+        ("hsdp", "no", 4, 4, "4 processes are 4 to a node; use fsdp"),
+        ("fsdp", "fp16", 4, 4, "fp16 does not go with recovery.parallel fsdp"),
+    ],
+)
+def test_what_cannot_be_sharded_is_said(parallel, precision, world, local, message, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", str(world))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(local))
+    config = replace(CONFIG, parallel=parallel, mixed_precision=precision)
+    with pytest.raises(TrainingError, match=message):
+        check_accelerator(config, torch.device("cpu"))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    check_accelerator(replace(config, mixed_precision="no"), torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [::1]:1"), True),
+        (torch.distributed.DistStoreError("wait timeout after 900000ms"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+    ],
+)
+def test_a_lost_peer_is_told_from_other_errors(error, lost):
+    assert is_lost_peer(error) == lost
