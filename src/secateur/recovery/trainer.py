@@ -233,9 +233,10 @@ class _Run:
         every, step = self.config.validation_every, self.state.step
         if self.validate is None or not every or (step % every and step != self.config.steps):
             return
-        if self.accelerator.is_main_process:
-            images = self.validate(self.state.ema.model, step)
-            log_images(self.accelerator, images, step)
+        main = self.accelerator.is_main_process
+        with self.parallel.whole(keep=main):
+            if main:
+                log_images(self.accelerator, self.validate(self.state.ema.model, step), step)
         self.clock = time.perf_counter()
 
     def _count_seconds(self) -> None:
