@@ -28,7 +28,11 @@ class Elsewhere(torch.Tensor):
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         given = [value for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor)]
-        strangers = [value for value in given if not isinstance(value, Elsewhere) and value.ndim]
+        strangers = [
+            value
+            for value in given
+            if not isinstance(value, Elsewhere) and value.ndim and value.dtype.is_floating_point
+        ]
         device = torch.device(kwargs.pop("device", None) or DEVICE)
         copies = func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
         if strangers and not copies:
