@@ -111,7 +111,7 @@ def conjugate_change(
         return solved / scale.where(live, scale.new_ones(()))
 
     cross = total(_cross(x_IRK, gate_IM, error_IRM)) * live
-    return conjugate_gradients(system, preconditioned, cross).double()
+    return in_float64(conjugate_gradients(system, preconditioned, cross))
 
 
 def conjugate_gradients(
