@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..base.devices import in_float64
 from ..base.seeds import Purpose, stream
 from .config import CompensationConfig
 from .counterparts import Projection
@@ -70,7 +71,7 @@ def change_weights(layer: Projection, change_KM: Tensor) -> None:
     """Add `change_KM`, in the order of `weights_by_row`, to the weights, in their own dtype."""
     with torch.no_grad():
         if layer.bias is not None:
-            layer.bias.copy_(layer.bias.double() + change_KM[-1])
+            layer.bias.copy_(in_float64(layer.bias) + change_KM[-1])
             change_KM = change_KM[:-1]
         weight = layer.weight
         if weight.ndim == 4:
@@ -78,7 +79,7 @@ def change_weights(layer: Projection, change_KM: Tensor) -> None:
             change = change_KM.T.reshape(outputs, height, width, inputs).permute(0, 3, 1, 2)
         else:
             change = change_KM.T
-        weight.copy_(weight.double() + change)
+        weight.copy_(in_float64(weight) + change)
 
 
 def padding_of(layer: nn.Conv2d) -> tuple[int, int]:
