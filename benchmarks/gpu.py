@@ -190,7 +190,9 @@ def speed(bench: Bench) -> dict[str, Any]:
     """Latency of each model and of its half, eager and compiled, at batch 1 and 32, in bfloat16 on a GPU."""
     found: dict[str, Any] = {}
     for name, model in bench.shapes().items():
-        half = secateur.prune(model, target="macs=50%", criterion="magnitude", process="ddpm")
+        half = secateur.prune(
+            model, target="macs=70%" if bench.tiny else "macs=50%", criterion="magnitude", process="ddpm"
+        )
         dtype = torch.bfloat16 if bench.device.type == "cuda" else torch.float32
         for batch_size in (1, 2 if bench.tiny else 32):
             for compiles in (False,) if bench.tiny else (False, True):

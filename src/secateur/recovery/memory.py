@@ -90,11 +90,12 @@ def recovery_memory(
     micro = max(1, config.batch_size // (config.accumulation * processes))
     shards = config.parallel != "ddp" and processes > 1
     sample, conditions = example_batch(model, micro) if device_of(model).type != "meta" else _examples(model, micro)
+    ready, dtype = skeleton(model), trained_dtype(model, config)
+    replace_parameters(ready, lambda name, parameter: torch.empty_like(parameter, dtype=dtype))
+    make_ready(ready, config, torch.device("meta"))
+    silence_dropout(ready, config)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        student, dtype = skeleton(model, "cpu"), trained_dtype(model, config)
-        replace_parameters(student, lambda name, parameter: torch.empty_like(parameter, dtype=dtype))
-        make_ready(student, config, torch.device("cpu"))
-        silence_dropout(student, config)
+        student = skeleton(ready, "cpu")
         taught_by = None if dense is None else skeleton(dense, "cpu").eval()
         if config.gradient_checkpointing:
             student.enable_gradient_checkpointing()  # type: ignore[operator]
