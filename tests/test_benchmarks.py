@@ -16,7 +16,6 @@ CASES = {
     "blocks": ["--model digits-sit --targets blocks=8 --steps 60 --methods", "one shot, cosine", "adaptive, cosine"],
     "bootstrap": ["--sets 2 --images 12 --steps 2"],
     "calibration": ["--timesteps 2 --rounds 1"],
-    "choosing": [""],
     "compensation": ["--model digits-unet --targets macs=50% --settings num_tuples=16,rounds=1 --images 12"],
     "compensation_cost": ["--models digits-unet"],
     "criteria": ["--steps 30 --seeds 0 --images 12 --runs RUNS"],
@@ -65,6 +64,6 @@ def run(name, arguments, tmp_path):
 
 
 def test_every_benchmark_is_run():
-    """But for what they share, and for those that need hours, a second data set, or memory that a test cannot ask."""
-    apart = {"bench", "book", "drawing", "train_dense", "fashion_set", "dit_xl", "guides"}
+    """But for what they share, and for those that need hours, results of others, more data, a GPU, or much memory."""
+    apart = {"bench", "book", "choosing", "drawing", "train_dense", "fashion_set", "dit_xl", "guides", "gpu"}
     assert {path.stem for path in FOLDER.glob("*.py")} - apart <= {*CASES}

@@ -55,6 +55,18 @@ def test_a_model_without_data_is_planned_in_operations():
     assert larger.peak["rank"] == plan.peak["rank"]
 
 
+def test_what_cannot_be_counted_without_data_is_left_out(monkeypatch):
+    def reads_values(*arguments):
+        raise RuntimeError("aten._local_scalar_dense of a tensor without data")
+
+    for name in ("secateur.runs.memory.without_data", "secateur.criteria.taylor.without_data"):
+        monkeypatch.setattr(name, reads_values)
+    plan = secateur.plan(unet(sample_size=8), target="macs=60%", process="ddpm", compensates=False)
+    assert plan.peak == {}
+    assert "memory" not in str(plan)
+    assert plan.seconds["recover"] > 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", ["denoising", "distillation", "2ndmatch"])
 @pytest.mark.parametrize("recomputes", [False, True])

@@ -87,6 +87,7 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from .criteria import ReconstructionOptions as ReconstructionOptions
     from .criteria import ScoringConfig as ScoringConfig
     from .criteria import TaylorOptions as TaylorOptions
+    from .criteria import ranking_memory as ranking_memory
     from .data import load_data as load_data
     from .evaluation import ClipOptions as ClipOptions
     from .evaluation import EvaluationConfig as EvaluationConfig
@@ -110,9 +111,13 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from .recipes import Recipe as Recipe
     from .recipes import RecipeArguments as RecipeArguments
     from .recipes import recipe_named as recipe_named
+    from .recovery import FeaturesConfig as FeaturesConfig
     from .recovery import JacobianConfig as JacobianConfig
+    from .recovery import LoraConfig as LoraConfig
     from .recovery import RecoveryConfig as RecoveryConfig
     from .recovery import WarmupConfig as WarmupConfig
+    from .recovery.memory import RecoveryMemory as RecoveryMemory
+    from .recovery.memory import recovery_memory as recovery_memory
     from .results import Compensation as Compensation
     from .results import CutResult as CutResult
     from .results import Decisions as Decisions

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import functools
+import logging
+import math
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +36,7 @@ def peak_bytes(subject: Subject, work: Work, passes: Passes | None = None) -> di
     """Bytes of each stage at most, on the device of the model; a folder's run, which keeps no more than it needs.
 
     The passes are those of the dense model, those of a cut one their share by MACs. Inputs, libraries and what the
-    allocator holds back come on top.
+    allocator holds back come on top. A stage whose passes cannot be counted without data is left out.
     """
     passes = passes or Passes(subject)
     dense, plan = _bytes_of(subject.model), work.plan
@@ -53,7 +58,7 @@ def peak_bytes(subject: Subject, work: Work, passes: Passes | None = None) -> di
     if work.evaluation is not None:
         models = 1 if plan is None else 2 if work.pruned_late else 3 if work.compensation is None else 4
         stages["evaluate"] = dense + (models - 1) * cut + passes.forward(_sampled_at_once(work.evaluation))
-    return stages
+    return {stage: each for stage, each in stages.items() if not math.isnan(each)}
 
 
 def _recovery(
@@ -94,8 +99,8 @@ class Passes:
     def __init__(self, subject: Subject) -> None:
         self._subject = subject
         self._rankings: dict[str, Memory | None] = {}
-        self.forward = functools.cache(functools.partial(_forward, subject.model))
-        self.training = functools.cache(functools.partial(_training, subject.model))
+        self.forward = functools.cache(functools.partial(_or_unknown, _forward, subject.model))
+        self.training = functools.cache(functools.partial(_or_unknown, _training, subject.model))
 
     def ranking(self, work: Work) -> Memory | None:
         """What a ranking by gradients takes, where that is far more than the model itself does."""
@@ -106,9 +111,23 @@ class Passes:
             name, config = work.ranking
             chosen = criterion_named(name)
             config, subject = chosen.configured(config), self._subject
-            counted = chosen.memory and chosen.memory(subject.model, subject.process, config, config.options)
-            self._rankings[key] = counted or None
+            self._rankings[key] = None
+            if chosen.memory is not None:
+                with suppress(Exception):  # as in `_or_unknown`
+                    self._rankings[key] = chosen.memory(subject.model, subject.process, config, config.options)
         return self._rankings[key]
+
+
+def _or_unknown(count: Callable[..., float], *arguments: Any) -> float:
+    """What `count` returns; nan for a network that reads values, such as lengths of texts, which are not there."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    heard, log.disabled = log.disabled, True  # it reports what is caught here
+    try:
+        return count(*arguments)
+    except Exception:  # of any type, from inside the network
+        return math.nan
+    finally:
+        log.disabled = heard
 
 
 def _forward(model: nn.Module, batch_size: int) -> float:

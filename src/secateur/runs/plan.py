@@ -153,7 +153,7 @@ def plan_of(subject: Subject, work: Work, target: Target | None = None, cut: Cut
         _book(subject, work),
         predict_flops(subject, work),
         peak_bytes(subject, work, passes),
-        dict(list(savings(work, seconds).items())[:SHOWN_SAVINGS]),
+        dict(list(savings(work, seconds).items())[:SHOWN_SAVINGS]) if seconds else {},
     )
 
 
