@@ -9,6 +9,7 @@ import re
 import resource
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+from tqdm import tqdm
 
 from secateur.cli import main
 
@@ -111,6 +113,7 @@ def start(
 
 def _child(function: Callable[[], Any], folder: Path, moment: Moment, seconds: int, writing: int) -> None:
     os.chdir(folder)
+    tqdm.set_lock(threading.RLock())  # the one that it has is shared with children that were killed, maybe holding it
     sys.path.insert(0, "")  # as `python -m secateur` has it
     os.environ["SECATEUR_CACHE"] = str(folder / "cache")
     resource.setrlimit(resource.RLIMIT_CPU, (seconds + round(time.process_time()), resource.RLIM_INFINITY))
