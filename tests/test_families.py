@@ -40,8 +40,13 @@ MAKERS = {
     "AutoencoderKLDecoder": lambda: as_network(models.autoencoder()),
     "UViT": models.uvit,
 }
+FITTING = {  # as many channels out as in, and places for the text of example conditions
+    "QwenImageTransformer2DModel": {"in_channels": 8, "out_channels": 2},
+    "Lumina2Transformer2DModel": {"axes_lens": (600, 64, 64)},
+}
 DISCOVERED_MAKERS = {
-    family.architecture.__name__: partial(architectures.small, family.architecture.__name__) for family in DISCOVERED
+    name: partial(architectures.small, name, **FITTING.get(name, {}))
+    for name in (family.architecture.__name__ for family in DISCOVERED)
 }
 ALL = [*MAKERS, *(pytest.param(name, marks=pytest.mark.slow) for name in DISCOVERED_MAKERS)]  # each is proven first
 OF_DEPTH = ["DiTTransformer2DModel", "PixArtTransformer2DModel", "SD3Transformer2DModel", "FluxTransformer2DModel"]

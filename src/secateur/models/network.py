@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map_only
 
 from ..structure.known_values import KnownValues, remember
@@ -88,6 +89,11 @@ def example_inputs(model: nn.Module, batch_size: int, size: Size | None = None) 
     Raises:
         ModelError: as `example_batch`.
     """
+    with _disable_current_modes():  # where tensors have no memory, these have values still
+        return _example_inputs(model, batch_size, size)
+
+
+def _example_inputs(model: nn.Module, batch_size: int, size: Size | None) -> dict[str, Any]:
     family = family_of(model)
     if family.example_inputs is not None:
         return family.example_inputs(model, batch_size, size)

@@ -22,7 +22,8 @@ VALUE = "_secateur_value"  # of a tensor without memory
 def remember(hollow: Tensor, tensor: Tensor) -> Tensor:
     """`hollow`, which stands for `tensor` and knows its values, if they are integers."""
     if not tensor.is_meta and not tensor.is_floating_point():
-        setattr(hollow, VALUE, tensor.cpu())
+        with _disable_current_modes():  # among tensors without memory it would lose its values
+            setattr(hollow, VALUE, tensor.cpu())
     return hollow
 
 
