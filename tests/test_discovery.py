@@ -278,7 +278,11 @@ RANDOM = {
         "num_layers": st.integers(1, 5),
         "ffn_dim": st.integers(5, 60),
     },
-    "Lumina2Transformer2DModel": {"num_layers": st.integers(1, 4), "num_refiner_layers": st.integers(1, 2)},
+    "Lumina2Transformer2DModel": {
+        "num_layers": st.integers(1, 4),
+        "num_refiner_layers": st.integers(1, 2),
+        "axes_lens": st.just((600, 64, 64)),
+    },
 }
 
 

@@ -176,7 +176,7 @@ def test_a_model_of_few_steps_sees_the_times_that_it_is_sampled_at(tmp_path):
     u = torch.linspace(0, 0.999, 40)
     assert process.timesteps(u).unique().tolist() == sorted(solver.timesteps.tolist())
     assert process.timesteps(torch.tensor([0.1, 0.9]))[0] < process.timesteps(torch.tensor([0.1, 0.9]))[1]
-    three = load(tmp_path / "klein", process_config={"_secateur_num_inference_steps": 3}).process
+    three = load(tmp_path / "klein", process="auto:3").process
     assert len(three.timesteps(u).unique()) == 3
     qwen_image(tmp_path / "qwen")
     assert len(load(tmp_path / "qwen").process.timesteps(u).unique()) == 40
