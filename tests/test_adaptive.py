@@ -159,6 +159,7 @@ def test_fixed_counts_are_even():
     assert [decision.record["chosen"] for decision in found] == [2, 3, 4, 6]
 
 
+@pytest.mark.slow
 def test_what_is_ranked_when():
     model = sit().eval()
     calls = []

@@ -34,6 +34,7 @@ def whole(tmp_path_factory):
     return *run(folder), folder
 
 
+@pytest.mark.slow
 def test_blocks_leave_the_model_the_average_and_the_moments(whole):
     model, average, folder = whole
     assert len(model.transformer_blocks) == len(average.transformer_blocks) == 3
@@ -91,6 +92,7 @@ def test_the_average_starts_anew_at_a_cut():
     assert state.since_cut == 2
 
 
+@pytest.mark.slow
 def test_a_decision_that_was_trained_on_is_never_taken_again(tmp_path):
     """Though a score, or a latency, would be another the second time."""
     config = replace(CONFIG, checkpoint_every=100)

@@ -233,6 +233,7 @@ def test_dry_run_prints_the_rounds(model: Path, tmp_path: Path, capsys: pytest.C
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_statistics_are_for_the_winner_where_another_metric_judges(model: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "statistics.npz", mu=np.zeros(64), sigma=np.eye(64))
     files = (

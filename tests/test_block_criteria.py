@@ -539,4 +539,4 @@ def test_depth_reaches_other_targets_and_dry_runs_predict_the_time(sit, tmp_path
         "transformer_blocks.3",
     ]
     main(["rank", sit, "--data", "digits", "--out", str(tmp_path / "rank"), "--criterion", "ced", "--dry-run"])
-    assert capsys.readouterr().out.strip().splitlines()[-1].startswith("rank ")
+    assert any(line.startswith("rank ") for line in capsys.readouterr().out.splitlines())

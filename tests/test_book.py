@@ -191,6 +191,7 @@ def test_blocks_and_widths_that_left_are_compared_by_the_book(tmp_path):
     assert {name: value.item() for name, value in told.items()} == {name: value.item() for name, value in live.items()}
 
 
+@pytest.mark.slow
 def test_a_run_resumes_to_the_bit_and_tells_the_error_on_held_out_tuples(tmp_path):
     book, config = written(smaller()), replace(CONFIG, steps=6, checkpoint_every=2)
     expected = recover(dit(), FlowProcess(), images(), config, tmp_path / "whole", book)
@@ -353,6 +354,7 @@ def test_a_pruned_model_is_finetuned_by_a_book_without_the_teacher(tmp_path):
         secateur.record(dense, out=tmp_path / "other", **about)
 
 
+@pytest.mark.slow
 def test_compress_writes_a_book_and_reads_it(tmp_path):
     """In memory and in a folder, with the same model in the end; the folder's book goes when it was read."""
     asked = {"target": "macs=60%", "data": images(), "process": "flow", "device": "cpu", "criterion": "magnitude"}

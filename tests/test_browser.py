@@ -117,6 +117,7 @@ def test_pages_render(pages: dict[str, Path], tmp_path: Path, name: str, scheme:
     assert tall[390] > tall[1440]
 
 
+@pytest.mark.slow
 def test_photographs_are_smooth_a_few_across_and_enlarge(pages: dict[str, Path], tmp_path: Path) -> None:
     frames = {frame["width"]: frame for frame in looked_at(pages["photographs"], tmp_path, anchor="#sample-1-2")}
     for width, frame in frames.items():

@@ -353,6 +353,7 @@ def test_every_tuple_passes_as_often_as_the_price_says(name, kind, layer, monkey
     assert there == pytest.approx(predicted.dense_passes, abs=0.05)
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_what_it_takes(tmp_path, capsys):
     save_pretrained(models.unet(), tmp_path / "dense", {"_class_name": "DDPMScheduler"})
     asked = (

@@ -87,6 +87,7 @@ def run(place):
     )
 
 
+@pytest.mark.slow
 def test_compress_returns_a_pipeline_whose_decoder_alone_is_another(place, run):
     dense, pruned = (secateur.from_pretrained(folder) for folder in (place / "pipeline" / "vae", run / "model"))
     images = images_of(place / "images")
@@ -151,6 +152,7 @@ def test_psnr_to_the_image_is_that_of_a_reconstruction(place):
     assert result.models["same"]["mse"].value == 0
 
 
+@pytest.mark.slow
 def test_a_pruned_autoencoder_is_worked_on_alone_and_serves_its_pipeline(place, run, tmp_path):
     data = {"data": str(place / "images"), "device": "cpu"}
     vae_alone = str(place / "pipeline" / "vae")

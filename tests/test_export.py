@@ -168,6 +168,7 @@ def test_what_cannot_work_is_refused_and_nothing_stays(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_file_that_computes_something_else_is_not_kept(tmp_path, monkeypatch):
     def wrong(path):
         return lambda inputs: FORMATS["torch-export"].read(path)(inputs) * 1.001

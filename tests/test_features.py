@@ -152,6 +152,7 @@ def test_a_call_is_repeated_with_another_state():
     assert not torch.equal(called_with(model, "transformer_blocks.2", call, 2 * call.taken), call.returned)
 
 
+@pytest.mark.slow
 def test_it_trains_while_blocks_and_widths_leave_and_resumes_to_the_bit(tmp_path):
     config = replace(CONFIG, steps=6, checkpoint_every=2, learning_rate=1e-3)
     pruner = pruner_for(unet(), DiffusionProcess(), "macs=60%", "random", BOTH)
@@ -191,6 +192,7 @@ def test_a_denoising_weight_of_zero_leaves_the_noisy_target_alone(objective, mon
     assert set(build_objective(replace(CONFIG, **changes), teacher).weights) == set(without)
 
 
+@pytest.mark.slow
 def test_another_teacher_gives_the_same_answers_without_the_network(tmp_path):
     """Whatever answers as the dense model does may stand for it."""
 

@@ -203,6 +203,7 @@ def test_ldm_is_decoded_by_its_vq_model(tmp_path):
     assert read_json(run / "evaluation" / "evaluation.json")["data"]["shape"] == [3, 16, 16]
 
 
+@pytest.mark.slow
 def test_compress_works_in_latent_space_and_returns_a_pipeline(tmp_path, capsys, pipeline):
     data = image_folder(tmp_path / "images", classes=True)
     arguments = {

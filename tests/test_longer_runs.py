@@ -36,6 +36,7 @@ def tuned(out: Path, recovery: RecoveryConfig = RECOVERY, **more: Any) -> dict[s
     return load_file(out / "model" / WEIGHTS)
 
 
+@pytest.mark.slow
 def test_more_steps_go_on_to_the_weights_of_a_run_that_was_as_long_from_the_start(tmp_path: Path) -> None:
     tuned(tmp_path / "run")
     longer = tuned(tmp_path / "run", replace(RECOVERY, steps=4))

@@ -85,6 +85,7 @@ def test_a_run_that_failed_resumes_to_the_bit(at, tmp_path):
     assert_same(expected, recover(dit(), FlowProcess(), images(), CONFIG, tmp_path / "cut"))
 
 
+@pytest.mark.slow
 def test_a_cut_keeps_what_it_remembers_and_resumes_to_the_bit(tmp_path):
     pruner = pruner_for(unet(), DiffusionProcess(), "macs=50%", cut=BOTH, config=QUICK)
     config = replace(CONFIG, steps=8, dropout=None)

@@ -20,6 +20,7 @@ def networks():
     return {id(found): found for found in gc.get_objects() if issubclass(type(found), UNet2DModel)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("objective", "teaches"), [("denoising", False), ("distillation", True)])
 def test_a_recovery_begins_with_the_student_and_the_teacher_that_is_asked(tmp_path, monkeypatch, objective, teaches):
     dense, whole = unet(), stages.recover

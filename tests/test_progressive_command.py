@@ -83,6 +83,7 @@ def quiet(monkeypatch):
         monkeypatch.setattr(command_stages, name, lambda *_: None)
 
 
+@pytest.mark.slow
 def test_what_was_pruned_softly_can_be_pruned_again(compressed, quiet, tmp_path):
     compress(compressed / "model", tmp_path / "again", "--target", "macs=80%", "--criterion", "magnitude")
     before, after = (secateur.from_pretrained(folder / "model") for folder in (compressed, tmp_path / "again"))
@@ -103,6 +104,7 @@ def test_a_compression_that_is_done_does_nothing_twice(compressed, models, quiet
     compress(models / "unet", compressed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["write_cut", "save_pretrained"])
 def test_a_compression_that_died_goes_on_to_the_same_result(stage, compressed, models, quiet, monkeypatch, tmp_path):
     def dies(*_, **__):

@@ -98,6 +98,7 @@ def test_nothing_jumps_when_units_leave(build, changes, target, cut, monkeypatch
         torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_training_runs_under_the_masks_that_were_decided(tmp_path):
     """The loss of each step is that of the model under the masks of its stage; scores see those of the stage before."""
     model, process = unet(), DiffusionProcess()
@@ -298,6 +299,7 @@ def test_a_run_that_failed_resumes_to_the_bit(failures, every, whole, tmp_path):
     assert [(record["stage"], record["step"]) for record in stage_log(tmp_path)] == [(1, 0), (2, 2), (3, 4), (4, 6)]
 
 
+@pytest.mark.slow
 def test_a_decision_is_kept_at_once(whole, tmp_path):
     pruner, calls = apart(), []
 

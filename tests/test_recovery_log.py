@@ -11,7 +11,7 @@ from models import dit, unet
 from secateur.base.errors import TrainingError
 from secateur.process.diffusion import DiffusionProcess
 from secateur.process.flow import FlowProcess
-from secateur.recovery import OBJECTIVES, JacobianConfig, Objective, recover, trainer
+from secateur.recovery import OBJECTIVES, JacobianConfig, Objective, parallel, recover, trainer
 from secateur.recovery.balance import norm
 from secateur.recovery.checkpoints import newest_checkpoint
 from secateur.recovery.objectives import denoising_terms
@@ -68,7 +68,7 @@ def test_an_overflow_says_nothing_of_the_balance(monkeypatch, tmp_path):
         measured.append(norm(gradient))
         return math.inf if len(measured) == 1 else measured[-1]
 
-    monkeypatch.setattr(trainer, "norm", once)
+    monkeypatch.setattr(parallel, "norm", once)
     config = replace(CONFIG, objective="2ndmatch", steps=3, **BALANCED)
     recover(dit(), FlowProcess(), images(), config, tmp_path, smaller())
     assert [record["jacobian_weight"] == 1e6 for record in log(tmp_path)] == [True, False, False]
@@ -90,6 +90,7 @@ def test_measured_gradient_norms_are_logged_whatever_the_steps_between_lines(tmp
     ]
 
 
+@pytest.mark.slow
 def test_automatic_weight_balances_the_gradients_and_survives_a_resume(tmp_path):
     options = {"objective": "2ndmatch", "grad_norms_every": 0, "dropout": None, "weights": {"jacobian": 1e6}}
     config = replace(CONFIG, jacobian=JacobianConfig(auto_weight=True), **options)
@@ -119,6 +120,7 @@ def test_automatic_weight_waits_for_something_to_balance(others, jacobian, balan
     assert state["jacobian_scale"] == pytest.approx(1 / 9 if balanced else 1)
 
 
+@pytest.mark.slow
 def test_steps_that_are_read_late_say_and_keep_the_same(monkeypatch, tmp_path):
     """As on a GPU, where a step is read while the next one runs."""
     config = replace(CONFIG, checkpoint_every=4, log_every=3)

@@ -121,6 +121,7 @@ def test_small_updates_of_bfloat16_weights_add_up():
     assert weights.float().mean().item() == pytest.approx(1 - 200 * 2**-10, rel=5e-3)
 
 
+@pytest.mark.slow
 def test_training_in_bfloat16_learns_and_resumes_to_the_bit(tmp_path):
     expected = trained(tmp_path / "whole", weight_precision="bf16")
     with pytest.raises(OSError, match=r"^$"):
@@ -134,6 +135,7 @@ def test_training_in_bfloat16_learns_and_resumes_to_the_bit(tmp_path):
 # ---------------------------------------------------------------------------------------------------- optimizers
 
 
+@pytest.mark.slow
 def test_adafactor_learns_while_units_leave_and_resumes_to_the_bit(tmp_path):
     config = replace(CONFIG, optimizer="adafactor")
     pruner = pruner_for(unet(), DiffusionProcess(), "macs=60%", "random", BOTH, QUICK)
@@ -270,6 +272,7 @@ def test_shards_take_a_share_of_all_but_the_passes():
     assert shared.passes < whole.passes
 
 
+@pytest.mark.slow
 def test_auto_changes_what_changes_no_result_until_it_fits(monkeypatch, capsys):
     model, process = dit(), FlowProcess()
     config = replace(CONFIG, batch_size=8, memory="auto")

@@ -25,8 +25,9 @@ from secateur.base.interrupts import Terminated, sigterm_raises
 from secateur.data import ArrayDataset
 from secateur.process.diffusion import DiffusionProcess
 from secateur.process.flow import FlowProcess
-from secateur.recovery import JacobianConfig, RecoveryConfig, recover, trainer
+from secateur.recovery import JacobianConfig, RecoveryConfig, recover
 from secateur.recovery.accelerator import check_accelerator
+from secateur.recovery.agreement import check_step
 from secateur.recovery.checkpoints import newest_checkpoint
 from secateur.recovery.log import cut_log
 from training_runs import TWO, Failing, assert_logs_agree, assert_same, images, log, options_of, smaller, start
@@ -132,11 +133,9 @@ def test_a_signal_in_the_last_step_is_not_swallowed(tmp_path, number):
 
 def test_processes_that_find_different_checkpoints_are_refused(tmp_path):
     accelerator = SimpleNamespace(device="cpu", gather=lambda own: torch.cat([own, own - own]))
-    run = SimpleNamespace(state=SimpleNamespace(step=2), folder=tmp_path, accelerator=accelerator)
     with pytest.raises(TrainingError, match=r"different checkpoints .*\(process 0 2, process 1 0\)"):
-        trainer._Run._agree(run)
-    run.state.step = 0
-    trainer._Run._agree(run)
+        check_step(accelerator, tmp_path, 2)
+    check_step(accelerator, tmp_path, 0)
 
 
 def test_a_finished_run_is_read_back(tmp_path):

@@ -57,6 +57,7 @@ def test_what_stays_is_refitted_to_the_dense_model_when_units_leave():
     assert kinds(again) == kinds(taken_up.average.model) == ["cut", "compensation"]
 
 
+@pytest.mark.slow
 def test_a_progressive_run_that_failed_resumes_to_the_bit(tmp_path):
     process = DiffusionProcess()
     pruner = refitting(pruner_for(unet(), process), unet(), process)
@@ -69,6 +70,7 @@ def test_a_progressive_run_that_failed_resumes_to_the_bit(tmp_path):
     assert stage_log(tmp_path / "whole") == stage_log(tmp_path / "cut")
 
 
+@pytest.mark.slow
 def test_blocks_that_leave_one_after_another_are_made_good_each_time(tmp_path):
     dense, process = sit(), FlowProcess()
     pruner = refitting(adaptive(dense, steps=ADAPTIVE.steps), dense, process)

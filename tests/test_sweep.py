@@ -127,6 +127,7 @@ def test_a_trial_that_fails_does_not_stop_the_others(
     assert not (out / "trials" / "random_macs-70_seed-0" / "error.txt").exists()
 
 
+@pytest.mark.slow
 def test_dry_run_lists_the_trials_and_writes_nothing(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -181,6 +182,7 @@ def test_all_is_every_recipe_but_the_quickstart() -> None:
         recipe_names([])
 
 
+@pytest.mark.slow
 def test_blocks_of_a_transformer_are_swept(tmp_path: Path) -> None:
     secateur.save_pretrained(dit(), tmp_path / "dit", {"_class_name": "FlowMatchEulerDiscreteScheduler"})
     out = secateur.sweep(

@@ -359,7 +359,7 @@ def test_a_place_where_no_folder_can_be_is_found_before_work(way, tmp_path, caps
 
 def test_a_damaged_cache_of_the_empty_prompt_is_made_again(tmp_path, monkeypatch):
     from secateur.base.rows import FileRows
-    from secateur.data.encode import NULL, _with_null
+    from secateur.data.encode import NULL, with_null
     from secateur.data.latents import LatentDataset
 
     picture(tmp_path / "images" / "a.png")
@@ -368,7 +368,7 @@ def test_a_damaged_cache_of_the_empty_prompt_is_made_again(tmp_path, monkeypatch
     (tmp_path / "cache").mkdir()
     for content in (b"", b"\xff" * 40, b"{}"):
         (tmp_path / "cache" / NULL).write_bytes(content)
-        assert not _with_null(dataset).null
+        assert not with_null(dataset).null
 
 
 def test_a_header_is_read_from_bytes_too():
