@@ -148,7 +148,7 @@ FEW = [
 ]
 
 BRIEFLY = {
-    "recipe": "entpruner",
+    "recipe": "entpruner-deviation",
     "adaptive": AdaptiveConfig(stages=2),
     "scoring": ScoringConfig(num_timesteps=2, num_images=4),
     "evaluation": secateur.EvaluationConfig(metrics=("loss",), num_images=4),

@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,6 +26,13 @@ def short(name):
     return replace(recipe_named(name), scoring=scoring, recovery=RECOVERY, evaluation=EVALUATION)
 
 
+def made(repo_id, folder_path=None, **options):
+    """Stands for the hub, which a test does not reach."""
+    assert repo_id == "NAME/REPOSITORY"
+    assert folder_path is None or (folder_path / "README.md").is_file()
+    return "address"
+
+
 @pytest.mark.slow
 def test_the_lines_of_python_run(tmp_path, monkeypatch, capsys):
     (lines,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
@@ -33,6 +41,7 @@ def test_the_lines_of_python_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("secateur.api.EvaluationConfig", lambda: EVALUATION)
     monkeypatch.setattr("secateur.api.RecoveryConfig", lambda: RECOVERY)
     monkeypatch.setattr("secateur.runs.compression.recipe_named", short)
+    monkeypatch.setattr("secateur.io.hub.HfApi", lambda token: SimpleNamespace(create_repo=made, upload_folder=made))
     images = torch.rand(12, 1, 8, 8) * 2 - 1
     pipe = DDPMPipeline(unet(), DDPMScheduler())
     names = {"unet": pipe.unet, "loader": DataLoader(list(images), batch_size=4), "pipe": pipe}

@@ -50,8 +50,10 @@ def build(folder: Path, needed: set[str]) -> None:
     prepared(folder)
     for name in sorted(needed & COMMANDS.keys()):
         begun(name, folder, name)
-    for name in ("finetune", "compress"):
-        shutil.rmtree(folder / name / "model", ignore_errors=True)  # half done, to be taken up again
+    shutil.rmtree(folder / "compress" / "model", ignore_errors=True)  # half done, to be taken up again
+    if "stopped" in needed:
+        begun("finetune", folder, "stopped", share=0.8)
+        assert list((folder / "stopped").glob("recovery/checkpoints/*/*"))
     if "measured" in needed:  # half done, with what was measured of single images
         begun("evaluate", folder, "measured", share=0.6)
         assert list((folder / "measured").rglob("*.safetensors"))
@@ -149,9 +151,9 @@ READERS: dict[str, tuple[str, str, Callable[[Path], Ended]]] = {  # the files, w
     "an evaluation to resume": ("measured/**/*.[js]*", "model", again("evaluate", "measured")),
     "a sweep to resume": ("sweep/trials.json", "dit sweep", again("sweep")),
     "a search to resume": ("best/trials.json", "dit best", again("best")),
-    "a run to resume": ("finetune/**/*.json*", "model", again("finetune")),
+    "a run to resume": ("stopped/**/*.json*", "model", again("finetune", "stopped")),
     "a compression to resume": ("compress/**/*.[js]*", "dit", again("compress")),
-    "a checkpoint": ("finetune/recovery/checkpoints/*/*", "model", again("finetune")),
+    "a checkpoint": ("stopped/recovery/checkpoints/*/*", "model", again("finetune", "stopped")),
     "a LoRA": ("lora.safetensors", "prune", commanded(*LORA)),
     "an original checkpoint": ("DiT-tiny-2.pt", "", commanded(*CONVERT)),
     "a single file": ("m.safetensors", "", refusing(lambda: load_single_file(Path("m.safetensors")))),
