@@ -169,7 +169,7 @@ def test_trials_that_fail_drop_out(model: Path, tmp_path: Path, monkeypatch: pyt
     assert entries[2]["steps"] == 15  # what failed cost nothing
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_minutes_become_steps(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("secateur.runs.search.seconds_per_pair", lambda _: 0.001)
     arguments = ("--recipes", "magnitude", "random", "--score", "frechet")

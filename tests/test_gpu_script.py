@@ -10,7 +10,7 @@ import pytest
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu.py"
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_every_part_of_the_gpu_script_runs(tmp_path):
     command = [sys.executable, str(SCRIPT), "--device", "cpu", "--tiny", "--out", str(tmp_path)]
     assert subprocess.run(command, timeout=300).returncode == 0
