@@ -3,6 +3,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Tests run in so many processes, each of one thread.
+JOBS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 .PHONY: demo test test-slow torture lint docs
 
@@ -10,13 +13,13 @@ demo: $(VENV)/installed
 	$(BIN)/secateur quickstart
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-slow: $(VENV)/installed
-	$(BIN)/python -m pytest -m "slow and not torture"
+	$(PYTEST) -m "slow and not torture"
 
 torture: $(VENV)/installed
-	$(BIN)/python -m pytest -m torture
+	$(PYTEST) -m torture
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
