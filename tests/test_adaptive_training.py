@@ -244,7 +244,15 @@ BOOK = ("--objective", "distillation", "--book", "--book.num-tuples", "24", "--b
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [(), ("--recipe", "diff-pruning", "--target", "macs=60%", "--new-labels", *BOOK)])
+@pytest.mark.parametrize(
+    "more",
+    [
+        (),
+        pytest.param(
+            ("--recipe", "diff-pruning", "--target", "macs=60%", "--new-labels", *BOOK), marks=pytest.mark.torture
+        ),
+    ],
+)
 def test_compress_in_two_processes_ends_as_in_one(more, dense, tmp_path):
     """The real ranking, proxies and evaluation: one process ranks and decides, all refit, record, train and sample."""
     options = [

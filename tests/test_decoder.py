@@ -314,7 +314,7 @@ recover(student, reconstruction_by(dense.autoencoder), dataset, config, sys.argv
 """
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_two_processes_train_as_one(place, tmp_path):
     (tmp_path / "run.py").write_text(SCRIPT)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}

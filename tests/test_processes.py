@@ -46,7 +46,7 @@ recover(dit(), FlowProcess(), images(), CONFIG, sys.argv[1] + os.environ["RANK"]
 )
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_two_processes_recover_many_models(tmp_path):
     """A group for each would connect to where the last one was, or never end."""
     assert start(tmp_path / "many.py", MANY, tmp_path / "runs", launcher=TWO).wait() == 0

@@ -243,7 +243,7 @@ def test_some_damage_to_every_kind_of_file(tmp_path):
 @pytest.mark.torture
 @pytest.mark.timeout(36_000)
 def test_ten_thousand_damaged_files(tmp_path):
-    assert "wrong" not in campaign(10_000, tmp_path, seed=1)
+    assert "wrong" not in campaign(10_000, tmp_path, seed=1, log=tmp_path / "trials.jsonl")
 
 
 if __name__ == "__main__":

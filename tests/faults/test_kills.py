@@ -163,7 +163,7 @@ def _judged(first: Ended, second: Ended, number: signal.Signals, changed: list[s
 @pytest.mark.torture
 @pytest.mark.timeout(7200)
 def test_two_hundred_kills_lose_nothing(tmp_path):
-    assert campaign(200, tmp_path) == {"identical": 200}
+    assert campaign(200, tmp_path, log=tmp_path / "trials.jsonl") == {"identical": 200}
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def test_two_commands_in_one_folder(tmp_path):
 @pytest.mark.torture
 @pytest.mark.timeout(7200)
 def test_a_hundred_pairs(tmp_path):
-    assert campaign(100, tmp_path) == {"identical": 100}
+    assert campaign(100, tmp_path, log=tmp_path / "trials.jsonl") == {"identical": 100}
 
 
 if __name__ == "__main__":
