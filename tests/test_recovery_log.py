@@ -11,7 +11,7 @@ from models import dit, unet
 from secateur.base.errors import TrainingError
 from secateur.process.diffusion import DiffusionProcess
 from secateur.process.flow import FlowProcess
-from secateur.recovery import OBJECTIVES, JacobianConfig, Objective, parallel, recover, trainer
+from secateur.recovery import OBJECTIVES, JacobianConfig, Objective, parallel, recover, step
 from secateur.recovery.balance import norm
 from secateur.recovery.checkpoints import newest_checkpoint
 from secateur.recovery.objectives import denoising_terms
@@ -125,7 +125,7 @@ def test_steps_that_are_read_late_say_and_keep_the_same(monkeypatch, tmp_path):
     """As on a GPU, where a step is read while the next one runs."""
     config = replace(CONFIG, checkpoint_every=4, log_every=3)
     expected = recover(unet(), DiffusionProcess(), images(), config, tmp_path / "at once")
-    monkeypatch.setattr(trainer, "computes_behind", lambda device: True)
+    monkeypatch.setattr(step, "runs_asynchronously", lambda device: True)
     assert_same(expected, recover(unet(), DiffusionProcess(), images(), config, tmp_path / "late"))
     assert_logs_agree(tmp_path / "at once", tmp_path / "late", rel=0)
     with pytest.raises(KeyboardInterrupt):
