@@ -3,6 +3,7 @@
 import torch
 from diffusers import (
     AutoencoderKL,
+    ChromaTransformer2DModel,
     DiTTransformer2DModel,
     FluxTransformer2DModel,
     PixArtTransformer2DModel,
@@ -156,6 +157,25 @@ def flux(**changes: object) -> FluxTransformer2DModel:
         "pooled_projection_dim": 10,
     }
     model = FluxTransformer2DModel(**(config | changes))
+    model.register_to_config(sample_size=8)
+    return randomize(model)
+
+
+def chroma(**changes: object) -> ChromaTransformer2DModel:
+    """A Chroma transformer of a few thousand parameters, whose config says a size, as those on the hub do not."""
+    config = {
+        "in_channels": 16,
+        "num_layers": 2,
+        "num_single_layers": 3,
+        "num_attention_heads": 4,
+        "attention_head_dim": 8,
+        "axes_dims_rope": (2, 2, 4),
+        "joint_attention_dim": 12,
+        "approximator_num_channels": 8,
+        "approximator_hidden_dim": 16,
+        "approximator_layers": 1,
+    }
+    model = ChromaTransformer2DModel(**(config | changes))
     model.register_to_config(sample_size=8)
     return randomize(model)
 
@@ -338,6 +358,17 @@ def fluxes(draw: st.DrawFn) -> FluxTransformer2DModel:
 
 
 @st.composite
+def chromas(draw: st.DrawFn) -> ChromaTransformer2DModel:
+    """Random Chroma configurations."""
+    return chroma(
+        num_layers=draw(st.integers(0, 2)),
+        num_single_layers=draw(st.integers(1, 3)),
+        num_attention_heads=draw(st.integers(1, 3)),
+        approximator_layers=draw(st.integers(1, 2)),
+    )
+
+
+@st.composite
 def sanas(draw: st.DrawFn) -> SanaTransformer2DModel:
     """Random Sana configurations."""
     heads, cross_heads = draw(st.sampled_from([1, 2, 4])), draw(st.sampled_from([1, 2, 4]))
@@ -395,6 +426,7 @@ STRATEGIES = {
     "pixart": pixarts(),
     "sd3": sd3s(),
     "flux": fluxes(),
+    "chroma": chromas(),
     "sana": sanas(),
     "autoencoder": decoders(),
 }

@@ -22,7 +22,7 @@ from secateur.data.conditions import label_conditions
 from secateur.io.original_dit import SCHEDULERS, convert_state_dict, kind_named, read_checkpoint
 from secateur.models.predict import predict
 from secateur.process.from_config import process_from_config
-from secateur.process.sampling import generate, guided_output, initial_noise
+from secateur.process.sampling import generate, guided, initial_noise
 
 HIDDEN, HEADS, DEPTH, PATCH, CLASSES, GRID = 32, 4, 3, 2, 10, 4
 
@@ -187,9 +187,9 @@ def test_guidance_of_some_channels_is_that_of_the_original():
     """`forward_with_cfg` of DiT and SiT: "we apply classifier-free guidance on only three channels by default"."""
     output, null = torch.randn(2, 6, 4, 3, 3)
     expected = torch.cat([null[:, :3] + 4 * (output - null)[:, :3], output[:, 3:]], dim=1)
-    assert torch.equal(guided_output(output, null, 4.0, 3), expected)
-    assert torch.equal(guided_output(output, null, 4.0, None), null + 4 * (output - null))
-    assert_close(guided_output(output, null, 1.0, 4), output)
+    assert torch.equal(guided(output, null, 4.0, 3), expected)
+    assert torch.equal(guided(output, null, 4.0, None), null + 4 * (output - null))
+    assert_close(guided(output, null, 1.0, 4), output)
 
 
 def test_the_samples_of_seeds_are_those_of_the_original(tmp_path):

@@ -6,16 +6,25 @@ from functools import partial
 
 import pytest
 import torch
-from diffusers import ChromaTransformer2DModel, ConfigMixin, ModelMixin
+from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
 import architectures
 import models
-from secateur import EvaluationConfig, Family, RecoveryConfig, register_family, register_structure
+from secateur import (
+    EvaluationConfig,
+    Family,
+    RecoveryConfig,
+    from_pretrained,
+    register_family,
+    register_structure,
+)
+from secateur.base.errors import ModelError
 from secateur.io.manifest import apply_cut
 from secateur.io.pipeline import Loaded
+from secateur.io.single_file import write_single_file
 from secateur.models.family import counted
 from secateur.models.network import as_network, example_batch, example_inputs, input_shape
 from secateur.models.predict import predict
@@ -25,7 +34,7 @@ from secateur.process.reconstruction import reconstruction_by
 from secateur.runs.memory import peak_bytes
 from secateur.runs.subject import open_subject
 from secateur.runs.timing import Work
-from secateur.structure import Block, Cut, StructureBuilder, check_structure
+from secateur.structure import Block, Cut, StructureBuilder, check_structure, masked, masks_of
 from secateur.structure.cost import cost_model
 
 MAKERS = {
@@ -35,6 +44,7 @@ MAKERS = {
     "PixArtTransformer2DModel": models.pixart,
     "SD3Transformer2DModel": models.sd3,
     "FluxTransformer2DModel": models.flux,
+    "ChromaTransformer2DModel": models.chroma,
     "SanaTransformer2DModel": models.sana,
     "AutoencoderKL": models.autoencoder,
     "AutoencoderKLDecoder": lambda: as_network(models.autoencoder()),
@@ -72,7 +82,7 @@ def test_every_family_is_in_this_suite():
 def test_its_structure_is_proven_on_its_own_example_inputs(model):
     structure = describe(model)
     assert structure.dims
-    assert structure.blocks or isinstance(model, ChromaTransformer2DModel)  # whose modulations count the blocks
+    assert structure.blocks
     inputs = example_inputs(model, 2, (8, 8))
     checks = list(check_structure(model, structure, inputs, random_cuts=2))
     assert [check for check in checks if not check.ok] == []
@@ -127,6 +137,29 @@ def test_plain_diffusers_builds_what_is_left_of_the_blocks_from_the_config(name)
     config = {key: value for key, value in model.config.items() if not key.startswith("secateur")}
     rebuilt = type(model).from_config(config)
     assert {n: p.shape for n, p in rebuilt.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
+
+
+def test_the_rows_of_a_table_leave_with_their_blocks(tmp_path):
+    """Two cuts of a Chroma, whose blocks know their place by a row; the class alone would give others theirs."""
+    model = models.chroma(num_layers=3, num_single_layers=4)
+    dense = copy.deepcopy(model)
+    apply_cut(model, Cut({}, ("transformer_blocks.1", "single_transformer_blocks.0")))
+    apply_cut(model, Cut({}, ("single_transformer_blocks.1",)))
+    removed = ("transformer_blocks.1", "single_transformer_blocks.0", "single_transformer_blocks.2")
+    inputs, structure = example_inputs(dense, 2, (8, 8)), describe(dense)
+    with torch.no_grad(), masked(dense, structure, masks_of(Cut({}, removed), structure)):
+        expected = dense(**inputs)[0]
+    model.save_pretrained(tmp_path)
+    loaded = from_pretrained(tmp_path)
+    plain = type(dense).from_config(dict(model.config.items()))
+    plain.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        for each in (model, loaded):
+            torch.testing.assert_close(each(**inputs)[0], expected, rtol=1e-5, atol=1e-6)
+        assert (plain(**inputs)[0] - expected).abs().max() > 1e-2
+    assert type(loaded).__name__ == "PrunedChromaTransformer2DModel"
+    with pytest.raises(ModelError, match="tell a block its place in the released model"):
+        write_single_file(model, tmp_path / "model.safetensors")
 
 
 class Other(ModelMixin, ConfigMixin):

@@ -24,6 +24,8 @@ from secateur.io.pipeline import load
 from secateur.models.network import input_shape
 from secateur.process.sampling import initial_noise
 from secateur.results import Evaluation, read_result
+from secateur.runs.sampling import default_guidance
+from secateur.runs.subject import open_subject
 
 PROMPTS = ["a cat", "dog"]
 MARKS = {"z-image": pytest.mark.slow}  # of lists, the one that is called least like others
@@ -67,28 +69,51 @@ def as_latents(name, pipeline, noise):
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "component"), [*((name, None) for name in RECENT), ("wan2.2", "transformer_2")])
 def test_samples_are_those_of_the_pipeline_with_its_own_scheduler(name, component, tmp_path, monkeypatch):
+    found = check_samples(name, component, tmp_path, monkeypatch, CALLED.get(name, {}), guidance_scale=1.0)
+    assert found.std() > 0.1
+    assert (found[0] - found[1]).abs().max() > 0.05
+
+
+GUIDED = {  # what each pipeline is told, where its own guidance is meant; the defaults of all but Qwen-Image are on
+    "qwen-image": {"true_cfg_scale": 4.0, "negative_prompt": ["", ""]},
+    "wan": {"num_frames": 5},
+    "wan2.2": {"num_frames": 5},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECENT)
+def test_guided_samples_are_those_of_the_pipeline(name, tmp_path, monkeypatch):
+    scale = 4.0 if name == "qwen-image" else None
+    check_samples(name, None, tmp_path, monkeypatch, GUIDED.get(name, {}), guidance_scale=scale)
+
+
+def check_samples(name, component, folder, monkeypatch, called, *, guidance_scale):
+    """Compare samples with those of a pipeline that is `called` so; None is the pipeline's own guidance."""
     monkeypatch.setattr("secateur.data.text.KEPT", torch.float32)
-    pipeline = RECENT[name](tmp_path)
-    loaded = load(tmp_path, component=component)
+    pipeline = RECENT[name](folder)
+    loaded = load(folder, component=component)
     shape = input_shape(loaded.model)
     *_, height, width = latent_space(loaded.vae).image_shape(shape)
+    encoder = open_text_encoder(folder, (height, width))
     found = generate_images(
         loaded.model,
         loaded.process,
         [3, 4],
         shape,
-        open_text_encoder(tmp_path, (height, width))(PROMPTS),
+        encoder(PROMPTS),
         num_inference_steps=4,
+        guidance_scale=default_guidance(open_subject(folder)) if guidance_scale is None else guidance_scale,
+        null=encoder.null(),
         scheduler="UniPCMultistepScheduler" if name.startswith("wan") else None,
         decode=open_autoencoder(loaded.vae).decode,
     )
     noise = as_latents(name, pipeline, initial_noise([3, 4], shape))
     size = {"height": height, "width": width, "num_inference_steps": 4, "output_type": "pt"}
-    output = pipeline(prompt=list(PROMPTS), latents=noise, **size, **CALLED.get(name, {}))
+    output = pipeline(prompt=list(PROMPTS), latents=noise, **size, **called)
     expected = output.frames.transpose(1, 2) if name.startswith("wan") else output.images
     torch.testing.assert_close(found, 2 * expected - 1, rtol=0, atol=2e-4)
-    assert found.std() > 0.1
-    assert (found[0] - found[1]).abs().max() > 0.05
+    return found
 
 
 def encoded_by_pipeline(name, pipeline, x, noise):

@@ -169,7 +169,8 @@ def attach(model: nn.Module, manifest: Manifest) -> None:
 def _loads_in_diffusers(model: nn.Module, manifest: Manifest) -> bool:
     """Whether the dense class builds the model from its config, as it does where only blocks left their lists."""
     dense, saved = dense_class(model), saved_module(model)
-    if manifest.narrows or not is_known(dense.__name__):
+    by_place = family_of(model).counts_by_place and any(cut.removed_blocks for cut in manifest.cuts)
+    if manifest.narrows or by_place or not is_known(dense.__name__):
         return False
     built = hollow(dense, {**saved.config, "_class_name": dense.__name__}, 10**6)  # type: ignore[dict-item]
     return shapes(built) == shapes(saved)

@@ -195,12 +195,16 @@ class Family:
         depth_entries: entries of the config that follow the blocks that are left, so that plain diffusers loads it.
         prompts: by class name of a pipeline, (pipeline, prompts, image size, without) to conditions; `without` asks
             for what the pipeline guides away from, the empty prompt or zeros.
+        rescaled: (guided prediction, prediction at the conditions) to what its pipeline makes of the former.
+        unguided: the `guidance_scale` of its pipeline that stands for no guidance.
         network: what of a loaded model is pruned.
         patch_size: pixels of the sample to a token, along each side.
         even_levels: its pipeline spaces the noise levels of a flow evenly, whatever the scheduler does by itself.
         sampled_in: steps that its pipeline takes by default, where the model is told the guidance that it was distilled
             with (`guidance_embeds`): it knows no other times.
         shift_by_steps: its pipeline shifts them by the number of tokens and of steps (Flux.2).
+        counts_by_place: a block is told its place among all, so that its class cannot build a model that lost some,
+            and programs that read single files do not run one (Chroma).
         used_outside: patterns over names of modules that are called from outside of the block that holds them; what
             shards block by block (FSDP) must wrap them apart.
     """
@@ -217,11 +221,14 @@ class Family:
     labels: Callable[[Any], Labels | None] = labels_by_config
     depth_entries: Callable[[Any], Mapping[str, Any]] = counted_by_rebuilding
     prompts: Mapping[str, Prompts] = field(default_factory=dict)
+    rescaled: Callable[[Tensor, Tensor], Tensor] = as_it_is
+    unguided: float = 1.0
     network: Callable[[Any], nn.Module] = whole_model
     patch_size: Callable[[Any], int] = patch_by_config
     even_levels: bool = False
     shift_by_steps: bool = False
     sampled_in: int | None = None
+    counts_by_place: bool = False
     used_outside: tuple[str, ...] = ()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Family:

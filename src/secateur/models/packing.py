@@ -42,6 +42,13 @@ def size_of(x_BCHW: Tensor) -> Size:
     return x_BCHW.shape[2], x_BCHW.shape[3]
 
 
+def as_long_as(guided_BCHW: Tensor, conditioned_BCHW: Tensor) -> Tensor:
+    """The guided prediction, every token scaled to the length that it has without guidance."""
+    guided_BNC, conditioned_BNC = pack(guided_BCHW), pack(conditioned_BCHW)
+    ratio_BN1 = conditioned_BNC.norm(dim=-1, keepdim=True) / guided_BNC.norm(dim=-1, keepdim=True)
+    return unpack(guided_BNC * ratio_BN1, size_of(guided_BCHW))
+
+
 def unpacked_prediction(output_BNC: Tensor, x_BCHW: Tensor) -> Tensor:
     """The output of a network of packed latents, as the latents."""
     return denoised_channels(unpack(output_BNC, size_of(x_BCHW)), x_BCHW)

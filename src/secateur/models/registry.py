@@ -28,15 +28,8 @@ from .families.wan import WAN
 from .families.z_image import Z_IMAGE
 from .family import Family
 
-DECLARED = (UNET2D, UNET2D_CONDITION, DIT, PIXART, SD3, FLUX, SANA, AUTOENCODER_KL, AUTOENCODER_KL_DECODER)
-DISCOVERED = (
-    FLUX2,
-    QWEN_IMAGE,
-    Z_IMAGE,
-    CHROMA,
-    LUMINA2,
-    WAN,
-)  # how they are called is declared, their structure is found
+DECLARED = (UNET2D, UNET2D_CONDITION, DIT, PIXART, SD3, FLUX, CHROMA, SANA, AUTOENCODER_KL, AUTOENCODER_KL_DECODER)
+DISCOVERED = (FLUX2, QWEN_IMAGE, Z_IMAGE, LUMINA2, WAN)  # how they are called is declared, their structure is found
 BUILT_IN = (*DECLARED, *DISCOVERED)
 
 OWN = "_secateur_family"  # the attribute of a network whose family is not that of its class

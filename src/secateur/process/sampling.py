@@ -10,6 +10,7 @@ from ..base.seeds import Purpose, normal, torch_seed
 from ..models.conditions import UNCONDITIONAL, Conditions, dropped, moved
 from ..models.network import device_of, inference
 from ..models.predict import predict
+from ..models.registry import family_of
 from .base import Process
 from .samplers import sampler, step
 
@@ -44,7 +45,8 @@ def generate(
     The sampler is the process's deterministic one, or the diffusers `scheduler` of that class name; a stochastic one
     draws from `generators`, one for each image. With `guidance_scale` other than 1, classifier-free guidance (Ho &
     Salimans 2022, eq. 6) pushes away from the prediction at the `null` conditions: all channels, or the first
-    `guidance_channels`, as the released samplers of DiT and SiT guide three of four.
+    `guidance_channels`, as the released samplers of DiT and SiT guide three of four. Where the pipeline of the family
+    rescales the guided prediction (Qwen-Image, Lumina 2), so does this.
 
     Raises:
         SecateurError: more steps than the process has, a scheduler that does not fit, or guidance without null
@@ -52,14 +54,14 @@ def generate(
     """
     most = process.num_train_timesteps
     require(1 <= num_inference_steps <= most, f"num_inference_steps is {num_inference_steps}; give 1 to {most}")
-    guided = guidance_scale != 1.0
-    if guided and not (conditions and null):
+    is_guided = guidance_scale != 1.0
+    if is_guided and not (conditions and null):
         raise SecateurError("the model has no null condition to guide away from; use guidance_scale 1")
     solver = sampler(process, scheduler)
     solver.set_timesteps(num_inference_steps, device=noise_BCHW.device)
     # Flow schedulers start from plain noise and feed the network what they hold; they have neither attribute.
     everywhere = torch.ones(len(noise_BCHW), dtype=torch.bool, device=noise_BCHW.device)
-    unconditioned = dropped(conditions, everywhere, null) if guided else UNCONDITIONAL
+    unconditioned = dropped(conditions, everywhere, null) if is_guided else UNCONDITIONAL
     sample = noise_BCHW * getattr(solver, "init_noise_sigma", 1.0)
     scaled = getattr(solver, "scale_model_input", lambda sample, timestep: sample)
     for timestep in solver.timesteps:
@@ -67,9 +69,10 @@ def generate(
         x_t = scaled(sample, timestep)
         network = _network_at(model, process, float(timestep))
         output = predict(network, x_t, t_B, conditions)
-        if guided:
+        if is_guided:
             unconditional = predict(network, x_t, t_B, unconditioned)
-            output = guided_output(output, unconditional, guidance_scale, guidance_channels)
+            moved_output = guided(output, unconditional, guidance_scale, guidance_channels)
+            output = family_of(network).rescaled(moved_output, output)
         sample = step(solver, process.model_to_sampler(output), timestep, sample, generators)
     return sample
 
@@ -82,11 +85,11 @@ def _network_at(model: nn.Module, process: Process, timestep: float) -> nn.Modul
     return expert.other().to(device_of(model)).eval()
 
 
-def guided_output(output_BCHW: Tensor, null_BCHW: Tensor, scale: float, channels: int | None) -> Tensor:
+def guided(output_BCHW: Tensor, null_BCHW: Tensor, scale: float, channels: int | None) -> Tensor:
     """The output moved away from that at the null conditions; of the channels after `channels` as it is."""
     chosen = slice(channels)
-    guided = null_BCHW[:, chosen] + scale * (output_BCHW[:, chosen] - null_BCHW[:, chosen])
-    return guided if channels is None else torch.cat([guided, output_BCHW[:, channels:]], dim=1)
+    moved_BCHW = null_BCHW[:, chosen] + scale * (output_BCHW[:, chosen] - null_BCHW[:, chosen])
+    return moved_BCHW if channels is None else torch.cat([moved_BCHW, output_BCHW[:, channels:]], dim=1)
 
 
 def generate_batch(

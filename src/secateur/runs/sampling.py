@@ -34,6 +34,7 @@ from ..io.index import INDEX, read_object
 from ..models.conditions import Conditions, rows
 from ..models.family import Shape
 from ..models.network import class_count, input_shape, takes_text
+from ..models.registry import family_of
 from ..process.samplers import check_sampler
 from ..process.sampling import generate_batch
 from ..reporting.grids import image_grid, to_image
@@ -174,18 +175,21 @@ def sample(
 def default_guidance(subject: Subject) -> float:
     """The guidance scale that the subject's pipeline takes in diffusers where nobody gives one; 1 is off.
 
-    That of a guidance-distilled model is one of its inputs, and `true_cfg_scale` is off without a negative prompt.
+    That of a guidance-distilled model is one of its inputs, a model of few steps needs none, and `true_cfg_scale` is
+    off without a negative prompt.
     """
     pipeline = subject.loaded.pipeline
     if pipeline is None:
         return 1.0
-    in_folder = isinstance(pipeline, Path)
-    kind = getattr(diffusers, str(read_object(pipeline / INDEX)["_class_name"])) if in_folder else type(pipeline)
+    index = read_object(pipeline / INDEX) if isinstance(pipeline, Path) else pipeline.config
+    kind = getattr(diffusers, str(index["_class_name"])) if isinstance(pipeline, Path) else type(pipeline)
     parameters = inspect.signature(kind.__call__).parameters
-    if "true_cfg_scale" in parameters or "guidance_scale" not in parameters:
+    is_distilled = index.get("is_distilled") or getattr(subject.model, "config", {}).get("guidance_embeds")
+    if is_distilled or "true_cfg_scale" in parameters or "guidance_scale" not in parameters:
         return 1.0
     default = parameters["guidance_scale"].default
-    return float(default) if isinstance(default, int | float) else 1.0
+    offset = 1 - family_of(subject.model).unguided
+    return float(default) + offset if isinstance(default, int | float) else 1.0
 
 
 def write_picture(image: Image.Image, path: Path) -> None:

@@ -1,7 +1,7 @@
 """What of a model can be removed, and how to mask or remove it."""
 
 from .check import Check, check_random_cuts, check_structure, count_checks
-from .dims import Block, Cut, Dim, Slice, Structure, StructureBuilder, check_cut
+from .dims import Block, Cut, Dim, Slice, Structure, StructureBuilder, Table, check_cut
 from .masks import Masks, masked, masks_of
 from .removal import (
     Removal,
@@ -28,6 +28,7 @@ __all__ = [
     "Slice",
     "Structure",
     "StructureBuilder",
+    "Table",
     "check_cut",
     "check_random_cuts",
     "check_structure",

@@ -45,6 +45,7 @@ class CostModel:
     def __call__(self, kept: Mapping[str, int], removed_blocks: Collection[str] = ()) -> Cost:
         """Cost when each dim named in `kept` has that many units left and `removed_blocks` are gone."""
         lost = self._lost_entries(kept)
+        rows = self._rows_left(removed_blocks)
         macs = self.head_macs
         parameters = 0
         for name, shape in self.shapes.items():
@@ -52,7 +53,7 @@ class CostModel:
                 continue
             numel = math.prod(size - lost.get((name, axis), 0) for axis, size in enumerate(shape))
             parameters += numel
-            macs += numel * self.macs_per_weight.get(name, 0.0)
+            macs += numel * self.macs_per_weight.get(name, 0.0) * rows.get(name, 1.0)
         attention = 0.0
         for module, dense in self.attention_macs.items():
             if removed_blocks and self.structure.owner(module) in removed_blocks:
@@ -62,6 +63,15 @@ class CostModel:
                 dense *= kept.get(dim.name, dim.size) / dim.size
             attention += dense
         return Cost(macs + attention, attention, parameters)
+
+    def _rows_left(self, removed_blocks: Collection[str]) -> dict[str, float]:
+        """The share of a table's rows that are left, by the parameters that are applied to each row."""
+        return {
+            name: len(table.kept(removed_blocks)) / table.size
+            for table in self.structure.tables
+            for name in self.shapes
+            if name.startswith(tuple(f"{reader}." for reader in table.readers))
+        }
 
     def _lost_entries(self, kept: Mapping[str, int]) -> dict[tuple[str, int], int]:
         lost: dict[tuple[str, int], int] = {}

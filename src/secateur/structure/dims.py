@@ -101,6 +101,28 @@ class Block:
 
 
 @dataclass(frozen=True)
+class Table:
+    """A buffer that is not saved, with rows for each block by its place, such as what its modulations are made from.
+
+    Attributes:
+        buffer: its name.
+        size: its rows.
+        rows: those of each block, which leave with it; the others stay.
+        readers: modules that are called on all of its rows, so that they cost less with fewer.
+    """
+
+    buffer: str
+    size: int
+    rows: Mapping[str, tuple[int, ...]]
+    readers: tuple[str, ...]
+
+    def kept(self, removed_blocks: Iterable[str]) -> list[int]:
+        """The rows that stay without these blocks."""
+        left = {row for name in removed_blocks for row in self.rows.get(name, ())}
+        return [row for row in range(self.size) if row not in left]
+
+
+@dataclass(frozen=True)
 class Structure:
     """All dims and blocks of one model.
 
@@ -112,6 +134,7 @@ class Structure:
             dim.
         head_conditioning: where the model's head reads a submodule of the first block too (DiT), that submodule of
             every listed block, by block: it reads the next one's when the first leaves.
+        tables: buffers with rows for each block (Chroma).
     """
 
     dims: Mapping[str, Dim]
@@ -119,6 +142,7 @@ class Structure:
     attention: Mapping[str, str] = field(default_factory=dict)
     attributes: Mapping[str, str] = field(default_factory=dict)
     head_conditioning: Mapping[str, str] = field(default_factory=dict)
+    tables: tuple[Table, ...] = ()
 
     @cached_property
     def links(self) -> dict[str, tuple[Dim, ...]]:
@@ -199,6 +223,7 @@ class StructureBuilder:
         self.blocks: dict[str, Block] = {}
         self.attention: dict[str, str] = {}
         self.attributes: dict[str, str] = {}
+        self.tables: list[Table] = []
 
     def dim(self, name: str, size: int, width: int = 1, rescaled: tuple[str, ...] = ()) -> list[str]:
         """Declare a dim and return it as a channel list."""
@@ -285,7 +310,7 @@ class StructureBuilder:
         }
         listed = [block.name for block in self.blocks.values() if block.listed and head_conditioning is not None]
         read_by_head = {name: f"{name}.{head_conditioning}" for name in listed}
-        return Structure(dims_built, self.blocks, self.attention, self.attributes, read_by_head)
+        return Structure(dims_built, self.blocks, self.attention, self.attributes, read_by_head, tuple(self.tables))
 
 
 def _differences(borders: set[int]) -> tuple[int, ...]:

@@ -97,6 +97,7 @@ def remove(model: nn.Module, structure: Structure, cut: Cut) -> nn.Module:
             module = model.get_submodule(holder)
             setattr(module, attribute, getattr(module, attribute) * len(cut.kept[name]) // structure.dims[name].size)
     _remove_blocks(model, structure, cut.removed_blocks)
+    _remove_rows(model, structure, cut.removed_blocks)
     follow_weights(model)
     sizes = {name: structure.dims[name].size for name in cut.kept}
     vars(model)[_REMOVALS] = (*removals_of(model), Removal(dict(cut.kept), sizes, cut.removed_blocks))
@@ -161,6 +162,14 @@ def _remove_blocks(model: nn.Module, structure: Structure, removed: tuple[str, .
         kept = nn.ModuleList(left) if isinstance(blocks, nn.ModuleList) else nn.Sequential(*left)
         holder, _, attribute = parent.rpartition(".")
         setattr(model.get_submodule(holder), attribute, kept)
+
+
+def _remove_rows(model: nn.Module, structure: Structure, removed: tuple[str, ...]) -> None:
+    for table in structure.tables:
+        old = model.get_buffer(table.buffer)
+        holder, _, name = table.buffer.rpartition(".")
+        kept = torch.tensor(table.kept(removed), device=old.device)
+        setattr(model.get_submodule(holder), name, old.index_select(0, kept))
 
 
 def _left_lists(structure: Structure, removed: Sequence[str]) -> dict[str, list[int]]:

@@ -1,7 +1,4 @@
-"""`ChromaTransformer2DModel`: Flux with one network for all modulations; discovery finds its widths, and no blocks.
-
-A modulation is made from the place of its block among all, so that no block can leave without moving the others'.
-"""
+"""`ChromaTransformer2DModel`: Flux, whose modulations one network makes from a row of a table for each of them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,12 +7,37 @@ import torch
 from diffusers import ChromaTransformer2DModel
 from torch import Tensor
 
-from .. import discovery
+from ...structure import Structure, StructureBuilder, Table
 from ..conditions import Conditions
-from ..family import Draw, Family, Size, config_of
+from ..family import Draw, Family, Size, config_of, counted
+from ..layers.flux_blocks import declare_double_stream, declare_single_stream
 from ..packing import PATCH, pack, packed_shape, positions, size_of, unpacked_prediction
 
 TEXT_TOKENS = 512
+SINGLE, DOUBLE = 3, 6  # modulations of a block, of a double-stream one for each of its streams
+
+
+def describe_chroma(model: ChromaTransformer2DModel) -> Structure:
+    """Declare heads, feed-forward widths and blocks of `model`, with the modulations of each block."""
+    builder = StructureBuilder()
+    declare_double_stream(builder, model.transformer_blocks)
+    declare_single_stream(builder, model.single_transformer_blocks)
+    builder.tables.append(_modulations(len(model.transformer_blocks), len(model.single_transformer_blocks)))
+    return builder.build()
+
+
+def _modulations(doubles: int, singles: int) -> Table:
+    """Rows in order: those of single-stream blocks, of double-stream blocks for images, for text, two for the head."""
+    images = SINGLE * singles
+    texts = images + DOUBLE * doubles
+    rows = {f"transformer_blocks.{i}": (*_run(images, DOUBLE, i), *_run(texts, DOUBLE, i)) for i in range(doubles)} | {
+        f"single_transformer_blocks.{i}": _run(0, SINGLE, i) for i in range(singles)
+    }
+    return Table("time_text_embed.mod_proj", texts + DOUBLE * doubles + 2, rows, ("distilled_guidance_layer",))
+
+
+def _run(start: int, count: int, index: int) -> tuple[int, ...]:
+    return tuple(range(start + count * index, start + count * (index + 1)))
 
 
 def _arguments(
@@ -48,12 +70,14 @@ def _encode(pipeline: Any, prompts: list[str], size: Size, without: bool) -> dic
 
 CHROMA = Family(
     ChromaTransformer2DModel,
-    discovery.describe,
+    describe_chroma,
     arguments=_arguments,
     prediction=unpacked_prediction,
     input_shape=packed_shape,
     conditions=_conditions,
+    depth_entries=counted(transformer_blocks="num_layers", single_transformer_blocks="num_single_layers"),
     prompts={"ChromaPipeline": _encode},
     patch_size=lambda model: PATCH,
     even_levels=True,
+    counts_by_place=True,
 )

@@ -28,6 +28,11 @@ def _prediction(output_BCHW: Tensor, x_BCHW: Tensor) -> Tensor:
     return -denoised_channels(output_BCHW, x_BCHW)
 
 
+def _rescaled(guided_BCHW: Tensor, conditioned_BCHW: Tensor) -> Tensor:
+    """Every row of pixels of a channel is scaled to the length that it has without guidance."""
+    return guided_BCHW * (conditioned_BCHW.norm(dim=-1, keepdim=True) / guided_BCHW.norm(dim=-1, keepdim=True))
+
+
 def _conditions(model: Lumina2Transformer2DModel, batch_size: int, draw: Draw) -> Conditions:
     return {
         "encoder_hidden_states": draw(TEXT_TOKENS, config_of(model)["cap_feat_dim"]),
@@ -53,5 +58,6 @@ LUMINA2 = Family(
     prediction=_prediction,
     conditions=_conditions,
     prompts={"Lumina2Pipeline": _encode},
+    rescaled=_rescaled,
     even_levels=True,
 )

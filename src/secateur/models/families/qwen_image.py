@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 from .. import discovery
 from ..conditions import Conditions
 from ..family import Draw, Family, Size, config_of, counted, text_mask
-from ..packing import PATCH, pack, packed_shape, size_of, unpacked_prediction
+from ..packing import PATCH, as_long_as, pack, packed_shape, size_of, unpacked_prediction
 
 TEXT_TOKENS = 512
 
@@ -57,6 +57,7 @@ QWEN_IMAGE = Family(
     conditions=_conditions,
     depth_entries=counted(transformer_blocks="num_layers"),
     prompts={"QwenImagePipeline": _encode},
+    rescaled=as_long_as,
     patch_size=lambda model: PATCH,
     even_levels=True,
 )

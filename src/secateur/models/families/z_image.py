@@ -68,6 +68,7 @@ Z_IMAGE = Family(
     input_shape=_input_shape,
     conditions=_conditions,
     prompts={"ZImagePipeline": _encode},
+    unguided=0.0,
     patch_size=lambda model: 2,
     even_levels=True,
 )
