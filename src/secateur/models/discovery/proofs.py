@@ -11,7 +11,7 @@ import hashlib
 import importlib.metadata
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -151,18 +151,18 @@ def _proven_deep(template: Template, deep: nn.Module, index: int) -> Template:
     """Leave out the blocks, or the widths, that random cuts of a copy as deep as the model show to be wrong."""
     inputs = next(each for i, each in enumerate(candidates(deep)) if i == index)
     structure = fit(template, deep).structure
-    kinds = {
-        "blocks": (replace(structure, dims={}, attention={}, attributes={}), template.proven.structure.blocks),
-        "dims": (replace(structure, blocks={}), template.proven.structure.dims),
-    }
+    small = template.proven.structure
     proven = template.proven
-    for kind, (part, names) in kinds.items():
-        alone = _only_random(deep, part, inputs)
-        if alone:
-            reasons = dict.fromkeys(names, f"cuts of a model of full depth are wrong: {alone}")
-            kept: Structure = replace(proven.structure, **{kind: {}})
-            proven = Proven(kept, {**proven.left_out, **reasons})
+    if alone := _only_random(deep, replace(structure, dims={}, attention={}, attributes={}), inputs):
+        proven = _left_whole(proven, replace(proven.structure, blocks={}), small.blocks, alone)
+    if alone := _only_random(deep, replace(structure, blocks={}), inputs):
+        proven = _left_whole(proven, replace(proven.structure, dims={}), small.dims, alone)
     return replace(template, proven=proven)
+
+
+def _left_whole(proven: Proven, kept: Structure, names: Iterable[str], reason: str) -> Proven:
+    reasons = dict.fromkeys(names, f"cuts of a model of full depth are wrong: {reason}")
+    return Proven(kept, {**proven.left_out, **reasons})
 
 
 def _only_random(model: nn.Module, structure: Structure, inputs: Mapping[str, Any]) -> str:
