@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 import architectures
 import models
+import secateur
 from secateur.base.errors import ModelError
 from secateur.io.manifest import apply_cut
 from secateur.models import discovery
@@ -357,7 +358,7 @@ def test_diffusers_finds_a_narrower_model_of_a_class_that_nobody_declared(tmp_pa
     apply_cut(model, models.half(model))
     model.save_pretrained(tmp_path)
     loaded = diffusers.AutoModel.from_pretrained(str(tmp_path))
-    assert type(loaded) is diffusers.PrunedPriorTransformer
+    assert type(loaded) is secateur.PrunedPriorTransformer
     assert all(map(torch.equal, loaded.state_dict().values(), model.state_dict().values()))
     with pytest.raises(AttributeError):
-        _ = diffusers.PrunedNonsense
+        _ = secateur.PrunedNonsense

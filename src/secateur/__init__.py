@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from .base.lookup import register_with_diffusers
+
 __version__ = "0.2.0"
 
 # Where each public name lives: imported when it is first asked for, since torch and diffusers take seconds.
@@ -170,3 +172,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return [*globals(), *__all__]
+
+
+register_with_diffusers()

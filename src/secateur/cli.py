@@ -52,17 +52,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exit with 0, or with 1 and one line that says what was wrong."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     _fit_terminal()
+    try:
+        _called(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # what reads the output, such as `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _called(arguments: Sequence[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_overview())
-        return
-    if arguments[0] in ("-V", "--version"):
+    elif arguments[0] in ("-V", "--version"):
         print(f"secateur {__version__}")
-        return
-    if arguments[0] not in COMMANDS:
+    elif arguments[0] in COMMANDS:
+        _guarded(arguments)
+    else:
         close = difflib.get_close_matches(arguments[0], COMMANDS, 1, 0.5)
         hint = f"did you mean {close[0]}?" if close else "secateur --help lists the commands"
         _fail(f"there is no command {arguments[0]!r}; {hint}")
-    _guarded(arguments)
 
 
 def _overview() -> str:
@@ -89,8 +97,7 @@ def _guarded(arguments: Sequence[str]) -> None:
     except Terminated:
         _fail(f"stopped by SIGTERM; {GOES_ON}", status=143)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        raise
     except OSError as error:
         _fail(f"{error.filename or 'input or output'}: {error.strerror or error}")
     except Exception as error:

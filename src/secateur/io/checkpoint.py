@@ -40,7 +40,7 @@ from .manifest import (
     pruned_skeleton,
     shapes,
 )
-from .pruned import PREFIX, dense_class, saved_module
+from .pruned import PREFIX, REFUSAL, dense_class, dense_name, saved_module
 from .single_file import load_single_file
 from .weights import COUNTERS, DTYPES, Entry, common_dtype, headers, is_weights, read
 
@@ -173,11 +173,11 @@ def described(place: Place) -> tuple[str, dict[str, Any]]:
         give = f"give {place.folder / made[0]}" if made else "it has made no model yet"
         raise ModelError(f"{place.folder} is the folder of a run, not of a model; {give}")
     quantized = config.get("quantization_config")
-    if quantized is not None:
+    if quantized is not None and quantized != REFUSAL:
         method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
         raise ModelError(f"{place.folder} is quantized ({method}), which cannot be pruned; give the model before that")
     name = str(config.get("_class_name"))
-    return RENAMED.get((name, str(config.get("norm_type"))), name.removeprefix(PREFIX)), config
+    return RENAMED.get((name, str(config.get("norm_type"))), dense_name(name)), config
 
 
 def check_saved(model: nn.Module) -> None:
@@ -218,10 +218,10 @@ def _manifest(place: Place, config: Mapping[str, Any]) -> Manifest | None:
         if manifest.digest != pointer.sha256:
             raise ModelError(f"{path} is not the manifest that {CONFIG} beside it names; save the model again")
     except SecateurError:
-        if name.startswith(PREFIX):
+        if name != dense_name(name):
             raise
         return None
-    if manifest.base["class"] != name.removeprefix(PREFIX):
+    if manifest.base["class"] != dense_name(name):
         raise ModelError(f"{path} is of a {manifest.base['class']}, and {CONFIG} beside it of a {name}")
     return manifest
 

@@ -1,8 +1,9 @@
 """Classes of pruned models, so that diffusers' own loaders and savers know what to do with one.
 
-A narrower U-Net is of the class `PrunedUNet2DModel`, which a pipeline's index names together with this package, so that
-diffusers finds it here. A transformer that only lost blocks is what its config says, so it keeps the name of its class,
-and every diffusers loads it. Both write their manifest beside the config, whoever saves them.
+A narrower U-Net is of the class `secateur.PrunedUNet2DModel`, which its config and the index of its pipeline name, so
+that diffusers finds it here. Its dense class would build it too wide; the config refuses that in one sentence. A
+transformer that only lost blocks is what its config says, so it keeps the name of its class, and every diffusers loads
+it. Both write their manifest beside the config, whoever saves them.
 """
 
 from __future__ import annotations
@@ -12,13 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import torch
 from torch import nn
 
+from ..base.errors import ModelError
 from ..base.files import write_json
+from ..base.lookup import ADDRESS
 from ..models.families.autoencoder_kl import AutoencoderKLDecoder
 from ..models.registry import architecture_named, is_known
 
 PREFIX = "Pruned"
+# Dense classes of diffusers stop at the name of a quantization that they do not know, before they read the weights.
+REFUSAL = {
+    "quant_method": "pruned: load this model with secateur.from_pretrained, or with AutoModel after `import secateur`"
+}
+# What diffusers' loaders pass that this one cannot do; the rest of what they pass changes nothing here.
+NOT_TAKEN = ("quantization_config", "parallel_config")
 
 _CLASSES: dict[tuple[type[Any], bool], type[Any]] = {}
 
@@ -36,18 +46,29 @@ class Pruned:
         path = Path(save_directory, "config.json")
         config = json.loads(path.read_text())
         del config[MANIFEST_KEY]
+        if type(self).__module__ == "secateur":
+            config = {"quantization_config": REFUSAL} | config | {"_class_name": f"{ADDRESS}{type(self).__name__}"}
         write_json(path, config | {POINTER_KEY: {"file": MANIFEST, "sha256": manifest.digest}})
         write_json(Path(save_directory, MANIFEST), manifest.to_json())
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> nn.Module:
-        """As `secateur.from_pretrained`; what diffusers' loaders pass besides is not needed here."""
+        """As `secateur.from_pretrained`, with the options that diffusers' loaders pass.
+
+        Raises:
+            ModelError: as `secateur.from_pretrained`; an option that it cannot follow.
+        """
         from .checkpoint import from_pretrained
 
+        if asked := [name for name in NOT_TAKEN if options.get(name) is not None]:
+            raise ModelError(f"a {cls.__name__} cannot be loaded with {asked[0]}; load it without, and change it then")
         taken = ("subfolder", "variant", "revision", "token", "cache_dir")
         given = {name: options[name] for name in taken if options.get(name) is not None}
         return from_pretrained(
-            pretrained_model_name_or_path, torch_dtype=options.get("torch_dtype", options.get("dtype")), **given
+            pretrained_model_name_or_path,
+            torch_dtype=options.get("torch_dtype", options.get("dtype")),
+            device=_one_device(options.get("device_map")),
+            **given,
         )
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -64,6 +85,11 @@ def dense_class(model: nn.Module) -> type[Any]:
 def class_name(model: nn.Module) -> str:
     """The name of the class of `model` for people: that of the dense one."""
     return type(model).__name__.removeprefix(PREFIX)
+
+
+def dense_name(name: str) -> str:
+    """The name of the dense class of the class that a config names."""
+    return name.removeprefix(ADDRESS).removeprefix(PREFIX)
 
 
 def saved_module(model: nn.Module) -> nn.Module:
@@ -92,19 +118,19 @@ def for_diffusers(name: str) -> type[Any]:
     raise AttributeError(f"module 'secateur' has no attribute {name!r}")
 
 
-class _WithPruned(type(diffusers)):  # type: ignore[misc]
-    """The module of diffusers, which imports its classes when they are asked for, with a pruned one of each model."""
+def _one_device(device_map: Any) -> torch.device | None:
+    """The device of a map that names one.
 
-    def __getattr__(self, name: str) -> Any:
-        dense = name.removeprefix(PREFIX)
-        if name != dense and is_known(dense) and issubclass(architecture_named(dense), diffusers.ModelMixin):
-            return _class_of(architecture_named(dense), own_name=True)
-        return super().__getattr__(name)
-
-
-def register_with_diffusers() -> None:
-    """Let `AutoModel.from_pretrained` find the class that the config of a narrower model names."""
-    diffusers.__class__ = _WithPruned
+    Raises:
+        ModelError: it names several, or how to choose them.
+    """
+    device: Any = device_map.get("") if isinstance(device_map, dict) else device_map
+    if device_map is None:
+        return None
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ModelError(f"a pruned model is loaded to one device; device_map is {device_map}") from error
 
 
 def _class_of(architecture: type[Any], own_name: bool) -> Any:
@@ -120,6 +146,3 @@ def _class_of(architecture: type[Any], own_name: bool) -> Any:
 def _blank(architecture: type[Any], own_name: bool) -> Any:
     kind = _class_of(architecture, own_name)
     return kind.__new__(kind)
-
-
-register_with_diffusers()
