@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 import secateur
 from models import ALL_STRATEGIES, cuts, dit, inputs_for, output, unet
+from secateur.models.pricing import priced
 from secateur.models.registry import describe
 from secateur.structure import (
     Block,
@@ -89,6 +90,18 @@ def test_cost_of_a_cut_equals_the_counted_cost_of_the_removed_model(name, data):
     counted = cost_model(removed, describe(removed), inputs_for(removed))({})
     assert predicted.parameters == counted.parameters == sum(p.numel() for p in removed.parameters())
     assert predicted.macs == pytest.approx(counted.macs, rel=1e-9)
+
+
+class Routed(nn.Linear):
+    """Which rows it computes depends on their values."""
+
+    def forward(self, x):
+        return super().forward(x[x.sum(1) > 0])
+
+
+def test_a_pass_that_depends_on_its_values_has_no_price_and_says_so():
+    with pytest.raises(secateur.SecateurError, match="the MACs of Routed cannot be counted without running it: .+"):
+        priced(Routed(2, 2), Structure({}, {}), {"x": torch.ones(3, 2)})
 
 
 def double_output(model):

@@ -12,10 +12,10 @@ import tempfile
 import traceback
 import warnings
 from collections.abc import Sequence
-from dataclasses import fields
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from . import __version__
+from .commands import COMMANDS
 
 USAGE = "usage: secateur COMMAND ..."
 DESCRIPTION = "Prune pretrained diffusion and flow models, and recover what pruning cost."
@@ -24,28 +24,6 @@ Every command is a Python function of the same name and arguments."""
 GOES_ON = "what was written stays, and the same command resumes"
 LONGEST_LINE = 1000  # of characters, some of which a damaged file may have chosen
 FEWEST_COLUMNS = 40  # of help; in a narrower one it would never end
-COMMANDS = {
-    "quickstart": "the whole job on a small embedded model, offline, in two minutes",
-    "compress": "prune a model to a target, recover what that cost, evaluate, and write a report",
-    "best": "find the recipe that suits a model, within a budget, and compress by it",
-    "sweep": "compress one model in many ways, and compare",
-    "recipes": "the named recipes, and one of them as a file to start from",
-    "inspect": "what a model is, and what can be removed from it",
-    "rank": "which units and blocks matter least",
-    "prune": "cut a model to a target in one shot, without recovery",
-    "compensate": "refit a pruned model to its dense one in closed form, without training",
-    "record": "a dense model's answers, written once for recoveries that read them",
-    "finetune": "recover a pruned model, or train any model further",
-    "evaluate": "sizes, speed, samples and distances of a model, alone or against another",
-    "sample": "draw images",
-    "report": "write the report of a run again, or compare several",
-    "encode": "latents and text embeddings of a data set, ahead of the other commands",
-    "convert": "an original DiT or SiT checkpoint as a diffusers pipeline",
-    "export": "a model as a file for another runtime",
-    "slice-lora": "a LoRA of a dense model for the model that was pruned from it",
-    "completion": "a script by which the shell completes commands and options",
-    "check-structure": "does the declaration of a model's structure tell the truth?",
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -135,6 +113,7 @@ def _run(arguments: Sequence[str]) -> None:
 
     from .base.console import shown
     from .base.origin import begun_by
+    from .commands.defaults import defaults_of
     from .commands.grammar import Grammar
     from .commands.options_file import with_file
 
@@ -143,47 +122,6 @@ def _run(arguments: Sequence[str]) -> None:
     module = importlib.import_module(f".commands.{name.replace('-', '_')}", __package__)
     with shown(True), begun_by(arguments):
         Grammar(getattr(module, name.replace("-", "_")), defaults_of(name, options)).run(name, options)
-
-
-def defaults_of(name: str, options: Sequence[str]) -> dict[str, Any]:
-    """The groups of options of a command, and what else it takes from a recipe, the chosen one's of `compress`."""
-    from .compensation import CompensationConfig
-    from .criteria import ScoringConfig, criterion_named
-    from .evaluation import EvaluationConfig
-    from .recovery import WarmupConfig
-    from .runs.compression import finetuning, resolve
-    from .runs.trials import TrialConfig
-    from .schedules import CutConfig
-    from .teacher import BookConfig
-
-    criterion = _value("--criterion", options)
-    scoring = criterion_named(criterion or "diff-pruning").configured(ScoringConfig())
-    if name == "compress":
-        chosen = resolve(_value("--recipe", options) or "default", criterion=criterion)
-        parts = [part.name for part in fields(chosen) if part.name != "name"]
-        return {part: getattr(chosen, part) for part in parts} | {"warmup": WarmupConfig()}
-    trials = {"shared": TrialConfig(), "evaluation": EvaluationConfig(), "warmup": WarmupConfig()}
-    groups: dict[str, dict[str, Any]] = {
-        "rank": {"scoring": scoring},
-        "prune": {"scoring": scoring, "cut": CutConfig(), "compensation": CompensationConfig()},
-        "compensate": {"compensation": CompensationConfig()},
-        "record": {"book": BookConfig(), "recovery": resolve("default").recovery},
-        "finetune": {"recovery": finetuning(None, bool(_value("--teacher", options) or _value("--book", options)))},
-        "evaluate": {"evaluation": EvaluationConfig()},
-        "sweep": trials,
-        "best": trials,
-    }
-    return groups.get(name, {})
-
-
-def _value(option: str, options: Sequence[str]) -> str | None:
-    """The last value of an option, as the parser takes it; needed before, because it sets the defaults of others."""
-    found = None
-    for position, argument in enumerate(options):
-        name, equals, value = argument.partition("=")
-        if name == option:
-            found = value if equals else "".join(options[position + 1 : position + 2])
-    return found
 
 
 def _fail(message: str, status: int = 1) -> NoReturn:

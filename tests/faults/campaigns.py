@@ -17,7 +17,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
 
-from secateur.cli import COMMANDS as EVERY
+from secateur.commands import COMMANDS as EVERY
 
 GOOD = ("identical", "worked", "refused in one line")
 

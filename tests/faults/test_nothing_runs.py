@@ -15,7 +15,8 @@ from test_damage import CONVERT, LORA, single_files
 from test_kills import COMMANDS as ALONE
 from test_kills import CPU_SECONDS, DATA, MEASURE, SMALL, TRAIN, prepared
 
-from secateur.cli import COMMANDS, main
+from secateur.cli import main
+from secateur.commands import COMMANDS
 
 TEXT = ["--data", "captions", "--device", "cpu", "--out", "out"]
 CUT = ["--target", "macs=80%"]

@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 import tyro
 
 from ..base.console import say
+from . import COMMANDS
+from .defaults import defaults_of
 from .grammar import Grammar
 
 SCRIPT = """# secateur: completion for bash, and for zsh after `autoload -U bashcompinit && bashcompinit`
@@ -37,8 +39,6 @@ def completion(
     Args:
         shell: both take the same script.
     """
-    from ..cli import COMMANDS, defaults_of
-
     cases = []
     for name in COMMANDS:
         module = importlib.import_module(f".{name.replace('-', '_')}", __package__)

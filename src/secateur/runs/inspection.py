@@ -17,12 +17,13 @@ from ..base.units import format_count
 from ..io.manifest import manifest_of
 from ..io.pruned import class_name
 from ..models.network import example_inputs, inference
+from ..models.pricing import priced
 from ..models.registry import describe, left_out
 from ..schedules import CutConfig, no_scores, removal_steps
 from ..schedules.solver import uncut, walk
 from ..structure import Check, Structure, count_checks
 from ..structure import check_structure as checks_of
-from ..structure.cost import Cost, cost_model
+from ..structure.cost import Cost
 from .arguments import WeightsArguments
 from .subject import described, open_weights
 
@@ -79,7 +80,7 @@ def inspect(model: Any, **arguments: Unpack[WeightsArguments]) -> Inspection:
     """
     network = open_weights(model, **arguments)
     structure = described(_name(model, network), network)
-    cost = cost_model(network, structure, example_inputs(network, 1))
+    cost = priced(network, structure)
     smallest = {}
     for granularity in ("width", "depth"):
         steps = removal_steps(structure, no_scores(structure), granularity=granularity, round_to=CutConfig().round_to)

@@ -9,7 +9,6 @@ from ..base.units import format_count
 from ..compensation import Price
 from ..criteria.criterion import FORWARD_SHARE, Memory
 from ..evaluation import forward_passes
-from ..models.network import example_inputs
 from ..recovery.reading import contents_of, tuples_for
 from ..results import CutResult
 from ..schedules import CutConfig, Target, no_scores, one_shot
@@ -40,7 +39,7 @@ def plan_cut(subject: Subject, target: Target, cut: CutConfig) -> CutResult | No
     if target.metric == "latency" or target.is_quality:
         return None
     structure = subject.structure
-    found = one_shot(subject.model, structure, target, no_scores(structure), cut, example_inputs(subject.model, 1))[1]
+    found = one_shot(subject.model, structure, target, no_scores(structure), cut)[1]
     return replace(found, excluded=subject.excluded)
 
 

@@ -184,8 +184,7 @@ def planned_cut(subject: Subject, target: Target, scores: Mapping[str, Tensor], 
         target,
         scores,
         config,
-        example_inputs(subject.model, 1),
-        latency_of(subject.model, subject.structure) if target.metric == "latency" else None,
+        measure_latency=latency_of(subject.model, subject.structure) if target.metric == "latency" else None,
     )
     return Planned(solution.cut, replace(result, excluded=subject.excluded))
 

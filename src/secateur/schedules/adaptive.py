@@ -20,11 +20,10 @@ import torch
 from torch import nn
 
 from ..base.rules import Count, at_least, check_fields, from_to_below
-from ..models.network import example_inputs
+from ..models.pricing import priced
 from ..models.registry import describe
 from ..recovery.pruner import Decision, Refit
 from ..structure import Cut, Structure, without_blocks
-from ..structure.cost import cost_model
 from .proxies import Judgement
 from .rescore import Scored
 from .solver import Scores
@@ -173,7 +172,7 @@ class Adaptive:
         scores = self._scores(average, structure, gone, dense_name, stage)
         leaving = sorted(self.goal(average, structure, scores).removed_blocks, key=lambda name: scores[name].item())
         counts = self._counts(gone, gone + len(leaving), stage)
-        cost = cost_model(average, structure, example_inputs(average, 1))
+        cost = priced(average, structure)
         saved = [1 - cost({}, leaving[: count - gone]).macs / self.dense_macs for count in counts]
         described: list[dict[str, Any]] = [
             {"count": count, "saved": share} for count, share in zip(counts, saved, strict=True)

@@ -8,10 +8,9 @@ from typing import TypeAlias
 
 from torch import nn
 
-from ..models.network import example_inputs
+from ..models.pricing import priced
 from ..results import CutResult
 from ..structure import Cut, Structure
-from ..structure.cost import cost_model
 from .one_shot import CutConfig, describe_cut, no_scores
 from .solver import Scores, Solution, measure_by, removal_steps, solve, uncut
 from .target import Target
@@ -30,7 +29,7 @@ def block_cuts(
 
     def goal(model: nn.Module, structure: Structure, scores: Scores) -> Cut:
         steps = removal_steps(structure, scores, allocation=config.allocation, granularity="depth")
-        cost = cost_model(model, structure, example_inputs(model, 1))
+        cost = priced(model, structure)
         latency = _once(latency_of(model, structure))
         present = measure_by(structure, target.metric, scores, cost, latency)(uncut(structure))
         reachable = replace(target, value=min(target.value, present))
@@ -48,7 +47,7 @@ def settled(
     latency_of: LatencyOf,
 ) -> CutResult:
     """The description of the cut of a dense `model` that all decisions together made; `target` is as it was asked."""
-    cost = cost_model(model, structure, example_inputs(model, 1))
+    cost = priced(model, structure)
     measure = measure_by(structure, target.metric, no_scores(structure), cost, latency_of(model, structure))
     whole = uncut(structure)
     dense, reached = measure(whole), measure(replace(whole, removed_blocks=frozenset(removed)))

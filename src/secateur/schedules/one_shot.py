@@ -13,9 +13,10 @@ from ..base.errors import TargetError, require
 from ..base.rules import Count, check_fields
 from ..criteria import criterion_named
 from ..criteria.blocks.measure import block_names
+from ..models.pricing import priced
 from ..results import CutResult, DimCut, Size
 from ..structure import Cut, Structure
-from ..structure.cost import CostModel, cost_model
+from ..structure.cost import CostModel
 from .solver import Allocation, Granularity, Scores, Solution, removal_steps, solve
 from .target import Target
 
@@ -69,10 +70,10 @@ def one_shot(
     target: Target,
     scores: Scores,
     config: CutConfig,
-    inputs: Mapping[str, Any],
+    inputs: Mapping[str, Any] | None = None,
     measure_latency: Callable[[Cut], float] | None = None,
 ) -> tuple[Solution, CutResult]:
-    """The cut for `target`, and what it comes to.
+    """The cut for `target`, and what it comes to; sizes are counted on `inputs`, or on an example.
 
     Raises:
         TargetError: the target is out of reach.
@@ -82,7 +83,7 @@ def one_shot(
             f"{target} is a quality, which prune and compress find by trying; here ask for a size: macs=50%"
         )
     granularity = granularity_for(target, config)
-    cost = cost_model(model, structure, inputs)
+    cost = priced(model, structure, inputs)
     steps = removal_steps(
         structure, scores, allocation=config.allocation, granularity=granularity, round_to=config.round_to, cost=cost
     )

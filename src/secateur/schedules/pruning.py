@@ -17,14 +17,14 @@ from ..criteria import ScoringConfig
 from ..data import Batch
 from ..data.conditions import accepts, null_conditions
 from ..models.conditions import Conditions
-from ..models.network import device_of, example_inputs
+from ..models.network import device_of
 from ..models.predict import network_of
+from ..models.pricing import priced
 from ..models.registry import describe
 from ..process.base import Process
 from ..recovery.averages import Average
 from ..recovery.pruner import AttachedPruner, Decision, Pruner, Refit
 from ..structure import Cut, Structure
-from ..structure.cost import cost_model
 from .adaptive import Adaptive, AdaptiveConfig
 from .block_cuts import LatencyOf, block_cuts
 from .one_shot import CutConfig, check_criterion, granularity_for, one_shot
@@ -129,7 +129,7 @@ def build_pruner(
         refit = partial(compensation.refit, process)
     details = {**goal.recorded, "schedule": schedule_name(schedule), "cut": asdict(cut), **described}
     scorer = stage_scorer(process, batch, criterion, scoring)
-    cost = cost_model(model, structure, example_inputs(model, 1))
+    cost = priced(model, structure)
     if schedule is None:
         return OneShot(goal.cut, described, details, base_id, refit)
     if isinstance(schedule, ProgressiveConfig):
@@ -229,8 +229,7 @@ class Pruning(AttachedPruner):
             goal_target,
             scores,
             allowed,
-            example_inputs(network, 1),
-            latency(network, structure) if goal_target.metric == "latency" else None,
+            measure_latency=latency(network, structure) if goal_target.metric == "latency" else None,
         )
         recorded = {key: getattr(described, key) for key in ("target", "metric", "asked", "reached", "dense")}
         refitting = None

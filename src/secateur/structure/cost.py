@@ -18,7 +18,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..base.errors import SecateurError, first_line
 from .dims import Structure
 from .known_values import KnownValues, remember
 
@@ -113,7 +112,7 @@ def cost_model(model: nn.Module, structure: Structure, inputs: Mapping[str, Any]
     """Count one forward pass of `model` on `inputs` (keyword arguments), per sample, on the meta device.
 
     Raises:
-        SecateurError: the pass depends on values that it computes, such as which expert a token goes to.
+        ValueError: the pass depends on values that it computes, such as which expert a token goes to.
     """
     batch_size = len(next(iter(inputs.values())))
     hollow = skeleton(model)
@@ -122,8 +121,10 @@ def cost_model(model: nn.Module, structure: Structure, inputs: Mapping[str, Any]
         with KnownValues():
             macs = {name: flops // 2 for name, flops in count_flops(hollow, meta_inputs).items()}
     except RuntimeError as error:  # NotImplementedError too
-        reason = f"the MACs of {type(model).__name__} cannot be counted without running it: {first_line(error)}"
-        raise SecateurError(reason) from error
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"the MACs of {type(model).__name__} cannot be counted without running it: {reason}"
+        ) from error
     shapes = {name: parameter.shape for name, parameter in hollow.named_parameters()}
     weights = {name.removesuffix(".weight"): name for name in shapes if name.endswith(".weight")}
     per_weight = {
