@@ -77,7 +77,7 @@ def test_compress_ends_at_the_target_with_a_model_that_loads(compressed):
 def quiet(monkeypatch):
     """No plots, evaluation and report."""
     monkeypatch.setattr("secateur.runs.compression.evaluate_stage", lambda *_: (None, {}))
-    monkeypatch.setattr("secateur.api.write_report", lambda *_: None)
+    monkeypatch.setattr("secateur.api.compress.write_report", lambda *_: None)
     monkeypatch.setattr("secateur.runs.run.Run.__str__", lambda _: "")
     for name in ("write_ranking", "write_cut"):
         monkeypatch.setattr(command_stages, name, lambda *_: None)

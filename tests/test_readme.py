@@ -38,8 +38,8 @@ def test_the_lines_of_python_run(tmp_path, monkeypatch, capsys):
     (lines,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     assert len(lines.splitlines()) <= 12
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("secateur.api.EvaluationConfig", lambda: EVALUATION)
-    monkeypatch.setattr("secateur.api.RecoveryConfig", lambda: RECOVERY)
+    monkeypatch.setattr("secateur.api.one_stage.EvaluationConfig", lambda: EVALUATION)
+    monkeypatch.setattr("secateur.api.one_stage.RecoveryConfig", lambda: RECOVERY)
     monkeypatch.setattr("secateur.runs.compression.recipe_named", short)
     monkeypatch.setattr("secateur.io.hub.HfApi", lambda token: SimpleNamespace(create_repo=made, upload_folder=made))
     images = torch.rand(12, 1, 8, 8) * 2 - 1

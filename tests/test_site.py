@@ -32,7 +32,7 @@ def test_the_page_has_names_that_nobody_grouped() -> None:
     page = SimpleNamespace(file=SimpleNamespace(src_uri="reference.md"))
     markdown = tool("reference").on_page_markdown("- `prune`\n", page=page)
     assert sorted(re.findall(r"heading: secateur\.(\w+)", markdown)) == secateur.__all__
-    assert "::: secateur.api.prune\n" in markdown
+    assert "::: secateur.api.one_stage.prune\n" in markdown
 
 
 def test_every_message_stands_under_one_heading() -> None:

@@ -100,7 +100,7 @@ class Routed(nn.Linear):
 
 
 def test_a_pass_that_depends_on_its_values_has_no_price_and_says_so():
-    with pytest.raises(secateur.SecateurError, match="the MACs of Routed cannot be counted without running it: .+"):
+    with pytest.raises(secateur.SecateurError, match=r"the MACs of Routed cannot be counted without running it: .+"):
         priced(Routed(2, 2), Structure({}, {}), {"x": torch.ones(3, 2)})
 
 

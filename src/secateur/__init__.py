@@ -14,7 +14,8 @@ __version__ = "0.2.0"
 
 # Where each public name lives: imported when it is first asked for, since torch and diffusers take seconds.
 _PLACES = {
-    "api": ("compensate", "compress", "evaluate", "finetune", "plan", "prune", "quickstart", "rank"),
+    "api.compress": ("compress", "plan", "quickstart"),
+    "api.one_stage": ("compensate", "evaluate", "finetune", "prune", "rank"),
     "base.errors": ("SecateurError",),
     "compensation": ("CompensationConfig",),
     "criteria": (
@@ -72,14 +73,14 @@ _PLACE_OF = {name: place for place, names in _PLACES.items() for name in names}
 __all__ = sorted(_PLACE_OF)
 
 if TYPE_CHECKING:  # what type checkers and editors see
-    from .api import compensate as compensate
-    from .api import compress as compress
-    from .api import evaluate as evaluate
-    from .api import finetune as finetune
-    from .api import plan as plan
-    from .api import prune as prune
-    from .api import quickstart as quickstart
-    from .api import rank as rank
+    from .api.compress import compress as compress
+    from .api.compress import plan as plan
+    from .api.compress import quickstart as quickstart
+    from .api.one_stage import compensate as compensate
+    from .api.one_stage import evaluate as evaluate
+    from .api.one_stage import finetune as finetune
+    from .api.one_stage import prune as prune
+    from .api.one_stage import rank as rank
     from .base.errors import SecateurError as SecateurError
     from .compensation import CompensationConfig as CompensationConfig
     from .criteria import CedOptions as CedOptions

@@ -1,47 +1,35 @@
-"""The library's face: every command as a function over objects in memory, folders and hub ids alike.
-
-Each takes a `model` (a folder, a hub id, a module, a pipeline, or what `load` returned), `data` (a path, tensors, a
-sequence, data set or loader, a data set of ours, or the word generated: what the dense model draws itself), and what
-`NetworkArguments` has, such as `process` (a name, a diffusers scheduler, its config, or a `Process`) and `device`. With
-`out` they write what the command writes; without it
-nothing touches the disk but the checkpoints of a recovery, in a temporary folder. They print nothing unless `progress`
-is True.
-"""
+"""Each stage of a compression by itself: rank, prune, compensate, finetune, evaluate."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 from typing_extensions import Unpack
 
-from .base.console import shown
-from .base.distributed import is_main_process, one_process, wait_for_everyone
-from .base.fingerprint import fingerprint
-from .base.origin import recorded
-from .base.rules import Count, Seed, checked
-from .compensation import CompensationConfig
-from .criteria import ScoringConfig, criterion_named
-from .data.conditions import check_conditions
-from .evaluation import EvaluationConfig
-from .recipes import Recipe
-from .recovery import RecoveryConfig, WarmupConfig
-from .reporting import write_report
-from .results import Evaluation, Ranking, to_json
-from .runs.arguments import CompressionArguments, NetworkArguments, divided
-from .runs.checks import check_compression, check_evaluating, check_finetuning, check_pruning, check_ranking
-from .runs.compression import compress_stages, finetuning, resolve, run_settings, with_labels_of
-from .runs.data import drawn_by, encode_data, inputs_of, name_of, unless_generated
-from .runs.folder import circumstances, folder_or_memory
-from .runs.opening import beside, opened, required
-from .runs.plan import Plan, plan_of
-from .runs.quality import sought
-from .runs.recording import opened_book
-from .runs.run import Run
-from .runs.stages import (
+from ..base.console import shown
+from ..base.distributed import is_main_process, one_process, wait_for_everyone
+from ..base.fingerprint import fingerprint
+from ..base.origin import recorded
+from ..base.rules import Count, checked
+from ..compensation import CompensationConfig
+from ..criteria import ScoringConfig, criterion_named
+from ..data.conditions import check_conditions
+from ..evaluation import EvaluationConfig
+from ..recovery import RecoveryConfig
+from ..reporting import write_report
+from ..results import Evaluation, Ranking, to_json
+from ..runs.arguments import NetworkArguments
+from ..runs.checks import check_evaluating, check_finetuning, check_pruning, check_ranking
+from ..runs.compression import finetuning
+from ..runs.data import drawn_by, encode_data, inputs_of, name_of, unless_generated
+from ..runs.folder import folder_or_memory
+from ..runs.opening import beside, opened, required
+from ..runs.quality import sought
+from ..runs.recording import opened_book
+from ..runs.stages import (
     compensate_stage,
     cut_stage,
     evaluate_stage,
@@ -50,12 +38,10 @@ from .runs.stages import (
     rank_stage,
     recover_stage,
     scores_of,
-    warmup_stage,
 )
-from .runs.tidy import tidy
-from .runs.timing import work_of
-from .schedules import CutConfig, parse_target
-from .teacher import Book
+from ..runs.tidy import tidy
+from ..schedules import CutConfig, parse_target
+from ..teacher import Book
 
 
 @recorded
@@ -70,19 +56,19 @@ def rank(
     progress: bool = False,
     **arguments: Unpack[NetworkArguments],
 ) -> Ranking:
-    """Rank every unit and block of a model: the lowest score leaves first.
+    """Score every unit and block of a model; the lowest scores are removed first.
 
     Args:
-        model: see above; it is left as it is.
-        data: calibration samples; criteria that look at weights alone need none.
-        criterion: which criterion; ced, deviation, uniform, cosine and loss-change rank blocks only.
-        scoring: its options.
+        model: folder, hub id, module, pipeline, or what `load` returned; it does not change.
+        data: calibration samples; not needed by criteria that use weights alone.
+        criterion: its name; ced, deviation, uniform, cosine and loss-change rank blocks only.
+        scoring: options of the criterion.
         out: folder for ranking.json, its tables and plots.
-        progress: show how far it is.
-        arguments: as `NetworkArguments` has them.
+        progress: show progress bars and print notes.
+        arguments: those of `NetworkArguments`.
 
     Raises:
-        SecateurError: bad input; always one clear line.
+        SecateurError: bad input.
     """
     one_process("rank")
     scoring = criterion_named(criterion).configured(scoring or ScoringConfig())
@@ -114,22 +100,24 @@ def prune(
     """Prune a model to a target in one shot, without recovery; returns the smaller network, in eval mode.
 
     Args:
-        model: see above; of a pipeline the network is returned.
-        target: what stays: macs=56%, macs=3.4G, params=20M, blocks=6 (six stay) or latency=20ms (one call at batch 1),
-            or a quality, whose smallest model is sought: ssim=0.95 to dense samples, or loss=5%, by which it may rise.
-        data: calibration samples; criteria that look at weights alone need none.
+        model: folder, hub id, module, pipeline, or what `load` returned; of a pipeline, its network
+            is pruned and returned.
+        target: the size to reach: macs=56%, macs=3.4G, params=20M, blocks=6 (six stay) or latency=20ms (one call at
+            batch size 1); or a quality to keep, for which the smallest model is searched: ssim=0.95 (to the dense
+            model's samples) or loss=5% (the most that the loss may rise).
+        data: calibration samples; not needed by criteria that use weights alone.
         criterion: which criterion ranks the units; ced, deviation, uniform, cosine and loss-change rank blocks only.
-        scoring: its options.
+        scoring: options of the criterion.
         ranking: what `rank` returned for this model, instead of a criterion: one ranking serves several targets.
         cut: which cuts are allowed.
-        compensation: how what stays is refitted to the dense model, in closed form; None leaves it as it was cut.
+        compensation: options of a closed-form refit of what stays to the dense model; None: no refit.
         out: folder for the ranking, the cut and the model.
         inplace: cut the model itself instead of a copy.
-        progress: show how far it is.
-        arguments: as `NetworkArguments` has them.
+        progress: show progress bars and print notes.
+        arguments: those of `NetworkArguments`.
 
     Raises:
-        SecateurError: bad input, or an unreachable target; always one clear line.
+        SecateurError: bad input, or an unreachable target.
     """
     one_process("prune")
     goal, cut = parse_target(target), cut or CutConfig()
@@ -180,17 +168,17 @@ def compensate(
     """Refit a pruned model to the dense one that it was cut from, in closed form, without training; in eval mode.
 
     Args:
-        pruned: see above; its manifest says what was cut.
-        dense: the model before the cut; whatever a model may be.
+        pruned: folder, hub id, module or pipeline; its manifest says what was cut.
+        dense: the model before the cut, given in any of these ways.
         data: calibration samples.
-        compensation: how it is refitted.
-        out: folder for the errors of every layer before and after, and the model.
+        compensation: options of the refit.
+        out: folder for the model, and for the error of every layer before and after.
         inplace: refit the model itself instead of a copy.
-        progress: show how far it is.
-        arguments: as `NetworkArguments` has them.
+        progress: show progress bars and print notes.
+        arguments: those of `NetworkArguments`.
 
     Raises:
-        SecateurError: bad input, or a model that was not cut from `dense`; always one clear line.
+        SecateurError: bad input, or a model that was not cut from `dense`.
     """
     config = compensation or CompensationConfig()
     with shown(progress), opened(pruned, unless_generated(data), **arguments) as (subject, given_data):
@@ -228,24 +216,24 @@ def finetune(
     """Recover a pruned model, or train any model further; returns the network with its averaged weights, in eval mode.
 
     Args:
-        model: see above.
+        model: folder, hub id, module, pipeline, or what `load` returned.
         data: training samples.
-        teacher: the dense model, for objectives that match it: whatever a model may be, or its book.
-        book: the teacher's answers, which `record` returned or wrote, in its place; a teacher beside it must be the one
-            that answered.
-        objective: denoising, distillation, first-order, 2ndmatch ...; instead of the recovery options' own.
-        steps: optimizer steps, likewise.
-        recovery: how to train; the default is that of `compress`, by plain denoising without a teacher.
-        out: folder for the log, checkpoints and the model; a run that was stopped there goes on, and
-            so does a finished one to more steps, if its learning rate is constant.
+        teacher: the dense model, for objectives that match it: anything that `model` may be, or its book.
+        book: the teacher's answers that `record` returned or wrote, in place of the teacher; if both are given, the
+            answers must be this teacher's.
+        objective: denoising, distillation, first-order, 2ndmatch ...; overrides that of `recovery`.
+        steps: optimizer steps; overrides that of `recovery`.
+        recovery: how to train; by default as `compress` does, with objective denoising if there is no teacher.
+        out: folder for the log, checkpoints and the model. A run that was stopped there is resumed; a finished one is
+            continued to more steps, if its learning rate is constant.
         inplace: train the model itself instead of a copy.
-        keep: leave everything in the folder; otherwise weights that are in it twice become one file, and the last
-            checkpoint goes, but where a longer run may go on from it.
-        progress: show how far it is.
-        arguments: as `NetworkArguments` has them.
+        keep: keep everything in the folder. By default weights that are in it twice become one file, and the last
+            checkpoint is removed unless a longer run could continue from it.
+        progress: show progress bars and print notes.
+        arguments: those of `NetworkArguments`.
 
     Raises:
-        SecateurError: bad input, or a loss that is not finite; always one clear line.
+        SecateurError: bad input, or a loss that is not finite.
     """
     settings = finetuning(recovery, teacher is not None or book is not None, steps, objective)
     with shown(progress), opened(model, unless_generated(data), **arguments) as (subject, given_data):
@@ -297,8 +285,8 @@ def evaluate(
         evaluation: what to measure, and of how much.
         cache: folder where evaluations find the samples of the same models again, such as those of one reference.
         out: folder for the numbers, samples and a report; an evaluation that was stopped there goes on.
-        progress: show how far it is.
-        arguments: as `NetworkArguments` has them.
+        progress: show progress bars and print notes.
+        arguments: those of `NetworkArguments`.
 
     Returns:
         `result.macs.ratio`, `result["ssim"].value`, `.interval`; prints as a table, draws itself in a notebook.
@@ -321,109 +309,3 @@ def evaluate(
             if folder is not None and is_main_process():
                 write_report(folder)
         return result
-
-
-@recorded
-@checked
-def compress(
-    model: Any,
-    *,
-    target: str,
-    data: Any,
-    recipe: str | Recipe = "default",
-    new_labels: bool = False,
-    warmup: WarmupConfig | None = None,
-    cache: str | Path | None = None,
-    out: str | Path | None = None,
-    keep: bool = False,
-    progress: bool = False,
-    **arguments: Unpack[CompressionArguments],
-) -> Run:
-    """Prune a model to a target, recover what that cost, and measure dense, pruned and recovered side by side.
-
-    Args:
-        model: see above; it is left as it is.
-        target: what stays: macs=56%, macs=3.4G, params=20M, blocks=6 (six stay) or latency=20ms (one call at batch 1),
-            or a quality, whose smallest model is sought: ssim=0.95 to dense samples, or loss=5%, by which it may rise.
-        data: samples to calibrate, train and evaluate with.
-        recipe: a recipe or its name.
-        new_labels: the data's classes replace the model's: fresh label embeddings, trained before the ranking.
-        warmup: how the new labels are trained.
-        cache: folder where several runs find the samples of the same models, and the teacher's book, again.
-        out: run folder; a run that was stopped there goes on, and so does a finished one to more steps, if its
-            schedule is one-shot and its learning rate constant.
-        keep: leave everything in the folder; otherwise the models before the recovery go in the end, weights that are
-            there twice become one file, and the last checkpoint goes, but where a longer run may go on from it.
-        progress: show how far it is.
-        arguments: as `NetworkArguments` has them, and as `RecipeArguments` has them instead of the recipe's parts.
-
-    Returns:
-        The run: `.model`, `.pipeline`, `.ranking`, `.cut`, `.evaluation`, `.report()`.
-
-    Raises:
-        SecateurError: bad input, an unreachable target, a run that cannot go on; always one clear line.
-    """
-    parts, about_model = divided(arguments)
-    settings, goal = resolve(recipe, **parts), parse_target(target)
-    with shown(progress), opened(model, data, new_labels, **about_model) as (subject, given_data):
-        dataset = required(given_data)
-        inputs = partial(inputs_of, dataset, model=subject)
-        subject = with_labels_of(dataset, subject, new_labels, settings.recovery.seed)
-        labels = (warmup or WarmupConfig()) if new_labels else None
-        subject = subject.selected(settings.cut)
-        check_compression(subject, dataset, goal, settings)
-        about = run_settings(subject, goal, name_of(data, dataset), settings, labels)
-        wait_for_everyone(subject.on_cpu)  # nobody writes where the settings are refused
-        with folder_or_memory(out, about, inputs) as folder:
-            dataset = encode_data(dataset, subject)
-            if labels is not None:
-                subject = warmup_stage(folder, subject, dataset, labels, settings.recovery)
-            stages = compress_stages(folder, subject, dataset, goal, settings, None if cache is None else Path(cache))
-            if folder is not None:
-                pipeline_stage(folder, subject, stages.model)
-                if is_main_process():
-                    write_report(folder)
-                    if not keep:
-                        tidy(folder, settings.recovery, settings.schedule == "one-shot")
-        return Run(subject, stages, about | circumstances(), folder)
-
-
-@recorded
-@checked
-def plan(
-    model: Any,
-    *,
-    target: str,
-    data: Any = None,
-    recipe: str | Recipe = "default",
-    new_labels: bool = False,
-    warmup: WarmupConfig | None = None,
-    **arguments: Unpack[CompressionArguments],
-) -> Plan:
-    """What `compress` with the same arguments would make of the model, in what time and memory: `print(plan(...))`.
-
-    Without data it is not checked whether that fits. A model on the meta device is planned in FLOPs instead of seconds.
-
-    Raises:
-        SecateurError: whatever would stop it.
-    """
-    parts, about_model = divided(arguments)
-    settings, goal = resolve(recipe, **parts), parse_target(target)
-    with opened(model, data, new_labels, **about_model) as (subject, given_data):
-        if new_labels:
-            subject = with_labels_of(required(given_data), subject, new_labels, settings.recovery.seed)
-        subject = subject.selected(settings.cut)
-        cut = check_compression(subject, given_data, goal, settings)
-        labels = (warmup or WarmupConfig()) if new_labels else None
-        return plan_of(subject, work_of(settings, cut, labels), goal, settings.cut)
-
-
-@recorded
-@checked
-def quickstart(
-    *, out: str | Path | None = None, target: str = "macs=50%", seed: Seed = 0, progress: bool = False
-) -> Run:
-    """Prune the embedded U-Net to half its MACs, recover it, and measure it; offline, in under two minutes."""
-    return compress(
-        "fashion-unet", target=target, data="fashion", recipe="quickstart", seed=seed, out=out, progress=progress
-    )
