@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,6 +114,7 @@ def start(
 
 def _child(function: Callable[[], Any], folder: Path, moment: Moment, seconds: int, writing: int) -> None:
     os.chdir(folder)
+    warnings.resetwarnings()  # a warning of another library is no error, as it is in tests
     tqdm.set_lock(threading.RLock())  # the one that it has is shared with children that were killed, maybe holding it
     sys.path.insert(0, "")  # as `python -m secateur` has it
     os.environ["SECATEUR_CACHE"] = str(folder / "cache")
