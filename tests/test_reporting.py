@@ -398,7 +398,7 @@ def test_report_of_lyapunov_exponents_only(tmp_path: Path, models: tuple[str, ..
     assert "Latencies are" not in text
     assert "SSIM and PSNR" not in text
     assert "SSIM to model" not in text
-    assert re.findall(r"<h2>(.*?)</h2>", markup) == ["Quality and cost", "How far these numbers go", "The run"]
+    assert re.findall(r"<h2>(.*?)</h2>", markup) == ["Quality and cost", "Limits of these numbers", "The run"]
     assert "| 0.125 ± 0.010 |" in (tmp_path / "tables" / "evaluation.md").read_text()
 
 

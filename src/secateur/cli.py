@@ -1,4 +1,4 @@
-"""The command line. What a command needs is imported when it is called, so that `secateur --help` is there at once."""
+"""The command line. A command's imports happen when it is called, so that `secateur --help` answers at once."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from .commands import COMMANDS
 
 USAGE = "usage: secateur COMMAND ..."
 DESCRIPTION = "Prune pretrained diffusion and flow models, and recover what pruning cost."
-START = """Start with `secateur quickstart`. `secateur COMMAND --help` says what a command takes.
+START = """Start with `secateur quickstart`. `secateur COMMAND --help` shows the options of a command.
 Every command is a Python function of the same name and arguments."""
-GOES_ON = "what was written stays, and the same command resumes"
-LONGEST_LINE = 1000  # of characters, some of which a damaged file may have chosen
-FEWEST_COLUMNS = 40  # of help; in a narrower one it would never end
+GOES_ON = "everything written so far is kept; run the same command again to resume"
+LONGEST_LINE = 1000  # characters of an error: a damaged file may have chosen some
+FEWEST_COLUMNS = 40  # of help, which would not end in a narrower terminal
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; exit with 0, or with 1 and one line that says what was wrong."""
+    """Run the command line; exit with 0, or with 1 and a one-line error."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     _fit_terminal()
     try:
         _called(arguments)
         sys.stdout.flush()
-    except BrokenPipeError:  # what reads the output, such as `head`, has enough
+    except BrokenPipeError:  # the reader of the output, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
 
@@ -58,7 +58,7 @@ def _overview() -> str:
 
 
 def _guarded(arguments: Sequence[str]) -> None:
-    """Run a command; whatever stops it becomes one line, and a status: 1, 130 after Ctrl-C, 143 after SIGTERM."""
+    """Run a command; an error becomes one line and exit status 1, Ctrl-C status 130, SIGTERM 143."""
     from .base.distributed import adopt_launcher
     from .base.errors import SecateurError, first_line, is_lost_peer, is_out_of_memory
     from .base.interrupts import Terminated, sigterm_raises
@@ -82,12 +82,12 @@ def _guarded(arguments: Sequence[str]) -> None:
         if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and is_out_of_memory(error)):
             _fail(f"out of memory: lower the batch sizes and run again ({first_line(error)})")
         if isinstance(error, RuntimeError) and is_lost_peer(error):
-            _fail(f"another process is gone or does not answer ({first_line(error)}); what it says comes first")
+            _fail(f"another process is gone or does not answer ({first_line(error)}); see its own error message")
         _fail(f"internal error: {type(error).__name__}: {first_line(error)}; {_write_traceback()}")
 
 
 def _fit_terminal() -> None:
-    """Print what the terminal cannot show as a replacement, and take no terminal for narrower than a word of help."""
+    """Replace characters that the terminal cannot show, and treat it as at least wide enough for help."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -96,7 +96,7 @@ def _fit_terminal() -> None:
 
 
 def _write_traceback() -> str:
-    """Write the traceback of the error at hand to a file of its own; where it is."""
+    """Write the traceback of the current error to a temporary file; return words that say where it is."""
     try:
         descriptor, path = tempfile.mkstemp(".txt", "secateur-error-")
         with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
@@ -108,7 +108,7 @@ def _write_traceback() -> str:
 
 
 def _run(arguments: Sequence[str]) -> None:
-    os.environ.setdefault("DATASETS_VERBOSITY", "critical")  # what it logs as an error is raised as one too
+    os.environ.setdefault("DATASETS_VERBOSITY", "critical")  # errors that it logs are raised as well
     from diffusers.utils import logging as diffusers_logging
 
     from .base.console import shown

@@ -20,8 +20,8 @@ from .teacher import BookConfig
 class Recipe:
     """Everything that `compress` does to a model, except which model, data and target.
 
-    `compensates` says whether what stays is refitted to the dense model after the cut, by the options `compensation`;
-    `records` whether the dense model's answers are written down before the recovery, by the options `book`.
+    With `compensates`, what stays is refitted to the dense model after the cut, by the options `compensation`; with
+    `records`, the dense model's answers are recorded before the recovery, by the options `book`.
     """
 
     name: str = "own"
@@ -40,17 +40,17 @@ class Recipe:
 
 
 class RecipeArguments(TypedDict, total=False):
-    """What replaces parts of a recipe; what is left out, or None, stays as the recipe has it.
+    """Arguments that replace parts of a recipe; what is left out, or None, stays as in the recipe.
 
     Attributes:
         criterion: which criterion ranks the units.
-        schedule: one-shot cuts before recovery; progressive shrinks soft masks during it; adaptive decides during it
-            how many blocks leave.
+        schedule: one-shot cuts before recovery; progressive shrinks soft masks during recovery; adaptive decides during
+            recovery how many blocks to remove.
         objective: what recovery minimizes.
         steps: recovery steps.
-        seed: one seed for scoring, recovery and evaluation, instead of their own.
+        seed: one seed for scoring, recovery and evaluation, which replaces their own.
         compensates: whether what stays is refitted to the dense model after every cut.
-        records: whether the dense model's answers are written down before recovery, which then reads them many times.
+        records: whether the dense model's answers are recorded before recovery, which then trains on them many times.
         scoring, progressive, adaptive, cut, compensation, book, recovery, evaluation: options of the stages.
     """
 
@@ -71,20 +71,20 @@ class RecipeArguments(TypedDict, total=False):
     evaluation: EvaluationConfig | None
 
 
-# Scores are taken anew at every stage, so each must be cheap.
+# Every stage scores again, so each scoring must be cheap.
 BETWEEN_STAGES = ScoringConfig(num_timesteps=32, num_images=64)
-# What docs/benchmarks.md found to keep the quality at half the price of the term at every step.
+# Keeps the quality of the term at every step, at half its price (docs/benchmarks.md).
 BALANCED: dict[str, Any] = {
     "weights": {"jacobian": 10 / 64},
     "jacobian": JacobianConfig(every_n=5, relative=True, auto_weight=True),
 }
-# The dense model's answer without the noise of the target, which dwarfs what a cut model still has to learn
+# The dense model's answer lacks the noise of the target, which dwarfs what a cut model still has to learn
 # (docs/benchmarks.md).
 WITHOUT_NOISE: dict[str, Any] = {"objective": "distillation", "weights": {"denoising": 0.0}}
 
 
 def default() -> Recipe:
-    """What `compress` does by default: Diff-Pruning's cut, refitted in closed form, then distilled."""
+    """The recipe of `compress` by default: Diff-Pruning's cut, refitted in closed form, then distilled."""
     recovery = RecoveryConfig(steps=2000, batch_size=128, lr_schedule="cosine", warmup_steps=100, **WITHOUT_NOISE)
     return Recipe(compensates=True, recovery=recovery)
 
@@ -92,26 +92,28 @@ def default() -> Recipe:
 def diff_pruning() -> Recipe:
     """Diff-Pruning: one shot, the same fraction everywhere, denoising fine-tuning (Adam, 2e-4, EMA).
 
-    Scoring takes fewer timesteps than published: those are `ScoringConfig(num_timesteps=0, num_images=128)`.
+    Scoring uses fewer timesteps than published; the published setting is `ScoringConfig(num_timesteps=0,
+        num_images=128)`.
     """
     return Recipe(recovery=RecoveryConfig(steps=2000, batch_size=128, dropout=0.1))
 
 
 def second_match() -> Recipe:
-    """Diff-Pruning recovered by 2ndMatch (Zheng & Shlizerman 2026) with its own weight, the term at every step.
+    """Diff-Pruning recovered by 2ndMatch (Zheng & Shlizerman 2026), with the published weight, the term at every step.
 
-    The weight is for 100,000 steps at 32x32 and beyond.
+    The weight was chosen for 100,000 steps at 32x32 and larger.
     """
     return replace(diff_pruning(), recovery=replace(diff_pruning().recovery, objective="2ndmatch"))
 
 
 def second_match_balanced() -> Recipe:
-    """2ndMatch as it suits small images and short runs: relative growths, at every fifth step, never above the rest."""
+    """2ndMatch for small images and short runs: relative growths, at every fifth step, never above the other terms."""
     return replace(second_match(), recovery=replace(second_match().recovery, **BALANCED))
 
 
 def progressive() -> Recipe:
-    """Soft masks that shrink while the model trains, by a few Taylor scorings: the best of our progressive runs."""
+    """Soft masks that shrink while the model trains, chosen by a few Taylor scorings: the best of our progressive
+    runs."""
     return Recipe(
         criterion="taylor",
         scoring=BETWEEN_STAGES,
@@ -122,9 +124,9 @@ def progressive() -> Recipe:
 
 
 def gradient_flow() -> Recipe:
-    """Progressive soft pruning after Wan et al. (2025), in parts a reconstruction, by their rule.
+    """Progressive soft pruning by the rule of Wan et al. (2025); in parts a reconstruction.
 
-    Units leave whose removal raises the gradient norm most, ranked anew at every stage. On every model of
+    Removes the units whose removal raises the gradient norm most, ranked again at every stage. On every model of
     docs/benchmarks.md another ranking does better.
     """
     literal = replace(BETWEEN_STAGES, options=GradientFlowOptions(mode="increase"))
@@ -133,12 +135,12 @@ def gradient_flow() -> Recipe:
 
 
 def gradient_flow_preserve() -> Recipe:
-    """As `gradient-flow`, but units leave that change the gradient norm least, by three rankings."""
+    """As `gradient-flow`, but removes the units that change the gradient norm least, by three rankings."""
     return replace(progressive(), criterion="gradient-flow")
 
 
 def entpruner() -> Recipe:
-    """EntPruner (Li et al. 2025), a reconstruction: blocks of DiT and SiT leave in stages, by conditional entropy."""
+    """EntPruner (Li et al. 2025), a reconstruction: removes blocks of DiT and SiT in stages, by conditional entropy."""
     return Recipe(
         criterion="ced",
         schedule="adaptive",
@@ -148,12 +150,14 @@ def entpruner() -> Recipe:
 
 
 def entpruner_deviation() -> Recipe:
-    """As `entpruner`, but blocks leave that change the prediction least, which ranks better in docs/benchmarks.md."""
+    """As `entpruner`, but removes the blocks that change the prediction least, a better ranking in
+    docs/benchmarks.md."""
     return replace(entpruner(), criterion="deviation")
 
 
 def depth() -> Recipe:
-    """The blocks that change the prediction least leave in one shot: the best ranking of blocks over all our runs."""
+    """Removes the blocks that change the prediction least, in one shot: the best ranking of blocks over all our
+    runs."""
     return replace(entpruner_deviation(), schedule="one-shot")
 
 
@@ -168,14 +172,15 @@ def magnitude() -> Recipe:
 
 
 def random() -> Recipe:
-    """Random units, otherwise as `diff_pruning`: what every ranking must beat."""
+    """Random units, otherwise as `diff_pruning`: the baseline that every ranking must beat."""
     return Recipe(criterion="random", recovery=diff_pruning().recovery)
 
 
 def compensated(recipe: Recipe) -> Recipe:
-    """`recipe` with our two additions: what stays is refitted after every cut, and recovery reads the teacher's book.
+    """`recipe` with our two additions: what stays is refitted after every cut, and recovery trains on the teacher's
+    book.
 
-    The denoising target leaves the loss: the dense model's answer takes its place where there is none yet.
+    The loss has no term with the denoising target; if it has none with the dense model's answer yet, that is added.
     """
     recovery = recipe.recovery
     objective = "distillation" if recovery.objective == "denoising" else recovery.objective
@@ -184,7 +189,7 @@ def compensated(recipe: Recipe) -> Recipe:
 
 
 def decoder() -> Recipe:
-    """The decoder of a VAE: Diff-Pruning at its one timestep, recovered to the dense decoder's own output.
+    """For the decoder of a VAE: Diff-Pruning at its one timestep, distilled from the dense decoder's output.
 
     Batches are small, since samples are whole images.
     """
@@ -196,7 +201,7 @@ def decoder() -> Recipe:
 
 
 def quickstart() -> Recipe:
-    """A whole compression of the embedded U-Net in under two minutes on two CPU cores: `default`, in small."""
+    """A small `default`: compresses the embedded U-Net in under two minutes on two CPU cores."""
     return Recipe(
         scoring=ScoringConfig(num_timesteps=16, num_images=64),
         compensates=True,
@@ -241,7 +246,7 @@ def recipe_named(name: str) -> Recipe:
     """The recipe called `name`.
 
     Raises:
-        SecateurError: there is none; the message lists those there are.
+        SecateurError: there is none; the message lists the names.
     """
     require_known("recipe", name, RECIPES)
     return replace(RECIPES[name](), name=name)

@@ -1,4 +1,4 @@
-"""`secateur check-structure`: does the declaration of a model's structure tell the truth?"""
+"""`secateur check-structure`: check the declared structure of a model against its outputs."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from .options import Weights
 
 
 def check_structure(on: Weights, *, size: int | None = None, random_cuts: int = 3, seed: int = 0) -> None:
-    """Compare masks with removal for every width and every block of a model alone, and for random cuts.
+    """Compare masks with removal, for each width and each block of a model, and for random cuts.
 
-    Random weights take the place of the model's own. Fails if any comparison does.
+    Random weights replace the model's own. Fails if any comparison fails.
 
     Args:
         on: the model.
         size: height and width of the sample, by default the model's own; small ones are faster.
-        random_cuts: cuts of several widths and blocks at once.
-        seed: of the weights and the units that leave.
+        random_cuts: number of cuts of several widths and blocks at once.
+        seed: seed of the weights and of the units to remove.
     """
     network = on.weights()
     architecture, structure = class_name(network), described(on.model, network)

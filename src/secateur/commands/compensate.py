@@ -15,16 +15,16 @@ from .options import Model
 def compensate(on: Model, *, reference: str, data: str, out: Path, compensation: CompensationConfig) -> None:
     """Refit a pruned model to the dense one that it was cut from, without training; the result is OUT/compensated.
 
-    Seconds to minutes, and no gradient. A pipeline is written whole, as OUT/pipeline. A stopped run goes on when the
-    same command is given again.
+    Takes seconds to minutes, and no gradients. Of a pipeline, the whole is written to OUT/pipeline. Run the same
+    command again to resume.
 
     Args:
         on: the pruned model.
         reference: the dense model that it was cut from.
-        data: calibration images: an image folder, parquet, datasets:NAME, an .npz with images, digits,
-            or generated, for what the dense model draws itself.
+        data: calibration images: an image folder, parquet, datasets:NAME, an .npz with images, digits, or generated
+            (samples of the dense model).
         out: folder to write to.
-        compensation: how it is refitted.
+        compensation: options of the refit.
     """
     subject = on.subject()
     secateur.compensate(subject, on.other(reference), data=data, compensation=compensation, out=out)

@@ -1,4 +1,4 @@
-"""`secateur completion`: a script by which the shell completes commands and options."""
+"""`secateur completion`: a script that lets the shell complete commands and options."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def completion(
     `autoload -U bashcompinit && bashcompinit`.
 
     Args:
-        shell: both take the same script.
+        shell: the script is the same for both.
     """
     cases = []
     for name in COMMANDS:

@@ -48,36 +48,36 @@ def compress(
 ) -> None:
     """Prune a model to a target, recover what that cost, evaluate, and write a report.
 
-    Run the same command again to take up a run that was stopped. The result is the folder OUT/model, or
-    OUT/pipeline when a pipeline was given. Start it with torchrun or accelerate launch for several processes.
+    Run the same command again to resume a run that was stopped. The result is the folder OUT/model, or OUT/pipeline
+    when a pipeline was given. For several processes, start it with torchrun or accelerate launch.
 
     Args:
         on: the model.
-        target: what stays: macs=56%, macs=3.4G, params=20M, blocks=6 (six stay)
-            or latency=20ms (one call at batch 1 on this device); or a quality, whose smallest
-            model is sought: ssim=0.95 to the dense samples, or loss=5%, by which it may rise.
-        data: image folder (sub-folders are classes), parquet, datasets:NAME, .npz with images and labels, digits,
-            or generated, for what the dense model draws itself.
+        target: the size to reach: macs=56%, macs=3.4G, params=20M, blocks=6 (six stay) or latency=20ms (one call at
+            batch size 1 on this device); or a quality to keep, for which the smallest model is searched: ssim=0.95 (to
+            the dense model's samples) or loss=5% (the most that the loss may rise).
+        data: image folder (sub-folders are classes), parquet, datasets:NAME, .npz with images and labels, digits, or
+            generated (samples of the dense model).
         out: run folder.
         recipe: a named recipe (default, diff-pruning, 2ndmatch, progressive, gradient-flow, entpruner, depth, taylor,
-            magnitude, random, decoder, quickstart); what follows replaces its parts.
+            magnitude, random, decoder, quickstart); the options below replace parts of it.
         criterion: which criterion ranks the units (`secateur.criteria.CRITERIA`); some rank blocks only.
-        schedule: one-shot cuts before recovery; progressive shrinks soft masks during it; adaptive decides during it
-            how many blocks leave.
-        seed: one seed for scoring, recovery and evaluation, instead of their own.
+        schedule: one-shot cuts before recovery; progressive shrinks soft masks during recovery; adaptive decides during
+            recovery how many blocks to remove.
+        seed: one seed for scoring, recovery and evaluation, which replaces their own.
         scoring: options of the criterion.
         progressive: how soft masks shrink.
-        adaptive: when and how many blocks leave.
+        adaptive: when blocks are removed, and how many.
         cut: which cuts are allowed.
         compensates: refit what stays to the dense model after every cut.
-        compensation: how it is refitted.
-        records: write the dense model's answers down before recovery, which then reads them many times.
-        book: how many of them, in which dtype.
+        compensation: options of the refit.
+        records: record the dense model's answers before recovery, which then trains on them many times.
+        book: how many answers, in which dtype.
         recovery: how to fine-tune.
         evaluation: what to measure.
-        new_labels: the data's classes replace the model's: fresh label embeddings, trained before the ranking.
+        new_labels: replace the model's classes by the data's: new label embeddings, trained before the ranking.
         warmup: how the new labels are trained.
-        keep: leave everything in the folder: what is there twice, checkpoints, the models before the recovery.
+        keep: keep everything in the folder: duplicates, checkpoints, the models before recovery.
         dry_run: print the plan, the predicted size, time and memory, and stop.
     """
     begun, subject = time.perf_counter(), on.subject()

@@ -1,4 +1,4 @@
-"""`secateur convert`: an original DiT or SiT checkpoint as a diffusers pipeline folder."""
+"""`secateur convert`: convert an original DiT or SiT checkpoint to a diffusers pipeline folder."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def convert(
     Args:
         checkpoint: .pt or .safetensors file: a state dict, or a training checkpoint, of which the EMA is taken.
         out: folder to write.
-        kind: dit or sit; the tensors do not tell. The default is what the file name says.
-        num_heads: attention heads, which no shape tells; the default is that of the published sizes.
-        vae: folder of a diffusers VAE to copy in; with it OUT works on images, without it on latents.
+        kind: dit or sit, which the tensors do not show; by default, as the file name says.
+        num_heads: attention heads, which no shape shows; by default, those of the published sizes.
+        vae: folder of a diffusers VAE to copy into OUT, which then works on images; without it, on latents.
     """
     config = secateur.convert(checkpoint, out, kind=kind, num_heads=num_heads, vae=vae)
     heads, size = config["num_attention_heads"], config["sample_size"]

@@ -1,4 +1,4 @@
-"""`secateur encode`: the latents and text embeddings of a data set, ahead of the commands that need them."""
+"""`secateur encode`: compute the latents and text embeddings of a data set, ahead of the commands that need them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from .options import Model
 
 
 def encode(on: Model, *, data: str, dry_run: bool = False) -> None:
-    """Encode images by a pipeline's VAE, and captions by its text encoders, once.
+    """Encode images with a pipeline's VAE, and captions with its text encoders, once.
 
-    Every command does this by itself when it has to; before training in several processes it must be done. The cache is
-    $SECATEUR_CACHE, or secateur in the user's cache folder. Stopped, it goes on with the same command.
+    Every command does this itself when needed; before training in several processes it must have been done. The cache
+    is $SECATEUR_CACHE, or secateur in the user's cache folder. Run the same command again to resume.
 
     Args:
         on: the pipeline.
         data: image folder (with metadata.jsonl for captions), parquet, datasets:NAME, .npz with images, or digits.
-        dry_run: say what would be written, and stop.
+        dry_run: print what would be written, and stop.
     """
     subject = on.subject()
     if dry_run:

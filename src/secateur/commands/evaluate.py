@@ -1,4 +1,4 @@
-"""`secateur evaluate`: sizes, speed, samples and distances of one model, or of a pruned one against its dense base."""
+"""`secateur evaluate`: measure size, speed and sample quality of a model, alone or against its dense base."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def evaluate(
     evaluation: EvaluationConfig,
     dry_run: bool = False,
 ) -> None:
-    """Evaluate a model; with a reference, also how far its images are from the reference's on the same noise.
+    """Evaluate a model; with a reference, also how much its images differ from the reference's from the same noise.
 
-    A stopped run goes on when the same command is given again. `torchrun --nproc_per_node 2 -m secateur evaluate`
-    shares the sampling out over processes, which changes no sample.
+    Run the same command again to resume. `torchrun --nproc_per_node 2 -m secateur evaluate` divides the sampling
+    between processes, which changes no sample.
 
     Args:
         on: the model.

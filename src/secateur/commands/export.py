@@ -1,4 +1,4 @@
-"""`secateur export`: a model as a file for another runtime, checked against the model."""
+"""`secateur export`: write a model for another runtime, and check the file against the model."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ def export(
     """Write a model for another runtime, and check the written file against the model.
 
     Writes OUT/model.onnx, OUT/model.pt2, OUT/model.safetensors or the folder OUT/model, and OUT/model.json: inputs,
-    shapes, versions and the largest difference to the model. A file that computes something else is not kept.
+    shapes, versions and the largest difference to the model. A file whose outputs differ is not kept.
 
     Args:
         on: the model.
-        format: onnx (needs secateur[export]), torch-export, diffusers, a folder that every command takes, or
-            single-file, which ComfyUI and stable-diffusion.cpp read (Flux, SD3, Chroma, Qwen-Image, Wan; only blocks
-            may have left).
+        format: onnx (needs secateur[export]), torch-export, diffusers (a folder that every command takes) or
+            single-file, which ComfyUI and stable-diffusion.cpp read (Flux, SD3, Chroma, Qwen-Image, Wan; for models
+            that lost blocks but no widths).
         out: folder to write.
-        batch_size: of every call of the file; 2 for guidance of one image. Does not matter to diffusers.
-        size: height and width of the sample, by default the model's own; fixed in the file likewise.
-        text_tokens: length of the text, by default that of diffusers' pipelines (Flux 512); fixed likewise.
-        dtype: of weights, sample and output; onnx has no bfloat16. int8 (torch-export; needs secateur[int8]) and
+        batch_size: fixed batch size of the file; 2 for guidance of one image. Not used by diffusers.
+        size: fixed height and width of the sample; by default the model's own.
+        text_tokens: fixed length of the text; by default that of diffusers' pipelines (Flux 512).
+        dtype: dtype of weights, sample and output; onnx has no bfloat16. int8 (torch-export; needs secateur[int8]) and
             float8 (single-file) round the weights of linear layers only.
     """
     about = secateur.export(

@@ -29,19 +29,19 @@ def finetune(
     keep: bool = False,
     dry_run: bool = False,
 ) -> None:
-    """Fine-tune a model; the result, with EMA weights, is the folder OUT/model.
+    """Fine-tune a model; the result is the folder OUT/model, with the averaged (EMA) weights.
 
-    Run the same command again to resume. Start it with torchrun or accelerate launch for several processes.
+    Run the same command again to resume. For several processes, start it with torchrun or accelerate launch.
 
     Args:
         on: the model.
-        data: training images: an image folder, parquet, datasets:NAME, an .npz with images, digits,
-            or generated, for what the dense model draws itself.
+        data: training images: an image folder, parquet, datasets:NAME, an .npz with images, digits, or generated
+            (samples of the dense model).
         out: folder to write to.
         teacher: the dense model, for objectives that match it.
-        book: its answers, which `secateur record` wrote, in its place.
+        book: folder of the teacher's answers from `secateur record`, in place of the teacher.
         recovery: how to train.
-        keep: leave everything in the folder: what is there twice, checkpoints, the models before the recovery.
+        keep: keep everything in the folder: duplicates and checkpoints.
         dry_run: print the predicted time and memory, and stop.
     """
     subject, dense = on.subject(), on.other(teacher)

@@ -1,4 +1,4 @@
-"""How a command looks on the command line: each thing has one spelling, and `--help` shows what people use first."""
+"""From a command's function to its options: one spelling each, and `--help` shows the most used first."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Str
 from ..evaluation import METRICS, EvaluationConfig
 from ..recovery import RecoveryConfig
 
-# Options of a group that people use so often that they are spelled without its name: --steps.
+# Options of a group that are used so often that they are spelled without its name, such as --steps.
 VALIDATION = ("validation_every", "validation_prompts", "validation_classes")
 PLAIN = {RecoveryConfig: ("steps", "objective", *VALIDATION), EvaluationConfig: ("metrics",)}
 # Options of every command that few need.
@@ -25,7 +25,7 @@ OPTIONS = f"{__package__}.options"
 HELP, WHOLE_HELP = ("-h", "--help"), "--help-all"
 FEWEST_COLUMNS = 40
 MORE = {
-    "--config FILE": "options from a YAML file, as `secateur recipes show` writes it; what else is given counts more",
+    "--config FILE": "options from a YAML file, as `secateur recipes show` writes it; the command line overrides it",
     WHOLE_HELP: "every option",
 }
 METRICS_SHOWN = tyro.conf.arg(
@@ -42,7 +42,7 @@ class Grammar:
     defaults: Mapping[str, Any]
 
     def run(self, name: str, options: Sequence[str]) -> None:
-        """Parse `options`, and call the command with what they say; or print its help."""
+        """Parse `options`, and call the command with them; or print its help."""
         whole = WHOLE_HELP in options
         help_wanted = whole or any(option in HELP for option in options)
         arguments = ["--help"] if help_wanted else list(options)
@@ -60,7 +60,7 @@ class Grammar:
             raise
 
     def registry(self, short: bool = False) -> ConstructorRegistry:
-        """The rules of the options; a `short` help leaves groups and rare options out."""
+        """How tyro builds the options; a `short` help leaves out groups and rare options."""
         registry = ConstructorRegistry()
 
         @registry.struct_rule
@@ -99,7 +99,7 @@ class Grammar:
         return found
 
     def _groups(self) -> dict[str, str]:
-        """What the groups of options are."""
+        """A description of each group of options."""
         said, found = _said(self.command), {}
         for name, group in self.defaults.items():
             if is_dataclass(group):
@@ -110,7 +110,7 @@ class Grammar:
 
 
 def option_names(settings: Any, group: str = "") -> dict[str, Any]:
-    """The options that say `settings`, a dataclass, by their names on the command line without the dashes."""
+    """The options equivalent to `settings`, a dataclass, by their names on the command line without the dashes."""
     found: dict[str, Any] = {}
     for one in fields(settings):
         value, name = getattr(settings, one.name), one.name.replace("_", "-")
@@ -142,7 +142,7 @@ def _options(
 
 
 def _default(instance: Any, of: Field[Any]) -> Any:
-    """What `instance` has, or else what its class has."""
+    """The value in `instance`, or else the default of the class."""
     if is_dataclass(instance):
         return getattr(instance, of.name)
     if of.default_factory is not MISSING:
@@ -151,20 +151,20 @@ def _default(instance: Any, of: Field[Any]) -> Any:
 
 
 def _line(option: str, about: str) -> str:
-    """A line of help, which goes on below where it is long."""
+    """A line of help, wrapped."""
     width = max(shutil.get_terminal_size().columns - 2, FEWEST_COLUMNS)
     return textwrap.fill(f"{option:18} {about}", width, subsequent_indent=" " * 19, break_on_hyphens=False)
 
 
 def _said(of: Callable[..., Any]) -> dict[str, str]:
-    """What the docstring says of every argument or attribute; of a class, also those of its bases."""
+    """The description of every argument or attribute in the docstring; for a class, also in its bases."""
     kinds = reversed(of.__mro__) if isinstance(of, type) else (of,)
     parameters = [one for kind in kinds for one in docstring_parser.parse(kind.__doc__ or "").params]
     return {one.arg_name: " ".join((one.description or "").split()) for one in parameters}
 
 
 def _numbers_by_name_spec() -> PrimitiveConstructorSpec[dict[str, float]]:
-    """`--recovery.weights denoising 1 jacobian 10`: one spelling whatever the recipe's own weights are."""
+    """`--recovery.weights denoising 1 jacobian 10`: the same spelling whatever weights the recipe has."""
     return PrimitiveConstructorSpec(
         nargs="*",
         metavar="[NAME NUMBER ...]",

@@ -1,4 +1,4 @@
-"""`secateur inspect`: what a model is, what can be removed from it, and what was removed already."""
+"""`secateur inspect`: show a model's size, what can be removed from it, and what was removed already."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .options import Weights
 
 
 def inspect(on: Weights, *, dims: bool = False) -> None:
-    """Print a model's size, what can be removed from it and what stays whole, the smallest size, and its manifest.
+    """Print a model's size, what can and what cannot be removed, the smallest reachable size, and its manifest.
 
     Args:
         on: the model.

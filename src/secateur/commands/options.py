@@ -1,4 +1,4 @@
-"""What commands share on the command line, its help written once."""
+"""Options that commands share, with their help."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ ProcessName = Annotated[str, tyro.conf.arg(metavar="{" + ",".join(PROCESSES) + "
 
 @dataclass(frozen=True)
 class WeightsOptions:
-    """Which network, and where it goes.
+    """Which network, and on which device.
 
     Attributes:
         model: model folder, pipeline folder, hub id, or an embedded model (digits-unet, digits-sit).
-        component: which part of a pipeline: unet or transformer, by default whichever is there; transformer_2 is the
-            second of two (Wan 2.2); vae is its decoder.
+        component: which part of a pipeline: unet or transformer, by default the one that it has; transformer_2 is the
+            second of two (Wan 2.2); vae means its decoder.
         device: auto, cpu, cuda, mps ...
         revision: branch, tag or commit on the hub.
-        subfolder: of the model in its folder or repository.
-        variant: of the weights' file names, such as fp16; by default the plain one, or the only one there is.
-        token: of the hub, for private repositories.
+        subfolder: folder of the model inside its folder or repository.
+        variant: variant of the weights' file names, such as fp16; by default the plain one, or the only one.
+        token: token of the hub, for private repositories.
         cache_dir: where downloads are kept.
-        torch_dtype: of the weights; by default the saved one.
+        torch_dtype: dtype of the weights; by default the saved one.
     """
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
@@ -49,7 +49,7 @@ class WeightsOptions:
 
     @property
     def arguments(self) -> WeightsArguments:
-        """As the library's functions take them."""
+        """The keyword arguments of the library's functions."""
         return {
             "component": self.component,
             "device": self.device,
@@ -68,7 +68,7 @@ class WeightsOptions:
 
 @dataclass(frozen=True)
 class NamedWeightsOptions(WeightsOptions):
-    """Which network, as an option of its own.
+    """Which network, given as `--model`.
 
     Attributes:
         model: model folder, pipeline folder, or hub id.
@@ -79,12 +79,12 @@ class NamedWeightsOptions(WeightsOptions):
 
 @dataclass(frozen=True)
 class ModelOptions(WeightsOptions):
-    """Which model, how it was trained, and where it goes.
+    """Which model, how it was trained, and on which device.
 
     Attributes:
         process: how it was trained, instead of the scheduler config beside it: ddpm and v-prediction have linear betas
-            of 1000 steps; flow is diffusers' convention, flow-sit SiT's. With a number, auto:4, of a model that was
-            distilled into so many steps: all that draws times draws those that it is sampled at.
+            over 1000 steps; flow has diffusers' convention, flow-sit SiT's. A number, as in auto:4, is for a model
+            distilled into that many steps: only the timesteps that it is sampled at are then drawn.
     """
 
     process: ProcessName = "auto"

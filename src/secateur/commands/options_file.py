@@ -1,4 +1,4 @@
-"""Options in a YAML file, one to a line by its name on the command line: `--config run.yaml`."""
+"""Options in a YAML file, one a line, named as on the command line: `--config run.yaml`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ OPTION = "--config"
 
 
 def with_file(options: Sequence[str]) -> list[str]:
-    """The command line's `options`, and after them those of the file that `--config` names, if it does.
+    """The `options` of the command line, followed by those of the file that `--config` names, if any.
 
-    What the command line says counts. The key `model` is the model itself.
+    The command line overrides the file. The key `model` is the MODEL argument.
 
     Raises:
         SecateurError: the file cannot be read, or does not hold options.
@@ -34,14 +34,14 @@ def with_file(options: Sequence[str]) -> list[str]:
 
 
 def as_yaml(options: Mapping[str, Any]) -> str:
-    """The file of `options` by name; without those that are None or empty, which is how a recipe leaves a part out."""
+    """The YAML text of `options` by name, without those that are None or empty: parts that a recipe leaves out."""
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
     kept = {name: value for name, value in plain.items() if value is not None and value not in ([], {})}
     return yaml.safe_dump(kept, sort_keys=False, default_flow_style=None, allow_unicode=True)
 
 
 def _without(options: list[str]) -> tuple[list[str], str | None]:
-    """The options without `--config`, and the file that it names."""
+    """The options without `--config`, and the file that it names, if any."""
     for place, word in enumerate(options):
         name, equals, value = word.partition("=")
         if name == OPTION:
@@ -65,7 +65,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _words(name: str, value: Any) -> Iterator[str]:
-    """An option as the command line has it."""
+    """An option as words of the command line."""
     if isinstance(value, bool):
         yield f"--{name}" if value else _no(name)
     elif value is not None or "." in name:
@@ -79,6 +79,6 @@ def _words(name: str, value: Any) -> Iterator[str]:
 
 
 def _no(name: str) -> str:
-    """How an option is turned off."""
+    """The name of the option that turns `name` off."""
     group, dot, own = name.rpartition(".")
     return f"--{group}{dot}no-{own}"

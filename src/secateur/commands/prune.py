@@ -35,17 +35,17 @@ def prune(
 
     Args:
         on: the model.
-        target: what stays: macs=56%, macs=3.4G, params=20M, blocks=6 (six stay)
-            or latency=20ms (one call at batch 1 on this device); or a quality, whose smallest
-            model is sought: ssim=0.95 to the dense samples, or loss=5%, by which it may rise.
+        target: the size to reach: macs=56%, macs=3.4G, params=20M, blocks=6 (six stay) or latency=20ms (one call at
+            batch size 1 on this device); or a quality to keep, for which the smallest model is searched: ssim=0.95 (to
+            the dense model's samples) or loss=5% (the most that the loss may rise).
         out: folder to write to.
-        data: calibration images: an image folder, parquet, datasets:NAME, an .npz with images, digits, or generated,
-            for what the model draws itself; criteria that look at weights alone need none.
+        data: calibration images: an image folder, parquet, datasets:NAME, an .npz with images, digits, or generated
+            (samples of the model); not needed by criteria that use weights alone.
         criterion: which criterion ranks the units (`secateur.criteria.CRITERIA`); some rank blocks only.
-        scoring: its options.
+        scoring: options of the criterion.
         cut: which cuts are allowed.
         compensates: refit what stays to the dense model after the cut; the result is then OUT/compensated.
-        compensation: how it is refitted.
+        compensation: options of the refit.
         dry_run: print the plan, the predicted size, time and memory, and stop.
     """
     subject, goal = on.subject(), parse_target(target)

@@ -1,4 +1,4 @@
-"""`secateur quickstart`: the whole job, offline, on two CPU cores, in under two minutes."""
+"""`secateur quickstart`: a whole compression, offline, on two CPU cores, in under two minutes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def quickstart(*, out: Path = Path("runs/quickstart"), target: str = "macs=50%",
 
     Args:
         out: run folder; run again with the same settings to resume or to see the report.
-        target: what to reach.
-        seed: seeds calibration, recovery and evaluation.
+        target: the size to reach, such as macs=30% or params=50%.
+        seed: seed of calibration, recovery and evaluation.
     """
     begun = time.perf_counter()
     say(str(secateur.quickstart(out=out, target=target, seed=seed)))

@@ -1,4 +1,4 @@
-"""`secateur rank`: which units and blocks matter least."""
+"""`secateur rank`: score units and blocks by how much they matter."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def rank(
     Args:
         on: the model.
         out: folder to write to.
-        data: calibration images: an image folder, parquet, datasets:NAME, an .npz with images, digits, or generated,
-            for what the model draws itself; criteria that look at weights alone need none.
+        data: calibration images: an image folder, parquet, datasets:NAME, an .npz with images, digits, or generated
+            (samples of the model); not needed by criteria that use weights alone.
         criterion: which criterion ranks the units (`secateur.criteria.CRITERIA`); some rank blocks only.
-        scoring: its options.
+        scoring: options of the criterion.
         dry_run: print the predicted time and memory, and stop.
     """
     subject = on.subject()

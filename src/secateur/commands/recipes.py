@@ -1,4 +1,4 @@
-"""`secateur recipes`: the named recipes, and one of them as a file to start from."""
+"""`secateur recipes`: list the named recipes, or write one as a file to start from."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ..runs.compression import resolve
 from .grammar import option_names
 from .options_file import as_yaml
 
-START = """# What --recipe {name} does, by the names of the options. Change what you like, then
+START = """# The options that --recipe {name} stands for. Change what you like, then run
 #   secateur compress MODEL --config FILE --target macs=50% --data IMAGES --out RUN
 # or write model, target, data and out here as well."""
-SPELLED = {"name": "recipe", "compensates": "compensation", "records": "book"}  # fields of a recipe, and their options
+SPELLED = {"name": "recipe", "compensates": "compensation", "records": "book"}  # options of other names
 FIRST = ("recipe", "criterion", "schedule", "compensation", "book", "objective", "steps")
 
 
@@ -28,14 +28,14 @@ def recipes(
 
     Args:
         action: list them, or show one.
-        name: of the recipe to show: secateur recipes show default > run.yaml.
+        name: the recipe to show: secateur recipes show default > run.yaml.
     """
     if action == "list":
         width = max(map(len, RECIPES))
         for each, make in RECIPES.items():
             about = (make.__doc__ or "").strip().splitlines()[0].rstrip(".")
             say(f"{each:{width}}  {about}")
-        say("\nsecateur recipes show NAME > run.yaml writes one as a file; compress --config run.yaml begins with it.")
+        say("\nsecateur recipes show NAME > run.yaml writes one as a file; compress --config run.yaml starts from it.")
         return
     if not name:
         raise SecateurError("show which recipe? secateur recipes lists them")

@@ -1,4 +1,4 @@
-"""`secateur record`: the teacher's book, ahead of recoveries."""
+"""`secateur record`: write the teacher's book, ahead of recoveries."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ def record(
     recovery: RecoveryConfig,
     dry_run: bool = False,
 ) -> None:
-    """Record a dense model's answers, once, for recoveries that then need neither the model nor its time.
+    """Record a dense model's answers once, for recoveries that then do not have to run it.
 
-    Give the folder to `secateur finetune --book`, with the same options of recovery. Stopped, the same command goes on;
-    with more tuples it extends the book. Start it with torchrun or accelerate launch for several processes.
+    Give the folder to `secateur finetune --book`, with the same recovery options. Run the same command again to resume,
+    or with more tuples to extend the book. For several processes, start it with torchrun or accelerate launch.
 
     Args:
         on: the dense model.
-        data: what will be trained on: an image folder, parquet, datasets:NAME, an .npz with images, digits,
-            or generated, for what the dense model draws itself.
+        data: the training images: an image folder, parquet, datasets:NAME, an .npz with images, digits, or generated
+            (samples of the dense model).
         out: folder of the book.
-        book: how many tuples, in which dtype.
-        recovery: how will be trained: steps and batch size say how many tuples there are; distillation needs outputs
-            alone, 2ndmatch growth too, first-order products of the Jacobian, features hidden states; label dropout and
-            flips are drawn now.
+        book: how many answers, in which dtype.
+        recovery: how the recovery will train. Its objective says what is recorded (distillation: outputs; 2ndmatch:
+            also growths; first-order: also Jacobian products; features: also hidden states), steps and batch size how
+            many; label dropout and flips are drawn now.
         dry_run: print size, time and memory, and stop.
     """
     subject = on.subject()

@@ -31,23 +31,23 @@ def sample(
 ) -> None:
     """Draw images into one picture, or into a folder of PNG files; image i depends on the seed and i only.
 
-    A folder that was begun goes on where it stopped when the same command is given again, and torchrun shares it out
-    over processes. Images of a class-conditional model lie in one sub-folder per class, as --data takes them.
+    Run the same command again to resume a folder; torchrun divides the images between processes. Images of a
+    class-conditional model lie in one sub-folder per class, as --data takes them.
 
     Args:
         on: the model.
         out: picture to write (.png, .jpg, .webp), or a folder.
-        num_images: how many.
+        num_images: number of images.
         num_inference_steps: sampler steps.
         scheduler: class name of a diffusers scheduler, such as DPMSolverMultistepScheduler, EulerDiscreteScheduler or
             UniPCMultistepScheduler; the default is the process's own deterministic one.
-        class_label: draw this class; the default goes through all of a class-conditional model's classes.
-        prompt: one or more texts that take turns, for a text-conditional pipeline.
+        class_label: draw this class; by default, all classes of a class-conditional model in turn.
+        prompt: one or more texts, used in turn, for a text-conditional pipeline.
         guidance_scale: classifier-free guidance; 1 is off.
-        guidance_channels: how many channels of the output are guided, by default all; the samplers of DiT and SiT
-            guide 3.
-        seed: of the images.
-        batch_size: images at once; does not change them.
+        guidance_channels: number of output channels that are guided, by default all; the original samplers of DiT and
+            SiT guide 3.
+        seed: seed of the images.
+        batch_size: images drawn at once; does not change them.
     """
     secateur.sample(
         on.subject(),

@@ -1,4 +1,4 @@
-"""`secateur slice-lora`: a LoRA of a dense model for the model that was pruned from it."""
+"""`secateur slice-lora`: cut a LoRA of a dense model to fit the model that was pruned from it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def slice_lora(
     pruned: NamedWeights,
     out: Path,
 ) -> None:
-    """Slice a LoRA of the dense model so that it fits the pruned one; what remains of it is the same function.
+    """Slice a LoRA of the dense model so that it fits the pruned one; on what was kept, its effect is the same.
 
     Writes OUT/pytorch_lora_weights.safetensors, which `pipeline.load_lora_weights(OUT)` loads, and slicing.json.
 

@@ -33,25 +33,25 @@ def sweep(
 ) -> None:
     """Compress one model in every combination of recipes, criteria, objectives, targets and seeds, and compare.
 
-    Each trial is a run of compress in OUT/trials, with a report of its own; OUT/report.html compares them. Run the same
-    command again to take up a sweep that was stopped, with more recipes, targets or seeds to extend it. A trial that
-    fails does not stop the others.
+    Each trial is a run of compress in OUT/trials, with its own report; OUT/report.html compares them. Run the same
+    command again to resume, or with more recipes, targets or seeds to extend the sweep. A trial that fails does not
+    stop the others.
 
     Args:
         on: the model.
-        data: image folder (sub-folders are classes), parquet, datasets:NAME, .npz with images and labels, digits,
-            or generated, for what the dense model draws itself.
+        data: image folder (sub-folders are classes), parquet, datasets:NAME, .npz with images and labels, digits, or
+            generated (samples of the dense model).
         out: folder of the sweep.
-        targets: what stays: macs=50% macs=30% ..., params=20M, blocks=6 (six stay)
-            or latency=20ms (one call at batch 1 on this device).
+        targets: the sizes to reach: macs=50% macs=30% ..., params=20M, blocks=6 (six stay) or latency=20ms (one call at
+            batch size 1 on this device).
         recipes: named recipes, or all.
-        criteria: instead of the recipes' own; those that rank blocks only remove blocks.
-        objectives: instead of the recipes' own: denoising, distillation, first-order or 2ndmatch.
-        seeds: of scoring and recovery; the spread of the results is over them.
-        steps: recovery steps of every trial, instead of the recipes' own.
-        shared: what else all trials share, instead of the recipes' own.
-        evaluation: what to measure; the samples of all trials come from its seed.
-        new_labels: the data's classes replace the model's: fresh label embeddings, trained once before all trials.
+        criteria: criteria that replace the recipes' own; those that rank blocks only remove blocks.
+        objectives: objectives that replace the recipes' own: denoising, distillation, first-order or 2ndmatch.
+        seeds: seeds of scoring and recovery; the reported spread is over them.
+        steps: recovery steps of every trial, which replace the recipes' own.
+        shared: further settings of all trials, which replace the recipes' own.
+        evaluation: what to measure; its seed is that of the samples of all trials.
+        new_labels: replace the model's classes by the data's: new label embeddings, trained once before all trials.
         warmup: how the new labels are trained.
         dry_run: print the trials, their predicted times and the memory, and stop.
     """

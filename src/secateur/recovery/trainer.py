@@ -99,8 +99,8 @@ def recover(
     except RuntimeError as error:
         if is_lost_peer(error):
             raise TrainingError(
-                f"another process is gone or does not answer ({first_line(error)}); what it says comes first. "
-                "Run again to go on from the newest checkpoint"
+                f"another process is gone or does not answer ({first_line(error)}); see its own error message. "
+                "Run again to resume from the newest checkpoint"
             ) from error
         if not is_out_of_memory(error):
             raise

@@ -1,4 +1,4 @@
-"""What a run did, to look at: plots, image grids, tables and one self-contained page."""
+"""Reports of runs: plots, image grids, tables and one self-contained page."""
 
 from . import notebook as _notebook  # noqa: F401  results draw themselves from here on
 from .card import model_card

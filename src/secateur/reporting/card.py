@@ -1,4 +1,4 @@
-"""The model card of what was cut: a README.md that says where it comes from, what was done, and what was measured."""
+"""The model card of a pruned model: a README.md with its origin, what was done to it, and what was measured."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ def model_card(
     """A model card in the hub's format: YAML front matter, then Markdown.
 
     Args:
-        manifest: what `pruning.json` holds: the base and every step since.
+        manifest: content of `pruning.json`: the base model and every step since.
         place: folder or hub id to load the model from.
         pipeline: whether that is a whole pipeline.
         licence: of the base model, by the hub's name for it.
-        cut: what the cut came to.
-        compensation: what refitting brought back.
-        evaluation: what was measured.
-        command: that makes the model again; by default those that take the manifest's steps.
+        cut: the result of the cut.
+        compensation: the result of the refit.
+        evaluation: the measurements.
+        command: a command that reproduces the model; by default, those that repeat the manifest's steps.
         picture: path of an image beside the card.
     """
     base = str(manifest["base"].get("id") or "")
     title = place.rstrip("/").rpartition("/")[2]
-    if title in PARTS:  # a folder of a run, which names no model
+    if title in PARTS:  # a folder inside a run, whose name does not name a model
         title = f"{name_of(base, 'model')}, pruned"
     parts = [
         _front_matter(base, licence, pipeline),
@@ -77,14 +77,14 @@ def model_card(
 
 @dataclass(frozen=True)
 class _Manifest:
-    """What a card needs of `pruning.json`."""
+    """The fields of `pruning.json` that a card needs."""
 
     base: dict[str, Any]
     steps: tuple[dict[str, Any], ...]
 
 
 def write_card(run: Run, product: Product) -> Path | None:
-    """Write the model card of what the run made, README.md with a picture, into its folder; None for a dense model.
+    """Write the model card, README.md with a picture, into the folder of the run's model; None for a dense model.
 
     Raises:
         SecateurError: the model's manifest is damaged.
@@ -104,7 +104,7 @@ def write_card(run: Run, product: Product) -> Path | None:
 
 
 def write_picture(images: Mapping[str, Tensor], folder: Path) -> str:
-    """Write the picture of a card, a row for each model, into `folder`; its name, or nothing without images."""
+    """Write the picture of a card, a row for each model, into `folder`; return its file name, "" without images."""
     if not images:
         return ""
     grid = comparison_grid({name: batch[: shown_count(batch)] for name, batch in images.items()})
@@ -115,7 +115,7 @@ def write_picture(images: Mapping[str, Tensor], folder: Path) -> str:
 
 
 def commands_of(manifest: Mapping[str, Any]) -> str:
-    """The commands that take the steps of a manifest, with DATA where the images go."""
+    """The commands that repeat the steps of a manifest, with DATA in place of the images."""
     base = shlex.quote(str(manifest["base"].get("id") or "DENSE"))
     model, lines = base, []
     for number, step in enumerate(manifest["steps"], start=1):
@@ -149,7 +149,7 @@ def _front_matter(base: str, licence: str | None, pipeline: bool) -> str:
 
 
 def _is_hub_id(base: str) -> bool:
-    """Whether a base is named as the hub names models: one slash, and no path."""
+    """Whether `base` has the form of a hub id: one slash, and not a path."""
     return base.count("/") == 1 and not base.startswith((".", "/", "~")) and not Path(base).exists()
 
 

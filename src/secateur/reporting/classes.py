@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from ..results import ClassScores, Evaluation
 
-SCORES = ("coverage", "diversity")  # what a class that is gone, or always the same picture, loses
-COLLAPSED = 0.25  # share of the reference's score whose loss is called a collapse
+SCORES = ("coverage", "diversity")  # these fall when a class disappears or always gives the same image
+COLLAPSED = 0.25  # a class has collapsed when it loses this share of the reference's score
 MOST_CLASSES = 40
 
 
@@ -30,7 +30,7 @@ class ClassScore:
         return list(self.models)[-1]
 
     def change(self, model: str, score: str) -> float | None:
-        """Of `score`, as a share of the reference's; of the reference itself 0."""
+        """Change of `score` as a share of the reference's; 0 for the reference itself."""
         before, after = self.value(next(iter(self.models)), score), self.value(model, score)
         return None if before is None or after is None or not before else after / before - 1
 
@@ -52,12 +52,12 @@ def class_scores(evaluation: Evaluation | None) -> list[ClassScore]:
 
 
 def worst_first(scores: Sequence[ClassScore], most: int = MOST_CLASSES) -> list[ClassScore]:
-    """All of few classes, as they are; of many, those of which the final model lost most."""
+    """All classes in order if there are at most `most`; otherwise those in which the final model lost most."""
     return list(scores) if len(scores) <= most else sorted(scores, key=_largest_loss)[:most]
 
 
 def collapsed_classes(scores: Sequence[ClassScore]) -> list[tuple[ClassScore, str]]:
-    """Classes that collapsed in the final model, each with the score that it lost most of, the worst first."""
+    """Classes that collapsed in the final model, worst first, each with the score that fell most."""
     lost = [found for found in scores if any(found.collapsed(found.final, score) for score in SCORES)]
     worst = sorted(lost, key=_largest_loss)
     return [(found, min(SCORES, key=lambda score: _change(found, score))) for found in worst]

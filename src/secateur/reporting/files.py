@@ -33,7 +33,7 @@ RANKING = ("ranking", "blocks", "correlations")
 
 
 def figures_of(run: Run) -> dict[str, Figure]:
-    """Every figure that the run has numbers for, by name."""
+    """Every figure for which the run has numbers, by name."""
     found: dict[str, Figure] = {}
     records, evaluation = run.recovery.records, run.evaluation
     if run.ranking is not None:
@@ -61,14 +61,14 @@ def figures_of(run: Run) -> dict[str, Figure]:
 
 
 def layers_of(evaluation: Evaluation | None) -> list[Pair]:
-    """The layers of the dense model beside those of the final one; none where there are not two models."""
+    """The layers of the dense model beside those of the final one; empty unless there are two models."""
     if evaluation is None or not evaluation.compares or not (evaluation.dense.layers and evaluation.final.layers):
         return []
     return layer_pairs(evaluation.dense.layers, evaluation.final.layers, evaluation.final.removed_blocks)
 
 
 def tables_of(run: Run) -> dict[str, Table]:
-    """Every table that the run has numbers for, by name."""
+    """Every table for which the run has numbers, by name."""
     found: dict[str, Table] = {}
     if run.ranking is not None:
         found |= ranking_tables(run.ranking, run.cut)

@@ -55,12 +55,12 @@ SECTIONS = {
     "use": "Use this model",
     "run": "The run",
 }
-MOST_VALIDATED = 8  # steps, of whose images a row is shown
+MOST_VALIDATED = 8  # steps whose validation images are shown, a row each
 SETTINGS = ("command", "command_line", "model", "data", "device", "versions")
 
 
 def write_report(run: str | Path) -> Path:
-    """Write `report.html`, `report.json`, `plots/` and `tables/` from what the folder `run` holds, and a model card.
+    """Write `report.html`, `report.json`, `plots/`, `tables/` and a model card into the folder `run`, from its results.
 
     Raises:
         SecateurError: the folder holds no run, or a damaged one.
@@ -117,7 +117,7 @@ def _difference(run: Run) -> Strip | None:
 
 
 def _validation(run: Run) -> list[Strip]:
-    """What the model drew while it trained: first, last, and what lies between them, evenly."""
+    """Images drawn during training: the first, the last, and evenly spaced ones between them."""
     steps = list(run.validation)
     places = sorted({round(place * (len(steps) - 1) / (MOST_VALIDATED - 1)) for place in range(MOST_VALIDATED)})
     shown = [steps[place] for place in places] if steps else []
@@ -146,7 +146,7 @@ def _has(run: Run, key: str, figures: Mapping[str, Figure], product: Product | N
 
 
 def _apart(run: Run, figures: dict[str, Figure]) -> dict[str, Figure]:
-    """The figures with those of several panels in parts, so that the page can lay them out beside each other."""
+    """The figures, those of several panels split into one each, so that the page can lay them out side by side."""
     panels: dict[str, Figure] = {}
     if (ranking := run.ranking) is not None:
         bare = Ranking(ranking.criterion)
@@ -174,7 +174,7 @@ def _facts(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _settings(run: Run) -> str:
-    """Every setting as JSON, without what the page shows elsewhere."""
+    """Every setting as JSON, except what the page shows elsewhere."""
     chosen = {key: value for key, value in run.config.items() if key not in SETTINGS}
     if run.ranking:
         chosen["ranking"] = {"criterion": run.ranking.criterion, "options": run.ranking.options}

@@ -6,16 +6,16 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from ..results import Layer
 
-Pair = tuple[Layer, Layer]  # before and after; of a layer that left, nothing is left
-Kept = Mapping[str, Sequence[str] | None]  # by list of blocks, the numbers that stayed; None where nobody says which
-WHOLE = "(model itself)"  # holds what no layer inside it does
+Pair = tuple[Layer, Layer]  # before and after; a removed layer has size 0 after
+Kept = Mapping[str, Sequence[str] | None]  # by list of blocks, the indices that stayed; None if unknown
+WHOLE = "(model itself)"  # stands for what belongs to no layer inside it
 MOST_PARTS = 32
 
 
 def layer_pairs(dense: Sequence[Layer], final: Sequence[Layer], removed_blocks: Collection[str]) -> list[Pair]:
-    """Every layer of `dense` beside what stays of it.
+    """Every layer of `dense` beside what is left of it in `final`.
 
-    A list of blocks closes up when some leave. Where `removed_blocks` does not say which ones did, its layers cannot be
+    Blocks of a list are renumbered when some are removed. If `removed_blocks` does not say which, its layers cannot be
     matched, and the whole list is one entry.
     """
     kept = _kept(dense, final, removed_blocks)
@@ -27,7 +27,7 @@ def layer_pairs(dense: Sequence[Layer], final: Sequence[Layer], removed_blocks: 
 
 
 def parts(pairs: Sequence[Pair], most: int = MOST_PARTS) -> list[Pair]:
-    """The same as `most` parts or fewer: all layers whose names start alike are one, as few of them as that takes."""
+    """The same in at most `most` parts: layers whose names share a prefix are merged, as few as necessary."""
     names = [layer.name.split(".") for layer, _ in pairs]
     depths = range(max(map(len, names)), 0, -1)
     depth = next((depth for depth in depths if len({tuple(name[:depth]) for name in names}) <= most), 1)
@@ -45,13 +45,13 @@ def _kept(dense: Sequence[Layer], final: Sequence[Layer], removed_blocks: Collec
     for parent, before in numbers.items():
         after = left.get(parent, [])
         stayed = [number for number in before if f"{parent}.{number}" not in removed_blocks]
-        if 0 < len(after) < len(before) and after != stayed:  # else names are the dense model's own, or no list is left
+        if 0 < len(after) < len(before) and after != stayed:  # else not renumbered, or gone
             kept[parent] = stayed if len(stayed) == len(after) else None
     return kept
 
 
 def _numbers(layers: Iterable[Layer]) -> dict[str, list[str]]:
-    """The numbers that occur in each list of modules, by the list's name."""
+    """The indices that occur in each list of modules, by the list's name."""
     found: dict[str, dict[str, None]] = {}
     for layer in layers:
         names = layer.name.split(".")

@@ -1,4 +1,4 @@
-"""Figures of results in notebooks: importing this module lets results draw themselves."""
+"""Figures of results in notebooks: once this module is imported, results draw themselves."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _evaluation(found: Evaluation) -> list[str]:
 
 
 def pictured(images: Mapping[str, Tensor]) -> str:
-    """The first images of each model, a row for each, as an element of a notebook; nothing without images."""
+    """The first images of each model, a row each, as HTML for a notebook; empty without images."""
     if not images:
         return ""
     buffer = io.BytesIO()
@@ -74,6 +74,6 @@ def pictured(images: Mapping[str, Tensor]) -> str:
 
 
 def _svg(figure: Figure, label: str) -> str:
-    """The figure on white, whatever the notebook's own ground."""
+    """The figure on a white background, whatever the notebook's theme."""
     svg = inline_svg(figure, escape(label, quote=True), label)
     return f'<div style="background: #ffffff; color: #27313b">{svg}</div>'

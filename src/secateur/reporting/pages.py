@@ -1,4 +1,4 @@
-"""What every page is made of: the templates, figures as SVG, and images inside the page itself."""
+"""Building blocks of all pages: the templates, figures as SVG, and embedded images."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from .style import inline_svg
 
 PIXELATED = 64  # pixels; images up to this size are enlarged pixel by pixel, larger ones smoothly
 LOSSLESS = 256  # pixels; larger images are JPEG of high quality
-LARGEST = 1024  # pixels of an image in the page
-MOST_SAMPLES, MOST_LARGE_SAMPLES = 10, 5  # of a row; fewer of images that fill a page
+LARGEST = 1024  # pixels: the largest image in the page
+MOST_SAMPLES, MOST_LARGE_SAMPLES = 10, 5  # in a row; fewer of large images
 MOST_CLASSES = 20
 OF_A_CLASS = 5
-HIGH = 0.995  # quantile of the differences that is white
+HIGH = 0.995  # quantile of the differences that is shown white
 
 
 @dataclass(frozen=True)
 class Strip:
-    """A row of images, as data URIs, with its label and what is written beneath each."""
+    """A row of images, as data URIs, with its label and a caption for each."""
 
     label: str
     tiles: tuple[str, ...]
@@ -46,7 +46,7 @@ class Strip:
 
 
 def render(template: str, **values: Any) -> str:
-    """The page of `template`; text in `values` is escaped."""
+    """Fill in `template`; text in `values` is escaped."""
     environment = Environment(
         loader=PackageLoader("secateur.reporting"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
@@ -55,7 +55,7 @@ def render(template: str, **values: Any) -> str:
 
 
 def as_svgs(figures: Mapping[str, Figure], alternatives: Mapping[str, str]) -> dict[str, Markup]:
-    """Figures as elements of a page, each with its text alternative."""
+    """Figures as SVG elements, each with its text alternative."""
     return {name: Markup(inline_svg(figure, str(escape(alternatives[name])), name)) for name, figure in figures.items()}
 
 
@@ -65,12 +65,12 @@ def link_to(path: str) -> str:
 
 
 def shown_count(images: Tensor) -> int:
-    """How many images make a row: few of large ones."""
+    """How many images to show in a row: fewer if they are large."""
     return MOST_SAMPLES if max(images.shape[2:]) <= PIXELATED else MOST_LARGE_SAMPLES
 
 
 def strip_of(label: str, images: Tensor, captions: Sequence[str] = (), most: int | None = None, key: str = "") -> Strip:
-    """The first images as a row, at their own size; `most` of them, or as many as look well."""
+    """The first images as a row, at their own size; at most `most` of them, or as many as `shown_count` says."""
     count = shown_count(images) if most is None else most
     pixelated = max(images.shape[2:]) <= PIXELATED
     tiles = tuple(_data_uri(image) for image in images[:count])
@@ -78,7 +78,7 @@ def strip_of(label: str, images: Tensor, captions: Sequence[str] = (), most: int
 
 
 def difference_strip(label: str, one: Tensor, other: Tensor, key: str = "difference") -> Strip:
-    """|one - other|, enlarged by the factor that makes nearly the largest of the differences shown white."""
+    """|one - other|, scaled so that nearly the largest of the differences shown is white."""
     count = min(shown_count(one), len(one), len(other))
     differences = (one[:count].float() - other[:count].float()).nan_to_num().abs().mean(1, keepdim=True)
     values = differences.flatten().sort().values
@@ -90,7 +90,7 @@ def difference_strip(label: str, one: Tensor, other: Tensor, key: str = "differe
 def strips_by_class(
     images: Mapping[str, Tensor], class_labels: Tensor | None, names: Mapping[int, str]
 ) -> dict[str, list[Strip]]:
-    """For each class, a row of each model's images of it; none where every class is drawn once at most."""
+    """For each class, a row of images for each model; empty if no class was drawn more than once."""
     if class_labels is None or not images:
         return {}
     count = min(len(class_labels), *(len(batch) for batch in images.values()))
@@ -107,7 +107,7 @@ def strips_by_class(
 
 
 def captions_of(run: Run) -> tuple[Sequence[str], str]:
-    """What stands beneath the samples, and what that is: their prompts, their classes, or nothing."""
+    """The captions of the samples, and of which kind they are: prompts, classes, or none."""
     if run.evaluation is not None and run.evaluation.captions:
         return run.evaluation.captions, "prompt"
     if run.class_labels is None:
@@ -117,7 +117,7 @@ def captions_of(run: Run) -> tuple[Sequence[str], str]:
 
 
 def class_names(evaluation: Evaluation | None) -> dict[int, str]:
-    """The names of the data's classes, where the evaluation has them."""
+    """The names of the data's classes, if the evaluation has them."""
     return {} if evaluation is None or evaluation.data is None else dict(enumerate(evaluation.data.class_names))
 
 

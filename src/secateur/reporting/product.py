@@ -1,4 +1,4 @@
-"""What a run made: the folder to load, and what somebody who loads it should know."""
+"""The model that a run made: its folder, how to load it, its size, origin and licence."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from huggingface_hub.errors import HFValidationError
 from ..base.errors import SecateurError
 from .run import Run
 
-FOLDERS = ("pipeline", "model", "compensated", "pruned")  # the best that a run made is the first that is there
+FOLDERS = ("pipeline", "model", "compensated", "pruned")  # best first: the run's model is in the first that exists
 MEGABYTE = 10**6
 FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Product:
-    """A folder to load.
+    """A folder with a model to load.
 
     Attributes:
-        path: of the folder.
-        pipeline: whether it is a whole pipeline; else one network.
-        bytes: on disk.
-        base: the model that it was cut from.
-        licence: of the base, where a model card says it.
+        path: the folder.
+        pipeline: whether it holds a whole pipeline, or one network.
+        bytes: its size on disk.
+        base: the model that it was pruned from.
+        licence: that of the base, if its model card states it.
     """
 
     path: str
@@ -37,17 +37,17 @@ class Product:
 
     @property
     def size(self) -> str:
-        """On disk, in MB."""
+        """Size on disk, in MB."""
         return f"{self.bytes / MEGABYTE:,.1f} MB"
 
     @property
     def snippet(self) -> str:
-        """Python that loads it."""
+        """Python code that loads it."""
         return load_snippet(self.path, self.pipeline)
 
 
 def load_snippet(place: str, pipeline: bool) -> str:
-    """Python that loads the folder or hub id `place`."""
+    """Python code that loads the folder or hub id `place`."""
     if pipeline:
         return (
             "import secateur  # diffusers can then load what was cut\n"
@@ -58,7 +58,7 @@ def load_snippet(place: str, pipeline: bool) -> str:
 
 
 def product_of(run: Run) -> Product | None:
-    """The model that the run made; None where it made none."""
+    """The model that the run made, or None."""
     folder = next((run.folder / name for name in FOLDERS if (run.folder / name).is_dir()), None)
     if folder is None:
         return None
@@ -69,20 +69,20 @@ def product_of(run: Run) -> Product | None:
 
 
 def licence_of_base(base: str) -> str | None:
-    """The licence of the model of this path or hub id, where its card is on this disk; nothing is downloaded."""
+    """The licence of the model at this path or hub id, if its card is on this disk; nothing is downloaded."""
     if not base:
         return None
     if Path(base).is_dir():
         return licence_of(Path(base))
     try:
         card = try_to_load_from_cache(base, "README.md")
-    except HFValidationError:  # no hub id
+    except HFValidationError:  # not a hub id
         return None
     return licence_of(Path(card).parent) if isinstance(card, str) else None
 
 
 def licence_of(folder: Path) -> str | None:
-    """The licence that the model card in `folder` states; None where there is no card, or it states none."""
+    """The licence that the model card in `folder` states, or None."""
     try:
         text = (folder / "README.md").read_text(encoding="utf-8")
     except (OSError, ValueError, SecateurError):

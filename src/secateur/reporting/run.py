@@ -1,4 +1,4 @@
-"""What a run folder holds, as typed results; whatever is absent is None or empty."""
+"""The contents of a run folder as typed results; whatever is absent is None or empty."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Circumstances:
-    """What `config.json` says beside the settings, which differ from command to command."""
+    """What `config.json` holds beside the settings, which differ from command to command."""
 
     command: str = ""
     command_line: str = ""
@@ -46,18 +46,18 @@ class Circumstances:
 
 @dataclass(frozen=True)
 class Run:
-    """The parts of a run that are there.
+    """The results of a run; those that it does not have are None or empty.
 
     Attributes:
-        folder: where it is, or where its report goes.
+        folder: of the run, or where its report is written.
         config: the command and its settings.
         ranking, cut, compensation, decisions, recovery, evaluation: results of its stages.
-        images: of each model, (N, C, H, W) in [-1, 1], from the same noise.
+        images: samples of each model, (N, C, H, W) in [-1, 1], from the same noise.
         real: images of the data.
-        class_labels: of the models' images, (N,).
-        quality: what was tried for a target of quality.
+        class_labels: of these samples, (N,).
+        quality: the sizes tried for a quality target.
         recorded: the teacher's book that recovery read.
-        validation: images that were drawn while the model trained, (N, C, H, W) in [-1, 1], by step.
+        validation: samples drawn during training, (N, C, H, W) in [-1, 1], by step.
     """
 
     folder: Path
@@ -80,7 +80,7 @@ def read_run(folder: str | Path) -> Run:
     """Read the run in `folder`.
 
     Raises:
-        SecateurError: there is no run, or one of its files is damaged; names file and field.
+        SecateurError: there is no run, or one of its files is damaged; the message names file and field.
     """
     folder = Path(folder)
     config = read_config(folder)
@@ -105,7 +105,7 @@ def read_run(folder: str | Path) -> Run:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The command and the settings of the run in `folder`; empty where nothing says them.
+    """The command and the settings of the run in `folder`; empty without `config.json`.
 
     Raises:
         SecateurError: `config.json` is damaged.
@@ -125,10 +125,10 @@ def _place(name: str, order: tuple[str, ...]) -> tuple[int, str]:
 
 
 def _read_samples(path: Path) -> dict[str, Tensor]:
-    """Tensors to look at.
+    """Samples saved as safetensors.
 
     Raises:
-        SecateurError: the file is damaged, or holds tensors that are no images and no labels of them.
+        SecateurError: the file is damaged, or holds tensors that are neither images nor labels.
     """
     try:
         tensors = load_file(path) if path.exists() else {}

@@ -1,4 +1,4 @@
-"""What all figures share: the width of a paper's column, text that a phone can show, colours for white and black."""
+"""The style of all figures: a paper's column wide, text legible on a phone, colours for white and black backgrounds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..base.files import atomic_file
 
 WIDTH, TOP, GAP, BOTTOM, RIGHT = 3.5, 0.36, 0.86, 0.52, 0.2  # inches
 INK = "#27313b"  # becomes the page's text colour in SVG
-DARK = "#28323c"  # text on a coloured ground, which stays dark
+DARK = "#28323c"  # text on a coloured background; stays dark
 MODEL_COLOURS = {"dense": "#74818f", "pruned": "#c4691c", "compensated": "#5b6fb5", "recovered": "#14877a"}
 ACCENT, WARM, FAINT = MODEL_COLOURS["recovered"], MODEL_COLOURS["pruned"], "#9aa6b2"
 SPARE_COLOURS = ("#a34e78", "#8a7a1f", "#3c7ea8", "#7a5cc0")
@@ -30,9 +30,9 @@ SCORE_COLOURS = LinearSegmentedColormap.from_list("scores", ["#dbe4ea", "#6fb3a9
 DIRECTION_COLOURS = {"noise": WARM, "collapse": ACCENT, "neither": FAINT}
 SHIFT_COLOURS = LinearSegmentedColormap.from_list("shifts", [ACCENT, "#e6eaed", WARM])  # collapse, none, noise
 LONGEST_NAME = 24
-SMALL = 8.5  # points: the smallest text, which is 11 pixels high where the figure is 325 pixels wide
+SMALL = 8.5  # points: the smallest text, 11 pixels high when the figure is 325 pixels wide
 ROW = 0.175  # inches of a row with a label
-MOST_ROWS = 110  # that fit the tallest figure
+MOST_ROWS = 110  # that fit into the tallest figure
 MARGIN = 0.74  # inches left of a panel with numbers
 
 STYLE: dict[Any, Any] = {
@@ -67,7 +67,7 @@ P = ParamSpec("P")
 
 
 def styled(plot: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Run a plotting function under `STYLE`, and leave matplotlib's settings as they were."""
+    """Run a plotting function under `STYLE`; matplotlib's settings stay as they were."""
 
     @wraps(plot)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> Figure:
@@ -78,7 +78,8 @@ def styled(plot: Callable[P, Figure]) -> Callable[P, Figure]:
 
 
 def panels(heights: Sequence[float], lefts: Sequence[float], key: float = 0.0) -> tuple[Figure, list[Axes]]:
-    """A figure of axes one below the other, heights and left margins in inches; `key` more are free at the foot."""
+    """A figure of axes one below the other, heights and left margins in inches, with `key` inches free at the
+    bottom."""
     total = TOP + sum(heights) + GAP * (len(heights) - 1) + BOTTOM + key
     figure = Figure(figsize=(WIDTH, total), facecolor="white")
     axes, top = [], total - TOP
@@ -90,7 +91,7 @@ def panels(heights: Sequence[float], lefts: Sequence[float], key: float = 0.0) -
 
 
 def labelled(axes: Axes, title: str, x: str, y: str) -> None:
-    """Title at the figure's left edge, and what both axes are."""
+    """Set the title, at the figure's left edge, and the labels of both axes."""
     box = axes.get_position()
     axes.set_title(title, loc="left", x=(0.08 / WIDTH - box.x0) / box.width)
     axes.set_xlabel(x, loc="right" if box.x0 * WIDTH > MARGIN else None)
@@ -98,7 +99,7 @@ def labelled(axes: Axes, title: str, x: str, y: str) -> None:
 
 
 def colour_key(axes: Axes, colours: Colormap, low: str, high: str) -> None:
-    """What the two ends of a map's colours mean, at the right end of the line of the title."""
+    """A key to the two ends of a map's colours, right of the title."""
     figure = axes.get_figure(root=True)
     assert figure is not None
     box, height = axes.get_position(), figure.get_figheight()
@@ -116,7 +117,7 @@ def name_margin(names: Sequence[str]) -> float:
 
 
 def row_labels(axes: Axes, names: Sequence[str]) -> None:
-    """Name the rows 0, 1, ... from top to bottom; of very many rows, every few."""
+    """Label the rows from top to bottom; of very many rows, only some."""
     stride = -(-len(names) // MOST_ROWS)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_yticks(range(0, len(names), stride), [plain(shorten(name)) for name in names[::stride]], fontsize=SMALL)

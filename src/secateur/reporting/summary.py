@@ -1,4 +1,4 @@
-"""A run in plain language: a verdict in one sentence, key numbers, then what was asked, reached and lost."""
+"""A run in plain language: a one-sentence verdict, key numbers, then what was asked, reached and lost."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from .run import Run
 
 Badge = Literal["better", "worse", "same", ""]
 BADGES: dict[Kind, Badge] = {"better": "better", "worse": "worse", "unclear": "same", "different": ""}
-QUALITY = ("fd", "kid", "denoising_loss")  # what the verdict on quality rests on: the first that was compared
+QUALITY = ("fd", "kid", "denoising_loss")  # the verdict on quality uses the first that was compared
 
 
 @dataclass(frozen=True)
 class Card:
-    """One key number: what it is, its value, what to compare it with, and whether it is better than the reference's."""
+    """One key number: its label, its value, what to compare it with, and whether it is better than the reference's."""
 
     label: str
     value: str
@@ -31,15 +31,15 @@ class Card:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run came to.
+    """The summary of a run.
 
     Attributes:
         verdict: in one sentence.
         sentences: what was asked, reached and lost.
         cards: key numbers.
-        not_measured: what nobody measured.
-        notes: of the evaluation.
-        numbers: for programs.
+        not_measured: the usual measurements that are missing.
+        notes: the evaluation's notes.
+        numbers: everything as JSON values.
     """
 
     verdict: str
@@ -51,7 +51,7 @@ class Summary:
 
 
 def summarize(run: Run) -> Summary:
-    """Say what the results of a run say, and no more."""
+    """Summarize the results of a run."""
     quality = run.quality.sentences() if run.quality else ()
     sentences = [*_ranked(run), *quality, *(run.cut.sentences() if run.cut else ()), *_stages(run)]
     sentences += run.compensation.sentences() if run.compensation else ()
@@ -250,7 +250,7 @@ def _metric_card(evaluation: Evaluation, key: str) -> Card:
 
 
 def _without_rounds(evaluation: Any) -> Any:
-    """Without the time of every round, and without the layers, which the tables have."""
+    """Leave out the time of every round, and the layers, which are in the tables."""
     if evaluation is None:
         return None
     for model in evaluation["models"].values():
@@ -262,7 +262,7 @@ def _without_rounds(evaluation: Any) -> Any:
 
 
 def finite(value: Any) -> Any:
-    """The same with None for what JSON cannot hold."""
+    """The same, with None in place of numbers that JSON cannot hold."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

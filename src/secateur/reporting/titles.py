@@ -1,4 +1,4 @@
-"""What a page about a run is called."""
+"""Titles of pages about runs."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 from ..results.cut import goal_in_words
 from .run import Run
 
-PARTS = ("model", "pruned", "pipeline", "relabelled")  # folders of a run, which say nothing without its name
+PARTS = ("model", "pruned", "pipeline", "relabelled")  # folders inside a run
 
 
 def title_of(run: Run) -> str:
-    """What was done to which model, by the command that did it."""
+    """What was done to which model."""
     config = run.config
     model = name_of(config.get("model"), run.folder.resolve().name)
     target = run.cut.target if run.cut is not None else str(config.get("target") or "")
@@ -32,7 +32,7 @@ def title_of(run: Run) -> str:
 
 
 def name_of(place: object, otherwise: str) -> str:
-    """The last part of a path or a hub id, with the run's name before it where the part is a folder of a run."""
+    """The last part of a path or a hub id; after the run's name if that part is a folder inside a run."""
     names = [name for name in Path(str(place or "")).parts if name not in ("/", ".", "..")]
     if not names:
         return otherwise or "model"

@@ -1,4 +1,4 @@
-"""When and how much to cut."""
+"""Schedules: when and how much to cut."""
 
 from .adaptive import Adaptive, AdaptiveConfig
 from .block_cuts import LatencyOf, block_cuts, settled

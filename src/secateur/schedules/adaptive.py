@@ -1,12 +1,12 @@
 """Adaptive progressive block pruning, after EntPruner (Li et al. 2025, arXiv 2511.21122). A reconstruction.
 
-From the paper and its reviews: while a model is fine-tuned, four stages decide without training how many more of the
-blocks leave, in the order of CED on the target data; each picks among sub-networks by two zero-cost proxies, the
-condition number of the NTK and ZiCo, weighted equally.
+From the paper and its reviews: while a model is fine-tuned, four stages decide, without training, how many more blocks
+to remove, in the order of CED on the target data; each picks among sub-networks by two zero-cost proxies, the condition
+number of the NTK and ZiCo, weighted equally.
 
-Chosen here: blocks leave in the order of any criterion, of `deviation` in the recipe; stages at even distances over the
-first quarter of the steps; three to five candidates, of which the lowest means "not now"; a guard on the loss; a reward
-for MACs saved; the last stage takes what is left, since a size that was asked for must be reached.
+Chosen here: any criterion may order the blocks; stages are evenly spaced over the first quarter of the steps; there are
+three to five candidates, of which the lowest removes nothing now; a guard bounds the loss; MACs saved are rewarded; and
+the last stage removes whatever the target still requires, since it must be reached.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ MOST_CANDIDATES = 5
 
 @dataclass(frozen=True)
 class AdaptiveConfig:
-    """When and how many blocks leave.
+    """When blocks are removed, and how many.
 
     Attributes:
-        stages: decisions; 1 is one-shot pruning before the first step.
-        until: the share of the recovery steps by which the last decision falls.
-        selector: proxy weighs NTK, ZiCo and MACs; loss removes as many blocks as the guard lets; fixed removes the
+        stages: number of decisions; 1 is one-shot pruning before the first step.
+        until: share of the recovery steps by which the last decision is made.
+        selector: proxy weighs NTK, ZiCo and MACs; loss removes as many blocks as the guard allows; fixed removes the
             same number at every stage.
-        rerank: blocks are ranked anew after every removal, at every stage, or once, in the dense model.
-        macs_weight: what a decision gains by saving all of the dense MACs, in standard deviations of the proxies; 0 is
-            the paper's rule.
-        guard: a candidate whose loss is above this multiple of the present one is taken only if there is no other.
+        rerank: rank blocks again after every removal, at every stage, or rank them once, in the dense model.
+        macs_weight: reward for saving all of the dense MACs, in standard deviations of the proxies; 0 is the paper's
+            rule.
+        guard: a candidate whose loss is above this multiple of the present model's is chosen only if there is no other.
     """
 
     stages: Count = 4
@@ -60,25 +60,25 @@ class AdaptiveConfig:
 
     @property
     def rankings(self) -> int:
-        """How often blocks are ranked anew, at the least."""
+        """How often blocks are ranked again, at least."""
         return {"once": 0, "stage": self.stages - 1, "removal": self.stages}[self.rerank]
 
     @property
     def judgements(self) -> int:
-        """How many networks are judged, at the most: the present one and the candidates of every stage but the last."""
+        """How many networks are judged, at most: the present one and the candidates of every stage but the last."""
         return 0 if self.selector == "fixed" else (self.stages - 1) * (1 + MOST_CANDIDATES)
 
     def boundaries(self, steps: int) -> tuple[int, ...]:
-        """The optimizer steps before which decisions fall, from 0 to the share `until`, before the last of `steps`."""
+        """The optimizer steps before which decisions are made, from 0 to the share `until` of `steps`."""
         last = max(self.stages - 1, 1)
         return tuple(min(round(stage * self.until * steps / last), steps - 1) for stage in range(self.stages))
 
 
 def candidate_counts(removed: int, total: int, stage: int, stages: int) -> list[int]:
-    """How many blocks may be gone after `stage` (0, 1, ...), ascending, at most five.
+    """The numbers of removed blocks to choose from after `stage` (0, 1, ...), ascending, at most five.
 
-    `removed` are gone already, `total` will be. A stage takes at most twice its even share and leaves no more than
-    the later ones can take; the last one takes all.
+    `removed` blocks are gone already, `total` will be in the end. A stage removes at most twice its even share, and
+    leaves no more than the later ones can remove; the last one removes the rest.
     """
     later = stages - 1 - stage
     if later == 0:
@@ -91,7 +91,7 @@ def candidate_counts(removed: int, total: int, stage: int, stages: int) -> list[
 
 @dataclass(frozen=True)
 class Candidate:
-    """A number of blocks gone, what was measured without them, and the share of the dense MACs that they save."""
+    """A number of removed blocks, what was measured without them, and the share of the dense MACs that this saves."""
 
     count: int
     judgement: Judgement
@@ -109,7 +109,7 @@ def objective(candidates: Sequence[Candidate], macs_weight: float) -> list[float
 
 
 def standardized(values: Sequence[float]) -> list[float]:
-    """Values less their mean over their standard deviation; zeros where they are constant or not all finite."""
+    """(values - mean) / standard deviation; zeros if they are constant or not all finite."""
     mean = sum(values) / len(values)
     deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / len(values))
     if not (math.isfinite(deviation) and deviation > 1e-12 * abs(mean)):
@@ -118,7 +118,7 @@ def standardized(values: Sequence[float]) -> list[float]:
 
 
 def choose(candidates: Sequence[Candidate], loss: float, config: AdaptiveConfig) -> int:
-    """The place of the candidate that the selectors proxy and loss take; `loss` is the present model's."""
+    """The index of the candidate that the selector, proxy or loss, chooses; `loss` is the present model's."""
     allowed = [i for i, candidate in enumerate(candidates) if candidate.judgement.loss <= config.guard * loss]
     if not allowed:
         return 0
@@ -135,14 +135,14 @@ class Adaptive:
     Attributes:
         config: its settings.
         boundaries: the steps before which it decides.
-        goal: the cut of blocks that takes a model to the target, by the scores of its blocks.
-        scores: of the dense model's blocks.
-        scorer: scores the blocks of a smaller model, where `config.rerank` wants it.
+        goal: gives the cut of blocks that takes a model to the target, by the scores of its blocks.
+        scores: those of the dense model's blocks.
+        scorer: scores the blocks of a smaller model, if `config.rerank` asks for it.
         judge: measures a model.
-        dense_macs: of the model before any cut.
+        dense_macs: MACs of the model before any cut.
         described: settings of criterion and target, which a resumed run must share.
         details: for the manifest.
-        refit: what is done to the model after a cut.
+        refit: applied to the model after a cut.
     """
 
     config: AdaptiveConfig
@@ -164,9 +164,9 @@ class Adaptive:
         return step in self.boundaries
 
     def decide(self, model: nn.Module, average: nn.Module, pruning: Mapping[str, Any], step: int) -> Decision:
-        """Judge the moving average without the lowest blocks, and choose how many of them leave."""
+        """Judge the moving average without its lowest-ranked blocks, and choose how many of them to remove."""
         stage, structure = self.boundaries.index(step), describe(average)
-        # Blocks are renamed when others leave; the log and the memory speak of the dense model's.
+        # Blocks are renamed when others are removed; log and state use the dense model's names.
         dense_name = dict(zip(structure.blocks, pruning.get("blocks", structure.blocks), strict=True))
         gone = int(pruning.get("gone", 0))
         scores = self._scores(average, structure, gone, dense_name, stage)
@@ -213,7 +213,7 @@ class Adaptive:
     def _scores(
         self, average: nn.Module, structure: Structure, gone: int, dense_name: Mapping[str, str], stage: int
     ) -> Scores:
-        """Scores of the blocks: those of the dense model, fresh ones, or places in the order of one by one removal."""
+        """Scores of the blocks: those of the dense model, new ones, or places in the order of one-by-one removal."""
         if stage == 0 or self.config.rerank == "once":
             scores = {name: self.scores[dense_name[name]] for name in structure.blocks}
         else:
@@ -226,7 +226,7 @@ class Adaptive:
         return {name: torch.tensor([place]).double() for place, name in enumerate([*first, *rest])}
 
     def _one_by_one(self, average: nn.Module, structure: Structure, scores: Scores, count: int) -> list[str]:
-        """The first `count` blocks to leave when the others are ranked anew after each."""
+        """The first `count` blocks to remove when the others are ranked again after each removal."""
         order: list[str] = []
         names = list(structure.blocks)
         while len(order) < count:

@@ -1,4 +1,4 @@
-"""Cuts of blocks alone, of a model that shrinks: which blocks take it to a target, and what all that left came to."""
+"""Cuts of blocks of a model that shrinks in stages: which blocks take it to a target, and a description of all cuts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .one_shot import CutConfig, describe_cut, no_scores
 from .solver import Scores, Solution, measure_by, removal_steps, solve, uncut
 from .target import Target
 
-# From a model and its structure to what measures the latency (ms) of a cut of it.
+# From a model and its structure to a function that measures the latency (ms) of a cut of it.
 LatencyOf: TypeAlias = Callable[[nn.Module, Structure], Callable[[Cut], float]]
 
 
@@ -24,7 +24,8 @@ def block_cuts(
 ) -> Callable[[nn.Module, Structure, Scores], Cut]:
     """A function from a model, its structure and scores of its blocks to the cut of blocks that reaches `target`.
 
-    The target is an amount, so that it stays the same while the model shrinks; a model that is there loses nothing.
+    The target is an absolute amount, so that it stays the same while the model shrinks. A model that meets it is not
+    cut.
     """
 
     def goal(model: nn.Module, structure: Structure, scores: Scores) -> Cut:
@@ -46,7 +47,7 @@ def settled(
     config: CutConfig,
     latency_of: LatencyOf,
 ) -> CutResult:
-    """The description of the cut of a dense `model` that all decisions together made; `target` is as it was asked."""
+    """Describe the cut of a dense `model` that all decisions together made; `target` is as the user gave it."""
     cost = priced(model, structure)
     measure = measure_by(structure, target.metric, no_scores(structure), cost, latency_of(model, structure))
     whole = uncut(structure)
@@ -56,7 +57,7 @@ def settled(
 
 
 def _once(measure: Callable[[Cut], float]) -> Callable[[Cut], float]:
-    """`measure`, once for each set of removed blocks: a latency is never the same twice."""
+    """`measure`, called once for each set of removed blocks: a latency is never the same twice."""
     found: dict[tuple[str, ...], float] = {}
 
     def measured(cut: Cut) -> float:

@@ -27,11 +27,12 @@ class CutConfig:
 
     Attributes:
         allocation: local removes the same fraction everywhere; global ranks all units of the model together;
-            global-macs too, by score over the MACs that leave, for scores that compare across layers (reconstruction).
-        granularity: width removes units of dims, depth removes blocks, both mixes them.
+            global-macs does so by score per MAC saved, for scores that compare across layers (reconstruction).
+        granularity: width removes units of dims, depth removes blocks, both removes either.
         include: patterns over the names of dims, blocks and modules that may be cut, such as "*.heads".
-        exclude: patterns over those that stay whole, such as "mid_block.*"; what moves with one of them stays too.
-        round_to: keep multiples of this many channels wherever the widths allow it; such widths run fast.
+        exclude: patterns over those that must not be cut, such as "mid_block.*"; widths tied to one of them are not cut
+            either.
+        round_to: keep multiples of this many channels wherever widths allow it; such widths run faster.
     """
 
     allocation: Allocation = "local"
@@ -45,15 +46,15 @@ class CutConfig:
 
 
 def granularity_for(target: Target, config: CutConfig) -> Granularity:
-    """What a cut for `target` removes: narrower widths bring a number of blocks no closer."""
+    """What a cut for `target` removes; for a number of blocks, always blocks."""
     return "depth" if target.metric == "blocks" else config.granularity
 
 
 def check_criterion(criterion: str, structure: Structure, granularity: Granularity = "depth") -> None:
-    """Check that `criterion` can rank what is to be cut, before long work starts.
+    """Check that `criterion` can rank what will be cut, before long work starts.
 
     Raises:
-        SecateurError: it ranks blocks only, and there are none, or widths are to be cut.
+        SecateurError: it ranks blocks only, and the model has none, or widths will be cut.
     """
     if criterion_named(criterion).ranks == "blocks":
         block_names(structure)
@@ -73,7 +74,7 @@ def one_shot(
     inputs: Mapping[str, Any] | None = None,
     measure_latency: Callable[[Cut], float] | None = None,
 ) -> tuple[Solution, CutResult]:
-    """The cut for `target`, and what it comes to; sizes are counted on `inputs`, or on an example.
+    """The cut for `target`, and its description; sizes are counted on `inputs`, or on an example.
 
     Raises:
         TargetError: the target is out of reach.
@@ -92,7 +93,7 @@ def one_shot(
 
 
 def describe_cut(structure: Structure, solution: Solution, cost: CostModel, config: CutConfig) -> CutResult:
-    """What was asked and reached, sizes before and after, and what every dim keeps."""
+    """The target asked and reached, sizes before and after, and the width kept of every dim."""
     target, cut = solution.target, solution.cut
     kept = {name: len(units) for name, units in cut.kept.items()}
     before, after = cost({}), cost(kept, cut.removed_blocks)

@@ -1,14 +1,15 @@
 """Progressive soft pruning, after Wan et al. (ICASSP 2025, arXiv 2501.09464): masks that shrink while the model trains.
 
-From the paper: iterative structural pruning whose soft masks follow the gradient flow of an energy inside the masks
-of the wanted sparsity, so that no step loses much at once; the coarse-grained variant is the journal version's. The
-rest is reconstructed: the ratio schedule, the bounded Euler step, sticky sets, and their lengths.
+From the paper: iterative structural pruning whose soft masks follow the gradient flow of an energy, within the set of
+masks of the wanted sparsity, so that no step loses much at once; the coarse-grained variant is from the journal
+version. The rest is reconstructed: the ratio schedule, the bounded Euler step, sticky selections, and all lengths.
 
-The gradient-flow criterion's energy E(m) has dE/dm_g = S_g, the criterion's score, where all masks are 1 (on the way
-they differ: see `gradient_flow_statistics`). Its flow dm/dtau = -S_g, projected on the masks with a given number of
-units selected, moves the units with the largest S down and leaves the others at 1; one Euler step a stage, bounded, so
-that a selected unit is gone after `decay_stages`. With another criterion the same process follows that criterion's
-order. Units are scored at the weights that train, under their masks: a moving average would lag behind the masks.
+The gradient-flow criterion's energy E(m) has dE/dm_g = S_g, the criterion's score, where all masks are 1 (elsewhere
+they differ: see `gradient_flow_statistics`). Its flow dm/dtau = -S_g, projected onto the masks with a given number of
+selected units, moves the units with the largest S down and leaves the others at 1. Each stage takes one bounded Euler
+step, so that a selected unit reaches 0 after `decay_stages`. With another criterion the same process follows that
+criterion's order. Units are scored at the trained weights, under their masks: a moving average would lag behind the
+masks.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ class ProgressiveConfig:
     """How masks shrink.
 
     Attributes:
-        stages: stages over which units are selected, more of them early: r_k = r (1 - (1 - k / stages)^3).
+        stages: stages over which units are selected, more of them early on: r_k = r (1 - (1 - k / stages)^3).
         decay_stages: stages in which a selected unit goes from 1 to 0; 1 is iterative hard pruning.
         stage_steps: optimizer steps between stages.
-        sticky: a selected unit stays selected; otherwise every stage selects anew, and masks may rise again.
-        coarse: score at stages 1, stages / 2 and stages only, on at most 8 timesteps.
+        sticky: a selected unit stays selected; otherwise every stage selects afresh, and masks may rise again.
+        coarse: score at the first, middle and last stage only, on at most 8 timesteps.
     """
 
     stages: Count = 10
@@ -55,12 +56,13 @@ class ProgressiveConfig:
 
     @property
     def last_stage(self) -> int:
-        """The stage at which all masks are 0 or 1 and units leave for good."""
+        """The stage at which all masks are 0 or 1 and masked units are removed."""
         return self.stages + self.decay_stages
 
     @property
     def pruning_steps(self) -> int:
-        """Optimizer steps before units leave for good; stage k = 1, 2, ... comes before step (k - 1) * stage_steps."""
+        """Optimizer steps before masked units are removed; stage k = 1, 2, ... comes before step (k - 1) *
+        stage_steps."""
         return (self.last_stage - 1) * self.stage_steps
 
     def scoring(self, scoring: ScoringConfig) -> ScoringConfig:
@@ -70,20 +72,20 @@ class ProgressiveConfig:
         return replace(scoring, num_timesteps=min(scoring.num_timesteps or COARSE_TIMESTEPS, COARSE_TIMESTEPS))
 
     def scores_at(self, stage: int) -> bool:
-        """Whether units are scored anew at `stage`."""
+        """Whether units are scored again at `stage`."""
         if self.coarse:
             return stage in (1, max(1, self.stages // 2), self.stages)
         return stage <= self.stages
 
 
 def selected_count(total: int, stage: int, stages: int) -> int:
-    """How many of the `total` units that will leave are selected at `stage`: total (1 - (1 - k/K)^3), rounded down."""
+    """How many of the `total` units to remove are selected at `stage` k of K: total (1 - (1 - k/K)^3), rounded down."""
     left = stages - min(stage, stages)
     return total * (stages**3 - left**3) // stages**3
 
 
 def caps(dim: Dim, kept: int) -> list[int]:
-    """Units that leave each cell of `dim` when it keeps `kept` in all: the same fraction of every cell."""
+    """How many units each cell of `dim` loses when `kept` stay in all: the same fraction of every cell."""
     level = kept * dim.levels // dim.size
     return [cell - cell * level // dim.levels for cell in dim.cells]
 
@@ -95,7 +97,7 @@ def select(dim: Dim, scores: Tensor, selected: set[int], count: int, cell_caps: 
     taken = [0] * len(dim.cells)
     for unit in chosen:
         taken[cell_of[unit]] += 1
-    for unit in scores.sort(descending=True, stable=True).indices.flip(0).tolist():  # of equal ones the later first
+    for unit in scores.sort(descending=True, stable=True).indices.flip(0).tolist():  # ties: the later first
         cell = cell_of[unit]
         if len(chosen) >= count:
             break
@@ -108,7 +110,7 @@ def select(dim: Dim, scores: Tensor, selected: set[int], count: int, cell_caps: 
 def euler_step(mask: list[float], selected: set[int], decay_stages: int) -> list[float]:
     """One bounded step of the projected flow: selected units down by 1 / decay_stages, the others up, within [0, 1].
 
-    In whole steps, so that the ends are 0 and 1 exactly.
+    Counted in whole steps, so that masks end at exactly 0 and 1.
     """
     moved = []
     for unit, value in enumerate(mask):
@@ -119,13 +121,13 @@ def euler_step(mask: list[float], selected: set[int], decay_stages: int) -> list
 
 @dataclass(frozen=True)
 class Progressive:
-    """A pruner (see `recovery.pruner`) that shrinks masks stage by stage and then removes what they hide.
+    """A pruner (see `recovery.pruner`) that shrinks masks stage by stage and then removes the units at 0.
 
     Attributes:
         config: its settings.
-        target: the cut that one-shot pruning would make; its widths and its blocks are where the masks go.
+        target: the cut that one-shot pruning would make; the masks end at its widths and its blocks.
         scorer: scores the masked model.
-        cost: of the dense model after a cut.
+        cost: prices cuts of the dense model.
         described: settings of criterion and target, which a resumed run must share.
         details: for the manifest.
         refit: what is done to the model after a cut.
@@ -147,7 +149,7 @@ class Progressive:
         return step % self.config.stage_steps == 0 and step <= self.config.pruning_steps
 
     def decide(self, model: nn.Module, average: nn.Module, pruning: Mapping[str, Any], step: int) -> Decision:
-        """Move the masks, then select the units that begin to leave; at the last stage cut."""
+        """Move the masks, then select further units; at the last stage, cut."""
         config, structure = self.config, describe(model)
         stage = step // config.stage_steps + 1
         facts: dict[str, float] = {}
@@ -200,7 +202,7 @@ def _tensors(scores: Mapping[str, list[float]]) -> dict[str, Tensor]:
 
 
 def _open_masks(target: Cut, structure: Structure) -> dict[str, list[float]]:
-    """A 1 for every unit of the dims that lose some, and for every block that leaves."""
+    """Masks of 1 for every unit of the dims that will lose some, and for every block that will be removed."""
     dims = {name: [1.0] * structure.dims[name].size for name in target.kept}
     return dims | {name: [1.0] for name in target.removed_blocks}
 
@@ -208,7 +210,7 @@ def _open_masks(target: Cut, structure: Structure) -> dict[str, list[float]]:
 def _added(
     before: Mapping[str, list[int]], selected: Mapping[str, set[int]], scores: Scores
 ) -> dict[str, dict[str, list[Any]]]:
-    """The units of `selected` that were not so `before`, with their scores, by dim or block."""
+    """The units that are newly in `selected`, with their scores, by dim or block."""
     new = {name: sorted(units.difference(before.get(name, []))) for name, units in selected.items()}
     return {name: {"units": units, "scores": scores[name][units].tolist()} for name, units in new.items() if units}
 

@@ -1,7 +1,7 @@
 """Zero-cost proxies of how well a network will train: the condition number of its NTK, and ZiCo.
 
-EntPruner (Li et al. 2025, arXiv 2511.21122) weighs both equally when it chooses a sub-network. Both look at the
-weights and biases of linear and convolution layers, at a handful of batches, without training.
+EntPruner (Li et al. 2025, arXiv 2511.21122) weighs both equally when it chooses a sub-network. Both use gradients of
+the weights and biases of linear and convolution layers on a few batches, without training.
 
 N samples of a batch; K batches.
 """
@@ -27,7 +27,7 @@ from ..structure.cost import skeleton
 NTK_DRAWS = 4
 ZICO_BATCHES = 8  # two are far too noisy
 BATCH_SIZE = 16
-JUDGED_PASSES = BATCH_SIZE * (ZICO_BATCHES + NTK_DRAWS)  # of one image, forward and backward, that a judgement takes
+JUDGED_PASSES = BATCH_SIZE * (ZICO_BATCHES + NTK_DRAWS)  # passes of one image, forward and backward
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -57,7 +57,8 @@ class ProxyBatch:
 
 
 def proxy_batches(process: Process, batch: Batch, seed: int) -> list[ProxyBatch]:
-    """`ZICO_BATCHES` batches of `BATCH_SIZE` images, in turns from `batch`, each with timesteps from all over."""
+    """`ZICO_BATCHES` batches of `BATCH_SIZE` images, taken from `batch` in turn, each with timesteps over the whole
+    range."""
     generator = torch.Generator().manual_seed(seed)
     batches = []
     for number in range(ZICO_BATCHES):
@@ -94,7 +95,7 @@ def weighted_layers(model: nn.Module) -> dict[str, Any]:
 
 
 def log_condition_number(gram_NN: Tensor) -> float:
-    """log of the largest over the smallest eigenvalue, which counts as at least float64's precision of the largest."""
+    """log of the largest over the smallest eigenvalue, the latter being at least float64's precision of the largest."""
     values = torch.linalg.eigvalsh(gram_NN.double())
     largest = values[-1].item()
     if not largest > 0:
@@ -105,8 +106,8 @@ def log_condition_number(gram_NN: Tensor) -> float:
 def ntk_gram(model: nn.Module, batch: ProxyBatch, draws: int, seed: int) -> Tensor:
     """Gram matrix (N, N), float64 on the CPU, of the gradients of <output_i, r>, averaged over random signs r.
 
-    Every sample has the same r, so that its mean over r is the NTK summed over the entries of the output. A layer's
-    gradients of all samples exist only while the backward pass is there, so memory is that of the largest layer.
+    Every sample has the same r, so that the mean over r is the NTK summed over the entries of the output. A layer's
+    per-sample gradients exist only while the backward pass is at that layer, so memory is that of the largest layer.
     """
     count = len(batch.noisy)
     generator = torch.Generator().manual_seed(seed)
@@ -117,7 +118,7 @@ def ntk_gram(model: nn.Module, batch: ProxyBatch, draws: int, seed: int) -> Tens
         output = predict(model, batch.noisy, batch.timesteps, batch.conditions)
         for draw in range(draws):
             signs = torch.randint(0, 2, output.shape[1:], generator=generator).to(output) * 2 - 1
-            # All are asked for, so that the pass reaches every layer; what comes back is summed over samples: unused.
+            # All are asked for, so that the pass reaches every layer; the results, summed over samples, are not used.
             last = draw == draws - 1
             torch.autograd.grad((output * signs).sum(), weights, retain_graph=not last, allow_unused=True)
             flush()
@@ -126,10 +127,10 @@ def ntk_gram(model: nn.Module, batch: ProxyBatch, draws: int, seed: int) -> Tens
 
 @contextmanager
 def _collected(layers: dict[str, Any], count: int, gram: Tensor) -> Iterator[Callable[[], None]]:
-    """Add each layer's per-sample gradients' products to `gram` in every backward pass through its outputs.
+    """Add the products of each layer's per-sample gradients to `gram` in every backward pass through its outputs.
 
-    A layer that is called several times has one gradient, the sum of its calls', so it waits for the pass to end:
-    call the function that this yields.
+    A layer that is called several times has one gradient, the sum over its calls, so it is added after the pass: call
+    the function that this yields.
     """
     calls: dict[str, int] = dict.fromkeys(layers, 0)
     waiting: dict[str, Tensor] = {}
@@ -172,7 +173,7 @@ def per_sample_gradients(layer: nn.Module, parameters: dict[str, Tensor], x: Ten
 
     The first axis of x and g is `count` samples, or a multiple of it with the rows of a sample together.
     """
-    if isinstance(layer, nn.Linear):  # as below, far faster
+    if isinstance(layer, nn.Linear):  # the same as below, far faster
         x_NTI, g_NTO = (y.reshape(count, -1, y.shape[-1]) for y in (x, g))
         weight = (g_NTO.mT @ x_NTI).flatten(1)
         return torch.cat([weight, g_NTO.sum(1)], dim=1) if "bias" in parameters else weight
@@ -190,8 +191,8 @@ def per_sample_gradients(layer: nn.Module, parameters: dict[str, Tensor], x: Ten
 def zico(model: nn.Module, batches: Sequence[ProxyBatch]) -> tuple[list[float], float]:
     """The denoising loss of each batch, and ZiCo (Li et al. 2023, arXiv 2301.11300, eq. 14), averaged over layers.
 
-    Of a layer: log sum |g|'s mean over g's standard deviation, both over the batches, at entries where g varies, as in
-    the released code. The mean over layers, where the source has a sum, does not reward depth as such.
+    For a layer: the log of the sum of mean |g| / std(g), both over the batches, at entries where g varies, as in the
+    released code. Layers are averaged, where the source sums, so that depth as such is not rewarded.
     """
     weights = [layer.weight for layer in weighted_layers(model).values()]
     losses, running = [], [_Variation(weight) for weight in weights]
@@ -226,7 +227,7 @@ class _Variation:
 
     @torch.no_grad()
     def score(self) -> float | None:
-        """log sum mean|g| / std(g); None where nothing varies."""
+        """log of the sum of mean |g| / std(g); None if nothing varies."""
         deviation = (self.squares / max(self.count, 1)).sqrt()
         varies = deviation > 0
         ratios = self.magnitude[varies] / self.count / deviation[varies]

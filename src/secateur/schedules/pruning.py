@@ -1,4 +1,4 @@
-"""Pruning in a training loop: from a target, a schedule and calibration data to what a loop calls after each step."""
+"""Pruning inside a training loop: from a target, a schedule and calibration data to an object that the loop calls."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ from .target import Target, parse_target
 
 ScheduleName = Literal["one-shot", "progressive", "adaptive"]
 Schedule: TypeAlias = "ScheduleName | ProgressiveConfig | AdaptiveConfig"
-BETWEEN_STAGES = ScoringConfig(num_timesteps=32, num_images=64)  # cheap: scores are taken anew at every stage
+BETWEEN_STAGES = ScoringConfig(num_timesteps=32, num_images=64)  # cheap: every stage scores again
 
 
 @dataclass(frozen=True)
 class Goal:
-    """Where a schedule goes: the one-shot cut for its target, and the scores that chose it.
+    """What a schedule aims at: the one-shot cut for its target, and the scores that chose it.
 
     Attributes:
-        target: as it was asked.
+        target: as the user gave it.
         cut: the widths and blocks that meet it.
-        scores: of the dense model.
-        recorded: what the manifest says of the target: asked, reached, and of how much.
+        scores: those of the dense model.
+        recorded: for the manifest: the target, the amounts asked and reached, and the dense model's amount.
     """
 
     target: Target
@@ -78,13 +78,13 @@ class OneShot:
 
 @dataclass(frozen=True)
 class Compensating:
-    """How a model that is cut while it trains is refitted to the dense one.
+    """Refits a model that is cut during training to the dense one.
 
     Attributes:
-        dense: which stays as it is.
+        dense: the dense model, which does not change.
         batch: calibration images with the conditions that the model takes.
         config: options.
-        null: what stands for no condition.
+        null: the values that stand for no condition.
     """
 
     dense: nn.Module
@@ -93,7 +93,7 @@ class Compensating:
     null: Conditions
 
     def refit(self, process: Process, model: nn.Module, cuts: Sequence[Cut]) -> dict[str, Any]:
-        """Refit `model`, in place, after `cuts` of the dense model; what its manifest says of that."""
+        """Refit `model`, in place, after `cuts` of the dense model; return the entry for its manifest."""
         found = compensate(model, self.dense, process, self.batch, self.config, cuts, self.null)
         return {**found.options, "before": found.before, "after": found.after, "layers": len(found.readers)}
 
@@ -114,11 +114,11 @@ def build_pruner(
     base_id: str = "",
     compensation: Compensating | None = None,
 ) -> Pruner:
-    """The pruner that takes the dense `model` to `goal`; without a `schedule` at once.
+    """The pruner that takes the dense `model` to `goal`; without a `schedule`, in one cut.
 
-    A progressive schedule ends at the goal's widths and blocks, an adaptive one at its amount. `batch` are calibration
-    images with the conditions that the model takes, where it is; `steps` the optimizer steps that there will be. With
-    `compensation` what stays after every cut is refitted to its dense model.
+    A progressive schedule ends at the goal's widths and blocks, an adaptive one at its amount. `batch` holds
+    calibration images, on the model's device, with the conditions that it takes; `steps` is the number of optimizer
+    steps. With `compensation`, what stays is refitted to the dense model after every cut.
     """
     if isinstance(schedule, ProgressiveConfig):
         scoring = schedule.scoring(scoring)
@@ -135,7 +135,7 @@ def build_pruner(
     if isinstance(schedule, ProgressiveConfig):
         details |= {"progressive": asdict(schedule)}
         return Progressive(schedule, goal.cut, scorer, cost, described, details, base_id, refit)
-    del details["reached"]  # by the one-shot cut; stages may choose other blocks
+    del details["reached"]  # holds for the one-shot cut; stages may choose other blocks
     details |= {"adaptive": asdict(schedule)}
     return Adaptive(
         schedule,
@@ -153,7 +153,7 @@ def build_pruner(
 
 
 def schedule_name(schedule: ProgressiveConfig | AdaptiveConfig | None) -> ScheduleName:
-    """What recipes and the command line call it."""
+    """Its name in recipes and on the command line."""
     if schedule is None:
         return "one-shot"
     return "progressive" if isinstance(schedule, ProgressiveConfig) else "adaptive"
@@ -162,8 +162,8 @@ def schedule_name(schedule: ProgressiveConfig | AdaptiveConfig | None) -> Schedu
 class Pruning(AttachedPruner):
     """Prunes a model while any loop trains it; call `step()` once for every optimizer step.
 
-    `secateur.Pruning` opens what a user has at hand for it. `state_dict()` is JSON; `load_state_dict` makes the cuts
-    again on the dense model, before its weights are loaded.
+    `secateur.Pruning` also accepts pipelines, loaders and names. `state_dict()` is JSON; `load_state_dict` repeats the
+    cuts on the dense model, before its weights are loaded.
     """
 
     def __init__(
@@ -184,24 +184,24 @@ class Pruning(AttachedPruner):
         base_id: str = "",
         compensation: CompensationConfig | None = None,
     ) -> None:
-        """Rank the units of `model` and find the cut for `target`; the model itself changes with the first `step()`.
+        """Rank the units of `model` and find the cut for `target`; the model changes from the first `step()` on.
 
         Args:
-            model: a network with a declared structure, dense or pruned, wrapped for several processes or not.
+            model: a network with a declared structure, dense or pruned; it may be wrapped for several processes.
             target: such as "macs=56%", "params=20M" or "blocks=6".
             data: calibration images in [-1, 1] or latents, (B, C, H, W), with their conditions if the model takes any.
             process: how the model was trained.
-            schedule: one-shot, progressive or adaptive, or the config of one of the last two.
-            optimizer: whose state is cut along.
+            schedule: one-shot, progressive or adaptive, or a config of the latter two.
+            optimizer: its state is cut with the model.
             ema: the moving average: ours, torch's AveragedModel, diffusers' EMAModel, or a module of the same class.
-            steps: the optimizer steps that the loop will take.
-            criterion: what ranks units and blocks.
-            scoring: its options.
-            cut: which cuts are allowed; by default of widths, and of blocks for the adaptive schedule.
-            latency_of: measures cuts, for a target in milliseconds.
-            base_id: what the manifest calls the dense model.
-            compensation: how what stays after every cut is refitted to the dense model, of which a copy is kept; None
-                leaves it as it was cut.
+            steps: number of optimizer steps that the loop will take.
+            criterion: ranks units and blocks.
+            scoring: options of the criterion.
+            cut: which cuts are allowed; by default of widths, for the adaptive schedule of blocks.
+            latency_of: measures the latency of cuts, for a target in milliseconds.
+            base_id: name of the dense model in the manifest.
+            compensation: options of the refit to the dense model after every cut, which needs a copy of the dense
+                model; None: no refit.
 
         Raises:
             TargetError: the target cannot be read or reached.
@@ -254,7 +254,7 @@ class Pruning(AttachedPruner):
 
 
 def fitted(schedule: Schedule, steps: int) -> ProgressiveConfig | AdaptiveConfig | None:
-    """The config of a schedule, None for one shot; a progressive one that is only named is done in half of `steps`."""
+    """The config of a schedule, None for one-shot; a progressive schedule given by name ends after half of `steps`."""
     if schedule == "one-shot":
         return None
     if schedule == "adaptive":
@@ -268,10 +268,10 @@ def fitted(schedule: Schedule, steps: int) -> ProgressiveConfig | AdaptiveConfig
 
 
 def check_fits(schedule: ProgressiveConfig | AdaptiveConfig | None, steps: int, drops_blocks_only: bool) -> None:
-    """Check that pruning is done before training is.
+    """Check that pruning ends before training does.
 
     Raises:
-        SecateurError: the stages take as many steps as there are, or more; or they drop blocks, and widths are asked.
+        SecateurError: the stages take all steps or more; or they remove blocks, and `cut` narrows widths.
     """
     if isinstance(schedule, ProgressiveConfig):
         needed = schedule.pruning_steps

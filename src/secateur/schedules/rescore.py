@@ -17,7 +17,7 @@ from .solver import Scores
 
 @dataclass(frozen=True)
 class Scored:
-    """Scores (low leaves first), and numbers for the log."""
+    """Scores (lowest removed first), and numbers for the log."""
 
     scores: Scores
     facts: dict[str, float] = field(default_factory=dict)
@@ -28,7 +28,7 @@ def stage_scorer(
 ) -> Callable[[nn.Module], Scored]:
     """A function from a model to its scores.
 
-    It reports what the criterion has to say of the run, and the mean calibration loss of one that has losses.
+    It also returns the criterion's own numbers for the log, and the mean calibration loss if the criterion has losses.
     """
 
     def scorer(model: nn.Module) -> Scored:

@@ -1,9 +1,9 @@
-"""From a target to widths: which units and blocks leave, honouring norm groups, head sizes and `round_to`.
+"""From a target to widths: which units and blocks to remove, respecting norm groups, head sizes and `round_to`.
 
-Every cut is a path: an ordered list of removal steps, each the smallest change its dim (with the dims linked to it)
-or block can make. Local allocation orders the steps by the fraction they leave, global allocation by their score, and
-global-macs by their score over the MACs that they save.
-The solver walks down the path until the target holds, then takes back what still fits.
+Removal follows a path: an ordered list of steps, each the smallest change that a dim (with the dims linked to it) or a
+block allows. Local allocation orders the steps by the fraction that stays, global allocation by their score, and
+global-macs by their score per MAC saved. The solver walks down the path until the target holds, then undoes steps that
+were not needed for it.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from .target import Metric, Target, format_amount
 
 Allocation = Literal["local", "global", "global-macs"]
 Granularity = Literal["width", "depth", "both"]
-Scores = Mapping[str, Tensor]  # dim name -> (units,), block name -> (1,); low leaves first; no dims for depth alone
+Scores = Mapping[str, Tensor]  # dim name -> (units,), block name -> (1,); lowest removed first; no dims for depth alone
 
 
 @dataclass(frozen=True)
 class Step:
-    """After it the link keeps `level`, or, with level 0, the block is gone. Steps are taken by rising `key`."""
+    """After it the link keeps `level`, or, with level 0, the block is removed. Steps are taken in order of rising
+    `key`."""
 
     name: str
     level: int
@@ -50,7 +51,7 @@ class Widths:
 
 @dataclass(frozen=True)
 class Solution:
-    """The cut, what was asked, and what it reaches, in the metric's unit."""
+    """The cut, and the dense, asked and reached amounts in the metric's unit."""
 
     cut: Cut
     target: Target
@@ -62,7 +63,7 @@ class Solution:
 def allowed_levels(dims: Sequence[Dim], round_to: int) -> list[int]:
     """Levels, ascending, at which every dim of a link keeps a multiple of `round_to` channels, and the full level.
 
-    When no smaller level gives such multiples (widths too small for it), every level is allowed.
+    If no smaller level gives such multiples (the widths are too small), every level is allowed.
     """
     full = dims[0].levels
     rounded = [level for level in range(1, full) if all(dim.kept_at(level) * dim.width % round_to == 0 for dim in dims)]
@@ -93,8 +94,8 @@ def _link_steps(
 ) -> list[Step]:
     """Steps of one link.
 
-    Global allocation keys them by the mean normalized score of the units that leave, global-macs by the sum of their
-    scores over the MACs that the step saves where everything else is dense.
+    Global allocation keys them by the mean normalized score of the units removed, global-macs by the sum of their
+    scores per MAC that the step saves while everything else is dense.
     """
 
     def key(level: int, before: int) -> float:
@@ -115,7 +116,8 @@ def _link_steps(
 
 
 def _block_steps(structure: Structure, scores: Scores, allocation: Allocation, cost: CostModel | None) -> list[Step]:
-    """One step per block; the last listed one stays. Local allocation spreads them over the widths' path by rank."""
+    """One step per block; the last listed block stays. Local allocation spreads them over the path of the widths by
+    rank."""
     names = sorted(structure.blocks, key=lambda name: scores[name].item())
     mean = torch.cat([scores[name] for name in names]).abs().mean().item() if names else 1.0
     steps = []
@@ -132,12 +134,12 @@ def _block_steps(structure: Structure, scores: Scores, allocation: Allocation, c
 
 
 def normalized(scores: Tensor) -> Tensor:
-    """Scores over their mean magnitude, so that dims of different nature can be ranked together; signs stay."""
+    """Scores divided by their mean magnitude, so that different dims can be ranked together; signs stay."""
     return scores / scores.abs().mean().clamp_min(torch.finfo(scores.dtype).tiny)
 
 
 def _leaving(dim: Dim, scores: Tensor, level: int, before: int) -> Tensor:
-    """Scores of the units that leave each cell between two levels."""
+    """Scores of the units that each cell loses between two levels."""
     parts = []
     for cell in dim.cell_ranges():
         falling = scores[cell.start : cell.stop].sort(descending=True).values
@@ -153,10 +155,10 @@ def solve(
     cost: CostModel,
     measure_latency: Callable[[Cut], float] | None = None,
 ) -> Solution:
-    """The largest cut state on the path of `steps` that meets `target`, and its units chosen by `scores`.
+    """The largest state on the path of `steps` that meets `target`, with its units chosen by `scores`.
 
     The gap to an analytic target is smaller than the last step down the path. Latency is measured by
-    `measure_latency` (ms) along the path only, since every measurement makes a model.
+    `measure_latency` (ms) along the path only, since every measurement builds a model.
 
     Raises:
         TargetError: the target lies outside what the steps can reach; the message names the range.
@@ -195,13 +197,13 @@ def measure_by(
     cost: CostModel,
     measure_latency: Callable[[Cut], float] | None,
 ) -> Callable[[Widths], float]:
-    """A function from a state to its `metric`, in the unit that targets have."""
+    """A function from a state to its `metric`, in the unit of targets."""
     if metric == "latency":
         assert measure_latency is not None
         timed: dict[tuple[frozenset[tuple[str, int]], frozenset[str]], float] = {}
 
         def latency(widths: Widths) -> float:
-            # Measured once: what the search compared is what is reported.
+            # Measured once, so that the reported value is the one that the search compared.
             key = (frozenset(widths.levels.items()), widths.removed_blocks)
             if key not in timed:
                 timed[key] = measure_latency(choose_units(structure, scores, widths))
@@ -232,9 +234,9 @@ def walk(widths: Widths, steps: Sequence[Step]) -> Widths:
 
 
 def _take_back(widths: Widths, taken: Sequence[Step], fits: Callable[[Widths], bool]) -> Widths:
-    """Undo the last step of each link or block, the last taken first, where the target still holds.
+    """Undo the last step of each link or block, latest first, as long as the target still holds.
 
-    One step each, so that what costs little of the target's metric does not grow back whole.
+    Only one step each, so that dims which matter little to the target's metric do not grow back entirely.
     """
     last = {step.name: step for step in taken}
     for step in sorted(last.values(), key=lambda step: -step.key):

@@ -9,16 +9,16 @@ from ..base.errors import TargetError
 from ..base.units import _SUFFIXES, format_count
 
 Metric = Literal["macs", "params", "latency", "blocks", "ssim", "loss"]
-QUALITIES = ("ssim", "loss")  # what a model that was refitted is to hold; they do not say how large it is
+QUALITIES = ("ssim", "loss")  # quality that the pruned model must keep; these do not fix its size
 _METRICS = get_args(Metric)
 _HELP = "write for example macs=56%, macs=3.4G, params=20M, latency=20ms, blocks=6, ssim=0.95 or loss=5%"
 
 
 @dataclass(frozen=True)
 class Target:
-    """What is asked: a metric, and a fraction of the dense value or an amount (MACs, parameters, ms, blocks).
+    """A metric, and a fraction of the dense value or an amount (MACs, parameters, ms, blocks).
 
-    Or a quality, which is a fraction: the SSIM to the dense model's samples, or by how much the loss may rise.
+    Or a quality, given as a fraction: the SSIM to the dense model's samples, or how much the loss may rise.
     """
 
     metric: Metric
@@ -27,15 +27,16 @@ class Target:
 
     @property
     def is_quality(self) -> bool:
-        """Whether it is reached by searching, not by cutting to a size."""
+        """Whether it is reached by searching for the size, not by cutting to a given one."""
         return self.metric in QUALITIES
 
     def amount(self, dense: float) -> float:
-        """The amount asked for, when the dense model has `dense`."""
+        """The amount asked for, given the dense model's."""
         return self.value * dense if self.is_fraction else self.value
 
     def __str__(self) -> str:
-        """The shortest text that `parse_target` reads as this target: it names runs, so nothing is rounded."""
+        """The shortest text that `parse_target` reads as exactly this target; it is used in names, so nothing is
+        rounded."""
         exact = Decimal(repr(self.value))
         if self.metric == "ssim":
             return f"ssim={_digits(exact)}"
@@ -45,7 +46,7 @@ class Target:
             return f"latency={_digits(exact)}ms"
         if self.metric == "blocks":
             return f"blocks={_digits(exact)}"
-        # 1 and less without a suffix would be fractions.
+        # Without a suffix, 1 and less would be read as fractions.
         suffix = "K" if exact <= 1 else [name for name, unit in _SUFFIXES.items() if unit <= exact][-1]
         return f"{self.metric}={_digits(exact / _SUFFIXES[suffix])}{suffix}"
 

@@ -10,7 +10,7 @@ from ...base.errors import SecateurError
 from ...results import ModelResult, TrialResult, Trials, read_result
 from ..run import Run, read_config, read_run
 
-TRIALS = "trials.json"  # in the folder of a sweep or a search: its trials, and how each of them stands
+TRIALS = "trials.json"  # in the folder of a sweep or a search: its trials and their states
 UNREADABLE = "unreadable"
 
 
@@ -18,7 +18,7 @@ UNREADABLE = "unreadable"
 class Entry:
     """One run, or the reason why there is none.
 
-    `facets` are the choices that a reader would tell runs apart by; `trial` is what `trials.json` says, if it does.
+    `facets` are the choices by which a reader tells runs apart; `trial` is its entry in `trials.json`, if any.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Entry:
 
     @property
     def dense(self) -> ModelResult | None:
-        """What it is compared with, if that was evaluated."""
+        """The dense model that it is compared with, if that was evaluated."""
         evaluation = self.run.evaluation if self.run else None
         return evaluation.dense if evaluation and evaluation.compares else None
 
@@ -48,7 +48,7 @@ class Entry:
 
 
 def read_entries(folders: Sequence[str | Path]) -> list[Entry]:
-    """The runs in `folders`; that of a sweep or a search gives all of its trials.
+    """The runs in `folders`; the folder of a sweep or a search stands for all of its trials.
 
     Raises:
         SecateurError: a folder holds no run, or a damaged one.

@@ -1,4 +1,4 @@
-"""Runs that differ in nothing but their seeds are one group, with a mean and a spread."""
+"""Runs that differ only in their seeds form one group, with a mean and a spread."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from ...results.means import Mean, combine
 from .entries import Entry
 
-# Settings that say where and when a run was made, not how.
+# Settings that tell where and when a run was made, not how.
 CIRCUMSTANCES = ("command", "command_line", "versions", "device", "seed")
 TELLING = ("model", "data", "recipe", "criterion", "schedule", "objective", "steps")
 
@@ -26,7 +26,7 @@ class Group:
 
     @property
     def done(self) -> tuple[Entry, ...]:
-        """Those that were evaluated."""
+        """The runs that were evaluated."""
         return tuple(entry for entry in self.entries if entry.final is not None)
 
     def metric(self, key: str) -> Mean | None:
@@ -43,8 +43,8 @@ class Group:
 def amount_of(entry: Entry, key: str) -> float | None:
     """One cost of a run's final model; None where it was not measured.
 
-    latency_N is in percent of the dense model's, timed in the same rounds: milliseconds of runs at different times are
-    of a machine under different load.
+    latency_N is in percent of the dense model's latency, timed in the same rounds: milliseconds measured at different
+    times would also reflect the load of the machine.
     """
     model = entry.final
     if key == "recovery_seconds" or model is None:
@@ -72,7 +72,7 @@ def group_entries(entries: Sequence[Entry]) -> list[Group]:
 
 
 def _methods(entries: Sequence[Entry]) -> list[str]:
-    """What tells each run's method from the others', in as few words as do it; its name if no choice does."""
+    """The shortest label that tells each run's method from the others'; the run's name if no choice does."""
     parts: list[list[str]] = [[] for _ in entries]
     for facet in TELLING:
         values = [entry.facets.get(facet, "") for entry in entries]
@@ -95,7 +95,7 @@ def _methods(entries: Sequence[Entry]) -> list[str]:
 
 
 def _settings(entry: Entry) -> str:
-    """Everything that was chosen for a run, seeds aside; a run that was not made is like any other of its facets."""
+    """All settings of a run but its seeds; "" for a trial, and for a run that was not made: their facets say enough."""
     return (
         ""
         if entry.run is None or entry.trial is not None

@@ -35,7 +35,7 @@ from .summary import (
     sentences_of,
 )
 
-MOST_ROWS = 24  # of images; also the columns of widths and the lines of a figure
+MOST_ROWS = 24  # of images; also of columns of widths and of lines in a figure
 SAME_NOISE = 0.1  # mean difference of dense images, in [-1, 1], below which they come from the same noise
 NOT_SETTINGS = ("command", "command_line", "versions", "device")
 SECTIONS = {
@@ -46,7 +46,7 @@ SECTIONS = {
     "curves": "Widths and recovery",
     "runs": "Runs",
     "limits": "Limits",
-    "run": "To do it again",
+    "run": "Reproduce",
 }
 ALTERNATIVES = {
     "front": "Quality of every method against its MACs",
@@ -144,7 +144,7 @@ def _title(found: Comparison, config: Mapping[str, Any]) -> str:
 
 
 def _figures(found: Comparison, groups: Sequence[Group], looked: Mapping[str, Look]) -> dict[str, Figure]:
-    """Every figure that the runs have numbers for."""
+    """Every figure for which the runs have numbers."""
     figures: dict[str, Figure] = {}
     batches = latency_batches(found)
     if found.measured:
@@ -204,7 +204,7 @@ def _front(found: Comparison, looked: Mapping[str, Look], cost: str, label: str)
 
 
 def _dense_cost(found: Comparison, cost: str) -> float:
-    """Of the dense model; latencies are in percent of its own."""
+    """The dense model's cost; latencies are in percent of its own."""
     return (
         100.0
         if cost != "macs"
@@ -243,9 +243,10 @@ def _by_timestep(curve: Losses) -> tuple[Sequence[float], Sequence[float]]:
 
 
 def _same_noise(groups: Sequence[Group]) -> tuple[dict[str, Tensor], Tensor | None, list[str]]:
-    """Images of the dense and of each group's first model, from the same noise; the labels; which groups have another.
+    """Images of the dense model and of each group's first model, from the same noise; the labels; and the groups that
+    were drawn from other noise.
 
-    Runs share their noise where the dense model drew the same images from it.
+    Runs share their noise if the dense model drew the same images in them.
     """
     images: dict[str, Tensor] = {}
     labels: Tensor | None = None
@@ -274,7 +275,7 @@ def _alike(one: Tensor, other: Tensor) -> bool:
 
 
 def _described(entry: Entry, out: Path) -> dict[str, Any]:
-    """What the page says of one run; its own report is linked where it lies below this one."""
+    """What the page says of one run; its own report is linked if it lies in a folder below this page."""
     page = entry.folder / "report.html"
     link = link_to(page.relative_to(out).as_posix()) if page.is_file() and page.is_relative_to(out) else None
     command = entry.run.config.get("command_line", "") if entry.run else ""
@@ -285,7 +286,7 @@ def _described(entry: Entry, out: Path) -> dict[str, Any]:
 
 
 def _reproduce(entry: Entry) -> str:
-    """Settings of a run, for those who want to do it again."""
+    """The settings of a run, to repeat it."""
     if entry.run is None:
         return ""
     return json.dumps({key: value for key, value in entry.run.config.items() if key not in NOT_SETTINGS}, indent=2)
@@ -299,7 +300,7 @@ def _shared_versions(found: Comparison) -> dict[str, str]:
 
 
 def _differing(found: Comparison) -> dict[str, list[str]]:
-    """Settings that are not the same in all runs, and the values they take."""
+    """Settings that differ between runs, and their values."""
     flat = [_flat(entry.run.config) for entry in found.entries if entry.run is not None]
     keys = dict.fromkeys(key for one in flat for key in one)
     values = {key: list(dict.fromkeys(one.get(key, "–") for one in flat)) for key in keys}
@@ -319,7 +320,7 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def _numbers(found: Comparison, config: Mapping[str, Any], sentences: Sequence[str]) -> dict[str, Any]:
-    """The comparison for programs."""
+    """The comparison as JSON."""
 
     def entry_numbers(entry: Entry) -> dict[str, Any]:
         model = entry.final

@@ -26,5 +26,5 @@ def plot_search(trials: Sequence[TrialResult]) -> Figure:
 
 
 def search_sentences(found: Trials | None) -> list[str]:
-    """What won, and by which rule; nothing where there was no search."""
+    """Which candidate won, and by which rule; empty if there was no search."""
     return [] if found is None else list(found.sentences())

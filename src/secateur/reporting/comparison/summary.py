@@ -14,7 +14,7 @@ from ...results.numbers import Value, format_number
 from .entries import Entry
 from .groups import Group, amount_of
 
-PREFERRED = ("fd", "denoising_loss")  # to judge by, where all runs have it
+PREFERRED = ("fd", "denoising_loss")  # the metric to compare by, where all runs have it
 MOST_METRICS = 4
 SHOWN = ("fd", "kid", "ssim", "lpips", "precision", "recall", "denoising_loss")
 STATUSES = ("done", "failed", "skipped", "waiting", "unreadable")
@@ -22,7 +22,7 @@ STATUSES = ("done", "failed", "skipped", "waiting", "unreadable")
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs in groups, and the metric that they are judged by; empty if no metric has been measured."""
+    """Runs in groups, and the metric that they are compared by; empty if no metric was measured."""
 
     entries: tuple[Entry, ...]
     groups: tuple[Group, ...]
@@ -31,7 +31,7 @@ class Comparison:
 
     @property
     def measured(self) -> list[Group]:
-        """Groups with a value of the metric they are judged by."""
+        """Groups that have a value of the metric they are compared by."""
         return [group for group in self.groups if group.metric(self.judged_by) is not None]
 
     @property
@@ -39,14 +39,15 @@ class Comparison:
         return not self.judged_by or self.metrics[self.judged_by].better != "higher"
 
     def quality(self, group: Group) -> Mean:
-        """Of a `measured` group."""
+        """The value of that metric for a `measured` group."""
         mean = group.metric(self.judged_by)
         assert mean is not None
         return mean
 
 
 def compare(entries: Sequence[Entry], groups: Sequence[Group]) -> Comparison:
-    """Choose what to judge by: the first of FD and denoising loss that all have, else what most have."""
+    """Choose the metric to compare by: the first of FD and denoising loss that all runs have, else the most
+    frequent."""
     metrics: dict[str, Metric] = {}
     counts: Counter[str] = Counter()
     for entry in entries:
@@ -60,7 +61,7 @@ def compare(entries: Sequence[Entry], groups: Sequence[Group]) -> Comparison:
 
 
 def sentences_of(found: Comparison) -> list[str]:
-    """How many runs there are, what is best at each target, and what is tied with it."""
+    """Sentences: how many runs there are, which is best at each target, and which are tied with it."""
     counts = Counter(entry.status for entry in found.entries)
     stand = ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status])
     models = sorted({entry.facets["model"] for entry in found.entries if entry.facets.get("model")})
@@ -107,7 +108,7 @@ def _judge(found: Comparison) -> str:
 
 
 def dense_mean(found: Comparison) -> Mean | None:
-    """The judged metric of the dense model, where the runs share one."""
+    """The compared metric of the dense model, if all runs have the same one."""
     values = [
         entry.dense.estimates[found.judged_by].value
         for entry in found.entries
@@ -118,7 +119,7 @@ def dense_mean(found: Comparison) -> Mean | None:
 
 
 def shown_metrics(found: Comparison) -> list[str]:
-    """The columns of quality: those that people ask for first; the other metrics are in the table of all runs."""
+    """The quality columns: the metrics asked for most; the others are in the table of all runs."""
     return [key for key in SHOWN if key in found.metrics][:MOST_METRICS]
 
 
@@ -129,7 +130,7 @@ def latency_batches(found: Comparison) -> list[str]:
 
 
 def comparison_table(found: Comparison) -> Table:
-    """One line for each group: what stays, what it takes, how good it is; mean ± deviation over seeds."""
+    """One line for each group: size, cost and quality; mean ± deviation over seeds."""
     metrics, batches = shown_metrics(found), latency_batches(found)[-1:]
     several = len({group.target for group in found.groups}) > 1
     columns = (
@@ -157,7 +158,7 @@ def comparison_table(found: Comparison) -> Table:
 def _dense_row(
     found: Comparison, metrics: Sequence[str], batches: Sequence[str], several: bool
 ) -> tuple[Value, ...] | None:
-    """The dense model's line, where all runs share one."""
+    """The dense model's line, if all runs have the same one."""
     models = [entry.dense for entry in found.entries if entry.dense is not None]
     if not models or len({entry.facets.get("model") for entry in found.entries if entry.dense}) > 1:
         return None
@@ -183,7 +184,7 @@ def _text(mean: Mean | None) -> Value:
 
 
 def run_table(found: Comparison) -> Table:
-    """One line for each run, with the reason where it is not done."""
+    """One line for each run; for one that did not finish, the reason."""
     metrics, batches = list(found.metrics), latency_batches(found)
     facets = list(dict.fromkeys(key for entry in found.entries for key in entry.facets))
     columns = (
@@ -206,7 +207,7 @@ def run_table(found: Comparison) -> Table:
 
 
 def cautions(found: Comparison) -> list[str]:
-    """What makes numbers of these runs unequal, as sentences."""
+    """Differences between the runs that make their numbers hard to compare, as sentences."""
     runs = [entry.run for entry in found.entries if entry.run is not None]
     evaluations = [run.evaluation for run in runs if run.evaluation is not None]
     checks: dict[str, list[Any]] = {

@@ -1,4 +1,4 @@
-"""Quality class by class: a class that collapsed must be seen at once."""
+"""Quality by class, drawn so that a collapsed class is seen at once."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from ..classes import SCORES, ClassScore
 from ..style import DARK, INK, SMALL, WARM, colour_key, labelled, name_margin, panels, plain, row_labels, styled
 from .ranking import rows_height
 
-STAYS, SEEN = "#9aa6b233", 0.16  # pale on white and on black, up to a loss too small to mean anything
+STAYS, SEEN = "#9aa6b233", 0.16  # pale on white and on black: losses too small to mean anything
 LOSS_COLOURS = LinearSegmentedColormap.from_list(
     "losses", [(0, STAYS), (SEEN, STAYS), (SEEN, "#efd6be"), (0.6, WARM), (1, "#a3330d")]
 )
-LARGEST = 0.75  # share lost that is as dark as it gets; more than was there is no colour: it need not be better
+LARGEST = 0.75  # share lost that has the darkest colour; a gain has none: it need not be an improvement
 
 
 @styled
 def plot_classes(scores: Sequence[ClassScore], scored: Sequence[str] = SCORES) -> Figure:
-    """Each score of every class by model: numbers, and colours that say how much of the reference's is lost."""
+    """Each score of every class by model: numbers, and colours that show how much of the reference's score is lost."""
     names = [score.name for score in scores]
     models = list(scores[0].models)
     margin = name_margin(names) + 0.1

@@ -42,7 +42,7 @@ RECIPES = (  # in the order of their colours
 MARKERS = ("o", "s", "^", "D", "v", "P")
 STYLES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 KEY_ROW = 0.18  # inches of a line of the key
-WIDEST_NUMBERED = 6  # columns of a map that still fit a number each
+WIDEST_NUMBERED = 6  # columns of a map that are wide enough for a number each
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Point:
-    """A method at one target: its cost and its quality; `single` are those of its runs, if there are several."""
+    """A method at one target: its cost and its quality; `single` holds those of its runs, if there are several."""
 
     method: str
     target: str
@@ -67,7 +67,7 @@ class Point:
 
 
 def looks(methods: Sequence[str], targets: Sequence[str]) -> list[Look]:
-    """A colour for each method, which a recipe has on every page, and a marker and a line style for each target."""
+    """A colour for each method, the same on every page for a recipe, and a marker and a line style for each target."""
     kinds, colours = list(dict.fromkeys(targets)), _colours(list(dict.fromkeys(methods)))
     return [
         Look(
@@ -80,7 +80,8 @@ def looks(methods: Sequence[str], targets: Sequence[str]) -> list[Look]:
 
 
 def _colours(methods: Sequence[str]) -> dict[str, str]:
-    """Methods that begin with a known recipe's name take its colour, in turn; the others what is left."""
+    """Methods whose name begins with that of a known recipe take its colour, if it is free; the others take free
+    ones."""
     names = {method: method.split(" · ")[0] for method in methods}
     wanted = {method: RECIPES.index(name) if name in RECIPES else None for method, name in names.items()}
     taken: dict[str, str] = {}
@@ -211,7 +212,7 @@ def _point_key(points: Sequence[Point]) -> dict[str, Line2D]:
 
 
 def _key_height(names: Iterable[str]) -> float:
-    """Inches that the key takes under a panel."""
+    """Height of the key under a panel, in inches."""
     names = list(names)
     return KEY_ROW * -(-len(names) // _columns(names)) + 0.1
 

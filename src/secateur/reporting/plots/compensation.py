@@ -1,4 +1,4 @@
-"""What refitting brought back, layer by layer."""
+"""The error of every refitted layer, before and after."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BEFORE, AFTER = MODEL_COLOURS["pruned"], MODEL_COLOURS["compensated"]
 
 @styled
 def plot_compensation(found: Compensation) -> Figure:
-    """The relative error of every reader of a cut dim, as cut and as refitted, on a logarithmic axis."""
+    """The relative error of every layer that reads a cut dim, before and after the refit, on a logarithmic axis."""
     readers = {name: one for name, one in found.readers.items() if one.before and one.after}
     figure, (axes,) = panels([rows_height(len(readers))], [name_margin(list(readers))])
     before = [one.before or 0.0 for one in readers.values()]

@@ -1,4 +1,4 @@
-"""What curves over optimizer steps share."""
+"""Drawing of curves over optimizer steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..style import WARM, plain
 
 LOG_FROM = 3.0  # times the smallest value
-FEW = 40  # points that are worth a marker each
+FEW = 40  # points up to which each has a marker
 
 
 def series(records: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], list[float]]:
@@ -45,7 +45,7 @@ def draw_points(axes: Axes, steps: Sequence[float], values: Sequence[float], col
 
 
 def scale_values(axes: Axes, values: Sequence[float]) -> None:
-    """A logarithmic axis when `values` differ by much and none is below 0 (a 0 is a gap), a linear one otherwise."""
+    """A logarithmic axis if `values` differ much and none is negative (a 0 is a gap), a linear one otherwise."""
     positive = [value for value in values if value > 0]
     if not positive or min(values) < 0 or max(positive) < LOG_FROM * min(positive):
         return

@@ -1,4 +1,4 @@
-"""Adaptive pruning: what was weighed at every stage, and which blocks were removed."""
+"""Adaptive pruning: the candidates of every stage, and the blocks that were removed."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _choices(axes: Axes, stages: Sequence[BlockStage]) -> None:
 
 
 def _fates(axes: Axes, stages: Sequence[BlockStage], blocks: Sequence[str]) -> None:
-    """A column for each stage; numbers are places in its ranking, the first to leave is 1."""
+    """A column for each stage; numbers are places in its ranking, 1 for the first to be removed."""
     fates = np.full((len(blocks), len(stages)), GONE)
     for column, stage in enumerate(stages):
         for row, name in enumerate(blocks):

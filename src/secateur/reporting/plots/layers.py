@@ -18,7 +18,7 @@ UNITS = {"macs": "MACs of one call on one sample", "parameters": "parameters"}
 
 @styled
 def plot_layers(pairs: Sequence[Pair], quantities: Sequence[str] = tuple(QUANTITIES)) -> Figure:
-    """Each quantity of every layer before and after; of a large model, of its parts."""
+    """Each quantity of every layer before and after; of a large model, by parts."""
     shown = parts(pairs)
     names = [before.name for before, _ in shown]
     figure, axes = panels([rows_height(len(shown))] * len(quantities), [name_margin(names)] * len(quantities))

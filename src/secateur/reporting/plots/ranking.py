@@ -35,7 +35,7 @@ from .curves import title_legend
 
 STRIP = 128  # pixels of a strip of scores
 TALLEST = 20.0  # inches of rows
-MOST_NUMBERS = 5  # columns of cells wide enough for a number
+MOST_NUMBERS = 5  # columns up to which cells are wide enough for a number
 
 
 def rows_height(rows: int) -> float:
@@ -45,7 +45,8 @@ def rows_height(rows: int) -> float:
 
 @styled
 def plot_ranking(ranking: Ranking, cut: CutResult | None = None) -> Figure:
-    """Sorted scores of every dim, with the border of `cut` if known; blocks and their report; the calibration loss."""
+    """Sorted scores of every dim, with the boundary of `cut` if known; blocks and their report; the calibration
+    loss."""
     dims = {name: scores for name, scores in ranking.dims.items() if scores}
     blocks, report, curve = ranking.blocks, ranking.block_report, ranking.curve
     removed = () if cut is None else cut.removed_blocks
@@ -69,7 +70,7 @@ def plot_ranking(ranking: Ranking, cut: CutResult | None = None) -> Figure:
 
 
 def score_strip(scores: Sequence[float]) -> NDArray[np.float64]:
-    """Scores from high to low over their largest magnitude, resampled to `STRIP` values."""
+    """Scores from high to low, divided by their largest magnitude and resampled to `STRIP` values."""
     values = np.sort(np.nan_to_num(np.asarray(scores, dtype=np.float64)))[::-1]
     values = values / (np.abs(values).max() or 1.0)
     return values[np.arange(STRIP) * len(values) // STRIP]
@@ -100,7 +101,7 @@ def _block_bars(axes: Axes, blocks: Mapping[str, float], removed: Sequence[str])
     axes.grid(axis="x")
     if removed:
         title_legend(axes, [Patch(color=FAINT)], ["removed"], 0.9)
-    labelled(axes, "Score of each block", "score; the lowest leaves first", "block")
+    labelled(axes, "Score of each block", "score; the lowest is removed first", "block")
 
 
 def _effect_bars(
@@ -132,7 +133,7 @@ def _shift_map(axes: Axes, report: BlockReport) -> None:
 
 
 def _error_map(axes: Axes, report: BlockReport) -> None:
-    """Squared change of the prediction over its square, by block and timestep bin."""
+    """Squared change of the prediction divided by its square, by block and timestep bin."""
     errors = np.array([effect.output_errors for effect in report.blocks.values()])
     axes.imshow(_rooted(errors), SCORE_COLOURS, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     _by_timestep(axes, report, errors, ".2g", "Relative output error")
@@ -140,7 +141,7 @@ def _error_map(axes: Axes, report: BlockReport) -> None:
 
 
 def _rooted(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The signed root over its largest, so that one large value does not make all others pale."""
+    """The signed root divided by its largest magnitude, so that one large value does not make all others pale."""
     return np.sign(values) * np.sqrt(np.abs(values) / (np.abs(values).max() or 1.0))
 
 
@@ -188,7 +189,7 @@ def plot_cut(cut: CutResult) -> Figure:
 
 
 def kept_bars(axes: Axes, names: Sequence[str], before: Sequence[float], after: Sequence[float]) -> None:
-    """A row for each name: what there was, pale, what stays of it, and that in percent."""
+    """A row for each name: the size before (pale), the size after, and that in percent."""
     pale = axes.barh(range(len(names)), before, height=0.78, color=FAINT, alpha=0.38)
     strong = axes.barh(range(len(names)), after, height=0.78, color=ACCENT)
     widest = max(before)

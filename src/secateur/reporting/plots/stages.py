@@ -17,7 +17,7 @@ from ..style import ACCENT, FAINT, MARGIN, MODEL_COLOURS, WARM, labelled, panels
 from .curves import draw_points, draw_smoothed, mark_removal, scale_values, series, title_legend
 
 HEIGHTS = {"masks": 2.4, "macs": 1.3, "loss": 1.4, "energy": 1.0, "gradient_norm": 1.0}
-AFTER = 1.25  # of the steps of pruning are shown
+AFTER = 1.25  # times the steps of pruning are shown
 MOST_LEVELS = 4  # mask values in the legend
 
 Colour = tuple[float, float, float, float]
@@ -25,9 +25,10 @@ Colour = tuple[float, float, float, float]
 
 @styled
 def plot_stages(decisions: Decisions, records: Sequence[Record], parts: Sequence[str] = tuple(HEIGHTS)) -> Figure:
-    """Masks of the units, MACs that remain, losses, energy and gradient norm, from the first stage to a while after.
+    """Masks of the units, remaining MACs, losses, energy and gradient norm, from the first stage until shortly after
+    the last.
 
-    Of `parts`, those without data are absent.
+    Those of `parts` without data are left out.
     """
     stages = decisions.soft
     shown = parts_with_data(stages, records, parts)
@@ -55,7 +56,7 @@ def plot_stages(decisions: Decisions, records: Sequence[Record], parts: Sequence
 
 
 def parts_with_data(stages: Sequence[SoftStage], records: Sequence[Record], parts: Sequence[str]) -> list[str]:
-    """Those of the `parts` of `plot_stages` that there is something to draw of."""
+    """Those of the `parts` of `plot_stages` that have data."""
     trained = _until(_end(stages, records), records)
     of_training = ("loss", "gradient_norm") if trained else ()
     return [
@@ -80,9 +81,9 @@ def _until(end: float, records: Sequence[Record]) -> list[Record]:
 
 
 def _masks(axes: Axes, stages: Sequence[SoftStage], end: float) -> None:
-    """Stacked shares of units, those whose masks are 1 at the bottom; a stage's masks hold until the next."""
+    """Stacked shares of units, masks of 1 at the bottom; a stage's masks hold until the next."""
     counts = np.array([stage.masks for stage in stages], dtype=np.float64)
-    shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)  # where nothing leaves, no unit has a mask
+    shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)  # no unit may have a mask
     shares = np.vstack([shares, shares[-1]])[:, ::-1]
     steps = [*(stage.step for stage in stages), end]
     decay = counts.shape[1] - 1
@@ -95,7 +96,7 @@ def _masks(axes: Axes, stages: Sequence[SoftStage], end: float) -> None:
 
 
 def _mask_colour(value: float) -> Colour:
-    """Whole units are green, those on their way out ever paler orange, those that are gone grey."""
+    """Units at mask 1 are green, those being masked are ever paler orange, those at 0 grey."""
     if value == 1:
         return to_rgba(ACCENT)
     return to_rgba(FAINT, 0.38) if value == 0 else to_rgba(WARM, 0.2 + 0.75 * value)
@@ -112,7 +113,7 @@ def _macs(axes: Axes, stages: Sequence[SoftStage], end: float) -> None:
 
 
 def _losses(axes: Axes, stages: Sequence[SoftStage], records: Sequence[Record]) -> None:
-    """Calibration loss beside the term of the training loss that is alike, that of the data."""
+    """Calibration loss beside the comparable term of the training loss, that on the data."""
     name = "denoising" if any("denoising" in record for record in records) else "loss"
     training, calibration = series(records, name), stage_series(stages, "loss")
     if training[0]:
@@ -134,7 +135,7 @@ def _energy(axes: Axes, stages: Sequence[SoftStage]) -> None:
 
 
 def _gradient_norm(axes: Axes, stages: Sequence[SoftStage], records: Sequence[Record]) -> None:
-    """Of the calibration loss, where the criterion measures it; otherwise of the training steps."""
+    """Gradient norm of the calibration loss, if the criterion measures it; otherwise of the training steps."""
     calibration = stage_series(stages, "gradient_norm")
     if calibration[0]:
         draw_points(axes, *calibration, ACCENT)

@@ -13,12 +13,12 @@ from .curves import draw_points, draw_smoothed, leave_room, mark_removal, scale_
 QUANTITIES = {"lr": "Learning rate", "grad_norm": "Gradient norm", "jacobian_weight": "Weight of the Jacobian term"}
 LABELS = {"lr": "per step", "grad_norm": "norm", "jacobian_weight": "weight"}
 KNOWN = ("step", "loss", "seconds", "peak_gib", *QUANTITIES)
-NORM = "grad_norm_"  # and a term's name: the norm of its gradient
+NORM = "grad_norm_"  # followed by a term's name: the norm of its gradient
 
 
 @styled
 def plot_training(records: Sequence[Mapping[str, float]], removed_at: float | None = None) -> Figure:
-    """Loss and its terms (raw faint, smoothed strong), gradient norms of the terms, and how the steps were made.
+    """Loss and its terms (raw faint, smoothed strong), gradient norms of the terms, learning rate and weights by step.
 
     The loss is the weighted sum of the terms; the terms are drawn before weighting, their gradients after.
     `removed_at` is the step at which a schedule removed masked units.
@@ -26,7 +26,7 @@ def plot_training(records: Sequence[Mapping[str, float]], removed_at: float | No
     keys = list(dict.fromkeys(key for record in records for key in record))
     terms = [key for key in keys if key not in KNOWN and not key.startswith(NORM)]
     if len(terms) == 1:
-        terms = []  # it is the loss again
+        terms = []  # a single term equals the loss
     colours = dict(zip(terms, cycle(SPARE_COLOURS), strict=False))
     measured = [name for name in terms if NORM + name in keys]
     quantities = [key for key in QUANTITIES if key in keys]
