@@ -24,7 +24,7 @@ from ..results import Evaluation, Ranking, to_json
 from ..runs.arguments import NetworkArguments
 from ..runs.checks import check_evaluating, check_finetuning, check_pruning, check_ranking
 from ..runs.compression import finetuning
-from ..runs.data import drawn_by, encode_data, inputs_of, name_of, unless_generated
+from ..runs.data import drawn_by, encode_data, inputs_of, name_of, no_data, unless_generated
 from ..runs.folder import folder_or_memory
 from ..runs.opening import beside, opened, required
 from ..runs.quality import sought
@@ -266,7 +266,7 @@ def finetune(
 def evaluate(
     model: Any,
     *,
-    data: Any,
+    data: Any = None,
     reference: Any = None,
     metrics: tuple[str, ...] | None = None,
     evaluation: EvaluationConfig | None = None,
@@ -279,7 +279,7 @@ def evaluate(
 
     Args:
         model: see above.
-        data: real samples.
+        data: real samples; what compares models with each other alone, such as SSIM, sizes and speed, needs none.
         reference: the dense model to compare with; whatever a model may be.
         metrics: instead of the evaluation options' own; docs/metrics.md says what each is.
         evaluation: what to measure, and of how much.
@@ -298,13 +298,14 @@ def evaluate(
     settings = replace(settings, metrics=metrics or settings.metrics)
     with shown(progress), opened(model, unless_generated(data), **arguments) as (subject, given_data):
         dense = None if reference is None else beside(subject, reference, **arguments)
-        dataset = required(given_data or drawn_by(dense or subject, data))
-        models = check_evaluating(subject, dataset, settings, dense)
+        dataset = given_data or drawn_by(dense or subject, data)
+        samples = no_data(subject) if dataset is None else dataset
+        models = check_evaluating(subject, samples, settings, dense)
         places = {"model": subject.name, "reference": dense and dense.name, "data": name_of(data, dataset)}
         about = {"command": "evaluate", **places, **subject.settings, "evaluation": settings}
         with folder_or_memory(out, about, lambda: inputs_of(dataset, model=subject, reference=dense)) as folder:
             wait_for_everyone(subject.on_cpu)  # nobody writes where the folder is refused
-            samples, kept = encode_data(dataset, subject), None if cache is None else Path(cache)
+            samples, kept = encode_data(samples, subject), None if cache is None else Path(cache)
             result, _ = evaluate_stage(folder, models, subject, samples, settings, kept)
             if folder is not None and is_main_process():
                 write_report(folder)

@@ -11,6 +11,7 @@ import tyro
 import secateur
 
 from ..base.console import say
+from ..base.errors import require
 from ..compensation import CompensationConfig
 from ..criteria import ScoringConfig
 from ..evaluation import EvaluationConfig
@@ -20,13 +21,15 @@ from ..schedules import AdaptiveConfig, CutConfig, ProgressiveConfig, ScheduleNa
 from ..teacher import BookConfig
 from .options import Compensates, CriterionName, Model, Records
 
+UNLESS_DRY = tyro.conf.arg(help_behavior_hint="(needed unless --dry-run)")
+
 
 def compress(
     on: Model,
     *,
     target: str,
-    data: str,
-    out: Path,
+    data: Annotated[str | None, UNLESS_DRY] = None,
+    out: Annotated[Path | None, UNLESS_DRY] = None,
     recipe: str = "default",
     criterion: CriterionName,
     schedule: ScheduleName,
@@ -80,6 +83,9 @@ def compress(
         keep: keep everything in the folder: duplicates, checkpoints, the models before recovery.
         dry_run: print the plan, the predicted size, time and memory, and stop.
     """
+    given = dry_run or data is not None
+    require(given, "give --data, images of what the model draws, or generated; only --dry-run does without")
+    require(dry_run or out is not None, "give --out, the folder of the run; only --dry-run does without")
     begun, subject = time.perf_counter(), on.subject()
     parts: dict[str, Any] = {"scoring": scoring, "progressive": progressive, "adaptive": adaptive, "cut": cut}
     parts |= {"recovery": recovery, "evaluation": evaluation, "schedule": schedule, "criterion": criterion}
@@ -90,6 +96,7 @@ def compress(
     if dry_run:
         say(str(secateur.plan(subject, **asked)))
         return
+    assert out is not None
     run = secateur.compress(subject, **asked, out=out, keep=keep)
     say(str(run))
     result = f"pipeline {out / 'pipeline'}" if subject.in_pipeline else f"model    {out / 'model'}"

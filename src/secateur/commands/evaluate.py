@@ -9,7 +9,7 @@ import secateur
 from ..base.console import say
 from ..evaluation import EvaluationConfig
 from ..runs.checks import check_evaluating
-from ..runs.data import open_data
+from ..runs.data import no_data, open_data
 from ..runs.plan import plan_of
 from ..runs.run import noted
 from ..runs.timing import Work
@@ -19,8 +19,8 @@ from .options import Model
 def evaluate(
     on: Model,
     *,
-    data: str,
     out: Path,
+    data: str | None = None,
     reference: str | None = None,
     evaluation: EvaluationConfig,
     dry_run: bool = False,
@@ -32,15 +32,17 @@ def evaluate(
 
     Args:
         on: the model.
-        data: real images: an image folder, parquet, datasets:NAME, an .npz with images, or digits.
         out: folder to write to.
+        data: real images: an image folder, parquet, datasets:NAME, an .npz with images, or digits. Sizes, speed and
+            the distance of samples from a reference's need none.
         reference: the dense model to compare with.
         evaluation: how to measure.
         dry_run: print the predicted time and memory, and stop.
     """
     subject, dense = on.subject(), on.other(reference)
     if dry_run:
-        check_evaluating(subject, open_data(data, subject), evaluation, dense)
+        dataset = no_data(subject) if data is None else open_data(data, subject)
+        check_evaluating(subject, dataset, evaluation, dense)
         say(str(plan_of(subject, Work(evaluation=evaluation))))
         return
     result = secateur.evaluate(subject, data=data, reference=dense, evaluation=evaluation, out=out)

@@ -5,6 +5,7 @@ from .dataset import Batch, ImageDataset, PixelDataset, calibration_batch, calib
 from .folders import FolderDataset
 from .latents import EncodedDataset, LatentDataset, pixels
 from .load import load_data
+from .nothing import NoData
 from .tables import TableDataset
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "FolderDataset",
     "ImageDataset",
     "LatentDataset",
+    "NoData",
     "PixelDataset",
     "TableDataset",
     "calibration_batch",

@@ -12,6 +12,7 @@ from ..base.rows import Chunk, FileRows, MemoryRows, Rows
 from ..models.conditions import Conditions
 from ..models.family import Shape
 from .dataset import Batch, ImageDataset, PixelDataset, labelled
+from .nothing import NoData
 
 LATENTS = "latents"
 
@@ -86,4 +87,4 @@ class EncodedDataset(LatentDataset):
 
 def pixels(dataset: ImageDataset) -> ImageDataset:
     """The images themselves: of latents, what was encoded."""
-    return dataset.images if isinstance(dataset, LatentDataset) else dataset
+    return dataset.images if isinstance(dataset, LatentDataset | NoData) else dataset

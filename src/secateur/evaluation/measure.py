@@ -85,7 +85,7 @@ def evaluate_models(
         models={name: _result(subject.models[name], subject.dense, found) for name, found in measured.items()},
         metrics=metrics,
         comparisons=comparisons(estimates, {key: metric.better for key, metric in metrics.items()}),
-        data=DataInfo(dataset.name, len(dataset), images.shape, tuple(images.class_names)),
+        data=DataInfo(dataset.name, len(dataset), images.shape, tuple(images.class_names)) if len(dataset) else None,
         environment=_environment(subject.device),
         config=_settings(plan),
         notes=plan.notes,
@@ -171,8 +171,10 @@ def _settings(plan: Plan) -> dict[str, Any]:
 def _to_look_at(plan: Plan) -> dict[str, Tensor]:
     """Images of the data, and the classes of the samples."""
     subject, config = plan.subject, plan.subject.config
-    real = calibration_batch(pixels(subject.dataset), IMAGES_SHOWN, config.seed).sample
-    shown = {"real": side_by_side(real)}
+    shown = {}
+    if len(subject.dataset):
+        real = calibration_batch(pixels(subject.dataset), IMAGES_SHOWN, config.seed).sample
+        shown = {"real": side_by_side(real)}
     labels = sample_labels(subject.dense, range(min(IMAGES_SHOWN, config.num_images)))
     return shown if labels is None else shown | {LABELS: labels}
 

@@ -27,7 +27,7 @@ from .statistics import FeatureStatistics, Gaussian, statistics
 if TYPE_CHECKING:
     from .config import EvaluationConfig
 
-Need = Literal["loss", "outputs", "samples", "reference", "features", "labels", "captions"]
+Need = Literal["loss", "outputs", "samples", "reference", "features", "data", "labels", "captions"]
 PairDistance = Callable[[Tensor, Tensor], Tensor]  # (B, C, H, W) twice -> (B,)
 CaptionScore = Callable[[Tensor, Sequence[str]], Tensor]  # (B, C, H, W), B captions -> (B,)
 

@@ -22,7 +22,7 @@ from .measurement import Measurement, Need, OfFeatures, OfPairs, Subject
 from .metrics import METRICS
 from .networks import FeatureNetwork, feature_network
 
-LEAST_IMAGES = 2
+LEAST_IMAGES = 2  # where there are data
 DEFAULTS = ("latency", "loss", "consistency", "frechet")
 WITHOUT_SAMPLES = ("latency", "loss", "output-error")
 KindT = TypeVar("KindT", bound=Measurement)
@@ -69,6 +69,8 @@ def plan_evaluation(
         SecateurError: one line that says what to change.
     """
     subject = Subject(models, process, dataset, config, decode, network)
+    if subject.reconstructs and not len(dataset):
+        raise DataError("a decoder is measured by the images that it gives back; give data")
     if subject.reconstructs:  # no image twice
         subject = replace(subject, config=replace(config, num_images=min(config.num_images, len(dataset))))
     _check_subject(subject)
@@ -116,7 +118,7 @@ def forward_passes(config: EvaluationConfig, process: Process) -> dict[str, floa
 
 def makes_images(subject: Subject) -> bool:
     """Whether there are images to measure: samples, or a decoder's reconstructions."""
-    return _draws(subject.process)
+    return _draws(subject.process) and (len(subject.dataset) > 0 or not takes_text(subject.dense))
 
 
 def _draws(process: Process) -> bool:
@@ -138,8 +140,8 @@ def _check_subject(subject: Subject) -> None:
     """Refuse data and guidance that do not fit the models."""
     model, dataset = subject.dense, subject.dataset
     check_shape(model, dataset)
-    check_conditions(model, dataset, needed=null_class(model) is None)
-    if len(dataset) < LEAST_IMAGES:
+    check_conditions(model, dataset, needed=len(dataset) > 0 and null_class(model) is None)
+    if 0 < len(dataset) < LEAST_IMAGES:
         raise DataError(f"{dataset.name} has 1 image, an evaluation needs at least 2; give more data")
     if subject.config.guidance_scale != 1.0 and not (null_conditions(model, dataset) or takes_text(model)):
         raise ModelError(f"{type(model).__name__} has no null class to guide away from; use guidance_scale 1")
@@ -162,17 +164,25 @@ def _with_network(subject: Subject) -> tuple[Subject, SecateurError | None]:
 def _check_needs(metric: Measurement, subject: Subject, no_features: SecateurError | None) -> None:
     """Raise the first reason why `metric` cannot be had of `subject`."""
     for need, reason in _missing(metric, subject).items():
-        if need in metric.needs:
+        if need in metric.needs or (need == "data" and _looks_at_data(metric, subject)):
             raise SecateurError(f"{metric.name} {reason}")
     if "features" in metric.needs and no_features is not None:
         raise no_features
+
+
+def _looks_at_data(metric: Measurement, subject: Subject) -> bool:
+    return isinstance(metric, OfFeatures) and metric.needs_real(subject.config)
 
 
 def _missing(metric: Measurement, subject: Subject) -> dict[Need, str]:
     """What `subject` has not, and what to do about it."""
     model, dataset = subject.dense, subject.dataset
     found: dict[Need, str] = {}
-    if not makes_images(subject):
+    if not len(dataset):
+        found["data"] = found["captions"] = found["labels"] = "looks at images of the data; give data"
+    if _draws(subject.process) and not makes_images(subject):
+        found["samples"] = "looks at samples, which are drawn for the captions of the data; give data"
+    elif not makes_images(subject):
         found["samples"] = f"compares samples, and {type(model).__name__} draws none here; use loss or output-error"
     if not subject.compares and not (subject.reconstructs and isinstance(metric, OfPairs)):
         found["reference"] = "compares with a dense model's images; give one as --reference"
@@ -181,6 +191,8 @@ def _missing(metric: Measurement, subject: Subject) -> dict[Need, str]:
             found["loss"] = "needs loss=, a function (model, batch) -> scalar"
         if subject.process.forward is None:
             found["outputs"] = "needs forward=, a function (model, batch) -> output"
+    if not len(dataset):
+        return found
     both = f"{type(model).__name__} and {dataset.name} have not both; leave it out of --metrics"
     if class_count(model) is None or not dataset.class_names:
         found["labels"] = f"needs a class-conditional model and labels, {both}"

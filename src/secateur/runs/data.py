@@ -16,7 +16,7 @@ from ..base.distributed import wait_for_everyone
 from ..base.errors import DataError, ModelError
 from ..base.fingerprint import model_fingerprint
 from ..criteria import criterion_named
-from ..data import EncodedDataset, ImageDataset, LatentDataset, load_data
+from ..data import EncodedDataset, ImageDataset, LatentDataset, NoData, load_data
 from ..data.autoencoder import latent_space
 from ..data.classes import numbered
 from ..data.encode import encode, encoded_when_read, open_encoded, sizes, whole, with_null
@@ -88,6 +88,12 @@ def encode_data(dataset: Encodable, subject: Subject) -> Encodable:
     encoded = encode(dataset, subject.loaded)
     wait_for_everyone(subject.on_cpu)  # each has encoded its part
     return with_null(encoded)
+
+
+def no_data(subject: Subject) -> NoData:
+    """What stands for data where a function was given none, in the shape of the subject's model."""
+    shape, vae = input_shape(subject.model), subject.loaded.vae
+    return NoData(shape, shape if vae is None else latent_space(vae).image_shape(shape))
 
 
 def _generated(data: str, subject: Subject) -> ImageDataset:

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...base.console import progress
+from ...base.errors import require
 from ...base.rules import Count, at_least, check_fields
 from ...base.seeds import Purpose, normal
 from ...data.conditions import sample_conditions
 from ...models.conditions import UNCONDITIONAL, Conditions, moved
 from ...models.jacobian import Projection, frozen, project, unit_directions
-from ...models.network import device_of, inference, input_shape
+from ...models.network import device_of, inference, input_shape, takes_text
 from ...models.predict import predict
 from ...process.base import Process
 from ...process.samplers import check_sampler
@@ -143,6 +144,7 @@ def _of_model(model: nn.Module, subject: Subject) -> Measured:
 def check(subject: Subject) -> None:
     """Refuse what the process's own sampler cannot do."""
     check_sampler(subject.process, None, subject.config.num_inference_steps)
+    require(len(subject.dataset) > 0 or not takes_text(subject.dense), "ftle is of samples for captions; give data")
 
 
 def passes(config: EvaluationConfig, process: Process) -> float:

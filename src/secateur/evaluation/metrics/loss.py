@@ -98,4 +98,6 @@ def passes(config: EvaluationConfig, process: Process) -> float:
     return float(LOSS_IMAGES * min(BINS, process.num_train_timesteps))
 
 
-LOSS = OfModels(name="loss", gives={}, needs=frozenset({"loss"}), passes=passes, measure=measure, describe=describe)
+LOSS = OfModels(
+    name="loss", gives={}, needs=frozenset({"loss", "data"}), passes=passes, measure=measure, describe=describe
+)

@@ -63,7 +63,7 @@ def measure(subject: Subject) -> dict[str, Measured]:
 OUTPUT_ERROR = OfModels(
     name="output-error",
     gives={"output_error": Metric("relative squared error of the outputs", "lower", "reference")},
-    needs=frozenset({"reference", "outputs"}),
+    needs=frozenset({"reference", "outputs", "data"}),
     passes=passes,
     measure=measure,
 )
