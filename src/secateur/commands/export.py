@@ -29,8 +29,8 @@ def export(
     Args:
         on: the model.
         format: onnx (needs secateur[export]), torch-export, diffusers (a folder that every command takes) or
-            single-file, which ComfyUI and stable-diffusion.cpp read (Flux, SD3, Chroma, Qwen-Image, Wan; for models
-            that lost blocks but no widths).
+            single-file, which ComfyUI and stable-diffusion.cpp read (Flux, Flux.2, SD3, Chroma, Qwen-Image, Z-Image,
+            Wan; for models that lost blocks but no widths, Chroma neither).
         out: folder to write.
         batch_size: fixed batch size of the file; 2 for guidance of one image. Not used by diffusers.
         size: fixed height and width of the sample; by default the model's own.
@@ -42,7 +42,11 @@ def export(
         on.weights(), format=format, out=out, batch_size=batch_size, size=size, text_tokens=text_tokens, dtype=dtype
     )
     for name, value in about["inputs"].items():
-        say(f"input       {name} {value['dtype']} {value['shape']}")
+        say(
+            f"input       {name} {value['dtype']} {value['shape']}"
+            if "shape" in value
+            else f"fixed       {name} {value['value']}"
+        )
     say(f"output      {about['output']['dtype']} {about['output']['shape']}")
     say(f"difference  {about['largest_difference']:.1e} at most, in outputs of up to {about['largest_output']:.3g}")
     say(f"precision   {about['precision_difference']:.1e} at most from the model as it was, by {dtype}")

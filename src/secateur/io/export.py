@@ -42,8 +42,7 @@ OPSET = 20
 FLOAT8 = torch.float8_e4m3fn
 OTHER_TIME = 437.25  # times as late as the first one, which is 1 of 1000
 CALLS = 3  # that are timed
-EXACT = ("timestep", "guidance")  # half precision does not hold them
-TEXT_AXES = {"encoder_hidden_states": 1, "encoder_attention_mask": 1, "txt_ids": 0}  # along which the tokens lie
+EXACT = ("timestep", "t", "guidance")  # half precision does not hold them
 
 
 @dataclass(frozen=True)
@@ -61,14 +60,15 @@ class Format:
 
 
 class Call(nn.Module):
-    """A diffusers model as a function from keyword tensors to its output."""
+    """A diffusers model as a function from keyword tensors to its output, one tensor even where it is a list."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, **inputs: Any) -> Tensor:
-        return self.model(**inputs, return_dict=False)[0]
+        output = self.model(**inputs, return_dict=False)[0]
+        return torch.stack(output) if isinstance(output, list) else output
 
 
 def export(
@@ -148,26 +148,18 @@ def export(
 
 def _inputs(model: nn.Module, batch_size: int, size: tuple[int, int] | None, text_tokens: int | None) -> Inputs:
     """`example_inputs` with a text of a given length, and numbers in types that hold every value of a sampler."""
-    inputs = example_inputs(model, batch_size, size)
-    if text_tokens is not None:
-        texts = {name: axis for name, axis in TEXT_AXES.items() if name in inputs}
-        inputs |= {name: _of_length(inputs[name], axis, text_tokens) for name, axis in texts.items()}
+    inputs = example_inputs(model, batch_size, size, text_tokens)
     if isinstance(getattr(model, "time_proj", None), nn.Embedding):  # a row for each integer, and no time between
         return inputs
     return inputs | {name: inputs[name].float() for name in EXACT if name in inputs}
 
 
-def _of_length(value: Tensor, axis: int, length: int) -> Tensor:
-    """The first entries along `axis`, or all of them over and over."""
-    times = [1] * value.ndim
-    times[axis] = -(-length // value.shape[axis])
-    return value.repeat(times).narrow(axis, 0, length)
-
-
-def named(inputs: Inputs, prefix: str = "") -> dict[str, Tensor]:
-    """Nested inputs by flat names, as ONNX has them: added_cond_kwargs_time_ids."""
-    flat: dict[str, Tensor] = {}
+def named(inputs: Inputs, prefix: str = "") -> dict[str, Any]:
+    """Nested inputs by flat names, as ONNX has them: added_cond_kwargs_time_ids, x_0 of a list of tensors."""
+    flat: dict[str, Any] = {}
     for name, value in inputs.items():
+        if isinstance(value, list) and all(isinstance(each, Tensor) for each in value):
+            value = {str(i): each for i, each in enumerate(value)}
         flat |= named(value, f"{prefix}{name}_") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
     return flat
 
@@ -302,7 +294,10 @@ def _bytes(path: Path) -> int:
     return sum(each.stat().st_size for each in (path.rglob("*") if path.is_dir() else [path]) if each.is_file())
 
 
-def _described(value: Tensor) -> dict[str, Any]:
+def _described(value: Any) -> dict[str, Any]:
+    """What an input is; the value itself where it is fixed, such as sizes (Qwen-Image)."""
+    if not isinstance(value, Tensor):
+        return {"value": value}
     return {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
 
 

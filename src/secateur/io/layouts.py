@@ -191,10 +191,45 @@ WAN = Layout(
 )
 QWEN_IMAGE = Layout({"*": "*"})  # diffusers' names are the authors'
 
+FLUX2 = Layout(
+    {
+        "time_guidance_embed.timestep_embedder.linear_1.*": "time_in.in_layer.*",
+        "time_guidance_embed.timestep_embedder.linear_2.*": "time_in.out_layer.*",
+        "time_guidance_embed.guidance_embedder.linear_1.*": "guidance_in.in_layer.*",
+        "time_guidance_embed.guidance_embedder.linear_2.*": "guidance_in.out_layer.*",
+        "double_stream_modulation_img.linear.*": "double_stream_modulation_img.lin.*",
+        "double_stream_modulation_txt.linear.*": "double_stream_modulation_txt.lin.*",
+        "single_stream_modulation.linear.*": "single_stream_modulation.lin.*",
+        "transformer_blocks.{}.ff.linear_in.*": "double_blocks.{}.img_mlp.0.*",
+        "transformer_blocks.{}.ff.linear_out.*": "double_blocks.{}.img_mlp.2.*",
+        "transformer_blocks.{}.ff_context.linear_in.*": "double_blocks.{}.txt_mlp.0.*",
+        "transformer_blocks.{}.ff_context.linear_out.*": "double_blocks.{}.txt_mlp.2.*",
+        "single_transformer_blocks.{}.attn.to_qkv_mlp_proj.*": "single_blocks.{}.linear1.*",
+        "single_transformer_blocks.{}.attn.to_out.*": "single_blocks.{}.linear2.*",
+        **_FLUX_BLOCKS,
+    },
+    {theirs: ours for theirs, ours in _FLUX_FUSED.items() if theirs.startswith("double")},
+    ("norm_out.linear",),
+)
+Z_IMAGE_LISTS = ("layers", "noise_refiner", "context_refiner")
+Z_IMAGE = Layout(
+    {
+        "all_x_embedder.2-1.*": "x_embedder.*",
+        "all_final_layer.2-1.*": "final_layer.*",
+        **{f"{name}.{{}}.attention.to_out.0.*": f"{name}.{{}}.attention.out.*" for name in Z_IMAGE_LISTS},
+        **{f"{name}.{{}}.attention.norm_q.*": f"{name}.{{}}.attention.q_norm.*" for name in Z_IMAGE_LISTS},
+        **{f"{name}.{{}}.attention.norm_k.*": f"{name}.{{}}.attention.k_norm.*" for name in Z_IMAGE_LISTS},
+        "*": "*",
+    },
+    {f"{name}.{{}}.attention.qkv": _projections(f"{name}.{{}}.attention.to_?") for name in Z_IMAGE_LISTS},
+)
+
 LAYOUTS = {
     "FluxTransformer2DModel": FLUX,
     "ChromaTransformer2DModel": CHROMA,
     "SD3Transformer2DModel": SD3,
     "WanTransformer3DModel": WAN,
     "QwenImageTransformer2DModel": QWEN_IMAGE,
+    "Flux2Transformer2DModel": FLUX2,
+    "ZImageTransformer2DModel": Z_IMAGE,
 }

@@ -22,7 +22,7 @@ from torch import nn
 from ..base.errors import ModelError
 from ..base.files import atomic_file, write_json
 from ..base.records import record_of
-from ..models.registry import architecture_named, family_of, is_known, unsupported
+from ..models.registry import architecture_named, is_known, unsupported
 from .foreign import hollow, loading, quiet
 from .layouts import LAYOUTS
 from .manifest import manifest_of
@@ -87,17 +87,19 @@ def write_single_file(model: nn.Module, path: Path, linear: torch.dtype | None =
             f"this {name} lost channels or heads, and the programs that read single files build it at its full width: "
             "prune blocks only, or export diffusers, onnx or torch-export"
         )
-    if manifest is not None and family_of(model).counts_by_place and any(cut.removed_blocks for cut in manifest.cuts):
+    if type(model).__name__ != name:
         raise ModelError(
-            f"this {name} lost blocks, and the programs that read single files tell a block its place in the released "
-            "model, which is another now: export diffusers, onnx or torch-export, or prune nothing"
+            f"this {name} lost blocks, and the programs that read single files would run those that are left as "
+            "others: export diffusers, onnx or torch-export"
         )
     config: Mapping[str, Any] = model.config  # type: ignore[assignment]
     plain = {key: value for key, value in config.items() if not key.startswith("_")} | {"_class_name": name}
     original = LAYOUTS[name].original(model.state_dict())
     with atomic_file(path) as temporary:
         tensors = {
-            key: (tensor.to(linear) if linear is not None and tensor.ndim == 2 else tensor).contiguous()
+            key: (
+                tensor.to(linear) if linear is not None and tensor.ndim == 2 and key.endswith(".weight") else tensor
+            ).contiguous()
             for key, tensor in original.items()
         }
         save_file(tensors, temporary, {"format": "pt", CONFIG_KEY: json.dumps(plain)})

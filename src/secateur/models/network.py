@@ -13,10 +13,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map_only
 
+from ..base.errors import ModelError
 from ..structure.known_values import KnownValues, remember
 from .conditions import LABELS, Conditions, arguments
 from .family import Shape, Size
 from .registry import family_of
+
+TEXTS = ("encoder_hidden_states", "encoder_attention_mask", "encoder_hidden_states_mask", "attention_mask")
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -80,28 +83,43 @@ def example_batch(model: nn.Module, batch_size: int, size: Size | None = None) -
     return tree_map_only(Tensor, partial(_like, next(model.parameters())), (sample, conditions))
 
 
-def example_inputs(model: nn.Module, batch_size: int, size: Size | None = None) -> dict[str, Any]:
+def example_inputs(
+    model: nn.Module, batch_size: int, size: Size | None = None, text_tokens: int | None = None
+) -> dict[str, Any]:
     """Random keyword arguments for `model(**inputs)`, the same ones at every call, batch axes first.
 
     A noisy sample, or the latents of one for a decoder; timestep (B,) and, where the architecture takes them,
-    class_labels (B,), text states, pooled text, sizes and positions. `size` is as in `example_batch`.
+    class_labels (B,), text states, pooled text, sizes and positions. `size` is as in `example_batch`; `text_tokens` is
+    the length of the text, by default that of diffusers' pipelines.
 
     Raises:
-        ModelError: as `example_batch`.
+        ModelError: as `example_batch`, and a length of text where it cannot be chosen.
     """
     with _disable_current_modes():  # where tensors have no memory, these have values still
-        return _example_inputs(model, batch_size, size)
+        return _example_inputs(model, batch_size, size, text_tokens)
 
 
-def _example_inputs(model: nn.Module, batch_size: int, size: Size | None) -> dict[str, Any]:
+def _example_inputs(model: nn.Module, batch_size: int, size: Size | None, text_tokens: int | None) -> dict[str, Any]:
     family = family_of(model)
     if family.example_inputs is not None:
+        if text_tokens is not None:
+            raise ModelError(f"the length of the text of a {type(model).__name__} cannot be chosen; leave it out")
         return family.example_inputs(model, batch_size, size)
     sample, conditions = example_batch(model, batch_size, size)
+    if text_tokens is not None:
+        texts = {name: value for name, value in conditions.items() if name in TEXTS}
+        conditions = {**conditions, **{name: _of_length(value, text_tokens) for name, value in texts.items()}}
     timesteps = torch.ones(batch_size, dtype=torch.int64, device=sample.device)
     with KnownValues():
         inputs = family.arguments(model, sample, timesteps, arguments(conditions, sample.dtype))
     return tree_map_only(Tensor, partial(_like, sample), inputs)
+
+
+def _of_length(value: Tensor, tokens: int) -> Tensor:
+    """The first tokens along the second axis, or all of them over and over."""
+    times = [1] * value.ndim
+    times[1] = -(-tokens // value.shape[1])
+    return value.repeat(times)[:, :tokens]
 
 
 def _like(other: Tensor, value: Tensor) -> Tensor:

@@ -76,8 +76,8 @@ def export(
     Args:
         model: folder, hub id, module, pipeline, or what `load` returned.
         format: onnx (needs secateur[export]), torch-export, diffusers, a folder that every function takes, or
-            single-file, which ComfyUI and stable-diffusion.cpp read (Flux, SD3, Chroma, Qwen-Image, Wan; only blocks
-            may have left).
+            single-file, which ComfyUI and stable-diffusion.cpp read (Flux, Flux.2, SD3, Chroma, Qwen-Image, Z-Image,
+            Wan; for models that lost blocks but no widths, Chroma neither).
         out: folder to write: OUT/model.onnx, OUT/model.pt2, OUT/model.safetensors or OUT/model, and OUT/model.json.
         batch_size: of every call of the file; 2 for guidance of one image. Does not matter to diffusers.
         size: height and width of the sample, by default the model's own; fixed in the file likewise.
