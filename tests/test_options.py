@@ -1,13 +1,17 @@
 """Options on the command line: one spelling, a short help, and files of options."""
 
+import io
 import subprocess
+import sys
 
 import pytest
 
 import secateur
+from secateur.base.console import shown
 from secateur.base.errors import SecateurError
 from secateur.cli import main
 from secateur.commands.options_file import with_file
+from secateur.commands.renamed import RENAMED, with_present_names
 from secateur.recipes import RECIPES
 from secateur.runs.compression import resolve
 
@@ -29,6 +33,39 @@ def test_help_is_short_and_the_whole_of_it_is_there_when_asked(capsys):
     for text in (short, whole):
         for second in ("--recovery.steps", "--recovery.objective", "--evaluation.metrics"):
             assert second not in text
+
+
+def test_the_names_of_options_in_the_last_version_are_taken_and_the_new_ones_said(capsys):
+    given = ["--evaluation.metrics", "loss", "--recovery.steps=3", "--evaluation.statistics", "a.npz", "--seed", "1"]
+    present = ["--metrics", "loss", "--steps=3", "--evaluation.frechet.statistics", "a.npz", "--seed", "1"]
+    with shown(True):
+        assert with_present_names(given) == present
+    assert "--evaluation.metrics is called --metrics now; the old name goes in version 0.3" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(
+            [
+                "compress",
+                "digits-sit",
+                "--evaluation.metrics",
+                "lose",
+                "--data",
+                "digits",
+                "--target",
+                "macs=60%",
+                "--out",
+                "x",
+            ]
+        )
+    assert "lose" in capsys.readouterr().err
+
+
+def test_every_old_name_has_a_present_one():
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sys, "stdout", io.StringIO())
+        with pytest.raises(SystemExit):
+            main(["compress", "--help-all"])
+        offered = sys.stdout.getvalue()
+    assert all(name in offered for name in RENAMED.values() if not name.endswith("no-compile"))
 
 
 def test_the_help_shows_the_defaults_of_the_recipe(capsys):

@@ -116,11 +116,13 @@ def _run(arguments: Sequence[str]) -> None:
     from .commands.defaults import defaults_of
     from .commands.grammar import Grammar
     from .commands.options_file import with_file
+    from .commands.renamed import with_present_names
 
     diffusers_logging.set_verbosity_error()
-    name, options = arguments[0], with_file(arguments[1:])
+    name = arguments[0]
     module = importlib.import_module(f".commands.{name.replace('-', '_')}", __package__)
     with shown(True), begun_by(arguments):
+        options = with_file(with_present_names(arguments[1:]))
         Grammar(getattr(module, name.replace("-", "_")), defaults_of(name, options)).run(name, options)
 
 

@@ -166,3 +166,14 @@ def test_no_command_with_an_out_overwrites_a_run(write, tmp_path):
         write(tmp_path / "run")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
     assert (tmp_path / "run" / "config.json").read_bytes() == before
+
+
+def test_scores_of_other_widths_in_a_run_are_refused_with_their_file(tmp_path):
+    arguments = {"target": "blocks=5", "criterion": "uniform", "out": tmp_path / "run"}
+    secateur.prune("digits-sit", **arguments)
+    path = tmp_path / "run" / "ranking.json"
+    ranking = json.loads(path.read_text())
+    ranking["blocks"].pop("transformer_blocks.3")
+    path.write_text(json.dumps(ranking))
+    with pytest.raises(SecateurError, match=r"run/ranking\.json does not fit this model; use another folder$"):
+        secateur.prune("digits-sit", **arguments)

@@ -84,7 +84,7 @@ class ModelOptions(WeightsOptions):
     Attributes:
         process: how it was trained, instead of the scheduler config beside it: ddpm and v-prediction have linear betas
             over 1000 steps; flow has diffusers' convention, flow-sit SiT's. A number, as in auto:4, is for a model
-            distilled into that many steps: only the timesteps that it is sampled at are then drawn.
+            distilled into that many steps: only their timesteps are drawn.
     """
 
     process: ProcessName = "auto"

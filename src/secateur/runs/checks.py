@@ -35,6 +35,7 @@ from ..schedules import (
 from ..teacher import Book
 from .plan import plan_cut
 from .quality import check_quality
+from .stages import check_ranked
 from .subject import Subject
 from .validation import check_validation
 
@@ -68,7 +69,8 @@ def check_pruning(
     if ranking is None:
         _check_calibration(subject, dataset, criterion)
     else:
-        _check_ranked(subject, ranking)
+        of_another = f"the ranking is of a model with other widths and blocks than {subject.name}; rank this one"
+        check_ranked(subject, ranking, criterion, of_another)
     check_criterion(criterion, subject.structure, granularity_for(goal, cut))
     return plan_cut(subject, goal, cut)
 
@@ -129,15 +131,6 @@ def say_notes(notes: Sequence[str]) -> None:
     """Say what of the default metrics cannot be had."""
     for each in notes:
         note(each)
-
-
-def _check_ranked(subject: Subject, ranking: Ranking) -> None:
-    dims, blocks = subject.structure.dims, subject.structure.blocks
-    widths = not ranking.dims or all(len(ranking.dims.get(name, ())) == dim.size for name, dim in dims.items())
-    require(
-        widths and blocks.keys() <= ranking.blocks.keys(),
-        f"the ranking is of a model with other widths and blocks than {subject.name}; rank this one",
-    )
 
 
 def _check_calibration(subject: Subject, dataset: ImageDataset | None, criterion: str) -> None:

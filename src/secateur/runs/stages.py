@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from ..base.distributed import is_main_process, wait_for_everyone
+from ..base.errors import require
 from ..base.fingerprint import fingerprint
 from ..compensation import CompensationConfig, compensate
-from ..criteria import ScoringConfig, score
+from ..criteria import ScoringConfig, criterion_named, score
 from ..data import Batch, ImageDataset, calibration_batch
 from ..data.conditions import accepts, null_conditions
 from ..evaluation import EvaluationConfig, evaluate_models, measure_latency, write_evaluation
@@ -127,9 +128,23 @@ def rank_stage(
         )
 
     ranking = kept(folder, "ranking.json", Ranking, make)
+    check_ranked(subject, ranking, criterion, f"{folder}/ranking.json does not fit this model; use another folder")
     if folder is not None and is_main_process():
         write_ranking(folder)
     return ranking
+
+
+def check_ranked(subject: Subject, ranking: Ranking, criterion: str, otherwise: str) -> None:
+    """Check that `ranking`, by `criterion`, scores every block of the model, and every unit if it ranks widths.
+
+    Raises:
+        SecateurError: it does not; the message is `otherwise`.
+    """
+    dims, blocks = subject.structure.dims, subject.structure.blocks
+    widths = criterion_named(criterion).ranks == "blocks" or all(
+        len(ranking.dims.get(name, ())) == dim.size for name, dim in dims.items()
+    )
+    require(widths and blocks.keys() <= ranking.blocks.keys(), otherwise)
 
 
 def given_ranking(folder: Path | None, ranking: Ranking) -> Ranking:
