@@ -23,6 +23,7 @@ from secateur.base import console
 from secateur.base.devices import device_of_process
 from secateur.base.errors import SecateurError
 from secateur.cli import main
+from secateur.data import load_data
 from secateur.evaluation import EvaluationConfig
 from secateur.recovery import RecoveryConfig
 from secateur.runs import stages
@@ -467,3 +468,15 @@ def test_models_of_different_classes_are_not_compared(models, tmp_path):
     with pytest.raises(SecateurError, match="different numbers of classes"):
         secateur.evaluate(str(folder), data="digits", reference=str(models / "sit"), out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_samples_of_16_bits_are_what_was_drawn(models, tmp_path, capsys):
+    options = {"num_images": 3, "num_inference_steps": 2, "device": "cpu"}
+    drawn = secateur.sample(str(models / "unet"), **options)
+    arguments = ["--num-images", "3", "--num-inference-steps", "2", "--device", "cpu"]
+    main(["sample", str(models / "unet"), *arguments, "--bits", "16", "--out", str(tmp_path / "deep")])
+    read = load_data(tmp_path / "deep", (1, 8, 8)).batch(range(3)).sample
+    assert (read - drawn.clamp(-1, 1)).abs().max() < 1 / 65535
+    with pytest.raises(SystemExit):
+        main(["sample", str(models / "unet"), *arguments, "--bits", "16", "--out", str(tmp_path / "grid.png")])
+    assert "16 bits are written into PNG files; give a folder as --out" in capsys.readouterr().err

@@ -184,6 +184,20 @@ def test_whole_numbers_are_labels_and_other_names_are_counted(
     assert [found[name] for name in folders] == labels
 
 
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_grey_images_of_16_bits_keep_them(tmp_path: Path, ending: str) -> None:
+    levels = np.arange(64, dtype=np.uint16).reshape(8, 8) * 3 + 30_000
+    png(tmp_path / f"0.{ending}", levels)
+    (grey,) = load_data(tmp_path, (1, 8, 8)).batch([0]).sample
+    assert torch.equal(((grey[0].double() + 1) * 32767.5).round(), torch.from_numpy(levels.astype(np.float64)))
+    (colours,) = load_data(tmp_path, (3, 8, 8)).batch([0]).sample
+    assert torch.equal(colours, grey.expand(3, -1, -1))
+    (smaller,) = load_data(tmp_path, (1, 4, 4)).batch([0]).sample
+    assert smaller.mean() == pytest.approx(grey.mean().item(), abs=1e-4)
+    np.savez(tmp_path / "images.npz", images=levels[None])
+    assert torch.allclose(load_data(tmp_path / "images.npz").batch([0]).sample[0], grey, atol=1e-6)
+
+
 def test_folder_modes(tmp_path: Path) -> None:
     grey = np.full((4, 4), 128, np.uint8)
     alpha = np.zeros((4, 4), np.uint8)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -28,6 +28,7 @@ def sample(
     guidance_channels: int | None = None,
     seed: int = 0,
     batch_size: int = 128,
+    bits: Literal[8, 16] = 8,
 ) -> None:
     """Draw images into one picture, or into a folder of PNG files; image i depends on the seed and i only.
 
@@ -48,6 +49,7 @@ def sample(
             SiT guide 3.
         seed: seed of the images.
         batch_size: images drawn at once; does not change them.
+        bits: of a pixel in a folder of PNG files; 16 for models of grey images whose data had them.
     """
     secateur.sample(
         on.subject(),
@@ -61,5 +63,6 @@ def sample(
         guidance_channels=guidance_channels,
         seed=seed,
         batch_size=batch_size,
+        bits=bits,
     )
     say(f"images  {out}")

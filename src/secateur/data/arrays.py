@@ -123,8 +123,10 @@ def open_npz(path: Path, shape: tuple[int, int, int] | None) -> ArrayDataset:
 def _npz_images(path: Path, array: np.ndarray) -> Tensor:
     if array.ndim not in (3, 4) or array.size == 0:
         raise DataError(f"{path}: `images` has shape {array.shape}; give (N, H, W) or (N, H, W, C), not empty")
-    if array.dtype != np.uint8 and array.dtype.kind != "f":
-        raise DataError(f"{path}: `images` is {array.dtype}; give uint8, or floats in [0, 1]")
+    if array.dtype not in (np.uint8, np.uint16) and array.dtype.kind != "f":
+        raise DataError(f"{path}: `images` is {array.dtype}; give uint8, uint16, or floats in [0, 1]")
+    if array.dtype == np.uint16:
+        array = array.astype(np.float32) / np.float32(65535)
     if array.dtype.kind == "f":
         array = array.astype(np.float32, copy=False)
         if not (array.min() >= 0 and array.max() <= 1):  # also false for NaN

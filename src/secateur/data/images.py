@@ -38,6 +38,7 @@ PIXELS_AT_ONCE = 4_000_000  # larger images are decoded one at a time, and made 
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 GREY = ("1", "L", "LA", "La", "I", "I;16", "I;16B")
 COLOURED = ("P", "PA", "RGB", "RGBA", "RGBa", "CMYK", "YCbCr")
+DEEPEST = 65535  # white of 16 bits
 BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 
 File: TypeAlias = Path | IO[bytes]
@@ -124,11 +125,19 @@ def decode(file: File, name: str, shape: Header) -> Tensor:
 
 def fitted(image: Image.Image, shape: Header) -> Tensor:
     """An image that is loaded, (C, H, W) in [-1, 1]: cropped at the centre, resized, transparency laid on white."""
-    picture = _flat(image, "L" if shape[0] == 1 else "RGB")
+    deep = image.mode.startswith("I")
+    picture = _levels(image) if deep else _flat(image, "L" if shape[0] == 1 else "RGB")
     if picture.size != (shape[2], shape[1]):
         picture = ImageOps.fit(picture, (shape[2], shape[1]), Image.Resampling.BICUBIC)
-    pixels = torch.from_numpy(np.array(picture)).float() / 127.5 - 1
-    return pixels.unsqueeze(0) if shape[0] == 1 else pixels.permute(2, 0, 1)
+    pixels = torch.from_numpy(np.array(picture)).float()
+    if deep:
+        return (pixels.clamp(0, DEEPEST) / DEEPEST * 2 - 1).expand(shape[0], -1, -1)
+    return (pixels.unsqueeze(0) if shape[0] == 1 else pixels.permute(2, 0, 1)) / 127.5 - 1
+
+
+def _levels(image: Image.Image) -> Image.Image:
+    """Grey levels of 16 bits as floats: Pillow has no smaller type that it resizes without clipping."""
+    return Image.fromarray(np.asarray(image, np.float32).clip(0, DEEPEST))
 
 
 def _flat(image: Image.Image, mode: str) -> Image.Image:
@@ -144,8 +153,6 @@ def _flat(image: Image.Image, mode: str) -> Image.Image:
 
 
 def _opaque(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # Pillow's own conversion of 16 bits clips
-        return Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
     if "A" in image.getbands() or "transparency" in image.info:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)

@@ -1,7 +1,7 @@
 """Data as objects in memory: tensors, sequences, data sets and loaders of torch, tables of `datasets`.
 
-Numbers are taken as the network takes them, uint8 as pixels from 0 to 255. A loader is read by its data set and its
-`collate_fn`, since the order of samples is drawn here; one without a length is read once, into memory.
+Numbers are taken as the network takes them, uint8 as pixels from 0 to 255, uint16 from 0 to 65535. A loader is read by
+its data set and its `collate_fn`, since the order of samples is drawn here; one without a length is read once, into memory.
 """
 
 from __future__ import annotations
@@ -198,5 +198,6 @@ def _from_mapping(raw: Mapping[str, Any], parameters: frozenset[str]) -> Batch:
 
 
 def _pixels(samples: Tensor) -> Tensor:
-    """Samples as the network takes them: bytes in [-1, 1], other numbers as they are."""
-    return samples.float() / 255 * 2 - 1 if samples.dtype == torch.uint8 else samples.float()
+    """Samples as the network takes them: levels of 8 or 16 bits in [-1, 1], other numbers as they are."""
+    most = {torch.uint8: 255, torch.uint16: 65535}.get(samples.dtype)
+    return samples.float() if most is None else samples.float() / most * 2 - 1

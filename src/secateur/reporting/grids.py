@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -16,6 +17,12 @@ def to_image(image_CHW: Tensor) -> Image.Image:
     if len(pixels) < 3:
         return Image.fromarray(pixels[0].numpy())
     return Image.fromarray(pixels[:3].permute(1, 2, 0).contiguous().numpy())
+
+
+def to_deep_image(image_CHW: Tensor) -> Image.Image:
+    """One grey image in [-1, 1] with 16 bits."""
+    levels = ((image_CHW[0].double().nan_to_num().clamp(-1, 1) + 1) * 32767.5).round()
+    return Image.fromarray(levels.numpy().astype(np.uint16))
 
 
 def image_grid(images_NCHW: Tensor, columns: int) -> Image.Image:

@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import diffusers
 import torch
@@ -37,7 +37,7 @@ from ..models.network import class_count, input_shape, takes_text
 from ..models.registry import family_of
 from ..process.samplers import check_sampler
 from ..process.sampling import generate_batch
-from ..reporting.grids import image_grid, to_image
+from ..reporting.grids import image_grid, to_deep_image, to_image
 from .arguments import ModelArguments
 from .data import NO_PIPELINE, decoder, inputs_of
 from .folder import run_folder
@@ -62,6 +62,7 @@ def sample(
     guidance_channels: Count | None = None,
     seed: Seed = 0,
     batch_size: Count = 128,
+    bits: Literal[8, 16] = 8,
     out: str | Path | None = None,
     progress: bool = False,
     **arguments: Unpack[ModelArguments],
@@ -88,6 +89,7 @@ def sample(
             guide 3.
         seed: of the images.
         batch_size: images at once; does not change them.
+        bits: of a pixel in a folder of PNG files; 16 for models of grey images whose data had them.
         out: picture to write (.png, .jpg, .webp), or a folder.
         progress: show how far it is.
         arguments: as `ModelArguments` has them.
@@ -110,6 +112,7 @@ def sample(
                 f"the model makes {channels}-channel latents and no VAE is beside it; give its whole pipeline"
             )
         check_sampler(subject.process, scheduler, num_inference_steps)
+        _check_bits(bits, subject, place is not None and not grid)
         _check_room(place, num_images, subject, grid)
         classes = class_count(subject.model)
         labels = _labels(classes, class_label, num_images)
@@ -154,6 +157,7 @@ def sample(
             "guidance_scale": guidance_scale,
             "guidance_channels": guidance_channels,
             "seed": seed,
+            "bits": bits,
             "draws": VERSION,
             **subject.settings,
         }
@@ -168,7 +172,8 @@ def sample(
         else:
             with run_folder(place, settings, inputs):
                 wait_for_everyone(subject.on_cpu)  # all stop where the folder is refused
-                _write_files([_file(place, index, labels) for index in range(num_images)], batch_size, draw)
+                files = [_file(place, index, labels) for index in range(num_images)]
+                _write_files(files, batch_size, draw, to_image if bits == 8 else to_deep_image)
         return place
 
 
@@ -226,6 +231,14 @@ def image_shape(subject: Subject) -> Shape:
     return shape if vae is None else latent_space(vae).image_shape(shape)
 
 
+def _check_bits(bits: int, subject: Subject, in_folder: bool) -> None:
+    """Refuse 16 bits where no format that people open holds them."""
+    if bits == 16:
+        require(in_folder, "16 bits are written into PNG files; give a folder as --out")
+        channels = image_shape(subject)[0]
+        require(channels == 1, f"16 bits are written of grey images, and {subject.name} draws {channels} channels")
+
+
 def _check_room(place: Path | None, count: int, subject: Subject, grid: bool) -> None:
     """Refuse more images than memory holds, than the disk takes as files, or than programs open as one."""
     shape = image_shape(subject)
@@ -255,7 +268,12 @@ def _file(folder: Path, index: int, labels: list[int] | None) -> Path:
     return (folder if labels is None else folder / str(labels[index])) / f"{index:06d}.png"
 
 
-def _write_files(files: Sequence[Path], batch_size: int, draw: Callable[[Sequence[int]], Tensor]) -> None:
+def _write_files(
+    files: Sequence[Path],
+    batch_size: int,
+    draw: Callable[[Sequence[int]], Tensor],
+    to_picture: Callable[[Tensor], Image.Image],
+) -> None:
     """One PNG per image: this process's share of those that are not there yet."""
     mine = range(process_index(), len(files), process_count())
     missing = [index for index in mine if not files[index].is_file()]
@@ -264,5 +282,5 @@ def _write_files(files: Sequence[Path], batch_size: int, draw: Callable[[Sequenc
             indices = missing[start : start + batch_size]
             for index, image in zip(indices, side_by_side(draw(indices)), strict=True):
                 with atomic_file(files[index]) as temporary:
-                    to_image(image).save(temporary, format="PNG")
+                    to_picture(image).save(temporary, format="PNG")
             advance(len(indices), "")
