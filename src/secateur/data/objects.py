@@ -1,7 +1,8 @@
 """Data as objects in memory: tensors, sequences, data sets and loaders of torch, tables of `datasets`.
 
 Numbers are taken as the network takes them, uint8 as pixels from 0 to 255, uint16 from 0 to 65535. A loader is read by
-its data set and its `collate_fn`, since the order of samples is drawn here; one without a length is read once, into memory.
+its data set and its `collate_fn`, since the order of samples is drawn here; one without a length is read once,
+into memory.
 """
 
 from __future__ import annotations
