@@ -65,5 +65,5 @@ def test_a_process_that_fails_ends_the_run(tmp_path):
 @pytest.mark.slow
 def test_processes_that_see_different_folders_say_so(tmp_path):
     run = start(tmp_path / "own.py", EACH_ITS_OWN, tmp_path / "run", launcher=TWO, stderr=subprocess.PIPE)
-    assert b"processes 1 do not see " in run.communicate(timeout=300)[1]
+    assert b"process 1 does not see " in run.communicate(timeout=300)[1]
     assert run.returncode != 0

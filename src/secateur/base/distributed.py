@@ -128,7 +128,7 @@ def blind_processes(folder: Path, on_cpu: bool) -> list[int]:
 
 def _reads(path: Path, text: str) -> bool:
     """Whether `path` holds `text`; a network's file system may show it late."""
-    for wait in (0.0, 1.0, 4.0, 10.0):
+    for wait in (0.0, 0.5, 1.5, 3.0):
         time.sleep(wait)
         if path.is_file() and path.read_text(encoding="utf-8") == text:
             return True

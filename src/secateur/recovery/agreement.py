@@ -20,9 +20,9 @@ def check_folder(accelerator: Accelerator, folder: Path) -> None:
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
     if blind := blind_processes(folder, accelerator.device.type == "cpu"):
+        which = f"process {blind[0]} does" if len(blind) == 1 else f"processes {', '.join(map(str, blind))} do"
         raise TrainingError(
-            f"processes {', '.join(map(str, blind))} do not see {folder} of process 0; give a folder on a file system "
-            "that all share"
+            f"{which} not see {folder} of process 0; give a folder on a file system that all processes share"
         )
 
 
