@@ -149,7 +149,7 @@ def test_front_holds_what_nothing_beats() -> None:
     [
         ((), None, "no run was given"),
         (("a", "b"), None, "by --out"),
-        (("a", "nothing"), "out", "nothing is no run"),
+        (("a", "nothing"), "out", "nothing is not a run"),
         (("a", "b"), "a", "one of the runs"),
     ],
 )

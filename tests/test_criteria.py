@@ -199,7 +199,7 @@ def test_every_criterion_has_a_price():
 def test_only_a_criterion_that_looks_at_images_demands_them(criterion):
     model, process = dit(num_layers=1), FlowProcess()
     if CRITERIA[criterion].needs_data:
-        with pytest.raises(SecateurError, match=f"criterion {criterion} looks at images"):
+        with pytest.raises(SecateurError, match=f"criterion {criterion} needs images"):
             score(model, process, None, describe(model), criterion)
     else:
         without = score(model, process, None, describe(model), criterion).scores

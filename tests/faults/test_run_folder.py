@@ -121,7 +121,7 @@ def test_inputs_are_known_by_their_contents(name, tmp_path):
     taken(tmp_path / "run")
     taken(tmp_path / "run", {**SETTINGS, name: "moved"})
     taken(tmp_path / "run")
-    with pytest.raises(SecateurError, match=f"another {name}: what is there now has other contents"):
+    with pytest.raises(SecateurError, match=f"another {name}: its contents have changed since"):
         taken(tmp_path / "run", SETTINGS, {**INPUTS, name: "9"})
     with pytest.raises(SecateurError, match=f"begun with another {name};"):
         taken(tmp_path / "run", {**SETTINGS, name: "elsewhere"}, {**INPUTS, name: "9"})

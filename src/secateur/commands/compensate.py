@@ -32,4 +32,4 @@ def compensate(on: Model, *, reference: str, data: str, out: Path, compensation:
         say(sentence)
     say(f"model   {out / 'compensated'}\nreport  {out / 'report.html'}")
     if subject.in_pipeline:
-        say(f"whole   {out / 'pipeline'}")
+        say(f"pipeline {out / 'pipeline'}")

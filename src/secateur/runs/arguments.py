@@ -1,4 +1,4 @@
-"""What says which model is meant: the keyword arguments that functions share, written and documented once."""
+"""Keyword arguments that functions share: which model, how it was trained, and where it runs."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from ..recipes import RecipeArguments
 
 
 class WeightsArguments(HubOptions, total=False):
-    """Which network, and where it goes; what is left out, or None, has its default.
+    """Which network, and on which device; what is left out, or None, has its default.
 
     Attributes:
-        component: of a pipeline: unet, transformer, transformer_2 (Wan 2.2) or vae; by default whichever of unet and
-            transformer is there.
-        device: where to. By default objects stay where they are, and what is loaded goes to the accelerator, if any.
-        subfolder: of what is loaded: the folder of the model or pipeline in it.
-        variant: of the weights that are loaded, such as fp16; by default the plain ones, or the only ones there are.
-        torch_dtype: of the weights that are loaded; by default the saved one.
-        revision, token, cache_dir: of what is loaded from the hub, as diffusers takes them.
+        component: part of a pipeline: unet, transformer, transformer_2 (Wan 2.2) or vae; by default the unet or
+            transformer that it has.
+        device: where the model goes. By default objects stay where they are, and loaded models go to the accelerator,
+            if any.
+        subfolder: folder of the model or pipeline inside what is loaded.
+        variant: variant of the weights to load, such as fp16; by default the plain ones, or the only ones.
+        torch_dtype: dtype of the weights to load; by default the saved one.
+        revision, token, cache_dir: for loading from the hub, as in diffusers.
     """
 
     component: Component | None
@@ -33,23 +34,23 @@ class WeightsArguments(HubOptions, total=False):
 
 
 class ModelArguments(WeightsArguments, total=False):
-    """Which model, how it was trained, and where it goes.
+    """Which model, how it was trained, and on which device.
 
     Attributes:
-        process: how it was trained, where that is not beside it: a name (ddpm, v-prediction, flow, flow-sit), a
-            diffusers scheduler, its config, or a `Process`. A number behind a name, `auto:4`, is of a model that was
-            distilled into so many steps.
+        process: how it was trained, if no scheduler config beside it says so: a name (ddpm, v-prediction, flow,
+            flow-sit), a diffusers scheduler, its config, or a `Process`. A number, as in `auto:4`, is for a model
+            distilled into that many steps.
     """
 
     process: ProcessLike
 
 
 class NetworkArguments(ModelArguments, total=False):
-    """Which model, also one that the library does not know how to call or to judge.
+    """Which model; `forward` and `loss` describe one that the library cannot call, or has no loss for.
 
     Attributes:
-        forward: (model, batch) -> output, instead of a process and of the library's own way to call the network.
-        loss: (model, batch) -> scalar, likewise.
+        forward: (model, batch) -> output, in place of a process and the library's own way to call the network.
+        loss: (model, batch) -> scalar, in place of the process's loss.
     """
 
     forward: Forward | None
@@ -57,7 +58,7 @@ class NetworkArguments(ModelArguments, total=False):
 
 
 class CompressionArguments(NetworkArguments, RecipeArguments, total=False):
-    """Which model, and what replaces parts of the recipe."""
+    """Which model, and replacements for parts of the recipe."""
 
 
 OF_ONE_REPOSITORY = ("revision", "subfolder", "variant")
@@ -73,7 +74,7 @@ def of_another_model(arguments: NetworkArguments) -> ModelArguments:
 
 
 def divided(arguments: CompressionArguments) -> tuple[RecipeArguments, NetworkArguments]:
-    """The arguments about the recipe, and those about the model."""
+    """The arguments split into those about the recipe and those about the model."""
     parts = {name: value for name, value in arguments.items() if name in RecipeArguments.__annotations__}
     about_model = {name: value for name, value in arguments.items() if name not in parts}
     return cast(RecipeArguments, parts), cast(NetworkArguments, about_model)

@@ -1,4 +1,4 @@
-"""Finding the recipe that suits a model by short trials, and compressing by it."""
+"""Find the recipe that suits a model by short trials, and compress by it."""
 
 from __future__ import annotations
 
@@ -52,27 +52,29 @@ def best(
     """Find the recipe that suits a model at one target, within a budget, and compress by it.
 
     Half of the budget goes into successive halving: all recipes in short trials, the better half of them in longer
-    ones, until one remains. What the trials did not take is spent on a whole compression by that one, OUT/winner,
-    whose model is OUT/winner/model, or OUT/winner/pipeline when a pipeline was given. Every trial starts anew, so it is
-    what a run of that many steps gives. Progressive recipes whose stages would not fit into half of a trial are given
-    shorter ones. The same call takes up a search that was stopped.
+    ones, until one remains. The rest of the budget is spent on a whole compression by that one, in OUT/winner; its
+    model is OUT/winner/model, or OUT/winner/pipeline when a pipeline was given. Every trial starts from the dense
+    model, so it equals a run of that many steps. Progressive recipes whose stages would not fit into half of a trial
+    get shorter stages. The same call resumes a search that was stopped.
 
     Args:
-        model, data: as of `compress`.
-        target: what stays: macs=50%, macs=3.4G, params=20M, blocks=6 (six stay) or latency=20ms (one call at batch 1).
+        model, data: as for `compress`.
+        target: the size to reach: macs=50%, macs=3.4G, params=20M, blocks=6 (six stay) or latency=20ms (one call at
+            batch size 1).
         out: folder of the search.
-        budget_steps: recovery steps in all, of the trials and of the winner.
-        budget_minutes: time in all; trials get the steps that are predicted to fit, the winner what then remains.
+        budget_steps: recovery steps of all trials and the winner together.
+        budget_minutes: time of everything together; trials get the steps that are predicted to fit, the winner the
+            rest.
         recipes: named recipes to choose from, or all.
-        score: what judges the trials: loss, the mean denoising loss on the data, or frechet, the Fréchet distance of
-            samples. Of recipes within two standard errors of the difference, the one that took least time goes first.
-        seed: of scoring and recovery.
-        shared: what all trials share, instead of the recipes' own.
-        evaluation: what to measure of the winner; trials by the Fréchet distance draw as many samples.
-        new_labels: the data's classes replace the model's: fresh label embeddings, trained once before the search.
+        score: how trials are compared: loss, the mean denoising loss on the data, or frechet, the Fréchet distance of
+            samples. Among recipes within two standard errors of the difference, the fastest is preferred.
+        seed: seed of scoring and recovery.
+        shared: settings of all trials, which replace the recipes' own.
+        evaluation: how to measure the winner; trials compared by the Fréchet distance draw as many samples.
+        new_labels: replace the model's classes by the data's: new label embeddings, trained once before the search.
         warmup: how the new labels are trained.
-        progress: show how far it is.
-        arguments: as `ModelArguments` has them.
+        progress: show progress bars and print notes.
+        arguments: those of `ModelArguments`.
 
     Returns:
         The folder of the search.
@@ -95,7 +97,7 @@ def best(
         settings |= {"shared": shared, "evaluation": evaluation}
         with run_folder(out, {**places, **settings}, bench.inputs) as run:
             if begun is not None and not path.is_file():
-                write_result(path, begun)  # before the first trial: a search that resumes keeps its steps
+                write_result(path, begun)  # before the first trial, so that a resumed search keeps its steps
             search = replace(search, bench=warm_up(bench, run, shared))
             search.finish(run, search.find(run, read_result(Trials, path)))
             shutil.rmtree(run / CACHE, ignore_errors=True)
@@ -117,7 +119,7 @@ def open_search(
     """The candidates and the search among them.
 
     Raises:
-        SecateurError: no budget or two, an unknown recipe, or a target that cannot be read.
+        SecateurError: no budget, or two; an unknown recipe; or a target that cannot be read.
     """
     one_process("best")
     require(

@@ -1,4 +1,4 @@
-"""What would stop a run, found before long work starts."""
+"""Checks that find what would stop a run before long work starts."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def check_ranking(subject: Subject, dataset: ImageDataset | None, criterion: str
     """Check that a ranking can run.
 
     Raises:
-        SecateurError: data that the criterion needs is not there or has other classes, or there is nothing to rank.
+        SecateurError: the criterion needs data, the data has other classes, or there is nothing to rank.
     """
     _check_calibration(subject, dataset, criterion)
     check_criterion(criterion, subject.structure)
@@ -61,8 +61,8 @@ def check_pruning(
     """Check that a one-shot cut can be made, by the given `ranking` or by a new one; returns the planned cut.
 
     Raises:
-        SecateurError: as `check_ranking`; the criterion does not rank what is to be cut; the target is out of reach;
-            the ranking is of another model.
+        SecateurError: as `check_ranking`; the criterion does not rank what will be cut; the target is out of reach; the
+            ranking belongs to another model.
     """
     check_quality(subject, goal)
     require(dataset is not None or not goal.is_quality, f"{goal} is measured on data; give data")
@@ -78,13 +78,13 @@ def check_pruning(
 def check_finetuning(
     subject: Subject, dataset: ImageDataset, recovery: RecoveryConfig, teacher: Subject | None, book: Book | None = None
 ) -> None:
-    """Check that a recovery can run (`check_recovery`), and that the teacher is one of this model."""
+    """Check that a recovery can run (`check_recovery`), and that the teacher fits this model."""
     if teacher is not None:
         check_comparable(subject, teacher)
     taught_by = book or (None if teacher is None else teacher.model)
     own = isinstance(subject.process, OwnObjective)
     if own and build_objective(recovery, taught_by).differentiates_twice:
-        raise SecateurError(f"objective {recovery.objective} perturbs a noisy sample; forward= and loss= have none")
+        raise SecateurError(f"objective {recovery.objective} perturbs noisy samples, which forward= and loss= lack")
     check_validation(subject, recovery)
     check_recovery(subject.model, dataset, recovery, taught_by)
 
@@ -95,7 +95,7 @@ def check_evaluating(
     """Check that an evaluation can run; returns the models to compare, the reference first.
 
     Raises:
-        SecateurError: as `check_evaluation`; a reference that is none of this model.
+        SecateurError: as `check_evaluation`; or the reference does not fit this model.
     """
     models = {stage_of(subject.model): subject.model}
     if reference is not None:
@@ -108,7 +108,7 @@ def check_evaluating(
 def check_compression(
     subject: Subject, dataset: ImageDataset | None, goal: Target, settings: Recipe
 ) -> CutResult | None:
-    """Check that a compression can run; returns the planned cut. Without data, what depends on it is not checked.
+    """Check that a compression can run; returns the planned cut. Without data, checks that need it are left out.
 
     Raises:
         SecateurError: the recipe does not fit the model, the data or the steps, or the target is out of reach.
@@ -128,7 +128,7 @@ def check_compression(
 
 
 def say_notes(notes: Sequence[str]) -> None:
-    """Say what of the default metrics cannot be had."""
+    """Print which of the default metrics cannot be measured."""
     for each in notes:
         note(each)
 
@@ -137,17 +137,17 @@ def _check_calibration(subject: Subject, dataset: ImageDataset | None, criterion
     if dataset is not None:
         check_conditions(subject.model, dataset)
     elif criterion_named(criterion).needs_data:
-        raise DataError(f"criterion {criterion} looks at images; give data")
+        raise DataError(f"criterion {criterion} needs images; give data")
 
 
 def check_recovery(
     model: nn.Module, dataset: ImageDataset | None, recovery: RecoveryConfig, teacher: nn.Module | Book | None
 ) -> None:
-    """Check that the recovery can run, before long work starts. Without data, what depends on it is not checked.
+    """Check that the recovery can run, before long work starts. Without data, checks that need it are left out.
 
     Raises:
-        SecateurError: an unknown objective, a missing teacher, latents to be mirrored, labels that do not fit, or what
-            the device, the processes, the installed trackers or the model cannot do.
+        SecateurError: an unknown objective, a missing teacher, flips of latents, labels that do not fit, or something
+            that the device, the processes, the installed trackers or the model cannot do.
     """
     build_objective(recovery, teacher)
     check_accelerator(recovery, device_of(model))
@@ -178,7 +178,7 @@ def check_comparable(subject: Subject, dense: Subject) -> None:
 
 
 def check_new_labels(dataset: ImageDataset) -> None:
-    """Check that there are labels to learn, before long work starts.
+    """Check that the data has labels to learn, before long work starts.
 
     Raises:
         DataError: the data has none.
@@ -188,10 +188,10 @@ def check_new_labels(dataset: ImageDataset) -> None:
 
 
 def check_schedule(recipe: Recipe, granularity: Granularity) -> None:
-    """Check that pruning is done before the steps of recovery are, before long work starts.
+    """Check, before long work starts, that pruning ends before recovery does.
 
     Raises:
-        SecateurError: the stages take as many steps as there are, or more; or they drop blocks, and widths are asked.
+        SecateurError: the stages take all steps or more; or they remove blocks, and the cut narrows widths.
     """
     schedules: dict[str, ProgressiveConfig | AdaptiveConfig]
     schedules = {"progressive": recipe.progressive, "adaptive": recipe.adaptive}

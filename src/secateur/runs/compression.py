@@ -62,13 +62,13 @@ from .subject import Subject
 
 @dataclass(frozen=True)
 class Compressed:
-    """What the stages of a compression came to.
+    """The results of all stages of a compression.
 
     Attributes:
         model: the recovered network, in eval mode.
-        ranking, cut, compensation, recovery, decisions, quality, recorded, evaluation: the results of the stages; None
-            without such a one.
-        images: what the evaluation drew of each model from the same noise, (64, C, H, W) in [-1, 1].
+        ranking, cut, compensation, recovery, decisions, quality, recorded, evaluation: results of the stages; None for
+            a stage that did not run.
+        images: samples of each model from the same noise, drawn by the evaluation, (64, C, H, W) in [-1, 1].
     """
 
     model: nn.Module
@@ -85,7 +85,8 @@ class Compressed:
 
 @dataclass(frozen=True)
 class Planning:
-    """What comes before the recovery: the ranking, the cut, and the model or the pruner that it is made by."""
+    """The results of the stages before recovery: the ranking, the cut, and the pruned model or the pruner that will
+    make it."""
 
     ranking: Ranking
     cut: CutResult
@@ -97,14 +98,14 @@ class Planning:
 def run_settings(
     subject: Subject, goal: Target, data: str | None, settings: Recipe, warmup: WarmupConfig | None = None
 ) -> dict[str, Any]:
-    """What `config.json` of a compression says, and what a command that resumes it must share."""
+    """The settings in `config.json` of a compression, which a command that resumes it must share."""
     places = {"model": subject.name, "target": str(goal), "data": data, "recipe": settings.name}
     parts = {name: value for name, value in asdict(settings).items() if name != "name"}
     return {"command": "compress", **places, **subject.settings, "warmup": warmup, **parts}
 
 
 def with_labels_of(dataset: ImageDataset, subject: Subject, new_labels: bool, seed: int = 0) -> Subject:
-    """The subject, with fresh label embeddings of the data's classes if `new_labels`; its own model stays as it is.
+    """The subject, with new label embeddings of the data's classes if `new_labels`; its own model does not change.
 
     Raises:
         SecateurError: the data has no classes, or the model takes none.
@@ -123,13 +124,13 @@ def compress_stages(
     settings: Recipe,
     cache: Path | None = None,
 ) -> Compressed:
-    """Rank, cut, recover and evaluate; what the run in `folder` holds already is not done again.
+    """Rank, cut, recover and evaluate; results that `folder` already holds are not computed again.
 
-    Of several processes one ranks and cuts, all recover, and all draw samples.
+    With several processes, one ranks and cuts, all recover, and all draw samples.
 
-    Runs may share a `cache`, where they find the samples of the same models again: see `evaluate_models`.
+    Runs with the same `cache` share the samples of equal models: see `evaluate_models`.
     """
-    wait_for_everyone(subject.on_cpu)  # the main process may have made way for a longer run
+    wait_for_everyone(subject.on_cpu)  # the main process may have removed results for a longer run
     if folder is not None and is_finished(folder):
         return read_compressed(folder, subject)
     scoring, one_shot = settings.scoring, settings.schedule == "one-shot"
@@ -160,7 +161,7 @@ def compress_stages(
     teaches = build_objective(settings.recovery, subject.model).needs_teacher
     teacher: nn.Module | Book = subject.model
     begun, recorded = time.perf_counter(), recorded_in(folder)
-    if settings.records and not (folder is not None and (folder / "model").is_dir()):  # else nobody would read it
+    if settings.records and not (folder is not None and (folder / "model").is_dir()):  # otherwise it is not needed
         teacher = record_stage(place, subject, dataset, settings.book, settings.recovery)
         recorded = recorded_in(folder, teacher, begun)
     asked = teaches and teacher is subject.model
@@ -173,10 +174,10 @@ def compress_stages(
             settings.recovery,
             teacher,
             planning.pruner,
-            inplace=folder is not None and one_shot,  # what it starts from is read again for the evaluation
+            inplace=folder is not None and one_shot,  # the model before recovery is read again for the evaluation
         )
     if cache is None and place is not None and is_main_process():
-        shutil.rmtree(place, ignore_errors=True)  # nobody else reads it
+        shutil.rmtree(place, ignore_errors=True)  # no other run reads it
     cut = planning.cut
     if settings.schedule == "adaptive":
         cut = settle_stage(folder, subject, goal, settings.cut, cut, decisions)
@@ -188,12 +189,12 @@ def compress_stages(
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether nothing of the compression in `folder` is left to do."""
+    """Whether the compression in `folder` is complete."""
     return (folder / "model").is_dir() and (folder / "evaluation" / "evaluation.json").is_file()
 
 
 def read_compressed(folder: Path, subject: Subject) -> Compressed:
-    """What the finished compression in `folder` came to.
+    """Read the results of the finished compression in `folder`.
 
     Raises:
         SecateurError: one of its files is damaged.
@@ -221,7 +222,7 @@ def _pruner(
     settings: Recipe,
     planned: Planned,
 ) -> Pruner:
-    """What prunes during the recovery; `planned` is the one-shot cut by `scores`."""
+    """The pruner of the recovery; `planned` is the one-shot cut by `scores`."""
     schedule = settings.progressive if settings.schedule == "progressive" else settings.adaptive
     scoring = schedule.scoring(settings.scoring) if isinstance(schedule, ProgressiveConfig) else settings.scoring
     return build_pruner(
@@ -242,14 +243,14 @@ def _pruner(
 
 
 def _compensating(subject: Subject, dataset: ImageDataset, config: CompensationConfig) -> Compensating:
-    """What refits a model that is cut during the recovery."""
+    """The refit of a model that is cut during recovery."""
     batch = calibration(subject, dataset, ScoringConfig(num_images=config.num_tuples, seed=config.seed))
     return Compensating(subject.model, batch, config, null_conditions(subject.model, dataset))
 
 
 @contextmanager
 def _off_the_device(model: nn.Module, when: bool) -> Iterator[None]:
-    """Leave the memory of the device to others inside the block, where nobody asks `model` for anything."""
+    """Move `model` off the device inside the block, where it is not used, if `when` holds."""
     device = next(model.parameters()).device
     if when:
         model.to("cpu")
@@ -267,13 +268,13 @@ def resolve(
     seed: int | None = None,
     **parts: Any,
 ) -> Recipe:
-    """The recipe with what was given, which is not None, instead of its own; `parts` are fields of `Recipe`.
+    """The recipe with some parts replaced by those arguments that are not None; `parts` are fields of `Recipe`.
 
-    What the recipe chose for its own criterion or objective does not go over to another: options, weights, and how to
-    compute Jacobian products. In fewer steps than the recipe's, its warm-up takes the same share of them.
+    Options, loss weights and Jacobian settings that the recipe chose for its own criterion or objective are not kept
+    for another one. With fewer steps than the recipe's, its warm-up keeps its share of them.
 
     Raises:
-        SecateurError: there is no such recipe, criterion, or option of it.
+        SecateurError: there is no such recipe or criterion, or the criterion has no such options.
     """
     named = recipe_named(recipe) if isinstance(recipe, str) else recipe
     chosen = replace(named, **given(parts))
@@ -303,7 +304,8 @@ def resolve(
 def finetuning(
     recovery: RecoveryConfig | None, teacher: bool, steps: int | None = None, objective: str | None = None
 ) -> RecoveryConfig:
-    """How `finetune` trains: as told, or as `compress` does by default; by plain denoising without a teacher."""
+    """How `finetune` trains: by `recovery`, or as `compress` does by default; without a teacher, with objective
+    denoising."""
     if recovery is not None:
         return replace(recovery, **given({"steps": steps, "objective": objective}))
     alone = None if teacher else "denoising"
@@ -311,5 +313,5 @@ def finetuning(
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:
-    """Those that are not None."""
+    """The options that are not None."""
     return {name: value for name, value in options.items() if value is not None}

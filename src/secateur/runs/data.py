@@ -1,4 +1,4 @@
-"""The data that a function works on, opened from whatever a user gives, as a data set that fits the model."""
+"""Opening the data that a user gives, in whatever form, as a data set that fits the model."""
 
 from __future__ import annotations
 
@@ -28,18 +28,19 @@ from .subject import Subject
 
 Encodable = TypeVar("Encodable", ImageDataset, ImageDataset | None)
 
-NO_PIPELINE = "the model takes text, and no VAE and text encoder are beside it; give its whole pipeline"
+NO_PIPELINE = "the model takes text, and has no VAE and text encoder beside it; give its whole pipeline"
 
 
 def open_data(data: Any, subject: Subject, new_labels: bool = False) -> ImageDataset:
-    """Open data for the subject's model, and say which of its classes the data's are, unless they will be `new_labels`.
+    """Open data for the subject's model; print which of its classes the data's are, unless `new_labels` will replace
+    them.
 
     Args:
-        data: a path; the word generated, for what the model draws itself; a tensor; a sequence, data set or loader of
-            tensors, of (images, labels) or of dictionaries; a `datasets.Dataset`; or a data set of ours.
-        subject: images are encoded by its pipeline: those of a path into a cache, by `encode_data`, all others in
-            memory when they are read.
-        new_labels: the data's classes will be the model's.
+        data: a path; the word generated, for samples of the model; a tensor; a sequence, data set or loader of tensors,
+            of (images, labels) or of dictionaries; a `datasets.Dataset`; or a data set of ours.
+        subject: its pipeline encodes the images: those of a path into a cache, in `encode_data`, all others in memory
+            when they are read.
+        new_labels: whether the data's classes will replace the model's.
 
     Raises:
         SecateurError: as `load_data`, `open_encoded` and `open_objects`; a text-conditional model without its pipeline.
@@ -58,20 +59,20 @@ def open_data(data: Any, subject: Subject, new_labels: bool = False) -> ImageDat
 
 
 def open_calibration(data: Any, subject: Subject, criterion: str) -> ImageDataset | None:
-    """Open the data that the criterion looks at; None for one that looks at none.
+    """Open the data that the criterion needs; None if it needs none.
 
     Raises:
-        SecateurError: it does, and there is no `data`; else as `open_data`.
+        SecateurError: it needs data, and `data` is None; or as `open_data`.
     """
     if not criterion_named(criterion).needs_data:
         return None
     if data is None:
-        raise DataError(f"criterion {criterion} looks at images; give data")
+        raise DataError(f"criterion {criterion} needs images; give data")
     return open_data(data, subject)
 
 
 def encode_data(dataset: Encodable, subject: Subject) -> Encodable:
-    """The data with everything encoded that `open_data` said, which takes a while the first time; processes share it.
+    """The data, encoded where `open_data` planned it, which takes a while the first time; processes share the work.
 
     Raises:
         SecateurError: as `encode`.
@@ -82,7 +83,7 @@ def encode_data(dataset: Encodable, subject: Subject) -> Encodable:
     if not isinstance(dataset, EncodedDataset):
         return dataset
     complete = whole(dataset)
-    wait_for_everyone(subject.on_cpu)  # nobody writes before all have looked
+    wait_for_everyone(subject.on_cpu)  # no process writes before all have looked
     if complete:
         return dataset
     encoded = encode(dataset, subject.loaded)
@@ -103,12 +104,12 @@ def _generated(data: str, subject: Subject) -> ImageDataset:
 
 
 def unless_generated(data: Any) -> Any:
-    """The data; None where it is to be drawn by another model than the function's own: see `drawn_by`."""
+    """`data`, or None if it means samples of another model than the function's own: see `drawn_by`."""
     return None if is_generated(data) else data
 
 
 def drawn_by(dense: Subject | None, data: Any) -> ImageDataset | None:
-    """The data that the dense model draws, if the user means that.
+    """Samples of the dense model as a data set, if `data` means that; else None.
 
     Raises:
         DataError: there is no dense model.
@@ -121,14 +122,14 @@ def drawn_by(dense: Subject | None, data: Any) -> ImageDataset | None:
 
 
 def _drawn(dataset: ImageDataset | None) -> GeneratedDataset | None:
-    """The samples that the dense model is to draw, if the data are those."""
+    """The data set, if it consists of samples that the dense model will draw."""
     inner = dataset.images if isinstance(dataset, LatentDataset) else dataset
     inner = inner.latents if isinstance(inner, DecodedDataset) else inner
     return inner if isinstance(inner, GeneratedDataset) else None
 
 
 def decoder(subject: Subject) -> Callable[[Tensor], Tensor] | None:
-    """What turns the model's latents into images; None for a model of pixels."""
+    """The function from the model's latents to images; None for a model of pixels."""
     return None if subject.autoencoder is None else subject.autoencoder.decode
 
 
@@ -153,7 +154,7 @@ def _from_path(data: str, subject: Subject) -> ImageDataset:
 
 
 def _from_objects(data: Any, subject: Subject) -> ImageDataset:
-    """Objects as a data set: samples as the network takes them, or images for its pipeline to encode.
+    """A data set of objects: samples as the network takes them, or images for its pipeline to encode.
 
     Raises:
         DataError: their shape is neither, or a label is out of range.
@@ -188,7 +189,7 @@ def _from_objects(data: Any, subject: Subject) -> ImageDataset:
 
 
 def _label_count(read: Callable[[list[int]], Any], convert: Callable[[Any], Any], count: int) -> int:
-    """One more than the largest label, which all samples are read for."""
+    """One more than the largest label; reads all samples."""
     labels = [convert(read(part.tolist())).class_labels for part in torch.arange(count).split(1024)]
     return int(torch.cat(labels).max()) + 1
 
@@ -200,7 +201,8 @@ def _captions(read: Callable[[list[int]], Any], count: int, first: Any) -> tuple
 
 
 def _say_classes(dataset: ImageDataset, classes: int | None) -> None:
-    """Names say nothing about which of a model's `classes` are meant; where these are more, they are the first ones."""
+    """If the model has more classes than the data, print that the data's are taken for the first ones: names alone do
+    not tell."""
     names = dataset.class_names
     if classes is not None and 0 < len(names) < classes and names != numbered(len(names)):
         ends = f"0 is {names[0]}, {len(names) - 1} is {names[-1]}"
@@ -208,7 +210,7 @@ def _say_classes(dataset: ImageDataset, classes: int | None) -> None:
 
 
 def inputs_of(dataset: ImageDataset | None = None, **models: Subject | None) -> dict[str, str]:
-    """Fingerprints of the contents that a run is made from, by the names of the settings that say where they lie."""
+    """Fingerprints of a run's inputs, by the names of the settings that say where these are."""
     inputs = {
         name: model_fingerprint(subject.model, subject.process)
         for name, subject in models.items()
@@ -218,5 +220,5 @@ def inputs_of(dataset: ImageDataset | None = None, **models: Subject | None) -> 
 
 
 def name_of(data: Any, dataset: ImageDataset | None) -> str | None:
-    """What a run calls its data: the path, or the kind of object; `inputs_of` tells objects of one kind apart."""
+    """The name of the data in a run: the path, or the type of object; `inputs_of` tells objects of one type apart."""
     return str(data) if isinstance(data, str | Path) else None if dataset is None else dataset.name

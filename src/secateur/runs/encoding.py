@@ -1,4 +1,4 @@
-"""Encoding ahead: latents and text embeddings of a data set, in the cache that all functions read."""
+"""Encode a data set ahead of time: latents and text embeddings, into the cache that all functions read."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ def encode(
     progress: bool = False,
     **arguments: Unpack[WeightsArguments],
 ) -> EncodedDataset:
-    """Encode images by a pipeline's VAE, and captions by its text encoders, once; what was encoded, as a data set.
+    """Encode images with a pipeline's VAE, and captions with its text encoders, once; returns the encoded data set.
 
-    The functions do this by themselves. Several processes encode a part each. The cache is $SECATEUR_CACHE, or
-    secateur in the user's cache folder. Stopped, the same call goes on.
+    Other functions do this themselves when needed. Several processes encode a part each. The cache is $SECATEUR_CACHE,
+    or secateur in the user's cache folder. After a stop, the same call resumes.
 
     Args:
         model: folder or hub id of a pipeline.
-        data: a path; what is in memory is encoded there.
-        progress: show how far it is.
-        arguments: as `WeightsArguments` has them.
+        data: a path; objects in memory are encoded when they are used.
+        progress: show progress bars and print notes.
+        arguments: those of `WeightsArguments`.
 
     Raises:
-        SecateurError: the model takes images as they are, or as `open_data`.
+        SecateurError: the model takes images without encoding; or as `open_data`.
     """
     with shown(progress):
         subject = open_subject(model, **arguments)

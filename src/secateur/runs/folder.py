@@ -4,9 +4,9 @@
     with run_folder(out, {"command": "prune", "model": path, ...}, inputs) as run:
         ...  # write in `run`; the same command resumes where it was stopped
 
-Inside the block the folder is locked, so that a second process is refused. `config.json` says what the run was begun
-with; a command with other settings is refused, and so are other inputs, known by their contents. Where they may lie
-elsewhere than at first, so may the settings of the same names.
+Inside the block the folder is locked, so that a second process is refused. `config.json` holds the settings that the
+run was begun with. A command with other settings is refused, and so are inputs with other contents; inputs may have
+moved, so a setting that names their place may differ.
 """
 
 from __future__ import annotations
@@ -34,14 +34,15 @@ CONFIG = "config.json"
 
 @contextmanager
 def run_folder(out: str | Path, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> Iterator[Path]:
-    """Own the run folder `out`: a new one, or that of a run that the same settings and inputs began.
+    """Lock the run folder `out`: a new one, or that of a run with the same settings and inputs.
 
-    The `FREE` settings may be others, and so may the number of steps where a run can go on (`tidy.make_longer`); they
-    are then what `config.json` says. `inputs` are fingerprints, by the names of
-    the settings that say where they lie. Of several processes the main one owns the folder.
+    `FREE` settings may differ, and so may the number of steps if the run can be continued (`tidy.make_longer`);
+    `config.json` then has the new ones. `inputs` are fingerprints, by the names of the settings that say where the
+    inputs are. Of several processes the main one holds the lock.
 
     Raises:
-        SecateurError: another process owns the folder; it holds something else, or a run with other settings or inputs.
+        SecateurError: another process holds the lock; or the folder holds something else, or a run with other settings
+            or inputs.
     """
     out = Path(out)
     if not is_main_process():
@@ -59,12 +60,12 @@ def run_folder(out: str | Path, settings: Mapping[str, Any], inputs: Mapping[str
 def folder_or_memory(
     out: str | Path | None, settings: Mapping[str, Any], inputs: Callable[[], Mapping[str, str]]
 ) -> AbstractContextManager[Path | None]:
-    """As `run_folder`; without `out` there is none, and nothing is fingerprinted."""
+    """As `run_folder`; without `out` yields None, and nothing is fingerprinted."""
     return nullcontext() if out is None else run_folder(out, settings, inputs())
 
 
 def refuse_run(out: str | Path) -> None:
-    """Refuse to write something else into the folder of a run, or where no folder can be.
+    """Refuse to write something else into the folder of a run, or where no folder can be made.
 
     Raises:
         SecateurError: `out` is a run, or cannot be written.
@@ -75,7 +76,7 @@ def refuse_run(out: str | Path) -> None:
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses, paths and tuples as what JSON gives back."""
+    """Convert dataclasses, paths and tuples to what JSON would give back."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
     if isinstance(value, Mapping):
@@ -86,15 +87,15 @@ def plain(value: Any) -> Any:
 
 
 def _check_free(out: Path) -> None:
-    """Refuse what is no run; a run that was killed before it wrote anything is one."""
+    """Refuse a folder that is not a run; a run killed before it wrote anything counts as one."""
     if not out.exists() or (out / CONFIG).is_file():
         return
     if not out.is_dir() or any(path.name != LOCK and not is_left_behind(path, mine=True) for path in out.iterdir()):
-        raise SecateurError(f"{out} exists and is no run of secateur; choose another --out")
+        raise SecateurError(f"{out} exists and is not a run of secateur; choose another --out")
 
 
 def _begin(out: Path, settings: dict[str, Any], inputs: dict[str, str]) -> None:
-    """Write `config.json`, or check the one that is there."""
+    """Write `config.json`, or check the existing one."""
     if not (out / CONFIG).is_file():
         write_json(out / CONFIG, settings | {"inputs": inputs} | circumstances())
         return
@@ -112,8 +113,8 @@ def _begin(out: Path, settings: dict[str, Any], inputs: dict[str, str]) -> None:
         )
     if others:
         raise SecateurError(
-            f"{out} was begun with another {', '.join(others)}: what is there now has other contents; choose another "
-            "--out, or put back what was there"
+            f"{out} was begun with another {', '.join(others)}: its contents have changed since; choose another "
+            "--out, or restore them"
         )
     write_json(out / CONFIG, before | settings)
 
@@ -121,12 +122,14 @@ def _begin(out: Path, settings: dict[str, Any], inputs: dict[str, str]) -> None:
 def _config(out: Path) -> dict[str, Any]:
     found = read_json(out / CONFIG)
     if not isinstance(found, dict):
-        raise SecateurError(f"{out / CONFIG} is not of a run of secateur: it is no JSON object; choose another folder")
+        raise SecateurError(
+            f"{out / CONFIG} is not the config of a run: it is not a JSON object; choose another folder"
+        )
     return found
 
 
 def circumstances() -> dict[str, Any]:
-    """What was written to begin a run, and what it runs on."""
+    """The command line, versions and machine of a run."""
     device = f"{platform.machine()}, {torch.get_num_threads()} thread(s)"
     if torch.accelerator.is_available():
         device = f"{torch.accelerator.current_accelerator()}, {device}"

@@ -1,4 +1,4 @@
-"""What comes from other formats, and what leaves for other runtimes."""
+"""Conversion from other formats, and export to other runtimes."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def convert(
     Args:
         checkpoint: .pt or .safetensors file: a state dict, or a training checkpoint, of which the EMA is taken.
         out: folder to write.
-        kind: dit or sit; the tensors do not tell. The default is what the file name says.
-        num_heads: attention heads, which no shape tells; the default is that of the published sizes.
-        vae: folder of a diffusers VAE to copy in; with it OUT works on images, without it on latents.
+        kind: dit or sit, which the tensors do not show; by default, as the file name says.
+        num_heads: attention heads, which no shape shows; by default, those of the published sizes.
+        vae: folder of a diffusers VAE to copy into OUT, which then works on images; without it, on latents.
 
     Returns:
         The config of the model.
@@ -71,27 +71,28 @@ def export(
 ) -> dict[str, Any]:
     """Write a model for another runtime, and check the written file against the model.
 
-    A file that computes something else is not kept.
+    A file whose outputs differ is not kept.
 
     Args:
         model: folder, hub id, module, pipeline, or what `load` returned.
-        format: onnx (needs secateur[export]), torch-export, diffusers, a folder that every function takes, or
+        format: onnx (needs secateur[export]), torch-export, diffusers (a folder that every function takes) or
             single-file, which ComfyUI and stable-diffusion.cpp read (Flux, Flux.2, SD3, Chroma, Qwen-Image, Z-Image,
             Wan; for models that lost blocks but no widths, Chroma neither).
         out: folder to write: OUT/model.onnx, OUT/model.pt2, OUT/model.safetensors or OUT/model, and OUT/model.json.
-        batch_size: of every call of the file; 2 for guidance of one image. Does not matter to diffusers.
-        size: height and width of the sample, by default the model's own; fixed in the file likewise.
-        text_tokens: length of the text, by default that of diffusers' pipelines (Flux 512); fixed likewise.
-        dtype: of weights, sample and output; onnx has no bfloat16. int8 (torch-export; needs secateur[int8]) and
+        batch_size: fixed batch size of the file; 2 for guidance of one image. Not used by diffusers.
+        size: fixed height and width of the sample; by default the model's own.
+        text_tokens: fixed length of the text; by default that of diffusers' pipelines (Flux 512).
+        dtype: dtype of weights, sample and output; onnx has no bfloat16. int8 (torch-export; needs secateur[int8]) and
             float8 (single-file) round the weights of linear layers only.
-        progress: show how far it is.
-        arguments: as `WeightsArguments` has them.
+        progress: show progress bars and print notes.
+        arguments: those of `WeightsArguments`.
 
     Returns:
-        What OUT/model.json says (inputs, shapes, versions, largest difference to the model), and `written`, the file.
+        The content of OUT/model.json (inputs, shapes, versions, largest difference to the model), and `written`, the
+        file.
 
     Raises:
-        SecateurError: a format or a dtype that cannot be had, or a file that computes something else.
+        SecateurError: the format or dtype is not available, or the outputs of the file differ.
     """
     one_process("export")
     refuse_run(out)
@@ -106,7 +107,7 @@ def export(
 
 @checked
 def slice_lora(lora: str | Path, *, model: Any, out: str | Path, **arguments: Unpack[WeightsArguments]) -> Path:
-    """Slice a LoRA of the dense model so that it fits the pruned one; what remains of it is the same function.
+    """Slice a LoRA of the dense model so that it fits the pruned one; on what was kept, its effect is the same.
 
     Writes OUT/pytorch_lora_weights.safetensors, which `pipeline.load_lora_weights(OUT)` loads, and slicing.json.
 
@@ -114,13 +115,13 @@ def slice_lora(lora: str | Path, *, model: Any, out: str | Path, **arguments: Un
         lora: .safetensors file of diffusers, peft or kohya, or the folder that holds it.
         model: the pruned model or pipeline: a folder, a hub id, or an object in memory.
         out: folder to write.
-        arguments: as `WeightsArguments` has them.
+        arguments: those of `WeightsArguments`.
 
     Returns:
-        The file of the sliced LoRA; slicing.json says what it was and is.
+        The file of the sliced LoRA; slicing.json lists its layers and sizes before and after.
 
     Raises:
-        SecateurError: a LoRA that cannot be read, or of another model.
+        SecateurError: a LoRA that cannot be read, or belongs to another model.
     """
     refuse_run(out)
     before = read_lora(Path(lora))

@@ -1,4 +1,4 @@
-"""Successive halving: many short trials, fewer longer ones, one winner; and how scores are told apart."""
+"""Successive halving: many short trials, fewer longer ones, one winner; and when two scores count as different."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ from ..results import Round, Score
 from ..results.means import TIED_WITHIN
 
 SEARCH_SHARE = 0.5  # of the budget; the rest is the winner's
-FEWEST_STEPS = 5  # of a trial that says anything
+FEWEST_STEPS = 5  # of a trial that can be compared
 
 
 def score_of(parts: Sequence[float]) -> Score:
-    """The mean of the scores of two or more batches that are the same for every candidate."""
+    """The mean score over two or more batches, which are the same for every candidate."""
     return Score(fmean(parts), stdev(parts) / math.sqrt(len(parts)), tuple(parts))
 
 
 def tied(one: Score, other: Score) -> bool:
-    """Whether the difference of two scores is within two standard errors of itself.
+    """Whether two scores differ by less than two standard errors of their difference.
 
-    Where both are of the same batches, the error is that of their differences batch by batch, which leaves out what the
-    batches have in common.
+    If both were measured on the same batches, the error is that of their differences batch by batch, which is smaller.
     """
     if one.parts and other.parts:
         differences = [a - b for a, b in zip(one.parts, other.parts, strict=True)]
@@ -36,7 +35,7 @@ def tied(one: Score, other: Score) -> bool:
 def order(scores: Mapping[str, Score], costs: Mapping[str, float]) -> list[str]:
     """The candidates from best to worst.
 
-    The lowest score is first; but of those tied with it, the one of the lowest cost. Then the same with the others.
+    First comes the candidate of lowest cost among those tied with the lowest score; then the same among the others.
     """
     names: list[str] = []
     remaining = list(scores)
@@ -50,7 +49,7 @@ def order(scores: Mapping[str, Score], costs: Mapping[str, float]) -> list[str]:
 
 
 def rounds_of(candidates: int, budget_steps: int) -> list[Round]:
-    """The rounds of a search among `candidates`: each halves them, and takes as many steps in all as the others.
+    """The rounds of a search among `candidates`: each halves their number, and all take equally many steps in total.
 
     Successive halving after Jamieson & Talwalkar (2016), Figure 1, with half of the budget. One candidate needs none.
     """
@@ -62,10 +61,10 @@ def rounds_of(candidates: int, budget_steps: int) -> list[Round]:
 
 
 def check_rounds(rounds: Sequence[Round], budget_steps: int) -> None:
-    """Check that trials are long enough to say anything.
+    """Check that trials are long enough to be compared.
 
     Raises:
-        SecateurError: those of the first round are.
+        SecateurError: those of the first round are not.
     """
     if rounds and rounds[0].steps < FEWEST_STEPS:
         first = rounds[0]

@@ -1,4 +1,4 @@
-"""What a model is, what can be removed from it, and whether its declaration tells the truth."""
+"""A model's size, what can be removed from it, and whether its structure is declared correctly."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ from .subject import described, open_weights
 
 @dataclass(frozen=True)
 class Inspection:
-    """What `secateur.inspect` found; it prints as a summary.
+    """The result of `secateur.inspect`; it prints as a summary.
 
     Attributes:
-        architecture: the class.
-        dense: its size as it is.
+        architecture: the model's class.
+        dense: its present size.
         smallest: the smallest reachable size, by width and by depth.
         structure: its removable dims and blocks.
-        left_out: what stays whole, and why.
-        history: what was done to it, by its manifest.
+        left_out: what cannot be removed, and why.
+        history: the steps in its manifest.
     """
 
     architecture: str
@@ -60,7 +60,7 @@ class Inspection:
         for granularity, least in self.smallest.items():
             sizes = f"{format_count(least.macs)} MACs, {format_count(least.parameters)} parameters"
             lines.append(f"smallest    {sizes} by {granularity}, {100 * least.macs / dense.macs:.1f}% of the MACs")
-        lines += [f"whole       {name}: {reason}" for name, reason in self.left_out.items()]
+        lines += [f"not cut     {name}: {reason}" for name, reason in self.left_out.items()]
         lines += [
             f"history     {step['kind']} {step.get('target', step.get('objective', ''))}" for step in self.history
         ]
@@ -73,7 +73,7 @@ def inspect(model: Any, **arguments: Unpack[WeightsArguments]) -> Inspection:
 
     Args:
         model: folder, hub id, module, pipeline, or what `load` returned.
-        arguments: as `WeightsArguments` has them.
+        arguments: those of `WeightsArguments`.
 
     Raises:
         SecateurError: it cannot be loaded, or its structure is not declared.
@@ -101,20 +101,20 @@ def check_structure(
     progress: bool = False,
     **arguments: Unpack[WeightsArguments],
 ) -> tuple[Check, ...]:
-    """Compare masks with removal for every width and every block of a model alone, and for random cuts.
+    """Compare masks with removal, for each width and each block of a model, and for random cuts.
 
-    Random weights take the place of the model's own, of a copy.
+    Works on a copy with random weights.
 
     Args:
         model: folder, hub id, module, pipeline, or what `load` returned.
         size: height and width of the sample, by default the model's own; small ones are faster.
-        random_cuts: cuts of several widths and blocks at once.
-        seed: of the weights and the units that leave.
-        progress: show how far it is.
-        arguments: as `WeightsArguments` has them.
+        random_cuts: number of cuts of several widths and blocks at once.
+        seed: seed of the weights and of the units to remove.
+        progress: show progress bars and print notes.
+        arguments: those of `WeightsArguments`.
 
     Returns:
-        Every comparison; one is right where its `ok` is.
+        All comparisons; a correct one has `ok`.
 
     Raises:
         SecateurError: bad input, or a model that does not run.
@@ -127,7 +127,7 @@ def check_structure(
         with inference(network):
             network(**inputs)
     except Exception as error:  # a forward pass may raise anything
-        raise ModelError(f"{name} does not run at size {size or 'of its own'}: {first_line(error)}") from error
+        raise ModelError(f"{name} does not run at size {size or 'its own'}: {first_line(error)}") from error
     found = []
     with shown(progress), progress_bar("masks against removal", count_checks(structure, random_cuts)) as advance:
         for check in checks_of(network, structure, inputs, random_cuts=random_cuts, seed=seed, describe=describe):
@@ -137,7 +137,7 @@ def check_structure(
 
 
 def require_right(checks: tuple[Check, ...], architecture: str) -> None:
-    """Raise `SecateurError` where a declaration is wrong, naming the first place."""
+    """Raise `SecateurError` if a comparison failed, naming the first."""
     wrong = [check for check in checks if not check.ok]
     if wrong:
         raise SecateurError(

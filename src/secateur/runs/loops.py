@@ -1,4 +1,4 @@
-"""Pruning in anybody's training loop, by whatever data and process a user has at hand."""
+"""Pruning in the user's own training loop, with any form of data and process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .stages import calibration, latency_of
 class Pruning(PruningOfObjects):
     """Prunes a model while any loop trains it: masks, removal, optimizer state and moving average.
 
-    Scores the model and finds the cut for the target when it is made; then call `step()` once for every optimizer step:
+    The constructor scores the model and finds the cut for the target; then call `step()` once for every optimizer step:
 
         pruning = secateur.Pruning(
             model, target="macs=56%", data=loader, process=scheduler, optimizer=optimizer, ema=ema, steps=2000
@@ -35,9 +35,9 @@ class Pruning(PruningOfObjects):
             optimizer.zero_grad()
             ema.update(...)
             if pruning.step():
-                ...  # tensors changed: wrap the model anew, if it is wrapped (DDP, FSDP, torch.compile)
+                ... # tensors changed: wrap the model again, if it is wrapped (DDP, FSDP, torch.compile)
 
-    `state_dict()` is JSON; `load_state_dict` makes the cuts again on the dense model, before its weights are loaded.
+    `state_dict()` is JSON; `load_state_dict` repeats the cuts on the dense model, before its weights are loaded.
     """
 
     def __init__(
@@ -58,23 +58,23 @@ class Pruning(PruningOfObjects):
         cut: CutConfig | None = None,
         compensation: CompensationConfig | None = None,
     ) -> None:
-        """Rank the units of `model` and find the cut for `target`; the model itself changes with the first `step()`.
+        """Rank the units of `model` and find the cut for `target`; the model changes from the first `step()` on.
 
         Args:
-            model: a network with a declared structure, dense or pruned, wrapped for several processes or not.
-            target: what stays: macs=56%, params=20M, blocks=6 or latency=20ms.
-            data: calibration samples, as of `secateur.prune`; the loop's own data will do.
-            steps: the optimizer steps that the loop will take.
+            model: a network with a declared structure, dense or pruned; it may be wrapped for several processes.
+            target: the size to reach: macs=56%, params=20M, blocks=6 or latency=20ms.
+            data: calibration samples, as for `secateur.prune`; the loop's own data will do.
+            steps: number of optimizer steps that the loop will take.
             process: how the model was trained: a name, a diffusers scheduler, its config, or a `Process`.
-            forward, loss: functions of (model, batch), instead of a process; `close()` takes them off the model.
-            schedule: one-shot, progressive or adaptive, or the config of one of the last two.
-            optimizer: whose state is cut along.
+            forward, loss: functions of (model, batch), in place of a process; `close()` detaches them from the model.
+            schedule: one-shot, progressive or adaptive, or a config of the latter two.
+            optimizer: its state is cut with the model.
             ema: the moving average: ours, torch's AveragedModel, diffusers' EMAModel, or a module of the same class.
-            criterion: what ranks units and blocks.
-            scoring: its options.
-            cut: which cuts are allowed; by default of widths, and of blocks for the adaptive schedule.
-            compensation: how what stays after every cut is refitted to the dense model, of which a copy is kept; None
-                leaves it as it was cut.
+            criterion: ranks units and blocks.
+            scoring: options of the criterion.
+            cut: which cuts are allowed; by default of widths, for the adaptive schedule of blocks.
+            compensation: options of the refit to the dense model after every cut, which needs a copy of the dense
+                model; None: no refit.
 
         Raises:
             SecateurError: bad input, an unreachable target, or a schedule that does not fit into `steps`.
@@ -99,5 +99,5 @@ class Pruning(PruningOfObjects):
         )
 
     def close(self) -> None:
-        """Let go of the model: `forward` and `loss` are taken off it."""
+        """Detach `forward` and `loss` from the model."""
         self._opening.close()

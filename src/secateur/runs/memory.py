@@ -1,4 +1,4 @@
-"""Memory that the stages of a run take at most: weights, and what passes over copies without data allocate."""
+"""Peak memory of the stages of a run: weights, and what passes allocate, counted on copies on the meta device."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ SAVING = ("optimizer", "weight_precision", "offload", "freeze", "lora", "paralle
 
 
 def peak_bytes(subject: Subject, work: Work, passes: Passes | None = None) -> dict[str, float]:
-    """Bytes of each stage at most, on the device of the model; a folder's run, which keeps no more than it needs.
+    """Peak bytes of each stage on the model's device, for a run in a folder (one in memory keeps more models).
 
-    The passes are those of the dense model, those of a cut one their share by MACs. Inputs, libraries and what the
-    allocator holds back come on top. A stage whose passes cannot be counted without data is left out.
+    Passes are counted for the dense model; those of a pruned one are its share by MACs. Inputs, libraries and memory
+    that the allocator reserves are not included. A stage whose passes cannot be counted on the meta device is left out.
     """
     passes = passes or Passes(subject)
     dense, plan = _bytes_of(subject.model), work.plan
@@ -64,9 +64,9 @@ def peak_bytes(subject: Subject, work: Work, passes: Passes | None = None) -> di
 def _recovery(
     subject: Subject, work: Work, config: RecoveryConfig, passes: Passes, weights: float, activations: float
 ) -> float:
-    """A student with its gradients, optimizer and average; the teacher, where the objective asks one.
+    """A student with its gradients, optimizer and average; and the teacher, if the objective needs one.
 
-    With options that save memory it is counted in full (`recovery_memory`), for the size of the loaded model.
+    With options that save memory, `recovery_memory` counts it, for the size of the loaded model.
     """
     saves = any(getattr(config, name) != getattr(RecoveryConfig(), name) for name in SAVING)
     asked = None if work.reads or work.book is not None else work.teacher or subject.model
@@ -94,7 +94,7 @@ def _sampled_at_once(config: EvaluationConfig) -> int:
 
 
 class Passes:
-    """What passes of a subject's model allocate, each counted once."""
+    """Memory that passes of a subject's model allocate; each is counted once."""
 
     def __init__(self, subject: Subject) -> None:
         self._subject = subject
@@ -103,7 +103,7 @@ class Passes:
         self.training = functools.cache(functools.partial(_or_unknown, _training, subject.model))
 
     def ranking(self, work: Work) -> Memory | None:
-        """What a ranking by gradients takes, where that is far more than the model itself does."""
+        """Memory of a ranking by gradients, if it is far more than the model's own."""
         if work.ranking is None:
             return None
         key = repr(work.ranking)
@@ -119,9 +119,10 @@ class Passes:
 
 
 def _or_unknown(count: Callable[..., float], *arguments: Any) -> float:
-    """What `count` returns; nan for a network that reads values, such as lengths of texts, which are not there."""
+    """What `count` returns; nan for a network that needs values, such as lengths of texts, which the meta device
+    lacks."""
     log = logging.getLogger("torch._subclasses.fake_tensor")
-    heard, log.disabled = log.disabled, True  # it reports what is caught here
+    heard, log.disabled = log.disabled, True  # it logs the error that is caught here
     try:
         return count(*arguments)
     except Exception:  # of any type, from inside the network
@@ -131,7 +132,7 @@ def _or_unknown(count: Callable[..., float], *arguments: Any) -> float:
 
 
 def _forward(model: nn.Module, batch_size: int) -> float:
-    """What a forward pass allocates beside the weights."""
+    """Bytes that a forward pass allocates beside the weights."""
     with without_data(model) as (hollow, memory), torch.no_grad():
         held = memory.peak
         hollow(**without_values(example_inputs(model, batch_size), _dtype(hollow)))
@@ -139,7 +140,7 @@ def _forward(model: nn.Module, batch_size: int) -> float:
 
 
 def _training(model: nn.Module, batch_size: int, recomputes: bool) -> float:
-    """What a forward and a backward pass allocate beside weights and gradients, in the model's own dtype."""
+    """Bytes that a forward and a backward pass allocate beside weights and gradients, in the model's own dtype."""
     with without_data(model) as (hollow, memory), recomputing(hollow, recomputes):
         hollow.requires_grad_(True)
         held = memory.peak

@@ -1,4 +1,4 @@
-"""Opening model and data together, also of a network that only a user's functions know how to call and to judge."""
+"""Opening model and data together; the model may be a network that is called or judged by the user's functions."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ from .checks import check_comparable
 from .data import open_data
 from .subject import Subject, described, open_subject
 
-SHAPE = (1, 1, 1)  # of the sample, which such a network has no use for
+SHAPE = (1, 1, 1)  # of the sample, which such a network does not use
 
 
 @contextmanager
 def opened(
     model: Any, data: Any, new_labels: bool = False, **arguments: Unpack[NetworkArguments]
 ) -> Iterator[tuple[Subject, ImageDataset | None]]:
-    """Open a model and its data for the block; without data there is no data set.
+    """Open a model and its data for the block; the data set is None without data.
 
     Raises:
-        SecateurError: as `open_subject` and `open_data`; user's functions that do not fit the model or the data.
+        SecateurError: as `open_subject` and `open_data`; or the user's functions do not fit the model or the data.
     """
     forward, loss = arguments.pop("forward", None), arguments.pop("loss", None)
     if forward is None and loss is None:
@@ -59,13 +59,13 @@ def opened(
 
 
 def required(dataset: ImageDataset | None) -> ImageDataset:
-    """The data set that a function cannot do without.
+    """The data set, for a function that needs one.
 
     Raises:
-        DataError: it was given none.
+        DataError: there is none.
     """
     if dataset is None:
-        raise DataError("there is no data; give data=")
+        raise DataError("no data was given; give data=")
     return dataset
 
 
@@ -93,7 +93,7 @@ def _open_own(model: nn.Module, data: Any, forward: Forward | None, loss: Loss |
             example_inputs=lambda model, batch_size, size: _repeated(called, batch_size),
         ),
     )
-    process = cast(Process, objective)  # but for sampling, which it has none of
+    process = cast(Process, objective)  # except for sampling, which it does not offer
     return Subject(Loaded(network, process), described(name, network), name), dataset
 
 
@@ -106,7 +106,7 @@ def _arguments_of(network: nn.Module, call: Any, example: Batch) -> Mapping[str,
     """The keyword arguments with which a user's function calls `network` on one sample.
 
     Raises:
-        SecateurError: it does not call it, or fails.
+        SecateurError: the function does not call it, or fails.
     """
     seen: list[Mapping[str, Any]] = []
 
@@ -134,19 +134,20 @@ def _arguments_of(network: nn.Module, call: Any, example: Batch) -> Mapping[str,
 
 
 def _repeated(arguments: Mapping[str, Any], count: int) -> dict[str, Any]:
-    """Arguments for one sample, for `count` of them."""
+    """The arguments for one sample, repeated for `count` samples."""
     return tree_map_only(Tensor, lambda value: value.repeat(count, *[1] * (value.ndim - 1)), dict(arguments))
 
 
 def beside(subject: Subject, model: Any, **arguments: Unpack[NetworkArguments]) -> Subject:
-    """A teacher or a reference of the subject's model, opened with its arguments; a module has the subject's process.
+    """Open a teacher or a reference of the subject's model with the same arguments; a module gets the subject's
+    process.
 
     Raises:
-        SecateurError: as `open_subject`; it answers other questions than the subject's model.
+        SecateurError: as `open_subject`; or its process, inputs or classes differ from the subject's.
     """
     if isinstance(subject.process, OwnObjective):
         if not isinstance(model, nn.Module):
-            raise SecateurError("beside forward= and loss= a teacher or a reference is a module too")
+            raise SecateurError("with forward= and loss=, a teacher or a reference must be a module too")
         network = network_of(model)
         family = family_of(subject.model)
         attach_family(network, Family(**{**vars(family), "architecture": type(network)}))

@@ -1,4 +1,4 @@
-"""What a run will make of the model, found before long work starts: reachable target, predicted size."""
+"""The plan of a run, made before long work starts: reachable target, predicted size, time and memory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SHOWN_SAVINGS = 2
 
 
 def plan_cut(subject: Subject, target: Target, cut: CutConfig) -> CutResult | None:
-    """Plan the cut with equal scores; None for a target of latency or quality, which only measuring can plan.
+    """Plan the cut with equal scores; None for a target of latency or quality, which must be measured.
 
     Widths under local allocation do not depend on scores; under global allocation the plan is an estimate.
 
@@ -45,22 +45,22 @@ def plan_cut(subject: Subject, target: Target, cut: CutConfig) -> CutResult | No
 
 @dataclass(frozen=True)
 class Plan:
-    """What a function will make of a model, how long it will take and how much memory; it prints as lines.
+    """The size that a function will reach, and the time and memory that it will take; prints as lines.
 
     Attributes:
-        device: that it was predicted for.
-        seconds: predicted, by stage; none on the meta device, where nothing can be timed.
-        flops: by stage, 2 for a multiply-accumulate.
-        peak: bytes of memory on the device that each stage takes at most, without what libraries take.
-        target: as it was asked for; None where nothing is cut.
-        cut: what it comes to; None where that is found by measuring.
-        removable: widths and blocks that the model has.
-        allocation: of the cut.
-        memory: that a ranking by gradients takes for sums of gradients, and how to do with less.
+        device: the device that it was predicted for.
+        seconds: predicted, by stage; empty on the meta device, where nothing can be timed.
+        flops: predicted, by stage, 2 for a multiply-accumulate.
+        peak: peak bytes of memory on the device, by stage, without those of libraries.
+        target: as the user gave it; None if nothing is cut.
+        cut: the planned cut; None if it is found by measuring.
+        removable: number of widths and of blocks of the model.
+        allocation: that of the cut.
+        memory: memory that a ranking by gradients takes for sums of gradients, and how to reduce it.
         metrics: predicted seconds of each metric of the evaluation, and of the samples, for a model of the dense size.
-        compensation: what refitting what stays takes.
-        book: tuples of the teacher's book, held out ones too, and the bytes that they take.
-        savings: options that shorten it most, and the seconds that each saves.
+        compensation: time and memory of the refit.
+        book: number of tuples in the teacher's book, held-out ones included, and their bytes.
+        savings: the options that save most time, and the seconds that each saves.
     """
 
     device: str
@@ -124,13 +124,14 @@ class Plan:
         narrowed = sum(dim.kept < dim.units for dim in cut.dims.values())
         yield f"cut        {narrowed} of {widths} widths, {len(cut.removed_blocks)} of {blocks} blocks"
         if cut.excluded:
-            yield f"whole      {', '.join(cut.excluded)}"
+            yield f"not cut    {', '.join(cut.excluded)}"
         if self.allocation != "local":
             yield f"           ({self.allocation} allocation: the ranking will change these numbers)"
 
 
 def plan_of(subject: Subject, work: Work, target: Target | None = None, cut: CutConfig | None = None) -> Plan:
-    """The plan of `work` on the subject, timed by a few measured steps of its model, unless that has no data."""
+    """The plan of `work` on the subject, timed by a few measured steps of its model, unless that is on the meta
+    device."""
     second = 0.0 if subject.device.type == "meta" else seconds_per_pair(subject)
     seconds = predict_seconds(subject, work, second) if second else {}
     calls = {} if work.evaluation is None else forward_passes(work.evaluation, subject.process)
@@ -157,7 +158,7 @@ def plan_of(subject: Subject, work: Work, target: Target | None = None, cut: Cut
 
 
 def _book(subject: Subject, work: Work) -> tuple[int, int] | None:
-    """The tuples of the teacher's book, and their bytes."""
+    """Number of tuples of the teacher's book, and their bytes."""
     if work.book is None:
         return None
     config, recovery = work.book

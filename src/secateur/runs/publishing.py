@@ -1,4 +1,4 @@
-"""Writing and uploading a pruned model with its model card, which says what was cut, how, and what that cost."""
+"""Writing and uploading a pruned model with its model card."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ def save_pretrained(
     images: Mapping[str, Tensor] | None = None,
     licence: str | None = None,
 ) -> Path:
-    """Write a model to `folder`: safetensors, JSON, and a model card if it was pruned. Files of others stay.
+    """Write a model to `folder`: safetensors, JSON, and a model card if it was pruned. Other files in the folder stay.
 
     Args:
-        model: the network; or what `compress` returned, whose pipeline is written if there is one.
-        folder: where to.
-        scheduler_config: of the process it was trained on, which lies beside it then.
-        evaluation: what was measured, for the card; a run has its own.
-        images: of each model from the same noise, (N, C, H, W) in [-1, 1], for the card; a run has its own.
-        licence: of the model that it was cut from, by the hub's name for it; by default what that one's card says,
-            where it is at hand.
+        model: the network; or what `compress` returned, whose pipeline is written if it has one.
+        folder: the folder to write.
+        scheduler_config: config of the scheduler that it was trained with, to be written beside it.
+        evaluation: measurements, for the card; a run has its own.
+        images: samples of each model from the same noise, (N, C, H, W) in [-1, 1], for the card; a run has its own.
+        licence: licence of the base model, by the hub's name for it; by default read from the base model's card, if it
+            is on this disk.
 
     Raises:
-        SecateurError: the disk is full, the folder cannot be written, or the model's tensors are not what its config
-            and the cuts that were made here say.
+        SecateurError: the disk is full, the folder cannot be written, or the model's tensors do not match its config
+            and the cuts made by secateur.
     """
     return _save(model, Path(folder), str(folder), scheduler_config, evaluation, images, licence)
 
@@ -57,13 +57,13 @@ def push_to_hub(
     private: bool = False,
     token: str | None = None,
 ) -> str:
-    """Upload what `save_pretrained` writes, its model card too, and return the address of the commit.
+    """Upload what `save_pretrained` writes, model card included, and return the address of the commit.
 
     Args:
-        repo_id: "NAME/REPOSITORY", which is made if it is not there.
-        private: whether it is made private.
-        token: of the hub; by default the one that was logged in with.
-        model, scheduler_config, evaluation, images, licence: as of `save_pretrained`.
+        repo_id: "NAME/REPOSITORY", created if it does not exist.
+        private: create it as a private repository.
+        token: token of the hub; by default that of the login.
+        model, scheduler_config, evaluation, images, licence: as for `save_pretrained`.
     """
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"

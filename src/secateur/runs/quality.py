@@ -1,7 +1,7 @@
-"""A target that is a quality: the smallest model that holds it before any training, found by bisection over its size.
+"""Quality targets: the smallest model that keeps a quality before any training, found by bisection over its size.
 
-Cutting and refitting cost seconds, so a few models may be tried. Quality is taken to fall as the model shrinks; the one
-that is chosen was measured.
+Cutting and refitting take seconds, so several sizes are tried. Quality is assumed to fall as the model shrinks; that of
+the chosen model was measured.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ from .data import decoder
 from .stages import calibration, planned_cut
 from .subject import Subject
 
-TRIES = 7  # the last is known to 1 / 2^7 of the MACs
+TRIES = 7  # determine the size to 1 / 2^7 of the MACs
 IMAGES = 128  # samples of each model
 METRICS = {"ssim": ("consistency", "SSIM to the dense model's samples"), "loss": ("loss", "rise of the denoising loss")}
 
 
 def check_quality(subject: Subject, goal: Target, one_shot: bool = True) -> None:
-    """Check that a target of quality can be pursued; any other target passes.
+    """Check that a quality target can be used here; any other target passes.
 
     Raises:
-        SecateurError: several processes, a schedule that cuts during the recovery, or a network that is not sampled.
+        SecateurError: several processes, a schedule that cuts during recovery, or a network that cannot be sampled.
     """
     if not goal.is_quality:
         return
     one_process(f"the search for {goal}")
-    require(one_shot, f"{goal} is sought by one-shot cuts before recovery; add --schedule one-shot, or ask for a size")
+    require(one_shot, f"{goal} is reached by one-shot cuts before recovery; add --schedule one-shot, or ask for a size")
     own = isinstance(subject.process, OwnObjective)
-    require(not own, f"{goal} is measured of samples, and forward= and loss= have none; ask for a size")
+    require(not own, f"{goal} is measured on samples, which forward= and loss= lack; ask for a size")
 
 
 def sought(
@@ -61,10 +61,10 @@ def sought(
     compensation: CompensationConfig | None,
     evaluation: EvaluationConfig,
 ) -> tuple[Target, QualitySearch]:
-    """The share of the MACs of the smallest model that holds `goal`, and what was tried; writes `quality.json`.
+    """The share of the MACs of the smallest model that keeps `goal`, and all sizes tried; writes `quality.json`.
 
     Raises:
-        TargetError: no smaller model holds it.
+        TargetError: no smaller model keeps it.
     """
     path = None if folder is None else folder / "quality.json"
     metric = METRICS[goal.metric][1]
@@ -96,7 +96,7 @@ def _tried(
     compensation: CompensationConfig | None,
     quality_of: Callable[[nn.Module], float | None],
 ) -> QualityTry:
-    """A copy of the model cut to a share of the MACs, refitted and measured."""
+    """Cut a copy of the model to a share of the MACs, refit and measure it."""
     try:
         planned = planned_cut(subject, Target("macs", asked, True), scores, cut)
     except TargetError:
@@ -115,7 +115,7 @@ def _tried(
 def _quality_of(
     subject: Subject, dataset: ImageDataset, goal: Target, evaluation: EvaluationConfig
 ) -> Iterator[Callable[[nn.Module], float | None]]:
-    """A function from a model to its SSIM, or to the rise of its loss; the dense model's samples are drawn once."""
+    """A function from a model to its SSIM, or to the rise of its loss; draws the dense model's samples once."""
     name = METRICS[goal.metric][0]
     config = replace(EvaluationConfig(), metrics=(name,), num_images=IMAGES, num_pairs=IMAGES)
     sampler = ("num_inference_steps", "guidance_scale", "guidance_channels", "scheduler", "batch_size", "seed")

@@ -1,4 +1,5 @@
-"""Recording: the teacher's book, written once by a dense model and read by any number of its pruned ones."""
+"""Recording the teacher's book: answers of a dense model, written once, on which any number of pruned ones can
+train."""
 
 from __future__ import annotations
 
@@ -42,25 +43,25 @@ def record(
     progress: bool = False,
     **arguments: Unpack[ModelArguments],
 ) -> Book:
-    """Record a dense model's answers for recoveries to come, which then need neither the model nor its time.
+    """Record a dense model's answers once, for recoveries that then do not have to run it.
 
-    Give `finetune` the book and the options of recovery that it was recorded for. The same call goes on with a book
-    that was stopped, and extends one to more tuples.
+    Give `finetune` the book and the recovery options that it was recorded for. The same call resumes a book that was
+    stopped; with more tuples it extends the book.
 
     Args:
         model: the dense model.
-        data: what will be trained on.
-        objective: that will read it: distillation needs outputs alone, 2ndmatch growth too, first-order products of the
-            Jacobian, features hidden states.
-        steps: of the recovery, which with its batch size say how many tuples there are.
-        book: how many tuples, in which dtype.
-        recovery: how will be trained: label dropout and flips are drawn now.
-        out: folder; without one the book is in memory.
-        progress: show how far it is.
-        arguments: as `ModelArguments` has them.
+        data: the training samples.
+        objective: the objective of the recovery, which says what is recorded: distillation outputs, 2ndmatch also
+            growths, first-order also Jacobian products, features also hidden states.
+        steps: steps of the recovery; with its batch size they determine how many tuples are recorded.
+        book: how many answers, in which dtype.
+        recovery: how the recovery will train; label dropout and flips are drawn now.
+        out: folder of the book; without it the book is in memory.
+        progress: show progress bars and print notes.
+        arguments: those of `ModelArguments`.
 
     Raises:
-        SecateurError: bad input, or a folder that holds something else; always one clear line.
+        SecateurError: bad input, or a folder that holds something else.
     """
     settings = finetuning(recovery, True, steps, objective)
     with shown(progress), opened(model, data, **arguments) as (subject, found):
@@ -74,7 +75,7 @@ def opened_book(book: Any, subject: Subject, dataset: ImageDataset, teacher: Sub
     """A book in memory, or read from its folder.
 
     Raises:
-        SecateurError: it is not whole, or of another teacher, process or data.
+        SecateurError: it is incomplete, or belongs to another teacher, process or data.
     """
     found = book if isinstance(book, Book) else open_book(book, subject.process, dataset, subject.model)
     found.check(subject.process, dataset, None if teacher is None else teacher.model)
@@ -82,13 +83,13 @@ def opened_book(book: Any, subject: Subject, dataset: ImageDataset, teacher: Sub
 
 
 def say_book(book: Book) -> None:
-    """Print what there is."""
+    """Print the size and place of a book."""
     where = "in memory" if book.folder is None else f"in {book.folder}"
     say(f"book     {book.num_tuples:,} tuples, {book.held_out_rows.count:,} held out, {where}")
 
 
 def _owned(out: str | Path | None) -> AbstractContextManager[None]:
-    """Own the folder of a book: a new one, or one that was begun."""
+    """Lock the folder of a book: a new one, or one that was begun."""
     if out is None or not is_main_process():
         return nullcontext()
     folder = Path(out)

@@ -1,4 +1,4 @@
-"""A compression that was run: its models and results in memory, its folder where it has one."""
+"""A finished compression: its models and results in memory, and its folder if it has one."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class Run:
     """What `secateur.compress` returns; it prints as its summary, and draws itself in a notebook.
 
     Attributes:
-        folder: where it was written; None for one in memory.
-        settings: what it was asked for, and what it ran on, as `config.json` has it.
+        folder: where it was written; None for a run in memory.
+        settings: its settings and the machine it ran on, as in `config.json`.
     """
 
     subject: Subject = field(repr=False)
@@ -55,7 +55,7 @@ class Run:
 
     @cached_property
     def pipeline(self) -> DiffusionPipeline | None:
-        """The pipeline with the recovered network; None where a network alone was compressed."""
+        """The pipeline with the recovered network; None if a network alone was compressed."""
         return self.subject.pipeline_with(self.model)
 
     @property
@@ -80,12 +80,12 @@ class Run:
 
     @property
     def quality(self) -> QualitySearch | None:
-        """What was tried for a target of quality."""
+        """The sizes tried for a quality target."""
         return self.stages.quality
 
     @property
     def recorded(self) -> Recorded | None:
-        """The teacher's book that recovery read."""
+        """The teacher's book that recovery trained on."""
         return self.stages.recorded
 
     @property
@@ -98,7 +98,7 @@ class Run:
         return self.stages.images
 
     def save(self, folder: str | Path) -> Path:
-        """Write the run as the command would have, and return the folder: models, results, and a report."""
+        """Write models, results and a report as the command would have; return the folder."""
         folder = Path(folder)
         write_json(folder / "config.json", plain(self.settings))
         write_result(folder / "ranking.json", self.ranking)
@@ -119,7 +119,7 @@ class Run:
         return folder
 
     def report(self, folder: str | Path | None = None) -> Path:
-        """The page about the run; one in memory is saved to `folder` first, which it then needs.
+        """Write the page about the run and return its path; a run in memory is saved to `folder` first.
 
         Raises:
             ValueError: the run is in memory, and no folder was given.
@@ -140,7 +140,7 @@ class Run:
 
     @cached_property
     def sentences(self) -> tuple[str, ...]:
-        """What was asked for, what was reached, what was lost, and what of the defaults was not measured."""
+        """What was asked, reached and lost, and which default metrics were not measured."""
         if self.folder is not None:
             summary = summarize(read_run(self.folder))
             return (*summary.sentences, *map(noted, summary.notes))

@@ -1,4 +1,4 @@
-"""Drawing images, into memory, one grid, or a folder of files."""
+"""Drawing samples into memory, one grid, or a folder of files."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from .folder import run_folder
 from .subject import Subject, open_subject
 
 MOST_COLUMNS = 20
-MOST_PIXELS = 2 * 89_478_485  # of a grid: beyond, Pillow takes a picture for an attack
+MOST_PIXELS = 2 * 89_478_485  # of a grid: Pillow refuses larger images as a possible attack
 GRIDS = (".png", ".jpg", ".jpeg", ".webp")  # endings of `out` that mean one picture
 
 
@@ -67,35 +67,35 @@ def sample(
     progress: bool = False,
     **arguments: Unpack[ModelArguments],
 ) -> Tensor | Path:
-    """Draw images: a tensor (N, C, H, W) in [-1, 1], or with `out` one picture of all, or a folder of PNG files.
+    """Draw images: a tensor (N, C, H, W) in [-1, 1]; with `out`, one picture of all, or a folder of PNG files.
 
     A model of videos gives clips (N, C, T, H, W); in pictures their frames stand side by side.
 
-    Image i depends on the seed and i only. A folder that was begun goes on where it stopped when the same call is given
-    again, and torchrun shares it out over processes. Images of a class-conditional model lie in one sub-folder per
-    class, as data is read.
+    Image i depends on the seed and i only. The same call resumes a folder that was begun, and torchrun divides the
+    images between processes. Images of a class-conditional model lie in one sub-folder per class, a layout that `data`
+    accepts.
 
     Args:
         model: folder, hub id, module, pipeline, or what `load` returned.
-        num_images: how many.
+        num_images: number of images.
         num_inference_steps: sampler steps.
-        scheduler: class name of a diffusers scheduler, such as DPMSolverMultistepScheduler; the default is the
-            process's own deterministic one.
-        class_label: draw this class; the default goes through all of a class-conditional model's classes.
-        prompt: one or more texts that take turns, for a text-conditional pipeline.
-        guidance_scale: classifier-free guidance; 1 is off. The default is that of the pipeline in diffusers, and 1
-            without a pipeline or a null condition.
-        guidance_channels: how many channels of the output are guided, by default all; the samplers of DiT and SiT
-            guide 3.
-        seed: of the images.
-        batch_size: images at once; does not change them.
-        bits: of a pixel in a folder of PNG files; 16 for models of grey images whose data had them.
+        scheduler: class name of a diffusers scheduler, such as DPMSolverMultistepScheduler; by default the process's
+            own deterministic one.
+        class_label: draw this class; by default, all classes of a class-conditional model in turn.
+        prompt: one or more texts, used in turn, for a text-conditional pipeline.
+        guidance_scale: classifier-free guidance; 1 is off. By default that of the pipeline in diffusers, or 1 without a
+            pipeline or a null condition.
+        guidance_channels: number of output channels that are guided, by default all; the original samplers of DiT and
+            SiT guide 3.
+        seed: seed of the images.
+        batch_size: images drawn at once; does not change them.
+        bits: bits of a pixel in a folder of PNG files; 16 for models of grey images whose data had them.
         out: picture to write (.png, .jpg, .webp), or a folder.
-        progress: show how far it is.
-        arguments: as `ModelArguments` has them.
+        progress: show progress bars and print notes.
+        arguments: those of `ModelArguments`.
 
     Raises:
-        SecateurError: bad input; always one clear line.
+        SecateurError: bad input.
     """
     place = None if out is None else Path(out)
     grid = place is not None and place.suffix.lower() in GRIDS
@@ -171,17 +171,17 @@ def sample(
             shutil.rmtree(parts)
         else:
             with run_folder(place, settings, inputs):
-                wait_for_everyone(subject.on_cpu)  # all stop where the folder is refused
+                wait_for_everyone(subject.on_cpu)  # all stop if the folder is refused
                 files = [_file(place, index, labels) for index in range(num_images)]
                 _write_files(files, batch_size, draw, to_image if bits == 8 else to_deep_image)
         return place
 
 
 def default_guidance(subject: Subject) -> float:
-    """The guidance scale that the subject's pipeline takes in diffusers where nobody gives one; 1 is off.
+    """The default guidance scale of the subject's pipeline in diffusers; 1 is off.
 
-    That of a guidance-distilled model is one of its inputs, a model of few steps needs none, and `true_cfg_scale` is
-    off without a negative prompt.
+    It is 1 for a guidance-distilled model, which takes its scale as an input, for a model of few steps, which needs
+    none, and for `true_cfg_scale`, which is off without a negative prompt.
     """
     pipeline = subject.loaded.pipeline
     if pipeline is None:
@@ -206,7 +206,7 @@ def write_picture(image: Image.Image, path: Path) -> None:
 
 
 def _labels(classes: int | None, chosen: int | None, count: int) -> list[int] | None:
-    """The class of every image: the chosen one, or all in turn; None for a model without classes."""
+    """The class of each image: the chosen one, or all in turn; None for a model without classes."""
     if chosen is None:
         return None if classes is None else [i % classes for i in range(count)]
     if classes is None:
@@ -216,7 +216,7 @@ def _labels(classes: int | None, chosen: int | None, count: int) -> list[int] | 
 
 
 def _text_conditions(subject: Subject, prompts: Sequence[str]) -> tuple[Conditions, Conditions]:
-    """Conditions of every prompt, and those of no prompt."""
+    """The conditions of every prompt, and those of an empty one."""
     require(len(prompts) > 0, 'the model takes text: give --prompt "what to draw"')
     if subject.loaded.pipeline is None:
         raise ModelError(NO_PIPELINE)
@@ -226,7 +226,7 @@ def _text_conditions(subject: Subject, prompts: Sequence[str]) -> tuple[Conditio
 
 
 def image_shape(subject: Subject) -> Shape:
-    """C, H, W of the images, or C, T, H, W of the clips, which a pipeline decodes from latents."""
+    """(C, H, W) of the images, or (C, T, H, W) of the clips, after a pipeline has decoded them."""
     shape, vae = input_shape(subject.model), subject.loaded.vae
     return shape if vae is None else latent_space(vae).image_shape(shape)
 
@@ -240,7 +240,7 @@ def _check_bits(bits: int, subject: Subject, in_folder: bool) -> None:
 
 
 def _check_room(place: Path | None, count: int, subject: Subject, grid: bool) -> None:
-    """Refuse more images than memory holds, than the disk takes as files, or than programs open as one."""
+    """Refuse more images than fit into memory, onto the disk as files, or into one picture that programs open."""
     shape = image_shape(subject)
     if place is None:
         image = torch.float32.itemsize * math.prod(shape)
@@ -253,8 +253,8 @@ def _check_room(place: Path | None, count: int, subject: Subject, grid: bool) ->
         return
     there = next(folder for folder in (place, *place.absolute().parents) if folder.exists())
     disk, done = os.statvfs(there), sum(1 for _ in place.rglob("*.png"))
-    room = disk.f_bavail * disk.f_frsize // disk.f_bsize  # a file takes a block at least
-    room = min(room, disk.f_favail) if disk.f_files else room  # some file systems count no files
+    room = disk.f_bavail * disk.f_frsize // disk.f_bsize  # a file takes at least one block
+    room = min(room, disk.f_favail) if disk.f_files else room  # some file systems do not count files
     require(count <= room + done, f"num_images is {count}; the disk of {place} has room for {room} files")
 
 

@@ -1,4 +1,4 @@
-"""A search for the recipe that suits a model: short trials, of which the better half goes on."""
+"""A search for the recipe that suits a model: short trials, then longer ones of the better half."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from .timing import format_duration, seconds_per_pair
 from .trials import CACHE, Bench, Trial, TrialConfig, attempt, is_done, make_trial, plan_trial, warm_up_seconds
 
 ScoreName = Literal["loss", "frechet"]
-PROBE = 10_000  # steps over which the time of one is predicted
-SCORE_BATCHES = 16  # of images, the same for all candidates
+PROBE = 10_000  # steps of a run whose predicted time gives that of one step
+SCORE_BATCHES = 16  # batches of images, the same for all candidates
 SCORE_BATCH = 16
 RULES = {
     "loss": f"the mean loss over {SCORE_BATCHES} batches of {SCORE_BATCH} images, the same images, noise and "
@@ -41,15 +41,15 @@ WINNER = "winner"
 
 @dataclass(frozen=True)
 class Searcher:
-    """What looks for the recipe that suits a model at one target; how it stands is in `Trials`.
+    """Searches for the recipe that suits a model at one target; its progress is in `Trials`.
 
     Attributes:
         bench: the model and the data.
         goal: the target.
-        seed: of scoring and recovery.
-        shared: what all trials share.
-        evaluation: what is measured of the winner.
-        score: what judges the trials.
+        seed: seed of scoring and recovery.
+        shared: settings of all trials.
+        evaluation: how the winner is measured.
+        score: how trials are compared.
     """
 
     bench: Bench
@@ -60,7 +60,7 @@ class Searcher:
     score: ScoreName
 
     def trial(self, recipe: str, steps: int) -> Trial:
-        """A short trial, of which only the score is measured."""
+        """A short trial, whose score alone is measured."""
         frechet = FrechetOptions(self.evaluation.frechet.statistics if self.score == "frechet" else None)
         measured = replace(self.evaluation, metrics=(self.score,), frechet=frechet)
         made = make_trial(recipe, self.goal, self.seed, self.shared, steps=steps, evaluation=measured)
@@ -70,7 +70,7 @@ class Searcher:
         """The rounds, the predicted seconds, and the recipes that cannot take part.
 
         Raises:
-            SecateurError: no recipe can, the budget is too small, or nothing could tell the trials apart.
+            SecateurError: no recipe can, the budget is too small, or the trials could not be compared.
         """
         if self.score == "frechet":
             self._check_features()
@@ -109,7 +109,7 @@ class Searcher:
         return Trials(tuple(skipped), search)
 
     def _check_features(self) -> None:
-        """Check that there is a Fréchet distance to judge by, before any trial."""
+        """Check, before any trial, that the Fréchet distance can be measured."""
         subject, judged = self.bench.subject, replace(self.evaluation, metrics=("frechet",))
         try:
             plan_evaluation({"dense": subject.model}, subject.process, self.bench.dataset, judged)
@@ -119,7 +119,7 @@ class Searcher:
     def _times(
         self, names: Sequence[str], steps: int, second: float, skipped: list[TrialResult]
     ) -> dict[str, dict[str, float]]:
-        """Predicted seconds of trials of so many steps; adds the recipes that cannot run to `skipped`.
+        """Predicted seconds of trials of `steps` steps; adds the recipes that cannot run to `skipped`.
 
         Raises:
             SecateurError: none can.
@@ -136,7 +136,7 @@ class Searcher:
         return times
 
     def find(self, run: Path, found: Trials) -> Trials:
-        """Run the rounds that are not done yet; `trials.json` says after each trial how the search stands."""
+        """Run the remaining rounds; `trials.json` is updated after each trial."""
         search = search_of(found)
         candidates = list(search.recipes)
         for rung, one in enumerate(search.rounds):
@@ -155,7 +155,7 @@ class Searcher:
         return replace(found, search=replace(search, winner=candidates[0]))
 
     def _try(self, run: Path, found: Trials, rung: int, trial: Trial) -> Trials:
-        """Run and score one trial, unless that is done."""
+        """Run and score one trial, unless that was done already."""
         name = f"round-{rung + 1}_{trial.name}"
         before = next((each for each in found.trials if each.name == name), None)
         if before is not None and before.status == "done":
@@ -170,7 +170,7 @@ class Searcher:
                 outcome = replace(outcome, score=score)
             else:
                 outcome = replace(outcome, status="failed", reason="its score is not finite")
-            shutil.rmtree(folder / "recovery" / "checkpoints", ignore_errors=True)  # the trial never goes on
+            shutil.rmtree(folder / "recovery" / "checkpoints", ignore_errors=True)  # a trial is never continued
         if outcome.status == "failed":
             say(f"{name} failed: {outcome.reason}")
         return _noted(run, found, outcome)
@@ -192,7 +192,7 @@ class Searcher:
         return score_of(losses)
 
     def finish(self, run: Path, found: Trials) -> Trials:
-        """Spend what is left of the budget on the winner, and say what was found."""
+        """Spend the rest of the budget on the winner, and write what was found."""
         search, folder = search_of(found), run / WINNER
         if search.winner_steps is None:
             search = replace(search, winner_steps=self._steps_left(run, found))
@@ -213,7 +213,7 @@ class Searcher:
         return found
 
     def _steps_left(self, run: Path, found: Trials) -> int:
-        """Of the budget; in minutes, at least as many as the winner had in its last trial."""
+        """Steps for the winner; with a budget in minutes, at least as many as in its last trial."""
         search = search_of(found)
         done = [each for each in found.trials if each.status == "done"]
         if search.budget_seconds is None or not done:
@@ -230,7 +230,7 @@ def search_of(found: Trials) -> Search:
     """The search that the trials belong to.
 
     Raises:
-        SecateurError: the folder holds trials of a sweep, or what it says of the search does not fit together.
+        SecateurError: the folder holds trials of a sweep, or the record of its search is inconsistent.
     """
     search = found.search
     if search is None:
@@ -249,12 +249,12 @@ def search_of(found: Trials) -> Search:
 
 
 def scores_of_round(found: Trials, rung: int) -> dict[str, Score]:
-    """By recipe, of the trials of a round that have one."""
+    """The scores of a round's trials, by recipe, where there is one."""
     return {str(each.recipe): each.score for each in found.trials if each.rung == rung and each.score is not None}
 
 
 def _judged(one: TrialResult, rung: int, ranked: list[str], left: int, scores: dict[str, Score]) -> TrialResult:
-    """A trial with what became of it in the round `rung`, of which `left` recipes go on."""
+    """The trial with its outcome in round `rung`, after which `left` recipes remain."""
     if one.rung != rung or one.score is None:
         return one
     at = ranked.index(str(one.recipe))
@@ -264,14 +264,14 @@ def _judged(one: TrialResult, rung: int, ranked: list[str], left: int, scores: d
 
 
 def _noted(run: Path, found: Trials, outcome: TrialResult) -> Trials:
-    """The trials with this outcome at their end, written to `trials.json`."""
+    """Append an outcome to the trials, and write `trials.json`."""
     found = replace(found, trials=(*(each for each in found.trials if each.name != outcome.name), outcome))
     write_result(run / TRIALS, found)
     return found
 
 
 def _fit_stages(trial: Trial) -> Trial:
-    """The trial with progressive stages that take no more than half of its steps."""
+    """The trial, with progressive stages shortened to take at most half of its steps."""
     settings = trial.settings
     fitting = settings.recovery.steps // (2 * settings.progressive.last_stage)
     if settings.schedule != "progressive" or fitting >= settings.progressive.stage_steps:
@@ -281,7 +281,7 @@ def _fit_stages(trial: Trial) -> Trial:
 
 
 def _sentences(found: Trials, search: Search) -> list[str]:
-    """What was tried, what won, and by which rule."""
+    """Sentences: what was tried, what won, and by which rule."""
     scores = scores_of_round(found, len(search.rounds) - 1)
     if not scores:
         return [f"{search.winner} was the only recipe that could run, so nothing was searched."]

@@ -1,4 +1,4 @@
-"""The stages of a run. With a folder each writes its result whole, and is skipped when that is already there."""
+"""The stages of a run. With a folder each writes its result atomically, and is skipped if the result exists."""
 
 from __future__ import annotations
 
@@ -59,7 +59,8 @@ Result = TypeVar("Result")
 
 
 def kept(folder: Path | None, name: str, kind: type[Result], make: Callable[[], Result]) -> Result:
-    """What `folder` holds as `name`, or else what `make` returns, which is written there; without a folder that."""
+    """The result `name` in `folder` if it exists; otherwise that of `make`, which is written there if there is a
+    folder."""
     if folder is None:
         return make()
     path = folder / name
@@ -69,7 +70,7 @@ def kept(folder: Path | None, name: str, kind: type[Result], make: Callable[[], 
 
 
 def kept_model(folder: Path | None, name: str, subject: Subject, make: Callable[[], nn.Module]) -> nn.Module:
-    """The model in the folder `name` of `folder`, or else what `make` returns; as `kept`."""
+    """The model in the subfolder `name` if it exists; otherwise that of `make`; as `kept`."""
     if folder is None:
         return make().eval()
     place = folder / name
@@ -79,14 +80,15 @@ def kept_model(folder: Path | None, name: str, subject: Subject, make: Callable[
 
 
 def reopened(folder: Path, subject: Subject) -> nn.Module:
-    """The model that a stage saved in `folder`, where the dense one is."""
+    """The model that a stage saved in `folder`, on the device of the dense one."""
     return as_network(from_pretrained(folder)).to(subject.device)
 
 
 def warmup_stage(
     folder: Path | None, subject: Subject, dataset: ImageDataset, warmup: WarmupConfig, recovery: RecoveryConfig
 ) -> Subject:
-    """Train the labels of the subject's model, which `relabel` made; writes `warmup/` and the folder `relabelled`."""
+    """Train the new label embeddings of the subject's model (from `relabel`); writes the folders `warmup` and
+    `relabelled`."""
     if folder is None or not (folder / "relabelled").is_dir():
         model = copy.deepcopy(subject.model)
         note_labels(model, dataset.class_names, subject.name)
@@ -121,7 +123,7 @@ def rank_stage(
             criterion,
             {name: tuple(scores[name].tolist()) for name in structure.dims if name in scores},
             {name: scores[name].item() for name in structure.blocks},
-            curve,  # a decoder's one timestep makes none
+            curve,  # a decoder has one timestep, and so no curve
             found.report,
             asdict(scoring),
             round(time.perf_counter() - begun, 2),
@@ -148,7 +150,7 @@ def check_ranked(subject: Subject, ranking: Ranking, criterion: str, otherwise: 
 
 
 def given_ranking(folder: Path | None, ranking: Ranking) -> Ranking:
-    """A ranking that was made before, instead of what `rank_stage` makes."""
+    """Use a ranking made before, in place of `rank_stage`."""
     ranking = kept(folder, "ranking.json", Ranking, lambda: ranking)
     if folder is not None and is_main_process():
         write_ranking(folder)
@@ -169,7 +171,7 @@ def calibration(subject: Subject, dataset: ImageDataset, scoring: ScoringConfig)
 
 @dataclass(frozen=True)
 class Planned:
-    """A cut for a target, what it comes to, and what the manifest says of it."""
+    """A cut for a target, its description, and its entry for the manifest."""
 
     cut: Cut
     result: CutResult
@@ -192,7 +194,7 @@ def solve_cut(
 
 
 def planned_cut(subject: Subject, target: Target, scores: Mapping[str, Tensor], config: CutConfig) -> Planned:
-    """The one-shot cut for the target, by these scores."""
+    """The one-shot cut for the target, by `scores`."""
     solution, result = one_shot(
         subject.model,
         subject.structure,
@@ -213,7 +215,7 @@ def cut_stage(
     details: Mapping[str, Any],
     inplace: bool = False,
 ) -> tuple[nn.Module, CutResult]:
-    """Prune the model, or a copy of it, to the target; writes `cut.json`, and the folder `pruned`."""
+    """Prune the model, or a copy of it, to the target; writes `cut.json` and the folder `pruned`."""
     found: list[CutResult] = []
 
     def make() -> nn.Module:
@@ -237,14 +239,14 @@ def compensate_stage(
 ) -> tuple[nn.Module, Compensation]:
     """Refit a copy of `pruned` to the subject's model; writes `compensation.json` and the folder `compensated`.
 
-    Every process takes its share of the tuples.
+    Each process works on its share of the tuples.
     """
     place = None if folder is None else folder / "compensated"
     if place is None or not place.is_dir():
         model = pruned if inplace else copy.deepcopy(pruned)
         batch = calibration(subject, dataset, ScoringConfig(num_images=config.num_tuples, seed=config.seed))
         null = null_conditions(subject.model, dataset)
-        fitted = None if folder is None else folder / "compensation"  # layers, in case of a stop
+        fitted = None if folder is None else folder / "compensation"  # fitted layers, kept for resuming
         result = compensate(model, subject.model, subject.process, batch, config, null=null, folder=fitted)
         if folder is None or place is None:
             return model.eval(), result
@@ -259,7 +261,7 @@ def compensate_stage(
 def record_stage(
     folder: str | Path | None, subject: Subject, dataset: ImageDataset, config: BookConfig, recovery: RecoveryConfig
 ) -> Book:
-    """The book that the recovery reads, written in `folder` as far as it is not there; every process writes a part."""
+    """The book for a recovery; what is missing in `folder` is recorded, by each process a part."""
     contents = contents_of(recovery, null_conditions(subject.model, dataset))
     lower = PRECISIONS[precision_on(recovery, subject.device)]
     count = tuples_for(recovery, config)
@@ -269,7 +271,7 @@ def record_stage(
 
 
 def recorded_in(folder: Path | None, book: Book | None = None, begun: float = 0.0) -> Recorded | None:
-    """What `recorded.json` says of the book that a run reads; written once, of a `book` that was begun then."""
+    """The content of `recorded.json` about the book of a run; written once, for a `book` begun at time `begun`."""
     path = None if folder is None else folder / "recorded.json"
     if path is not None and path.is_file():
         return read_result(Recorded, path)
@@ -289,9 +291,9 @@ def book_place(
     config: BookConfig,
     recovery: RecoveryConfig,
 ) -> Path | None:
-    """Where a run's book lies while it is read: without a folder in memory.
+    """The folder of a run's book; None, for a book in memory, without a run folder.
 
-    In a `cache` that runs share, it is that of all whose recoveries ask the same of one teacher.
+    In a shared `cache`, runs whose recoveries ask the same of the same teacher share one.
     """
     if folder is None:
         return None
@@ -305,9 +307,9 @@ def book_place(
 def settle_stage(
     folder: Path | None, subject: Subject, target: Target, config: CutConfig, cut: CutResult, decisions: Decisions
 ) -> CutResult:
-    """The cut that the decisions of the recovery came to, instead of the planned one; writes `cut.json` anew."""
+    """The cut that the decisions during recovery made, in place of the planned one; overwrites `cut.json`."""
     if set(cut.removed_blocks) == set(decisions.removed_blocks):
-        return cut  # a latency would be measured anew, and be another
+        return cut  # measured again, a latency would differ
     result = settled(subject.model, subject.structure, target, decisions.removed_blocks, config, latency_of)
     if folder is not None and is_main_process():
         write_result(folder / "cut.json", result)
@@ -338,11 +340,11 @@ def recover_stage(
     pruner: Pruner | None = None,
     inplace: bool = False,
 ) -> tuple[nn.Module, Recovery, Decisions]:
-    """Fine-tune `model`, or a copy of it, pruning it meanwhile if there is a pruner; the averaged weights.
+    """Fine-tune `model`, or a copy of it, and prune it meanwhile if there is a pruner; returns the averaged model.
 
     Writes `recovery/` (logs, checkpoints) and the folder `model`; without a folder checkpoints are temporary.
     """
-    wait_for_everyone(subject.on_cpu)  # the main process may have made way for a longer run
+    wait_for_everyone(subject.on_cpu)  # the main process may have removed results for a longer run
     with _place(folder, "recovery") as place:
         if folder is None or not (folder / "model").is_dir():
             trained = model if inplace else copy.deepcopy(model)
@@ -377,12 +379,12 @@ def evaluate_stage(
 ) -> tuple[Evaluation, dict[str, Tensor]]:
     """Compare the models, the first being the reference; writes `evaluation/`.
 
-    What was measured of single images is kept until the evaluation is whole, or for good in the folder `cache`, where
-    other runs find the samples of the same models again.
+    Samples and features are kept until the evaluation is complete, or permanently in the folder `cache`, where other
+    runs find those of equal models.
     """
     if folder is None:
         result, images = evaluate_models(dict(models), subject.process, dataset, config, decoder(subject), cache=cache)
-        assert result is not None  # several processes have a folder
+        assert result is not None  # with several processes there is a folder
         return result, images
     place = folder / "evaluation"
     path, rows = place / "evaluation.json", cache or place / "rows"
@@ -391,7 +393,7 @@ def evaluate_stage(
         result, images = evaluate_models(dict(models), subject.process, dataset, config, decoder(subject), cache=rows)
         if result is not None:
             write_evaluation(result, place, images)
-        wait_for_everyone(subject.on_cpu)  # the main process has it; the others find there what that one wrote
+        wait_for_everyone(subject.on_cpu)  # the main process returns it; the others read what it wrote
     if cache is None and is_main_process():
         shutil.rmtree(rows, ignore_errors=True)
     return read_result(Evaluation, path), images
@@ -399,7 +401,7 @@ def evaluate_stage(
 
 @contextmanager
 def _place(folder: Path | None, name: str) -> Iterator[Path]:
-    """The folder `name` of `folder`; without one a temporary folder, gone after the block."""
+    """The subfolder `name` of `folder`; without a folder, a temporary one for the block."""
     if folder is not None:
         yield folder / name
         return

@@ -1,4 +1,4 @@
-"""The model that a function works on, opened from whatever a user gives, with its process and structure."""
+"""The model that a function works on, opened from any form in which a user gives it, with its process and structure."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ class Subject:
 
     Attributes:
         loaded: model and process, and the pipeline that it was taken from.
-        structure: of the model.
-        name: what its manifest and its run call it.
-        settings: how it was asked for, beside its name, as its run notes it.
-        excluded: dims and blocks of the model that are left out of the structure, since they stay whole.
+        structure: that of the model, without `excluded`.
+        name: its name in manifests and runs.
+        settings: how it was opened, for the run's settings.
+        excluded: dims and blocks of the model that must not be cut.
     """
 
     loaded: Loaded
@@ -69,7 +69,7 @@ class Subject:
 
     @property
     def on_cpu(self) -> bool:
-        """Whether processes meet on the CPU."""
+        """Whether processes communicate on the CPU."""
         return self.device.type == "cpu"
 
     @property
@@ -79,15 +79,15 @@ class Subject:
 
     @cached_property
     def autoencoder(self) -> Autoencoder | None:
-        """What turns images into the latents that the model works on, and back; None for a model of pixels."""
+        """Turns images into the latents that the model works on, and back; None for a model of pixels."""
         return None if self.loaded.vae is None else open_autoencoder(self.loaded.vae, self.device)
 
     def with_model(self, model: nn.Module) -> Subject:
-        """The subject with `model` instead of its own, described anew."""
+        """The subject with `model` in place of its own, and with its structure."""
         return replace(self, loaded=replace(self.loaded, model=model), structure=described(self.name, model))
 
     def selected(self, cut: CutConfig) -> Subject:
-        """The subject with what `cut` may touch as its structure.
+        """The subject with its structure reduced to what `cut` includes.
 
         Raises:
             SecateurError: a pattern matches nothing.
@@ -99,7 +99,7 @@ class Subject:
         return replace(self, structure=selection.structure, excluded=tuple(selection.left_out))
 
     def pipeline_with(self, model: nn.Module) -> DiffusionPipeline | None:
-        """The pipeline that the subject is part of, with `model` in it; its other parts are shared, or loaded."""
+        """The subject's pipeline with `model` in it; its other parts are shared, or loaded."""
         source, component = self.loaded.pipeline, str(self.loaded.component)
         if source is None or isinstance(source, Path):
             parts: dict[str, Any] = {component: saved_module(model)}
@@ -110,16 +110,16 @@ class Subject:
 
 
 def open_subject(model: Any, process: ProcessLike = None, **arguments: Unpack[WeightsArguments]) -> Subject:
-    """Open `model`, whatever kind of model it is.
+    """Open `model`, in whatever form it is given.
 
     Args:
-        model: a folder, a hub id or an embedded model; a module or a pipeline, which stay where and as they are; or
-            what `secateur.load` returned.
-        process: how the model was trained, where its folder or pipeline does not say, or instead of that.
-        arguments: as `ModelArguments` has them.
+        model: a folder, a hub id or an embedded model; a module or a pipeline, which do not change; or what
+            `secateur.load` returned.
+        process: how the model was trained; overrides its folder or pipeline.
+        arguments: those of `ModelArguments`.
 
     Raises:
-        SecateurError: it is no model, it cannot be loaded, nothing says its process, or its structure is not declared.
+        SecateurError: it is not a model, it cannot be loaded, its process is unknown, or its structure is not declared.
     """
     if isinstance(model, Subject):
         return model
@@ -136,9 +136,9 @@ def open_subject(model: Any, process: ProcessLike = None, **arguments: Unpack[We
 
 
 def open_weights(model: Any, default_device: str = "auto", **arguments: Unpack[WeightsArguments]) -> nn.Module:
-    """The network of `model`, for what needs no process; as `open_subject` otherwise.
+    """The network of `model` alone, without a process; otherwise as `open_subject`.
 
-    What is loaded goes to the `default_device` unless another is given.
+    A loaded model goes to `default_device` unless another is given.
     """
     if isinstance(model, str | Path):
         return as_network(from_pretrained(model, **_to_load(arguments, default_device)))
@@ -158,10 +158,10 @@ def _to_load(arguments: WeightsArguments, default_device: str = "auto") -> Weigh
 
 
 def _settle(model: nn.Module, arguments: WeightsArguments) -> None:
-    """Move a model that is in memory where it should go.
+    """Move a model in memory to the device asked for.
 
     Raises:
-        SecateurError: arguments that say how to load it.
+        SecateurError: there are arguments for loading it.
     """
     asked = {name for name, value in arguments.items() if value is not None} - {"component", "device"}
     if asked:
@@ -198,15 +198,15 @@ def _loaded(model: Any, process: ProcessLike, component: Component | None) -> Lo
 
 
 def _name_of(loaded: Loaded) -> str:
-    """What the manifest calls a model in memory: where diffusers loaded it from, or its class."""
+    """The name of a model in memory: where diffusers loaded it from, or its class."""
     return str(getattr(loaded.model, "name_or_path", "") or class_name(loaded.model))
 
 
 def described(name: str, network: nn.Module) -> Structure:
-    """The structure of `network`, which a user calls `name`.
+    """The structure of `network`; errors call it `name`.
 
     Raises:
-        ModelError: it is not declared, or has a part that is not.
+        ModelError: it is not declared, or a part of it is not.
     """
     try:
         return describe(network)

@@ -1,4 +1,4 @@
-"""A sweep: every combination of recipes, criteria, objectives, targets and seeds over one model, side by side."""
+"""A sweep: one model compressed by every combination of recipes, criteria, objectives, targets and seeds."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from .trials import (
 
 @dataclass(frozen=True)
 class Planned:
-    """The trials of a sweep, and the predicted seconds of each or why it cannot run."""
+    """The trials of a sweep, and for each its predicted seconds or why it cannot run."""
 
     bench: Bench
     trials: list[Trial]
@@ -74,31 +74,32 @@ def sweep(
 ) -> Path:
     """Compress one model in every combination of recipes, criteria, objectives, targets and seeds, and compare.
 
-    Each trial is a run of `compress` in OUT/trials, with a report of its own; OUT/report.html compares them. The same
-    call takes up a sweep that was stopped, with more recipes, targets or seeds it extends one. A trial that fails does
+    Each trial is a run of `compress` in OUT/trials, with its own report; OUT/report.html compares them. The same call
+    resumes a sweep that was stopped; with more recipes, targets or seeds it extends the sweep. A trial that fails does
     not stop the others.
 
     Args:
-        model, data: as of `compress`.
+        model, data: as for `compress`.
         out: folder of the sweep.
-        targets: what stays: macs=50%, params=20M, blocks=6 (six stay) or latency=20ms (one call at batch 1).
+        targets: the sizes to reach: macs=50%, params=20M, blocks=6 (six stay) or latency=20ms (one call at batch size
+            1).
         recipes: named recipes, or all.
-        criteria: instead of the recipes' own; those that rank blocks only remove blocks.
-        objectives: instead of the recipes' own.
-        seeds: of scoring and recovery; the spread of the results is over them.
-        steps: recovery steps of every trial, instead of the recipes' own.
-        shared: what else all trials share, instead of the recipes' own.
-        evaluation: what to measure; the samples of all trials come from its seed.
-        new_labels: the data's classes replace the model's: fresh label embeddings, trained once before all trials.
+        criteria: criteria that replace the recipes' own; those that rank blocks only remove blocks.
+        objectives: objectives that replace the recipes' own.
+        seeds: seeds of scoring and recovery; the reported spread is over them.
+        steps: recovery steps of every trial, which replace the recipes' own.
+        shared: further settings of all trials, which replace the recipes' own.
+        evaluation: what to measure; its seed is that of the samples of all trials.
+        new_labels: replace the model's classes by the data's: new label embeddings, trained once before all trials.
         warmup: how the new labels are trained.
-        progress: show how far it is.
-        arguments: as `ModelArguments` has them.
+        progress: show progress bars and print notes.
+        arguments: those of `ModelArguments`.
 
     Returns:
         The folder of the sweep.
 
     Raises:
-        SecateurError: bad input, no trial that could run, or, after all the others are done, trials that failed.
+        SecateurError: bad input, no trial can run, or, after all others are done, some trials failed.
     """
     with shown(progress):
         subject = open_subject(model, **arguments)
@@ -140,10 +141,10 @@ def plan_sweep(
     shared: TrialConfig,
     evaluation: EvaluationConfig,
 ) -> Planned:
-    """The trials, and what each is predicted to take; a ranking that several share counts once.
+    """The trials and their predicted times; a ranking that several share counts once.
 
     Raises:
-        SecateurError: there is none, or none can run.
+        SecateurError: there is no trial, or none can run.
     """
     one_process("sweep")
     require(len(targets) > 0, "no target was given; give for example --targets macs=50% macs=30%")
@@ -181,7 +182,7 @@ def print_sweep(planned: Planned) -> None:
 
 
 def _run_all(run: Path, bench: Bench, trials: list[Trial], plans: dict[str, float | str]) -> None:
-    """Run what is not done yet; `trials.json` says after each trial how it and the others stand."""
+    """Run the trials that are not done yet; `trials.json` is updated after each."""
     path = run / TRIALS
     found = read_result(Trials, path).trials if path.is_file() else ()
     outcomes = {outcome.name: outcome for outcome in found}

@@ -1,4 +1,4 @@
-"""What the folder of a finished run need not keep twice, and how a longer run goes on from one."""
+"""Tidying the folder of a finished run, and continuing a finished run to more steps."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ..base.files import atomic_file
 from ..recovery import RecoveryConfig
 
 STEPS = "recovery.steps"
-BETWEEN = ("pruned", "compensated")  # models that the recovery began with
-OF_MORE_STEPS = ("evaluation", "pipeline", "model")  # what more steps change, the first to go last to be missed
+BETWEEN = ("pruned", "compensated")  # models before recovery
+OF_MORE_STEPS = ("evaluation", "pipeline", "model")  # results that more steps change, in the order of removal
 
 
 def tidy(folder: Path, recovery: RecoveryConfig, one_shot: bool = True) -> None:
-    """Let weights that are the same in two places be one file, and drop what nothing needs any more.
+    """Make equal weight files one file on disk, and remove what is no longer needed.
 
-    The models before the recovery go, and so does the last checkpoint, but where a longer run may go on from it.
+    The models before recovery are removed, and so is the last checkpoint unless a longer run could continue from it.
     """
     for weights in (folder / "model").glob("*.safetensors"):
         for twin in (folder / "pipeline").glob(f"*/{weights.name}"):
@@ -36,15 +36,15 @@ def tidy(folder: Path, recovery: RecoveryConfig, one_shot: bool = True) -> None:
 
 
 def goes_on(recovery: RecoveryConfig, one_shot: bool) -> bool:
-    """Whether a run of more steps takes the same first ones, so that it can go on from the last checkpoint."""
+    """Whether a longer run would begin with the same steps, so that it can continue from the last checkpoint."""
     return recovery.lr_schedule == "constant" and one_shot
 
 
 def make_longer(folder: Path, before: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    """Make way for more steps than the finished run in `folder` took, whose other settings are the same.
+    """Prepare the finished run in `folder` for more steps, with all other settings the same.
 
     Raises:
-        SecateurError: fewer steps are asked for; or its first steps would have been others, had it been longer.
+        SecateurError: fewer steps are asked for; or a longer run would have begun with other steps.
     """
     done, wanted = before["recovery"]["steps"], asked["recovery"]["steps"]
     if wanted < done:
@@ -58,12 +58,12 @@ def make_longer(folder: Path, before: Mapping[str, Any], asked: Mapping[str, Any
         )
     for name in OF_MORE_STEPS:
         shutil.rmtree(folder / name, ignore_errors=True)
-    (folder / "recorded.json").unlink(missing_ok=True)  # of a book, which more steps may lengthen
-    note(f"{folder} was made by {done} steps; it goes on to {wanted}, and what was measured of it is measured anew")
+    (folder / "recorded.json").unlink(missing_ok=True)  # about a book, which more steps may lengthen
+    note(f"{folder} has {done} steps; it is continued to {wanted} steps and measured again")
 
 
 def _link(source: Path, place: Path) -> None:
-    """Make the file at `place` another name of `source`, where the disk can do that."""
+    """Make the file at `place` a hard link to `source`, if the disk supports that."""
     with suppress(OSError, SecateurError), atomic_file(place) as temporary:
         temporary.unlink()
         os.link(source, temporary)

@@ -1,4 +1,4 @@
-"""How long a run will take, by a few measured steps of the model."""
+"""Predicting how long a run will take, from a few measured steps of the model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from ..teacher import BookConfig
 from .subject import Subject
 
 TIMED_STEPS = 3
-TIMED_IMAGES = 32  # at once; fewer where these have more entries, or a pass takes longer, which stands for its memory
+TIMED_IMAGES = 32  # at once; fewer if they are large, or if a pass is slow, which suggests that it takes much memory
 TIMED_ENTRIES = 2**19
 TIMED_SECONDS = 1.0
 REFIT = "compensate"
@@ -39,7 +39,8 @@ STAGES = ("warm up", "rank", "rank again", REFIT, "decide", "record", "recover",
 
 @dataclass(frozen=True)
 class PrunedLate:
-    """What pruning during recovery adds: rankings, their options, networks judged, steps near the dense size, cuts."""
+    """Work that pruning during recovery adds: rankings, their options, networks judged, steps near the dense size,
+    cuts."""
 
     rankings: int
     scoring: ScoringConfig
@@ -50,19 +51,19 @@ class PrunedLate:
 
 @dataclass(frozen=True)
 class Work:
-    """What a command will do that takes time; None is what it does not do.
+    """The work of a command, by stage; None for stages that it does not have.
 
     Attributes:
         plan: the cut (`plan_cut`).
         ranking: the criterion and its options.
-        compensation: how what stays is refitted.
+        compensation: options of the refit.
         recovery: how the cut model is trained.
-        evaluation: what is measured.
-        pruned_late: what a schedule that prunes during recovery adds.
-        teacher: whom recovery matches, where that is not the loaded model.
-        warmup: how new labels are trained, in batches as large as recovery's.
-        book: how the teacher's answers are written down, and for which recovery.
-        reads: recovery reads a book that is there already.
+        evaluation: what is evaluated.
+        pruned_late: work that a schedule adds by pruning during recovery.
+        teacher: the model that recovery matches, if it is not the loaded one.
+        warmup: how new labels are trained; its batches are as large as recovery's.
+        book: how the teacher's answers are recorded, and for which recovery.
+        reads: recovery reads a book that exists already.
     """
 
     plan: CutResult | None = None
@@ -78,7 +79,7 @@ class Work:
 
 
 def work_of(recipe: Recipe, plan: CutResult | None, warmup: WarmupConfig | None = None) -> Work:
-    """A whole compression."""
+    """The work of a whole compression."""
     ranking = (recipe.criterion, recipe.scoring)
     compensation = recipe.compensation if recipe.compensates else None
     book = (recipe.book, recipe.recovery) if recipe.records else None
@@ -87,7 +88,7 @@ def work_of(recipe: Recipe, plan: CutResult | None, warmup: WarmupConfig | None 
 
 
 def pruned_late(recipe: Recipe) -> PrunedLate | None:
-    """What the recipe's schedule adds to the time; None for one shot."""
+    """The work that the recipe's schedule adds; None for one-shot."""
     if recipe.schedule == "one-shot":
         return None
     if recipe.schedule == "progressive":
@@ -102,7 +103,7 @@ def pruned_late(recipe: Recipe) -> PrunedLate | None:
 
 
 def predict_passes(subject: Subject, work: Work) -> dict[str, float]:
-    """Forward and backward passes of one image through the dense model that each stage comes to, but for the refit."""
+    """The work of each stage except the refit, in forward-and-backward passes of one image through the dense model."""
     plan, recovery, evaluation, pruned_late = work.plan, work.recovery, work.evaluation, work.pruned_late
     ratio = 1.0 if plan is None else plan.after.macs / plan.before.macs
     stages: dict[str, float] = {}
@@ -127,15 +128,15 @@ def predict_passes(subject: Subject, work: Work) -> dict[str, float]:
         passes = recovery.steps * (ratio * student + larger * taught) + dense_steps * (1 - ratio) * student
         stages["recover"] = passes * recovery.batch_size * FORWARD_SHARE
     if evaluation is not None:
-        cut_models = 1 if pruned_late else 2  # recovered, and pruned where that is a model of its own
+        cut_models = 1 if pruned_late else 2  # the recovered model, and the pruned one if there is one
         models = 1.0 if plan is None else 1 + cut_models * ratio
-        calls = min(evaluation.num_inference_steps, subject.process.num_train_timesteps)  # of the network, an image
+        calls = min(evaluation.num_inference_steps, subject.process.num_train_timesteps)  # of the network per image
         stages["sample"] = evaluation.num_images * calls * FORWARD_SHARE * models
     return stages
 
 
 def predict_seconds(subject: Subject, work: Work, second: float) -> dict[str, float]:
-    """Seconds of each stage; one image takes `second` of them in a forward and backward pass (`seconds_per_pair`)."""
+    """Seconds of each stage; `second` is that of one image's forward and backward pass (`seconds_per_pair`)."""
     seconds = {stage: passes * second for stage, passes in predict_passes(subject, work).items()}
     refit = price_of_compensation(subject, work)
     if refit is not None:
@@ -154,7 +155,7 @@ def predict_flops(subject: Subject, work: Work) -> dict[str, float]:
 
 
 def _cuts(work: Work) -> int:
-    """How often what stays is refitted."""
+    """How many refits there are."""
     return 1 if work.pruned_late is None else work.pruned_late.cuts
 
 
@@ -163,9 +164,9 @@ def _in_order(stages: dict[str, float]) -> dict[str, float]:
 
 
 def savings(work: Work, seconds: Mapping[str, float]) -> dict[str, float]:
-    """Options, at half of what they are, and the seconds that each would save; the one that saves most first.
+    """Options at half of their values, and the seconds that each would save; the largest saving first.
 
-    What a stage takes goes with each of its options, but for what the compensation takes besides its samples.
+    The time of a stage is proportional to each of its options, except for the part of the refit that is not per sample.
     """
     found: dict[str, float] = {}
     if work.recovery is not None:
@@ -184,12 +185,12 @@ def savings(work: Work, seconds: Mapping[str, float]) -> dict[str, float]:
 
 
 def halved(count: int) -> int:
-    """Half of it, and at least 1."""
+    """Half of `count`, at least 1."""
     return max(1, count // 2)
 
 
 def price_of_compensation(subject: Subject, work: Work) -> Price | None:
-    """Of the planned cut, which may keep any units: only how many of every dim counts."""
+    """The price of refitting the planned cut; it depends only on how many units of each dim are kept."""
     if work.compensation is None or work.plan is None:
         return None
     kept = {}
@@ -200,16 +201,16 @@ def price_of_compensation(subject: Subject, work: Work) -> Price | None:
 
 
 def _passes(subject: Subject, criterion: str, config: ScoringConfig) -> float:
-    """Of a ranking."""
+    """Passes of a ranking."""
     chosen = criterion_named(criterion)
     config = chosen.configured(config)
     return chosen.price(subject.model, subject.process, config, config.options).passes
 
 
 def seconds_per_pair(subject: Subject) -> float:
-    """Seconds that one image takes in a forward and backward pass of the dense model, measured.
+    """Measure the seconds of one image's forward and backward pass through the dense model.
 
-    Of a batch, unless a single image is as much as one pass should take.
+    Measured on a batch, unless a single image is as much as one pass should take.
     """
     alone = _seconds_of_pass(subject, 1)
     fitting = min(TIMED_ENTRIES // math.prod(input_shape(subject.model)), int(TIMED_SECONDS / alone), TIMED_IMAGES)
@@ -236,7 +237,7 @@ def _macs(model: nn.Module) -> int:
 
 
 def format_duration(seconds: float) -> str:
-    """Seconds, minutes or hours."""
+    """Text in seconds, minutes or hours."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -34,23 +34,23 @@ from .subject import Subject
 from .tidy import tidy
 from .timing import Work, predict_seconds, work_of
 
-# What `all` leaves out: a demonstration with a budget of its own, one for VAEs, and variants of others.
+# Left out of `all`: a demonstration with its own budget, a recipe for VAEs, and variants of others.
 NOT_IN_ALL = (
     *("quickstart", "decoder", "2ndmatch-balanced", "gradient-flow-preserve", "entpruner-deviation"),
     *(name for name in RECIPES if name.endswith("-compensated")),
 )
-CACHE = "cache"  # the samples of the models that were measured, while a sweep or a search goes on
+CACHE = "cache"  # samples of measured models, kept while a sweep or a search runs
 ERROR = "error.txt"
-RANKED = ("criterion", "scoring")  # the settings that a ranking depends on, beside model and data
+RANKED = ("criterion", "scoring")  # the settings, beside model and data, that a ranking depends on
 
 
 @dataclass(frozen=True)
 class TrialConfig:
-    """What all trials share, instead of their recipes' own; None leaves a recipe as it is.
+    """Settings of all trials, which replace their recipes' own; None keeps the recipe's.
 
     Attributes:
         batch_size: images per recovery step.
-        learning_rate: of recovery.
+        learning_rate: learning rate of recovery.
         num_timesteps: calibration timesteps of the criteria that score widths.
         num_images: calibration images.
     """
@@ -66,7 +66,7 @@ class TrialConfig:
 
 @dataclass(frozen=True)
 class Trial:
-    """One compression: what was chosen, and the whole recipe that this comes to."""
+    """One compression: the choices, and the resulting recipe."""
 
     recipe: str
     goal: Target
@@ -83,7 +83,7 @@ class Trial:
 
     @property
     def waiting(self) -> TrialResult:
-        """What `trials.json` says of it before it was tried."""
+        """Its entry in `trials.json` before it was run."""
         return TrialResult(
             name=self.name,
             status="waiting",
@@ -102,9 +102,9 @@ class Bench:
     """The dense model and the data that all trials work on.
 
     Attributes:
-        data: what the runs of the trials call it.
-        warmup: of the data's classes, where they replace the model's.
-        inputs: fingerprints of model and data.
+        data: its name in the runs of the trials.
+        warmup: how new labels are trained, if the data's classes replace the model's.
+        inputs: fingerprints of the model and the data.
     """
 
     subject: Subject
@@ -115,10 +115,10 @@ class Bench:
 
 
 def open_bench(subject: Subject, data: Any, warmup: WarmupConfig | None = None) -> Bench:
-    """Open the data once for all trials; with `warmup`, give the model the data's classes, not trained yet.
+    """Open the data once for all trials; with `warmup`, give the model untrained labels of the data's classes.
 
     Raises:
-        SecateurError: as `open_data` and `relabel`; the data has no classes that could be given.
+        SecateurError: as `open_data` and `relabel`; or the data has no classes.
     """
     dataset = open_data(data, subject, warmup is not None)
     inputs = inputs_of(dataset, model=subject)
@@ -127,7 +127,7 @@ def open_bench(subject: Subject, data: Any, warmup: WarmupConfig | None = None) 
 
 
 def warm_up(bench: Bench, run: Path, shared: TrialConfig) -> Bench:
-    """The bench with its new labels trained, once for all trials, in the folder `run`."""
+    """The bench after training its new labels, once for all trials, in the folder `run`."""
     if bench.warmup is None:
         return bench
     dataset = encode_data(bench.dataset, bench.subject)
@@ -136,7 +136,7 @@ def warm_up(bench: Bench, run: Path, shared: TrialConfig) -> Bench:
 
 
 def warm_up_seconds(bench: Bench, shared: TrialConfig, second: float) -> float:
-    """What `warm_up` is predicted to take; `second` is what one image takes (`timing.seconds_per_pair`)."""
+    """Predicted seconds of `warm_up`; `second` is that of one image (`timing.seconds_per_pair`)."""
     if bench.warmup is None:
         return 0.0
     work = Work(recovery=_warmup_recovery(shared), warmup=bench.warmup)
@@ -148,10 +148,10 @@ def _warmup_recovery(shared: TrialConfig) -> RecoveryConfig:
 
 
 def recipe_names(recipes: Sequence[str]) -> list[str]:
-    """The recipes asked for; "all" is every one that fits any denoiser.
+    """The recipes asked for; "all" means every one that fits any denoiser.
 
     Raises:
-        SecateurError: there is no recipe of that name, or none was named.
+        SecateurError: there is no recipe of a name, or no name was given.
     """
     require(len(recipes) > 0, f"no recipe was named; give all, or some of {', '.join(RECIPES)}")
     names = [name for name in RECIPES if name not in NOT_IN_ALL] if "all" in recipes else list(dict.fromkeys(recipes))
@@ -171,10 +171,10 @@ def make_trial(
     steps: int | None = None,
     evaluation: EvaluationConfig | None = None,
 ) -> Trial:
-    """The trial of `recipe` with the parts that were chosen instead of its own.
+    """The trial of `recipe` with some of its parts replaced.
 
-    A criterion that ranks blocks only removes blocks. The seed is that of scoring and recovery; the samples of all
-    trials come from the evaluation's own, so that they can be compared.
+    A criterion that ranks blocks only removes blocks. `seed` is for scoring and recovery; the samples of all trials use
+    the evaluation's own seed, so that they can be compared.
     """
     chosen = resolve(recipe, criterion=criterion, objective=objective, steps=steps, evaluation=evaluation)
     scoring = {"num_images": shared.num_images, "seed": seed}
@@ -201,7 +201,7 @@ def all_trials(
     steps: int | None,
     evaluation: EvaluationConfig,
 ) -> list[Trial]:
-    """Every combination; of those that come to the same settings, the first."""
+    """Every combination; of several with equal settings, only the first."""
     trials: dict[str, Trial] = {}
     for goal, recipe, criterion, objective, seed in product(
         goals, recipes, criteria or (None,), objectives or (None,), seeds
@@ -214,14 +214,14 @@ def all_trials(
 
 
 def _effective(settings: Recipe) -> dict[str, Any]:
-    """The settings without a name and without those of other schedules, which are fields of their names."""
+    """The settings without the name, and without the options of unused schedules."""
     return (
         asdict(settings) | {"name": None} | {name: None for name in get_args(ScheduleName) if name != settings.schedule}
     )
 
 
 def plan_trial(bench: Bench, trial: Trial, second: float) -> dict[str, float]:
-    """Predicted seconds of each stage; `second` is what one image takes (`timing.seconds_per_pair`).
+    """Predicted seconds of each stage; `second` is that of one image (`timing.seconds_per_pair`).
 
     Raises:
         SecateurError: the trial cannot run on this model and data.
@@ -232,7 +232,7 @@ def plan_trial(bench: Bench, trial: Trial, second: float) -> dict[str, float]:
 
 
 def most_bytes(bench: Bench, trials: Iterable[Trial]) -> float:
-    """Bytes of memory that the largest stage of any trial takes, as `peak_bytes` counts them."""
+    """The largest peak bytes of any stage of any trial, as counted by `peak_bytes`."""
     passes, peaks = Passes(bench.subject), [0.0]
     for trial in trials:
         subject = bench.subject.selected(trial.settings.cut)
@@ -242,9 +242,9 @@ def most_bytes(bench: Bench, trials: Iterable[Trial]) -> float:
 
 
 def run_trial(bench: Bench, trial: Trial, run: Path, others: Iterable[Path], cache: Path, report: bool = True) -> None:
-    """Compress in the folder `run`, which may be half done.
+    """Run or resume a compression in the folder `run`.
 
-    Rankings that `others` hold are not made again, nor samples that the folder `cache` holds.
+    Rankings in `others` and samples in `cache` are reused.
 
     Raises:
         SecateurError: as `compress`.
@@ -262,14 +262,14 @@ def run_trial(bench: Bench, trial: Trial, run: Path, others: Iterable[Path], cac
 
 
 def _take_ranking(run: Path, others: Iterable[Path], described: dict[str, Any]) -> None:
-    """Copy the ranking of the first of `others` that has the same, unless `run` has one."""
+    """Copy the ranking from the first of `others` with the same settings, unless `run` has one."""
     same = (other for other in others if _same_ranking(other, described))
     if not (run / "ranking.json").is_file() and (other := next(same, None)) is not None:
         write_text(run / "ranking.json", (other / "ranking.json").read_text(encoding="utf-8"))
 
 
 def _same_ranking(other: Path, described: dict[str, Any]) -> bool:
-    """Whether the run in `other` holds a ranking that depends on the same settings."""
+    """Whether the run in `other` holds a ranking made with the same settings."""
     if not ((other / "ranking.json").is_file() and (other / "config.json").is_file()):
         return False
     config = read_json(other / "config.json")
@@ -279,16 +279,16 @@ def _same_ranking(other: Path, described: dict[str, Any]) -> bool:
 def attempt(
     bench: Bench, trial: Trial, run: Path, others: Iterable[Path], cache: Path, report: bool = True
 ) -> TrialResult:
-    """Run a trial whatever becomes of it: status, reason and seconds.
+    """Run a trial and return its status, reason and seconds; never raises.
 
-    What no person could have caused is also written, in full, to `error.txt`.
+    The traceback of an internal error is written to `error.txt`.
     """
     begun = time.perf_counter()
     status: Status = "done"
     reason = ""
     try:
         run_trial(bench, trial, run, others, cache, report)
-        (run / ERROR).unlink(missing_ok=True)  # of an earlier attempt
+        (run / ERROR).unlink(missing_ok=True)  # from an earlier attempt
     except SecateurError as error:
         status, reason = "failed", first_line(error)
     except Exception as error:  # one trial must not stop the others
@@ -299,5 +299,5 @@ def attempt(
 
 
 def is_done(run: Path) -> bool:
-    """Whether nothing of a trial with a report is left to do."""
+    """Whether a trial with a report is complete."""
     return (run / "evaluation" / "evaluation.json").is_file() and (run / "report.html").is_file()

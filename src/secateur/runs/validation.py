@@ -23,14 +23,14 @@ from .sampling import default_guidance, image_shape
 from .subject import Subject
 
 IMAGES, SAMPLER_STEPS = 4, 25
-FOLDER = "validation"  # in the folder of the recovery: step-00000100/0.png and so on
+FOLDER = "validation"  # inside the folder of the recovery: step-00000100/0.png and so on
 
 
 def check_validation(subject: Subject, recovery: RecoveryConfig) -> None:
-    """Find what of the validation images cannot be drawn, before long work starts.
+    """Check, before long work starts, that the validation images can be drawn.
 
     Raises:
-        SecateurError: prompts or classes that the model does not take, or a model that draws no images.
+        SecateurError: the model does not take these prompts or classes, or draws no images.
     """
     prompts, classes = recovery.validation_prompts, recovery.validation_classes
     if not recovery.validation_every:
@@ -46,9 +46,9 @@ def check_validation(subject: Subject, recovery: RecoveryConfig) -> None:
 def validation_of(
     subject: Subject, dataset: ImageDataset, recovery: RecoveryConfig, folder: Path
 ) -> Callable[[nn.Module, int], Tensor] | None:
-    """A function of the model that trains and the step, which draws the images (N, C, H, W) in [-1, 1] into `folder`.
+    """A function of the model in training and the step that draws images (N, C, H, W) in [-1, 1], also into `folder`.
 
-    None where nobody asked for them.
+    None if no validation images are asked for.
     """
     if not recovery.validation_every:
         return None
@@ -68,7 +68,7 @@ def validation_of(
             null=null,
             decode=decode,
         ).cpu()
-        images = side_by_side(images)  # of clips the frames
+        images = side_by_side(images)  # the frames of clips
         with atomic_folder(folder / FOLDER / f"step-{step:08d}") as place:
             for number, image in enumerate(images):
                 to_image(image).save(place / f"{number}.png")
@@ -80,7 +80,7 @@ def validation_of(
 def _conditions(
     subject: Subject, dataset: ImageDataset, recovery: RecoveryConfig
 ) -> tuple[Conditions, Conditions, int]:
-    """Of every image, of none, and how many images there are."""
+    """The conditions of every image, the null conditions, and the number of images."""
     if recovery.validation_prompts:
         pipeline = subject.loaded.pipeline
         assert pipeline is not None  # a model that takes text is opened with it
