@@ -357,7 +357,7 @@ def test_a_criterion_of_the_weights_alone_needs_no_images(models, tmp_path):
 def test_an_out_folder_that_holds_something_else_is_left_alone(models, tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "holiday.txt").write_text("sun")
-    with pytest.raises(SecateurError, match="no run of secateur"):
+    with pytest.raises(SecateurError, match="not a run of secateur"):
         secateur.prune(
             str(models / "unet"), target="60%", data="digits", out=tmp_path / "photos", criterion="magnitude"
         )

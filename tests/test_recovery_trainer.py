@@ -335,7 +335,7 @@ def test_missing_trackers_are_named(name, monkeypatch, tmp_path):
 
 def test_batches_that_do_not_divide_are_refused(monkeypatch, tmp_path):
     with pytest.raises(
-        SecateurError, match="batch_size is 4, which does not divide by accumulation 3; give a multiple"
+        SecateurError, match="batch_size is 4, which is not divisible by accumulation 3; give a multiple"
     ):
         replace(CONFIG, accumulation=3)
     monkeypatch.setenv("WORLD_SIZE", "3")

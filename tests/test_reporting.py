@@ -393,7 +393,7 @@ def test_report_of_lyapunov_exponents_only(tmp_path: Path, models: tuple[str, ..
     write_result(tmp_path / "evaluation" / "evaluation.json", found)
     markup = write_report(tmp_path).read_text(encoding="utf-8")
     text = Page(markup).text
-    assert "Finite-time Lyapunov exponent, how fast the sampler parts neighbouring noises: 0.125" in text
+    assert "Finite-time Lyapunov exponent, how fast the sampler separates neighbouring noises: 0.125" in text
     assert "lower bound" in text
     assert "Latencies are" not in text
     assert "SSIM and PSNR" not in text

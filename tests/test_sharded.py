@@ -82,7 +82,7 @@ def test_every_objective_in_several_processes_equals_one(parallel, processes, no
     ("parallel", "precision", "world", "local", "message"),
     [
         ("fsdp", "no", 1, 1, "there is one; start several with torchrun"),
-        ("hsdp", "no", 4, 4, "4 processes are 4 to a node; use fsdp"),
+        ("hsdp", "no", 4, 4, "there are 4 of 4 processes on a node; use fsdp"),
         ("fsdp", "fp16", 4, 4, "fp16 does not go with recovery.parallel fsdp"),
     ],
 )

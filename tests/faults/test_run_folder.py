@@ -111,7 +111,7 @@ def test_a_folder_that_holds_something_else_is_left_as_it_is(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.png").write_bytes(b"")
     for place in ("photos", "photos/a.png"):
-        with pytest.raises(SecateurError, match="no run of secateur"):
+        with pytest.raises(SecateurError, match="not a run of secateur"):
             taken(tmp_path / place)
     assert [path.name for path in (tmp_path / "photos").iterdir()] == ["a.png"]
 

@@ -1,4 +1,4 @@
-"""What runs the steps: accelerate, on the device of the model or on those of a launcher's processes."""
+"""Setting up accelerate: on the device of the model, or on those of a launcher's processes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_M
 
 
 def precision_on(config: RecoveryConfig, device: torch.device) -> Literal["no", "bf16", "fp16"]:
-    """The precision that `config` means on `device`: of itself, bf16 on GPUs that compute in it."""
+    """The mixed precision of `config` on `device`; auto means bf16 on GPUs that compute in it."""
     if config.mixed_precision == "auto":
         return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     return config.mixed_precision
@@ -35,8 +35,8 @@ def check_accelerator(config: RecoveryConfig, device: torch.device) -> None:
     """Check that `make_accelerator` will succeed, before long work starts.
 
     Raises:
-        TrainingError: a tracker is missing, the device has no fp16, the batch does not divide by the processes, or its
-            parts by every_n_samples; or the environment asks accelerate to shard the model.
+        TrainingError: a tracker is missing, the device has no fp16, the batch is not divisible by the processes, or its
+            parts by every_n_samples; or environment variables tell accelerate to shard the model.
     """
     for name in SHARDING:
         if os.environ.get(name, "").lower() in ("1", "true", "yes", "on"):
@@ -47,7 +47,7 @@ def check_accelerator(config: RecoveryConfig, device: torch.device) -> None:
     _check_parallel(config)
     available = sorted(str(tracker) for tracker in get_available_trackers())
     for tracker in config.report_to:
-        if tracker not in available:  # accelerate would drop it in silence
+        if tracker not in available:  # accelerate would ignore it silently
             known = ", ".join(available) or "none is"
             raise TrainingError(f"tracker {tracker!r} is unknown or not installed; installed: {known}")
     precision = precision_on(config, device)
@@ -60,7 +60,7 @@ def check_accelerator(config: RecoveryConfig, device: torch.device) -> None:
     parts = config.accumulation * process_count()
     if config.batch_size % parts:
         raise TrainingError(
-            f"batch size {config.batch_size} does not divide by {process_count()} processes x "
+            f"batch size {config.batch_size} is not divisible by {process_count()} processes x "
             f"accumulation {config.accumulation}; use a multiple of {parts}"
         )
     share, every_n = config.batch_size // parts, config.jacobian.every_n_samples
@@ -77,21 +77,21 @@ def _check_parallel(config: RecoveryConfig) -> None:
     local = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
     if processes == 1:
         raise TrainingError(
-            f"recovery.parallel {config.parallel} shares weights out over processes, and there is one; start several "
+            f"recovery.parallel {config.parallel} divides weights between processes, and there is only one; start several "
             "with torchrun, or leave it out"
         )
     if config.parallel == "hsdp" and (processes % local or processes == local):
         raise TrainingError(
-            f"recovery.parallel hsdp keeps a replica on every node, and {processes} processes are {local} to a node; "
+            f"recovery.parallel hsdp keeps a replica on every node, and there are {local} of {processes} processes on a node; "
             "use fsdp"
         )
 
 
 @contextmanager
 def own_accelerate() -> Iterator[None]:
-    """Let an `Accelerator` made inside the block choose device and precision anew, whatever the caller's has chosen.
+    """Let an `Accelerator` made inside the block choose device and precision independently of the caller's.
 
-    accelerate keeps both for the whole process; the caller's are put back after the block.
+    accelerate shares both within a process; the caller's are restored after the block.
     """
     shared = [state._shared_state for state in (PartialState, AcceleratorState, GradientState)]
     kept = [dict(state) for state in shared]
@@ -106,10 +106,11 @@ def own_accelerate() -> Iterator[None]:
 
 
 def make_accelerator(config: RecoveryConfig, folder: Path, device: torch.device) -> Accelerator:
-    """The accelerator of a run in `folder`, with its trackers begun.
+    """The accelerator of a run in `folder`, with its trackers started.
 
     Raises:
-        TrainingError: as `check_accelerator`; accelerate refuses the precision, or was launched for anything but DDP.
+        TrainingError: as `check_accelerator`; or accelerate refuses the precision, or was launched for anything but
+            DDP.
     """
     check_accelerator(config, device)
     _make_current(device)
@@ -139,7 +140,7 @@ def make_accelerator(config: RecoveryConfig, folder: Path, device: torch.device)
 
 
 def log_images(accelerator: Accelerator, images_NCHW: Tensor, step: int) -> None:
-    """Give images in [-1, 1] to every tracker that takes some."""
+    """Log images in [-1, 1] to every tracker that accepts images."""
     pixels = ((images_NCHW.float().clamp(-1, 1) + 1) * 127.5).round().byte()
     for tracker in accelerator.trackers:
         if tracker.name == "tensorboard":
@@ -150,7 +151,7 @@ def log_images(accelerator: Accelerator, images_NCHW: Tensor, step: int) -> None
 
 @contextmanager
 def _without_others_settings() -> Iterator[None]:
-    """No ACCELERATE_... variables inside the block: they are settings of another program's (accumulation, dynamo)."""
+    """Hide ACCELERATE_... variables inside the block: they are settings for other programs (accumulation, dynamo)."""
     others = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("ACCELERATE_")}
     try:
         yield
@@ -159,7 +160,7 @@ def _without_others_settings() -> Iterator[None]:
 
 
 def _make_current(device: torch.device) -> None:
-    """Make `device` the one that accelerate takes; a launcher of several processes gives each its own."""
+    """Make `device` the current one, which accelerate uses; a launcher of several processes gives each its own."""
     if device.type not in ("cpu", "mps") and device.index is not None and process_count() == 1:
         make = getattr(torch.accelerator, "set_device_index", torch.cuda.set_device)  # torch 2.6 lacks the first
         make(device.index)

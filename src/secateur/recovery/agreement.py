@@ -1,4 +1,4 @@
-"""What the processes of a launcher must agree on before they train: the folder that they see, and the step."""
+"""Checks that the processes of a launcher see the same folder and resume from the same step."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ..base.errors import TrainingError
 
 
 def check_folder(accelerator: Accelerator, folder: Path) -> None:
-    """Find that processes do not see the same folder, before they take up what they find there.
+    """Check that all processes see the same folder, before they resume from it.
 
     Raises:
-        TrainingError: in all of them, where one does not see the main one's.
+        TrainingError: in all processes, if one does not see the main one's folder.
     """
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
@@ -27,10 +27,10 @@ def check_folder(accelerator: Accelerator, folder: Path) -> None:
 
 
 def check_step(accelerator: Accelerator, folder: Path, step: int) -> None:
-    """Find that processes would go on from different steps.
+    """Check that all processes resume from the same step.
 
     Raises:
-        TrainingError: in all of them.
+        TrainingError: in all processes, if they do not.
     """
     steps = accelerator.gather(torch.tensor([step], device=accelerator.device)).tolist()
     if len(set(steps)) > 1:

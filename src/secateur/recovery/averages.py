@@ -1,4 +1,4 @@
-"""Moving averages that a training loop may keep: ours, torch's, diffusers', or any second module."""
+"""Moving averages of a training loop: ours, torch's, diffusers', or any second module."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def module_of(average: Ema | AveragedModel | nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def begin_anew(average: Average, model: nn.Module) -> None:
-    """Let the average be the weights of `model`, and go on from there."""
+    """Restart the average from the weights of `model`."""
     if not isinstance(average, EMAModel):
         module_of(average).load_state_dict(model.state_dict())
         return

@@ -1,4 +1,4 @@
-"""How strongly each term of a loss pulls: its gradient over a whole batch, with no more than one held in memory."""
+"""Gradients of single loss terms over a whole batch, computed one micro-batch at a time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..models.jacobian import exact
 def summed_gradient(values: Iterable[Tensor], parameters: Sequence[nn.Parameter]) -> list[Tensor]:
     """Gradient of the sum of `values` by every parameter, at least float32; no `.grad` is touched.
 
-    One value is asked for after the other, so that the graph of one is held at a time.
+    Values are taken one after the other, so that only one graph is in memory.
     """
     total = [torch.zeros_like(exact(parameter)) for parameter in parameters]
     for value in values:
@@ -25,5 +25,5 @@ def summed_gradient(values: Iterable[Tensor], parameters: Sequence[nn.Parameter]
 
 
 def norm(gradient: Sequence[Tensor]) -> float:
-    """Length of a gradient in parts."""
+    """Norm of a gradient given as a list of tensors."""
     return torch.stack([part.norm() for part in gradient]).norm().item()

@@ -1,7 +1,7 @@
-"""Checkpoints of a recovery run: safetensors and JSON, always a whole one on disk.
+"""Checkpoints of a recovery run: safetensors and JSON; there is always a complete one on disk.
 
 `<folder>/checkpoints/step-000500/` holds `model.safetensors`, `ema.safetensors`, `optimizer.safetensors` and
-`state.json`. What the optimizer remembers is stored by parameter name, and cut as the parameters are.
+`state.json`. The optimizer's state is stored by parameter name, and cut with the parameters.
 """
 
 import shutil
@@ -25,7 +25,7 @@ from .pruner import AttachedPruner
 from .quantized import of_pieces, pieces, plain
 from .surgery import SQUARES, follows
 
-# What reading a checkpoint raises if it is damaged, or if it is of another model.
+# Raised on reading a checkpoint that is damaged or belongs to another model.
 UNFIT = (SecateurError, SafetensorError, OSError, RuntimeError, LookupError, TypeError, ValueError, AttributeError)
 
 
@@ -33,9 +33,9 @@ UNFIT = (SecateurError, SafetensorError, OSError, RuntimeError, LookupError, Typ
 class TrainingState:
     """Everything that a step changes.
 
-    `step` counts the steps done, `seconds` the time they took; `jacobian_scale` is the factor on the weight of the
-    Jacobian term that `balanced` steps have found. `pruning` prunes the model meanwhile, if anything does. `window` is
-    what the next line of the log will be about.
+    `step` counts the steps done, `seconds` their time. `jacobian_scale` is the factor on the weight of the Jacobian
+    term, found over `balanced` steps. `pruning` is the pruner, if any. `window` collects values for the next line of
+    the log.
     """
 
     model: nn.Module
@@ -51,7 +51,7 @@ class TrainingState:
 
     @property
     def since_cut(self) -> int:
-        """Steps since the last of the cuts, or since the beginning."""
+        """Steps since the last cut, or since the beginning."""
         return self.step - (self.pruning.last_cut if self.pruning is not None else 0)
 
 
@@ -61,12 +61,12 @@ def newest_checkpoint(folder: str | Path) -> Path | None:
 
 
 def save_checkpoint(folder: str | Path, state: TrainingState, settings: Mapping[str, Any]) -> Path:
-    """Write the checkpoint of `state`, then remove older ones and what killed runs left behind.
+    """Write the checkpoint of `state`, then remove older ones and leftovers of killed runs.
 
-    `settings` are what a run that goes on from it must share.
+    `settings` must be the same in a run that resumes from it.
 
     Raises:
-        SecateurError: the disk is full, or the folder cannot be written; the older checkpoint is still there.
+        SecateurError: the disk is full, or the folder cannot be written; the older checkpoint is kept.
     """
     path = Path(folder) / "checkpoints" / f"step-{state.step:08d}"
     with atomic_folder(path) as temporary:
@@ -92,7 +92,7 @@ def save_checkpoint(folder: str | Path, state: TrainingState, settings: Mapping[
 
 
 def restore_checkpoint(folder: str | Path, state: TrainingState, settings: Mapping[str, Any]) -> None:
-    """Bring `state` to the newest checkpoint in `folder`; leave it as it is if there is none.
+    """Load the newest checkpoint in `folder` into `state`, if there is one.
 
     Raises:
         TrainingError: the checkpoint was written with other settings or another model, or is damaged.
@@ -127,7 +127,7 @@ def _load(path: Path, saved: dict[str, Any], state: TrainingState) -> None:
         remembered = {key: of_pieces(f"{name}.{key}", moments, key not in SQUARES) for key in keys}
         for value in remembered.values():
             if value.ndim and not follows(plain(value), parameters[name]):
-                raise ValueError(f"the optimizer remembers {name} in another shape")
+                raise ValueError(f"the optimizer's state of {name} has another shape")
         state.optimizer.state[parameters[name]] = remembered
     if state.scaler and saved["scaler"]:
         state.scaler.load_state_dict(saved["scaler"])
@@ -137,9 +137,9 @@ def _load(path: Path, saved: dict[str, Any], state: TrainingState) -> None:
 
 
 def optimizer_tensors(state: TrainingState) -> dict[str, Tensor]:
-    """What the optimizer remembers, as `<parameter name>.<key>`: of AdamW exp_avg, exp_avg_sq and step.
+    """The optimizer's state as `<parameter name>.<key>`; for AdamW, exp_avg, exp_avg_sq and step.
 
-    Tensors of eight bits are in pieces.
+    8-bit tensors are split into plain ones.
     """
     found: dict[str, Tensor] = {}
     for name, remembered in _by_name(state).items():

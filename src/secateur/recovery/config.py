@@ -30,50 +30,51 @@ class RecoveryConfig:
         steps: optimizer steps.
         batch_size: images per optimizer step, over all processes and accumulation.
         optimizer: adamw; adamw8bit, whose moments take a quarter of the memory (torchao); adafactor, which keeps sums
-            over rows and columns in their place; or muon for matrices and convolutions with AdamW for vectors and
+            over rows and columns instead of moments; or muon, for matrices and convolutions, with AdamW for vectors and
             embeddings.
-        learning_rate: of AdamW, at its highest.
-        muon_learning_rate: of Muon, at its highest; it goes up and down as AdamW's does.
+        learning_rate: peak learning rate of AdamW.
+        muon_learning_rate: peak learning rate of Muon; it follows the same schedule.
         lr_schedule: after the warm-up, constant or down to zero at the last step.
         warmup_steps: steps of linear warm-up.
         weight_decay: decoupled weight decay of AdamW; Muon's matrices have none.
-        betas: of AdamW.
-        clip: largest norm of the gradient; None leaves it.
-        ema_decay: largest decay of the moving average, which is what is saved; a warm-up makes it fit short runs.
+        betas: betas of AdamW.
+        clip: largest norm of the gradient; None: no clipping.
+        ema_decay: largest decay of the moving average, whose weights are saved; it warms up, to suit short runs.
         accumulation: micro-batches per optimizer step.
         gradient_checkpointing: compute activations again in the backward pass instead of keeping them, which takes
             longer and less memory.
-        weight_precision: of the weights that train: float32, or bf16 with stochastic rounding (adamw and adamw8bit),
+        weight_precision: dtype of the trained weights: float32, or bf16 with stochastic rounding (adamw and adamw8bit),
             which halves weights and gradients.
-        offload: what stays on the CPU: ema, the moving average, which follows from there; teacher, whose blocks visit
-            the device one at a time.
-        freeze: glob patterns over names of parameters that do not train.
-        memory: given takes these settings as they are; auto changes offload, gradient_checkpointing and accumulation,
-            which change no result, until the recovery fits on the device.
-        lora: options of training low-rank factors in the place of the weights.
-        parallel: how weights lie on the processes of a launcher: ddp keeps all in each; fsdp a shard of each, of its
-            average and of its moments (torch's fully_shard); hsdp does so on every node.
+        offload: what is kept on the CPU: ema, the moving average, which is updated there; teacher, whose blocks are
+            moved to the device one at a time.
+        freeze: glob patterns over names of parameters that are not trained.
+        memory: given uses these settings as they are; auto changes offload, gradient_checkpointing and accumulation,
+            which do not change the result, until the recovery fits on the device.
+        lora: options of training low-rank factors instead of the weights.
+        parallel: how weights are distributed over the processes of a launcher: ddp keeps all of them in each process;
+            fsdp a shard of each weight, of its average and of its moments (torch's fully_shard); hsdp shards within
+            every node.
         mixed_precision: no, bf16 or fp16; auto is bf16 on GPUs that compute in it, else no.
-        dropout: probability of every dropout layer; None leaves the model's own.
-        label_dropout: how often a class label or a caption is replaced by none, where the model knows none.
+        dropout: probability of every dropout layer; None keeps the model's own.
+        label_dropout: how often a class label or a caption is replaced by the null condition, if the model has one.
         horizontal_flip: mirror half of the images.
         timestep_sampling: uniform, or antithetic in pairs.
         objective: denoising, distillation, features, first-order or 2ndmatch.
-        weights: of terms of the objective (denoising, distillation, features, jacobian); a term that is not named has
-            its own. With a teacher, denoising 0 leaves the noisy target out altogether.
+        weights: weights of the objective's terms (denoising, distillation, features, jacobian); terms not named keep
+            the objective's own. With a teacher, denoising 0 leaves out the noisy target.
         jacobian: options of first-order and 2ndmatch.
         features: options of the objective features.
         grad_norms_every: steps between measurements of each term's gradient norm, at steps that have all terms; 0
             measures none.
-        checkpoint_every: steps between checkpoints; the newest is kept. One follows every decision of a schedule too,
-            since deciding takes longer than writing.
-        log_every: steps between lines of log.jsonl, which hold means over them.
-        validation_every: steps between images drawn by the averaged weights, from the same noise, for the report and
-            the trackers; 0 draws none.
-        validation_prompts: what they show, of a model that takes text; by default captions of the data.
-        validation_classes: the numbers of the classes that they show; by default the first ones.
+        checkpoint_every: steps between checkpoints; the newest is kept. Every decision of a schedule is followed by one
+            too, since it takes longer than writing a checkpoint.
+        log_every: steps between lines of log.jsonl, which hold means over these steps.
+        validation_every: steps between samples of the averaged weights, from the same noise, for the report and the
+            trackers; 0: none.
+        validation_prompts: their prompts, for a model that takes text; by default captions of the data.
+        validation_classes: their class numbers; by default the first ones.
         report_to: accelerate's trackers, such as tensorboard or wandb; log.jsonl is always written.
-        seed: draws batches, timesteps, noise and dropout.
+        seed: seed of batches, timesteps, noise and dropout.
     """
 
     steps: Count = 500
@@ -117,19 +118,19 @@ class RecoveryConfig:
         check_fields("recovery", self)
         negative = [name for name, weight in self.weights.items() if weight < 0]
         require(not negative, f"recovery weights of {', '.join(negative)} are below 0; give numbers of at least 0")
-        micro = f"recovery batch_size is {self.batch_size}, which does not divide by accumulation {self.accumulation}"
+        micro = f"recovery batch_size is {self.batch_size}, which is not divisible by accumulation {self.accumulation}"
         require(self.batch_size % self.accumulation == 0, f"{micro}; give a multiple of it")
 
 
 @dataclass(frozen=True)
 class WarmupConfig:
-    """How new labels are learned before anything is ranked; the rest is the recovery's.
+    """How new labels are trained before anything is ranked; other settings are those of recovery.
 
     Attributes:
         steps: optimizer steps.
-        learning_rate: of AdamW.
-        train: labels leaves all other weights as pretrained, so that the ranking judges those; all adapts them to the
-            data as well, for data far from the pretrained model's.
+        learning_rate: learning rate of AdamW.
+        train: labels trains the labels alone, so that the ranking judges the pretrained weights; all also adapts the
+            other weights, for data that differ much from the pretrained model's.
     """
 
     steps: Count = 500
@@ -143,7 +144,7 @@ class WarmupConfig:
 def learning_rate_at(config: RecoveryConfig, step: int, highest: float | None = None) -> float:
     """Learning rate of optimizer step `step` (0, 1, ...): linear warm-up, then constant or down to zero.
 
-    `highest` is what it comes to after the warm-up, by default AdamW's.
+    `highest` is the rate reached after the warm-up, by default AdamW's.
     """
     highest = config.learning_rate if highest is None else highest
     if step < config.warmup_steps:

@@ -1,9 +1,9 @@
 """All randomness of a training step, as a pure function of seed and step.
 
-Noise is drawn by an image's place in the batch, all else for the whole batch, so images, timesteps, noise and labels
-do not depend on how many processes or micro-batches share a batch, and a resumed run needs no generator state. Dropout
-layers are the exception: each micro-batch of each process draws masks of its own, so only without dropout is training
-the same for every number of them.
+Noise is drawn by an image's position in the batch, everything else for the whole batch. So images, timesteps, noise and
+labels do not depend on how many processes or micro-batches share a batch, and a resumed run needs no generator state.
+Dropout layers are the exception: each micro-batch of each process has its own masks, so only without dropout is
+training the same for every number of processes and micro-batches.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _permutation(seed: int, epoch: int, length: int) -> Tensor:
 
 
 def batch_indices(seed: int, step: int, batch_size: int, length: int) -> Tensor:
-    """Indices (batch_size,) of batch `step` in an endless row of shuffled epochs over `length` images."""
+    """Indices (batch_size,) of batch `step` in an endless sequence of shuffled epochs over `length` images."""
     positions = torch.arange(step * batch_size, (step + 1) * batch_size)
     epochs = positions // length
     return torch.cat(
@@ -64,9 +64,9 @@ def draw_step(
     rank: int = 0,
     processes: int = 1,
 ) -> list[Draw]:
-    """The micro-batches, `config.accumulation` of them, that process `rank` works through in step `step`.
+    """The `config.accumulation` micro-batches of process `rank` in step `step`.
 
-    `accepts` leaves of the data's conditions those that the model takes; `null` is what the dropped ones become.
+    `accepts` selects the conditions that the model takes; `null` replaces the dropped ones.
     """
     indices = batch_indices(config.seed, step, config.batch_size, len(dataset))
     flipped = _uniform(config, step, FLIPS) < (0.5 if config.horizontal_flip else 0.0)

@@ -15,17 +15,17 @@ from .shards import replace_parameters
 def warm_decay(decay: float, step: int) -> float:
     """Decay at update `step` (0, 1, ...): min(decay, 1 - (1 + step)^(-3/4)).
 
-    The warm-up makes a short run average over its later steps instead of remembering where it began: after 500
-    updates over about the last 100.
+    The warm-up lets a short run average over its later steps instead of its beginning: after 500 updates, over about
+    the last 100.
     """
     return min(decay, 1 - (1 + step) ** -0.75)
 
 
 class Ema:
-    """Running average of a model, a `model` of its own in eval mode, with the same `requires_grad` flags.
+    """Running average of a model, held as a second `model` in eval mode with the same `requires_grad` flags.
 
-    It is kept in float32 at least, on the model's device or on another. Weights that do not train are the model's own
-    until `apart`.
+    It has at least float32 precision, on the model's device or on another. Weights that are not trained are shared with
+    the model until `apart`.
     """
 
     def __init__(self, model: nn.Module, decay: float = 0.9999, device: torch.device | None = None) -> None:
@@ -40,7 +40,7 @@ class Ema:
 
     @classmethod
     def of(cls, average: nn.Module, decay: float) -> Ema:
-        """The running average that the weights of `average` are already."""
+        """Wrap a module whose weights are already the average."""
         ema = cls.__new__(cls)
         ema.model, ema.decay = average, decay
         return ema
@@ -49,7 +49,8 @@ class Ema:
     def update(self, model: nn.Module, step: int) -> None:
         """Move the average towards `model` after update `step` (0, 1, ...); buffers are copied.
 
-        Counted from when units last left the model, it forgets the weights of before, which were another network's.
+        If `step` counts from the last cut, the average forgets the weights before it, which were those of another
+        network.
         """
         pairs = zip(self.model.parameters(), model.parameters(), strict=True)
         trained = [(local(ours), local(theirs)) for ours, theirs in pairs if ours is not theirs]
@@ -60,7 +61,7 @@ class Ema:
             mine.copy_(other)
 
     def apart(self) -> None:
-        """Give the average weights of its own where it has the model's."""
+        """Copy the weights that the average shares with the model."""
         frozen = {name for name, parameter in self.model.named_parameters() if not parameter.requires_grad}
         replace_parameters(
             self.model, lambda name, parameter: parameter.detach().clone() if name in frozen else parameter.detach()

@@ -1,4 +1,4 @@
-"""Hidden-state distillation: the outputs of named blocks against those of the same blocks of the dense model."""
+"""Hidden-state distillation: outputs of blocks are compared with those of the same blocks of the dense model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from ..base.rules import above, check_fields
 from ..models.jacobian import exact
 
-FLOOR = 1e-8  # of the variance that is divided by: a state that is all but constant
+FLOOR = 1e-8  # smallest variance to divide by, for a nearly constant state
 
 
 @dataclass(frozen=True)
@@ -19,12 +19,12 @@ class FeaturesConfig:
     """Options of the objective features.
 
     Attributes:
-        blocks: glob patterns of the dense model's blocks that are matched, as `secateur inspect` names them; those that
-            left the pruned model are passed over.
-        massive: a teacher's activation further than this many standard deviations from the mean of its hidden state is
-            left out, since a few of them would outweigh all others; None leaves out none.
-        teacher_inputs: each block takes the teacher's own hidden state, so that it learns its own task and not to mend
-            what those before it do; its output then takes a pass of its own.
+        blocks: glob patterns over the dense model's blocks to compare, as named by `secateur inspect`; removed blocks
+            are skipped.
+        massive: leave out the teacher's activations further than this many standard deviations from the mean of their
+            hidden state, a few of which would outweigh all others; None: keep all.
+        teacher_inputs: feed each block the teacher's hidden state, so that it learns its own task instead of correcting
+            the blocks before it; the student's output then takes a separate pass.
     """
 
     blocks: tuple[str, ...] = ("*",)
@@ -38,8 +38,8 @@ class FeaturesConfig:
 def feature_mismatch(student: Tensor, teacher: Tensor, massive: float | None = None) -> Tensor:
     """Squared difference of two hidden states (B, ...) over the variance of the teacher's, averaged over the samples.
 
-    A pure number, and the same however a batch is shared out, since every sample has its own mean and variance. Where
-    `massive` is given, entries with |teacher - mean| > massive x standard deviation count in neither.
+    Dimensionless, and independent of how a batch is divided, since every sample has its own mean and variance. With
+    `massive`, entries with |teacher - mean| > massive x standard deviation are left out of both.
     """
     student, teacher = exact(student).flatten(1), exact(teacher).flatten(1)
     mean, deviation = teacher.mean(1, keepdim=True), teacher.std(1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Which blocks of the dense model a pruned model still has, and what they return of another input."""
+"""Which blocks of the dense model a pruned model still has, and what they return for another input."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..teacher.hidden import Call, Lineage, lineage_of
 
 
 def called_with(model: nn.Module, name: str, call: Call, taken: Tensor) -> Tensor:
-    """What block `name` returns of the image's stream when it takes `taken` there, and else what it took in `call`."""
+    """What block `name` returns for the image's stream if its input there is `taken`, and otherwise that of `call`."""
     network = network_of(model)
     block, module = describe(network).blocks[name], network.get_submodule(name)
     stream = streams_of(block, module)[block.image]
@@ -34,13 +34,13 @@ def called_with(model: nn.Module, name: str, call: Call, taken: Tensor) -> Tenso
 
 @dataclass(frozen=True)
 class Pair:
-    """A block of the pruned model, the same block of the dense one, and the channels that stayed; None is all.
+    """A block of the pruned model, the same block of the dense one, and the channels that stayed; None means all.
 
     Attributes:
         student: its name in the pruned model.
         teacher: its name in the dense model.
-        taken: indices of the dense model's channels that its input still has.
-        returned: of those that its output has.
+        taken: indices of the dense model's channels that are left of its input.
+        returned: indices of those that are left of its output.
     """
 
     student: str
@@ -49,18 +49,18 @@ class Pair:
     returned: Tensor | None = None
 
 
-# By student and teacher, with the number of steps in the manifest that they are read from.
+# By student and teacher, with the number of steps in the manifest at that time.
 _known: WeakKeyDictionary[nn.Module, WeakKeyDictionary[nn.Module | Lineage, tuple[int, list[Pair]]]]
 _known = WeakKeyDictionary()
 
 
 def surviving_blocks(student: nn.Module, teacher: nn.Module | Lineage) -> list[Pair]:
-    """The blocks of `student` with those of `teacher` that they were, in the order of the forward pass.
+    """The blocks of `student`, each with the block of `teacher` that it comes from, in the order of the forward pass.
 
-    Every cut since the teacher is made again on a model without memory, and modules are followed, not names.
+    Every cut since the teacher is repeated on a model on the meta device, following modules instead of names.
 
     Raises:
-        TrainingError: `student` does not come from `teacher` by cuts that its manifest remembers.
+        TrainingError: `student` does not come from `teacher` by the cuts in its manifest.
     """
     student, teacher = network_of(student), teacher if isinstance(teacher, Lineage) else network_of(teacher)
     steps = len(getattr(student, "config", {}).get(MANIFEST_KEY, {}).get("steps", ()))
@@ -96,14 +96,14 @@ def _surviving_blocks(student: nn.Module, dense: Lineage) -> list[Pair]:
 
 
 class _Ends:
-    """Which channels of a block's input and output are left of the dense model's."""
+    """Which of the dense model's channels are left of a block's input and output."""
 
     def __init__(self) -> None:
         self.taken: Tensor | None = None
         self.returned: Tensor | None = None
 
     def follow(self, model: nn.Module, structure: Structure, cut: Cut, block: str) -> None:
-        """Take `cut` into account: by what the block's first parameter reads and its last weight writes."""
+        """Apply `cut`, by what the block's first parameter reads and its last weight writes."""
         shapes = {name: parameter.shape for name, parameter in model.named_parameters(remove_duplicate=False)}
         kept = kept_entries(structure, cut, shapes)
         first, last = _first_read(structure, block, shapes), _last_written(structure, block, shapes)
@@ -112,7 +112,7 @@ class _Ends:
 
 
 def _first_read(structure: Structure, block: str, shapes: Mapping[str, torch.Size]) -> tuple[str, int] | None:
-    """The parameter and axis by which `block` first reads its input, where that may lose channels."""
+    """The parameter and axis with which `block` first reads its input, if that may lose channels."""
     axes = {
         piece.parameter: piece.axis
         for dim in structure.dims.values()
@@ -124,14 +124,14 @@ def _first_read(structure: Structure, block: str, shapes: Mapping[str, torch.Siz
 
 
 def _last_written(structure: Structure, block: str, shapes: Mapping[str, torch.Size]) -> str | None:
-    """The last weight of `block`, which writes its output, where that may lose channels."""
+    """The last weight of `block`, which writes its output, if that may lose channels."""
     weights = [name for name in shapes if name.startswith(f"{block}.") and name.endswith(".weight")]
     written = {piece.parameter for dim in structure.dims.values() for piece in dim.slices if piece.role == "out"}
     return weights[-1] if weights and weights[-1] in written else None
 
 
 def _composed(before: Tensor | None, kept: Tensor | None) -> Tensor | None:
-    """Indices of the dense model's channels after another cut that left `kept`."""
+    """Indices of the dense model's channels after another cut that keeps `kept`."""
     if kept is None:
         return before
     return kept if before is None else before[kept]

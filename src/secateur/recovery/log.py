@@ -13,7 +13,7 @@ Window = dict[str, tuple[float, int]]  # sum and number of the values since the 
 
 
 def seen(window: Window, values: Mapping[str, float]) -> Window:
-    """`window` with the finite ones of `values` (a step in float16 may overflow, and is then not taken)."""
+    """`window` with the finite ones of `values` added (a step in float16 may overflow, and is then skipped)."""
     found = dict(window)
     for name, value in values.items():
         if math.isfinite(value):
@@ -23,18 +23,18 @@ def seen(window: Window, values: Mapping[str, float]) -> Window:
 
 
 def means(window: Window) -> dict[str, float]:
-    """The mean of each value over the steps that had it."""
+    """The mean of each value over the steps that have it."""
     return {name: total / count for name, (total, count) in window.items()}
 
 
 def append_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Add one line."""
+    """Append one line."""
     with path.open("a", encoding="utf-8") as log:
         log.write(json.dumps(record) + "\n")
 
 
 def cut_log(path: Path, step: int) -> None:
-    """Drop what a run that was killed wrote after its last checkpoint: the lines after `step`, and half a last one."""
+    """Drop what a killed run wrote after its last checkpoint: the lines after `step`, and an incomplete last one."""
     if not path.exists():
         return
     lines = path.read_bytes().splitlines()

@@ -1,4 +1,4 @@
-"""LoRA recovery (Hu et al. 2022, by peft): low-rank factors beside frozen weights train, then are merged into them."""
+"""LoRA recovery (Hu et al. 2022, with peft): trains low-rank factors beside frozen weights, then merges them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class LoraConfig:
     """Options of recovery by low-rank factors.
 
     Attributes:
-        rank: of the factors; 0 trains the weights themselves.
+        rank: rank of the factors; 0 trains the weights themselves.
         alpha: the update is alpha / rank times the product of the factors; by default the rank.
         targets: glob patterns over the names of linear layers and convolutions that get factors.
         keep: also write the factors themselves, as a LoRA of the pruned model: recovery/lora.safetensors.
@@ -54,7 +54,7 @@ def check_lora(config: LoraConfig, model: nn.Module) -> list[str]:
 
 
 def add_lora(model: nn.Module, config: LoraConfig) -> None:
-    """Freeze `model` and put factors beside the layers that `config` names; nothing else trains."""
+    """Freeze `model` and add trainable factors to the layers that `config` names."""
     import peft
 
     names = check_lora(config, model)
@@ -64,7 +64,7 @@ def add_lora(model: nn.Module, config: LoraConfig) -> None:
 
 
 def merge_lora(model: nn.Module) -> None:
-    """Add the products of the factors to the weights, and take the factors off."""
+    """Add the products of the factors to the weights, and remove the factors."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
@@ -76,7 +76,7 @@ def merge_lora(model: nn.Module) -> None:
 
 
 def save_lora(model: nn.Module, path: Path) -> None:
-    """Write the factors in the names of diffusers' LoRA files, which a pipeline around the pruned model loads."""
+    """Write the factors under the names of diffusers' LoRA files, for a pipeline with the pruned model."""
     from peft.utils import get_peft_model_state_dict
 
     factors: dict[str, Tensor] = get_peft_model_state_dict(model, adapter_name=ADAPTER)

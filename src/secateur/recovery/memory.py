@@ -1,7 +1,7 @@
-"""What recovery takes of a device's memory, counted on tensors without data, and which settings make it fit.
+"""Memory that recovery takes on a device, counted on tensors without data, and settings that make it fit.
 
-Weights, average and moments are known by their shapes. Passes are counted by running one: forward and backward of a
-micro-batch of the objective, second derivatives and the teacher's pass in it.
+Weights, average and moments follow from shapes. Passes are counted by running one: forward and backward of a
+micro-batch of the objective, including second derivatives and the teacher's pass.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ from .quantized import BLOCK, SMALLEST
 from .shards import block_names, replace_parameters
 from .student import make_ready, silence_dropout, trained_dtype
 
-SHARE = 0.95  # of a device's memory that may be planned for; the allocator needs some
+SHARE = 0.95  # share of a device's memory that may be used; the allocator needs the rest
 TRIES = ("offload", "gradient_checkpointing", "accumulation")
 
 
 @dataclass(frozen=True)
 class RecoveryMemory:
-    """Bytes that a recovery takes on one device at most.
+    """Peak bytes of a recovery on one device.
 
     Attributes:
-        weights: of the student, or its shard of them and what is gathered for a pass.
+        weights: the student's weights, or its shard of them and what is gathered for a pass.
         average: the moving average.
-        moments: what the optimizer remembers.
+        moments: the optimizer's state.
         teacher: the dense model.
-        passes: gradients, and what forward and backward pass of a micro-batch keep.
+        passes: gradients, and what the forward and backward pass of a micro-batch keep.
     """
 
     weights: int
@@ -74,15 +74,15 @@ def recovery_memory(
     device: torch.device | None = None,
     processes: int | None = None,
 ) -> RecoveryMemory:
-    """Count what `recover` takes on each of the devices; models may be on the meta device.
+    """Count the memory of `recover` on each device; models may be on the meta device.
 
     Args:
-        model: the student, or the dense model, whose cuts take less.
-        teacher: the dense model, where the objective asks it.
-        process: how the model was trained; not a user's own functions, whose passes nobody can count.
-        config: of the recovery.
-        device: what for, by default the model's: mixed precision depends on it.
-        processes: by default those of the launcher.
+        model: the student, or the dense model as an upper bound.
+        teacher: the dense model, if the objective needs it.
+        process: how the model was trained; passes of a user's own functions cannot be counted.
+        config: settings of the recovery.
+        device: the device to count for, by default the model's: mixed precision depends on it.
+        processes: number of processes, by default the launcher's.
     """
     device, processes = device or device_of(model), process_count() if processes is None else processes
     objective = build_objective(config, teacher)
@@ -150,7 +150,8 @@ def affordable(
     config: RecoveryConfig,
     device: torch.device,
 ) -> RecoveryConfig:
-    """`config` with what makes it fit on `device` and changes no result: offload, checkpointing, accumulation.
+    """`config` with changes that make it fit on `device` without changing the result: offload, checkpointing,
+    accumulation.
 
     Raises:
         TrainingError: it does not fit even so; the message says what would help.
@@ -175,7 +176,7 @@ def affordable(
 def _cheaper(
     model: nn.Module, teacher: nn.Module | Teacher | None, config: RecoveryConfig, device: torch.device
 ) -> Iterator[RecoveryConfig]:
-    """Configs that take less and less memory, and more and more time."""
+    """Configs in order of falling memory and rising time."""
     yield config
     if device.type != "cpu":
         for offload in (("ema",), ("ema", "teacher")):
@@ -200,7 +201,7 @@ def _free(parameter: Tensor) -> None:
 
 
 def _draw(process: Process, sample: Tensor, conditions: Mapping[str, Tensor], config: RecoveryConfig) -> Draw:
-    """A micro-batch without data, inside of a fake mode."""
+    """A micro-batch without data, inside a fake tensor mode."""
 
     def hollow(value: Tensor) -> Tensor:
         dtype = torch.promote_types(value.dtype, torch.float32) if value.is_floating_point() else value.dtype
@@ -217,7 +218,7 @@ def _like(images: Tensor, k: int) -> Tensor:
 
 
 def _examples(model: nn.Module, count: int) -> tuple[Tensor, Mapping[str, Tensor]]:
-    """As `example_batch`, of a model on the meta device."""
+    """As `example_batch`, for a model on the meta device."""
     with torch.device("meta"):
         return example_batch(model, count)
 
@@ -227,13 +228,13 @@ def _bytes(parameters: Iterable[Tensor]) -> int:
 
 
 def _largest_block(model: nn.Module) -> int:
-    """Bytes of the block that has the most; of all where none is apart."""
+    """Bytes of the largest block; of the whole model if there are no blocks."""
     names = block_names(model)
     return max((_bytes(model.get_submodule(name).parameters()) for name in names), default=_bytes(model.parameters()))
 
 
 def _remembered(config: RecoveryConfig, name: str, parameter: Tensor) -> int:
-    """Bytes that the optimizer remembers of a parameter."""
+    """Bytes of the optimizer's state for a parameter."""
     entries, itemsize = parameter.numel(), max(4, parameter.element_size())
     if config.optimizer == "adamw8bit" and entries >= SMALLEST and entries % BLOCK == 0:
         return 2 * (entries + 4 * entries // BLOCK)

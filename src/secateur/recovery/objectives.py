@@ -1,12 +1,12 @@
 """Recovery objectives: pure functions from student, teacher, process and one draw to named scalar terms.
 
-Errors are means over pixels and batch, so their weights mean the same at every resolution. So do those of the Jacobian
-terms that are pure numbers, relative growth and first-order. 2ndMatch as published sums errors over pixels and compares
-growth as it is: its terms, and its weights 1, 1 and 0.1, are those here but for one common factor, the number of pixel
-values D, so that its Jacobian term fades as 1 / D here as it does there.
+Errors are means over pixels and batch, so their weights mean the same at every resolution. The same holds for the
+dimensionless Jacobian terms, relative growth and first-order. Published 2ndMatch sums errors over pixels and compares
+absolute growths: its terms, with weights 1, 1 and 0.1, equal those here up to one common factor, the number of pixel
+values D. So its Jacobian term falls as 1 / D relative to the others, here as there.
 
-The loss is the sum of the terms by their weights. A new objective is one function here and one line in `OBJECTIVES`,
-which says what the function needs; docs/adding-an-objective.md shows how to add one.
+The loss is the weighted sum of the terms. A new objective is one function here and one line in `OBJECTIVES`, which says
+what the function needs; see docs/adding-an-objective.md.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ T = TypeVar("T")
 Terms = dict[str, Tensor]
 TermsFunction = Callable[..., Terms]  # of student, teacher, process, draw and JacobianConfig
 Asked = Callable[[Teacher], Callable[..., tuple[Tensor, T]]]  # which of a teacher's answers
-JACOBIAN = "jacobian"  # the term that may be left out of a step
+JACOBIAN = "jacobian"  # the term that some steps may leave out
 DENOISING, FEATURES = "denoising", "features"
 FORWARD, TRAINING = 1, 3  # passes: a backward pass costs twice a forward one
-# What a projection adds, for student and teacher, as benchmarks/recovery_cost.py counts it.
+# Cost of a projection, for student and teacher, as counted by benchmarks/recovery_cost.py.
 PROJECTING: dict[Projection, tuple[int, int]] = {"vjp": (3, 1), "jvp": (6, 2)}
 
 
@@ -53,12 +53,12 @@ class Objective:
 
     Attributes:
         terms: computes them, by name.
-        weights: of every term.
-        needs_teacher: `terms` asks the teacher.
-        terms_without_jacobian: of an objective that differentiates twice: computes its terms but "jacobian", for steps
-            that leave that one out. None where nothing is differentiated twice.
+        weights: the weight of every term.
+        needs_teacher: whether `terms` asks the teacher.
+        terms_without_jacobian: for an objective that differentiates twice: computes all terms but "jacobian", for steps
+            that leave it out. None for other objectives.
         jacobian: options of that term.
-        denoising_optional: `terms` leaves the term "denoising" out where it is given `denoising=False`: a weight of 0.
+        denoising_optional: whether `terms` accepts `denoising=False`, which leaves out the term "denoising" (weight 0).
         options: fields of the recovery's config that `terms` takes by name.
     """
 
@@ -75,14 +75,14 @@ class Objective:
         return self.terms_without_jacobian is not None
 
     def layers(self, student: nn.Module, teacher: nn.Module | Teacher | None) -> AbstractContextManager[None]:
-        """What a step's forward and backward passes must run in."""
+        """The context in which a step's forward and backward passes must run."""
         if not self.differentiates_twice or teacher is None:
             return nullcontext()
         network = as_teacher(teacher).network
         return higher_order([student] if network is None else [student, network], self.jacobian.projection)
 
     def without_denoising(self) -> Objective:
-        """The objective that does not look at the process's noisy target at all."""
+        """The objective without the process's noisy target."""
         weights = {name: value for name, value in self.weights.items() if name != DENOISING}
         simpler = replace(self, terms=partial(self.terms, denoising=False), weights=weights)
         if self.terms_without_jacobian is None:
@@ -94,11 +94,12 @@ class Objective:
         return self.differentiates_twice and self.jacobian.auto_weight and self.weights[JACOBIAN] > 0
 
     def at(self, step: int) -> Objective:
-        """The objective of optimizer step `step` (0, 1, ...): the Jacobian term is in the last of n steps, n-fold."""
+        """The objective of optimizer step `step` (0, 1, ...): every n-th step has the Jacobian term, with n times its
+        weight."""
         if self.terms_without_jacobian is None:
             return self
         every_n = self.jacobian.every_n
-        if (step + 1) % every_n:  # counted as the log counts, so that its lines meet the term
+        if (step + 1) % every_n:  # counted as in the log, so that its lines coincide with the term
             weights = {name: value for name, value in self.weights.items() if name != JACOBIAN}
             return replace(self, terms=self.terms_without_jacobian, weights=weights, terms_without_jacobian=None)
         return self.weighted({JACOBIAN: every_n * self.weights[JACOBIAN]})
@@ -116,7 +117,7 @@ class Objective:
         return torch.stack([self.weights[name] * value for name, value in terms.items()]).sum()
 
     def passes(self) -> tuple[float, float]:
-        """Cost of one sample's step in forward passes of student and of teacher, on average over the steps."""
+        """Cost of one sample's step, in forward passes of student and of teacher, averaged over the steps."""
         share = 1 / (self.jacobian.every_n * self.jacobian.every_n_samples) if self.differentiates_twice else 0.0
         student, teacher = (
             share * self.jacobian.directions * passes for passes in PROJECTING[self.jacobian.projection]
@@ -127,7 +128,8 @@ class Objective:
 def denoising_terms(
     student: nn.Module, teacher: nn.Module | Teacher | None, process: Process, draw: Draw, config: JacobianConfig
 ) -> Terms:
-    """Error against the process's target: L_simple (DDPM, eq. 14), v, sample or flow velocity alike; a user's loss."""
+    """Error against the process's target: noise (L_simple, DDPM, eq. 14), v, sample or flow velocity; or the user's
+    loss."""
     if isinstance(process, OwnObjective):
         return {"denoising": process.errors(student, draw.conditions).mean()}
     x_t, target = _noisy(process, draw)
@@ -169,7 +171,7 @@ def features_terms(
 ) -> Terms:
     """`distillation_terms`, and the mean mismatch of the hidden states of the chosen blocks; one pass of each network.
 
-    A block that lost channels is compared by those that stayed.
+    A block that lost channels is compared on those that stayed.
     """
     assert teacher is not None
     taught_by = as_teacher(teacher)
@@ -187,7 +189,7 @@ def features_terms(
         call, goal = calls[pair.student][0], dense[pair.teacher]
         found, channels_first = call.returned, call.returned.ndim == 4
         if features.teacher_inputs:
-            # It asks for a gradient that nobody reads: torch's group norm on a CPU crashes where its input needs none.
+            # Requires an unused gradient: torch's group norm on a CPU crashes if its input requires none.
             taken = sliced(goal.taken, pair.taken, channels_first).to(call.taken.dtype).detach().requires_grad_()
             found = called_with(student, pair.student, call, taken)
         mismatches.append(
@@ -207,10 +209,11 @@ def jacobian_terms(
     mismatch: Callable[[list[Tensor], T], Tensor],
     denoising: bool = True,
 ) -> Terms:
-    """`distillation_terms` and the `mismatch` of the student's Jacobian projections and what the teacher is `asked`.
+    """`distillation_terms`, and the `mismatch` between the student's Jacobian projections and the teacher's answer to
+    `asked`.
 
     One pass of each network serves all terms; the teacher's answers are constants. With `every_n_samples` the other
-    samples go through a pass of their own, without a graph of second order.
+    samples take a separate pass, without a second-order graph.
     """
     assert teacher is not None
     taught_by = as_teacher(teacher)
@@ -248,7 +251,7 @@ def second_match_terms(
 ) -> Terms:
     """2ndMatch: l_np L_NP + l_kd L_KD + l_jac L_Jac (Zheng & Shlizerman 2026), each divided by D.
 
-    The relative form of L_Jac is a pure number already, and is not divided.
+    The relative form of L_Jac is dimensionless already, and is not divided.
     """
     divisor = 1 if config.relative else process.target(draw.sample, draw.noise, draw.timesteps)[0].numel()
 
@@ -282,7 +285,7 @@ def _target(process: Process, draw: Draw) -> Tensor:
 
 
 def _compared(prediction: Tensor, taught: Tensor, target: Tensor | None) -> Terms:
-    """Mean squared errors against the process's target, where that counts, and against the teacher's output."""
+    """Mean squared errors against the process's target, if that has a weight, and against the teacher's output."""
     like = taught if target is None else target
     prediction = prediction.to(like.dtype)
     terms = {} if target is None else {"denoising": F.mse_loss(prediction, target)}
@@ -317,12 +320,12 @@ OBJECTIVES: dict[str, Objective] = {
 
 
 def asking_passes(contents: Contents) -> float:
-    """Cost of asking the teacher at one tuple of a book, in its forward passes."""
+    """Cost of recording one tuple of a book, in forward passes of the teacher."""
     return FORWARD + contents.directions * PROJECTING[contents.projection][1]
 
 
 def needs_teacher(name: str) -> bool:
-    """Whether the objective called `name`, if there is one, asks the dense model."""
+    """Whether the objective `name` exists and needs the dense model."""
     return name in OBJECTIVES and OBJECTIVES[name].needs_teacher
 
 
@@ -331,7 +334,7 @@ def build_objective(config: RecoveryConfig, teacher: nn.Module | Teacher | None)
 
     Raises:
         TrainingError: there is no such objective or term, it needs a teacher and there is none, or there are too few
-            steps for its Jacobian term to take part.
+            steps for its Jacobian term to occur.
     """
     name = config.objective
     if name not in OBJECTIVES:

@@ -1,4 +1,4 @@
-"""Weights that lie on the CPU and visit the device block by block, for as long as their block runs."""
+"""Weights that are kept on the CPU and copied to the device block by block, while their block runs."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch.utils.hooks import RemovableHandle
 
 
 def visiting(model: nn.Module, blocks: Iterable[nn.Module], device: torch.device) -> list[RemovableHandle]:
-    """Keep the weights of the `blocks` on the CPU and let copies stand for them on `device` while a block runs.
+    """Keep the weights of the `blocks` on the CPU, and use copies on `device` while a block runs.
 
-    Copies that a graph remembers live as long as it does, so derivatives are right, and take the memory of the whole.
-    What is outside of the blocks goes to `device`. Removing the handles leaves the blocks on the CPU.
+    Copies that a graph holds live as long as it does, so derivatives are right, but take the memory of all blocks.
+    Weights outside the blocks are moved to `device`. Removing the handles leaves the blocks on the CPU.
     """
     handles: list[RemovableHandle] = []
     inside = [block.cpu() for block in blocks]
@@ -37,7 +37,7 @@ class Visitor(nn.Parameter):
 
 
 class _Visit:
-    """One block's way to the device and back. A block inside of another that runs is there already."""
+    """One block's copy on the device. A block inside another running block is there already."""
 
     def __init__(self, block: nn.Module, device: torch.device) -> None:
         self.block, self.device = block, device

@@ -1,4 +1,4 @@
-"""The optimizers of recovery: AdamW, ones that remember less, and Muon for matrices with AdamW for the rest."""
+"""The optimizers of recovery: AdamW, ones with a smaller state, and Muon for matrices with AdamW for the rest."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .config import RecoveryConfig
 from .rounding import RoundedAdamW
 from .shards import shard_like, whole
 
-HIGHEST = "highest_lr"  # of a group of parameters: its learning rate where the schedule is at 1
+HIGHEST = "highest_lr"  # a parameter group's peak learning rate
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024
 STEPS, EPS = 5, 1e-7
 
@@ -41,17 +41,17 @@ def build_optimizer(config: RecoveryConfig, model: nn.Module) -> Optimizer:
 
 
 def set_learning_rate(optimizer: Optimizer, rate_at: Callable[[float], float]) -> None:
-    """Give each group `rate_at(highest)` of its own highest learning rate."""
+    """Set the learning rate of each group to `rate_at` its own peak rate."""
     for group in optimizer.param_groups:
         rate = rate_at(group[HIGHEST])
-        if isinstance(group["lr"], Tensor):  # torchao's, whose compiled step reads it
+        if isinstance(group["lr"], Tensor):  # as in torchao's optimizers, whose compiled step reads it
             group["lr"].fill_(rate)
         else:
             group["lr"] = rate
 
 
 def is_matrix(name: str, parameter: Tensor) -> bool:
-    """Whether Muon takes the parameter: a matrix or a convolution that is not (part of) an embedding."""
+    """Whether Muon updates the parameter: a matrix or a convolution that is not (part of) an embedding."""
     return parameter.ndim >= 2 and "embed" not in name
 
 
@@ -59,8 +59,8 @@ class Muon(Optimizer):
     """Muon (Jordan et al. 2024) for matrices, which moves along orthogonalized momentum, and AdamW for the rest.
 
     A convolution counts as the matrix (out, in x height x width). The update of an (out, rest) matrix is scaled by
-    sqrt(max(1, out / rest)), so that it changes outputs alike whatever the shape. Matrices do not decay. Those in
-    shards are made whole for it, by every process.
+    sqrt(max(1, out / rest)), so that it changes outputs equally for every shape. Matrices have no weight decay. Sharded
+    matrices are gathered by every process for the update.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class Muon(Optimizer):
 
 @cache
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether `device` has matrix products of bfloat16 in hardware."""
+    """Whether `device` multiplies bfloat16 matrices in hardware."""
     if device.type == "cpu":
         return bool("get_capabilities" in dir(torch.cpu) and torch.cpu.get_capabilities().get("amx_bf16"))
     return device.type != "mps"
@@ -148,8 +148,9 @@ def multiplies_bfloat16(device: torch.device) -> bool:
 def orthogonalized(matrices_NOR: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Each matrix with its singular values brought near to 1, by five steps of a quintic Newton-Schulz iteration.
 
-    X <- a X + (b A + c A A) X with A = X X', from X over its Frobenius norm. By default in bfloat16 where the device
-    multiplies it, which takes a third of the time there and trains to the same losses (benchmarks/muon.py).
+    X <- a X + (b A + c A A) X with A = X X', starting from X divided by its Frobenius norm. By default in bfloat16 if
+    the device multiplies it in hardware, which takes a third of the time and trains to the same losses
+    (benchmarks/muon.py).
     """
     if dtype is None:
         dtype = torch.bfloat16 if multiplies_bfloat16(matrices_NOR.device) else torch.float32

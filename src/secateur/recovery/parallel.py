@@ -1,6 +1,6 @@
-"""How a run's weights lie on the processes of a launcher: a replica on each (DDP), or a shard of every weight (FSDP2).
+"""How a run's weights are distributed over the processes of a launcher: replicas (DDP), or shards (FSDP2).
 
-Both give a run the same things: a `student` to train, an average to move, and the whole model of the state where it is
+Both offer the same interface: a `student` to train, an average to update, and the whole model of the state, which is
 cut, written and returned.
 """
 
@@ -27,12 +27,12 @@ from .shards import block_names, empty, exchange, fill, mesh_over, reshard, shar
 
 
 class Parallel(Protocol):
-    """Weights of a run on its processes.
+    """Weights of a run, distributed over its processes.
 
     Attributes:
-        student: what passes run through.
-        teacher: what is asked.
-        optimizer: what steps.
+        student: the network to run passes through.
+        teacher: the teacher to ask.
+        optimizer: the optimizer to step.
         average: the moving average of the student's weights.
     """
 
@@ -42,36 +42,36 @@ class Parallel(Protocol):
     average: Ema
 
     def spread(self, changed: bool = True) -> None:
-        """Go from the whole model of the state to the student; `changed` tells that its tensors are others."""
+        """Distribute the whole model of the state; `changed` says that its tensors are new."""
         ...
 
     def gather(self) -> None:
-        """Make model, average and optimizer of the state whole, in every process."""
+        """Gather model, average and optimizer of the state, in every process."""
         ...
 
     def whole(self, keep: bool) -> AbstractContextManager[None]:
-        """The same to look at, inside the block, in the processes that `keep` it."""
+        """The same for reading, inside the block, in the processes that `keep` it."""
         ...
 
     def accumulating(self) -> AbstractContextManager[None]:
-        """For the passes of a micro-batch that is not the last."""
+        """The context for passes of all micro-batches but the last."""
         ...
 
     def gradient_norm(self, values: Iterator[Tensor]) -> float:
-        """Length of the gradient of the sum of `values`, over all processes; no `.grad` changes."""
+        """Norm of the gradient of the sum of `values`, over all processes; no `.grad` changes."""
         ...
 
     def passes_done(self) -> None:
-        """Free what the last backward pass of a step left."""
+        """Free what the last backward pass left in memory."""
         ...
 
     def end(self) -> None:
-        """Leave model and teacher as they were but for the weights."""
+        """Unwrap model and teacher."""
         ...
 
 
 class Replicated:
-    """A replica in every process, or the only one."""
+    """A replica in every process; or one process."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class Replicated:
             return
         state, accelerator = self.state, self.accelerator
         accelerator.unwrap_model(self.student, keep_fp32_wrapper=False)
-        accelerator.free_memory()  # the old wrapper would keep what left
+        accelerator.free_memory()  # the old wrapper would keep removed weights alive
         self.optimizer = accelerator.prepare_optimizer(state.optimizer, device_placement=False)
         self.student = accelerator.prepare_model(state.model)
 
@@ -131,9 +131,9 @@ class Replicated:
 
 
 class Sharded:
-    """A shard of every weight, of its average and of what the optimizer remembers of it.
+    """A shard of every weight, of its average and of its optimizer state.
 
-    Whole weights are there block by block during a pass, and all of them while the model is cut or written.
+    Weights are gathered block by block during a pass, and all together while the model is cut or written.
     """
 
     def __init__(
@@ -165,7 +165,7 @@ class Sharded:
         average = sharded(state.ema.model, self.mesh, offload="ema" in self.offload)
         self.average = Ema.of(average, state.ema.decay)
         successors: dict[Tensor, Tensor] = dict(zip(state.model.parameters(), self.student.parameters(), strict=True))
-        fused = state.optimizer.defaults.get("fused")  # then the number of steps lies where the weights do
+        fused = state.optimizer.defaults.get("fused")  # then the step counter is on the device of the weights
 
         def share(value: Tensor, successor: Tensor) -> Tensor:
             return value.to(successor.device) if fused and value.ndim == 0 else shard_like(value, successor)
@@ -179,7 +179,7 @@ class Sharded:
         state = self.state
         self._fill(keep=True)
         refits = state.pruning is not None and state.pruning.pruner.refit is not None
-        works = refits or self.accelerator.is_main_process  # one process decides, and all have room on the CPU
+        works = refits or self.accelerator.is_main_process  # one process decides; the others keep theirs on the CPU
         for module in (state.model, state.ema.model):
             module.to(self.accelerator.device if works else "cpu")
         self._run_masks(state.model)
@@ -200,7 +200,7 @@ class Sharded:
             group["params"] = parameters
 
     def accumulating(self) -> AbstractContextManager[None]:
-        return nullcontext()  # gradients are added up in shards, which takes less memory than whole ones
+        return nullcontext()  # gradients are accumulated in shards, which takes less memory
 
     def gradient_norm(self, values: Iterator[Tensor]) -> float:
         parameters = [parameter for parameter in self.student.parameters() if parameter.requires_grad]

@@ -1,4 +1,4 @@
-"""The next step's draws, made by a thread of its own while this step trains."""
+"""The next step's draws, made by a second thread while the current step trains."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Drawn = TypeVar("Drawn")
 
 @contextmanager
 def prefetched(draw: Callable[[int], Drawn], steps: Sequence[int]) -> Iterator[Iterator[Drawn]]:
-    """`draw(step)` for each of `steps`, in order, each drawn while the one before it is worked on.
+    """`draw(step)` for each of `steps`, in order, each computed while the one before it is in use.
 
-    The thread works alone: OpenMP would give it a pool of as many threads as this one has, which spin against these.
+    The thread uses one core: otherwise OpenMP would give it a thread pool that competes with this thread's.
     """
     threads = torch.get_num_threads()
     with ThreadPoolExecutor(1) as pool:
         pool.submit(_work_alone).result()
-        torch.set_num_threads(threads)  # the number is also the one that threads to come begin with
+        torch.set_num_threads(threads)  # new threads start with this number
         yield _drawn(pool, draw, steps)
 
 

@@ -1,4 +1,4 @@
-"""What prunes a model while it trains: the interface of the schedules, and what carries their decisions out."""
+"""Pruning during training: the interface of the schedules, and the object that carries out their decisions."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from .surgery import cut_in_training
 
 @dataclass(frozen=True)
 class Decision:
-    """What a pruner decides before a step.
+    """The decision of a pruner before a step.
 
     Attributes:
-        pruning: what it will remember, as JSON.
+        pruning: the pruner's new state, as JSON.
         masks: soft masks from now on, in [0, 1]: dim name to one value per unit, block name to one value.
         record: a line for `stages.jsonl`, as JSON.
-        cut: what leaves the model for good, if anything; masks then belong to the model after it.
-        details: for the model's manifest, with the cut.
+        cut: units and blocks to remove, if any; masks then belong to the model after it.
+        details: entries for the model's manifest, with the cut.
     """
 
     pruning: dict[str, Any]
@@ -45,29 +45,29 @@ class Decision:
     details: dict[str, Any] = field(default_factory=dict)
 
 
-# What is done to a model after a cut, in place, given all cuts since the dense model: compensation, which notes in the
-# manifest what it returns.
+# Applied to a model after a cut, in place, given all cuts since the dense model: compensation. What it returns is noted
+# in the manifest.
 Refit: TypeAlias = Callable[[nn.Module, Sequence[Cut]], Mapping[str, Any]]
 
 
 class Pruner(Protocol):
-    """Decides how a model is pruned while it trains. It holds settings only: `AttachedPruner` keeps what changes.
+    """Decides how a model is pruned while it trains. It holds settings only; `AttachedPruner` keeps the state.
 
-    One process decides, and all follow.
+    With several processes, one decides and all follow.
     """
 
     @property
     def base_id(self) -> str:
-        """Of the dense model, for the manifest."""
+        """Id of the dense model, for the manifest."""
         ...
 
     @property
     def refit(self) -> Refit | None:
-        """What is done to the model after every cut."""
+        """Applied to the model after every cut."""
         ...
 
     def settings(self) -> dict[str, Any]:
-        """What a run that is resumed must share, as JSON."""
+        """Settings that a resumed run must share, as JSON."""
         ...
 
     def due(self, step: int) -> bool:
@@ -80,20 +80,20 @@ class Pruner(Protocol):
 
 
 class AttachedPruner:
-    """A pruner at work on a model that trains, on its optimizer's state and on its moving average.
+    """Applies a pruner to a model in training, to its optimizer's state and to its moving average.
 
-    `step()` is called once for every optimizer step, before or after it. Everything that changes is in `state_dict()`,
-    which is JSON.
+    Call `step()` once for every optimizer step, before or after it. The whole state is in `state_dict()`, which is
+    JSON.
 
     Attributes:
         pruner: decides.
-        model: the network, without what wraps it for several processes or mixed precision.
-        runs: what runs under the masks: the network, or the one over its shards.
-        optimizer: its state is cut as the parameters are; any that keeps tensors of a parameter's shape.
+        model: the network, without wrappers for several processes or mixed precision.
+        runs: what runs with masks: the network, or the one over its shards.
+        optimizer: its state is cut with the parameters; any whose state tensors have the parameters' shapes.
         average: the moving average of the model, if there is one.
         steps: calls of `step` so far.
-        cuts: what was removed at which step, as JSON.
-        records: what was decided since this object was made, a line of JSON for each decision.
+        cuts: all cuts, with their steps, as JSON.
+        records: the decisions since this object was made, a JSON object each.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class AttachedPruner:
         self.pruner, self.optimizer, self.average = pruner, optimizer, average
         self.model = network_of(model)
         if any(isinstance(parameter, DTensor) for parameter in self.model.parameters()):
-            raise TrainingError("the model is sharded, and units cannot leave shards; prune it before it is sharded")
+            raise TrainingError("units cannot be removed from a sharded model; prune it before it is sharded")
         self.runs = self.model
         self.steps = 0
         self.cuts: list[dict[str, Any]] = []
@@ -112,26 +112,25 @@ class AttachedPruner:
 
     @property
     def due(self) -> bool:
-        """Whether the next `step` decides something."""
+        """Whether the next `step` makes a decision."""
         return self.pruner.due(self.steps)
 
     @property
     def masks(self) -> dict[str, torch.Tensor]:
-        """The soft masks that the model runs under, by dim or block."""
+        """The present soft masks, by dim or block."""
         device = device_of(self.runs)
         return {name: torch.tensor(values, device=device) for name, values in self._memory.get("masks", {}).items()}
 
     @property
     def last_cut(self) -> int:
-        """The step at which units last left, 0 if none did."""
+        """The step of the last cut, 0 if there was none."""
         return self.cuts[-1]["step"] if self.cuts else 0
 
     def step(self) -> bool:
-        """Decide what is due and do it; whether tensors of the model changed.
+        """Make and apply the decision that is due, if any; return whether tensors of the model changed.
 
-        Then its parameters are others: whatever was wrapped around the model (DDP, FSDP, torch.compile) must be wrapped
-        around it anew. The optimizer holds the new parameters already. Of several processes the first decides; all must
-        call this at the same step.
+        If they did, wrap the model again where it was wrapped (DDP, FSDP, torch.compile); the optimizer already holds
+        the new parameters. Of several processes the first decides; all must call this at the same step.
         """
         cuts = len(self.cuts)
         if self.due:
@@ -140,16 +139,16 @@ class AttachedPruner:
         return len(self.cuts) > cuts
 
     def state_dict(self) -> dict[str, Any]:
-        """What a run that goes on needs, as JSON."""
+        """The state that a resumed run needs, as JSON."""
         return {"settings": self.pruner.settings(), "steps": self.steps, "cuts": self.cuts, "memory": self._memory}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`, with the model, optimizer and average as they were before any pruning.
+        """Resume from `state`, with model, optimizer and average as they were before any pruning.
 
-        Cuts are made again, so that saved weights and optimizer states fit: load those afterwards.
+        The cuts are repeated, so that saved weights and optimizer states fit: load those afterwards.
 
         Raises:
-            TrainingError: `state` is that of a pruner with other settings, or this one has begun already.
+            TrainingError: `state` belongs to a pruner with other settings, or this one has begun already.
         """
         if changes := differing(state["settings"], as_json(self.pruner.settings())):
             raise TrainingError(f"the pruning was begun with other settings ({say_differing(changes)}); use them")
@@ -163,19 +162,19 @@ class AttachedPruner:
         self.put_masks_on()
 
     def put_masks_on(self) -> None:
-        """Let the model run under the masks that were decided last."""
+        """Apply the present masks to the model."""
         self.take_masks_off()
         if masks := self.masks:
             self._hooks.enter_context(masked(self.runs, describe(self.model), masks))
 
     def run_masks_on(self, network: nn.Module) -> None:
-        """Let `network`, which has the modules of the model, run under the masks."""
+        """Apply the masks to `network`, which has the modules of the model, from now on."""
         self.take_masks_off()
         self.runs = network
         self.put_masks_on()
 
     def take_masks_off(self) -> None:
-        """Let the model run without masks."""
+        """Remove the masks from the model."""
         self._hooks.close()
 
     def _decide(self) -> Decision:
@@ -184,7 +183,7 @@ class AttachedPruner:
 
     @contextmanager
     def _under_masks(self) -> Iterator[nn.Module]:
-        """The average under the masks, in eval mode; the model itself where there is none."""
+        """The average with the masks, in eval mode; the model itself if there is no average."""
         if self.average is None:
             modes = {module: module.training for module in self.model.modules()}
             self.model.eval()
@@ -213,7 +212,7 @@ class AttachedPruner:
         self.records.append(record)
 
     def _refit(self, refit: Refit) -> dict[str, float]:
-        """Refit the model, and let its average begin from it; how far the output was from the dense one, and is."""
+        """Refit the model, and restart its average from it; returns the output's error before and after."""
         with in_full_precision(self.model):
             noted = refit(self.model, [_cut_of(saved) for saved in self.cuts])
         if self.average is not None:
@@ -222,7 +221,7 @@ class AttachedPruner:
         return {name: noted[name] for name in ("before", "after")}
 
     def _note_refit(self, noted: Mapping[str, Any], *models: nn.Module) -> None:
-        """Remember it, and let the manifests of `models` and of the average say so."""
+        """Note the refit in the state, and in the manifests of `models` and of the average."""
         self.cuts[-1]["refit"] = dict(noted)
         average = () if self.average is None or isinstance(self.average, EMAModel) else (module_of(self.average),)
         for model in (*models, *average):
@@ -247,7 +246,7 @@ def _cut_of(saved: Mapping[str, Any]) -> Cut:
 
 @contextmanager
 def in_full_precision(model: nn.Module) -> Iterator[None]:
-    """No autocast around the passes of `model` inside the block, neither torch's nor what accelerate put on it."""
+    """Disable autocast for passes of `model` inside the block, torch's and accelerate's."""
     wrapped = vars(model).pop("forward") if "_original_forward" in vars(model) else None
     try:
         with torch.autocast(device_of(model).type, enabled=False):

@@ -1,4 +1,4 @@
-"""What an 8-bit optimizer (torchao's) remembers, as plain tensors and back, for cuts and checkpoints.
+"""The state of an 8-bit optimizer (torchao's) as plain tensors and back, for cuts and checkpoints.
 
 Its tensors hold codes and a scale for every 256 entries in a row.
 """
@@ -22,7 +22,7 @@ def is_quantized(value: Any) -> bool:
 
 
 def plain(value: Tensor) -> Tensor:
-    """The values of `value` in float32 where it holds codes, else itself."""
+    """The values of `value` in float32 if it holds codes, else itself."""
     return value.dequantize().float() if is_quantized(value) else value
 
 
@@ -34,7 +34,7 @@ def pieces(name: str, value: Tensor) -> dict[str, Tensor]:
 
 
 def of_pieces(name: str, found: Mapping[str, Tensor], signed: bool) -> Tensor:
-    """What `pieces` took apart."""
+    """The inverse of `pieces`."""
     if name in found:
         return found[name]
     codes, scale = (found[f"{name}.{piece}"] for piece in PIECES)
@@ -45,7 +45,7 @@ def of_pieces(name: str, found: Mapping[str, Tensor], signed: bool) -> Tensor:
 
 
 def quantized(values: Tensor, signed: bool) -> Tensor:
-    """`values` as codes, where there are enough of them."""
+    """`values` as codes, if there are enough of them."""
     if values.numel() < SMALLEST or values.numel() % BLOCK:
         return values
     from torchao.optim.subclass_8bit import OptimState8bit

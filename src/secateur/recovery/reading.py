@@ -1,4 +1,4 @@
-"""How a recovery reads a teacher's book: what it needs to find there, how many tuples, and in which order."""
+"""How a recovery reads a teacher's book: which answers it needs, how many tuples, and in which order."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from ..teacher import Book, BookConfig, Contents, Draw, at
 from .config import RecoveryConfig
 from .draws import batch_indices
 
-FEWEST = 4096  # tuples below which reading again costs quality (docs/teachers-book.md)
-READINGS = 4  # of every tuple, where there are more
-JUDGED = 4  # times in a run that the error on held out tuples is measured
-OVERFITTED = 2.0  # that error over the one on tuples that were read, where quality begins to suffer
+FEWEST = 4096  # with fewer tuples, repeated reading costs quality (docs/teachers-book.md)
+READINGS = 4  # readings of every tuple in longer recoveries
+JUDGED = 4  # times in a run that the error on held-out tuples is measured
+OVERFITTED = 2.0  # ratio of that error to the one on trained tuples at which quality begins to suffer
 
 
 def contents_of(config: RecoveryConfig, null: Conditions) -> Contents:
-    """What the recovery's objective asks of a teacher at every tuple; `null` is what stands for no condition."""
+    """The answers that the recovery's objective needs for every tuple; `null` is the null condition."""
     jacobian = {"2ndmatch": "growth", "first-order": "products"}.get(config.objective, "none")
     states = config.objective == "features"
     return Contents(
@@ -40,9 +40,9 @@ def contents_of(config: RecoveryConfig, null: Conditions) -> Contents:
 
 
 def tuples_for(config: RecoveryConfig, book: BookConfig) -> int:
-    """How many tuples the recovery learns from: as given, or a quarter of its draws, though no fewer than 4,096.
+    """Number of tuples to train on: as given, or a quarter of the recovery's draws, but at least 4,096.
 
-    A recovery that draws no more than that reads every tuple once.
+    A recovery with fewer draws than that reads every tuple once.
     """
     drawn = config.steps * config.batch_size
     return book.num_tuples or max(min(drawn, FEWEST), math.ceil(drawn / READINGS))
@@ -52,7 +52,7 @@ def check_contents(book: Book, config: RecoveryConfig) -> None:
     """Check that a book holds what the objective asks for.
 
     Raises:
-        TrainingError: it does, or it was drawn with other flips or another label dropout.
+        TrainingError: it does not, or it was drawn with other flips or another label dropout.
     """
     found, needed = book.contents, contents_of(config, book.tuples.null)
     lacking = {
@@ -61,7 +61,7 @@ def check_contents(book: Book, config: RecoveryConfig) -> None:
     }
     if others := [name for name, differs in lacking.items() if differs]:
         there = ", ".join(f"{name} {getattr(found, name)}" for name in others)
-        raise TrainingError(f"the book was written with {there}, which are drawn then; recover with the same")
+        raise TrainingError(f"the book was recorded with {there}; recover with the same")
     holds = needed.jacobian in ("none", found.jacobian) and found.directions >= needed.directions
     same = needed.jacobian == "none" or found.projection == needed.projection
     states = needed.blocks in ((), found.blocks) and found.inputs >= needed.inputs
@@ -73,9 +73,9 @@ def check_contents(book: Book, config: RecoveryConfig) -> None:
 
 
 def read_step(book: Book, config: RecoveryConfig, step: int, rank: int = 0, processes: int = 1) -> list[Draw]:
-    """The micro-batches that process `rank` works through in step `step`: as `draw_step`, from the book's tuples.
+    """The micro-batches of process `rank` in step `step`: as `draw_step`, from the book's tuples.
 
-    Tuples come in shuffled epochs, as images do without a book.
+    Tuples come in shuffled epochs, like images without a book.
     """
     numbers = batch_indices(config.seed, step, config.batch_size, book.num_tuples)
     size = config.batch_size // (config.accumulation * processes)
@@ -84,26 +84,26 @@ def read_step(book: Book, config: RecoveryConfig, step: int, rank: int = 0, proc
 
 
 def errors_due(book: Book, step: int, steps: int) -> bool:
-    """Whether `errors_of` is measured after `step` of `steps`, if anything is held out: at every quarter."""
+    """Whether `errors_of` is due after `step` of `steps`: at every quarter, if tuples are held out."""
     return book.held_out_rows.count > 0 and step in {math.ceil(steps * part / JUDGED) for part in range(1, JUDGED + 1)}
 
 
 def note_overfitting(read: float, held_out: float) -> None:
-    """Say that the student knows the tuples that it learned from, rather than the teacher, if so it is."""
+    """Print a note if the student fits the trained tuples much better than held-out ones."""
     if held_out > OVERFITTED * read:
         note(
-            f"recovery: the error on held out tuples is {held_out / read:.2f} times that on tuples that were learned "
-            "from; a book of more tuples helps"
+            f"recovery: the error on held-out tuples is {held_out / read:.2f} times that on trained "
+            "tuples; a book of more tuples helps"
         )
 
 
 def errors_of(student: nn.Module, book: Book, batch_size: int) -> Tensor:
-    """The squared error against the teacher on tuples that are learned from, and on as many that are held out.
+    """The squared error against the teacher on trained tuples, and on as many held-out ones.
 
-    This process's share of it: sums of squares and numbers of values, (2, 2) float64, the held out ones last.
+    This process's share: sums of squares and numbers of values, (2, 2) float64, held-out tuples last.
     """
     device, count = device_of(network_of(student)), min(book.held_out_rows.count, book.num_tuples)
-    count -= count % process_count()  # passes of a student in shards are everybody's
+    count -= count % process_count()  # all processes take part in passes of a sharded student
     sums = torch.zeros(2, 2, dtype=torch.float64, device=where_float64(device))
     with inference(student):
         for numbers in torch.arange(process_index(), count, process_count()).split(batch_size):

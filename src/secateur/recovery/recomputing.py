@@ -1,4 +1,4 @@
-"""Gradient checkpointing: activations that are computed again in the backward pass instead of being kept."""
+"""Gradient checkpointing: activations are computed again in the backward pass instead of being kept."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def check_recomputing(model: nn.Module) -> None:
 
 @contextmanager
 def recomputing(model: nn.Module, asked: bool) -> Iterator[None]:
-    """`model` recomputes its activations inside the block if that is `asked` for, and does as before after it."""
+    """Let `model` recompute its activations inside the block, if `asked`."""
     if not asked:
         yield
         return

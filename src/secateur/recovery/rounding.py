@@ -1,4 +1,4 @@
-"""AdamW for weights in bfloat16, which are rounded up or down at random: small updates count on average."""
+"""AdamW for bfloat16 weights with stochastic rounding, so that small updates count on average."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from torch.optim.adamw import adamw
 class RoundedAdamW(Optimizer):
     """AdamW whose updates are computed in float32 and rounded stochastically to the weights' bfloat16.
 
-    Rounded to the nearest, an update of less than half of a weight's last bit is lost, step after step. Rounded to
-    either neighbour with the probability of its nearness, the weight has the right expectation. Moments are float32.
+    With rounding to nearest, every update smaller than half of a weight's last bit is lost. With rounding to either
+    neighbour by a probability that depends on the distance, the weight has the right expectation. Moments are float32.
     Random bits come from torch's global generator.
     """
 
@@ -33,7 +33,7 @@ class RoundedAdamW(Optimizer):
                     self._update(parameter, group)
 
     def _update(self, parameter: nn.Parameter, group: dict[str, Any]) -> None:
-        """One at a time, so that there is one float32 copy."""
+        """Update one parameter, so that there is one float32 copy at a time."""
         state = self.state[parameter]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32)
@@ -56,18 +56,18 @@ class RoundedAdamW(Optimizer):
             eps=group["eps"],
             maximize=False,
         )
-        rounds = parameter.dtype == torch.bfloat16  # factors of LoRA are float32
+        rounds = parameter.dtype == torch.bfloat16  # LoRA factors are float32
         local(parameter).copy_(stochastically_rounded(exact) if rounds else exact)
 
 
 def stochastically_rounded(values: Tensor) -> Tensor:
-    """float32 `values` in bfloat16, each one of the two neighbours, with `values` as the expectation."""
+    """Round float32 `values` to one of their bfloat16 neighbours, with `values` as the expectation."""
     bits = values.contiguous().view(torch.int32)
     noise = torch.randint(0, 1 << 16, values.shape, dtype=torch.int32, device=values.device)
     return ((bits + noise) & -(1 << 16)).view(torch.float32).bfloat16()  # bfloat16 is the upper half of float32
 
 
 def local(value: Tensor | None) -> Tensor:
-    """This process's shard of a tensor, or all of one that is whole."""
+    """This process's shard of a tensor; a plain tensor itself."""
     assert value is not None
     return value.to_local() if isinstance(value, DTensor) else value

@@ -1,4 +1,4 @@
-"""The Jacobian terms of recovery: options, and what student and teacher are compared by.
+"""The Jacobian terms of recovery: options, and how student and teacher are compared.
 
 2ndMatch (Zheng & Shlizerman, CVPR 2026, arXiv 2506.05398) matches the growth ||J v||^2 of random perturbations.
 """
@@ -13,24 +13,24 @@ from torch import Tensor
 from ..base.rules import Count, check_fields
 from ..models.jacobian import Projection, exact, squared_lengths
 
-FLOOR = 1e-3  # of the growth that `relative` divides by
+FLOOR = 1e-3  # smallest growth that `relative` divides by
 
 
 @dataclass(frozen=True)
 class JacobianConfig:
-    """Options of the objectives that look at the input Jacobian: 2ndmatch and first-order.
+    """Options of the objectives with an input Jacobian: 2ndmatch and first-order.
 
     Attributes:
         projection: vjp compares J'v, as the released code does; jvp compares Jv, as the paper writes, at a higher
             price. The two agree where J is symmetric, as for an exact score.
         directions: random directions per sample; their squared differences use the mean growth over them.
-        every_n: take the Jacobian term at every n-th step only, with n times its weight.
-        every_n_samples: take it over every n-th sample of the batch only; a batch that is shared out must be shared
-            into parts that n divides.
+        every_n: use the Jacobian term at every n-th step only, with n times its weight.
+        every_n_samples: use it for every n-th sample of the batch only; n must divide the parts of a batch that is
+            divided between processes or micro-batches.
         relative: divide the difference in growth by the teacher's, so that timesteps with little noise do not dominate
             (2ndmatch only: first-order compares no growths).
-        auto_weight: lower the term's weight until its gradient is no longer than that of the other terms over the
-            first 10 steps that have one, and anew after every removal: for data other than the paper's.
+        auto_weight: over the first 10 steps that have the term, and again after every cut, lower its weight until its
+            gradient norm is at most that of the other terms: for data other than the paper's.
     """
 
     projection: Projection = "vjp"

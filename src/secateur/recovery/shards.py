@@ -1,7 +1,7 @@
-"""Weights in shards: torch's `fully_shard` around the blocks of a network, and back to whole tensors.
+"""Sharded weights: torch's `fully_shard` around the blocks of a network, and back to whole tensors.
 
-A sharded network is a second set of modules over the shards of the first one's weights, so nothing has to be taken off
-it again: what is cut, written and returned is always the first, which is hollow (on the meta device) meanwhile.
+A sharded network is a second set of modules over shards of the first one's weights, so nothing has to be unwrapped: the
+first, on the meta device meanwhile, is always what is cut, written and returned.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..models.registry import family_of
 
 
 def mesh_over(device: torch.device, hybrid: bool) -> DeviceMesh:
-    """All processes in a row; or, where `hybrid`, (nodes, processes of a node), with a replica on every node."""
+    """All processes in one dimension; or, if `hybrid`, (nodes, processes of a node), with a replica on every node."""
     processes = process_count()
     local = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
     if hybrid:
@@ -43,12 +43,12 @@ def sharded(
     """A network over the shards of `model`'s weights, for passes and updates.
 
     Args:
-        model: a network in any mode, with hooks or not; it is left as it is, but for buffers, which are shared.
+        model: a network in any mode, with or without hooks; it does not change, and shares its buffers.
         mesh: see `mesh_over`.
-        precision: in which whole weights are gathered for a pass; their own where None.
-        keeps_graph: whole weights stay from a forward pass until `reshard`, as second derivatives need.
+        precision: dtype in which weights are gathered for a pass; None keeps their own.
+        keeps_graph: keep gathered weights from a forward pass until `reshard`, as second derivatives require.
         frozen: no weight gets a gradient.
-        offload: shards lie on the CPU.
+        offload: keep shards on the CPU.
     """
     shards = _twin(model, frozen)
     options: dict[str, Any] = {"mesh": mesh, "reshard_after_forward": not keeps_graph}
@@ -66,14 +66,14 @@ def sharded(
 
 
 def reshard(shards: nn.Module) -> None:
-    """Free the whole weights that passes left behind."""
+    """Free the gathered weights that passes left in memory."""
     for module in shards.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
 
 
 def empty(model: nn.Module) -> None:
-    """Take the weights of `model` away; shapes, dtypes and ties stay."""
+    """Free the weights of `model`; shapes, dtypes and ties stay."""
     replace_parameters(model, lambda name, parameter: parameter.detach().to("meta"))
 
 
@@ -90,7 +90,7 @@ def fill(model: nn.Module, shards: nn.Module, keep: bool = True) -> None:
 
 
 def whole(value: Tensor) -> Tensor:
-    """The whole of a tensor that may be in shards; every process takes part."""
+    """Gather a tensor that may be sharded; every process takes part."""
     if not isinstance(value, DTensor):
         return value
     place = torch.device(value.device_mesh.device_type)  # shards may lie on the CPU
@@ -99,7 +99,7 @@ def whole(value: Tensor) -> Tensor:
 
 
 def shard_like(value: Tensor, parameter: Tensor) -> Tensor:
-    """The shard of `value` that this process has of `parameter`, if that is sharded; another shape stays whole."""
+    """Shard `value` as `parameter`, if that is sharded; a value of another shape is returned as it is."""
     if not isinstance(parameter, DTensor):
         return value
     if value.shape != parameter.shape:
@@ -112,7 +112,7 @@ def shard_like(value: Tensor, parameter: Tensor) -> Tensor:
 def exchange(
     optimizer: Optimizer, successors: Mapping[Tensor, Tensor], change: Callable[[Tensor, Tensor], Tensor]
 ) -> None:
-    """Let `optimizer` hold the successors of its parameters, with `change(value, successor)` of what it remembers."""
+    """Replace the parameters of `optimizer` by their successors, and its state by `change(value, successor)`."""
     state: dict[Tensor, dict[str, Any]] = {}
     for parameter, remembered in optimizer.state.items():
         successor = successors[parameter]
@@ -126,7 +126,7 @@ def exchange(
 
 
 def _twin(model: nn.Module, frozen: bool) -> nn.Module:
-    """Modules like those of `model` over the same memory, with parameters of their own."""
+    """A copy of the modules of `model`, with its own parameters over the same memory."""
     memo: dict[int, Any] = {
         id(parameter): nn.Parameter(parameter.detach(), parameter.requires_grad and not frozen)
         for parameter in model.parameters()
@@ -136,7 +136,7 @@ def _twin(model: nn.Module, frozen: bool) -> nn.Module:
 
 
 def replace_parameters(model: nn.Module, value_of: Callable[[str, nn.Parameter], Tensor]) -> None:
-    """Put other tensors in the place of the parameters, the same one under all names of one."""
+    """Replace the parameters by other tensors; tied ones stay tied."""
     made: dict[nn.Parameter, nn.Parameter] = {}
     for name, parameter in model.named_parameters():
         made[parameter] = nn.Parameter(value_of(name, parameter), parameter.requires_grad)
@@ -147,10 +147,11 @@ def replace_parameters(model: nn.Module, value_of: Callable[[str, nn.Parameter],
 
 
 def block_names(model: nn.Module) -> list[str]:
-    """The modules whose weights are gathered, or brought to the device, one at a time; inner ones first.
+    """The modules whose weights are gathered, or copied to the device, one at a time; inner ones first.
 
-    They are blocks, and what is called from outside of them. Blocks are those of a declared one's class, whether they
-    may be removed or not, and those that diffusers keeps whole on one device. There are none where parameters are tied.
+    They are blocks, and modules called from outside of them. A block is any module of a declared block's class,
+    removable or not, or of a class that diffusers does not split between devices. There are none if parameters are
+    tied.
     """
     inner = {type(model.get_submodule(name)).__name__ for name in family_of(model).describe(model).blocks}
     classes = inner.union(getattr(model, "_no_split_modules", None) or ())

@@ -1,4 +1,4 @@
-"""A model made ready to train: the precision of its weights, what of it trains, and dropout; and back."""
+"""Preparing a model for training, and back: precision of the weights, frozen parameters, LoRA and dropout."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ..data.conditions import disable_label_dropout
 from .config import RecoveryConfig
 from .lora import add_lora, check_lora, merge_lora
 
-MATCHED_BY_SHAPE = ("adafactor", "adamw8bit")  # what these remember has not the shape of shards
+MATCHED_BY_SHAPE = ("adafactor", "adamw8bit")  # their state does not have the shape of shards
 
 
 def check_student(model: nn.Module, config: RecoveryConfig) -> None:
-    """Find what `model` cannot be trained with, before long work starts.
+    """Check, before long work starts, that `model` can be trained with `config`.
 
     Raises:
         TrainingError: a library is missing, a pattern matches nothing, or options do not go together.
@@ -60,11 +60,12 @@ def frozen_by(model: nn.Module, patterns: tuple[str, ...]) -> set[str]:
 
 
 def make_ready(model: nn.Module, config: RecoveryConfig, device: torch.device) -> dict[str, bool]:
-    """Move and cast `model`, freeze and add what `config` asks for; which parameters trained before, by name."""
+    """Move and cast `model`, freeze and add what `config` asks for; return which parameters were trainable before, by
+    name."""
     check_student(model, config)
     dtype = trained_dtype(model, config)
     if any((parameter.device, parameter.dtype) != (device, dtype) for parameter in model.parameters()):
-        nn.Module.to(model, device, dtype)  # past diffusers' warning
+        nn.Module.to(model, device, dtype)  # avoids diffusers' warning
     model.train()
     trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     for name in frozen_by(model, config.freeze):
@@ -75,13 +76,13 @@ def make_ready(model: nn.Module, config: RecoveryConfig, device: torch.device) -
 
 
 def trained_dtype(model: nn.Module, config: RecoveryConfig) -> torch.dtype:
-    """In which the weights of `model` train: float32, or float64 where they are that already, or bfloat16."""
+    """The dtype in which `model` is trained: float32, float64 if it has that already, or bfloat16."""
     exact = {torch.promote_types(parameter.dtype, torch.float32) for parameter in model.parameters()}
     return torch.bfloat16 if config.weight_precision == "bf16" else max(exact, key=lambda each: each.itemsize)
 
 
 def silence_dropout(model: nn.Module, config: RecoveryConfig) -> None:
-    """Leave the model without label dropout, which the draws do, and with the dropout that `config` asks for."""
+    """Switch off label dropout, which the draws do, and set the dropout that `config` asks for."""
     disable_label_dropout(model)
     if config.dropout is not None:
         for module in model.modules():
@@ -90,7 +91,7 @@ def silence_dropout(model: nn.Module, config: RecoveryConfig) -> None:
 
 
 def merge(model: nn.Module, trained: Mapping[str, bool]) -> None:
-    """Merge the factors of LoRA into the weights; parameters train as they did before."""
+    """Merge LoRA factors into the weights; parameters are trainable as they were before."""
     merge_lora(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(trained[name])

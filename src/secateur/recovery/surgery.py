@@ -1,4 +1,4 @@
-"""Cutting a model while it trains: weights, moving average and the optimizer's state lose the same units together."""
+"""Cutting a model during training: weights, moving average and optimizer state lose the same units."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from ..structure import Cut, Structure, kept_entries, name_after, rescaling
 from .averages import Average, module_of
 from .quantized import is_quantized, plain, quantized
 
-# State that grows with the square of the gradient, by the names that torch's optimizers give it.
+# State that scales with the square of the gradient, by the names in torch's optimizers.
 SQUARES = frozenset({"exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "row_var", "col_var", "variance"})
 
 
 @dataclass(frozen=True)
 class Slicing:
-    """What a cut does to one parameter, and to whatever has its shape.
+    """The effect of a cut on one parameter, and on every tensor of its shape.
 
     Attributes:
         kept: indices of the entries that stay, for each axis that loses some.
-        factor: what removal multiplies the parameter by.
+        factor: the factor that removal multiplies the parameter by.
     """
 
     kept: Mapping[int, Tensor] = field(default_factory=dict)
@@ -52,9 +52,9 @@ def cut_in_training(
 ) -> None:
     """Apply `cut` to `model`, to the state of `optimizer` and to `average`, in place.
 
-    What stays keeps its state. A weight that removal multiplies by c has a gradient 1 / c as large, and so has what the
-    optimizer remembers of it. 8-bit state is quantized anew, and state of a parameter that lost entries starts anew
-    where its shape says nothing of them. Parameters may be tied, and `optimizer` may hold others than the model's.
+    Remaining entries keep their state. A weight that removal multiplies by c has a gradient 1 / c as large, and its
+    optimizer state is scaled accordingly. 8-bit state is quantized again. State whose shape does not match a parameter
+    that lost entries is reset. Parameters may be tied, and `optimizer` may hold parameters of other models.
     """
     structure = describe(model)
     names = _names(model)
@@ -63,7 +63,7 @@ def cut_in_training(
     apply_cut(model, cut, details, base_id)
     present = dict(model.named_parameters(remove_duplicate=False))
     successors = {
-        parameter: None if name is None else present.get(name)  # one inside of a skipped block is gone too
+        parameter: None if name is None else present.get(name)  # parameters inside a removed block are gone too
         for parameter, name in renamed.items()
     }
     if optimizer is not None:
@@ -75,7 +75,7 @@ def cut_in_training(
 
 
 def _names(model: nn.Module) -> dict[Tensor, list[str]]:
-    """Every parameter with its names, more than one where it is tied."""
+    """Every parameter with its names; tied ones have several."""
     names: dict[Tensor, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(parameter, []).append(name)
@@ -119,7 +119,7 @@ def _cut_optimizer(
 
 
 def _cut_state(state: Mapping[str, Any], parameter: Tensor, slicing: Slicing) -> dict[str, Any] | None:
-    """What an optimizer remembers of a parameter, after the cut; None if its state must start anew."""
+    """The optimizer's state of a parameter after the cut; None if it must be reset."""
     if not slicing.kept and slicing.factor == 1:
         return dict(state)
     cut = {}
@@ -135,7 +135,7 @@ def _cut_state(state: Mapping[str, Any], parameter: Tensor, slicing: Slicing) ->
 
 
 def follows(value: Tensor, parameter: Tensor) -> bool:
-    """Whether each axis of `value` is the parameter's, or a mean over it, in a plain tensor."""
+    """Whether `value` is a plain tensor each axis of which is the parameter's, or a mean over it."""
     sizes = zip(value.shape, parameter.shape, strict=False)
     return type(value) is Tensor and value.ndim == parameter.ndim and all(one in (1, other) for one, other in sizes)
 

@@ -82,7 +82,7 @@ def recover(
     objective = build_objective(config, teacher)
     if config.lora.rank and pruner is not None:
         raise TrainingError(
-            "units cannot leave weights that LoRA wraps; prune in one shot before, or train the weights"
+            "units cannot be removed from weights that LoRA wraps; prune in one shot before, or train the weights"
         )
     taught_by = teacher if objective.needs_teacher else None
     check_conditions(model, dataset)

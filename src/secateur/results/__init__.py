@@ -1,7 +1,7 @@
 """Results of every stage, typed: what JSON holds is defined here, once, and the reports read it from here.
 
-A result is a frozen dataclass that knows nothing of models and tensors. It prints as a table, shows itself in a
-notebook, and goes to JSON and back by `to_json` and `from_json`.
+A result is a frozen dataclass without models or tensors. It prints as a table, displays itself in a notebook, and is
+converted to JSON and back by `to_json` and `from_json`.
 """
 
 from .codec import from_json, read_lines, read_result, to_json, write_result

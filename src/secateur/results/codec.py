@@ -1,4 +1,4 @@
-"""Results as JSON, and back: one way to write them, and one that checks every field when it reads them."""
+"""Results as JSON, and back; reading checks every field."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 def to_json(result: Any) -> Any:
     """A result as plain JSON values, null for numbers that are not finite."""
-    # By the json of Python, which writes names of files that are not UTF-8 too.
+    # Python's json also writes file names that are not UTF-8.
     return json.loads(json.dumps(msgspec.to_builtins(result)), parse_constant=lambda name: None)
 
 
@@ -27,10 +27,10 @@ def from_json(kind: type[T], value: Any, source: str | Path) -> T:
     Args:
         kind: a result, or a type that `msgspec` knows, such as `dict[str, float]`.
         value: what JSON holds.
-        source: where it comes from, for errors.
+        source: the origin of the value, for errors.
 
     Raises:
-        SecateurError: a field is missing, of another type, or contradicts another; names source and field.
+        SecateurError: a field is missing, of another type, or contradicts another; the message names source and field.
     """
     return record_of(kind, value, source)
 
@@ -39,7 +39,7 @@ def read_result(kind: type[T], path: str | Path) -> T:
     """The result in the JSON file `path`.
 
     Raises:
-        SecateurError: it is missing, is not JSON, or holds something else; names file and field.
+        SecateurError: it is missing, is not JSON, or holds something else; the message names file and field.
     """
     return from_json(kind, read_json(path), path)
 
@@ -50,10 +50,10 @@ def write_result(path: str | Path, result: Any) -> Path:
 
 
 def read_lines(path: str | Path) -> tuple[dict[str, Any], ...]:
-    """The objects in a file with one to each line; half a last line, which a killed run may leave, is not read.
+    """The objects in a file of one JSON object a line; an incomplete last line, left by a killed run, is ignored.
 
     Raises:
-        SecateurError: a line is not UTF-8, not JSON, or no object; names file and line.
+        SecateurError: a line is not UTF-8, not JSON, or not an object; the message names file and line.
     """
     try:
         lines = Path(path).read_bytes().split(b"\n")
@@ -66,7 +66,7 @@ def read_lines(path: str | Path) -> tuple[dict[str, Any], ...]:
         try:
             found.append(msgspec.json.decode(line, type=dict[str, Any]))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            if number == len(lines):  # whole ones end with a line break
+            if number == len(lines):  # complete lines end with a line break
                 break
             raise SecateurError(f"{path} is damaged: line {number}: {located(first_line(error))}") from error
     return tuple(found)

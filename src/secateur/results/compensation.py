@@ -1,4 +1,4 @@
-"""What refitting the readers of cut dims brought back, before any training."""
+"""The result of refitting the layers that read cut dims, before any training."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ class Reader:
     Attributes:
         rows: input positions that it was fitted on.
         columns: input features, the bias's included.
-        before, after: E|target - output|^2 / E|target|^2 with the weights as cut, and as refitted. The target is the
-            layer's own dense output or, for a layer that adds to a residual stream, the stream behind its block.
-        seconds: that it took.
+        before, after: E|target - output|^2 / E|target|^2 with the weights after the cut, and after the refit.
+            The target is the layer's own dense output or, for a layer that adds to a residual stream, the stream behind
+            its block.
+        seconds: time of its refit.
     """
 
     rows: int
@@ -36,11 +37,11 @@ class Compensation(Displayed):
 
     Attributes:
         readers: by the name of the layer in the cut model, in the order of the forward pass.
-        tuples: of image, timestep and noise that they were fitted on.
-        before, after: E|dense output - output|^2 / E|dense output|^2 of the whole model, where that was measured.
-        options: of the method.
-        seconds: in all.
-        left: readers that keep the weights of the cut, and why.
+        tuples: number of (image, timestep, noise) that they were fitted on.
+        before, after: E|dense output - output|^2 / E|dense output|^2 of the whole model, if it was measured.
+        options: options of the method.
+        seconds: total time.
+        left: readers that were not refitted, and why.
     """
 
     readers: Mapping[str, Reader] = field(default_factory=dict)
@@ -52,7 +53,7 @@ class Compensation(Displayed):
     left: Mapping[str, str] = field(default_factory=dict)
 
     def sentences(self) -> tuple[str, ...]:
-        """How many layers were refitted, how long that took, and what it did to the model's output."""
+        """Number of refitted layers, time, and effect on the model's output."""
         took = "" if self.seconds is None else f" in {self.seconds:.3g} s"
         count = len(self.readers)
         layers = f"{count} layer{'s were' if count != 1 else ' was'} refitted to the dense model{took}"

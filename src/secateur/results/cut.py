@@ -1,4 +1,4 @@
-"""What a cut was asked for, and what it came to."""
+"""The result of a cut: what was asked and reached."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ class DimCut:
 
 @dataclass(frozen=True)
 class CutResult(Displayed):
-    """A cut: what was asked for, what was reached, and what stays.
+    """A cut: what was asked, what was reached, and what stays.
 
     Attributes:
-        target: as it was asked for, such as "macs=50%".
+        target: as the user gave it, such as "macs=50%".
         metric: macs, params, latency (ms) or blocks.
         asked, reached, dense: amounts of the metric.
         before, after: sizes of the dense and of the cut model.
         dims: every dim outside removed blocks.
         removed_blocks: by the dense model's names.
         allocation, granularity, round_to: which cuts were allowed.
-        excluded: dims and blocks that no cut may touch.
+        excluded: dims and blocks that must not be cut.
     """
 
     target: str
@@ -71,11 +71,11 @@ class CutResult(Displayed):
 
     @property
     def missed(self) -> bool:
-        """Whether more stays than was asked for, by more than rounding."""
+        """Whether more stays than was asked, beyond rounding."""
         return self.reached > 1.005 * self.asked
 
     def sentences(self) -> tuple[str, ...]:
-        """What was asked for, what was reached, and the sizes that this comes to."""
+        """What was asked, what was reached, and the resulting sizes."""
         unit = UNITS.get(self.metric, "")
         if self.metric == "blocks":
             amount = f"{self.reached:g} of {self.dense:g} blocks stay"
@@ -101,7 +101,7 @@ class CutResult(Displayed):
 
 
 def goal_in_words(target: str) -> str:
-    """A target such as "macs=50%" in words; what is no target stays as it is."""
+    """A target such as "macs=50%" in words; other text is returned unchanged."""
     metric, equals, amount = target.partition("=")
     if not equals:
         return target

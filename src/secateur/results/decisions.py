@@ -1,4 +1,4 @@
-"""What schedules decide while a model recovers: the lines of `stages.jsonl`."""
+"""Decisions of a schedule during recovery: the lines of `stages.jsonl`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .table import Table
 
 @dataclass(frozen=True)
 class Refit:
-    """What compensation did after a cut: E|dense output - output|^2 / E|dense output|^2 before and after it."""
+    """The effect of compensation after a cut: E|dense output - output|^2 / E|dense output|^2 before and after."""
 
     before: float
     after: float
@@ -25,15 +25,15 @@ class SoftStage:
     """A stage of progressive pruning, which lowers the masks of the units that were selected.
 
     Attributes:
-        step: of recovery, before which it took place.
+        step: the recovery step before which it took place.
         stage: its number, from 1.
-        selected: units on their way out, or out.
-        macs: of the model without these.
+        selected: units that are being masked, or are fully masked.
+        macs: MACs of the model without these.
         masks: how many units have the mask 0, 1 / n, 2 / n ... 1.
-        seconds: that the decision took.
-        energy, gradient_norm, loss: of the masked model, where the criterion measures them.
+        seconds: time of the decision.
+        energy, gradient_norm, loss: of the masked model, if the criterion measures them.
         removed: whether masked units were removed after it.
-        refit: what compensation then did.
+        refit: the effect of compensation after that.
     """
 
     step: int
@@ -55,15 +55,15 @@ class SoftStage:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A number of blocks that could be gone after a stage, and what was measured of the model without them.
+    """A possible number of removed blocks after a stage, and measurements of the model without them.
 
     Attributes:
-        count: of blocks gone since the dense model.
-        saved: share of the dense model's MACs.
+        count: number of blocks removed from the dense model.
+        saved: share of the dense model's MACs that this saves.
         ntk: logarithm of the condition number of the neural tangent kernel.
         zico: mean over layers.
-        guard: loss over the present model's.
-        score: that is chosen by.
+        guard: loss divided by the present model's.
+        score: the score that decides.
     """
 
     count: int
@@ -76,19 +76,19 @@ class Candidate:
 
 @dataclass(frozen=True)
 class BlockStage:
-    """A stage of adaptive pruning, which chooses how many of the lowest blocks leave.
+    """A stage of adaptive pruning, which chooses how many of the lowest-ranked blocks to remove.
 
     Attributes:
-        step: of recovery, before which it took place.
+        step: the recovery step before which it took place.
         stage: its number, from 1.
-        ranking: score of each block that was still there, the first to leave first; names are the dense model's.
-        candidates: numbers of blocks that were weighed.
-        chosen: the number of one of them.
-        removed: blocks that left.
+        ranking: score of each remaining block, in order of removal; names are the dense model's.
+        candidates: the numbers of blocks that were compared.
+        chosen: the chosen number.
+        removed: blocks that were removed.
         blocks: how many stay.
-        macs: of the model after it.
-        seconds: that the decision took.
-        refit: what compensation did after blocks left.
+        macs: MACs of the model after it.
+        seconds: time of the decision.
+        refit: the effect of compensation after blocks were removed.
     """
 
     step: int
@@ -105,23 +105,23 @@ class BlockStage:
 
 @dataclass(frozen=True)
 class Decisions(Displayed):
-    """Every stage of a schedule, in order; of the two kinds a run has one."""
+    """Every stage of a schedule, in order; a run has stages of one of the two kinds."""
 
     soft: tuple[SoftStage, ...] = ()
     blocks: tuple[BlockStage, ...] = ()
 
     @property
     def removal_step(self) -> int | None:
-        """The step at which the last soft stage removed the masked units; None if that is yet to come."""
+        """The step at which the last soft stage removed the masked units; None before that."""
         return self.soft[-1].step if self.soft and self.soft[-1].removed else None
 
     @property
     def removed_blocks(self) -> tuple[str, ...]:
-        """Blocks that left, in order."""
+        """Removed blocks, in order."""
         return tuple(name for stage in self.blocks for name in stage.removed)
 
     def sentences(self) -> tuple[str, ...]:
-        """What compensation did after every cut."""
+        """The effect of compensation after every cut."""
         stages: tuple[SoftStage | BlockStage, ...] = (*self.soft, *self.blocks)
         refits = [(stage.step, stage.refit) for stage in stages if stage.refit is not None]
         return tuple(
@@ -137,10 +137,10 @@ class Decisions(Displayed):
 
 
 def read_decisions(path: str | Path) -> Decisions:
-    """The decisions in `stages.jsonl`; lines of other schedules are left alone.
+    """The decisions in `stages.jsonl`; lines of other schedules are ignored.
 
     Raises:
-        SecateurError: a line is damaged; names file, line and field.
+        SecateurError: a line is damaged; the message names file, line and field.
     """
     soft, blocks = [], []
     for number, line in enumerate(read_lines(path), start=1):
@@ -165,7 +165,7 @@ STAGE = {
 
 
 def stage_table(stages: tuple[SoftStage, ...]) -> Table:
-    """Every stage of progressive pruning; only the columns that some stage has a value for."""
+    """Every stage of progressive pruning, without empty columns."""
     rows = tuple(tuple(getattr(stage, key) for key in STAGE.values()) for stage in stages)
     return Table(tuple(STAGE), rows).without_empty_columns()
 
@@ -181,7 +181,7 @@ CANDIDATE = {
 
 
 def decision_table(stages: tuple[BlockStage, ...]) -> Table:
-    """Every candidate of every stage of adaptive pruning, what was measured of it, and what was chosen."""
+    """Every candidate of every stage of adaptive pruning, its measurements, and which was chosen."""
     rows = []
     for stage in stages:
         for candidate in stage.candidates:

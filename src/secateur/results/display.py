@@ -1,4 +1,4 @@
-"""How results show themselves: as text in a terminal, as tables and figures in a notebook."""
+"""How results are displayed: as text in a terminal, as tables and figures in a notebook."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class Displayed:
-    """Base of results: a subclass says its `sentences` and `tables`, and `reporting` adds figures to it."""
+    """Base of results: a subclass defines `sentences` and `tables`, and `reporting` adds figures."""
 
     drawn_by: ClassVar[Callable[[Any], list[str]] | None] = None  # SVG elements of a result
 
@@ -34,7 +34,7 @@ class Displayed:
 
 
 def draws(kind: type[T]) -> Callable[[Callable[[T], list[str]]], Callable[[T], list[str]]]:
-    """Register a function as the one that draws results of type `kind` in notebooks."""
+    """Register the function that draws results of type `kind` in notebooks."""
 
     def register(draw: Callable[[T], list[str]]) -> Callable[[T], list[str]]:
         kind.drawn_by = staticmethod(draw)  # type: ignore[attr-defined]

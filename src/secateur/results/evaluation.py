@@ -1,4 +1,4 @@
-"""What an evaluation measured: sizes, speed and quality of models side by side."""
+"""The result of an evaluation: sizes, speed and quality of models side by side."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ MODEL_ORDER = ("dense", "pruned", "compensated", "recovered")
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a metric says of model `b` beside model `a`.
+    """The difference of a metric between models `a` and `b`.
 
-    `difference` is b - a on the same samples, with its standard deviation and 95 % interval; it is `unclear` where that
-    holds 0.
+    `difference` is b - a on the same samples, with its standard deviation and 95 % interval; it is `unclear` if the
+    interval contains 0.
     """
 
     metric: str
@@ -43,13 +43,13 @@ class Change:
 
     @property
     def ratio(self) -> float:
-        """What stays of it: after / before."""
+        """after / before."""
         return self.after / self.before
 
 
 @dataclass(frozen=True)
 class DataInfo:
-    """The data that was measured on: its name, how many images it has, their shape, and the names of its classes."""
+    """The data of the evaluation: its name, number of images, their shape, and the names of its classes."""
 
     name: str
     images: int
@@ -59,7 +59,7 @@ class DataInfo:
 
 @dataclass(frozen=True)
 class Environment:
-    """Where it was measured."""
+    """The machine and libraries of the evaluation."""
 
     device: str
     threads: int
@@ -68,18 +68,18 @@ class Environment:
 
 @dataclass(frozen=True)
 class Evaluation(Displayed):
-    """Models side by side, and what the numbers rest on.
+    """Models side by side, and how they were measured.
 
     Attributes:
-        reference: the name of the model that the others are compared with, which is the first.
-        models: by name, in the order of the work.
-        metrics: what the keys of the models' estimates mean.
+        reference: name of the model that the others are compared with: the first.
+        models: by name, in the order of the stages that made them.
+        metrics: descriptions of the keys of the models' estimates.
         comparisons: every pair of models, for every metric that both have.
-        data, environment: what and where it was measured.
-        config: how.
-        notes: what a reader should know.
-        captions: the prompts of the samples that are kept to look at.
-        reconstructions: whether images are reconstructions of the data's by decoders, not samples.
+        data, environment: the data, and the machine.
+        config: the settings.
+        notes: remarks for readers.
+        captions: prompts of the samples that are kept.
+        reconstructions: whether the images are reconstructions of the data by decoders, instead of samples.
     """
 
     reference: str
@@ -120,19 +120,19 @@ class Evaluation(Displayed):
 
     @property
     def final(self) -> ModelResult:
-        """The last model: what the work came to."""
+        """The last model: the final result."""
         return self.models[self.final_name]
 
     @property
     def compares(self) -> bool:
-        """Whether there is more than the reference."""
+        """Whether there are models beside the reference."""
         return len(self.models) > 1
 
     def __getitem__(self, metric: str) -> Estimate:
         """The estimate of a metric of the final model.
 
         Raises:
-            KeyError: it was not measured; names those that were.
+            KeyError: it was not measured; the message names those that were.
         """
         return self.final[metric]
 
@@ -158,21 +158,21 @@ class Evaluation(Displayed):
         }
 
     def clear_time(self, batch: str) -> bool:
-        """Whether latencies differ by more than noise: by their interval, or where none is known by their quartiles."""
+        """Whether latencies differ by more than noise: by their interval, or without one by their quartiles."""
         verdict = self.verdict(f"latency_{batch}", self.final_name, self.reference)
         one, other = self.dense.latency[batch], self.final.latency[batch]
         apart = one.lower_ms > other.upper_ms or other.lower_ms > one.upper_ms
         return apart if verdict is None else verdict != "unclear"
 
     def verdict(self, metric: str, model: str, other: str) -> Kind | None:
-        """What a metric says of `model` beside `other`; None where the two were not compared."""
+        """The verdict of a metric on `model` beside `other`; None if the two were not compared."""
         for found in self.comparisons:
             if found.metric == metric and {found.a, found.b} == {model, other}:
                 return found.verdict if found.b == model else MIRRORED[found.verdict]
         return None
 
     def verdicts(self, metric: str, model: str) -> tuple[Verdict, ...]:
-        """What a metric says of `model` beside the reference, and beside the model before it."""
+        """The verdicts of a metric on `model` beside the reference, and beside the model before it."""
         place = self.names.index(model)
         others = dict.fromkeys([self.reference, self.names[place - 1]]) if place else {}
         kinds = {other: self.verdict(metric, model, other) for other in others}
@@ -180,22 +180,22 @@ class Evaluation(Displayed):
 
     @property
     def fidelity(self) -> Fidelity | None:
-        """What the Fréchet distances rest on."""
+        """How the Fréchet distances were measured."""
         return next((model.fidelity for model in self.models.values() if model.fidelity is not None), None)
 
     @property
     def loss(self) -> str:
-        """What the loss at a timestep is called."""
+        """The name of the loss by timestep."""
         return "reconstruction error" if self.reconstructions else "denoising loss"
 
     @property
     def start(self) -> str:
-        """What is the same for all models in images that are compared one by one."""
+        """What compared images of different models have in common: noise, or latents."""
         return "latents" if self.reconstructions else "noise"
 
     @property
     def device(self) -> str:
-        """Where it was measured, for people."""
+        """The device of the evaluation, in words."""
         found = self.environment
         if found is None:
             return ""
@@ -214,7 +214,7 @@ class Evaluation(Displayed):
         return (*self.notes, *of_models, *biased)
 
     def sentences(self) -> tuple[str, ...]:
-        """How fast the final model is beside the reference, and how good every model is."""
+        """The final model's speed beside the reference, and every model's quality."""
         return (*speed_sentences(self), *quality_sentences(self))
 
     def tables(self) -> dict[str, Table]:

@@ -42,7 +42,7 @@ def quality_sentences(evaluation: Evaluation) -> list[str]:
     if chain := _chain(evaluation, "denoising_loss"):
         sentences.append(f"Mean {evaluation.loss}: {chain}{_judged(evaluation, 'denoising_loss')}.")
     if chain := _chain(evaluation, "ftle"):
-        sentences.append(f"Finite-time Lyapunov exponent, how fast the sampler parts neighbouring noises: {chain}.")
+        sentences.append(f"Finite-time Lyapunov exponent, how fast the sampler separates neighbouring noises: {chain}.")
     return sentences
 
 
@@ -53,7 +53,7 @@ def _chain(evaluation: Evaluation, key: str) -> str:
 
 
 def _judged(evaluation: Evaluation, metric: str) -> str:
-    """What the metric says of the final model, where differences have been compared with their uncertainty."""
+    """The verdict of the metric on the final model, if differences were compared with their uncertainty."""
     final = evaluation.final_name
     words = [verdict.text for verdict in evaluation.verdicts(metric, final)]
     return f"; {final}: {', '.join(words)}" if words else ""

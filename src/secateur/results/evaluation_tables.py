@@ -19,7 +19,7 @@ SHOWN_FIRST = ("denoising_loss", "fd", "kid", "ssim", "psnr", "mse")
 def evaluation_table(evaluation: Evaluation) -> Table:
     """One row per quantity that was measured, one column per model.
 
-    Values stand with the standard deviation of the measurement; notes say which differences exceed it.
+    Values have the standard deviation of the measurement; notes say which differences exceed it.
     """
     rows = [(title, key, values) for title, key, values in _rows(evaluation) if any(v is not None for v in values)]
     notes, shown = {}, {}
@@ -33,7 +33,7 @@ def evaluation_table(evaluation: Evaluation) -> Table:
 
 
 def _rows(evaluation: Evaluation) -> list[tuple[str, str, list[Value]]]:
-    """Title of each quantity, its key among the estimates if it has one, and its value of every model."""
+    """Title of each quantity, its key among the estimates if it has one, and its value for every model."""
     models = list(evaluation.models.values())
 
     def row(title: str, value: Callable[[ModelResult], Value], key: str = "") -> tuple[str, str, list[Value]]:

@@ -28,8 +28,8 @@ class Mean:
 def combine(values: Sequence[float], errors: Sequence[float | None]) -> Mean:
     """The mean of one or more runs that differ in their seeds only.
 
-    The spread of several runs is the standard deviation among them. One run has the error that its own measurement
-    states, if it states one.
+    The spread of several runs is the standard deviation among them. A single run has the error of its own measurement,
+    if known.
     """
     if len(values) == 1:
         return Mean(values[0], errors[0], errors[0])
@@ -38,6 +38,6 @@ def combine(values: Sequence[float], errors: Sequence[float | None]) -> Mean:
 
 
 def tied(one: Mean, other: Mean) -> bool:
-    """Whether the difference is within two standard errors of itself; unknown errors count as none."""
+    """Whether the difference is less than two of its standard errors; unknown errors count as zero."""
     error = math.hypot(one.error or 0.0, other.error or 0.0)
     return abs(one.value - other.value) <= TIED_WITHIN * error

@@ -1,4 +1,4 @@
-"""What was measured of one model: costs, estimates with their uncertainty, and what they rest on."""
+"""Measurements of one model: costs, estimates with their uncertainty, and how they were measured."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ Better = Literal["lower", "higher"]
 
 @dataclass(frozen=True)
 class Metric:
-    """How people should read a number.
+    """How to read the values of a metric.
 
     Attributes:
-        label: its name for people.
-        better: which direction is good; None where neither is.
+        label: its name in reports.
+        better: which direction is good; None if neither is.
         against: what it is measured against: the data, the reference model, or nothing.
         unit: such as dB or ms.
     """
@@ -30,7 +30,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A measured value, with its standard deviation and the ends of its 95 % interval where these are known."""
+    """A measured value, with its standard deviation and the ends of its 95 % interval if known."""
 
     value: float
     std: float | None = None
@@ -50,7 +50,7 @@ class Estimate:
 class Latency:
     """Wall-clock time of one call, in milliseconds: median and quartiles over `rounds`.
 
-    `times_ms` holds every round; round k of two models that were timed together is one moment.
+    `times_ms` holds every round; two models that were timed together took round k at the same moment.
     """
 
     median_ms: float
@@ -73,11 +73,11 @@ class Layer:
     """One module, without the modules inside it.
 
     Attributes:
-        name: in the model.
+        name: its name in the model.
         kind: class of the module.
-        weight: shape, outputs first; empty without one.
-        parameters: of its own.
-        macs: of one call; products of attention stand at the attention module.
+        weight: shape of its weight, outputs first; empty without one.
+        parameters: number of its own parameters.
+        macs: MACs of one call; attention products count for the attention module.
     """
 
     name: str
@@ -101,14 +101,14 @@ class Losses:
 
 @dataclass(frozen=True)
 class Fidelity:
-    """What a Fréchet distance rests on.
+    """How a Fréchet distance was measured.
 
     Attributes:
         metric: FID, or FD[feature network].
-        samples: of the model.
-        reference_samples: images of the data; None where a file of statistics does not say.
-        dims: features of an image.
-        full_rank: False where there are fewer images than features, which biases the value strongly.
+        samples: number of samples of the model.
+        reference_samples: number of images of the data; None if a file of statistics does not say.
+        dims: number of features of an image.
+        full_rank: False with fewer images than features, which biases the value strongly.
     """
 
     metric: str
@@ -125,8 +125,8 @@ class ClassScores:
     Attributes:
         label, name: of the class.
         samples, real: how many images of the model and of the data.
-        precision, recall, density, coverage: of the class's images among themselves.
-        diversity: 1 is as varied as the data, 0 one image over and over.
+        precision, recall, density, coverage: among the images of the class.
+        diversity: 1 means as varied as the data, 0 one image repeated.
     """
 
     label: int
@@ -142,7 +142,7 @@ class ClassScores:
 
 @dataclass(frozen=True)
 class PerClass:
-    """Scores of every class of the data; `neighbours` are those of density and coverage."""
+    """Scores of every class of the data; density and coverage use `neighbours` neighbours."""
 
     neighbours: int
     classes: tuple[ClassScores, ...]
@@ -150,21 +150,21 @@ class PerClass:
 
 @dataclass(frozen=True)
 class ModelResult:
-    """What was measured of one model; mappings of costs are keyed by batch size.
+    """Measurements of one model; mappings of costs are keyed by batch size.
 
     Attributes:
-        parameters: shared ones once.
-        macs: of one call on one sample.
-        weights_bytes: of the weights as saved.
-        dtype: of the timed calls.
+        parameters: shared ones are counted once.
+        macs: MACs of one call on one sample.
+        weights_bytes: size of the saved weights.
+        dtype: dtype of the timed calls.
         peak_activation_bytes: most bytes alive at once during a call, beyond weights and inputs.
-        latency, compiled_latency: of one call.
+        latency, compiled_latency: time of one call.
         estimates: every metric with an uncertainty by its key; what was not measured, or is not finite, is absent.
         denoising_loss: by timestep; reconstruction error of a decoder.
-        fidelity: what `fd` among the estimates rests on.
+        fidelity: how `fd` among the estimates was measured.
         per_class: quality of every class.
         layers: cost of every layer.
-        removed_blocks: since the reference, by its names.
+        removed_blocks: blocks removed since the reference, by its names.
         notes: what a reader should know.
     """
 

@@ -1,4 +1,4 @@
-"""Numbers as people write them."""
+"""Numbers formatted for readers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a search for the smallest model that holds a quality tried."""
+"""The result of a search for the smallest model that keeps a quality."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from .table import Table
 
 @dataclass(frozen=True)
 class QualityTry:
-    """A model that was cut, refitted where that was asked for, and measured.
+    """A model that was cut, refitted if asked, and measured.
 
     Attributes:
-        asked: share of the dense model's MACs that the cut was for.
-        macs: share that it came to; None where no cut goes so far.
-        quality: what was measured of it; None without a cut, or where it is not finite.
-        holds: whether that is good enough.
+        asked: share of the dense model's MACs that was asked of the cut.
+        macs: share that it reached; None if no cut goes that far.
+        quality: its measured quality; None without a cut, or if it is not finite.
+        holds: whether that meets the target.
     """
 
     asked: float
@@ -31,7 +31,7 @@ class QualitySearch(Displayed):
     """A bisection over the size of a model.
 
     Attributes:
-        target: as it was asked for.
+        target: as the user gave it.
         metric: what was measured, in words.
         tries: in order.
     """
@@ -42,11 +42,11 @@ class QualitySearch(Displayed):
 
     @property
     def found(self) -> QualityTry | None:
-        """The smallest model that holds the quality."""
+        """The smallest model that keeps the quality."""
         return min((each for each in self.tries if each.holds), key=lambda each: each.macs or 1.0, default=None)
 
     def sentences(self) -> tuple[str, ...]:
-        """What was asked for, and what of it holds where."""
+        """What was asked, and the smallest model that meets it."""
         if self.found is None:
             return (f"None of {len(self.tries)} smaller models that were tried holds {self.target}.",)
         size, quality = percent(self.found.macs or 1.0, 1), format_number(self.found.quality or 0.0)

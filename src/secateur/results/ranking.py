@@ -1,4 +1,4 @@
-"""What a criterion says of every unit and block."""
+"""The result of a criterion: scores of every unit and block."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Direction = Literal["noise", "collapse", "neither"]
 
 @dataclass(frozen=True)
 class LossCurve:
-    """Calibration losses from the clean end on, and how many of the first timesteps the score used."""
+    """Calibration losses by timestep, starting at the clean end, and how many of the first timesteps the score used."""
 
     timesteps: tuple[float, ...]
     losses: tuple[float, ...]
@@ -27,10 +27,10 @@ class LossCurve:
 
 @dataclass(frozen=True)
 class BlockEffect:
-    """What dropping one block does to the output; tuples have one entry per timestep bin.
+    """The effect of dropping one block on the output; tuples have one entry per timestep bin.
 
     Attributes:
-        rank: 1 leaves first.
+        rank: 1 is removed first.
         rank_low, rank_high: the middle 90 % of the ranks over resamples of the images.
         ced_stratified, ced_pooled: |change of log standard deviation|, mean over bins, or over all bins at once.
         deviation: geometric mean over tuples of the root mean square of prediction without the block -
@@ -59,7 +59,7 @@ class BlockEffect:
 
 @dataclass(frozen=True)
 class BlockReport:
-    """What dropping each block does, all on the same inputs.
+    """The effect of dropping each block, all on the same inputs.
 
     Attributes:
         images: how many images, each once in every bin.
@@ -81,16 +81,16 @@ class BlockReport:
 
 @dataclass(frozen=True)
 class Ranking(Displayed):
-    """Scores of every unit and block; the lowest leaves first.
+    """Scores of every unit and block; the lowest is removed first.
 
     Attributes:
-        criterion: by name.
-        dims: scores of the units of every dim, in the order of the model; none by criteria of blocks only.
+        criterion: its name.
+        dims: scores of the units of every dim, in the order of the model; empty for criteria that rank blocks only.
         blocks: score of every block.
-        curve: the calibration loss by timestep, of criteria that measure it.
-        block_report: what dropping each block does, by criteria that try it.
-        options: of the criterion.
-        seconds: that scoring took.
+        curve: the calibration loss by timestep, if the criterion measures it.
+        block_report: the effect of dropping each block, if the criterion measures it.
+        options: options of the criterion.
+        seconds: time of the scoring.
     """
 
     criterion: str
@@ -116,7 +116,7 @@ class Ranking(Displayed):
 
 
 def ranking_table(ranking: Ranking, removed: Mapping[str, int] | None = None) -> Table:
-    """Every dim: units, lowest, mean and highest score, and the units that a cut removes where `removed` says that."""
+    """Every dim: units, lowest, mean and highest score, and the number of units that a cut removes, from `removed`."""
     rows = []
     for name, scores in ranking.dims.items():
         spread = (min(scores), sum(scores) / len(scores), max(scores)) if scores else (None, None, None)
@@ -136,7 +136,7 @@ EFFECTS = {
 
 
 def block_table(ranking: Ranking, removed: tuple[str, ...] | None = None) -> Table:
-    """Every block: its score, what dropping it does if that was measured, and whether a cut removes it."""
+    """Every block: its score, the effect of dropping it if measured, and whether a cut removes it."""
     report = ranking.block_report
     shown = EFFECTS if report is not None else {}
     rows = []

@@ -1,4 +1,4 @@
-"""The teacher's book that a recovery read."""
+"""The teacher's book that a recovery trained on."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from .table import Table
 
 @dataclass(frozen=True)
 class Recorded(Displayed):
-    """What was written down of the dense model's answers.
+    """Size and cost of the recorded answers of the dense model.
 
     Attributes:
-        tuples: of image, noise, timestep and condition, that were learned from.
-        held_out: further ones, that were not.
-        bytes: that the answers take.
-        seconds: that asking took; 0 where another run had asked.
+        tuples: number of (image, noise, timestep, condition) to train on.
+        held_out: number of further ones that are not trained on.
+        bytes: size of the answers.
+        seconds: time of recording; 0 if another run had recorded them.
     """
 
     tuples: int
@@ -26,7 +26,7 @@ class Recorded(Displayed):
     seconds: float
 
     def sentences(self) -> tuple[str, ...]:
-        """How many answers, how large, and how long that took."""
+        """Number, size and time of the answers."""
         size = f"{self.bytes / 1e6:.3g} MB"
         return (f"The dense model answered {self.tuples:,} tuples in {format_number(self.seconds)} s ({size}).",)
 

@@ -1,4 +1,4 @@
-"""How a model recovered: the lines of `log.jsonl`."""
+"""The course of a recovery: the lines of `log.jsonl`."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ class Recovery(Displayed):
         return (f"Recovered for {self.steps:,} steps{took}{memory}.", *self._of_the_book())
 
     def _of_the_book(self) -> tuple[str, ...]:
-        """Whether the tuples of the teacher's book were learned by heart."""
+        """The errors on trained and held-out tuples of the teacher's book, if measured."""
         found = [record for record in self.records if "error_held_out" in record]
         if not found:
             return ()
         read, held_out = (format_number(found[-1][name]) for name in ("error_read", "error_held_out"))
-        return (f"Its error against the teacher is {read} on tuples of the book, and {held_out} on held out ones.",)
+        return (f"Its error against the teacher is {read} on tuples of the book, and {held_out} on held-out ones.",)
 
     def tables(self) -> dict[str, Table]:
         """Every record."""
@@ -59,7 +59,7 @@ def read_recovery(path: str | Path) -> Recovery:
     """The records in `log.jsonl`.
 
     Raises:
-        SecateurError: a line is damaged; names file, line and field.
+        SecateurError: a line is damaged; the message names file, line and field.
     """
     records = []
     for number, line in enumerate(read_lines(path), start=1):

@@ -1,4 +1,4 @@
-"""A table: values for programs, the same values rounded for people."""
+"""Tables of values, written in full for programs and rounded for readers."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Table:
 
     Attributes:
         columns: their names.
-        rows: values for programs.
-        notes: remarks on cells, by row and column, for people.
-        shown: what people read instead of a value, by row and column: one with its uncertainty, for example.
+        rows: values at full precision.
+        notes: remarks on cells, by row and column.
+        shown: text to show instead of a value, by row and column, such as the value with its uncertainty.
     """
 
     columns: tuple[str, ...]
@@ -32,14 +32,14 @@ class Table:
     shown: Mapping[tuple[int, int], str] = field(default_factory=dict)
 
     def text(self) -> list[list[str]]:
-        """The rows as people read them."""
+        """The rows as text for readers."""
         return [
             [self.shown.get((row, column)) or format_value(value) for column, value in enumerate(values)]
             for row, values in enumerate(self.rows)
         ]
 
     def without_empty_columns(self) -> Table:
-        """The same without columns that have no value in any row; for tables without notes."""
+        """The table without columns that are empty in all rows; for tables without notes."""
         kept = [place for place in range(len(self.columns)) if any(row[place] is not None for row in self.rows)]
         columns = tuple(self.columns[place] for place in kept)
         return Table(columns, tuple(tuple(row[place] for place in kept) for row in self.rows))

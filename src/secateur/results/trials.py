@@ -1,4 +1,4 @@
-"""Trials of a sweep or of a search for a recipe, and how each of them stands: `trials.json`."""
+"""Trials of a sweep or of a search for a recipe, and their states: `trials.json`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ Status = Literal["done", "failed", "skipped", "waiting"]
 
 @dataclass(frozen=True)
 class Score:
-    """A score, lower is better, with its standard error; `parts` are those of equal draws for all candidates."""
+    """A score, lower is better, with its standard error; `parts` are scores on batches that are the same for all
+    candidates."""
 
     value: float
     error: float | None = None
@@ -29,17 +30,17 @@ class Score:
 
 @dataclass(frozen=True)
 class TrialResult:
-    """One compression of a sweep or a search, and what became of it.
+    """One compression of a sweep or a search, and its outcome.
 
     Attributes:
-        name: which is its folder in `trials/`, unless `folder` says another.
-        recipe, criterion, schedule, objective, target, steps, seed: what was chosen.
-        status: how it stands.
+        name: also its folder in `trials/`, unless `folder` is given.
+        recipe, criterion, schedule, objective, target, steps, seed: the choices.
+        status: its state.
         reason: why it failed or was skipped.
-        seconds: that the last attempt took.
-        rung: of a search, the round from 0.
-        score: of a search, what it was judged by.
-        verdict: of a search, whether it goes on, and whether that was a tie.
+        seconds: time of the last attempt.
+        rung: the round of a search, from 0.
+        score: its score in a search.
+        verdict: whether it advances in a search, and whether that was a tie.
     """
 
     name: str
@@ -73,13 +74,13 @@ class Search:
 
     Attributes:
         recipes: the candidates.
-        score: what judges them: loss or frechet.
+        score: how they are compared: loss or frechet.
         judged_by, ties: the same in words, and how ties are broken.
         rounds: each halves the candidates.
-        budget_steps, budget_seconds: in all.
-        warm_up_seconds, predicted_seconds: that it takes, as predicted.
-        predicted_trial_seconds: of a trial of each recipe in the first round.
-        winner, winner_steps: what won, and the steps that were left for it; None before that.
+        budget_steps, budget_seconds: the whole budget.
+        warm_up_seconds, predicted_seconds: predicted times of the warm-up and of everything.
+        predicted_trial_seconds: predicted time of each recipe's trial in the first round.
+        winner, winner_steps: the winner, and the steps left for it; None until it is known.
         sentences: what was found.
     """
 
@@ -100,7 +101,7 @@ class Search:
 
 @dataclass(frozen=True)
 class Trials(Displayed):
-    """Every trial, and the search that they belong to, if they do."""
+    """Every trial, and the search that they belong to, if any."""
 
     trials: tuple[TrialResult, ...]
     search: Search | None = None
@@ -118,7 +119,7 @@ class Trials(Displayed):
 
 
 def trial_table(trials: tuple[TrialResult, ...]) -> Table:
-    """What was chosen for each trial, and how it stands."""
+    """The choices and the state of each trial."""
     shown = ("name", "recipe", "criterion", "objective", "target", "steps", "seed", "status", "seconds", "reason")
     rows = tuple(tuple(getattr(trial, key) or None for key in shown) for trial in trials)
     return Table(("trial", *shown[1:]), rows).without_empty_columns()

@@ -18,7 +18,7 @@ OF_TIMES: dict[Kind, str] = WORDS | {"better": "faster than {}", "worse": "slowe
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a metric says of a model beside another one."""
+    """The verdict of a metric on a model beside another one."""
 
     kind: Kind
     text: str

@@ -122,9 +122,7 @@ def _begin(out: Path, settings: dict[str, Any], inputs: dict[str, str]) -> None:
 def _config(out: Path) -> dict[str, Any]:
     found = read_json(out / CONFIG)
     if not isinstance(found, dict):
-        raise SecateurError(
-            f"{out / CONFIG} is not the config of a run: it is not a JSON object; choose another folder"
-        )
+        raise SecateurError(f"{out / CONFIG} is no config of a run (it is not a JSON object); choose another folder")
     return found
 
 
