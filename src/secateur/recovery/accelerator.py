@@ -77,13 +77,13 @@ def _check_parallel(config: RecoveryConfig) -> None:
     local = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
     if processes == 1:
         raise TrainingError(
-            f"recovery.parallel {config.parallel} divides weights between processes, and there is only one; start several "
-            "with torchrun, or leave it out"
+            f"recovery.parallel {config.parallel} divides weights between processes, and there is only one; start "
+            "several with torchrun, or leave it out"
         )
     if config.parallel == "hsdp" and (processes % local or processes == local):
         raise TrainingError(
-            f"recovery.parallel hsdp keeps a replica on every node, and there are {local} of {processes} processes on a node; "
-            "use fsdp"
+            f"recovery.parallel hsdp keeps a replica on every node, and there are {local} of {processes} processes on "
+            "a node; use fsdp"
         )
 
 
