@@ -148,7 +148,7 @@ def test_front_holds_what_nothing_beats() -> None:
     ("runs", "out", "message"),
     [
         ((), None, "no run was given"),
-        (("a", "b"), None, "by --out"),
+        (("a", "b"), None, "give --out"),
         (("a", "nothing"), "out", "nothing is not a run"),
         (("a", "b"), "a", "one of the runs"),
     ],
