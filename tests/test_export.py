@@ -129,11 +129,13 @@ def test_a_file_that_onnxruntime_refuses_is_not_kept(tmp_path):
     assert not (tmp_path / "out" / "model.onnx").exists()
 
 
+@pytest.mark.parametrize("dtype", ["int8", "float8"])
 @pytest.mark.parametrize(("make", "lost"), [(unet, 0.01), (partial(dit, num_attention_heads=8), 0.05)])
-def test_int8_weights_of_a_pruned_model(make, lost, tmp_path):
+def test_one_byte_weights_of_a_pruned_model(make, lost, dtype, tmp_path):
     pytest.importorskip("torchao", reason="torchao is not installed")
     model = apply_cut(make(), half(make()))
-    about = export(model, tmp_path / "out", "torch-export", dtype="int8")
+    lost *= 4 if dtype == "float8" else 1
+    about = export(model, tmp_path / "out", "torch-export", dtype=dtype)
     assert about["largest_difference"] == 0
     assert 0 < about["precision_difference"] < lost * about["largest_output"]
     export(apply_cut(make(), half(make())), tmp_path / "float", "torch-export")

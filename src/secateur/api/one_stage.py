@@ -18,6 +18,7 @@ from ..compensation import CompensationConfig
 from ..criteria import ScoringConfig, criterion_named
 from ..data.conditions import check_conditions
 from ..evaluation import EvaluationConfig
+from ..models.precision import PrecisionName
 from ..recovery import RecoveryConfig
 from ..reporting import write_report
 from ..results import Evaluation, Ranking, to_json
@@ -270,6 +271,7 @@ def evaluate(
     reference: Any = None,
     metrics: tuple[str, ...] | None = None,
     evaluation: EvaluationConfig | None = None,
+    precisions: tuple[PrecisionName, ...] = (),
     cache: str | Path | None = None,
     out: str | Path | None = None,
     progress: bool = False,
@@ -283,6 +285,8 @@ def evaluate(
         reference: the dense model to compare with; whatever a model may be.
         metrics: instead of the evaluation options' own; docs/metrics.md says what each is.
         evaluation: what to measure, and of how much.
+        precisions: measure copies of the model too, in bfloat16, float16, or with weights of linear layers in int8 or
+            float8 (these need secateur[int8]).
         cache: folder where evaluations find the samples of the same models again, such as those of one reference.
         out: folder for the numbers, samples and a report; an evaluation that was stopped there goes on.
         progress: show progress bars and print notes.
@@ -300,9 +304,10 @@ def evaluate(
         dense = None if reference is None else beside(subject, reference, **arguments)
         dataset = given_data or drawn_by(dense or subject, data)
         samples = no_data(subject) if dataset is None else dataset
-        models = check_evaluating(subject, samples, settings, dense)
+        models = check_evaluating(subject, samples, settings, dense, precisions)
         places = {"model": subject.name, "reference": dense and dense.name, "data": name_of(data, dataset)}
-        about = {"command": "evaluate", **places, **subject.settings, "evaluation": settings}
+        others = {"precisions": precisions} if precisions else {}
+        about = {"command": "evaluate", **places, **subject.settings, **others, "evaluation": settings}
         with folder_or_memory(out, about, lambda: inputs_of(dataset, model=subject, reference=dense)) as folder:
             wait_for_everyone(subject.on_cpu)  # nobody writes where the folder is refused
             samples, kept = encode_data(samples, subject), None if cache is None else Path(cache)

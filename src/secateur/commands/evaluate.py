@@ -8,6 +8,7 @@ import secateur
 
 from ..base.console import say
 from ..evaluation import EvaluationConfig
+from ..models.precision import PrecisionName
 from ..runs.checks import check_evaluating
 from ..runs.data import no_data, open_data
 from ..runs.plan import plan_of
@@ -23,6 +24,7 @@ def evaluate(
     data: str | None = None,
     reference: str | None = None,
     evaluation: EvaluationConfig,
+    precisions: tuple[PrecisionName, ...] = (),
     dry_run: bool = False,
 ) -> None:
     """Evaluate a model; with a reference, also how much its images differ from the reference's from the same noise.
@@ -37,14 +39,18 @@ def evaluate(
             the distance of samples from a reference's need none.
         reference: the dense model to compare with.
         evaluation: how to measure.
+        precisions: measure the model in these precisions too: bfloat16, float16, int8 or float8 (weights of linear
+            layers; need secateur[int8]). The table then has their size, speed and distance from the model as it is.
         dry_run: print the predicted time and memory, and stop.
     """
     subject, dense = on.subject(), on.other(reference)
     if dry_run:
         dataset = no_data(subject) if data is None else open_data(data, subject)
-        check_evaluating(subject, dataset, evaluation, dense)
+        check_evaluating(subject, dataset, evaluation, dense, precisions)
         say(str(plan_of(subject, Work(evaluation=evaluation))))
         return
-    result = secateur.evaluate(subject, data=data, reference=dense, evaluation=evaluation, out=out)
+    result = secateur.evaluate(
+        subject, data=data, reference=dense, evaluation=evaluation, precisions=precisions, out=out
+    )
     say("\n".join([str(result), *map(noted, result.all_notes())]))
     say(f"report  {out / 'report.html'}")

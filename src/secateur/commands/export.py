@@ -35,8 +35,8 @@ def export(
         batch_size: fixed batch size of the file; 2 for guidance of one image. Not used by diffusers.
         size: fixed height and width of the sample; by default the model's own.
         text_tokens: fixed length of the text; by default that of diffusers' pipelines (Flux 512).
-        dtype: dtype of weights, sample and output; onnx has no bfloat16. int8 (torch-export; needs secateur[int8]) and
-            float8 (single-file) round the weights of linear layers only.
+        dtype: dtype of weights, sample and output; onnx has no bfloat16. int8 (torch-export) and float8
+            (torch-export, single-file) are for the weights of linear layers; in torch-export they need secateur[int8].
     """
     about = secateur.export(
         on.weights(), format=format, out=out, batch_size=batch_size, size=size, text_tokens=text_tokens, dtype=dtype

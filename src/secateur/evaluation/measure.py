@@ -21,6 +21,7 @@ from ..data.conditions import sample_captions, sample_labels
 from ..io.manifest import removed_since
 from ..models.conditions import LABELS
 from ..models.network import takes_text
+from ..models.precision import precision_of
 from ..process.base import Process
 from ..results.evaluation import DataInfo, Environment, Evaluation
 from ..results.measured import ModelResult
@@ -28,7 +29,6 @@ from .config import EvaluationConfig
 from .costs import costs_of
 from .estimates import comparisons, mean_estimate, resample_counts
 from .measurement import FeatureSets, Measured, OfCaptions, OfFeatures, OfModels, OfPairs, RealImages
-from .metrics.latency import dtype_name
 from .networks import FeatureNetwork
 from .plan import Plan, plan_evaluation
 from .samples import IMAGES_SHOWN, real_rows, sample_rows, shown_images
@@ -156,7 +156,7 @@ def _joined(parts: Iterable[Measured]) -> Measured:
 
 
 def _result(model: nn.Module, dense: nn.Module, found: Measured) -> ModelResult:
-    fields: dict[str, Any] = {"dtype": dtype_name(model), **costs_of(model), **found.fields}
+    fields: dict[str, Any] = {"dtype": precision_of(model), **costs_of(model), **found.fields}
     estimates = {key: estimate.interval.estimate for key, estimate in found.estimates.items()}
     removed = tuple(removed_since(model, dense))
     return ModelResult(**fields, estimates=estimates, removed_blocks=removed, notes=found.notes)

@@ -27,6 +27,8 @@ from ..base.console import progress
 from ..base.errors import SecateurError, first_line
 from ..base.files import atomic_folder, write_json
 from ..models.network import as_network, example_inputs, inference
+from ..models.precision import BYTES, check_precision
+from ..models.precision import cast as cast_weights
 from .checkpoint import from_pretrained, save_pretrained
 from .manifest import library_versions, manifest_of
 from .pruned import class_name
@@ -85,8 +87,8 @@ def export(
 
     Traced shapes are fixed: `batch_size`, `size`, the height and width of the sample, by default the config's, and
     `text_tokens`, by default those of diffusers' pipelines. Time is a float32 input whatever the weights are, since
-    samplers put it between the integers. Changes the dtype of `model` in place; int8 are the weights of linear layers,
-    by torchao, the rest is float32.
+    samplers put it between the integers. Changes the dtype of `model` in place; int8 and float8 are the weights of
+    linear layers. In torch-export they have scales, by torchao, and the rest is float32.
 
     Raises:
         SecateurError: the format does not hold the dtype or the model, a library is missing, or the file that was
@@ -98,13 +100,14 @@ def export(
             f"{format} in {dtype} cannot be written or checked here; choose {' or '.join(chosen.dtypes)}"
         )
     _need(chosen.needs, "export")
-    _need(("torchao",) if dtype == "int8" else (), "int8")
+    if format == "torch-export":
+        check_precision(dtype)
     with atomic_folder(out) as temporary, progress(f"export {format}", 3) as advance, inference(model), _quiet():
         try:
             inputs: Inputs = _inputs(model, batch_size, size, text_tokens)
             exact, exact_others = Call(model)(**inputs), Call(model)(**_others(inputs))
             dense_ms = _milliseconds(lambda: Call(model)(**inputs))
-            inputs = _cast(model, inputs, dtype)
+            inputs = _cast(model, inputs, dtype, format)
             output = Call(model)(**inputs)
             advance(1, "eager")
             chosen.write(model, inputs, temporary / chosen.file, dtype)
@@ -231,14 +234,10 @@ def _read_single_file(path: Path) -> Network:
     return lambda inputs: model(**inputs)
 
 
-def _cast(model: nn.Module, inputs: Inputs, dtype: DtypeName) -> Inputs:
+def _cast(model: nn.Module, inputs: Inputs, dtype: DtypeName, format: FormatName) -> Inputs:
     """Give `model` its `dtype` in place, and return the inputs in it."""
-    if dtype == "int8":
-        from torchao.quantization import Int8WeightOnlyConfig, quantize_
-        from torchao.utils import unwrap_tensor_subclass
-
-        quantize_(model, Int8WeightOnlyConfig())
-        unwrap_tensor_subclass(model)  # plain tensors, which torch writes raw; it would pickle torchao's
+    if dtype in BYTES and format == "torch-export":
+        cast_weights(model, dtype)
         return inputs
     to = torch.bfloat16 if dtype == "float8" else getattr(torch, dtype)
     nn.Module.to(model, to)  # past diffusers' warning
@@ -329,7 +328,9 @@ FORMATS: dict[FormatName, Format] = {
     "onnx": Format(
         "model.onnx", _write_onnx, _read_onnx, ("float32", "float16"), ("onnx", "onnxscript", "onnxruntime")
     ),
-    "torch-export": Format("model.pt2", _write_program, _read_program, ("float32", "float16", "bfloat16", "int8")),
+    "torch-export": Format(
+        "model.pt2", _write_program, _read_program, ("float32", "float16", "bfloat16", "int8", "float8")
+    ),
     "single-file": Format(
         "model.safetensors", _write_single_file, _read_single_file, ("float32", "float16", "bfloat16", "float8")
     ),

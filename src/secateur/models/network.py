@@ -17,6 +17,7 @@ from ..base.errors import ModelError
 from ..structure.known_values import KnownValues, remember
 from .conditions import LABELS, Conditions, arguments
 from .family import Shape, Size
+from .precision import dtype_of
 from .registry import family_of
 
 TEXTS = ("encoder_hidden_states", "encoder_attention_mask", "encoder_hidden_states_mask", "attention_mask")
@@ -80,7 +81,8 @@ def example_batch(model: nn.Module, batch_size: int, size: Size | None = None) -
     )
     if not conditions and (classes := class_count(model)) is not None:
         conditions = {LABELS: torch.arange(batch_size) % classes}
-    return tree_map_only(Tensor, partial(_like, next(model.parameters())), (sample, conditions))
+    like = torch.empty(0, dtype=dtype_of(model), device=device_of(model))
+    return tree_map_only(Tensor, partial(_like, like), (sample, conditions))
 
 
 def example_inputs(

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .conditions import UNCONDITIONAL, Conditions, arguments
+from .precision import dtype_of
 from .registry import family_of, network_of
 
 
@@ -27,9 +28,9 @@ def predict(model: nn.Module, x_BCHW: Tensor, timesteps_B: Tensor, conditions: C
     family, network = family_of(model), network_of(model)
     if family.call is not None:
         return family.call(model, conditions)
-    weights = next(model.parameters(), x_BCHW)
-    x = x_BCHW.to(weights.dtype)
-    kwargs = family.arguments(network, x, timesteps_B, arguments(conditions, weights.dtype))
+    dtype = dtype_of(model, x_BCHW.dtype)
+    x = x_BCHW.to(dtype)
+    kwargs = family.arguments(network, x, timesteps_B, arguments(conditions, dtype))
     return family.prediction(output_of(model, kwargs), x).to(x_BCHW.dtype)
 
 

@@ -14,6 +14,7 @@ from ..data.conditions import GIVE_LABELS, check_conditions
 from ..evaluation import EvaluationConfig, plan_evaluation
 from ..io.manifest import beside, stage_of
 from ..models.network import class_count, device_of, input_shape
+from ..models.precision import PrecisionName, in_precisions
 from ..process.own import OwnObjective
 from ..recipes import Recipe
 from ..recovery import RecoveryConfig
@@ -90,9 +91,13 @@ def check_finetuning(
 
 
 def check_evaluating(
-    subject: Subject, dataset: ImageDataset, evaluation: EvaluationConfig, reference: Subject | None
+    subject: Subject,
+    dataset: ImageDataset,
+    evaluation: EvaluationConfig,
+    reference: Subject | None,
+    precisions: Sequence[PrecisionName] = (),
 ) -> dict[str, nn.Module]:
-    """Check that an evaluation can run; returns the models to compare, the reference first.
+    """Check that an evaluation can run; returns the models to compare, the reference first, copies in others last.
 
     Raises:
         SecateurError: as `check_evaluation`; or the reference does not fit this model.
@@ -101,6 +106,7 @@ def check_evaluating(
     if reference is not None:
         check_comparable(subject, reference)
         models = beside(reference.model, subject.model)
+    models |= in_precisions(subject.model, precisions)
     say_notes(plan_evaluation(models, subject.process, dataset, evaluation).notes)
     return models
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ...base.errors import is_out_of_memory
 from ...base.rules import ONE_OR_MORE, Count, check_fields
 from ...models.network import device_of, example_inputs, inference
+from ...models.precision import dtype_of, precision_of
 from ...results.measured import Latency, Metric
 from ...structure.memory import LiveBytes
 from ..estimates import median_estimate
@@ -139,21 +140,16 @@ def time_models(models: Mapping[str, nn.Module], options: LatencyOptions) -> dic
             latency={str(batch): latencies[name] for batch, (latencies, _) in eager.items()},
             compiled_latency={str(batch): found[name] for batch, found in compiled.items() if name in found},
             peak_activation_bytes={str(batch): peaks[name] for batch, (_, peaks) in eager.items()},
-            dtype=dtype_name(timed[name]),
+            dtype=precision_of(timed[name]),
             notes=(*too_large, *([failures[name]] if name in failures else [])),
         )
         for name in models
     }
 
 
-def dtype_name(model: nn.Module) -> str:
-    """The dtype of the model's first parameter, such as float32."""
-    return str(next(model.parameters()).dtype).removeprefix("torch.")
-
-
 def _in_dtype(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
     """The model itself where it has that dtype, else a copy."""
-    if dtype is None or next(model.parameters()).dtype == dtype:
+    if dtype is None or dtype_of(model) == dtype:
         return model
     return copy.deepcopy(model).to(dtype)
 

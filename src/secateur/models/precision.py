@@ -1,0 +1,88 @@
+"""A network in fewer bits: half precision, or weights of linear layers in one byte each, by torchao."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import nn
+
+from ..base.errors import SecateurError
+
+PrecisionName = Literal["bfloat16", "float16", "int8", "float8"]
+BYTES: tuple[PrecisionName, ...] = ("int8", "float8")  # with a scale for each row of a weight; the rest stays as it is
+
+
+def in_precisions(model: nn.Module, names: Sequence[PrecisionName]) -> dict[str, nn.Module]:
+    """Copies of `model`, by precision.
+
+    Raises:
+        SecateurError: as `check_precision`.
+    """
+    found = {}
+    for name in names:
+        check_precision(name)
+        found[str(name)] = copy.deepcopy(model)
+        cast(found[str(name)], name)
+    return found
+
+
+def check_precision(name: str) -> None:
+    """Check that a precision can be had.
+
+    Raises:
+        SecateurError: it needs torchao, which is not installed.
+    """
+    if name not in BYTES:
+        return
+    try:
+        with _quiet():
+            importlib.import_module("torchao.quantization")
+    except ImportError as error:
+        raise SecateurError(f"{name} needs torchao: pip install 'secateur[int8]' ({error})") from error
+
+
+def cast(model: nn.Module, name: PrecisionName) -> None:
+    """Cast `model` in place."""
+    if name not in BYTES:
+        nn.Module.to(model, getattr(torch, name))  # past diffusers' warning
+        return
+    with _quiet():
+        from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
+        from torchao.utils import unwrap_tensor_subclass
+
+        quantize_(model, Int8WeightOnlyConfig() if name == "int8" else Float8WeightOnlyConfig())
+        unwrap_tensor_subclass(model)  # plain tensors, which torch writes raw; it would pickle torchao's
+
+
+def dtype_of(model: nn.Module, default: torch.dtype = torch.float32) -> torch.dtype:
+    """The dtype that `model` computes in: of its first weight of two bytes or more, `default` if it has none."""
+    return next((each.dtype for each in model.parameters() if each.itemsize > 1), default)
+
+
+def precision_of(model: nn.Module) -> str:
+    """What its weights are stored in, such as float32: int8 or float8 where those of its linear layers are."""
+    stored = {each.dtype for each in model.parameters()}
+    narrow = {torch.int8: "int8", torch.float8_e4m3fn: "float8"}
+    return next(
+        (name for dtype, name in narrow.items() if dtype in stored), str(dtype_of(model)).removeprefix("torch.")
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torchao says about the machine when it is imported."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
