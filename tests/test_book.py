@@ -292,7 +292,7 @@ def test_another_teacher_process_or_data_is_refused(tmp_path):
         ({"process": DiffusionProcess()}, "process"),
         ({"data": other}, "data"),
     ):
-        with pytest.raises(SecateurError, match=f"is of another .*{name}"):
+        with pytest.raises(SecateurError, match=f"belongs to another .*{name}"):
             written(**{"model": model, "folder": folder} | changes)
     with pytest.raises(SecateurError, match="another seed"):
         written(model, folder=folder, book=replace(SMALL, seed=1))

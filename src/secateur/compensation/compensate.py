@@ -29,7 +29,7 @@ from .streams import refit_to_streams
 from .targets import chosen_target, layers_to_refit
 from .tuples import Tuples, draw_tuples
 
-MEASURED = 64  # tuples that the error of the whole model is measured on
+MEASURED = 64  # tuples on which the error of the whole model is measured
 
 
 def compensate(
@@ -42,19 +42,19 @@ def compensate(
     null: Conditions = UNCONDITIONAL,
     folder: str | Path | None = None,
 ) -> Compensation:
-    """Refit `pruned`, in place, to the model that it was cut from; no gradient is computed.
+    """Refit `pruned`, in place, to the model that it was cut from, without gradients.
 
-    The manifest of `pruned` is given a step of kind "compensation".
+    Adds a step of kind "compensation" to the manifest of `pruned`.
 
     Args:
         pruned: the model after the cut, on one device with `dense` and `batch`.
         dense: the model before it.
-        process: which noise the tuples have.
+        process: how noise is added to the tuples.
         batch: calibration images, with the conditions that the model takes.
         config: options.
-        cuts: what was cut of `dense`, where no manifest says so.
-        null: what stands for no condition, where `config.condition_dropout` drops some.
-        folder: keeps the layers that are fitted, and has them again after a stop.
+        cuts: the cuts of `dense`, if there is no manifest.
+        null: the null condition, for `config.condition_dropout`.
+        folder: keeps the fitted layers, for resuming.
 
     Raises:
         ModelError: `pruned` was not cut from `dense`.
@@ -99,7 +99,8 @@ def compensate(
 
 
 def _identity(pruned: nn.Module, config: CompensationConfig, names: Sequence[str]) -> dict[str, object]:
-    """What a folder of fitted layers belongs to; batches change no more than rounding."""
+    """Identifies what a folder of fitted layers belongs to; batch sizes are left out, since they change rounding
+    only."""
     weights = sum(in_float64(parameter).abs().sum().item() for parameter in pruned.parameters())
     return {"config": asdict(replace(config, batch_size=1, offload=False)), "layers": list(names), "weights": weights}
 

@@ -13,20 +13,19 @@ class CompensationConfig:
     """How the layers that stay are refitted to the dense model.
 
     Attributes:
-        target: what a layer aims at: its own output in the dense model (output), or the residual stream behind its
-            block there (stream). auto takes stream where the width of the stream stays, as in transformers, and output
-            elsewhere, as in U-Nets; docs/compensation.md has the measurements.
-        num_tuples: calibration tuples of image, timestep, noise and condition; images are reused if there are fewer.
-            Timesteps are spread evenly over the whole range.
-        ridge: strength of the pull towards the weights of the cut, as a share of the mean square of an input.
-        rows: at most so many positions (pixels, tokens), drawn at random, are taken of all tuples for one layer.
-        rounds: how often the layers of a block are refitted in turn to the stream, since each changes what the others
-            lack. Of no effect on the output target.
-        condition_dropout: share of the tuples whose condition is dropped, as training did for guidance.
-        batch_size: tuples in one pass; changes speed and memory only.
-        offload: tuples that wait for a layer to be refitted wait in the memory of the CPU; changes speed and memory
-            only.
-        seed: draws images, timesteps, noise and positions.
+        target: what a layer is fitted to: its own output in the dense model (output), or the residual stream after its
+            block there (stream). auto: stream if the width of the stream is not cut, as in transformers, else output,
+            as in U-Nets; docs/compensation.md has the measurements.
+        num_tuples: number of calibration tuples (image, timestep, noise, condition); images are reused if there are
+            fewer. Timesteps are spread evenly over the whole range.
+        ridge: strength of the pull towards the weights after the cut, as a share of the mean square of an input.
+        rows: largest number of positions (pixels, tokens) used for one layer, drawn at random from all tuples.
+        rounds: how often the layers of a block are refitted in turn to the stream, since each refit changes the error
+            left to the others. No effect with target output.
+        condition_dropout: share of the tuples with the null condition, as in training for guidance.
+        batch_size: tuples per pass; changes speed and memory only.
+        offload: keep waiting tuples in CPU memory while a layer is refitted; changes speed and memory only.
+        seed: seed of images, timesteps, noise and positions.
     """
 
     target: CompensationTarget = "auto"

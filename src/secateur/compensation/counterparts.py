@@ -1,4 +1,4 @@
-"""Which layer of a pruned model was which of the dense one, and which of its outputs are left."""
+"""Which layer of the dense model each layer of a pruned model comes from, and which of its outputs are left."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Layer:
     Attributes:
         name: in the pruned model.
         dense: its name in the dense model.
-        outputs: indices of the dense layer's outputs that are left; None where all are.
-        lost: how many of the dense layer's inputs are not left.
-        factor: what the cut multiplied its weights by.
+        outputs: indices of the dense layer's outputs that are left; None: all.
+        lost: number of the dense layer's inputs that were removed.
+        factor: the factor by which the cut multiplied its weights.
     """
 
     name: str
@@ -38,7 +38,8 @@ class Layer:
     factor: float
 
     def target(self, output: Tensor, axis: int) -> Tensor:
-        """What the pruned layer should put out where the dense one puts out `output`, whose channels are on `axis`."""
+        """The output that the pruned layer should have when the dense one has `output`, whose channels are on
+        `axis`."""
         kept = output if self.outputs is None else output.index_select(axis, self.outputs.to(output.device))
         return kept if self.factor == 1 else kept * self.factor
 
@@ -53,10 +54,10 @@ class Counterparts:
 
 
 def cuts_between(pruned: nn.Module, dense: nn.Module) -> tuple[Cut, ...]:
-    """The cuts that made `pruned` of `dense`, by their manifests.
+    """The cuts that turned `dense` into `pruned`, by their manifests.
 
     Raises:
-        ModelError: `pruned` was not cut, or of another model.
+        ModelError: `pruned` was not cut, or comes from another model.
     """
     manifest, before = manifest_of(pruned), manifest_of(dense)
     shared = before.cuts if before is not None else ()
@@ -68,7 +69,7 @@ def cuts_between(pruned: nn.Module, dense: nn.Module) -> tuple[Cut, ...]:
 
 
 def counterparts(pruned: nn.Module, dense: nn.Module, cuts: Sequence[Cut]) -> Counterparts:
-    """Follow every layer of `dense` through `cuts` to where it is in `pruned`.
+    """Follow every layer of `dense` through `cuts` to its place in `pruned`.
 
     Raises:
         ModelError: the cuts do not lead from `dense` to the shapes of `pruned`.
@@ -112,7 +113,7 @@ def projection(model: nn.Module, name: str) -> Projection:
 
 
 def _renamed(values: Mapping[str, T], structure: Structure, cut: Cut) -> dict[str, T]:
-    """The values by the names after the cut, without those of what left."""
+    """The values by the names after the cut, without those of removed modules."""
     named = ((name_after(structure, cut, name), value) for name, value in values.items())
     return {name: value for name, value in named if name is not None}
 
@@ -128,7 +129,7 @@ def _check_shapes(expected: nn.Module, pruned: nn.Module) -> None:
 
 
 def shared_weights(model: nn.Module) -> set[str]:
-    """The modules whose weight is that of another module too."""
+    """The modules that share their weight with another module."""
     users: dict[int, list[str]] = {}
     for name, module in model.named_modules():
         if isinstance(weight := getattr(module, "weight", None), torch.Tensor):

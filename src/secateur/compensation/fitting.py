@@ -1,4 +1,4 @@
-"""What layers are given new weights, one after another, and what is kept of it."""
+"""The record of layers that were given new weights, kept on disk for resuming."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from ..base.fingerprint import fingerprint
 from ..results.compensation import Reader
 from .counterparts import Projection
 
-KEY = "compensation.json"  # what the layers in a folder were fitted for
+KEY = "compensation.json"  # identifies what the layers in a folder were fitted for
 
 
 class Fitting:
-    """The layers fitted so far. With a `folder`, they are found there again after a stop."""
+    """The layers fitted so far; with a `folder`, they are restored from there after a stop."""
 
     def __init__(self, advance: Advance, folder: Path | None = None) -> None:
         self.readers: dict[str, Reader] = {}
@@ -32,7 +32,7 @@ class Fitting:
         self._advance, self._folder = advance, folder
 
     def fitted_before(self, layers: Mapping[str, Projection]) -> bool:
-        """Whether a run that was stopped had fitted all of these layers; they are given those weights."""
+        """Restore these layers if a stopped run had fitted all of them; return whether it had."""
         if self._folder is None or not all(_path(self._folder, name).is_file() for name in layers):
             return False
         for name, layer in layers.items():
@@ -44,7 +44,7 @@ class Fitting:
         return True
 
     def keep(self, layers: Mapping[str, Projection], readers: Mapping[str, Reader]) -> None:
-        """Keep the weights that layers were given, and note how they do."""
+        """Keep the new weights of layers, and note their errors."""
         self.readers.update(readers)
         if self._folder is not None and is_main_process():
             for name, reader in readers.items():
@@ -54,13 +54,13 @@ class Fitting:
         self._advance(len(readers), next(iter(readers), ""))
 
     def leave(self, name: str, why: str) -> None:
-        """Note that a layer keeps its weights."""
+        """Note that a layer is not refitted."""
         self.left[name] = why
         self._advance(1, name)
 
 
 def open_folder(folder: Path, made_for: Any) -> None:
-    """Make `folder` ready for layers that are fitted for `made_for`, a JSON value.
+    """Prepare `folder` for layers that are fitted for `made_for`, a JSON value.
 
     Raises:
         SecateurError: it holds layers that were fitted for something else.

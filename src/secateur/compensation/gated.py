@@ -1,7 +1,7 @@
 """Refitting a layer whose outputs are gated before they are added to a residual stream.
 
 With a gate g for every image and channel (adaLN: Peebles & Xie 2023, section 3.2), channel c of the stream receives
-g_c (w_c' h + b_c). If e_c is what the stream lacks there, the best change d_c of channel c solves a system of its own,
+g_c (w_c' h + b_c). If e_c is the error of the stream there, the best change d_c of channel c solves its own system,
 
     (A_c + ridge m_c I0) d_c = B_c,    A_c = E[g_c^2 h h'],  B_c = E[g_c h e_c],
 
@@ -20,24 +20,24 @@ from torch import Tensor
 from ..base.devices import in_float64
 from .least_squares import mean_square, solve
 
-EXACT_BYTES = 2**30  # of the products h h' of every image; beyond, conjugate gradients
-AT_ONCE_BYTES = 2**28  # of the A_c that are held at once
-TOLERANCE = 1e-4  # of conjugate gradients, |residual| to |B|: the error is then the exact one's to six digits
-STEPS = 200  # of conjugate gradients, at most
+EXACT_BYTES = 2**30  # of the products h h' of every image; above it, conjugate gradients are used
+AT_ONCE_BYTES = 2**28  # of the A_c in memory at once
+TOLERANCE = 1e-4  # of conjugate gradients, |residual| / |B|: the error then equals the exact one's to six digits
+STEPS = 200  # most steps of conjugate gradients
 EXPECTED_STEPS = 30
 
 Total = Callable[[Tensor], Tensor]  # the sum of a tensor over all processes
 
 
 def alone(tensor: Tensor) -> Tensor:
-    """The sum over the one process that there is."""
+    """The sum over one process: the tensor itself."""
     return tensor
 
 
 def gated_change(
     x_IRK: Tensor, gate_IM: Tensor, error_IRM: Tensor, ridge: float, bias: bool, total: Total = alone
 ) -> Tensor:
-    """The change (K, M) of the weights: exact systems where they are small, else conjugate gradients."""
+    """The change (K, M) of the weights: by exact solution if systems are small, else by conjugate gradients."""
     images, rows, columns = x_IRK.shape
     everywhere = int(total(x_IRK.new_tensor(float(images))))  # so that all processes choose alike
     is_exact = exact_is_better(everywhere, everywhere * rows, columns, gate_IM.shape[1])
@@ -46,17 +46,17 @@ def gated_change(
 
 
 def exact_flops(images: int, columns: int, outputs: int) -> float:
-    """Operations of the exact systems; those in float64 count twice."""
+    """Operations of the exact solution; those in float64 count twice."""
     return 2 * outputs * columns**2 * (images + columns / 3)
 
 
 def conjugate_flops(rows: int, columns: int, outputs: int) -> float:
-    """Operations of as many steps of conjugate gradients as are expected."""
+    """Operations of conjugate gradients with the expected number of steps."""
     return 4 * EXPECTED_STEPS * rows * columns * outputs
 
 
 def exact_is_better(images: int, rows: int, columns: int, outputs: int) -> bool:
-    """Whether the exact systems take fewer operations than conjugate gradients on all rows, and fit in memory."""
+    """Whether the exact solution takes fewer operations than conjugate gradients on all rows, and fits in memory."""
     fits = 4 * images * columns**2 <= EXACT_BYTES
     return fits and exact_flops(images, columns, outputs) <= conjugate_flops(rows, columns, outputs)
 
@@ -64,7 +64,7 @@ def exact_is_better(images: int, rows: int, columns: int, outputs: int) -> bool:
 def exact_change(
     x_IRK: Tensor, gate_IM: Tensor, error_IRM: Tensor, ridge: float, bias: bool, total: Total = alone
 ) -> Tensor:
-    """The change (K, M) by a factorization for each channel: sums in the dtype of the rows, solved in float64."""
+    """The change (K, M) by a factorization for each channel; sums in the dtype of the rows, solved in float64."""
     images, _, columns = x_IRK.shape
     grams = (x_IRK.mT @ x_IRK).reshape(images, -1)
     cross = total(in_float64(_cross(x_IRK, gate_IM, error_IRM)))
@@ -84,9 +84,9 @@ def exact_change(
 def conjugate_change(
     x_IRK: Tensor, gate_IM: Tensor, error_IRM: Tensor, ridge: float, bias: bool, total: Total = alone
 ) -> Tensor:
-    """The change (K, M) by conjugate gradients on all channels at once, without their systems.
+    """The change (K, M) by conjugate gradients on all channels at once, without forming their systems.
 
-    Preconditioned by one system for all channels, scaled to each, to which theirs are equal where gates vary little.
+    Preconditioned by one system for all channels, scaled for each; it equals theirs if gates vary little.
     """
     columns = x_IRK.shape[2]
     squares = gate_IM.square()
@@ -117,7 +117,7 @@ def conjugate_change(
 def conjugate_gradients(
     system: Callable[[Tensor], Tensor], preconditioned: Callable[[Tensor], Tensor], right_KM: Tensor
 ) -> Tensor:
-    """Solve a positive definite system for every column of `right_KM` (Hestenes & Stiefel 1952), each on its own."""
+    """Solve a positive definite system for every column of `right_KM` independently (Hestenes & Stiefel 1952)."""
     solution = torch.zeros_like(right_KM)
     residual, direction = right_KM, preconditioned(right_KM)
     product = (residual * direction).sum(0)
@@ -137,7 +137,7 @@ def conjugate_gradients(
 
 
 def _ratio(numerator_M: Tensor, denominator_M: Tensor, going_M: Tensor) -> Tensor:
-    """The quotient, 0 for the columns that are solved."""
+    """The quotient; 0 for columns that are solved."""
     return torch.where(going_M, numerator_M / denominator_M.where(going_M, 1.0), 0.0)
 
 

@@ -1,11 +1,11 @@
-"""Refitting one layer to what it should put out, in closed form.
+"""Refitting one layer to its target output, in closed form.
 
 A layer y~ = W x~ + b reads an input x~ that lost features. Its best new weights are those of channel pruning (He, Zhang
-& Sun 2017, arXiv 1707.06168, equation 4), drawn towards the weights of the cut by a ridge:
+& Sun 2017, arXiv 1707.06168, equation 4), with a ridge that pulls them towards the weights after the cut:
 
     min over W', b' of  E||y - W' x~ - b'||^2 + ridge m ||W' - W||^2,    m the mean of E[x~_k^2] over the features k.
 
-Solved for the change D = W' - W, which is exactly zero where nothing was lost, this is
+Solved for the change D = W' - W, which is exactly zero if nothing was lost, this is
 
     (A + ridge m I0) D = B,    A = E[x~ x~'],  B = E[x~ (y - y~)'],
 
@@ -25,9 +25,9 @@ PANEL = 256  # columns; the symmetric half of A is skipped in blocks of this siz
 
 
 class Sums:
-    """Sums over rows that determine the refit of one layer: they can be added over batches and over processes.
+    """Sums over rows that determine the refit of one layer; they can be added over batches and processes.
 
-    Products of rows are computed in the dtype of the rows, which is float32 at least, and summed in float64.
+    Products of rows are computed in the rows' dtype, at least float32, and summed in float64.
 
     Attributes:
         inputs: sum of x x', (K, K), its upper triangle.
@@ -66,12 +66,12 @@ class Sums:
 
 
 def with_ones(x_NK: Tensor) -> Tensor:
-    """x with the column of ones that stands for the bias, (..., K + 1)."""
+    """x with a column of ones for the bias, (..., K + 1)."""
     return torch.cat([x_NK, x_NK.new_ones(*x_NK.shape[:-1], 1)], dim=-1)
 
 
 def refit(sums: Sums, ridge: float, bias: bool) -> tuple[Tensor, float]:
-    """The change D (K, M) of the weights, the bias's row last, and the sum of |e|^2 that it leaves.
+    """The change D (K, M) of the weights, the bias's row last, and the remaining sum of |e|^2.
 
     Consumes `sums.inputs`, which may be the largest tensor of all.
     """
@@ -91,7 +91,7 @@ def mean_square(diagonal_K: Tensor, bias: bool) -> Tensor:
 
 
 def solve(A_KK: Tensor, B_KM: Tensor) -> Tensor:
-    """A^-1 B of a symmetric positive definite A, or the shortest least-squares solution where A is singular."""
+    """A^-1 B for a symmetric positive definite A, or the minimum-norm least-squares solution if A is singular."""
     factor, failed = torch.linalg.cholesky_ex(A_KK)
     if failed == 0:
         return torch.cholesky_solve(B_KM, factor)

@@ -1,7 +1,7 @@
-"""Every layer aims at its own output in the dense model, from its input in the pruned one.
+"""Fitting every layer to its own output in the dense model, from its input in the pruned one.
 
-So each takes up the errors of all layers before it, which are refitted already. Both models are led through side by
-side, one micro-batch after the other waiting before each layer: one pass of either model in all.
+So each corrects the errors of all layers before it, which are refitted already. Both models run side by side; every
+micro-batch waits before each layer, so that each model takes only one pass in total.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def _called_once(modules: Mapping[str, nn.Module], first: Tuples, model: nn.Modu
 
 
 class OutputFit:
-    """The refit of one layer to its own dense output; the layer's index seeds which positions are taken."""
+    """The refit of one layer to its own dense output; the layer's index seeds the choice of positions."""
 
     def __init__(self, layer: Layer, module: Projection, index: int, config: CompensationConfig) -> None:
         self.layer, self.module, self.index, self.config = layer, module, index, config
@@ -78,10 +78,10 @@ class OutputFit:
         self.sums = Sums(module.weight[0].numel() + self.bias, len(module.weight), module.weight.device)
 
     def add(self, x: Tensor, dense: Tensor, tuples: Tuples, call: Callable[[], Tensor]) -> None:
-        """Add a micro-batch: input of the layer, output of the dense one, and what calls the layer.
+        """Add a micro-batch: the layer's input, the dense layer's output, and a function that calls the layer.
 
-        A layer that lost no input is called as the dense one is, so that where both see the same the error is exactly
-        zero. Of others the output is computed where it is looked at.
+        A layer that lost no input is called like the dense one, so that on equal inputs the error is exactly zero. For
+        others, the output is computed at the chosen positions only.
         """
         target_BPM = by_position(self.layer.target(dense, 1 if self.is_image else dense.ndim - 1), self.is_image)
         at = choose_positions(tuples.numbers, target_BPM.shape[1], self.index, self.config)
@@ -95,7 +95,7 @@ class OutputFit:
         self.sums.add(*(values.flatten(0, 1) for values in (rows, target - present, target)))
 
     def solve(self, begun: float) -> tuple[Tensor, Reader]:
-        """The change (K, M) of the weights, the bias's row last, and how it does."""
+        """The change (K, M) of the weights, the bias's row last, and its errors."""
         sums = self.sums
         for total in (sums.inputs, sums.cross, sums.scalars):
             sum_over_processes(total)
@@ -105,5 +105,5 @@ class OutputFit:
 
 
 def relative(error: float, size: float) -> float | None:
-    """An error as a share of the size of what was aimed at."""
+    """An error as a share of the target's size."""
     return error / size if size else None

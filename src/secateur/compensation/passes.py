@@ -1,8 +1,8 @@
-"""Forward passes that stop before chosen modules, so that many can be led through a model side by side.
+"""Forward passes that stop before chosen modules, so that many can proceed through a model side by side.
 
-A layer is refitted on the inputs that all calibration tuples bring to it, after all layers before it were. Here every
-micro-batch is a pass of its own, which waits before the layer until it is refitted and then goes on: one pass of the
-model in all, whatever its architecture, and what waits is what a pass has alive at that place.
+A layer is refitted on its inputs from all calibration tuples, after all layers before it. Here every micro-batch is a
+separate pass, which waits before the layer until it is refitted and then continues: one pass of the model in total, for
+any architecture. While waiting, a pass keeps the tensors that are alive at that point.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ class Call:
     kwargs: Mapping[str, Any]
 
     def __call__(self) -> Any:
-        """What the module returns, with the weights that it has now."""
+        """The module's result, with its present weights."""
         return self.forward(*self.args, **self.kwargs)
 
 
 class Pass:
-    """A call of `run` that stands before the module of `call`, or has come to its end with `result`.
+    """A call of `run` that is stopped before the module of `call`, or has ended with `result`.
 
-    Create it and lead it on inside of `stops`.
+    Create and resume it inside `stops`.
     """
 
     def __init__(self, run: Callable[[], Any]) -> None:
@@ -46,7 +46,7 @@ class Pass:
         self.resume()
 
     def resume(self, output: Any = None) -> None:
-        """Go on to the next stop: with `output` for that of the module, which is not called, or by calling it."""
+        """Continue to the next stop; with `output`, that replaces the module's call."""
         reached = self._run.switch() if self.call is None else self._run.switch(output)
         if self._run.dead:
             self.call, self.result = None, reached
@@ -54,7 +54,7 @@ class Pass:
             self.call = reached
 
     def tensors(self) -> list[Tensor]:
-        """What waits with the pass: the tensors in the variables of all functions that it is in, but no weights."""
+        """The tensors that the waiting pass holds: those in local variables of its functions, without weights."""
         found: dict[int, Tensor] = {}
         frame = self._run.gr_frame
         while frame is not None:
@@ -66,9 +66,9 @@ class Pass:
 
 
 class Parking:
-    """Tensors of waiting passes, held in the memory of the CPU until their pass is needed again.
+    """Keeps tensors of waiting passes in CPU memory until their pass is needed again.
 
-    Several passes may wait with the same tensor.
+    Several passes may hold the same tensor.
     """
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ class Parking:
         self._held: dict[Pass, list[Tensor]] = {}
 
     def park(self, waiting: Pass) -> None:
-        """Move what waits with the pass to the CPU."""
+        """Move the tensors of the pass to the CPU."""
         self._held[waiting] = waiting.tensors()
         for tensor in self._held[waiting]:
             if tensor.device.type != "cpu":
@@ -84,7 +84,7 @@ class Parking:
                 tensor.data = tensor.data.cpu()
 
     def fetch(self, waiting: Pass) -> None:
-        """Move what was parked with the pass back."""
+        """Move the tensors of the pass back."""
         for tensor in self._held.pop(waiting, []):
             if id(tensor) in self._parked:
                 _, device = self._parked.pop(id(tensor))
@@ -100,7 +100,7 @@ def begin(parking: Parking | None, run: Callable[[], Any]) -> Pass:
 
 
 def lead_on(parking: Parking | None, waiting: Iterable[Pass]) -> None:
-    """Let every pass call the module that it stands before, and go on to the next stop."""
+    """Let every pass call the module before which it waits, and continue to the next stop."""
     for each in waiting:
         with at_hand(parking, each):
             each.resume()
@@ -108,7 +108,7 @@ def lead_on(parking: Parking | None, waiting: Iterable[Pass]) -> None:
 
 @contextmanager
 def at_hand(parking: Parking | None, *waiting: Pass) -> Iterator[None]:
-    """Fetch the passes for the block, and park them behind it."""
+    """Fetch the passes for the block, and park them after it."""
     if parking is not None:
         for each in waiting:
             parking.fetch(each)
@@ -120,7 +120,7 @@ def at_hand(parking: Parking | None, *waiting: Pass) -> Iterator[None]:
 
 @contextmanager
 def stops(modules: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Inside of the block, every `Pass` stops before each of `modules`; other calls of them are as ever."""
+    """Inside the block, every `Pass` stops before each of `modules`; other calls are not affected."""
     with ExitStack() as stack:
         for name, module in modules.items():
             stack.enter_context(_stop(name, module))

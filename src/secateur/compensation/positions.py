@@ -17,7 +17,8 @@ from .tuples import POSITIONS
 
 
 def choose_positions(numbers: tuple[int, ...], positions: int, layer: int, config: CompensationConfig) -> Tensor:
-    """The positions (B, R) that are taken of each tuple for the layer with this index, by the tuple's number alone."""
+    """The positions (B, R) to use of each tuple for the layer with this index; they depend on the tuple's number
+    alone."""
     taken = max(1, config.rows // config.num_tuples)
     if taken >= positions:
         return torch.arange(positions).expand(len(numbers), -1)
@@ -36,16 +37,16 @@ def by_position(values: Tensor, is_image: bool) -> Tensor:
 
 
 def chosen(values_BPC: Tensor, at_BR: Tensor) -> Tensor:
-    """The rows at the chosen positions, (B, R, C), float32 at least."""
+    """The rows at the chosen positions, (B, R, C), at least float32."""
     at = at_BR.to(values_BPC.device)
     picked = values_BPC[torch.arange(len(at), device=at.device)[:, None], at]
     return picked if picked.dtype == torch.float64 else picked.float()
 
 
 def input_rows(layer: Projection, x: Tensor, at_BR: Tensor) -> Tensor:
-    """What the layer's weights multiply at the chosen positions of its output, (B, R, K).
+    """The inputs that the layer's weights multiply at the chosen positions of its output, (B, R, K).
 
-    For a convolution the patches under its kernel: row of the kernel, column, channel.
+    For a convolution, the patches under its kernel, in the order row, column, channel.
     """
     if isinstance(layer, nn.Linear):
         return chosen(by_position(x, False), at_BR)

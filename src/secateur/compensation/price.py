@@ -1,4 +1,4 @@
-"""What a compensation costs, before it is done: by a pass of both models on the meta device."""
+"""The predicted cost of a compensation, from a pass of both models on the meta device."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from .passes import Pass, stops
 from .streams import owner, stream_blocks
 from .targets import chosen_target, layers_to_refit
 
-FLOAT64 = 2.0  # operations in float64 to those in float32
+FLOAT64 = 2.0  # cost of float64 operations relative to float32
 
 
 @dataclass(frozen=True)
 class LayerPrice:
-    """What the refit of one layer costs.
+    """The cost of refitting one layer.
 
     Attributes:
-        rows: positions that it is fitted on, of all tuples.
+        rows: number of positions that it is fitted on, over all tuples.
         columns: input features, the bias's included.
-        outputs: of the layer.
-        bytes: its sums and factors, or the rows that conjugate gradients go over, beside the models.
-        flops: to gather the sums and to solve; those in float64 count twice.
+        outputs: output features.
+        bytes: memory beside the models: sums and factors, or the rows for conjugate gradients.
+        flops: operations for sums and solution; those in float64 count twice.
     """
 
     rows: int
@@ -49,16 +49,16 @@ class LayerPrice:
 
 @dataclass(frozen=True)
 class Price:
-    """What a compensation costs.
+    """The cost of a compensation.
 
     Attributes:
         target: output or stream.
         tuples: calibration tuples.
         layers: by name in the pruned model, in the order of the forward pass.
-        left: layers that will keep the weights of the cut, and why.
-        pruned_passes, dense_passes: forward passes of the models that every tuple costs, whole ones.
-        pass_flops: of all of these.
-        waiting_bytes: activations of all tuples that wait before a layer, at most.
+        left: layers that will not be refitted, and why.
+        pruned_passes, dense_passes: forward passes of each model per tuple.
+        pass_flops: operations of all passes.
+        waiting_bytes: peak bytes of activations of tuples that wait before a layer.
     """
 
     target: str
@@ -72,23 +72,23 @@ class Price:
 
     @property
     def flops(self) -> float:
-        """Of passes and refits."""
+        """Operations of passes and refits."""
         return self.pass_flops + sum(layer.flops for layer in self.layers.values())
 
     @property
     def bytes(self) -> int:
-        """Memory beside the weights of both models, at most."""
+        """Peak memory beside the weights of both models."""
         return self.waiting_bytes + max((layer.bytes for layer in self.layers.values()), default=0)
 
     def seconds(self, flops_per_second: float) -> float:
-        """At this speed of products of float32 matrices, which `measure_speed` finds."""
+        """Seconds at this speed of float32 matrix products, as found by `measure_speed`."""
         return self.flops / flops_per_second
 
 
 def price(
     dense: nn.Module, cuts: Sequence[Cut], config: CompensationConfig, inputs: Mapping[str, Any] | None = None
 ) -> Price:
-    """The price of compensating what `cuts` leave of `dense`; `inputs` are one tuple's, by default an example's.
+    """The price of refitting `dense` after `cuts`; `inputs` are those of one tuple, by default of an example.
 
     Raises:
         ModelError: as `compensate`.
@@ -136,7 +136,7 @@ def _rows(positions: int, config: CompensationConfig) -> int:
 
 
 def _output_price(layer: Projection, rows: int, config: CompensationConfig) -> LayerPrice:
-    """Half of A's products are spared, as A is symmetric; its factorization is in float64."""
+    """Half of A's products are skipped, as A is symmetric; its factorization is in float64."""
     columns, outputs = _columns(layer), len(layer.weight)
     gathered = rows * columns * (columns + 4 * outputs)
     solved = columns**2 * (columns / 3 + 2 * outputs)
@@ -162,7 +162,8 @@ def _columns(layer: Projection) -> int:
 
 
 def _passes(model: nn.Module, layers: Sequence[str], config: CompensationConfig) -> float:
-    """Every tuple runs through a block once for each gate and one more, once a layer in every round, and on."""
+    """Every tuple runs through a block once more than there are gates, once per layer in every round, and once to
+    continue."""
     blocks = stream_blocks(model, describe(model))
     held = [owner(blocks, name) for name in layers]
     mean = len(held) / max(len(set(held)), 1)
@@ -176,7 +177,7 @@ def _flops(model: nn.Module, kwargs: Mapping[str, Any]) -> float:
 
 
 def _walk(model: nn.Module, names: Sequence[str], kwargs: Mapping[str, Any]) -> tuple[dict[str, int], int]:
-    """Positions of a tuple at each layer, in the order of the pass, and bytes that wait with it, at most."""
+    """Number of positions of a tuple at each layer, in the order of the pass, and the most bytes that wait with it."""
     positions: dict[str, int] = {}
     most = 0
     with stops({name: model.get_submodule(name) for name in names}):

@@ -1,12 +1,12 @@
-"""Layers that add to a residual stream aim at the stream itself: at what they must add so that it meets the dense one.
+"""Fitting layers that add to a residual stream to the stream itself: to what they must add to match the dense one.
 
-So each block makes good whatever is wrong before it, and the hole that a removed block leaves is filled by the block
-before the hole. For a surviving block i whose next survivor is j, the goal is the stream of the dense model before j;
-behind the last survivor, that behind the dense model's last block.
+So each block corrects all errors before it, and the block before a removed one takes over its part. For a surviving
+block i whose next survivor is j, the goal is the dense model's stream before j; for the last survivor, the stream after
+the dense model's last block.
 
-What a block makes of the output p of one of its projections, with the others held, is s + g p: the stream, and a gate
-for each image and channel. The gates are read off the block itself, by calling it on streams of zeros with p set to
-ones and to zeros, so any block of this form is refitted, whatever computes its gates.
+As a function of the output p of one of its projections, with the others fixed, a block's result is s + g p: the stream,
+and a gate g for each image and channel. The gates are found by calling the block on streams of zeros with p set to ones
+and to zeros, so any block of this form can be refitted, however it computes its gates.
 
 B tuples of a micro-batch, P positions of its streams (those of several streams one after another), C channels.
 """
@@ -36,12 +36,12 @@ from .passes import Call, Parking, Pass, at_hand, begin, calls_of, lead_on, stop
 from .positions import by_position, change_weights, choose_positions, chosen, input_rows
 from .tuples import Tuples
 
-AFFINE = 1e-3  # |output - (s + g p)| to |g p| that is still rounding; half precision gets more
+AFFINE = 1e-3  # largest |output - (s + g p)| / |g p| that counts as rounding; more for half precision
 HALF_AFFINE = 5e-2
 
 
 def has_streams(model: nn.Module, structure: Structure) -> bool:
-    """Whether every reader of a dim stands in a block and writes a width that stays."""
+    """Whether every reader of a dim is in a block and writes a width that is not cut."""
     blocks = stream_blocks(model, structure)
     pieces = [piece for dim in structure.dims.values() for piece in dim.slices]
     readers = {piece.module for piece in pieces if piece.role == "in"}
@@ -50,7 +50,7 @@ def has_streams(model: nn.Module, structure: Structure) -> bool:
 
 
 def stream_blocks(model: nn.Module, structure: Structure) -> dict[str, Block]:
-    """The blocks of `structure`, and the others in the lists of listed ones, which may not leave (SD3's last)."""
+    """The blocks of `structure`, and the other members of their lists, which cannot be removed (SD3's last)."""
     blocks = dict(structure.blocks)
     for name, block in structure.blocks.items():
         if block.listed:
@@ -111,7 +111,7 @@ def refit_to_streams(
 def _goal(
     teacher: Pass, blocks: Mapping[str, Block], begins: set[str], watched: Mapping[str, nn.Module]
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The dense stream before the next survivor, (B, P, C), and the outputs of the `watched` layers on the way."""
+    """The dense stream before the next survivor, (B, P, C), and the outputs of the `watched` layers until there."""
     goal: Tensor | None = None
     outputs: dict[str, Tensor] = {}
     while teacher.call is not None and (goal is None or teacher.call.name not in begins):
@@ -127,13 +127,13 @@ def _goal(
 
 @dataclass(frozen=True)
 class _BlockRefit:
-    """The refit of one surviving block, in as many micro-batches as there are `students`.
+    """The refit of one surviving block; `students` has one pass for each micro-batch.
 
     Attributes:
-        layers: the block's, to be refitted.
+        layers: the block's layers to refit.
         modules: the same, by the same names.
-        students: passes of the pruned model that stand before the block.
-        goals: the dense stream that should be behind the block.
+        students: passes of the pruned model that wait before the block.
+        goals: the dense stream that the block's output should match.
         targets: outputs of the layers in the dense model, by their dense names.
     """
 
@@ -151,7 +151,7 @@ class _BlockRefit:
     index: int
 
     def __call__(self) -> None:
-        """Refit the layers in the order in which the block calls them, in as many rounds as the config says."""
+        """Refit the layers in the order in which the block calls them, in `config.rounds` rounds."""
         if self.fitting.fitted_before(self.modules):
             return
         with at_hand(self.parking, self.students[0]), _observed(self.modules) as seen:
@@ -169,7 +169,7 @@ class _BlockRefit:
         self.fitting.keep(self.modules, readers)
 
     def _refit(self, name: str, index: int, gates: Sequence[Gate]) -> tuple[Tensor, Reader]:
-        """The change (K, M) of the layer's weights, and how it does."""
+        """The change (K, M) of the layer's weights, and its errors."""
         begun = time.monotonic()
         if self._is_affine(name, gates[0]):
             return self._to_stream(name, index, gates, begun)
@@ -182,7 +182,7 @@ class _BlockRefit:
                 yield _call_of(student), goal, targets, tuples
 
     def _to_output(self, name: str, index: int, begun: float) -> tuple[Tensor, Reader]:
-        """The refit of the layer to its own dense output, where the stream is not linear in it."""
+        """Refit the layer to its own dense output, if the stream is not linear in it."""
         layer, module = self.layers[name], self.modules[name]
         fit = OutputFit(layer, module, index, self.config)
         for call, _, outputs, tuples in self._micro_batches():
@@ -217,7 +217,7 @@ class _BlockRefit:
         return change, Reader(int(rows), x_IRK.shape[2], *share, time.monotonic() - begun)
 
     def _gates(self, call: Call) -> dict[str, Gate]:
-        """The gate of each layer's output: what the block returns for ones, less what it returns for zeros."""
+        """The gate of each layer's output: the block's result for ones minus that for zeros."""
         empty = _without_streams(call, self.block, self.module)
 
         def handed_on_for(ones: str | None) -> list[Tensor]:
@@ -231,7 +231,7 @@ class _BlockRefit:
         }
 
     def _is_affine(self, name: str, gate: Gate) -> bool:
-        """Whether the stream is s + g p of the layer's output p, by its change from p = 0 in the first micro-batch."""
+        """Whether the stream is s + g p in the layer's output p, tested on the first micro-batch."""
         first = self.students[0]
         with at_hand(self.parking, first), _observed(self.modules) as seen:
             whole = joined(handed_on(self.block, _call_of(first)()))
@@ -261,7 +261,7 @@ class Gate:
 
     @staticmethod
     def of(moved: Sequence[Tensor]) -> Gate:
-        """The gate by how much every stream moved, (B, P, C) each, for an output of ones."""
+        """The gate from the change of every stream, (B, P, C) each, for an output of ones."""
         written, start, values = [], 0, None
         for stream in map(tokens, moved):
             if stream.any():
@@ -271,14 +271,14 @@ class Gate:
         return Gate(tokens(moved[0])[:, 0] if values is None else values, tuple(written))
 
     def positions(self, streams_BPC: Tensor) -> Tensor:
-        """The written positions of the joined streams; none where the gate is zero everywhere."""
+        """The written positions of the joined streams; empty if the gate is zero everywhere."""
         if not self.written:
             return streams_BPC[:, :0]
         return torch.cat([streams_BPC[:, start:end] for start, end in self.written], dim=1)
 
 
 def _since(first: Reader, last: Reader) -> Reader:
-    """What a layer's refits did together."""
+    """The combined result of a layer's refits."""
     return replace(last, before=first.before, seconds=(first.seconds or 0) + (last.seconds or 0))
 
 
@@ -311,7 +311,7 @@ def _without_streams(call: Call, block: Block, module: nn.Module) -> Call:
 
 @contextmanager
 def _observed(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
-    """Collect first argument and output of `modules` in a call inside of the block, in the order of the calls."""
+    """Collect the first argument and the output of `modules` in calls inside the with-block, in order."""
     seen: dict[str, tuple[Tensor, Tensor]] = {}
 
     def watch(name: str) -> Callable[..., None]:
@@ -325,7 +325,7 @@ def _observed(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, tuple[Tens
 
 @contextmanager
 def _replaced(modules: Mapping[str, nn.Module], put: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
-    """Inside of the block, `modules` return `put(name, output)`."""
+    """Let `modules` return `put(name, output)` inside the with-block."""
 
     def replace(name: str) -> Callable[..., Tensor]:
         return lambda module, args, output: put(name, output)

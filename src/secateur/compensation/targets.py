@@ -1,4 +1,4 @@
-"""Which layers of a pruned model are refitted, and what they aim at."""
+"""Which layers of a pruned model are refitted, and to which target."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .streams import has_streams
 
 
 def chosen_target(pruned: nn.Module, config: CompensationConfig) -> CompensationTarget:
-    """The target that `config` asks for, or that suits the model.
+    """The target in `config`; for auto, the one that suits the model.
 
     Raises:
-        SecateurError: stream, for a model whose stream was cut.
+        SecateurError: the target is stream, and the model's stream was cut.
     """
     suits = has_streams(pruned, describe(pruned))
     if config.target == "stream" and not suits:
@@ -27,7 +27,8 @@ def chosen_target(pruned: nn.Module, config: CompensationConfig) -> Compensation
 
 
 def layers_to_refit(pruned: nn.Module, parts: Counterparts) -> tuple[dict[str, Layer], dict[str, str]]:
-    """The layers to refit, which read a dim that was cut or, where blocks left, any dim; and those that cannot be."""
+    """The layers to refit (those that read a cut dim or, if blocks were removed, any dim), and those that cannot be
+    refitted."""
     reading = dict.fromkeys(
         piece.module for dim in describe(pruned).dims.values() for piece in dim.slices if piece.role == "in"
     )

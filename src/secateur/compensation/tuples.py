@@ -16,7 +16,7 @@ from ..models.predict import predict
 from ..process.base import Process, timesteps_at
 from .config import CompensationConfig
 
-WITHIN, DROPOUT, NOISE, POSITIONS = range(1, 5)  # parts of the stream; the order of the bins is part 0
+WITHIN, DROPOUT, NOISE, POSITIONS = range(1, 5)  # parts of the random stream; the order of the bins is part 0
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Tuples:
     numbers: tuple[int, ...]
 
     def run(self, model: nn.Module) -> Callable[[], Tensor]:
-        """The call of `model` on these."""
+        """A function that calls `model` on these tuples."""
         return lambda: predict(model, self.noisy, self.timesteps, self.conditions)
 
 
@@ -38,8 +38,8 @@ def draw_tuples(
 ) -> list[Tuples]:
     """This process's share of `config.num_tuples`, in micro-batches.
 
-    Timesteps are spread over the whole range, one at random in each of as many bins, in random order. A tuple's draws
-    depend on its number and `config.seed` alone, not on micro-batches and processes.
+    Timesteps are spread over the whole range: a random one in each of `num_tuples` bins, in random order. A tuple's
+    draws depend on its number and `config.seed` alone, not on micro-batches and processes.
     """
     count = config.num_tuples
     bins = permutation(count, config.seed, Purpose.COMPENSATION)

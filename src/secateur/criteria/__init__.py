@@ -1,4 +1,4 @@
-"""Criteria: which units matter least. One file each; docs/adding-a-criterion.md shows how to add the next."""
+"""Criteria: which units matter least. One file each; docs/adding-a-criterion.md shows how to add one."""
 
 from typing import Any
 
@@ -69,7 +69,8 @@ def score(
 
     Raises:
         SecateurError: no such criterion or option, or images are missing.
-        TrainingError: a calibration loss or a score is not finite; weights are in shards, and the criterion takes none.
+        TrainingError: a calibration loss or a score is not finite; or weights are sharded, which this criterion does
+            not support.
     """
     chosen, config = criterion_named(criterion), config or ScoringConfig()
     config = chosen.configured(config)
@@ -77,7 +78,7 @@ def score(
         able = ", ".join(name for name, other in CRITERIA.items() if other.takes_shards and other.ranks == chosen.ranks)
         raise TrainingError(f"{criterion} does not rank weights in shards; rank the whole model, or by one of {able}")
     if batch is None:
-        require(not chosen.needs_data, f"criterion {criterion} looks at images, and there are none; give data")
+        require(not chosen.needs_data, f"criterion {criterion} needs images; give data")
         batch = Batch(torch.empty(0))
     ranking = chosen.score(network_of(model), process, batch, structure, config, config.options)
     check_finite(ranking.scores)
@@ -87,7 +88,7 @@ def score(
 def ranking_memory(
     model: nn.Module, process: Process, criterion: str = "diff-pruning", config: ScoringConfig | None = None
 ) -> Memory | None:
-    """What ranking `model`, which may be on the meta device, takes of memory; None where that is little more than it.
+    """Memory that ranking `model`, which may be on the meta device, takes; None if it is little more than the model.
 
     Raises:
         SecateurError: no such criterion or option.

@@ -2,20 +2,20 @@
 
 From the paper and its reviews: a block's score is how far the output distribution moves from the learned conditional
 one when the block is dropped, on the target data; CED_i = |H(out) - H(out without block i)| with a Gaussian entropy,
-that is, a difference of log standard deviations; the lowest leave first.
+that is, a difference of log standard deviations; the lowest scores are removed first.
 
-Chosen here: the same tuples for every block; the output is the clean sample that the network's prediction stands for
-(`output` sample), since the distribution that a model has learned is one of samples: most of a velocity's variance,
-and of a noise's, is that of the noise it was given, which a dropped block does not touch (`prediction` takes it as it
-is); the clean sample ends where the calibration images end, as in samplers, since near pure noise the prediction's
-error is divided by almost no signal, and a few tuples would make the score; the mean over 8 timestep bins of |CED|
-within each (`stratified`), where the paper pools them (`pooled`: opposite shifts cancel); one variance over samples and
-entries of the output; of equal scores the smaller output error, then the later block leaves first. `prediction` and
-`pooled` together are the closest to the paper.
+Chosen here: the same tuples for every block. The output is the clean sample implied by the network's prediction
+(`output` sample), since a model learns a distribution of samples: most of the variance of a velocity or noise
+prediction is that of the input noise, which a dropped block does not change (`prediction` uses the prediction itself).
+The clean sample is clipped to the range of the calibration images, as in samplers, since near pure noise the
+prediction's error is divided by almost no signal, and a few tuples would dominate the score. The score is the mean over
+8 timestep bins of |CED| within each (`stratified`); the paper pools them (`pooled`: opposite shifts cancel). There is
+one variance over samples and entries of the output. Of equal scores the smaller output error, then the later block is
+removed first. `prediction` and `pooled` together are closest to the paper.
 
-A standard deviation cannot see damage that keeps it. So the report has, from the same passes, the output error, the
-change of the denoising loss, how sure the ranks are, and whether other scores give the same order; and `deviation` is
-a criterion that does see it.
+A standard deviation cannot detect damage that preserves it. So the report has, from the same passes, the output error,
+the change of the denoising loss, the uncertainty of the ranks, and the agreement with other scores; and the criterion
+`deviation` does detect it.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class CedOptions(Options):
 
     Attributes:
         pooling: average the shifts of the timestep bins (stratified), or take one shift over all (pooled).
-        output: take the spread of the clean sample that the network predicts (sample), or of its prediction as it is
-            (prediction), which is what deviation always looks at.
+        output: measure the spread of the clean sample implied by the prediction (sample), or of the prediction itself
+            (prediction), which deviation always uses.
     """
 
     pooling: CedPooling = "stratified"
@@ -52,7 +52,7 @@ class CedOptions(Options):
 def ced(
     model: nn.Module, process: Process, batch: Batch, structure: Structure, config: ScoringConfig, options: CedOptions
 ) -> Ranking:
-    """Scores from one set of tuples, and the report. Give the weights that sample: the EMA ones, if there are any.
+    """Scores from one set of tuples, and the report. Use the weights for sampling: the EMA weights, if there are any.
 
     Raises:
         SecateurError: the model has no blocks.

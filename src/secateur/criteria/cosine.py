@@ -1,4 +1,5 @@
-"""Cosine distance of a block's input and output: a block that hardly turns the residual stream leaves first."""
+"""Cosine distance of a block's input and output: blocks that change the residual stream's direction least are removed
+first."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ def cosine(
 ) -> Ranking:
     """Block influence, 1 - E cos(x, block(x)) over tokens (ShortGPT, Men et al. 2024, arXiv 2403.03853, eq. 1).
 
-    The expectation runs over the tuples of `ced`, one pass of the full model.
+    The expectation is over the tuples of `ced`, in one pass of the full model.
 
     Raises:
         SecateurError: the model has no blocks.

@@ -1,4 +1,4 @@
-"""What a criterion is: a function that scores, its own options, its price, and what it ranks."""
+"""The definition of a criterion: a function that scores, its options, its price, and what it ranks."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ FORWARD_SHARE = 1 / 3  # a forward pass takes about a third of the time of forwa
 
 @dataclass(frozen=True)
 class Options:
-    """The options of one criterion; this base class is that of a criterion without any.
+    """The options of one criterion; this base class is for criteria without options.
 
-    A field takes what its type and the rules beside it say.
+    Fields are checked by their types and annotated rules.
     """
 
     def __post_init__(self) -> None:
@@ -35,12 +35,14 @@ class ScoringConfig:
     """How units are scored.
 
     Attributes:
-        num_timesteps: evenly spaced calibration timesteps; 0 takes every one of the process, None as many as the
-            criterion says. For criteria that look at blocks: bins, each image once in each at a random timestep.
-        num_images: calibration images, all used at every timestep. docs/benchmarks.md says what more of them change.
+        num_timesteps: number of evenly spaced calibration timesteps; 0: all of the process, None: the criterion's
+            default. For criteria that drop blocks: number of bins; each image is used once in each, at a random
+            timestep.
+        num_images: number of calibration images, all used at every timestep; docs/benchmarks.md shows the effect of
+            more.
         batch_size: (image, timestep) pairs in one pass; changes speed and memory only.
-        seed: draws the calibration images, their noise, and random scores.
-        options: the criterion's own, of its class or by name; None takes its defaults.
+        seed: seed of the calibration images, their noise, and random scores.
+        options: the criterion's own options, of its class or by name; None: its defaults.
     """
 
     num_timesteps: Annotated[int, at_least(0)] | None = None
@@ -53,26 +55,26 @@ class ScoringConfig:
         check_fields("scoring", self)
 
     def timesteps_of(self, process: Process) -> int:
-        """How many timesteps, once the criterion has filled in its own number."""
+        """The number of timesteps, after the criterion has filled in its default."""
         assert self.num_timesteps is not None
         return min(self.num_timesteps or process.num_train_timesteps, process.num_train_timesteps)
 
 
 @dataclass(frozen=True)
 class Price:
-    """What a ranking takes: forward and backward passes of one image, a forward pass being a third of one."""
+    """Cost of a ranking in forward-and-backward passes of one image; a forward pass is a third of one."""
 
     passes: float = 0.0
 
 
 @dataclass(frozen=True)
 class Memory:
-    """What a ranking takes of memory.
+    """Memory of a ranking.
 
     Attributes:
         peak: bytes, weights included.
         sums: bytes of it that hold sums of gradients over several passes.
-        hint: how to do without these sums.
+        hint: options that avoid these sums.
     """
 
     peak: int
@@ -88,16 +90,16 @@ class Criterion(Generic[OptionsT]):
     """One way to rank what can be removed.
 
     Attributes:
-        name: on the command line and in files.
+        name: its name on the command line and in files.
         options: the class of its options.
-        score: the scores of a model's units and blocks; low leaves first. The model may be in any mode, and frozen or
-            not, and is left as it was.
-        price: what that takes.
+        score: computes the scores of a model's units and blocks; the lowest are removed first. The model may be in any
+            mode, frozen or not, and does not change.
+        price: computes the cost of that.
         ranks: every width and block, or blocks only.
-        needs_data: whether it looks at images and at the process.
-        timesteps: how many, where the config does not say; 0 is every one.
-        memory: of one that takes gradients, and so far more of it than the model does.
-        takes_shards: whether it ranks a model whose weights are sharded over processes (FSDP2) too.
+        needs_data: whether it uses images and the process.
+        timesteps: default number of timesteps; 0: all.
+        memory: computes its memory, if it uses gradients and so takes far more than the model.
+        takes_shards: whether it also ranks models whose weights are sharded over processes (FSDP2).
     """
 
     name: str
@@ -114,7 +116,7 @@ class Criterion(Generic[OptionsT]):
         """The options that `config` gives, or the defaults.
 
         Raises:
-            SecateurError: they are another criterion's, or there is none of that name.
+            SecateurError: they belong to another criterion, or there is no option of that name.
         """
         given = config.options
         if given is None:
@@ -130,7 +132,7 @@ class Criterion(Generic[OptionsT]):
         return given
 
     def configured(self, config: ScoringConfig) -> ScoringConfig:
-        """`config` in full, as it is recorded: with this criterion's options and number of timesteps.
+        """The complete `config`, as it is recorded: with this criterion's options and number of timesteps.
 
         Raises:
             SecateurError: as `options_of`.

@@ -1,7 +1,7 @@
 """Diff-Pruning: Taylor importance over pruned timesteps (Fang, Ma & Wang, NeurIPS 2023, arXiv 2305.10924).
 
-Only the timesteps before the loss first falls below a fraction of its running maximum count (section 4.2): beyond, the
-losses are tiny and their gradients say little. The source takes every timestep and 128 images on CIFAR-10:
+Only the timesteps before the loss first falls below a fraction of its running maximum count (section 4.2): beyond them,
+the losses are tiny and their gradients say little. The source uses every timestep and 128 images on CIFAR-10:
 `num_timesteps=0, num_images=128`.
 """
 
@@ -41,7 +41,7 @@ def diff_pruning(
     config: ScoringConfig,
     options: DiffPruningOptions,
 ) -> Ranking:
-    """Scores from one calibration batch and one noise tensor, kept for every timestep.
+    """Scores from one calibration batch and one noise tensor, which is the same at every timestep.
 
     Raises:
         TrainingError: a calibration loss is not finite.

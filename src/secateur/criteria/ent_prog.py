@@ -1,8 +1,8 @@
 """The signed score of Ent-Prog, of EntPruner's authors (CVPR 2026): how the spread of the prediction changes.
 
 pi(b) = log(sigma of the prediction without block b / sigma of the prediction), over all timesteps at once. That is
-`ced` of the prediction, pooled, without the absolute value: a block without which the outputs collapse leaves first,
-one without which they drift to noise last.
+`ced` of the prediction, pooled, without the absolute value: blocks whose removal makes the outputs collapse are removed
+first, those whose removal makes them drift to noise last.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from .ranking import Ranking
 def ent_prog(
     model: nn.Module, process: Process, batch: Batch, structure: Structure, config: ScoringConfig, options: Options
 ) -> Ranking:
-    """Scores from the tuples and passes of `ced`, with its report. Give the weights that sample.
+    """Scores from the tuples and passes of `ced`, with its report. Use the weights for sampling.
 
-    The source draws about 1000 tuples, as many as 128 images in 8 bins are.
+    The source draws about 1000 tuples, which is 128 images in 8 bins.
 
     Raises:
         SecateurError: the model has no blocks.

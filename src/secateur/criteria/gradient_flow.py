@@ -1,4 +1,4 @@
-"""Gradient flow, after Wan et al. (ICASSP 2025, arXiv 2501.09464): what is in the way of fast convergence leaves.
+"""Gradient flow, after Wan et al. (ICASSP 2025, arXiv 2501.09464): removes what hinders fast convergence.
 
 From the paper: prune the parameters whose removal raises the gradient norm of the loss, while masks follow the gradient
 flow of an energy made from that criterion. Reconstructed here: the first-order change below (as in GraSP, Wang et al.
@@ -9,9 +9,10 @@ With g_t, H_t the gradient and Hessian of the loss L_t at timestep t, removing t
 
     S_g = - sum_{q in P_g} theta_q sum_t w_t (H_t g_t)_q.
 
-Timesteps stay apart because the gradient of the summed loss nearly vanishes at a converged model. S is also dE/dm of
-an energy at m = 1, the gradient taken with respect to the weights m theta: E(m) = -1/2 sum_t ||g_t(m theta)||^2 with
-w_t = 1, and E(m) = -1/2 sum_t log ||g_t(m theta)||^2 with w_t = 1 / ||g_t||^2, to which every timestep counts alike.
+Timesteps are kept separate because the gradient of the summed loss nearly vanishes at a converged model. S is also
+dE/dm of an energy at m = 1, the gradient taken with respect to the weights m theta: E(m) = -1/2 sum_t ||g_t(m theta)||^2
+with w_t = 1, and E(m) = -1/2 sum_t log ||g_t(m theta)||^2 with w_t = 1 / ||g_t||^2, in which every timestep counts
+equally.
 """
 
 from __future__ import annotations
@@ -46,8 +47,9 @@ Parameters = Mapping[str, Tensor]
 Loss = Callable[[Parameters], Tensor]
 
 EPSILON = 1e-12  # keeps the weight of a timestep without gradient finite
-# Times the cube root of the precision, which balances rounding against the third derivative, this share of the norm of
-# the weights is a step: networks bend long before their weights have moved by their own length.
+# The step of the finite difference, as a share of the norm of the weights, before the factor of the cube root of the
+# precision, which balances rounding against the third derivative. It is small, since networks are nonlinear on a far
+# smaller scale than the norm of their weights.
 RELATIVE_STEP = 0.01
 HESSIAN_PRODUCT = 3.0  # passes, by double backward or by differences
 
@@ -61,11 +63,11 @@ class GradientFlowOptions(Options):
     """Options of gradient-flow.
 
     Attributes:
-        mode: preserve removes first what changes the gradient norm least, increase what raises it most (the rule of
-            Wan et al., by far the worse one in docs/benchmarks.md).
+        mode: preserve removes first what changes the gradient norm least; increase, what raises it most (the rule of
+            Wan et al., much worse in docs/benchmarks.md).
         timestep_weights: timestep t weighs 1 / ||g_t||^2 (inverse-gradient) or 1 (uniform).
-        hessian_product: H g by double backward (exact), or from two more gradients (finite-difference), which takes
-            less memory and any attention kernel.
+        hessian_product: compute H g by double backward (exact), or from two more gradients (finite-difference), which
+            takes less memory and works with any attention kernel.
     """
 
     mode: Mode = "preserve"
@@ -84,12 +86,12 @@ class LocalGeometry:
 
 @dataclass(frozen=True)
 class GradientFlowStatistics:
-    """What the score is made of.
+    """The quantities that the score is computed from.
 
     Attributes:
         timesteps, losses, gradient_norms, weights: t, L_t, ||g_t|| and w_t, from the clean end on.
-        energy: E, whose gradient the product makes.
-        product: sum_t w_t H_t g_t, by each name of every parameter.
+        energy: E, whose gradient the product gives.
+        product: sum_t w_t H_t g_t, by parameter name (tied parameters under each of their names).
     """
 
     timesteps: tuple[float, ...]
@@ -108,7 +110,7 @@ def gradient_flow(
     config: ScoringConfig,
     options: GradientFlowOptions,
 ) -> Ranking:
-    """-S, so that what raises the gradient norm most leaves first ("increase"), or |S| ("preserve").
+    """-S, so that what raises the gradient norm most is removed first ("increase"), or |S| ("preserve").
 
     Raises:
         TrainingError: a calibration loss is not finite.
@@ -131,19 +133,19 @@ def gradient_flow_statistics(
     config: ScoringConfig,
     options: GradientFlowOptions,
 ) -> GradientFlowStatistics:
-    """Losses, gradient norms and sum_t w_t H_t g_t from one batch and one noise tensor, kept for every timestep.
+    """Losses, gradient norms and sum_t w_t H_t g_t from one batch and one noise tensor, the same at every timestep.
 
-    Inside `masked` this is about the masked model, with derivatives with respect to the weights underneath. Those of
-    what a zero mask hides vanish, so 0/1 masks give the units that stay the S of the model after removal (up to the
-    rescaled queries of single-head attention). Between 0 and 1 a mask shrinks the terms of what it scales, so a unit on
-    its way out scores closer to 0. The mask is a constant here: no g^2 enters, as differentiating through it would add.
+    Inside `masked` they are those of the masked model, differentiated with respect to the unmasked weights. Derivatives
+    of units with mask 0 vanish, so with 0/1 masks the remaining units have the S of the model after removal (up to the
+    rescaled queries of single-head attention). A mask between 0 and 1 shrinks the terms of its unit, whose score is
+    then closer to 0. The mask is a constant: differentiating through it would add terms in g^2.
 
     Args:
-        model: any mode, frozen or not; it is left as it is.
-        process: its process.
+        model: in any mode, frozen or not; it does not change.
+        process: how the model was trained.
         batch: calibration images; L_t is their mean loss.
-        config: which timesteps, how many pairs in a pass, and the seed of the noise.
-        options: weights of timesteps, and how to find H g.
+        config: number of timesteps, pairs per pass, and the seed of the noise.
+        options: weights of timesteps, and how to compute H g.
 
     Raises:
         TrainingError: a calibration loss is not finite.
@@ -184,7 +186,7 @@ def gradient_norm_changes(model: nn.Module, structure: Structure, product: Param
 
 
 def price_of_products(model: nn.Module, process: Process, config: ScoringConfig, options: GradientFlowOptions) -> Price:
-    """Of a Hessian product at every timestep."""
+    """Price of a Hessian product at every timestep."""
     return Price(config.timesteps_of(process) * config.num_images * HESSIAN_PRODUCT)
 
 
@@ -216,7 +218,7 @@ def loss_terms(
 
 
 class _Errors(nn.Module):
-    """The denoising errors (B,) as a module, so that they can be called with other parameters."""
+    """The denoising errors (B,) as a module, so that it can be called with other parameters."""
 
     def __init__(self, model: nn.Module, process: Process) -> None:
         super().__init__()
@@ -229,7 +231,7 @@ class _Errors(nn.Module):
 
 @full_precision()  # TF32 rounds factors by more than a step of the finite difference moves the gradients
 def local_geometry(terms: Sequence[Loss], parameters: Parameters, method: HessianProduct = "exact") -> LocalGeometry:
-    """Value, gradient g and H g of the sum of `terms` at `parameters`; the graph of one term is held at a time."""
+    """Value, gradient g and H g of the sum of `terms` at `parameters`; only one term's graph is in memory at a time."""
     return _double_backward(terms, parameters) if method == "exact" else _central_difference(terms, parameters)
 
 
@@ -282,7 +284,7 @@ def _central_difference(terms: Sequence[Loss], parameters: Parameters) -> LocalG
 
 
 def _leaves(parameters: Parameters) -> dict[str, Tensor]:
-    """Parameters to differentiate by, frozen ones too; the memory is shared."""
+    """Copies of the parameters to differentiate by, frozen ones included; they share memory."""
     return {name: parameter.detach().requires_grad_() for name, parameter in parameters.items()}
 
 

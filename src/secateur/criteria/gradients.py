@@ -1,9 +1,9 @@
-"""Losses and gradients of calibration images at many timesteps: what Taylor scores are made of.
+"""Losses and gradients of calibration images at many timesteps, for Taylor scores.
 
-Passes run in the checkpoint's dtype, since large models rarely fit in another; sums of gradients are float32 at least.
-They are taken from `backward()` and `.grad`, so models whose weights are sharded over processes (FSDP) have them too.
-Gradients of a mean over pixels are below the range of float16: such weights are scored as a float32 copy, which takes
-twice their memory more. bfloat16 has the range of float32 and is not copied.
+Passes run in the checkpoint's dtype, since large models rarely fit in a wider one; sums of gradients are at least
+float32. Gradients come from `backward()` and `.grad`, which works for sharded models (FSDP) too. Gradients of a mean
+over pixels underflow in float16: such weights are scored in a float32 copy, which takes twice their memory in addition.
+bfloat16 has the range of float32 and is not copied.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def calibration_timesteps(process: Process, count: int) -> Tensor:
 
 
 def used_timesteps(losses: list[float], threshold: float) -> int:
-    """Length of the prefix before the first L_t < threshold * max_{s<=t} L_s; everything when there is none.
+    """Length of the prefix before the first L_t < threshold * max_{s<=t} L_s; all timesteps if there is none.
 
     The stop rule of Diff-Pruning (section 4.2); threshold 0 never stops.
     """
@@ -43,7 +43,7 @@ def used_timesteps(losses: list[float], threshold: float) -> int:
 
 @contextmanager
 def in_range(model: nn.Module) -> Iterator[None]:
-    """Hold what is float16 in float32 inside the block, and what it was before after it."""
+    """Convert float16 weights to float32 inside the block, and restore them after it."""
     halves = [(held, held.data) for held in (*model.parameters(), *model.buffers()) if held.dtype == torch.float16]
     for held, values in halves:
         held.data = values.float()
@@ -56,9 +56,9 @@ def in_range(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def differentiable(model: nn.Module) -> Iterator[None]:
-    """Gradients of every parameter inside the block, frozen ones too: what is frozen can be pruned all the same.
+    """Enable gradients of every parameter inside the block, frozen ones included, which can be pruned as well.
 
-    What was in `.grad` is there again after the block.
+    `.grad` is restored after the block.
     """
     reshard(model)
     before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
@@ -84,7 +84,7 @@ def timestep_losses(
     threshold: float,
     batch_size: int,
 ) -> list[float]:
-    """Mean loss at each timestep, in order, up to the first that ends the prefix."""
+    """Mean loss at each timestep, in order, up to the one that ends the prefix."""
     images = len(batch.sample)
     at_once = max(1, batch_size // images)
     losses: list[float] = []
@@ -106,15 +106,15 @@ def timestep_losses(
 def stream_gradients(
     model: nn.Module, losses: Sequence[Callable[[], Tensor]], take: Callable[[nn.Parameter, Tensor], None]
 ) -> None:
-    """Give each parameter and its gradient of the sum of the losses to `take`, one parameter after the other.
+    """Call `take` with each parameter and its gradient of the sum of the losses, one after the other.
 
-    Gradients come from the backward pass itself and are freed as soon as they were taken. Where there are several
-    losses, each a pass of its own, their sum is kept on the way, in float32 at least.
+    Gradients are passed on during the backward pass and freed at once. With several losses, each a separate pass, their
+    sums are kept in between, in at least float32.
 
     Args:
         model: inside `differentiable`.
         losses: functions that run `model` and return a scalar.
-        take: gets gradients in float32 at least; of a sharded model, sharded ones.
+        take: called with gradients in at least float32; sharded ones for a sharded model.
     """
     sums: dict[nn.Parameter, Tensor] = {}
     is_last = False
@@ -150,9 +150,10 @@ def calibration_passes(
     batch_size: int,
     advance: Advance = lambda *_: None,
 ) -> list[Callable[[], Tensor]]:
-    """Functions whose results add up to sum_t L_t, L_t the mean loss at t: passes of `batch_size` pairs at most.
+    """Functions whose results add up to sum_t L_t, L_t the mean loss at t; each is a pass of at most `batch_size`
+    pairs.
 
-    `advance` is called at every timestep that begins.
+    `advance` is called at the start of every timestep.
     """
     images = len(batch.sample)
 
@@ -166,9 +167,9 @@ def calibration_passes(
 
 
 def reshard(model: nn.Module) -> None:
-    """Of a model whose weights are sharded over processes, name the shards as its parameters again.
+    """Make the shards of a sharded model its parameters again.
 
-    After a pass without gradients they are whole, and have none.
+    After a pass without gradients, its parameters are gathered tensors, which have no gradients.
     """
     for module in model.modules():
         if isinstance(module, FSDPModule):
@@ -176,7 +177,7 @@ def reshard(model: nn.Module) -> None:
 
 
 def _parts(images: int, batch_size: int) -> Iterator[slice]:
-    """Slices of the images when they alone exceed a batch; otherwise all of them."""
+    """Slices of the images if they exceed a batch; otherwise all of them."""
     step = min(images, batch_size)
     return (slice(start, start + step) for start in range(0, images, step))
 

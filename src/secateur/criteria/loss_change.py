@@ -1,4 +1,4 @@
-"""Loss change: how much worse the model denoises without a block."""
+"""Loss change: how much the denoising loss rises without a block."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .ranking import Ranking
 def loss_change(
     model: nn.Module, process: Process, batch: Batch, structure: Structure, config: ScoringConfig, options: Options
 ) -> Ranking:
-    """Denoising loss without a block minus that of the full model, on the tuples of `ced`; negative where it helps.
+    """Denoising loss without a block minus that of the full model, on the tuples of `ced`; negative if removal helps.
 
     The "sensitivity" that TinyFusion compares with (Fang et al. 2025, arXiv 2412.01199).
 

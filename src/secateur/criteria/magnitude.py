@@ -1,4 +1,4 @@
-"""Magnitude: the norm of everything that would leave with a unit."""
+"""Magnitude: the norm of all weights that belong to a unit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class MagnitudeOptions(Options):
     """Options of magnitude.
 
     Attributes:
-        reduction: which entries of a unit count, and how: as those of taylor, with w instead of w g.
+        reduction: which entries of a unit count, and how: as in taylor, with w instead of w g.
     """
 
     reduction: Reduction = "abs"

@@ -17,7 +17,7 @@ from ..structure.memory import LiveBytes
 
 
 def without_values(inputs: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-    """The tensors of `inputs` without their data, those with a fraction in `dtype`."""
+    """The tensors of `inputs` without their data, floating-point ones in `dtype`."""
 
     def empty(value: Tensor) -> Tensor:
         kind = dtype if value.is_floating_point() else value.dtype
@@ -28,11 +28,11 @@ def without_values(inputs: Mapping[str, Any], dtype: torch.dtype) -> dict[str, A
 
 @contextmanager
 def without_data(model: nn.Module) -> Iterator[tuple[nn.Module, LiveBytes]]:
-    """A copy of `model` in eval mode whose tensors have no data, and the bytes that they and what it computes take.
+    """A copy of `model` in eval mode whose tensors have no data, and a counter of the bytes of all tensors alive.
 
-    As on a CPU: attention is fused, as on accelerators.
+    Counted as on a CPU; attention is fused, as on accelerators.
     """
     with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as memory:
         hollow = skeleton(model, "cpu").eval()
-        with KnownValues():  # lengths that the network reads on the way
+        with KnownValues():  # lengths that the network reads during a pass
             yield hollow, memory

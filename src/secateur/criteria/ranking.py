@@ -1,4 +1,4 @@
-"""What a criterion returns."""
+"""The return value of a criterion."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ..results import BlockReport, LossCurve
 
 @dataclass(frozen=True)
 class Ranking:
-    """Scores (float64, on the CPU; low leaves first) of every dim's units (units,) and every block (1,).
+    """Scores (float64, on the CPU; lowest removed first) of every dim's units (units,) and every block (1,).
 
     Criteria that rank blocks only leave the dims out.
 
     Attributes:
-        curve: of a criterion that computes calibration losses.
-        report: of a criterion that drops blocks.
-        facts: more numbers for the log of a run that scores between stages.
+        curve: calibration losses, if the criterion computes them.
+        report: the block report, if the criterion drops blocks.
+        facts: further numbers for the log of a run that scores between stages.
     """
 
     scores: Mapping[str, Tensor]
@@ -30,7 +30,7 @@ class Ranking:
 
 
 def check_finite(scores: Mapping[str, Tensor]) -> None:
-    """Refuse scores that have no order: NaN would sort as the largest, and its unit would stay.
+    """Refuse scores that are not finite: NaN would sort as the largest, and its unit would be kept.
 
     Raises:
         TrainingError: a score is not finite.

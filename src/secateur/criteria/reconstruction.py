@@ -1,16 +1,16 @@
-"""Reconstruction: the error that is left when a unit has gone and its readers were refitted, by the best refit.
+"""Reconstruction: the error that remains after a unit is removed and the layers that read it are refitted optimally.
 
 Optimal Brain Surgeon (Hassibi & Stork 1993) for groups of columns, layer by layer, as in OBC (Frantar & Alistarh 2022,
-arXiv 2208.11580) and ZipLM (Kurtic et al. 2023, arXiv 2302.04089). When a layer y = W x + b loses its input columns U
-and the others are refitted, its objective rises by at least
+arXiv 2208.11580) and ZipLM (Kurtic et al. 2023, arXiv 2302.04089). If a layer y = W x + b loses its input columns U and
+the others are refitted, its objective rises by at least
 
     tr(W_U [(H^-1)_UU]^-1 W_U'),    H = E[x x'] + ridge m I0,    m the mean of E[x_k^2] over the features k,
 
 with a column of ones in x for the bias, and I0 the identity without the entry of that column. The objective is that of
 `compensation`: E||y - W' x - b'||^2 + ridge m ||W' - W||^2. A unit's score is the sum of these rises over the layers
-that read it, each as a share of E||y||^2, so that scores of different layers compare. Inputs are the dense model's.
+that read it, each divided by E||y||^2, so that scores of different layers are comparable. Inputs are the dense model's.
 
-A block's score is the output error without it and without a refit: E|output without it - output|^2 / E|output|^2.
+A block's score is the output error without it, without a refit: E|output without it - output|^2 / E|output|^2.
 
 N rows, K columns (with that of ones), M outputs; u columns of a unit.
 """
@@ -43,7 +43,7 @@ from .blocks.measure import BINS, draw_tuples, measure_blocks, price_of_drops, p
 from .criterion import Criterion, Options, Price, ScoringConfig
 from .ranking import Ranking
 
-MEMORY = 2**30  # bytes of E[x x'] held at a time; more readers take further passes
+MEMORY = 2**30  # bytes of E[x x'] held at a time; if there are more readers, further passes follow
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ class ReconstructionOptions(Options):
     """Options of reconstruction.
 
     Attributes:
-        ridge: how strongly the refit is drawn to the weights as they are, as a share of the mean square of an input.
-        rows: at most so many positions (pixels, tokens), drawn at random, are taken of all tuples for one layer.
+        ridge: strength of the pull towards the present weights, as a share of the mean square of an input.
+        rows: largest number of positions (pixels, tokens) used for one layer, drawn at random from all tuples.
     """
 
     ridge: float = 0.01
@@ -66,7 +66,7 @@ class ReconstructionOptions(Options):
 
 @dataclass
 class Reader:
-    """A layer that reads a dim, with sums over the rows of its input and output; its `place` seeds which are taken."""
+    """A layer that reads a dim, with sums over rows of its input and output; `place` seeds the choice of rows."""
 
     layer: nn.Linear | nn.Conv2d
     place: int
@@ -86,10 +86,10 @@ class Reader:
         self.rows += len(x)
 
     def rises(self, columns: Tensor, ridge: float) -> Tensor:
-        """The rise of the objective without each of the units whose `columns` (units, u) are given, (units,) float64.
+        """The rise of the objective without each unit, whose `columns` (units, u) are given; (units,) float64.
 
         Raises:
-            TrainingError: without a ridge, inputs that are linear in each other.
+            TrainingError: there is no ridge, and inputs are linearly dependent.
         """
         weight_KM = in_float64(weights_by_row(self.layer).detach())
         hessian = self.inputs / self.rows
@@ -116,7 +116,7 @@ def reconstruction(
     """Scores from the tuples of `ced`: every image once in every bin of timesteps.
 
     Raises:
-        TrainingError: an output is not finite, or without a ridge inputs that are linear in each other.
+        TrainingError: an output is not finite; or there is no ridge, and inputs are linearly dependent.
     """
     columns = unit_columns(model, structure)
     places = {name: place for place, name in enumerate(columns)}
@@ -142,7 +142,7 @@ def read_inputs(
     config: ScoringConfig,
     rows: int,
 ) -> None:
-    """Add the rows that all tuples bring to `readers`, at most `rows` of each."""
+    """Add the rows of all tuples to `readers`, at most `rows` for each."""
     total = config.timesteps_of(process) * len(batch.sample)
     drawing = CompensationConfig(num_tuples=total, rows=rows, seed=config.seed)
     numbers: tuple[int, ...] = ()
@@ -168,7 +168,7 @@ def read_inputs(
 
 
 def unit_columns(model: nn.Module, structure: Structure) -> dict[str, dict[str, Tensor]]:
-    """For each layer that reads a dim, by name, which of its columns each of the dim's units has, (units, u)."""
+    """For each layer that reads a dim, by name, the columns of each of the dim's units, (units, u)."""
     found: dict[str, dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
     for dim in structure.dims.values():
         for piece in dim.slices:
@@ -181,7 +181,7 @@ def unit_columns(model: nn.Module, structure: Structure) -> dict[str, dict[str, 
 
 
 def in_rows(layer: nn.Linear | nn.Conv2d) -> bool:
-    """Whether the input of `layer` can be laid out in rows that all of its weights multiply."""
+    """Whether `layer` is a matrix product on rows of its input."""
     if isinstance(layer, nn.Linear):
         return True
     return layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
@@ -193,7 +193,7 @@ def columns_of(layer: nn.Linear | nn.Conv2d) -> int:
 
 
 def groups_of(model: nn.Module, names: Mapping[str, Any]) -> Iterator[list[str]]:
-    """The layers `names`, as many at a time as `MEMORY` holds sums of."""
+    """The layers `names` in groups whose sums fit into `MEMORY`."""
     group: list[str] = []
     held = 0
     for name in names:
@@ -208,7 +208,7 @@ def groups_of(model: nn.Module, names: Mapping[str, Any]) -> Iterator[list[str]]
 
 
 def price(model: nn.Module, process: Process, config: ScoringConfig, options: ReconstructionOptions) -> Price:
-    """Of a forward pass for every tuple and group of layers, and of dropping each block."""
+    """Price of a forward pass for every tuple and group of layers, and of dropping each block."""
     structure = describe(model)
     groups = len(list(groups_of(model, unit_columns(model, structure))))
     reading = groups * price_of_tuples(model, process, config, options).passes

@@ -1,4 +1,4 @@
-"""From a number for every parameter entry, w or w times its gradient, to a score for every unit and block."""
+"""From a value for every parameter entry, w or w times its gradient, to a score for every unit and block."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch.distributed.tensor import DTensor
 from ..base.devices import in_float64
 from ..structure import Structure
 
-# Which entries of a coupled group count, and how. Over all of a unit's entries |x| (abs) or x^2 (square) is summed;
-# the others are the rules of Diff-Pruning's released code, named after the script or folder they come from:
+# Which entries of a coupled group count, and how. abs and square sum |x| or x^2 over all of a unit's entries; the
+# others are the rules of Diff-Pruning's released code, named after the script or folder they come from:
 # - ddpm-prune: |x| of the weights of convolutions and linear layers; no norms, no biases. Averaged over layers and then
 #   divided by the group's mean, so that all groups average 1.
 # - ddpm-exp, behind the paper's tables: x^2 of the weights of convolutions and linear layers, |x| of those of norms; no
@@ -28,7 +28,7 @@ LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def reduced(values: Tensor, model: nn.Module, name: str, reduction: Reduction) -> Tensor | None:
-    """The importance of every entry of the parameter `name`, which holds `values`; None where they do not count."""
+    """The importance of every entry of the parameter `name`, which holds `values`; None if they do not count."""
     if reduction == "abs":
         return values.abs()
     if reduction == "square":
@@ -43,7 +43,8 @@ def reduced(values: Tensor, model: nn.Module, name: str, reduction: Reduction) -
 
 
 def summed_axes(structure: Structure, names: Iterable[str]) -> dict[str, list[int | None]]:
-    """Which sums the scores take, for each of the parameters `names`: along axes of dims, and whole within a block."""
+    """Which sums the scores need of each of the parameters `names`: along axes of dims, and over everything in a
+    block."""
     axes: dict[str, set[int]] = defaultdict(set)
     for dim in structure.dims.values():
         for piece in dim.slices:
@@ -76,7 +77,7 @@ def unit_scores(structure: Structure, importance: Mapping[str, Tensor]) -> dict[
 
 
 def scores_of(structure: Structure, sums: Sums, reduction: Reduction) -> dict[str, Tensor]:
-    """Scores of every unit and block from the sums of what counts of every parameter (`reduced`)."""
+    """Scores of every unit and block, from the sums of every parameter's importance (`reduced`)."""
     scores: dict[str, Tensor] = {}
     nothing = torch.zeros((), dtype=torch.float64)
     for dim in structure.dims.values():

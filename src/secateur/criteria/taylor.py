@@ -1,7 +1,7 @@
 """Taylor importance: first-order terms w * grad of the denoising losses, summed over timesteps and coupled slices.
 
 Molchanov et al. (CVPR 2019, arXiv 1906.10771, eq. 8) on the coupled groups of Diff-Pruning (Fang, Ma & Wang, NeurIPS
-2023, arXiv 2305.10924, eq. 5), which is the same computation over fewer timesteps (`diff_pruning`).
+2023, arXiv 2305.10924, eq. 5), which does the same over fewer timesteps (`diff_pruning`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from .memory import without_data, without_values
 from .ranking import Ranking, parameters_of
 from .reductions import Reduction, Sums, entry_sums, reduced, scores_of, summed_axes
 
-# Where the config does not say. The source has all 1000, which keep no better units (docs/benchmarks.md).
+# The default. The source uses all 1000, which select no better units (docs/benchmarks.md).
 TIMESTEPS = 32
 
 TimestepReduction = Literal["sum-then-abs", "abs-then-sum"]
@@ -46,12 +46,13 @@ class TaylorOptions(Options):
     """Options of taylor.
 
     Attributes:
-        timestep_reduction: gradients summed over timesteps before the absolute value (the released code) or after it
-            (the paper's formula), which takes a backward pass for every timestep, but with no more images than go into
-            a pass no sums of gradients, which are as large as the weights in float32.
-        reduction: which entries of a unit count, and how: sum of |w g| (abs) or of (w g)^2 (square) over all of them;
-            or as in the released code of Diff-Pruning: ddpm-prune (weights of layers only, |w g|, over the mean of the
-            group) or ddpm-exp, behind the paper's tables ((w g)^2 of layers and |w g| of norms, no biases).
+        timestep_reduction: sum over timesteps before the absolute value (sum-then-abs, the released code) or after it
+            (abs-then-sum, the paper's formula). The latter takes a backward pass for every timestep, but if all images
+            fit into one pass it needs no sums of gradients, which are as large as the weights in float32.
+        reduction: which entries of a unit count, and how: the sum of |w g| (abs) or of (w g)^2 (square) over all of
+            them; or as in the released code of Diff-Pruning: ddpm-prune (|w g| of layers' weights only, divided by the
+            mean of the group) or ddpm-exp, used for the paper's tables ((w g)^2 of layers and |w g| of norms, no
+            biases).
     """
 
     timestep_reduction: TimestepReduction = "sum-then-abs"
@@ -83,7 +84,8 @@ def taylor_ranking(
     options: TaylorOptions,
     threshold: float,
 ) -> Ranking:
-    """Scores from one calibration batch and one noise tensor, kept for every timestep up to the stop at `threshold`.
+    """Scores from one calibration batch and one noise tensor, the same at every timestep, up to the stop at
+    `threshold`.
 
     Raises:
         TrainingError: a calibration loss is not finite.
@@ -110,10 +112,10 @@ def taylor_sums(
     batch_size: int,
     options: TaylorOptions,
 ) -> Sums:
-    """Sums of |w g| or (w g)^2 of every parameter, all that scores of units and blocks take.
+    """Sums of |w g| or (w g)^2 of every parameter, from which the scores of units and blocks are computed.
 
-    The gradient of a sum over timesteps is the same whether they run one by one or together, so with "sum-then-abs"
-    (image, timestep) pairs share batches; "abs-then-sum" takes one gradient per timestep.
+    The gradient of a sum over timesteps does not depend on how they are batched, so with "sum-then-abs" (image,
+    timestep) pairs share batches; "abs-then-sum" takes one gradient per timestep.
     """
     taken = TermSums(model, structure, options.reduction)
     at_once = 1 if options.timestep_reduction == "abs-then-sum" else len(timesteps)
@@ -124,7 +126,7 @@ def taylor_sums(
 
 
 class TermSums:
-    """Adds up what counts of w g (`reduced`) as gradients come, one parameter after the other."""
+    """Adds up the importance w g (`reduced`) as gradients arrive, one parameter after the other."""
 
     def __init__(self, model: nn.Module, structure: Structure, reduction: Reduction) -> None:
         self.model, self.reduction = model, reduction
@@ -143,22 +145,22 @@ class TermSums:
                     self.sums[key] = self.sums[key] + value if key in self.sums else value
 
     def in_order(self) -> Sums:
-        """The sums in the order of the model's parameters, in which they are added to scores."""
+        """The sums in the order of the model's parameters, in which scores add them."""
         keys = ((name, axis) for name, axes in self.axes.items() for axis in axes)
         return {key: self.sums[key] for key in keys if key in self.sums}
 
 
 def price_of_gradients(model: nn.Module, process: Process, config: ScoringConfig, options: TaylorOptions) -> Price:
-    """Of a loss and a gradient at every timestep."""
+    """Price of a loss and a gradient at every timestep."""
     return Price(config.timesteps_of(process) * config.num_images * (1 + FORWARD_SHARE))
 
 
 def memory_of_gradients(model: nn.Module, process: Process, config: ScoringConfig, options: TaylorOptions) -> Memory:
-    """Of the backward passes, counted on a copy without data.
+    """Memory of the backward passes, counted on a copy without data.
 
-    Gradients are summed over passes in float32, for bfloat16 weights twice their bytes: over timesteps with
-    "sum-then-abs", over images where there are more than go into a pass. "abs-then-sum" with no more images than that
-    keeps one parameter's gradient at a time.
+    Gradients are summed over passes in float32 (for bfloat16 weights, twice their bytes): over timesteps with
+    "sum-then-abs", and over images if they exceed a pass. "abs-then-sum" with images that fit into a pass keeps one
+    parameter's gradient at a time.
     """
     timesteps = 1 if options.timestep_reduction == "abs-then-sum" else config.timesteps_of(process)
     images = min(config.num_images, config.batch_size)

@@ -1,4 +1,4 @@
-"""Uniform stride: "every other block", the baseline that few similarity scores beat on a transformer."""
+"""Uniform stride, such as every other block: a baseline that few similarity scores beat on transformers."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def stride_scores(count: int) -> np.ndarray:
 
 
 def stride_order(count: int) -> list[int]:
-    """Indices of `count` blocks in an order whose every beginning is spread over the whole depth.
+    """Indices of `count` blocks in an order every prefix of which is spread over the whole depth.
 
-    Halving gives nested sets of every 2nd, 4th, 8th ... block; up to count / 2 no two neighbours leave. Between two of
-    these sets the block follows that leaves the removed ones most even.
+    Halving gives nested sets of every 2nd, 4th, 8th ... block; up to count / 2 no two neighbours are removed. Between
+    two of these sets, the next block is the one that keeps the removed ones most even.
     """
     levels = [list(range(count))]
     while len(levels[-1]) > 1:

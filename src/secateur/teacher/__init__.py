@@ -1,4 +1,4 @@
-"""The dense model as a teacher: asked live, or by its book, which holds its answers."""
+"""The dense model as a teacher: run live, or replaced by its book, which holds its recorded answers."""
 
 from .book import Book, open_book, write_book
 from .config import BookConfig, Contents

@@ -2,10 +2,10 @@
 
     book = write_book(dense, process, dataset, Contents(), BookConfig(), 8192, folder)
     draw = book.read([0, 1, 2])
-    book.output(process.add_noise(draw.sample, draw.noise, draw.timesteps), draw)  # nobody asks the network
+    book.output(process.add_noise(draw.sample, draw.noise, draw.timesteps), draw)  # does not run the network
 
-A book in memory is one without a folder. In a folder, answers lie in safetensors files that are mapped; book.json says
-what they were made from, and what was made from anything else is refused.
+A book without a folder is in memory. In a folder, answers are in memory-mapped safetensors files; book.json records
+what they were made from, and a book made from anything else is refused.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ from .tuples import Tuples
 
 ABOUT = "book.json"
 FORMAT = 1
-CHUNK = 256  # tuples to a file at most: what a killed process loses, and what several share out
+CHUNK = 256  # most tuples in a file: what a killed process loses, and the unit of work of several processes
 OUTPUT, GROWTH, PRODUCT, TAKEN, RETURNED = "output", "growth", "product", "taken", "returned"
 
 
 class About(msgspec.Struct, forbid_unknown_fields=True):
-    """What `book.json` says."""
+    """The content of `book.json`."""
 
     format: int
     num_tuples: int
@@ -66,16 +66,16 @@ class About(msgspec.Struct, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, eq=False)
 class Book:
-    """A `Teacher` that remembers; made by `write_book` or `open_book`.
+    """A `Teacher` that returns recorded answers; made by `write_book` or `open_book`.
 
     Attributes:
-        tuples: those to learn from.
+        tuples: the tuples to train on.
         rows: their answers.
-        held_out: tuples that nobody learns from.
+        held_out: tuples that are not trained on.
         held_out_rows: their answers.
-        made_from: fingerprints of teacher, process and data, and of how it was written.
-        lineage: where the dense model's blocks came from.
-        folder: where it lies; None in memory.
+        made_from: fingerprints of teacher, process, data and settings.
+        lineage: origin of the dense model's blocks.
+        folder: its folder; None in memory.
     """
 
     tuples: Tuples
@@ -98,13 +98,13 @@ class Book:
 
     @property
     def bytes(self) -> int:
-        """What all answers take."""
+        """Size of all answers."""
         row = sum(value[0].numel() * value.element_size() for value in self.rows.chunk(self.rows.ranges()[0]).values())
         return row * (self.rows.count + self.held_out_rows.count)
 
     @property
     def fingerprint(self) -> str:
-        """Of all that the answers depend on, and of their number."""
+        """Fingerprint of everything that the answers depend on, and of their number."""
         return fingerprint([dict(self.made_from), asdict(self.contents), self.tuples.seed, self.num_tuples])
 
     @property
@@ -112,11 +112,11 @@ class Book:
         return self.lineage if self.contents.blocks else None
 
     def read(self, numbers: Sequence[int]) -> Draw:
-        """The tuples of these numbers, from 0 to `num_tuples`, with the teacher's answers."""
+        """The tuples of these numbers (below `num_tuples`), with the teacher's answers."""
         return self.tuples.draw(numbers, self.rows.read(numbers))
 
     def read_held_out(self, numbers: Sequence[int]) -> Draw:
-        """Held out tuples with the teacher's answers."""
+        """Held-out tuples, with the teacher's answers."""
         return self.held_out.draw(numbers, self.held_out_rows.read(numbers))
 
     def output(self, x_t: Tensor, draw: Draw, share: Tensor | None = None) -> Tensor:
@@ -142,10 +142,10 @@ class Book:
         return self.output(x_t, draw), states
 
     def check(self, process: Process, dataset: ImageDataset, teacher: nn.Module | None = None) -> None:
-        """Refuse to stand for another teacher, for another process, or for other data.
+        """Check that the book belongs to this process, data and teacher.
 
         Raises:
-            SecateurError: it was not written for these.
+            SecateurError: it does not.
         """
         _require_same(self.folder, self.made_from, _made_from(process, dataset, teacher))
 
@@ -160,23 +160,23 @@ def write_book(
     folder: str | Path | None = None,
     autocast: torch.dtype | None = None,
 ) -> Book:
-    """Ask `model` at all tuples, and return the book of its answers.
+    """Run `model` on all tuples, and return the book of its answers.
 
-    In a `folder` every process writes its part, and what is there already is not asked again: a book that was stopped
-    goes on, and one of fewer tuples is extended.
+    In a `folder` every process writes its part, and existing answers are kept: a book that was stopped is resumed, and
+    one of fewer tuples is extended.
 
     Args:
-        model: the dense network, in eval mode inside of this.
-        process: which noise the tuples have.
+        model: the dense network; run in eval mode.
+        process: how noise is added to the tuples.
         dataset: images or latents, with the conditions that the model takes.
         contents: what each tuple holds.
-        config: held out tuples, dtype, passes and seed.
-        num_tuples: how many there are to learn from.
-        folder: where to; None keeps the book in memory.
-        autocast: the lower precision that passes run in, if any.
+        config: held-out tuples, dtype, batch size and seed.
+        num_tuples: number of tuples to train on.
+        folder: folder of the book; None keeps it in memory.
+        autocast: lower precision of the passes, if any.
 
     Raises:
-        SecateurError: `folder` holds another book; there is no noisy sample (forward= and loss=).
+        SecateurError: `folder` holds another book; or there are no noisy samples (forward= and loss=).
         TrainingError: an answer is not finite.
     """
     require(not isinstance(process, OwnObjective), "a book is of noisy samples, and forward= and loss= have none")
@@ -209,10 +209,10 @@ def write_book(
 
 
 def open_book(folder: str | Path, process: Process, dataset: ImageDataset, model: nn.Module) -> Book:
-    """The book in `folder`, to be read by `model`, a student that takes the teacher's conditions.
+    """Open the book in `folder` for `model`, a student that takes the teacher's conditions.
 
     Raises:
-        SecateurError: there is none, it is not whole, or it was written for another process or other data.
+        SecateurError: there is none, it is incomplete, or it was recorded for another process or other data.
     """
     folder = Path(folder)
     require((folder / ABOUT).is_file(), f"{folder} is no teacher's book: it has no {ABOUT}; write one: secateur record")
@@ -228,7 +228,7 @@ def open_book(folder: str | Path, process: Process, dataset: ImageDataset, model
 
 
 def tuple_bytes(model: nn.Module, contents: Contents, config: BookConfig) -> int:
-    """What a tuple takes, in memory or on disk; found by one pass of the model."""
+    """Bytes of a tuple, in memory or on disk; found by one pass of the model."""
     itemsize = stored_dtype(config, next(model.parameters()).dtype).itemsize
     sample, conditions = example_batch(model, 1)
     at = torch.ones(1, dtype=torch.int64, device=sample.device)
@@ -244,7 +244,7 @@ def tuple_bytes(model: nn.Module, contents: Contents, config: BookConfig) -> int
 
 
 def _answers(teacher: LiveTeacher, tuples: Tuples, dtype: torch.dtype, numbers: range) -> Chunk:
-    """What the teacher answers at the tuples of these numbers."""
+    """The teacher's answers for the tuples of these numbers."""
     contents, draw = tuples.contents, tuples.draw(numbers).to(device_of(teacher.network))
     x_t = tuples.process.add_noise(draw.sample, draw.noise, draw.timesteps)
     found: Chunk = {}
@@ -282,7 +282,7 @@ def _taken(values: Tensor, share: Tensor | None) -> Tensor:
 
 
 def _book_of(about: About, process: Process, dataset: ImageDataset, model: nn.Module, folder: Path | None) -> Book:
-    """The book that `about` says, written or not; `model` takes the conditions that its teacher takes."""
+    """The book described by `about`, complete or not; `model` takes the teacher's conditions."""
     null, takes = null_conditions(model, dataset), accepts(model)
 
     def tuples(noise: Purpose) -> Tuples:
@@ -303,7 +303,7 @@ def _book_of(about: About, process: Process, dataset: ImageDataset, model: nn.Mo
 
 
 def _begin(folder: Path, about: About) -> None:
-    """Write `book.json`, or check that the one which is there is of the same book, of as many tuples or fewer."""
+    """Write `book.json`, or check that the existing one describes the same book with as many tuples or fewer."""
     path = folder / ABOUT
     if path.is_file():
         before = record_of(About, read_json(path), path)
@@ -327,5 +327,5 @@ def _require_same(folder: Path | None, before: Mapping[str, str], asked: Mapping
     where = "the book" if folder is None else f"the book in {folder}"
     if others:
         raise SecateurError(
-            f"{where} is of another {', '.join(others)}; give what it was written for, or write one anew"
+            f"{where} belongs to another {', '.join(others)}; give what it was recorded for, or record a new one"
         )

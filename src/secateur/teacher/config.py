@@ -16,16 +16,16 @@ JacobianAnswer = Literal["none", "growth", "products"]
 
 @dataclass(frozen=True)
 class BookConfig:
-    """How many of the teacher's answers are written, and how.
+    """How many of the teacher's answers are recorded, and how.
 
     Attributes:
-        num_tuples: tuples of image, noise, timestep and condition to learn from; None is by the rule of
-            docs/teachers-book.md, from steps and batch size.
-        held_out: further tuples that are never learned from, the first ones with other noise: the error on them, beside
-            that on those, tells overfitting.
-        dtype: of the answers; auto is that of the teacher's weights.
-        batch_size: tuples to a pass of the teacher; changes speed and memory only.
-        seed: draws images, timesteps, noise, flips and dropped conditions.
+        num_tuples: number of tuples (image, noise, timestep, condition) to train on; None: from steps and batch size,
+            by the rule in docs/teachers-book.md.
+        held_out: number of further tuples that are never trained on (the first ones again, with other noise): a larger
+            error on them shows overfitting.
+        dtype: dtype of the answers; auto: that of the teacher's weights.
+        batch_size: tuples per pass of the teacher; changes speed and memory only.
+        seed: seed of images, timesteps, noise, flips and dropped conditions.
     """
 
     num_tuples: Count | None = None
@@ -40,17 +40,17 @@ class BookConfig:
 
 @dataclass(frozen=True)
 class Contents:
-    """What a tuple holds beside the teacher's output.
+    """What a tuple contains beside the teacher's output.
 
     Attributes:
-        label_dropout: how often the condition is replaced by none; drawn when the book is written.
-        horizontal_flip: half of the images are mirrored; drawn then too.
-        jacobian: how the output answers a small change of the input: nothing, the growth ||J'v||^2 (2ndmatch), or the
-            products J'v themselves (first-order).
-        directions: how many v there are for each tuple.
+        label_dropout: how often the condition is replaced by the null condition; drawn during recording.
+        horizontal_flip: whether half of the images are mirrored; drawn during recording.
+        jacobian: none, the growth ||J'v||^2 of the output under a small change of the input (2ndmatch), or the products
+            J'v themselves (first-order).
+        directions: number of directions v for each tuple.
         projection: vjp for J'v, jvp for Jv.
-        blocks: glob patterns of the blocks whose hidden states are held.
-        inputs: what those blocks took, beside what they returned.
+        blocks: glob patterns of the blocks whose hidden states are recorded.
+        inputs: whether inputs of those blocks are recorded beside their outputs.
     """
 
     label_dropout: float = 0.0

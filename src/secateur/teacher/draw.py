@@ -1,4 +1,4 @@
-"""A micro-batch with everything random in it, whoever drew it."""
+"""A micro-batch with all of its random draws."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Draw:
 
     `sample` and `noise` are (B, C, H, W), `timesteps` (B,) in the network's unit, `conditions` have B rows.
     `normal(k)`, k = 1, 2, ..., are further standard normal tensors (B, C, H, W), for random projections. `answers` are
-    what the teacher's book holds of these tuples, B rows each; without a book there are none.
+    those of the teacher's book for these tuples, B rows each; empty without a book.
     """
 
     sample: Tensor
@@ -30,7 +30,7 @@ class Draw:
     answers: Mapping[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Draw:
-        """On `device`, and what has a fraction in `dtype` where that is the finer one."""
+        """Moved to `device`; floating-point tensors are converted to `dtype` if that is wider."""
 
         def moved(value: Tensor) -> Tensor:
             finest = torch.promote_types(value.dtype, dtype) if value.is_floating_point() else value.dtype
@@ -39,7 +39,7 @@ class Draw:
         return self._with(moved)
 
     def pinned(self) -> Draw:
-        """In memory from which a GPU copies while it computes."""
+        """In pinned memory, from which a GPU copies asynchronously."""
         return self._with(Tensor.pin_memory)
 
     def _with(self, change: Callable[[Tensor], Tensor]) -> Draw:

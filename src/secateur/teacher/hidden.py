@@ -1,4 +1,4 @@
-"""Hidden states of a network's blocks, and where the network came from."""
+"""Hidden states of a network's blocks, and the origin of the network."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..structure.streams import handed_on, pick, streams_of
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a block: its arguments, the image's stream that it took, and what it returned of it."""
+    """One call of a block: its arguments, and the image's stream before and after it."""
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
@@ -28,7 +28,7 @@ class Call:
 
 @contextmanager
 def hidden_states(model: nn.Module, blocks: Collection[str]) -> Iterator[dict[str, list[Call]]]:
-    """The calls of the named `blocks` of `model` inside the block, by name."""
+    """Collect the calls of the named `blocks` of `model` inside the with-block, by name."""
     network = network_of(model)
     structure = describe(network)
     calls: dict[str, list[Call]] = {name: [] for name in blocks}
@@ -59,11 +59,11 @@ def hidden_states(model: nn.Module, blocks: Collection[str]) -> Iterator[dict[st
 
 @dataclass(frozen=True, eq=False)
 class Lineage:
-    """What must be known of a dense model to tell which of its blocks a pruned one still has.
+    """What identifies a dense model's blocks in a pruned one.
 
     Attributes:
         blocks: names of its blocks, in the order of the forward pass.
-        cuts: what was cut of it before, if it is not the first.
+        cuts: earlier cuts that made it, if it was pruned itself.
     """
 
     blocks: tuple[str, ...]

@@ -1,7 +1,7 @@
-"""What objectives ask of the dense model: its outputs, how they answer a small change of the input, hidden states.
+"""What objectives ask of the dense model: its outputs, their response to a small change of the input, hidden states.
 
-An objective takes a `Teacher`. `LiveTeacher` asks the network; a `Book` has the answers already, computed once and read
-many times, and gives the same ones without it.
+An objective takes a `Teacher`. `LiveTeacher` runs the network; a `Book` has the same answers, computed once and read
+many times.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from .hidden import Call, Lineage, hidden_states
 
 
 class Teacher(Protocol):
-    """Answers for one micro-batch, as constants. `share` are indices of its samples, None for all."""
+    """Answers for one micro-batch, as constants. `share` holds indices of samples; None means all."""
 
     @property
     def network(self) -> nn.Module | None:
-        """The dense model, if it is asked on the way; in eval mode."""
+        """The dense model in eval mode, if it is run live."""
         ...
 
     @property
     def dense(self) -> nn.Module | Lineage | None:
-        """The dense model, or what is known of its blocks; None where there are no hidden states."""
+        """The dense model, or the lineage of its blocks; None if there are no hidden states."""
         ...
 
     def output(self, x_t: Tensor, draw: Draw, share: Tensor | None = None) -> Tensor:
@@ -51,13 +51,13 @@ class Teacher(Protocol):
         ...
 
     def hidden(self, x_t: Tensor, draw: Draw, blocks: Collection[str]) -> tuple[Tensor, Mapping[str, Call]]:
-        """Its predictions, and what each of the `blocks` took and returned."""
+        """Its predictions, and the inputs and outputs of each of the `blocks`."""
         ...
 
 
 @dataclass(frozen=True)
 class LiveTeacher:
-    """The dense network itself, asked in eval mode; none of its parameters gets a gradient."""
+    """The dense network itself, run in eval mode; its parameters get no gradients."""
 
     network: nn.Module
 
@@ -90,12 +90,12 @@ class LiveTeacher:
 
 
 def as_teacher(teacher: nn.Module | Teacher) -> Teacher:
-    """A network as a teacher; any other teacher as it is."""
+    """Wrap a network as a teacher; other teachers are returned as they are."""
     return LiveTeacher(teacher) if isinstance(teacher, nn.Module) else teacher
 
 
 def at(x_t: Tensor, draw: Draw, share: Tensor | None = None) -> tuple[Tensor, Tensor, Conditions]:
-    """What a network is called with, for the samples of `share`."""
+    """The arguments of a network's call, for the samples of `share`."""
     if share is None:
         return x_t, draw.timesteps, draw.conditions
     return x_t[share], draw.timesteps[share], rows(draw.conditions, share)

@@ -1,7 +1,7 @@
-"""The tuples that a teacher is asked at: each is a function of the book's seed and its number alone.
+"""The tuples of a teacher's book: each is a function of the book's seed and its number alone.
 
-So x_t is computed again wherever it is needed, and never stored; any process can draw any tuple; and a book of more
-tuples begins with one of fewer.
+So x_t is computed when needed and never stored, any process can draw any tuple, and a longer book begins with the
+tuples of a shorter one.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ ORDER, START = CHOICES + 1, CHOICES + 2  # of all tuples: images, and the first 
 class Tuples:
     """Image, noise, timestep and condition of each tuple.
 
-    Images come in shuffled epochs. Times are u_n = frac(u_0 + n g), g the golden section: of all sequences the one
-    whose beginning is spread most evenly over [0, 1), however long it is (Kronecker; Roberts 2018).
+    Images come in shuffled epochs. Times are u_n = frac(u_0 + n g) with the golden ratio g: every prefix of this
+    sequence is spread evenly over [0, 1) (Kronecker; Roberts 2018).
 
     Attributes:
-        accepts: leaves of the data's conditions those that the model takes.
-        null: what stands for no condition.
-        noise: which stream the noise is drawn from. A tuple that is held out is one to learn from but for its noise, so
-            that the errors of both differ by little else than by what was learned by heart.
+        accepts: selects the conditions that the model takes.
+        null: the null condition.
+        noise: random stream of the noise. A held-out tuple differs from a trained one by its noise only, so that the
+            difference of their errors is due to memorization.
     """
 
     dataset: ImageDataset

@@ -1,4 +1,4 @@
-"""The model's output without each of its blocks in turn, on one and the same input."""
+"""The model's output without each of its blocks in turn, on the same input."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from ...structure import Skip, Structure, masked
 
 
 def outputs_without_each_block(model: nn.Module, structure: Structure, call: Callable[[], Tensor]) -> Iterator[Tensor]:
-    """The output of `call`, which runs `model`, once for each block of `structure`, that block being an identity.
+    """The output of `call`, which runs `model`, once for each block of `structure`, with that block as the identity.
 
-    Blocks that the model runs through as one list share the computation of what lies before the dropped one, so all L
-    of them cost about L / 2 passes; blocks in other places cost a whole pass each.
+    Blocks of one list share the computation before the dropped one, so all L of them cost about L / 2 passes; other
+    blocks cost a whole pass each.
     """
     drop = _resumed if is_chain(structure) else _masked
     return drop(model, structure, call)
 
 
 def is_chain(structure: Structure) -> bool:
-    """Whether the blocks are elements of one list, each fed one tensor by the one before it and by none else."""
+    """Whether the blocks form one list, each with one input tensor, which comes from the block before it alone."""
     parents = {name.rpartition(".")[0] for name in structure.blocks}
     return len(parents) == 1 and all(block.listed and not block.returns for block in structure.blocks.values())
 
 
 def passes_of(structure: Structure) -> float:
-    """Whole forward passes that one input takes: the full model and every drop."""
+    """Number of forward passes for one input: the full model and every drop."""
     blocks = len(structure.blocks)
     return 1 + ((blocks - 1) * (blocks + 2) / 2 / blocks if is_chain(structure) else blocks)
 
@@ -41,10 +41,10 @@ def _masked(model: nn.Module, structure: Structure, call: Callable[[], Tensor]) 
 
 
 def _resumed(model: nn.Module, structure: Structure, call: Callable[[], Tensor]) -> Iterator[Tensor]:
-    """As `_masked`, with one residual stream x kept: in the pass that drops block i, the input of block i - 1.
+    """As `_masked`, keeping one residual stream x: in the pass that drops block i, x is the input of block i - 1.
 
-    The first block takes x for its input, and the blocks before i - 1 hand it on at once, under any mask; block i - 1
-    runs on it, which gives the x of the next pass; block i does not run.
+    Blocks before i - 1 pass x on unchanged, under any mask; block i - 1 runs on it, which gives the x of the next pass;
+    block i does not run.
     """
     stream: dict[str, Tensor] = {}
 
@@ -75,7 +75,7 @@ def _resumed(model: nn.Module, structure: Structure, call: Callable[[], Tensor])
 
 @contextmanager
 def _forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """`module` computes `forward` inside the block; its submodules, which others may read, stay where they are."""
+    """Replace the forward function of `module` inside the block; its submodules stay accessible."""
     before = vars(module).get("forward")  # wrappers such as accelerate's set one on the instance
     vars(module)["forward"] = forward
     try:

@@ -1,4 +1,4 @@
-"""The report of a criterion that drops blocks: what each drop does, how sure its rank is, and what others would say.
+"""The report of a criterion that drops blocks: the effect of each drop, the uncertainty of its rank, and other scores.
 
 L blocks, T bins of timesteps, N images.
 """
@@ -33,7 +33,8 @@ def described(
     criterion: str,
     scores_of: Callable[[BlockSums], Array],
 ) -> Ranking:
-    """The scores (L,) that `scores_of` finds in the sums, and the report; equal ones leave by the smaller error."""
+    """The scores (L,) that `scores_of` computes from the sums, and the report; of equal scores, the smaller error is
+    removed first."""
     scores, changes = scores_of(sums), sums.change.sum((1, 2))
     signed, pooled = log_sd_changes(sums.total, sums.square, sums.entries)
     ranks = leaving_order(scores, changes).argsort() + 1
@@ -78,7 +79,7 @@ def described(
 
 
 def direction(signed: Array) -> Direction:
-    """Where the bins' shifts (T,) point, unless they cancel to less than half of their size."""
+    """The common direction of the bins' shifts (T,), unless they cancel to less than half of their size."""
     mean, size = signed.mean(), np.abs(signed).mean()
     if abs(mean) <= CONSISTENT * size:
         return "neither"
@@ -88,8 +89,7 @@ def direction(signed: Array) -> Direction:
 def rank_intervals(sums: BlockSums, seed: int, scores_of: Callable[[BlockSums], Array]) -> tuple[Array, Array]:
     """Bounds of the middle 90 % of every block's rank (L,) over `RESAMPLES` bootstrap resamples of the images.
 
-    An image is drawn with all of its bins, since its tuples are not independent. One image tells nothing of others, so
-    its ranks may be any.
+    An image is drawn with all of its bins, since its tuples are not independent. With one image, ranks may be any.
     """
     images, blocks = sums.change.shape[-1], len(sums.names)
     if images == 1:
@@ -104,7 +104,7 @@ def rank_intervals(sums: BlockSums, seed: int, scores_of: Callable[[BlockSums], 
 
 
 def spearman(first: Array, second: Array) -> float | None:
-    """Correlation of the ranks, equal values sharing their mean rank; None where one side is constant."""
+    """Correlation of the ranks, equal values sharing their mean rank; None if one side is constant."""
     from scipy.stats import spearmanr  # takes a second to import
 
     return None if np.ptp(first) == 0 or np.ptp(second) == 0 else float(spearmanr(first, second).statistic)

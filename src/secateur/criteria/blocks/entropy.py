@@ -1,4 +1,4 @@
-"""Gaussian entropies of what a model puts out without each of its blocks, from the sums of `blocks`.
+"""Gaussian entropies of a model's outputs without each of its blocks, from the sums of `measure`.
 
 L blocks, T bins of timesteps, N images.
 """
@@ -13,16 +13,16 @@ from .measure import Array, BlockSums
 
 CedPooling = Literal["stratified", "pooled"]
 
-ROUNDING = float(np.finfo(np.float32).eps)  # of the prediction; a smaller difference is none
+ROUNDING = float(np.finfo(np.float32).eps)  # of the prediction; a smaller difference counts as zero
 
 
 def log_sd_changes(total: Array, square: Array, entries: int) -> tuple[Array, Array]:
     """log sd(without block i) - log sd(full), sd over all entries of a bin's outputs, or of all outputs.
 
-    Positive where the output drifts to noise, negative where it collapses.
+    Positive if the output drifts towards noise, negative if it collapses.
 
     Args:
-        total: sums over each tuple's output (..., L + 1, T, N), the full model first.
+        total: sum of each tuple's output (..., L + 1, T, N), the full model first.
         square: sums of its squares, likewise.
         entries: entries of one output.
 
@@ -44,8 +44,8 @@ def entropy_changes(sums: BlockSums, pooling: CedPooling = "stratified") -> Arra
 def deviations(sums: BlockSums) -> Array:
     """Geometric mean over tuples of the root mean square of (prediction without block i - prediction), (L,).
 
-    But for a constant, exp of the entropy per entry of the prediction without the block, taken as a Gaussian around
-    the full model's with one variance for each tuple.
+    Up to a constant factor, this is exp of the entropy per entry of the prediction without the block, modelled as a
+    Gaussian around the full model's prediction with one variance for each tuple.
     """
     squares = np.maximum(sums.change, ROUNDING**2 * sums.size)
     variance = np.maximum(squares / sums.entries, np.finfo(np.float64).tiny)

@@ -1,7 +1,7 @@
-"""What dropping each block does to the output, measured on the same tuples (image, label, timestep, noise).
+"""The effect of dropping each block on the output, measured on the same tuples (image, label, timestep, noise).
 
-Paired inputs take the variance of the inputs out of every comparison. Only sums over each tuple's output are kept, so
-that any statistic, and any resample of the images, needs no further pass.
+Paired inputs remove the variance of the inputs from every comparison. Only sums over each tuple's output are kept, from
+which any statistic, for any resample of the images, follows without another pass.
 
 L blocks, T bins of timesteps, N images; B tuples of a micro-batch.
 """
@@ -33,7 +33,7 @@ from ...structure import Block, Structure, handed_on, pick, streams_of
 from ..criterion import FORWARD_SHARE, Options, Price, ScoringConfig
 from .drops import outputs_without_each_block, passes_of
 
-BINS = 8  # of timesteps, where the config does not say
+BINS = 8  # of timesteps, by default
 
 Array = NDArray[np.float64]
 CedOutput = Literal["sample", "prediction"]
@@ -51,13 +51,13 @@ class Tuples:
 
 @dataclass(frozen=True)
 class BlockSums:
-    """Float64 sums over each tuple's C H W outputs; row 0 of `total`, `square` and `loss` is the full model.
+    """Float64 sums over each tuple's C H W outputs; row 0 of `total`, `square` and `loss` is for the full model.
 
     Attributes:
         names: the L blocks.
         entries: C H W.
-        total: sum of the output, the clean sample that the network predicts or its prediction as it is,
-            (L + 1, T, N).
+        total: sum of the output (the clean sample implied by the network's prediction, or the prediction itself), (L +
+            1, T, N).
         square: sum of its squares, (L + 1, T, N).
         size: sum of the squares of the full model's prediction, (T, N).
         loss: mean squared denoising error, (L + 1, T, N).
@@ -79,7 +79,7 @@ class BlockSums:
         return self.change.sum(-1) / _positive(self.size.sum(-1))
 
     def of_images(self, index: NDArray[np.intp]) -> BlockSums:
-        """The sums of the images at these places, which may repeat."""
+        """The sums for the images at these indices, which may repeat."""
         sums: dict[str, Any] = {key: values for key, values in vars(self).items() if isinstance(values, np.ndarray)}
         return replace(self, **{key: values[..., index] for key, values in sums.items()})
 
@@ -100,7 +100,7 @@ def block_names(structure: Structure) -> tuple[str, ...]:
 
 
 def draw_tuples(process: Process, batch: Batch, config: ScoringConfig) -> Iterator[Tuples]:
-    """Every image once in every bin, bin after bin from the clean end, at a random timestep of the bin with new noise.
+    """Draw every image once in every bin, starting at the clean end, at a random timestep of the bin with new noise.
 
     The draws depend on `config.seed` alone, not on how `config.batch_size` splits them.
     """
@@ -120,12 +120,12 @@ def draw_tuples(process: Process, batch: Batch, config: ScoringConfig) -> Iterat
 
 
 def price_of_tuples(model: nn.Module, process: Process, config: ScoringConfig, options: Options) -> Price:
-    """Of a forward pass for every tuple."""
+    """Price of a forward pass for every tuple."""
     return Price(config.timesteps_of(process) * config.num_images * FORWARD_SHARE)
 
 
 def price_of_drops(model: nn.Module, process: Process, config: ScoringConfig, options: Options) -> Price:
-    """Of a forward pass for every tuple, and again without each block."""
+    """Price of a forward pass for every tuple, and again without each block."""
     return Price(passes_of(describe(model)) * price_of_tuples(model, process, config, options).passes)
 
 
@@ -137,7 +137,7 @@ def measure_blocks(
     config: ScoringConfig,
     ced_output: CedOutput = "sample",
 ) -> BlockSums:
-    """The sums of the full model and of every drop; `ced_output` says of what `total` and `square` are.
+    """The sums for the full model and every drop; `ced_output` says of which output `total` and `square` are.
 
     Raises:
         SecateurError: the model has no blocks.
@@ -183,7 +183,7 @@ def measure_blocks(
 def watched(model: nn.Module, structure: Structure) -> Iterator[dict[str, Tensor]]:
     """Collect, at each pass inside the block, 1 - cos(x, block(x)) of the blocks, (B,) float64 on the CPU.
 
-    x is a token (B, N, C) or a pixel (B, C, H, W) of the image that the block takes; a sample's distances are averaged.
+    x is a token (B, N, C) or a pixel (B, C, H, W) of the block's image input; distances are averaged over a sample.
     """
     seen: dict[str, Tensor] = {}
 
@@ -205,9 +205,9 @@ def watched(model: nn.Module, structure: Structure) -> Iterator[dict[str, Tensor
 
 
 def leaving_order(scores: Array, errors: Array | None = None) -> NDArray[np.intp]:
-    """Indices of blocks in the order in which they leave, along the last axis of `scores` (..., L).
+    """Indices of blocks in the order of removal, along the last axis of `scores` (..., L).
 
-    The lowest score first; of equal ones the smaller of `errors` (..., L), then the later block.
+    The lowest score comes first; of equal ones the smaller of `errors` (..., L), then the later block.
     """
     errors = np.zeros_like(scores) if errors is None else errors
     earlier = np.broadcast_to(-np.arange(scores.shape[-1]), scores.shape)
@@ -215,7 +215,8 @@ def leaving_order(scores: Array, errors: Array | None = None) -> NDArray[np.intp
 
 
 def block_scores(names: Sequence[str], scores: Array, errors: Array | None = None) -> dict[str, Tensor]:
-    """Scores (L,) by block, equal ones moved apart by the smallest float, so that they leave in `leaving_order`."""
+    """Scores (L,) by block; equal ones are separated by the smallest float difference, so that they sort in
+    `leaving_order`."""
     apart = scores.copy()
     order = leaving_order(scores, errors)
     for before, after in pairwise(order):
