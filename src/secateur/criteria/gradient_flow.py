@@ -10,9 +10,9 @@ With g_t, H_t the gradient and Hessian of the loss L_t at timestep t, removing t
     S_g = - sum_{q in P_g} theta_q sum_t w_t (H_t g_t)_q.
 
 Timesteps are kept separate because the gradient of the summed loss nearly vanishes at a converged model. S is also
-dE/dm of an energy at m = 1, the gradient taken with respect to the weights m theta: E(m) = -1/2 sum_t ||g_t(m theta)||^2
-with w_t = 1, and E(m) = -1/2 sum_t log ||g_t(m theta)||^2 with w_t = 1 / ||g_t||^2, in which every timestep counts
-equally.
+dE/dm of an energy at m = 1, where g_t is taken with respect to the weights m theta: E(m) = -1/2 sum_t ||g_t(m
+theta)||^2 with w_t = 1, and E(m) = -1/2 sum_t log ||g_t(m theta)||^2 with w_t = 1 / ||g_t||^2, in which every
+timestep counts equally.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Data as batches: an image folder, a table, an `.npz`, `digits`, or the latents of any of these."""
+"""Data sets that return batches: image folders, tables, `.npz` files, objects in memory, or latents of any of these."""
 
 from .arrays import ArrayDataset
 from .dataset import Batch, ImageDataset, PixelDataset, calibration_batch, calibration_order

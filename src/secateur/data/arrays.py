@@ -1,4 +1,4 @@
-"""Images in memory: an `.npz` with `images`, or what comes with the package, `digits` and `fashion`."""
+"""Images in memory: an `.npz` with `images`, or the embedded `digits` and `fashion`."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class ArrayDataset:
         chosen = torch.as_tensor(indices, dtype=torch.int64)
         if self.images.shape[1:] == self.shape:
             images = _as_fractions(self.images[chosen])
-        else:  # one at a time: they may be much larger than what becomes of them
+        else:  # one at a time: they may be much larger than the result
             images = torch.cat([self._fitted(self.images[index : index + 1]) for index in indices])
         return Batch(images * 2 - 1, labelled(self.labels, chosen))
 

@@ -37,8 +37,8 @@ class LatentSpace:
 
     channels: int
     image_channels: int
-    factor: int  # pixels to a latent, along each side
-    frames: int | None = None  # of a clip to a latent, but for the first, which is alone; None for images
+    factor: int  # pixels per latent, along each side
+    frames: int | None = None  # frames of a clip per latent, except the first, which has its own; None for images
 
     def image_shape(self, latent_shape: Shape) -> Shape:
         """C, H, W of the images, or C, T, H, W of the clips, whose latents have `latent_shape`."""
@@ -53,14 +53,14 @@ def _as_it_is(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Kind:
-    """What is particular to a class of autoencoders.
+    """The properties of a class of autoencoders.
 
     Attributes:
         architecture: the class.
-        space: its shapes, by its config.
-        normalization: (mean, deviation) of the encoder's output by channel, where the config does not say.
-        enter, leave: a batch of images as the encoder takes them, and what the decoder gives as images.
-        fold, unfold: the encoder's output as the network sees it, and back.
+        space: its shapes, from its config.
+        normalization: (mean, deviation) of the encoder's output by channel, if not in the config.
+        enter, leave: convert a batch of images to the encoder's input, and the decoder's output to images.
+        fold, unfold: convert the encoder's output to the network's input, and back.
     """
 
     architecture: type[Any]
@@ -78,7 +78,7 @@ def _of_images(config: Mapping[str, Any]) -> LatentSpace:
 
 
 def _of_flux2(config: Mapping[str, Any]) -> LatentSpace:
-    """2 x 2 latents are one, with as many channels more."""
+    """2 x 2 latents are folded into one, with four times the channels."""
     factor = 2 ** len(config["block_out_channels"])
     return LatentSpace(4 * config["latent_channels"], config["in_channels"], factor)
 
@@ -95,7 +95,7 @@ def _of_wan(config: Mapping[str, Any]) -> LatentSpace:
 
 
 def _batch_statistics(model: AutoencoderKLFlux2) -> tuple[Tensor, Tensor]:
-    """Of the norm that Flux.2's autoencoder was trained with."""
+    """Statistics of the batch norm of Flux.2's autoencoder."""
     return model.bn.running_mean, (model.bn.running_var + model.config.batch_norm_eps).sqrt()
 
 
@@ -127,10 +127,10 @@ AUTOENCODERS = {kind.architecture.__name__: kind for kind in KINDS}
 
 
 def latent_space(source: Path | nn.Module) -> LatentSpace:
-    """What the config of an autoencoder says, or that in its folder.
+    """The latent space of an autoencoder, from its config or that in its folder.
 
     Raises:
-        ModelError: another class than those of `AUTOENCODERS`, or a config that is none of it.
+        ModelError: the class is not in `AUTOENCODERS`, or the config is not one of it.
     """
     name, config = _described(source)
     if name not in AUTOENCODERS:
@@ -161,8 +161,8 @@ class Autoencoder:
     """An autoencoder with the normalization of its latents: (z - shift) scale, z the encoder's output.
 
     `scale` and `shift` are (C, 1, 1): `scaling_factor` and `shift_factor` of the config (Rombach et al. 2022, section
-    D.1), or `latents_mean` and `latents_std` where it has them, as diffusers' pipelines use them; of clips they are
-    (C, 1, 1, 1).
+    D.1), or `latents_mean` and `latents_std` if it has them, used as in diffusers' pipelines; for clips they are (C, 1,
+    1, 1).
     """
 
     model: nn.Module
@@ -173,9 +173,9 @@ class Autoencoder:
 
     @torch.no_grad()
     def encode(self, x: Tensor, noise: Tensor) -> Tensor:
-        """Latents (B, C, h, w) of images in [-1, 1]: mean + std noise of each posterior, where there is one.
+        """Latents (B, C, h, w) of images in [-1, 1]: mean + std * noise of each posterior, if there is one.
 
-        Of clips (B, C, T, H, W), latents are (B, C, t, h, w).
+        For clips (B, C, T, H, W), latents are (B, C, t, h, w).
         """
         weight, fold = next(self.model.parameters()), self.kind.fold
         with loading(self.name, "cannot encode images"):
@@ -198,7 +198,7 @@ class Autoencoder:
 
 
 def open_autoencoder(source: Path | nn.Module, device: torch.device | str = "cpu") -> Autoencoder:
-    """The autoencoder in a folder, in float32 on `device`; one in memory is used as it is, where it is.
+    """The autoencoder in a folder, in float32 on `device`; one in memory is used without changes.
 
     Raises:
         ModelError: as `latent_space`; damaged or missing weights.
@@ -208,7 +208,7 @@ def open_autoencoder(source: Path | nn.Module, device: torch.device | str = "cpu
     model: Any = source
     if isinstance(source, Path):
         model = load_any(Place(source), kind.architecture)  # its decoder may be pruned
-        nn.Module.to(model, device, torch.float32).requires_grad_(False)  # past diffusers' warning
+        nn.Module.to(model, device, torch.float32).requires_grad_(False)  # avoids diffusers' warning
     config, shape, here = model.config, (space.channels, 1, 1), device_of(model)
     with loading(_named(source), "has no numbers to normalize its latents by"):
         scale = torch.full(shape, config.get("scaling_factor") or 1.0, device=here)

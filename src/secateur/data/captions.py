@@ -1,6 +1,6 @@
 """Captions of an image folder: `metadata.jsonl`, a line of `{"file_name": ..., "text": ...}` for each image.
 
-This is the layout that `datasets` calls imagefolder.
+This is the imagefolder layout of `datasets`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def read_captions(folder: Path, paths: Sequence[Path]) -> tuple[str, ...]:
 def _entries(metadata: Path) -> list[dict[str, Any]]:
     entries = []
     try:
-        lines = metadata.read_text(encoding="utf-8").split("\n")  # JSON may hold what splitlines takes for an end
+        lines = metadata.read_text(encoding="utf-8").split("\n")  # splitlines would split inside strings
     except (OSError, ValueError) as error:
         raise DataError(f"{metadata} cannot be read: {first_line(error)}") from error
     for number, line in enumerate(lines, 1):

@@ -1,4 +1,4 @@
-"""Which class label a name stands for."""
+"""Class labels from class names."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ MOST_CLASSES = 1_000_000
 def classes_of(found: Sequence[Name]) -> tuple[tuple[str, ...], Tensor]:
     """Names of all classes, and the labels (N,) of the `found` class of each of N images.
 
-    Whole numbers are the labels themselves, so 0, 207 and 281 are those classes of an ImageNet model, of 282 names in
-    all. Other names are labelled from 0 on as they sort, and so are numbers of a million or more.
+    Integers are the labels themselves, so 0, 207 and 281 mean those classes of an ImageNet model (and there are 282
+    names). Other names are labelled from 0 in sorted order, and so are numbers of a million or more.
     """
     numbers = [int(name) for name in map(str, found) if name.isascii() and name.isdecimal()]
     if len(numbers) == len(found) and max(numbers, default=0) < MOST_CLASSES:
@@ -26,5 +26,5 @@ def classes_of(found: Sequence[Name]) -> tuple[tuple[str, ...], Tensor]:
 
 
 def numbered(count: int) -> tuple[str, ...]:
-    """Names of classes that have none but their labels."""
+    """Names for classes that only have labels."""
     return tuple(map(str, range(count)))

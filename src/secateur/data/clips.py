@@ -28,7 +28,7 @@ VIDEOS = (".mp4", ".webm", ".mkv", ".mov", ".avi")
 
 @dataclass(frozen=True)
 class ClipDataset:
-    """Clips (C, T, H, W), decoded when they are asked for: the T frames in the middle of each."""
+    """Clips (C, T, H, W), decoded on access: the middle T frames of each."""
 
     name: str
     shape: Shape
@@ -68,7 +68,7 @@ def open_clips(folder: Path, shape: Shape) -> ClipDataset:
 
 
 def read_clip(path: Path, shape: Shape) -> Tensor:
-    """The middle frames of the clip at `path`, (C, T, H, W) in [-1, 1], cropped and resized as images are.
+    """The middle frames of the clip at `path`, (C, T, H, W) in [-1, 1], cropped and resized like images.
 
     Raises:
         DataError: it has too few frames, or one cannot be read.

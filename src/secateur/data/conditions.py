@@ -1,4 +1,4 @@
-"""What a model takes beside the noisy sample: which of the data's conditions it takes, and what stands for none."""
+"""Conditions of a model: which of the data's it takes, and its null condition."""
 
 from collections.abc import Callable
 
@@ -15,19 +15,19 @@ GIVE_LABELS = "put images in one folder per class, or name the column of a table
 
 
 def disable_label_dropout(model: nn.Module) -> None:
-    """Stop a DiT from dropping labels by itself: it would draw independently in every block."""
+    """Stop a DiT from dropping labels itself: it would draw independently in every block."""
     for module in model.modules():
         if isinstance(module, LabelEmbedding):
             module.dropout_prob = 0.0
 
 
 def accepts(model: nn.Module) -> Callable[[Conditions], Conditions]:
-    """The function that leaves of the data's conditions those that `model` takes: labels only if it knows classes."""
+    """A function that selects the conditions that `model` takes: labels only if it has classes."""
     return without_labels if class_count(model) is None else dict
 
 
 def null_conditions(model: nn.Module, dataset: ImageDataset | None = None) -> Conditions:
-    """What stands for no condition: the model's null class, the data's encoded empty prompt; empty without either."""
+    """The null condition: the model's null class, or the data's encoded empty prompt; empty without either."""
     null = null_class(model)
     labels = UNCONDITIONAL if null is None else {LABELS: torch.tensor(null)}
     return {**labels, **(UNCONDITIONAL if dataset is None else dataset.null)}
@@ -39,30 +39,30 @@ def label_conditions(labels: list[int] | None) -> Conditions:
 
 
 def sample_labels(model: nn.Module, samples: range) -> torch.Tensor | None:
-    """Class labels (N,) of `samples`: classes take turns. None if the model knows none."""
+    """Class labels (N,) of `samples`: all classes in turn. None if the model has none."""
     classes = class_count(model)
     return None if classes is None else torch.tensor(samples) % classes
 
 
 def sample_conditions(model: nn.Module, dataset: ImageDataset, samples: range, seed: int = 0) -> Conditions:
-    """Conditions of `samples`: class labels in turns, and all else that the data's images have, shuffled."""
+    """Conditions of `samples`: class labels in turn, and all other conditions of the data's images, shuffled."""
     labels = sample_labels(model, samples)
     conditions = dataset.batch(images_of(dataset, samples, seed)).conditions if dataset.null else UNCONDITIONAL
     return {**without_labels(conditions), **({} if labels is None else {LABELS: labels})}
 
 
 def sample_captions(dataset: ImageDataset, samples: range, seed: int = 0) -> list[str]:
-    """The captions that `sample_conditions` tells a text model of."""
+    """The captions of `sample_conditions`, for a text model."""
     return [dataset.captions[index] for index in images_of(dataset, samples, seed)]
 
 
 def images_of(dataset: ImageDataset, samples: range, seed: int) -> list[int]:
-    """The image of the data that each sample takes its conditions from, or that a decoder reconstructs."""
+    """The index of the image that each sample takes its conditions from, or that a decoder reconstructs."""
     return calibration_order(dataset, seed)[torch.tensor(samples) % len(dataset)].tolist()
 
 
 def check_conditions(model: nn.Module, dataset: ImageDataset, needed: bool = True) -> None:
-    """Refuse data whose labels the model cannot take; without labels too, unless they are not `needed`.
+    """Refuse data whose labels do not fit the model, and data without labels if they are `needed`.
 
     Raises:
         DataError: the model is class-conditional and the data has more classes than it, or no labels.

@@ -1,4 +1,4 @@
-"""What every data set is: images or latents of one shape with their conditions, read by index."""
+"""The interface of data sets: images or latents of one shape with their conditions, read by index."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ..models.family import Shape
 
 @dataclass(frozen=True)
 class Batch:
-    """Images in [-1, 1] or latents, (B, C, H, W) float32, and the conditions that belong to them.
+    """Images in [-1, 1] or latents, (B, C, H, W) float32, with their conditions.
 
-    Clips and their latents have an axis of frames behind the channels.
+    Clips and their latents have an axis of frames after the channels.
     """
 
     sample: Tensor
@@ -60,7 +60,7 @@ class ImageDataset(Protocol):
 
     @property
     def null(self) -> Conditions:
-        """What stands for no condition, a row of each: an encoded empty prompt; empty without captions."""
+        """The null condition, one row of each entry: the encoded empty prompt; empty without captions."""
         ...
 
     def __len__(self) -> int: ...
@@ -71,7 +71,7 @@ class ImageDataset(Protocol):
 
 
 class PixelDataset(ImageDataset, Protocol):
-    """Images as a user's data holds them, not encoded."""
+    """Images of a user's data, not encoded."""
 
     @property
     def labels(self) -> Tensor | None:

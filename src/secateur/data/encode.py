@@ -1,7 +1,7 @@
 """Encoding a data set once: latents by the VAE, captions by the text encoders, into a cache on disk.
 
-The cache's folders are named by what they are made from, so that a stale one is never read. VAE and text encoders are
-in memory one after another, and only while something is missing.
+Folders of the cache are named by a fingerprint of their inputs, so that a stale one is never read. VAE and text
+encoders are loaded one after the other, and only if something is missing.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from .latents import LATENTS, EncodedDataset, RowsMadeWhenRead
 from .text import KEPT, TEXT_PARTS, check_text, open_text_encoder, text_parts
 
 FORMAT = 1
-AT_ONCE = 8  # images or captions to a pass
-POSTERIOR_SEED = 0  # one draw of each image, whatever is trained on it
+AT_ONCE = 8  # images or captions per pass
+POSTERIOR_SEED = 0  # one draw per image, for all uses
 ABOUT = "about.json"
 NULL = "null.safetensors"
 
 
 def open_encoded(source: str, loaded: Loaded) -> EncodedDataset:
-    """The data set of latents that `encode` writes, whether or not it is written yet.
+    """The data set of latents that `encode` writes, complete or not.
 
     Raises:
         DataError: as `load_data`; no captions for a text-conditional model.
@@ -79,7 +79,7 @@ def open_encoded(source: str, loaded: Loaded) -> EncodedDataset:
     chunk_size = chunk_size_of(_text_bytes(loaded.model))
     about = {
         "format": FORMAT,
-        "pipeline": _settings_of(loaded.pipeline),  # they decide how prompts are encoded
+        "pipeline": _settings_of(loaded.pipeline),  # these decide how prompts are encoded
         "encoders": encoders,
         "captions": list(images.captions),
         "size": list(images.shape[-2:]),
@@ -90,7 +90,7 @@ def open_encoded(source: str, loaded: Loaded) -> EncodedDataset:
 
 
 def with_null(dataset: EncodedDataset) -> EncodedDataset:
-    """The data set with the conditions of the empty prompt, where they are known."""
+    """The data set with the conditions of the empty prompt, if known."""
     if dataset.text is None or not (dataset.text.folder / NULL).is_file():
         return dataset
     try:
@@ -100,7 +100,7 @@ def with_null(dataset: EncodedDataset) -> EncodedDataset:
 
 
 def encoded_when_read(images: Any, loaded: Loaded) -> LatentDataset:
-    """The data set of latents and conditions of `images`, made in memory when rows are first read.
+    """A data set of latents and conditions of `images`, encoded in memory when rows are first read.
 
     Raises:
         DataError: no captions for a text-conditional model.
@@ -136,7 +136,7 @@ def whole(dataset: EncodedDataset) -> bool:
 
 
 def sizes(dataset: EncodedDataset, loaded: Loaded) -> Iterator[tuple[str, int, int, Path]]:
-    """What is still to be written: a name, bytes on disk, bytes of the weights that do it, and the folder."""
+    """What remains to be encoded: name, bytes on disk, bytes of the encoder's weights, and the folder."""
     assert loaded.pipeline is not None
     assert loaded.vae is not None
     if dataset.latents.missing():
@@ -151,7 +151,7 @@ def sizes(dataset: EncodedDataset, loaded: Loaded) -> Iterator[tuple[str, int, i
 def encode(dataset: EncodedDataset, loaded: Loaded) -> EncodedDataset:
     """Write what is missing, and return the data set with the conditions of the empty prompt.
 
-    Killed at any moment, it goes on with the shard at hand. Of several processes each writes its part of the shards.
+    After a kill, it resumes with the current shard. Each of several processes writes a part of the shards.
 
     Raises:
         ModelError: VAE or text encoders that cannot be loaded, or latents that are not finite.
@@ -159,7 +159,7 @@ def encode(dataset: EncodedDataset, loaded: Loaded) -> EncodedDataset:
     """
     if dataset.latents.missing():
         _encode_latents(dataset, loaded)
-    dataset = with_null(dataset)  # somebody may have encoded since it was opened
+    dataset = with_null(dataset)  # another run may have encoded since it was opened
     if dataset.text is not None and (not dataset.null or dataset.text.missing()):
         return _encode_captions(dataset, loaded)
     return dataset
@@ -181,7 +181,7 @@ def _encode_latents(dataset: EncodedDataset, loaded: Loaded) -> None:
 def _latents_of(images: Any, indices: range, shape: Shape, autoencoder: Autoencoder) -> Tensor:
     """Latents of the images at `indices`, on the CPU.
 
-    Latent models are trained on draws of the posterior, not on its mean; one of each image, by its number.
+    Latent models are trained on draws of the posterior, not on its mean; there is one per image, drawn by its number.
     """
     noise = normal(shape, indices, POSTERIOR_SEED, Purpose.POSTERIOR)
     samples = images.batch(list(indices)).sample
@@ -214,7 +214,7 @@ def _check_disk(rows: FileRows, row_bytes: int) -> None:
 
 
 def _write_about(rows: FileRows, dataset: EncodedDataset, made_by: dict[str, Any]) -> None:
-    """For people who look at the folder."""
+    """Write a description of the folder, for people."""
     write_json(rows.folder / ABOUT, {"data": dataset.name, "images": rows.count, **made_by})
 
 
@@ -223,13 +223,13 @@ def _latent_bytes(shape: Shape) -> int:
 
 
 def _text_bytes(model: nn.Module) -> int:
-    """About what a caption takes on disk, by the model's config: text lengths are those of the usual pipelines."""
+    """Approximate bytes of a caption on disk, from the model's config and the usual pipelines' text lengths."""
     _, conditions = example_batch(model, 1)
     return sum(value.numel() for value in conditions.values()) * KEPT.itemsize
 
 
 def _weights_bytes(parts: Iterable[Any]) -> int:
-    """Of the weights that are still to be read."""
+    """Bytes of the weights that must still be loaded."""
     folders = [part for part in parts if isinstance(part, Path)]
     return sum(path.stat().st_size for folder in folders for path in folder.glob("*.safetensors"))
 

@@ -21,7 +21,7 @@ from .images import SUFFIXES, decode, in_threads, read_header, shape_for
 
 @dataclass(frozen=True)
 class FolderDataset:
-    """Image files, decoded when they are asked for, by a few threads."""
+    """Image files, decoded on access by a few threads."""
 
     name: str
     shape: tuple[int, int, int]
@@ -62,7 +62,7 @@ def _classes(places: Sequence[tuple[str, ...]]) -> tuple[tuple[str, ...], Tensor
 
 
 def _check_classes(folder: Path, names: Sequence[str]) -> None:
-    """Refuse a sub-folder without images where names become labels by their order: those of the others would shift.
+    """Refuse a sub-folder without images if labels follow the order of names: the labels after it would shift.
 
     Raises:
         DataError: naming the sub-folder.
@@ -78,7 +78,7 @@ def _check_classes(folder: Path, names: Sequence[str]) -> None:
 
 
 def visible_files(folder: Path) -> tuple[Path, ...]:
-    """Every visible file below `folder`, sorted; links are followed, each folder is read once."""
+    """Every visible file below `folder`, sorted; links are followed, but each folder is read once."""
     found: list[Path] = []
     seen = {os.path.realpath(folder)}
     for root, folders, files in os.walk(folder, followlinks=True):

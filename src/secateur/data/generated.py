@@ -1,7 +1,7 @@
-"""Data that a model draws itself, where no images are at hand: `generated`, or `generated:4096` for so many.
+"""Samples of a model as data, if there are no images: `generated`, or `generated:4096` for that many.
 
-Sample i depends on the model, the seed and i alone: its noise is that of `process.sampling.initial_noise`, its label is
-the turn of its class. What was drawn is kept in the cache, by the fingerprint of the model that drew it.
+Sample i depends on the model, the seed and i alone: its noise is that of `process.sampling.initial_noise`, and labels
+are all classes in turn. Samples are kept in the cache, under the fingerprint of the model that drew them.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ AT_ONCE = 64
 
 @dataclass(frozen=True)
 class GeneratedDataset:
-    """Samples that a model drew, (N, *shape), with the labels that it drew them for; `draw_samples` draws them.
+    """Samples of a model, (N, *shape), with their labels; `draw_samples` draws them.
 
     Attributes:
-        rows: where they are kept.
-        draw: the samples with these numbers.
+        rows: their storage.
+        draw: draws the samples with given numbers.
     """
 
     shape: Shape
@@ -66,7 +66,7 @@ class GeneratedDataset:
         return self.rows.count
 
     def noise(self, indices: Sequence[int]) -> Tensor:
-        """What the samples at `indices` were drawn from, (len(indices), *shape)."""
+        """The initial noise of the samples at `indices`, (len(indices), *shape)."""
         return initial_noise(indices, self.shape, SEED)
 
     def batch(self, indices: Sequence[int]) -> Batch:
@@ -75,7 +75,7 @@ class GeneratedDataset:
 
 
 def is_generated(data: object) -> bool:
-    """Whether a user means data that the dense model draws."""
+    """Whether `data` means samples of the dense model."""
     return isinstance(data, str) and (data == WORD or data.startswith(f"{WORD}:"))
 
 
@@ -86,13 +86,13 @@ def open_generated(
     decode: Callable[[Tensor], Tensor] | None,
     images: Shape,
 ) -> GeneratedDataset | LatentDataset:
-    """The data that `model` draws, whether or not it is drawn yet.
+    """Samples of `model` as a data set, drawn already or not.
 
     Args:
         text: `generated`, or `generated:COUNT`.
         model: a denoiser without text, of images or latents.
-        process: which sampler.
-        decode: what turns latents into images; None for a model of images.
+        process: the process, for its sampler.
+        decode: turns latents into images; None for a model of images.
         images: C, H, W of the images.
 
     Raises:
@@ -118,14 +118,14 @@ def open_generated(
 
 
 def draw_samples(dataset: GeneratedDataset) -> None:
-    """Draw what is not drawn yet; every process its part."""
+    """Draw the missing samples, each process a part."""
     dataset.rows.folder.mkdir(parents=True, exist_ok=True)
     dataset.rows.fill(dataset.draw, "samples of the dense model")
 
 
 @dataclass(frozen=True)
 class DecodedDataset:
-    """The images that generated latents stand for, decoded when they are read."""
+    """The images of generated latents, decoded on access."""
 
     shape: Shape
     latents: GeneratedDataset

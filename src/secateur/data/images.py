@@ -1,4 +1,4 @@
-"""Encoded images as tensors: what folders of files and tables of bytes have in common."""
+"""Reading encoded images into tensors, from files or bytes."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ FORMATS = {
     "PPM": (".ppm", ".pgm", ".pnm"),
 }
 SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
-SKIPPED_SHOWN = 3  # names of a kind in a message
+SKIPPED_SHOWN = 3  # names of one kind shown in a message
 WORKERS = min(8, os.cpu_count() or 1)
-MOST_PIXELS = 89_478_485  # where Pillow begins to warn of decompression bombs
-PIXELS_AT_ONCE = 4_000_000  # larger images are decoded one at a time, and made flat in strips of so many
+MOST_PIXELS = 89_478_485  # from here on Pillow warns of decompression bombs
+PIXELS_AT_ONCE = 4_000_000  # larger images are decoded one at a time, and flattened in strips of this size
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 GREY = ("1", "L", "LA", "La", "I", "I;16", "I;16B")
 COLOURED = ("P", "PA", "RGB", "RGBA", "RGBa", "CMYK", "YCbCr")
@@ -49,13 +49,14 @@ _large = threading.Lock()
 
 
 def in_threads(function: Callable[..., Result], *arguments: Iterable[object]) -> list[Result]:
-    """As `list(map(function, *arguments))`, by a few threads; Pillow decodes without the interpreter's lock."""
+    """As `list(map(function, *arguments))`, by a few threads; Pillow releases the interpreter's lock while it
+    decodes."""
     with ThreadPoolExecutor(WORKERS) as pool:
         return list(pool.map(function, *arguments))
 
 
 def read_header(file: File) -> Header | str:
-    """What an image's header says, or why the image cannot be used."""
+    """The header of an image, or why the image cannot be used."""
     try:
         with _opened(file) as image:
             if (reason := _unusable(image)) is not None:
@@ -66,10 +67,10 @@ def read_header(file: File) -> Header | str:
 
 
 def _opened(file: File) -> Image.Image:
-    """The image with its header read.
+    """Open an image and read its header.
 
     Raises:
-        OSError, ValueError, SyntaxError: it cannot be read; a pipe or a device is not waited for.
+        OSError, ValueError, SyntaxError: it cannot be read, or is a pipe or a device.
     """
     if isinstance(file, Path):
         require_regular(file)
@@ -79,7 +80,7 @@ def _opened(file: File) -> Image.Image:
 
 
 def _unusable(image: Image.Image) -> str | None:
-    """Why the values of an image would be misunderstood or not fit into memory; None if all is well."""
+    """Why an image cannot be used: values without an agreed range, or too many pixels; None if it can."""
     if image.width * image.height > MOST_PIXELS:
         return f"{image.width} x {image.height} pixels are more than {MOST_PIXELS}"
     if image.mode not in GREY + COLOURED:  # of floats, for one: they have no agreed range
@@ -111,10 +112,10 @@ def shape_for(
 
 
 def decode(file: File, name: str, shape: Header) -> Tensor:
-    """One image (C, H, W) in [-1, 1], upright by its EXIF tag, transparency laid on white."""
+    """One image (C, H, W) in [-1, 1], rotated by its EXIF tag, transparency over white."""
     try:
         with _opened(file) as image, _large if image.width * image.height > PIXELS_AT_ONCE else nullcontext():
-            if (reason := _unusable(image)) is not None:  # it was replaced since its header was read
+            if (reason := _unusable(image)) is not None:  # it may have been replaced since its header was read
                 raise ValueError(reason)
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
@@ -124,7 +125,7 @@ def decode(file: File, name: str, shape: Header) -> Tensor:
 
 
 def fitted(image: Image.Image, shape: Header) -> Tensor:
-    """An image that is loaded, (C, H, W) in [-1, 1]: cropped at the centre, resized, transparency laid on white."""
+    """A loaded image as (C, H, W) in [-1, 1]: cropped at the centre, resized, transparency over white."""
     deep = image.mode.startswith("I")
     picture = _levels(image) if deep else _flat(image, "L" if shape[0] == 1 else "RGB")
     if picture.size != (shape[2], shape[1]):

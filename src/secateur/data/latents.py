@@ -1,4 +1,4 @@
-"""The latents of images, and what encoded their captions, as a data set that needs neither VAE nor text encoder."""
+"""A data set of latents and encoded captions, which needs neither VAE nor text encoder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LATENTS = "latents"
 
 @dataclass(frozen=True)
 class RowsMadeWhenRead(MemoryRows):
-    """Rows in memory, each chunk of which `make` gives when one of its rows is first read."""
+    """Rows in memory; `make` computes a chunk when one of its rows is first read."""
 
     make: Callable[[range], Chunk] = field(kw_only=True, repr=False)
 
@@ -36,7 +36,7 @@ class RowsMadeWhenRead(MemoryRows):
 class LatentDataset:
     """Encoded `images`: their latents (N, *shape), and the text conditions of their captions if there are any.
 
-    `null` are the conditions of the empty prompt. `images` stay at hand for what looks at pixels.
+    `null` are the conditions of the empty prompt. `images` are kept for uses that need pixels.
     """
 
     images: PixelDataset
@@ -73,18 +73,18 @@ class LatentDataset:
 
 @dataclass(frozen=True)
 class EncodedDataset(LatentDataset):
-    """Latents and conditions in files, which `data.encode` writes."""
+    """Latents and conditions in files written by `data.encode`."""
 
     latents: FileRows
     text: FileRows | None = None
 
     @property
     def fingerprint(self) -> str:
-        """Changes also with what encodes them."""
+        """Changes also with the encoders."""
         encoded = [rows.folder.name for rows in (self.latents, self.text) if rows is not None]
         return fingerprint([self.images.fingerprint, *encoded])
 
 
 def pixels(dataset: ImageDataset) -> ImageDataset:
-    """The images themselves: of latents, what was encoded."""
+    """The images themselves; for latents, the images that were encoded."""
     return dataset.images if isinstance(dataset, LatentDataset | NoData) else dataset

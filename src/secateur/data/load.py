@@ -1,4 +1,4 @@
-"""Opening whatever a user names as data."""
+"""Opening data by its name: a path or a word."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ ACCEPTED = (
 def load_data(source: str | Path, shape: Shape | None = None) -> PixelDataset:
     """Open images for a model that takes `shape` (C, H, W); by default the shape of the data.
 
-    For a model of clips, `shape` is (C, T, H, W), and the source a folder of them.
+    For a model of clips, `shape` is (C, T, H, W), and the source a folder of clips.
 
     Images are cropped at the centre to the aspect ratio of `shape`, resized with antialiasing (bicubic), and
-    turned grey or into RGB where the model takes 1 or 3 channels.
+    converted to grey or RGB if the model takes 1 or 3 channels.
 
     Raises:
         DataError: nothing is there, an image cannot be read, or its channels do not fit `shape`.
@@ -86,7 +86,7 @@ def _open_directory(folder: Path, shape: tuple[int, int, int] | None) -> PixelDa
 
 
 def _note_skipped(folder: Path, skipped: Sequence[Path]) -> None:
-    """Say which files of an image folder are not used."""
+    """Print which files of an image folder are not used."""
     if skipped:
         kinds = Counter(path.suffix.lower() or "no suffix" for path in skipped).most_common(MOST_KINDS)
         said = ", ".join(f"{count} of {suffix}" for suffix, count in kinds)

@@ -1,4 +1,4 @@
-"""What stands for data where there are none: models are then compared with each other alone."""
+"""A data set without images, for comparing models with each other alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .dataset import Batch
 
 @dataclass(frozen=True)
 class NoData:
-    """No images, of the shape that a model takes; `image_shape` is that of what it draws."""
+    """No images, of the shape that a model takes; `image_shape` is the shape of its samples."""
 
     shape: Shape
     image_shape: Shape
@@ -27,7 +27,7 @@ class NoData:
 
     @property
     def images(self) -> NoData:
-        """Of latents, what stands for the images."""
+        """The data set of images behind latents: also empty."""
         return NoData(self.image_shape, self.image_shape)
 
     def __len__(self) -> int:

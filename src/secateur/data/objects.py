@@ -1,8 +1,8 @@
 """Data as objects in memory: tensors, sequences, data sets and loaders of torch, tables of `datasets`.
 
-Numbers are taken as the network takes them, uint8 as pixels from 0 to 255, uint16 from 0 to 65535. A loader is read by
-its data set and its `collate_fn`, since the order of samples is drawn here; one without a length is read once,
-into memory.
+Floating-point samples are passed to the network as they are; uint8 are pixels from 0 to 255, uint16 from 0 to 65535. Of
+a loader, the data set and the `collate_fn` are used, since the order of samples is drawn here; one without a length is
+read once, into memory.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from ..models.conditions import LABELS, UNCONDITIONAL
 from ..models.family import Shape
 from .dataset import Batch
 
-SAMPLES = ("images", "pixel_values", "latents", "sample", "hidden_states")  # names of what is noised, in a dictionary
+SAMPLES = ("images", "pixel_values", "latents", "sample", "hidden_states")  # keys of the samples in a dictionary
 LABEL_NAMES = ("labels", "label", LABELS)
 CAPTION_NAMES = ("captions", "caption", "text", "prompt")
-FINGERPRINTED = 64  # samples, evenly spread, that tell one data set of objects from another
+FINGERPRINTED = 64  # number of evenly spaced samples in the fingerprint
 ACCEPTED = (
     "a path, a tensor, a sequence or loader of tensors, of (images, labels) or of dictionaries, a datasets.Dataset, or "
     "a data set of secateur"
@@ -39,11 +39,11 @@ Read = Callable[[Sequence[int]], Any]
 
 @dataclass(frozen=True)
 class ObjectDataset:
-    """Samples that `read` gives by their indices, as `converted` makes them a batch.
+    """Samples read by index with `read`, and converted to batches with `converted`.
 
     Attributes:
-        read: a list of indices -> a raw batch, as a user's loader collates it.
-        converted: a raw batch -> samples with their conditions.
+        read: list of indices -> raw batch, as a user's loader collates it.
+        converted: raw batch -> samples with their conditions.
     """
 
     name: str
@@ -68,7 +68,7 @@ class ObjectDataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the samples at `FINGERPRINTED` even places, and how many there are."""
+        """Fingerprint of `FINGERPRINTED` evenly spaced samples and of their number."""
         places = torch.linspace(0, self.count - 1, min(FINGERPRINTED, self.count)).long().unique().tolist()
         batch = self.batch(places)
         digest = hashlib.sha256(str((self.count, self.shape)).encode())
@@ -78,12 +78,12 @@ class ObjectDataset:
 
 
 def open_objects(data: Any, of_batches: bool = False) -> tuple[Read, int]:
-    """How raw batches of `data` are read, and how many samples there are.
+    """A function that reads raw batches of `data`, and the number of samples.
 
-    A sequence holds single images or whole batches, which their axes tell; `of_batches` says that it holds batches.
+    A sequence may hold single images or batches, distinguished by their axes; `of_batches` says that it holds batches.
 
     Raises:
-        DataError: it is nothing that can be read, or empty.
+        DataError: it cannot be read, or is empty.
     """
     read, count = _reader(data, of_batches)
     if count == 0:
@@ -136,7 +136,7 @@ def _rows(item: Any) -> int | None:
 
 
 def _in_memory(batches: list[Any]) -> tuple[Read, int]:
-    """Batches that were read once, one sample of any of them at a time."""
+    """Batches in memory, from which single samples are read."""
     counts = [_rows(batch) for batch in batches]
     if any(count is None for count in counts):
         raise DataError("a batch of the data holds no tensor; give tensors, samples along their first axis")
@@ -157,10 +157,10 @@ def _row(batch: Any, row: int) -> Any:
 
 
 def as_batch(raw: Any, parameters: frozenset[str]) -> Batch:
-    """A raw batch as samples and conditions; `parameters` are the names that the network's `forward` takes.
+    """Convert a raw batch to samples and conditions; `parameters` are the argument names of the network's `forward`.
 
     Raises:
-        DataError: nothing in it can be noised.
+        DataError: it contains no samples.
     """
     if isinstance(raw, Tensor):
         return Batch(_pixels(raw))
@@ -199,6 +199,6 @@ def _from_mapping(raw: Mapping[str, Any], parameters: frozenset[str]) -> Batch:
 
 
 def _pixels(samples: Tensor) -> Tensor:
-    """Samples as the network takes them: levels of 8 or 16 bits in [-1, 1], other numbers as they are."""
+    """Convert levels of 8 or 16 bits to [-1, 1]; other numbers are unchanged."""
     most = {torch.uint8: 255, torch.uint16: 65535}.get(samples.dtype)
     return samples.float() if most is None else samples.float() / most * 2 - 1

@@ -1,7 +1,7 @@
-"""Which table a user means, and opening it by the `datasets` library.
+"""Names of tables, and opening them with the `datasets` library.
 
 `datasets:NAME[:SPLIT][,image=COLUMN][,label=COLUMN][,caption=COLUMN][,config=NAME][,stream=ROWS]` names one. NAME is a
-file, a folder or a hub id. With `stream` the first so many rows are read, and of the others nothing is fetched.
+file, a folder or a hub id. With `stream` only the first ROWS rows are downloaded.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ HUB_SECONDS = 10
 
 @dataclass(frozen=True)
 class TableSource:
-    """Where a table is, and the split, columns and config that were chosen."""
+    """The place of a table, and the chosen split, columns and config."""
 
     place: str
     split: str | None = None
     chosen: Mapping[str, str] = field(default_factory=dict)
 
     def spelled(self, **changes: str) -> str:
-        """How to write it, with other choices."""
+        """Its spelling, with some choices changed."""
         chosen = {**self.chosen, **changes}
         split = chosen.pop("split", self.split)
         options = "".join(f",{name}={value}" for name, value in chosen.items())
@@ -53,7 +53,7 @@ def parse_source(source: str) -> TableSource:
         DataError: it is written differently.
     """
     text = source.removeprefix(PREFIX)
-    if text and Path(text).exists():  # its name may hold what separates the rest
+    if text and Path(text).exists():  # its name may contain the separators
         return TableSource(text)
     named, *options = text.split(",")
     place, _, split = named.partition(":")
@@ -65,7 +65,7 @@ def parse_source(source: str) -> TableSource:
 
 
 def open_source(source: TableSource) -> Any:
-    """The `datasets.Dataset` that is meant.
+    """Open the `datasets.Dataset`.
 
     Raises:
         DataError: `datasets` is not installed, there is no such data or split, or it cannot be read or fetched.
@@ -98,12 +98,12 @@ def open_source(source: TableSource) -> Any:
         return load_dataset(**place) if rows is None else _streamed(place, int(rows))
     except DataError:
         raise
-    except Exception as error:  # what a damaged file, a builder or a network raises is anything
+    except Exception as error:  # damaged files, builders and networks may raise anything
         raise DataError(f"{source.place} cannot be read by datasets: {first_line(error.__cause__ or error)}") from error
 
 
 def _streamed(place: Mapping[str, Any], rows: int) -> Any:
-    """The first `rows` rows of what `load_dataset(**place)` gives, as a table in the cache of `datasets`."""
+    """The first `rows` rows of `load_dataset(**place)`, as a table in the cache of `datasets`."""
     from datasets import Dataset, load_dataset
 
     features = load_dataset(**place, streaming=True).features
@@ -126,14 +126,14 @@ def _split(source: TableSource, splits: Collection[str]) -> str:
 
 
 def _check_hub(source: TableSource) -> None:
-    """Find out within seconds that a data set cannot be fetched; `load_dataset` asks six times before it says so."""
+    """Find out within seconds whether a data set cannot be downloaded; `load_dataset` tries six times first."""
     if not HUB_ID.fullmatch(source.place):
         raise DataError(f"{source.place} does not exist, and is no hub id such as huggan/flowers-102-categories")
     if constants.HF_HUB_OFFLINE:
         return
     try:
         HfApi().dataset_info(source.place, timeout=HUB_SECONDS)
-    except Exception as error:  # whichever library talks to the network has its own
+    except Exception as error:  # depends on the library that uses the network
         raise DataError(
             f"{source.place} is no local file or folder, and the hub did not give it: {first_line(error)}; without a "
             "network, HF_HUB_OFFLINE=1 takes a copy that was fetched before"

@@ -25,7 +25,7 @@ AT_ONCE = 4096  # rows whose headers are read
 
 @dataclass(frozen=True)
 class TableDataset:
-    """Rows of a `datasets.Dataset` in arrow's format, images in their only column; decoded when they are asked for."""
+    """Rows of a `datasets.Dataset` in arrow's format with one column of images, decoded on access."""
 
     name: str
     shape: tuple[int, int, int]
@@ -76,7 +76,7 @@ def open_table(named: str, shape: tuple[int, int, int] | None) -> TableDataset:
 
 
 def _kind(feature: Any) -> str:
-    """Image, ClassLabel ..., or of plain values their type: string, int64 ..."""
+    """The kind of a column: Image, ClassLabel ..., or the type of plain values: string, int64 ..."""
     return str(getattr(feature, "dtype", None) if type(feature).__name__ == "Value" else type(feature).__name__)
 
 
@@ -96,7 +96,7 @@ def _column(source: TableSource, kinds: Mapping[str, str], role: str, fitting: S
 
 
 def _labels(source: TableSource, table: Any, column: str | None) -> tuple[tuple[str, ...], Tensor | None]:
-    """Class names and labels; none where no row has one, as in many test splits."""
+    """Class names and labels; none if no row has a label, as in many test splits."""
     if column is None:
         return (), None
     values, feature = _values(table, column), table.features[column]
@@ -132,12 +132,13 @@ def _values(table: Any, column: str) -> list[Any]:
 
 
 def _files(rows: Any) -> list[File]:
-    """What Pillow opens, for each row of an arrow table with one column; bytes stay where they are, on disk."""
+    """A file object or path for Pillow for each row of an arrow table with one column; bytes stay on disk."""
     return [_file(value) for value in rows.column(0)]
 
 
 def _file(value: Any) -> File:
-    """The image in a row: bytes, or what `datasets` makes of an image, bytes or a path. Anything else is no bytes."""
+    """The image in a row: bytes, or a structure of `datasets` with bytes or a path. Anything else becomes empty
+    bytes."""
     from pyarrow import BinaryScalar, BufferReader, StringScalar, StructScalar  # comes with `datasets`
 
     fields = value if isinstance(value, StructScalar) and value.is_valid else {"bytes": value}

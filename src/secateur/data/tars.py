@@ -1,8 +1,8 @@
 """WebDataset shards: tar files whose members with one name make a sample, `000.jpg`, `000.cls`, `000.txt`.
 
-Members are found once, when the data is opened, and read where they lie, so that any image is at hand in any order,
-and a batch is the same for every number of processes. Spelled `webdataset:PLACE[,corrupt=skip]`; PLACE is a tar file, a
-folder of them, or a name with braces, `train-{000..099}.tar`.
+Members are indexed once, when the data is opened, and read in place, so that images can be read in any order, and a
+batch is the same for every number of processes. Named `webdataset:PLACE[,corrupt=skip]`; PLACE is a tar file, a folder
+of them, or a name with braces, `train-{000..099}.tar`.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from .images import SUFFIXES, decode, in_threads, read_header, shape_for
 
 PREFIX, SUFFIX, SKIP = "webdataset:", ".tar", ",corrupt=skip"
 LABEL, CAPTION, RECORD = ".cls", ".txt", ".json"
-CAPTIONS = ("caption", "text", "prompt")  # names in a record
+CAPTIONS = ("caption", "text", "prompt")  # keys in a record
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 @dataclass(frozen=True)
 class Member:
-    """Where the bytes of a file are: in which tar, from where on, how many."""
+    """The position of a file's bytes: tar, offset and size."""
 
     tar: Path
     offset: int
@@ -50,7 +50,7 @@ class Member:
 
 
 class _Window(io.RawIOBase):
-    """The bytes of a member as a file, read when they are asked for."""
+    """The bytes of a member as a file object, read on access."""
 
     def __init__(self, member: Member) -> None:
         self.member, self.at = member, 0
@@ -94,7 +94,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class TarDataset:
-    """Images in tar files, decoded when they are asked for, by a few threads."""
+    """Images in tar files, decoded on access by a few threads."""
 
     name: str
     shape: tuple[int, int, int]
@@ -121,8 +121,8 @@ def open_tars(named: str, shape: tuple[int, int, int] | None) -> TarDataset:
     """Open the shards that `named` spells, for images of `shape`.
 
     Raises:
-        DataError: there are none, one is damaged or an image of one (unless these are to be skipped), or a sample lacks
-            its label or caption.
+        DataError: there are no shards, a shard or an image is damaged (unless these are skipped), or a sample lacks its
+            label or caption.
     """
     place, skips = named.removeprefix(PREFIX).removesuffix(SKIP), named.endswith(SKIP)
     paths = _shards(place)
@@ -157,7 +157,7 @@ def _shards(place: str) -> list[Path]:
 
 
 def expanded(place: str) -> list[str]:
-    """The names that braces stand for: a{00..02}.tar is a00.tar, a01.tar and a02.tar."""
+    """Expand braces in a name: a{00..02}.tar is a00.tar, a01.tar and a02.tar."""
     pieces = BRACES.split(place)
     fixed, starts, ends = pieces[::3], pieces[1::3], pieces[2::3]
     ranges = [
@@ -168,7 +168,7 @@ def expanded(place: str) -> list[str]:
 
 
 def _samples(path: Path, skips: bool) -> Iterator[Sample]:
-    """The samples of a shard; nothing of one that is damaged, where these are to be skipped."""
+    """The samples of a shard; none if it is damaged and such shards are skipped."""
     try:
         found = _read(path)
     except (tarfile.TarError, OSError, ValueError) as error:
@@ -195,11 +195,11 @@ def _read(path: Path) -> list[Sample]:
             stem, dot, rest = name.partition(".")
             if info.offset_data + info.size > size:
                 raise ValueError(f"it ends within {info.name}")
-            if not stem:  # hidden files, as some archivers write
+            if not stem:  # hidden files, which some archivers add
                 continue
             sample = samples.setdefault(f"{folder}/{stem}".lstrip("/"), Sample(f"{folder}/{stem}".lstrip("/")))
             sample.members[f"{dot}{rest}".lower()] = Member(path, info.offset_data, info.size)
-    with path.open("rb") as file:  # what tarfile takes for the end may be the middle
+    with path.open("rb") as file:  # tarfile may stop too early, at a damaged header
         file.seek(max(0, size - tarfile.BLOCKSIZE))
         if file.read().strip(b"\0"):
             raise ValueError("it has no end of an archive")
@@ -217,7 +217,7 @@ def _tar(sample: Sample) -> Path:
 
 
 def _texts(place: str, samples: Sequence[Sample], suffix: str) -> list[str]:
-    """What the members of a suffix say; nothing where no sample has one."""
+    """The texts of the members with a suffix; empty if no sample has one."""
     without = [sample.key for sample in samples if suffix not in sample.members]
     if len(without) == len(samples):
         return []

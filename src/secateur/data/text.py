@@ -1,4 +1,4 @@
-"""Prompts as the conditions that a text-to-image network takes, by its pipeline's own `encode_prompt`."""
+"""Encoding prompts to a text-to-image network's conditions, with its pipeline's own `encode_prompt`."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from ..models.conditions import Conditions
 from ..models.family import Prompts, Size
 from ..models.registry import families
 
-TEXT_PARTS = ("text_encoder", "tokenizer")  # what the names of these components begin with
+TEXT_PARTS = ("text_encoder", "tokenizer")  # prefixes of the components' names
 KEPT = torch.float16  # on disk; the hidden states of captions are most of a cache
 WIDE = (torch.float64, torch.bfloat16)
 
 
 def encoders() -> dict[str, Prompts]:
-    """How each pipeline that is supported encodes prompts, by its class name."""
+    """How each supported pipeline encodes prompts, by its class name."""
     return {name: encode for family in families() for name, encode in family.prompts.items()}
 
 
@@ -41,12 +41,12 @@ class TextEncoder:
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str]) -> Conditions:
-        """Conditions of `prompts`, a row each, on the CPU, fractions in half precision."""
+        """Conditions of `prompts`, a row each, on the CPU, floating-point ones in half precision."""
         return self._encoded(list(prompts), without=False)
 
     @torch.no_grad()
     def null(self) -> Conditions:
-        """What stands for no prompt: one row of each condition, without the batch axis."""
+        """The null condition: one row of each entry, without the batch axis."""
         return {name: value[0].clone() for name, value in self._encoded([""], without=True).items()}
 
     def _encoded(self, prompts: list[str], without: bool) -> Conditions:
@@ -56,7 +56,7 @@ class TextEncoder:
 
 
 def _kept(name: str, value: Tensor) -> Tensor:
-    """Hidden states in half precision: in bfloat16 where float16 does not reach, as in layers of large models."""
+    """Hidden states in half precision: bfloat16 if they exceed the range of float16, as in layers of large models."""
     half = (name.startswith("encoder_hidden_states") and value.is_floating_point()) or value.dtype in WIDE
     kept = value.to(KEPT) if half else value
     if half and kept.isinf().any():
@@ -67,7 +67,7 @@ def _kept(name: str, value: Tensor) -> Tensor:
 
 
 def text_parts(pipeline: Path | DiffusionPipeline) -> dict[str, Any]:
-    """The text encoders and tokenizers of a pipeline by name, those it leaves out aside: folders, or the objects."""
+    """The text encoders and tokenizers that a pipeline has, by name: folders, or objects."""
     if isinstance(pipeline, Path):
         found: dict[str, Any] = {name: pipeline / name for name in components(pipeline)}
     else:
@@ -79,7 +79,7 @@ def check_text(pipeline: Path | DiffusionPipeline) -> None:
     """Check that prompts can be encoded, before long work starts.
 
     Raises:
-        ModelError: a pipeline that is not in the table, a folder that it lacks, or transformers is not installed.
+        ModelError: the pipeline is not supported, lacks a folder, or transformers is not installed.
     """
     name = _class_of(pipeline)
     if name not in encoders():
@@ -94,9 +94,9 @@ def check_text(pipeline: Path | DiffusionPipeline) -> None:
 def open_text_encoder(
     pipeline: Path | DiffusionPipeline, size: Size, device: torch.device | str = "cpu"
 ) -> TextEncoder:
-    """Load the text encoders and tokenizers of a pipeline folder, in float32, and nothing else of it.
+    """Load only the text encoders and tokenizers of a pipeline folder, in float32.
 
-    Those of a pipeline in memory are used as they are.
+    Those of a pipeline in memory are used without changes.
 
     Raises:
         ModelError: as `check_text`; damaged or missing files.

@@ -1,4 +1,4 @@
-"""What pruning gained and what it cost: efficiency, fidelity, consistency and denoising loss."""
+"""Measuring what pruning gained and cost: efficiency, fidelity, consistency and denoising loss."""
 
 from .config import EvaluationConfig
 from .estimates import independent_difference, verdict

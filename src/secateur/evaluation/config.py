@@ -1,4 +1,4 @@
-"""What to measure, and of how much."""
+"""Options of an evaluation."""
 
 from __future__ import annotations
 
@@ -27,20 +27,21 @@ class EvaluationConfig:
             from the reference's; consistency with the reference's samples (SSIM, PSNR, MSE), ms-ssim, lpips; frechet,
             the distance from the data (FID); rfid, that from the reference's samples; kid; inception-score; prdc
             (precision, recall, density, coverage); per-class, prdc and diversity of every class; clip, the CLIP score
-            of samples and their captions; ftle, the sampler's finite-time Lyapunov exponent. None takes latency, loss,
-            consistency and frechet, as far as models and data allow. Sizes, MACs and layers are always there.
+            of samples and their captions; ftle, the sampler's finite-time Lyapunov exponent. None: latency, loss,
+            consistency and frechet, as far as models and data allow. Sizes, MACs and layers are always measured.
         num_images: samples of each model, drawn from the same noise.
-        num_pairs: of these, how many are compared with the reference's image by image, at most.
-        num_real_images: images of the data that the samples are compared with, at most.
+        num_pairs: at most this many of them are compared with the reference's image by image.
+        num_real_images: at most this many images of the data are compared with the samples.
         num_inference_steps: sampler steps.
         guidance_scale: classifier-free guidance; 1 is off.
-        guidance_channels: how many channels of the output are guided; None is all. The samplers of DiT and SiT guide 3.
-        scheduler: class name of a diffusers scheduler to sample by; None is the process's own deterministic one.
-        batch_size: images at once; changes speed and memory only.
-        seed: of all that is drawn; sample i depends on seed and i only.
-        bootstrap: resamples that the intervals rest on.
-        features: network of the distances: FID, a file of Inception weights, timm:NAME, transformers:ID, or a folder;
-            None takes the one that fits.
+        guidance_channels: number of output channels that are guided; None: all. The original samplers of DiT and SiT
+            guide 3.
+        scheduler: class name of a diffusers scheduler for sampling; None: the process's own deterministic one.
+        batch_size: images per batch; changes speed and memory only.
+        seed: seed of everything that is drawn; sample i depends on seed and i only.
+        bootstrap: number of resamples for the intervals.
+        features: feature network of the distances: FID, a file of Inception weights, timm:NAME, transformers:ID, or a
+            folder; None: the one that fits the images.
         latency: options of the metric latency.
         frechet: options of the metric frechet.
         clip: options of the metric clip.

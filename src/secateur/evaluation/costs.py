@@ -1,4 +1,4 @@
-"""What a model weighs: parameters, MACs, bytes and layers, which every evaluation states."""
+"""Sizes of a model: parameters, MACs, bytes and layers, which every evaluation measures."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def weights_bytes(model: nn.Module) -> int:
 
 
 def count_layers(model: nn.Module, inputs: Mapping[str, Tensor]) -> list[Layer]:
-    """Every module that has parameters of its own or computes products itself in `model(**inputs)`.
+    """Every module that has its own parameters or computes products itself in `model(**inputs)`.
 
     In the order of the model's definition. MACs and parameters add up to those of the model.
     """
@@ -38,7 +38,7 @@ def count_layers(model: nn.Module, inputs: Mapping[str, Tensor]) -> list[Layer]:
         flops = count_flops(model, inputs)
 
     def total(module: nn.Module, place: str) -> int:
-        """FLOPs of a module: of its own calls, or those inside where these are more.
+        """FLOPs of a module: those of its own calls, or of the modules inside if these are more.
 
         A container is never called itself, and a DiT calls an embedding of its first block past that block.
         """

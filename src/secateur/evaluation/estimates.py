@@ -1,7 +1,7 @@
-"""How sure a number is: bootstrap intervals, and whether two models can be told apart.
+"""Uncertainty of measurements: bootstrap intervals, and whether two models differ.
 
-Models of one evaluation see the same seeds and the same real images, so resample k draws the same images for all of
-them: what they have in common cancels in a difference (a paired bootstrap, Efron & Tibshirani 1993, chapter 8).
+Models of one evaluation use the same seeds and the same real images, so resample k draws the same images for all of
+them, and common variation cancels in a difference (a paired bootstrap, Efron & Tibshirani 1993, chapter 8).
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ class Interval:
 
     @property
     def estimate(self) -> Estimate:
-        """The four numbers as a result holds them."""
+        """The four numbers as a result type."""
         return Estimate(self.value, self.std, self.low, self.high)
 
 
 @dataclass(frozen=True)
 class Resampled:
-    """A value, and what it is on bootstrap resamples, (R,) float64."""
+    """A value, and its values on bootstrap resamples, (R,) float64."""
 
     value: float
     replicates: Tensor
@@ -62,8 +62,8 @@ class Resampled:
 def resample(count: int, resamples: int, seed: int = 0, groups_N: Tensor | None = None) -> Tensor:
     """Indices (resamples, count) drawn with replacement: the same for the same arguments.
 
-    With `groups_N` each item is replaced by one of its own group. Samples whose classes take turns vary within classes
-    only, and resamples that mixed the classes would take far too much for chance.
+    With `groups_N` each item is replaced by one of its own group: samples drawn for fixed classes vary within classes
+    only, and resampling across classes would overestimate the variance.
     """
     generator = torch.Generator().manual_seed(seed)
     if groups_N is None:
@@ -91,7 +91,7 @@ def mean_estimate(values_N: Tensor, counts_RN: Tensor) -> Resampled:
 
 
 def ratio_estimate(over_N: Tensor, under_N: Tensor, counts_RN: Tensor) -> Resampled:
-    """The sum of `over_N` by that of `under_N`, and of each resample of both."""
+    """The sum of `over_N` divided by that of `under_N`, and the same of each resample."""
     return Resampled(float(over_N.sum() / under_N.sum()), counts_RN @ over_N / (counts_RN @ under_N))
 
 
@@ -102,15 +102,15 @@ def median_estimate(values_N: Tensor, resamples: int, seed: int = 0) -> Resample
 
 
 def difference(a: Resampled, b: Resampled) -> Interval:
-    """b - a of two models that were resampled alike."""
+    """b - a for two models with the same resamples."""
     return Interval(b.value - a.value, float((b.replicates - a.replicates).std()))
 
 
 def independent_difference(a: Estimate, b: Estimate) -> Interval:
-    """b - a of two estimates that share nothing: of different runs, seeds or data.
+    """b - a for two independent estimates, of different runs, seeds or data.
 
     Raises:
-        SecateurError: an estimate says not how sure it is.
+        SecateurError: an estimate has no standard deviation.
     """
     if a.std is None or b.std is None:
         raise SecateurError("an estimate without a standard deviation cannot be compared with another one")
@@ -118,7 +118,7 @@ def independent_difference(a: Estimate, b: Estimate) -> Interval:
 
 
 def verdict(found: Interval, better: Better | None) -> Kind:
-    """What the difference b - a says of b: `unclear` where its 95 % interval holds 0."""
+    """The verdict on b from the difference b - a: `unclear` if its 95 % interval contains 0."""
     if found.low <= 0 <= found.high:
         return "unclear"
     if better is None:

@@ -48,22 +48,21 @@ def evaluate_models(
 ) -> tuple[Evaluation | None, dict[str, Tensor]]:
     """Measure `models`, the first of which is the dense reference; `decode` turns latents into images.
 
-    The samples of decoders are reconstructions of the data's images, each once. Networks that draw no samples get
-    costs, loss and output error.
+    Samples of decoders are reconstructions of the data's images, one of each. For networks that draw no samples, costs,
+    loss and output error are measured.
 
-    Returns the result, and tensors to look at: the first 64 images of each model, (64, C, H, W) in [-1, 1], drawn from
-    the same seeds, up to 64 images of the data as `real`, and `class_labels` (64,) of the samples if there are any;
-    classes take turns.
+    Returns the result, and images to show: the first 64 samples of each model, (64, C, H, W) in [-1, 1], drawn from the
+    same seeds; up to 64 images of the data as `real`; and `class_labels` (64,) of the samples if there are any, all
+    classes in turn.
 
-    What was measured image by image is kept in the folder `cache` and found there again, by any evaluation that draws
-    the same samples of the same model; without one it is kept in memory. Several processes share a cache and each
-    measures its part; all but the first return None and no images. `network` replaces the one that `config.features`
-    names.
+    Measurements of single images are kept in the folder `cache`, where any evaluation of the same samples of the same
+    model finds them; without it they are in memory. Several processes share a cache and measure a part each; all but
+    the first return None and no images. `network` replaces the one that `config.features` names.
 
     Raises:
         ModelError: `config.features` cannot be loaded, or guidance is asked of a model without a null class.
         DataError: the labels do not fit the models' classes, or there are fewer than two images.
-        SecateurError: a metric or a scheduler that makes no sense here; several processes without a cache.
+        SecateurError: a metric or a scheduler that cannot be used here; or several processes without a cache.
     """
     alone = cache is not None or process_count() == 1
     require(alone, "several processes evaluate through a folder that they share; give one as cache")
@@ -96,7 +95,7 @@ def evaluate_models(
 
 
 def _measure(plan: Plan, rows: Mapping[str, Rows], real: Rows | None) -> dict[str, Measured]:
-    """All that was measured of every model."""
+    """All measurements of every model."""
     subject = plan.subject
     parts: dict[str, list[Measured]] = {name: [] for name in subject.models}
     for metric in plan.of(OfModels):
@@ -115,7 +114,7 @@ def _all_finite(rows: Rows) -> bool:
 
 
 def _of_single_images(plan: Plan, rows: Rows) -> Measured:
-    """Means of what was measured image by image."""
+    """Means of measurements of single images."""
     config = plan.subject.config
     of_images = (*plan.of(OfPairs), *plan.of(OfCaptions))
     keys = [key for metric in of_images for key in metric.described(plan.subject)]
@@ -147,7 +146,7 @@ def _of_features(plan: Plan, rows: Mapping[str, Rows], real: Rows | None) -> dic
 
 
 def _joined(parts: Iterable[Measured]) -> Measured:
-    """All that was measured of a model; what is not finite, such as the PSNR of equal images, is no estimate."""
+    """All measurements of a model, without values that are not finite, such as the PSNR of equal images."""
     joined = Measured()
     for part in parts:
         finite = {key: found for key, found in part.estimates.items() if found.finite}
@@ -163,7 +162,7 @@ def _result(model: nn.Module, dense: nn.Module, found: Measured) -> ModelResult:
 
 
 def _settings(plan: Plan) -> dict[str, Any]:
-    """The config as plain JSON values, with the metrics that it came to."""
+    """The config as plain JSON values, with the metrics actually used."""
     settings = asdict(plan.subject.config) | {"metrics": [metric.name for metric in plan.metrics]}
     return json.loads(json.dumps(settings))
 
@@ -180,7 +179,7 @@ def _to_look_at(plan: Plan) -> dict[str, Tensor]:
 
 
 def _captions(plan: Plan) -> tuple[str, ...]:
-    """The prompts of the samples that are kept to look at; none where the models take no text."""
+    """The prompts of the samples that are kept; empty if the models take no text."""
     dataset, config = plan.subject.dataset, plan.subject.config
     if not (plan.draws_samples and takes_text(plan.subject.dense) and dataset.captions):
         return ()

@@ -1,7 +1,7 @@
-"""What a metric is: one record that says what it needs, what it gives, what it takes, and the function.
+"""The definition of a metric: a record of what it needs, its results, its cost, and the function.
 
-Three kinds differ in what they look at: models as they are, single images, and sets of features. `metrics/` holds one
-file for each, and `metrics/__init__.py` the list of all.
+There are metrics of models, of single images, and of sets of features. `metrics/` has one file for each metric, and
+`metrics/__init__.py` the list of all.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ CaptionScore = Callable[[Tensor, Sequence[str]], Tensor]  # (B, C, H, W), B capt
 
 @dataclass(frozen=True)
 class Subject:
-    """What is evaluated: `models`, the first of which is the reference, as networks of `process` on `dataset`.
+    """What is evaluated: `models`, the first of which is the reference, with their `process` and `dataset`.
 
-    `decode` turns the latents of a latent model into images; `network` gives the features.
+    `decode` turns the latents of a latent model into images; `network` computes the features.
     """
 
     models: Mapping[str, nn.Module]
@@ -58,7 +58,7 @@ class Subject:
 
     @property
     def compares(self) -> bool:
-        """Whether there is more than the reference."""
+        """Whether there are models beside the reference."""
         return len(self.models) > 1
 
     @property
@@ -67,13 +67,13 @@ class Subject:
 
     @property
     def reconstructs(self) -> bool:
-        """Whether images are reconstructions of the data's, by decoders."""
+        """Whether the images are reconstructions of the data by decoders."""
         return isinstance(self.process, Reconstruction)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a metric says of one model: fields of its `ModelResult`, and values with their resamples by key."""
+    """A metric's measurements of one model: fields of its `ModelResult`, and values with their resamples by key."""
 
     estimates: Mapping[str, Resampled] = field(default_factory=dict)
     fields: Mapping[str, Any] = field(default_factory=dict)
@@ -81,11 +81,11 @@ class Measured:
 
 
 def nothing_else(subject: Subject) -> None:
-    """The check of a metric that asks for no more than its `needs`."""
+    """The check of a metric without further requirements than its `needs`."""
 
 
 def no_passes(config: EvaluationConfig, process: Process) -> float:
-    """The price of a metric of samples, which are priced once for all of them."""
+    """The cost of a metric of samples: none, since the samples are counted once for all metrics."""
     return 0.0
 
 
@@ -94,10 +94,10 @@ class Measurement:
     """A metric that `--metrics` names.
 
     Attributes:
-        name: on the command line and in files.
-        gives: what the keys of its estimates are for people; keys that depend on options are in `described`.
-        needs: what it cannot do without.
-        check: raises `SecateurError` where something else that it asks for is missing.
+        name: its name on the command line and in files.
+        gives: descriptions of the keys of its estimates; keys that depend on options are in `described`.
+        needs: what it requires.
+        check: raises `SecateurError` if a further requirement is not met.
         passes: forward passes of one sample through each model, beyond those that draw samples; the work of feature
             networks is not counted.
     """
@@ -109,13 +109,13 @@ class Measurement:
     passes: Callable[[EvaluationConfig, Process], float] = no_passes
 
     def described(self, subject: Subject) -> Mapping[str, Metric]:
-        """What every key of its estimates is for people."""
+        """Descriptions of the keys of its estimates."""
         return self.gives
 
 
 @dataclass(frozen=True, kw_only=True)
 class OfModels(Measurement):
-    """A metric of the networks themselves: speed, or outputs on the data. `measure` gives an entry for each model."""
+    """A metric of the networks themselves: speed, or outputs on the data. `measure` returns an entry for each model."""
 
     measure: Callable[[Subject], dict[str, Measured]]
     describe: Callable[[Subject], Mapping[str, Metric]] | None = None
@@ -128,8 +128,8 @@ class OfModels(Measurement):
 class OfPairs(Measurement):
     """A metric of an image and the reference's from the same noise, averaged over the pairs.
 
-    `load` gives a function for each key. Of decoders also that of a reconstruction and the image itself: `image_` and
-    the key.
+    `load` returns a function for each key. For decoders, reconstructions are also compared with the images themselves,
+    under `image_` and the key.
     """
 
     load: Callable[[Subject], Mapping[str, PairDistance]]
@@ -153,7 +153,7 @@ class OfCaptions(Measurement):
 
 @dataclass(frozen=True)
 class RealImages:
-    """Features (M, D) of the data's images in `rows`, and labels where there are any."""
+    """Features (M, D) of the data's images in `rows`, and labels if there are any."""
 
     rows: Rows
     network: FeatureNetwork
@@ -169,7 +169,7 @@ class RealImages:
 
     @cached_property
     def statistics(self) -> FeatureStatistics:
-        """Mean and covariance of the features, of which no more than a chunk is in memory."""
+        """Mean and covariance of the features, with only one chunk in memory at a time."""
         stream = FeatureStatistics(self.network.dim)
         for chunk in self.rows.chunks():
             stream.update(chunk["features"])
@@ -178,15 +178,15 @@ class RealImages:
 
 @dataclass(frozen=True)
 class FeatureSets:
-    """What a metric of features looks at: one model's samples beside the data and the reference.
+    """The input of a metric of features: one model's samples beside the data and the reference.
 
     Attributes:
-        name: of the model.
+        name: name of the model.
         features_ND: of its samples.
-        labels_N: their classes, where the models know any.
-        counts_RN: how often each sample is in each of the resamples (`estimates.resample_counts`).
-        data: the data's images, where the metric looks at them.
-        network: what gave the features.
+        labels_N: their classes, if the models have any.
+        counts_RN: how often each sample occurs in each resample (`estimates.resample_counts`).
+        data: the data's images, if the metric uses them.
+        network: the feature network.
         dense_ND: features of the reference's samples; None for the reference itself.
     """
 
@@ -200,7 +200,7 @@ class FeatureSets:
 
     @property
     def real(self) -> RealImages:
-        """The data's images, of a metric that looks at them."""
+        """The data's images, for a metric that uses them."""
         assert self.data is not None
         return self.data
 
@@ -220,7 +220,7 @@ def looks_at_samples_only(config: EvaluationConfig) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class OfFeatures(Measurement):
-    """A metric of sets of features; those of the data are taken where `needs_real` says that they are looked at."""
+    """A metric of sets of features; `needs_real` says whether it uses those of the data."""
 
     needs: frozenset[Need] = frozenset({"samples", "features"})
     measure: Callable[[FeatureSets, EvaluationConfig], Measured]
@@ -228,7 +228,7 @@ class OfFeatures(Measurement):
     least_images: int = 2
 
     def described(self, subject: Subject) -> Mapping[str, Metric]:
-        """Only InceptionV3's numbers are called FID, KID and IS; others carry the network's name."""
+        """Only values with InceptionV3 are called FID, KID and IS; others have the network's name."""
         if subject.network is None:
             return self.gives
         network = subject.network

@@ -1,4 +1,5 @@
-"""Which metrics an evaluation measures: what cannot be had is refused, or said, before long work starts."""
+"""Which metrics an evaluation measures; those that cannot be measured are refused, or noted, before long work
+starts."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ KindT = TypeVar("KindT", bound=Measurement)
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be measured of `subject`; `notes` say what of the defaults will not, and why."""
+    """The metrics to measure of `subject`; `notes` say which of the defaults are left out, and why."""
 
     subject: Subject
     metrics: tuple[Measurement, ...]
@@ -42,7 +43,7 @@ class Plan:
 
     @property
     def draws_samples(self) -> bool:
-        """Whether images are drawn: where a metric looks at them, and by default, for people to look at."""
+        """Whether images are drawn: for a metric that needs them, and by default, to show them."""
         by_default = self.subject.config.metrics is None and makes_images(self.subject)
         return by_default or any("samples" in metric.needs for metric in self.metrics)
 
@@ -61,9 +62,9 @@ def plan_evaluation(
     decode: Callable[[Tensor], Tensor] | None = None,
     network: FeatureNetwork | None = None,
 ) -> Plan:
-    """Check that `config` can be measured of these models and images; arguments as of `evaluate_models`.
+    """Check that `config` can be measured for these models and images; arguments as for `evaluate_models`.
 
-    A metric that was named is refused where it cannot be had; one of the defaults is left out with a note.
+    A named metric that cannot be measured is refused; a default one is left out with a note.
 
     Raises:
         SecateurError: one line that says what to change.
@@ -95,7 +96,7 @@ def plan_evaluation(
 
 
 def default_metrics(subject: Subject) -> tuple[str, ...]:
-    """What is measured where no metric is named: quality of images, or of outputs where there are none."""
+    """The metrics by default: of images, or of outputs if there are no images."""
     compared = subject.compares or subject.reconstructs
     if not makes_images(subject):
         return WITHOUT_SAMPLES if compared else WITHOUT_SAMPLES[:-1]
@@ -103,9 +104,9 @@ def default_metrics(subject: Subject) -> tuple[str, ...]:
 
 
 def forward_passes(config: EvaluationConfig, process: Process) -> dict[str, float]:
-    """Forward passes of one sample through each model that the samples and each metric take.
+    """Forward passes of one sample through each model, for the samples and for each metric.
 
-    They are upper ends: a metric of the defaults may turn out not to be had.
+    These are upper bounds: a default metric may turn out not to be measurable.
     """
     names = config.metrics or (DEFAULTS if _draws(process) else WITHOUT_SAMPLES)
     passes = {name: METRICS[name].passes(config, process) for name in names}
@@ -137,7 +138,7 @@ def check_shape(model: nn.Module, dataset: ImageDataset) -> None:
 
 
 def _check_subject(subject: Subject) -> None:
-    """Refuse data and guidance that do not fit the models."""
+    """Check that data and guidance fit the models."""
     model, dataset = subject.dense, subject.dataset
     check_shape(model, dataset)
     check_conditions(model, dataset, needed=len(dataset) > 0 and null_class(model) is None)
@@ -148,7 +149,7 @@ def _check_subject(subject: Subject) -> None:
 
 
 def _with_network(subject: Subject) -> tuple[Subject, SecateurError | None]:
-    """The subject with its feature network where a metric looks at features, and why there is none."""
+    """The subject with a feature network if a metric needs one; or the reason why there is none."""
     config = subject.config
     wanted = any("features" in METRICS[name].needs for name in config.metrics or default_metrics(subject))
     if subject.network is not None or not wanted:
@@ -162,7 +163,7 @@ def _with_network(subject: Subject) -> tuple[Subject, SecateurError | None]:
 
 
 def _check_needs(metric: Measurement, subject: Subject, no_features: SecateurError | None) -> None:
-    """Raise the first reason why `metric` cannot be had of `subject`."""
+    """Raise the first reason why `metric` cannot be measured on `subject`."""
     for need, reason in _missing(metric, subject).items():
         if need in metric.needs or (need == "data" and _looks_at_data(metric, subject)):
             raise SecateurError(f"{metric.name} {reason}")
@@ -175,7 +176,7 @@ def _looks_at_data(metric: Measurement, subject: Subject) -> bool:
 
 
 def _missing(metric: Measurement, subject: Subject) -> dict[Need, str]:
-    """What `subject` has not, and what to do about it."""
+    """What `subject` lacks, and what to do about it."""
     model, dataset = subject.dense, subject.dataset
     found: dict[Need, str] = {}
     if not len(dataset):

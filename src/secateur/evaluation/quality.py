@@ -1,4 +1,4 @@
-"""How close a candidate comes to the dense model, cheaply: for targets of quality such as `ssim=0.95`."""
+"""A quick measure of how close a candidate is to the dense model, for quality targets such as `ssim=0.95`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ QUICK = EvaluationConfig(num_images=32, num_inference_steps=20, batch_size=32)
 
 @dataclass(frozen=True)
 class Quality:
-    """What a candidate keeps: mean SSIM of its samples to the dense model's from the same noise, and its mean loss."""
+    """Mean SSIM of a candidate's samples to the dense model's from the same noise, and its mean loss."""
 
     ssim: float
     loss: float
@@ -38,8 +38,8 @@ def quality_of(
 ) -> Callable[[nn.Module], Quality]:
     """A function from a candidate to its quality on `config.num_images` noises and images.
 
-    The dense model's samples are drawn once, here; a candidate takes as many again, and its loss on as many images at
-    ten timesteps. The same candidate has the same quality at every call.
+    The dense model's samples are drawn once, here. Each candidate draws as many, and its loss is measured on as many
+    images at ten timesteps. The result is deterministic.
 
     Raises:
         SecateurError: the process draws no samples.

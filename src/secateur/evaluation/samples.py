@@ -1,4 +1,4 @@
-"""The streaming pass over images: draw a chunk, take its features, compare it with the reference's, forget it."""
+"""The streaming pass over images: draw a chunk, compute its features, compare it with the reference's, discard it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .measurement import CaptionScore, OfCaptions, OfPairs, PairDistance, Subjec
 from .plan import Plan
 
 IMAGES_SHOWN = 64
-# The settings that decide what a row holds.
+# The settings that a row depends on.
 DRAWN_BY = (
     *("num_images", "num_pairs", "num_inference_steps", "guidance_scale", "guidance_channels", "scheduler"),
     *("batch_size", "seed"),
@@ -33,7 +33,7 @@ DRAWN_BY = (
 
 @dataclass(frozen=True)
 class Instruments:
-    """What single images are measured by, by the keys of their rows."""
+    """The functions that measure single images, by the keys of their rows."""
 
     pairs: Mapping[str, PairDistance]
     captions: Mapping[str, CaptionScore]
@@ -53,10 +53,10 @@ def instruments_of(plan: Plan) -> Instruments:
 def sample_rows(plan: Plan, folder: Path | None) -> dict[str, Rows]:
     """Draw and measure the samples of every model, this process's part of them.
 
-    Rows of an image are `finite` and, as far as asked for, `features` and the metrics of captions; the first
-    `num_pairs` have the metrics of pairs, but for the reference; `images` are kept of the first 64, and of the
-    reference for as many as there are pairs. The samples of a decoder are reconstructions, and the metrics of pairs
-    with the images themselves are `image_` and their name.
+    A row of an image holds `finite` and, as needed, `features` and metrics of captions. The first `num_pairs` have the
+    metrics of pairs, except for the reference. `images` are kept for the first 64, and for the reference for all pairs.
+    The samples of a decoder are reconstructions, whose metrics of pairs with the images themselves are named `image_`
+    and the metric.
     """
     subject, instruments = plan.subject, instruments_of(plan)
     config = subject.config
@@ -80,7 +80,7 @@ def sample_rows(plan: Plan, folder: Path | None) -> dict[str, Rows]:
 def _measured(
     subject: Subject, model: nn.Module, instruments: Instruments, reference: Rows | None, pairs: int, kept: int
 ) -> Callable[[range], Chunk]:
-    """The function from images' numbers to the rows of a model."""
+    """A function from image numbers to the rows of a model."""
 
     def measure(indices: range) -> Chunk:
         images, originals = images_by(model, subject, indices)
@@ -102,7 +102,8 @@ def _measured(
 
 
 def images_by(model: nn.Module, subject: Subject, indices: range) -> tuple[Tensor, Tensor | None]:
-    """Images (B, C, H, W) in [-1, 1] with these numbers, and those that a decoder reconstructs, on the model's device.
+    """Images (B, C, H, W) in [-1, 1] with these numbers and, for a decoder, the images that it reconstructs, on the
+    model's device.
 
     Image i depends on the seed and i alone. The frames of a clip stand side by side.
     """
@@ -142,7 +143,7 @@ def _reconstructed(
 
 @torch.no_grad()
 def _made_by(subject: Subject, instruments: Instruments) -> list[Any]:
-    """What the rows of every model rest on, as plain JSON values."""
+    """Everything that the rows of every model depend on, as plain JSON values."""
     config, dataset = subject.config, subject.dataset
     about: list[Any] = [VERSION, [getattr(config, name) for name in DRAWN_BY]]
     about += [config.features, None if subject.network is None else subject.network.name]
@@ -150,7 +151,7 @@ def _made_by(subject: Subject, instruments: Instruments) -> list[Any]:
     if subject.decode is not None:
         zeros = torch.zeros(1, *input_shape(subject.dense), device=subject.device)
         about.append(subject.decode(zeros).cpu().double().sum().item())
-    if dataset.null or subject.reconstructs:  # else samples know nothing of the data
+    if dataset.null or subject.reconstructs:  # otherwise samples do not depend on the data
         about.append(dataset.fingerprint)
     return about
 
@@ -162,7 +163,7 @@ def shown_images(rows: Rows) -> Tensor:
 
 
 def real_rows(subject: Subject, folder: Path | None) -> Rows:
-    """Take `features`, and `labels` where there are any, of the data's images: all, or as many as asked for."""
+    """Compute `features`, and `labels` if there are any, of the data's images: all, or as many as asked for."""
     dataset, config, network = pixels(subject.dataset), subject.config, subject.network
     assert network is not None
     order = calibration_order(dataset, config.seed)[: config.num_real_images]

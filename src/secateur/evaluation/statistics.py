@@ -1,4 +1,4 @@
-"""Mean and covariance of features: of a stream, of several streams, and in files."""
+"""Mean and covariance of features, computed from a stream or read from files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..base.npz import read_arrays
 
 
 class Gaussian(Protocol):
-    """What a Fréchet distance compares: mean (D,) and covariance (D, D) in float64."""
+    """Mean (D,) and covariance (D, D) in float64, as compared by a Fréchet distance."""
 
     @property
     def mean(self) -> Tensor: ...
@@ -26,7 +26,7 @@ class Gaussian(Protocol):
 
     @property
     def count(self) -> int | None:
-        """Images that they were taken over; None where a file does not say."""
+        """Number of images; None if a file does not say."""
         ...
 
 
@@ -89,7 +89,7 @@ def read_statistics(path: str | Path, dim: int) -> SavedStatistics:
     """The statistics in an `.npz` with `mu` and `sigma`, such as pytorch-fid and ADM publish.
 
     Raises:
-        DataError: it cannot be read, or is not of features with `dim` dimensions.
+        DataError: it cannot be read, or its features do not have `dim` dimensions.
     """
     path = Path(path)
     arrays = read_arrays(path, ("mu", "sigma", "count"))

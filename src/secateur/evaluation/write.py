@@ -1,4 +1,4 @@
-"""An evaluation as files: numbers for programs, and samples to look at. The tables are `reporting`'s."""
+"""Writing an evaluation: numbers as JSON, and samples. Tables are written by `reporting`."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ def write_evaluation(result: Evaluation, folder: str | Path, images: Mapping[str
     if images is not None:
         with atomic_file(folder / "samples.safetensors") as temporary:
             save_file({name: tensor.contiguous() for name, tensor in images.items()}, temporary)
-    write_result(folder / "evaluation.json", result)  # last: where it is, the evaluation is whole
+    write_result(folder / "evaluation.json", result)  # last: if it exists, the evaluation is complete
     return folder

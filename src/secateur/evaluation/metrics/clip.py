@@ -1,4 +1,4 @@
-"""CLIP score: how well an image shows what its caption says."""
+"""CLIP score: how well an image matches its caption."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def load_clip(name: str = CLIP, device: torch.device | str = "cpu") -> CaptionSc
     """A function from images (B, C, H, W) in [-1, 1] and their B prompts to CLIP scores (B,).
 
     Raises:
-        ModelError: transformers does not import, or `name` is no CLIP model.
+        ModelError: transformers cannot be imported, or `name` is not a CLIP model.
     """
     try:
         from transformers import AutoTokenizer, CLIPModel
@@ -75,7 +75,7 @@ def load_clip(name: str = CLIP, device: torch.device | str = "cpu") -> CaptionSc
 
 
 def check(subject: Subject) -> None:
-    """Load it once, to find out whether it is there."""
+    """Load the model once, to check that it is available."""
     load_clip(subject.config.clip.model, subject.device)
 
 

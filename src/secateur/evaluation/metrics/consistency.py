@@ -1,4 +1,4 @@
-"""How far the images of two models from the same noise are apart: MSE, PSNR and SSIM."""
+"""Differences between the images of two models from the same noise: MSE, PSNR and SSIM."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def mse(a_BCHW: Tensor, b_BCHW: Tensor) -> Tensor:
 
 
 def psnr(a_BCHW: Tensor, b_BCHW: Tensor, value_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor:
-    """Peak signal-to-noise ratio of each pair, (B,) float64, in dB; infinite where the images are equal."""
+    """Peak signal-to-noise ratio of each pair, (B,) float64, in dB; infinite for equal images."""
     data_range = value_range[1] - value_range[0]
     return 10 * torch.log10(data_range**2 / mse(a_BCHW, b_BCHW))
 
@@ -27,16 +27,16 @@ def psnr(a_BCHW: Tensor, b_BCHW: Tensor, value_range: tuple[float, float] = (-1.
 def ssim(a_BCHW: Tensor, b_BCHW: Tensor, value_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor:
     """Structural similarity of each pair, (B,) float64, at most 1: Wang et al. 2004, eq. 13, averaged by eq. 17.
 
-    Gaussian window of 11 pixels, sigma 1.5, where it lies inside the image; channels are averaged. For images
-    smaller than the window it shrinks to the largest odd size that fits (7 for 8x8), which is not comparable
-    with values from larger images.
+    Gaussian window of 11 pixels, sigma 1.5, at all positions inside the image; channels are averaged. For images
+    smaller than the window it shrinks to the largest odd size that fits (7 for 8x8); such values are not comparable
+    with those of larger images.
     """
     luminance, structure = similarity(a_BCHW, b_BCHW, value_range)
     return (luminance * structure).flatten(1).mean(1)
 
 
 def similarity(a_BCHW: Tensor, b_BCHW: Tensor, value_range: tuple[float, float]) -> tuple[Tensor, Tensor]:
-    """Luminance, and contrast times structure, of every window: Wang et al. 2004, eq. 6, and 9 by 10."""
+    """Luminance, and contrast times structure, of every window: Wang et al. 2004, eq. 6, and eq. 9 times 10."""
     size = min(WINDOW, *a_BCHW.shape[2:])
     size -= 1 - size % 2
     taps = torch.exp(-((torch.arange(size, dtype=torch.float64) - size // 2) ** 2) / (2 * SIGMA**2))
@@ -53,7 +53,7 @@ def similarity(a_BCHW: Tensor, b_BCHW: Tensor, value_range: tuple[float, float])
 
 
 def _exact(x: Tensor) -> Tensor:
-    """float64, on the CPU where the device has none."""
+    """To float64, on the CPU if the device has none."""
     return in_float64(x)
 
 

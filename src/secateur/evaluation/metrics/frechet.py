@@ -1,4 +1,4 @@
-"""Fréchet distance between two sets of features, and what it rests on."""
+"""Fréchet distance between two sets of features, and how it was measured."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class FrechetOptions:
     """Options of the metric frechet.
 
     Attributes:
-        statistics: .npz with mu and sigma (pytorch-fid) that the distance is to, instead of the data's.
+        statistics: .npz with mu and sigma (as pytorch-fid writes) to measure the distance to, instead of the data's.
         save_statistics: folder to write mu and sigma of the data and of every model's samples to, as .npz files.
     """
 
@@ -44,13 +44,13 @@ def frechet_distance(
     """Squared Fréchet (2-Wasserstein) distance of two Gaussians: Heusel et al. 2017, eq. 6.
 
     Means are (D,), covariances (D, D), in float64. The trace of the root of A B is that of the symmetric root(A) B
-    root(A), whose eigenvalues are real whatever the ranks. `root_b` is that of `covariance_b`, where it is at hand.
+    root(A), whose eigenvalues are real for all ranks. `root_b` is the root of `covariance_b`, if known.
     """
     root_b = _symmetric_root(covariance_b) if root_b is None else root_b
     product = root_b @ covariance_a @ root_b
     eigenvalues = torch.linalg.eigvalsh((product + product.T) / 2)
     trace = covariance_a.trace() + covariance_b.trace() - 2 * eigenvalues.clamp(min=0).sqrt().sum()
-    return max(0.0, float((mean_a - mean_b).square().sum() + trace))  # rounding can leave -1e-15
+    return max(0.0, float((mean_a - mean_b).square().sum() + trace))  # rounding can give -1e-15
 
 
 def _symmetric_root(matrix: Tensor) -> Tensor:
@@ -81,14 +81,14 @@ def frechet_estimate(features_ND: Tensor, reference: Gaussian, counts_RN: Tensor
 
 
 def basis(metric: str, features_ND: Tensor, reference: Gaussian) -> Fidelity:
-    """What the Fréchet distance of features (N, D) to `reference` rests on."""
+    """How the Fréchet distance of features (N, D) to `reference` was measured."""
     count, dims = features_ND.shape
     known = count if reference.count is None else min(count, reference.count)
     return Fidelity(metric, count, reference.count, dims, full_rank=known > dims)
 
 
 def check(subject: Subject) -> None:
-    """Refuse statistics that cannot be read, are of other features, or cannot be written."""
+    """Refuse statistics that cannot be read, belong to other features, or cannot be written."""
     if subject.config.frechet.save_statistics is not None:
         check_folder(subject.config.frechet.save_statistics)
     if subject.config.frechet.statistics is not None and subject.network is not None:
@@ -109,12 +109,12 @@ def measure(sets: FeatureSets, config: EvaluationConfig) -> Measured:
 
 
 def needs_real(config: EvaluationConfig) -> bool:
-    """Whether the data's own statistics are asked for."""
+    """Whether the data's own statistics are needed."""
     return config.frechet.statistics is None or config.frechet.save_statistics is not None
 
 
 def measure_to_reference(sets: FeatureSets, config: EvaluationConfig) -> Measured:
-    """The distance of the samples from the reference's; the reference has none."""
+    """The distance of the samples from the reference's; none for the reference itself."""
     if sets.dense is None:
         return Measured()
     return Measured({"rfd": frechet_estimate(sets.features_ND, sets.dense, sets.counts_RN)})

@@ -1,4 +1,4 @@
-"""Finite-time Lyapunov exponent of a sampler: how fast it pulls neighbouring noises apart, or together.
+"""Finite-time Lyapunov exponent of a sampler: how fast it separates neighbouring noises, or brings them together.
 
 The deterministic samplers used here (DDIM with eta 0, Euler) step by x' = A_t x + B_t f(x, t), so the map from noise to
 image has the Jacobian prod_t (A_t + B_t J_t), J_t the network's. FTLE = (1/N) log of its largest singular value over N
@@ -40,7 +40,7 @@ class FtleOptions:
 
     Attributes:
         images: trajectories to average the exponent over.
-        iterations: power iterations; the exponent rises with them towards its value.
+        iterations: number of power iterations; the estimate rises with them towards the exponent.
     """
 
     images: Annotated[int, at_least(2)] = 16
@@ -60,7 +60,7 @@ class SamplerStep:
 
 
 def sampler_steps(process: Process, num_inference_steps: int) -> list[SamplerStep]:
-    """The steps of the process's sampler, without clipping, found by probing it: each is affine."""
+    """The steps of the process's sampler, without clipping, found by probing it, since each is affine."""
     columns = []
     for sample, output in ((1.0, 0.0), (0.0, 1.0)):
         scheduler = process.scheduler()
@@ -96,7 +96,7 @@ def finite_time_lyapunov_exponents(
             trajectory.append(step.scale * trajectory[-1] + step.gain * output)
 
         def push(v: Tensor, index: int, transposed: bool) -> Tensor:
-            """v by the Jacobian of one step, or by its transpose."""
+            """Multiply v by the Jacobian of one step, or by its transpose."""
             kind: Projection = "vjp" if transposed else "jvp"
             x, step = trajectory[index], steps[index]
             _, (product,) = project(model, x, t_B[index], conditions, [v], kind, create_graph=False)
@@ -142,13 +142,14 @@ def _of_model(model: nn.Module, subject: Subject) -> Measured:
 
 
 def check(subject: Subject) -> None:
-    """Refuse what the process's own sampler cannot do."""
+    """Refuse settings that the process's own sampler cannot handle."""
     check_sampler(subject.process, None, subject.config.num_inference_steps)
     require(len(subject.dataset) > 0 or not takes_text(subject.dense), "ftle is of samples for captions; give data")
 
 
 def passes(config: EvaluationConfig, process: Process) -> float:
-    """The trajectory, then a product with each step's Jacobian and its transpose, about two and three passes each."""
+    """Passes of the trajectory, then of products with each step's Jacobian and its transpose: about two and three
+    each."""
     options, steps = config.ftle, config.num_inference_steps
     return float(options.images * steps * (1 + options.iterations * (2 + 3)))
 

@@ -1,4 +1,4 @@
-"""Inception Score: are single images clear, and all of them together varied?"""
+"""Inception Score: whether single images are clear, and all of them together varied."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def inception_score(logits_NK: Tensor, counts_RN: Tensor, splits: int = SPLITS) 
     """exp of the mean KL divergence of p(y|x) from p(y), between 1 and K: Salimans et al. 2016, section 4.
 
     As published, the mean over `splits` parts of the N images, each with a p(y) of its own; part i begins at image
-    i N // splits. Parts need many more images than there are classes: with few the score is too low.
+    i N // splits. Parts need many more images than there are classes; otherwise the score is too low.
     """
     log_p = logits_NK.cpu().double().log_softmax(1)
     p = log_p.exp()
@@ -42,7 +42,7 @@ def inception_score(logits_NK: Tensor, counts_RN: Tensor, splits: int = SPLITS) 
 
 
 def check(subject: Subject) -> None:
-    """Refuse a network that is no classifier."""
+    """Refuse a network that is not a classifier."""
     network = subject.network
     if network is not None and network.classify(torch.zeros(1, network.dim, device=subject.device)) is None:
         raise SecateurError(

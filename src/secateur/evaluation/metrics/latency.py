@@ -39,7 +39,7 @@ class LatencyOptions:
     Attributes:
         rounds: timed rounds, in each of which every model runs once.
         batch_sizes: batch sizes to time.
-        dtype: of the timed calls; None is the models' own.
+        dtype: dtype of the timed calls; None: the models' own.
         compile: also time torch.compile.
     """
 
@@ -54,7 +54,7 @@ class LatencyOptions:
 
 @dataclass(frozen=True)
 class Timings:
-    """What was timed of one model. Mappings are keyed by batch size, as text.
+    """Timings of one model. Mappings are keyed by batch size, as text.
 
     Attributes:
         latency, compiled_latency: of one call; the latter is empty unless asked for.
@@ -73,7 +73,8 @@ class Timings:
 def peak_activation_bytes(model: nn.Module, inputs: Mapping[str, Tensor]) -> int:
     """Most bytes alive at once during `model(**inputs)`, beyond weights and inputs.
 
-    On CUDA by the allocator; elsewhere by the tensors that operators return, without a kernel's own workspace.
+    On CUDA as counted by the allocator; elsewhere as the sum of tensors that operators return, without kernels'
+    workspace.
     """
     device = device_of(model)
     if device.type == "cuda":
@@ -90,7 +91,7 @@ def peak_activation_bytes(model: nn.Module, inputs: Mapping[str, Tensor]) -> int
 def measure_latency(
     calls: Mapping[str, Callable[[], object]], rounds: int, warmup: int = WARMUP_ROUNDS
 ) -> dict[str, Latency]:
-    """Time each call once a round, in turn, so that a busy or warming machine slows all of them alike."""
+    """Time each call once per round, in turn, so that changes in the machine's load affect all of them equally."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(warmup + rounds):
         for name, call in calls.items():
@@ -109,16 +110,16 @@ def _latency(seconds: Sequence[float]) -> Latency:
 
 
 def synchronize() -> None:
-    """Wait until the accelerator has done what it was given."""
+    """Wait until the accelerator has finished its work."""
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()
 
 
 def time_models(models: Mapping[str, nn.Module], options: LatencyOptions) -> dict[str, Timings]:
-    """Speed of each model, latencies interleaved; copies are timed where `options` name another dtype.
+    """Speed of each model, latencies interleaved; copies are timed if `options` name another dtype.
 
     A model that does not compile has no `compiled_latency`, and a note that says why. Batch sizes that do not fit into
-    memory are left out, of all models, with a note.
+    memory are left out for all models, with a note.
     """
     dtype = None if options.dtype is None else getattr(torch, options.dtype)
     timed = {name: _in_dtype(model, dtype) for name, model in models.items()}
@@ -148,7 +149,7 @@ def time_models(models: Mapping[str, nn.Module], options: LatencyOptions) -> dic
 
 
 def _in_dtype(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
-    """The model itself where it has that dtype, else a copy."""
+    """The model itself if it has that dtype, else a copy."""
     if dtype is None or dtype_of(model) == dtype:
         return model
     return copy.deepcopy(model).to(dtype)
@@ -157,7 +158,7 @@ def _in_dtype(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
 def _latencies_and_peaks(
     models: Mapping[str, nn.Module], batch: int, rounds: int
 ) -> tuple[dict[str, Latency], dict[str, int]] | None:
-    """Latency and peak activation bytes of each model; None where memory does not suffice for all."""
+    """Latency and peak activation bytes of each model; None if memory does not suffice for all."""
     try:
         latencies = _latencies(models, models, batch, rounds)
         return latencies, {
@@ -182,7 +183,7 @@ def _latencies(
 
 
 def _compile(model: nn.Module, batch_sizes: Sequence[int]) -> Callable[..., object]:
-    compiled = torch.compile(model, fullgraph=True, dynamic=False)  # fullgraph: no silent part in eager mode
+    compiled = torch.compile(model, fullgraph=True, dynamic=False)  # fullgraph: no part runs silently in eager mode
     with inference(model):
         for batch in batch_sizes:
             compiled(**example_inputs(model, batch))
@@ -190,7 +191,7 @@ def _compile(model: nn.Module, batch_sizes: Sequence[int]) -> Callable[..., obje
 
 
 def measure(subject: Subject) -> dict[str, Measured]:
-    """Timings of every model, and how sure their medians are."""
+    """Timings of every model, and the uncertainty of their medians."""
     config = subject.config
     measured = {}
     for name, found in time_models(subject.models, config.latency).items():

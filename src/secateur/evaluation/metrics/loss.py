@@ -1,4 +1,4 @@
-"""Denoising loss over the timesteps: where in time a pruned model fails."""
+"""Denoising loss by timestep, which shows at which timesteps a pruned model fails."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def denoising_errors(
 
 
 def loss_noise(batch: Batch, seed: int, step: int) -> Tensor:
-    """The noise (B, C, H, W) of each image of `batch` at the timestep with this place."""
+    """The noise (B, C, H, W) of each image of `batch` at the timestep with index `step`."""
     return normal(batch.sample.shape[1:], range(len(batch.sample)), seed, Purpose.LOSS, step=step).to(batch.sample)
 
 
@@ -88,7 +88,7 @@ def _of_model(model: nn.Module, subject: Subject) -> Measured:
 
 
 def describe(subject: Subject) -> Mapping[str, Metric]:
-    """What the loss is of diffusion and flow models, and of decoders."""
+    """The description of the loss, which differs between denoisers and decoders."""
     label = "mean reconstruction error" if subject.reconstructs else "mean denoising loss"
     return {"denoising_loss": Metric(label, "lower", "data")}
 

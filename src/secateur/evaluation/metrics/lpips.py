@@ -1,4 +1,4 @@
-"""LPIPS: the distance between images that the features of a pretrained network see."""
+"""LPIPS: the distance between images in the features of a pretrained network."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def load_lpips(device: torch.device | str = "cpu") -> PairDistance:
     """LPIPS by AlexNet (Zhang et al. 2018, version 0.1) of image pairs (B, C, H, W) in [-1, 1], (B,).
 
     Raises:
-        ModelError: lpips does not import, or the weights of its AlexNet are missing; nothing is downloaded.
+        ModelError: lpips cannot be imported, or the weights of its AlexNet are missing; nothing is downloaded.
     """
     try:
         from lpips import LPIPS
@@ -39,7 +39,7 @@ def load_lpips(device: torch.device | str = "cpu") -> PairDistance:
 
 
 def check(subject: Subject) -> None:
-    """Load it once, to find out whether it is there."""
+    """Load the network once, to check that it is available."""
     load_lpips(subject.device)
 
 

@@ -20,8 +20,8 @@ LEAST_PIXELS = (WINDOW - 1) * 2 ** (len(WEIGHTS) - 1) + 1
 def ms_ssim(a_BCHW: Tensor, b_BCHW: Tensor, value_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor:
     """Multi-scale structural similarity of each pair, (B,) float64: Wang, Simoncelli & Bovik 2003, eq. 7.
 
-    Five scales, each the mean of 2x2 pixels of the one before, of fewer at an odd edge; contrast and structure below 0
-    count as 0, since their weights are no integers. Channels are averaged, as in `ssim`.
+    Five scales, each the mean of 2x2 pixels of the one before, or fewer at an odd edge; negative contrast and structure
+    count as 0, since their exponents are not integers. Channels are averaged, as in `ssim`.
 
     Raises:
         DataError: images of fewer than 161 pixels a side, on whose last scale no window fits.

@@ -1,4 +1,4 @@
-"""How far a model's outputs are from the reference's on the same inputs: all that can be said without samples."""
+"""Distance of a model's outputs from the reference's on the same inputs, for models that draw no samples."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def output_errors(
 ) -> tuple[Tensor, Tensor]:
     """Squared distance of each image's outputs from the reference's, and squared norm of the latter, (B,) float64 each.
 
-    Sums over `bins` timesteps, at the noise that `denoising_errors` sees.
+    Sums over `bins` timesteps, with the noise of `denoising_errors`.
     """
     device = device_of(reference)
     batch, bins = batch.to(device), min(bins, process.num_train_timesteps)

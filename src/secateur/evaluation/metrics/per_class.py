@@ -1,4 +1,4 @@
-"""The same per class: a pruned model can keep its quality and forget a class, or draw one picture of it."""
+"""Quality by class: a pruned model can keep its average quality but lose a class, or draw one image for it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 
 def diversity(features_ND: Tensor, real_MD: Tensor) -> float:
-    """Root mean squared distance between two samples over that between two real images: 1 as varied, 0 all the same.
+    """Root mean squared distance between two samples divided by that between two real images: 1 means equally varied, 0
+    all the same.
 
     The mean squared distance of two draws is twice the trace of the covariance. N and M are at least 2.
     """
@@ -31,7 +32,7 @@ def per_class_scores(
 ) -> tuple[ClassScores, ...]:
     """Precision, recall, density, coverage and diversity of every class that the data has.
 
-    Neighbours are as in `manifold_scores`; None where a side has no more than 5 images of the class.
+    Neighbours are as in `manifold_scores`; None if a side has at most 5 images of the class.
     """
     found = []
     for label in real_labels_M.unique().tolist():

@@ -1,4 +1,4 @@
-"""Precision, recall, density and coverage: do samples lie among the real images, and do they reach all of them?"""
+"""Precision, recall, density and coverage: whether samples lie among the real images, and reach all of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 RECALL_NEIGHBOURS = 3  # Kynkäänniemi et al. 2019, section 3.1
 COVERAGE_NEIGHBOURS = 5  # Naeem et al. 2020, section 5
 PAIRS_AT_ONCE = 2**24
-ROUNDING = 1e-12  # of a distance from inner products, as a share of the largest
+ROUNDING = 1e-12  # of distances from inner products, as a share of the largest
 NAMES = ("precision", "recall", "density", "coverage")
 
 
@@ -40,7 +40,7 @@ class ManifoldScores:
         return {name: float(found.mean()) for name, found in zip(NAMES, values, strict=True)}
 
     def estimates(self, counts_RN: Tensor) -> dict[str, Resampled]:
-        """The four metrics with their resamples, which `manifold_scores` was given too."""
+        """The four metrics with their resamples; `counts_RN` as given to `manifold_scores`."""
         precision, density = (mean_estimate(found, counts_RN) for found in (self.precision_N, self.density_N))
         recall = Resampled(float(self.recall_M.mean()), self.recall_R)
         coverage = Resampled(float(self.coverage_M.mean()), self.coverage_R)
@@ -55,14 +55,15 @@ def manifold_scores(
     recall_neighbours: int = RECALL_NEIGHBOURS,
     coverage_neighbours: int = COVERAGE_NEIGHBOURS,
 ) -> ManifoldScores:
-    """Whether each image lies in the other side's manifold, the union of balls that reach to the k-th neighbour.
+    """Whether each image lies in the other side's manifold: the union of balls around its points that reach to their
+    k-th neighbour.
 
     Precision and recall: Kynkäänniemi et al. 2019, eq. 1 and 2, borders included. Density and coverage: Naeem et al.
-    2020, eq. 3 and 4, borders left out. Each as its authors' code has it.
+    2020, eq. 3 and 4, borders left out. Each as in its authors' code.
 
     Needs more images on each side than neighbours. Distances are Euclidean, in float64, N x M of them in chunks. In a
-    resample, by its counts, samples that were not drawn reach nothing; the balls stay as they are, since repeated
-    points would change every radius.
+    resample, samples that were not drawn do not count; the balls stay the same, since repeated points would change
+    every radius.
     """
     features, real = features_ND.double(), real_MD.double()
     most = max(recall_neighbours, coverage_neighbours)
@@ -92,7 +93,7 @@ def _radii(points_ND: Tensor, neighbours: int) -> Tensor:
     radii = torch.empty(len(points_ND), neighbours, dtype=torch.float64)
     for chosen, distances in _distances(points_ND, points_ND):
         own = torch.arange(len(points_ND))[chosen]
-        distances[torch.arange(len(own)), own] = -1.0  # itself comes first, whatever rounding says
+        distances[torch.arange(len(own)), own] = -1.0  # the point itself comes first, despite rounding
         nearest = distances.topk(neighbours + 1, largest=False).indices[:, 1:]
         exact = [_squared(points_ND[own], points_ND[column]) for column in nearest.unbind(1)]
         radii[chosen] = torch.stack(exact, dim=1).sort(1).values
@@ -112,7 +113,7 @@ def _distances(a_ND: Tensor, b_MD: Tensor) -> Iterator[tuple[slice, Tensor]]:
 
 
 def _settle_ties(distances_NM: Tensor, radii: Tensor, a_ND: Tensor, b_MD: Tensor) -> None:
-    """Replace distances that rounding alone could tell from `radii`, (M,) or (N, 1), by exact ones, as the radii are.
+    """Replace distances that equal `radii`, (M,) or (N, 1), up to rounding by exact ones, computed like the radii.
 
     A repeated image lies exactly on the border of a ball.
     """
@@ -123,12 +124,12 @@ def _settle_ties(distances_NM: Tensor, radii: Tensor, a_ND: Tensor, b_MD: Tensor
 
 
 def _squared(a_ND: Tensor, b_ND: Tensor) -> Tensor:
-    """Squared distance of each pair, the same number whichever comes first."""
+    """Squared distance of each pair, independent of their order."""
     return (a_ND - b_ND).square().sum(1)
 
 
 def measure(sets: FeatureSets, config: EvaluationConfig) -> Measured:
-    """The four metrics of the samples beside the data."""
+    """The four metrics of the samples against the data."""
     scores = manifold_scores(sets.features_ND, sets.real.features_MD, sets.counts_RN)
     return Measured(scores.estimates(sets.counts_RN))
 

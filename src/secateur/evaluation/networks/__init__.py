@@ -1,4 +1,4 @@
-"""Feature networks: what distances between sets of images compare them by."""
+"""Feature networks, for distances between sets of images."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def feature_network(
 
     `FID`, or a path to Inception weights (.safetensors or .pth), is Inception; `digits-features` and `fashion-features`
     are in the package; `timm:NAME` and `transformers:ID` are pretrained networks (DINOv2 ...); a folder is one of
-    `SmallFeatures.save`. None: the package's for 1x8x8 and 1x16x16 images, else Inception.
+    `SmallFeatures.save`. None: the package's own for 1x8x8 and 1x16x16 images, else Inception.
 
     Raises:
         ModelError: it is missing, cannot be read, or takes another number of channels.
@@ -50,7 +50,8 @@ def feature_network(
 
 
 def metric_name(network: FeatureNetwork, metric: str = "FD") -> str:
-    """`FID`, `KID`, `IS` ... are by Inception only; by any other network it is `FD[<name>]`, `KID[<name>]` ..."""
+    """The name of a metric: `FID`, `KID`, `IS` ... with Inception only; with any other network `FD[<name>]`,
+    `KID[<name>]` ..."""
     if isinstance(network, InceptionFeatures):
         return {"FD": INCEPTION, "rFD": "rFID"}.get(metric, metric)
     return f"{metric}[{network.name}]"

@@ -1,4 +1,4 @@
-"""InceptionV3 by torch-fidelity: what FID, KID and IS are defined by."""
+"""InceptionV3 by torch-fidelity, by which FID, KID and IS are defined."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def load_inception(weights: Path | None = None) -> InceptionFeatures:
     """The Inception of torch-fidelity, with `weights` (.safetensors, or its own .pth) or those in its download cache.
 
     Raises:
-        ModelError: torch-fidelity does not import, or the weights are missing; nothing is downloaded.
+        ModelError: torch-fidelity cannot be imported, or the weights are missing; nothing is downloaded.
     """
     try:
         from torch_fidelity import FeatureExtractorInceptionV3

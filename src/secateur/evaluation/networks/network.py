@@ -1,4 +1,4 @@
-"""What compares sets of images: a network that maps them to features."""
+"""The interface of feature networks."""
 
 from __future__ import annotations
 
@@ -18,6 +18,6 @@ class FeatureNetwork(Protocol):
     def classify(self, features_BD: Tensor) -> Tensor | None:
         """Class logits (B, K), on the network's device, of features on any.
 
-        None: the network has no classes, so there is no Inception Score by it.
+        None: the network has no classes, so there is no Inception Score.
         """
         ...

@@ -14,7 +14,7 @@ from ...base.files import atomic_folder, read_json, write_json
 
 
 class SmallFeatures(nn.Module):
-    """A small convolutional classifier; what it computes before its last layer are the features."""
+    """A small convolutional classifier; the input of its last layer are the features."""
 
     dim = 64
 
@@ -32,7 +32,7 @@ class SmallFeatures(nn.Module):
             nn.Conv2d(2 * width, 2 * width, 3, padding=1),
             nn.GroupNorm(8, 2 * width),
             nn.SiLU(),
-            nn.AdaptiveAvgPool2d(2),  # a 2x2 grid keeps where a stroke is
+            nn.AdaptiveAvgPool2d(2),  # a 2x2 grid keeps the position of strokes
             nn.Flatten(),
             nn.Linear(8 * width, self.dim),
         )
