@@ -1,4 +1,4 @@
-"""Where what is expensive to compute again is kept."""
+"""The cache folder for results that are expensive to compute."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ _visible: ContextVar[bool] = ContextVar("visible", default=False)
 
 @contextmanager
 def shown(visible: bool) -> Iterator[None]:
-    """Print what the block says and draw its progress, if `visible`; otherwise leave it as it is outside."""
+    """Print lines and draw progress bars inside the block if `visible`; otherwise as outside."""
     if not visible:
         yield
         return
@@ -41,7 +41,7 @@ def shown(visible: bool) -> Iterator[None]:
 
 
 def say(line: str) -> None:
-    """A line for the user, of the main process only."""
+    """Print a line for the user, from the main process only."""
     if not is_main_process():
         return
     if _visible.get():
@@ -51,7 +51,7 @@ def say(line: str) -> None:
 
 
 def note(line: str) -> None:
-    """Something the user should know, beside the output."""
+    """Print a note for the user, apart from the output."""
     if not is_main_process():
         return
     if _visible.get():
@@ -64,7 +64,7 @@ def note(line: str) -> None:
 def progress(description: str, total: int, start: int = 0) -> Iterator[Advance]:
     """Show the progress of `total` steps with the time left; the block calls `advance(steps, note)`.
 
-    A bar in a terminal and in a notebook, a line every few seconds where neither is there.
+    Draws a bar in a terminal or a notebook, and prints a line every few seconds elsewhere.
     """
     if not _visible.get():
         yield _silent

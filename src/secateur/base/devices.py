@@ -1,4 +1,4 @@
-"""Which device a command runs on."""
+"""The device that a command runs on."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def choose_device(name: str) -> torch.device:
         SecateurError: there is no such device.
     """
     if name == "auto":
-        # A CUDA build names its accelerator on a machine without one too.
+        # A CUDA build reports an accelerator even on a machine without one.
         found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         name = "cpu" if found is None else found.type
     try:
         device = device_of_process(name)
-        torch.empty(1, device=device).fill_(1).item()  # one of no memory, such as meta, has no value
+        torch.empty(1, device=device).fill_(1).item()  # fails on devices without memory, such as meta
         if device.type == "cuda" and device.index is not None:
             torch.cuda.set_device(device)
     except (RuntimeError, AssertionError, ImportError, AttributeError) as error:
@@ -34,7 +34,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def device_of_process(name: str) -> torch.device:
-    """The named device; where the name has no index, a launcher gives each of its processes one by LOCAL_RANK."""
+    """The named device; without an index, each process of a launcher gets one by LOCAL_RANK."""
     device = torch.device(name)
     if device.index is None and device.type not in ("cpu", "mps"):
         return torch.device(device.type, int(os.environ.get("LOCAL_RANK", "0")))
@@ -47,28 +47,28 @@ def where_float64(device: torch.device) -> torch.device:
 
 
 def in_float64(values: Tensor) -> Tensor:
-    """`values` in float64, on the CPU where their device has none."""
+    """`values` in float64, on the CPU if their device does not have it."""
     return values.to(where_float64(values.device)).double()
 
 
 def device_memory(device: torch.device) -> int:
-    """Bytes of memory that a GPU has, or the machine."""
+    """Bytes of memory of a GPU, or of the machine."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def watch_peak_memory(device: torch.device) -> None:
-    """Let `peak_memory` count from here on, where the device can."""
+    """Reset the count of `peak_memory`, if the device supports it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_memory(device: torch.device) -> float:
-    """The most memory that tensors took on a GPU, or that this process took in all on a CPU, in GiB."""
+    """Peak memory of tensors on a GPU, or of this process on a CPU, in GiB."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    import resource  # of Unix alone
+    import resource  # Unix only
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**30 if sys.platform == "darwin" else 2**20)

@@ -1,4 +1,4 @@
-"""The processes that a launcher such as torchrun started: which one this is, and where they wait for each other."""
+"""Processes of a launcher such as torchrun: which one this is, and how they wait for each other."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ LAUNCHERS = (
     ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK"),
     ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
 )
-TIMEOUT = timedelta(minutes=15)  # of sums that all work towards: who is gone by then is gone
-PATIENCE = timedelta(days=1)  # of waits for the one that samples, encodes or decides alone
+TIMEOUT = timedelta(minutes=15)  # for collective operations; a process that is missing after that has died
+PATIENCE = timedelta(days=1)  # for waits on one process that samples, encodes or decides alone
 
 
 def adopt_launcher() -> None:
-    """Let the tasks of srun and mpirun know each other, by the variables that torchrun would have set.
+    """Set the variables that torchrun sets for tasks of srun and mpirun, so that they find each other.
 
-    They are set once, in this process's environment; where RANK is set, whoever set it knows better. Tasks of one node
-    meet on it, those of several on the first node of the step.
+    They are set once, in this process's environment, unless RANK is set already. Tasks on one node meet there, those on
+    several on the first node of the step.
 
     Raises:
         SecateurError: there are several tasks, and the variables do not say which one this is.
@@ -61,12 +61,12 @@ def adopt_launcher() -> None:
 
 
 def process_index() -> int:
-    """The number of this process, from 0, by RANK."""
+    """The number of this process, from 0 (RANK)."""
     return int(os.environ.get("RANK", "0"))
 
 
 def process_count() -> int:
-    """How many processes run the same command, by WORLD_SIZE."""
+    """The number of processes that run the command (WORLD_SIZE)."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -76,10 +76,9 @@ def is_main_process() -> bool:
 
 
 def process_group(on_cpu: bool) -> PartialState:
-    """The launcher's processes as a group, begun by the first call, which meets the others, and ended at exit.
+    """The process group of the launcher's processes, created by the first call and destroyed at exit.
 
-    There is one for all that a command does: the next would read in the store where the last one met, and connect to
-    nobody.
+    A command uses one group throughout: a second would find stale entries in the store, and fail to connect.
 
     Raises:
         SecateurError: the environment does not say where they meet.
@@ -94,14 +93,14 @@ def process_group(on_cpu: bool) -> PartialState:
 
 
 def wait_for_everyone(on_cpu: bool) -> None:
-    """Return when every process has come here; at once when there is one."""
+    """Return when every process has called this; at once if there is one."""
     if process_count() > 1:
         process_group(on_cpu)
         torch.distributed.barrier(group=_patient_group())
 
 
 def from_main(decide: Callable[[], Result]) -> Result:
-    """What `decide` returns on the main process, in all of them, however long it takes; they have a group already."""
+    """The main process's result of `decide`, in all processes, however long it takes; the group must exist."""
     if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
         return decide()
     decided: list[Any] = [decide() if torch.distributed.get_rank() == 0 else None]
@@ -127,7 +126,7 @@ def blind_processes(folder: Path, on_cpu: bool) -> list[int]:
 
 
 def _reads(path: Path, text: str) -> bool:
-    """Whether `path` holds `text`; a network's file system may show it late."""
+    """Whether `path` holds `text`; a network file system may show it late."""
     for wait in (0.0, 0.5, 1.5, 3.0):
         time.sleep(wait)
         if path.is_file() and path.read_text(encoding="utf-8") == text:
@@ -135,11 +134,11 @@ def _reads(path: Path, text: str) -> bool:
     return False
 
 
-_patient: dict[Any, Any] = {}  # by the group that it was made beside
+_patient: dict[Any, Any] = {}  # by the group that it belongs to
 
 
 def _patient_group() -> Any:
-    """A group over all processes for waits of hours, on the CPU; every process makes it at the same call."""
+    """A CPU group over all processes for waits of hours; every process must create it in the same call."""
     world = torch.distributed.group.WORLD
     if world not in _patient:
         _patient.clear()
@@ -148,7 +147,7 @@ def _patient_group() -> Any:
 
 
 def main_first(stage: Callable[[], Result], on_cpu: bool) -> Result:
-    """What `stage` returns: on the main process, and then on the others, which find there what that one wrote."""
+    """Run `stage` on the main process, then on the others, which read what it wrote."""
     if is_main_process():
         result = stage()
         wait_for_everyone(on_cpu)
@@ -174,14 +173,14 @@ def same_in_all_processes(tensor: Tensor) -> Tensor:
 
 
 def abandon_process_group() -> None:
-    """Leave the end of the group to the launcher: this process failed, and others may be waiting for it."""
+    """Do not destroy the group at exit: this process failed, and others may be waiting for it."""
     atexit.unregister(_end_process_group)
 
 
 def _end_process_group() -> None:
-    """End the group while the interpreter is whole, after all that wraps a model for it, unless the script failed.
+    """Destroy the group before the interpreter shuts down, after all model wrappers, unless the script failed.
 
-    A wrapper that outlives its group waits, with Python's lock in hand, for threads that may be waiting for that lock.
+    A wrapper that outlives its group holds Python's lock while it waits for threads that may need that lock.
     """
     if torch.distributed.is_initialized() and not hasattr(sys, "last_value"):
         gc.collect()
@@ -189,7 +188,7 @@ def _end_process_group() -> None:
 
 
 def one_process(command: str) -> None:
-    """Refuse to run `command` in several processes, which would write the same files.
+    """Refuse to run `command` in several processes: they would write the same files.
 
     Raises:
         SecateurError: a launcher started more than one.

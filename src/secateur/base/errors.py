@@ -22,21 +22,21 @@ class TargetError(SecateurError):
 
 
 class TrainingError(SecateurError):
-    """A run that cannot go on: a loss that is not finite, a checkpoint that does not fit."""
+    """A run that cannot continue: a loss that is not finite, a checkpoint that does not fit."""
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, or its name if it says nothing."""
+    """The first line of an error's message, or its name if there is none."""
     return (str(error).strip() or repr(error)).splitlines()[0]
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch raised `error` for want of memory, of whatever device."""
+    """Whether torch raised `error` because memory, of any device, did not suffice."""
     return any(words in str(error) for words in ("out of memory", "not enough memory", "can't allocate memory"))
 
 
 def is_lost_peer(error: RuntimeError) -> bool:
-    """Whether torch raised `error` because another process of the launcher's does not answer."""
+    """Whether torch raised `error` because another process does not respond."""
     words = ("closed by peer", "reset by peer", "gloo/transport", "Socket Timeout", "NCCL error", "NCCL communicator")
     return type(error).__module__ == "torch.distributed" or any(each in str(error) for each in words)
 

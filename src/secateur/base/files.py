@@ -1,6 +1,6 @@
-"""Files that are either there whole or not there at all: written under a temporary name, then renamed.
+"""Atomic writing: files are written under a temporary name, then renamed.
 
-What is renamed has reached the disk before, so that a machine that loses its power loses no more than a killed process.
+Contents are flushed to the disk before renaming, so that a power failure loses no more than a killed process.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .errors import SecateurError, first_line
 from .owners import MACHINE, is_running
 
 _TEMPORARY = re.compile(r"\..+\.(?P<pid>\d+)-(?P<machine>[0-9a-f]{8})\.tmp")
-_ABANDONED_AFTER = 24 * 60 * 60  # seconds, where nobody can look for the process
+_ABANDONED_AFTER = 24 * 60 * 60  # seconds, for processes of other machines
 _swept: set[Path] = set()
 _sweeping = threading.Lock()
 
@@ -41,7 +41,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path.parent)
         temporary.touch()
-        rights = _rights(temporary)  # those that the umask leaves; safetensors files are born private
+        rights = _rights(temporary)  # by the umask; safetensors would create private files
         yield temporary
         temporary.chmod(rights)
         _flush(temporary)
@@ -50,7 +50,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     except (OSError, SafetensorError) as error:
         raise _error(path, error) from error
     finally:
-        with suppress(OSError):  # gone already, or in a folder that does not exist: an error above says so
+        with suppress(OSError):  # gone already, or the folder does not exist, which an error above says
             temporary.unlink()
 
 
@@ -58,7 +58,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; it becomes `path` when the block succeeds.
 
-    Where `path` is there already, each file takes the place of its namesake and the other files stay.
+    If `path` exists, its files are replaced by those of the same name, and others stay.
 
     Raises:
         SecateurError: as `atomic_file`.
@@ -91,10 +91,10 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
 
 def is_left_behind(path: Path, mine: bool = False) -> bool:
-    """Whether a process that has ended was writing `path`.
+    """Whether `path` is a leftover of a process that has ended.
 
-    Nobody can look for a process of another machine: it has ended if it is a day ago, or if this process owns the
-    folder (`mine`).
+    A process of another machine cannot be checked: it counts as ended after a day, or if this process owns the folder
+    (`mine`).
     """
     name = _TEMPORARY.fullmatch(path.name)
     if name is None:
@@ -104,16 +104,16 @@ def is_left_behind(path: Path, mine: bool = False) -> bool:
             return mine or time.time() - path.lstat().st_mtime > _ABANDONED_AFTER
         return False
     pid = int(name["pid"])
-    return pid == os.getpid() or not is_running(pid)  # containers give the same number again and again
+    return pid == os.getpid() or not is_running(pid)  # containers reuse the same number
 
 
 def remove_left_behind(folder: str | Path) -> None:
-    """Remove what processes that have ended were writing in `folder`, which this process owns, and below it."""
+    """Remove leftovers of ended processes in and below `folder`, which this process owns."""
     _remove(path for path in list(Path(folder).rglob(".*.tmp")) if is_left_behind(path, mine=True))
 
 
 def _sweep(folder: Path) -> None:
-    """Before this process first writes in `folder`, remove what those that have ended were writing there."""
+    """Before the first write of this process in `folder`, remove leftovers of ended processes there."""
     with _sweeping:
         if folder not in _swept:
             _swept.add(folder)
@@ -142,7 +142,7 @@ def _flush(path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError:
-        if not path.is_dir():  # some file systems cannot say it of a folder
+        if not path.is_dir():  # some file systems cannot flush a folder
             raise
     finally:
         os.close(descriptor)
@@ -183,7 +183,7 @@ def read_json(path: str | Path) -> Any:
 
 
 def check_folder(path: str | Path) -> None:
-    """Check that files can be written in a folder, which need not be there yet, before long work starts.
+    """Check, before long work starts, that files can be written in a folder, which need not exist yet.
 
     Raises:
         SecateurError: a file is in the way, or the rights are missing.
@@ -197,7 +197,7 @@ def check_folder(path: str | Path) -> None:
 
 
 def require_regular(path: Path) -> None:
-    """Refuse a pipe, a device or a folder before it is opened, which may wait for ever.
+    """Refuse a pipe, a device or a folder: opening one might block for ever.
 
     Raises:
         FileNotFoundError: nothing is there.

@@ -1,4 +1,4 @@
-"""What a result on disk was made from, as a short name: it changes when any of it does."""
+"""Fingerprints: short names that change when any of the inputs of a result change."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-WHOLE = 16 * 1024  # files up to so many bytes are read whole
-SAMPLE = 4 * 1024  # of larger ones, so many at the beginning, in the middle and at the end
+WHOLE = 16 * 1024  # files up to this many bytes are read completely
+SAMPLE = 4 * 1024  # bytes read of larger files, at the beginning, in the middle and at the end
 
 
 def files_fingerprint(paths: Iterable[Path], root: Path) -> str:
     """Changes when a file below `root` is added, removed, renamed or replaced: by names, sizes and contents.
 
-    Of large files the beginning, the middle and the end are read, where formats keep their tables and checksums. Times
-    do not count: a copy of the same files is the same.
+    Of large files, the beginning, middle and end are read, where formats keep tables and checksums. Modification times
+    do not count, so a copy has the same fingerprint.
     """
     digest = hashlib.sha256()
     for path in sorted(paths):
@@ -51,5 +51,5 @@ def tensors_fingerprint(tensors: Mapping[str, Tensor]) -> str:
 
 
 def model_fingerprint(model: nn.Module, process: object) -> str:
-    """Changes with the class of `model`, with `process` as it prints itself, and with any tensor of the model."""
+    """Changes with the class of `model`, with the text of `process`, and with any tensor of the model."""
     return fingerprint([type(model).__name__, repr(process), tensors_fingerprint(model.state_dict())])

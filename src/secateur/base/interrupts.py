@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: both stop a training run after the step at hand, and a command with a line and a status."""
+"""Ctrl-C and SIGTERM: they stop training after the current step, and a command with one line and an exit status."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 class Terminated(BaseException):
-    """SIGTERM came: a scheduler, a container or a person ends this process."""
+    """Raised on SIGTERM, from a scheduler, a container or a person."""
 
 
 @contextmanager
 def deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Let Ctrl-C and SIGTERM wait for the end of a step: the block asks whether one came.
+    """Delay Ctrl-C and SIGTERM to the end of a step: the block asks whether one came.
 
-    When the block ends, however it ends, the signal does what it would have done without it, so that none is lost. A
-    second signal is not held back. Outside of the main thread, which alone is interrupted, nothing is.
+    When the block ends, in any way, the signal has its usual effect, so that none is lost. A second signal is not
+    delayed. Outside the main thread, which alone receives signals, this does nothing.
     """
     came: list[int] = []
     before: dict[int, Any] = {}
@@ -48,7 +48,7 @@ def deferred_interrupt() -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def sigterm_raises() -> Iterator[None]:
-    """Let SIGTERM raise `Terminated` inside the block, so that what is being written is cleared away."""
+    """Let SIGTERM raise `Terminated` inside the block, so that temporary files are removed."""
 
     def raise_terminated(number: int, frame: object) -> None:
         raise Terminated

@@ -1,4 +1,4 @@
-"""One owner for a folder: a lock that is released when its process dies."""
+"""A lock on a folder, which is released when its process dies."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}  # of s
 
 @contextmanager
 def owned(folder: Path) -> Iterator[None]:
-    """Be the only process that owns `folder`, which exists, inside the block.
+    """Hold the lock of `folder`, which must exist, inside the block.
 
-    The lock is the kernel's (flock) on the file `.lock`, so that a killed owner leaves nothing to clear away; what the
-    file says of its owner is for people. Where the file system has no locks, what it says decides: an owner of this
-    machine is looked for, one of another machine is believed.
+    It is a kernel lock (flock) on the file `.lock`, so that nothing must be cleaned up after a kill; the owner named in
+    the file is for people. On file systems without locks the named owner decides: on this machine it is checked whether
+    it still runs, on another it is assumed to.
 
     Raises:
-        SecateurError: another process owns it, or the folder cannot be written.
+        SecateurError: another process holds it, or the folder cannot be written.
     """
     path = folder / LOCK
     try:
@@ -42,7 +42,7 @@ def owned(folder: Path) -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):  # gone with the whole folder
-            path.unlink()  # before the lock is let go, so that it is nobody else's
+            path.unlink()  # before the lock is released, so that it is not another's
         os.close(descriptor)
 
 
@@ -55,7 +55,7 @@ def _take(path: Path) -> int:
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 _note_other_machine(path)
                 return descriptor
-            os.close(descriptor)  # of an owner that removed it meanwhile
+            os.close(descriptor)  # the owner has removed it meanwhile
         except FileNotFoundError:
             os.close(descriptor)  # likewise
         except BlockingIOError:
@@ -69,7 +69,7 @@ def _take(path: Path) -> int:
 
 
 def _take_by_name(path: Path) -> int:
-    """As `_take`, where the file system has no locks."""
+    """As `_take`, for file systems without locks."""
     owner = _owner(path)
     if owner and (owner["machine"] != MACHINE or is_running(owner["pid"])):
         raise _in_use(path, f"; this file system has no locks, so if that process has ended, remove {path}")
@@ -88,7 +88,7 @@ def _sign(descriptor: int) -> None:
 
 
 def _owner(path: Path) -> dict[str, Any] | None:
-    """What the file says of its owner; None while that is being written."""
+    """The owner named in the file; None while it is being written."""
     try:
         owner = json.loads(path.read_text(encoding="utf-8"))
         return {"pid": int(owner["pid"]), **{key: str(owner[key]) for key in ("host", "machine", "since")}}
@@ -103,7 +103,7 @@ def _in_use(path: Path, advice: str = "") -> SecateurError:
 
 
 def _note_other_machine(path: Path) -> None:
-    """Say where a lock may be one of each machine only, as some network file systems are mounted."""
+    """Print a note if locks may not work between machines, as on some network file systems."""
     owner = _owner(path)
     if owner and owner["host"] != socket.gethostname():
         note(

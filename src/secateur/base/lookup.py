@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 PACKAGE = __name__.partition(".")[0]
-ADDRESS = f"{PACKAGE}."  # begins what the config of a narrower model names: secateur.PrunedUNet2DModel
+ADDRESS = f"{PACKAGE}."  # prefix of class names in configs of narrower models: secateur.PrunedUNet2DModel
 
 
 def register_with_diffusers() -> None:
@@ -44,7 +44,7 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 def _extend() -> None:
-    """Give the module of diffusers, where `AutoModel` looks up names, those of this package by their address."""
+    """Let the module in which `AutoModel` looks up names find those of this package."""
     module: Any = sys.modules["diffusers"]
     kind = type(module)
 

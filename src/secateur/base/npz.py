@@ -1,4 +1,4 @@
-"""Arrays in foreign `.npz` files: sizes are compared with what the file holds before anything is unpacked."""
+"""Reading untrusted `.npz` files: sizes are checked against the file before anything is unpacked."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import numpy as np
 from .errors import DataError, first_line
 from .files import require_regular
 
-UNPACKED = 256 * 2**20  # bytes that any file may unpack to
-RATIO = 30  # and a large one, to so many times its size
+UNPACKED = 256 * 2**20  # bytes to which any file may unpack
+RATIO = 30  # larger files may unpack to this many times their size
 
 
 def read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Those of the named arrays that the file has; never any Python objects.
+    """The named arrays, as far as the file has them; never Python objects.
 
     Raises:
-        DataError: it is no regular file, is damaged, holds something else under a name, or unpacks to far more than
-            its size.
+        DataError: it is not a regular file, is damaged, holds something other than an array under a name, or unpacks to
+            far more than its size.
     """
     try:
         require_regular(path)

@@ -1,4 +1,4 @@
-"""What a person wrote to make something: the command line, or the call of a function of ours where it was one."""
+"""The command line, or the call of a public function, by which a person made something."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _origin: ContextVar[str] = ContextVar("origin", default="")
 
 
 def origin() -> str:
-    """What was written, ready to be pasted; empty where nobody knows."""
+    """The command or call, ready to be pasted; empty if unknown."""
     return _origin.get()
 
 
 @contextmanager
 def begun_by(words: Sequence[str]) -> Iterator[None]:
-    """What happens in the block was begun by the command line `secateur WORDS`."""
+    """Note that the block runs for the command line `secateur WORDS`."""
     before = _origin.set(shlex.join(["secateur", *_without_secrets(words)]))
     try:
         yield
@@ -34,7 +34,7 @@ def begun_by(words: Sequence[str]) -> Iterator[None]:
 
 
 def recorded(function: Function) -> Function:
-    """`function`, whose call is what was written, unless a command line or another function of ours calls it."""
+    """Record calls of `function` as the origin, unless a command line or another public function made them."""
 
     @functools.wraps(function)
     def recording(*arguments: Any, **named: Any) -> Any:
@@ -62,7 +62,7 @@ def _without_secrets(words: Sequence[str]) -> list[str]:
 
 
 def _shown(value: Any) -> str:
-    """Python for a value, or the name of its class in angle brackets."""
+    """Python code for a value, or the name of its class in angle brackets."""
     if value is None or isinstance(value, bool | int | float | str):
         text = repr(value)
     elif isinstance(value, Path):

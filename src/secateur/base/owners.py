@@ -1,4 +1,5 @@
-"""Which process writes a file: its name stands on disk beside it, and tells whether the process still runs."""
+"""Which process writes a temporary file: its name on disk tells, so that it can be checked whether the process still
+runs."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from pathlib import Path
 
 
 def _machine() -> str:
-    """Eight hexadecimal digits: another machine, another boot or another container's process numbers, another name."""
+    """Eight hexadecimal digits that differ between machines, boots, and containers with their own process numbers."""
     parts = [socket.gethostname()]
     with suppress(OSError):  # Linux has both
         parts += [Path("/proc/sys/kernel/random/boot_id").read_text(), os.readlink("/proc/self/ns/pid")]
@@ -26,6 +27,6 @@ def is_running(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # somebody else's
+    except PermissionError:  # it belongs to another user
         return True
     return True

@@ -1,4 +1,4 @@
-"""JSON files as typed records: every file is read by one function that checks all of it."""
+"""JSON files as typed records, with every field checked."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def read_record(kind: type[T], path: str | Path) -> T:
     """The JSON file `path` as `kind`: a dataclass, a `msgspec.Struct`, or a type such as `dict[str, int]`.
 
     Raises:
-        SecateurError: the file is missing, is not JSON, or is of another shape; names file and field.
+        SecateurError: the file is missing, is not JSON, or has other fields; the message names file and field.
     """
     return record_of(kind, read_json(path), path)
 
@@ -27,7 +27,7 @@ def record_of(kind: type[T], value: Any, source: str | Path) -> T:
     """Plain JSON values as `kind`.
 
     Raises:
-        SecateurError: a field is missing or of another type; names `source` and field.
+        SecateurError: a field is missing or of another type; the message names `source` and field.
     """
     try:
         return msgspec.convert(value, kind)

@@ -1,9 +1,9 @@
 """Rows of named tensors, written once, chunk by chunk, and read by row or by chunk.
 
-A chunk is a dictionary of tensors with one row for each item. In a folder each chunk is a safetensors file, whole or
-not there: a stopped run goes on with the first missing one, and processes that share a file system each write their
-part. Files are memory-mapped, so that reading a row takes no more memory than the row. Each has a checksum, which is
-looked at once, so that what a disk or a copy changed is never taken for what was written.
+A chunk is a dictionary of tensors with one row for each item. In a folder each chunk is a safetensors file, written
+atomically: a stopped run resumes with the first missing one, and processes that share a file system write a part each.
+Files are memory-mapped, so that reading a row takes only the memory of the row. Each has a checksum, which is verified
+once, so that damage by a disk or a copy is noticed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .distributed import process_count, process_index
 from .errors import DataError, first_line
 from .tensors import check_tensors, write_tensors
 
-CHUNK_BYTES = 64 * 2**20  # at most; what a killed run loses
+CHUNK_BYTES = 64 * 2**20  # most bytes in a chunk, which a killed run loses
 CHUNK_ROWS = 1024  # at most
 OPEN_FILES = 256
 
@@ -31,13 +31,13 @@ Chunk = dict[str, Tensor]
 
 
 def chunk_size_of(row_bytes: int) -> int:
-    """Rows of `row_bytes` each that make a chunk of a moderate size."""
+    """The number of rows of `row_bytes` each in a chunk of moderate size."""
     return max(1, min(CHUNK_ROWS, CHUNK_BYTES // row_bytes))
 
 
 @dataclass(frozen=True)
 class Rows(ABC):
-    """`count` rows, `chunk_size` to a chunk; a tensor of a chunk may stop before the last row."""
+    """`count` rows in chunks of `chunk_size`; a tensor of a chunk may end before the last row."""
 
     count: int
     chunk_size: int
@@ -70,7 +70,7 @@ class Rows(ABC):
     def fill(self, measure: Callable[[range], Chunk], description: str, at_once: int | None = None) -> None:
         """Write the missing chunks of this process's part, with a progress bar.
 
-        `measure` gives the tensors of some rows: those of a chunk, or `at_once` of them at most.
+        `measure` computes the tensors of some rows: of a chunk, or at most `at_once` rows.
         """
         mine = self.ranges()[process_index() :: process_count()]
         missing = [indices for indices in mine if not self.has(indices)]
@@ -91,7 +91,7 @@ class Rows(ABC):
         return (self.chunk(indices) for indices in self.ranges())
 
     def columns(self, names: Sequence[str]) -> Chunk:
-        """The named tensors of all rows that have them; absent where no chunk has them."""
+        """The named tensors of all rows that have them; names that no chunk has are absent."""
         return joined({name: chunk[name] for name in names if name in chunk} for chunk in self.chunks())
 
     def read(self, indices: Sequence[int]) -> Chunk:
@@ -111,7 +111,7 @@ class Rows(ABC):
 
 @dataclass(frozen=True)
 class FileRows(Rows):
-    """Rows in the files of `folder`, whose name says what they were made from (`fingerprint`)."""
+    """Rows in the files of `folder`, whose name has a fingerprint of their inputs."""
 
     folder: Path
 
@@ -134,7 +134,7 @@ class FileRows(Rows):
 
 @dataclass(frozen=True)
 class MemoryRows(Rows):
-    """Rows that are kept in memory."""
+    """Rows in memory."""
 
     kept: dict[range, Chunk] = field(default_factory=dict, repr=False)
 
@@ -149,7 +149,7 @@ class MemoryRows(Rows):
 
 
 def rows_at(folder: Path | None, count: int, chunk_size: int) -> Rows:
-    """Rows in the files of `folder`; in memory without one."""
+    """Rows in files of `folder`; without one, in memory."""
     return MemoryRows(count, chunk_size) if folder is None else FileRows(count, chunk_size, folder)
 
 
@@ -172,11 +172,11 @@ def _stamp(path: Path) -> tuple[int, ...]:
 
 @cache
 def _check(path: Path, stamp: tuple[int, ...]) -> None:
-    """Find, once for each file, that it is damaged."""
+    """Check the file for damage, once."""
     check_tensors(path)
 
 
 @lru_cache(maxsize=OPEN_FILES)
 def _mapped(path: Path, stamp: tuple[int, ...]) -> Chunk:
-    """The tensors of a file, mapped; `stamp` changes when it is written anew."""
+    """The tensors of a file, memory-mapped; `stamp` changes when it is written again."""
     return load_file(path)

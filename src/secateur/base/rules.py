@@ -1,6 +1,6 @@
-"""What values a setting may have, written beside it: `steps: Annotated[int, at_least(1)] = 500`.
+"""Rules for values of settings, as annotations: `steps: Annotated[int, at_least(1)] = 500`.
 
-Types are rules too: an `int` is a whole number of 64 bits, a `float` is finite, a `Literal` has one of its names.
+Types are rules, too: an `int` is a 64-bit integer, a `float` is finite, a `Literal` has one of its values.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Rule:
-    """A condition on the value of a setting, and how to say what is wanted: "give ..."."""
+    """A condition on the value of a setting, and words for what is wanted: "give ..."."""
 
     wanted: str
     holds: Callable[[Any], bool]
@@ -70,9 +70,9 @@ def check_fields(group: str, config: Any) -> None:
 
 
 def checked(function: Function) -> Function:
-    """`function`, but its arguments are checked by their annotations before it begins.
+    """Check the arguments of `function` by their annotations when it is called.
 
-    Keyword arguments that it takes as `Unpack` of a `TypedDict` stand in its signature one by one.
+    Keyword arguments taken as `Unpack` of a `TypedDict` appear one by one in its signature.
 
     Raises:
         SecateurError: naming the argument, its value and what to give.
@@ -90,7 +90,7 @@ def checked(function: Function) -> Function:
 
 
 def check(what: str, value: object, hint: Any) -> None:
-    """Raise `SecateurError` unless `value` is what the annotation `hint` says."""
+    """Raise `SecateurError` unless `value` conforms to the annotation `hint`."""
     if (advice := _advice(value, hint)) is not None:
         raise SecateurError(f"{what} is {shortened(value)}; {advice}")
 
@@ -125,7 +125,7 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature:
 
 
 def _advice(value: Any, hint: Any) -> str | None:
-    """What to give instead of `value`; None if it is what `hint` says."""
+    """What to give instead of `value`; None if it conforms to `hint`."""
     kind, inner = get_origin(hint), get_args(hint)
     if kind is Annotated:
         return _advice(value, inner[0]) or next(

@@ -1,9 +1,9 @@
 """All random numbers of the library: a pure function of seed, purpose, step and index.
 
 Philox (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") turns a key and a counter into random bits.
-Seed and purpose are the key, step and index stand in the counter, so no two streams share a number, runs of different
-seeds share nothing, and any process can draw any row without the rows before it. Numbers are drawn on the CPU, which
-makes them the same for every device, batch size and number of processes.
+Seed and purpose are the key, and step and index are in the counter, so no two streams overlap, runs with different
+seeds are independent, and any process can draw any row without the rows before it. Numbers are drawn on the CPU, so
+that they are the same for every device, batch size and number of processes.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ import torch
 from numpy.random import Generator, Philox
 from torch import Tensor
 
-VERSION = 1  # part of the fingerprint of whatever is stored by seed; a change of any draw makes it 2
-MOST = 2**63 - 1  # seeds are 0 to this
+VERSION = 1  # part of the fingerprint of everything stored by seed; to be raised when any draw changes
+MOST = 2**63 - 1  # largest seed
 ENTRIES_FOR_THREADS = 2**22
 
 
 class Purpose(IntEnum):
-    """What numbers are drawn for; each has streams of its own."""
+    """What numbers are drawn for; each purpose has its own streams."""
 
     SAMPLE = 1  # the noise that an image starts from
-    SAMPLER = 2  # what a stochastic sampler adds on the way
+    SAMPLER = 2  # noise added by a stochastic sampler
     POSTERIOR = 3  # an autoencoder's draw of an image's latents
     EPOCH = 4  # the order of the images in training
     STEP = 5  # timesteps, flips and dropped labels of a training batch
     NOISE = 6  # of a training batch, and further directions of it
-    DROPOUT = 7  # layers that draw by themselves
+    DROPOUT = 7  # layers that draw from torch's generator
     LOSS = 8  # noise of the evaluated loss
     LYAPUNOV = 9  # the first direction of a power iteration
     SCORING = 10  # timesteps and noise of calibration tuples
     COMPENSATION = 11  # timesteps, noise and positions of compensation tuples
-    JUDGEMENT = 12  # images and noise of each loss that trials are judged by
+    JUDGEMENT = 12  # images and noise of the losses by which trials are compared
     BOOK = 13  # images, timesteps, noise and directions of a teacher's book
-    HELD_OUT = 14  # noise of its tuples that nobody learns from
-    ROUNDING = 15  # of weights in bfloat16, up or down
-    FACTORS = 16  # that LoRA begins with
+    HELD_OUT = 14  # noise of its held-out tuples
+    ROUNDING = 15  # stochastic rounding of bfloat16 weights
+    FACTORS = 16  # initial LoRA factors
 
 
 def stream(seed: int, purpose: Purpose, *, step: int = 0, index: int = 0, part: int = 0) -> Generator:
@@ -78,5 +78,5 @@ def permutation(count: int, seed: int, purpose: Purpose, *, step: int = 0, part:
 
 
 def torch_seed(seed: int, purpose: Purpose, *, step: int = 0, index: int = 0, part: int = 0) -> int:
-    """A 63-bit seed for what draws from a torch generator by itself: layers, diffusers' samplers."""
+    """A 63-bit seed for code that draws from a torch generator: layers, diffusers' samplers."""
     return int(stream(seed, purpose, step=step, index=index, part=part).bit_generator.random_raw() >> 1)

@@ -6,8 +6,8 @@ import json
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-# Memory and speed, and what is written. Accumulation draws other dropout masks, if there are any; so does the number of
-# processes, which is no setting.
+# Settings of memory, speed and output. Accumulation changes dropout masks, if there are any; so does the number of
+# processes, which is not a setting.
 FREE_IN_RECOVERY = frozenset(
     {"accumulation", "parallel", "gradient_checkpointing", "offload", "memory"}
     | {"checkpoint_every", "log_every", "grad_norms_every", "report_to"}
@@ -28,20 +28,20 @@ FREE = frozenset(
 def differing(
     before: Mapping[str, Any], asked: Mapping[str, Any], free: Collection[str] = ()
 ) -> dict[str, tuple[Any, Any]]:
-    """The settings that are not the same, as JSON before and now, but for the `free` ones.
+    """The settings that differ, as JSON before and now, except the `free` ones.
 
-    Names are dotted where a setting is one of a group: "recovery.seed".
+    Names of settings in groups are dotted: "recovery.seed".
     """
     return {name: values for name, values in _changes(before, asked, "") if name not in free}
 
 
 def say_differing(changes: Mapping[str, tuple[Any, Any]]) -> str:
-    """The changes that `differing` found, for an error."""
+    """The changes found by `differing`, as text for an error."""
     return ", ".join(f"{name} {there} there, {here} here" for name, (there, here) in changes.items())
 
 
 def as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """`settings` as they are once they were written and read: tuples are lists, and nothing is shared."""
+    """`settings` as they would be after writing and reading JSON: tuples become lists, and nothing is shared."""
     return json.loads(json.dumps(settings))
 
 

@@ -1,4 +1,4 @@
-"""Tensors in files of ours, with a checksum: what a disk or a copy changed is never taken for what was written."""
+"""Tensor files with a checksum, so that damage by a disk or a copy is noticed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, uint8
 from .errors import DataError, first_line
 from .files import atomic_file, require_regular
 
-CHECKSUM = "crc32"  # in the metadata of a file; those of before have none
+CHECKSUM = "crc32"  # in the metadata of a file; older files have none
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -24,7 +24,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def check_tensors(path: Path) -> None:
-    """Read all of a file that `write_tensors` wrote, and compare.
+    """Check all of a file written by `write_tensors` against its checksum.
 
     Raises:
         DataError: it is missing or damaged.
@@ -40,7 +40,7 @@ def check_tensors(path: Path) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """What `write_tensors` wrote, mapped.
+    """The tensors of a file written by `write_tensors`, memory-mapped.
 
     Raises:
         DataError: it is missing or damaged.
@@ -50,7 +50,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    """Of names, types, shapes and bytes."""
+    """Checksum of names, types, shapes and bytes."""
     found = 0
     for name, tensor in sorted(tensors.items()):
         found = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(errors="replace"), found)

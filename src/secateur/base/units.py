@@ -1,4 +1,4 @@
-"""Amounts as people write them: 3.4G, 20M."""
+"""Formatting amounts: 3.4G, 20M."""
 
 _SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15}
 

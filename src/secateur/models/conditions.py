@@ -1,8 +1,8 @@
-"""What a network takes beside the noisy sample: its own keyword arguments, one row per sample.
+"""Conditions: keyword arguments of a network beside the noisy sample, one row per sample.
 
 A name is that of an argument, such as `class_labels` or `encoder_hidden_states`; a dot leads into a mapping, as in
-`added_cond_kwargs.text_embeds` of SDXL. `null` conditions hold one row per name, without the batch axis: what stands
-for "no condition" in dropout and guidance, a label or an encoded empty prompt.
+`added_cond_kwargs.text_embeds` of SDXL. `null` conditions hold one row per name, without the batch axis, for "no
+condition" in dropout and guidance: a label or an encoded empty prompt.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def rows(conditions: Conditions, index: Tensor | slice) -> dict[str, Tensor]:
 
 
 def repeated(conditions: Conditions, count: int) -> dict[str, Tensor]:
-    """All rows `count` times over, as `Tensor.repeat` puts those of a sample."""
+    """All rows repeated `count` times, in the order of `Tensor.repeat`."""
     return {name: value.repeat(count, *[1] * (value.ndim - 1)) for name, value in conditions.items()}
 
 
@@ -34,7 +34,7 @@ def moved(conditions: Conditions, device: torch.device | str) -> dict[str, Tenso
 
 
 def dropped(conditions: Conditions, where_B: Tensor, null: Conditions) -> dict[str, Tensor]:
-    """The conditions with the row of `null` where `where_B` holds; those that `null` does not name stay."""
+    """The conditions with the row of `null` where `where_B` holds; names that are not in `null` are unchanged."""
     return {
         name: torch.where(where_B.view(-1, *[1] * (value.ndim - 1)), null[name].to(value), value)
         if name in null

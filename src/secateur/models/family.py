@@ -1,7 +1,7 @@
-"""All that is particular to one architecture, in one record.
+"""The record of one architecture: everything about it that the library must know.
 
-The defaults are what most denoisers of diffusers do: `model(x, timestep=t, **conditions)`, with a `config` that says
-the size of the sample.
+The defaults fit most denoisers of diffusers: `model(x, timestep=t, **conditions)`, with a `config` that has the size of
+the sample.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Labels(NamedTuple):
     Attributes:
         classes: their number, "no class" not counted.
         key: entry of the config that holds the number.
-        null: whether one more embedding, the last, stands for "no class" (Peebles & Xie 2023, section 3.1).
+        null: whether there is one more embedding, the last, for "no class" (Peebles & Xie 2023, section 3.1).
     """
 
     classes: int
@@ -53,7 +53,7 @@ def config_of(model: nn.Module) -> Mapping[str, Any]:
 
 
 def architecture_of(model: nn.Module) -> type[nn.Module]:
-    """The class that builds `model`: without classes around it that only say that it was pruned."""
+    """The class that builds `model`, instead of a subclass that only marks it as pruned."""
     return next(each for each in type(model).__mro__ if "__init__" in vars(each))
 
 
@@ -70,21 +70,22 @@ def shape_by_config(model: nn.Module) -> Shape:
 
 
 def sides(size: int | Size) -> Size:
-    """Height and width of a size that is one number where they are equal."""
+    """Height and width of a size, which may be one number."""
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 def sample_and_timestep(
     network: nn.Module, x: Tensor, timesteps_B: Tensor, kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """`forward` takes the sample first, the time as `timestep` where it takes one, and the conditions by name."""
+    """The arguments of a `forward` that takes the sample first, the time as `timestep` if at all, and conditions by
+    name."""
     first, *others = inspect.signature(network.forward).parameters.values()
     takes_time = any(each.name == "timestep" or each.kind is each.VAR_KEYWORD for each in others)
     return {first.name: x} | ({"timestep": timesteps_B} if takes_time else {}) | dict(kwargs)
 
 
 def denoised_channels(output_BCHW: Tensor, x_BCHW: Tensor) -> Tensor:
-    """The output without the half of its channels that learns the variance, if it has one.
+    """The output without the half of its channels that predicts the variance, if it has one.
 
     Raises:
         ModelError: the network does not predict as many channels as it takes, or twice as many.
@@ -106,12 +107,12 @@ def no_conditions(model: nn.Module, batch_size: int, draw: Draw) -> Conditions:
 
 
 def text_mask(batch_size: int, tokens: int) -> Tensor:
-    """1 for the tokens of a caption that fills three quarters, 0 for what it is padded with, (B, tokens)."""
+    """A mask (B, tokens) of a caption that fills three quarters: 1 for its tokens, 0 for padding."""
     return (torch.arange(tokens) < 3 * tokens // 4).long().repeat(batch_size, 1)
 
 
 def labels_by_config(model: nn.Module) -> Labels | None:
-    """Labels by `num_class_embeds`, or `num_embeds_ada_norm` where there is a "no class"; None without `class_labels`.
+    """Labels by `num_class_embeds`, or by `num_embeds_ada_norm` with a "no class"; None without `class_labels`.
 
     Raises:
         ModelError: labels that are not class indices.
@@ -133,10 +134,11 @@ def counted(**keys: str) -> Callable[[nn.Module], dict[str, Any]]:
 
 
 def counted_by_rebuilding(model: nn.Module) -> dict[str, Any]:
-    """The entries of the config that count the blocks left in each list, found by building the class without memory.
+    """The entries of the config that count the blocks left in each list, found by building the class on the meta
+    device.
 
-    An entry counts a list if it held the length that the list has by the config, and if with the present length in its
-    place the class builds a list of that length.
+    An entry counts a list if its value is the original length of the list, and if the class builds a list of the
+    present length when given that instead.
     """
     config, lengths = config_of(model), _lengths(model)
     by_config = _rebuilt_lengths(model, {})
@@ -171,42 +173,43 @@ def whole_model(model: nn.Module) -> nn.Module:
 
 
 def patch_by_config(model: nn.Module) -> int:
-    """Sides of a patch, by `patch_size` of the config; 1 where it has none."""
+    """Side of a patch, by `patch_size` of the config; 1 if it has none."""
     return config_of(model).get("patch_size") or 1
 
 
 @dataclass(frozen=True)
 class Family:
-    """All that is particular to one architecture. Only `architecture` and `describe` are needed.
+    """Everything about one architecture. Only `architecture` and `describe` are required.
 
     Attributes:
         architecture: the class.
         describe: declares the structure of a live model.
-        call: (model, conditions) to the prediction, of a network that a user's own function calls; what follows up to
-            `taken_shape` is then not asked for.
+        call: (model, conditions) to the prediction, for a network that is called by a user's own function; the fields
+            up to `taken_shape` are then not used.
         arguments: (network, sample, timesteps (B,), conditions by argument) to keyword arguments of `forward`, without
             `return_dict`. The sample is an image or its latents (B, C, H, W), and time is in the unit of the process.
         prediction: (output, sample) to the prediction, of the shape of the sample.
         input_shape: (C, H, W) of one sample: an image, or latents as the autoencoder gives them.
-        taken_shape: (C, H, W) of what the network takes for a sample of a height and width, where it is another.
-        conditions: random text states, pooled text, sizes of a batch, drawn by the function that it is given.
-        example_inputs: keyword arguments of a batch of a size, where they are not `arguments` of a random sample.
+        taken_shape: (C, H, W) of the network's input for a sample of a height and width, if it differs from the
+            sample's.
+        conditions: random text states, pooled text and sizes for a batch, drawn with the given function.
+        example_inputs: keyword arguments for a batch of a size, if they are not `arguments` of a random sample.
         labels: the class labels that a model takes, if any.
-        depth_entries: entries of the config that follow the blocks that are left, so that plain diffusers loads it.
-        prompts: by class name of a pipeline, (pipeline, prompts, image size, without) to conditions; `without` asks
-            for what the pipeline guides away from, the empty prompt or zeros.
-        rescaled: (guided prediction, prediction at the conditions) to what its pipeline makes of the former.
-        unguided: the `guidance_scale` of its pipeline that stands for no guidance.
-        network: what of a loaded model is pruned.
-        patch_size: pixels of the sample to a token, along each side.
-        even_levels: its pipeline spaces the noise levels of a flow evenly, whatever the scheduler does by itself.
-        sampled_in: steps that its pipeline takes by default, where the model is told the guidance that it was distilled
-            with (`guidance_embeds`): it knows no other times.
-        shift_by_steps: its pipeline shifts them by the number of tokens and of steps (Flux.2).
-        counts_by_place: a block is told its place among all, so that its class cannot build a model that lost some,
-            and programs that read single files do not run one (Chroma).
-        used_outside: patterns over names of modules that are called from outside of the block that holds them; what
-            shards block by block (FSDP) must wrap them apart.
+        depth_entries: entries of the config to update when blocks are removed, so that plain diffusers loads it.
+        prompts: by class name of a pipeline, (pipeline, prompts, image size, without) to conditions; `without` asks for
+            the pipeline's null condition, the empty prompt or zeros.
+        rescaled: (guided prediction, conditional prediction) to the former as rescaled by its pipeline.
+        unguided: the `guidance_scale` of its pipeline that means no guidance.
+        network: the part of a loaded model that is pruned.
+        patch_size: pixels of the sample per token, along each side.
+        even_levels: whether its pipeline spaces the noise levels of a flow evenly, overriding the scheduler's spacing.
+        sampled_in: default steps of its pipeline, for guidance-distilled models (`guidance_embeds`), which were trained
+            at those times only.
+        shift_by_steps: whether its pipeline shifts noise levels by the number of tokens and of steps (Flux.2).
+        counts_by_place: whether blocks depend on their position among all, so that its class cannot build a model
+            without some, and programs that read single files do not run one (Chroma).
+        used_outside: patterns over names of modules that are called from outside the block that holds them; sharding
+            (FSDP) must wrap them separately.
     """
 
     architecture: type[nn.Module]
@@ -232,4 +235,4 @@ class Family:
     used_outside: tuple[str, ...] = ()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Family:
-        return self  # a copy of a network is of the same family
+        return self  # copies of a network share its family

@@ -1,7 +1,7 @@
-"""How a network's output answers a small change of its noisy input, by random projections.
+"""The response of a network's output to small changes of its noisy input, by random projections.
 
 J is the derivative of the raw output (epsilon, v, sample or velocity alike) with respect to the noisy input x_t.
-Conditions stay fixed and no guidance takes part.
+Conditions are fixed, and there is no guidance.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def project(
 def _vjps(output: Tensor, x: Tensor, directions: Sequence[Tensor], create_graph: bool) -> list[Tensor]:
     products: list[Tensor] = []
     for left, v in zip(reversed(range(len(directions))), directions, strict=True):
-        keep = create_graph or left > 0  # the last pass frees what it has used
+        keep = create_graph or left > 0  # the last pass frees the graph
         products += torch.autograd.grad(output, x, v, create_graph=create_graph, retain_graph=keep)
     return products
 
@@ -76,7 +76,7 @@ def exact(x: Tensor) -> Tensor:
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """No parameter of `model` needs a gradient inside the block, so its passes keep no graph for their sake."""
+    """Parameters of `model` need no gradients inside the block, so passes keep no graph for them."""
     needing = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in needing:
         parameter.requires_grad_(False)
@@ -89,18 +89,18 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def any_attention() -> Iterator[None]:
-    """Let attention take its fastest kernel inside a `higher_order` block."""
+    """Let attention use its fastest kernel inside a `higher_order` block."""
     with sdpa_kernel(ANY_ATTENTION):
         yield
 
 
 @contextmanager
 def higher_order(models: Sequence[nn.Module], projection: Projection) -> Iterator[None]:
-    """Layers whose derivatives of higher order are right, for `project` and the backward pass through it.
+    """Use layers with correct higher-order derivatives, for `project` and the backward pass through it.
 
-    The block must hold the last backward pass too, where gradient checkpointing runs the layers again. Attention is
+    The block must include the last backward pass, in which gradient checkpointing runs the layers again. Attention uses
     plain matrix products, since fused kernels have no second derivative. With jvp, layer norms are composed of plain
-    operations: torch takes the mean and deviation for constants in the third derivative of its own (measured on 2.13).
+    operations: the third derivative of torch's own treats mean and deviation as constants (measured on 2.13).
     """
     norms = [module for model in models for module in model.modules() if isinstance(module, nn.LayerNorm)]
     handles = [norm.register_forward_hook(_plain_layer_norm) for norm in norms] if projection == "jvp" else []

@@ -11,18 +11,18 @@ from torch import Tensor, nn
 from ..base.errors import ModelError
 from .registry import family_of
 
-NOISE = 0.02  # deviation of a DiT's label embedding at initialization (Peebles & Xie 2023, released code)
+NOISE = 0.02  # standard deviation of a DiT's label embedding at initialization (Peebles & Xie 2023, released code)
 
 
 def relabel(model: nn.Module, classes: int, seed: int = 0) -> nn.Module:
-    """Give `model`, in place, a fresh label embedding of `classes` classes, and return it.
+    """Give `model`, in place, a new label embedding of `classes` classes, and return it.
 
-    Every new class starts at the old "no class", which the network knows to mean any image, or at the mean of the old
-    classes where there is none, plus noise that tells the classes apart. "No class" itself stays. Every block of
-    diffusers' DiT has an embedding of its own; all get the same noise.
+    Every new class starts from the old "no class", which stands for any image, or without one from the mean of the old
+    classes, plus noise that distinguishes the classes. "No class" itself stays. Every block of diffusers' DiT has its
+    own embedding; all get the same noise.
 
     Raises:
-        ModelError: a model that knows no classes.
+        ModelError: the model has no classes.
     """
     labels = family_of(model).labels(model)
     if labels is None:

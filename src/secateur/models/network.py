@@ -1,4 +1,4 @@
-"""What a network takes: its input shape, its classes, and example inputs."""
+"""Inputs of a network: its sample shape, its classes, and example inputs."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def as_network(model: nn.Module) -> nn.Module:
-    """What of a loaded `model` is pruned: the decoder of an `AutoencoderKL`, any other model itself."""
+    """The network to prune in a loaded `model`: the decoder of an `AutoencoderKL`, otherwise the model itself."""
     return family_of(model).network(model)
 
 
 def input_shape(model: nn.Module) -> Shape:
-    """Shape (C, H, W) of one sample: an image, latents as the autoencoder gives them, or what a decoder gives.
+    """Shape (C, H, W) of one sample: an image, latents as encoded by the autoencoder, or the output of a decoder.
 
     Raises:
         ModelError: the config does not say, or there is none.
@@ -53,7 +53,7 @@ def class_count(model: nn.Module) -> int | None:
 
 
 def null_class(model: nn.Module) -> int | None:
-    """The label that stands for no class, the last embedding of a DiT (Peebles & Xie 2023, section 3.1)."""
+    """The label for "no class", the last embedding of a DiT (Peebles & Xie 2023, section 3.1)."""
     labels = family_of(model).labels(model)
     return labels.classes if labels is not None and labels.null else None
 
@@ -61,8 +61,8 @@ def null_class(model: nn.Module) -> int | None:
 def example_batch(model: nn.Module, batch_size: int, size: Size | None = None) -> tuple[Tensor, Conditions]:
     """A random noisy sample (B, C, H, W) and the conditions that the architecture takes, the same at every call.
 
-    The sample of a decoder are latents. `size` is the height and width of the sample, of a decoder the image's, by
-    default the config's.
+    For a decoder the sample consists of latents. `size` is the height and width of the sample, for a decoder of the
+    image; by default the config's.
 
     Raises:
         ModelError: as `input_shape`, and labels that are not class indices.
@@ -90,14 +90,14 @@ def example_inputs(
 ) -> dict[str, Any]:
     """Random keyword arguments for `model(**inputs)`, the same ones at every call, batch axes first.
 
-    A noisy sample, or the latents of one for a decoder; timestep (B,) and, where the architecture takes them,
-    class_labels (B,), text states, pooled text, sizes and positions. `size` is as in `example_batch`; `text_tokens` is
+    A noisy sample, or latents for a decoder; timestep (B,) and, as the architecture requires, class_labels (B,), text
+    states, pooled text, sizes and positions. `size` is as in `example_batch`; `text_tokens` is
     the length of the text, by default that of diffusers' pipelines.
 
     Raises:
         ModelError: as `example_batch`, and a length of text where it cannot be chosen.
     """
-    with _disable_current_modes():  # where tensors have no memory, these have values still
+    with _disable_current_modes():  # inside a fake mode these must still have values
         return _example_inputs(model, batch_size, size, text_tokens)
 
 
@@ -118,14 +118,14 @@ def _example_inputs(model: nn.Module, batch_size: int, size: Size | None, text_t
 
 
 def _of_length(value: Tensor, tokens: int) -> Tensor:
-    """The first tokens along the second axis, or all of them over and over."""
+    """The first tokens along the second axis, repeated if there are too few."""
     times = [1] * value.ndim
     times[1] = -(-tokens // value.shape[1])
     return value.repeat(times)[:, :tokens]
 
 
 def _like(other: Tensor, value: Tensor) -> Tensor:
-    """`value` on the device of `other` and, if it has a fraction, in its dtype; integers stay known without memory."""
+    """`value` on the device of `other` and, if floating-point, in its dtype; integers stay known on the meta device."""
     there = value.to(other.device, other.dtype if value.is_floating_point() else value.dtype)
     return remember(there, value) if there.is_meta else there
 

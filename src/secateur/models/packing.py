@@ -1,6 +1,6 @@
-"""Latents as tokens, 2 x 2 pixels side by side in the channels: N = h w / 4 tokens of a latent (C, h, w).
+"""Latents as tokens of 2 x 2 pixels stacked in the channels: N = h w / 4 tokens of a latent (C, h, w).
 
-So Flux and those after it (Chroma, Qwen-Image) see them.
+Used by Flux and later models (Chroma, Qwen-Image).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from ..base.errors import ModelError
 from .family import Shape, Size, config_of, denoised_channels, sides
 
-PATCH = 2  # pixels to a token, along each side
-SAMPLE_SIZE = 128  # of the latents of 1024 pixels, where the config does not say
+PATCH = 2  # pixels per token, along each side
+SAMPLE_SIZE = 128  # latents of 1024 pixels, if the config does not say
 
 
 def pack(x_BCHW: Tensor) -> Tensor:
@@ -43,14 +43,14 @@ def size_of(x_BCHW: Tensor) -> Size:
 
 
 def as_long_as(guided_BCHW: Tensor, conditioned_BCHW: Tensor) -> Tensor:
-    """The guided prediction, every token scaled to the length that it has without guidance."""
+    """The guided prediction, with every token scaled to its norm without guidance."""
     guided_BNC, conditioned_BNC = pack(guided_BCHW), pack(conditioned_BCHW)
     ratio_BN1 = conditioned_BNC.norm(dim=-1, keepdim=True) / guided_BNC.norm(dim=-1, keepdim=True)
     return unpack(guided_BNC * ratio_BN1, size_of(guided_BCHW))
 
 
 def unpacked_prediction(output_BNC: Tensor, x_BCHW: Tensor) -> Tensor:
-    """The output of a network of packed latents, as the latents."""
+    """The output of a network of packed latents, unpacked."""
     return denoised_channels(unpack(output_BNC, size_of(x_BCHW)), x_BCHW)
 
 

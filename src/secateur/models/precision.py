@@ -1,4 +1,4 @@
-"""A network in fewer bits: half precision, or weights of linear layers in one byte each, by torchao."""
+"""A network in lower precision: half precision, or one byte per weight of linear layers, by torchao."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import nn
 from ..base.errors import SecateurError
 
 PrecisionName = Literal["bfloat16", "float16", "int8", "float8"]
-BYTES: tuple[PrecisionName, ...] = ("int8", "float8")  # with a scale for each row of a weight; the rest stays as it is
+BYTES: tuple[PrecisionName, ...] = ("int8", "float8")  # linear weights alone, a scale for each row
 
 
 def in_precisions(model: nn.Module, names: Sequence[PrecisionName]) -> dict[str, nn.Module]:
@@ -34,7 +34,7 @@ def in_precisions(model: nn.Module, names: Sequence[PrecisionName]) -> dict[str,
 
 
 def check_precision(name: str) -> None:
-    """Check that a precision can be had.
+    """Check that a precision is available.
 
     Raises:
         SecateurError: it needs torchao, which is not installed.
@@ -51,23 +51,23 @@ def check_precision(name: str) -> None:
 def cast(model: nn.Module, name: PrecisionName) -> None:
     """Cast `model` in place."""
     if name not in BYTES:
-        nn.Module.to(model, getattr(torch, name))  # past diffusers' warning
+        nn.Module.to(model, getattr(torch, name))  # avoids diffusers' warning
         return
     with _quiet():
         from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
         from torchao.utils import unwrap_tensor_subclass
 
         quantize_(model, Int8WeightOnlyConfig() if name == "int8" else Float8WeightOnlyConfig())
-        unwrap_tensor_subclass(model)  # plain tensors, which torch writes raw; it would pickle torchao's
+        unwrap_tensor_subclass(model)  # plain tensors are written raw; torch would pickle torchao's
 
 
 def dtype_of(model: nn.Module, default: torch.dtype = torch.float32) -> torch.dtype:
-    """The dtype that `model` computes in: of its first weight of two bytes or more, `default` if it has none."""
+    """The dtype that `model` computes in: that of its first weight with at least two bytes, or `default`."""
     return next((each.dtype for each in model.parameters() if each.itemsize > 1), default)
 
 
 def precision_of(model: nn.Module) -> str:
-    """What its weights are stored in, such as float32: int8 or float8 where those of its linear layers are."""
+    """The dtype of the stored weights, such as float32; int8 or float8 if linear layers have it."""
     stored = {each.dtype for each in model.parameters()}
     narrow = {torch.int8: "int8", torch.float8_e4m3fn: "float8"}
     return next(
@@ -77,7 +77,7 @@ def precision_of(model: nn.Module) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what torchao says about the machine when it is imported."""
+    """Hide what torchao prints about the machine when it is imported."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

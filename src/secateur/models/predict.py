@@ -1,6 +1,6 @@
-"""What a network predicts, however its architecture is called.
+"""Calling a network, whatever its architecture, and reading its prediction.
 
-Outside of a call a sample is always an image or its latents (B, C, H, W), and time is in the unit of the process.
+Outside a call, a sample is always an image or its latents (B, C, H, W), and time is in the unit of the process.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from .registry import family_of, network_of
 
 
 def predict(model: nn.Module, x_BCHW: Tensor, timesteps_B: Tensor, conditions: Conditions = UNCONDITIONAL) -> Tensor:
-    """The network's prediction (B, C, H, W) at (x_t, t), in the dtype of x_t, whatever the network's own is.
+    """The network's prediction (B, C, H, W) at (x_t, t), in the dtype of x_t.
 
-    A decoder's x_t are latents, and its prediction is the image. In training `model` may be a wrapper around the
-    network, which is called then.
+    For a decoder, x_t are latents and the prediction is the image. In training `model` may be a wrapper around the
+    network; then the wrapper is called.
 
     Raises:
         ModelError: as the family's `arguments` and `prediction`.
@@ -35,7 +35,7 @@ def predict(model: nn.Module, x_BCHW: Tensor, timesteps_B: Tensor, conditions: C
 
 
 def output_of(model: nn.Module, kwargs: Mapping[str, Any]) -> Tensor:
-    """What `model` gives for keyword arguments: a bare tensor, or the first of what it returns."""
+    """The output of `model` for keyword arguments: a bare tensor, or the first returned value."""
     parameters = inspect.signature(network_of(model).forward).parameters.values()
     as_tuple = any(each.name == "return_dict" or each.kind is each.VAR_KEYWORD for each in parameters)
     output = model(**kwargs, return_dict=False) if as_tuple else model(**kwargs)

@@ -1,4 +1,4 @@
-"""Which architecture is of which family."""
+"""The family of each architecture."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ from .families.z_image import Z_IMAGE
 from .family import Family
 
 DECLARED = (UNET2D, UNET2D_CONDITION, DIT, PIXART, SD3, FLUX, CHROMA, SANA, AUTOENCODER_KL, AUTOENCODER_KL_DECODER)
-DISCOVERED = (FLUX2, QWEN_IMAGE, Z_IMAGE, LUMINA2, WAN)  # how they are called is declared, their structure is found
+DISCOVERED = (FLUX2, QWEN_IMAGE, Z_IMAGE, LUMINA2, WAN)  # their calls are declared, their structure is discovered
 BUILT_IN = (*DECLARED, *DISCOVERED)
 
-OWN = "_secateur_family"  # the attribute of a network whose family is not that of its class
+OWN = "_secateur_family"  # attribute of a network whose family differs from that of its class
 
 _FAMILIES: dict[type[nn.Module], Family] = {family.architecture: family for family in BUILT_IN}
 
 
 def register_family(family: Family) -> None:
-    """Declare an architecture of your own, or another family for one that is known."""
+    """Declare your own architecture, or another family for a known one."""
     _FAMILIES[family.architecture] = family
 
 
 def register_structure(architecture: type[nn.Module], describe: Callable[[Any], Structure]) -> None:
-    """Declare the structure of an architecture that is called as diffusers' denoisers are.
+    """Declare the structure of an architecture that is called like diffusers' denoisers.
 
-    For one that is called otherwise, or has no diffusers config, see `register_family`.
+    For one that is called differently, or has no diffusers config, see `register_family`.
     """
     register_family(Family(architecture, describe))
 
@@ -56,10 +56,10 @@ def families() -> tuple[Family, ...]:
 
 
 def family_of(model: nn.Module) -> Family:
-    """The family of `model`, or of the network inside of what accelerate or torch.compile wrapped around it.
+    """The family of `model`, or of the network inside a wrapper of accelerate or torch.compile.
 
-    A network that a user's own functions call has a family of its own (`attach_family`). A class that nobody registered
-    has its base class's family, or else one whose structure is discovered.
+    A network that is called by a user's own functions has its own family (`attach_family`). An unregistered class has
+    its base class's family, or else one whose structure is discovered.
     """
     network = network_of(model)
     if OWN in vars(network):
@@ -70,7 +70,7 @@ def family_of(model: nn.Module) -> Family:
 
 
 def attach_family(network: nn.Module, family: Family) -> None:
-    """Let `network` alone, and its copies, be of `family`."""
+    """Give `network` and its copies, but not its class, this `family`."""
     vars(network)[OWN] = family
 
 
@@ -80,7 +80,7 @@ def detach_family(network: nn.Module) -> None:
 
 
 def network_of(model: nn.Module) -> nn.Module:
-    """The network inside of what accelerate or torch.compile wrapped around it."""
+    """The network inside a wrapper of accelerate or torch.compile."""
     return extract_model_from_parallel(model, keep_torch_compile=False)
 
 
@@ -90,7 +90,7 @@ def supported_architectures() -> tuple[str, ...]:
 
 
 def unsupported(name: str) -> str:
-    """What to say of an architecture that nobody declared."""
+    """The message for an undeclared architecture."""
     return (
         f"{name} has no declared structure; supported: {', '.join(supported_architectures())}. "
         "docs/adding-an-architecture.md shows how to declare one"
@@ -106,7 +106,7 @@ def is_known(name: str) -> bool:
 
 
 def architecture_named(name: str) -> type[Any]:
-    """The class called `name` that has a declared structure, or else the model of diffusers of that name.
+    """The class called `name` with a declared structure, or else the diffusers model of that name.
 
     Raises:
         KeyError: there is none.
@@ -122,13 +122,13 @@ def describe(model: nn.Module) -> Structure:
     """The structure of `model`, read from its live modules, so that a pruned model can be described again.
 
     Raises:
-        ValueError: an architecture that nobody declared, or a parameter that is not where it was declared.
+        ValueError: the architecture is not declared, or the model lacks a declared parameter.
     """
     return _with_all_parameters(model, family_of(model).describe(model))
 
 
 def left_out(model: nn.Module) -> Mapping[str, str]:
-    """What discovery leaves whole, and why, by name; nothing for an architecture that was declared.
+    """What discovery does not cut, and why, by name; empty for a declared architecture.
 
     Raises:
         ValueError: as `describe`.
@@ -147,7 +147,7 @@ def _discovered(model: nn.Module) -> Structure:
 
 
 def _with_all_parameters(model: nn.Module, structure: Structure) -> Structure:
-    """`structure`, once `model` is seen to have what it names; LoRA wraps layers, which renames their weights."""
+    """Check that `model` has all parameters of `structure`: LoRA wraps layers, which renames their weights."""
     present = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     named = (piece.parameter for dim in structure.dims.values() for piece in dim.slices)
     lacking = next((name for name in named if name not in present), None)

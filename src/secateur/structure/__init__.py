@@ -1,4 +1,4 @@
-"""What of a model can be removed, and how to mask or remove it."""
+"""What can be removed from a model, and how to mask or remove it."""
 
 from .check import Check, check_random_cuts, check_structure, count_checks
 from .dims import Block, Cut, Dim, Slice, Structure, StructureBuilder, Table, check_cut

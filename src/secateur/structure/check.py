@@ -1,4 +1,4 @@
-"""Checks a declared structure: masks against removal, for every width and block alone and for random cuts."""
+"""Checks a declared structure: masks against removal, for each width and block, and for random cuts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Check:
     Attributes:
         name: the width, link of widths or block that was cut alone, or "random cut".
         error: largest difference of the two outputs over the largest output; infinite if the cut model does not run.
-        hint: where to look when it is wrong; what there is to know otherwise.
+        hint: where to look if it is wrong; otherwise a remark.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Check:
 
 
 def count_checks(structure: Structure, random_cuts: int) -> int:
-    """How many `check_structure` gives."""
+    """The number of checks that `check_structure` makes."""
     return len(structure.links) + len(structure.blocks) + random_cuts
 
 
@@ -56,9 +56,9 @@ def check_structure(
 ) -> Iterator[Check]:
     """Compare masks with removal on `inputs`, the keyword arguments of `model`.
 
-    `model` is left alone: a copy with random weights is cut, so that no zero or identity of an initialization hides an
-    error. Widths of one link are cut together. Where `describe` is given, it must describe every cut model too, as
-    commands on a pruned model need. Whatever the forward pass raises is a check that is not ok.
+    `model` does not change: a copy with random weights is cut, so that no zero or identity from initialization hides an
+    error. Widths of one link are cut together. If `describe` is given, it must also describe every cut model, as
+    commands on a pruned model need. An error of the forward pass is a failed check.
     """
     generator = torch.Generator().manual_seed(seed)
     model, inputs = _randomized(model, generator, inputs)
@@ -88,7 +88,7 @@ def check_structure(
 def check_random_cuts(
     model: nn.Module, structure: Structure, inputs: Mapping[str, Any], count: int, seed: int = 0
 ) -> Iterator[Check]:
-    """As `check_structure`, for random cuts of several widths and blocks alone."""
+    """As `check_structure`, but only random cuts of several widths and blocks."""
     generator = torch.Generator().manual_seed(seed)
     model, inputs = _randomized(model, generator, inputs)
     dense = _run(model, inputs)
@@ -122,7 +122,7 @@ def draw_weights(model: nn.Module, generator: torch.Generator) -> None:
 
 @full_precision()  # rounding by TF32 is above the tolerance
 def _run(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
-    """Everything that `model` returns, in a row; it is called with `return_dict=False` if it knows that."""
+    """All outputs of `model`, flattened; it is called with `return_dict=False` if it takes that."""
     known = inspect.signature(model.forward).parameters
     with torch.no_grad():
         output = model(**inputs, return_dict=False) if "return_dict" in known else model(**inputs)
@@ -154,7 +154,7 @@ def _random_cut(structure: Structure, generator: torch.Generator) -> Cut:
 
 
 def _misplaced(model: nn.Module, structure: Structure) -> dict[str, str]:
-    """What is wrong with the slices of a dim by their shapes alone, by dim."""
+    """Errors in the slices of dims that shapes alone show, by dim."""
     shapes = {name: parameter.shape for name, parameter in model.named_parameters(remove_duplicate=False)}
     taken: dict[tuple[str, int], list[tuple[int, int, str]]] = {}
     found: dict[str, str] = {}
@@ -191,7 +191,7 @@ def _compare(
         error = ((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30)).item()
     except Exception:  # a forward pass may raise anything
         return Check(name, math.inf, _explain(model, structure, cut, inputs))
-    if not error <= TOLERANCE:  # also when it is not a number
+    if not error <= TOLERANCE:  # also if it is NaN
         return Check(name, error, _explain(model, structure, cut, inputs))
     if describe is not None:
         try:
@@ -207,18 +207,18 @@ def _reason(error: Exception) -> str:
 
 
 def _masks(cut: Cut, structure: Structure, model: nn.Module) -> dict[str, Tensor]:
-    """Masks of what the cut names only, so that other wrong declarations do not get in the way."""
+    """Masks of the cut's dims and blocks only, so that other wrong declarations do not interfere."""
     masks = masks_of(cut, structure, next(model.parameters()).device)
     return {name: masks[name] for name in (*cut.kept, *cut.removed_blocks)}
 
 
 def _with_same_tensors(model: nn.Module) -> nn.Module:
-    """A copy of the modules of `model`, which removal may give other tensors."""
+    """A copy of the modules of `model` with the same tensors, to be cut."""
     return copy.deepcopy(model, {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]})
 
 
 def _explain(model: nn.Module, structure: Structure, cut: Cut, inputs: Mapping[str, Any]) -> str:
-    """Run the cut again, watching every module: where it fails, or first differs from its masked self."""
+    """Run the cut again, watching every module: where it fails, or first differs from the masked model."""
     pruned = _with_same_tensors(model)
     with _Trace(model) as before, _Trace(pruned) as after:
         try:
@@ -238,7 +238,7 @@ def _explain(model: nn.Module, structure: Structure, cut: Cut, inputs: Mapping[s
 
 
 def _stale(model: nn.Module, pruned: nn.Module, structure: Structure, cut: Cut) -> Iterator[str]:
-    """Numbers beside the weights of one cut dim that may be its dense size still."""
+    """Attributes beside the weights of a cut dim that may still have its dense size."""
     if len(cut.kept) != 1:
         return
     (dim,) = (structure.dims[name] for name in cut.kept)
@@ -253,7 +253,7 @@ def _stale(model: nn.Module, pruned: nn.Module, structure: Structure, cut: Cut) 
 
 
 class _Trace:
-    """Watches one model: which modules are running, and what each returned last, as a shape, a mean and a size."""
+    """Watches one model: which modules are running, and the shape, mean and size of what each returned last."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -273,7 +273,7 @@ class _Trace:
             hook.remove()
 
     def differs(self, other: _Trace, name: str) -> bool:
-        """Whether module `name` returned something else here than there, in the same shape."""
+        """Whether module `name` returned different values of the same shape here and in `other`."""
         if name not in other.seen or self.seen[name][0] != other.seen[name][0]:
             return False
         (_, mean, size), (_, other_mean, other_size) = self.seen[name], other.seen[name]

@@ -1,4 +1,4 @@
-"""MACs and parameters of any cut, without making it.
+"""MACs and parameters of any cut, without applying it.
 
 A convolution or linear layer costs a fixed number of MACs per weight, and attention's score and value products are
 proportional to its inner width or fixed, so one counted forward pass of the dense model prices every cut exactly.
@@ -24,7 +24,7 @@ from .known_values import KnownValues, remember
 
 @dataclass(frozen=True)
 class Cost:
-    """Size of a model: multiply-accumulates for one sample, of which attention products, and parameters."""
+    """Size of a model: multiply-accumulates for one sample, the attention products among them, and parameters."""
 
     macs: float
     attention_macs: float
@@ -39,7 +39,7 @@ class CostModel:
     shapes: Mapping[str, torch.Size]
     macs_per_weight: Mapping[str, float]
     attention_macs: Mapping[str, float]
-    head_macs: float  # of the head's call of the first kept block's conditioning, whichever block that is
+    head_macs: float  # of the head's call of the first remaining block's conditioning
 
     def __call__(self, kept: Mapping[str, int], removed_blocks: Collection[str] = ()) -> Cost:
         """Cost when each dim named in `kept` has that many units left and `removed_blocks` are gone."""
@@ -64,7 +64,7 @@ class CostModel:
         return Cost(macs + attention, attention, parameters)
 
     def _rows_left(self, removed_blocks: Collection[str]) -> dict[str, float]:
-        """The share of a table's rows that are left, by the parameters that are applied to each row."""
+        """The share of a table's rows that is left, by the parameters that are applied to each row."""
         return {
             name: len(table.kept(removed_blocks)) / table.size
             for table in self.structure.tables
@@ -85,7 +85,7 @@ class CostModel:
 
 
 def skeleton(model: nn.Module, device: str = "meta") -> nn.Module:
-    """A copy of `model` on the meta device: all of its modules, none of its memory; on another, without its values."""
+    """A copy of `model` on the meta device, which takes no memory; on another device, with uninitialized values."""
     tensors = [*model.named_parameters(), *model.named_buffers()]
     memo: dict[int, Any] = {}
     for _, tensor in tensors:
@@ -97,7 +97,7 @@ def skeleton(model: nn.Module, device: str = "meta") -> nn.Module:
 def count_flops(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, int]:
     """FLOPs of `model(**inputs)` by module name, the whole model's by "": 2 for each multiply-accumulate.
 
-    Convolutions, matrix products and attention are counted; a module's are those of its calls, with all inside them.
+    Convolutions, matrix products and attention are counted; a module's count includes the modules that it calls.
     """
     # The fused attention kernel of the CPU is missing from torch's counter; the plain one is matrix products.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -143,7 +143,7 @@ def cost_model(model: nn.Module, structure: Structure, inputs: Mapping[str, Any]
 
 
 def own_products(model: nn.Module, inputs: Mapping[str, Any]) -> list[str]:
-    """The modules that compute products of activations themselves: attention."""
+    """The modules that multiply activations with each other: attention."""
     weights = {name.removesuffix(".weight") for name, _ in model.named_parameters() if name.endswith(".weight")}
     own = _own_macs(count_flops(model, inputs), weights)
     return [module for module, count in own.items() if module and count > 0]

@@ -1,4 +1,4 @@
-"""What of a model can be removed: widths (`Dim`) and skippable layers (`Block`).
+"""What can be removed from a model: widths (`Dim`) and skippable layers (`Block`).
 
 Masks, removal, scoring, costs, saving and loading all read the same `Structure`. It holds names and numbers only,
 no tensors, so it is the same for a model on the meta device.
@@ -27,8 +27,8 @@ class Slice:
     - "norm": the weight of a GroupNorm or RMSNorm; the mask weighs its statistics;
     - "gate": produced here, and the mask multiplies the module's output (a query, which no later input sees).
 
-    `width` is the number of channels to a unit here, where it is not the dim's own: queries of several heads to a head
-    of keys, one gate to a head.
+    `width` is the number of channels per unit here, if it is not the dim's own: several query heads per key head, one
+    gate per head.
     """
 
     parameter: str
@@ -50,7 +50,7 @@ class Dim:
         cells: sizes, in units, of the consecutive cells that must lose units evenly: the common refinement of the
             borders of every norm group that touches the dim. One cell when no norm does.
         link: dims of one link keep the same fraction, because a norm after a skip concatenation spans them.
-        levels: the number of equal steps from nothing to everything; at level k a cell of c units keeps c k / levels.
+        levels: number of equal steps from nothing to everything; at level k a cell of c units keeps c k / levels.
         rescaled: parameters multiplied by sqrt(kept / size) on removal: attention divides by the root of the head size.
     """
 
@@ -71,7 +71,7 @@ class Dim:
             start += cell
 
     def width_of(self, piece: Slice) -> int:
-        """Channels to a unit in `piece`."""
+        """Channels per unit in `piece`."""
         return self.width if piece.width is None else piece.width
 
     def kept_at(self, level: int) -> int:
@@ -85,9 +85,10 @@ class Block:
 
     Attributes:
         name: of the module.
-        listed: an element of a list that the model runs through, which it leaves; the others are replaced by `Skip`.
-        returns: arguments of `forward` that the module returns, in the order of the tuple that it returns; empty where
-            it returns one bare tensor, the successor of its first argument.
+        listed: an element of a list that the model runs through, from which it is deleted; other blocks are replaced by
+            `Skip`.
+        returns: arguments of `forward` whose new values the module returns, in the order of the returned tuple; empty
+            if it returns one bare tensor, the new value of its first argument.
     """
 
     name: str
@@ -96,19 +97,19 @@ class Block:
 
     @property
     def image(self) -> int:
-        """Which of the tensors that it returns is the image's."""
+        """Index of the image's tensor among those it returns."""
         return self.returns.index("hidden_states") if self.returns else 0
 
 
 @dataclass(frozen=True)
 class Table:
-    """A buffer that is not saved, with rows for each block by its place, such as what its modulations are made from.
+    """A buffer that is not saved, with rows for each block by its position, such as inputs of its modulations.
 
     Attributes:
         buffer: its name.
         size: its rows.
-        rows: those of each block, which leave with it; the others stay.
-        readers: modules that are called on all of its rows, so that they cost less with fewer.
+        rows: rows of each block, which are removed with it; the others stay.
+        readers: modules that are called on all of its rows, so that fewer rows cost less.
     """
 
     buffer: str
@@ -117,7 +118,7 @@ class Table:
     readers: tuple[str, ...]
 
     def kept(self, removed_blocks: Iterable[str]) -> list[int]:
-        """The rows that stay without these blocks."""
+        """The rows that remain without these blocks."""
         left = {row for name in removed_blocks for row in self.rows.get(name, ())}
         return [row for row in range(self.size) if row not in left]
 
@@ -128,12 +129,12 @@ class Structure:
 
     Attributes:
         dims: by name, in the order of the forward pass.
-        blocks: by name, likewise.
+        blocks: by name, in the order of the forward pass.
         attention: attention modules, each with the dim that its score and value products scale with.
-        attributes: numbers kept by modules that shrink as a dim does, such as a count of heads: "module.attribute" to
+        attributes: numbers stored in modules that shrink with a dim, such as a count of heads: "module.attribute" to
             dim.
-        head_conditioning: where the model's head reads a submodule of the first block too (DiT), that submodule of
-            every listed block, by block: it reads the next one's when the first leaves.
+        head_conditioning: if the model's head also reads a submodule of the first block (DiT), that submodule of every
+            listed block, by block: when the first block is removed, the head reads the next one's.
         tables: buffers with rows for each block (Chroma).
     """
 
@@ -146,14 +147,14 @@ class Structure:
 
     @cached_property
     def links(self) -> dict[str, tuple[Dim, ...]]:
-        """Dims by link; the dims of one link move together."""
+        """Dims by link; the dims of one link are cut together."""
         links: dict[str, list[Dim]] = {}
         for dim in self.dims.values():
             links.setdefault(dim.link, []).append(dim)
         return {name: tuple(dims) for name, dims in links.items()}
 
     def removable(self, order: Iterable[str]) -> list[str]:
-        """`order`, blocks as they leave, without the last listed one where it names all of them: one must stay."""
+        """`order`, the order of removal, without the last listed block if it names all of them: one must stay."""
         leaving = list(order)
         listed = [name for name in leaving if self.blocks[name].listed]
         everything = {name for name, block in self.blocks.items() if block.listed} == set(listed)
@@ -168,7 +169,7 @@ class Structure:
 
 @dataclass(frozen=True)
 class Cut:
-    """What a pruning keeps: unit indices per dim (a dim not named keeps all) and the blocks that leave."""
+    """A cut: the unit indices kept per dim (all, if a dim is not named), and the removed blocks."""
 
     kept: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     removed_blocks: tuple[str, ...] = ()
@@ -185,7 +186,7 @@ class Cut:
 
 
 def check_cut(structure: Structure, cut: Cut) -> None:
-    """Raise `ValueError` unless `cut` is one that removal can apply without changing what is kept.
+    """Raise `ValueError` unless removal can apply `cut` without changing the function of what stays.
 
     Each cell of a dim must keep the same fraction, and so must the dims of one link; see `Dim`.
     """
@@ -211,8 +212,8 @@ def check_cut(structure: Structure, cut: Cut) -> None:
 class StructureBuilder:
     """Collects the slices of each dim while an architecture file walks through its model.
 
-    A tensor's channels are described by the list of dims that lie one after another on its channel axis: one name,
-    or several after a concatenation, where a number stands for as many channels that stay.
+    A tensor's channels are described by the list of dims that follow each other on its channel axis: one name, or
+    several after a concatenation, in which a number means that many channels that are not cut.
     """
 
     def __init__(self) -> None:
@@ -271,13 +272,13 @@ class StructureBuilder:
         self.add(f"{module}.weight", 0, dims, "norm")
 
     def follows(self, attribute: str, dims: list[str]) -> None:
-        """The number at "module.attribute", of heads or channels, shrinks as the one dim of `dims` does."""
+        """The number at "module.attribute", of heads or channels, shrinks with the one dim of `dims`."""
         (self.attributes[attribute],) = dims
 
     def build(self, head_conditioning: str | None = None) -> Structure:
-        """Refine the norm groups into cells, link what a norm spans, and freeze.
+        """Refine the norm groups into cells, link dims that share a norm, and return the structure.
 
-        `head_conditioning` is the submodule of the first listed block that the model's head reads too.
+        `head_conditioning` is the submodule of the first listed block that the model's head also reads.
         """
         borders = {name: {0, size} for name, (size, _) in self._units.items()}
         link = {name: name for name in self._units}

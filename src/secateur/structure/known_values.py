@@ -1,7 +1,7 @@
-"""What networks read of their inputs on the way, such as the lengths of captions, where tensors have no memory.
+"""Values that networks read from their inputs, such as lengths of captions, for tensors without memory.
 
-Without memory `.tolist()` and `.item()` have nothing to read, and what depends on values has no shape. Inside
-`KnownValues` they get what the same operations give for the masks and other integers that the network was handed.
+On the meta device `.tolist()` and `.item()` fail, and shapes that depend on values are unknown. Inside `KnownValues`
+these operations also run on the values of the network's masks and other integer inputs, which are kept.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ VALUE = "_secateur_value"  # of a tensor without memory
 
 
 def remember(hollow: Tensor, tensor: Tensor) -> Tensor:
-    """`hollow`, which stands for `tensor` and knows its values, if they are integers."""
+    """`hollow`, a tensor without memory in place of `tensor`, with its values attached if they are integers."""
     if not tensor.is_meta and not tensor.is_floating_point():
-        with _disable_current_modes():  # among tensors without memory it would lose its values
+        with _disable_current_modes():  # inside a fake mode it would lose its values
             setattr(hollow, VALUE, tensor.cpu())
     return hollow
 
 
 class KnownValues(TorchFunctionMode):
-    """Does every operation on tensors that are known, and on these alone, on their values."""
+    """Applies operations whose tensors all have known values to these values, too."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -47,7 +47,7 @@ class KnownValues(TorchFunctionMode):
 
         on_cpu = tree_map_only(torch.device, lambda _: torch.device("cpu"), told)
         values, options = tree_map_only(Tensor, lambda tensor: getattr(tensor, VALUE), on_cpu)
-        with _disable_current_modes():  # nothing of it counts
+        with _disable_current_modes():  # these operations are not counted
             result = func(*values, **options)
         if func in READERS:
             return result

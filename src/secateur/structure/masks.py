@@ -1,7 +1,7 @@
 """Soft masks on a live model: with 0/1 masks the output equals that of the model with those units removed.
 
-Masks act through forward hooks that read them at every call, so a schedule may change them between steps. Parameters
-stay as they are underneath.
+Masks act through forward hooks that read them at every call, so a schedule may change them between steps. They do not
+change parameters.
 """
 
 from __future__ import annotations
@@ -55,9 +55,10 @@ def masked(model: nn.Module, structure: Structure, masks: Masks) -> Iterator[Non
 
 
 def masked_group_norm(x: Tensor, mask_C: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """GroupNorm of x (B, C, ...) whose statistics weigh channel c by mask_C[c].
+    """GroupNorm of x (B, C, ...) whose statistics weight channel c by mask_C[c].
 
-    Zeroing a channel is not removing it, since it stays in the mean and variance of its group; weight 0 takes it out.
+    A channel set to zero is not removed, since it still counts in the mean and variance of its group; with weight 0 it
+    does not.
     """
     exact = x if x.dtype == torch.float64 else x.float()  # sums over a group overflow half precision
     x_BGcN = exact.reshape(x.shape[0], num_groups, -1, x[0, 0].numel())
@@ -71,7 +72,7 @@ def masked_group_norm(x: Tensor, mask_C: Tensor, num_groups: int, weight: Tensor
 
 
 def masked_rms_norm(x: Tensor, mask_C: Tensor, weight: Tensor, eps: float | None) -> Tensor:
-    """RMSNorm of x (..., C) whose mean square weighs channel c by mask_C[c]."""
+    """RMSNorm of x (..., C) whose mean square weights channel c by mask_C[c]."""
     exact = x if x.dtype == torch.float64 else x.float()
     mask = mask_C.to(exact)
     mean_square = (exact.square() * mask).sum(-1, keepdim=True) / mask.sum().clamp_min(torch.finfo(exact.dtype).tiny)
@@ -89,7 +90,7 @@ def _pieces_by_module(structure: Structure, masks: Masks) -> dict[tuple[str, str
 
 
 def _channel_mask(pieces: Pieces, masks: Masks, channels: int, like: Tensor) -> Tensor:
-    """The masks of `pieces` laid along one axis of `channels` entries; what no piece covers is 1."""
+    """The masks of `pieces` along one axis of `channels` entries; 1 where there is no piece."""
     parts, end = [], 0
     for name, offset, width in pieces:
         values = masks[name].to(like).repeat_interleave(width)
@@ -146,14 +147,14 @@ def _skip(block: Block, module: nn.Module, mask: Tensor) -> Callable[..., Any]:
 
 
 def _redirect_head(model: nn.Module, structure: Structure, masks: Masks) -> list[Any]:
-    """The head reads the conditioning of the first block that stays, as it will after removal.
+    """Let the head read the conditioning of the first remaining block, as it will after removal.
 
-    While the masks of the blocks before it fall it reads a blend, so that nothing jumps where they reach 0.
+    While masks of blocks before it are between 0 and 1 it reads a blend, so that the output is continuous in the masks.
     """
     sources = {name: model.get_submodule(path) for name, path in structure.head_conditioning.items()}
     first_name = next(iter(sources))
     first = model.get_submodule(first_name)
-    running: list[bool] = []  # while the first block is: it reads its own
+    running: list[bool] = []  # the first block itself reads its own
 
     def blend(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
         if running:

@@ -13,17 +13,17 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all tensors that are made inside, as long as they live; `known` ones are free.
+    """Counts the bytes of all tensors made inside the block, as long as they live; `known` ones are not counted.
 
     Attributes:
-        now: how many there are.
-        peak: the most that there were at a time.
+        now: present bytes.
+        peak: the largest number of bytes so far.
     """
 
     def __init__(self, known: Iterable[Any] = ()) -> None:
         super().__init__()
         self.now = self.peak = 0
-        self._known = [value.untyped_storage() for value in known if isinstance(value, Tensor)]  # kept, as their keys
+        self._known = [value.untyped_storage() for value in known if isinstance(value, Tensor)]  # alive, as keys
         self._alive = {storage._cdata for storage in self._known}
 
     def __torch_dispatch__(

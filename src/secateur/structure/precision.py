@@ -1,4 +1,4 @@
-"""Float32 that is float32."""
+"""Full float32 precision."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def full_precision() -> Iterator[None]:
     """Products of float32 without TF32, which rounds factors to 10 bits and is on for convolutions by default."""
     cuda, cudnn = cast(Any, torch.backends.cuda), cast(Any, torch.backends.cudnn)
     switches = (cuda.matmul, cudnn.conv, cudnn.rnn)
-    before = [switch.fp32_precision for switch in switches]  # torch refuses its older switches beside these
+    before = [switch.fp32_precision for switch in switches]  # torch does not allow mixing these with its older switches
     for switch in switches:
         switch.fp32_precision = "ieee"
     try:

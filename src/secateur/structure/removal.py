@@ -19,7 +19,7 @@ _REMOVALS = "_removals"  # attribute of a model
 
 @dataclass(frozen=True)
 class Removal:
-    """A cut that was made: the units that stayed of each dim, its size before, and the blocks that left."""
+    """A cut that was made: the units kept of each dim, its size before, and the removed blocks."""
 
     kept: Mapping[str, tuple[int, ...]]
     sizes: Mapping[str, int]
@@ -27,20 +27,20 @@ class Removal:
 
 
 def removals_of(model: nn.Module) -> tuple[Removal, ...]:
-    """What `remove` did to `model`, in order, so that it can be written down whoever did it."""
+    """The removals made on `model`, in order, for its manifest."""
     return vars(model).get(_REMOVALS, ())
 
 
 def forget_removals(model: nn.Module) -> None:
-    """Note nothing of what `remove` did so far: it is written down elsewhere."""
+    """Forget the removals so far: they are recorded elsewhere."""
     vars(model).pop(_REMOVALS, None)
 
 
 def kept_entries(structure: Structure, cut: Cut, shapes: dict[str, torch.Size]) -> dict[str, dict[int, Tensor]]:
     """For each parameter of `shapes` that the cut touches, the kept indices along each touched axis.
 
-    Several dims may lie on one axis (a concatenation), and one dim several times (fused halves). A tied parameter may
-    have names that `shapes` leaves out.
+    Several dims may share one axis (a concatenation), and one dim may occur several times (fused halves). A tied
+    parameter may have names that are not in `shapes`.
     """
     keep: dict[str, dict[int, Tensor]] = {}
     for name, kept_units in cut.kept.items():
@@ -75,13 +75,13 @@ def remove(model: nn.Module, structure: Structure, cut: Cut) -> nn.Module:
     `requires_grad`, dtype, device, mode and ties between parameters are kept; works on the meta device too.
 
     Raises:
-        ValueError: a cut that would change the function of what is kept; see `check_cut`. Also a parameter that the
-            model lacks, or one of several names that the cut would change under some of them only.
+        ValueError: the cut would change the function of what stays (see `check_cut`); the model lacks a parameter; or a
+            tied parameter would be cut under some of its names only.
     """
     check_cut(structure, cut)
     with torch.no_grad():
         for names, axes in _tied_entries(model, structure, cut):
-            old = model.get_parameter(names[0])  # one at a time, so that no two whole models are in memory
+            old = model.get_parameter(names[0])  # one at a time, so that there are never two models in memory
             new = old.detach()
             for axis, kept in axes.items():
                 new = new.index_select(axis, kept.to(new.device))
@@ -105,17 +105,17 @@ def remove(model: nn.Module, structure: Structure, cut: Cut) -> nn.Module:
 
 
 def without_blocks(model: nn.Module, structure: Structure, names: Sequence[str]) -> nn.Module:
-    """`model` without the named blocks: modules of its own, tensors shared with `model`."""
+    """A copy of `model` without the named blocks, which shares the tensors of `model`."""
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     return remove(copy.deepcopy(model, shared), structure, Cut({}, tuple(names)))
 
 
 def name_after(structure: Structure, cut: Cut, parameter: str) -> str | None:
-    """The name of `parameter` after the removed blocks have left their lists; None if it left with one."""
+    """The name of `parameter` after the blocks are removed from their lists; None if it is removed with one."""
     if structure.owner(parameter) in cut.removed_blocks:
         return None
     for parent, left in _left_lists(structure, cut.removed_blocks).items():
-        if parameter.startswith(f"{parent}."):  # also of an element that may not leave, such as SD3's last
+        if parameter.startswith(f"{parent}."):  # also of an element that cannot be removed, such as SD3's last
             index, dot, rest = parameter[len(parent) + 1 :].partition(".")
             return f"{parent}.{int(index) - sum(other < int(index) for other in left)}{dot}{rest}"
     return parameter

@@ -11,21 +11,22 @@ from .dims import Dim, Structure
 
 @dataclass(frozen=True)
 class Selection:
-    """A part of a structure, and why each dim and block that it lacks was left out, by name."""
+    """A part of a structure, and the reason for each dim and block left out, by name."""
 
     structure: Structure
     left_out: Mapping[str, str]
 
 
 def select(structure: Structure, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()) -> Selection:
-    """Leave out the dims and blocks that `include` does not name or `exclude` does.
+    """Leave out dims and blocks that `include` does not match, or `exclude` does.
 
     A pattern is a glob over names of dims, blocks and modules: `*.heads`, `transformer_blocks.1?`, `mid_block.*`. An
-    excluded module stays as it is: a dim is left out if any of its slices lies there. An included module is all that
-    may change: a dim is in if its name matches, or if all of its slices lie there. Dims of one link stay together.
+    excluded module is not changed: a dim is left out if any of its slices is there. Only included modules may change: a
+    dim is kept if its name matches, or if all of its slices are in matching modules. Dims of one link are left out
+    together.
 
     Raises:
-        ValueError: a pattern that matches nothing.
+        ValueError: a pattern matches nothing.
     """
     for pattern in (*include, *exclude):
         if pattern != "*" and not _matches_anything(structure, pattern):
@@ -55,7 +56,7 @@ def _why_not_dim(dim: Dim, include: Sequence[str], exclude: Sequence[str]) -> st
 
 
 def _why_not_named(names: list[str], modules: list[str], include: Sequence[str], exclude: Sequence[str]) -> str:
-    """Why a dim or block of these `names` that changes `modules` is left out; empty if it is not."""
+    """Why a dim or block with these `names`, which changes `modules`, is left out; empty if it is not."""
     if found := next((pattern for pattern in exclude if any(_matches([*names, *modules], pattern))), None):
         return f"excluded by {found!r}"
     if any(any(_matches(names, pattern)) or all(_matches(modules, pattern)) for pattern in include):

@@ -1,4 +1,4 @@
-"""What flows through a block: the tensors that it takes, changes and returns."""
+"""The tensors that a block takes, changes and returns."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Stream(NamedTuple):
 
 
 def streams_of(block: Block, module: nn.Module) -> tuple[Stream, ...]:
-    """The parameters of the block's `module` that it returns unchanged or changed, in that order."""
+    """The parameters of the block's `module` whose values it returns, in that order."""
     names = list(inspect.signature(module.forward).parameters)
     return tuple(Stream(names.index(name), name) for name in block.returns or names[:1])
 
@@ -30,12 +30,12 @@ def pick(streams: Sequence[Stream], args: Sequence[Any], kwargs: Mapping[str, An
 
 
 def handed_on(block: Block, output: Any) -> tuple[Tensor, ...]:
-    """The tensors in what a block returned."""
+    """The tensors among the values that a block returned."""
     return output if block.returns else (output,)
 
 
 class Skip(nn.Module):
-    """Stands where a residual block was: returns what it takes, by default its first argument."""
+    """Replaces a removed residual block: returns its arguments unchanged, by default the first."""
 
     def __init__(self, streams: Sequence[Stream] = (Stream(0, "hidden_states"),), as_tuple: bool = False) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Structure of classes that nobody declared: found by tracing, and believed only when proven."""
+"""Structure of undeclared classes: found by tracing, and used only after it is proven."""
 
 from .proofs import Discovery, describe, discover, example_inputs
 

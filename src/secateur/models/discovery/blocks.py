@@ -14,7 +14,7 @@ from ...structure import Block
 
 
 def listed_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Elements of the outermost lists of `model`, by name; those of a list within one of them are not named."""
+    """Elements of the outermost lists of `model`, by name, without those of nested lists."""
     found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and not any(name.startswith(f"{outer}.") for outer in found):
@@ -29,10 +29,10 @@ class _Call:
 
 
 def blocks_of(model: nn.Module, elements: Mapping[str, nn.Module], run: Any) -> tuple[dict[str, Block], dict[str, str]]:
-    """The blocks among `elements`, and why others are none, as seen in one pass, `run()`.
+    """The blocks among `elements`, and why others are not blocks, as observed in one pass, `run()`.
 
-    A block returns tensors of the shapes of as many of its arguments. Which ones is read off from the next element of
-    its list, which takes the very tensors that this one returned.
+    A block returns tensors with the shapes of some of its arguments. Which ones follows from the next element of its
+    list, which takes the returned tensors.
     """
     calls: dict[str, list[_Call]] = {name: [] for name in elements}
     handles = []
@@ -73,7 +73,8 @@ def _record(element: nn.Module, calls: list[_Call]) -> Any:
 
 
 def _streams(calls: list[list[_Call]]) -> dict[int, str]:
-    """For each position of what a list's elements return, the argument under which the next element takes it."""
+    """For each position of the returned values of a list's elements, the argument as which the next element takes
+    it."""
     found: dict[int, str] = {}
     for this, following in itertools.pairwise(calls):
         if len(this) != 1 or len(following) != 1:
@@ -102,7 +103,7 @@ def _returns(call: _Call, streams: Mapping[int, str]) -> tuple[str, ...] | None:
 
 
 def _tensors(returned: Any) -> tuple[Tensor, ...] | None:
-    """What a module returned, if it is a tensor or a tuple of tensors."""
+    """The returned tensors, if a module returned a tensor or a tuple of tensors."""
     if isinstance(returned, Tensor):
         return (returned,)
     is_tuple = isinstance(returned, tuple) and returned and all(isinstance(each, Tensor) for each in returned)

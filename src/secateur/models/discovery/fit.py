@@ -1,7 +1,7 @@
-"""What was proven on a small copy, in the shapes of a model: wider, deeper, or cut already.
+"""Transfers a structure proven on a small copy to a model that is wider, deeper, or already cut.
 
-The layout is that of the copy, segment by segment; lengths are read from the model's live tensors. Where they leave a
-width undetermined, it stays whole.
+The layout is that of the copy, segment by segment; lengths are read from the model's tensors. A width that they do not
+determine is not cut.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ from ...structure.attributes import FOLLOWED
 from .blocks import listed_modules
 from .prove import Proven
 
-MOST_RUNS = 8  # heads that are stored channel by channel have as many runs as a head has channels
+MOST_RUNS = 8  # heads stored channel by channel have one run per channel of a head
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Where a model says how many units a dim has, and how many channels a unit: relative to the element's name.
+    """Where a model stores the number of units of a dim, and of channels per unit; relative to the element's name.
 
     Attributes:
-        units: numbers of modules that are the number of units, "module.attribute".
-        channels: numbers of modules, and lengths of vectors, that are the channels of a unit.
+        units: attributes of modules that equal the number of units, "module.attribute".
+        channels: attributes of modules, and lengths of vectors, that equal the channels of a unit.
     """
 
     units: tuple[str, ...]
-    channels: tuple[tuple[str, int], ...]  # with the number of channels that the copy has there
+    channels: tuple[tuple[str, int], ...]  # with the copy's number of channels there
 
 
 @dataclass(frozen=True)
 class Template:
-    """What was proven, with all that is needed to fit it to another model of the class.
+    """A proven structure, with everything needed to fit it to another model of the class.
 
     Attributes:
-        proven: on the copy.
-        shapes: of the copy's parameters.
+        proven: the structure of the copy.
+        shapes: shapes of the copy's parameters.
         lists: elements of each list of the copy that has been searched for blocks, by the list's name.
         counts: by dim.
     """
@@ -53,7 +53,7 @@ class Template:
 
 
 class _Undetermined(Exception):
-    """A width that the model's shapes do not determine."""
+    """Raised for a width that the model's shapes do not determine."""
 
 
 def counts_of(model: nn.Module, dim: Dim, structure: Structure) -> Counts:
@@ -89,10 +89,10 @@ def _holders(dim: Dim) -> list[str]:
 
 
 def fit(template: Template, model: nn.Module) -> Proven:
-    """The structure of `model`, and what stays whole.
+    """The structure of `model`, and what is not cut.
 
-    An element of a list takes after the copy's element in its place, the first, the last or one between, if it has
-    parameters of the same names; else after any other that has.
+    An element of a list is modelled on the copy's element at the same place (first, last or between), if its parameters
+    have the same names; else on any other element with the same names.
     """
     proven = template.proven
     alive = lists_of(model)
@@ -138,7 +138,7 @@ def lists_of(model: nn.Module) -> dict[str, tuple[str, ...]]:
 def _like(
     template: Template, list_name: str, place: int, count: int, name: str, shapes: Mapping[str, Sequence[int]]
 ) -> str | None:
-    """The element of the copy that the element `name`, the `place`-th of `count`, takes after."""
+    """The element of the copy on which the element `name`, the `place`-th of `count`, is modelled."""
     copies = template.lists.get(list_name, ())
     if not copies:
         return None
@@ -213,7 +213,7 @@ def _length(shapes: Mapping[str, Sequence[int]], parameter: str, axis: int) -> i
 
 
 def _on_axis(own: Mapping[str, Dim], parameter: str, axis: int) -> list[tuple[int, Segment, int]]:
-    """(offset, segment, length) of what lies on an axis of the copy, in order."""
+    """(offset, segment, length) of the segments on an axis of the copy, in order."""
     found = [
         (piece.offset, (dim.name, dim.width_of(piece)), dim.size * dim.width_of(piece))
         for dim in own.values()
@@ -230,7 +230,7 @@ def _lengths(
     name: str,
     shapes: Mapping[str, tuple[int, ...]],
 ) -> dict[Segment, int]:
-    """How long each segment is in the model: the lengths of axes that segments fill are sums of theirs."""
+    """The length of each segment in the model, solved from the lengths of axes, which are sums of segments."""
     axes = sorted({(piece.parameter, piece.axis) for dim in own.values() for piece in dim.slices})
     segments = sorted({segment for axis in axes for _, segment, _ in _on_axis(own, *axis)})
     rows, sums = [], []
@@ -261,7 +261,7 @@ def _known(lengths: Mapping[Segment, int], segment: Segment) -> int:
 
 
 def _units(counts: Counts, model: nn.Module, like: str, name: str, lengths: Mapping[Segment, int]) -> int:
-    """The number of units, by what the model's modules say, or by the channels of a unit."""
+    """The number of units, from attributes of the model's modules, or from the channels of a unit."""
     if all(width == 1 for _, width in lengths):
         found = set(lengths.values())
     elif counts.units:
@@ -293,7 +293,7 @@ def _offset(
     like: str,
     name: str,
 ) -> int:
-    """Where `piece` begins in the model; at most one part of its axis may be of unknown length."""
+    """The offset of `piece` in the model; at most one part of its axis may have unknown length."""
     along = _on_axis(own, piece.parameter, piece.axis)
     if len(along) > MOST_RUNS:
         raise _Undetermined("its heads are stored channel by channel")

@@ -1,10 +1,10 @@
 """Which channels of a block depend on which, found by one traced pass and its derivatives.
 
-A weighted layer (linear, convolution) mixes channels; what lies between two of them (activations, attention products,
-norms, reshaping) mostly does not. So every weighted layer's output becomes a leaf of the graph, and the derivative of a
-later layer's input with respect to it says, channel by channel, what feeds what. Channels that hang together, by way of
-any layer, are one unit: the halves of a gate, the queries, keys, values and outputs of a head, in whatever order they
-lie in a fused matrix. No name of a class or of a module takes part.
+A weighted layer (linear, convolution) mixes channels; operations between two of them (activations, attention products,
+norms, reshaping) mostly do not. So every weighted layer's output becomes a leaf of the graph, and the derivative of a
+later layer's input with respect to it shows which channels depend on which. Channels that are connected through any
+layer are one unit: the halves of a gate, or the queries, keys, values and outputs of a head, in any order within a
+fused matrix. Names of classes or modules are not used.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ...structure.check import draw_weights
 
 
 class Port(NamedTuple):
-    """The channels that enter ("in") or leave ("out") the weighted layer `module`."""
+    """The input ("in") or output ("out") channels of the weighted layer `module`."""
 
     module: str
     side: str
@@ -51,8 +51,8 @@ class Influence:
 
     Attributes:
         sizes: channels of each port.
-        units: sets of channels that hang together and nothing outside of the block reads.
-        sides: what else influences them; the keys of `reached` are indices of `units`.
+        units: sets of connected channels that nothing outside the block reads.
+        sides: other tensors that influence them; the keys of `reached` are indices of `units`.
         normalized: parameters of root-mean-square norms over the whole output of a layer, whose statistics did not
             count as influence.
     """
@@ -84,7 +84,7 @@ def is_rms_norm(module: nn.Module) -> bool:
     x = torch.randn(2, 3, len(weight), generator=torch.Generator().manual_seed(0)).to(weight)
     try:
         found = module(x)
-    except Exception:  # anything else that has an eps
+    except Exception:  # another module that has an eps
         return False
     expected = _rms(x, weight, module)
     return isinstance(found, Tensor) and found.shape == x.shape and torch.allclose(found, expected, atol=1e-4)
@@ -96,7 +96,7 @@ def _rms(x: Tensor, weight: Tensor, module: nn.Module) -> Tensor:
 
 @dataclass
 class _Recorded:
-    """One call of a block: its leaves and what its layers read."""
+    """One call of a block: its leaves and the inputs of its layers."""
 
     inputs: dict[str, Tensor] = field(default_factory=dict)
     leaves: list[tuple[str, Tensor]] = field(default_factory=list)
@@ -107,11 +107,10 @@ class _Recorded:
 def influences(
     model: nn.Module, blocks: Mapping[str, nn.Module], run: Callable[[], object]
 ) -> Iterator[tuple[str, Influence]]:
-    """The influence inside of each of `blocks`, by name, as seen in one pass through `model`, which `run()` makes.
+    """The influence inside each of `blocks`, by name, as observed in one pass through `model`, made by `run()`.
 
-    No channel may be silent by accident, as a gate of zero makes it, or a rectifier whose input is negative at all
-    positions. So weights are drawn anew, in place, and noise takes the place of what layers give. Blocks that are not
-    called are left out.
+    No channel may be zero by accident, because of a zero gate or a rectifier with negative inputs only. So weights are
+    replaced by random ones, in place, and outputs of layers by noise. Blocks that are not called are left out.
     """
     names = {module: name for name, module in model.named_modules()}
     evidence = {name: _Evidence(name, block, names) for name, block in blocks.items()}
@@ -145,7 +144,7 @@ def _recording(
                 return value  # tuples are positions: all units share them, and they may be changed in place
             value = value.detach().requires_grad_()
             record.inputs[f"input {len(record.inputs)}"] = value
-            return value.clone()  # which the block may change in place
+            return value.clone()  # the block may change it in place
 
         return tuple(leaf(value) for value in args), {key: leaf(value) for key, value in kwargs.items()}
 
@@ -173,7 +172,7 @@ def _recording(
             return None
         reaching = _reaching(x, [leaf for _, leaf in active[-1].leaves])
         if not reaching or any(leaf.shape[-1] != len(weight) for leaf in reaching):
-            return None  # over less than a layer's output, such as within heads
+            return None  # over a part of a layer's output, such as within heads
         normalized.add(f"{names[module]}.weight")
         return _rms(x, weight, module).to(output.dtype)
 
@@ -218,7 +217,7 @@ class _Sets:
 
 
 class _Evidence:
-    """What calls of one block have shown."""
+    """The evidence from calls of one block."""
 
     def __init__(self, name: str, block: nn.Module, names: Mapping[nn.Module, str]) -> None:
         self.modules = {names[module]: module for module in block.modules()}
@@ -233,7 +232,7 @@ class _Evidence:
         self.touched: dict[str, list[dict[Channel, set[int]]]] = {}
 
     def add(self, call: _Recorded) -> None:
-        """Take in one call of the block."""
+        """Add one call of the block."""
         leaves = [leaf for _, leaf in call.leaves]
         owners = {id(leaf): owner for owner, leaf in call.leaves}
         for owner, leaf in call.leaves:
@@ -270,13 +269,13 @@ class _Evidence:
                     along = self.touched.setdefault(name, [defaultdict(set) for _ in range(gradient.ndim)])
                     for each in range(gradient.ndim):
                         along[each][here] |= set(_entries(gradient, each))
-            if whole:  # all channels hang together already
+            if whole:  # all channels are connected already
                 for other in range(self.sizes[port]):
                     self.sets.join((port, other), here)
                 return
 
     def influence(self) -> Influence:
-        """What it comes to."""
+        """The resulting influence."""
         fixed_roots = {self.sets.find(channel) for channel in self.fixed}
         groups: dict[Channel, set[Channel]] = defaultdict(set)
         for channel in list(self.sets.parent):

@@ -1,7 +1,7 @@
-"""Example inputs of a class that nobody declared, from the signature of its `forward` and its config.
+"""Example inputs of an undeclared class, from the signature of its `forward` and its config.
 
-What a name means is the same in almost all of diffusers, so one table of names serves; how the sample is laid out is
-found by trying. What a class takes beyond that stands in `PARTICULAR`.
+Names mean the same in almost all of diffusers, so one table of names suffices; the layout of the sample is found by
+trying. Special arguments of classes are in `PARTICULAR`.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ ALWAYS = (
 
 
 def candidates(model: nn.Module, batch: int = 2, sides: tuple[int, int, int] = (3, 4, 6)) -> Iterator[dict[str, Any]]:
-    """Keyword arguments that `model` may take, by layout of the sample; first without the arguments it can do without.
+    """Keyword arguments that `model` may take, for each layout of the sample; first without optional arguments.
 
     Raises:
-        ModelError: `forward` takes an argument that nothing is known of.
+        ModelError: `forward` takes an unknown argument.
     """
     frames, height, width = sides
     of = Request(model, config_of(model), batch, frames, height, width)
@@ -77,7 +77,7 @@ def working(model: nn.Module, batch: int = 2) -> tuple[dict[str, Any], int]:
     """The first of the `candidates` that `model` runs on, and its index.
 
     Raises:
-        ModelError: none works; it says why the first one did not.
+        ModelError: none works; the message says why the first one did not.
     """
     reasons = []
     for index, inputs in enumerate(candidates(model, batch)):

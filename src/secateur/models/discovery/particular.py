@@ -1,4 +1,4 @@
-"""Example inputs of classes whose `forward` takes what no other does."""
+"""Example inputs of classes whose `forward` takes special arguments."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""From a model of a class that nobody declared to its proven structure; each class and config is proven once.
+"""The proven structure of a model of an undeclared class; each class and config is proven once.
 
 Widths are proven on a shallow copy with a small config. Blocks are proven on one that is as deep as the model, since a
-model may do something else at every so many layers. The result is kept in the cache folder.
+model may treat every n-th layer differently. The result is kept in the cache folder.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from .inputs import candidates, working
 from .prove import Proven, prove
 from .shrink import reduced
 
-VERSION = 1  # of what is kept
-SMALL = 2_000_000  # parameters of a model that is proven on itself
-LARGEST = 50_000_000  # of a copy that is called small
-SHALLOW = 3  # blocks of a list
+VERSION = 1  # of the cached results
+SMALL = 2_000_000  # models up to this many parameters are proven on themselves
+LARGEST = 50_000_000  # parameters of a small copy, at most
+SHALLOW = 3  # blocks per list
 DEEP_CUTS = 6
 SIDE, FRAMES = 64, 5  # of example latents, where the config says no size
 
 
 class Discovery(msgspec.Struct, frozen=True):
-    """What is known of a class with a config: its template, and which of the example inputs it runs on."""
+    """The result for a class with a config: its template, and on which of the example inputs it runs."""
 
     template: Template
     inputs: int
@@ -50,16 +50,16 @@ def describe(model: nn.Module) -> Structure:
     """The proven structure of `model`.
 
     Raises:
-        ValueError: nothing can be found out about its class; it says why.
+        ValueError: discovery fails for its class; the message says why.
     """
     return discover(model).structure
 
 
 def discover(model: nn.Module) -> Proven:
-    """The proven structure of `model`, and why everything else of it stays whole.
+    """The proven structure of `model`, and why everything else is not cut.
 
     Raises:
-        ValueError: nothing can be found out about its class; it says why.
+        ValueError: discovery fails for its class; the message says why.
     """
     try:
         return fit(_discovery(model).template, model)
@@ -71,7 +71,7 @@ def example_inputs(model: nn.Module, batch_size: int, size: Size | None = None) 
     """Random keyword arguments of `model`, in its dtype and on its device; `size` is the height and width of latents.
 
     Raises:
-        ModelError: nothing can be found out about its class.
+        ModelError: discovery fails for its class.
     """
     index = _discovery(model).inputs
     own = config_of(model).get("sample_size")
@@ -99,14 +99,14 @@ def _discovery(model: nn.Module) -> Discovery:
 
 
 def _key(model: nn.Module, config: Mapping[str, Any]) -> str:
-    """What a proof holds for: the class, its config, and the versions of the libraries."""
+    """Identifies a proof: the class, its config, and the versions of the libraries."""
     versions = {name: importlib.metadata.version(name) for name in ("secateur", "torch", "diffusers")}
     facts = [VERSION, architecture_of(model).__module__, versions, config]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _initial(model: nn.Module) -> dict[str, Any]:
-    """The entries of the config that the class is built from."""
+    """The entries of the config with which the class is built."""
     known = inspect.signature(architecture_of(model).__init__).parameters
     return {key: value for key, value in config_of(model).items() if key in known}
 
@@ -126,7 +126,7 @@ def _prove(model: nn.Module, config: Mapping[str, Any]) -> Discovery:
 
 
 def _copy(model: nn.Module, config: Mapping[str, Any], depth: int | None) -> nn.Module:
-    """A small model of the same class; a copy of the model where that is small."""
+    """A small model of the same class; a copy of the model if it is small."""
     if sum(parameter.numel() for parameter in model.parameters()) <= SMALL and not _is_meta(model):
         return copy.deepcopy(model).eval().float().cpu()
     architecture, small = architecture_of(model), reduced(config, depth)
@@ -148,7 +148,7 @@ def _is_meta(model: nn.Module) -> bool:
 
 
 def _proven_deep(template: Template, deep: nn.Module, index: int) -> Template:
-    """Leave out the blocks, or the widths, that random cuts of a copy as deep as the model show to be wrong."""
+    """Leave out the blocks, or the widths, for which random cuts of a copy as deep as the model fail."""
     inputs = next(each for i, each in enumerate(candidates(deep)) if i == index)
     structure = fit(template, deep).structure
     small = template.proven.structure

@@ -1,4 +1,4 @@
-"""What discovery finds is believed only when masks equal removal, width by width and block by block."""
+"""Proving discovered structure: masks must equal removal, for each width and each block."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REPEATS, RANDOM_CUTS = 2, 3
 
 @dataclass(frozen=True)
 class Proven:
-    """A structure that was proven on one model, and why everything else stays whole, by name."""
+    """A structure that was proven on one model, and why everything else is not cut, by name."""
 
     structure: Structure
     left_out: Mapping[str, str]
@@ -30,7 +30,7 @@ class Proven:
 def prove(model: nn.Module, inputs: Mapping[str, Any]) -> Proven:
     """Find what can be removed from `model` and prove it on `inputs`, keyword arguments of its `forward`.
 
-    `model` is left as it is: weights are drawn anew in copies.
+    `model` does not change: copies with random weights are used.
     """
     model = copy.deepcopy(model).eval().requires_grad_()
 
@@ -54,7 +54,7 @@ def prove(model: nn.Module, inputs: Mapping[str, Any]) -> Proven:
         if not _proven(check):
             left_out[check.name] = _reason(check)
     structure = _without(replace(structure, attributes=attributes), left_out)
-    for seed in range(1, 1 + REPEATS):  # at other levels, and with others
+    for seed in range(1, 1 + REPEATS):  # at other levels, and combined with others
         checks = list(check_structure(model, structure, inputs, random_cuts=RANDOM_CUTS, seed=seed))
         wrong = {check.name: _reason(check) for check in checks if not check.ok}
         together = wrong.pop("random cut", None)
@@ -82,7 +82,7 @@ def _attention(model: nn.Module, dims: Mapping[str, Dim], inputs: Mapping[str, A
 def _with_numbers(
     model: nn.Module, structure: Structure, check: Check, inputs: Mapping[str, Any]
 ) -> tuple[Check, list[str]]:
-    """Check a width again with numbers beside its weights following it, as few of them as will do."""
+    """Check a width again with as few as possible of the attributes beside its weights following it."""
     dim = structure.dims[check.name]
     for follow in following(model, dim):
         alone = Structure({dim.name: dim}, {}, attributes=dict.fromkeys(follow, dim.name))

@@ -1,4 +1,4 @@
-"""What example inputs of a model are asked for, and the parts that many classes take."""
+"""A request for example inputs of a model, and builders of inputs that many classes take."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TEXT_WIDTHS = (
 
 @dataclass(frozen=True)
 class Request:
-    """What inputs are asked for.
+    """The inputs that are asked for.
 
     Attributes:
         config: of the model.
@@ -53,7 +53,7 @@ class Request:
         return torch.randn(self.batch, *sizes, generator=generator)
 
     def first(self, *keys: str, otherwise: int = 0) -> int:
-        """The first of `keys` that the config has a number for."""
+        """The number of the first of `keys` that the config has."""
         return next((self.config[key] for key in keys if type(self.config.get(key)) is int), otherwise)
 
     @property
@@ -86,7 +86,7 @@ def text(of: Request) -> Tensor:
     return of.draw(TEXT_TOKENS, of.first(*TEXT_WIDTHS))
 
 
-# What a name means, in almost all of diffusers.
+# The meaning of names in almost all of diffusers.
 KNOWN: dict[str, Callable[[Request], Any]] = {
     "encoder_hidden_states": text,
     "timestep": lambda of: torch.linspace(100.0, 900.0, of.batch),

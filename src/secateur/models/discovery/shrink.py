@@ -33,7 +33,8 @@ HEAD_SIZE, OTHER_WIDTH, LARGE = 16, 24, 48
 def reduced(config: Mapping[str, Any], depth: int | None = None) -> dict[str, Any]:
     """`config` with few and small heads, and every other large width reduced; lists of blocks as long as before.
 
-    The share of queries to keys, and multiples of the residual width, are kept. With `depth`, no list is longer.
+    The ratio of queries to keys and multiples of the residual width are kept. With `depth`, no list is longer than
+    that.
     """
     heads = _first(config, HEADS)
     keys = _first(config, KEY_HEADS) or heads

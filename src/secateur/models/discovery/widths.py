@@ -1,4 +1,4 @@
-"""The removable widths of a block, from which of its channels hang together."""
+"""The removable widths of a block, from its sets of connected channels."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from .influence import Influence, Port, Side
 
 @dataclass(frozen=True)
 class Widths:
-    """The widths of one block, and what of it stays whole, with the reason."""
+    """The widths of one block, and the reasons for what is not cut."""
 
     dims: tuple[Dim, ...]
     left_out: Mapping[str, str]
 
 
 class _Irregular(Exception):
-    """Channels that no `Slice` describes."""
+    """Raised for channels that no `Slice` can describe."""
 
 
 def widths_of(influence: Influence, model: nn.Module) -> Widths:
-    """Group units that are alike into dims; layers that stay whole are named by what they read."""
+    """Group similar units into dims; layers that are not cut are named by their inputs."""
     alike: dict[tuple[tuple[Port, int], ...], list[int]] = defaultdict(list)
     for index, unit in enumerate(influence.units):
         alike[tuple(sorted(Counter(port for port, _ in unit).items()))].append(index)
@@ -79,7 +79,7 @@ def _dim(
 
 
 def _of_side(side: Side, order: list[int], influence: Influence) -> Iterator[Slice]:
-    """The slices of a parameter that has entries of its own for every unit; none if all units share all of it."""
+    """The slices of a parameter with separate entries for every unit; none if all units share all of it."""
     for axis, reached in enumerate(side.reached):
         entries = [reached.get(index, frozenset()) for index in order]
         if len(set(entries)) == 1:
@@ -118,7 +118,7 @@ def _consecutive(channels: list[int]) -> list[tuple[int, int]]:
 
 
 def _name(signature: Sequence[tuple[Port, int]]) -> str:
-    """The module that holds all layers of a dim, and "heads" for units of several channels."""
+    """The module that holds all layers of a dim; plus "heads" for units of several channels."""
     modules = [port.module for port, _ in signature]
     parts = _common([module.split(".") for module in modules])
     return ".".join([*parts, "heads" if any(count > 1 for port, count in signature if port.side == "in") else "inner"])
@@ -134,9 +134,9 @@ def _renamed(dim: Dim, name: str) -> Dim:
 
 
 def following(model: nn.Module, dim: Dim) -> Iterator[list[str]]:
-    """Numbers beside the weights of `dim` that may count its units or channels, as "module.attribute".
+    """Attributes beside the weights of `dim` that may count its units or channels, as "module.attribute".
 
-    First those that count units within the module that holds all of its layers, then other counts, then around it.
+    First counts of units within the module that holds all of its layers, then other counts, then those around it.
     """
     paths = [piece.module.split(".") for piece in dim.slices]
     near = len(_common(paths))
@@ -155,7 +155,7 @@ def following(model: nn.Module, dim: Dim) -> Iterator[list[str]]:
 
 
 def _numbers(model: nn.Module, holder: str) -> Iterator[tuple[str, int]]:
-    """The whole numbers of a module that nothing else keeps up with its weights."""
+    """The integer attributes of a module that are not updated with its weights otherwise."""
     module = model.get_submodule(holder)
     if type(module).__module__.startswith("torch.") or isinstance(module, FOLLOWED):
         return

@@ -14,24 +14,24 @@ from ..layers.convolution import declare_attention_after, declare_resample, decl
 
 
 class AutoencoderKLDecoder(nn.Module):
-    """The decoder of `autoencoder` as a network of its own: its layers under their own names, the very same modules.
+    """The decoder of `autoencoder` as a separate network, with the same modules under the same names.
 
-    The encoder is no part of it, so that parameters, MACs, averages and exports are the decoder's. It moves along, and
-    what is saved is the whole autoencoder.
+    The encoder is not part of it, so that parameters, MACs, averages and exports are the decoder's. The encoder is
+    moved with it, and saving writes the whole autoencoder.
     """
 
     autoencoder: AutoencoderKL
 
     def __init__(self, autoencoder: AutoencoderKL) -> None:
         super().__init__()
-        self.__dict__["autoencoder"] = autoencoder  # no submodule
+        self.__dict__["autoencoder"] = autoencoder  # not a submodule
         self.post_quant_conv = autoencoder.post_quant_conv
         self.decoder = autoencoder.decoder
 
     def forward(self, sample: Tensor, return_dict: bool = True) -> tuple[Tensor]:
         """Images (B, C, H, W) in about [-1, 1] of the encoder's own latents (B, c, h, w), not scaled.
 
-        Always a tuple; `return_dict` is what every diffusers model takes.
+        Always returns a tuple; `return_dict` is for compatibility with diffusers.
         """
         return (self.decoder(sample if self.post_quant_conv is None else self.post_quant_conv(sample)),)
 
@@ -51,7 +51,8 @@ class AutoencoderKLDecoder(nn.Module):
 
 
 def describe_autoencoder_kl(model: AutoencoderKL | AutoencoderKLDecoder) -> Structure:
-    """Declare the decoder of `model`. The encoder stays: another one would move the latents that networks know."""
+    """Declare the decoder of `model`. The encoder is not cut: that would change the latents that networks were trained
+    on."""
     builder, decoder = StructureBuilder(), model.decoder
     hidden = builder.dim("decoder.conv_in", decoder.conv_in.out_channels)
     builder.writes("decoder.conv_in", hidden)
@@ -74,7 +75,7 @@ def _latent_shape(model: AutoencoderKLDecoder, size: Size) -> tuple[int, int, in
 
 
 def _no_depth(model: AutoencoderKL | AutoencoderKLDecoder) -> dict[str, Any]:
-    """The config counts the layers of every level alike, so none of its entries says which have left."""
+    """Empty: the config has one layer count for all levels, so no entry can say which layers were removed."""
     return {}
 
 

@@ -1,4 +1,4 @@
-"""`ChromaTransformer2DModel`: Flux, whose modulations one network makes from a row of a table for each of them."""
+"""`ChromaTransformer2DModel`: a Flux whose modulations are computed by one network from rows of a table."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -43,7 +43,7 @@ def _run(start: int, count: int, index: int) -> tuple[int, ...]:
 def _arguments(
     network: ChromaTransformer2DModel, x_BCHW: Tensor, timesteps_B: Tensor, kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Packed latents, where tokens stand, time in [0, 1], and the mask of the text with that of the image."""
+    """Packed latents, positions of tokens, time in [0, 1], and the mask of text and image."""
     hidden_BNC, mask_BN = pack(x_BCHW), kwargs["attention_mask"]
     return {
         **kwargs,
@@ -61,7 +61,7 @@ def _conditions(model: ChromaTransformer2DModel, batch_size: int, draw: Draw) ->
 
 
 def _encode(pipeline: Any, prompts: list[str], size: Size, without: bool) -> dict[str, Tensor]:
-    """T5's states, and a mask that leaves in one token of what they are padded with."""
+    """T5's states, and a mask that includes one padding token."""
     states, _, mask, *_ = pipeline.encode_prompt(
         prompts, device=pipeline.device, do_classifier_free_guidance=False, max_sequence_length=TEXT_TOKENS
     )

@@ -8,7 +8,7 @@ from ..layers.transformer_block import declare_listed_blocks
 
 
 def describe_dit(model: DiTTransformer2DModel) -> Structure:
-    """Declare heads, feed-forward widths and blocks of `model`. The residual width stays.
+    """Declare heads, feed-forward widths and blocks of `model`. The residual width is not cut.
 
     The head of the model reads the conditioning embedding of the first block; when that block is removed, the next
     kept block's embedding takes its place (the same tensor in every converted DiT or SiT checkpoint).

@@ -13,12 +13,13 @@ from ..family import Draw, Family, Size, counted
 from ..layers.flux_blocks import STREAMS, declare_double_stream, declare_single_stream
 from ..packing import PATCH, pack, packed_shape, positions, size_of, unpacked_prediction
 
-GUIDANCE = 3.5  # what a guidance-distilled Flux is given: the default of diffusers' pipeline
+GUIDANCE = 3.5  # guidance input of a guidance-distilled Flux: the default of diffusers' pipeline
 TEXT_TOKENS = 512
 
 
 def describe_flux(model: FluxTransformer2DModel) -> Structure:
-    """Declare heads, feed-forward widths and blocks of `model`. The residual width and the rotary embedding stay."""
+    """Declare heads, feed-forward widths and blocks of `model`. The residual width and the rotary embedding are not
+    cut."""
     builder = StructureBuilder()
     declare_double_stream(builder, model.transformer_blocks)
     declare_single_stream(builder, model.single_transformer_blocks, STREAMS)
@@ -28,9 +29,9 @@ def describe_flux(model: FluxTransformer2DModel) -> Structure:
 def _arguments(
     network: FluxTransformer2DModel, x_BCHW: Tensor, timesteps_B: Tensor, kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Packed latents, where tokens stand, time in [0, 1], and guidance.
+    """Packed latents, positions of tokens, time in [0, 1], and guidance.
 
-    A model that was distilled from a guided one (FLUX.1-dev) takes `GUIDANCE`, unless `kwargs` has another.
+    A guidance-distilled model (FLUX.1-dev) gets `GUIDANCE`, unless `kwargs` has another value.
     """
     states_BNC = kwargs["encoder_hidden_states"]
     distilled = {"guidance": torch.full_like(timesteps_B, GUIDANCE, dtype=torch.float32)}
@@ -53,7 +54,7 @@ def _conditions(model: FluxTransformer2DModel, batch_size: int, draw: Draw) -> C
 
 
 def _encode(pipeline: Any, prompts: list[str], size: Size, without: bool) -> dict[str, Tensor]:
-    """T5 states and CLIP's pooled output; the empty prompt is encoded as any other, as for the pipeline's true CFG."""
+    """T5 states and CLIP's pooled output; the empty prompt is encoded as usual, as for the pipeline's true CFG."""
     states, pooled, _ = pipeline.encode_prompt(prompts, device=pipeline.device)
     return {"encoder_hidden_states": states, "pooled_projections": pooled}
 

@@ -1,6 +1,6 @@
 """`Flux2Transformer2DModel` (FLUX.2 dev and klein): fused projections, shared modulation; structure by discovery.
 
-Its latents are 2 x 2 pixels side by side in the channels already when they are normalized, so a token is a pixel.
+Its latents are packed 2 x 2 into channels before they are normalized, so a token is one pixel of them.
 """
 
 from collections.abc import Mapping
@@ -15,8 +15,8 @@ from ..conditions import Conditions
 from ..family import Draw, Family, Shape, Size, config_of, counted, denoised_channels, sides
 from ..packing import size_of
 
-GUIDANCE = 4.0  # what a guidance-distilled one (dev) is given: the default of diffusers' pipeline
-SAMPLE_SIZE = 64  # of the latents of 1024 pixels, where the config does not say
+GUIDANCE = 4.0  # guidance input of a guidance-distilled model (dev): the default of diffusers' pipeline
+SAMPLE_SIZE = 64  # latents of 1024 pixels, if the config does not say
 TEXT_TOKENS = 512
 
 
@@ -34,7 +34,7 @@ def _positions(*lengths: int, batch_size: int, device: torch.device) -> Tensor:
 def _arguments(
     network: Flux2Transformer2DModel, x_BCHW: Tensor, timesteps_B: Tensor, kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Latents row by row, where tokens stand, time in [0, 1], and the guidance that dev was distilled with."""
+    """Latents row by row, positions of tokens, time in [0, 1], and the guidance input of dev."""
     (height, width), tokens = size_of(x_BCHW), kwargs["encoder_hidden_states"].shape[1]
     here: dict[str, Any] = {"batch_size": len(x_BCHW), "device": x_BCHW.device}
     distilled = {"guidance": torch.full_like(timesteps_B, GUIDANCE, dtype=torch.float32)}
@@ -57,7 +57,7 @@ def _conditions(model: Flux2Transformer2DModel, batch_size: int, draw: Draw) -> 
 
 
 def _encode(pipeline: Any, prompts: list[str], size: Size, without: bool) -> dict[str, Tensor]:
-    """States of several layers of Mistral (dev) or Qwen 3 (klein); the empty prompt is encoded as any other."""
+    """States of several layers of Mistral (dev) or Qwen 3 (klein); the empty prompt is encoded like any other."""
     states, _ = pipeline.encode_prompt(prompts, device=pipeline.device, max_sequence_length=TEXT_TOKENS)
     return {"encoder_hidden_states": states}
 

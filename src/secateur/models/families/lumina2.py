@@ -1,7 +1,7 @@
 """`Lumina2Transformer2DModel` (Lumina-Image 2.0): refiners of either stream, grouped queries; structure by discovery.
 
-Its own time runs from noise to image, and its velocity points there: both are turned here, so that outside of a call
-they are those of every other flow.
+Its time runs from noise to image, and so does its velocity: both are reversed here, so that outside a call they are as
+in every other flow.
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ def _prediction(output_BCHW: Tensor, x_BCHW: Tensor) -> Tensor:
 
 
 def _rescaled(guided_BCHW: Tensor, conditioned_BCHW: Tensor) -> Tensor:
-    """Every row of pixels of a channel is scaled to the length that it has without guidance."""
+    """Scale every row of pixels of a channel to its norm without guidance."""
     return guided_BCHW * (conditioned_BCHW.norm(dim=-1, keepdim=True) / guided_BCHW.norm(dim=-1, keepdim=True))
 
 
@@ -41,7 +41,7 @@ def _conditions(model: Lumina2Transformer2DModel, batch_size: int, draw: Draw) -
 
 
 def _encode(pipeline: Any, prompts: list[str], size: Size, without: bool) -> dict[str, Tensor]:
-    """Gemma's states and their mask; prompts, but not the empty one, follow the pipeline's system prompt."""
+    """Gemma's states and their mask; prompts, except the empty one, come after the pipeline's system prompt."""
     states, mask, empty, empty_mask = pipeline.encode_prompt(
         prompts, do_classifier_free_guidance=without, device=pipeline.device, max_sequence_length=TEXT_TOKENS
     )

@@ -15,9 +15,10 @@ TEXT_TOKENS = 120  # of alpha's pipeline
 
 
 def describe_pixart(model: PixArtTransformer2DModel) -> Structure:
-    """Declare heads of self- and cross-attention, feed-forward widths and blocks of `model`. The residual width stays.
+    """Declare heads of self- and cross-attention, feed-forward widths and blocks of `model`. The residual width is not
+    cut.
 
-    One embedding modulates all blocks, so the head reads none of theirs.
+    One embedding modulates all blocks, so the head does not read a block's.
     """
     builder = StructureBuilder()
     declare_listed_blocks(builder, "transformer_blocks", model.transformer_blocks)

@@ -37,9 +37,9 @@ def _conditions(model: QwenImageTransformer2DModel, batch_size: int, draw: Draw)
 
 
 def _encode(pipeline: Any, prompts: list[str], size: Size, without: bool) -> dict[str, Tensor]:
-    """States of Qwen 2.5 VL with their mask, filled up to `TEXT_TOKENS`, where the pipeline cuts off by default."""
+    """States of Qwen 2.5 VL with their mask, padded to `TEXT_TOKENS`, the pipeline's default limit."""
     states, mask = pipeline.encode_prompt(prompts, device=pipeline.device, max_sequence_length=TEXT_TOKENS)
-    if mask is None:  # no caption is shorter than another
+    if mask is None:  # all captions have the same length
         mask = torch.ones(states.shape[:2], dtype=torch.int64, device=states.device)
     missing = TEXT_TOKENS - states.shape[1]
     return {

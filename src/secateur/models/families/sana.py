@@ -19,9 +19,9 @@ TEXT_TOKENS = 300
 
 
 def describe_sana(model: SanaTransformer2DModel) -> Structure:
-    """Declare heads, feed-forward widths and blocks of `model`. The residual width stays.
+    """Declare heads, feed-forward widths and blocks of `model`. The residual width is not cut.
 
-    A single head of linear attention stays whole: its products cost the square of its channels.
+    A single head of linear attention is not cut: its cost is quadratic in its channels.
     """
     builder = StructureBuilder()
     for i, block in enumerate(model.transformer_blocks):
@@ -65,7 +65,7 @@ def _conditions(model: SanaTransformer2DModel, batch_size: int, draw: Draw) -> C
 
 
 def _encode(pipeline: Any, prompts: list[str], size: Size, without: bool) -> dict[str, Tensor]:
-    """Gemma's states and their mask; prompts, but not the empty one, follow the pipeline's own instruction."""
+    """Gemma's states and their mask; prompts, except the empty one, come after the pipeline's instruction."""
     instruction = inspect.signature(pipeline.__call__).parameters["complex_human_instruction"].default
     states, mask, empty, empty_mask = pipeline.encode_prompt(
         prompts,

@@ -16,9 +16,9 @@ STREAMS = ("encoder_hidden_states", "hidden_states")
 
 
 def describe_sd3(model: SD3Transformer2DModel) -> Structure:
-    """Declare heads, feed-forward widths and blocks of `model`. The residual width stays.
+    """Declare heads, feed-forward widths and blocks of `model`. The residual width is not cut.
 
-    The last block drops the text stream, as no other can, so it is not among the blocks that may leave.
+    The last block drops the text stream, which no other can do, so it cannot be removed.
     """
     builder = StructureBuilder()
     for i, block in enumerate(model.transformer_blocks):

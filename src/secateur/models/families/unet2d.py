@@ -1,4 +1,4 @@
-"""`UNet2DModel`, and what it shares with `UNet2DConditionModel`: channels, heads, time embedding, layers."""
+"""`UNet2DModel`, and parts shared with `UNet2DConditionModel`: channels, heads, time embedding, layers."""
 
 from typing import Any
 
@@ -27,8 +27,8 @@ BLOCKS = (
 def describe_unet2d(model: UNet2DModel | UNet2DConditionModel) -> Structure:
     """Walk the forward pass of `model` and declare what can be removed.
 
-    Image channels, the sinusoidal embedding, the text encoder's width and the width inside of transformers stay. A
-    residual stream is one dim from the layer that opens it (a convolution or a resnet with a shortcut) to the last
+    Image channels, the sinusoidal embedding, the text encoder's width and the width inside transformers are not cut. A
+    residual stream is one dim from the layer that begins it (a convolution or a resnet with a shortcut) to the last
     that adds to it; skip connections read it again later.
 
     Raises:
@@ -70,9 +70,9 @@ def describe_unet2d(model: UNet2DModel | UNet2DConditionModel) -> Structure:
 
 
 def _time_embedding(builder: StructureBuilder, model: UNet2DModel | UNet2DConditionModel) -> list[str]:
-    """The embedding that every resnet reads, of time, classes, and text and size (SDXL), added up.
+    """The embedding that every resnet reads: the sum of those of time, classes, and text and size (SDXL).
 
-    Nothing when something is added to it that cannot shrink: labels as they are, or embeddings with norms of their own.
+    Empty if a term cannot be cut: raw labels, or embeddings with their own norms.
     """
     added = {"class_embedding": model.class_embedding, "add_embedding": getattr(model, "add_embedding", None)}
     embeddings = {name: module for name, module in added.items() if module is not None}
@@ -81,7 +81,7 @@ def _time_embedding(builder: StructureBuilder, model: UNet2DModel | UNet2DCondit
     temb = builder.dim("time_embedding", width) if shrinks else []
     declare_embedding(builder, "time_embedding", model.time_embedding, temb)
     concatenated = model.config.get("class_embeddings_concat", False)
-    # After a cut it may be of another width than time's.
+    # After a cut its width may differ from time's.
     classes = builder.dim("class_embedding", _width(model.class_embedding)) if concatenated and shrinks else temb
     for name, module in embeddings.items():
         if isinstance(module, TimestepEmbedding):
@@ -99,7 +99,7 @@ def _width(embedding: TimestepEmbedding | nn.Embedding | nn.Linear) -> int:
 
 
 def no_depth(model: UNet2DModel | UNet2DConditionModel) -> dict[str, Any]:
-    """The config counts the layers of every level alike, so none of its entries says which have left."""
+    """Empty: the config has one layer count for all levels, so no entry can say which layers were removed."""
     return {}
 
 

@@ -12,7 +12,7 @@ from ..family import Draw, Family, Size
 from .unet2d import describe_unet2d, no_depth
 
 TEXT_TOKENS = 77  # of CLIP
-KNOWN = {  # entries of the config that say what the network takes beside time and text
+KNOWN = {  # entries of the config for inputs beside time and text
     "addition_embed_type": (None, "text", "text_time"),
     "encoder_hid_dim_type": (None, "text_proj"),
     "time_cond_proj_dim": (None,),
@@ -20,10 +20,10 @@ KNOWN = {  # entries of the config that say what the network takes beside time a
 
 
 def describe_unet2d_condition(model: UNet2DConditionModel) -> Structure:
-    """Declare `model` as any U-Net of images, once everything that it takes is known.
+    """Declare `model` like any U-Net of images, after checking that all of its inputs are supported.
 
     Raises:
-        ValueError: it takes more than a text of one width: an image, or its own guidance (LCM).
+        ValueError: it takes other inputs than a text of one width: an image, or its own guidance (LCM).
     """
     config: Any = model.config
     widths = config.cross_attention_dim
@@ -63,7 +63,7 @@ def _encode(pipeline: Any, prompts: list[str], size: Size, without: bool) -> dic
 def _encode_xl(pipeline: Any, prompts: list[str], size: Size, without: bool) -> dict[str, Tensor]:
     """Two CLIPs side by side, the second one's pooled output, and the sizes of Podell et al. 2023, section 2.2.
 
-    What stands for no prompt is zeros.
+    The null condition is zeros.
     """
     states, empty, pooled, pooled_empty = pipeline.encode_prompt(
         prompts, device=pipeline.device, do_classifier_free_guidance=without

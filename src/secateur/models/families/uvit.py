@@ -16,7 +16,7 @@ from ..family import Family, Labels, Shape, as_it_is
 
 
 def describe_uvit(model: Any) -> Structure:
-    """Declare heads, feed-forward widths and blocks of a U-ViT. The residual width stays.
+    """Declare heads, feed-forward widths and blocks of a U-ViT. The residual width is not cut.
 
     Its blocks stand in `in_blocks`, `mid_block` and `out_blocks`, each with `attn.qkv` (queries, keys and values, each
     head by head), `attn.proj`, `attn.num_heads`, `mlp.fc1` and `mlp.fc2`. A skipped block hands its input on, down the
@@ -64,7 +64,7 @@ def _arguments(network: Any, x_BCHW: Tensor, timesteps_B: Tensor, kwargs: Mappin
 
 def _input_shape(model: Any) -> Shape:
     patch = model.patch_embed.proj
-    side = math.isqrt(model.pos_embed.shape[1]) * patch.kernel_size[0]  # one or two more positions, of time and class
+    side = math.isqrt(model.pos_embed.shape[1]) * patch.kernel_size[0]  # with one or two for time and class
     return patch.in_channels, side, side
 
 

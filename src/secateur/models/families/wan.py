@@ -27,7 +27,7 @@ def _conditions(model: WanTransformer3DModel, batch_size: int, draw: Draw) -> Co
 
 
 def _encode(pipeline: Any, prompts: list[str], size: Size, without: bool) -> dict[str, Tensor]:
-    """States of UMT5; the empty prompt is encoded as any other."""
+    """States of UMT5; the empty prompt is encoded like any other."""
     states, _ = pipeline.encode_prompt(
         prompts, do_classifier_free_guidance=False, max_sequence_length=TEXT_TOKENS, device=pipeline.device
     )

@@ -1,7 +1,7 @@
 """`ZImageTransformer2DModel`: takes lists of latents and of captions; structure by discovery.
 
-Its own time runs from noise to image, and its velocity points there: both are turned here, so that outside of a call
-they are those of every other flow.
+Its time runs from noise to image, and so does its velocity: both are reversed here, so that outside a call they are as
+in every other flow.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from .. import discovery
 from ..conditions import Conditions
 from ..family import Draw, Family, Shape, Size, config_of, sides, text_mask
 
-SAMPLE_SIZE = 128  # of the latents of 1024 pixels, where the config does not say
+SAMPLE_SIZE = 128  # latents of 1024 pixels, if the config does not say
 TEXT_TOKENS = 512
 
 
@@ -28,7 +28,7 @@ def _input_shape(model: ZImageTransformer2DModel) -> Shape:
 def _arguments(
     network: ZImageTransformer2DModel, x_BCHW: Tensor, timesteps_B: Tensor, kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """A latent of one frame and the states of its own caption for each sample, and time from noise to image."""
+    """For each sample a latent of one frame and the states of its own caption; time from noise to image."""
     lengths = kwargs["encoder_attention_mask"].sum(1).tolist()
     return {
         "x": [*x_BCHW.unsqueeze(2)],
@@ -49,7 +49,7 @@ def _conditions(model: ZImageTransformer2DModel, batch_size: int, draw: Draw) ->
 
 
 def _encode(pipeline: Any, prompts: list[str], size: Size, without: bool) -> dict[str, Tensor]:
-    """States of Qwen 3 and their mask, filled up to `TEXT_TOKENS`; the empty prompt is encoded as any other."""
+    """States of Qwen 3 and their mask, padded to `TEXT_TOKENS`; the empty prompt is encoded like any other."""
     states, _ = pipeline.encode_prompt(
         list(prompts), device=pipeline.device, do_classifier_free_guidance=False, max_sequence_length=TEXT_TOKENS
     )

@@ -12,17 +12,18 @@ from ...structure.dims import StructureBuilder
 def declare_attention(
     builder: StructureBuilder, name: str, attention: Attention | FluxAttention, hidden: Sequence[str] = ()
 ) -> list[str]:
-    """Declare the attention at `name` over the residual stream `hidden` (none when that width stays); return its dim.
+    """Declare the attention at `name` over the residual stream `hidden` (empty if that width is not cut); return its
+    dim.
 
-    Cross-attention takes the text encoder's width, which stays, so `hidden` is for self-attention only. Text tokens of
-    joint attention have projections of their own and share the heads.
+    Cross-attention takes the text encoder's width, which is not cut, so `hidden` is for self-attention only. Text
+    tokens of joint attention have separate projections and share the heads.
 
     With several heads a unit is a head. With one head a unit is a channel of it: then the query is masked too, since
     scores sum over channels, and rescaled on removal, since scores are divided by the root of the head size. A single
-    head that is normalized stays whole.
+    head with a norm is not cut.
 
     Raises:
-        ValueError: its projections are fused, or its processor holds weights, whose heads would be regrouped silently.
+        ValueError: its projections are fused, or its processor has weights, whose heads would be regrouped silently.
     """
     if attention.fused_projections:
         raise ValueError(f"the projections of {name} are fused: load the model again, prune it, and fuse them then")
@@ -67,6 +68,6 @@ def _spans_heads(norm: nn.Module | None, heads: int, inner_dim: int) -> bool:
 
 
 def _outputs(attention: Attention | FluxAttention) -> list[str]:
-    """Projections back to the residual stream; a single-stream Flux block has one of its own outside."""
+    """Projections back to the residual stream; a single-stream Flux block has its own outside."""
     image = [] if attention.pre_only else ["to_out.0"]
     return image if getattr(attention, "to_add_out", None) is None else [*image, "to_add_out"]

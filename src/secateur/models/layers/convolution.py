@@ -1,4 +1,4 @@
-"""The residual and resampling layers that U-Nets and autoencoders are made of."""
+"""Residual and resampling layers of U-Nets and autoencoders."""
 
 from diffusers.models.attention_processor import Attention
 from diffusers.models.downsampling import Downsample2D
@@ -15,7 +15,7 @@ from .transformer_block import declare_transformer_block
 
 
 def declare_embedding(builder: StructureBuilder, name: str, embedding: TimestepEmbedding, out: list[str]) -> None:
-    """Two linear layers; what they add to, `out`, may be wider than one of them."""
+    """Declare two linear layers that add to `out`, which may be wider than one of them."""
     inner = builder.dim(f"{name}.inner", embedding.linear_1.out_features)
     builder.writes(f"{name}.linear_1", inner)
     builder.reads(f"{name}.linear_2", inner)
@@ -25,7 +25,7 @@ def declare_embedding(builder: StructureBuilder, name: str, embedding: TimestepE
 def declare_resnet(
     builder: StructureBuilder, name: str, resnet: ResnetBlock2D | Skip, hidden: list[str], temb: list[str]
 ) -> list[str]:
-    """Declare a resnet over `hidden` conditioned by `temb`; return the channels that it gives."""
+    """Declare a resnet over `hidden` conditioned by `temb`; return its output channels."""
     if isinstance(resnet, Skip):
         return hidden
     inner = builder.dim(f"{name}.inner", resnet.conv1.out_channels)
@@ -53,7 +53,7 @@ def declare_resnet(
 def declare_resample(
     builder: StructureBuilder, name: str, sampler: nn.Module, hidden: list[str], temb: list[str]
 ) -> list[str]:
-    """Declare a layer that halves or doubles the resolution of `hidden`; return the channels that it gives."""
+    """Declare a layer that halves or doubles the resolution of `hidden`; return its output channels."""
     if isinstance(sampler, ResnetBlock2D):
         return declare_resnet(builder, name, sampler, hidden, temb)
     assert isinstance(sampler, Downsample2D | Upsample2D)
@@ -89,10 +89,11 @@ def declare_attention_after(
 def _declare_transformer(
     builder: StructureBuilder, name: str, transformer: Transformer2DModel, hidden: list[str]
 ) -> None:
-    """A transformer over the pixels of `hidden`, projected to a width of its own, which stays.
+    """Declare a transformer over the pixels of `hidden`, projected to its own width, which is not cut.
 
-    One of several layers leaves their list; a transformer of one layer is skipped whole, with its projections. The
-    config counts the layers of the dense model, so that what is left of several keeps its kind and none is a new block.
+    Of several layers, each can be removed from their list; a transformer of one layer is skipped as a whole, with its
+    projections. The config keeps the dense model's number of layers, so that a transformer reduced to one layer is
+    still of the former kind.
     """
     builder.normalizes(f"{name}.norm", hidden, transformer.norm.num_groups)
     builder.reads(f"{name}.proj_in", hidden)

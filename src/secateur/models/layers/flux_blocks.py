@@ -1,4 +1,4 @@
-"""The blocks of Flux and of what was made from it (Chroma): double stream, then single stream."""
+"""The blocks of Flux and its descendants (Chroma): double stream, then single stream."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -11,7 +11,7 @@ STREAMS = ("encoder_hidden_states", "hidden_states")
 
 
 def declare_double_stream(builder: StructureBuilder, blocks: Iterable[Any]) -> None:
-    """Declare heads, both feed-forward widths and each block of `transformer_blocks`. The residual width stays."""
+    """Declare heads, both feed-forward widths and each block of `transformer_blocks`. The residual width is not cut."""
     for i, block in enumerate(blocks):
         name = f"transformer_blocks.{i}"
         declare_attention(builder, f"{name}.attn", block.attn)
@@ -21,7 +21,7 @@ def declare_double_stream(builder: StructureBuilder, blocks: Iterable[Any]) -> N
 
 
 def declare_single_stream(builder: StructureBuilder, blocks: Iterable[Any], returns: tuple[str, ...] = ()) -> None:
-    """Declare heads, feed-forward width and each block of `single_transformer_blocks`; `returns` as of `Block`.
+    """Declare heads, feed-forward width and each block of `single_transformer_blocks`; `returns` as in `Block`.
 
     Its last layer projects the channels of its attention and of its feed-forward back together, in this order.
     """

@@ -10,7 +10,7 @@ from .feedforward import declare_feed_forward
 
 
 def declare_transformer_block(builder: StructureBuilder, name: str, block: BasicTransformerBlock) -> None:
-    """Declare self-attention, cross-attention where there is one, and feed-forward; the residual width stays."""
+    """Declare self-attention, cross-attention if there is one, and feed-forward; the residual width is not cut."""
     declare_attention(builder, f"{name}.attn1", block.attn1)
     if block.attn2 is not None:
         declare_attention(builder, f"{name}.attn2", block.attn2)
@@ -18,7 +18,7 @@ def declare_transformer_block(builder: StructureBuilder, name: str, block: Basic
 
 
 def declare_listed_blocks(builder: StructureBuilder, name: str, blocks: Iterable[BasicTransformerBlock]) -> None:
-    """Declare the layers of the list `name`, each of which may leave it."""
+    """Declare the layers of the list `name`, each of which can be removed."""
     for i, block in enumerate(blocks):
         declare_transformer_block(builder, f"{name}.{i}", block)
         builder.blocks[f"{name}.{i}"] = Block(f"{name}.{i}", listed=True)
