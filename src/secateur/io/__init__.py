@@ -1,3 +1,3 @@
-"""Models on disks and hubs: what may be read of them, and what is written."""
+"""Reading and writing models on disk and on the hub."""
 
 from . import pruned  # noqa: F401  its classes are registered with diffusers

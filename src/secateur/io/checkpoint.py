@@ -1,7 +1,7 @@
 """Saving and loading models: `config.json`, safetensors, and `pruning.json` for a pruned one.
 
-A model is built without memory from its config, or from the dense config and the cuts that its manifest lists; what is
-built must have the tensors that the headers of the weights list, by name and shape; then they are read.
+A model is built on the meta device from its config, or from the dense config and the cuts in its manifest. It must have
+exactly the tensors in the headers of the weights, by name and shape; then the weights are read.
 """
 
 from __future__ import annotations
@@ -48,25 +48,25 @@ CONFIG = "config.json"
 SCHEDULER = "scheduler_config.json"
 TENSORS_PER_BLOCK = 200  # more than any block has
 MOST_PRUNED = 10_000  # times smaller than its base
-RENAMED = {  # by diffusers, which tells them apart by `norm_type`
+RENAMED = {  # by diffusers, which distinguishes them by `norm_type`
     ("Transformer2DModel", "ada_norm_zero"): "DiTTransformer2DModel",
     ("Transformer2DModel", "ada_norm_single"): "PixArtTransformer2DModel",
 }
 
 
 class Pointer(msgspec.Struct):
-    """What the config of a pruned model says of its manifest."""
+    """The pointer to the manifest in the config of a pruned model."""
 
     file: Literal["pruning.json"]
     sha256: str
 
 
 def save_pretrained(model: nn.Module, folder: str | Path, scheduler_config: Mapping[str, Any] | None = None) -> Path:
-    """Write `model` to `folder`: safetensors and JSON only. Files that are none of a model's stay.
+    """Write `model` to `folder`: safetensors and JSON only. Unrelated files in the folder stay.
 
     Raises:
-        SecateurError: the disk is full, the folder cannot be written, or the model's tensors are not what its config
-            and the cuts that were made here say.
+        SecateurError: the disk is full, the folder cannot be written, or the model's tensors do not match its config
+            and the cuts made by secateur.
     """
     folder = Path(folder)
     check_saved(model)
@@ -75,7 +75,7 @@ def save_pretrained(model: nn.Module, folder: str | Path, scheduler_config: Mapp
         if scheduler_config:
             write_json(temporary / SCHEDULER, dict(scheduler_config))
         written = {path.name for path in temporary.iterdir()}
-    for path in folder.iterdir():  # of a model that was saved here before
+    for path in folder.iterdir():  # leftovers of a model that was saved here before
         if path.name not in written and (path.name == MANIFEST or is_weights(path.name)):
             path.unlink()
     return folder
@@ -94,29 +94,29 @@ def from_pretrained(
     """Load a dense or pruned model, in eval mode, from a folder, a pipeline folder, a hub id or a single file.
 
     Args:
-        path_or_id: where it is, or an embedded model (digits-unet, digits-sit); a `.safetensors` file is one of the
-            original authors' (Stable Diffusion, Flux).
-        component: which part of a pipeline: unet, transformer or vae; by default whichever of the first two is there.
-        subfolder: the folder in it that the model or pipeline is in.
-        variant: of the weights, such as "fp16"; by default the plain ones, or the only variant that is there.
-        torch_dtype: of the weights; by default the saved one.
+        path_or_id: its place, or an embedded model (digits-unet, digits-sit); a `.safetensors` file has the original
+            authors' layout (Stable Diffusion, Flux).
+        component: part of a pipeline: unet, transformer or vae; by default the unet or transformer that it has.
+        subfolder: folder of the model or pipeline inside it.
+        variant: variant of the weights, such as "fp16"; by default the plain ones, or the only variant.
+        torch_dtype: dtype of the weights; by default the saved one.
         device: to load to; by default the CPU.
-        hub: `revision`, `token` and `cache_dir`, as diffusers takes them.
+        hub: `revision`, `token` and `cache_dir`, as in diffusers.
 
     Raises:
-        ModelError: nothing is there, the folder is damaged or hostile, or its architecture has no declared structure.
+        ModelError: there is no model, the folder is damaged or hostile, or its architecture has no declared structure.
     """
     if Path(path_or_id).is_file():
         model = load_single_file(Path(path_or_id), torch_dtype)
     else:
         model = load_model(locate(path_or_id, component, subfolder=subfolder, variant=variant, **hub), variant)
     if torch_dtype is not None:
-        nn.Module.to(model, torch_dtype)  # past diffusers' warning
+        nn.Module.to(model, torch_dtype)  # avoids diffusers' warning
     return model if device is None else model.to(device)
 
 
 def load_model(place: Place, variant: str | None = None) -> nn.Module:
-    """The dense or pruned model at `place`, in eval mode, in the dtype that it was saved in.
+    """The dense or pruned model at `place`, in eval mode, in its saved dtype.
 
     Raises:
         ModelError: as `from_pretrained`.
@@ -125,12 +125,12 @@ def load_model(place: Place, variant: str | None = None) -> nn.Module:
     if name.startswith(PREFIX) or not is_known(name):
         raise ModelError(f"{place.folder} cannot be used: {unsupported(name)}")
     model = load_any(place, architecture_named(name), variant)
-    # Those of the package are stored in half precision, as all of it should stay small.
+    # Embedded models are stored in half precision, to keep the package small.
     return nn.Module.float(model) if place.folder.parent == ASSETS else model
 
 
 def load_any(place: Place, architecture: type[Any], variant: str | None = None) -> nn.Module:
-    """As `load_model`, of any class of diffusers.
+    """As `load_model`, for any class of diffusers.
 
     Raises:
         ModelError: the folder is damaged or hostile.
@@ -181,10 +181,10 @@ def described(place: Place) -> tuple[str, dict[str, Any]]:
 
 
 def check_saved(model: nn.Module) -> None:
-    """Write down the cuts that somebody made by hand, and find what would be saved and not loaded.
+    """Record cuts made directly with `remove`, and check that the saved model could be loaded.
 
     Raises:
-        ModelError: tensors that neither the config nor a cut accounts for.
+        ModelError: tensors match neither the config nor a cut.
     """
     manifest = manifest_of(model)
     if manifest is not None and removals_of(model):
@@ -205,9 +205,9 @@ def check_saved(model: nn.Module) -> None:
 
 
 def _manifest(place: Place, config: Mapping[str, Any]) -> Manifest | None:
-    """The manifest that the config points to; any other `pruning.json` was left behind by another model.
+    """The manifest that the config points to; any other `pruning.json` is a leftover of another model.
 
-    A transformer that only lost blocks is whole without it, as plain diffusers saves it.
+    A transformer that only lost blocks is complete without it, as saved by plain diffusers.
     """
     if POINTER_KEY not in config:
         return None
@@ -233,7 +233,7 @@ def _check_dtypes(entries: Mapping[str, Entry]) -> None:
 
 
 def _renamed(model: Any, entries: Mapping[str, Entry]) -> dict[str, Entry]:
-    """The entries by the names that diffusers has for them now, without those that it passes over."""
+    """The entries by diffusers' present names, without those that it ignores."""
     renamed = dict(entries)
     model._fix_state_dict_keys_on_load(renamed)
     passed_over = model._keys_to_ignore_on_load_unexpected or ()
@@ -241,7 +241,7 @@ def _renamed(model: Any, entries: Mapping[str, Entry]) -> dict[str, Entry]:
 
 
 def _check_base(manifest: Manifest, entries: Mapping[str, Entry]) -> None:
-    """Refuse the base of a manifest that is far larger than what such weights can be left of."""
+    """Refuse a manifest whose base is implausibly large for these weights."""
     blocks = sum(len(cut.removed_blocks) for cut in manifest.cuts)
     most = 2 * len(entries) + TENSORS_PER_BLOCK * (blocks + 1)
     base = hollow(architecture_named(manifest.base["class"]), manifest.base["config"], most)
@@ -251,7 +251,7 @@ def _check_base(manifest: Manifest, entries: Mapping[str, Entry]) -> None:
 
 
 def _check_fit(model: nn.Module, entries: Mapping[str, Entry]) -> None:
-    """Refuse weights that lack tensors of the model, have others, or have them in other shapes."""
+    """Refuse weights with missing, unexpected or misshapen tensors."""
     built = shapes(model)
     if missing := sorted(built.keys() - entries.keys()):
         raise ValueError(f"its weights lack {len(missing)} tensors, the first {missing[0]}")

@@ -1,6 +1,6 @@
 """Files that run without secateur or without Python: ONNX, torch.export, and diffusers folders in another precision.
 
-A file is written, read back, and run beside the eager model on inputs that it was not traced with.
+A file is written, read back, and run beside the eager model on other inputs than those it was traced with.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ Network = Callable[[Inputs], Tensor]
 TOLERANCES: dict[DtypeName, float] = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2, "float8": 5e-2, "int8": 1e-4}
 OPSET = 20
 FLOAT8 = torch.float8_e4m3fn
-OTHER_TIME = 437.25  # times as late as the first one, which is 1 of 1000
-CALLS = 3  # that are timed
-EXACT = ("timestep", "t", "guidance")  # half precision does not hold them
+OTHER_TIME = 437.25  # times the first timestep, which is 1 of 1000
+CALLS = 3  # number of timed calls
+EXACT = ("timestep", "t", "guidance")  # half precision cannot represent them
 
 
 @dataclass(frozen=True)
 class Format:
-    """One kind of file: `write` makes it from a model and example inputs, `read` gives back what it computes.
+    """One file format: `write` makes it from a model and example inputs, `read` returns a function that runs it.
 
-    `needs` are optional libraries, of the extra of the same name as the format.
+    `needs` lists optional libraries.
     """
 
     file: str
@@ -62,7 +62,7 @@ class Format:
 
 
 class Call(nn.Module):
-    """A diffusers model as a function from keyword tensors to its output, one tensor even where it is a list."""
+    """A diffusers model as a function from keyword tensors to one output tensor, even if the output is a list."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -83,16 +83,16 @@ def export(
     text_tokens: int | None = None,
     dtype: DtypeName = "float32",
 ) -> dict[str, Any]:
-    """Write `model` to the folder `out`, with a `model.json` that describes the file, and return what that says.
+    """Write `model` to the folder `out`, with a `model.json` that describes the file; return its content.
 
     Traced shapes are fixed: `batch_size`, `size`, the height and width of the sample, by default the config's, and
-    `text_tokens`, by default those of diffusers' pipelines. Time is a float32 input whatever the weights are, since
-    samplers put it between the integers. Changes the dtype of `model` in place; int8 and float8 are the weights of
-    linear layers. In torch-export they have scales, by torchao, and the rest is float32.
+    `text_tokens`, by default those of diffusers' pipelines. Time is always a float32 input, since samplers use times
+    between the integers. Changes the dtype of `model` in place; int8 and float8 apply to the weights of linear layers.
+    In torch-export these have scales, by torchao, and the rest is float32.
 
     Raises:
-        SecateurError: the format does not hold the dtype or the model, a library is missing, or the file that was
-            written does not compute what the model does; nothing is left in `out` then.
+        SecateurError: the format does not support the dtype or the model, a library is missing, or the outputs of the
+            written file differ from the model's; then nothing is left in `out`.
     """
     chosen = FORMATS[format]
     if dtype not in chosen.dtypes:
@@ -118,10 +118,10 @@ def export(
             advance(1, "checked")
         except OSError:
             raise
-        except Exception as error:  # tracers and runtimes raise whatever they like
+        except Exception as error:  # tracers and runtimes may raise anything
             name = class_name(model)
             raise SecateurError(f"{name} cannot be written as {format} in {dtype}: {first_line(error)}") from error
-        if not difference <= TOLERANCES[dtype] * largest:  # nor when it is not a number
+        if not difference <= TOLERANCES[dtype] * largest:  # also if it is NaN
             raise SecateurError(
                 f"the {format} file of {class_name(model)} in {dtype} does not compute what the model does: it "
                 f"differs by {difference:.1e} in outputs of up to {largest:.1e}; nothing was written"
@@ -150,15 +150,15 @@ def export(
 
 
 def _inputs(model: nn.Module, batch_size: int, size: tuple[int, int] | None, text_tokens: int | None) -> Inputs:
-    """`example_inputs` with a text of a given length, and numbers in types that hold every value of a sampler."""
+    """`example_inputs` with a text of a given length, and dtypes that can hold every value of a sampler."""
     inputs = example_inputs(model, batch_size, size, text_tokens)
-    if isinstance(getattr(model, "time_proj", None), nn.Embedding):  # a row for each integer, and no time between
+    if isinstance(getattr(model, "time_proj", None), nn.Embedding):  # has a row for each integer, and no times between
         return inputs
     return inputs | {name: inputs[name].float() for name in EXACT if name in inputs}
 
 
 def named(inputs: Inputs, prefix: str = "") -> dict[str, Any]:
-    """Nested inputs by flat names, as ONNX has them: added_cond_kwargs_time_ids, x_0 of a list of tensors."""
+    """Nested inputs by flat names, as in ONNX: added_cond_kwargs_time_ids, or x_0 for a list of tensors."""
     flat: dict[str, Any] = {}
     for name, value in inputs.items():
         if isinstance(value, list) and all(isinstance(each, Tensor) for each in value):
@@ -168,13 +168,13 @@ def named(inputs: Inputs, prefix: str = "") -> dict[str, Any]:
 
 
 def traced(model: nn.Module, inputs: Inputs) -> ExportedProgram:
-    """`model` in eval mode as a graph of the shapes of `inputs`."""
+    """The graph of `model` in eval mode for the shapes of `inputs`."""
     return torch.export.export(Call(model).eval(), (), dict(inputs), strict=False)
 
 
 def _write_onnx(model: nn.Module, inputs: Inputs, path: Path, dtype: DtypeName) -> None:
     program = _without_idle_squeezes(traced(model, inputs))
-    # Unoptimized: onnxscript's optimizer makes Sana give NaN, and runtimes optimize by themselves.
+    # Not optimized: onnxscript's optimizer makes Sana return NaN, and runtimes do their own optimization.
     options: dict[str, Any] = {"optimize": False, "verbose": False, "opset_version": OPSET}
     written = torch.onnx.export(program, (), kwargs=dict(inputs), dynamo=True, output_names=["output"], **options)
     assert written is not None
@@ -182,7 +182,7 @@ def _write_onnx(model: nn.Module, inputs: Inputs, path: Path, dtype: DtypeName) 
 
 
 def _without_idle_squeezes(program: ExportedProgram) -> ExportedProgram:
-    """PixArt squeezes an axis that is not of size 1: nothing to torch, an error to ONNX."""
+    """PixArt squeezes an axis whose size is not 1: ignored by torch, an error in ONNX."""
     for node in program.graph.find_nodes(op="call_function", target=torch.ops.aten.squeeze.dim):
         source, axis = node.args
         if source.meta["val"].shape[axis] != 1:
@@ -248,14 +248,14 @@ def _cast(model: nn.Module, inputs: Inputs, dtype: DtypeName, format: FormatName
 
 
 def _round_linear_weights(model: nn.Module) -> None:
-    """To the values that float8 holds (e4m3: three bits of a fraction), as programs without scales read them."""
+    """Round to float8 values (e4m3: three fraction bits), as read by programs without scales."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
             module.weight.data = module.weight.data.to(FLOAT8).to(module.weight.dtype)
 
 
 def _others(inputs: Inputs) -> dict[str, Any]:
-    """Other values in the same shapes, so that a constant that was traced is seen."""
+    """Other values of the same shapes, so that traced constants are noticed."""
     changed = tree_map_only(Tensor, lambda value: value * 0.5 if value.is_floating_point() else value, dict(inputs))
     if "timestep" in inputs:
         time = inputs["timestep"]
@@ -278,7 +278,7 @@ def _difference(model: nn.Module, network: Network, inputs: Inputs, exact: Tenso
 
 
 def _milliseconds(call: Callable[[], Any]) -> float:
-    """Of a call here, the median of a few after a first one; the file's and the model's are to be compared, no more."""
+    """Median time of a few calls after a first one; only for comparing the file with the model."""
     call()
     times = []
     for _ in range(CALLS):
@@ -289,12 +289,12 @@ def _milliseconds(call: Callable[[], Any]) -> float:
 
 
 def _bytes(path: Path) -> int:
-    """Of a file, or of all files of a folder."""
+    """Size of a file, or of all files of a folder."""
     return sum(each.stat().st_size for each in (path.rglob("*") if path.is_dir() else [path]) if each.is_file())
 
 
 def _described(value: Any) -> dict[str, Any]:
-    """What an input is; the value itself where it is fixed, such as sizes (Qwen-Image)."""
+    """The description of an input; its value if it is fixed, such as sizes (Qwen-Image)."""
     if not isinstance(value, Tensor):
         return {"value": value}
     return {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
@@ -302,7 +302,7 @@ def _described(value: Any) -> dict[str, Any]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what other libraries say about each other."""
+    """Hide what other libraries print about each other."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,8 +1,8 @@
-"""Which files of a model folder may be read: regular ones inside of it, and JSON, safetensors and vocabularies only.
+"""Which files of a model folder may be read: regular files inside it, and only JSON, safetensors and vocabularies.
 
 A symbolic link is followed inside the folder, and from a snapshot of the hub's cache to the `blobs` of the same
-repository, where that cache keeps every file. Anything else would read, or copy into a folder that somebody publishes,
-what the model's author could only guess to be there.
+repository, where that cache keeps every file. Other links could read private files, or copy them into a folder that is
+published later.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ LEFT_OUT = (".py", ".pyc", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".
 
 
 def checked(folder: Path) -> list[Path]:
-    """Every file below `folder` that is not hidden, once each can be read without leaving the folder.
+    """Every visible file below `folder`, after checking that none is outside it.
 
     Raises:
-        ModelError: a link leads out of the folder or in a circle, or something is no regular file.
+        ModelError: a link leads out of the folder or is circular, or something is not a regular file.
     """
     return list(_walk(folder, _roots(folder), (folder.resolve(),)))
 
 
 def check_file(path: Path, folder: Path) -> Path:
-    """`path`, which must be a regular file that belongs to `folder`.
+    """`path`, after checking that it is a regular file inside `folder`.
 
     Raises:
-        ModelError: it does not.
+        ModelError: it is not.
     """
     _check(path, _roots(folder))
     return path
 
 
 def copy_folder(source: Path, target: Path, without: frozenset[str] = frozenset()) -> None:
-    """Copy what a pipeline is made of: no hidden files, no code and no pickles, nor the names `without` at the top.
+    """Copy the files of a pipeline: no hidden files, code or pickles, nor the top-level names in `without`.
 
     Raises:
         ModelError: as `checked`.
@@ -47,7 +47,7 @@ def copy_folder(source: Path, target: Path, without: frozenset[str] = frozenset(
         place = path.relative_to(source)
         if place.parts[0] not in without and path.suffix.lower() not in LEFT_OUT:
             (target / place).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(path, target / place)  # times too: caches go by them
+            shutil.copy2(path, target / place)  # with modification times, which caches use
 
 
 def _walk(folder: Path, roots: tuple[Path, ...], within: tuple[Path, ...]) -> Iterator[Path]:
@@ -79,7 +79,7 @@ def _check(path: Path, roots: tuple[Path, ...]) -> None:
 
 
 def _roots(folder: Path) -> tuple[Path, ...]:
-    """The folder itself, and the blobs of its repository where it is in a snapshot of the hub's cache."""
+    """The folder itself, and the blobs of its repository if it is a snapshot in the hub's cache."""
     real = folder.resolve()
     snapshots = next((each for each in (real, *real.parents) if each.parent.name == "snapshots"), None)
     return (real,) if snapshots is None else (snapshots, snapshots.parent.parent / "blobs")

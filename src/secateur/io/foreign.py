@@ -1,4 +1,4 @@
-"""Calls into other libraries: their errors become one line, and what they build is bounded in size."""
+"""Calls into other libraries: errors become one line, and the size of what they build is limited."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from torch.nn.modules.module import (
 from ..base.errors import ModelError, SecateurError, is_out_of_memory
 
 MODULES_PER_TENSOR = 10  # few modules have no tensors of their own: lists, activations, dropout
-LARGEST_SIDE = 4096  # of a sample: memory is planned by it, and no weights say it
-BUFFERS = 64 * 2**20  # bytes of tables that no weights file holds: positions, frequencies
+LARGEST_SIDE = 4096  # of a sample: memory depends on it, and the weights do not show it
+BUFFERS = 64 * 2**20  # bytes of tables that weight files do not contain: positions, frequencies
 
 
 @contextmanager
 def loading(place: str | Path, what: str = "cannot be loaded") -> Iterator[None]:
-    """Turn whatever the libraries below raise inside the block into one line that names `place`.
+    """Turn errors of other libraries inside the block into one line that names `place`.
 
     Raises:
-        ModelError: the block raised anything other than a lack of memory.
+        ModelError: the block raised anything but an out-of-memory error.
     """
     try:
         yield
@@ -45,14 +45,14 @@ def loading(place: str | Path, what: str = "cannot be loaded") -> Iterator[None]
 
 
 def said_by(error: BaseException) -> str:
-    """The first two lines of what an error says, in one: torch names what does not fit in the second."""
+    """The first two lines of an error, joined: torch names what does not fit in the second."""
     lines = (str(error).strip() or repr(error)).splitlines()
     return " ".join(line.strip() for line in lines[:2])
 
 
 @contextmanager
 def at_most(tensors: int, buffer_bytes: int = BUFFERS) -> Iterator[None]:
-    """Stop the building of a module that registers more than a weights file accounts for.
+    """Stop the construction of a module that has far more tensors than its weights file.
 
     Raises:
         ValueError: there are more than `tensors` parameters, far more modules, or larger buffers.
@@ -80,10 +80,10 @@ def at_most(tensors: int, buffer_bytes: int = BUFFERS) -> Iterator[None]:
 
 
 def hollow(architecture: type[Any], config: Mapping[str, Any], tensors: int) -> nn.Module:
-    """A model of `config` without memory, not even for its buffers.
+    """A model of `config` on the meta device, buffers included.
 
     Raises:
-        ValueError: as `at_most`; samples of a size that nobody has.
+        ValueError: as `at_most`; or an implausible sample size.
     """
     size = config.get("sample_size")
     for side in size if isinstance(size, list | tuple) else [size]:
@@ -94,13 +94,13 @@ def hollow(architecture: type[Any], config: Mapping[str, Any], tensors: int) -> 
 
 
 def explicit(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config with all its values: of one in memory, diffusers takes the defaults of entries that were not given."""
+    """A config with all its values: for configs in memory, diffusers leaves out defaults."""
     return {name: value for name, value in config.items() if name != "_use_default_values"}
 
 
 @contextmanager
 def quiet(text: bool = False) -> Iterator[None]:
-    """Without the warnings and progress bars of diffusers, and of transformers where there is `text`."""
+    """Hide warnings and progress bars of diffusers, and with `text` those of transformers."""
     loggers = [diffusers_logging]
     if text and importlib.util.find_spec("transformers") is not None:
         loggers.append(importlib.import_module("transformers.utils.logging"))

@@ -8,7 +8,7 @@ from huggingface_hub import HfApi
 
 
 def upload(folder: Path, repo_id: str, private: bool = False, token: str | None = None) -> str:
-    """Upload the files of `folder` to the repository, which is made if it is not there; the address of the commit."""
+    """Upload the files of `folder` to the repository, which is created if needed; return the address of the commit."""
     api = HfApi(token=token)
     api.create_repo(repo_id, private=private, exist_ok=True)
     return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Pruned with secateur"))

@@ -1,7 +1,7 @@
-"""What a pipeline folder asks for: the classes that `model_index.json` names, and no code of its own.
+"""Checking a pipeline folder: the classes in `model_index.json`, and that it asks for no code.
 
-Everything is checked here before a loader of diffusers or transformers sees the folder: they import whatever module an
-index names, and unpickle whatever file an index of weights names.
+This happens before a loader of diffusers or transformers gets the folder: these import any module that an index names,
+and unpickle any file that an index of weights names.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ LIBRARIES = ("diffusers", "transformers")
 
 
 def components(pipeline: Path) -> dict[str, tuple[str, str]]:
-    """Library and class of each component of a pipeline folder; those it leaves out are not named.
+    """Library and class of each component that a pipeline folder has.
 
     Raises:
-        ModelError: the index is damaged, or names anything but classes of diffusers and transformers.
+        ModelError: the index is damaged, or names something other than classes of diffusers and transformers.
     """
     found, source = {}, pipeline / INDEX
     for name, value in _index(pipeline).items():
@@ -44,10 +44,10 @@ def components(pipeline: Path) -> dict[str, tuple[str, str]]:
 
 
 def pipeline_class(pipeline: Path) -> str:
-    """The name of the pipeline's class, one of diffusers.
+    """The name of the pipeline's class in diffusers.
 
     Raises:
-        ModelError: the index is damaged, or names a class of its own.
+        ModelError: the index is damaged, or names another class.
     """
     name = _index(pipeline).get("_class_name")
     if not isinstance(name, str) or not _is_name(name) or name not in dir(diffusers):
@@ -56,7 +56,7 @@ def pipeline_class(pipeline: Path) -> str:
 
 
 def check_pipeline(pipeline: Path) -> None:
-    """Check that nothing in the folder is unsafe for the loaders of diffusers and transformers, before they see it.
+    """Check that the folder is safe for the loaders of diffusers and transformers.
 
     Raises:
         ModelError: as `components`, `pipeline_class`, `checked` and `check_no_code`; an index of weights that names
@@ -76,10 +76,10 @@ def autoencoder_of(pipeline: Path) -> Path | None:
 
 
 def check_transformers(name_or_folder: str | Path) -> None:
-    """Check that nothing is unsafe for the loader of transformers; a hub id is left to its `trust_remote_code=False`.
+    """Check that a folder is safe for the loader of transformers; for a hub id, `trust_remote_code=False` suffices.
 
     Raises:
-        ModelError: as `check_pipeline`, of one model's folder.
+        ModelError: as `check_pipeline`, for one model's folder.
     """
     if (folder := Path(name_or_folder)).is_dir():
         files = checked(folder)
@@ -88,7 +88,7 @@ def check_transformers(name_or_folder: str | Path) -> None:
 
 
 def check_no_code(files: Iterable[Path]) -> None:
-    """Check that a config names no code that transformers would run, or ask whether to run.
+    """Check that configs name no code that transformers would run, or ask to run.
 
     Raises:
         ModelError: one of `files` is a config with `auto_map`.

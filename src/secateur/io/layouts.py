@@ -1,7 +1,7 @@
-"""How the original authors name the tensors of the architectures that diffusers renamed.
+"""Tensor names of the original authors, for architectures that diffusers renamed.
 
-A layout is the inverse of diffusers' conversion of the authors' checkpoints: layers are renamed, those that the authors
-fused are put side by side again, and where diffusers swapped scale and shift they are swapped back.
+A layout inverts diffusers' conversion of the authors' checkpoints: it renames layers, concatenates those that the
+authors fused, and swaps scale and shift back where diffusers swapped them.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ PARTS = ("weight", "bias")
 
 @dataclass(frozen=True)
 class Layout:
-    """Names by the original authors; in a name `{}` is the number of a block, and `*` the rest.
+    """A mapping to the authors' names; in a name `{}` stands for the number of a block, and `*` for the rest.
 
     Attributes:
-        renamed: name of a tensor in diffusers -> the authors'; the first that fits counts.
+        renamed: name of a tensor in diffusers -> the authors'; the first match counts.
         fused: layer of the authors -> the layers of diffusers that are its rows, in order.
-        swapped: layers of diffusers whose two halves stand in the other order; `{}` is the number of the last block.
+        swapped: layers of diffusers whose two halves are in the other order; `{}` is the number of the last block.
     """
 
     renamed: Mapping[str, str]
@@ -36,7 +36,7 @@ class Layout:
         """The tensors of a model by the authors' names.
 
         Raises:
-            ModelError: one has no name among them.
+            ModelError: one has no such name.
         """
         left, found = dict(state), {}
         last = max(_numbers(state, "transformer_blocks.{}.norm1.linear"), default=0)

@@ -1,4 +1,4 @@
-"""Where the noise levels of a flow sampler stand: what pipelines decide by model and image size, not by scheduler."""
+"""Noise levels of a flow sampler, as far as pipelines choose them by model and image size instead of by scheduler."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from ..process.from_config import process_from_config
 from ..process.grid import STEPS
 from ..process.named import ProcessLike, config_of
 
-UNCLIPPED = {"clip_sample": False, "thresholding": False}  # samplers clip to [-1, 1], and latents go beyond
+UNCLIPPED = {"clip_sample": False, "thresholding": False}  # samplers clip to [-1, 1], which latents exceed
 
 
 def process_of(process: ProcessLike, model: nn.Module, latent: bool) -> Process:
-    """The process that `process` stands for, sampled as a pipeline of `model`, which may be of latents, samples it.
+    """The process that `process` means, with the sampler settings of a pipeline of `model`; `latent` if it works on
+    latents.
 
     Raises:
         ModelError: as `process_from_config` and `levels_of`.
@@ -32,14 +33,14 @@ def process_of(process: ProcessLike, model: nn.Module, latent: bool) -> Process:
 
 
 def levels_of(config: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
-    """The scheduler's config with what a pipeline of `model` decides by itself about the sampler's noise levels.
+    """The scheduler's config with the changes to noise levels that a pipeline of `model` makes.
 
     A shift that depends on the size of the image (`use_dynamic_shifting`; Esser et al. 2024, section 5.3.2) becomes
-    that of the model's own size; some pipelines take even levels, or shift by the number of steps too. A model that is
-    distilled for guidance knows the times that its pipeline samples at.
+    that of the model's own size; some pipelines use even levels, or also shift by the number of steps. A
+    guidance-distilled model was trained at the times of its pipeline.
 
     Raises:
-        ModelError: the numbers of the shift are missing, or give none.
+        ModelError: numbers for the shift are missing or invalid.
     """
     found, family = dict(config), family_of(model)
     if config.get("use_dynamic_shifting") and family.shift_by_steps:

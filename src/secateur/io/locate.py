@@ -22,7 +22,7 @@ OTHER_VARIANTS = ["*.fp16*.safetensors", "*.bf16*.safetensors", "*.non_ema*.safe
 
 
 class HubOptions(TypedDict, total=False):
-    """As in diffusers: which revision of a repository, by whose token, and into which cache."""
+    """As in diffusers: revision of a repository, token, and cache folder."""
 
     revision: str | None
     token: str | bool | None
@@ -31,7 +31,7 @@ class HubOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Place:
-    """The folder of a model, and the pipeline folder and component that it is of, if any."""
+    """The folder of a model, and the pipeline folder and component that it belongs to, if any."""
 
     folder: Path
     pipeline: Path | None = None
@@ -53,18 +53,18 @@ def locate(
     whole: bool = False,
     **hub: Unpack[HubOptions],
 ) -> Place:
-    """The place of a model; from the hub its files are fetched first, those of the whole pipeline if `whole`.
+    """The place of a model; its files are downloaded from the hub first, with `whole` those of the whole pipeline.
 
     Args:
         path_or_id: a folder of a model or a pipeline, a hub id, or an embedded model.
-        component: which part of a pipeline; by default whichever of unet and transformer is there.
-        subfolder: where in the folder or repository the model or pipeline is.
-        variant: of the weights that are fetched.
-        whole: fetch everything that the pipeline is made of.
-        hub: revision, token and cache folder of what is fetched.
+        component: part of a pipeline; by default the unet or transformer that it has.
+        subfolder: folder of the model or pipeline in the folder or repository.
+        variant: variant of the weights to download.
+        whole: download all parts of the pipeline.
+        hub: revision, token and cache folder of the download.
 
     Raises:
-        ModelError: nothing is there, the hub does not give it, or its index asks for code of its own.
+        ModelError: it does not exist, the hub does not provide it, or its index asks for code.
     """
     folder, name = Path(path_or_id), str(path_or_id)
     inside = Path(subfolder or "")
@@ -78,7 +78,7 @@ def locate(
         raise ModelError(f"{path_or_id} is neither a folder nor a hub id such as google/ddpm-cifar10-32")
     try:
         fetch = _fetcher(name, hub)
-        # The small files first: they say which weights are wanted, and whether the model is supported.
+        # The small files first: they show which weights are needed, and whether the model is supported.
         place = _place(fetch(["*.json"]) / inside, component)
         return _fetched(fetch, place, inside, variant, whole)
     except SecateurError:
@@ -125,5 +125,5 @@ def _fetched(fetch: Callable[..., Path], place: Place, inside: Path, variant: st
     unwanted = [pattern for pattern in OTHER_VARIANTS if variant is None or f".{variant}*" not in pattern]
     root = fetch(wanted, unwanted) / inside
     if variant is None and not any((root / folder).glob("*.safetensors")):
-        root = fetch(wanted) / inside  # only a variant is there
+        root = fetch(wanted) / inside  # there is only a variant
     return replace(place, folder=root / folder, pipeline=None if place.pipeline is None else root)

@@ -1,7 +1,7 @@
 """LoRA of a dense model, sliced so that it fits the pruned one.
 
-A LoRA adds up @ down to the weight of a layer (Hu et al. 2022, arXiv 2106.09685, equation 3). A cut takes rows and
-columns of that weight, so it takes rows of `up` and columns of `down`: both orders of merging and cutting are the same.
+A LoRA adds up @ down to the weight of a layer (Hu et al. 2022, arXiv 2106.09685, equation 3). A cut removes rows and
+columns of that weight, so it removes rows of `up` and columns of `down`: merging and cutting commute.
 
 Shapes: `down` is (rank, in) or (rank, in, height, width), `up` is (out, rank) or (out, rank, 1, 1).
 """
@@ -42,7 +42,7 @@ ENDINGS: dict[str, Part] = {  # of peft, of kohya, and of diffusers before it us
     "_lora.up.weight": "up",
     ".alpha": "alpha",
 }
-PIPELINES = {  # that know how LoRAs of the architecture are spelled
+PIPELINES = {  # whose loaders know the spelling of the architecture's LoRAs
     "UNet2DConditionModel": "StableDiffusionXLPipeline",
     "SD3Transformer2DModel": "StableDiffusion3Pipeline",
     "FluxTransformer2DModel": "FluxPipeline",
@@ -64,11 +64,11 @@ class Piece:
     """One tensor of a LoRA of the network.
 
     Attributes:
-        key: where the file has it.
-        head: what the key begins with; kohya's spells the layer with underscores for dots.
-        layer: the layer as the key spells it, but with dots.
-        module: the layer's module, for old keys that spell it otherwise.
-        ending: what the key ends with, one of `ENDINGS`.
+        key: its key in the file.
+        head: beginning of the key; kohya's spells the layer with underscores for dots.
+        layer: the layer as spelled in the key, but with dots.
+        module: the layer's module, which old keys spell differently.
+        ending: end of the key, one of `ENDINGS`.
         tensor: the values.
     """
 
@@ -97,11 +97,11 @@ class Piece:
 def slice_lora(lora: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """The LoRA of `model`, by name, from the LoRA of the dense model that it was pruned from.
 
-    Layers that left with a block leave, others are renamed as theirs were, and what is for text encoders stays. Keys
-    without a component's name, as peft writes them, get one, so that diffusers loads the result.
+    Layers of removed blocks are dropped, those of later blocks are renamed, and those of text encoders stay. Keys
+    without a component's name, as written by peft, get one, so that diffusers loads the result.
 
     Raises:
-        ModelError: `model` was not pruned, or a tensor is not one of a LoRA of its dense base.
+        ModelError: `model` was not pruned, or a tensor does not belong to a LoRA of its dense base.
     """
     manifest = manifest_of(model)
     if manifest is None:
@@ -133,7 +133,7 @@ def _folded(lora: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _by_diffusers(lora: Mapping[str, Tensor], dense: nn.Module, unknown: ModelError) -> dict[str, Tensor]:
-    """The LoRA by diffusers' names, where its keys are those of the original authors, as many trainers write them.
+    """Convert a LoRA with the original authors' names, as many trainers write it, to diffusers' names.
 
     Raises:
         ModelError: `unknown`, if diffusers does not know them either.
@@ -145,7 +145,7 @@ def _by_diffusers(lora: Mapping[str, Tensor], dense: nn.Module, unknown: ModelEr
     try:
         with quiet():
             found = getattr(diffusers, name).lora_state_dict(dict(lora), **options)
-    except Exception as error:  # its converters assert, index and compute as they like
+    except Exception as error:  # its converters may raise anything
         raise unknown from error
     converted, alphas = found if isinstance(found, tuple) else (found, None)
     scales = {key: torch.as_tensor(alpha) for key, alpha in (alphas or {}).items()}
@@ -153,9 +153,9 @@ def _by_diffusers(lora: Mapping[str, Tensor], dense: nn.Module, unknown: ModelEr
 
 
 def refit_warning(manifest: Manifest) -> str | None:
-    """What to say of a LoRA for a model whose weights were refitted after its cuts; None where they were not.
+    """A warning for a model whose weights were refitted after its cuts; None if they were not.
 
-    A LoRA adds to weights. Those of the pruned model are no longer the dense ones, so the sum is another.
+    A LoRA adds to weights. Those of a refitted model differ from the dense ones, so the sum differs too.
     """
     steps = [step for step in manifest.steps if step["kind"] == "compensation"]
     if not steps:
@@ -194,7 +194,7 @@ def _piece(key: str, tensor: Tensor, modules: set[str], spelled: Mapping[str, st
 
 
 def _check(pieces: Iterable[Piece], dense: nn.Module) -> None:
-    """Every layer has its two matrices, of one rank and of the dense layer's shape."""
+    """Check that every layer has two matrices of one rank, in the dense layer's shape."""
     ranks: dict[str, dict[Part, int]] = {}
     for piece in pieces:
         shape, weight = piece.tensor.shape, dense.get_parameter(piece.weight).shape

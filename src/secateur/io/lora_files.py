@@ -1,4 +1,4 @@
-"""LoRA files: safetensors of diffusers, peft and kohya, with the scales that a peft config keeps beside the tensors."""
+"""LoRA files: safetensors of diffusers, peft and kohya, and scales from peft configs."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from ..base.files import read_json
 LORA_WEIGHTS = "pytorch_lora_weights.safetensors"
 PEFT_WEIGHTS = "adapter_model.safetensors"
 PEFT_CONFIG = "adapter_config.json"
-METADATA_KEY = "lora_adapter_metadata"  # of diffusers: peft's configs, every entry behind the component's name
+METADATA_KEY = "lora_adapter_metadata"  # where diffusers keeps peft's configs
 
 
 def read_lora(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a LoRA, with every scale that is not beside them as `alpha` multiplied into `up`.
+    """The tensors of a LoRA, with every scale that is not stored beside them as `alpha` multiplied into `up`.
 
     Args:
         path: a safetensors file, or a folder with the one that diffusers or peft writes.
 
     Raises:
-        ModelError: there is none, it is damaged, or it is a DoRA, whose norms change with what is cut.
+        ModelError: there is none, it is damaged, or it is a DoRA, whose norms depend on removed weights.
     """
     file = _file(Path(path))
     try:
@@ -46,10 +46,11 @@ def read_lora(path: str | Path) -> dict[str, Tensor]:
 
 
 def peft_metadata(lora: Mapping[str, Tensor]) -> dict[str, str]:
-    """The metadata of a file of `lora` that says the rank of every layer, and that nothing is scaled by it.
+    """Metadata for a file of `lora` that gives the rank of every layer, with an alpha of the same size, so nothing is
+    scaled.
 
-    Readers that find no scale beside a layer take the first layer's rank for every alpha. kohya's keys have an alpha
-    each, and get no metadata.
+    Without it, readers that find no scale beside a layer use the first layer's rank as every alpha. kohya's layers have
+    an alpha each, and get no metadata.
     """
     ranks: dict[str, dict[str, int]] = {}
     for key, down in lora.items():
@@ -99,7 +100,7 @@ def _scaled(lora: Mapping[str, Tensor], described: Mapping[str, Any]) -> dict[st
 
 
 def _alpha(config: Mapping[str, Any], layer: str) -> float:
-    """peft's: that of the first pattern that the end of the layer's name matches, else the common one."""
+    """peft's alpha: that of the first pattern that matches the end of the layer's name, else the common one."""
     patterns: Mapping[str, float] = config.get("alpha_pattern") or {}
     matching = (alpha for pattern, alpha in patterns.items() if re.match(rf"(.*\.)?({pattern})$", layer))
     return next(matching, config["lora_alpha"])

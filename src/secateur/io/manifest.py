@@ -1,6 +1,6 @@
 """The manifest of a pruned model: its dense base and, in order, every cut and recovery since.
 
-In memory it is part of the model's config. On disk it is `pruning.json`, and the config has a pointer to it.
+In memory it is part of the model's config. On disk it is `pruning.json`, to which the config has a pointer.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from .foreign import explicit, hollow, quiet
 from .pruned import dense_class, give_class, saved_module
 
 MANIFEST = "pruning.json"
-MANIFEST_KEY = "_secateur_pruning"  # of the config in memory; diffusers warns of keys without an underscore
-POINTER_KEY = "_secateur_manifest"  # of the config on disk
-FREQUENCIES_KEY = "_secateur_original_frequencies"  # likewise, of a DiT that was converted
+MANIFEST_KEY = "_secateur_pruning"  # in the config in memory; diffusers warns of unknown keys without an underscore
+POINTER_KEY = "_secateur_manifest"  # in the config on disk
+FREQUENCIES_KEY = "_secateur_original_frequencies"  # likewise, for a converted DiT
 FORMAT_VERSION = 1
 MOST_CUTS = 1_000  # that cannot be replayed together
 
 
 class DimCut(msgspec.Struct):
-    """What a step keeps of one dim that had `size` units."""
+    """The units that a step keeps of a dim of `size` units."""
 
     size: int
     kept: tuple[int, ...]
 
 
 class CutStep(msgspec.Struct, tag="cut", tag_field="kind"):
-    """The part of a step of kind "cut" that says what is left."""
+    """The part of a "cut" step that says what is kept."""
 
     dims: dict[str, DimCut]
     removed_blocks: tuple[str, ...]
@@ -69,7 +69,7 @@ class Document(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Manifest:
-    """Where a pruned model comes from: its dense base and, in order, every cut and recovery since."""
+    """The origin of a pruned model: its dense base and, in order, every cut and recovery since."""
 
     base: Mapping[str, Any]
     steps: tuple[Mapping[str, Any], ...] = ()
@@ -96,16 +96,16 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of base and steps: the same for the same history, whichever versions wrote it down."""
+        """SHA-256 of base and steps, which does not depend on library versions."""
         history = {"base": dict(self.base), "steps": [dict(step) for step in self.steps]}
         return hashlib.sha256(json.dumps(history, sort_keys=True).encode()).hexdigest()
 
     @staticmethod
     def from_json(value: Any, source: Any = "the manifest") -> Manifest:
-        """The manifest that `to_json` gave, every cut of it checked.
+        """Read the result of `to_json`, and check every cut.
 
         Raises:
-            SecateurError: it is of another shape, or was written by another version of the format.
+            SecateurError: it has other fields, or another version of the format.
         """
         document = record_of(Document, value, source)
         if document.format_version != FORMAT_VERSION:
@@ -129,8 +129,8 @@ def library_versions() -> dict[str, str]:
 def manifest_of(model: nn.Module) -> Manifest | None:
     """The manifest of a model that was pruned here or loaded; None for a dense one.
 
-    Cuts that `structure.remove` made directly are in it too, without a word on why. A network without a diffusers
-    config has none.
+    It includes cuts made directly with `structure.remove`, without details. A network without a diffusers config has
+    none.
     """
     if not hasattr(model, "register_to_config"):
         return None
@@ -145,7 +145,7 @@ def manifest_of(model: nn.Module) -> Manifest | None:
 def apply_cut(model: nn.Module, cut: Cut, details: Mapping[str, Any] | None = None, base_id: str = "") -> nn.Module:
     """Remove `cut` from `model` in place, write it into the model's manifest with `details`, and return the model.
 
-    A network without a diffusers config has nowhere to write it, and cannot be saved either.
+    A network without a diffusers config has no place for it, and cannot be saved either.
     """
     if not hasattr(model, "register_to_config"):
         return remove(model, describe(model), cut)
@@ -158,7 +158,7 @@ def apply_cut(model: nn.Module, cut: Cut, details: Mapping[str, Any] | None = No
 
 
 def attach(model: nn.Module, manifest: Manifest) -> None:
-    """Make `manifest` that of `model`: it describes every cut that was made."""
+    """Attach `manifest`, which describes every cut that was made, to `model`."""
     forget_removals(model)
     blocks_left = any(cut.removed_blocks for cut in manifest.cuts)
     entries = dict(family_of(model).depth_entries(model)) if blocks_left else {}
@@ -167,7 +167,7 @@ def attach(model: nn.Module, manifest: Manifest) -> None:
 
 
 def _loads_in_diffusers(model: nn.Module, manifest: Manifest) -> bool:
-    """Whether the dense class builds the model from its config, as it does where only blocks left their lists."""
+    """Whether the dense class can build the model from its config, as it can if only listed blocks were removed."""
     dense, saved = dense_class(model), saved_module(model)
     by_place = family_of(model).counts_by_place and any(cut.removed_blocks for cut in manifest.cuts)
     if manifest.narrows or by_place or not is_known(dense.__name__):
@@ -177,21 +177,21 @@ def _loads_in_diffusers(model: nn.Module, manifest: Manifest) -> bool:
 
 
 def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor that is saved of `model`, by name."""
+    """The shape of every saved tensor of `model`, by name."""
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 def dense_skeleton(manifest: Manifest) -> nn.Module:
-    """The dense base of a pruned model, without memory."""
+    """The dense base of a pruned model, on the meta device."""
     with init_empty_weights(include_buffers=False), quiet():
         return architecture_named(manifest.base["class"]).from_config(explicit(manifest.base["config"]))
 
 
 def pruned_skeleton(manifest: Manifest) -> nn.Module:
-    """The pruned model that `manifest` describes, without memory: its cuts replayed on the shapes of the base.
+    """The pruned model that `manifest` describes, on the meta device: its cuts are replayed on the base.
 
     Raises:
-        ValueError: a cut that does not fit.
+        ValueError: a cut does not fit.
     """
     model = dense_skeleton(manifest)
     for cut in composed(manifest):
@@ -201,12 +201,12 @@ def pruned_skeleton(manifest: Manifest) -> nn.Module:
 
 
 def composed(manifest: Manifest) -> Iterator[Cut]:
-    """The cuts of a manifest, as few as do the same: cuts of the same dims in a row are one.
+    """The cuts of a manifest, with consecutive cuts of the same dims combined.
 
-    A dim that a cut names for the first time may be one that the cut before made, such as the channels of a last head.
+    A dim that a cut names for the first time may exist only since the cut before, such as the channels of a last head.
 
     Raises:
-        ValueError: a cut that is not of the model that the one before it left, or far too many.
+        ValueError: a cut does not fit the model after the one before it, or there are far too many.
     """
     kept: dict[str, tuple[int, ...]] = {}
     count = 0
@@ -232,7 +232,8 @@ def composed(manifest: Manifest) -> Iterator[Cut]:
 def removed_since(model: nn.Module, reference: nn.Module) -> tuple[str, ...]:
     """The blocks of `reference`, by its names, that later cuts removed from `model`; none if it comes from another.
 
-    Every cut numbers the blocks that were left before it, so the cuts are replayed, and modules followed, not names.
+    Every cut uses the block numbers of the model before it, so the cuts are replayed, following modules instead of
+    names.
     """
     manifest, before = manifest_of(model), manifest_of(reference)
     shared = before.cuts if before is not None else ()
@@ -252,20 +253,20 @@ STAGES = {"cut": "pruned", "compensation": "compensated", "recovery": "recovered
 
 
 def stage_of(model: nn.Module) -> str:
-    """What a model is by the last thing that was done to it: dense, pruned, compensated or recovered."""
+    """The stage of a model, by the last step of its manifest: dense, pruned, compensated or recovered."""
     manifest = manifest_of(model)
     kinds = [] if manifest is None else [step["kind"] for step in manifest.steps]
     return next((STAGES[kind] for kind in reversed(kinds) if kind in STAGES), "dense")
 
 
 def beside(reference: nn.Module, model: nn.Module) -> dict[str, nn.Module]:
-    """Two models by what they are, the reference first; two of one kind are the reference and the model."""
+    """Two models by their stages, the reference first; if these are equal, they are named reference and model."""
     one, other = stage_of(reference), stage_of(model)
     return {one: reference, other: model} if one != other else {"reference": reference, "model": model}
 
 
 def note_labels(model: nn.Module, class_names: Sequence[str], base_id: str = "") -> None:
-    """Write into the manifest that `model` was given other classes; one is begun for a dense model."""
+    """Note in the manifest that `model` was given other classes; a dense model gets a manifest."""
     config = _plain_config(model)
     manifest = manifest_of(model) or _begun(model, base_id)
     counts = {key: config[key] for key in ("num_embeds_ada_norm", "num_class_embeds") if key in config}
@@ -275,7 +276,7 @@ def note_labels(model: nn.Module, class_names: Sequence[str], base_id: str = "")
 
 
 def note_step(model: nn.Module, kind: str, details: Mapping[str, Any]) -> None:
-    """Append what was done to a pruned model, for example a recovery, to its manifest."""
+    """Append a step, for example a recovery, to the manifest of a pruned model."""
     manifest = manifest_of(model)
     if manifest is not None:
         attach(model, replace(manifest, steps=(*manifest.steps, {"kind": kind, **details})))
@@ -293,4 +294,4 @@ def _step(removal: Removal) -> dict[str, Any]:
 def _plain_config(model: nn.Module) -> dict[str, Any]:
     config: Mapping[str, Any] = model.config  # type: ignore[assignment]
     kept = {key: value for key, value in config.items() if not key.startswith("_") or key == FREQUENCIES_KEY}
-    return json.loads(json.dumps(kept))  # as a manifest that was read back has it
+    return json.loads(json.dumps(kept))  # as if it had been read back

@@ -1,6 +1,6 @@
 """Original DiT and SiT checkpoints (Peebles & Xie 2023; Ma et al. 2024) as diffusers pipeline folders.
 
-Both share one layout of tensors; they differ in time, target and sampler, so the kind must be known.
+Both have the same tensors; they differ in time, target and sampler, so the kind must be given.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ SCHEDULERS: dict[Kind, dict[str, Any]] = {
         "num_train_timesteps": 1000,
         "shift": 1.0,
         "_secateur_flow_convention": "sit",
-        EVEN_LEVELS: True,  # as SiT's own Euler sampler has them: n calls, each over 1 / n of the time
+        EVEN_LEVELS: True,  # as in SiT's own Euler sampler: n calls, each over 1 / n of the time
     },
 }
 
 
 def kind_named(checkpoint: str | Path) -> Kind:
-    """The kind that a file name says, as DiT-XL-2-256x256.pt does.
+    """The kind by a file name such as DiT-XL-2-256x256.pt.
 
     Raises:
         SecateurError: it says neither, or both.
@@ -69,10 +69,11 @@ def kind_named(checkpoint: str | Path) -> Kind:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file or of a torch checkpoint; of a training checkpoint its EMA, else its model.
+    """The tensors of a .safetensors file or of a torch checkpoint; for a training checkpoint its EMA, or else its
+    model.
 
     Raises:
-        ModelError: the file is missing, is no checkpoint, or holds objects that only unpickling would read.
+        ModelError: the file is missing, is not a checkpoint, or holds objects that would have to be unpickled.
     """
     path = Path(path)
     if not path.is_file():
@@ -83,7 +84,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         # The training scripts keep their options, an argparse.Namespace, beside the weights: attributes, no code.
         with torch.serialization.safe_globals([argparse.Namespace]):
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # on a damaged file torch raises nearly anything
+    except Exception as error:  # torch may raise anything on a damaged file
         if refused := re.search(r"GLOBAL (\w[\w.]*\w)", str(error)):
             raise ModelError(f"{path} holds a {refused[1]}; only tensors are read, nothing is unpickled") from error
         raise ModelError(f"{path} is no checkpoint that can be read: {first_line(error)}") from error
@@ -99,19 +100,19 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
 def convert_state_dict(
     state: Mapping[str, Tensor], kind: Kind, num_heads: int | None = None
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Config and weights of the `DiTTransformer2DModel` that computes what the original model does.
+    """Config and weights of the `DiTTransformer2DModel` equivalent to the original model.
 
-    A DiT's config holds `FREQUENCIES_KEY`, by which secateur loads it with the original's time frequencies. A SiT's
-    weights are fitted to those of diffusers, and the output channels that its forward pass drops are dropped.
+    A DiT's config has `FREQUENCIES_KEY`, with which secateur loads it with the original time frequencies. A SiT's
+    weights are fitted to diffusers' frequencies, and the output channels that its forward pass drops are removed.
 
     Args:
         state: tensors by their original names.
         kind: dit or sit.
-        num_heads: attention heads, which no shape tells; the default is that of the published sizes.
+        num_heads: attention heads, which no shape shows; by default, those of the published sizes.
 
     Raises:
-        ModelError: tensors that are missing, unexpected, of a wrong shape, or of another position embedding.
-        SecateurError: a number of heads that is unknown, or does not divide the hidden size.
+        ModelError: tensors are missing, unexpected or misshapen, or belong to another position embedding.
+        SecateurError: the number of heads is unknown, or does not divide the hidden size.
     """
     hidden, channels, patch, _ = _shape(state, "x_embedder.proj.weight", 4)
     _, tokens, _ = _shape(state, "pos_embed", 3)
@@ -213,7 +214,7 @@ def convert(
         index["vae"] = ["diffusers", "AutoencoderKL"]
     with init_empty_weights(include_buffers=False):
         model = DiTTransformer2DModel.from_config(config)
-    # Clones, since safetensors stores no tensor that shares its memory.
+    # Clones, since safetensors does not store tensors that share memory.
     model.load_state_dict({name: value.clone() for name, value in weights.items()}, strict=True, assign=True)
     with atomic_folder(out) as temporary:
         save_pretrained(model, temporary / "transformer")
@@ -276,7 +277,7 @@ def _check_names_and_shapes(state: Mapping[str, Tensor], layout: Mapping[str, tu
 
 
 def _check_positions(theirs: Tensor, ours: Tensor) -> None:
-    """Refuse position embeddings other than the 2-D sine-cosine ones, which diffusers computes itself."""
+    """Refuse position embeddings other than the 2-D sine-cosine ones that diffusers computes."""
     difference = (theirs.float() - ours).abs().max().item()
     if not difference <= max(1e-5, torch.finfo(theirs.dtype).eps):
         raise ModelError(f"pos_embed is not the sine-cosine embedding that diffusers computes: off by {difference:.2g}")
@@ -285,8 +286,8 @@ def _check_positions(theirs: Tensor, ours: Tensor) -> None:
 def _fit_frequencies(weight_DF: Tensor) -> Tensor:
     """The weights that give the same function of time in [0, 1] on diffusers' frequencies.
 
-    The original's are 10000^(-k/128), those of diffusers 10000^(-k/127). On [0, 1] their sines and cosines are so
-    smooth that least squares writes either set in the other to the precision of float32.
+    The original's are 10000^(-k/128), diffusers' 10000^(-k/127). On [0, 1] their sines and cosines are so smooth that
+    least squares expresses either set in the other to float32 precision.
     """
     t_T = torch.linspace(0, 1, 512, dtype=torch.float64)
     theirs_TF, ours_TF = _time_features(t_T, 0), _time_features(t_T, 1)
@@ -302,7 +303,7 @@ def _time_features(t_T: Tensor, shift: int) -> Tensor:
 
 
 def _check_vae(folder: Path, channels: int) -> None:
-    """Refuse a folder that holds no `AutoencoderKL` in safetensors, or one of other latents than the model's."""
+    """Refuse a folder without an `AutoencoderKL` in safetensors, or one with other latents than the model's."""
     config = read_json(folder / "config.json")
     if config.get("_class_name") != "AutoencoderKL" or not any(folder.glob("*.safetensors")):
         raise ModelError(f"{folder} holds no AutoencoderKL in safetensors; give the folder of the VAE itself")

@@ -1,4 +1,4 @@
-"""Models with what belongs to them: the process of their scheduler, and the pipeline that they are part of."""
+"""Models with the process of their scheduler, and the pipeline that they are part of."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from .single_file import load_single_file, scheduler_of
 from .weights import is_weights
 
 EXPERTS = {"transformer", "transformer_2"}
-DISTILLED_STEPS = 4  # of Flux.2 klein, whose pipeline says that it is distilled, and not into how many
+DISTILLED_STEPS = 4  # for Flux.2 klein, whose pipeline says that it is distilled, but not into how many steps
 
 _OF_TRANSFORMERS = re.compile(r"model.*\.safetensors(\.index\..*)?")
 
@@ -45,11 +45,11 @@ class Loaded:
     """A model with its process, and the pipeline and component it came from, if any.
 
     Attributes:
-        model: the network; of an `AutoencoderKL` its decoder.
-        process: what the network was trained on.
+        model: the network; for an `AutoencoderKL`, its decoder.
+        process: how the network was trained.
         scheduler_config: the config that describes the process.
-        pipeline: the folder of the pipeline, or the pipeline itself where it is in memory.
-        component: the name of the model in it.
+        pipeline: the folder of the pipeline, or the pipeline itself if it is in memory.
+        component: the name of the model in the pipeline.
     """
 
     model: nn.Module
@@ -60,7 +60,7 @@ class Loaded:
 
     @property
     def vae(self) -> Path | nn.Module | None:
-        """The autoencoder whose latents the model works on, or its folder; None for a model of pixels and a decoder."""
+        """The autoencoder whose latents the model works on, or its folder; None for a model of pixels or a decoder."""
         if self.pipeline is None or self.component in AUTOENCODERS:
             return None
         if isinstance(self.pipeline, Path):
@@ -79,19 +79,18 @@ def load(
     device: torch.device | str | None = None,
     **hub: Unpack[HubOptions],
 ) -> Loaded:
-    """Load a model and the process that its scheduler's config describes; of an `AutoencoderKL`, its decoder.
+    """Load a model and the process that its scheduler's config describes; for an `AutoencoderKL`, its decoder.
 
     Args:
         path_or_id: a model folder, a pipeline folder, a hub id, digits-unet, digits-sit, or a `.safetensors` file of
-            the original authors, which is the network alone; of a pipeline on the hub everything is fetched.
-        component: which part of a pipeline: unet, transformer, transformer_2 or vae; by default whichever of the first
-            two is there.
-        process: what to use instead of the scheduler config beside the model: a name (ddpm, v-prediction, flow,
-            flow-sit), a diffusers scheduler, its config, or a `Process`; auto:4 and the like say in how many steps a
-            distilled model is sampled.
-        subfolder: as in `from_pretrained`, like the rest.
-        variant: of the weights.
-        torch_dtype: of the weights; by default the saved one.
+            the original authors, which is the network alone; a pipeline on the hub is downloaded completely.
+        component: part of a pipeline: unet, transformer, transformer_2 or vae; by default the unet or transformer that
+            it has.
+        process: replaces the scheduler config beside the model: a name (ddpm, v-prediction, flow, flow-sit), a
+            diffusers scheduler, its config, or a `Process`; auto:4 gives the number of steps of a distilled model.
+        subfolder: as in `from_pretrained`.
+        variant: variant of the weights.
+        torch_dtype: dtype of the weights; by default the saved one.
         device: to load to.
         hub: `revision`, `token` and `cache_dir`.
 
@@ -114,7 +113,7 @@ def load(
     scheduler = over(given, lambda: _scheduler_config(place))
     latent = place.pipeline is not None and autoencoder_of(place.pipeline) is not None
     if not isinstance(process, Process):
-        process_from_config(scheduler)  # refused before the weights are read
+        process_from_config(scheduler)  # fails before the weights are read
         process = scheduler | _few_steps(place.pipeline, scheduler)
     model = _moved(load_model(place, variant), torch_dtype, device)
     settled = as_expert(process_of(process, model, latent), place.pipeline, place.component)
@@ -124,12 +123,12 @@ def load(
 def loaded_from_pipeline(
     pipeline: DiffusionPipeline, component: str | None = None, process: ProcessLike = None
 ) -> Loaded:
-    """A model of a pipeline that is in memory, with its process; nothing is copied or moved.
+    """A model of a pipeline in memory, with its process; nothing is copied or moved.
 
     Args:
-        pipeline: any diffusers pipeline with a scheduler that is supported.
-        component: unet, transformer, transformer_2 or vae; by default whichever of unet and transformer is there.
-        process: what to use instead of the pipeline's scheduler; not of a vae.
+        pipeline: any diffusers pipeline with a supported scheduler.
+        component: unet, transformer, transformer_2 or vae; by default the unet or transformer that it has.
+        process: replaces the pipeline's scheduler; not for a vae.
 
     Raises:
         ModelError: it has no such component, or its scheduler is not supported.
@@ -161,12 +160,12 @@ def load_pipeline(
     device: torch.device | str | None = None,
     **hub: Unpack[HubOptions],
 ) -> DiffusionPipeline:
-    """A pipeline, of a folder or the hub, that may hold pruned components, as a diffusers pipeline ready to call.
+    """Load a pipeline, which may have pruned components, from a folder or the hub; a diffusers pipeline, ready to call.
 
-    Arguments are those of `from_pretrained`.
+    Arguments as for `from_pretrained`.
 
     Raises:
-        ModelError: as `from_pretrained`, or it is no pipeline.
+        ModelError: as `from_pretrained`, or it is not a pipeline.
     """
     place = locate(path_or_id, subfolder=subfolder, variant=variant, whole=True, **hub)
     if place.pipeline is None:
@@ -186,17 +185,17 @@ def open_pipeline(
     what: str = "",
     **parts: Any,
 ) -> DiffusionPipeline:
-    """The pipeline in `folder` by diffusers' own loader, once the folder is seen to hold nothing but data.
+    """Load the pipeline in `folder` with diffusers' own loader, after checking that the folder holds only data.
 
     Args:
-        folder: of the pipeline.
-        torch_dtype: of the models that are loaded.
-        variant: of their weights, where they have it; by default the plain ones, or the only variant of each.
-        what: is loaded of it, for errors.
-        parts: components that are loaded already, or None for those to leave out.
+        folder: folder of the pipeline.
+        torch_dtype: dtype of the loaded models.
+        variant: variant of their weights, if they have it; by default the plain ones, or the only variant of each.
+        what: the part that is loaded, for errors.
+        parts: components that are loaded already; None leaves one out.
 
     Raises:
-        ModelError: it asks for code or pickles, leads out of itself, or cannot be loaded.
+        ModelError: it asks for code or pickles, has links that lead out of it, or cannot be loaded.
     """
     check_pipeline(folder)
     wanted = [name for name in components(folder) if name not in parts]
@@ -217,8 +216,8 @@ def open_pipeline(
 def save_pipeline(loaded: Loaded, model: nn.Module, folder: str | Path) -> Path:
     """Write the pipeline that `loaded` came from to `folder`, with `model` in place of its component.
 
-    Of a pipeline folder, files are copied; a pipeline in memory is written by diffusers. A scheduler config that `load`
-    was given instead of the pipeline's takes its place too.
+    Files of a pipeline folder are copied; a pipeline in memory is written by diffusers. A process that was given to
+    `load` replaces the pipeline's scheduler config.
 
     Raises:
         SecateurError: as `save_pretrained`; a file of the pipeline leads out of its folder.
@@ -237,20 +236,20 @@ def save_pipeline(loaded: Loaded, model: nn.Module, folder: str | Path) -> Path:
         if loaded.scheduler_config:
             _follow_process(temporary, loaded.scheduler_config)
         written = {path.relative_to(temporary) for path in temporary.rglob("*") if path.is_file()}
-    for path in [each for each in folder.rglob("*") if each.is_file()]:  # of a pipeline that was saved here before
+    for path in [each for each in folder.rglob("*") if each.is_file()]:  # leftovers
         if path.relative_to(folder) not in written and _is_of_a_model(path):
             path.unlink()
     return folder
 
 
 def _few_steps(pipeline: Path | DiffusionPipeline | None, scheduler: Mapping[str, Any]) -> dict[str, Any]:
-    """The grid of times of a pipeline that says that it is distilled, as Flux.2 klein's does, unless one was chosen."""
+    """The default number of steps of a pipeline marked as distilled, such as Flux.2 klein's, unless one was chosen."""
     settings = {} if pipeline is None else settings_of(pipeline)
     return {STEPS: DISTILLED_STEPS} if settings.get("is_distilled") and STEPS not in scheduler else {}
 
 
 def as_expert(process: Process, pipeline: Path | DiffusionPipeline | None, component: str | None) -> Process:
-    """The process of one of two transformers, which share the noise levels at the pipeline's `boundary_ratio`."""
+    """The process of one of two transformers, whose noise levels meet at the pipeline's `boundary_ratio`."""
     settings = {} if pipeline is None else settings_of(pipeline)
     boundary = settings.get("boundary_ratio")
     if boundary is None or component not in EXPERTS or not isinstance(process, FlowProcess):
@@ -268,7 +267,7 @@ def as_expert(process: Process, pipeline: Path | DiffusionPipeline | None, compo
 
 
 def settings_of(pipeline: Path | DiffusionPipeline) -> dict[str, Any]:
-    """What a pipeline is told beside its components."""
+    """The settings of a pipeline beside its components."""
     return read_object(pipeline / INDEX) if isinstance(pipeline, Path) else dict(pipeline.config)
 
 
@@ -295,7 +294,7 @@ def _scheduler_config(place: Place) -> dict[str, Any]:
 
 
 def _only_variant(folder: Path, wanted: list[str]) -> str | None:
-    """The variant of the parts that have no plain weights, if they agree on one."""
+    """The variant of the parts without plain weights, if they have the same one."""
     found = set()
     for name in wanted:
         weights = [path.name for path in (folder / name).glob("*.safetensors")]
@@ -306,13 +305,13 @@ def _only_variant(folder: Path, wanted: list[str]) -> str | None:
 
 
 def _copy_around(pipeline: Path, component: str, target: Path) -> None:
-    """Copy everything but the component, which some keep at the root."""
+    """Copy everything but the component, which some pipelines keep at the root."""
     weights = {path.name for path in pipeline.iterdir() if is_weights(path.name)}
     copy_folder(pipeline, target, frozenset({component, CONFIG, MANIFEST, *weights}))
 
 
 def _write_with(pipeline: DiffusionPipeline, component: str, model: nn.Module, target: Path) -> None:
-    """Write a pipeline of memory with `model` in place of its component."""
+    """Write a pipeline in memory with `model` in place of its component."""
     kept = getattr(pipeline, component)
     setattr(pipeline, component, saved_module(model))
     try:
@@ -322,7 +321,7 @@ def _write_with(pipeline: DiffusionPipeline, component: str, model: nn.Module, t
 
 
 def _follow_model(index: Path, component: str, model: nn.Module) -> None:
-    """Name the class of the model in the pipeline's index, and in its `id2label` the classes that it was given."""
+    """Set the class of the model in the pipeline's index, and in its `id2label` the model's new classes."""
     listed, manifest = read_object(index), manifest_of(model)
     kind = type(saved_module(model))
     library = "secateur" if kind.__module__ == "secateur" else "diffusers"
@@ -334,7 +333,7 @@ def _follow_model(index: Path, component: str, model: nn.Module) -> None:
 
 
 def _follow_process(pipeline: Path, scheduler_config: Mapping[str, Any]) -> None:
-    """Name the scheduler of `scheduler_config` in a pipeline that has another one, or none."""
+    """Set the scheduler of `scheduler_config` in a pipeline that has another one, or none."""
     place = pipeline / "scheduler" / SCHEDULER
     if not place.is_file() and (pipeline / SCHEDULER).is_file():
         place = pipeline / SCHEDULER

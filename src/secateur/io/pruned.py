@@ -1,9 +1,9 @@
-"""Classes of pruned models, so that diffusers' own loaders and savers know what to do with one.
+"""Classes of pruned models, with which diffusers' own loaders and savers handle them.
 
 A narrower U-Net is of the class `secateur.PrunedUNet2DModel`, which its config and the index of its pipeline name, so
 that diffusers finds it here. Its dense class would build it too wide; the config refuses that in one sentence. A
-transformer that only lost blocks is what its config says, so it keeps the name of its class, and every diffusers loads
-it. Both write their manifest beside the config, whoever saves them.
+transformer that only lost blocks matches its config, so it keeps its class name, and plain diffusers loads it. Both
+write their manifest beside the config, also when diffusers saves them.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from ..models.families.autoencoder_kl import AutoencoderKLDecoder
 from ..models.registry import architecture_named, is_known
 
 PREFIX = "Pruned"
-# Dense classes of diffusers stop at the name of a quantization that they do not know, before they read the weights.
+# Dense classes of diffusers refuse an unknown quantization before they read the weights.
 REFUSAL = {
     "quant_method": "pruned: load this model with secateur.from_pretrained, or with AutoModel after `import secateur`"
 }
-# What diffusers' loaders pass that this one cannot do; the rest of what they pass changes nothing here.
+# Options of diffusers' loaders that this one does not support; other options have no effect here.
 NOT_TAKEN = ("quantization_config", "parallel_config")
 
 _CLASSES: dict[tuple[type[Any], bool], type[Any]] = {}
 
 
 class Pruned:
-    """What a pruned model does differently from its dense class. See `for_diffusers`."""
+    """Methods of a pruned model that differ from its dense class. See `for_diffusers`."""
 
     def save_config(self, save_directory: Any, push_to_hub: bool = False, **options: Any) -> None:
         """Write `config.json` with a pointer to the manifest, and the manifest as `pruning.json`."""
@@ -56,7 +56,7 @@ class Pruned:
         """As `secateur.from_pretrained`, with the options that diffusers' loaders pass.
 
         Raises:
-            ModelError: as `secateur.from_pretrained`; an option that it cannot follow.
+            ModelError: as `secateur.from_pretrained`; or an option that is not supported.
         """
         from .checkpoint import from_pretrained
 
@@ -72,33 +72,33 @@ class Pruned:
         )
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Copies and pickles name the dense class: a pruned one is made here, not imported."""
+        """Copies and pickles refer to the dense class, since a pruned class is created here and cannot be imported."""
         return _blank, (dense_class(self), type(self).__name__.startswith(PREFIX)), vars(self)  # type: ignore[arg-type]
 
 
 def dense_class(model: nn.Module) -> type[Any]:
-    """The class of the dense model: of the whole autoencoder for a decoder, and without `Pruned`."""
+    """The class of the dense model, without `Pruned`; for a decoder, that of the whole autoencoder."""
     classes = type(saved_module(model)).__mro__
     return classes[classes.index(Pruned) + 1 if Pruned in classes else 0]
 
 
 def class_name(model: nn.Module) -> str:
-    """The name of the class of `model` for people: that of the dense one."""
+    """The class name of `model` for messages: that of the dense class."""
     return type(model).__name__.removeprefix(PREFIX)
 
 
 def dense_name(name: str) -> str:
-    """The name of the dense class of the class that a config names."""
+    """The dense class's name for a class name in a config."""
     return name.removeprefix(ADDRESS).removeprefix(PREFIX)
 
 
 def saved_module(model: nn.Module) -> nn.Module:
-    """What is saved of `model`: the whole autoencoder for its decoder."""
+    """The module to save for `model`: for a decoder, the whole autoencoder."""
     return model.autoencoder if isinstance(model, AutoencoderKLDecoder) else model
 
 
 def give_class(model: nn.Module, loads_in_diffusers: bool) -> None:
-    """Make a diffusers model of its dense class one of the pruned class."""
+    """Change the class of a diffusers model to the pruned class."""
     saved = saved_module(model)
     architecture = dense_class(saved)
     if issubclass(architecture, diffusers.ModelMixin) and "secateur" not in architecture.__module__:
@@ -106,7 +106,7 @@ def give_class(model: nn.Module, loads_in_diffusers: bool) -> None:
 
 
 def for_diffusers(name: str) -> type[Any]:
-    """What diffusers asks this package for: a class such as `PrunedUNet2DModel`, and `ModelMixin` to know its kind by.
+    """Names that diffusers looks up in this package: classes such as `PrunedUNet2DModel`, and `ModelMixin`, their kind.
 
     Raises:
         AttributeError: it is neither.
@@ -122,7 +122,7 @@ def _one_device(device_map: Any) -> torch.device | None:
     """The device of a map that names one.
 
     Raises:
-        ModelError: it names several, or how to choose them.
+        ModelError: it names several, or a strategy.
     """
     device: Any = device_map.get("") if isinstance(device_map, dict) else device_map
     if device_map is None:

@@ -1,7 +1,7 @@
 """Models in one safetensors file under the names of their original authors, as ComfyUI and stable-diffusion.cpp read.
 
-Those programs build a model by the number of its blocks and by the widths of the released one: blocks may have left,
-channels may not.
+Those programs build a model with the number of blocks in the file and the widths of the released one: blocks may be
+removed, channels may not.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from .manifest import manifest_of
 from .pruned import dense_class
 from .weights import DTYPES
 
-CONFIG_KEY = "diffusers_config"  # of the metadata of a file that was written here
-PREFIX = "model.diffusion_model."  # of files that hold text encoders and VAE too
+CONFIG_KEY = "diffusers_config"  # in the metadata of files written by secateur
+PREFIX = "model.diffusion_model."  # in files that also hold text encoders and VAE
 HEAD_SIZE = 64  # of Stable Diffusion 3
-FLUX_HEAD_SIZE = 128  # whose channels stand for time, row and column by the defaults of its class
-STABLE_DIFFUSION: dict[str, dict[str, Any]] = {  # by the width of the text that the U-Net reads
+FLUX_HEAD_SIZE = 128  # divided into time, row and column by the defaults of its class
+STABLE_DIFFUSION: dict[str, dict[str, Any]] = {  # by the width of the U-Net's text states
     "768": {"sample_size": 64, "cross_attention_dim": 768},
     "1024": {
         "sample_size": 96,
@@ -56,7 +56,7 @@ STABLE_DIFFUSION: dict[str, dict[str, Any]] = {  # by the width of the text that
     },
 }
 LINEAR = {"_class_name": "DDIMScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
-SCHEDULERS: dict[str, dict[str, Any]] = {  # of the released models, by the class of their network
+SCHEDULERS: dict[str, dict[str, Any]] = {  # of the released models, by network class
     "UNet2DConditionModel": {**LINEAR, "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1},
     "SD3Transformer2DModel": {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0},
     "FluxTransformer2DModel": {
@@ -68,15 +68,15 @@ SCHEDULERS: dict[str, dict[str, Any]] = {  # of the released models, by the clas
 
 
 def write_single_file(model: nn.Module, path: Path, linear: torch.dtype | None = None) -> None:
-    """Write `model` by the names of its original authors, with its diffusers config in the metadata.
+    """Write `model` with the names of its original authors, and its diffusers config in the metadata.
 
     Args:
         model: of an architecture in `LAYOUTS`, as wide as the released one.
-        path: of the file.
+        path: the file to write.
         linear: dtype of the weights of linear layers, by default the model's own.
 
     Raises:
-        ModelError: nobody reads its architecture from such a file, or it is narrower than the released one.
+        ModelError: its architecture is not read from such files, or it is narrower than the released one.
         SecateurError: the disk is full.
     """
     name, manifest = dense_class(model).__name__, manifest_of(model)
@@ -106,16 +106,16 @@ def write_single_file(model: nn.Module, path: Path, linear: torch.dtype | None =
 
 
 def load_single_file(path: Path, torch_dtype: torch.dtype | None = None) -> nn.Module:
-    """The network in a safetensors file of the original authors, by diffusers' own conversion, in eval mode.
+    """Load the network in a safetensors file of the original authors, by diffusers' own conversion, in eval mode.
 
-    The config is that of the released model that the tensors are of; nothing is fetched.
+    The config is that of the released model with these tensors; nothing is downloaded.
 
     Args:
-        path: of the file; what it holds besides, such as text encoders, is not read.
-        torch_dtype: of the weights; by default the one that all share, else float32.
+        path: the file; its other content, such as text encoders, is not read.
+        torch_dtype: dtype of the weights; by default their common one, else float32.
 
     Raises:
-        ModelError: it is of no architecture that is known by such files, or damaged.
+        ModelError: its architecture is not recognized, or it is damaged.
     """
     if path.suffix != ".safetensors":
         raise ModelError(f"{path} is no .safetensors file; other files may hold a pickle, which is never opened")
@@ -127,7 +127,7 @@ def load_single_file(path: Path, torch_dtype: torch.dtype | None = None) -> nn.M
             raise ModelError(f"{path} cannot be used: {unsupported(name)}")
         architecture: Any = architecture_named(name)
         hollow(architecture, config, 2 * len(shapes) + 200)
-        whole = {DTYPES[each] for each in dtypes if each in DTYPES}  # float8 is read as what is beside it
+        whole = {DTYPES[each] for each in dtypes if each in DTYPES}  # float8 is read in the dtype of the other tensors
         chosen = torch_dtype or (whole.pop() if len(whole) == 1 else torch.float32)
         with tempfile.TemporaryDirectory() as folder, quiet():
             write_json(Path(folder, "config.json"), config)
@@ -149,7 +149,7 @@ def scheduler_of(model: nn.Module) -> dict[str, Any]:
     """The scheduler config of the released models of the class of `model`.
 
     Raises:
-        ModelError: there is none; `--process` says which.
+        ModelError: there is none; give `--process`.
     """
     name = dense_class(model).__name__
     if name not in SCHEDULERS:
@@ -158,7 +158,7 @@ def scheduler_of(model: nn.Module) -> dict[str, Any]:
 
 
 def _header(path: Path) -> tuple[dict[str, tuple[int, ...]], set[str], dict[str, str]]:
-    """Shapes of the network's tensors by the authors' names, their dtypes, and the metadata."""
+    """Shapes of the network's tensors by the authors' names, the dtypes, and the metadata."""
     with safe_open(path, "pt") as opened:
         slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
         metadata = dict(opened.metadata() or {})
@@ -172,7 +172,7 @@ def _config_of(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str
     """The diffusers config of the model that has these tensors.
 
     Raises:
-        ModelError: they are of no model that is known.
+        ModelError: they belong to no known model.
     """
     if CONFIG_KEY in metadata:
         return record_of(dict[str, Any], json.loads(metadata[CONFIG_KEY]), "its metadata")

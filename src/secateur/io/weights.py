@@ -1,4 +1,4 @@
-"""The weights of a model folder: safetensors in one file or several, known by their headers before they are read."""
+"""The weights of a model folder: one or several safetensors files, whose headers are read before the weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .files import check_file
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 WEIGHTS_INDEX = f"{WEIGHTS}.index.json"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-COUNTERS = "I64"  # of the batches that a batch norm has seen
+COUNTERS = "I64"  # batch counters of batch norms
 
 _ONE_FILE = re.compile(r"diffusion_pytorch_model(?:\.(\w+))?\.safetensors")
 _INDEX = re.compile(r"diffusion_pytorch_model\.safetensors\.index(?:\.(\w+))?\.json")
@@ -29,7 +29,7 @@ _SHARD = re.compile(r"diffusion_pytorch_model.*-\d{5}-of-\d{5}.*\.safetensors")
 
 @dataclass(frozen=True)
 class Entry:
-    """What a header says of one tensor; safetensors holds it against the size of the file."""
+    """The header entry of one tensor, which safetensors checks against the size of the file."""
 
     file: Path
     shape: tuple[int, ...]
@@ -44,21 +44,22 @@ class ShardIndex(msgspec.Struct):
 
 
 def is_weights(name: str) -> bool:
-    """Whether a file of this name holds weights of a diffusers model in safetensors, or the index of several."""
+    """Whether a file of this name is a safetensors file of a diffusers model, or the index of several."""
     return any(pattern.fullmatch(name) for pattern in (_ONE_FILE, _INDEX, _SHARD))
 
 
 def headers(folder: Path, root: Path, variant: str | None = None) -> dict[str, Entry]:
-    """Every tensor of the model in `folder`, which is part of the folder `root`, by name.
+    """The header entries of all tensors of the model in `folder`, a part of the folder `root`, by name.
 
     Args:
-        folder: of the model.
-        root: of the whole download; links inside of it are followed.
-        variant: "fp16" takes `diffusion_pytorch_model.fp16.safetensors`; None takes the plain files, or those of the
-            only variant that is there.
+        folder: folder of the model.
+        root: root of the whole download; links inside it are followed.
+        variant: "fp16" reads `diffusion_pytorch_model.fp16.safetensors`; None reads the plain files, or those of the
+            only variant.
 
     Raises:
-        ModelError: no such weights, two sets of them, or an index that names anything but safetensors beside it.
+        ModelError: there are no such weights, or two sets of them; or an index names something other than safetensors
+            beside it.
     """
     found: dict[str, Entry] = {}
     for file in _files(folder, variant):
@@ -70,7 +71,7 @@ def headers(folder: Path, root: Path, variant: str | None = None) -> dict[str, E
 
 
 def common_dtype(entries: Mapping[str, Entry]) -> torch.dtype | None:
-    """The dtype that all tensors share, counters aside, if they do."""
+    """The common dtype of all tensors except counters, or None."""
     dtypes = {entry.dtype for entry in entries.values()} - {COUNTERS}
     return DTYPES[dtypes.pop()] if len(dtypes) == 1 else None
 
@@ -78,7 +79,7 @@ def common_dtype(entries: Mapping[str, Entry]) -> torch.dtype | None:
 def read(entries: Mapping[str, Entry]) -> dict[str, Tensor]:
     """The tensors of `headers`.
 
-    They are copies in torch's own alignment: kernels may round differently on the odd offsets of a file.
+    They are copied to torch's own alignment: kernels may round differently at odd file offsets.
     """
     tensors: dict[str, Tensor] = {}
     for file in sorted({entry.file for entry in entries.values()}):
@@ -103,7 +104,7 @@ def _files(folder: Path, variant: str | None) -> list[Path]:
     whole = all((folder / shard).is_file() for shard in shards)
     if chosen not in single:
         return [folder / shard for shard in shards]
-    if not whole:  # an index that was left behind
+    if not whole:  # a leftover index
         return [folder / single[chosen]]
     raise ModelError(f"{folder} holds its weights twice: {single[chosen]}, and what {index.name} names; remove one")
 
@@ -116,7 +117,7 @@ def shards_of(index: Path) -> list[str]:
     """The files that an index of weights names.
 
     Raises:
-        ModelError: it is damaged, or names anything but safetensors beside it.
+        ModelError: it is damaged, or names something other than safetensors beside it.
     """
     try:
         shards = sorted(set(read_record(ShardIndex, index).weight_map.values()))
@@ -133,7 +134,7 @@ def _named(variant: str | None) -> str:
 
 
 def _instead(present: Iterable[str | None], names: Iterable[str]) -> str:
-    """What there is to choose from, or why there is nothing."""
+    """The available variants, or why there are no weights."""
     variants = [variant for variant in present if variant is not None]
     if variants:
         return f"; say which variant: {', '.join(variants)}"

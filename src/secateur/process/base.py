@@ -1,6 +1,6 @@
 """Processes: noising, training target and sampler of a model family behind one interface.
 
-A process knows nothing about the network. Timesteps are always in the unit that the network takes, so that
+A process is independent of the network. Timesteps are always in the network's unit, so that
 `predict(model, process.add_noise(x0, noise, t), t)` is comparable with `process.target(x0, noise, t)`.
 """
 
@@ -19,7 +19,7 @@ from .own import OwnObjective
 class Process(Protocol):
     """What criteria, objectives and samplers need to know about a diffusion or flow process.
 
-    Processes are told apart by `==`, and on disk by `repr`: make one of your own a frozen dataclass of its settings.
+    Processes are compared with `==`, and on disk by `repr`: write your own as a frozen dataclass of its settings.
     """
 
     @property
@@ -32,35 +32,35 @@ class Process(Protocol):
         ...
 
     def add_noise(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Noisy sample x_t, what the network takes: of the shape of `sample` (B, ...), or its latents' own.
+        """The noisy sample x_t, the network's input, in the shape of `sample` (B, ...), or of its latents.
 
         `noise` has the shape of `sample`, `timesteps` is (B,).
         """
         ...
 
     def target(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What the network should output at (x_t, t), the shape of `sample`."""
+        """The training target at (x_t, t), in the shape of `sample`."""
         ...
 
     def denoised(self, noisy: Tensor, output: Tensor, timesteps: Tensor) -> Tensor:
-        """The clean sample that the network's output at (x_t, t) stands for, the shape of `noisy`."""
+        """The clean sample implied by the network's output at (x_t, t), in the shape of `noisy`."""
         ...
 
     def scheduler(self) -> Any:
-        """A fresh deterministic diffusers sampler for this process."""
+        """A new deterministic diffusers sampler for this process."""
         ...
 
     def sampler_to_model(self, timestep: Tensor) -> Tensor:
-        """The sampler's timestep in the unit that the network takes."""
+        """The sampler's timestep in the network's unit."""
         ...
 
     def model_to_sampler(self, output: Tensor) -> Tensor:
-        """The network's output in the convention that the sampler's `step` takes."""
+        """The network's output in the convention of the sampler's `step`."""
         ...
 
 
 def timesteps_at(process: Process, u: Tensor) -> Tensor:
-    """`process.timesteps` of u, which may be float64, as the integers or float32 that networks take."""
+    """`process.timesteps` of u, which may be float64, as integers or float32."""
     timesteps = process.timesteps(u)
     return timesteps.float() if timesteps.is_floating_point() else timesteps
 

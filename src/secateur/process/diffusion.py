@@ -14,7 +14,7 @@ from .grid import drawn_from, grid_of
 from .meaning import Meaning, as_meaning, digest_of, settings_of
 
 BETAS = ("beta_schedule", "beta_start", "beta_end", "trained_betas", "rescale_betas_zero_snr")
-MOST_NOISE = 1e-8  # signal-to-noise ratio below which nothing of a clean sample can be recovered
+MOST_NOISE = 1e-8  # signal-to-noise ratio below which a clean sample cannot be recovered
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class DiffusionProcess:
     """Discrete variance-preserving diffusion (DDPM, Ho et al. 2020, eq. 4), sampled by DDIM with eta 0.
 
     Targets follow the scheduler's `prediction_type`: epsilon, sample, or v (Salimans & Ho 2022, appendix D). Two
-    processes are equal if they noise, predict and sample alike, however their configs are written.
+    processes are equal if noising, prediction and sampling are, even if their configs are written differently.
     """
 
     config: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
@@ -42,7 +42,7 @@ class DiffusionProcess:
 
     @property
     def scheduler_config(self) -> dict[str, Any]:
-        """What stands for the process in a saved folder."""
+        """The config of the process to save."""
         return {"_class_name": DDPMScheduler.__name__, **self.config}
 
     @property

@@ -16,7 +16,7 @@ from ..base.errors import ModelError
 from .grid import drawn_from, grid_of
 from .meaning import Meaning, as_meaning, settings_of
 
-SETTLED = (  # when a model is loaded: a shift by the image size has become `shift`
+SETTLED = (  # resolved when a model is loaded: a shift by the image size becomes `shift`
     "use_dynamic_shifting",
     "base_shift",
     "max_shift",
@@ -27,14 +27,14 @@ SETTLED = (  # when a model is loaded: a shift by the image size has become `shi
 )
 EVEN_LEVELS = "_secateur_even_levels"  # keys of a scheduler's config, which diffusers ignores
 CONVENTION = "_secateur_flow_convention"
-TOKENS = "_secateur_tokens"  # of an image, where the shift is made of them and the number of steps
-MANY_TOKENS = 4300  # from where the number of steps does not matter
+TOKENS = "_secateur_tokens"  # of an image, if the shift depends on them and on the number of steps
+MANY_TOKENS = 4300  # above this, the number of steps does not matter
 
 
 class EvenFlowMatchEuler(FlowMatchEulerDiscreteScheduler):
-    """Euler steps over the levels 1, (N - 1) / N, ..., 1 / N, shifted, as Flux's pipeline takes them.
+    """Euler steps over the levels 1, (N - 1) / N, ..., 1 / N, shifted, as in Flux's pipeline.
 
-    diffusers' own end at 1 / 1000, which leaves nothing to the last step: much, of four.
+    diffusers' own levels end at 1 / 1000, so that the last step does nothing, which matters with four steps.
     """
 
     def set_timesteps(
@@ -53,7 +53,8 @@ class EvenFlowMatchEuler(FlowMatchEulerDiscreteScheduler):
 
 
 def empirical_shift(tokens: int, num_inference_steps: int) -> float:
-    """The exponent of Flux.2's shift: lines over the tokens for 10 and 200 steps, in between a line over the steps."""
+    """The exponent of Flux.2's shift: linear in the tokens for 10 and for 200 steps, and linear in the steps in
+    between."""
     at_200 = 0.00016927 * tokens + 0.45666666
     if tokens > MANY_TOKENS:
         return at_200
@@ -63,9 +64,9 @@ def empirical_shift(tokens: int, num_inference_steps: int) -> float:
 
 @dataclass(frozen=True)
 class Expert:
-    """A network for a part of the noise levels, from `low` up to `high`, beside another for the rest (Wan 2.2).
+    """A network for the noise levels from `low` to `high`, beside another for the rest (Wan 2.2).
 
-    `other` gives that one, which sampling needs; it is asked when it is first used.
+    `other` returns the other network, which sampling needs; it is called on first use.
     """
 
     low: float
@@ -85,8 +86,8 @@ class FlowProcess:
     - "diffusers": time 1000 sigma, velocity noise - x0 (Esser et al. 2024);
     - "sit": time 1 - sigma in [0, 1], velocity x0 - noise (Ma et al. 2024, linear path).
 
-    Two processes are equal if they noise, predict and sample alike, however their configs are written. `expert` says
-    that the network is one of two.
+    Two processes are equal if noising, prediction and sampling are, even if their configs are written differently.
+    `expert` is set if the network is one of two.
     """
 
     config: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
@@ -108,7 +109,7 @@ class FlowProcess:
 
     @property
     def scheduler_config(self) -> dict[str, Any]:
-        """What stands for the process in a saved folder."""
+        """The config of the process to save."""
         convention = {} if self.convention == "diffusers" else {CONVENTION: self.convention}
         return {"_class_name": FlowMatchEulerDiscreteScheduler.__name__, **self.config, **convention}
 
@@ -144,7 +145,7 @@ class FlowProcess:
         return noisy - self._sigmas(timesteps, noisy) * self.model_to_sampler(output)
 
     def scheduler(self) -> FlowMatchEulerDiscreteScheduler:
-        # A shift by the image size is settled when a model is loaded; stochastic steps are another sampler's choice.
+        # A shift by the image size is resolved when a model is loaded; stochastic steps belong to the sampler.
         euler = EvenFlowMatchEuler if self.config.get(EVEN_LEVELS) else FlowMatchEulerDiscreteScheduler
         return euler.from_config(self.config, use_dynamic_shifting=False, stochastic_sampling=False)
 
@@ -156,9 +157,9 @@ class FlowProcess:
 
 
 def _flow_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The flow that a solver of several kinds of process (DPMSolverMultistep, UniPC ...) is set to, as Sana's is.
+    """The flow for which a general solver (DPMSolverMultistep, UniPC ...) is configured, as in Sana.
 
-    The solver itself is a choice of the sampler.
+    The solver itself is not part of the process.
     """
     ours = {name: value for name, value in config.items() if name.startswith("_secateur")}
     return {

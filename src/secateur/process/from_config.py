@@ -18,7 +18,7 @@ def process_from_config(config: dict[str, Any]) -> Process:
     The key `_secateur_flow_convention`, which diffusers ignores, names the convention of a flow model.
 
     Raises:
-        ModelError: the scheduler belongs to neither family, or its class is not named.
+        ModelError: the scheduler is neither a diffusion nor a flow scheduler, or its class is not named.
     """
     name = str(config.get("_class_name"))
     try:
@@ -37,7 +37,7 @@ def process_from_config(config: dict[str, Any]) -> Process:
 
 
 def _tried(process: Process) -> Process:
-    """The process, after one use of everything that its config decides."""
+    """The process, after trying everything that depends on its config."""
     sample, timesteps = torch.zeros(2, 1), process.timesteps(torch.tensor([0.0, 0.99]))
     process.target(sample, process.add_noise(sample, sample, timesteps), timesteps)
     process.scheduler().set_timesteps(1)

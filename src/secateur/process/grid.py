@@ -1,4 +1,4 @@
-"""The times that a model is sampled at: of one that was distilled into few steps, the only ones that it knows."""
+"""The sampling times of a model distilled into few steps, which are the only times it was trained at."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..base.errors import ModelError
 
-STEPS = "_secateur_num_inference_steps"  # of a scheduler's config; diffusers ignores it
+STEPS = "_secateur_num_inference_steps"  # key in a scheduler's config, which diffusers ignores
 
 
 class _Sampled(Protocol):
@@ -24,10 +24,11 @@ class _Sampled(Protocol):
 
 
 def grid_of(process: _Sampled) -> Tensor | None:
-    """The times of the process's sampler, in the network's unit, the clean end first; None where any time may be drawn.
+    """The times of the process's sampler, in the network's unit, starting at the clean end; None if any time may be
+    drawn.
 
     Raises:
-        ModelError: a number of steps that the process does not have.
+        ModelError: the number of steps is out of range.
     """
     steps = process.config.get(STEPS)
     if steps is None:
@@ -40,5 +41,5 @@ def grid_of(process: _Sampled) -> Tensor | None:
 
 
 def drawn_from(grid: Tensor, u: Tensor) -> Tensor:
-    """The time of the grid that u in [0, 1) falls on, in the shape of u."""
+    """The time of the grid for u in [0, 1), in the shape of u."""
     return grid.to(u.device)[(u * len(grid)).long().clamp(max=len(grid) - 1)]

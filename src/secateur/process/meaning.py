@@ -1,4 +1,4 @@
-"""What a scheduler config means: two that are written differently may describe one process."""
+"""The meaning of a scheduler config: configs that are written differently may describe the same process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Meaning = tuple[tuple[str, Any], ...]
 
 
 def settings_of(scheduler: Any, apart_from: Collection[str]) -> dict[str, Any]:
-    """The settings that `scheduler` takes, defaults filled in; versions and keys of others are left out."""
+    """The settings of `scheduler` with defaults filled in, without versions and unrelated keys."""
     names = inspect.signature(type(scheduler)).parameters.keys() - set(apart_from)
     return {name: scheduler.config[name] for name in names if name in scheduler.config}
 
@@ -24,5 +24,5 @@ def digest_of(values: Tensor) -> str:
 
 
 def as_meaning(settings: dict[str, Any]) -> Meaning:
-    """Settings in an order and a form that compare and print alike."""
+    """Settings in a canonical order and form, for comparing and printing."""
     return tuple((name, tuple(value) if isinstance(value, list) else value) for name, value in sorted(settings.items()))

@@ -1,4 +1,4 @@
-"""Processes by whatever a user has at hand: a name, a diffusers scheduler, its config, or a `Process`."""
+"""Processes given as a name, a diffusers scheduler, its config, or a `Process`."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ PROCESSES: dict[str, dict[str, Any] | None] = {
 
 
 def config_of(process: ProcessLike) -> dict[str, Any] | None:
-    """The scheduler config that stands for `process`: None for what is beside the model, none of a process of others.
+    """The scheduler config for `process`: None for the one beside the model, empty for a user's own `Process`.
 
-    A name with a number, such as `flow:4`, is of a model that was distilled into so many steps: times are drawn from
-    those that it is sampled at. `auto:4` adds that to what is beside the model.
+    A name with a number, such as `flow:4`, is for a model distilled into that many steps: only its sampling times are
+    drawn. `auto:4` adds this to the config beside the model.
 
     Raises:
         SecateurError: it is none of these.
@@ -55,19 +55,19 @@ def config_of(process: ProcessLike) -> dict[str, Any] | None:
 
 
 def over(config: Mapping[str, Any] | None, beside: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-    """`config`, or what is `beside` the model where there is none or it only adds a number of steps."""
+    """`config`, or the config `beside` the model if there is none or it only adds a number of steps."""
     if config is None or is_partial(config):
         return {**beside(), **(config or {})}
     return dict(config)
 
 
 def is_partial(config: Mapping[str, Any]) -> bool:
-    """Whether it says in how many steps a model is sampled, and nothing else."""
+    """Whether it contains a number of steps and nothing else."""
     return set(config) == {STEPS}
 
 
 def named(process: ProcessLike) -> str:
-    """What a run calls `process`: its name, or the scheduler's class."""
+    """The name of `process` in a run: its name, or the scheduler's class."""
     if process is None or isinstance(process, str):
         return process or "auto"
     return str(process.get("_class_name")) if isinstance(process, Mapping) else type(process).__name__

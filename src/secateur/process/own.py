@@ -1,8 +1,8 @@
-"""A network that the library knows nothing of: a user's functions say how it is called and what its loss is.
+"""A process for networks with user-defined functions for their call and their loss.
 
-Its batches are whatever those functions take. They travel as conditions, a row for each sample, and are put together
-again for every call, so that criteria and objectives treat such a network as any other; it has one timestep, nothing is
-noised, and it is not sampled.
+Batches have any form that those functions take. They are passed as conditions, a row for each sample, and reassembled
+for every call, so that criteria and objectives can handle such a network like any other. It has one timestep, no noise
+is added, and it cannot be sampled.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class OwnObjective:
     Attributes:
         forward: (model, batch) -> output, a tensor or any nest of tensors with the samples along their first axis.
         loss: (model, batch) -> the mean loss of the batch, a scalar, or the loss of each sample, (B,).
-        layout: how a batch is made of its tensors.
+        layout: how a batch is assembled from its tensors.
     """
 
     forward: Forward | None
@@ -51,7 +51,7 @@ class OwnObjective:
         return output
 
     def predict(self, model: nn.Module, conditions: Conditions) -> Tensor:
-        """The output of `model` on the batch in `conditions`, (B, ...); several tensors side by side, (B, N).
+        """The output of `model` on the batch in `conditions`, (B, ...); several tensors are concatenated, (B, N).
 
         Raises:
             SecateurError: there is no `forward`, or it returns no tensors.
@@ -66,7 +66,7 @@ class OwnObjective:
         return outputs[0] if len(outputs) == 1 else torch.cat([output.flatten(1) for output in outputs], dim=1)
 
     def errors(self, model: nn.Module, conditions: Conditions) -> Tensor:
-        """The loss of each sample of the batch in `conditions`, (B,); the mean for each where only that is known.
+        """The loss of each sample of the batch in `conditions`, (B,); the mean for each if only that is known.
 
         Raises:
             SecateurError: there is no `loss`, or it returns something else.
@@ -80,15 +80,15 @@ class OwnObjective:
         return found.expand(count)
 
     def batch(self, conditions: Conditions) -> Any:
-        """What `forward` and `loss` take."""
+        """The batch for `forward` and `loss`."""
         return tree_unflatten([conditions[str(i)] for i in range(self.layout.num_leaves)], self.layout)
 
 
 def taken_apart(batch: Any) -> tuple[dict[str, Tensor], TreeSpec]:
-    """The tensors of a batch as conditions, and how they go together again.
+    """The tensors of a batch as conditions, and the layout to reassemble them.
 
     Raises:
-        DataError: it holds something other than tensors of as many samples each.
+        DataError: it holds something other than tensors with equally many samples.
     """
     leaves, layout = tree_flatten(batch)
     strange = next((leaf for leaf in leaves if not isinstance(leaf, Tensor) or leaf.ndim == 0), None)

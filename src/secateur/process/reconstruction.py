@@ -1,7 +1,8 @@
-"""Reconstruction: the process of a decoder. The sample is an image, its latents stand where others have noise.
+"""Reconstruction: the process of a decoder. The sample is an image, and its latents take the place of the noisy sample.
 
 An encoder maps an image x to a Gaussian over latents, z = mu(x) + sigma(x) noise (Kingma & Welling 2014, section 2.4;
-Rombach et al. 2022, section 3.1), which is a noising that was learned; the network's target is x. One timestep.
+Rombach et al. 2022, section 3.1), which takes the place of adding noise; the network's target is x. There is one
+timestep.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ AT_ONCE = 8  # images to encode; activations of an encoder are large
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """A `Process` by the encoder of `autoencoder`, which is never trained; `digest` tells it from others."""
+    """A `Process` with the encoder of `autoencoder`, which is never trained; `digest` identifies the encoder."""
 
     autoencoder: AutoencoderKL = field(repr=False, compare=False)
     digest: str
@@ -33,7 +34,7 @@ class Reconstruction:
 
     @torch.no_grad()
     def add_noise(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Latents (B, c, h, w), a draw of each posterior; of `noise` as many entries are used as there are latents."""
+        """Latents (B, c, h, w), a draw of each posterior; uses as many entries of `noise` as there are latents."""
         weight = next(self.autoencoder.encoder.parameters())
         parts = []
         for images, normal in zip(sample.split(AT_ONCE), noise.split(AT_ONCE), strict=True):
@@ -63,16 +64,16 @@ def reconstruction_by(autoencoder: AutoencoderKL) -> Reconstruction:
     """The process of the decoder of `autoencoder`.
 
     Raises:
-        ModelError: an image has fewer values than its latents, so noise in its shape does not suffice.
+        ModelError: an image has fewer values than its latents, so noise of its shape does not suffice.
     """
     config: Any = autoencoder.config
-    pixels = 4 ** (len(config["block_out_channels"]) - 1)  # to a latent
+    pixels = 4 ** (len(config["block_out_channels"]) - 1)  # pixels per latent
     if config["latent_channels"] > pixels * config["in_channels"]:
         raise ModelError("the autoencoder's latents are larger than its images: its decoder is not supported")
     digest = hashlib.sha256()
     for name, tensor in autoencoder.state_dict().items():
         if name.startswith(("encoder.", "quant_conv.")):
-            digest.update(tensor.cpu().double().numpy().tobytes())  # the same for the same weights in another dtype
+            digest.update(tensor.cpu().double().numpy().tobytes())  # independent of the dtype of the weights
     return Reconstruction(autoencoder, digest.hexdigest()[:16])
 
 

@@ -14,12 +14,12 @@ from torch import Tensor
 from ..base.errors import SecateurError, first_line, require
 from .base import Process
 
-# What makes the process. Unless these are said again, a scheduler has defaults of its own where the config is silent.
+# Settings that define the process. They are passed explicitly, since another scheduler class may have other defaults.
 OF_THE_PROCESS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
 
 
 def sampler(process: Process, name: str | None = None) -> Any:
-    """A fresh diffusers scheduler of class `name` for `process`; by default its own deterministic one.
+    """A new diffusers scheduler of class `name` for `process`; by default its own deterministic one.
 
     Raises:
         SecateurError: diffusers has no such scheduler, or it is made for another kind of process.
@@ -42,7 +42,7 @@ def sampler(process: Process, name: str | None = None) -> Any:
         raise SecateurError(f"{name} does not sample a {kind} model; use {fitting}")
     settings = {name: base.config[name] for name in OF_THE_PROCESS}
     if "variance_type" in options and str(base.config.get("variance_type")).startswith("learned"):
-        settings["variance_type"] = "fixed_small"  # `predict` returns the mean alone
+        settings["variance_type"] = "fixed_small"  # `predict` does not return the variance
     return chosen.from_config(base.config, **settings)
 
 
@@ -56,10 +56,11 @@ def _scheduler_class(name: str) -> Any:
 
 
 def check_sampler(process: Process, name: str | None, num_inference_steps: int) -> None:
-    """Take all steps on one pixel, so that what would stop a sampling run stops before it.
+    """Take all steps on one pixel, to find errors before a sampling run.
 
     Raises:
-        SecateurError: as `sampler`; more steps than the process has; a scheduler that cannot do these steps.
+        SecateurError: as `sampler`; or there are more steps than the process has, or the scheduler does not support
+            them.
     """
     scheduler, most = sampler(process, name), process.num_train_timesteps
     require(1 <= num_inference_steps <= most, f"num_inference_steps is {num_inference_steps}; give 1 to {most}")
@@ -68,7 +69,7 @@ def check_sampler(process: Process, name: str | None, num_inference_steps: int) 
         sample = torch.zeros(1, 1, 1, 1)
         for timestep in scheduler.timesteps:
             sample = step(scheduler, torch.zeros_like(sample), timestep, sample, [torch.Generator()])
-    except Exception as error:  # what a scheduler does not support it raises as anything
+    except Exception as error:  # schedulers may raise anything for unsupported settings
         raise SecateurError(
             f"{type(scheduler).__name__} cannot take {num_inference_steps} steps here: {first_line(error)}"
         ) from error
@@ -77,6 +78,6 @@ def check_sampler(process: Process, name: str | None, num_inference_steps: int) 
 def step(
     scheduler: Any, output: Tensor, timestep: Tensor, sample: Tensor, generators: Sequence[torch.Generator]
 ) -> Tensor:
-    """One step; what a stochastic scheduler adds to image i is drawn from generator i."""
+    """One step; noise that a stochastic scheduler adds to image i is drawn from generator i."""
     drawn = {"generator": list(generators)} if "generator" in inspect.signature(scheduler.step).parameters else {}
     return scheduler.step(output, timestep, sample, return_dict=False, **drawn)[0]

@@ -1,4 +1,4 @@
-"""Sampling: an image depends on seed and number alone, not on batch size, device and number of processes."""
+"""Sampling: an image depends on seed and number alone, not on batch size, device or number of processes."""
 
 from collections.abc import Callable, Sequence
 
@@ -16,12 +16,12 @@ from .samplers import sampler, step
 
 
 def initial_noise(numbers: Sequence[int], shape: tuple[int, ...], seed: int = 0) -> Tensor:
-    """Standard normal noise (len(numbers), *shape) on the CPU that images with these numbers start from."""
+    """Standard normal noise (len(numbers), *shape) on the CPU, the start of the images with these numbers."""
     return normal(shape, numbers, seed, Purpose.SAMPLE)
 
 
 def _generators(numbers: Sequence[int], seed: int) -> list[torch.Generator]:
-    """What a stochastic sampler draws from, one generator on the CPU for each image."""
+    """Generators for a stochastic sampler, one on the CPU for each image."""
     seeds = [torch_seed(seed, Purpose.SAMPLER, index=number) for number in numbers]
     return [torch.Generator().manual_seed(each) for each in seeds]
 
@@ -44,13 +44,13 @@ def generate(
 
     The sampler is the process's deterministic one, or the diffusers `scheduler` of that class name; a stochastic one
     draws from `generators`, one for each image. With `guidance_scale` other than 1, classifier-free guidance (Ho &
-    Salimans 2022, eq. 6) pushes away from the prediction at the `null` conditions: all channels, or the first
-    `guidance_channels`, as the released samplers of DiT and SiT guide three of four. Where the pipeline of the family
-    rescales the guided prediction (Qwen-Image, Lumina 2), so does this.
+    Salimans 2022, eq. 6) moves the prediction away from that at the `null` conditions: in all channels, or in the first
+    `guidance_channels`, as in the released samplers of DiT and SiT (three of four). If the family's pipeline rescales
+    the guided prediction (Qwen-Image, Lumina 2), so does this.
 
     Raises:
-        SecateurError: more steps than the process has, a scheduler that does not fit, or guidance without null
-            conditions to guide away from.
+        SecateurError: there are more steps than the process has, the scheduler does not fit, or there is guidance
+            without null conditions.
     """
     most = process.num_train_timesteps
     require(1 <= num_inference_steps <= most, f"num_inference_steps is {num_inference_steps}; give 1 to {most}")
@@ -59,7 +59,7 @@ def generate(
         raise SecateurError("the model has no null condition to guide away from; use guidance_scale 1")
     solver = sampler(process, scheduler)
     solver.set_timesteps(num_inference_steps, device=noise_BCHW.device)
-    # Flow schedulers start from plain noise and feed the network what they hold; they have neither attribute.
+    # Flow schedulers start from unscaled noise and do not scale the network's input; they have neither attribute.
     everywhere = torch.ones(len(noise_BCHW), dtype=torch.bool, device=noise_BCHW.device)
     unconditioned = dropped(conditions, everywhere, null) if is_guided else UNCONDITIONAL
     sample = noise_BCHW * getattr(solver, "init_noise_sigma", 1.0)
@@ -78,7 +78,7 @@ def generate(
 
 
 def _network_at(model: nn.Module, process: Process, timestep: float) -> nn.Module:
-    """`model`, or where it is one of two experts the one for this timestep of the sampler."""
+    """`model`, or if it is one of two experts, the one for this timestep of the sampler."""
     expert = getattr(process, "expert", None)
     if expert is None or expert.covers(timestep / process.num_train_timesteps):
         return model
@@ -86,7 +86,7 @@ def _network_at(model: nn.Module, process: Process, timestep: float) -> nn.Modul
 
 
 def guided(output_BCHW: Tensor, null_BCHW: Tensor, scale: float, channels: int | None) -> Tensor:
-    """The output moved away from that at the null conditions; of the channels after `channels` as it is."""
+    """The output moved away from that at the null conditions; channels after `channels` are unchanged."""
     chosen = slice(channels)
     moved_BCHW = null_BCHW[:, chosen] + scale * (output_BCHW[:, chosen] - null_BCHW[:, chosen])
     return moved_BCHW if channels is None else torch.cat([moved_BCHW, output_BCHW[:, channels:]], dim=1)
