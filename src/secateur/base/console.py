@@ -99,3 +99,16 @@ def _plain_lines(description: str, total: int, start: int) -> Advance:
         print(f"{description} {state['done']:.0f}/{total}, {remaining:.0f} s to go {note}".rstrip(), file=sys.stderr)
 
     return advance
+
+
+@contextmanager
+def silenced_libraries() -> Iterator[None]:
+    """Hide warnings and logs of other libraries below errors inside the block."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

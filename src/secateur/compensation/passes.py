@@ -18,6 +18,8 @@ from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ..models.network import forward_replaced
+
 
 @dataclass(frozen=True)
 class Call:
@@ -130,7 +132,6 @@ def stops(modules: Mapping[str, nn.Module]) -> Iterator[None]:
 @contextmanager
 def _stop(name: str, module: nn.Module) -> Iterator[None]:
     forward = module.forward
-    before = vars(module).get("forward")  # wrappers such as accelerate's set one on the instance
 
     @wraps(forward)  # others read its signature
     def stop(*args: Any, **kwargs: Any) -> Any:
@@ -138,13 +139,8 @@ def _stop(name: str, module: nn.Module) -> Iterator[None]:
         output = None if parent is None else parent.switch(Call(name, forward, args, kwargs))
         return forward(*args, **kwargs) if output is None else output
 
-    vars(module)["forward"] = stop
-    try:
+    with forward_replaced(module, stop):
         yield
-    finally:
-        del vars(module)["forward"]
-        if before is not None:
-            vars(module)["forward"] = before
 
 
 def calls_of(modules: Mapping[str, nn.Module], run: Callable[[], Any]) -> list[str]:

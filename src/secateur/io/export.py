@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import logging
 import math
 import statistics
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +20,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_map_only
 
-from ..base.console import progress
+from ..base.console import progress, silenced_libraries
 from ..base.errors import SecateurError, first_line
 from ..base.files import atomic_folder, write_json
 from ..models.network import as_network, example_inputs, inference
@@ -102,7 +99,12 @@ def export(
     _need(chosen.needs, "export")
     if format == "torch-export":
         check_precision(dtype)
-    with atomic_folder(out) as temporary, progress(f"export {format}", 3) as advance, inference(model), _quiet():
+    with (
+        atomic_folder(out) as temporary,
+        progress(f"export {format}", 3) as advance,
+        inference(model),
+        silenced_libraries(),
+    ):
         try:
             inputs: Inputs = _inputs(model, batch_size, size, text_tokens)
             exact, exact_others = Call(model)(**inputs), Call(model)(**_others(inputs))
@@ -300,22 +302,9 @@ def _described(value: Any) -> dict[str, Any]:
     return {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide what other libraries print about each other."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
-
-
 def _need(libraries: tuple[str, ...], extra: str) -> None:
     try:
-        with _quiet():
+        with silenced_libraries():
             for name in libraries:
                 importlib.import_module(name)
     except ImportError as error:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import copy
 import importlib
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import nn
 
+from ..base.console import silenced_libraries
 from ..base.errors import SecateurError
 
 PrecisionName = Literal["bfloat16", "float16", "int8", "float8"]
@@ -42,7 +40,7 @@ def check_precision(name: str) -> None:
     if name not in BYTES:
         return
     try:
-        with _quiet():
+        with silenced_libraries():
             importlib.import_module("torchao.quantization")
     except ImportError as error:
         raise SecateurError(f"{name} needs torchao: pip install 'secateur[int8]' ({error})") from error
@@ -53,7 +51,7 @@ def cast(model: nn.Module, name: PrecisionName) -> None:
     if name not in BYTES:
         nn.Module.to(model, getattr(torch, name))  # avoids diffusers' warning
         return
-    with _quiet():
+    with silenced_libraries():
         from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
         from torchao.utils import unwrap_tensor_subclass
 
@@ -73,16 +71,3 @@ def precision_of(model: nn.Module) -> str:
     return next(
         (name for dtype, name in narrow.items() if dtype in stored), str(dtype_of(model)).removeprefix("torch.")
     )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide what torchao prints about the machine when it is imported."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

@@ -36,8 +36,7 @@ from ..schedules import (
 from ..teacher import Book
 from .plan import plan_cut
 from .quality import check_quality
-from .stages import check_ranked
-from .subject import Subject
+from .subject import Subject, check_ranked
 from .validation import check_validation
 
 

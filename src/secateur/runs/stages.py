@@ -16,10 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from ..base.distributed import is_main_process, wait_for_everyone
-from ..base.errors import require
 from ..base.fingerprint import fingerprint
 from ..compensation import CompensationConfig, compensate
-from ..criteria import ScoringConfig, criterion_named, score
+from ..criteria import ScoringConfig, score
 from ..data import Batch, ImageDataset, calibration_batch
 from ..data.conditions import accepts, null_conditions
 from ..evaluation import EvaluationConfig, evaluate_models, measure_latency, write_evaluation
@@ -49,7 +48,7 @@ from ..schedules import CutConfig, Target, one_shot, settled
 from ..structure import Cut, Structure, remove
 from ..teacher import Book, BookConfig, write_book
 from .data import decoder
-from .subject import Subject
+from .subject import Subject, check_ranked
 from .validation import validation_of
 
 LATENCY_ROUNDS = 20
@@ -134,19 +133,6 @@ def rank_stage(
     if folder is not None and is_main_process():
         write_ranking(folder)
     return ranking
-
-
-def check_ranked(subject: Subject, ranking: Ranking, criterion: str, otherwise: str) -> None:
-    """Check that `ranking`, by `criterion`, scores every block of the model, and every unit if it ranks widths.
-
-    Raises:
-        SecateurError: it does not; the message is `otherwise`.
-    """
-    dims, blocks = subject.structure.dims, subject.structure.blocks
-    widths = criterion_named(criterion).ranks == "blocks" or all(
-        len(ranking.dims.get(name, ())) == dim.size for name, dim in dims.items()
-    )
-    require(widths and blocks.keys() <= ranking.blocks.keys(), otherwise)
 
 
 def given_ranking(folder: Path | None, ranking: Ranking) -> Ranking:

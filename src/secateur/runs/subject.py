@@ -15,7 +15,8 @@ from torch import nn
 from typing_extensions import Unpack
 
 from ..base.devices import choose_device
-from ..base.errors import ModelError, SecateurError
+from ..base.errors import ModelError, SecateurError, require
+from ..criteria import criterion_named
 from ..data.autoencoder import Autoencoder, open_autoencoder
 from ..io.checkpoint import from_pretrained
 from ..io.levels import process_of
@@ -28,6 +29,7 @@ from ..models.registry import describe, network_of
 from ..process.base import Process
 from ..process.named import ProcessLike, config_of, is_partial, named, over
 from ..process.reconstruction import Reconstruction, reconstruction_by
+from ..results import Ranking
 from ..schedules import CutConfig
 from ..structure import Structure
 from ..structure.select import select
@@ -212,3 +214,16 @@ def described(name: str, network: nn.Module) -> Structure:
         return describe(network)
     except ValueError as error:
         raise ModelError(f"{name}: {error}") from error
+
+
+def check_ranked(subject: Subject, ranking: Ranking, criterion: str, otherwise: str) -> None:
+    """Check that `ranking`, by `criterion`, scores every block of the model, and every unit if it ranks widths.
+
+    Raises:
+        SecateurError: it does not; the message is `otherwise`.
+    """
+    dims, blocks = subject.structure.dims, subject.structure.blocks
+    widths = criterion_named(criterion).ranks == "blocks" or all(
+        len(ranking.dims.get(name, ())) == dim.size for name, dim in dims.items()
+    )
+    require(widths and blocks.keys() <= ranking.blocks.keys(), otherwise)

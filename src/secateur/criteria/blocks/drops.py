@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ...models.network import forward_replaced
 from ...structure import Skip, Structure, masked
 
 
@@ -61,7 +62,7 @@ def _resumed(model: nn.Module, structure: Structure, call: Callable[[], Tensor])
             with ExitStack() as dropped:
                 # The mask is for the conditioning that the model's head reads from the first block.
                 dropped.enter_context(masked(model, structure, {name: torch.zeros(1)}))
-                dropped.enter_context(_forward_replaced(block, Skip().forward))
+                dropped.enter_context(forward_replaced(block, Skip().forward))
                 if before is not None:
                     dropped.enter_context(before.register_forward_hook(keep))
                 yield call()
@@ -69,18 +70,5 @@ def _resumed(model: nn.Module, structure: Structure, call: Callable[[], Tensor])
                 if "x" not in stream:
                     passed.enter_context(before.register_forward_pre_hook(take_up))
                 stream["x"] = stream.pop("next")
-                passed.enter_context(_forward_replaced(before, Skip().forward))
+                passed.enter_context(forward_replaced(before, Skip().forward))
             before = block
-
-
-@contextmanager
-def _forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Replace the forward function of `module` inside the block; its submodules stay accessible."""
-    before = vars(module).get("forward")  # wrappers such as accelerate's set one on the instance
-    vars(module)["forward"] = forward
-    try:
-        yield
-    finally:
-        del vars(module)["forward"]
-        if before is not None:
-            vars(module)["forward"] = before
