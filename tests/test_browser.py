@@ -63,6 +63,37 @@ for (const width of %(widths)s) {
 }
 </script></body>"""
 
+PAPER, LANDSCAPE = 702, 1031  # pixels across: A4 without its margins of 12 mm
+MANY_COLUMNS = 13  # of a table that has a sheet of its own, in landscape
+# What holds on paper alone is made to hold everywhere, in a frame as wide as the paper.
+ON_PAPER = """<!doctype html><body><pre id="found"></pre><script>
+const frame = document.createElement("iframe");
+frame.width = %(width)s; frame.height = 800; frame.src = "report.html#sample-1-2";
+frame.onload = () => {
+  const page = frame.contentDocument, root = page.documentElement, all = (what) => [...page.querySelectorAll(what)];
+  const style = (element) => frame.contentWindow.getComputedStyle(element);
+  for (const sheet of page.styleSheets)
+    for (const rule of sheet.cssRules)
+      if (rule.media && rule.media.mediaText === "print") rule.media.mediaText = "all";
+  const target = page.querySelector(".tile:target");
+  const wide = all(".scroll").filter(one => one.querySelector("th:nth-child(%(many)s)"));
+  const widest = Math.max(0, ...wide.map(one => one.scrollWidth)), pages = wide.map(one => style(one.closest("details")).page);
+  for (const one of wide) one.style.display = "none";
+  document.getElementById("found").textContent = JSON.stringify({
+    scroll: root.scrollWidth, ground: style(page.body).backgroundColor, widest: widest, pages: pages,
+    contents: style(page.querySelector(".contents")).display,
+    cut: all(".scroll").filter(one => one.scrollWidth > one.clientWidth + 1).map(one => one.innerText.slice(0, 60)),
+    tables: all("details table").length,
+    folded: all("details table").filter(one => {
+      return !wide.includes(one.parentElement) && !one.getBoundingClientRect().height;
+    }).length,
+    position: target ? style(target).position : "static",
+    smallest: Math.min(...all("p, li, td, th, dt, dd, summary").map(one => parseFloat(style(one).fontSize))),
+  });
+};
+document.body.append(frame);
+</script></body>"""
+
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs Chromium or Chrome")
 
 
@@ -78,20 +109,32 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-def looked_at(page: Path, profile: Path, scheme: str = "light", anchor: str = "") -> list[dict[str, Any]]:
-    """What a browser shows of the page in a frame of each width."""
-    probe = page.with_name("probe.html")
-    probe.write_text(PROBE % {"widths": json.dumps(WIDTHS), "anchor": anchor})
+def browse(page: Path, profile: Path, scheme: str, *what: str) -> subprocess.CompletedProcess[str]:
     assert BROWSER is not None
     dark = ["--blink-settings=preferredColorScheme=0"] if scheme == "dark" else []
     done = subprocess.run(
-        [BROWSER, *FLAGS, *dark, f"--user-data-dir={profile}", "--dump-dom", probe.as_uri()],
+        [BROWSER, *FLAGS, *dark, f"--user-data-dir={profile}", *what, page.as_uri()],
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert "CONSOLE" not in done.stderr, done.stderr
+    return done
+
+
+def found_by(page: Path, profile: Path, scheme: str, probe: str) -> Any:
+    """What the script of `probe`, beside the page, found out about it."""
+    place = page.with_name("probe.html")
+    place.write_text(probe)
+    done = browse(place, profile, scheme, "--dump-dom")
     text = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)
     assert text is not None, done.stderr
-    frames = json.loads(unescape(text[1]))
+    return json.loads(unescape(text[1]))
+
+
+def looked_at(page: Path, profile: Path, scheme: str = "light", anchor: str = "") -> list[dict[str, Any]]:
+    """What a browser shows of the page in a frame of each width."""
+    frames: list[dict[str, Any]] = found_by(
+        page, profile, scheme, PROBE % {"widths": json.dumps(WIDTHS), "anchor": anchor}
+    )
     assert sorted(frame["width"] for frame in frames) == list(WIDTHS)
     return frames
 
@@ -126,3 +169,21 @@ def test_photographs_are_smooth_a_few_across_and_enlarge(pages: dict[str, Path],
         assert frame["fixed"] == "fixed"
         assert frame["enlarged"] == min(512, width - 32)  # its own size, or what fits
     assert frames[1440]["tile"] > 150
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "most_sheets"), [("run", 11), ("photographs", 10), ("comparison", 6)])
+def test_pages_are_whole_on_paper(pages: dict[str, Path], tmp_path: Path, name: str, most_sheets: int) -> None:
+    found = found_by(pages[name], tmp_path, "dark", ON_PAPER % {"width": PAPER, "many": MANY_COLUMNS})
+    assert found["scroll"] <= PAPER
+    assert found["widest"] <= LANDSCAPE
+    assert set(found["pages"]) == ({"wide"} if name == "comparison" else set())
+    assert found["cut"] == [], "a table is wider than the paper"
+    assert found["folded"] == 0 < found["tables"], "what is folded up on a screen is missing"
+    assert found["ground"] == "rgb(255, 255, 255)"
+    assert found["contents"] == "none"
+    assert found["position"] == "static", "an enlarged image hides the page"
+    assert found["smallest"] >= 8  # pixels: 6 points
+    printed = tmp_path / "page.pdf"
+    browse(pages[name], tmp_path, "light", "--no-pdf-header-footer", f"--print-to-pdf={printed}")
+    assert 1 < len(re.findall(rb"/Type /Page\b", printed.read_bytes())) <= most_sheets
