@@ -77,7 +77,8 @@ frame.onload = () => {
       if (rule.media && rule.media.mediaText === "print") rule.media.mediaText = "all";
   const target = page.querySelector(".tile:target");
   const wide = all(".scroll").filter(one => one.querySelector("th:nth-child(%(many)s)"));
-  const widest = Math.max(0, ...wide.map(one => one.scrollWidth)), pages = wide.map(one => style(one.closest("details")).page);
+  const widest = Math.max(0, ...wide.map(one => one.scrollWidth));
+  const pages = wide.map(one => style(one.closest("details")).page);
   for (const one of wide) one.style.display = "none";
   document.getElementById("found").textContent = JSON.stringify({
     scroll: root.scrollWidth, ground: style(page.body).backgroundColor, widest: widest, pages: pages,
