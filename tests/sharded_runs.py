@@ -20,7 +20,7 @@ from secateur.data import Batch
 from secateur.models.registry import describe
 from secateur.process.diffusion import DiffusionProcess
 from secateur.process.flow import FlowProcess
-from secateur.recovery import FeaturesConfig, JacobianConfig, RecoveryConfig, recover
+from secateur.recovery import FeaturesConfig, JacobianConfig, LoraConfig, RecoveryConfig, recover
 from secateur.recovery.shards import mesh_over, sharded
 from training_runs import Failing, images, smaller
 
@@ -36,13 +36,21 @@ RUNS = {
     "muon": {"objective": "denoising", "optimizer": "muon"},
 }
 NAMES = [f"{name}{dtype}" for name in RUNS for dtype in ("-float64", "") if name != "stopped"]
+SAVING = {
+    "offload": {"objective": "distillation", "offload": ("ema", "teacher")},
+    "lora": {"objective": "distillation", "lora": LoraConfig(2, keep=True)},
+    "freeze": {"objective": "distillation", "freeze": ("transformer_blocks.0.*",)},
+    "half": {"objective": "distillation", "weight_precision": "bf16"},
+    "half-lora": {"objective": "distillation", "weight_precision": "bf16", "lora": LoraConfig(2)},
+    "passes": {"objective": "distillation", "mixed_precision": "bf16"},
+}
 
 
 def train(folder: Path, asked: str, parallel: str, fails: bool = False) -> None:
-    """Ten steps of a run of `RUNS`, all of it in float64 if its name says so; one that fails stops after some."""
+    """Ten steps of a run of `RUNS` or `SAVING`, in float64 if its name says so; one that fails stops after some."""
     name, _, double = asked.partition("-float")
     dtype = torch.float64 if double else torch.float32
-    config = replace(CONFIG, **{"objective": name, "parallel": parallel, **RUNS[name]})
+    config = replace(CONFIG, **{"objective": name, "parallel": parallel, **(RUNS | SAVING)[name]})
     data = Failing(8, OSError) if fails else images()
     average = recover(dit().to(dtype), FlowProcess(), data, config, folder / asked, smaller().to(dtype))
     assert json.loads(average.to_json_string())["_class_name"] == type(average).__name__ == "DiTTransformer2DModel"

@@ -4,12 +4,14 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from models import dit
 from secateur.base.errors import TrainingError, is_lost_peer
 from secateur.recovery.accelerator import check_accelerator
 from secateur.recovery.checkpoints import newest_checkpoint
@@ -76,6 +78,25 @@ def test_every_objective_in_several_processes_equals_one(parallel, processes, no
     launched(tmp_path / "several", parallel, names, processes, nodes)
     for name in names:
         assert_same_run(tmp_path / "one" / name, tmp_path / "several" / name)
+
+
+@pytest.mark.torture
+def test_what_saves_memory_gives_the_same_on_shards(tmp_path):
+    """In float64 to 1e-10; where weights are rounded by chance, much nearer to each other than to where they began."""
+    exact = ["offload-float64", "freeze-float64", *(["lora-float64"] if find_spec("peft") else [])]
+    near = ["half", "passes", *(["half-lora"] if find_spec("peft") else [])]
+    run(tmp_path / "one", "ddp", [*exact, *near])
+    launched(tmp_path / "two", "fsdp", [*exact, *near])
+    for name in exact:
+        assert_same_run(tmp_path / "one" / name, tmp_path / "two" / name)
+    begun = dit().state_dict()
+    for name in near:
+        first, other = (log(tmp_path / part / name)[0]["loss"] for part in ("one", "two"))
+        assert other == pytest.approx(first, rel=2**-8)  # nothing was rounded by chance yet
+        alone, joined = (load_file(tmp_path / part / name / "average.safetensors") for part in ("one", "two"))
+        moved = sum((alone[key] - value).square().sum() for key, value in begun.items())
+        apart = sum((alone[key] - value).square().sum() for key, value in joined.items())
+        assert 0 < apart < moved / 4, name
 
 
 @pytest.mark.parametrize(
