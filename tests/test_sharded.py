@@ -102,7 +102,7 @@ def test_what_saves_memory_gives_the_same_on_shards(tmp_path):
 @pytest.mark.parametrize(
     ("parallel", "precision", "world", "local", "message"),
     [
-        ("fsdp", "no", 1, 1, "there is one; start several with torchrun"),
+        ("fsdp", "no", 1, 1, "there is only one; start several with torchrun"),
         ("hsdp", "no", 4, 4, "there are 4 of 4 processes on a node; use fsdp"),
         ("fsdp", "fp16", 4, 4, "fp16 does not go with recovery.parallel fsdp"),
     ],
