@@ -53,6 +53,7 @@ def test_what_a_config_of_an_autoencoder_leaves_out_is_the_default_of_its_class(
         ("tokenizer/tokenizer_config.json", {"model_max_length": 2**70}),
         ("tokenizer/tokenizer_config.json", {"model_max_length": 80}),
         ("text_encoder/config.json", {"vocab_size": 3}),
+        ("text_encoder/config.json", {"num_hidden_layers": 2**70}),
     ],
     ids=repr,
 )

@@ -25,15 +25,17 @@ from ..process.named import ProcessLike, config_of, over
 from ..process.reconstruction import reconstruction_by
 from .checkpoint import CONFIG, SCHEDULER, check_saved, described, load_model, save_pretrained
 from .files import check_file, copy_folder
-from .foreign import loading, quiet
+from .foreign import at_most, loading, quiet
 from .index import AUTOENCODERS, INDEX, autoencoder_of, check_pipeline, components, read_object
 from .levels import process_of
 from .locate import HubOptions, Place, locate
 from .manifest import MANIFEST, manifest_of
 from .pruned import saved_module
 from .single_file import load_single_file, scheduler_of
-from .weights import is_weights
+from .weights import is_weights, stored_tensors
 
+PER_STORED = 4  # registrations of a parameter while a library builds, fills and ties it
+SMALL_PARTS = 1000  # parameters of parts without weights
 EXPERTS = {"transformer", "transformer_2"}
 DISTILLED_STEPS = 4  # for Flux.2 klein, whose pipeline says that it is distilled, but not into how many steps
 
@@ -202,15 +204,17 @@ def open_pipeline(
     variant = variant or _only_variant(folder, wanted)
     options: dict[str, Any] = {} if torch_dtype is None else {"torch_dtype": torch_dtype}
     with loading(f"{what} {folder}".strip()), quiet(text=True):
-        return DiffusionPipeline.from_pretrained(
-            folder,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            variant=variant,
-            **options,
-            **parts,
-        )
+        stored = sum(stored_tensors(folder / name, folder) for name in wanted)
+        with at_most(PER_STORED * stored + SMALL_PARTS):
+            return DiffusionPipeline.from_pretrained(
+                folder,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                variant=variant,
+                **options,
+                **parts,
+            )
 
 
 def save_pipeline(loaded: Loaded, model: nn.Module, folder: str | Path) -> Path:

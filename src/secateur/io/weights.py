@@ -70,6 +70,15 @@ def headers(folder: Path, root: Path, variant: str | None = None) -> dict[str, E
     return found
 
 
+def stored_tensors(folder: Path, root: Path) -> int:
+    """How many tensors the safetensors files of a component hold, those of all its variants together."""
+    count = 0
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(check_file(file, root), "pt") as opened:
+            count += len(opened.keys())
+    return count
+
+
 def common_dtype(entries: Mapping[str, Entry]) -> torch.dtype | None:
     """The common dtype of all tensors except counters, or None."""
     dtypes = {entry.dtype for entry in entries.values()} - {COUNTERS}
