@@ -158,9 +158,9 @@ Every class of `diffusers.models` with Transformer or DiT in its name, on a smal
 {count} have widths that were found by tracing and proven: masks equal removal, width by width, block by block, and in
 random cuts of many. What is not in the table stays whole. Written by `make torture` (`tests/test_discovery.py`).
 
-Plans count MACs without running a network. Those of `ErnieImage`, `GlmImage`, `Helios`, `HiDreamImage`,
-`HunyuanVideo15`, `Ideogram4`, `Mochi` and `QwenImage21` cannot be counted so, since their passes depend on values that
-they compute, or on the device; a plan of them is refused in one line.
+Plans count MACs without running a network. Those of `HiDreamImage` and
+`HunyuanVideo15` cannot be counted so, since their passes depend on values that they compute: which expert a token goes
+to, and whether an image is given. A plan of them is refused in one line.
 
 Classes that are declared by hand ([adding an architecture](adding-an-architecture.md)) have more; here they are taken
 for unknown ones. `*` stands for the number of a layer, and the numbers in brackets count layers.
@@ -173,7 +173,7 @@ for unknown ones. `*` stands for the number of a layer, and the numbers in brack
 | Qwen-Image | 20.4 B | 6.4 s | 0.07 s | 1.5 s |
 | Wan 2.1 1.3B | 1.42 B | 2.6 s | 0.04 s | 1.0 s |
 | Wan 2.1, and each of the two of 2.2, 14B | 14.3 B | 3.4 s | 0.05 s | 0.9 s |
-| Chroma1-HD | 8.9 B | 3.9 s | 0.04 s | 1.1 s |
+| Chroma1-HD, declared by hand | 8.9 B | 0.01 s | 0.01 s | 2.1 s |
 | Lumina-Image 2.0 | 2.61 B | 4.0 s | 0.02 s | 0.4 s |
 
 Seconds of one CPU core, without the weights, in 0.6 GB of memory: nothing of the size of the model is made. Plans are

@@ -29,8 +29,8 @@ from secateur.models.discovery.prove import prove
 from secateur.models.discovery.widths import widths_of
 from secateur.models.network import example_inputs
 from secateur.models.registry import describe, left_out
-from secateur.structure import Cut, check_random_cuts, check_structure, remove
-from secateur.structure.cost import cost_model
+from secateur.structure import Cut, Structure, check_random_cuts, check_structure, remove
+from secateur.structure.cost import cost_model, count_flops
 
 TABLE = Path(__file__).parent.parent / "docs" / "architectures.md"
 
@@ -306,7 +306,26 @@ def test_masks_equal_removal_in_random_configurations(name, data, monkeypatch):
     assert (predicted.parameters, predicted.macs) == (counted.parameters, pytest.approx(counted.macs, rel=1e-9))
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of what diffusers asks autocast for on a CPU
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ErnieImageTransformer2DModel",  # asks for a precision by device
+        "GlmImageTransformer2DModel",  # takes what a mask says
+        "MochiTransformer3DModel",
+        "QwenImage21Transformer2DModel",  # repeats text as often as the input says
+    ],
+)
+def test_macs_without_memory_are_those_of_a_run(name):
+    model = architectures.small(name)
+    inputs, _ = working(model)
+    priced = cost_model(model, Structure({}, {}), inputs)({}).macs
+    assert priced == pytest.approx(count_flops(model, inputs)[""] / 2 / len(next(iter(inputs.values()))), rel=1e-9)
+
+
 @pytest.mark.torture
+@pytest.mark.filterwarnings("ignore")  # of other libraries, which a class would count as a failure
 def test_the_table_of_all_classes():
     """Fifty classes, of images, videos and sounds, have removable parts that are proven; none is wrong."""
     rows, works = [], 0

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map_only
 
 from ..structure.cost import skeleton
-from ..structure.known_values import KnownValues, remember
+from ..structure.known_values import remember, without_memory
 from ..structure.memory import LiveBytes
 
 
@@ -34,5 +34,5 @@ def without_data(model: nn.Module) -> Iterator[tuple[nn.Module, LiveBytes]]:
     """
     with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as memory:
         hollow = skeleton(model, "cpu").eval()
-        with KnownValues():  # lengths that the network reads during a pass
+        with without_memory():  # lengths that the network reads during a pass
             yield hollow, memory

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from .dims import Structure
-from .known_values import KnownValues, remember
+from .known_values import remember, without_memory
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def cost_model(model: nn.Module, structure: Structure, inputs: Mapping[str, Any]
     hollow = skeleton(model)
     meta_inputs = tree_map_only(torch.Tensor, lambda value: remember(value.to("meta"), value), dict(inputs))
     try:
-        with KnownValues():
+        with without_memory():
             macs = {name: flops // 2 for name, flops in count_flops(hollow, meta_inputs).items()}
     except RuntimeError as error:  # NotImplementedError too
         reason = str(error).partition("\n")[0]

@@ -6,8 +6,10 @@ these operations also run on the values of the network's masks and other integer
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -36,7 +38,7 @@ class KnownValues(TorchFunctionMode):
         told = (args, dict(kwargs or {}))
         tensors = [leaf for leaf in tree_leaves(told) if isinstance(leaf, Tensor)]
         if not tensors or not all(hasattr(tensor, VALUE) for tensor in tensors):
-            return func(*args, **(kwargs or {}))
+            return _sized(func, list(args), dict(kwargs or {}))
         by_value = {id(getattr(tensor, VALUE)): tensor for tensor in tensors}
         device = tensors[0].device
 
@@ -53,3 +55,36 @@ class KnownValues(TorchFunctionMode):
             return result
         has_tensors = any(isinstance(leaf, Tensor) for leaf in tree_leaves(result))
         return tree_map_only(Tensor, hollow, result) if has_tensors else func(*args, **(kwargs or {}))
+
+
+def _sized(func: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
+    """`func` on tensors without memory, told the size of its result where that depends on integers that are known."""
+    if func in (Tensor.__getitem__, Tensor.__setitem__) and _is_known_mask(args[1]):
+        with _disable_current_modes():
+            places = getattr(args[1], VALUE).nonzero(as_tuple=True)
+        args[1] = tuple(torch.empty_like(each, device=args[0].device) for each in places)
+    repeats = args[1] if len(args) > 1 else kwargs.get("repeats")
+    if func in (Tensor.repeat_interleave, torch.repeat_interleave) and hasattr(repeats, VALUE):
+        with _disable_current_modes():
+            kwargs["output_size"] = int(getattr(repeats, VALUE).sum())
+    return func(*args, **kwargs)
+
+
+def _is_known_mask(index: Any) -> bool:
+    return isinstance(index, Tensor) and index.dtype == torch.bool and hasattr(index, VALUE)
+
+
+class _Autocast(torch.autocast):
+    """Autocast that knows the meta device, where no precision matters."""
+
+    def __init__(self, device_type: str, *args: Any, **kwargs: Any) -> None:
+        if device_type == "meta":
+            device_type, args, kwargs = "cpu", (), {"enabled": False}
+        super().__init__(device_type, *args, **kwargs)
+
+
+@contextmanager
+def without_memory() -> Iterator[None]:
+    """Let networks run on the meta device inside the block that read integers on the way, or ask for a precision."""
+    with patch.object(torch, "autocast", _Autocast), KnownValues():
+        yield
