@@ -15,13 +15,14 @@ from models import dit, unet
 from progressive_runs import BOTH, SCORING, pruner_for
 from secateur.base.distributed import is_main_process, process_group
 from secateur.base.errors import TrainingError
+from secateur.base.shards import whole
 from secateur.criteria import CRITERIA, score
 from secateur.data import Batch
 from secateur.models.registry import describe
 from secateur.process.diffusion import DiffusionProcess
 from secateur.process.flow import FlowProcess
 from secateur.recovery import FeaturesConfig, JacobianConfig, LoraConfig, RecoveryConfig, recover
-from secateur.recovery.shards import mesh_over, sharded
+from secateur.recovery.shards import mesh_over, reshard, sharded
 from training_runs import Failing, images, smaller
 
 CONFIG = RecoveryConfig(steps=10, batch_size=8, learning_rate=1e-3, log_every=1, label_dropout=0.0, grad_norms_every=5)
@@ -65,19 +66,25 @@ def prune(folder: Path, parallel: str) -> None:
 
 
 def rank(folder: Path, parallel: str) -> None:
-    """The scores of every criterion, of whole weights or of shards; a criterion that takes none says so."""
+    """The scores of every criterion, of whole weights or of shards, in float64."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, criterion in CRITERIA.items():
-        model, process = unet(), DiffusionProcess()
-        structure, batch = describe(model), images().batch(range(4))
+    for name in CRITERIA:
+        model, process = unet().double(), DiffusionProcess()
+        structure, batch = describe(model), Batch(images().batch(range(4)).sample.double())
         if parallel == "fsdp":
             process_group(on_cpu=True)
             model = sharded(model, mesh_over(torch.device("cpu"), hybrid=False))
-            if not criterion.takes_shards:
-                with pytest.raises(TrainingError, match=f"{name} does not rank weights in shards; .* by one of random"):
+        config = SCORING
+        if name == "gradient-flow":
+            config = replace(SCORING, batch_size=2, options={"hessian_product": "finite-difference"})
+            if parallel == "fsdp":
+                with pytest.raises(TrainingError, match="cannot be differentiated twice; give"):
                     score(model, process, batch, structure, name, SCORING)
-                continue
-        found = score(model, process, Batch(batch.sample), structure, name, SCORING).scores
+        before = {key: whole(value.detach()).clone() for key, value in model.named_parameters()}
+        found = score(model, process, batch, structure, name, config).scores
+        reshard(model)
+        for key, value in model.named_parameters():
+            assert torch.equal(whole(value.detach()), before[key]), (name, key)
         if is_main_process():
             save_file(dict(found), folder / f"{name}.safetensors")
 

@@ -4,9 +4,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
-from ..base.errors import TrainingError, require, require_known
+from ..base.errors import require, require_known
 from ..data import Batch
 from ..models.registry import network_of
 from ..process.base import Process
@@ -69,14 +68,11 @@ def score(
 
     Raises:
         SecateurError: no such criterion or option, or images are missing.
-        TrainingError: a calibration loss or a score is not finite; or weights are sharded, which this criterion does
-            not support.
+        TrainingError: a calibration loss or a score is not finite; or weights are sharded, and gradient-flow is
+            to compute exact Hessian products.
     """
     chosen, config = criterion_named(criterion), config or ScoringConfig()
     config = chosen.configured(config)
-    if not chosen.takes_shards and any(isinstance(parameter, DTensor) for parameter in model.parameters()):
-        able = ", ".join(name for name, other in CRITERIA.items() if other.takes_shards and other.ranks == chosen.ranks)
-        raise TrainingError(f"{criterion} does not rank weights in shards; rank the whole model, or by one of {able}")
     if batch is None:
         require(not chosen.needs_data, f"criterion {criterion} needs images; give data")
         batch = Batch(torch.empty(0))

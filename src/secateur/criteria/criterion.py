@@ -99,7 +99,6 @@ class Criterion(Generic[OptionsT]):
         needs_data: whether it uses images and the process.
         timesteps: default number of timesteps; 0: all.
         memory: computes its memory, if it uses gradients and so takes far more than the model.
-        takes_shards: whether it also ranks models whose weights are sharded over processes (FSDP2).
     """
 
     name: str
@@ -110,7 +109,6 @@ class Criterion(Generic[OptionsT]):
     needs_data: bool = True
     timesteps: int = 0
     memory: Callable[[nn.Module, Process, ScoringConfig, OptionsT], Memory] | None = None
-    takes_shards: bool = True
 
     def options_of(self, config: ScoringConfig) -> OptionsT:
         """The options that `config` gives, or the defaults.

@@ -26,11 +26,13 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..base.console import progress
 from ..base.errors import TrainingError
+from ..base.shards import whole
 from ..data import Batch
 from ..models.conditions import Conditions, rows
 from ..models.network import inference
@@ -39,7 +41,7 @@ from ..results import LossCurve
 from ..structure import Structure
 from ..structure.precision import full_precision
 from .criterion import Criterion, Options, Price, ScoringConfig
-from .gradients import calibration_timesteps
+from .gradients import calibration_passes, calibration_timesteps, differentiable, reshard, stream_gradients
 from .ranking import Ranking, parameters_of
 from .reductions import unit_scores
 
@@ -148,8 +150,10 @@ def gradient_flow_statistics(
         options: weights of timesteps, and how to compute H g.
 
     Raises:
-        TrainingError: a calibration loss is not finite.
+        TrainingError: a calibration loss is not finite; or weights are sharded (FSDP2), and in half precision or to be
+            differentiated twice.
     """
+    reshard(model)
     noise = torch.randn(batch.sample.shape, generator=torch.Generator().manual_seed(config.seed))
     noise = noise.to(batch.sample)
     timesteps = calibration_timesteps(process, config.timesteps_of(process)).to(batch.sample.device)
@@ -158,12 +162,19 @@ def gradient_flow_statistics(
         name: parameter.detach().to(torch.promote_types(parameter.dtype, torch.float32))
         for name, parameter in model.named_parameters()
     }
+    in_shards = any(isinstance(parameter, DTensor) for parameter in parameters.values())
+    if in_shards:
+        check_shards(model, options)
     losses, norms, used = [], [], []
     total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
     with inference(model), progress("calibration curvature", len(timesteps)) as advance:
         for timestep in timesteps:
-            terms = loss_terms(model, process, batch, noise, timestep, config.batch_size)
-            geometry = local_geometry(terms, parameters, options.hessian_product)
+            if in_shards:
+                passes = calibration_passes(model, process, batch, noise, timestep[None], config.batch_size)
+                geometry = sharded_geometry(model, passes)
+            else:
+                terms = loss_terms(model, process, batch, noise, timestep, config.batch_size)
+                geometry = local_geometry(terms, parameters, options.hessian_product)
             if not math.isfinite(geometry.loss):
                 raise TrainingError(
                     "a calibration loss is not finite: check that the model's weights and its scheduler fit together"
@@ -274,13 +285,66 @@ def _along(term: Loss, parameters: Parameters, direction: Parameters | None = No
 def _central_difference(terms: Sequence[Loss], parameters: Parameters) -> LocalGeometry:
     """H g from the gradients a step before and after along g."""
     loss, gradient = loss_and_gradient(terms, parameters)
-    precision = torch.finfo(next(iter(parameters.values())).dtype).eps
-    step = RELATIVE_STEP * precision ** (1 / 3) * _norm(parameters) / (_norm(gradient) or 1.0)
+    step = _step(parameters, gradient)
     before, after = (
         loss_and_gradient(terms, {name: values + signed * gradient[name] for name, values in parameters.items()})[1]
         for signed in (-step, step)
     )
     return LocalGeometry(loss, gradient, {name: (after[name] - before[name]) / (2 * step) for name in parameters})
+
+
+def check_shards(model: nn.Module, options: GradientFlowOptions) -> None:
+    """Refuse what cannot be computed from shards: gathered weights have no second derivative by the shards."""
+    if options.hessian_product == "exact":
+        raise TrainingError(
+            "weights in shards cannot be differentiated twice; give --scoring.options.hessian-product finite-difference"
+        )
+    if any(parameter.itemsize < 4 for parameter in model.parameters()):
+        raise TrainingError("gradient-flow moves the weights by less than half precision resolves; shard float32 ones")
+
+
+@full_precision()
+def sharded_geometry(model: nn.Module, losses: Sequence[Callable[[], Tensor]]) -> LocalGeometry:
+    """As `local_geometry` by finite differences, for a sharded model; its weights move in place, and are restored."""
+    parameters = dict(model.named_parameters())
+    weights = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    names = {parameter: name for name, parameter in parameters.items()}
+
+    def value_and_gradient(step: float = 0.0, along: Parameters = weights) -> tuple[float, Parameters]:
+        values: list[float] = []
+        gradient = {name: torch.zeros_like(value) for name, value in weights.items()}
+
+        def recorded(loss: Callable[[], Tensor]) -> Tensor:
+            value = loss()
+            values.append(value.item())
+            return value
+
+        def take(parameter: nn.Parameter, found: Tensor) -> None:
+            gradient[names[parameter]] = found
+
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(weights[name] + step * along[name])
+        with differentiable(model):
+            stream_gradients(model, [functools.partial(recorded, loss) for loss in losses], take)
+        reshard(model)
+        return sum(values), gradient
+
+    try:
+        loss, gradient = value_and_gradient()
+        step = _step(weights, gradient)
+        before, after = (value_and_gradient(signed, gradient)[1] for signed in (-step, step))
+    finally:
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(weights[name])
+    return LocalGeometry(loss, gradient, {name: (after[name] - before[name]) / (2 * step) for name in weights})
+
+
+def _step(parameters: Parameters, gradient: Parameters) -> float:
+    """How far to move along the gradient, in its lengths."""
+    precision = torch.finfo(next(iter(parameters.values())).dtype).eps
+    return RELATIVE_STEP * precision ** (1 / 3) * _norm(parameters) / (_norm(gradient) or 1.0)
 
 
 def _leaves(parameters: Parameters) -> dict[str, Tensor]:
@@ -298,9 +362,7 @@ def _add(left: Parameters, right: Parameters) -> Parameters:
 
 
 def _norm(values: Parameters) -> float:
-    return torch.stack([value.square().sum() for value in values.values()]).sum().sqrt().item()
+    return torch.stack([whole(value.square().sum()) for value in values.values()]).sum().sqrt().item()
 
 
-GRADIENT_FLOW = Criterion(
-    "gradient-flow", GradientFlowOptions, gradient_flow, price_of_products, timesteps=32, takes_shards=False
-)
+GRADIENT_FLOW = Criterion("gradient-flow", GradientFlowOptions, gradient_flow, price_of_products, timesteps=32)

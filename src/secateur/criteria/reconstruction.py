@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from ..base.console import progress
 from ..base.devices import in_float64, where_float64
 from ..base.errors import TrainingError, require
+from ..base.shards import whole
 from ..compensation.config import CompensationConfig
 from ..compensation.least_squares import mean_square, with_ones
 from ..compensation.positions import by_position, choose_positions, chosen, input_rows, weights_by_row
@@ -41,6 +42,7 @@ from ..process.base import Process
 from ..structure import Structure
 from .blocks.measure import BINS, draw_tuples, measure_blocks, price_of_drops, price_of_tuples
 from .criterion import Criterion, Options, Price, ScoringConfig
+from .gradients import reshard
 from .ranking import Ranking
 
 MEMORY = 2**30  # bytes of E[x x'] held at a time; if there are more readers, further passes follow
@@ -91,7 +93,7 @@ class Reader:
         Raises:
             TrainingError: there is no ridge, and inputs are linearly dependent.
         """
-        weight_KM = in_float64(weights_by_row(self.layer).detach())
+        weight_KM = in_float64(whole(weights_by_row(self.layer).detach()))
         hessian = self.inputs / self.rows
         bias = self.layer.bias is not None
         features = len(hessian) - bias
@@ -124,6 +126,7 @@ def reconstruction(
     for names in groups_of(model, columns):
         readers = {name: Reader(_layer(model, name), places[name]) for name in names}
         read_inputs(model, process, batch, list(readers.values()), config, options.rows)
+        reshard(model)  # then each layer is gathered in its turn
         for name, reader in readers.items():
             for dim, units in columns[name].items():
                 scores[dim] += reader.rises(units.to(reader.inputs.device), options.ridge).cpu()
@@ -189,7 +192,7 @@ def in_rows(layer: nn.Linear | nn.Conv2d) -> bool:
 
 def columns_of(layer: nn.Linear | nn.Conv2d) -> int:
     """K."""
-    return layer.weight[0].numel() + (layer.bias is not None)
+    return layer.weight.shape[1:].numel() + (layer.bias is not None)
 
 
 def groups_of(model: nn.Module, names: Mapping[str, Any]) -> Iterator[list[str]]:
@@ -221,6 +224,4 @@ def _layer(model: nn.Module, name: str) -> nn.Linear | nn.Conv2d:
     return layer
 
 
-RECONSTRUCTION = Criterion(
-    "reconstruction", ReconstructionOptions, reconstruction, price, timesteps=BINS, takes_shards=False
-)
+RECONSTRUCTION = Criterion("reconstruction", ReconstructionOptions, reconstruction, price, timesteps=BINS)

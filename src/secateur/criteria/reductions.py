@@ -8,9 +8,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from ..base.devices import in_float64
+from ..base.shards import whole
 from ..structure import Structure
 
 # Which entries of a coupled group count, and how. abs and square sum |x| or x^2 over all of a unit's entries; the
@@ -55,8 +55,7 @@ def summed_axes(structure: Structure, names: Iterable[str]) -> dict[str, list[in
 
 def entry_sums(name: str, importance: Tensor, axes: Iterable[int | None]) -> Sums:
     """Sums of one parameter's `importance`, gathered first where it is sharded over processes."""
-    whole = importance.full_tensor() if isinstance(importance, DTensor) else importance
-    wide = in_float64(whole)
+    wide = in_float64(whole(importance))
     return {
         (name, axis): (wide.sum() if axis is None else wide.movedim(axis, 0).reshape(wide.shape[axis], -1).sum(1)).cpu()
         for axis in axes

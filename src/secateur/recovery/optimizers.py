@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
+from ..base.shards import whole
 from .config import RecoveryConfig
 from .rounding import RoundedAdamW
-from .shards import shard_like, whole
+from .shards import shard_like
 
 HIGHEST = "highest_lr"  # a parameter group's peak learning rate
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024

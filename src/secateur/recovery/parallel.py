@@ -17,13 +17,14 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.utils import get_total_norm
 from torch.utils.hooks import RemovableHandle
 
+from ..base.shards import whole
 from ..teacher import Teacher
 from .balance import norm, summed_gradient
 from .checkpoints import TrainingState
 from .config import RecoveryConfig
 from .ema import Ema
 from .offload import visiting
-from .shards import block_names, empty, exchange, fill, mesh_over, reshard, shard_like, sharded, whole
+from .shards import block_names, empty, exchange, fill, mesh_over, reshard, shard_like, sharded
 
 
 class Parallel(Protocol):

@@ -10,7 +10,7 @@ import copy
 import os
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor, Replicate
 from torch.optim import Optimizer
 
 from ..base.distributed import process_count
+from ..base.shards import whole
 from ..models.registry import family_of
 
 
@@ -87,15 +88,6 @@ def fill(model: nn.Module, shards: nn.Module, keep: bool = True) -> None:
             found[name] = gathered.cpu()
     if keep:
         replace_parameters(model, lambda name, parameter: found[name])
-
-
-def whole(value: Tensor) -> Tensor:
-    """Gather a tensor that may be sharded; every process takes part."""
-    if not isinstance(value, DTensor):
-        return value
-    place = torch.device(value.device_mesh.device_type)  # shards may lie on the CPU
-    shard = value if value.device.type == place.type else value.to(place)
-    return cast(DTensor, shard).full_tensor()
 
 
 def shard_like(value: Tensor, parameter: Tensor) -> Tensor:

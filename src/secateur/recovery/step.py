@@ -14,6 +14,7 @@ from accelerate import Accelerator
 
 from ..base.errors import TrainingError
 from ..base.seeds import Purpose, torch_seed
+from ..base.shards import whole
 from ..models.jacobian import exact
 from ..process.base import Process
 from ..teacher import Draw
@@ -22,7 +23,6 @@ from .config import RecoveryConfig, learning_rate_at
 from .objectives import JACOBIAN, Objective, Terms
 from .optimizers import set_learning_rate
 from .parallel import Parallel
-from .shards import whole
 
 BALANCED_STEPS = 10  # steps with a Jacobian term over which its automatic weight is found
 NORM = "grad_norm_"  # in the log: followed by a term's name, the norm of its gradient
