@@ -36,6 +36,7 @@ from .weights import is_weights, stored_tensors
 
 PER_STORED = 4  # registrations of a parameter while a library builds, fills and ties it
 SMALL_PARTS = 1000  # parameters of parts without weights
+PART_BUFFERS = 512 * 2**20  # bytes: text encoders keep larger tables than denoisers, such as masks of every layer
 EXPERTS = {"transformer", "transformer_2"}
 DISTILLED_STEPS = 4  # for Flux.2 klein, whose pipeline says that it is distilled, but not into how many steps
 
@@ -205,7 +206,7 @@ def open_pipeline(
     options: dict[str, Any] = {} if torch_dtype is None else {"torch_dtype": torch_dtype}
     with loading(f"{what} {folder}".strip()), quiet(text=True):
         stored = sum(stored_tensors(folder / name, folder) for name in wanted)
-        with at_most(PER_STORED * stored + SMALL_PARTS):
+        with at_most(PER_STORED * stored + SMALL_PARTS, PART_BUFFERS):
             return DiffusionPipeline.from_pretrained(
                 folder,
                 use_safetensors=True,
