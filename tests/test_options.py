@@ -12,8 +12,7 @@ from secateur.base.errors import SecateurError
 from secateur.cli import main
 from secateur.commands.options_file import with_file
 from secateur.commands.renamed import RENAMED, with_present_names
-from secateur.recipes import RECIPES
-from secateur.runs.compression import resolve
+from secateur.recipes import RECIPES, resolve
 
 
 def helped(capsys, *arguments):

@@ -8,9 +8,8 @@ import tyro
 from secateur.base.errors import SecateurError
 from secateur.commands.grammar import Grammar
 from secateur.criteria import DiffPruningOptions, GradientFlowOptions, ScoringConfig, TaylorOptions
-from secateur.recipes import RECIPES, recipe_named
+from secateur.recipes import RECIPES, recipe_named, resolve
 from secateur.recovery import JacobianConfig, RecoveryConfig
-from secateur.runs.compression import resolve
 
 
 @pytest.mark.parametrize("name", RECIPES)

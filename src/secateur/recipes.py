@@ -9,9 +9,10 @@ from typing import Any, TypedDict
 from .base.errors import require_known
 from .base.rules import Count, Seed
 from .compensation import CompensationConfig
-from .criteria import GradientFlowOptions, ScoringConfig
+from .criteria import GradientFlowOptions, ScoringConfig, criterion_named
 from .evaluation import EvaluationConfig, LatencyOptions
 from .recovery import JacobianConfig, RecoveryConfig
+from .recovery.objectives import needs_teacher
 from .schedules import AdaptiveConfig, CutConfig, ProgressiveConfig, ScheduleName
 from .teacher import BookConfig
 
@@ -250,3 +251,60 @@ def recipe_named(name: str) -> Recipe:
     """
     require_known("recipe", name, RECIPES)
     return replace(RECIPES[name](), name=name)
+
+
+def resolve(
+    recipe: str | Recipe,
+    *,
+    steps: int | None = None,
+    objective: str | None = None,
+    seed: int | None = None,
+    **parts: Any,
+) -> Recipe:
+    """The recipe with some parts replaced by those arguments that are not None; `parts` are fields of `Recipe`.
+
+    Options, loss weights and Jacobian settings that the recipe chose for its own criterion or objective are not kept
+    for another one. With fewer steps than the recipe's, its warm-up keeps its share of them.
+
+    Raises:
+        SecateurError: there is no such recipe or criterion, or the criterion has no such options.
+    """
+    named = recipe_named(recipe) if isinstance(recipe, str) else recipe
+    chosen = replace(named, **without_none(parts))
+    criterion, scoring = criterion_named(chosen.criterion), chosen.scoring
+    if scoring.options is None and criterion.name == named.criterion:
+        scoring = replace(scoring, options=named.scoring.options)
+    elif scoring.options == named.scoring.options and criterion.name != named.criterion:
+        scoring = replace(scoring, options=None)
+    recovery = replace(chosen.recovery, **without_none({"steps": steps, "objective": objective}))
+    if recovery.warmup_steps == named.recovery.warmup_steps and recovery.steps < named.recovery.steps:
+        shorter = named.recovery.warmup_steps * recovery.steps // named.recovery.steps
+        recovery = replace(recovery, warmup_steps=shorter)
+    if recovery.objective != named.recovery.objective:
+        for part in ("weights", "jacobian"):
+            if getattr(recovery, part) == getattr(named.recovery, part):
+                recovery = replace(recovery, **{part: getattr(RecoveryConfig(), part)})
+    seeds = without_none({"seed": seed})
+    return replace(
+        chosen,
+        scoring=replace(criterion.configured(scoring), **seeds),
+        recovery=replace(recovery, **seeds),
+        evaluation=replace(chosen.evaluation, **seeds),
+        records=chosen.records and needs_teacher(recovery.objective),
+    )
+
+
+def finetuning_config(
+    recovery: RecoveryConfig | None, teacher: bool, steps: int | None = None, objective: str | None = None
+) -> RecoveryConfig:
+    """How `finetune` trains: by `recovery`, or as `compress` does by default; without a teacher, with objective
+    denoising."""
+    if recovery is not None:
+        return replace(recovery, **without_none({"steps": steps, "objective": objective}))
+    alone = None if teacher else "denoising"
+    return resolve("default", steps=steps, objective=objective or alone).recovery
+
+
+def without_none(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that are not None."""
+    return {name: value for name, value in options.items() if value is not None}

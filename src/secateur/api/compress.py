@@ -12,12 +12,12 @@ from ..base.console import shown
 from ..base.distributed import is_main_process, wait_for_everyone
 from ..base.origin import recorded
 from ..base.rules import Seed, checked
-from ..recipes import Recipe
+from ..recipes import Recipe, resolve
 from ..recovery import WarmupConfig
 from ..reporting import write_report
 from ..runs.arguments import CompressionArguments, divided
 from ..runs.checks import check_compression
-from ..runs.compression import compress_stages, resolve, run_settings, with_labels_of
+from ..runs.compression import compress_stages, run_settings, with_labels_of
 from ..runs.data import encode_data, inputs_of, name_of
 from ..runs.folder import circumstances, folder_or_memory
 from ..runs.opening import opened, required

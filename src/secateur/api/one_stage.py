@@ -19,12 +19,12 @@ from ..criteria import ScoringConfig, criterion_named
 from ..data.conditions import check_conditions
 from ..evaluation import EvaluationConfig
 from ..models.precision import PrecisionName
+from ..recipes import finetuning_config
 from ..recovery import RecoveryConfig
 from ..reporting import write_report
 from ..results import Evaluation, Ranking, to_json
 from ..runs.arguments import NetworkArguments
 from ..runs.checks import check_evaluating, check_finetuning, check_pruning, check_ranking
-from ..runs.compression import finetuning
 from ..runs.data import drawn_by, encode_data, inputs_of, name_of, no_data, unless_generated
 from ..runs.folder import folder_or_memory
 from ..runs.opening import beside, opened, required
@@ -236,7 +236,7 @@ def finetune(
     Raises:
         SecateurError: bad input, or a loss that is not finite.
     """
-    settings = finetuning(recovery, teacher is not None or book is not None, steps, objective)
+    settings = finetuning_config(recovery, teacher is not None or book is not None, steps, objective)
     with shown(progress), opened(model, unless_generated(data), **arguments) as (subject, given_data):
         if isinstance(teacher, Book):
             teacher, book = None, teacher

@@ -15,8 +15,8 @@ from ..base.errors import require
 from ..compensation import CompensationConfig
 from ..criteria import ScoringConfig
 from ..evaluation import EvaluationConfig
+from ..recipes import resolve
 from ..recovery import RecoveryConfig, WarmupConfig
-from ..runs.compression import resolve
 from ..schedules import AdaptiveConfig, CutConfig, ProgressiveConfig, ScheduleName
 from ..teacher import BookConfig
 from .options import Compensates, CriterionName, Model, Records

@@ -9,8 +9,8 @@ from typing import Any
 from ..compensation import CompensationConfig
 from ..criteria import ScoringConfig, criterion_named
 from ..evaluation import EvaluationConfig
+from ..recipes import finetuning_config, resolve
 from ..recovery import WarmupConfig
-from ..runs.compression import finetuning, resolve
 from ..runs.trials import TrialConfig
 from ..schedules import CutConfig
 from ..teacher import BookConfig
@@ -30,7 +30,9 @@ def defaults_of(name: str, options: Sequence[str]) -> dict[str, Any]:
         "prune": {"scoring": scoring, "cut": CutConfig(), "compensation": CompensationConfig()},
         "compensate": {"compensation": CompensationConfig()},
         "record": {"book": BookConfig(), "recovery": resolve("default").recovery},
-        "finetune": {"recovery": finetuning(None, bool(_value("--teacher", options) or _value("--book", options)))},
+        "finetune": {
+            "recovery": finetuning_config(None, bool(_value("--teacher", options) or _value("--book", options)))
+        },
         "evaluate": {"evaluation": EvaluationConfig()},
         "sweep": trials,
         "best": trials,

@@ -7,10 +7,10 @@ from pathlib import Path
 import secateur
 
 from ..base.console import say
+from ..recipes import resolve
 from ..recovery import RecoveryConfig
 from ..reporting import read_run, summarize
 from ..runs.checks import check_finetuning
-from ..runs.compression import resolve
 from ..runs.data import drawn_by, open_data
 from ..runs.plan import plan_of
 from ..runs.recording import opened_book

@@ -8,8 +8,7 @@ import tyro
 
 from ..base.console import say
 from ..base.errors import SecateurError
-from ..recipes import RECIPES, recipe_named
-from ..runs.compression import resolve
+from ..recipes import RECIPES, recipe_named, resolve
 from .grammar import option_names
 from .options_file import as_yaml
 

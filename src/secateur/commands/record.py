@@ -7,8 +7,8 @@ from pathlib import Path
 import secateur
 
 from ..base.console import say
+from ..recipes import resolve
 from ..recovery import RecoveryConfig
-from ..runs.compression import resolve
 from ..runs.plan import plan_of
 from ..runs.recording import say_book
 from ..runs.timing import Work

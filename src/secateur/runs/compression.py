@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from ..base.distributed import is_main_process, main_first, wait_for_everyone
 from ..compensation import CompensationConfig
-from ..criteria import ScoringConfig, criterion_named
+from ..criteria import ScoringConfig
 from ..data import ImageDataset
 from ..data.conditions import null_conditions
 from ..models.labels import relabel
-from ..recipes import Recipe, recipe_named
-from ..recovery import Pruner, RecoveryConfig, WarmupConfig
-from ..recovery.objectives import build_objective, needs_teacher
+from ..recipes import Recipe
+from ..recovery import Pruner, WarmupConfig
+from ..recovery.objectives import build_objective
 from ..results import (
     Compensation,
     CutResult,
@@ -258,60 +258,3 @@ def _off_the_device(model: nn.Module, when: bool) -> Iterator[None]:
         yield
     finally:
         model.to(device)
-
-
-def resolve(
-    recipe: str | Recipe,
-    *,
-    steps: int | None = None,
-    objective: str | None = None,
-    seed: int | None = None,
-    **parts: Any,
-) -> Recipe:
-    """The recipe with some parts replaced by those arguments that are not None; `parts` are fields of `Recipe`.
-
-    Options, loss weights and Jacobian settings that the recipe chose for its own criterion or objective are not kept
-    for another one. With fewer steps than the recipe's, its warm-up keeps its share of them.
-
-    Raises:
-        SecateurError: there is no such recipe or criterion, or the criterion has no such options.
-    """
-    named = recipe_named(recipe) if isinstance(recipe, str) else recipe
-    chosen = replace(named, **given(parts))
-    criterion, scoring = criterion_named(chosen.criterion), chosen.scoring
-    if scoring.options is None and criterion.name == named.criterion:
-        scoring = replace(scoring, options=named.scoring.options)
-    elif scoring.options == named.scoring.options and criterion.name != named.criterion:
-        scoring = replace(scoring, options=None)
-    recovery = replace(chosen.recovery, **given({"steps": steps, "objective": objective}))
-    if recovery.warmup_steps == named.recovery.warmup_steps and recovery.steps < named.recovery.steps:
-        shorter = named.recovery.warmup_steps * recovery.steps // named.recovery.steps
-        recovery = replace(recovery, warmup_steps=shorter)
-    if recovery.objective != named.recovery.objective:
-        for part in ("weights", "jacobian"):
-            if getattr(recovery, part) == getattr(named.recovery, part):
-                recovery = replace(recovery, **{part: getattr(RecoveryConfig(), part)})
-    seeds = given({"seed": seed})
-    return replace(
-        chosen,
-        scoring=replace(criterion.configured(scoring), **seeds),
-        recovery=replace(recovery, **seeds),
-        evaluation=replace(chosen.evaluation, **seeds),
-        records=chosen.records and needs_teacher(recovery.objective),
-    )
-
-
-def finetuning(
-    recovery: RecoveryConfig | None, teacher: bool, steps: int | None = None, objective: str | None = None
-) -> RecoveryConfig:
-    """How `finetune` trains: by `recovery`, or as `compress` does by default; without a teacher, with objective
-    denoising."""
-    if recovery is not None:
-        return replace(recovery, **given({"steps": steps, "objective": objective}))
-    alone = None if teacher else "denoising"
-    return resolve("default", steps=steps, objective=objective or alone).recovery
-
-
-def given(options: dict[str, Any]) -> dict[str, Any]:
-    """The options that are not None."""
-    return {name: value for name, value in options.items() if value is not None}

@@ -18,11 +18,11 @@ from ..base.origin import recorded
 from ..base.rules import Count, checked
 from ..data import ImageDataset
 from ..data.conditions import check_conditions
+from ..recipes import finetuning_config
 from ..recovery import RecoveryConfig
 from ..teacher import Book, BookConfig, open_book
 from ..teacher.book import ABOUT
 from .arguments import ModelArguments
-from .compression import finetuning
 from .data import encode_data
 from .opening import opened, required
 from .stages import record_stage
@@ -63,7 +63,7 @@ def record(
     Raises:
         SecateurError: bad input, or a folder that holds something else.
     """
-    settings = finetuning(recovery, True, steps, objective)
+    settings = finetuning_config(recovery, True, steps, objective)
     with shown(progress), opened(model, data, **arguments) as (subject, found):
         dataset = required(found)
         check_conditions(subject.model, dataset)

@@ -17,14 +17,14 @@ from ..base.rules import Count, above, at_least, check_fields
 from ..criteria import criterion_named
 from ..data import ImageDataset
 from ..evaluation import EvaluationConfig
-from ..recipes import RECIPES, Recipe, ScheduleName, recipe_named
+from ..recipes import RECIPES, Recipe, ScheduleName, recipe_named, resolve, without_none
 from ..recovery import RecoveryConfig, WarmupConfig
 from ..reporting import write_report
 from ..results import TrialResult
 from ..results.trials import Status
 from ..schedules import Target
 from .checks import check_compression
-from .compression import compress_stages, given, resolve, run_settings, with_labels_of
+from .compression import compress_stages, run_settings, with_labels_of
 from .data import encode_data, inputs_of, name_of, open_data
 from .folder import plain, run_folder
 from .memory import Passes, peak_bytes
@@ -144,7 +144,7 @@ def warm_up_seconds(bench: Bench, shared: TrialConfig, second: float) -> float:
 
 
 def _warmup_recovery(shared: TrialConfig) -> RecoveryConfig:
-    return RecoveryConfig(**given({"batch_size": shared.batch_size}))
+    return RecoveryConfig(**without_none({"batch_size": shared.batch_size}))
 
 
 def recipe_names(recipes: Sequence[str]) -> list[str]:
@@ -184,9 +184,9 @@ def make_trial(
     recovery = {"batch_size": shared.batch_size, "learning_rate": shared.learning_rate, "seed": seed}
     settings = replace(
         chosen,
-        scoring=replace(chosen.scoring, **given(scoring)),
+        scoring=replace(chosen.scoring, **without_none(scoring)),
         cut=replace(chosen.cut, granularity="depth") if ranks_blocks else chosen.cut,
-        recovery=replace(chosen.recovery, **given(recovery)),
+        recovery=replace(chosen.recovery, **without_none(recovery)),
     )
     return Trial(recipe, goal, seed, settings, criterion, objective)
 
