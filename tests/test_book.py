@@ -18,7 +18,7 @@ from secateur.models.jacobian import higher_order
 from secateur.process.diffusion import DiffusionProcess
 from secateur.process.flow import FlowProcess
 from secateur.recovery import JacobianConfig, RecoveryConfig, recover
-from secateur.recovery.objectives import build_objective
+from secateur.recovery.objectives.build import build_objective
 from secateur.recovery.reading import check_contents, contents_of, errors_of, read_step, tuples_for
 from secateur.runs.stages import book_place
 from secateur.runs.subject import open_subject
@@ -146,7 +146,7 @@ def test_a_student_equal_to_the_teacher_has_no_loss_and_no_gradient(build, proce
     teacher, student = build(), build()
     book = written(teacher, config, process=process)
     objective, draw = build_objective(config, book), book.read(range(4))
-    with objective.layers(student, book):
+    with objective.context(student, book):
         terms = objective.terms(student, book, process, draw, objective.jacobian)
         live = objective.terms(student, LiveTeacher(teacher.eval()), process, draw, objective.jacobian)
         objective.loss(terms).backward()

@@ -36,10 +36,9 @@ from secateur.models.predict import predict
 from secateur.models.registry import describe
 from secateur.process.base import denoising_error
 from secateur.process.reconstruction import reconstruction_by
-from secateur.recovery import recover
+from secateur.recovery import JacobianConfig, recover
 from secateur.recovery.checkpoints import newest_checkpoint
 from secateur.recovery.objectives import OBJECTIVES
-from secateur.recovery.sensitivity import JacobianConfig
 from secateur.reporting import read_run, summarize
 from secateur.schedules import ProgressiveConfig
 from secateur.teacher import Draw

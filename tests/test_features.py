@@ -16,9 +16,9 @@ from secateur.process.diffusion import DiffusionProcess
 from secateur.process.flow import FlowProcess
 from secateur.recovery import FeaturesConfig, RecoveryConfig, recover
 from secateur.recovery.draws import draw_step
-from secateur.recovery.features import feature_mismatch
 from secateur.recovery.hidden import called_with, sliced, surviving_blocks
-from secateur.recovery.objectives import build_objective
+from secateur.recovery.objectives.build import build_objective
+from secateur.recovery.objectives.features import feature_mismatch
 from secateur.structure import Cut
 from secateur.teacher import LiveTeacher
 from secateur.teacher.hidden import hidden_states

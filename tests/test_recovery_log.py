@@ -14,7 +14,7 @@ from secateur.process.flow import FlowProcess
 from secateur.recovery import OBJECTIVES, JacobianConfig, Objective, parallel, recover, step
 from secateur.recovery.balance import norm
 from secateur.recovery.checkpoints import newest_checkpoint
-from secateur.recovery.objectives import denoising_terms
+from secateur.recovery.objectives.denoising import denoising_terms
 from test_recovery_trainer import CONFIG
 from training_runs import BALANCED, Failing, assert_logs_agree, assert_same, images, log, smaller
 
@@ -111,7 +111,7 @@ def test_automatic_weight_waits_for_something_to_balance(others, jacobian, balan
         error = denoising_terms(student, teacher, process, draw, config)["denoising"]
         return {"denoising": others * error, "jacobian": jacobian * 9 * error}
 
-    objective = Objective(terms, {"denoising": 1.0, "jacobian": 1.0}, terms_without_jacobian=denoising_terms)
+    objective = Objective("mine", terms, {"denoising": 1.0, "jacobian": 1.0}, terms_without_jacobian=denoising_terms)
     monkeypatch.setitem(OBJECTIVES, "mine", objective)
     config = replace(CONFIG, objective="mine", steps=2, jacobian=JacobianConfig(auto_weight=True))
     recover(unet(), DiffusionProcess(), images(), config, tmp_path)

@@ -21,7 +21,7 @@ from secateur.recovery import OBJECTIVES, Ema, JacobianConfig, Objective, Recove
 from secateur.recovery.config import learning_rate_at
 from secateur.recovery.draws import batch_indices, draw_step, uniform_times
 from secateur.recovery.ema import warm_decay
-from secateur.recovery.objectives import build_objective
+from secateur.recovery.objectives.build import build_objective
 from secateur.schedules import CutConfig
 
 
@@ -82,8 +82,10 @@ def test_an_objective_is_one_function_and_one_line(digits, monkeypatch):
     def mine_twice(student, teacher, process, draw, config):
         return mine(student, teacher, process, draw, config) | {"jacobian": torch.tensor(1.0)}
 
-    monkeypatch.setitem(OBJECTIVES, "mine", Objective(mine, {"mine": 0.5}, needs_teacher=True))
-    twice = Objective(mine_twice, {"mine": 0.5, "jacobian": 1.0}, needs_teacher=True, terms_without_jacobian=mine)
+    monkeypatch.setitem(OBJECTIVES, "mine", Objective("mine", mine, {"mine": 0.5}, needs_teacher=True))
+    twice = Objective(
+        "mine-twice", mine_twice, {"mine": 0.5, "jacobian": 1.0}, needs_teacher=True, terms_without_jacobian=mine
+    )
     monkeypatch.setitem(OBJECTIVES, "mine-twice", twice)
     with pytest.raises(TrainingError, match="objective mine needs a teacher"):
         build_objective(RecoveryConfig(objective="mine"), None)

@@ -22,8 +22,9 @@ from secateur.process.flow import FlowProcess
 from secateur.recovery import JacobianConfig, RecoveryConfig
 from secateur.recovery.balance import norm, summed_gradient
 from secateur.recovery.draws import draw_step
-from secateur.recovery.objectives import JACOBIAN, build_objective
-from secateur.recovery.sensitivity import growth_mismatch, projection_mismatch
+from secateur.recovery.objectives.build import build_objective
+from secateur.recovery.objectives.first_order import projection_mismatch
+from secateur.recovery.objectives.second_match import growth_mismatch
 from secateur.structure import Cut, remove
 from secateur.teacher import Draw
 
@@ -77,7 +78,7 @@ def objective_for(teacher: nn.Module, name: str = "2ndmatch", **options: object)
 
 
 def terms_of(objective, student, teacher, process, found: Draw) -> dict[str, Tensor]:
-    with objective.layers(student, teacher):
+    with objective.context(student, teacher):
         terms = objective.terms(student, teacher, process, found, objective.jacobian)
         objective.loss(terms).backward()
     return terms
@@ -144,7 +145,7 @@ def test_u5_several_directions_are_the_mean_over_separate_calls():
     ]
     terms = terms_of(objective_for(teacher, directions=3), student, teacher, process, found)
     expected = (growths[0] - growths[1]).square().mean() / x_t[0].numel()
-    assert terms[JACOBIAN].item() == pytest.approx(expected.item(), rel=1e-9)
+    assert terms["jacobian"].item() == pytest.approx(expected.item(), rel=1e-9)
 
 
 # ------------------------------------------------------------------------------------------- whole networks
@@ -158,7 +159,7 @@ def test_u6_equal_models_have_no_mismatch(name, projection):
     objective = objective_for(teacher, projection=projection).weighted({"denoising": 0.0, "distillation": 0.0})
     terms = terms_of(objective, student, teacher, process, draw(process, labels=name == "dit"))
     assert terms["distillation"] < 1e-30
-    assert terms[JACOBIAN] < 1e-30
+    assert terms["jacobian"] < 1e-30
     assert all(p.grad.abs().max() < 1e-15 for p in student.parameters() if p.grad is not None)
 
 
@@ -186,12 +187,12 @@ def test_nothing_of_the_teacher_outlives_its_pass(name, options):
             module.register_forward_hook(lambda module, args, output: held.append(weakref.ref(output)))
     student.register_forward_pre_hook(lambda *_: alive.append(sum(reference() is not None for reference in held)))
     objective = objective_for(teacher, **options)
-    with objective.layers(student, teacher):
+    with objective.context(student, teacher):
         terms = objective.terms(student, teacher, process, draw(process, labels=name == "dit"), objective.jacobian)
     assert len(held) > 20
     assert alive
     assert max(alive) <= 1  # its prediction
-    assert terms[JACOBIAN].requires_grad
+    assert terms["jacobian"].requires_grad
     assert not [reference for reference in held if reference() is not None]
 
 
@@ -276,8 +277,8 @@ def test_gradient_checkpointing_changes_nothing(name, projection):
 
 def test_every_nth_step_has_the_term_with_n_times_its_weight():
     objective = objective_for(unet(), every_n=4)
-    assert [JACOBIAN in objective.at(step).weights for step in range(9)] == [step % 4 == 3 for step in range(9)]
-    assert objective.at(3).weights == {"denoising": 1.0, "distillation": 1.0, JACOBIAN: pytest.approx(0.4)}
+    assert ["jacobian" in objective.at(step).weights for step in range(9)] == [step % 4 == 3 for step in range(9)]
+    assert objective.at(3).weights == {"denoising": 1.0, "distillation": 1.0, "jacobian": pytest.approx(0.4)}
     assert not objective.at(1).differentiates_twice
     student, teacher, process = twins("unet")
     assert list(objective.at(1).terms(student, teacher, process, draw(process), objective.jacobian)) == [
@@ -304,7 +305,7 @@ def test_every_nth_sample_keeps_the_other_terms(name):
         lambda k: normal(k)[chosen],
     )
     alone = terms_of(objective_for(teacher), student, teacher, process, thinned)
-    assert torch.allclose(part[JACOBIAN], alone[JACOBIAN], rtol=1e-10)
+    assert torch.allclose(part["jacobian"], alone["jacobian"], rtol=1e-10)
 
 
 def test_cost_in_passes():
@@ -395,7 +396,7 @@ def test_a_weight_buys_the_same_share_of_the_gradient_at_every_resolution(object
         gradients = partial(
             torch.autograd.grad, inputs=list(student.parameters()), retain_graph=True, allow_unused=True
         )
-        with built.layers(student, teacher):
+        with built.context(student, teacher):
             terms = built.terms(student, teacher, process, found, built.jacobian)
             lengths = {
                 name: norm([part for part in gradients(built.loss({name: value})) if part is not None])

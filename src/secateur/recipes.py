@@ -12,7 +12,7 @@ from .compensation import CompensationConfig
 from .criteria import GradientFlowOptions, ScoringConfig, criterion_named
 from .evaluation import EvaluationConfig, LatencyOptions
 from .recovery import JacobianConfig, RecoveryConfig
-from .recovery.objectives import needs_teacher
+from .recovery.objectives.build import needs_teacher
 from .schedules import AdaptiveConfig, CutConfig, ProgressiveConfig, ScheduleName
 from .teacher import BookConfig
 

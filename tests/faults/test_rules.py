@@ -11,7 +11,7 @@ from secateur import EvaluationConfig, RecoveryConfig, ScoringConfig, TrialConfi
 from secateur.base.devices import choose_device
 from secateur.base.errors import SecateurError
 from secateur.base.rules import ONE_OR_MORE, Count, Seed, above, check, check_fields, checked, within
-from secateur.recovery.sensitivity import JacobianConfig
+from secateur.recovery import JacobianConfig
 from secateur.schedules import AdaptiveConfig, CutConfig, ProgressiveConfig
 
 HUGE = 10**30

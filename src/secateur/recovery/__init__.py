@@ -3,12 +3,12 @@
 from ..teacher import LiveTeacher, Teacher
 from .config import RecoveryConfig, WarmupConfig
 from .ema import Ema
-from .features import FeaturesConfig
 from .lora import LoraConfig
 from .objectives import OBJECTIVES, Objective
+from .objectives.features import FeaturesConfig
+from .objectives.objective import JacobianConfig
 from .optimizers import Muon
 from .pruner import AttachedPruner, Decision, Pruner
-from .sensitivity import JacobianConfig
 from .trainer import recover
 
 __all__ = [

@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 from ..base.errors import require
 from ..base.rules import Count, Seed, above, at_least, check_fields, from_to_below, within
-from .features import FeaturesConfig
 from .lora import LoraConfig
-from .sensitivity import JacobianConfig
+from .objectives.features import FeaturesConfig
+from .objectives.objective import JacobianConfig
 
 OptimizerName = Literal["adamw", "adamw8bit", "adafactor", "muon"]
 WeightPrecision = Literal["float32", "bf16"]

@@ -29,7 +29,8 @@ from ..structure.memory import LiveBytes
 from ..teacher import Draw, Teacher
 from .accelerator import precision_on
 from .config import RecoveryConfig
-from .objectives import Objective, build_objective
+from .objectives import Objective
+from .objectives.build import build_objective
 from .optimizers import is_matrix
 from .quantized import BLOCK, SMALLEST
 from .shards import block_names, replace_parameters
@@ -192,7 +193,7 @@ def _cheaper(
 
 
 def _pass(objective: Objective, student: nn.Module, teacher: nn.Module | None, process: Process, draw: Draw) -> None:
-    with objective.layers(student, teacher):
+    with objective.context(student, teacher):
         objective.loss(objective.terms(student, teacher, process, draw, objective.jacobian)).backward()
 
 

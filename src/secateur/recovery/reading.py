@@ -17,6 +17,7 @@ from ..models.predict import network_of, predict
 from ..teacher import Book, BookConfig, Contents, Draw, at
 from .config import RecoveryConfig
 from .draws import batch_indices
+from .objectives import objective_named
 
 FEWEST = 4096  # with fewer tuples, repeated reading costs quality (docs/teachers-book.md)
 READINGS = 4  # readings of every tuple in longer recoveries
@@ -26,12 +27,12 @@ OVERFITTED = 2.0  # ratio of that error to the one on trained tuples at which qu
 
 def contents_of(config: RecoveryConfig, null: Conditions) -> Contents:
     """The answers that the recovery's objective needs for every tuple; `null` is the null condition."""
-    jacobian = {"2ndmatch": "growth", "first-order": "products"}.get(config.objective, "none")
-    states = config.objective == "features"
+    objective = objective_named(config.objective)
+    jacobian, states = objective.teacher_jacobian, objective.compares_blocks
     return Contents(
         label_dropout=config.label_dropout if null else 0.0,
         horizontal_flip=config.horizontal_flip,
-        jacobian=jacobian,  # type: ignore[arg-type]
+        jacobian=jacobian,
         directions=0 if jacobian == "none" else config.jacobian.directions,
         projection=config.jacobian.projection if jacobian != "none" else "vjp",
         blocks=config.features.blocks if states else (),

@@ -20,7 +20,8 @@ from ..process.base import Process
 from ..teacher import Draw
 from .checkpoints import TrainingState, newest_checkpoint
 from .config import RecoveryConfig, learning_rate_at
-from .objectives import JACOBIAN, Objective, Terms
+from .objectives import Objective, Terms
+from .objectives.objective import JACOBIAN_TERM
 from .optimizers import set_learning_rate
 from .parallel import Parallel
 
@@ -102,7 +103,7 @@ class Stepper:
         state, accelerator = self.state, self.accelerator
         set_learning_rate(state.optimizer, partial(learning_rate_at, self.config, state.step))
         objective = self.objective.at(state.step).scaled(state.jacobian_scale)
-        with objective.layers(self.parallel.student, self.parallel.teacher):
+        with objective.context(self.parallel.student, self.parallel.teacher):
             norms, objective = self._measure_norms(draws, objective)
             sums = self._accumulate(draws, objective)
         stopped = torch.tensor(float(interrupted), device=accelerator.device)
@@ -117,7 +118,7 @@ class Stepper:
             copied.record()
         record = {"lr": learning_rate_at(self.config, state.step), **norms}
         if self.objective.balances:
-            record[WEIGHT] = self.objective.weights[JACOBIAN] * state.jacobian_scale
+            record[WEIGHT] = self.objective.weights[JACOBIAN_TERM] * state.jacobian_scale
         weights = {name: objective.weights[name] for name in sums}
         result = StepResult(state.step + 1, weights, values, copied, record)
         if not self.lags:
@@ -176,14 +177,14 @@ class Stepper:
         if not (balancing or self._norms_due()):
             return {}, objective
         norms = {name: self._gradient_norm(draws, objective, [name]) for name in objective.weights}
-        others = self._gradient_norm(draws, objective, [n for n in norms if n != JACOBIAN]) if balancing else 0.0
+        others = self._gradient_norm(draws, objective, [n for n in norms if n != JACOBIAN_TERM]) if balancing else 0.0
         if not all(map(math.isfinite, (*norms.values(), others))):
             return {}, objective  # an overflow; if it is not one of float16, `check` will raise
-        if balancing and min(norms[JACOBIAN], others) > 0:  # else there is nothing to balance yet
-            factor = min(1.0, others / norms[JACOBIAN])
+        if balancing and min(norms[JACOBIAN_TERM], others) > 0:  # else there is nothing to balance yet
+            factor = min(1.0, others / norms[JACOBIAN_TERM])
             self.state.jacobian_scale *= factor
             self.state.balanced += 1
-            norms[JACOBIAN] *= factor
+            norms[JACOBIAN_TERM] *= factor
             objective = objective.scaled(factor)
         return {NORM + name: length for name, length in norms.items()}, objective
 

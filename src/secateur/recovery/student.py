@@ -13,6 +13,7 @@ from ..base.errors import TrainingError
 from ..data.conditions import disable_label_dropout
 from .config import RecoveryConfig
 from .lora import add_lora, check_lora, merge_lora
+from .objectives import objective_named
 
 MATCHED_BY_SHAPE = ("adafactor", "adamw8bit")  # their state does not have the shape of shards
 
@@ -35,9 +36,9 @@ def check_student(model: nn.Module, config: RecoveryConfig) -> None:
         raise TrainingError(f"optimizer {config.optimizer} does not work on shards; use adamw or muon with them")
     if config.lora.rank:
         check_lora(config.lora, model)
-        if config.objective == "features":
+        if objective_named(config.objective).compares_blocks:
             raise TrainingError(
-                "objective features follows blocks by their weights, which LoRA wraps; use distillation"
+                f"objective {config.objective} follows blocks by their weights, which LoRA wraps; use distillation"
             )
     elif not (set(dict(model.named_parameters())) - frozen_by(model, config.freeze)):
         raise TrainingError(f"freeze {', '.join(config.freeze)} leaves nothing to train")

@@ -31,7 +31,8 @@ from .ema import Ema
 from .log import append_record, cut_log, means, seen
 from .lora import save_lora
 from .memory import affordable
-from .objectives import Objective, build_objective
+from .objectives import Objective
+from .objectives.build import build_objective
 from .optimizers import build_optimizer
 from .parallel import Parallel, Replicated, Sharded
 from .prefetch import prefetched

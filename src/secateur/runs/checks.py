@@ -19,7 +19,7 @@ from ..process.own import OwnObjective
 from ..recipes import Recipe
 from ..recovery import RecoveryConfig
 from ..recovery.accelerator import check_accelerator
-from ..recovery.objectives import build_objective
+from ..recovery.objectives.build import build_objective
 from ..recovery.recomputing import check_recomputing
 from ..recovery.student import check_student
 from ..results import CutResult, Ranking

@@ -21,7 +21,7 @@ from ..data.conditions import null_conditions
 from ..models.labels import relabel
 from ..recipes import Recipe
 from ..recovery import Pruner, WarmupConfig
-from ..recovery.objectives import build_objective
+from ..recovery.objectives.build import build_objective
 from ..results import (
     Compensation,
     CutResult,

@@ -22,7 +22,8 @@ from ..models.network import example_inputs
 from ..process.own import OwnObjective
 from ..recovery import RecoveryConfig
 from ..recovery.memory import recovery_memory
-from ..recovery.objectives import DENOISING, PROJECTING, TRAINING, build_objective
+from ..recovery.objectives.build import build_objective
+from ..recovery.objectives.objective import PROJECTING, TRAINING
 from ..recovery.recomputing import recomputing
 from .subject import Subject
 from .timing import Work, price_of_compensation
@@ -71,7 +72,7 @@ def _recovery(
     saves = any(getattr(config, name) != getattr(RecoveryConfig(), name) for name in SAVING)
     asked = None if work.reads or work.book is not None else work.teacher or subject.model
     if saves and not isinstance(subject.process, OwnObjective):
-        counted = replace(config, objective=DENOISING, weights={}) if asked is None else config
+        counted = replace(config, objective="denoising", weights={}) if asked is None else config
         return float(recovery_memory(subject.model, asked, subject.process, counted, subject.device).total)
     objective = build_objective(config, work.teacher or subject.model)
     parameters = FLOAT * sum(parameter.numel() for parameter in subject.model.parameters())

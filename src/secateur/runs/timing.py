@@ -21,7 +21,8 @@ from ..models.network import example_batch, example_inputs, input_shape
 from ..process.base import denoising_error
 from ..recipes import Recipe
 from ..recovery import RecoveryConfig, WarmupConfig
-from ..recovery.objectives import asking_passes, build_objective
+from ..recovery.objectives.build import build_objective
+from ..recovery.objectives.objective import recording_passes
 from ..recovery.reading import contents_of, tuples_for
 from ..results import CutResult
 from ..schedules.proxies import JUDGED_PASSES
@@ -119,7 +120,7 @@ def predict_passes(subject: Subject, work: Work) -> dict[str, float]:
     if work.book is not None:
         book, reader = work.book
         tuples = tuples_for(reader, book) + book.held_out
-        stages["record"] = tuples * asking_passes(contents_of(reader, {})) * FORWARD_SHARE
+        stages["record"] = tuples * recording_passes(contents_of(reader, {})) * FORWARD_SHARE
     if recovery is not None:
         student, taught = build_objective(recovery, subject.model).passes()
         taught = 0.0 if work.reads or work.book is not None else taught
