@@ -187,7 +187,7 @@ def write(results: dict[str, Any]) -> None:
     lines = [
         f"Planned to {results['target']} without weights, {results['threads']} thread(s), torch {results['torch']}.",
         "",
-        "| model | class | parameters | MACs | attention products | widths | blocks | left | inspect (s) | plan (s) |",
+        "| model | class | parameters | MACs | attention products | widths | blocks | MACs kept | describe (s) | plan (s) |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     lines += [
