@@ -187,7 +187,8 @@ def write(results: dict[str, Any]) -> None:
     lines = [
         f"Planned to {results['target']} without weights, {results['threads']} thread(s), torch {results['torch']}.",
         "",
-        "| model | class | parameters | MACs | attention products | widths | blocks | MACs kept | describe (s) | plan (s) |",
+        "| model | class | parameters | MACs | attention products | widths | blocks | MACs kept | describe (s) "
+        "| plan (s) |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     lines += [
