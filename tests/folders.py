@@ -5,7 +5,7 @@ from pathlib import Path
 import secateur
 from secateur.base.console import shown
 from secateur.runs.subject import open_subject
-from secateur.runs.sweep import plan_sweep, print_sweep
+from secateur.runs.sweep import planned_trials
 from secateur.runs.trials import open_bench
 
 
@@ -45,4 +45,4 @@ def planned_sweep(model, *, data, targets, shared, evaluation, new_labels, warmu
             open_subject(model, device=device, component=component), data, warmup if new_labels else None
         )
         chosen = {"criteria": (), "objectives": (), "seeds": (0,), "recipes": ("all",), **options}
-        print_sweep(plan_sweep(bench, targets, steps=steps, shared=shared, evaluation=evaluation, **chosen))
+        print(planned_trials(bench, targets, steps=steps, shared=shared, evaluation=evaluation, **chosen))

@@ -233,6 +233,8 @@ def test_the_command_writes_what_the_function_gives_and_says_what_is_wrong(tmp_p
     found = load_file(written)
     assert set(found) == set(expected)
     assert all(torch.equal(found[key], expected[key]) for key in found)
+    in_memory = secateur.slice_lora(lora, model=pruned)
+    assert all(torch.equal(in_memory[key], expected[key]) for key in expected)
     about = json.loads((tmp_path / "out" / "slicing.json").read_text())
     assert about["tensors"] == {"in": len(lora), "out": len(expected)}
     with pytest.raises(ModelError, match=r"no pruning\.json"):

@@ -14,8 +14,9 @@ __version__ = "0.2.0"
 
 # Where each public name lives: imported when it is first asked for, since torch and diffusers take seconds.
 _PLACES = {
-    "api.compress": ("compress", "plan", "quickstart"),
+    "api.compress": ("compress", "quickstart"),
     "api.one_stage": ("compensate", "evaluate", "finetune", "prune", "rank"),
+    "api.plans": ("plan", "plan_evaluate", "plan_finetune", "plan_prune", "plan_rank", "plan_record"),
     "base.errors": ("SecateurError",),
     "compensation": ("CompensationConfig",),
     "criteria": (
@@ -46,13 +47,13 @@ _PLACES = {
     "process.base": ("Process",),
     "process.diffusion": ("DiffusionProcess",),
     "process.flow": ("FlowProcess",),
-    "recipes": ("Recipe", "RecipeArguments", "recipe_named"),
+    "recipes": ("RECIPES", "Recipe", "RecipeArguments", "recipe_named"),
     "recovery": ("FeaturesConfig", "JacobianConfig", "LoraConfig", "RecoveryConfig", "WarmupConfig"),
     "recovery.memory": ("RecoveryMemory", "recovery_memory"),
     "runs.recording": ("record",),
     "results": ("Compensation", "CutResult", "Decisions", "Evaluation", "Ranking", "Recovery", "read_result"),
     "runs.arguments": ("ModelArguments", "NetworkArguments", "WeightsArguments"),
-    "runs.comparing": ("report",),
+    "runs.comparing": ("Comparison", "report"),
     "runs.encoding": ("encode",),
     "runs.formats": ("convert", "export", "slice_lora"),
     "runs.inspection": ("check_structure", "inspect"),
@@ -61,8 +62,8 @@ _PLACES = {
     "runs.publishing": ("push_to_hub", "save_pretrained"),
     "runs.run": ("Run",),
     "runs.sampling": ("sample",),
-    "runs.best": ("best",),
-    "runs.sweep": ("sweep",),
+    "runs.best": ("best", "plan_best"),
+    "runs.sweep": ("plan_sweep", "sweep"),
     "runs.trials": ("TrialConfig",),
     "structure": ("Block", "Cut", "Dim", "Structure", "StructureBuilder"),
     "teacher": ("Book", "BookConfig"),
@@ -74,13 +75,18 @@ __all__ = sorted(_PLACE_OF)
 
 if TYPE_CHECKING:  # what type checkers and editors see
     from .api.compress import compress as compress
-    from .api.compress import plan as plan
     from .api.compress import quickstart as quickstart
     from .api.one_stage import compensate as compensate
     from .api.one_stage import evaluate as evaluate
     from .api.one_stage import finetune as finetune
     from .api.one_stage import prune as prune
     from .api.one_stage import rank as rank
+    from .api.plans import plan as plan
+    from .api.plans import plan_evaluate as plan_evaluate
+    from .api.plans import plan_finetune as plan_finetune
+    from .api.plans import plan_prune as plan_prune
+    from .api.plans import plan_rank as plan_rank
+    from .api.plans import plan_record as plan_record
     from .base.errors import SecateurError as SecateurError
     from .compensation import CompensationConfig as CompensationConfig
     from .criteria import CedOptions as CedOptions
@@ -111,6 +117,7 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from .process.base import Process as Process
     from .process.diffusion import DiffusionProcess as DiffusionProcess
     from .process.flow import FlowProcess as FlowProcess
+    from .recipes import RECIPES as RECIPES
     from .recipes import Recipe as Recipe
     from .recipes import RecipeArguments as RecipeArguments
     from .recipes import recipe_named as recipe_named
@@ -132,6 +139,8 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from .runs.arguments import NetworkArguments as NetworkArguments
     from .runs.arguments import WeightsArguments as WeightsArguments
     from .runs.best import best as best
+    from .runs.best import plan_best as plan_best
+    from .runs.comparing import Comparison as Comparison
     from .runs.comparing import report as report
     from .runs.encoding import encode as encode
     from .runs.formats import convert as convert
@@ -146,6 +155,7 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from .runs.recording import record as record
     from .runs.run import Run as Run
     from .runs.sampling import sample as sample
+    from .runs.sweep import plan_sweep as plan_sweep
     from .runs.sweep import sweep as sweep
     from .runs.trials import TrialConfig as TrialConfig
     from .schedules import AdaptiveConfig as AdaptiveConfig

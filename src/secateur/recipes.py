@@ -241,6 +241,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "gradient-flow-compensated": lambda: compensated(gradient_flow()),
     "entpruner-compensated": lambda: compensated(entpruner()),
 }
+"""The named recipes: for each name, a function that returns the recipe."""
 
 
 def recipe_named(name: str) -> Recipe:

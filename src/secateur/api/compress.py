@@ -1,4 +1,4 @@
-"""All stages of a compression: `compress`, what it would take (`plan`), and an example (`quickstart`)."""
+"""All stages of a compression: `compress`, and an example (`quickstart`)."""
 
 from __future__ import annotations
 
@@ -21,14 +21,12 @@ from ..runs.compression import compress_stages, run_settings, with_labels_of
 from ..runs.data import encode_data, inputs_of, name_of
 from ..runs.folder import circumstances, folder_or_memory
 from ..runs.opening import opened, required
-from ..runs.plan import Plan, plan_of
 from ..runs.run import Run
 from ..runs.stages import (
     pipeline_stage,
     warmup_stage,
 )
 from ..runs.tidy import tidy
-from ..runs.timing import work_of
 from ..schedules import parse_target
 
 
@@ -97,36 +95,6 @@ def compress(
                     if not keep:
                         tidy(folder, settings.recovery, settings.schedule == "one-shot")
         return Run(subject, stages, about | circumstances(), folder)
-
-
-@recorded
-@checked
-def plan(
-    model: Any,
-    *,
-    target: str,
-    data: Any = None,
-    recipe: str | Recipe = "default",
-    new_labels: bool = False,
-    warmup: WarmupConfig | None = None,
-    **arguments: Unpack[CompressionArguments],
-) -> Plan:
-    """Predict size, time and memory of `compress` with the same arguments: `print(plan(...))`.
-
-    If data is given, it is checked too. For a model on the meta device, FLOPs are predicted instead of seconds.
-
-    Raises:
-        SecateurError: as `compress` would, wherever that is known before it begins.
-    """
-    parts, about_model = divided(arguments)
-    settings, goal = resolve(recipe, **parts), parse_target(target)
-    with opened(model, data, new_labels, **about_model) as (subject, given_data):
-        if new_labels:
-            subject = with_labels_of(required(given_data), subject, new_labels, settings.recovery.seed)
-        subject = subject.selected(settings.cut)
-        cut = check_compression(subject, given_data, goal, settings)
-        labels = (warmup or WarmupConfig()) if new_labels else None
-        return plan_of(subject, work_of(settings, cut, labels), goal, settings.cut)
 
 
 @recorded

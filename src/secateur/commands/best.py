@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import secateur
 
@@ -11,9 +12,8 @@ from ..evaluation import EvaluationConfig
 from ..recovery import WarmupConfig
 from ..reporting import TRIALS, read_run, summarize
 from ..results import Trials, read_result
-from ..runs.best import open_search, print_search
 from ..runs.search import ScoreName
-from ..runs.trials import TrialConfig, open_bench
+from ..runs.trials import TrialConfig
 from .options import Model
 
 
@@ -62,34 +62,19 @@ def best(
         warmup: how the new labels are trained.
         dry_run: print the rounds, the predicted time and memory, and stop.
     """
-    subject, labels = on.subject(), warmup if new_labels else None
+    subject, budget = on.subject(), {"budget_steps": budget_steps, "budget_minutes": budget_minutes}
+    settings: dict[str, Any] = {**budget, "target": target, "data": data, "recipes": recipes, "score": score}
+    settings |= {"seed": seed, "shared": shared, "evaluation": evaluation}
+    settings |= {"new_labels": new_labels, "warmup": warmup if new_labels else None}
     if dry_run:
-        bench = open_bench(subject, data, labels)
-        names, search = open_search(
-            bench, target, recipes, score, seed, shared, evaluation, budget_steps, budget_minutes
-        )
-        print_search(search, search.begin(names, budget_steps, budget_minutes))
+        say(str(secateur.plan_best(subject, **settings)))
         return
-    run = secateur.best(
-        subject,
-        target=target,
-        data=data,
-        out=out,
-        budget_steps=budget_steps,
-        budget_minutes=budget_minutes,
-        recipes=recipes,
-        score=score,
-        seed=seed,
-        shared=shared,
-        evaluation=evaluation,
-        new_labels=new_labels,
-        warmup=labels,
-    )
+    secateur.best(subject, **settings, out=out)
     for sentence in [
-        *read_result(Trials, run / TRIALS).sentences(),
+        *read_result(Trials, out / TRIALS).sentences(),
         "",
-        *summarize(read_run(run / "winner")).sentences,
+        *summarize(read_run(out / "winner")).sentences,
     ]:
         say(sentence)
     result = "pipeline" if subject.in_pipeline else "model"
-    say(f"\n{result:8} {run / 'winner' / result}\nreport   {run / 'report.html'}")
+    say(f"\n{result:8} {out / 'winner' / result}\nreport   {out / 'report.html'}")

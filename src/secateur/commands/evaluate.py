@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import secateur
 
 from ..base.console import say
 from ..evaluation import EvaluationConfig
 from ..models.precision import PrecisionName
-from ..runs.checks import check_evaluating
-from ..runs.data import no_data, open_data
-from ..runs.plan import plan_of
 from ..runs.run import noted
-from ..runs.timing import Work
 from .options import Model
 
 
@@ -44,13 +41,10 @@ def evaluate(
         dry_run: print the predicted time and memory, and stop.
     """
     subject, dense = on.subject(), on.other(reference)
+    options: dict[str, Any] = {"data": data, "reference": dense, "evaluation": evaluation, "precisions": precisions}
     if dry_run:
-        dataset = no_data(subject) if data is None else open_data(data, subject)
-        check_evaluating(subject, dataset, evaluation, dense, precisions)
-        say(str(plan_of(subject, Work(evaluation=evaluation))))
+        say(str(secateur.plan_evaluate(subject, **options)))
         return
-    result = secateur.evaluate(
-        subject, data=data, reference=dense, evaluation=evaluation, precisions=precisions, out=out
-    )
+    result = secateur.evaluate(subject, **options, out=out)
     say("\n".join([str(result), *map(noted, result.all_notes())]))
     say(f"report  {out / 'report.html'}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import secateur
 
@@ -10,11 +11,6 @@ from ..base.console import say
 from ..recipes import resolve
 from ..recovery import RecoveryConfig
 from ..reporting import read_run, summarize
-from ..runs.checks import check_finetuning
-from ..runs.data import drawn_by, open_data
-from ..runs.plan import plan_of
-from ..runs.recording import opened_book
-from ..runs.timing import Work
 from .options import Model
 
 
@@ -46,14 +42,11 @@ def finetune(
     """
     subject, dense = on.subject(), on.other(teacher)
     recovery = resolve("default", recovery=recovery).recovery
+    options: dict[str, Any] = {"data": data, "teacher": dense, "book": book, "recovery": recovery}
     if dry_run:
-        dataset = drawn_by(dense, data) or open_data(data, subject)
-        answers = None if book is None else opened_book(book, subject, dataset, dense)
-        check_finetuning(subject, dataset, recovery, dense, answers)
-        work = Work(recovery=recovery, teacher=None if dense is None else dense.model, reads=answers is not None)
-        say(str(plan_of(subject, work)))
+        say(str(secateur.plan_finetune(subject, **options)))
         return
-    secateur.finetune(subject, data=data, teacher=dense, book=book, recovery=recovery, out=out, keep=keep)
+    secateur.finetune(subject, **options, out=out, keep=keep)
     result = "pipeline" if subject.in_pipeline else "model"
     say("\n".join(summarize(read_run(out)).sentences))
     say(f"\n{result:8} {out / result}\nreport   {out / 'report.html'}\nlog      {out / 'recovery' / 'log.jsonl'}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import secateur
 
@@ -10,11 +11,7 @@ from ..base.console import say
 from ..compensation import CompensationConfig
 from ..criteria import ScoringConfig
 from ..reporting import read_run, summarize
-from ..runs.checks import check_pruning
-from ..runs.data import open_calibration
-from ..runs.plan import plan_of
-from ..runs.timing import Work
-from ..schedules import CutConfig, parse_target
+from ..schedules import CutConfig
 from .options import Compensates, CriterionName, Model
 
 
@@ -48,16 +45,13 @@ def prune(
         compensation: options of the refit.
         dry_run: print the plan, the predicted size, time and memory, and stop.
     """
-    subject, goal = on.subject(), parse_target(target)
-    refit = compensation if compensates else None
+    subject = on.subject()
+    options: dict[str, Any] = {"target": target, "data": data, "criterion": criterion, "scoring": scoring, "cut": cut}
+    options |= {"compensation": compensation if compensates else None}
     if dry_run:
-        subject = subject.selected(cut)
-        plan = check_pruning(subject, open_calibration(data, subject, criterion), goal, criterion, cut)
-        say(str(plan_of(subject, Work(plan, (criterion, scoring), refit), goal, cut)))
+        say(str(secateur.plan_prune(subject, **options)))
         return
-    secateur.prune(
-        subject, target=target, data=data, criterion=criterion, scoring=scoring, cut=cut, out=out, compensation=refit
-    )
+    secateur.prune(subject, **options, out=out)
     say("\n".join(summarize(read_run(out)).sentences))
     result = "pipeline" if subject.in_pipeline else "compensated" if compensates else "pruned"
     say(f"\n{'pipeline' if subject.in_pipeline else 'model':8} {out / result}\nreport   {out / 'report.html'}")

@@ -8,10 +8,6 @@ import secateur
 
 from ..base.console import say
 from ..criteria import ScoringConfig
-from ..runs.checks import check_ranking
-from ..runs.data import open_calibration
-from ..runs.plan import plan_of
-from ..runs.timing import Work
 from .options import CriterionName, Model
 
 
@@ -37,8 +33,7 @@ def rank(
     """
     subject = on.subject()
     if dry_run:
-        check_ranking(subject, open_calibration(data, subject, criterion), criterion)
-        say(str(plan_of(subject, Work(ranking=(criterion, scoring)))))
+        say(str(secateur.plan_rank(subject, data=data, criterion=criterion, scoring=scoring)))
         return
     ranking = secateur.rank(subject, data=data, criterion=criterion, scoring=scoring, out=out)
     say("\n\n".join(table.to_markdown() for table in ranking.tables().values()))

@@ -9,9 +9,7 @@ import secateur
 from ..base.console import say
 from ..recipes import resolve
 from ..recovery import RecoveryConfig
-from ..runs.plan import plan_of
 from ..runs.recording import say_book
-from ..runs.timing import Work
 from ..teacher import BookConfig
 from .options import Model
 
@@ -44,6 +42,6 @@ def record(
     subject = on.subject()
     settings = resolve("default", recovery=recovery).recovery
     if dry_run:
-        say(str(plan_of(subject, Work(book=(book, settings)))))
+        say(str(secateur.plan_record(subject, book=book, recovery=settings)))
         return
     say_book(secateur.record(subject, data=data, book=book, recovery=settings, out=out))

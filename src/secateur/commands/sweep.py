@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import secateur
 
 from ..base.console import say
 from ..evaluation import EvaluationConfig
 from ..recovery import WarmupConfig
-from ..runs.sweep import plan_sweep, print_sweep
-from ..runs.trials import TrialConfig, open_bench
+from ..runs.trials import TrialConfig
 from .options import CriterionName, Model
 
 
@@ -55,25 +55,12 @@ def sweep(
         warmup: how the new labels are trained.
         dry_run: print the trials, their predicted times and the memory, and stop.
     """
-    subject, labels = on.subject(), warmup if new_labels else None
+    subject, trials = on.subject(), {"targets": targets, "recipes": recipes, "criteria": criteria, "seeds": seeds}
+    settings: dict[str, Any] = {**trials, "data": data, "objectives": objectives, "steps": steps, "shared": shared}
+    settings |= {"evaluation": evaluation, "new_labels": new_labels, "warmup": warmup if new_labels else None}
     if dry_run:
-        bench = open_bench(subject, data, labels)
-        print_sweep(plan_sweep(bench, targets, recipes, criteria, objectives, seeds, steps, shared, evaluation))
+        say(str(secateur.plan_sweep(subject, **settings)))
         return
-    run = secateur.sweep(
-        subject,
-        data=data,
-        out=out,
-        targets=targets,
-        recipes=recipes,
-        criteria=criteria,
-        objectives=objectives,
-        seeds=seeds,
-        steps=steps,
-        shared=shared,
-        evaluation=evaluation,
-        new_labels=new_labels,
-        warmup=labels,
-    )
-    say((run / "tables" / "comparison.md").read_text(encoding="utf-8"))
-    say(f"report  {run / 'report.html'}")
+    secateur.sweep(subject, **settings, out=out)
+    say((out / "tables" / "comparison.md").read_text(encoding="utf-8"))
+    say(f"report  {out / 'report.html'}")

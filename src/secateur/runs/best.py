@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from typing_extensions import Unpack
 
-from ..base.console import say, shown
+from ..base.console import shown
 from ..base.distributed import one_process
 from ..base.errors import require, require_one_of
 from ..base.origin import recorded
@@ -22,11 +22,42 @@ from ..reporting import TRIALS, write_comparison
 from ..results import Trials, read_result, write_result
 from ..schedules import parse_target
 from .arguments import ModelArguments
+from .comparing import Comparison, folder_or_temporary, read_comparison
 from .folder import run_folder
 from .search import ScoreName, Searcher, search_of
 from .subject import open_subject
 from .timing import format_duration
 from .trials import CACHE, Bench, TrialConfig, most_bytes, open_bench, recipe_names, warm_up
+
+
+@dataclass(frozen=True)
+class SearchPlan:
+    """The rounds of a search; prints as lines.
+
+    Attributes:
+        trials: the recipes that cannot take part, and the search: its rounds and predicted times.
+    """
+
+    searcher: Searcher = field(repr=False)
+    trials: Trials
+
+    def __str__(self) -> str:
+        search = search_of(self.trials)
+        left = search.budget_steps - sum(one.candidates * one.steps for one in search.rounds)
+        short = [self.searcher.trial(recipe, search.budget_steps) for recipe in search.recipes]
+        return "\n".join(
+            [
+                f"judged by  {search.judged_by}",
+                *(f"skipped    {trial.recipe}: {trial.reason}" for trial in self.trials.trials),
+                *(
+                    f"round {number}    {one.candidates} recipes, {one.steps} steps each"
+                    for number, one in enumerate(search.rounds, start=1)
+                ),
+                f"winner     {left} steps",
+                f"time       about {format_duration(search.predicted_seconds)}",
+                f"memory     about {format_count(most_bytes(self.searcher.bench, short))}B at most",
+            ]
+        )
 
 
 @recorded
@@ -36,7 +67,6 @@ def best(
     *,
     target: str,
     data: Any,
-    out: str | Path,
     budget_steps: Count | None = None,
     budget_minutes: Annotated[float, above(0)] | None = None,
     recipes: Sequence[str] = ("all",),
@@ -46,22 +76,22 @@ def best(
     evaluation: EvaluationConfig | None = None,
     new_labels: bool = False,
     warmup: WarmupConfig | None = None,
+    out: str | Path | None = None,
     progress: bool = False,
     **arguments: Unpack[ModelArguments],
-) -> Path:
+) -> Comparison | Path:
     """Find the recipe that suits a model at one target, within a budget, and compress by it.
 
     Half of the budget goes into successive halving: all recipes in short trials, the better half of them in longer
-    ones, until one remains. The rest of the budget is spent on a whole compression by that one, in OUT/winner; its
-    model is OUT/winner/model, or OUT/winner/pipeline when a pipeline was given. Every trial starts from the dense
-    model, so it equals a run of that many steps. Progressive recipes whose stages would not fit into half of a trial
-    get shorter stages. The same call resumes a search that was stopped.
+    ones, until one remains. The rest of the budget is spent on a whole compression by that one; with `out` it is in
+    OUT/winner, its model in OUT/winner/model, or OUT/winner/pipeline when a pipeline was given. Every trial starts from
+    the dense model, so it equals a run of that many steps. Progressive recipes whose stages would not fit into half of
+    a trial get shorter stages. The same call resumes a search that was stopped.
 
     Args:
         model, data: as for `compress`.
         target: the size to reach: macs=50%, macs=3.4G, params=20M, blocks=6 (six stay) or latency=20ms (one call at
             batch size 1).
-        out: folder of the search.
         budget_steps: recovery steps of all trials and the winner together.
         budget_minutes: time of everything together; trials get the steps that are predicted to fit, the winner the
             rest.
@@ -73,36 +103,65 @@ def best(
         evaluation: how to measure the winner; trials compared by the Fréchet distance draw as many samples.
         new_labels: replace the model's classes by the data's: new label embeddings, trained once before the search.
         warmup: how the new labels are trained.
+        out: folder of the search. Without it, the search uses a temporary folder, and the winner is then in memory.
         progress: show progress bars and print notes.
         arguments: those of `ModelArguments`.
 
     Returns:
-        The folder of the search.
+        With `out` the folder of the search, else the trials, and the whole compression as `.winner`.
 
     Raises:
         SecateurError: bad input, a budget too small for a search, or no recipe that can run.
     """
-    with shown(progress):
+    with shown(progress), folder_or_temporary(out) as place:
         labels = (warmup or WarmupConfig()) if new_labels else None
         bench = open_bench(open_subject(model, **arguments), data, labels)
         shared, evaluation = shared or TrialConfig(), evaluation or EvaluationConfig()
         names, search = open_search(
             bench, target, recipes, score, seed, shared, evaluation, budget_steps, budget_minutes
         )
-        path = Path(out) / TRIALS
+        path = place / TRIALS
         begun = None if path.is_file() else search.begin(names, budget_steps, budget_minutes)
         places = {"command": "best", "model": bench.subject.name, "target": str(search.goal), "data": bench.data}
         chosen = {"recipes": names, "score": score, "budget_steps": budget_steps, "budget_minutes": budget_minutes}
         settings = {"seed": seed, **bench.subject.settings, **chosen, "warmup": labels}
         settings |= {"shared": shared, "evaluation": evaluation}
-        with run_folder(out, {**places, **settings}, bench.inputs) as run:
+        with run_folder(place, {**places, **settings}, bench.inputs) as run:
             if begun is not None and not path.is_file():
                 write_result(path, begun)  # before the first trial, so that a resumed search keeps its steps
             search = replace(search, bench=warm_up(bench, run, shared))
             search.finish(run, search.find(run, read_result(Trials, path)))
             shutil.rmtree(run / CACHE, ignore_errors=True)
             write_comparison(run)
-            return run
+            return run if out is not None else read_comparison(run, search.bench.subject)
+
+
+@checked
+def plan_best(
+    model: Any,
+    *,
+    target: str,
+    data: Any,
+    budget_steps: Count | None = None,
+    budget_minutes: Annotated[float, above(0)] | None = None,
+    recipes: Sequence[str] = ("all",),
+    score: ScoreName = "loss",
+    seed: Seed = 0,
+    shared: TrialConfig | None = None,
+    evaluation: EvaluationConfig | None = None,
+    new_labels: bool = False,
+    warmup: WarmupConfig | None = None,
+    **arguments: Unpack[ModelArguments],
+) -> SearchPlan:
+    """The rounds of `best` with the same arguments, and the time and memory that they would take.
+
+    Raises:
+        SecateurError: as `best` would, wherever that is known before it begins.
+    """
+    bench = open_bench(open_subject(model, **arguments), data, (warmup or WarmupConfig()) if new_labels else None)
+    shared, evaluation = shared or TrialConfig(), evaluation or EvaluationConfig()
+    names, search = open_search(bench, target, recipes, score, seed, shared, evaluation, budget_steps, budget_minutes)
+    return SearchPlan(search, search.begin(names, budget_steps, budget_minutes))
 
 
 def open_search(
@@ -128,17 +187,3 @@ def open_search(
     )
     require_one_of("score", score, ScoreName)
     return recipe_names(recipes), Searcher(bench, parse_target(target), seed, shared, evaluation, score)
-
-
-def print_search(searcher: Searcher, planned: Trials) -> None:
-    """Print the rounds of a search with its predicted time and memory."""
-    search = search_of(planned)
-    say(f"judged by  {search.judged_by}")
-    for trial in planned.trials:
-        say(f"skipped    {trial.recipe}: {trial.reason}")
-    for number, one in enumerate(search.rounds, start=1):
-        say(f"round {number}    {one.candidates} recipes, {one.steps} steps each")
-    left = search.budget_steps - sum(one.candidates * one.steps for one in search.rounds)
-    say(f"winner     {left} steps\ntime       about {format_duration(search.predicted_seconds)}")
-    trials = [searcher.trial(recipe, search.budget_steps) for recipe in search.recipes]
-    say(f"memory     about {format_count(most_bytes(searcher.bench, trials))}B at most")

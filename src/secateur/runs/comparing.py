@@ -1,13 +1,69 @@
-"""The report of one run, or the page that compares several."""
+"""Several runs side by side: those of a sweep or a search in memory, and the page that compares runs in folders."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..base.errors import SecateurError, require
+from ..base.files import read_json
 from ..reporting import TRIALS, write_comparison, write_report
-from .folder import refuse_run
+from ..results import Trials, read_result
+from .compression import read_compressed
+from .folder import CONFIG, refuse_run
+from .run import Run
+from .search import WINNER
+from .subject import Subject
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `sweep` and `best` return without a folder; it prints as a table of what was measured.
+
+    Attributes:
+        trials: every trial and its outcome, and the plan and result of a search.
+        runs: the finished compressions, by the name of the trial; of a search, the winner alone.
+        table: what was measured, in Markdown.
+    """
+
+    trials: Trials
+    runs: Mapping[str, Run] = field(repr=False)
+    table: str = field(repr=False)
+
+    @property
+    def winner(self) -> Run | None:
+        """The whole compression by the recipe that won the search; None for a sweep."""
+        return self.runs.get(WINNER)
+
+    def __str__(self) -> str:
+        return "\n".join([*self.trials.sentences(), self.table])
+
+
+def read_comparison(folder: Path, subject: Subject) -> Comparison:
+    """Read a finished sweep or search of the subject's model into memory."""
+    found = read_result(Trials, folder / TRIALS)
+    places = {
+        trial.name: folder / (trial.folder or f"trials/{trial.name}")
+        for trial in found.trials
+        if trial.status == "done" and trial.rung is None
+    }
+    runs = {
+        name: Run(subject, read_compressed(place, subject), read_json(place / CONFIG)) for name, place in places.items()
+    }
+    return Comparison(found, runs, (folder / "tables" / "comparison.md").read_text(encoding="utf-8"))
+
+
+@contextmanager
+def folder_or_temporary(out: str | Path | None) -> Iterator[Path]:
+    """`out`, or a temporary folder that is removed after the block."""
+    if out is not None:
+        yield Path(out)
+        return
+    with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
+        yield Path(folder) / "run"
 
 
 def report(runs: str | Path | Sequence[str | Path], *, out: str | Path | None = None) -> Path:

@@ -15,7 +15,6 @@ from ..base.console import say
 from ..base.distributed import wait_for_everyone
 from ..base.errors import DataError, ModelError
 from ..base.fingerprint import model_fingerprint
-from ..criteria import criterion_named
 from ..data import EncodedDataset, ImageDataset, LatentDataset, NoData, load_data
 from ..data.autoencoder import latent_space
 from ..data.classes import numbered
@@ -56,19 +55,6 @@ def open_data(data: Any, subject: Subject, new_labels: bool = False) -> ImageDat
     if not new_labels:
         _say_classes(dataset, class_count(subject.model))
     return dataset
-
-
-def open_calibration(data: Any, subject: Subject, criterion: str) -> ImageDataset | None:
-    """Open the data that the criterion needs; None if it needs none.
-
-    Raises:
-        SecateurError: it needs data, and `data` is None; or as `open_data`.
-    """
-    if not criterion_named(criterion).needs_data:
-        return None
-    if data is None:
-        raise DataError(f"criterion {criterion} needs images; give data")
-    return open_data(data, subject)
 
 
 def encode_data(dataset: Encodable, subject: Subject) -> Encodable:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
+from torch import Tensor
 from typing_extensions import Unpack
 
 from ..base.console import shown
@@ -106,34 +108,42 @@ def export(
 
 
 @checked
-def slice_lora(lora: str | Path, *, model: Any, out: str | Path, **arguments: Unpack[WeightsArguments]) -> Path:
+def slice_lora(
+    lora: str | Path | Mapping[str, Tensor],
+    *,
+    model: Any,
+    out: str | Path | None = None,
+    **arguments: Unpack[WeightsArguments],
+) -> dict[str, Tensor] | Path:
     """Slice a LoRA of the dense model so that it fits the pruned one; on what was kept, its effect is the same.
 
-    Writes OUT/pytorch_lora_weights.safetensors, which `pipeline.load_lora_weights(OUT)` loads, and slicing.json.
-
     Args:
-        lora: .safetensors file of diffusers, peft or kohya, or the folder that holds it.
+        lora: .safetensors file of diffusers, peft or kohya, the folder that holds it, or its tensors by name.
         model: the pruned model or pipeline: a folder, a hub id, or an object in memory.
-        out: folder to write.
+        out: folder for pytorch_lora_weights.safetensors, which `pipeline.load_lora_weights(OUT)` loads, and
+            slicing.json, which lists layers and sizes before and after.
         arguments: those of `WeightsArguments`.
 
     Returns:
-        The file of the sliced LoRA; slicing.json lists its layers and sizes before and after.
+        The tensors of the sliced LoRA, which `pipeline.load_lora_weights` takes; with `out`, the file.
 
     Raises:
         SecateurError: a LoRA that cannot be read, or belongs to another model.
     """
-    refuse_run(out)
-    before = read_lora(Path(lora))
+    if out is not None:
+        refuse_run(out)
+    before = dict(lora) if isinstance(lora, Mapping) else read_lora(lora)
     pruned = open_weights(model, "cpu", **arguments)
     after = sliced(before, pruned)
+    if out is None:
+        return after
     manifest = manifest_of(pruned)
     assert manifest is not None
     parameters = {
         name: sum(value.numel() for value in each.values()) for name, each in (("in", before), ("out", after))
     }
     about = {
-        "lora": str(lora),
+        "lora": "in memory" if isinstance(lora, Mapping) else str(lora),
         "model": model if isinstance(model, str) else type(pruned).__name__,
         "manifest_sha256": manifest.digest,
         "tensors": {"in": len(before), "out": len(after)},

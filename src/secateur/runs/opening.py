@@ -154,10 +154,11 @@ def beside(subject: Subject, model: Any, **arguments: Unpack[NetworkArguments]) 
         name = type(network).__name__
         return Subject(Loaded(network, subject.process), described(name, network), name)
     shared = of_another_model(arguments)
-    shared["device"] = subject.device
+    device = None if subject.device.type == "meta" else subject.device  # None: where it is
+    shared["device"] = device
     if isinstance(model, nn.Module):
         gives_process = config_of(shared.get("process")) is not None
-        shared = {"device": subject.device, "process": shared["process"] if gives_process else subject.process}
+        shared = {"device": device, "process": shared["process"] if gives_process else subject.process}
     other = open_subject(model, **shared)
     check_comparable(subject, other)
     return other

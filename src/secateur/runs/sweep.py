@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from ..reporting import TRIALS, write_comparison
 from ..results import Trials, read_result, write_result
 from ..schedules import parse_target
 from .arguments import ModelArguments
+from .comparing import Comparison, folder_or_temporary, read_comparison
 from .folder import run_folder
 from .subject import open_subject
 from .timing import format_duration, seconds_per_pair
@@ -43,13 +44,31 @@ from .trials import (
 
 
 @dataclass(frozen=True)
-class Planned:
-    """The trials of a sweep, and for each its predicted seconds or why it cannot run."""
+class SweepPlan:
+    """The trials of a sweep; prints as lines.
 
-    bench: Bench
-    trials: list[Trial]
-    plans: dict[str, float | str]
+    Attributes:
+        trials: every trial.
+        seconds: by the name of the trial, its predicted seconds, or why it cannot run.
+        warm_up: predicted seconds of training new labels before all trials.
+    """
+
+    bench: Bench = field(repr=False)
+    trials: tuple[Trial, ...]
+    seconds: Mapping[str, float | str]
     warm_up: float
+
+    def __str__(self) -> str:
+        lines = [f"{'warm up':48} about {format_duration(self.warm_up)}"] if self.warm_up else []
+        for name, each in self.seconds.items():
+            lines.append(
+                f"{name:48} " + (f"about {format_duration(each)}" if isinstance(each, float) else f"skipped: {each}")
+            )
+        times = [seconds for seconds in self.seconds.values() if isinstance(seconds, float)]
+        whole = format_duration(self.warm_up + sum(times))
+        lines.append(f"{len(times)} of {len(self.seconds)} trials would run, about {whole} in all")
+        runnable = [trial for trial in self.trials if isinstance(self.seconds[trial.name], float)]
+        return "\n".join([*lines, f"memory: about {format_count(most_bytes(self.bench, runnable))}B at most"])
 
 
 @recorded
@@ -58,7 +77,6 @@ def sweep(
     model: Any,
     *,
     data: Any,
-    out: str | Path,
     targets: Sequence[str],
     recipes: Sequence[str] = ("all",),
     criteria: Sequence[str] = (),
@@ -69,18 +87,18 @@ def sweep(
     evaluation: EvaluationConfig | None = None,
     new_labels: bool = False,
     warmup: WarmupConfig | None = None,
+    out: str | Path | None = None,
     progress: bool = False,
     **arguments: Unpack[ModelArguments],
-) -> Path:
+) -> Comparison | Path:
     """Compress one model in every combination of recipes, criteria, objectives, targets and seeds, and compare.
 
-    Each trial is a run of `compress` in OUT/trials, with its own report; OUT/report.html compares them. The same call
-    resumes a sweep that was stopped; with more recipes, targets or seeds it extends the sweep. A trial that fails does
-    not stop the others.
+    With `out`, each trial is a run of `compress` in OUT/trials, with its own report, and OUT/report.html compares them.
+    The same call resumes a sweep that was stopped; with more recipes, targets or seeds it extends the sweep. A trial
+    that fails does not stop the others.
 
     Args:
         model, data: as for `compress`.
-        out: folder of the sweep.
         targets: the sizes to reach: macs=50%, params=20M, blocks=6 (six stay) or latency=20ms (one call at batch size
             1).
         recipes: named recipes, or all.
@@ -92,34 +110,60 @@ def sweep(
         evaluation: what to measure; its seed is that of the samples of all trials.
         new_labels: replace the model's classes by the data's: new label embeddings, trained once before all trials.
         warmup: how the new labels are trained.
+        out: folder of the sweep. Without it, trials use a temporary folder and are then in memory, all of them at once.
         progress: show progress bars and print notes.
         arguments: those of `ModelArguments`.
 
     Returns:
-        The folder of the sweep.
+        With `out` the folder of the sweep, else the trials and the runs.
 
     Raises:
         SecateurError: bad input, no trial can run, or, after all others are done, some trials failed.
     """
-    with shown(progress):
-        subject = open_subject(model, **arguments)
-        labels = (warmup or WarmupConfig()) if new_labels else None
-        shared, evaluation = shared or TrialConfig(), evaluation or EvaluationConfig()
-        planned = plan_sweep(
-            open_bench(subject, data, labels), targets, recipes, criteria, objectives, seeds, steps, shared, evaluation
-        )
-        bench, trials = planned.bench, planned.trials
-        places = {"command": "sweep", "model": subject.name, "data": bench.data, **subject.settings}
+    shared, evaluation = shared or TrialConfig(), evaluation or EvaluationConfig()
+    labels = (warmup or WarmupConfig()) if new_labels else None
+    with shown(progress), folder_or_temporary(out) as place:
+        bench = open_bench(open_subject(model, **arguments), data, labels)
+        plan = planned_trials(bench, targets, recipes, criteria, objectives, seeds, steps, shared, evaluation)
+        places = {"command": "sweep", "model": bench.subject.name, "data": bench.data, **bench.subject.settings}
         settings = {"steps": steps, "warmup": labels, "shared": shared, "evaluation": evaluation}
-        with run_folder(out, {**places, **settings}, bench.inputs) as run:
-            _run_all(run, warm_up(bench, run, shared), trials, planned.plans)
+        with run_folder(place, {**places, **settings}, bench.inputs) as run:
+            bench = warm_up(bench, run, shared)
+            _run_all(run, bench, plan)
             shutil.rmtree(run / CACHE, ignore_errors=True)
             write_comparison(run)
-            _require_done(run, trials)
-            return run
+            _require_done(run, plan.trials)
+            return run if out is not None else read_comparison(run, bench.subject)
 
 
-def _require_done(run: Path, trials: list[Trial]) -> None:
+@checked
+def plan_sweep(
+    model: Any,
+    *,
+    data: Any,
+    targets: Sequence[str],
+    recipes: Sequence[str] = ("all",),
+    criteria: Sequence[str] = (),
+    objectives: Sequence[str] = (),
+    seeds: tuple[Seed, ...] = (0,),
+    steps: Count | None = None,
+    shared: TrialConfig | None = None,
+    evaluation: EvaluationConfig | None = None,
+    new_labels: bool = False,
+    warmup: WarmupConfig | None = None,
+    **arguments: Unpack[ModelArguments],
+) -> SweepPlan:
+    """The trials of `sweep` with the same arguments, and the time and memory that they would take.
+
+    Raises:
+        SecateurError: bad input, or no trial can run.
+    """
+    shared, evaluation = shared or TrialConfig(), evaluation or EvaluationConfig()
+    bench = open_bench(open_subject(model, **arguments), data, (warmup or WarmupConfig()) if new_labels else None)
+    return planned_trials(bench, targets, recipes, criteria, objectives, seeds, steps, shared, evaluation)
+
+
+def _require_done(run: Path, trials: Sequence[Trial]) -> None:
     names = {trial.name for trial in trials}
     found = read_result(Trials, run / TRIALS).trials
     failed = [outcome for outcome in found if outcome.name in names and outcome.status == "failed"]
@@ -130,7 +174,7 @@ def _require_done(run: Path, trials: list[Trial]) -> None:
         )
 
 
-def plan_sweep(
+def planned_trials(
     bench: Bench,
     targets: Sequence[str],
     recipes: Sequence[str],
@@ -140,7 +184,7 @@ def plan_sweep(
     steps: int | None,
     shared: TrialConfig,
     evaluation: EvaluationConfig,
-) -> Planned:
+) -> SweepPlan:
     """The trials and their predicted times; a ranking that several share counts once.
 
     Raises:
@@ -165,34 +209,21 @@ def plan_sweep(
         ranked.add(ranking)
     if not any(isinstance(plan, float) for plan in plans.values()):
         raise SecateurError(f"no trial can run: {next(iter(plans.values()))}")
-    return Planned(bench, trials, plans, warm_up_seconds(bench, shared, second))
+    return SweepPlan(bench, tuple(trials), plans, warm_up_seconds(bench, shared, second))
 
 
-def print_sweep(planned: Planned) -> None:
-    """Print the trials with their predicted times."""
-    if planned.warm_up:
-        say(f"{'warm up':48} about {format_duration(planned.warm_up)}")
-    for name, plan in planned.plans.items():
-        say(f"{name:48} " + (f"about {format_duration(plan)}" if isinstance(plan, float) else f"skipped: {plan}"))
-    times = [plan for plan in planned.plans.values() if isinstance(plan, float)]
-    whole = format_duration(planned.warm_up + sum(times))
-    say(f"{len(times)} of {len(planned.plans)} trials would run, about {whole} in all")
-    runnable = [trial for trial in planned.trials if isinstance(planned.plans[trial.name], float)]
-    say(f"memory: about {format_count(most_bytes(planned.bench, runnable))}B at most")
-
-
-def _run_all(run: Path, bench: Bench, trials: list[Trial], plans: dict[str, float | str]) -> None:
+def _run_all(run: Path, bench: Bench, plan: SweepPlan) -> None:
     """Run the trials that are not done yet; `trials.json` is updated after each."""
-    path = run / TRIALS
+    trials, path = plan.trials, run / TRIALS
     found = read_result(Trials, path).trials if path.is_file() else ()
     outcomes = {outcome.name: outcome for outcome in found}
     for trial in trials:
-        plan = plans[trial.name]
-        if isinstance(plan, str):
-            say(f"{trial.name}: skipped: {plan}")
+        seconds = plan.seconds[trial.name]
+        if isinstance(seconds, str):
+            say(f"{trial.name}: skipped: {seconds}")
         before, outcome = outcomes.get(trial.name), trial.waiting
-        if isinstance(plan, str):
-            outcome = replace(outcome, status="skipped", reason=plan)
+        if isinstance(seconds, str):
+            outcome = replace(outcome, status="skipped", reason=seconds)
         elif is_done(run / "trials" / trial.name):
             outcome = replace(outcome, status="done", seconds=before.seconds if before is not None else None)
         outcomes[trial.name] = outcome
