@@ -152,34 +152,33 @@ def page(rows: list[str], works: int) -> str:
     return PAGE.format(works=works, count=len(rows), rows="\n".join(rows))
 
 
-PAGE = """# Architectures whose structure is found
+PAGE = """# Architectures whose structure is discovered
 
-Every class of `diffusers.models` with Transformer or DiT in its name, on a small random configuration. {works} of
-{count} have widths that were found by tracing and proven: masks equal removal, width by width, block by block, and in
-random cuts of many. What is not in the table stays whole. Written by `make torture` (`tests/test_discovery.py`).
+The table below covers every class of `diffusers.models` with Transformer or DiT in its name, each with a small random configuration.
+For {works} of {count}, removable widths were found by tracing and proven: masks equal removal for each width, each block and random cuts
+of many. Widths and blocks that are not listed are not cut. `make torture` writes this page (`tests/test_discovery.py`).
 
-Plans count MACs without running a network. Those of `HiDreamImage` and
-`HunyuanVideo15` cannot be counted so, since their passes depend on values that they compute: which expert a token goes
-to, and whether an image is given. A plan of them is refused in one line.
+A plan counts MACs without running the network. This is not possible for `HiDreamImage` and `HunyuanVideo15`, whose passes depend on
+computed values (which expert a token goes to, and whether an image is given). Their plan is refused in one line.
 
-Classes that are declared by hand ([adding an architecture](adding-an-architecture.md)) have more; here they are taken
-for unknown ones. `*` stands for the number of a layer, and the numbers in brackets count layers.
+Some of these classes are declared by hand ([adding an architecture](adding-an-architecture.md)), and then more of them can be removed;
+this table has only what discovery finds. `*` stands for the number of a layer; numbers in brackets count layers.
 
-| released model | parameters | structure found and proven, once | from the cache | plan of a cut |
+| released model | parameters | discovery with proof, once | from the cache | plan of a cut |
 |---|---|---|---|---|
 | Flux.2 klein 4B | 3.88 B | 3.5 s | 0.02 s | 0.3 s |
 | Flux.2 dev | 32.2 B | 4.4 s | 0.03 s | 0.6 s |
 | Z-Image | 6.15 B | 3.9 s | 0.02 s | 0.4 s |
 | Qwen-Image | 20.4 B | 6.4 s | 0.07 s | 1.5 s |
 | Wan 2.1 1.3B | 1.42 B | 2.6 s | 0.04 s | 1.0 s |
-| Wan 2.1, and each of the two of 2.2, 14B | 14.3 B | 3.4 s | 0.05 s | 0.9 s |
+| Wan 2.1 14B, and each of the two models of Wan 2.2 | 14.3 B | 3.4 s | 0.05 s | 0.9 s |
 | Chroma1-HD, declared by hand | 8.9 B | 0.01 s | 0.01 s | 2.1 s |
 | Lumina-Image 2.0 | 2.61 B | 4.0 s | 0.02 s | 0.4 s |
 
-Seconds of one CPU core, without the weights, in 0.6 GB of memory: nothing of the size of the model is made. Plans are
-for 1024 pixels, of Wan for 81 frames of 480 x 832.
+Seconds on one CPU core, without the weights, in 0.6 GB of memory: nothing of the size of the model is allocated. Plans are
+for images of 1024 pixels, and for Wan's clips of 81 frames of 480 x 832.
 
-| class | widths | blocks | what stays whole, and why |
+| class | widths | blocks | what is not cut, and why |
 |---|---|---|---|
 {rows}
 """
