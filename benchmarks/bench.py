@@ -1,4 +1,4 @@
-"""What the quality benchmarks share: models with their data, what is measured of them, results that survive a stop."""
+"""What the quality benchmarks share: models with their data, measurements, and results that a stopped run resumes."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from train_dense import DENSE
 ROOT = Path(__file__).resolve().parent
 RESULTS = Path(os.environ.get("BENCHMARK_RESULTS", ROOT / "results"))
 FIGURES = Path(os.environ.get("BENCHMARK_RESULTS", ROOT.parent / "docs" / "images"))
-CACHE = ROOT.parent / "runs" / "samples"  # of the dense models above all
+CACHE = ROOT.parent / "runs" / "samples"  # mostly of the dense models
 NAMES = ("digits-unet", "digits-sit", "digits-dit", "fashion-unet", "fashion-sit")
-# The quickstart's, which suits a few hundred steps.
+# As in the quickstart, which also trains for a few hundred steps.
 RECOVERY = secateur.RecoveryConfig(
     batch_size=32, learning_rate=1e-3, lr_schedule="cosine", warmup_steps=20, checkpoint_every=100_000, log_every=50
 )
@@ -44,7 +44,7 @@ EVALUATION = secateur.EvaluationConfig(
 
 
 class Bench:
-    """One dense model and its data; how far pruned ones are from both, by samples of the same noise."""
+    """One dense model and its data; measures the distance of pruned models from both, by samples of the same noise."""
 
     def __init__(self, name: str, evaluation: secateur.EvaluationConfig = EVALUATION) -> None:
         self.name = name
@@ -70,7 +70,7 @@ class Bench:
         return secateur.finetune(pruned, teacher=self.dense, recovery=recovery, **options)
 
     def compressed(self, target: str, recipe: secateur.Recipe) -> secateur.Run:
-        """A whole run, which measures its models as `measure` does."""
+        """A whole compression, which measures its models as `measure` does."""
         recipe = replace(recipe, evaluation=self.evaluation)
         return secateur.compress(self.loaded, target=target, data=self.data, recipe=recipe, cache=CACHE)
 
@@ -86,7 +86,7 @@ class Bench:
 
 
 def numbers(result: secateur.Evaluation) -> dict[str, float]:
-    """What the tables show of the last model of an evaluation."""
+    """The numbers of the evaluation's last model that the tables show."""
     final = result.final
     found = {"fd": final["fd"].value, "loss": final["denoising_loss"].value, "coverage": final["coverage"].value}
     found["ssim"] = final["ssim"].value if "ssim" in final.estimates else 1.0
@@ -97,18 +97,18 @@ def numbers(result: secateur.Evaluation) -> dict[str, float]:
 
 
 def prediction(model: nn.Module, x_t: Tensor, timesteps: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
-    """What a network of the benchmarks says of noisy samples (B, C, H, W), without channels of variance."""
+    """The prediction of a network for noisy samples (B, C, H, W), without channels of variance."""
     return model(x_t, timestep=timesteps, return_dict=False, **conditions)[0][:, : x_t.shape[1]]
 
 
 def seconds_of(run: secateur.Run) -> float:
-    """What ranking, refitting and recovering took; the decisions of a schedule are part of the recovery."""
+    """Seconds of ranking, refitting and recovering; the decisions of a schedule are part of the recovery."""
     refit = 0.0 if run.compensation is None else run.compensation.seconds or 0.0
     return (run.ranking.seconds or 0.0) + refit + (run.recovery.seconds or 0.0)
 
 
 def timed(call: Callable[[], Any]) -> tuple[Any, float]:
-    """What a call returns, and its seconds."""
+    """The value that a call returns, and its seconds."""
     begun = time.perf_counter()
     returned = call()
     return returned, time.perf_counter() - begun
@@ -123,7 +123,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole: a stop leaves the old one."""
+    """Write a file atomically: if it is interrupted, the old file remains."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.part")
     temporary.write_text(text, encoding="utf-8")
@@ -131,7 +131,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 class Results:
-    """Records in one JSON file, written after each; a key that is there is not measured again."""
+    """Records in one JSON file, written after each of them; a key that exists is not measured again."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -146,10 +146,10 @@ class Results:
 
 
 def results_of(prefix: str, bench: Bench, with_ftle: bool = False) -> Results:
-    """The results of a model, of which the dense one is measured first.
+    """The results of a model; the dense model is measured first.
 
     Raises:
-        SystemExit: what is there was measured otherwise.
+        SystemExit: the existing results were measured with other settings.
     """
     results = Results(RESULTS / f"{prefix}-{bench.name}.json")
     measured = json.loads(json.dumps(asdict(bench.evaluation) | {"secateur": secateur.__version__}))
@@ -172,24 +172,24 @@ def collect(records: Mapping[str, Any], prefix: str, key: str) -> list[float]:
 
 
 def methods_in(records: Mapping[str, Any], target: str, methods: Iterable[str]) -> list[str]:
-    """Those of `methods` that there is a record of."""
+    """Those of `methods` that have a record."""
     return [method for method in methods if collect(records, f"{target}/{method}/", "fd")]
 
 
 def targets_of(records: Mapping[str, Any]) -> list[str]:
-    """Every target that there is a record of, the largest first."""
+    """Every target that has a record, the largest first."""
     return sorted({name.split("/")[0] for name in records if "/" in name}, reverse=True)
 
 
 def panels_of(found: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """Model and target of everything that was measured."""
+    """Every pair of model and target that was measured."""
     return [(name, target) for name, records in found.items() for target in targets_of(records)]
 
 
 def compare(
     prefix: str, arguments: argparse.Namespace, train: Callable[[Bench, str, str, int, int], dict[str, Any]]
 ) -> None:
-    """Measure the dense model, and `train` it by every method, for every target and seed, in as many steps."""
+    """Measure the dense model, and `train` it by every method for every target and seed, with equal steps."""
     bench = Bench(arguments.model, evaluation_of(arguments))
     results = results_of(prefix, bench)
     for target, seed, method in product(arguments.targets, arguments.seeds, arguments.methods):
@@ -216,7 +216,7 @@ def draw_methods(
     labels: Mapping[str, str],
     colour: Callable[[str], str],
 ) -> None:
-    """A row of panels, one for every key of `labels`, in which every method has a line of dots."""
+    """A row of panels, one for every key of `labels`; in each, every method is one line of dots."""
     for axes, (key, label) in zip(panels, labels.items(), strict=True):
         for place, method in enumerate(methods):
             dots(axes, collect(records, f"{target}/{method}/", key), place, colour(method))
@@ -225,7 +225,7 @@ def draw_methods(
 
 
 def command_line(description: str | None, steps: int) -> argparse.ArgumentParser:
-    """The options that quality benchmarks share: either a model to run, or tables of what is there."""
+    """The options that quality benchmarks share: a model to measure, or `--table` for tables of existing results."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--model", choices=NAMES)
@@ -238,14 +238,14 @@ def command_line(description: str | None, steps: int) -> argparse.ArgumentParser
 
 
 def evaluation_of(arguments: argparse.Namespace) -> secateur.EvaluationConfig:
-    """The measurement, of as many samples as were asked for."""
+    """The evaluation options, with the requested number of samples."""
     return replace(EVALUATION, num_images=arguments.images)
 
 
 def report(
     prefix: str, table: Callable[[dict[str, Any]], str], plot: Callable[[dict[str, Any]], Figure], apart: bool = False
 ) -> None:
-    """Write a table for every model that `prefix` has results of, and one plot of all, or of each where `apart`."""
+    """Write a table for every model with results of `prefix`, and a plot of all models, or with `apart` one of each."""
     found = {name: read_json(path) for name in NAMES if (path := RESULTS / f"{prefix}-{name}.json").is_file()}
     for name, records in found.items():
         text = table(records)

@@ -4,9 +4,10 @@
     python benchmarks/blocks.py --model digits-sit --targets blocks=6 --methods "adaptive, deviation, ranked anew"
     python benchmarks/blocks.py --table
 
-Half or 30 % of the blocks leave. The adaptive runs' stages are counted into their budget; the time of rankings and
-proxies is in the seconds. The seed draws calibration images and noise, random scores, and the training; one-shot
-rankings that drop the same blocks of the same seed share a run. Stopped runs go on from the last result.
+Half or 30 % of the blocks are removed. The budget of steps includes the stages of adaptive runs, and the seconds
+include rankings and proxies. The seed determines calibration images and noise, random scores, and the training;
+one-shot rankings that remove the same blocks with the same seed share a run. A stopped run continues after the last
+result.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ ONE_BY_ONE = AdaptiveConfig(stages=1, rerank="removal")
 
 @dataclass(frozen=True)
 class Method:
-    """A criterion, when blocks leave (None: before the first step), and whether 2ndMatch recovers."""
+    """A criterion, when blocks are removed (None: before the first step), and whether 2ndMatch recovers."""
 
     criterion: str
     stages: AdaptiveConfig | None = None
@@ -91,7 +92,7 @@ METHODS = COMPARED | SETTINGS
 
 @cache
 def one_shot_run(bench: Bench, blocks: tuple[str, ...], seed: int, steps: int, second_match: bool) -> dict[str, Any]:
-    """Recover the model without `blocks`; rankings that drop the same ones share the run."""
+    """Recover the model without `blocks`; rankings that remove the same blocks share the run."""
     pruned = secateur.apply_cut(copy.deepcopy(bench.dense), Cut({}, blocks))
     model, seconds = timed(lambda: bench.recovered(pruned, recovery_of(seed, steps, second_match)))
     return {"steps": steps, "seconds": seconds, **worth(bench, model)}
@@ -106,12 +107,12 @@ def recovery_of(seed: int, steps: int, second_match: bool) -> secateur.RecoveryC
 
 
 def worth(bench: Bench, model: nn.Module) -> dict[str, Any]:
-    """How many blocks stay, and what the model draws."""
+    """The number of blocks that are left, and the quality of the model's samples."""
     return {"blocks": len(secateur.describe(model).blocks), **bench.measure(model, with_ftle=False)}
 
 
 def train(bench: Bench, label: str, target: str, seed: int, steps: int) -> dict[str, Any]:
-    """Rank, drop and recover within `steps` optimizer steps; what the result is worth."""
+    """Rank, remove blocks and recover within `steps` optimizer steps; returns the quality of the result."""
     method = METHODS[label]
     if method.stages is None:
         ranking = bench.rank(method.criterion, seed, method.scoring)
@@ -146,7 +147,7 @@ COLUMNS = {
 def table(records: dict[str, Any], methods: Iterable[str] = tuple(COMPARED)) -> str:
     """Markdown: one row per target and method."""
     dense = {"ssim": 1.0, **records["dense"]}
-    shown = {key: column for key, column in COLUMNS.items() if key in dense}  # there may be no classes
+    shown = {key: column for key, column in COLUMNS.items() if key in dense}  # there is none without classes
     whole = [f"{dense[key]:.{digits}f}" for key, (_, digits) in shown.items()]
     lines = [
         f"| blocks | method | {' | '.join(title for title, _ in shown.values())} | seconds |",
@@ -163,7 +164,7 @@ def colour_of(method: str) -> str:
 
 @styled
 def plot(found: dict[str, dict[str, Any]]) -> Figure:
-    """FD and coverage of every seed, a row of panels per model and target, of `TARGETS` where there are any."""
+    """FD and coverage of every seed, a row of panels per model and target, of `TARGETS` if there are any."""
     rows = [(name, target) for name, target in panels_of(found) if target in TARGETS] or panels_of(found)
     shown = [methods_in(found[name], target, COMPARED) for name, target in rows]
     heights = [len(methods) for methods in shown]

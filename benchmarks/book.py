@@ -1,11 +1,11 @@
-"""The teacher's book against a fresh teacher at equal time, how many tuples it needs, and the variance of the gradient.
+"""The teacher's book against a live teacher at equal time, the number of tuples it needs, and the gradient's variance.
 
     python benchmarks/book.py --model digits-unet
     python benchmarks/book.py --table
 
-The pruned models are Diff-Pruning's at 30 % of the MACs, refitted; only "plain" starts from the cut. Time is that of
-the CPU in one thread, since the machine may be shared: what `--steps` steps of distillation with a fresh teacher take,
-the seconds of writing the book counted in. Results survive a stop; what is there is not measured again.
+Models are cut by Diff-Pruning to 30 % of the MACs and refitted; only "plain" starts from the cut without a refit. Time
+is CPU time of one thread, since the machine may be shared. Equal time is what `--steps` steps of distillation with a
+live teacher take; the time to write the book is included. Results that exist are not measured again.
 """
 
 from __future__ import annotations
@@ -49,20 +49,20 @@ METHODS: dict[str, secateur.RecoveryConfig] = {
 }
 REFERENCE = "fresh teacher"
 CACHE = Path(tempfile.gettempdir()) / "secateur-benchmark-book"  # samples of the dense model, once
-PILOT = 20  # steps that tell how long one takes
-SIZES = (512, 1024, 2048, 4096, 8192)  # of books that are all read for as many steps
-BATCHES = 64  # that the variance of the gradient is taken over
+PILOT = 20  # steps that are timed
+SIZES = (512, 1024, 2048, 4096, 8192)  # of books that are trained on for equal steps
+BATCHES = 64  # batches for the variance of the gradient
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, float]:
-    """What `work` returns, and the seconds of CPU that it took."""
+    """The value that `work` returns, and the CPU seconds it took."""
     begun = time.process_time()
     found = work()
     return found, time.process_time() - begun
 
 
 class Bench:
-    """A dense model, and a cut of it that is recovered and measured."""
+    """A dense model, and a cut model that is recovered and measured."""
 
     def __init__(self, name: str) -> None:
         self.loaded = secateur.load(name, device="cpu")
@@ -99,7 +99,7 @@ class Bench:
         return timed(lambda: secateur.record(self.loaded.model, recovery=config, book=size, **self.about))
 
     def step_seconds(self, method: str) -> float:
-        """Of a training step, beside what a run costs whatever its length."""
+        """CPU seconds of a training step, without the fixed cost of a run."""
         config = replace(METHODS[method], warmup_steps=0)
         taught_by = self.book(replace(config, steps=PILOT))[0] if method.startswith("book") else self.loaded.model
         short, long = (self.trained(method, replace(config, steps=steps), taught_by)[1] for steps in (2, 2 + PILOT))
@@ -107,7 +107,7 @@ class Bench:
 
 
 def at_equal_time(bench: Bench, method: str, seed: int, steps: int, seconds: dict[str, float]) -> dict[str, float]:
-    """Train as long as `steps` steps of the reference take, and measure."""
+    """Train for the time that `steps` steps of the reference take, and measure."""
     budget, config = steps * seconds[REFERENCE], replace(METHODS[method], seed=seed)
     if not method.startswith("book"):
         config = replace(config, steps=round(budget / seconds[method]))
@@ -121,7 +121,7 @@ def at_equal_time(bench: Bench, method: str, seed: int, steps: int, seconds: dic
 
 
 def by_size(bench: Bench, count: int, seed: int, steps: int) -> dict[str, float]:
-    """Train by a book of so many tuples, for `steps` steps whatever it costs; its errors tell overfitting."""
+    """Train on a book of `count` tuples for `steps` steps; its held-out errors show overfitting."""
     config = replace(METHODS["book"], steps=steps, seed=seed)
     book, _ = bench.book(config, count)
     model, _ = bench.trained("book", config, book)
@@ -138,9 +138,9 @@ def error_of(model: nn.Module, book: secateur.Book, read: Callable[[Any], Any]) 
 
 
 def variance(bench: Bench, denoising: float) -> dict[str, float]:
-    """Trace of the gradient's covariance over its squared mean, of batches of 32, at the refitted weights.
+    """Trace of the gradient's covariance over its squared mean, for batches of 32, at the refitted weights.
 
-    The loss is the error against the teacher's output, and `denoising` times that against the noisy target.
+    The loss is the error against the teacher's output plus `denoising` times the error against the noisy target.
     """
     student, teacher = copy.deepcopy(bench.refitted).eval(), bench.loaded.model.eval()
     process, digits = bench.loaded.process, secateur.load_data("digits")
@@ -212,7 +212,7 @@ def rows(name: str, records: dict[str, Any]) -> list[str]:
 
 @styled
 def figure_of(found: dict[str, dict[str, Any]]) -> Figure:
-    """Variance of the gradient over its squared mean, with and without the denoising term."""
+    """The gradient's variance over its squared mean, with and without the denoising term."""
     figure = Figure(figsize=(6.0, 2.2), facecolor="white", layout="constrained")
     axes = figure.subplots()
     names = list(found)

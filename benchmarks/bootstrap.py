@@ -1,9 +1,9 @@
-"""Do bootstrap intervals say how much a metric varies over seeds?
+"""Whether bootstrap intervals predict how much a metric varies over seeds.
 
     python benchmarks/bootstrap.py
 
 `digits-sit`, 500 samples of 10 steps, eight disjoint sets of seeds: the standard deviation of every metric over the
-sets, beside the mean of what the bootstrap says within each.
+sets, and the mean of the standard deviations that the bootstrap estimates within each set.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from bench import RESULTS, write_json, write_text
 
 KEYS = ("fd", "kid", "inception_score", "precision", "recall", "density", "coverage")
 METRICS = ("frechet", "kid", "inception-score", "prdc")
-WIDTH = 2 * 1.96  # of an interval, in standard deviations
+WIDTH = 2 * 1.96  # width of an interval in standard deviations
 
 
 def deviations(sets: int, images: int, steps: int) -> dict[str, dict[str, float]]:
-    """Of every metric: the deviation over sets of seeds, and the mean deviation that the bootstrap gives."""
+    """For every metric, the standard deviation over sets of seeds, and the mean of the bootstrap's estimates."""
     found = []
     for number in range(sets):
         config = secateur.EvaluationConfig(

@@ -1,4 +1,4 @@
-"""Batched calibration against one timestep at a time: the same scores, and how much faster.
+"""Batched calibration against one timestep at a time: the difference of the scores, and the speed-up.
 
 python benchmarks/calibration.py
 """

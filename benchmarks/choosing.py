@@ -1,7 +1,7 @@
-"""One picture of what to choose, from the results of the other scripts: `python benchmarks/choosing.py`.
+"""Draw docs/images/choosing.png from the results of the other scripts: `python benchmarks/choosing.py`.
 
-Every panel divides a method's mean Fréchet distance by that of one reference method on the same model, target and
-steps, so that one axis holds all models. Left of the line is better than the reference.
+Every panel answers one question. It shows each method's mean Fréchet distance divided by that of a reference method on
+the same model, target and steps, so that all models share one axis. Left of the line is better than the reference.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MARKERS = {"macs=50%": "o", "macs=30%": "s", "blocks=8": "o", "blocks=6": "s"}
 
 @dataclass(frozen=True)
 class Panel:
-    """Methods of one question, as their results are keyed, with the words for them; the first is the reference."""
+    """The methods of one question, by their keys in the results, with their labels; the first is the reference."""
 
     title: str
     results: str
@@ -50,7 +50,7 @@ class Panel:
 
 
 def distance(records: Mapping[str, Any], prefix: str) -> float | None:
-    """The mean over seeds; None where it was not measured."""
+    """The mean over seeds; None if it was not measured."""
     found = [record["fd"] for key, record in records.items() if key.startswith(f"{prefix}/") or key == prefix]
     return fmean(found) if found else None
 

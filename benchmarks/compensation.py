@@ -1,11 +1,11 @@
-"""What compensation gives back, without a training step: distances of the cut and of the refitted model.
+"""What compensation repairs without a training step: distances of the cut and of the refitted model.
 
     python benchmarks/compensation.py --model digits-unet
     python benchmarks/compensation.py --model digits-sit --targets blocks=6 --settings "" rounds=1
     python benchmarks/compensation.py --table
 
-Cuts are Diff-Pruning's by width, and `deviation`'s by depth. A setting is fields of `CompensationConfig`, such as
-ridge=0.001,rounds=1; the empty one is the default. Results survive a stop; a key that is there is not measured again.
+Width is cut by Diff-Pruning, depth by `deviation`. A setting is a list of fields of `CompensationConfig`, such as
+ridge=0.001,rounds=1; the empty one is the default. Results that exist are not measured again.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _value(text: str) -> Any:
 
 
 def refitted(bench: Bench, pruned: nn.Module, setting: str) -> dict[str, Any]:
-    """A cut model, refitted, and what that took."""
+    """The measurements of a cut model after its refit, and the seconds of the refit."""
     begun, worked = time.monotonic(), time.process_time()
     options: dict[str, Any] = {"data": bench.data, "process": bench.process, "compensation": config_of(setting)}
     model = secateur.compensate(pruned, bench.dense, **options)

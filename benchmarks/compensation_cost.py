@@ -1,10 +1,11 @@
-"""What compensation costs: time and memory beside what its price said before, on models of random weights.
+"""What compensation costs: measured time and memory beside the prediction, on models with random weights.
 
     OMP_NUM_THREADS=2 python benchmarks/compensation_cost.py
     OMP_NUM_THREADS=2 python benchmarks/compensation_cost.py --models unet-64
 
-Models are cut to 60 % of their MACs and refitted on 96 tuples, with at most 24,576 rows a layer. Time is all that
-`compensate` takes. Memory is the most that the process held, less what it held before, so give one model at a time.
+Models are cut to 60 % of their MACs and refitted on 96 tuples, with at most 24,576 rows per layer. Time is that of the
+whole call of `compensate`. Memory is the peak of the process minus its memory before the call, so measure one model at
+a time.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ MODELS: dict[str, Callable[[], Any]] = {
 
 
 def measure(name: str) -> dict[str, Any]:
-    """Time and memory of one compensation, predicted and found."""
+    """Time and memory of one compensation, predicted and measured."""
     dense = MODELS[name]().eval()
     target, process = "macs=60%", "ddpm"
     recipe = secateur.Recipe(compensates=True, compensation=CONFIG)

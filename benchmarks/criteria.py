@@ -1,8 +1,8 @@
-"""Criteria at equal size and equal budget: random, magnitude, taylor, diff-pruning, several seeds.
+"""Criteria at equal size and equal budget: random, magnitude, taylor and diff-pruning, with several seeds.
 
     python benchmarks/criteria.py
 
-Every run is a `secateur compress` run and is skipped when it is done, so the command resumes. The seed draws the
+Every run is a `secateur compress` run. Finished runs are skipped, so the command resumes. The seed determines the
 calibration images and noise, the random scores, and the recovery; samples for the distances come from the same noise.
 """
 

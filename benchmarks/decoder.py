@@ -1,4 +1,5 @@
-"""A small VAE of the digits, its decoder cut to half of its MACs: what ranks it, and what recovers it.
+"""The decoder of a small VAE of the digits, cut to half of its MACs by several criteria and recovered by several
+objectives.
 
 python benchmarks/decoder.py [--steps 200] [--seeds 0 1 2]
 """
@@ -32,7 +33,7 @@ COLUMNS = ("psnr", "ssim", "image_psnr", "image_ssim")
 
 
 def train(images: Tensor, steps: int) -> AutoencoderKL:
-    """The dense autoencoder: squared error and a little KL, the same weights for the same machine."""
+    """The dense autoencoder, trained by squared error and a small KL term; the same weights on the same machine."""
     torch.manual_seed(0)
     model: Any = AutoencoderKL(
         in_channels=1, out_channels=1, latent_channels=2, sample_size=SIZE, block_out_channels=(16, 32),
@@ -61,7 +62,7 @@ def cut(dense: AutoencoderKL, images: Tensor, criterion: str, seed: int) -> nn.M
 
 
 def measured(dense: AutoencoderKL, model: nn.Module, unseen: Tensor, seed: int) -> dict[str, float]:
-    """PSNR and SSIM to the dense decoder's images and to the real ones, over images that nothing was trained on."""
+    """PSNR and SSIM to the dense decoder's images and to the real ones, over images that were not trained on."""
     config = secateur.EvaluationConfig(metrics=("consistency",), num_images=len(unseen), seed=seed)
     reference = None if model is dense else dense
     result = secateur.evaluate(model, reference=reference, data=unseen, evaluation=config)
@@ -69,7 +70,7 @@ def measured(dense: AutoencoderKL, model: nn.Module, unseen: Tensor, seed: int) 
 
 
 def row(name: str, runs: list[dict[str, float]]) -> str:
-    """Mean and deviation over the seeds."""
+    """Mean and standard deviation over the seeds."""
     cells = []
     for key in COLUMNS:
         values = [run[key] for run in runs]

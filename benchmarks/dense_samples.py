@@ -17,7 +17,7 @@ import train_dense
 
 IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
 COLUMNS, STEPS, SCALE = 20, 50, 4
-# Redistributed images are scikit-learn's digits only; Fashion-MNIST stays out of the repository.
+# Real images are shown of scikit-learn's digits only: no image of Fashion-MNIST is redistributed in docs/.
 GROUPS = {"digits": (("digits-unet", "digits-sit"), True), "fashion": (("fashion-unet", "fashion-sit"), False)}
 
 

@@ -1,9 +1,9 @@
-"""A full-size DiT-XL/2 of random weights, ranked block by block and pruned to half of its depth: size, time, memory.
+"""A full-size DiT-XL/2 with random weights, ranked block by block and pruned to half of its depth: size, time, memory.
 
     python benchmarks/dit_xl.py
 
-DiT's authors count one embedding of timestep and class for the whole model, diffusers one in every block; both counts
-are given. Random weights rank nothing: this shows that the work fits, not what a ranking is worth.
+DiT's authors count one embedding of timestep and class for the whole model, diffusers has one in every block; both
+counts are given. A ranking of random weights means nothing; this shows that a model of this size fits.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def sizes_of(model: DiTTransformer2DModel) -> list[dict[str, float]]:
 
 
 def size_of(blocks: int) -> Any:
-    """The size of a DiT-XL/2 of as many blocks, counted without weights."""
+    """The size of a DiT-XL/2 with a number of blocks, counted without weights."""
     with init_empty_weights(include_buffers=True):
         return secateur.inspect(DiTTransformer2DModel(sample_size=32, out_channels=8, num_layers=blocks)).dense
 

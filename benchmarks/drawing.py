@@ -55,7 +55,7 @@ def dots(axes: Axes, values: Sequence[float], place: float, colour: str) -> None
 
 
 def dense_line(axes: Axes, value: float) -> None:
-    """Where the dense model stands."""
+    """A line at the dense model's value."""
     axes.axvline(value, color=FAINT, lw=1, ls="--")
 
 
@@ -66,7 +66,7 @@ def name_rows(axes: Axes, names: Sequence[str]) -> None:
 
 
 def colour_key(figure: Figure, colours: Mapping[str, str]) -> None:
-    """What the colours of dots mean, at the foot of the figure; a bar is the mean of the seeds."""
+    """A legend of the dots' colours at the bottom of the figure; a bar is the mean of the seeds."""
     dot = [Line2D([], [], marker="o", ms=4, linewidth=0, color=colour, label=name) for name, colour in colours.items()]
     mean = Line2D([], [], marker="|", ms=10, mew=2, linewidth=0, color=FAINT, label="mean of the seeds")
     dense = Line2D([], [], color=FAINT, lw=1, ls="--", label="dense")

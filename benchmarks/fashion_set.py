@@ -1,4 +1,4 @@
-"""Make the images of Fashion-MNIST that the package holds: the first 1,000 of each class, at 16x16.
+"""Make the file of Fashion-MNIST images in the package: the first 1,000 of each class, at 16x16.
 
     SECATEUR_DATA=FOLDER python benchmarks/fashion_set.py
 

@@ -1,10 +1,10 @@
-"""One GPU in eight minutes: training of every objective, speed of pruned models, memory, and the tests that need one.
+"""What needs a GPU, in eight minutes: training with every objective, speed of pruned models, memory, and GPU tests.
 
     python benchmarks/gpu.py                        # on the GPU, into benchmarks/results/gpu.json and gpu.md
-    python benchmarks/gpu.py --device cpu --tiny    # whether the script runs, in under a minute
+    python benchmarks/gpu.py --device cpu --tiny    # checks the script in under a minute
 
-Random weights, random images. Parts come in the order of what they are worth, each is asked whether there is time left
-for it, and one that fails is written down and the next begun, so that whatever was found is kept.
+Weights and images are random. The most important parts come first. A part is skipped if too little time is left for it;
+if one fails, its error is recorded and the next part begins. So results are never lost.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ OBJECTIVES = ("denoising", "distillation", "features", "first-order", "2ndmatch"
 
 
 class Bench:
-    """The device, the sizes, the time that is left, and what was found so far."""
+    """The device, the sizes, the remaining time, and the results so far."""
 
     def __init__(self, device: torch.device, tiny: bool, seconds: float, out: Path) -> None:
         self.device, self.tiny, self.out = device, tiny, out
@@ -46,14 +46,14 @@ class Bench:
         return self.end - time.perf_counter()
 
     def part(self, name: str, seconds: float, measure: Callable[[Bench], Any]) -> None:
-        """Run a part that takes about `seconds`, if there are as many left, and keep what it gives."""
+        """Run a part that takes about `seconds`, if as many are left, and keep its result."""
         if self.left < seconds:
             self.found["failed"][name] = f"{self.left:.0f} s were left, it takes {seconds:.0f}"
             return
         begun = time.perf_counter()
         try:
             self.found[name] = measure(self)
-        except Exception as error:  # a part that fails must not cost the others
+        except Exception as error:  # a part that fails must not stop the others
             self.found["failed"][name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         self.found.setdefault("seconds", {})[name] = round(time.perf_counter() - begun, 1)
         self.out.write_text(json.dumps(self.found, indent=2) + "\n")
@@ -83,12 +83,12 @@ class Bench:
                 "SD 1.5 U-Net": diffusers.UNet2DConditionModel(sample_size=64, cross_attention_dim=768),
             }
         for model in built.values():
-            for parameter in model.parameters():  # heads are zero when they are new
+            for parameter in model.parameters():  # output layers are initialized to zero
                 nn.init.normal_(parameter, std=0.02)
         return {name: model.to(self.device).eval() for name, model in built.items()}
 
     def peak(self) -> float:
-        """GB since the last call."""
+        """Peak memory in GB since the last call."""
         if self.device.type != "cuda":
             return 0.0
         peak = torch.cuda.max_memory_allocated(self.device) / 1e9
@@ -106,7 +106,7 @@ def images_for(model: nn.Module, count: int) -> dict[str, Tensor]:
 
 
 def train(model: nn.Module, config: secateur.RecoveryConfig, teacher: nn.Module | None, folder: Path) -> dict[str, Any]:
-    """Milliseconds of a step, the losses at both ends and the peak that the log gives."""
+    """Milliseconds of a step, the first and last loss, and the peak memory in the log."""
     data = images_for(model, 4 * config.batch_size)
     pairs: Any = [
         {"images": image, **({"label": int(data["labels"][place])} if "labels" in data else {})}
@@ -155,7 +155,7 @@ def objectives(bench: Bench) -> dict[str, Any]:
 
 
 def bare_loop(bench: Bench) -> dict[str, float]:
-    """Our trainer beside a loop of a pass, clipping, AdamW and an average, and nothing else, in bfloat16."""
+    """Our trainer beside a loop of only a pass, clipping, AdamW and an average, in bfloat16."""
     model = bench.shapes()["CIFAR-10 U-Net"]
     steps, batch_size = (4, 4) if bench.tiny else (60, 128)
     student = copy.deepcopy(model).train()
@@ -227,7 +227,7 @@ def latency(bench: Bench, model: nn.Module, batch_size: int, compiles: bool) -> 
 
 
 def memory(bench: Bench) -> dict[str, Any]:
-    """What `recovery_memory` counts beside what the allocator saw, for the CIFAR-10 U-Net and DiT-XL/2."""
+    """The count of `recovery_memory` beside the allocator's peak, for the CIFAR-10 U-Net and DiT-XL/2."""
     found: dict[str, Any] = {}
     process = secateur.DiffusionProcess()
     names = ("CIFAR-10 U-Net", "DiT-XL/2")
@@ -273,7 +273,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def report(found: dict[str, Any]) -> str:
-    """The tables of what was found."""
+    """The tables of the results."""
     lines = [f"{found['device']}, torch {found['torch']}", ""]
     tables = {
         "objectives": ("ms", "first", "last", "peak_gib"),

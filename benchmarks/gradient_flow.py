@@ -3,8 +3,8 @@
     python benchmarks/gradient_flow.py --model digits-unet
     python benchmarks/gradient_flow.py --table
 
-The stages of a progressive run are counted into its budget; time for scoring between stages is in the seconds. The seed
-draws calibration images and noise, and the training. Stopped runs go on from the last result.
+The budget of steps includes the stages of a progressive run, and the seconds include scoring between stages. The seed
+determines calibration images and noise, and the training. A stopped run continues after the last result.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ METHODS: dict[str, Method] = {
 
 
 def train(bench: Bench, label: str, target: str, seed: int, steps: int) -> dict[str, Any]:
-    """Score, cut and recover within `steps` optimizer steps; what the result is worth."""
+    """Score, cut and recover within `steps` optimizer steps; returns the quality of the result."""
     method = METHODS[label]
     recovery = replace(RECOVERY, steps=steps, seed=seed)
     if method.stages is None:

@@ -1,9 +1,9 @@
-"""Which timesteps 2ndMatch's Jacobian term listens to: its share by timestep, plain and relative to the teacher.
+"""Which timesteps 2ndMatch's Jacobian term comes from: its share by timestep, absolute and relative to the teacher.
 
     python benchmarks/growth.py
 
-Pruned models of half the MACs before any recovery; 64 images in each of ten bins of timesteps. The growth of a network
-along a direction v is |J^T v|^2, its Jacobian by the noisy sample.
+Models are pruned to half of the MACs and not recovered; 64 images in each of ten bins of timesteps. The growth of a
+network along a direction v is |J^T v|^2, with J its Jacobian with respect to the noisy sample.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from bench import RESULTS, SCORING, Bench, prediction, write_json, write_text
 from train_dense import digits
 
-FLOOR = 1e-3  # of the relative mismatch, as the objective has it
+FLOOR = 1e-3  # of the relative mismatch, as in the objective
 BINS = 10
 
 

@@ -1,4 +1,4 @@
-"""What each stage of the guides' runs costs, counted on published configurations without their weights.
+"""What each stage of the runs in the guides costs, counted on published configurations without their weights.
 
     python benchmarks/guides.py
 
@@ -28,7 +28,7 @@ SCORED = 8  # (image, timestep) pairs in one pass of the ranking
 def cost(
     model: str, process: Any, target: str, recipe: str, steps: int, batch: int, images: int, tuples: int
 ) -> dict[str, Any]:
-    """FLOPs of every stage, and what the cut and the refit come to."""
+    """FLOPs of every stage, the size of the cut model, and the cost of the refit."""
     with init_empty_weights(include_buffers=True):
         network = MODELS[model]()
     settings = secateur.recipe_named(recipe)

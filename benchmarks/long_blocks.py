@@ -3,7 +3,8 @@
     python benchmarks/long_blocks.py --model digits-sit
     python benchmarks/long_blocks.py --table
 
-Half of the blocks leave, as in blocks.py, but within 1000 optimizer steps. Stopped runs go on from the last result.
+Half of the blocks are removed, as in blocks.py, but within 1000 optimizer steps. A stopped run continues after the last
+result.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Objectives over a longer recovery at the published learning rate, where 2ndMatch's own weights might pay.
+"""Objectives over a longer recovery at the published learning rate, where 2ndMatch's published weights might help.
 
     python benchmarks/long_recovery.py
     python benchmarks/long_recovery.py --table
 
-The embedded U-Net at 30 % of its MACs, cut by Diff-Pruning; 2000 steps at batch 32, AdamW 2e-4 without decay. Stopped
-runs go on from the last result.
+The embedded U-Net at 30 % of its MACs, cut by Diff-Pruning; 2000 steps at batch 32, AdamW 2e-4 without decay. A
+stopped run continues after the last result.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Size, speed and outputs of a pruned and recovered model in several precisions, beside itself in float32.
+"""Size, speed and outputs of a pruned and recovered model in several precisions, compared with float32.
 
     python benchmarks/precisions.py
     python benchmarks/precisions.py --models fashion-unet --target macs=50% --steps 200
 
 int8 and float8 are torchao's, for the weights of linear layers: pip install 'secateur[int8]'. Latency is that of this
-machine, all precisions timed in turn; one that has no kernels of a precision is slower in it, not faster.
+machine, with all precisions timed in turn; without kernels for a precision, a machine is slower in it.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     python benchmarks/recovery.py --model digits-unet
     python benchmarks/recovery.py --table
 
-The pruned models are Diff-Pruning's. Equal time: every objective trains as long as balanced 2ndMatch with its term at
-every fifth step takes for `--steps` steps, by step times that are measured side by side first. Stopped runs go on from
-the last result.
+Models are cut by Diff-Pruning. Equal time: every objective trains for the time that `--steps` steps of balanced
+2ndMatch, with its term at every fifth step, take. Step times are measured side by side first. A stopped run continues
+after the last result.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ METHODS: dict[str, RecoveryConfig] = {
 }
 REFERENCE = "+ 2ndMatch, balanced, 1 in 5"
 BUDGETS = ("steps", "time")
-ROUNDS, TIMED = 3, 10  # of steps: two runs of which one has TIMED more, so that what both share cancels
+ROUNDS, TIMED = 3, 10  # steps: one of two runs has so many more, so that their fixed cost cancels
 
 
 def step_seconds(bench: Bench, pruned: nn.Module, methods: dict[str, RecoveryConfig]) -> dict[str, float]:
-    """Seconds of a training step of each method, the least of rounds that take turns."""
+    """Seconds of a training step of each method: the minimum over rounds, in which methods take turns."""
     times: dict[str, list[float]] = {name: [] for name in methods}
     for _ in range(ROUNDS):
         for name, config in methods.items():
@@ -63,7 +63,7 @@ def step_seconds(bench: Bench, pruned: nn.Module, methods: dict[str, RecoveryCon
 
 
 def train(bench: Bench, pruned: nn.Module, config: RecoveryConfig) -> dict[str, float]:
-    """Recover a cut model; what the result is worth."""
+    """Recover a cut model; returns the quality of the result."""
     model, seconds = timed(lambda: bench.recovered(pruned, config))
     return {"steps": config.steps, "seconds": round(seconds, 1), **bench.measure(model)}
 
@@ -132,7 +132,7 @@ def table(records: dict[str, Any]) -> str:
 
 
 def gap_closed(dense: float, plain: list[float], found: list[float]) -> str:
-    """Share of the FD between plain denoising and dense, over the seeds of both; none where that is under 5 %."""
+    """Share of the FD gap between plain denoising and dense that is closed, over common seeds; "no gap" below 5 %."""
     seeds = min(len(plain), len(found))
     begin, end = statistics.mean(plain[:seeds]), statistics.mean(found[:seeds])
     return f"{100 * (begin - end) / (begin - dense):.0f} %" if begin > 1.05 * dense else "no gap"

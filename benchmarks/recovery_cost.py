@@ -2,9 +2,10 @@
 
     python benchmarks/recovery_cost.py
 
-Students are cut to 56 % of the MACs of their teachers; random weights. Times are medians of interleaved rounds. Where a
-setting takes the Jacobian term at every n-th step only, time and FLOPs are means over n steps, memory is the most.
-Memory is what operators return, the student and what its optimizer and average hold included, the teacher not.
+Students are cut to 56 % of the MACs of their teachers; weights are random. Times are medians of interleaved rounds. If
+a setting has the Jacobian term at every n-th step only, time and FLOPs are means over n steps, and memory is the
+maximum. Memory is that of all tensors which operators return, with the student, its optimizer and its average, and
+without the teacher.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ SETTINGS: dict[str, RecoveryConfig] = {
 
 @dataclass(frozen=True)
 class Case:
-    """A teacher, its process, and how many images a step takes."""
+    """A teacher, its process, and the number of images per step."""
 
     model: Any
     process: str
@@ -111,7 +112,7 @@ FORMULAS: dict[Any, Any] = {
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of tensors that are made inside, as long as they live."""
+    """Counts the bytes of tensors that are created inside, as long as they live."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -134,7 +135,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 def measure(case: Case, rounds: int, settings: dict[str, RecoveryConfig]) -> dict[str, dict[str, float]]:
-    """FLOPs, bytes and seconds of a step by every setting; a run of n steps is taken off one of 2 n."""
+    """FLOPs, bytes and seconds of a step with every setting, as the difference of runs of 2 n and n steps."""
     student = secateur.prune(case.model, target="macs=56%", criterion="magnitude", process=case.process)
     found: dict[str, dict[str, float]] = {}
     for name, config in settings.items():

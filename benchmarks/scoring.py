@@ -1,11 +1,11 @@
-"""How few timesteps and images keep the units that many would: Jaccard of the kept units at half the MACs.
+"""How few timesteps and images select the same units as many: Jaccard index of the kept units at half of the MACs.
 
     python benchmarks/scoring.py --model digits-unet
     python benchmarks/scoring.py --table
 
-Smaller sets are the first images of the larger ones, with the same noise. The largest scoring by other images and noise
-says how far the kept units are a matter of the draw, and the denoising loss of the cut model, before any recovery,
-whether that matters. Stopped runs go on from the last result.
+Smaller sets are the first images of the larger ones, with the same noise. A second scoring of the largest size, with
+other images and noise, shows how much the kept units depend on the draw. The denoising loss of the cut model, before
+any recovery, shows whether that matters. A stopped run continues after the last result.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ import secateur
 from bench import RESULTS, Results, read_json, write_text
 from secateur import CutConfig, ScoringConfig
 
-JUDGED = 1000  # seed of the images that judge
+JUDGED = 1000  # seed of the images on which the loss is measured
 MODELS = ("digits-unet", "digits-sit")
 TIMESTEPS, IMAGES = (8, 16, 32, 50, 100), (32, 64, 128, 256)
-# Timesteps and images that stand for all: the passes of all 1000 timesteps take too long here.
+# The reference's timesteps and images; all 1000 timesteps would take too long.
 FULL = {"digits-unet": (100, 256), "digits-sit": (50, 64)}
 FULL_PRODUCTS = (32, 64)  # of gradient-flow, whose passes cost more
 BINS, FULL_BINS = (4, 8, 16), (16, 128)  # of deviation
 
 
 def kept_units(name: str, criterion: str, timesteps: int, images: int, seed: int) -> dict[str, Any]:
-    """The units that stay at half the MACs, or of half the blocks; the seconds of scoring; the cut model's loss."""
+    """The units kept at half of the MACs, or the kept half of the blocks; seconds of scoring; the cut model's loss."""
     model = secateur.load(name, device="cpu")
     scoring = ScoringConfig(num_timesteps=timesteps, num_images=images, seed=seed)
     ranking = secateur.rank(model, data="digits", criterion=criterion, scoring=scoring)
@@ -48,7 +48,7 @@ def kept_units(name: str, criterion: str, timesteps: int, images: int, seed: int
 
 
 def kept_by(pruned: Any) -> dict[str, tuple[int, ...]]:
-    """The units of every dim that the only cut of a model left."""
+    """The kept units of every dim, from the only cut of a model."""
     (step,) = (step for step in secateur.inspect(pruned).history if step["kind"] == "cut")
     return {name: tuple(dim["kept"]) for name, dim in step["dims"].items()}
 
@@ -66,12 +66,12 @@ def measure(name: str, largest: list[int]) -> None:
 
 
 def criteria_of(name: str) -> tuple[str, ...]:
-    """No calibration loss of the SiT is below the threshold of diff-pruning, which therefore is taylor there."""
+    """The criteria to measure: on the SiT, diff-pruning equals taylor, since no loss falls below its threshold."""
     return ("taylor", "deviation", "gradient-flow") if name == "digits-sit" else ("diff-pruning", "gradient-flow")
 
 
 def sizes(name: str, criterion: str) -> tuple[tuple[int, int], list[tuple[int, int]]]:
-    """Timesteps and images that stand for all, and the smaller ones."""
+    """The largest numbers of timesteps and images, which serve as the reference, and the smaller ones."""
     if criterion == "deviation":
         return FULL_BINS, list(product(BINS, IMAGES[:-1]))
     if criterion == "gradient-flow":
@@ -103,7 +103,7 @@ def table() -> str:
 
 
 def cells(row: Mapping[int, Any], whole: Mapping[str, Any]) -> str:
-    """Of one number of timesteps, and the seconds from the fewest images to the most."""
+    """The cells of one number of timesteps, and the seconds from the fewest images to the most."""
     found = {images: record for images, record in row.items() if record}
     texts = {
         images: f"{jaccard(record['kept'], whole['kept']):.3f} / {record['loss']:.4f}"

@@ -1,10 +1,10 @@
-"""Settings of 2ndMatch side by side: which weight, how often, and what dropout changes.
+"""Settings of 2ndMatch side by side: its weight, at how many steps it is used, and dropout.
 
     python benchmarks/second_match.py
     python benchmarks/second_match.py --table
 
-The embedded U-Net at 30 % of its MACs, cut by Diff-Pruning, as benchmarks/recovery.py trains it at equal steps; what
-that one has measured is taken from it. Stopped runs go on from the last result.
+The embedded U-Net at 30 % of its MACs, cut by Diff-Pruning, trained as in benchmarks/recovery.py at equal steps;
+its results are reused. A stopped run continues after the last result.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Structure and plan of full-size architectures, without their weights; and, by name, one of them pruned and saved.
+"""Structure and plan of full-size architectures without their weights; with `--prune`, one of them is pruned and saved.
 
     python benchmarks/sizes.py
     python benchmarks/sizes.py --prune sdxl --dtype bfloat16
 
-The first builds every model on the meta device, describes it, prices it and plans a cut to half of its MACs. The second
-fills one model with random weights, makes that cut, and saves the result to a temporary folder. Configurations are
-those of the published checkpoints.
+The first command builds every model on the meta device, describes it, counts its costs and plans a cut to half of its
+MACs. The second fills one model with random weights, makes that cut, and saves the result to a temporary folder.
+Configurations are those of the published checkpoints.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ MODELS: dict[str, Callable[[], Any]] = {
 
 
 def plan(name: str, target: str) -> dict[str, Any]:
-    """Describe, price and plan a cut of a model without weights; seconds of each."""
+    """Describe a model without weights, count its costs and plan a cut; seconds of each."""
     with init_empty_weights(include_buffers=True):
         model = MODELS[name]()
     structure, describing = timed(lambda: secateur.inspect(model).structure)
@@ -139,7 +139,7 @@ def plan(name: str, target: str) -> dict[str, Any]:
 
 
 def prune(name: str, target: str, dtype: torch.dtype) -> dict[str, Any]:
-    """Cut and save a model of random weights of `dtype`; seconds of each and the largest resident memory."""
+    """Cut and save a model with random weights of `dtype`; seconds of each and peak resident memory."""
     with init_empty_weights(include_buffers=False):
         model = MODELS[name]()
     _, filling = timed(lambda: _fill(model, dtype))
@@ -174,7 +174,7 @@ def _fill(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def format_count(value: float) -> str:
-    """3.4G, 20M."""
+    """A count with its unit: 3.4G, 20M."""
     for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "K")):
         if value >= size:
             return f"{value / size:.3g}{unit}"

@@ -1,10 +1,10 @@
-"""Measured speed-up over the reduction of MACs that should give it, dense and pruned interleaved.
+"""Measured speed-up divided by the reduction of MACs; dense and pruned model are timed in turns.
 
     python benchmarks/speedup.py
     python benchmarks/speedup.py --models dit-s-2 --target blocks=6 --round-to 8 --name speedup-depth
 
-A U-Net of the DDPM CIFAR-10 shape and a DiT-S/2 transformer, random weights, cut to 56 % of their MACs, or to fewer
-blocks; batch 1 and 32, float32 and bfloat16. An efficiency of 1 means that the time fell as much as the MACs.
+A U-Net of the DDPM CIFAR-10 shape and a DiT-S/2 transformer with random weights are cut to 56 % of their MACs, or to
+fewer blocks; batch 1 and 32, float32 and bfloat16. A ratio of 1 means that the time fell as much as the MACs.
 """
 
 from __future__ import annotations

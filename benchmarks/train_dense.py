@@ -1,9 +1,9 @@
-"""Train the dense models that tests, the quickstart and the benchmarks prune: from scratch, by seed, on a CPU.
+"""Train the dense models for tests, the quickstart and the benchmarks, from scratch with a fixed seed, on a CPU.
 
     python benchmarks/train_dense.py digits-unet digits-sit
     python benchmarks/train_dense.py all --threads 1
 
-Interrupted runs go on where they stopped (`--runs` holds their checkpoints). The digits come with scikit-learn;
+Interrupted runs resume from their checkpoints, in `--runs`. The digits come with scikit-learn;
 Fashion-MNIST is read from `$SECATEUR_DATA/fashion_mnist_train.npz`, which holds `images` and `labels`.
 """
 
@@ -41,7 +41,7 @@ def digits() -> Any:
 
 
 def fashion() -> Any:
-    """Fashion-MNIST at 16x16; images of it stay out of the repository."""
+    """All of Fashion-MNIST at 16x16, from outside of the repository."""
     path = Path(os.environ.get("SECATEUR_DATA", "")) / FASHION
     if not path.is_file():
         sys.exit(f"{path} is missing; set SECATEUR_DATA to the folder that holds {FASHION}")
@@ -49,7 +49,7 @@ def fashion() -> Any:
 
 
 def unet(sample_size: int, channels: tuple[int, ...], layers: int, head: int = 16, outer: int = 1) -> UNet2DModel:
-    """A DDPM U-Net with attention in all but the `outer` levels; few norm groups leave a fine pruning grain."""
+    """A DDPM U-Net with attention in all but the `outer` levels; few norm groups allow fine steps of pruning."""
     inner = len(channels) - outer
     return UNet2DModel(
         sample_size=sample_size,
@@ -98,7 +98,7 @@ CONFIG = RecoveryConfig(
 
 @dataclass(frozen=True)
 class Dense:
-    """One dense model: how to build and train it, and where it goes."""
+    """One dense model: how to build and train it, and where it is written."""
 
     build: Callable[[], nn.Module]
     scheduler: DDPMScheduler | FlowMatchEulerDiscreteScheduler
@@ -137,7 +137,7 @@ def train_dense(name: str, steps: int | None, runs: Path) -> Path:
     options: dict[str, Any] = {"data": dense.data(), "process": dense.scheduler, "recovery": config, "out": run}
     trained = secateur.finetune(dense.build(), progress=True, **options)
     model: Any = dense.build()
-    model.load_state_dict(trained.state_dict())  # without the history of a pruned one
+    model.load_state_dict(trained.state_dict())  # without a manifest, as a dense model
     lines = (run / "recovery" / "log.jsonl").read_text().splitlines()
     losses = [line["loss"] for line in map(json.loads, lines[-20:])]
     # The package stays small: its outputs move by less than 1e-3 (tests/test_embedded.py).
@@ -180,7 +180,7 @@ def train_features(name: str, steps: int | None) -> Path:
 
 
 def augment(images_BCHW: torch.Tensor) -> torch.Tensor:
-    """Each image shifted by at most one pixel, under noise of its own strength up to 0.3."""
+    """Each image shifted by at most one pixel, with noise of a random strength up to 0.3."""
     padded = F.pad(images_BCHW, (1, 1, 1, 1), value=-1.0)
     height, width = images_BCHW.shape[2:]
     shifts = torch.randint(0, 3, (len(images_BCHW), 2)).tolist()

@@ -1,9 +1,9 @@
-"""Variants of the Diff-Pruning score at equal size, before recovery: what the published code bases disagree on.
+"""Variants of the Diff-Pruning score at equal size, before recovery: where the published code bases disagree.
 
     python benchmarks/variants.py
     python benchmarks/variants.py --only ddpm-prune ddpm-exp
 
-Stopped runs go on from the last result.
+A stopped run continues after the last result.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def with_options(**options: Any) -> ScoringConfig:
     return replace(BASE, options=DiffPruningOptions(**options))
 
 
-# Tuples of reconstruction are pairs of an image and one of 8 bins of timesteps.
+# A tuple of reconstruction is an image at a timestep in one of 8 bins.
 REFIT = ScoringConfig(num_timesteps=8, num_images=64)
 VARIANTS: dict[str, tuple[str, ScoringConfig, CutConfig]] = {
     "default (sum-then-abs, abs, threshold 0.05)": ("diff-pruning", BASE, LOCAL),
@@ -43,7 +43,7 @@ VARIANTS: dict[str, tuple[str, ScoringConfig, CutConfig]] = {
 
 
 def measure(bench: Bench, name: str, seed: int) -> dict[str, float]:
-    """What the model cut by a variant draws, before any recovery."""
+    """The quality of samples of the model cut by a variant, before any recovery."""
     criterion, scoring, cut = VARIANTS[name]
     pruned = bench.pruned(bench.rank(criterion, seed, scoring), "macs=50%", cut)
     return bench.measure(pruned, with_ftle=False)

@@ -1,7 +1,7 @@
-"""Prune a diffusers U-Net inside a training loop of your own: `python examples/your_own_loop.py` (a minute on a CPU).
+"""Prune a diffusers U-Net in your own training loop: `python examples/your_own_loop.py` (a minute on a CPU).
 
-The loop is plain PyTorch. `secateur.Pruning` shrinks masks while it runs, removes the units when their masks are zero,
-and keeps the optimizer and the moving average in step with the model.
+The loop is plain PyTorch. `secateur.Pruning` shrinks masks while the model trains, removes units when their masks are
+zero, and cuts the state of the optimizer and the moving average in the same way.
 """
 
 import torch
@@ -52,9 +52,9 @@ def main() -> None:
         optimizer.step()
         optimizer.zero_grad()
         ema.step(model.parameters())
-        if pruning.step():  # under DDP, FSDP or torch.compile: wrap the model anew here
+        if pruning.step():  # under DDP, FSDP or torch.compile: wrap the model again here
             parameters = sum(parameter.numel() for parameter in model.parameters())
-            print(f"step {step}: units left; {parameters:,} parameters stay")
+            print(f"step {step}: units were removed; {parameters:,} parameters are left")
         if step % 50 == 0:
             print(f"step {step}: loss {loss.item():.3f}")
     ema.copy_to(model.parameters())

@@ -154,15 +154,18 @@ def page(rows: list[str], works: int) -> str:
 
 PAGE = """# Architectures whose structure is discovered
 
-The table below covers every class of `diffusers.models` with Transformer or DiT in its name, each with a small random configuration.
-For {works} of {count}, removable widths were found by tracing and proven: masks equal removal for each width, each block and random cuts
-of many. Widths and blocks that are not listed are not cut. `make torture` writes this page (`tests/test_discovery.py`).
+The table below covers every class of `diffusers.models` with Transformer or DiT in its name, each with a small random
+configuration. For {works} of {count}, removable widths were found by tracing and proven: masks equal removal for each
+width, each block and random cuts of many. Widths and blocks that are not listed are not cut. `make torture` writes this
+page (`tests/test_discovery.py`).
 
-A plan counts MACs without running the network. This is not possible for `HiDreamImage` and `HunyuanVideo15`, whose passes depend on
-computed values (which expert a token goes to, and whether an image is given). Their plan is refused in one line.
+A plan counts MACs without running the network. This is not possible for `HiDreamImage` and `HunyuanVideo15`, whose
+passes depend on computed values (which expert a token goes to, and whether an image is given). Their plan is refused in
+one line.
 
-Some of these classes are declared by hand ([adding an architecture](adding-an-architecture.md)), and then more of them can be removed;
-this table has only what discovery finds. `*` stands for the number of a layer; numbers in brackets count layers.
+Some of these classes are declared by hand ([adding an architecture](adding-an-architecture.md)), and then more of them
+can be removed; this table has only what discovery finds. `*` stands for the number of a layer; numbers in brackets
+count layers.
 
 | released model | parameters | discovery with proof, once | from the cache | plan of a cut |
 |---|---|---|---|---|
@@ -175,8 +178,8 @@ this table has only what discovery finds. `*` stands for the number of a layer; 
 | Chroma1-HD, declared by hand | 8.9 B | 0.01 s | 0.01 s | 2.1 s |
 | Lumina-Image 2.0 | 2.61 B | 4.0 s | 0.02 s | 0.4 s |
 
-Seconds on one CPU core, without the weights, in 0.6 GB of memory: nothing of the size of the model is allocated. Plans are
-for images of 1024 pixels, and for Wan's clips of 81 frames of 480 x 832.
+Seconds on one CPU core, without the weights, in 0.6 GB of memory: nothing of the size of the model is allocated. Plans
+are for images of 1024 pixels, and for Wan's clips of 81 frames of 480 x 832.
 
 | class | widths | blocks | what is not cut, and why |
 |---|---|---|---|

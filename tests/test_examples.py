@@ -34,7 +34,7 @@ def run(name: str, folder: Path) -> Any:
 @pytest.mark.slow
 def test_the_loop_cuts_its_model_to_half(tmp_path: Path) -> None:
     text = printed(run("your_own_loop", tmp_path))
-    assert "units left for good" in text
+    assert "units were removed" in text
     assert "PrunedUNet2DModel" in text
 
 
