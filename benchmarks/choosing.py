@@ -23,7 +23,8 @@ COLOURS = {
     "fashion-unet": "#a34e78",
     "fashion-sit": "#8a7a1f",
 }
-MARKERS = {"macs=50%": "o", "macs=30%": "s", "blocks=8": "o", "blocks=6": "s"}
+MARKERS = {"macs=50%": "o", "macs=30%": "s", "blocks=8": "o", "blocks=6": "D"}
+MARKED = {"o": "half of the MACs, or 8 of 12 blocks", "s": "30 % of the MACs", "D": "6 of 12 blocks"}
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,8 @@ PANELS = (
     Panel(
         "1. Refit before training?",
         "compensation",
-        ("digits-unet", "fashion-unet"),
-        WIDTHS,
+        tuple(COLOURS),
+        (*WIDTHS, "blocks=6"),
         {"cut": "as cut", "": "refitted, no training"},
     ),
     Panel(
@@ -122,7 +123,9 @@ def main() -> None:
         axis.set_yticklabels(labels[::-1], fontsize=9)
         axis.set_title(panel.title, loc="left", fontsize=10, weight="bold")
         ticks = [
-            tick for tick in (0.05, 0.1, 0.2, 0.5, 0.7, 1, 1.5, 2) if axis.get_xlim()[0] <= tick <= axis.get_xlim()[1]
+            tick
+            for tick in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.7, 1, 1.5, 2)
+            if axis.get_xlim()[0] <= tick <= axis.get_xlim()[1]
         ]
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=9)
         axis.minorticks_off()
@@ -130,7 +133,7 @@ def main() -> None:
     axes[-1].set_xlabel("Fréchet distance, divided by the first row's (lower is better)", fontsize=9)
     for model, colour in COLOURS.items():
         axes[0].plot([], [], "o", color=colour, label=model, mew=0)
-    for marker, words in (("o", "half of the MACs, or 8 of 12 blocks"), ("s", "30 % of the MACs, or 6 of 12 blocks")):
+    for marker, words in MARKED.items():
         axes[0].plot([], [], marker, color="#74818f", label=words, mew=0)
     figure.legend(loc="lower center", ncol=3, frameon=False, fontsize=8.5)
     figure.subplots_adjust(left=0.27, right=0.97, top=0.96, bottom=0.145)

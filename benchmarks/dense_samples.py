@@ -9,24 +9,31 @@ import argparse
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 import secateur
 import train_dense
 
 IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
-COLUMNS, STEPS, SCALE = 20, 50, 4
+COLUMNS, STEPS, SCALE = 10, 50, 4
+MARGIN, TEXT = 130, 20  # pixels, of a picture that a page shows at about two thirds of its width
 # Real images are shown of scikit-learn's digits only: no image of Fashion-MNIST is redistributed in docs/.
 GROUPS = {"digits": (("digits-unet", "digits-sit"), True), "fashion": (("fashion-unet", "fashion-sit"), False)}
 
 
-def grid(rows: list[Tensor]) -> Image.Image:
-    """One picture of rows of images (N, 1, H, W) in [-1, 1], a pixel of white between them."""
-    padded = torch.nn.functional.pad(torch.stack(rows), (1, 1, 1, 1), value=1.0)  # (R, N, 1, H, W)
+def grid(rows: dict[str, Tensor]) -> Image.Image:
+    """One picture of rows of images (N, 1, H, W) in [-1, 1] with their names, a pixel of white between images."""
+    padded = torch.nn.functional.pad(torch.stack(list(rows.values())), (1, 1, 1, 1), value=1.0)  # (R, N, 1, H, W)
     pixels = ((padded[:, :, 0] + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 1, 3)
-    picture = Image.fromarray(pixels.reshape(pixels.shape[0] * pixels.shape[1], -1).numpy())
-    return picture.resize((picture.width * SCALE, picture.height * SCALE), Image.Resampling.NEAREST)
+    small = Image.fromarray(pixels.reshape(pixels.shape[0] * pixels.shape[1], -1).numpy())
+    tiles = small.resize((small.width * SCALE, small.height * SCALE), Image.Resampling.NEAREST)
+    picture = Image.new("L", (MARGIN + tiles.width, tiles.height), 255)
+    picture.paste(tiles, (MARGIN, 0))
+    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(TEXT)
+    for place, name in enumerate(rows):
+        pen.text((4, (place + 0.5) * tiles.height / len(rows)), name, fill=0, font=font, anchor="lm")
+    return picture
 
 
 def main() -> None:
@@ -37,15 +44,15 @@ def main() -> None:
     asked = parser.parse_args()
     for group in asked.groups:
         names, with_real = GROUPS[group]
-        rows: list[Tensor] = []
+        rows: dict[str, Tensor] = {}
         for name in names:
             drawn = secateur.sample(
                 train_dense.DENSE[name].folder, num_images=COLUMNS, num_inference_steps=asked.steps, device="cpu"
             )
             assert isinstance(drawn, Tensor)
-            rows.append(drawn)
+            rows[name] = drawn
         if with_real:
-            rows.append(train_dense.digits().batch(range(COLUMNS)).sample)
+            rows["real images"] = train_dense.digits().batch(range(COLUMNS)).sample
         asked.out.mkdir(parents=True, exist_ok=True)
         grid(rows).save(asked.out / f"dense-{group}.png")
 

@@ -33,7 +33,7 @@ from bench import (
     targets_of,
     timed,
 )
-from drawing import SPARE_COLOURS, WARM, dense_line, dots, name_rows, styled
+from drawing import SPARE_COLOURS, WARM, colour_key, dense_line, dots, name_rows, styled
 from secateur import RecoveryConfig
 
 BALANCED = secateur.recipe_named("2ndmatch-balanced").recovery
@@ -145,7 +145,7 @@ def plot(found: dict[str, dict[str, Any]]) -> Figure:
     columns = 2
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(8.2, 1.9 * rows + 0.3), facecolor="white", layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
+    grid = figure.subplots(rows, columns, squeeze=False, sharey="row")
     colours = dict(zip(BUDGETS, (WARM, SPARE_COLOURS[0]), strict=True))
     for axes, (name, target) in zip(grid.flat, panels, strict=False):
         records = found[name]
@@ -160,11 +160,7 @@ def plot(found: dict[str, dict[str, Any]]) -> Figure:
         axes.set_xlabel("FD to the data (dashed: dense)")
     for axes in grid.flat[len(panels) :]:
         axes.remove()
-    handles = [
-        figure.axes[0].plot([], [], "o", ms=4, color=colour, label=f"equal {budget}")[0]
-        for budget, colour in colours.items()
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2)
+    colour_key(figure, {f"equal {budget}": colour for budget, colour in colours.items()})
     return figure
 
 

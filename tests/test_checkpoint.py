@@ -201,6 +201,17 @@ def test_the_flow_convention_travels_with_the_scheduler(tmp_path):
     assert load(tmp_path / "sit").process.convention == "sit"
 
 
+def test_a_folder_that_is_not_there_is_answered_with_those_that_are(tmp_path, monkeypatch):
+    with pytest.raises(ModelError, match="did you mean digits-unet"):
+        load("digits-unit")
+    monkeypatch.chdir(tmp_path)
+    save_pretrained(dit(), "run/pruned")
+    monkeypatch.setattr("secateur.io.locate.snapshot_download", lambda *_, **__: 1 / 0)
+    for name, said in (("run/model", "; run holds run/pruned$"), ("run/pruend", "; did you mean run/pruned\\?$")):
+        with pytest.raises(ModelError, match=said):
+            load(name)
+
+
 def test_unknown_places_and_architectures(tmp_path):
     with pytest.raises(ModelError, match="neither a folder nor a hub id"):
         load(tmp_path / "nothing")

@@ -54,6 +54,8 @@ def test_a_run_whose_learning_rate_went_down_says_why_it_cannot_go_on(tmp_path: 
     tuned(tmp_path / "run", cosine)
     with pytest.raises(SecateurError, match=r"from 2 to 4 steps: its learning rate goes down to zero at step 2"):
         tuned(tmp_path / "run", replace(cosine, steps=4))
+    with pytest.raises(SecateurError, match=r"goes down to zero .* train its result further with finetune .*run/model"):
+        tuned(tmp_path / "run", replace(cosine, steps=4, warmup_steps=1))  # as recipes do for more steps
     assert not (tmp_path / "run" / "recovery" / "checkpoints").exists()
     tuned(tmp_path / "kept", cosine, keep=True)
     assert (tmp_path / "kept" / "recovery" / "checkpoints").is_dir()

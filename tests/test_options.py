@@ -88,6 +88,15 @@ def chosen(monkeypatch, tmp_path):
     return ask
 
 
+def test_every_recipe_is_listed_in_whole_sentences(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    main(["recipes"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines if line and not line.startswith(" ")][:-1] == list(RECIPES)
+    assert max(len(line) for line in lines[:-1]) < 80
+    assert "the best of our progressive runs" in " ".join(" ".join(lines).split())
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_shown_as_a_file_is_the_recipe(chosen, tmp_path, capsys, name):
     main(["recipes", "show", name])
@@ -109,6 +118,14 @@ def test_options_that_a_recipe_brings_go_when_their_objective_does(chosen):
     assert chosen().recovery.weights == {"denoising": 0.0}
     plain = chosen("--objective", "denoising").recovery
     assert (plain.objective, plain.weights) == ("denoising", {})
+
+
+def test_a_misspelt_objective_gets_the_nearest(tmp_path, capsys):
+    words = ["finetune", "digits-unet", "--data", "digits", "--objective", "destillation", "--out", str(tmp_path / "x")]
+    with pytest.raises(SystemExit):
+        main(words)
+    assert "no objective called 'destillation'; did you mean distillation?" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ from secateur.reporting.plots import plot_classes
 from secateur.reporting.plots.curves import smooth
 from secateur.reporting.plots.ranking import score_strip
 from secateur.reporting.run import Run, read_run
+from secateur.reporting.style import LONGEST_NAME, shorten
 from secateur.reporting.summary import verdict_of
 from secateur.reporting.tables import ranking_tables
 from secateur.reporting.titles import title_of
@@ -567,3 +568,25 @@ def test_a_model_card_says_where_from_how_and_how_good() -> None:
     assert "5.17 ± 0.20 (worse than dense, better than pruned)" in card
     assert "![Samples of each model from the same noise](samples.png)" in card
     assert "base_model" not in model_card({**manifest, "base": {**manifest["base"], "id": "/home/me/unet"}}, "out")
+
+
+def test_short_names_of_layers_still_tell_them_apart() -> None:
+    names = [
+        f"{side}_blocks.{block}.{name}"
+        for side in ("down", "up")
+        for block in range(4)
+        for layer in range(3)
+        for name in (
+            *(f"resnets.{layer}.{conv}" for conv in ("conv1", "conv2", "conv_shortcut", "time_emb_proj")),
+            *(
+                f"attentions.{layer}.transformer_blocks.0.{attention}.{part}"
+                for attention in ("attn1", "attn2")
+                for part in ("to_q", "to_k", "to_v", "to_out.0")
+            ),
+        )
+    ]
+    short = [shorten(name) for name in names]
+    assert len(set(short)) == len(names)
+    assert max(map(len, short)) <= LONGEST_NAME
+    assert shorten("down_blocks.0.resnets.1.conv1") == "down_….0.resne….1.conv1"
+    assert shorten("x" * 30) == f"{'x' * 23}…"

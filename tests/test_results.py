@@ -29,7 +29,7 @@ from secateur.results import (
     write_result,
 )
 from secateur.results.cut import goal_in_words
-from secateur.results.numbers import format_change, format_measured, format_value
+from secateur.results.numbers import format_change, format_measured, format_seconds, format_value
 from secateur.results.trials import Round, Score, Search, TrialResult
 from synthetic_runs import HOSTILE, evaluation
 
@@ -172,7 +172,7 @@ def test_uncertain_numbers_have_the_digits_of_their_uncertainty(value: float, st
 @pytest.mark.parametrize(
     ("target", "words"),
     [
-        ("macs=50%", "50% of the MACs"), ("params=20M", "20M parameters"), ("blocks=4", "4 blocks"),
+        ("macs=50%", "50% of the MACs"), ("params=20M", "20M parameters"), ("blocks=4", "4 blocks"), ("blocks=1", "1 block"),
         ("latency=20ms", "20 ms a call"), ("latency=50%", "50% of the latency"),
     ],
 )  # fmt: skip
@@ -192,3 +192,17 @@ def test_two_amounts_have_as_many_decimals_each() -> None:
     assert format_change(2860.4, 1512.7) == "2,860 → 1,513"
     assert format_change(0.0123, 0.00456) == "0.01230 → 0.00456"
     assert format_change(3.0, 0.0) == "3 → 0"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.0284, "0.03 s"), (0.912, "0.9 s"), (8.079, "8.1 s"), (270, "4.5 min"), (144_360, "40.1 h")]
+)
+def test_durations_as_people_say_them(seconds: float, text: str) -> None:
+    assert format_seconds(seconds) == text
+
+
+def test_a_note_on_several_models_is_said_once() -> None:
+    found = evaluation()
+    models = {name: replace(model, notes=("too large",)) for name, model in found.models.items()}
+    notes = replace(found, models=models, notes=()).all_notes()
+    assert notes == ("dense, pruned, recovered: too large",)

@@ -151,6 +151,12 @@ def test_a_folder_of_samples_goes_on_where_it_stopped(sit: str, tmp_path: Path) 
     assert len(files(tmp_path / "images")) == 13
 
 
+def test_other_pictures_than_those_that_are_written_are_refused(sit: str, tmp_path: Path) -> None:
+    with pytest.raises(SecateurError, match=r"a\.tiff names a picture; pictures are written as \.png, \.jpg"):
+        secateur.sample(sit, out=tmp_path / "a.tiff", num_images=1)
+    assert list(tmp_path.glob("*.tiff")) == []
+
+
 def pixels(png: bytes, folder: Path) -> np.ndarray:
     (folder / "one.png").write_bytes(png)
     with Image.open(folder / "one.png") as image:

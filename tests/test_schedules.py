@@ -164,6 +164,8 @@ def test_an_unreachable_target_names_the_range():
     with pytest.raises(TargetError, match=r"from .*K.* down to .*K") as caught:
         one_shot(model, structure, parse_target("params=1%"), no_scores(structure), CutConfig(), inputs_for(model))
     assert "\n" not in str(caught.value)
+    with pytest.raises(TargetError, match=r"did you mean macs=50%\?"):
+        one_shot(model, structure, parse_target("macs=50"), no_scores(structure), CutConfig(), inputs_for(model))
 
 
 def test_the_last_transformer_block_stays():

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "secateur"
 MARK = re.compile(r"<!-- messages: (.*?) -->", re.DOTALL)
-FUNCTIONS = {"require": 1}  # those that raise for others, and which argument is the message
+FUNCTIONS = {"require": 1, "_fail": 0}  # those that raise for others, and which argument is the message
 CASE = "…"
 
 
@@ -63,14 +63,9 @@ def _escaped(message: str) -> str:
 
 def _messages(tree: ast.Module) -> Iterator[str]:
     scopes = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)] or [tree]
+    constants = _texts(tree.body)
     for scope in scopes:
-        texts = {
-            target.id: node.value
-            for node in ast.walk(scope)
-            if isinstance(node, ast.Assign)
-            for target in node.targets
-            if isinstance(target, ast.Name)
-        }
+        texts = constants | _texts(ast.walk(scope))
         for node in ast.walk(scope):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 place = (
@@ -78,6 +73,17 @@ def _messages(tree: ast.Module) -> Iterator[str]:
                 )
                 if place is not None and len(node.args) > place and _is_for_people(node.func.id):
                     yield _text(node.args[place], texts).strip()
+
+
+def _texts(nodes: Iterable[ast.AST]) -> dict[str, ast.expr]:
+    """What is assigned to each name."""
+    return {
+        target.id: node.value
+        for node in nodes
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
 
 
 def _is_for_people(name: str) -> bool:

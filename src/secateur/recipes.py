@@ -163,17 +163,17 @@ def depth() -> Recipe:
 
 
 def taylor() -> Recipe:
-    """Plain Taylor importance over all timesteps, otherwise as `diff_pruning`."""
+    """Plain Taylor importance over all timesteps, otherwise as `diff-pruning`."""
     return Recipe(criterion="taylor", recovery=diff_pruning().recovery)
 
 
 def magnitude() -> Recipe:
-    """Magnitude, otherwise as `diff_pruning`."""
+    """Magnitude, otherwise as `diff-pruning`."""
     return Recipe(criterion="magnitude", recovery=diff_pruning().recovery)
 
 
 def random() -> Recipe:
-    """Random units, otherwise as `diff_pruning`: the baseline that every ranking must beat."""
+    """Random units, otherwise as `diff-pruning`: the baseline that every ranking must beat."""
     return Recipe(criterion="random", recovery=diff_pruning().recovery)
 
 
@@ -187,6 +187,26 @@ def compensated(recipe: Recipe) -> Recipe:
     objective = "distillation" if recovery.objective == "denoising" else recovery.objective
     without_noise = replace(recovery, objective=objective, weights=recovery.weights | {"denoising": 0.0})
     return replace(recipe, compensates=True, records=True, recovery=without_noise)
+
+
+def diff_pruning_compensated() -> Recipe:
+    """Diff-Pruning with a closed-form refit of what stays, and a recovery on the teacher's book."""
+    return compensated(diff_pruning())
+
+
+def second_match_compensated() -> Recipe:
+    """2ndMatch with a closed-form refit of what stays, and a recovery on the teacher's book."""
+    return compensated(second_match())
+
+
+def gradient_flow_compensated() -> Recipe:
+    """As `gradient-flow`, with a closed-form refit after every cut, and a recovery on the teacher's book."""
+    return compensated(gradient_flow())
+
+
+def entpruner_compensated() -> Recipe:
+    """As `entpruner`, with a closed-form refit after every cut, and a recovery on the teacher's book."""
+    return compensated(entpruner())
 
 
 def decoder() -> Recipe:
@@ -236,10 +256,10 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "2ndmatch-balanced": second_match_balanced,
     "gradient-flow-preserve": gradient_flow_preserve,
     "entpruner-deviation": entpruner_deviation,
-    "diff-pruning-compensated": lambda: compensated(diff_pruning()),
-    "2ndmatch-compensated": lambda: compensated(second_match()),
-    "gradient-flow-compensated": lambda: compensated(gradient_flow()),
-    "entpruner-compensated": lambda: compensated(entpruner()),
+    "diff-pruning-compensated": diff_pruning_compensated,
+    "2ndmatch-compensated": second_match_compensated,
+    "gradient-flow-compensated": gradient_flow_compensated,
+    "entpruner-compensated": entpruner_compensated,
 }
 """The named recipes: for each name, a function that returns the recipe."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import textwrap
 from typing import Annotated, Literal
 
 import tyro
@@ -32,8 +34,7 @@ def recipes(
     if action == "list":
         width = max(map(len, RECIPES))
         for each, make in RECIPES.items():
-            about = (make.__doc__ or "").strip().splitlines()[0].rstrip(".")
-            say(f"{each:{width}}  {about}")
+            say(_about(f"{each:{width}}", make.__doc__ or ""))
         say("\nsecateur recipes show NAME > run.yaml writes one as a file; compress --config run.yaml starts from it.")
         return
     if not name:
@@ -42,3 +43,11 @@ def recipes(
     options |= {option: options.pop(field) for field, option in SPELLED.items()}
     first = {each: options.pop(each) for each in FIRST}
     say(f"{START.format(name=name)}\n{as_yaml(first | options).rstrip()}")
+
+
+def _about(name: str, doc: str) -> str:
+    """A line of the list, wrapped: the first paragraph of `doc`."""
+    said = " ".join(doc.strip().partition("\n\n")[0].split()).rstrip(".")
+    return textwrap.fill(
+        f"{name}  {said}", shutil.get_terminal_size().columns - 1, subsequent_indent=" " * (len(name) + 2)
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, TypedDict
@@ -75,7 +76,9 @@ def locate(
     if folder.is_dir():
         return _place(folder / inside, component)
     if name.count("/") != 1 or folder.is_absolute() or name.startswith("."):
-        raise ModelError(f"{path_or_id} is neither a folder nor a hub id such as google/ddpm-cifar10-32")
+        raise ModelError(
+            f"{path_or_id} is neither a folder nor a hub id such as google/ddpm-cifar10-32{_meant(folder)}"
+        )
     try:
         fetch = _fetcher(name, hub)
         # The small files first: they show which weights are needed, and whether the model is supported.
@@ -85,8 +88,18 @@ def locate(
         raise
     except Exception as error:
         raise ModelError(
-            f"{path_or_id} is no local folder, and the hub did not give it: {first_line(error)}"
+            f"{path_or_id} is no local folder, and the hub did not give it: {first_line(error)}{_meant(folder)}"
         ) from error
+
+
+def _meant(folder: Path) -> str:
+    """For an error message about a folder that is not there: a similar name, or the models beside it."""
+    beside = sorted({str(found.parent) for name in ("config.json", INDEX) for found in folder.parent.glob(f"*/{name}")})
+    near = get_close_matches(str(folder), (*EMBEDDED, *beside), 1)
+    others = beside if folder.parent.name else []
+    if near:
+        return f"; did you mean {near[0]}?"
+    return f"; {folder.parent} holds {', '.join(others)}" if others else ""
 
 
 def _place(folder: Path, component: str | None) -> Place:

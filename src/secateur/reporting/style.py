@@ -29,7 +29,7 @@ SPARE_COLOURS = ("#a34e78", "#8a7a1f", "#3c7ea8", "#7a5cc0")
 SCORE_COLOURS = LinearSegmentedColormap.from_list("scores", ["#dbe4ea", "#6fb3a9", "#14877a", "#0a4a48"])
 DIRECTION_COLOURS = {"noise": WARM, "collapse": ACCENT, "neither": FAINT}
 SHIFT_COLOURS = LinearSegmentedColormap.from_list("shifts", [ACCENT, "#e6eaed", WARM])  # collapse, none, noise
-LONGEST_NAME = 24
+LONGEST_NAME, LONGEST_LAST = 24, 8  # characters
 SMALL = 8.5  # points: the smallest text, 11 pixels high when the figure is 325 pixels wide
 ROW = 0.175  # inches of a row with a label
 MOST_ROWS = 110  # that fit into the tallest figure
@@ -125,9 +125,24 @@ def row_labels(axes: Axes, names: Sequence[str]) -> None:
 
 
 def shorten(name: str) -> str:
-    """`name`, with its middle left out when it is long."""
+    """`name` with its words cut, from the longest on, until it is short: numbers stay, and so does a short last word.
+
+    Without words to cut, its middle is left out.
+    """
+    *words, last = name.split(".")
+    for longest in range(len(name), 1, -1):
+        found = ".".join([*(_cut(word, longest) for word in words), _cut(last, max(longest, LONGEST_LAST))])
+        if len(found) <= LONGEST_NAME:
+            return found
     half = (LONGEST_NAME - 1) // 2
-    return name if len(name) <= LONGEST_NAME else f"{name[:half]}…{name[-half:]}"
+    return f"{name[:half]}…{name[-half:]}"
+
+
+def _cut(word: str, longest: int) -> str:
+    """`word` of at most `longest` characters, the number at its end among them."""
+    number = re.search(r"\d*$", word)
+    assert number is not None
+    return word if len(word) <= longest else f"{word[: max(1, longest - 1 - len(number[0]))]}…{number[0]}"
 
 
 def plain(text: str) -> str:

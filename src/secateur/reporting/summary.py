@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from ..base.units import format_count
 from ..results import Change, Evaluation, ModelResult, to_json
-from ..results.numbers import format_change, format_measured, format_number, percent
+from ..results.numbers import format_change, format_measured, format_number, format_seconds, percent
 from ..results.verdicts import Kind
 from .classes import class_scores, collapsed_classes
 from .run import Run
@@ -148,7 +148,7 @@ def _ranked(run: Run) -> list[str]:
     ranking = run.ranking
     if ranking is None or run.cut is not None:
         return []
-    took = "" if ranking.seconds is None else f" in {format_number(ranking.seconds)} s"
+    took = "" if ranking.seconds is None else f" in {format_seconds(ranking.seconds)}"
     units = sum(map(len, ranking.dims.values()))
     what = f"{units} units of {len(ranking.dims)} dims" if units else f"{len(ranking.blocks)} blocks"
     return [f"Ranked {what} by {ranking.criterion}{took}; nothing was cut."]
@@ -157,17 +157,17 @@ def _ranked(run: Run) -> list[str]:
 def _stages(run: Run) -> list[str]:
     decisions, trained = run.decisions, run.recovery.steps
     if decisions.blocks:
-        seconds = format_number(sum(stage.seconds for stage in decisions.blocks))
+        seconds = format_seconds(sum(stage.seconds for stage in decisions.blocks))
         removed, count = len(decisions.removed_blocks), len(decisions.blocks)
-        return [f"{count} decisions during recovery removed {removed} blocks; deciding took {seconds} s."]
+        return [f"{count} decisions during recovery removed {removed} blocks; deciding took {seconds}."]
     if not decisions.soft:
         return []
     stages, steps = len(decisions.soft), decisions.soft[-1].step
     if decisions.removal_step is None:
         return [f"Pruning progressively: {stages} stages in {steps} steps so far, masked units are still there."]
-    seconds = format_number(sum(stage.seconds for stage in decisions.soft))
+    seconds = format_seconds(sum(stage.seconds for stage in decisions.soft))
     when = f"the first {steps} of {trained} steps" if trained > steps else f"{steps} steps"
-    return [f"Pruned progressively over {stages} stages in {when}; deciding what to remove took {seconds} s."]
+    return [f"Pruned progressively over {stages} stages in {when}; deciding what to remove took {seconds}."]
 
 
 def _classes(evaluation: Evaluation) -> list[str]:
@@ -240,7 +240,9 @@ def _metric_card(evaluation: Evaluation, key: str) -> Card:
     kind = evaluation.verdict(key, evaluation.final_name, evaluation.reference)
     if key in dense.estimates:
         note = f"{evaluation.reference} {format_measured(dense[key].value, dense[key].std)}; {direction}"
-        return Card(metric.label, format_number(final.value), note, BADGES[kind] if kind else "")
+        return Card(
+            metric.label[:1].upper() + metric.label[1:], format_number(final.value), note, BADGES[kind] if kind else ""
+        )
     between = [f"{name} {format_number(model[key].value)}" for name, model in evaluation.models.items()
                if key in model.estimates and name != evaluation.final_name]  # fmt: skip
     label = f"{metric.label} to {evaluation.reference}"

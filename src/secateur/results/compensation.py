@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .display import Displayed
-from .numbers import percent
+from .numbers import format_seconds, percent
 from .table import Table
 
 
@@ -54,7 +54,7 @@ class Compensation(Displayed):
 
     def sentences(self) -> tuple[str, ...]:
         """Number of refitted layers, time, and effect on the model's output."""
-        took = "" if self.seconds is None else f" in {self.seconds:.3g} s"
+        took = "" if self.seconds is None else f" in {format_seconds(self.seconds)}"
         count = len(self.readers)
         layers = f"{count} layer{'s were' if count != 1 else ' was'} refitted to the dense model{took}"
         kept = tuple(f"{name} keeps the weights of the cut: {why}." for name, why in self.left.items())

@@ -108,7 +108,9 @@ def goal_in_words(target: str) -> str:
     if metric == "latency":
         return f"{amount} of the latency" if amount.endswith("%") else f"{amount.removesuffix('ms')} ms a call"
     name = {"macs": "MACs", "params": "parameters", "blocks": "blocks"}.get(metric, metric)
-    return f"{amount} of the {name}" if amount.endswith("%") else f"{amount} {name}"
+    if amount.endswith("%"):
+        return f"{amount} of the {name}"
+    return f"{amount} {name.removesuffix('s') if amount == '1' else name}"
 
 
 def _amount(metric: str, value: float) -> str:

@@ -203,15 +203,12 @@ class Evaluation(Displayed):
         return f"{found.device}{threads}"
 
     def all_notes(self) -> tuple[str, ...]:
-        """Notes on the evaluation, then on each model by its name."""
-        of_models = [f"{name}: {note}" for name, model in self.models.items() for note in model.notes]
-        biased = [
-            f"{name}: {model.fidelity.metric} rests on fewer images than its {model.fidelity.dims} features, which "
-            "biases it strongly"
-            for name, model in self.models.items()
-            if model.fidelity is not None and not model.fidelity.full_rank
-        ]
-        return (*self.notes, *of_models, *biased)
+        """Notes on the evaluation, then those on models, each once with their names."""
+        of_models: dict[str, list[str]] = {}
+        for name, model in self.models.items():
+            for note in (*model.notes, *_bias(model.fidelity)):
+                of_models.setdefault(note, []).append(name)
+        return (*self.notes, *(f"{', '.join(names)}: {note}" for note, names in of_models.items()))
 
     def sentences(self) -> tuple[str, ...]:
         """The final model's speed beside the reference, and every model's quality."""
@@ -224,3 +221,11 @@ class Evaluation(Displayed):
 
     def __str__(self) -> str:
         return evaluation_table(self).to_text()
+
+
+def _bias(fidelity: Fidelity | None) -> tuple[str, ...]:
+    """A note on a Fréchet distance that too few images bias."""
+    if fidelity is None or fidelity.full_rank:
+        return ()
+    few = f"{fidelity.metric} rests on fewer images than its {fidelity.dims} features, which biases it strongly"
+    return (few,)

@@ -61,6 +61,14 @@ def format_change(before: float, after: float) -> str:
     return f"{before:,.{decimals}f} → {after:,.{decimals}f}"
 
 
+def format_seconds(seconds: float) -> str:
+    """A duration: 0.03 s, 8.1 s, 4.5 min, 40.1 h."""
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.1g} s" if seconds < 1 else f"{seconds:.1f} s"
+
+
 def percent(part: float, whole: float) -> str:
     """A share with one decimal, without a trailing zero."""
     return f"{100 * part / whole:.1f}".removesuffix(".0") + "%" if whole else "–"

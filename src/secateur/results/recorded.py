@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .display import Displayed
-from .numbers import format_number
+from .numbers import format_seconds
 from .table import Table
 
 
@@ -28,7 +28,7 @@ class Recorded(Displayed):
     def sentences(self) -> tuple[str, ...]:
         """Number, size and time of the answers."""
         size = f"{self.bytes / 1e6:.3g} MB"
-        return (f"The dense model answered {self.tuples:,} tuples in {format_number(self.seconds)} s ({size}).",)
+        return (f"The dense model answered {self.tuples:,} tuples in {format_seconds(self.seconds)} ({size}).",)
 
     def tables(self) -> dict[str, Table]:
         """Its numbers."""

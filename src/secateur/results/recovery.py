@@ -9,7 +9,7 @@ from pathlib import Path
 from ..base.errors import require
 from .codec import from_json, read_lines
 from .display import Displayed
-from .numbers import format_number
+from .numbers import format_number, format_seconds
 from .table import Table
 
 Record = Mapping[str, float]  # `step`, and means since the last record: loss and its terms, seconds so far, lr ...
@@ -35,7 +35,7 @@ class Recovery(Displayed):
         """How many steps were taken, in what time and memory."""
         if not self.records:
             return ()
-        took = "" if self.seconds is None else f" in {format_number(self.seconds)} s"
+        took = "" if self.seconds is None else f" in {format_seconds(self.seconds)}"
         peak = self.records[-1].get("peak_gib")
         memory = "" if peak is None else f", with at most {peak:.1f} GiB of memory"
         return (f"Recovered for {self.steps:,} steps{took}{memory}.", *self._of_the_book())

@@ -27,7 +27,7 @@ from ..base.lock import LOCK, owned
 from ..base.origin import origin
 from ..base.settings import FREE, differing
 from ..io.manifest import library_versions
-from .tidy import STEPS, make_longer
+from .tidy import OF_LENGTH, STEPS, make_longer
 
 CONFIG = "config.json"
 
@@ -104,7 +104,7 @@ def _begin(out: Path, settings: dict[str, Any], inputs: dict[str, str]) -> None:
     known = known if isinstance(known, dict) else {}
     others = [name for name in {**inputs, **known} if inputs.get(name) != known.get(name)]
     changed = differing({key: before.get(key) for key in settings}, settings, FREE)
-    if list(changed) == [STEPS] and not others:
+    if STEPS in changed and set(changed) <= OF_LENGTH and not others:
         make_longer(out, before, settings)
         changed = {}
     if names := [name for name in changed if name not in inputs or name in others]:
@@ -128,7 +128,8 @@ def _config(out: Path) -> dict[str, Any]:
 
 def circumstances() -> dict[str, Any]:
     """The command line, versions and machine of a run."""
-    device = f"{platform.machine()}, {torch.get_num_threads()} thread(s)"
+    threads = torch.get_num_threads()
+    device = f"{platform.machine()}, {threads} thread{'s' * (threads != 1)}"
     if torch.accelerator.is_available():
         device = f"{torch.accelerator.current_accelerator()}, {device}"
     return {

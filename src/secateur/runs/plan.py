@@ -87,7 +87,7 @@ class Plan:
             lines.append(f"{'shorter':10} by {said}")
         if self.metrics:
             each = ", ".join(f"{name} {format_duration(seconds)}" for name, seconds in self.metrics.items())
-            lines.append(f"{'evaluation':10} of one dense model about {each}")
+            lines.append(f"{'evaluate':10} a model of the dense size: {each}")
         if not self.seconds:
             lines += [f"{stage:10} about {format_count(each)} FLOPs" for stage, each in self.flops.items()]
         lines += self._memory()

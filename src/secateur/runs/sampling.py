@@ -99,6 +99,8 @@ def sample(
     """
     place = None if out is None else Path(out)
     grid = place is not None and place.suffix.lower() in GRIDS
+    if place is not None and not grid and place.suffix.lower() in Image.registered_extensions():
+        raise SecateurError(f"{place} names a picture; pictures are written as {', '.join(GRIDS)}")
     if place is None or grid:
         one_process("sample without a folder")
     if place is not None and grid:
@@ -167,7 +169,7 @@ def sample(
             parts = place.with_name(f".{place.name}.parts")
             folder = parts / fingerprint([settings, inputs, num_images, batch_size])
             images = _drawn(FileRows(num_images, batch_size, folder), draw)
-            write_picture(image_grid(side_by_side(images), by_class or max(1, round(num_images**0.5))), place)
+            write_picture(image_grid(side_by_side(images), by_class or math.ceil(num_images**0.5)), place)
             shutil.rmtree(parts)
         else:
             with run_folder(place, settings, inputs):

@@ -16,6 +16,7 @@ from ..base.files import atomic_file
 from ..recovery import RecoveryConfig
 
 STEPS = "recovery.steps"
+OF_LENGTH = {STEPS, "recovery.warmup_steps"}  # settings that differ between a run and a longer one
 BETWEEN = ("pruned", "compensated")  # models before recovery
 OF_MORE_STEPS = ("evaluation", "pipeline", "model")  # results that more steps change, in the order of removal
 
@@ -47,14 +48,21 @@ def make_longer(folder: Path, before: Mapping[str, Any], asked: Mapping[str, Any
         SecateurError: fewer steps are asked for; or a longer run would have begun with other steps.
     """
     done, wanted = before["recovery"]["steps"], asked["recovery"]["steps"]
+    rise, longer_rise = before["recovery"].get("warmup_steps"), asked["recovery"]["warmup_steps"]
     if wanted < done:
         raise SecateurError(f"{folder} has {done} steps, and {wanted} are asked for; choose another --out")
     schedule, when = asked["recovery"]["lr_schedule"], asked.get("schedule", "one-shot")
-    if schedule != "constant" or when != "one-shot":
+    why = ""
+    if schedule != "constant":
         why = f"its learning rate goes down to zero at step {done} ({schedule})"
-        why = why if schedule != "constant" else f"its schedule is planned for {done} steps ({when})"
+    elif when != "one-shot":
+        why = f"its schedule is planned for {done} steps ({when})"
+    elif rise != longer_rise:
+        why = f"its learning rate rises for {rise} steps, and would for {longer_rise}"
+    if why:
         raise SecateurError(
-            f"{folder} cannot go on from {done} to {wanted} steps: {why}; choose another --out, or the same --steps"
+            f"{folder} cannot go on from {done} to {wanted} steps: {why}; choose another --out, or train its result "
+            f"further with finetune {folder / 'model'}"
         )
     for name in OF_MORE_STEPS:
         shutil.rmtree(folder / name, ignore_errors=True)

@@ -171,10 +171,12 @@ def solve(
     tolerance = 1e-9 * dense
     if not smallest - tolerance <= asked <= dense + tolerance:
         low, high = (format_amount(target.metric, value) for value in (smallest, dense))
+        percentage = not target.is_fraction and 1 < target.value <= 100 and target.metric in ("macs", "params")
+        meant = f"did you mean {target.metric}={target.value:g}%? " if percentage else ""
         raise TargetError(
-            f"{target} ({format_amount(target.metric, asked)}) is out of reach: this model goes from {high} down to "
-            f"{low} ({100 * smallest / dense:.3g}%) with these settings; ask for more, or allow other units "
-            "(smaller round_to, other granularity)"
+            f"{target} ({format_amount(target.metric, asked)}) is out of reach; {meant}this model goes from {high} "
+            f"down to {low} ({100 * smallest / dense:.3g}%) with these settings; ask for a size in between, or allow "
+            "other units (smaller round_to, other granularity)"
         )
     low_count, high_count = 0, len(steps)
     while low_count < high_count:

@@ -1,6 +1,6 @@
 """Recovery objectives: what recovery minimizes. One file each; docs/adding-an-objective.md shows how to add one."""
 
-from ...base.errors import TrainingError
+from ...base.errors import require_known
 from .denoising import DENOISING
 from .distillation import DISTILLATION
 from .features import FEATURES
@@ -17,10 +17,9 @@ def objective_named(name: str) -> Objective:
     """The objective called `name`.
 
     Raises:
-        TrainingError: there is none; the message lists the names.
+        SecateurError: there is none; the message gives the nearest name, and all.
     """
-    if name not in OBJECTIVES:
-        raise TrainingError(f"objective {name!r} is unknown; use {', '.join(OBJECTIVES)}")
+    require_known("objective", name, OBJECTIVES)
     return OBJECTIVES[name]
 
 

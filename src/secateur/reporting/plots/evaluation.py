@@ -22,7 +22,7 @@ def plot_denoising(evaluation: Evaluation) -> Figure:
     figure, (axes,) = panels([2.3], [MARGIN])
     curves = losses_of(evaluation)
     for position, (name, curve) in enumerate(curves.items()):
-        style = "--" if name == evaluation.reference else "-"
+        style = "--" if name == evaluation.reference and len(curves) > 1 else "-"
         losses = np.array(curve.losses, dtype=np.float64)  # None becomes NaN, a gap
         colour = model_colour(name, position)
         axes.plot(curve.timesteps, losses, style, color=colour, label=plain(name), marker=".", markersize=4)

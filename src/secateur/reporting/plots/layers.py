@@ -25,6 +25,14 @@ def plot_layers(pairs: Sequence[Pair], quantities: Sequence[str] = tuple(QUANTIT
     for panel, quantity in zip(axes, quantities, strict=True):
         before, after = ([getattr(pair[side], quantity) for pair in shown] for side in (0, 1))
         kept_bars(panel, names, before, after)
-        panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_count(value)))
+        panel.locator_params(axis="x", nbins=3)
+        panel.xaxis.set_major_formatter(FuncFormatter(_tick))
         labelled(panel, QUANTITIES[quantity], UNITS[quantity], "part")
     return figure
+
+
+def _tick(value: float, position: int | None = None) -> str:
+    """A count without trailing zeros: 2.5M, 150K."""
+    text = format_count(value)
+    number, suffix = (text[:-1], text[-1]) if text[-1].isalpha() else (text, "")
+    return f"{number.rstrip('0').rstrip('.') if '.' in number else number}{suffix}"
