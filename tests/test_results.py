@@ -172,7 +172,8 @@ def test_uncertain_numbers_have_the_digits_of_their_uncertainty(value: float, st
 @pytest.mark.parametrize(
     ("target", "words"),
     [
-        ("macs=50%", "50% of the MACs"), ("params=20M", "20M parameters"), ("blocks=4", "4 blocks"), ("blocks=1", "1 block"),
+        ("macs=50%", "50% of the MACs"), ("params=20M", "20M parameters"), ("blocks=4", "4 blocks"),
+        ("blocks=1", "1 block"),
         ("latency=20ms", "20 ms a call"), ("latency=50%", "50% of the latency"),
     ],
 )  # fmt: skip
