@@ -24,8 +24,9 @@ def build_objective(config: RecoveryConfig, teacher: nn.Module | Teacher | None)
     """The objective that `config` names, with its weights and options.
 
     Raises:
-        TrainingError: there is no such objective or term, it needs a teacher and there is none, or there are too few
-            steps for its Jacobian term to occur.
+        SecateurError: there is no such objective.
+        TrainingError: it has no such term, it needs a teacher and there is none, or there are too few steps for its
+            Jacobian term to occur.
     """
     name, objective = config.objective, objective_named(config.objective)
     if unknown := sorted(set(config.weights) - set(objective.weights)):
