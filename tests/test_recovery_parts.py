@@ -62,13 +62,13 @@ def test_distillation_vanishes_for_equal_models_and_leaves_the_teacher_alone(dig
 @pytest.mark.parametrize(
     ("name", "weights", "message"),
     [
-        ("denoise", {}, "use denoising, distillation"),
+        ("denoise", {}, "did you mean denoising"),
         ("denoising", {"kd": 1.0}, "no term kd"),
         ("distillation", {}, "pass the dense model"),
     ],
 )
 def test_objectives_that_cannot_be_built(name, weights, message):
-    with pytest.raises(TrainingError, match=message):
+    with pytest.raises(SecateurError, match=message):
         build_objective(RecoveryConfig(objective=name, weights=weights), None)
 
 
