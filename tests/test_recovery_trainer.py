@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -331,6 +332,13 @@ def test_missing_trackers_are_named(name, monkeypatch, tmp_path):
     monkeypatch.setattr("secateur.recovery.accelerator.get_available_trackers", lambda: [LoggerType.WANDB])
     with pytest.raises(TrainingError, match=f"tracker '{name}' is unknown or not installed; installed: wandb"):
         recover(unet(), DiffusionProcess(), images(), replace(CONFIG, report_to=("wandb", name)), tmp_path)
+
+
+def test_a_tracker_that_cannot_be_imported_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setattr("secateur.recovery.accelerator.get_available_trackers", lambda: [LoggerType.WANDB])
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(TrainingError, match="tracker 'wandb' cannot be imported: .*; install it again"):
+        recover(unet(), DiffusionProcess(), images(), replace(CONFIG, report_to=("wandb",)), tmp_path)
 
 
 def test_batches_that_do_not_divide_are_refused(monkeypatch, tmp_path):

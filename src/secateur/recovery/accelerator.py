@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from ..base.console import note
 from ..base.distributed import process_count, process_group
-from ..base.errors import TrainingError
+from ..base.errors import TrainingError, first_line
 from .config import RecoveryConfig
 
 SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM")
@@ -35,8 +36,8 @@ def check_accelerator(config: RecoveryConfig, device: torch.device) -> None:
     """Check that `make_accelerator` will succeed, before long work starts.
 
     Raises:
-        TrainingError: a tracker is missing, the device has no fp16, the batch is not divisible by the processes, or its
-            parts by every_n_samples; or environment variables tell accelerate to shard the model.
+        TrainingError: a tracker is missing or broken, the device has no fp16, the batch is not divisible by the
+            processes, or its parts by every_n_samples; or environment variables tell accelerate to shard the model.
     """
     for name in SHARDING:
         if os.environ.get(name, "").lower() in ("1", "true", "yes", "on"):
@@ -50,6 +51,13 @@ def check_accelerator(config: RecoveryConfig, device: torch.device) -> None:
         if tracker not in available:  # accelerate would ignore it silently
             known = ", ".join(available) or "none is"
             raise TrainingError(f"tracker {tracker!r} is unknown or not installed; installed: {known}")
+    for tracker in set(config.report_to) - {"tensorboard"}:  # which accelerate takes from one of two packages
+        try:
+            import_module(tracker)
+        except ImportError as error:
+            raise TrainingError(
+                f"tracker {tracker!r} cannot be imported: {first_line(error)}; install it again, or leave it out"
+            ) from error
     precision = precision_on(config, device)
     if precision == "fp16" and config.parallel != "ddp":
         raise TrainingError(
