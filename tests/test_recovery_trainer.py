@@ -337,7 +337,7 @@ def test_missing_trackers_are_named(name, monkeypatch, tmp_path):
 def test_a_tracker_that_cannot_be_imported_is_one_line(monkeypatch, tmp_path):
     monkeypatch.setattr("secateur.recovery.accelerator.get_available_trackers", lambda: [LoggerType.WANDB])
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(TrainingError, match="tracker 'wandb' cannot be imported: .*; install it again"):
+    with pytest.raises(TrainingError, match=r"tracker 'wandb' cannot be imported: .*; install it again"):
         recover(unet(), DiffusionProcess(), images(), replace(CONFIG, report_to=("wandb",)), tmp_path)
 
 
