@@ -1,4 +1,4 @@
-"""Pruners that drop blocks stage by stage, over a tiny transformer, and what they decided."""
+"""Pruners that remove blocks in stages from a tiny transformer, and their decisions."""
 
 import json
 
@@ -35,7 +35,7 @@ def macs_of(model):
 
 
 def by_order(*order):
-    """A scorer for which the blocks at these places of the dense model leave first, in this order."""
+    """A scorer that ranks the blocks at these positions of the dense model lowest, in this order."""
 
     def scorer(model):
         names = list(describe(model).blocks)
@@ -54,7 +54,7 @@ def random_scorer(seed=0):
 
 
 def depth_scorer(model):
-    """Blocks with smaller weights leave first: a pure function of the model, so that a resume repeats it."""
+    """A scorer that ranks blocks by their weights: a pure function of the model, so that a resumed run repeats it."""
     return Scored(
         {
             name: model.get_submodule(name).ff.net[2].weight.detach().double().norm().reshape(1)
@@ -64,13 +64,13 @@ def depth_scorer(model):
 
 
 def by_weights(model):
-    """A judgement that is quick, and a pure function of the model."""
+    """A fast judgement that is a pure function of the model."""
     norms = [block.ff.net[0].proj.weight.detach().double().norm().item() for block in model.transformer_blocks]
     return Judgement(1.0, sum(norms) / len(norms), max(norms))
 
 
 def adaptive(model, target="blocks=3", scorer=depth_scorer, judged=by_weights, steps=8, **changes):
-    config = AdaptiveConfig(**{"until": 0.5} | changes)  # a quarter of so few steps has no room for four stages
+    config = AdaptiveConfig(**{"until": 0.5} | changes)  # a quarter of so few steps is too short for four stages
     goal = parse_target(target)
     dense = {"macs": macs_of(model), "params": sum(p.numel() for p in model.parameters())}.get(goal.metric, 1.0)
     amount = Target(goal.metric, goal.amount(dense), is_fraction=False)
@@ -89,7 +89,7 @@ def adaptive(model, target="blocks=3", scorer=depth_scorer, judged=by_weights, s
 
 
 def decisions(pruner, model):
-    """All decisions for a model that is not trained in between, what is remembered gone through JSON."""
+    """All decisions for a model that is not trained in between; their memory is converted to JSON and back."""
     pruning, found = {}, []
     for step in pruner.boundaries:
         assert pruner.due(step)

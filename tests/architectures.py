@@ -16,7 +16,7 @@ NAMES = sorted(name for name in dir(diffusers.models) if "Transformer" in name o
 DEPTH = 3  # blocks of a list
 LARGEST = 12_000_000  # parameters of a model that is worth the time
 
-# What a small model of a class needs beyond the rule, or where the class's own defaults do not build.
+# What a small model needs beyond the general rule, or because the class's own defaults fail.
 BEFORE_THE_RULE = {
     "LuminaNextDiT2DModel": {"num_kv_heads": 8, "ffn_dim_multiplier": 1.0},
     "PRXTransformer2DModel": {"axes_dim": [32, 32]},
@@ -112,14 +112,14 @@ def small(name: str, **changes: object) -> nn.Module:
 
 
 def proven(name: str) -> tuple[nn.Module, Proven]:
-    """The model and what was proven of it."""
+    """The model and the structure that was proven."""
     model = small(name)
     inputs, _ = working(model)
     return model, prove(model, inputs)
 
 
 def generalized(names: dict[str, str]) -> dict[str, list[str]]:
-    """Reasons with the names that they hold for, numbers of layers as stars."""
+    """Reasons, each with the names it holds for; stars replace the numbers of layers."""
     found: dict[str, list[str]] = defaultdict(list)
     for name, reason in names.items():
         star = re.sub(r"\.\d+\b", ".*", name)
@@ -130,7 +130,7 @@ def generalized(names: dict[str, str]) -> dict[str, list[str]]:
 
 
 def row(name: str, model: nn.Module, result: Proven) -> str:
-    """A line of the table."""
+    """A row of the table."""
     dims = Counter(re.sub(r"\.\d+\b", ".*", dim) for dim in result.structure.dims)
     lists = Counter(re.sub(r"\.\d+\b", ".*", block) for block in result.structure.blocks)
     widths = ", ".join(f"`{dim}` ({count})" for dim, count in dims.items()) or "none"
@@ -143,7 +143,7 @@ def row(name: str, model: nn.Module, result: Proven) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, in a cell of a table."""
+    """The message of an error as the cell of a table."""
     return (str(error).strip() or repr(error)).splitlines()[0].replace("|", "/")[:160]
 
 

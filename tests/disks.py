@@ -9,7 +9,7 @@ from secateur.base.owners import MACHINE
 
 @contextmanager
 def files_up_to(size: int) -> Iterator[None]:
-    """No file grows beyond `size` bytes inside the block, and only there: what pytest prints may go to a file too."""
+    """Inside the block no file can grow beyond `size` bytes; the limit ends with it, as pytest may print to a file."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:

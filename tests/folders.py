@@ -1,4 +1,4 @@
-"""The library's functions as commands call them: into a folder, which they return, and saying what they do."""
+"""The library's functions as the commands call them: writing to a folder, which they return, and printing."""
 
 from pathlib import Path
 

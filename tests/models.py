@@ -57,7 +57,7 @@ def unet(**changes: object) -> UNet2DModel:
     }
     model = UNet2DModel(**(config | changes))
     if isinstance(model.class_embedding, TimestepEmbedding):
-        # diffusers hands this one float32 in a float64 model.
+        # diffusers passes float32 to this layer in a float64 model.
         model.class_embedding.register_forward_pre_hook(
             lambda module, args: (args[0].to(module.linear_1.weight.dtype),)
         )
@@ -483,7 +483,7 @@ TEXT = ("encoder_hidden_states", "encoder_attention_mask")
 
 
 def sample_for(model: nn.Module, batch_size: int = 2, seed: int = 0) -> tuple[torch.Tensor, Conditions]:
-    """A random sample (B, C, 8, 8) for a model built here, and what the model is told with it: a short text, if any."""
+    """A random sample (B, C, 8, 8) for a model built here, and its conditions: a short text, if any."""
     if not isinstance(model, DiTTransformer2DModel | UNet2DModel):
         sample, told = example_batch(model, batch_size, (8, 8))
         return sample, {name: value[:, :16] if name in TEXT else value for name, value in told.items()}

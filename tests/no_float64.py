@@ -1,4 +1,4 @@
-"""A stand-in for a device without float64 (Apple's MPS): tensors that say they are there and refuse what it does."""
+"""A stand-in for a device without float64 (Apple's MPS): tensors that report this device and refuse what it refuses."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ DEVICE = torch.device("meta")  # any but the CPU that torch knows everywhere
 
 
 class Elsewhere(torch.Tensor):
-    """A tensor on the device; its values lie on the CPU."""
+    """A tensor of the device; its values are on the CPU."""
 
     values: torch.Tensor
 
@@ -49,7 +49,7 @@ class Elsewhere(torch.Tensor):
 
 
 class Factories(TorchDispatchMode):
-    """Makes tensors on the device where they are asked for."""
+    """Creates tensors of the device if it is requested."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})

@@ -1,4 +1,4 @@
-"""Pruners as `compress` makes them, over tiny models, and what they decided."""
+"""Pruners for tiny models as `compress` makes them, and their decisions."""
 
 import json
 from dataclasses import asdict, replace
@@ -24,7 +24,7 @@ from secateur.structure import masked
 from secateur.structure.cost import cost_model
 from training_runs import images
 
-QUICK = ProgressiveConfig(stages=2, decay_stages=2, stage_steps=1)  # units leave before step 3
+QUICK = ProgressiveConfig(stages=2, decay_stages=2, stage_steps=1)  # units are removed before step 3
 SCORING = ScoringConfig(num_timesteps=2, num_images=4)
 CONFIG = RecoveryConfig(steps=6, batch_size=4, learning_rate=3e-3, checkpoint_every=2, log_every=1)
 INNER = "down_blocks.0.resnets.0.inner"
@@ -37,7 +37,7 @@ def calibration(model):
 
 
 def pruner_for(model, process, target="macs=60%", criterion="random", cut=WIDTH, config=QUICK, scores=None):
-    """What `compress` would prune `model` with; `scores` take the place of the criterion's."""
+    """The pruner that `compress` would use for `model`; `scores` replace those of the criterion."""
     structure, batch, scoring = describe(model), calibration(model), config.scoring(SCORING)
     ranking = scores or score(model, process, batch, structure, criterion, SCORING).scores
     inputs = example_inputs(model, 1)
@@ -55,7 +55,7 @@ def pruner_for(model, process, target="macs=60%", criterion="random", cut=WIDTH,
 
 
 def decisions(pruner, model):
-    """The decisions of every stage for a model that does not change, with what is remembered gone through JSON."""
+    """The decisions of every stage for a model that does not change; their memory is converted to JSON and back."""
     structure, pruning, found = describe(model), {}, []
     for step in range(pruner.config.pruning_steps + 1):
         if pruner.due(step):

@@ -83,7 +83,7 @@ def mistral() -> Mistral3ForConditionalGeneration:
 
 
 def flux_2_vae() -> AutoencoderKLFlux2:
-    """Four pixels to a latent, along each side, once 2 x 2 of them are one; normalized by statistics of batches."""
+    """Four pixels to a latent along each side, with 2 x 2 latents packed into one; normalized by batch statistics."""
     model = randomize(AutoencoderKLFlux2(latent_channels=2, **SMALL))
     generator = torch.Generator().manual_seed(7)
     model.bn.running_mean.copy_(torch.randn(8, generator=generator))
@@ -218,7 +218,7 @@ def wan_network(seed: int = 0) -> WanTransformer3DModel:
 
 
 def wan(folder: Path, **second: Any) -> WanPipeline:
-    """Clips of five frames: two pixels and two frames to a latent, but for the first frame."""
+    """Clips of five frames: two pixels and two frames to a latent, except for the first frame."""
     autoencoder = AutoencoderKLWan(
         **VIDEO_VAE, dim_mult=[1, 2], temperal_downsample=[True], scale_factor_temporal=2, scale_factor_spatial=2
     )

@@ -1,4 +1,4 @@
-"""Runs of recovery that several processes share, each with all weights or a shard of each; torchrun starts them."""
+"""Recoveries in several processes, each with all weights or with shards of them; torchrun starts them."""
 
 import json
 import sys
@@ -48,7 +48,7 @@ SAVING = {
 
 
 def train(folder: Path, asked: str, parallel: str, fails: bool = False) -> None:
-    """Ten steps of a run of `RUNS` or `SAVING`, in float64 if its name says so; one that fails stops after some."""
+    """Ten steps of a run of `RUNS` or `SAVING`, in float64 if its name says so; a run named as failing stops early."""
     name, _, double = asked.partition("-float")
     dtype = torch.float64 if double else torch.float32
     config = replace(CONFIG, **{"objective": name, "parallel": parallel, **(RUNS | SAVING)[name]})
@@ -59,7 +59,7 @@ def train(folder: Path, asked: str, parallel: str, fails: bool = False) -> None:
 
 
 def prune(folder: Path, parallel: str) -> None:
-    """A run that cuts widths and blocks on its way."""
+    """A run that cuts widths and blocks during recovery."""
     pruner = pruner_for(unet(), DiffusionProcess(), "macs=60%", "random", BOTH)
     config = replace(CONFIG, parallel=parallel, steps=8)
     keep(recover(unet(), DiffusionProcess(), images(), config, folder, None, pruner), folder)

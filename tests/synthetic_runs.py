@@ -83,7 +83,7 @@ METRICS = {
 
 
 def model_result(size: float, frechet: float, ssim: float | None, coverages: tuple[float | None, ...]) -> ModelResult:
-    """What was measured of a model of `size` times the dense one's."""
+    """Measurements of a model of `size` times the dense model's."""
 
     def latency(ms: float) -> Latency:
         return Latency(ms * size, 0.98 * ms * size, 1.02 * ms * size, 20)
@@ -138,7 +138,7 @@ def evaluation() -> Evaluation:
 
 
 def change_evaluation(run: Path, change: Callable[[Evaluation], Evaluation]) -> None:
-    """Write what `change` makes of the run's evaluation."""
+    """Replace the run's evaluation by what `change` returns for it."""
     path = run / "evaluation" / "evaluation.json"
     write_result(path, change(read_result(Evaluation, path)))
 
@@ -182,7 +182,7 @@ def make_run(run: Path, extra: int = 3, seed: int = 7, **chosen: Any) -> Path:
 
 
 def photograph_run(run: Path, count: int = 4, size: int = 512) -> Path:
-    """A run over photographs with prompts, whose models blur them more or less, with a compensation."""
+    """A run over photographs with prompts; its models blur them to different degrees. It has a compensation."""
     make_run(run, extra=2)
     photographs = [torch.tensor(image).permute(2, 0, 1) / 127.5 - 1 for image in load_sample_images().images]
     squares = torch.stack([photographs[i % 2][:, :, left : left + 427] for i, left in enumerate((0, 0, 213, 213))])

@@ -1,4 +1,4 @@
-"""Adaptive block pruning: how many blocks leave and which, by the rule."""
+"""Adaptive block pruning: how many blocks are removed, and which."""
 
 import json
 import math
@@ -34,7 +34,7 @@ from training_runs import images
 
 
 def test_candidates_of_the_specification():
-    """K = 4, P = 6: at most ceil(12 / 4) = 3 a stage, and no more left than the later stages can take."""
+    """K = 4, P = 6: at most ceil(12 / 4) = 3 per stage, and no more left than later stages can remove."""
     assert candidate_counts(0, 6, 0, 4) == [0, 1, 2, 3]
     assert candidate_counts(0, 6, 1, 4) == [0, 1, 2, 3]
     assert candidate_counts(0, 6, 2, 4) == [3]
@@ -133,7 +133,7 @@ def test_every_rule_ends_at_the_target(selector, rerank, target):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("build", [unet, lambda: sdxl(transformer_layers_per_block=(1, 2)), sd3, pixart, flux, sana])
-def test_blocks_of_every_kind_leave_until_one_is_left(build):
+def test_blocks_of_every_kind_are_removed_until_one_is_left(build):
     model = build().eval()
     structure = describe(model)
     pruner = adaptive(model, "blocks=1", random_scorer(), lambda model: Judgement(1.0, 1.0, 1.0), rerank="removal")
@@ -176,8 +176,8 @@ def test_what_is_ranked_when():
         assert sorted(set(calls), reverse=True) == expected
 
 
-def test_one_by_one_removal_follows_the_scores_of_what_is_left():
-    """The first ranking would drop 0, 1, 2; after 0 left, the model ranks its last block lowest."""
+def test_one_by_one_removal_follows_the_scores_of_the_remaining_blocks():
+    """The first ranking would remove 0, 1, 2; without block 0, the model ranks its last block lowest."""
     model = sit(5).eval()
 
     def scorer(model):
@@ -206,7 +206,7 @@ def test_one_by_one_removal_keeps_the_last_block_of_the_lists():
     assert left.listed
 
 
-def test_the_log_tells_what_was_measured():
+def test_the_log_has_what_was_measured():
     model = sit().eval()
     pruner = adaptive(model, stages=2, judged=judge(FlowProcess(), images().batch(range(8)), 0))
     found, _ = decisions(pruner, model)

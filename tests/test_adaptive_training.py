@@ -1,4 +1,4 @@
-"""Training while blocks leave: a stopped run ends the same, in one process or two, and so does the command line."""
+"""Training while blocks are removed: a resumed run ends the same, in one process or two, and so does the command."""
 
 import json
 import math
@@ -35,7 +35,7 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_blocks_leave_the_model_the_average_and_the_moments(whole):
+def test_blocks_are_removed_from_the_model_the_average_and_the_moments(whole):
     model, average, folder = whole
     assert len(model.transformer_blocks) == len(average.transformer_blocks) == 3
     assert model.config.num_layers == 3
@@ -74,7 +74,7 @@ class AtSeven(OneShot):
         return step == 7
 
 
-def test_the_average_starts_anew_at_a_cut():
+def test_the_average_restarts_at_a_cut():
     model = sit(3)
     optimizer, ema = torch.optim.AdamW(model.parameters()), Ema(model)
     pruning = AttachedPruner(AtSeven(Cut({}, ("transformer_blocks.1",))), model, optimizer, ema)
@@ -94,13 +94,13 @@ def test_the_average_starts_anew_at_a_cut():
 
 @pytest.mark.slow
 def test_a_decision_that_was_trained_on_is_never_taken_again(tmp_path):
-    """Though a score, or a latency, would be another the second time."""
+    """Even if a score or a latency would differ the second time."""
     config = replace(CONFIG, checkpoint_every=100)
     options = {"scorer": random_scorer(), "rerank": "stage"}
     with pytest.raises(OSError, match=r"^$"):
         run(tmp_path, Failing(5, OSError), config, **options)
     decided = stage_log(tmp_path)
-    assert [record["step"] for record in decided] == [0, 1, 3]  # and the step after the third was taken
+    assert [record["step"] for record in decided] == [0, 1, 3]  # and the step after the third decision was made
     run(tmp_path, config=config, **options)
     assert stage_log(tmp_path)[: len(decided)] == decided
 
@@ -118,7 +118,7 @@ run(folder, Failing(fail_at, OSError) if fail_at else images(), replace(CONFIG, 
 
 
 def train(folder, fail_at=0, launcher=()):
-    """The exit status of a run in processes of its own."""
+    """The exit status of a run in new processes."""
     return start(folder.with_suffix(".py"), SCRIPT, folder, fail_at, launcher=launcher).wait()
 
 
@@ -189,7 +189,7 @@ def test_compress_ends_at_the_target_with_a_model_for_plain_diffusers(dense, tmp
     written = json.loads(json.dumps(asdict(recipe_named("entpruner").cut)))
     assert [step["cut"] for step in steps[:-1]] == [written] * (len(steps) - 1)
     assert sum(len(step["removed_blocks"]) for step in steps[:-1]) == 5
-    compress(dense, run)  # done: nothing is made again
+    compress(dense, run)  # finished: nothing is computed again
     assert stage_log(run / "recovery") == records
 
 

@@ -1,4 +1,4 @@
-"""What docs/export.md says of add-ons of the dense model: ControlNets fit where skip connections stay whole."""
+"""Add-ons of the dense model (docs/export.md): a ControlNet fits if skip connections are not cut."""
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ def test_a_controlnet_does_not_fit_narrower_skip_connections(unet: UNet2DConditi
         controlled(pruned, unet)
 
 
-def test_a_controlnet_fits_where_only_inner_widths_left(unet: UNet2DConditionModel) -> None:
+def test_a_controlnet_fits_if_only_inner_widths_were_removed(unet: UNet2DConditionModel) -> None:
     cut = CutConfig(include=("*.inner", "*.heads", "*.ff*"))
     pruned = secateur.prune(unet, target="macs=85%", criterion="magnitude", process="ddpm", cut=cut)
     assert pruned.down_blocks[0].resnets[0].conv1.out_channels < unet.down_blocks[0].resnets[0].conv1.out_channels

@@ -1,4 +1,4 @@
-"""The functions of the library over objects in memory: modules, pipelines, loaders, and networks unknown to it."""
+"""The functions of the library with objects in memory: modules, pipelines, loaders, and unknown networks."""
 
 import copy
 import inspect
@@ -120,7 +120,7 @@ def test_weights_alone_can_be_ranked_without_data():
 
 
 class Delegating:
-    """A process of somebody else's: nothing but the methods that `Process` names."""
+    """A user's process, with only the methods that `Process` names."""
 
     def __init__(self, process):
         for name in dir(secateur.Process):
@@ -245,7 +245,7 @@ def test_a_run_in_memory_is_saved_and_loads(tmp_path_factory):
 
 
 class Own(nn.Module):
-    """A network that nobody knows: two inputs by position, no config, a result of its own."""
+    """An unknown network: two positional inputs, no config, its own type of output."""
 
     def __init__(self):
         super().__init__()
@@ -283,7 +283,7 @@ def loss(model, batch):
     return F.mse_loss(model(points, shift)["score"][:, 0], goal)
 
 
-def test_a_network_that_nobody_knows_is_scored_cut_recovered_and_measured(own):
+def test_an_unknown_network_is_scored_cut_recovered_and_measured(own):
     model, data = own
     functions = {"data": data, "forward": forward, "loss": loss}
     for criterion in ("taylor", "diff-pruning", "gradient-flow", "magnitude"):
@@ -369,7 +369,7 @@ def test_public_names_are_there():
 
 
 @pytest.mark.parametrize("build", [unet, dit])
-def test_what_stays_is_refitted(build):
+def test_remaining_layers_are_refitted(build):
     scheduler = DDPMScheduler() if build is unet else FlowMatchEulerDiscreteScheduler()
     model, data = build(), TensorDataset(IMAGES, LABELS)
     options = {"data": data, "process": scheduler}

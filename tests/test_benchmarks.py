@@ -65,6 +65,6 @@ def run(name, arguments, tmp_path):
 
 
 def test_every_benchmark_is_run():
-    """But for what they share, and for those that need hours, results of others, more data, a GPU, or much memory."""
+    """Except for shared modules, and those that need hours, other results, more data, a GPU, or much memory."""
     apart = {"bench", "book", "choosing", "drawing", "train_dense", "fashion_set", "dit_xl", "guides", "gpu"}
     assert {path.stem for path in FOLDER.glob("*.py")} - apart <= {*CASES}

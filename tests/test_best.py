@@ -150,7 +150,7 @@ def test_the_only_recipe_gets_the_whole_budget(model: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_trials_that_fail_drop_out(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trials_that_fail_are_dropped(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = trials.compress_stages
 
     def fails(run: Path, *arguments: Any) -> None:

@@ -84,7 +84,7 @@ class Noise:
 
 
 class Knowing(DiffusionProcess):
-    """Hands the network the clean sample, whatever the noise."""
+    """Passes the clean sample to the network, whatever the noise."""
 
     def add_noise(self, sample, noise, timesteps):
         return sample
@@ -118,7 +118,7 @@ def batch_of(model, count=6):
 
 
 class Parametrized(nn.Module):
-    """Turns what a chain predicts into a(t) x + b(t) prediction, as from noise to velocity."""
+    """Converts the prediction of a chain to a(t) x + b(t) prediction, as from noise to velocity."""
 
     def __init__(self, chain):
         super().__init__()
@@ -138,7 +138,7 @@ def effects_of(model, structure, process=None, batch=None, config=None, criterio
 
 
 def test_ced_of_known_blocks():
-    """Identity 0; scaling by a |log a|; swaps that keep the variance 0, with the error that they make."""
+    """0 for an identity; |log a| for scaling by a; 0 for swaps that keep the variance, with the error they cause."""
     ranking, found = effects_of(*chain_of(identity, scale(2), scale(0.5), negate, mirror))
     for pooling in ("ced_stratified", "ced_pooled"):
         deviations = [getattr(effect, pooling) for effect in found]
@@ -159,7 +159,7 @@ def test_ced_of_known_blocks():
 
 
 def test_ced_of_known_blocks_by_their_clean_samples():
-    """A model that predicts half of the clean sample, block by block: log 2 at every level of noise; an identity 0."""
+    """log 2 at every noise level for blocks that halve the clean sample; 0 for an identity."""
     sample = torch.randn(40, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     process = Knowing({"prediction_type": "sample"})
     model, structure = chain_of(identity, scale(0.5))
@@ -178,7 +178,7 @@ def test_the_clean_sample_ends_where_the_images_do():
 
 
 def test_deviation_of_known_blocks():
-    """Of 4 x: an identity nothing; 4 x - 2 x and 4 x - -4 x are as 1 to 4; swaps that keep the variance are seen."""
+    """With output 4 x: 0 for an identity; 4 x - 2 x and 4 x - -4 x have the ratio 1 to 4; swaps score above 0."""
     chain = chain_of(scale(2), identity, negate, scale(-2), mirror)
     ranking, found = effects_of(*chain, criterion="deviation")
     double, same, negated, _, mirrored = (ranking.scores[f"blocks.{i}"].item() for i in range(5))
@@ -203,8 +203,8 @@ def test_deviation_does_not_depend_on_what_the_network_predicts():
     assert ratios[0] != pytest.approx(1, rel=0.1)
 
 
-def test_deviation_is_no_matter_of_a_few_tuples():
-    """One tuple far away, or a block that rests at half of the timesteps: its score is still of all of them."""
+def test_deviation_is_not_dominated_by_a_few_tuples():
+    """Neither one outlier tuple nor a block that does nothing at half of the timesteps determines the score."""
     batch = Batch(torch.zeros(6, 1, 4, 4))
     kick = torch.ones(24, 1, 1, 1)
     kick[3] = 1e4
@@ -216,7 +216,7 @@ def test_deviation_is_no_matter_of_a_few_tuples():
     ranking = score(model, Noise(), batch, structure, "deviation", config)
     resting, weak, *nothing = (ranking.scores[name].item() for name in structure.blocks)
     assert resting > 10 * weak > 10 * max(nothing)
-    assert [effect.rank for effect in ranking.report.blocks.values()] == [4, 3, 2, 1]  # equal: the later first
+    assert [effect.rank for effect in ranking.report.blocks.values()] == [4, 3, 2, 1]  # ties: the later block first
 
 
 def test_ced_looks_at_the_output_that_is_chosen():
@@ -243,13 +243,13 @@ def test_a_resample_has_its_images_in_every_sum():
     assert (resample.names, resample.entries) == (sums.names, sums.entries)
 
 
-def test_one_image_tells_no_rank():
+def test_one_image_gives_no_rank_interval():
     _, found = effects_of(*chain_of(identity, scale(2), scale(3)), batch=Batch(torch.randn(1, 2, 4, 4)))
     assert [(effect.rank_low, effect.rank_high) for effect in found] == [(1, 3)] * 3
 
 
 def test_the_signed_score_is_the_pooled_shift_of_the_prediction_with_its_sign():
-    """An identity 0; what halves log 2; what doubles -log 2, which leaves first."""
+    """0 for an identity; log 2 for halving; -log 2 for doubling, which is removed first."""
     model, structure = chain_of(identity, scale(0.5), scale(2), negate)
     ranking, found = effects_of(model, structure, criterion="ent-prog")
     scores = [ranking.scores[name].item() for name in structure.blocks]
@@ -259,7 +259,7 @@ def test_the_signed_score_is_the_pooled_shift_of_the_prediction_with_its_sign():
 
 
 def test_opposite_shifts_cancel_when_pooled():
-    """Scaling by e^s in the clean half and by e^-s in the other: s by bin, 1/2 log cosh 2s in all of them together."""
+    """Scaling by e^s in the clean half and by e^-s in the other: s for each bin, 1/2 log cosh 2s pooled."""
     s = 0.7
     model, structure = chain_of(identity, lambda x, t: x * torch.where(t < 0.5, math.exp(s), math.exp(-s)))
     config = ScoringConfig(num_timesteps=8, num_images=400, options=CED.options)
@@ -282,7 +282,7 @@ def test_identities_score_nothing_in_every_measure():
         assert scores["blocks.1"].item() == pytest.approx(0, abs=1e-6)
 
 
-def test_ties_go_to_the_smaller_error_then_to_the_later_block():
+def test_ties_are_decided_by_the_smaller_error_then_by_the_later_block():
     ranking, found = effects_of(*chain_of(negate, identity, negate, identity, scale(2)))
     assert [effect.rank for effect in found] == [4, 2, 3, 1, 5]
     by_score = sorted(ranking.scores, key=lambda name: ranking.scores[name].item())
@@ -318,7 +318,7 @@ def test_log_sd_changes_are_those_of_the_outputs(model, process, ced_output):
 
 
 @pytest.mark.parametrize("model", [unet(), dit(), dit(num_layers=1)], ids=["unet", "dit", "dit of one block"])
-def test_dropped_equals_masked_and_removed_and_leaves_the_model(model):
+def test_dropped_equals_masked_and_removed_and_the_model_is_restored(model):
     structure, before = describe(model), output(model)
     with torch.no_grad():
         dropped = list(outputs_without_each_block(model, structure, lambda: output(model)))
@@ -332,7 +332,7 @@ def test_dropped_equals_masked_and_removed_and_leaves_the_model(model):
     assert torch.equal(output(model), before)
 
 
-def test_a_stopped_walk_leaves_the_model_too():
+def test_interrupted_drops_restore_the_model():
     model = dit()
     structure, before = describe(model), output(model)
     wrapped = model.transformer_blocks[0].forward
@@ -424,7 +424,7 @@ def test_uniform_stride_is_nested_and_even(count):
         if n <= count // 2:
             assert not any(index + 1 in removed for index in removed)
         gone = np.isin(np.arange(count), list(removed)).cumsum()
-        assert np.abs(gone - n * np.arange(1, count + 1) / count).max() < 1.75  # a block or two off its share
+        assert np.abs(gone - n * np.arange(1, count + 1) / count).max() < 1.75  # off by a block or two
     if count % 2 == 0:
         assert set(order[: count // 2]) == set(range(1, count, 2))
     if count % 4 == 0:

@@ -1,4 +1,4 @@
-"""The teacher's book: its tuples are the ones drawn on the fly, and every objective reads it."""
+"""The teacher's book: it has the tuples that would be drawn during training, and every objective reads it."""
 
 import copy
 import json
@@ -41,7 +41,7 @@ def written(model, config=CONFIG, count=12, process=None, folder=None, book=SMAL
 
 
 def answered(book, model, numbers):
-    """The same tuples, and the network's answers to them now."""
+    """The same tuples with the network's present answers."""
     draw = book.tuples.draw(numbers)
     x_t = book.tuples.process.add_noise(draw.sample, draw.noise, draw.timesteps)
     return draw, x_t, LiveTeacher(model.eval())
@@ -151,7 +151,7 @@ def test_a_student_equal_to_the_teacher_has_no_loss_and_no_gradient(build, proce
         live = objective.terms(student, LiveTeacher(teacher.eval()), process, draw, objective.jacobian)
         objective.loss(terms).backward()
     assert {name: value.item() for name, value in terms.items()} == {name: value.item() for name, value in live.items()}
-    assert terms["distillation"] < 1e-12  # attention of plain products, which the teacher need not, rounds otherwise
+    assert terms["distillation"] < 1e-12  # attention by plain products rounds differently
     if config in (CONFIG, FEATURES):
         assert all(parameter.grad is None or not parameter.grad.any() for parameter in student.parameters())
         assert objective.loss(terms) == 0
@@ -180,7 +180,7 @@ def test_every_objective_learns_from_a_book_as_from_the_teacher(config, tmp_path
     assert records[-1]["distillation"] < records[0]["distillation"]
 
 
-def test_blocks_and_widths_that_left_are_compared_by_the_book(tmp_path):
+def test_removed_blocks_and_widths_are_compared_by_the_book(tmp_path):
     teacher, student = dit(), dit()
     apply_cut(student, half(student))
     book = written(teacher, FEATURES)
@@ -192,7 +192,7 @@ def test_blocks_and_widths_that_left_are_compared_by_the_book(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_resumes_to_the_bit_and_tells_the_error_on_held_out_tuples(tmp_path):
+def test_a_run_resumes_to_the_bit_and_logs_the_error_on_held_out_tuples(tmp_path):
     book, config = written(smaller()), replace(CONFIG, steps=6, checkpoint_every=2)
     expected = recover(dit(), FlowProcess(), images(), config, tmp_path / "whole", book)
 
@@ -251,7 +251,7 @@ def test_the_rule_of_how_many_tuples():
 # --------------------------------------------------------------------------------------------------- on disk
 
 
-def test_a_book_is_read_back_extended_and_goes_on_after_a_stop(tmp_path):
+def test_a_book_is_read_back_extended_and_resumed_after_a_stop(tmp_path):
     model, folder = dit(), tmp_path / "book"
     whole = written(model, count=600)
     asked = []
@@ -271,7 +271,7 @@ def test_a_book_is_read_back_extended_and_goes_on_after_a_stop(tmp_path):
     with pytest.raises(DataError, match="lacks 348 of its tuples"):
         open_book(folder, FlowProcess(), images(), model)
     written(model, count=600, folder=folder, data=data)
-    assert len(asked) == 70 + 150 - 64 + 1  # but for the file at hand nothing is asked again
+    assert len(asked) == 70 + 150 - 64 + 1  # only the unfinished file is recorded again
     found = open_book(folder, FlowProcess(), images(), model)
     for numbers in ([0, 599], [300, 256, 255]):
         assert torch.equal(found.read(numbers).answers["output"], whole.read(numbers).answers["output"])
@@ -313,7 +313,7 @@ def test_another_teacher_process_or_data_is_refused(tmp_path):
         open_book(folder, FlowProcess(), images(), model)
 
 
-def test_what_a_book_does_not_hold_is_said():
+def test_what_a_book_lacks_is_named():
     plain, growing = written(dit()), written(dit(), SECOND)
     for config in (SECOND, FIRST, FEATURES):
         with pytest.raises(TrainingError, match=f"objective {config.objective} asks of its teacher"):
@@ -356,7 +356,7 @@ def test_a_pruned_model_is_finetuned_by_a_book_without_the_teacher(tmp_path):
 
 @pytest.mark.slow
 def test_compress_writes_a_book_and_reads_it(tmp_path):
-    """In memory and in a folder, with the same model in the end; the folder's book goes when it was read."""
+    """In memory and in a folder, with the same final model; the book in the folder is removed after recovery."""
     asked = {"target": "macs=60%", "data": images(), "process": "flow", "device": "cpu", "criterion": "magnitude"}
     asked |= {"cut": CutConfig(round_to=2), "recovery": DISTILLING, "records": True}
     asked |= {"book": BookConfig(num_tuples=8, held_out=2), "recipe": "diff-pruning"}
@@ -388,7 +388,7 @@ def test_trials_share_a_book(tmp_path):
     assert place(DISTILLING).is_relative_to(cache)
 
 
-def test_the_command_records_goes_on_and_says_what_it_would_cost(tmp_path, capsys):
+def test_the_command_records_resumes_and_predicts_its_cost(tmp_path, capsys):
     out = str(tmp_path / "book")
     options = ["--data", "digits", "--out", out, "--book.num-tuples", "64", "--book.held-out", "8", "--device", "cpu"]
     main(["record", "digits-sit", *options, "--dry-run"])

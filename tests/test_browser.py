@@ -1,4 +1,4 @@
-"""The pages in a real browser, at the widths of phones, tablets and desktops, light and dark: what people see."""
+"""The pages in a real browser, at the widths of phones, tablets and desktops, light and dark."""
 
 import json
 import re
@@ -122,7 +122,7 @@ def browse(page: Path, profile: Path, scheme: str, *what: str) -> subprocess.Com
 
 
 def found_by(page: Path, profile: Path, scheme: str, probe: str) -> Any:
-    """What the script of `probe`, beside the page, found out about it."""
+    """The result of the script of `probe` for the page."""
     place = page.with_name("probe.html")
     place.write_text(probe)
     done = browse(place, profile, scheme, "--dump-dom")
@@ -132,7 +132,7 @@ def found_by(page: Path, profile: Path, scheme: str, probe: str) -> Any:
 
 
 def looked_at(page: Path, profile: Path, scheme: str = "light", anchor: str = "") -> list[dict[str, Any]]:
-    """What a browser shows of the page in a frame of each width."""
+    """Measurements of the page in a browser, in a frame of each width."""
     frames: list[dict[str, Any]] = found_by(
         page, profile, scheme, PROBE % {"widths": json.dumps(WIDTHS), "anchor": anchor}
     )

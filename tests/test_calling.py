@@ -1,4 +1,4 @@
-"""How networks that take more than a sample and a time are called, whatever is wrapped around them."""
+"""How networks are called that take more than a sample and a time, with and without wrappers."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def test_latents_are_packed_as_the_pipeline_of_flux_packs_them():
 
 
 @pytest.mark.parametrize("distilled", [False, True])
-def test_flux_is_told_time_in_its_own_unit_and_where_its_tokens_stand(distilled):
+def test_flux_gets_time_in_its_own_unit_and_positions_of_tokens(distilled):
     model = flux(guidance_embeds=distilled)
     sample, told = sample_for(model)
     timesteps = torch.tensor([30.0, 900.0])
@@ -46,7 +46,7 @@ def test_flux_is_told_time_in_its_own_unit_and_where_its_tokens_stand(distilled)
 
 
 class Wrapped(nn.parallel.DistributedDataParallel):
-    """What accelerate puts around a network that several processes train, without the processes."""
+    """The wrapper that accelerate adds for training in several processes, without the processes."""
 
     def __init__(self, module):
         nn.Module.__init__(self)

@@ -1,4 +1,4 @@
-"""A declaration is proved by masks against removal, and a wrong one is pointed at."""
+"""A declared structure is checked by comparing masks with removal; the message says where it is wrong."""
 
 import copy
 import re
@@ -51,7 +51,7 @@ class Net(nn.Module):
 
 
 def declare(model, wrong=""):
-    """The structure of `Net`, right but for what `wrong` names."""
+    """The structure of `Net`, correct except for what `wrong` names."""
     builder = StructureBuilder()
     for i, layer in enumerate(model.layers):
         name, wrong_here = f"layers.{i}", wrong if i == 1 else ""
@@ -91,7 +91,7 @@ def checked(model, structure, inputs):
     return {check.name: check for check in check_structure(model, structure, inputs)}
 
 
-def test_a_right_declaration_passes_and_the_model_is_left_alone():
+def test_a_right_declaration_passes_and_the_model_does_not_change():
     model, x = Net(), torch.randn(2, 5, DIM)
     before = copy.deepcopy(model.state_dict())
     found = checked(model, declare(model), {"x": x})
@@ -131,7 +131,7 @@ def test_masks_and_removal_are_compared_without_tf32():
         ("a block that changes the shape", "head", r"fails in "),
     ],
 )
-def test_a_wrong_declaration_is_pointed_at(wrong, name, hint):
+def test_the_message_says_where_a_declaration_is_wrong(wrong, name, hint):
     model = Net()
     found = checked(model, declare(model, wrong), {"x": torch.randn(2, 5, DIM)})
     assert not found[name].ok
@@ -155,7 +155,7 @@ def test_a_model_in_half_precision_is_checked_in_float32():
     assert model.dtype == torch.bfloat16
 
 
-def test_what_cannot_be_cut_is_said():
+def test_what_cannot_be_cut_is_named():
     model = unet(block_out_channels=(4, 4), norm_num_groups=4, attention_head_dim=None)
     found = checked(model, describe(model), inputs_for(model))
     assert any("nothing to cut" in check.hint for check in found.values())

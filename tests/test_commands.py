@@ -1,4 +1,4 @@
-"""The commands end to end on small models: what they write, what they refuse, and that a stopped run goes on."""
+"""The commands end to end on small models: what they write, what they refuse, and that a stopped run resumes."""
 
 import contextlib
 import json
@@ -117,7 +117,7 @@ STAGES = ["score", "write_ranking", "one_shot", "write_cut", "recover", "evaluat
 
 @pytest.mark.torture  # tests/faults/test_kills.py has shorter ones
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_run_that_dies_in_any_stage_goes_on_to_the_same_result(models, tmp_path, monkeypatch, stage):
+def test_a_run_that_dies_in_any_stage_resumes_to_the_same_result(models, tmp_path, monkeypatch, stage):
     compress(models / "unet", tmp_path / "whole")
 
     def dies(*_, **__):
@@ -134,7 +134,7 @@ def test_a_run_that_dies_in_any_stage_goes_on_to_the_same_result(models, tmp_pat
 
 
 @pytest.mark.torture
-def test_a_killed_compression_goes_on_to_the_same_result(models, tmp_path):
+def test_a_killed_compression_resumes_to_the_same_result(models, tmp_path):
     command = [
         sys.executable,
         "-m",
@@ -354,7 +354,7 @@ def test_a_criterion_of_the_weights_alone_needs_no_images(models, tmp_path):
     assert squares["dims"] != sizes["dims"]
 
 
-def test_an_out_folder_that_holds_something_else_is_left_alone(models, tmp_path):
+def test_an_out_folder_that_holds_something_else_is_refused_and_unchanged(models, tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "holiday.txt").write_text("sun")
     with pytest.raises(SecateurError, match="not a run of secateur"):
@@ -370,7 +370,7 @@ def test_other_settings_in_a_run_folder_are_refused(models, tmp_path):
         secateur.prune(str(models / "unet"), target="70%", data="digits", out=tmp_path / "run", criterion="magnitude")
 
 
-def test_a_run_goes_on_with_settings_that_change_no_result(tmp_path):
+def test_a_run_resumes_with_settings_that_change_no_result(tmp_path):
     def described(at_once, **recovery):
         groups = {"scoring": secateur.ScoringConfig(batch_size=at_once), "recovery": RecoveryConfig(**recovery)}
         return {"command": "compress", "evaluation": EvaluationConfig(batch_size=at_once), **groups}

@@ -1,4 +1,4 @@
-"""The page about many runs: what is grouped, what is best, what is tied, and what is missing."""
+"""The page that compares runs: groups, the best run, ties, and missing parts."""
 
 import json
 from dataclasses import replace
@@ -78,7 +78,7 @@ def test_a_clear_winner_is_called_so_and_an_unmeasured_uncertainty_too(tmp_path:
     assert "how sure that is was not measured" in sentences_of(compare(entries, group_entries(entries)))[-1]
 
 
-def test_runs_that_no_choice_tells_apart_are_named_by_their_folders(tmp_path: Path) -> None:
+def test_runs_with_equal_settings_are_named_by_their_folders(tmp_path: Path) -> None:
     first = make_run(tmp_path / "a" / "run", extra=1)
     second = make_run(tmp_path / "b" / "run", extra=1, cut={"round_to": 1})
     groups = group_entries(read_entries([first, second]))

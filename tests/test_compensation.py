@@ -1,4 +1,4 @@
-"""Compensation of whole models: it lowers the error of every architecture and keeps all that a cut keeps."""
+"""Compensation of whole models: it lowers the error of every architecture and keeps every invariant of a cut."""
 
 import copy
 import json
@@ -88,7 +88,7 @@ def compensated(
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["width", "depth", "both"])
 @pytest.mark.parametrize("name", BUILDERS)
-def test_every_architecture_comes_closer_to_its_dense_model(name, kind):
+def test_the_refit_lowers_the_error_of_every_architecture(name, kind):
     if kind == "depth" and name == "decoder":
         pytest.skip("it has no blocks")
     _, before, pruned, result = compensated(name, kind)
@@ -156,7 +156,7 @@ def test_the_same_seed_gives_the_same_weights_in_any_batches(name):
 
 
 @pytest.mark.parametrize("name", ["unet", "dit"])
-def test_where_nothing_was_lost_no_weight_changes(name):
+def test_if_nothing_was_removed_no_weight_changes(name):
     dense = BUILDERS[name]()
     same = copy.deepcopy(dense)
     structure = describe(dense)
@@ -168,7 +168,7 @@ def test_where_nothing_was_lost_no_weight_changes(name):
 
 
 @pytest.mark.parametrize(("name", "target"), [("unet", "output"), ("dit", "output"), ("dit", "stream")])
-def test_a_folder_takes_up_what_was_stopped(name, target, tmp_path):
+def test_a_stopped_compensation_resumes_from_its_folder(name, target, tmp_path):
     config = replace(CONFIG, target=target)
     _, _, whole, expected = compensated(name, "both", config)
     stopped = stop_after(4)
@@ -185,7 +185,7 @@ def test_a_folder_takes_up_what_was_stopped(name, target, tmp_path):
 
 
 def stop_after(layers: int) -> pytest.MonkeyPatch:
-    """Stop a compensation when it has fitted so many layers."""
+    """Stop a compensation after a number of layers."""
     keep, kept = Fitting.keep, []
 
     def stopping(self, modules, readers):
@@ -224,7 +224,7 @@ def test_two_processes_refit_as_one(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["unet", "dit"])
-def test_half_precision_stays(name):
+def test_half_precision_is_kept(name):
     dense = BUILDERS[name]().bfloat16()
     cut = cut_of(dense, "width")
     pruned = remove(copy.deepcopy(dense), describe(dense), cut)
@@ -257,7 +257,7 @@ def test_a_layer_of_each_model_has_the_same_weights_before_the_refit():
             torch.testing.assert_close(layer.target(dense.get_submodule(layer.dense).bias, 0), bias)
 
 
-def test_layers_that_share_weights_are_left_and_said():
+def test_layers_that_share_weights_are_not_refitted_and_reported():
     dense = BUILDERS["dit"]()
     for block in dense.transformer_blocks[1:]:
         block.ff.net[2].weight = dense.transformer_blocks[0].ff.net[2].weight
@@ -289,8 +289,8 @@ def test_refusals():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BUILDERS)
-def test_what_waits_can_be_held_elsewhere(name, monkeypatch):
-    """The CPU is played by float64, which would be noticed wherever a tensor was not fetched again."""
+def test_sums_can_be_kept_on_another_device(name, monkeypatch):
+    """float64 stands for the other device: a tensor that was not moved back would have the wrong dtype."""
     moved = []
 
     def park(self, waiting):
@@ -333,7 +333,7 @@ def test_the_price_is_known_before(name):
     [("unet", nn.Conv2d, "mid_block.resnets.0.conv2"), ("dit", BasicTransformerBlock, "transformer_blocks.1")],
 )
 def test_every_tuple_passes_as_often_as_the_price_says(name, kind, layer, monkeypatch):
-    """But for the first micro-batch, which is looked at before."""
+    """Except for the first micro-batch, which passes once more."""
     dense, config = BUILDERS[name](), replace(CONFIG, num_tuples=96, batch_size=2)
     cut = cut_of(dense, "width")
     pruned = remove(copy.deepcopy(dense), describe(dense), cut)

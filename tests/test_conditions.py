@@ -1,4 +1,4 @@
-"""What a network is told beside the noisy sample."""
+"""The conditions of a network, beside the noisy sample."""
 
 from typing import ClassVar
 
@@ -54,7 +54,7 @@ def test_arguments_nest_and_take_the_dtype_of_the_weights():
     assert torch.equal(found["added_cond_kwargs"]["text_embeds"], torch.arange(3.0).view(3, 1).bfloat16())
 
 
-def test_predictions_are_told_and_guided_by_the_null_condition():
+def test_predictions_are_conditioned_and_guided_by_the_null_condition():
     model, noise = Told(), torch.zeros(3, 1, 2, 2)
     told = without_labels(TOLD)
     output = predict(model, noise, torch.zeros(3), told)
@@ -67,7 +67,7 @@ def test_predictions_are_told_and_guided_by_the_null_condition():
 
 
 class Captioned:
-    """Four images, each told of by its own number."""
+    """Four images, each with its number as the condition."""
 
     null: ClassVar = {"encoder_hidden_states": torch.zeros(1, 1)}
 
@@ -79,7 +79,7 @@ class Captioned:
         return Batch(torch.zeros(len(indices), 1, 8, 8), {**told, "class_labels": torch.zeros(len(indices)).long()})
 
 
-def test_samples_of_a_model_that_knows_classes_and_text_are_told_both():
+def test_samples_of_a_model_with_classes_and_text_get_both():
     data = Captioned()
     both, text = (unet_condition(num_class_embeds=classes, sample_size=8) for classes in (3, None))
     found = sample_conditions(both, data, range(6))

@@ -207,7 +207,7 @@ def test_only_a_criterion_that_looks_at_images_demands_them(criterion):
         assert all(torch.equal(values, given[name]) for name, values in without.items())
 
 
-def test_a_name_that_there_is_not_is_refused_with_the_nearest():
+def test_an_unknown_name_is_refused_with_the_nearest():
     model = dit(num_layers=1)
     with pytest.raises(SecateurError, match="no criterion called 'tylor'; did you mean taylor"):
         score(model, FlowProcess(), batch_of(model), describe(model), "tylor")
@@ -375,7 +375,7 @@ def test_a_loss_that_is_not_finite_is_an_error():
 
 @pytest.mark.parametrize("criterion", ["taylor", "diff-pruning", "magnitude"])
 def test_a_model_keeps_its_gradients_hooks_and_flags(criterion):
-    """In a training loop there are gradients, and some weights may be frozen."""
+    """A training loop has gradients, and some weights may be frozen."""
     model = copy.deepcopy(unet()).train()
     model.conv_in.requires_grad_(False)
     for parameter in model.parameters():

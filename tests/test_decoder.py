@@ -1,4 +1,4 @@
-"""The decoder of AutoencoderKL: ranked, cut, recovered and evaluated; its encoder, and so all latents, stay."""
+"""The decoder of AutoencoderKL: ranked, cut, recovered, evaluated; encoder and latents do not change."""
 
 import copy
 import os
@@ -188,7 +188,7 @@ def test_the_process_draws_the_posterior_and_wants_the_image_back():
     assert not process.add_noise(draw.sample, draw.noise, draw.timesteps).requires_grad
 
 
-def test_encoders_are_told_apart_by_their_weights_and_not_by_their_dtype():
+def test_encoders_are_distinguished_by_their_weights_and_not_by_their_dtype():
     model = vae()
     process = reconstruction_by(model)
     assert reconstruction_by(copy.deepcopy(model).to(torch.bfloat16).float()) != process

@@ -1,4 +1,4 @@
-"""Structures that declare themselves: found as those declared by hand are, proven, and fitted to other sizes."""
+"""Discovered structures: equal to those declared by hand, proven, and adapted to other sizes."""
 
 import copy
 import re
@@ -156,7 +156,7 @@ class Layer(nn.Module):
 
 
 class Mine(ModelMixin, ConfigMixin):
-    """A network with traps: heads that no attribute counts, and layers that do something else at every third place."""
+    """A network with traps: heads that no attribute counts, and every third layer is different."""
 
     @register_to_config
     def __init__(self, in_channels: int = 8, hidden_size: int = DIM, num_heads: int = 4, num_layers: int = 6):
@@ -171,20 +171,20 @@ class Mine(ModelMixin, ConfigMixin):
         return (self.proj_out(x),)
 
 
-def test_a_count_of_heads_that_would_not_follow_keeps_them_whole_and_says_why():
+def test_heads_whose_number_would_not_follow_are_not_cut_and_the_reason_is_given():
     model = Mine()
     assert not [name for name in describe(model).dims if name.endswith("heads")]
     assert len([name for name in describe(model).dims if name.endswith("inner")]) == 6
     assert "layers.0" in left_out(model)["layers.0.heads"]
 
 
-def test_layers_that_depend_on_their_place_stay_whole():
+def test_layers_that_depend_on_their_position_are_not_cut():
     assert describe(Mine()).blocks.keys() <= {"layers.5"}
     assert "first differs" in left_out(Mine())["layers.1"]
 
 
 def test_a_dependence_on_place_that_a_shallow_copy_hides_is_found_on_a_deep_one(monkeypatch):
-    """Of three layers only the last is another; it is the last of them that a copy of three has too."""
+    """Only the last layer differs; a copy of three layers has it too."""
     monkeypatch.setattr(proofs, "SMALL", 0)
     monkeypatch.setattr(proofs, "SHALLOW", 2)
     model = Mine(num_layers=9)
@@ -204,7 +204,7 @@ def test_a_class_of_unknown_inputs_is_refused_in_one_line():
         example_inputs(Strange(), 1)
 
 
-def test_declarations_win():
+def test_declarations_take_precedence():
     assert left_out(models.dit()) == {}
     assert discovery.describe is not describe
 
@@ -292,7 +292,7 @@ RANDOM = {
 @settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_masks_equal_removal_in_random_configurations(name, data, monkeypatch):
-    """What is proven on a small copy holds for the model, and prices are those of the models that are left."""
+    """What is proven on a small copy holds for the model, and predicted costs are those of the cut models."""
     monkeypatch.setattr(proofs, "SMALL", 0)
     model = architectures.small(name, **data.draw(st.fixed_dictionaries(RANDOM[name])))
     structure, inputs = describe(model), example_inputs(model, 2, (4, 6))

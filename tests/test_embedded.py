@@ -1,4 +1,4 @@
-"""The models of the package: small on disk, and what they were in single precision."""
+"""The embedded models: small on disk, and equal to the trained ones in single precision."""
 
 import io
 import zipfile

@@ -79,7 +79,7 @@ def test_shared_tensors_count_once() -> None:
     assert (count_parameters(model), weights_bytes(model)) == (16, 64)
 
 
-def test_counting_leaves_the_mode_alone(dit: DiTTransformer2DModel) -> None:
+def test_counting_does_not_change_the_mode(dit: DiTTransformer2DModel) -> None:
     dit.train()
     count_macs(dit, example_inputs(dit, 1))
     assert dit.training
@@ -183,7 +183,7 @@ def test_shared_layers_count_once() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_timing_in_another_dtype_leaves_the_model_alone(dit: DiTTransformer2DModel) -> None:
+def test_timing_in_another_dtype_does_not_change_the_model(dit: DiTTransformer2DModel) -> None:
     found = time_models({"dit": dit}, LatencyOptions(3, (2,), "bfloat16"))["dit"]
     assert next(dit.parameters()).dtype == torch.float32
     assert found.dtype == "bfloat16"

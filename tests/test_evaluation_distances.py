@@ -175,7 +175,7 @@ def test_manifold_scores_of_extremes() -> None:
 @pytest.mark.parametrize("chunk", [50, 2**24])
 @pytest.mark.parametrize("dim", [2, 3, 40])
 def test_ties_fall_as_exact_arithmetic_has_them(dim: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Repeated images lie exactly on the borders of balls: points of whole numbers are full of such ties."""
+    """Repeated images are exactly on the borders of balls; points with integer coordinates have many such ties."""
     monkeypatch.setattr(prdc, "PAIRS_AT_ONCE", chunk)
     spread = 2 if dim < 40 else 0.3
     samples, real = (gaussian(90, dim, 2) * spread).round() + 7, (gaussian(100, dim, 3) * spread).round() + 7

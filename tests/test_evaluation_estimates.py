@@ -1,4 +1,4 @@
-"""Intervals and verdicts: do they hold what they say?"""
+"""Whether intervals and verdicts have the coverage that they claim."""
 
 import math
 
@@ -76,7 +76,7 @@ def test_what_two_models_share_cancels() -> None:
     assert apart.std == pytest.approx(math.hypot(a.interval.std, b.interval.std))
 
 
-def test_equal_models_cannot_be_told_apart() -> None:
+def test_equal_models_have_no_measurable_difference() -> None:
     assert verdict(Interval(0.0, 0.0), "lower") == "unclear"
     assert verdict(Interval(1e-9, 0.0), "lower") == "worse"
 

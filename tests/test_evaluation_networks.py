@@ -18,7 +18,7 @@ from secateur.evaluation.networks.pretrained import IMAGENET_MEAN, IMAGENET_STD,
 
 
 class Means(nn.Module):
-    """The mean of every channel of what it is given."""
+    """The mean of every channel of the input."""
 
     def forward(self, x: Tensor) -> Tensor:
         assert x.shape[1:] == (3, 4, 4)

@@ -1,4 +1,4 @@
-"""The streaming pass: chunks on disk, taken up again, never stale, shared by processes; and every metric at once."""
+"""The streaming pass: chunks on disk that are resumed, never stale and shared by processes; all metrics at once."""
 
 import json
 import os

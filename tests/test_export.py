@@ -1,4 +1,4 @@
-"""Pruned models compile, export and cast; a file that computes something else is not kept."""
+"""Pruned models compile, export and cast; a file whose outputs differ is not kept."""
 
 import copy
 import inspect
@@ -59,7 +59,7 @@ def check(make, tmp_path, format, dtype, tolerance):
     assert about == json.loads((tmp_path / "out" / "model.json").read_text())
     assert about["largest_difference"] <= tolerance * about["largest_output"]
     assert about["manifest_sha256"] == manifest_of(model).digest
-    # Once more from outside, with other values than the exporter's.
+    # Compared once more here, with other values than the exporter's.
     inputs = example_inputs(model, 2, (8, 8))
     first = next(iter(inputs))
     inputs[first] = inputs[first].flip(0)

@@ -1,4 +1,4 @@
-"""One suite over every family: what a record of an architecture must do."""
+"""One suite over all families: what the record of an architecture must provide."""
 
 import copy
 from fnmatch import fnmatch
@@ -123,8 +123,8 @@ def test_modules_used_outside_of_their_block_are_there(model):
         assert any(fnmatch(name, pattern) for name in names)
 
 
-def test_a_module_that_the_head_reads_from_a_block_is_said(model):
-    """What shards block by block would find no weights there."""
+def test_a_module_that_the_head_reads_from_a_block_is_declared(model):
+    """Otherwise, sharding by blocks would leave it without weights in the head."""
     for path in describe(model).head_conditioning.values():
         assert any(fnmatch(path, pattern) for pattern in family_of(model).used_outside)
 
@@ -139,8 +139,8 @@ def test_plain_diffusers_builds_what_is_left_of_the_blocks_from_the_config(name)
     assert {n: p.shape for n, p in rebuilt.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
 
 
-def test_the_rows_of_a_table_leave_with_their_blocks(tmp_path):
-    """Two cuts of a Chroma, whose blocks know their place by a row; the class alone would give others theirs."""
+def test_the_rows_of_a_table_are_removed_with_their_blocks(tmp_path):
+    """Two cuts of a Chroma, whose blocks read rows by position; the class alone would assign wrong rows."""
     model = models.chroma(num_layers=3, num_single_layers=4)
     dense = copy.deepcopy(model)
     apply_cut(model, Cut({}, ("transformer_blocks.1", "single_transformer_blocks.0")))

@@ -55,7 +55,7 @@ def test_blocks_are_followed_through_cuts():
 
 @pytest.mark.parametrize("cuts", [1, 2])
 def test_channels_of_the_residual_stream_are_those_that_stayed(cuts):
-    """By the weights that write and read them, and by the shapes of all hidden states."""
+    """According to the weights that write and read them, and to the shapes of all hidden states."""
     teacher = unet(norm_num_groups=2)
     student = copy.deepcopy(teacher)
     for _ in range(cuts):
@@ -102,7 +102,7 @@ def test_mismatch_is_a_pure_number_without_massive_activations():
 
 
 def reaching_blocks(model):
-    """The parameters that have a part in what some block returns."""
+    """The parameters that influence the output of some block."""
     blocks = list(describe(model).blocks)
     with hidden_states(model, blocks) as calls:
         model(**example_inputs(model, 2))
@@ -134,7 +134,7 @@ def test_equal_models_have_no_mismatch_and_gradients_reach_the_student_alone(bui
 
 
 def test_a_block_that_takes_the_teachers_state_answers_for_itself_alone():
-    """After a wrong first block the second one is right about the teacher's state, and wrong about its own."""
+    """After a wrong first block, the second is right for the teacher's state and wrong for its own input."""
     teacher, student = dit(), dit()
     with torch.no_grad():
         student.transformer_blocks[0].ff.net[2].weight.mul_(2)
@@ -153,7 +153,7 @@ def test_a_call_is_repeated_with_another_state():
 
 
 @pytest.mark.slow
-def test_it_trains_while_blocks_and_widths_leave_and_resumes_to_the_bit(tmp_path):
+def test_it_trains_while_blocks_and_widths_are_removed_and_resumes_to_the_bit(tmp_path):
     config = replace(CONFIG, steps=6, checkpoint_every=2, learning_rate=1e-3)
     pruner = pruner_for(unet(), DiffusionProcess(), "macs=60%", "random", BOTH)
     expected = recover(unet(), DiffusionProcess(), images(), config, tmp_path / "whole", unet(), pruner)
@@ -165,7 +165,7 @@ def test_it_trains_while_blocks_and_widths_leave_and_resumes_to_the_bit(tmp_path
     assert records[0]["features"] < 1e-9 < records[1]["features"]
 
 
-def test_what_cannot_be_compared_is_said():
+def test_what_cannot_be_compared_is_named():
     teacher = dit()
     with pytest.raises(TrainingError, match=r"match no block; there are transformer_blocks\.0"):
         terms_of(dit(), teacher, FeaturesConfig(("nothing.*",)), labels=True)
@@ -177,7 +177,7 @@ def test_what_cannot_be_compared_is_said():
 
 
 @pytest.mark.parametrize("objective", ["distillation", "features", "2ndmatch", "first-order"])
-def test_a_denoising_weight_of_zero_leaves_the_noisy_target_alone(objective, monkeypatch):
+def test_a_denoising_weight_of_zero_does_not_compute_the_noisy_target(objective, monkeypatch):
     student, teacher = dit(), dit()
     with torch.no_grad():
         student.proj_out_2.weight.mul_(1.1)
@@ -194,7 +194,7 @@ def test_a_denoising_weight_of_zero_leaves_the_noisy_target_alone(objective, mon
 
 @pytest.mark.slow
 def test_another_teacher_gives_the_same_answers_without_the_network(tmp_path):
-    """Whatever answers as the dense model does may stand for it."""
+    """Any `Teacher` with the dense model's answers can replace it."""
 
     class Answering:
         network = dense = None

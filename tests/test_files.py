@@ -1,4 +1,4 @@
-"""Files under a temporary name: what killed processes and full disks leave, who may read them, and what they cost."""
+"""Temporary files: what killed processes and full disks leave behind, permissions, and cost."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from secateur.base.files import (
 )
 
 
-def test_what_a_killed_process_of_the_same_number_left_is_written_anew(tmp_path):
+def test_files_left_by_a_killed_process_of_the_same_number_are_overwritten(tmp_path):
     left = tmp_path / left_behind("model", os.getpid())
     left.mkdir()
     (left / "half.safetensors").write_bytes(b"0")
@@ -105,7 +105,7 @@ def test_what_is_renamed_has_reached_the_disk(there, tmp_path, monkeypatch):
         assert events == ["weights", temporary_name, "-> model", place]
 
 
-def test_threads_that_write_in_one_folder_leave_each_other_alone(tmp_path):
+def test_threads_that_write_in_one_folder_do_not_disturb_each_other(tmp_path):
     def write(number):
         for _ in range(10):
             write_json(tmp_path / f"{number}.json", number)

@@ -118,7 +118,7 @@ def test_compress_returns_a_pipeline_ready_to_call(tmp_path, capsys):
     assert input_shape(secateur.from_pretrained(run / "model")) == (2, 8, 8)  # a pruned Flux keeps the size
 
 
-def test_blocks_leave_and_plain_diffusers_loads_the_rest(tmp_path):
+def test_plain_diffusers_loads_a_model_without_some_blocks(tmp_path):
     flux(tmp_path / "pipeline", num_layers=2, num_single_layers=2)
     data = image_folder(tmp_path / "images", count=3, captions=True)
     run = folders.prune(

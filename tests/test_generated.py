@@ -1,4 +1,4 @@
-"""Data that the dense model draws itself, where no images are at hand."""
+"""Data that the dense model draws itself, when there are no images."""
 
 import json
 from dataclasses import replace
@@ -91,7 +91,7 @@ def test_the_dense_model_draws_for_the_pruned_one():
         secateur.finetune(pruned, data="generated:8", recovery=RECOVERY, **FLOW)
 
 
-def test_what_cannot_be_drawn_is_said():
+def test_what_cannot_be_drawn_is_refused():
     with pytest.raises(SecateurError, match=r"write generated:4096"):
         drawn("generated:many", dit())
     with pytest.raises(DataError, match="a decoder draws nothing"):

@@ -1,4 +1,4 @@
-"""The script that checks a GPU runs on a CPU with small models, and keeps what it finds where a part fails."""
+"""benchmarks/gpu.py runs on a CPU with small models, and keeps its results if a part fails."""
 
 import json
 import subprocess

@@ -373,7 +373,7 @@ def test_permuting_channels_permutes_their_scores():
     [(unet(sample_size=4).double(), DiffusionProcess()), (dit(sample_size=4).double(), FlowProcess())],
     ids=["unet", "dit"],
 )
-def test_masked_units_leave_the_others_the_scores_that_removal_would(model, process):
+def test_scores_under_masks_equal_scores_after_removal(model, process):
     """With several heads left, since removal rescales the queries of a single one."""
     structure = describe(model)
     halves = {
@@ -394,7 +394,7 @@ def test_masked_units_leave_the_others_the_scores_that_removal_would(model, proc
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_model_is_left_as_it_was_found(method):
+def test_the_model_is_restored(method):
     model, process = copy.deepcopy(BOTH[0][0]), BOTH[0][1]
     model.train()
     model.conv_in.requires_grad_(False)

@@ -27,7 +27,7 @@ def test_rounds_halve_the_candidates_and_spend_half_of_the_budget(candidates: in
         assert all(share - size < one <= share for one, size in zip(spent, sizes, strict=True))
 
 
-def test_a_budget_that_is_too_small_says_what_would_do() -> None:
+def test_a_budget_that_is_too_small_names_one_that_would_suffice() -> None:
     with pytest.raises(SecateurError, match="budget of 210 or more") as found:
         check_rounds(rounds_of(7, 30), 30)
     needed = int(str(found.value).partition("budget of ")[2].partition("budget of ")[2].split()[0])

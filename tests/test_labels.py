@@ -35,7 +35,7 @@ def call(model, labels):
         return model(x, torch.full((len(labels),), 500), class_labels=torch.tensor(labels)).sample
 
 
-def test_new_classes_start_at_no_class_which_stays():
+def test_new_classes_start_at_the_null_class_which_is_kept():
     model, before = dit(), call(dit(), [10, 10, 10])
     relabel(model, 3)
     assert (class_count(model), null_class(model)) == (3, 3)

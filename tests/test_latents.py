@@ -116,7 +116,7 @@ def test_a_pipeline_in_memory_encodes_as_its_folder(tmp_path):
     torch.testing.assert_close(dataset.batch(range(6)).sample, of_folder.batch(range(6)).sample)
 
 
-def test_a_killed_encoding_goes_on_with_the_shard_at_hand(tmp_path, monkeypatch, pipeline):
+def test_a_killed_encoding_resumes_with_the_unfinished_shard(tmp_path, monkeypatch, pipeline):
     monkeypatch.setattr("secateur.base.rows.CHUNK_ROWS", 2)
     monkeypatch.setattr("secateur.data.encode.AT_ONCE", 1)
     data = image_folder(tmp_path / "images", count=5)
@@ -136,7 +136,7 @@ def test_a_killed_encoding_goes_on_with_the_shard_at_hand(tmp_path, monkeypatch,
         opened(tmp_path / "pipeline", data)
     assert len(list((tmp_path / "another").rglob("0*.safetensors"))) == 1
     dataset = opened(tmp_path / "pipeline", data)
-    assert len(encoded) == 4 + 3  # image 2 once more
+    assert len(encoded) == 4 + 3  # image 2 again
     assert torch.equal(dataset.batch(range(5)).sample, whole)
     assert not list((tmp_path / "another").rglob("*.tmp"))
 

@@ -1,4 +1,4 @@
-"""Launchers other than torchrun: their variables are understood, or left alone."""
+"""Launchers other than torchrun: their variables are used, or ignored."""
 
 import os
 
@@ -36,7 +36,7 @@ def environment(monkeypatch):
         (PMI, ("2", "4", "0", "127.0.0.1", "29500")),
     ],
 )
-def test_tasks_know_each_other(variables, expected, environment):
+def test_variables_of_other_launchers_are_adopted(variables, expected, environment):
     for name, value in variables.items():
         environment.setenv(name, value)
     adopt_launcher()
@@ -69,7 +69,7 @@ def test_one_process_stays_one(variables, environment):
     ],
 )
 def test_several_tasks_that_do_not_say_which_is_which_are_refused(variables, message, environment):
-    """Each would take itself for the first, and write the same files."""
+    """Each would consider itself the first, and write the same files."""
     for name, value in variables.items():
         environment.setenv(name, value)
     with pytest.raises(SecateurError, match=message):

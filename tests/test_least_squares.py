@@ -1,4 +1,4 @@
-"""The closed forms of compensation in float64: what removal took is given back exactly, and nothing else is changed."""
+"""The closed forms of compensation in float64: what can be compensated is compensated exactly."""
 
 import pytest
 import torch
@@ -136,7 +136,7 @@ def test_a_gate_of_one_is_the_plain_refit(solver):
 
 
 def test_the_solvers_share_sums_with_other_processes():
-    """What another process sums is added where `total` is called, so twice the sums are the same refit."""
+    """`total` adds the sums of other processes, so doubled sums give the same refit."""
     x, gate, error = gated_case()
     alone = gated_change(x, gate, error, 0.01, True)
     torch.testing.assert_close(gated_change(x, gate, error, 0.01, True, lambda sums: 2 * sums), alone)

@@ -1,4 +1,4 @@
-"""What a finished run keeps in its folder, how a longer one goes on from it, and the images drawn on the way."""
+"""What a finished run keeps, how a longer run continues from it, and the images drawn during training."""
 
 import json
 from dataclasses import replace
@@ -37,7 +37,7 @@ def tuned(out: Path, recovery: RecoveryConfig = RECOVERY, **more: Any) -> dict[s
 
 
 @pytest.mark.slow
-def test_more_steps_go_on_to_the_weights_of_a_run_that_was_as_long_from_the_start(tmp_path: Path) -> None:
+def test_more_steps_continue_to_the_weights_of_a_run_that_was_as_long_from_the_start(tmp_path: Path) -> None:
     tuned(tmp_path / "run")
     longer = tuned(tmp_path / "run", replace(RECOVERY, steps=4))
     whole = tuned(tmp_path / "whole", replace(RECOVERY, steps=4))
@@ -49,7 +49,7 @@ def test_more_steps_go_on_to_the_weights_of_a_run_that_was_as_long_from_the_star
         tuned(tmp_path / "run", replace(RECOVERY, steps=6, seed=1))
 
 
-def test_a_run_whose_learning_rate_went_down_says_why_it_cannot_go_on(tmp_path: Path) -> None:
+def test_a_run_whose_learning_rate_decayed_says_why_it_cannot_continue(tmp_path: Path) -> None:
     cosine = replace(RECOVERY, lr_schedule="cosine")
     tuned(tmp_path / "run", cosine)
     with pytest.raises(SecateurError, match=r"from 2 to 4 steps: its learning rate goes down to zero at step 2"):
@@ -62,7 +62,7 @@ def test_a_run_whose_learning_rate_went_down_says_why_it_cannot_go_on(tmp_path: 
 
 
 @pytest.mark.slow
-def test_a_longer_compression_goes_on_too_and_keeps_nothing_twice(tmp_path: Path) -> None:
+def test_a_longer_compression_continues_too_and_keeps_nothing_twice(tmp_path: Path) -> None:
     DDPMPipeline(unet(), DDPMScheduler()).save_pretrained(tmp_path / "dense")
     small = {**SMALL, "process": None, "recipe": "diff-pruning"}
 

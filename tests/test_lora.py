@@ -252,7 +252,7 @@ def test_the_command_writes_what_the_function_gives_and_says_what_is_wrong(tmp_p
     assert not (tmp_path / "no").exists()
 
 
-def test_mixed_ranks_are_said_in_the_metadata(tmp_path):
+def test_mixed_ranks_are_in_the_metadata(tmp_path):
     model = unet()
     pruned = save_pretrained(apply_cut(copy.deepcopy(model), half(model)), tmp_path / "pruned")
     lora = random_lora(model, "unet.", rank=2, only="time_embedding.linear_2")

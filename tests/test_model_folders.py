@@ -1,6 +1,6 @@
-"""Model folders from strangers and of odd shapes: what fits is loaded, what does not is refused in one line.
+"""Model folders of unknown origin or unusual layout: loaded if valid, else refused in one line.
 
-Nothing in a folder runs, is unpickled, reaches outside, or costs more than it weighs.
+Nothing in a folder is run or unpickled, points outside, or takes more memory than its size.
 """
 
 import builtins
@@ -372,7 +372,7 @@ def test_a_transformer_of_the_old_common_class_is_known_by_its_norm(tmp_path):
         ("time_cond_proj_dim", 16),
     ],
 )
-def test_a_unet_that_is_told_of_more_than_a_text_is_refused(entry, value):
+def test_a_unet_with_conditions_beside_text_is_refused(entry, value):
     everywhere = {"down_block_types": ("CrossAttnDownBlock2D",) * 2, "up_block_types": ("CrossAttnUpBlock2D",) * 2}
     model = unet_condition(**everywhere, **{entry: value})
     with pytest.raises(ValueError, match=entry):

@@ -1,4 +1,4 @@
-"""Muon: the iteration, the rule, what it takes, and that checkpoints and cuts keep what it remembers."""
+"""Muon: its iteration and update rule, its parameters, and its state in checkpoints and cuts."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""What a compression keeps in memory: no network that the stage at hand has no use for."""
+"""A compression keeps no network on the device that the present stage does not need."""
 
 import gc
 
@@ -53,7 +53,7 @@ def test_a_recovery_begins_with_the_student_and_the_teacher_that_is_asked(tmp_pa
     assert ((False, ("cpu",)) in moved) is not teaches
 
 
-def test_what_left_the_device_comes_back():
+def test_what_was_moved_off_the_device_returns():
     places = []
 
     class Recorded(nn.Linear):

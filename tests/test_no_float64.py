@@ -1,4 +1,4 @@
-"""A device without float64: what needs it is done on the CPU, with the same result."""
+"""A device without float64: such computations are done on the CPU, with the same result."""
 
 import pytest
 import torch

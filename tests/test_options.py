@@ -77,7 +77,7 @@ def test_the_help_shows_the_defaults_of_the_recipe(capsys):
 
 @pytest.fixture
 def chosen(monkeypatch, tmp_path):
-    """The recipe that `compress` with these options comes to."""
+    """The recipe that `compress` uses with these options."""
 
     def ask(*options):
         asked = {}

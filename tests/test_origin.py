@@ -1,4 +1,4 @@
-"""What a run says it was begun by: a command line that can be pasted, or the call it was; without secrets."""
+"""How a run records its start: a command line that can be pasted, or the Python call; without secrets."""
 
 import json
 import shlex

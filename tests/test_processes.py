@@ -1,4 +1,4 @@
-"""Processes of a launcher: one group for everything that they do, which ends with them."""
+"""Processes of a launcher: one process group for all of their work, which ends with them."""
 
 import subprocess
 
@@ -55,7 +55,7 @@ def test_two_processes_recover_many_models(tmp_path):
 
 @pytest.mark.slow
 def test_a_process_that_fails_ends_the_run(tmp_path):
-    """The other one waits for it in a sum of gradients."""
+    """The other process waits for it in a sum of gradients."""
     run = start(tmp_path / "fails.py", ONE_FAILS, tmp_path / "run", launcher=TWO, stderr=subprocess.PIPE)
     assert b"OSError" in run.communicate(timeout=300)[1]
     assert run.returncode != 0

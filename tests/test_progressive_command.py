@@ -106,7 +106,7 @@ def test_a_compression_that_is_done_does_nothing_twice(compressed, models, quiet
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["write_cut", "save_pretrained"])
-def test_a_compression_that_died_goes_on_to_the_same_result(stage, compressed, models, quiet, monkeypatch, tmp_path):
+def test_a_compression_that_died_resumes_to_the_same_result(stage, compressed, models, quiet, monkeypatch, tmp_path):
     def dies(*_, **__):
         raise KeyboardInterrupt
 
@@ -154,7 +154,7 @@ def test_a_latency_is_measured_before_the_stages_and_never_again(models, quiet, 
     assert last["macs"] == planned["after"]["macs"] == pytest.approx(1e6 * planned["reached"], rel=1e-3)
 
 
-def test_blocks_leave_softly_too(models, quiet, tmp_path):
+def test_blocks_are_masked_gradually_too(models, quiet, tmp_path):
     compress(models / "sit", tmp_path / "run", "--target", "blocks=2", "--criterion", "uniform", "--progressive.coarse")
     model = secateur.from_pretrained(tmp_path / "run" / "model")
     assert len(model.transformer_blocks) == model.config.num_layers == 2

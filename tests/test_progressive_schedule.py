@@ -1,4 +1,4 @@
-"""The progressive schedule: how masks fall, what is selected when, and where it ends."""
+"""The progressive schedule: masks, selections, and the final cut."""
 
 import copy
 from dataclasses import replace
@@ -45,7 +45,7 @@ WIDE = {
 
 
 def wide_pruner(**changes):
-    """T5: 128 channels in 32 norm groups of 4, of which one of each group leaves; new scores at every stage."""
+    """T5: 128 channels in 32 norm groups of 4, each of which loses one; new scores at every stage."""
     model = unet(**WIDE)
     structure = describe(model)
     assert structure.dims[INNER].cells == (4,) * 32
@@ -69,7 +69,7 @@ def test_the_schedule_of_the_specification():
     falls = masks[:-1] - masks[1:]
     assert falls.min() == 0
     assert falls.max() == pytest.approx(0.2)
-    assert masks[-1].unique().tolist() == pytest.approx([0, 0.2, 1])  # the last one goes as units leave
+    assert masks[-1].unique().tolist() == pytest.approx([0, 0.2, 1])  # the last mask reaches 0 when units are removed
     kept = torch.zeros(128)
     kept[list(found[-1].cut.kept[INNER])] = 1
     assert kept.reshape(32, 4).sum(1).eq(3).all()
@@ -92,11 +92,11 @@ def test_masks_fall_only_for_what_was_selected_and_sets_only_grow(decay_stages):
             assert {unit for unit, value in enumerate(later.masks[INNER]) if value == 0} == before
 
 
-def test_free_sets_select_anew_and_still_end_at_the_target():
+def test_selections_that_are_not_sticky_still_end_at_the_target():
     pruner, model, _ = wide_pruner(sticky=False)
     found = decisions(pruner, model)
     masks = torch.tensor([decision.masks[INNER] for decision in found[:-1]])
-    assert (masks[1:] - masks[:-1]).max() == pytest.approx(0.2)  # some come back
+    assert (masks[1:] - masks[:-1]).max() == pytest.approx(0.2)  # some are released
     assert (masks[1:] - masks[:-1]).min() == pytest.approx(-0.2)
     sets = [set(decision.pruning["selected"][INNER]) for decision in found[:10]]
     assert [len(units) for units in sets] == [8, 15, 21, 25, 28, 29, 31, 31, 31, 32]
@@ -128,7 +128,7 @@ def test_between_coarse_scores_the_last_ones_decide():
         assert decision.pruning["selected"][INNER] == sorted(select(dim, first, set(), count, [1] * 32))
 
 
-def test_the_lowest_leave_first_within_the_caps_of_their_cells():
+def test_the_lowest_are_selected_first_within_the_caps_of_their_cells():
     dim = describe(unet(**WIDE)).dims[INNER]
     scores = torch.arange(128.0)
     assert select(dim, scores, set(), 3, [1] * 32) == {0, 4, 8}
@@ -148,7 +148,7 @@ def test_caps_are_what_a_cut_takes_from_each_cell():
 
 
 @pytest.mark.parametrize("build", [unet, dit])
-def test_equal_scores_leave_in_the_order_of_one_shot(build):
+def test_equal_scores_are_removed_in_the_order_of_one_shot(build):
     model = build()
     pruner = pruner_for(model, None, "macs=50%", cut=BOTH, scores=no_scores(describe(model)))
     assert pruner.target.removed_blocks

@@ -1,4 +1,4 @@
-"""Training under a progressive pruner: nothing jumps when units leave, and a stopped run ends the same."""
+"""Training with a progressive pruner: the output does not jump at a removal, and a resumed run ends the same."""
 
 import json
 import math
@@ -40,7 +40,7 @@ from training_runs import BALANCED, TWO, Failing, assert_logs_agree, assert_same
 
 
 def first_block_last(structure):
-    """Scores by which the first block leaves before all others."""
+    """Scores that remove the first block before all others."""
     scores = no_scores(structure)
     return scores | {name: torch.tensor([float(place)]).double() for place, name in enumerate(structure.blocks)}
 
@@ -60,8 +60,8 @@ CASES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("build", "changes", "target", "cut"), CASES.values(), ids=CASES.keys())
-def test_nothing_jumps_when_units_leave(build, changes, target, cut, monkeypatch, tmp_path):
-    """The model and its average, before the step at which units leave: removed equals under 0/1 masks."""
+def test_the_output_does_not_change_when_masked_units_are_removed(build, changes, target, cut, monkeypatch, tmp_path):
+    """The model and its average before the step of the removal: removed equals masked by 0/1."""
     live, process = build(**changes), DiffusionProcess()
     pruner = pruner_for(live, process, target, cut=cut, scores=first_block_last(describe(live)))
     decide, add_noise, seen = Progressive.decide, DiffusionProcess.add_noise, {}
@@ -164,7 +164,7 @@ def moments_of(state):
     }
 
 
-def test_moments_of_what_stays_are_kept():
+def test_moments_of_remaining_units_are_kept():
     state = trained(unet(attention_head_dim=None), skip=("conv_out.bias",))
     attention, resnet = "mid_block.attentions.0", "down_blocks.0.resnets.0"
     heads, inner = (1, 2, 7, 11), (0, 3, 4, 7)
@@ -230,7 +230,7 @@ SURGERY = {
 
 @pytest.mark.parametrize(("build", "cut"), SURGERY.values(), ids=SURGERY.keys())
 def test_the_next_step_is_the_one_that_masks_would_take(build, cut):
-    """Trained on after a cut equals trained on under its 0/1 masks and cut then, since gradients and moments agree."""
+    """Training after a cut equals training under its 0/1 masks and cutting then, since gradients and moments agree."""
     torch.set_default_dtype(torch.float64)
     try:
         soft = trained(build().double())
@@ -253,7 +253,7 @@ def test_the_next_step_is_the_one_that_masks_would_take(build, cut):
 # -------------------------------------------------------------------------------------------------- resume
 
 
-APART = ProgressiveConfig(stages=2, decay_stages=2, stage_steps=2)  # units leave before step 6
+APART = ProgressiveConfig(stages=2, decay_stages=2, stage_steps=2)  # units are removed before step 6
 LONGER = replace(CONFIG, steps=9)
 
 
@@ -262,7 +262,7 @@ def apart(**changes):
 
 
 def run(folder, data=None, config=LONGER, pruner=None, teacher=None, build=dit, process=None):
-    """A progressive run, which takes widths and blocks; returns the model and its average."""
+    """A progressive run that removes widths and blocks; returns the model and its average."""
     model = build()
     average = recover(model, process or FlowProcess(), data or images(), config, folder, teacher, pruner or apart())
     return model, average
@@ -287,7 +287,7 @@ def assert_equals_whole(found, folder, whole):
     ("failures", "every"), [([1], 1), ([4], 1), ([6], 2), ([7], 1), ([8, 2], 1), ([8], 5), ([9], 4)]
 )
 def test_a_run_that_failed_resumes_to_the_bit(failures, every, whole, tmp_path):
-    """Before which of its steps it fails, counted from 1: before, between, at and after the stages."""
+    """It fails before one of its steps, counted from 1: before, between, at and after the stages."""
     config = replace(LONGER, checkpoint_every=every)
     for at in failures:
         with pytest.raises(OSError, match=r"^$"):
@@ -462,7 +462,7 @@ def assert_same_checkpoints(one, other):
 )
 def test_a_killed_run_resumes_to_the_bit(kills, tmp_path):
     assert train(tmp_path / "whole", 200, 25).wait() == 0
-    for lines in kills:  # units leave before step 100
+    for lines in kills:  # units are removed before step 100
         killed = train(tmp_path / "cut", 200, 25)
         text = tmp_path / "cut" / "log.jsonl"
         while killed.poll() is None and not (text.exists() and text.read_text().count("\n") > lines):
@@ -485,6 +485,6 @@ def test_two_processes_equal_one_and_resume_to_the_bit(tmp_path):
         units, others = ({name: new["units"] for name, new in stage["added"].items()} for stage in (single, joined))
         assert units == others
     assert train(tmp_path / "cut", 8, 1, fail_at=8, launcher=TWO).wait() != 0
-    assert 4 < int(newest_checkpoint(tmp_path / "cut").name[-8:]) < 8  # units left before step 5
+    assert 4 < int(newest_checkpoint(tmp_path / "cut").name[-8:]) < 8  # units were removed before step 5
     assert train(tmp_path / "cut", 8, 1, launcher=TWO).wait() == 0
     assert_same_checkpoints(tmp_path / "two", tmp_path / "cut")

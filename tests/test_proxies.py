@@ -1,4 +1,4 @@
-"""The zero-cost proxies by their definitions, and what judging leaves as it was."""
+"""The zero-cost proxies by their definitions; judging does not change the model."""
 
 import copy
 import math
@@ -63,7 +63,7 @@ def test_the_gram_matrix_is_that_of_explicit_gradients(build):
 
 
 def test_the_gram_matrix_counts_a_layer_that_runs_twice_once():
-    """The head of a DiT calls the first block's embedding again; its gradient is the sum of both calls'."""
+    """The head of a DiT calls the first block's embedding again; the gradient is the sum over both calls."""
     model, batch = doubled(dit(), batch_for(dit()))
     layer = model.transformer_blocks[0].norm1.emb.timestep_embedder.linear_1
     for name, other in weighted_layers(model).items():
@@ -128,7 +128,7 @@ def test_proxy_batches_cover_all_timesteps_and_depend_on_the_seed_alone():
         assert torch.equal((part.timesteps / 1000 * 16).floor(), torch.arange(16.0))
 
 
-def test_judging_leaves_the_model_as_it_was():
+def test_judging_does_not_change_the_model():
     model = dit().eval()
     before = copy.deepcopy(model)
     judged = judge(DiffusionProcess(), images().batch(range(8)), 0)

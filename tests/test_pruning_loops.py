@@ -1,4 +1,4 @@
-"""`Pruning` in loops that are not ours: plain PyTorch, accelerate; any optimizer, any average, tied weights."""
+"""`Pruning` in other training loops: plain PyTorch, accelerate; any optimizer, any average, tied weights."""
 
 import copy
 import json
@@ -31,7 +31,7 @@ from secateur.structure.cost import cost_model
 from training_runs import assert_same, images
 
 SCORING = ScoringConfig(num_timesteps=2, num_images=4)
-QUICK = ProgressiveConfig(stages=2, decay_stages=2, stage_steps=1)  # units leave at the fourth call
+QUICK = ProgressiveConfig(stages=2, decay_stages=2, stage_steps=1)  # units are removed at the fourth call
 DATA = images().images[:4] * 2 - 1
 
 
@@ -99,7 +99,7 @@ AVERAGES = {
 
 
 class Loop:
-    """Training of a tiny U-Net: two groups of parameters, of which one holds another network's too."""
+    """Training of a tiny U-Net with two groups of parameters, one of which also has another network's."""
 
     def __init__(self, make, average):
         self.model, self.other = unet(attention_head_dim=None).train(), nn.Linear(2, 2)
@@ -175,7 +175,7 @@ def test_states_that_are_means_over_an_axis_are_cut_along_the_others():
     assert torch.equal(after["col_var"], before[name]["col_var"])
 
 
-def test_a_state_that_cannot_be_cut_starts_anew():
+def test_optimizer_state_that_cannot_be_cut_is_reset():
     model = unet()
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     for parameter in model.parameters():
@@ -220,7 +220,7 @@ def test_other_schedules_in_a_plain_loop(schedule):
 
 
 def test_a_loop_of_accelerate_keeps_its_own_accelerator(tmp_path):
-    """A recovery in between has another precision, and leaves the caller's as it is."""
+    """A recovery in between uses another precision and does not change the caller's accelerator."""
     accelerator = Accelerator(cpu=True, mixed_precision="bf16", gradient_accumulation_steps=2)
     try:
         model = unet().train()
@@ -258,7 +258,7 @@ def test_a_loop_of_accelerate_keeps_its_own_accelerator(tmp_path):
 
 
 class Tied(nn.Module):
-    """Two layers that share one weight, of which the structure names each."""
+    """Two layers that share one weight; the structure declares both names."""
 
     def __init__(self):
         super().__init__()
@@ -300,7 +300,7 @@ def test_tied_weights_stay_tied():
 # --------------------------------------------------------------------------------------------------- refusals
 
 
-def test_what_cannot_work_is_said_before_anything_changes():
+def test_what_cannot_work_is_refused_before_anything_changes():
     model = unet()
     for changes, message in [
         ({"schedule": "progresive"}, "schedule is 'progresive'; give one-shot or progressive or adaptive"),
@@ -318,7 +318,7 @@ def test_a_latency_is_measured_when_pruning_is_made(monkeypatch):
     dense = macs(model)
 
     def clock(model, structure):
-        """As many ms as there are percent of the MACs."""
+        """A latency in ms that equals the percentage of the MACs."""
         cost = cost_model(model, structure, example_inputs(model, 1))
         counts = lambda cut: {name: len(units) for name, units in cut.kept.items()}  # noqa: E731
         return lambda cut: 100 * cost(counts(cut), cut.removed_blocks).macs / dense

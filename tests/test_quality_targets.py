@@ -1,4 +1,4 @@
-"""Targets of quality: the smallest model that holds it after compensation, by bisection."""
+"""Quality targets: bisection finds the smallest model that has the quality after compensation."""
 
 import json
 
@@ -45,7 +45,7 @@ def test_what_no_quality_is_refused(text):
         parse_target(text)
 
 
-def test_the_smallest_model_that_holds_it_is_found_and_every_try_is_told(tmp_path):
+def test_the_smallest_model_of_that_quality_is_found_and_every_trial_is_reported(tmp_path):
     model = unet()
     pruned = secateur.prune(model, target="loss=50%", compensation=REFIT, out=tmp_path / "run", **ASKED)
     found = read_result(QualitySearch, tmp_path / "run" / "quality.json")
@@ -62,7 +62,7 @@ def test_the_smallest_model_that_holds_it_is_found_and_every_try_is_told(tmp_pat
 
 
 @pytest.mark.slow
-def test_a_search_that_was_stopped_goes_on(tmp_path, monkeypatch):
+def test_a_stopped_search_resumes(tmp_path, monkeypatch):
     tried = []
     inner = quality._tried
 
@@ -81,7 +81,7 @@ def test_a_search_that_was_stopped_goes_on(tmp_path, monkeypatch):
     assert len(tried) == len(set(tried)) == 4
 
 
-def test_what_it_holds_is_said():
+def test_a_search_says_what_it_found():
     search = QualitySearch("ssim=0.9", "SSIM")
     assert search.found is None
     tries = (
@@ -96,7 +96,7 @@ def test_what_it_holds_is_said():
     )
 
 
-def test_what_cannot_be_sought_is_said_before_anything_is_done():
+def test_quality_targets_that_cannot_be_searched_are_refused_before_work():
     with pytest.raises(SecateurError, match="one-shot cuts before recovery"):
         secateur.plan(unet(), target="ssim=0.9", data=images(), process="ddpm", schedule="progressive")
     with pytest.raises(TargetError, match="is a quality"):

@@ -1,4 +1,4 @@
-"""The lines of Python in README.md, run as they are printed, but for the number of steps."""
+"""The Python lines of README.md, run as printed, except for the number of steps."""
 
 import re
 from dataclasses import replace
@@ -27,7 +27,7 @@ def short(name):
 
 
 def made(repo_id, folder_path=None, **options):
-    """Stands for the hub, which a test does not reach."""
+    """Replaces the hub, which tests cannot reach."""
     assert repo_id == "NAME/REPOSITORY"
     assert folder_path is None or (folder_path / "README.md").is_file()
     return "address"

@@ -117,7 +117,7 @@ def check_samples(name, component, folder, monkeypatch, called, *, guidance_scal
 
 
 def encoded_by_pipeline(name, pipeline, x, noise):
-    """The latents of images or clips by what the pipelines of diffusers do themselves."""
+    """The latents of images or clips as the pipelines of diffusers compute them."""
     if name == "flux2-klein":  # takes the mean
         return pipeline._encode_vae_image(x, None)
     if name == "qwen-image":

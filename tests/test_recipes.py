@@ -1,4 +1,4 @@
-"""Recipes, and how what is given on the command line goes into them."""
+"""Recipes, and how options of the command line change them."""
 
 from dataclasses import asdict, replace
 
@@ -55,7 +55,7 @@ def test_another_criterion_comes_with_its_own_options() -> None:
         resolve("diff-pruning", criterion="tylor")
 
 
-def test_weights_that_were_given_stay_with_another_objective() -> None:
+def test_given_weights_are_kept_with_another_objective() -> None:
     given = replace(recipe_named("2ndmatch").recovery, weights={"distillation": 2.0})
     found = resolve("2ndmatch", objective="distillation", recovery=given).recovery
     assert (found.weights, found.jacobian) == ({"distillation": 2.0}, JacobianConfig())

@@ -23,7 +23,7 @@ ALL = 10**6  # rows
 
 
 class Reading(nn.Module):
-    """Writes four units of two channels, which two layers read: one by 3 x 3 pixels, one pixel by pixel."""
+    """Four units of two channels, read by a 3 x 3 and by a 1 x 1 convolution."""
 
     def __init__(self):
         super().__init__()
@@ -73,7 +73,7 @@ def rows_of(model, batch, process):
 
 @pytest.mark.parametrize("ridge", [0.0, 0.01, 1.0])
 def test_the_score_is_the_rise_of_the_objective_after_the_best_refit(ridge):
-    """Each unit leaves alone; what stays is refitted by `lstsq`, the ridge as further rows."""
+    """Each unit is removed alone; the rest is refitted by `lstsq`, with the ridge as further rows."""
     model, structure = reading()
     process = FlowProcess()
     batch = Batch(torch.randn(6, 1, 4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64))

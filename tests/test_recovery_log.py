@@ -1,4 +1,4 @@
-"""What the log of a recovery says, and the automatic weight that it shows."""
+"""The log of a recovery, and the automatic weight in it."""
 
 import json
 import math
@@ -60,8 +60,8 @@ def test_a_jacobian_term_that_no_step_would_have_is_refused(tmp_path):
         recover(dit(), FlowProcess(), images(), config, tmp_path, smaller())
 
 
-def test_an_overflow_says_nothing_of_the_balance(monkeypatch, tmp_path):
-    """A norm that is not finite must not silence the term for good."""
+def test_an_overflow_does_not_change_the_balance(monkeypatch, tmp_path):
+    """A norm that is not finite must not switch the term off permanently."""
     measured = []
 
     def once(gradient):
@@ -122,7 +122,7 @@ def test_automatic_weight_waits_for_something_to_balance(others, jacobian, balan
 
 @pytest.mark.slow
 def test_steps_that_are_read_late_say_and_keep_the_same(monkeypatch, tmp_path):
-    """As on a GPU, where a step is read while the next one runs."""
+    """As on a GPU, where the values of a step are read while the next step runs."""
     config = replace(CONFIG, checkpoint_every=4, log_every=3)
     expected = recover(unet(), DiffusionProcess(), images(), config, tmp_path / "at once")
     monkeypatch.setattr(step, "runs_asynchronously", lambda device: True)

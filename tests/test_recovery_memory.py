@@ -1,4 +1,4 @@
-"""Recovery in less memory: offload, smaller optimizers, bfloat16, LoRA, freezing, and what each of them takes."""
+"""Recovery in less memory: offloading, smaller optimizers, bfloat16, LoRA, freezing, and their memory."""
 
 import copy
 import json
@@ -136,7 +136,7 @@ def test_training_in_bfloat16_learns_and_resumes_to_the_bit(tmp_path):
 
 
 @pytest.mark.slow
-def test_adafactor_learns_while_units_leave_and_resumes_to_the_bit(tmp_path):
+def test_adafactor_learns_while_units_are_removed_and_resumes_to_the_bit(tmp_path):
     config = replace(CONFIG, optimizer="adafactor")
     pruner = pruner_for(unet(), DiffusionProcess(), "macs=60%", "random", BOTH, QUICK)
     expected = recover(unet(), DiffusionProcess(), images(), config, tmp_path / "whole", None, pruner)
@@ -220,7 +220,7 @@ def test_low_rank_factors_are_trained_merged_and_kept(tmp_path):
         ({"parallel": "fsdp", "optimizer": "adafactor"}, "adafactor does not work on shards"),
     ],
 )
-def test_what_does_not_go_together_is_said(changes, message):
+def test_incompatible_options_are_refused(changes, message):
     with pytest.raises(TrainingError, match=message.replace("*", r"\*")):
         check_student(dit(), replace(CONFIG, **changes))
 
@@ -250,7 +250,7 @@ MEASURED = [
 
 @pytest.mark.parametrize("changes", MEASURED)
 def test_the_memory_of_a_recovery_is_counted_before(changes, tmp_path):
-    """Against the tensors that are made while it trains."""
+    """The count is compared with the tensors that training creates."""
     config = replace(CONFIG, steps=2, batch_size=8, grad_norms_every=0, checkpoint_every=100, dropout=None, **changes)
     model, teacher = dit(), smaller()
     counted = recovery_memory(model, teacher, FlowProcess(), config)

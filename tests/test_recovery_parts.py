@@ -45,7 +45,7 @@ def test_denoising_is_the_mean_of_the_process_error(digits):
         assert torch.allclose(terms["denoising"], expected)
 
 
-def test_distillation_vanishes_for_equal_models_and_leaves_the_teacher_alone(digits):
+def test_distillation_vanishes_for_equal_models_and_does_not_train_the_teacher(digits):
     process, student, teacher = FlowProcess(), unet(), unet()
     (draw,) = draw_step(digits, process, RecoveryConfig(batch_size=4), 0)
     config = RecoveryConfig(objective="distillation", weights={"distillation": 3.0})
@@ -73,7 +73,7 @@ def test_objectives_that_cannot_be_built(name, weights, message):
 
 
 def test_an_objective_is_one_function_and_one_line(digits, monkeypatch):
-    """It says what it needs, under whatever names its terms have."""
+    """Its record says what it needs; its terms may have any names."""
 
     def mine(student, teacher, process, draw, config):
         assert teacher is not None
@@ -258,6 +258,6 @@ def test_noise_is_drawn_once_for_each_image_of_a_step_and_for_no_other_process(d
     ],
 )
 def test_a_choice_that_is_misspelled_is_refused(config, setting):
-    """Each would else count as one of the others without a word."""
+    """Otherwise it would silently select another choice."""
     with pytest.raises(SecateurError, match=rf"{setting} is 'cosinus'; .*give \w+"):
         config(**{setting: "cosinus"})

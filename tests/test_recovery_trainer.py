@@ -82,7 +82,7 @@ def test_half_precision_goes_in_and_comes_out_and_resumes_to_the_bit(tmp_path):
     assert {tensor.dtype for tensor in saved.values()} == {torch.float32}  # steps are too small for half precision
 
 
-def test_a_run_goes_on_with_more_accumulation_than_it_was_begun_with(tmp_path):
+def test_a_run_resumes_with_more_accumulation_than_it_began_with(tmp_path):
     config = replace(CONFIG, dropout=None)
     whole = recover(dit(), FlowProcess(), images(), config, tmp_path / "whole")
     with pytest.raises(OSError, match=r"^$"):
@@ -179,7 +179,7 @@ def test_activations_that_are_computed_again_change_nothing(objective, tmp_path)
     assert not again.is_gradient_checkpointing
 
 
-def test_a_model_that_cannot_compute_again_says_so(tmp_path):
+def test_a_model_without_gradient_checkpointing_is_refused(tmp_path):
     student = dit()
     student._supports_gradient_checkpointing = False
     with pytest.raises(TrainingError, match=r"^DiTTransformer2DModel has no gradient checkpointing; .*accumulation"):
@@ -207,7 +207,7 @@ def test_jacobian_terms_in_half_precision_are_close(tmp_path):
 
 
 @pytest.mark.parametrize("objective", ["denoising", "distillation", "2ndmatch"])
-def test_the_teacher_is_left_as_it_was(objective, tmp_path):
+def test_the_teacher_does_not_change(objective, tmp_path):
     teacher = dit().train()
     calls = []
     teacher.register_forward_hook(lambda *_: calls.append(teacher.training))
@@ -218,7 +218,7 @@ def test_the_teacher_is_left_as_it_was(objective, tmp_path):
     assert_same(teacher, dit())
 
 
-def test_a_teacher_that_nobody_asks_is_not_touched(tmp_path):
+def test_a_teacher_that_the_objective_does_not_need_is_not_touched(tmp_path):
     teacher = dit()
     teacher.train = teacher.to = None  # neither can be called
     recover(dit(), FlowProcess(), images(), replace(CONFIG, steps=1), tmp_path, teacher)
@@ -362,7 +362,7 @@ def test_a_launcher_that_shards_the_model_is_refused(kind, monkeypatch, tmp_path
         recover(unet(), DiffusionProcess(), images(), CONFIG, tmp_path)
 
 
-def test_out_of_memory_says_what_to_do(tmp_path):
+def test_running_out_of_memory_says_what_to_do(tmp_path):
     class Large(nn.Module):
         config: ClassVar[dict[str, int]] = {}
 

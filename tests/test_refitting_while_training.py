@@ -1,4 +1,4 @@
-"""Compensation at the hard cuts of the progressive and the adaptive schedule, and in loops that are not ours."""
+"""Compensation at the cuts of the progressive and the adaptive schedule, and in other training loops."""
 
 import copy
 from dataclasses import replace
@@ -35,7 +35,7 @@ def kinds(model):
     return [step["kind"] for step in manifest_of(model).steps]
 
 
-def test_what_stays_is_refitted_to_the_dense_model_when_units_leave():
+def test_remaining_layers_are_refitted_to_the_dense_model_when_units_are_removed():
     dense, process = unet(), DiffusionProcess()
     plain, refitted, again = (copy.deepcopy(dense) for _ in range(3))
     expected = output(dense)
@@ -71,7 +71,7 @@ def test_a_progressive_run_that_failed_resumes_to_the_bit(tmp_path):
 
 
 @pytest.mark.slow
-def test_blocks_that_leave_one_after_another_are_made_good_each_time(tmp_path):
+def test_every_removal_of_a_block_is_compensated(tmp_path):
     dense, process = sit(), FlowProcess()
     pruner = refitting(adaptive(dense, steps=ADAPTIVE.steps), dense, process)
     recovered = recover(sit(), process, images(), ADAPTIVE, tmp_path, pruner=pruner)
@@ -84,7 +84,7 @@ def test_blocks_that_leave_one_after_another_are_made_good_each_time(tmp_path):
     assert len(decisions.sentences()) == len(refits)
 
 
-def test_a_loop_of_ones_own_keeps_the_dense_model_for_it():
+def test_a_users_own_loop_keeps_the_dense_model_for_the_refit():
     model = unet()
     ema = EMAModel(model.parameters(), decay=0.5)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)

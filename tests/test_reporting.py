@@ -281,14 +281,14 @@ def test_report_of_a_progressive_run(tmp_path: Path) -> None:
     assert (len(stages), stages[-1]["step"], stages[-1]["removed"]) == (7, 30, True)
 
 
-def test_report_while_units_are_still_on_their_way_out(tmp_path: Path) -> None:
+def test_report_of_a_run_before_its_units_are_removed(tmp_path: Path) -> None:
     write_stages(tmp_path, stages_of(scored=False)[:3])
     text = Page(write_report(tmp_path).read_text(encoding="utf-8")).text
     assert "Pruning progressively: 3 stages in 10 steps so far" in text
     assert "dashed" not in text
 
 
-def test_stages_of_another_schedule_are_left_alone(tmp_path: Path) -> None:
+def test_stages_of_another_schedule_are_ignored(tmp_path: Path) -> None:
     run = make_run(tmp_path, extra=1)
     write_stages(run, [{"step": 0, "stage": 1, "candidates": 3, "choice": "mid_block", "loss": 0.1, "seconds": 1.0}])
     text = Page(write_report(run).read_text(encoding="utf-8")).text
@@ -447,7 +447,7 @@ def layers_named(**parameters: int) -> list[Layer]:
     return [Layer(name.replace("_", "."), "Linear", (), value, 2 * value) for name, value in parameters.items()]
 
 
-def test_layers_of_a_list_that_closed_up_are_matched_to_their_own() -> None:
+def test_renumbered_layers_of_a_list_are_matched_to_their_originals() -> None:
     dense = layers_named(first=5, b_0_w=1, b_1_w=2, b_2_w=3)
     pairs = layer_pairs(dense, layers_named(first=5, b_0_w=1, b_1_w=3), ["b.1"])
     assert [(before.name, before.parameters, after.parameters) for before, after in pairs] == [

@@ -38,7 +38,7 @@ def test_rows_are_read_by_number_and_measured_a_few_at_once(rows):
     assert rows.read([9, 0, 4, 4])["index"].tolist() == [9, 0, 4, 4]
 
 
-def test_a_killed_measurement_goes_on_with_the_chunk_at_hand(rows):
+def test_a_killed_measurement_resumes_with_the_unfinished_chunk(rows):
     def until_killed(indices):
         if indices.start == 6:
             raise KeyboardInterrupt

@@ -133,7 +133,7 @@ def files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.png"))
 
 
-def test_a_folder_of_samples_goes_on_where_it_stopped(sit: str, tmp_path: Path) -> None:
+def test_a_folder_of_samples_resumes_where_it_stopped(sit: str, tmp_path: Path) -> None:
     command = ["sample", sit, "--out", str(tmp_path / "images"), *OPTIONS]
     main([*command, "--num-images", "12"])
     assert files(tmp_path / "images")[:3] == ["0/000000.png", "0/000010.png", "1/000001.png"]

@@ -168,7 +168,7 @@ def test_an_unreachable_target_names_the_range():
         one_shot(model, structure, parse_target("macs=50"), no_scores(structure), CutConfig(), inputs_for(model))
 
 
-def test_the_last_transformer_block_stays():
+def test_the_last_transformer_block_is_not_removed():
     model = dit()
     structure = describe(model)
     target = parse_target("blocks=1")

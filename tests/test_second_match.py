@@ -119,7 +119,7 @@ def test_u3_expectation_over_the_sphere():
     assert growth_mismatch(raw, torch.zeros(len(v))).item() == pytest.approx(27, rel=0.03)
 
 
-def test_u4_each_projection_is_blind_to_a_rotation_on_its_side():
+def test_u4_each_projection_is_invariant_to_a_rotation_on_its_side():
     c, s = torch.tensor(0.3).cos().item(), torch.tensor(0.3).sin().item()
     rotation = torch.tensor([[c, -s], [s, c]], dtype=torch.float64)
     for student, blind in ((rotation @ W, "jvp"), (W @ rotation, "vjp")):
@@ -179,7 +179,7 @@ def test_u7_gradients_reach_the_student_alone(name, objective):
 @pytest.mark.parametrize("options", [{}, {"projection": "jvp"}, {"directions": 3}])
 @pytest.mark.parametrize("name", MODELS)
 def test_nothing_of_the_teacher_outlives_its_pass(name, options):
-    """Neither when the student begins nor at the end."""
+    """Not during the student's pass, and not at the end."""
     student, teacher, process = twins(name)
     held, alive = [], []
     for module in teacher.modules():
@@ -324,7 +324,7 @@ def test_projections_of_equal_length_match_in_second_order_only():
 
 
 def test_third_derivatives_through_layer_norms_are_those_of_finite_differences():
-    """torch's own are wrong, in silence."""
+    """torch's own are silently wrong."""
     torch.manual_seed(0)
     norm, scale = nn.LayerNorm([2, 3]).double(), nn.Parameter(torch.ones((), dtype=torch.float64))
     nn.init.normal_(norm.weight)

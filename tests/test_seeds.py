@@ -16,7 +16,7 @@ def drawn(seed=0, purpose=Purpose.SAMPLE, indices=range(8), **options):
     return normal(SHAPE, indices, seed, purpose, **options)
 
 
-def test_the_same_rows_whatever_they_are_drawn_with(monkeypatch):
+def test_a_row_does_not_depend_on_the_rows_drawn_with_it(monkeypatch):
     together = drawn(indices=range(8))
     apart = [drawn(indices=part) for part in (range(3), range(3, 4), range(4, 8))]
     assert torch.equal(torch.cat(apart), together)
@@ -75,7 +75,7 @@ def test_seeds_for_torch_are_distinct_and_as_torch_takes_them():
 
 
 def test_the_numbers_of_this_version():
-    """What is stored by seed is named by `VERSION`: where these change, it changes too."""
+    """`VERSION` is part of the name of what is stored by seed, so it must change with these numbers."""
     assert seeds.VERSION == 1
     found = normal((3,), [2], 1, Purpose.SAMPLE, step=4)
     assert found[0].tolist() == [0.8143233060836792, 0.5956249833106995, 1.5619232654571533]

@@ -1,4 +1,4 @@
-"""Patterns choose what may be cut; links stay whole."""
+"""Patterns choose what may be cut; linked widths are chosen together."""
 
 import pytest
 import torch
@@ -58,7 +58,7 @@ def test_an_excluded_part_of_a_stream_keeps_the_stream_whole():
     assert all(tensor is before[name] for name, tensor in model.named_parameters() if name in before)
 
 
-def test_links_stay_whole_and_the_member_that_was_named_is_said():
+def test_linked_widths_are_excluded_together_and_the_named_one_is_reported():
     builder = StructureBuilder()
     left, right, alone = builder.dim("left", 4), builder.dim("right", 8), builder.dim("alone", 2)
     builder.normalizes("norm", left + right, 3)
@@ -80,7 +80,7 @@ def test_a_pattern_that_matches_nothing_is_refused(structure):
 
 
 @pytest.mark.parametrize("left_out", ["transformer_blocks.0", "transformer_blocks.1"])
-def test_the_head_of_a_dit_reads_the_first_block_that_stays_whichever_may_leave(left_out):
+def test_the_head_of_a_dit_reads_the_first_remaining_block(left_out):
     model = dit()
     whole = describe(model)
     structure = select(whole, exclude=[left_out]).structure
@@ -94,7 +94,7 @@ def test_the_head_of_a_dit_reads_the_first_block_that_stays_whichever_may_leave(
         torch.testing.assert_close(remove(model, structure, cut)(**inputs)[0], expected, rtol=1e-5, atol=1e-5)
 
 
-def test_what_was_chosen_is_still_a_true_declaration():
+def test_a_selection_is_still_a_valid_structure():
     model = sd3()
     structure = select(describe(model), exclude=["*.ff_context", "transformer_blocks.1.attn.to_q"]).structure
     assert all(check.ok for check in check_structure(model, structure, inputs_for(model), random_cuts=1))

@@ -20,7 +20,7 @@ from training_runs import log, stage_log
 
 
 def launched(folder: Path, parallel: str, names: list[str], processes: int = 2, nodes: int = 1) -> None:
-    """The runs `names` in several processes, as on several nodes where `nodes` is above 1."""
+    """The runs `names` in several processes; with `nodes` above 1, as on several nodes."""
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes))
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
@@ -52,7 +52,7 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_shards_train_and_cut_as_one_process_and_one_goes_on_with_their_checkpoint(tmp_path):
+def test_two_shards_train_and_cut_as_one_process_which_resumes_their_checkpoint(tmp_path):
     names = ["denoising", "2ndmatch-float64", "features-float64", "muon-float64", "prune"]
     stopped = "stopped-float64"
     run(tmp_path / "one", "ddp", [*names, stopped, "rank"])
@@ -82,7 +82,7 @@ def test_every_objective_in_several_processes_equals_one(parallel, processes, no
 
 @pytest.mark.torture
 def test_what_saves_memory_gives_the_same_on_shards(tmp_path):
-    """In float64 to 1e-10; where weights are rounded by chance, much nearer to each other than to where they began."""
+    """In float64 to 1e-10; with stochastic rounding, much closer to each other than to their initial values."""
     exact = ["offload-float64", "freeze-float64", *(["lora-float64"] if find_spec("peft") else [])]
     near = ["half", "passes", *(["half-lora"] if find_spec("peft") else [])]
     run(tmp_path / "one", "ddp", [*exact, *near])
@@ -107,7 +107,7 @@ def test_what_saves_memory_gives_the_same_on_shards(tmp_path):
         ("fsdp", "fp16", 4, 4, "fp16 does not go with recovery.parallel fsdp"),
     ],
 )
-def test_what_cannot_be_sharded_is_said(parallel, precision, world, local, message, monkeypatch):
+def test_what_cannot_be_sharded_is_refused(parallel, precision, world, local, message, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", str(world))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(local))
     config = replace(CONFIG, parallel=parallel, mixed_precision=precision)
@@ -126,5 +126,5 @@ def test_what_cannot_be_sharded_is_said(parallel, precision, world, local, messa
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
     ],
 )
-def test_a_lost_peer_is_told_from_other_errors(error, lost):
+def test_a_lost_peer_is_distinguished_from_other_errors(error, lost):
     assert is_lost_peer(error) == lost

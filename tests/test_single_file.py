@@ -1,4 +1,4 @@
-"""Files by the names of the original authors: what is written, diffusers converts back; what they write is read."""
+"""Single files with the original authors' names: diffusers converts ours back, and theirs are read."""
 
 import copy
 import json
@@ -196,7 +196,7 @@ def _inner(place, kind, rest):
 
 @torch.no_grad()
 def check_single_file(model, folder, dtype, **options):
-    """Write a model that lost blocks, and compare its outputs with those of what diffusers reads from the file."""
+    """Write a model without some blocks, and compare its outputs with those of the model that diffusers reads."""
     before = copy.deepcopy(model)
     about = export(model, folder / dtype, "single-file", dtype=dtype, **options)
     lost = {"float32": 1e-5, "bfloat16": 0.02, "float8": 0.2}[dtype]

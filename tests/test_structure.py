@@ -93,7 +93,7 @@ def test_cost_of_a_cut_equals_the_counted_cost_of_the_removed_model(name, data):
 
 
 class Routed(nn.Linear):
-    """Which rows it computes depends on their values."""
+    """A network that selects rows by their values."""
 
     def forward(self, x):
         return super().forward(x[x.sum(1) > 0])
@@ -275,7 +275,7 @@ def test_a_user_declares_an_architecture_in_a_few_lines():
     torch.testing.assert_close(remove(model, structure, cut)(x), expected)
 
 
-def test_one_listed_block_stays():
+def test_the_last_listed_block_is_not_removed():
     structure = Structure({}, {name: Block(name, listed=name != "skipped") for name in ("a", "b", "skipped")})
     assert structure.removable(["b", "skipped"]) == ["b", "skipped"]
     assert structure.removable(["b", "a", "skipped"]) == ["b", "skipped"]
@@ -323,7 +323,7 @@ class Tied(nn.Module):
         return builder.build()
 
 
-def test_tied_weights_are_cut_once_and_stay_tied():
+def test_tied_weights_are_cut_once_and_remain_tied():
     model, x, cut = Tied(), torch.randn(3, 4), Cut({"hidden": (0, 2, 5)})
     structure = Tied.declare(model)
     with masked(model, structure, masks_of(cut, structure)):

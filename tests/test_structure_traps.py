@@ -1,4 +1,4 @@
-"""What is easy to get wrong in each architecture, one test per trap."""
+"""Traps of each architecture, one test per trap."""
 
 import copy
 from functools import partial
@@ -53,7 +53,7 @@ def test_the_single_head_of_an_autoencoder_is_cut_by_channels():
     assert halved(model).decoder.mid_block.attentions[0].scale == 8**-0.5
 
 
-def test_the_encoder_of_an_autoencoder_stays():
+def test_the_encoder_of_an_autoencoder_is_not_cut():
     model = autoencoder()
     latents = model.encode(torch.ones(1, 3, 8, 8)).latent_dist.mean
     assert torch.equal(halved(model).encode(torch.ones(1, 3, 8, 8)).latent_dist.mean, latents)
@@ -78,7 +78,7 @@ def test_a_single_stream_block_of_flux_reads_attention_then_feed_forward():
     assert block.proj_out._tp_packed_row_blocks == [8, 128]
 
 
-def test_a_single_normalized_head_stays_whole_and_its_place_in_a_concatenation_too():
+def test_a_single_normalized_head_and_its_place_in_a_concatenation_are_not_cut():
     name = "single_transformer_blocks.0"
     model = flux(num_attention_heads=1)
     assert f"{name}.attn.heads" not in describe(model).dims
@@ -92,7 +92,7 @@ def test_image_and_text_share_the_heads_of_joint_attention():
     assert {f"{name}.{layer}.weight" for layer in layers} < touched
 
 
-def test_the_last_block_of_sd3_has_no_text_to_hand_on_and_stays():
+def test_the_last_block_of_sd3_returns_no_text_and_is_not_removed():
     structure = describe(sd3(num_layers=3))
     assert list(structure.blocks) == ["transformer_blocks.0", "transformer_blocks.1"]
     assert "transformer_blocks.2.ff_context" not in structure.dims
@@ -131,7 +131,7 @@ def test_the_depthwise_convolution_of_sana_stays_depthwise():
     assert feed_forward.conv_point.in_channels == 20
 
 
-def test_a_norm_over_all_heads_forgets_those_that_left():
+def test_a_norm_over_all_heads_ignores_removed_heads():
     model = sana(qk_norm="rms_norm_across_heads")
     structure = describe(model)
     cut = Cut({"transformer_blocks.0.attn1.heads": (1, 3)})
@@ -209,7 +209,7 @@ def test_a_transformer_of_one_layer_is_skipped_whole_and_others_by_layer():
     assert not describe(unet_condition()).blocks["mid_block.attentions.0"].listed
 
 
-def test_all_layers_of_a_transformer_may_leave():
+def test_all_layers_of_a_transformer_can_be_removed():
     model = sdxl()
     structure = describe(model)
     cut = Cut({}, tuple(name for name in structure.blocks if name.startswith("mid_block.attentions.0.")))
@@ -217,7 +217,7 @@ def test_all_layers_of_a_transformer_may_leave():
         expected = output(model)
     torch.testing.assert_close(output(remove(model, structure, cut)), expected, rtol=1e-5, atol=1e-5)
     left = [name for name in structure.blocks if name not in cut.removed_blocks]
-    assert list(describe(model).blocks) == left  # what decides stage by stage counts on it
+    assert list(describe(model).blocks) == left  # schedules rely on it
 
 
 @pytest.mark.slow
@@ -256,7 +256,7 @@ def test_half_a_mask_blends_both_streams_of_a_block():
         torch.testing.assert_close(stream, (x + y) / 2)
 
 
-def test_blocks_of_a_uvit_leave_either_half():
+def test_blocks_of_either_half_of_a_uvit_are_removed():
     model = uvit()
     structure = describe(model)
     cut = Cut({}, ("in_blocks.1", "mid_block"))

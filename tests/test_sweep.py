@@ -1,4 +1,4 @@
-"""secateur sweep: what runs, what is skipped, what fails, what is not done twice, and what is shared."""
+"""secateur sweep: trials that run, are skipped or fail, and what they share."""
 
 import json
 from pathlib import Path

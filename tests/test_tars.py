@@ -1,4 +1,4 @@
-"""WebDataset shards: read in any order where they lie, damaged ones named or left out."""
+"""WebDataset shards: read in place and in any order; damaged ones are named or left out."""
 
 import io
 import json

@@ -63,7 +63,7 @@ def opened(folder, data):
 
 
 def drawn_by(pipeline, prompts, latents, scheduler, size):
-    """What the pipeline itself makes of `latents` in four guided steps."""
+    """The images that the pipeline itself makes from `latents` in four guided steps."""
     options, (height, width) = {"guidance_scale": 3.0}, size
     if isinstance(pipeline, FluxPipeline):  # keeps its own scheduler
         latents = FluxPipeline._pack_latents(latents, *latents.shape)
@@ -113,7 +113,7 @@ def test_any_text_model_is_ranked_and_trained_on_its_captions(tmp_path, data, na
         denoising_error(loaded.model, loaded.process, draw.sample, draw.noise, draw.timesteps, draw.conditions)
         for draw in (told, dropped)
     ]
-    assert not torch.allclose(*losses)  # the network hears what it is told
+    assert not torch.allclose(*losses)  # the network's output depends on the text
     options = {"criterion": "taylor", "scoring": SCORING, "device": "cpu"}
     run = folders.rank(str(tmp_path / "pipeline"), data=str(data), out=tmp_path / "rank", **options)
     scores = read_json(run / "ranking.json")["dims"]
@@ -271,7 +271,7 @@ def test_captions_may_hold_any_character(tmp_path, data):
     assert load_data(data).captions == (text,) * 6
 
 
-def test_another_pipeline_of_the_same_encoders_encodes_anew(tmp_path, data):
+def test_another_pipeline_of_the_same_encoders_encodes_again(tmp_path, data):
     folder = tmp_path / "pipeline"
     PIPELINES["sdxl"](folder)
     _, dataset = opened(folder, data)

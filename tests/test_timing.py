@@ -1,4 +1,4 @@
-"""What predicted times are measured on."""
+"""How times are predicted."""
 
 import re
 

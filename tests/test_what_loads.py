@@ -1,4 +1,4 @@
-"""Which loaders read a pruned model, where secateur is installed, imported, or neither; and what the others say."""
+"""Which loaders read a pruned model if secateur is installed, imported, or neither; and the errors of the others."""
 
 import json
 import subprocess
@@ -129,5 +129,5 @@ def test_the_table_of_the_documentation_is_what_happens(tmp_path):
 
 
 def _position(row):
-    """Of a call among those that were made before secateur was imported: those of pipelines came last."""
+    """The index of a call among those made before secateur was imported; calls of pipelines came last."""
     return sorted(ROWS, key=lambda each: "RUN/pipeline" in each).index(row)

@@ -1,4 +1,4 @@
-"""What needs no images asks for none: sizes, speed and the distance of samples from a dense model's."""
+"""Metrics that need no images work without data: sizes, speed, and the distance from a dense model's samples."""
 
 import copy
 
@@ -25,7 +25,7 @@ def pair():
     return unet(), apply_cut(unet(), half(unet()))
 
 
-def test_two_models_are_compared_and_the_rest_is_said_to_need_data(pair, tmp_path):
+def test_two_models_are_compared_and_notes_name_what_needs_data(pair, tmp_path):
     dense, pruned = pair
     result = secateur.evaluate(pruned, reference=dense, out=tmp_path / "out", **OPTIONS)
     assert result.macs.ratio < 1

@@ -192,7 +192,7 @@ def flux(folder: Path, sample_size: int = 8, **changes: Any) -> FluxPipeline:
 
 
 def sana(folder: Path, **changes: Any) -> SanaPipeline:
-    """Sana on 32 x 32 pixels, with the scheduler that says in its own words that it is a flow."""
+    """Sana on 32 x 32 pixels, with its own scheduler, which describes a flow in another way."""
     network = SanaTransformer2DModel(
         sample_size=8,
         in_channels=2,

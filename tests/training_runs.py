@@ -59,12 +59,12 @@ def log(folder: Path) -> list[dict[str, float]]:
 
 
 def options_of(objective: str) -> dict[str, Any]:
-    """What makes every term of the objective count."""
+    """Options that give every term of the objective an effect."""
     return BALANCED if objective == "2ndmatch" else {}
 
 
 def assert_logs_agree(one: Path, other: Path, rel: float = 1e-4) -> None:
-    """All that the logs of two runs say, but for time and memory: losses, terms, gradient norms, weights."""
+    """Everything in the logs of two runs except time and memory: losses, terms, gradient norms, weights."""
     for single, joined in zip(log(one), log(other), strict=True):
         single, joined = (
             {k: v for k, v in record.items() if k not in ("seconds", "peak_gib")} for record in (single, joined)
@@ -87,7 +87,7 @@ def assert_same(one: nn.Module, other: nn.Module) -> None:
 
 
 def stage_log(folder: Path) -> list[dict[str, object]]:
-    """What was decided at every stage, without the times."""
+    """The decisions of every stage, without times."""
     lines = (folder / "stages.jsonl").read_text().splitlines()
     return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
 

@@ -1,4 +1,4 @@
-"""Campaigns of faults: many small trials in one warmed process, noted one by one, so that they can be stopped."""
+"""Fault campaigns: many small trials in one warmed-up process, each logged, so that a campaign can be stopped."""
 
 import argparse
 import collections
@@ -24,7 +24,7 @@ GOOD = ("identical", "worked", "refused in one line")
 
 @contextmanager
 def warmed() -> Iterator[None]:
-    """Everything that commands import is there already, and PNG and PDF files of charts are not drawn, only written.
+    """Everything that commands import is imported already, and PNG and PDF files of charts have no content.
 
     The charts themselves are drawn, as the SVG of the page. Nothing waits for the disk: the power stays on.
     """
@@ -47,7 +47,7 @@ def warmed() -> Iterator[None]:
 def carried_on(
     count: int, trial: Callable[[int], dict[str, Any]], log: Path | None = None, seconds: float = float("inf")
 ) -> dict[str, int]:
-    """Run the trials that the log does not have yet, for so many seconds; counts of outcomes over all of the log."""
+    """Run the trials that the log does not have yet, for a number of seconds; returns counts of all outcomes."""
     known = [] if log is None or not log.exists() else [json.loads(line) for line in log.read_text().splitlines()]
     until = time.monotonic() + seconds
     for index in range(len(known), count):
@@ -78,7 +78,7 @@ def command_line(campaign: Callable[..., dict[str, int]], about: str) -> None:
 
 
 def summary(logs: list[Path]) -> dict[str, Any]:
-    """What the logs of a campaign say: counts by what was done, the slowest, the largest, and everything wrong."""
+    """A summary of a campaign's logs: counts by kind, the slowest, the largest, and everything wrong."""
     trials = [json.loads(line) for log in logs for line in log.read_text().splitlines()]
     kinds = ("reader", "command", "signal", "first")
     found: dict[str, Any] = {"trials": len(trials), "outcomes": dict(collections.Counter(t["outcome"] for t in trials))}

@@ -1,4 +1,4 @@
-"""Commands in children of a warmed process: started, killed at a chosen moment, watched, and what they left."""
+"""Commands in children of a warmed-up process: start, kill at a chosen moment, watch, and compare what they left."""
 
 import contextlib
 import faulthandler
@@ -75,7 +75,7 @@ def call(function: Callable[[], Any], folder: Path) -> Ended:
 def start(
     function: Callable[[], Any], folder: Path, moment: Moment = NEVER, seconds: int = CPU_SECONDS
 ) -> Callable[[], Ended]:
-    """Begin to run `function` in a child; what this returns waits for its end."""
+    """Start `function` in a child; the returned function waits for its end."""
     reading, writing = os.pipe()
     stacks = os.memfd_create("stacks")
     sys.stdout.flush()
@@ -159,7 +159,7 @@ def _child(function: Callable[[], Any], folder: Path, moment: Moment, seconds: i
 
 
 def snapshot(folder: Path) -> dict[str, Any]:
-    """What is in a folder, but for times: numbers of JSON, bytes of weights and arrays, names of all else."""
+    """The contents of a folder without times: numbers of JSON, bytes of weights and arrays, names of other files."""
     return {str(path.relative_to(folder)): _content(path) for path in sorted(folder.rglob("*")) if path.is_file()}
 
 

@@ -1,4 +1,4 @@
-"""Damage to files, drawn from a seed, with an eye for their structure: drop, retype, truncate, enlarge, swap."""
+"""Random damage to files, by a seed and by their structure: drop, retype, truncate, enlarge, swap."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _lines(content: bytes, draw: random.Random) -> bytes:
 
 
 def _changed(value: Any, draw: random.Random) -> Any:
-    """The value with one place in it changed."""
+    """The value with one random element changed."""
     if not isinstance(value, dict | list) or not value or draw.random() < 0.1:
         return draw.choice((*ODD, [value], {"x": value}, str(value)))
     keys = list(value) if isinstance(value, dict) else list(range(len(value)))

@@ -1,4 +1,4 @@
-"""What a call takes: the peak of a child process, so that nothing else counts."""
+"""The memory of a call, as the peak of a child process, so that nothing else counts."""
 
 import os
 import resource

@@ -1,4 +1,4 @@
-"""A declaration may be wrong in any way, and a network may be anything that torch runs: a row says so, no traceback."""
+"""Any wrong declaration of any network that torch runs is reported as a row of the table, without a traceback."""
 
 import pytest
 import torch
@@ -104,7 +104,7 @@ def test_a_model_that_does_not_run_at_all_is_a_row():
 
 
 @pytest.mark.parametrize("container", [nn.Sequential, lambda *blocks: nn.ModuleList(blocks)])
-def test_blocks_leave_a_sequential_as_they_leave_a_list(container):
+def test_blocks_are_removed_from_a_sequential_as_from_a_list(container):
     class Rows(nn.Module):
         def __init__(self):
             super().__init__()
@@ -126,7 +126,7 @@ def test_blocks_leave_a_sequential_as_they_leave_a_list(container):
     assert all(check.ok for check in found)
 
 
-def test_a_network_that_returns_a_dictionary_unless_told_otherwise_is_told():
+def test_a_network_with_return_dict_is_called_without_it():
     class Answers(nn.Module):
         def __init__(self):
             super().__init__()

@@ -1,4 +1,4 @@
-"""What surrounds a command: its terminal, its environment, what is left of an error, what it is asked for."""
+"""The surroundings of a command: terminal, environment, tracebacks, and odd requests."""
 
 import io
 import json

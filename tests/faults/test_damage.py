@@ -1,6 +1,6 @@
-"""Any value in any file of others: it works, or one line says what is wrong; at once, in little memory, nothing run.
+"""Any value in any foreign file works or is refused in one line: fast, in little memory, and nothing is run.
 
-`python tests/faults/test_damage.py 1000` damages so many files and prints the counts.
+`python tests/faults/test_damage.py 1000` damages 1000 files and prints the counts.
 """
 
 import json
@@ -34,7 +34,7 @@ TRAPS = ("x.py", "a.py", "custom.py", "model/x.py", "pipeline/x.py", "pipeline/u
 
 
 def pictures(folder: Path) -> None:
-    """Of every kind, with captions."""
+    """Pictures of every kind, with captions."""
     folder.mkdir()
     draw = np.random.default_rng(0)
     names = [f"{index}.{suffix}" for index, suffix in enumerate(("png", "jpg", "webp", "bmp", "tiff", "gif"))]
@@ -45,7 +45,7 @@ def pictures(folder: Path) -> None:
 
 
 def build(folder: Path, needed: set[str]) -> None:
-    """One of each kind of file that we read; runs only of the commands that are needed."""
+    """One file of each kind that we read; runs only of the commands that are needed."""
     shutil.rmtree(folder, ignore_errors=True)
     prepared(folder)
     for name in sorted(needed & COMMANDS.keys()):
@@ -65,7 +65,7 @@ def build(folder: Path, needed: set[str]) -> None:
 
 
 def begun(command: str, folder: Path, place: str, share: float = 0.0) -> None:
-    """A run in `place`, killed after that share of its events."""
+    """A run in `place`, killed after a share of its events."""
     ended = run(COMMANDS[command], folder, seconds=CPU_SECONDS)
     assert ended.status == 0, ended.output
     if share:
@@ -108,7 +108,7 @@ def opened(place: str) -> Callable[[Path], Ended]:
 
 
 def refusing(read: Callable[[], Any]) -> Callable[[Path], Ended]:
-    """`read` in a folder, where an error of ours ends as at the command line."""
+    """`read` in a folder; a SecateurError ends as on the command line."""
 
     def reading() -> None:
         try:
@@ -174,7 +174,7 @@ LONG = (
 
 
 def verdict(ended: Ended) -> str:
-    """What is wrong with how a command took a damaged file; "" if nothing."""
+    """What is wrong with a command's reaction to a damaged file; "" if nothing."""
     if ended.ran:
         return f"ran {ended.ran}"
     if ended.grown > GIB:
@@ -189,13 +189,13 @@ def verdict(ended: Ended) -> str:
 
 
 def tops(name: str) -> set[str]:
-    """What a reader needs to be there."""
+    """The files that a reader needs."""
     pattern, needed, _ = READERS[name]
     return {pattern.partition("/")[0], *needed.split(), *TRAPS[:3]}
 
 
 def copied(good: Path, place: Path, names: set[str]) -> Path:
-    """A folder with some of what is in another."""
+    """A folder with some files of another folder."""
     place.mkdir()
     for name in names:
         source = good / name
@@ -206,7 +206,7 @@ def copied(good: Path, place: Path, names: set[str]) -> Path:
 def campaign(
     count: int, folder: Path, seed: int = 0, names: tuple[str, ...] = tuple(READERS), **settings: Any
 ) -> dict[str, int]:
-    """Damage `count` files, one after another; counts of what came of it."""
+    """Damage `count` files one after another; returns counts of the outcomes."""
 
     def trial(index: int) -> dict[str, Any]:
         draw = random.Random(f"{seed}-{index}")

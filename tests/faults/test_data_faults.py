@@ -1,4 +1,4 @@
-"""Images as they lie on the disks of others: odd names, kinds, sizes and values are used, said or refused."""
+"""Images with odd names, kinds, sizes and values are used, reported or refused."""
 
 import json
 import os
@@ -91,7 +91,7 @@ def test_numbers_are_labels_by_themselves(tmp_path):
     assert load_data(tmp_path).labels.tolist() == [1, 3]
 
 
-def test_files_that_are_left_out_are_counted_and_said(tmp_path, capsys):
+def test_ignored_files_are_counted_and_reported(tmp_path, capsys):
     picture(tmp_path / "0.png")
     for name in ("a.heic", "b.HEIC", "c.txt", "README", ".hidden", "metadata.jsonl"):
         (tmp_path / name).write_bytes(b"")
@@ -237,7 +237,7 @@ def test_several_wide_pictures_take_less_than_a_gigabyte(tmp_path):
 
 
 def npz(path, shape, dtype="|u1", held=None, name="images.npy"):
-    """An archive of zeros that says `shape`, and holds so many bytes."""
+    """An archive of zeros that declares `shape` and has a number of bytes."""
     with (
         zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
         archive.open(name, "w") as stream,

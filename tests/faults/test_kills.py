@@ -1,6 +1,6 @@
-"""Any signal at any moment: what was done is kept, the same command goes on, and the result is that of a quiet run.
+"""Any signal at any moment: finished work is kept, and the resumed command ends as an undisturbed run.
 
-`python tests/faults/test_kills.py 200` kills so many commands at random moments and prints the counts.
+`python tests/faults/test_kills.py 200` kills 200 commands at random moments and prints the counts.
 """
 
 import functools
@@ -69,14 +69,14 @@ def _inputs() -> tempfile.TemporaryDirectory:
 
 
 def quiet(name: str, folder: Path) -> tuple[Ended, dict[str, Any]]:
-    """The command left alone, and what it wrote."""
+    """The undisturbed command, and what it wrote."""
     ended = run(COMMANDS[name], prepared(folder), seconds=CPU_SECONDS)
     assert ended.status == 0, ended.output
     return ended, snapshot(folder)
 
 
 def killed(name: str, folder: Path, moment: Moment) -> tuple[Ended, Ended, dict[str, Any]]:
-    """How the killed command ended, how the same command ended after it, and what there is then."""
+    """How the killed command ended, how the resumed command ended, and the final contents."""
     first = run(COMMANDS[name], prepared(folder), moment, CPU_SECONDS)
     second = run(COMMANDS[name], folder, seconds=CPU_SECONDS)
     return first, second, snapshot(folder)
@@ -100,14 +100,14 @@ MOMENTS = [("rank", 0.1), ("sample", 0.5), ("encode", 0.5), ("finetune", 0.7), (
 @pytest.mark.slow
 @pytest.mark.parametrize("number", STATUS, ids=lambda number: number.name)
 @pytest.mark.parametrize(("name", "share"), MOMENTS)
-def test_a_command_that_is_killed_goes_on_to_the_same_result(name, share, number, references, tmp_path):
+def test_a_killed_command_resumes_to_the_same_result(name, share, number, references, tmp_path):
     with warmed():
         check(name, share, number, references, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
-def test_a_compression_that_is_killed_goes_on_to_the_same_result(share, references, tmp_path):
+def test_a_compression_that_is_killed_resumes_to_the_same_result(share, references, tmp_path):
     with warmed():
         check("compress", share, signal.SIGKILL, references, tmp_path)
 

@@ -1,4 +1,4 @@
-"""Over all commands: nothing of a model folder is imported or unpickled, and loaders are told so."""
+"""No command imports or unpickles anything from a model folder, and loaders are called accordingly."""
 
 import pickle
 import shutil
@@ -48,7 +48,7 @@ MODULES = ("x", "unet", "vae", "tokenizer", "stable_diffusion", "modeling", "dif
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Models among modules and pickles that must not be touched, in a warmed process."""
+    """Models beside modules and pickles that must not be touched, in a warmed-up process."""
     place = prepared(tmp_path_factory.mktemp("strange"))
     with warmed():
         assert run(["prune", "model", *PRUNED], place).status == 0
@@ -81,7 +81,7 @@ def test_nothing_of_a_folder_runs(name, folder):
 
 
 def spied(arguments: list[str]) -> None:
-    """The command, where a loader that is not told to run and unpickle nothing is an error."""
+    """The command; a loader that is not forbidden to run or unpickle is an error."""
     load = torch.load
 
     def only_weights(place: Any, *rest: Any, **options: Any) -> Any:

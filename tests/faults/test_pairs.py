@@ -1,6 +1,6 @@
 """Two commands in one folder: the second is refused in one line, and the first ends as if it had been alone.
 
-`python tests/faults/test_pairs.py 100` starts so many pairs and prints the counts.
+`python tests/faults/test_pairs.py 100` starts 100 pairs and prints the counts.
 """
 
 import random
@@ -38,7 +38,7 @@ def after(seconds: float, name: str) -> Callable[[], None]:
 
 
 def judged(ends: dict[str, Ended], found: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
-    """What came of a pair; `ends` by what each is, the one that got the folder first."""
+    """The outcome of a pair; `ends` has the command that got the folder first."""
     winner, loser = ends.values()
     if winner.status != 0:
         return {"outcome": f"the first ended with {winner.status}", "line": winner.last_line}

@@ -1,4 +1,4 @@
-"""Parts without files, on whatever hypothesis thinks of: manifests, compositions of cuts, the solver, typed records."""
+"""Functions without files on random values: manifests, compositions of cuts, the solver, typed records."""
 
 import functools
 from types import SimpleNamespace
@@ -69,7 +69,8 @@ def histories(draw):
 def test_cuts_one_after_another_are_one_cut(history):
     steps, left = history
     cuts = [list(cut.kept["width"]) for cut in composed(Manifest(HEAD["base"], tuple(steps)))]
-    assert cuts == ([left] if len(left) < steps[0]["dims"]["width"]["size"] else [])  # one that takes nothing is none
+    removes = len(left) < steps[0]["dims"]["width"]["size"]
+    assert cuts == ([left] if removes else [])
 
 
 @functools.cache

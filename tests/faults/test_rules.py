@@ -1,4 +1,4 @@
-"""What settings may be: types and rules said beside them, names checked in Python, one line for everything else."""
+"""Allowed values of settings: annotated types and rules, names checked in Python, one line for everything else."""
 
 import math
 from dataclasses import dataclass, field
@@ -63,7 +63,7 @@ def test_what_the_rules_allow():
         ({"flag": "yes"}, "example flag is 'yes'; give True or False"),
     ],
 )
-def test_what_they_refuse_and_what_is_said(given, said):
+def test_values_that_a_rule_refuses_have_one_line(given, said):
     with pytest.raises(SecateurError) as raised:
         Example(**given)
     assert str(raised.value) == said

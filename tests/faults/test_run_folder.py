@@ -107,7 +107,7 @@ def test_a_run_that_was_killed_before_it_wrote_anything_is_begun(tmp_path):
     assert taken(tmp_path / "run") == [LOCK, "config.json"]
 
 
-def test_a_folder_that_holds_something_else_is_left_as_it_is(tmp_path):
+def test_a_folder_that_holds_something_else_is_not_changed(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.png").write_bytes(b"")
     for place in ("photos", "photos/a.png"):
