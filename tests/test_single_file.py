@@ -30,7 +30,14 @@ from secateur.io.layouts import LAYOUTS
 from secateur.io.manifest import apply_cut
 from secateur.io.pipeline import load
 from secateur.io.pruned import dense_class
-from secateur.io.single_file import STABLE_DIFFUSION, _config_of, load_single_file, write_single_file
+from secateur.io.single_file import (
+    STABLE_DIFFUSION,
+    _config_of,
+    caution,
+    load_single_file,
+    scheduler_of,
+    write_single_file,
+)
 from secateur.models.network import example_inputs
 from secateur.structure import Cut
 
@@ -128,6 +135,27 @@ def test_what_those_programs_cannot_run_is_refused(tmp_path):
         with pytest.raises(ModelError, match=said) as caught:
             secateur.from_pretrained(tmp_path / name)
         assert "\n" not in str(caught.value)
+
+
+def test_what_those_programs_run_otherwise_is_said(tmp_path):
+    """Blocks of SD3 are counted by its width (ComfyUI's detect_unet_config), and refiners of Z-Image not at all."""
+    whole = sd3(num_layers=3, num_attention_heads=3, attention_head_dim=64, caption_projection_dim=192)
+    assert caution(whole) == ""
+    pruned = apply_cut(whole, Cut({}, ("transformer_blocks.0",)))
+    about = export(pruned, tmp_path / "out", "single-file", size=(8, 8))
+    assert "from its width, 3 here, and does not run the 2 of this file" in about["warning"]
+    with torch.device("meta"):
+        refined = {n: ZImageTransformer2DModel(n_layers=1, n_refiner_layers=n) for n in (1, 2)}
+    assert caution(refined[2]) == ""
+    assert "builds 2 refiners" in caution(refined[1])
+
+
+def test_what_stable_diffusion_2_predicts_is_not_guessed():
+    with torch.device("meta"):
+        models = {width: UNet2DConditionModel(**STABLE_DIFFUSION[width]) for width in ("768", "1024")}
+    assert scheduler_of(models["768"])["beta_schedule"] == "scaled_linear"
+    with pytest.raises(ModelError, match=r"noise \(512 pixels\) or velocity"):
+        scheduler_of(models["1024"])
 
 
 @pytest.mark.parametrize("width", STABLE_DIFFUSION)

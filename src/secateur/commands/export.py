@@ -52,4 +52,6 @@ def export(
     say(f"precision   {about['precision_difference']:.1e} at most from the model as it was, by {dtype}")
     say(f"size        {about['bytes'] / 1e6:,.1f} MB")
     say(f"latency     {about['milliseconds']:.3g} ms a call here, {about['milliseconds_before']:.3g} ms as it was")
+    if about["warning"]:
+        say(f"warning     {about['warning']}")
     say(f"written     {about['written']}")

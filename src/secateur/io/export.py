@@ -29,7 +29,7 @@ from ..models.precision import cast as cast_weights
 from .checkpoint import from_pretrained, save_pretrained
 from .manifest import library_versions, manifest_of
 from .pruned import class_name
-from .single_file import load_single_file, write_single_file
+from .single_file import caution, load_single_file, write_single_file
 
 FormatName = Literal["onnx", "torch-export", "diffusers", "single-file"]
 DtypeName = Literal["float32", "float16", "bfloat16", "float8", "int8"]
@@ -144,6 +144,7 @@ def export(
             "milliseconds_before": dense_ms,
             "largest_difference": difference,
             "largest_output": largest,
+            "warning": caution(model) if format == "single-file" else "",
             "manifest_sha256": None if manifest is None else manifest.digest,
             "versions": library_versions() | {name: importlib.metadata.version(name) for name in chosen.needs},
         }

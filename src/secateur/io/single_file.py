@@ -1,7 +1,7 @@
 """Models in one safetensors file under the names of their original authors, as ComfyUI and stable-diffusion.cpp read.
 
-Those programs build a model with the number of blocks in the file and the widths of the released one: blocks may be
-removed, channels may not.
+Those programs build most models with the number of blocks in the file and the widths of the released one: blocks may
+be removed, channels may not.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ from .weights import DTYPES
 CONFIG_KEY = "diffusers_config"  # in the metadata of files written by secateur
 PREFIX = "model.diffusion_model."  # in files that also hold text encoders and VAE
 HEAD_SIZE = 64  # of Stable Diffusion 3
+SD3_BLOCKS, REFINERS = 24, 2  # that those programs build at least (SD3), and always (of each kind, Z-Image)
 FLUX_HEAD_SIZE = 128  # divided into time, row and column by the defaults of its class
+SD2_TEXT = 1024  # width of the text states of Stable Diffusion 2
 STABLE_DIFFUSION: dict[str, dict[str, Any]] = {  # by the width of the U-Net's text states
     "768": {"sample_size": 64, "cross_attention_dim": 768},
     "1024": {
@@ -105,6 +107,22 @@ def write_single_file(model: nn.Module, path: Path, linear: torch.dtype | None =
         save_file(tensors, temporary, {"format": "pt", CONFIG_KEY: json.dumps(plain)})
 
 
+def caution(model: nn.Module) -> str:
+    """Why those programs do not run the file of this model, although diffusers does; empty if they do."""
+    config: Mapping[str, Any] = getattr(model, "config", {})
+    name = dense_class(model).__name__
+    if name == "SD3Transformer2DModel":
+        blocks, heads = config["num_layers"], config["num_attention_heads"] * config["attention_head_dim"] // HEAD_SIZE
+        if blocks < heads:
+            return (
+                f"ComfyUI takes the number of blocks of a Stable Diffusion 3 from its width, {heads} here, and does "
+                f"not run the {blocks} of this file; stable-diffusion.cpp builds at least {SD3_BLOCKS}"
+            )
+    if name == "ZImageTransformer2DModel" and config["n_refiner_layers"] < REFINERS:
+        return f"ComfyUI builds {REFINERS} refiners of each kind for Z-Image, and does not run a file with fewer"
+    return ""
+
+
 def load_single_file(path: Path, torch_dtype: torch.dtype | None = None) -> nn.Module:
     """Load the network in a safetensors file of the original authors, by diffusers' own conversion, in eval mode.
 
@@ -149,11 +167,16 @@ def scheduler_of(model: nn.Module) -> dict[str, Any]:
     """The scheduler config of the released models of the class of `model`.
 
     Raises:
-        ModelError: there is none; give `--process`.
+        ModelError: there is none, or several; give `--process`, or a pipeline.
     """
     name = dense_class(model).__name__
     if name not in SCHEDULERS:
         raise ModelError(f"a single file of a {name} does not say how it is sampled; say --process ddpm or flow")
+    if model.config.get("cross_attention_dim") == SD2_TEXT:  # type: ignore[operator, union-attr]
+        raise ModelError(
+            "a single file of Stable Diffusion 2 does not say whether it predicts noise (512 pixels) or velocity "
+            "(768); use the folder of its pipeline"
+        )
     return SCHEDULERS[name]
 
 
