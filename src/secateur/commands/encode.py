@@ -25,4 +25,5 @@ def encode(on: Model, *, data: str, dry_run: bool = False) -> None:
         open_data(data, subject)
         return
     dataset = secateur.encode(subject, data=data)
-    say(f"latents    {len(dataset)} images as {dataset.shape} in {dataset.latents.folder}")
+    what = "clips" if len(dataset.shape) == 4 else "images"
+    say(f"latents    {len(dataset)} {what} as {dataset.shape} in {dataset.latents.folder}")
