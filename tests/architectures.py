@@ -2,12 +2,14 @@
 
 import inspect
 import re
-from collections import Counter, defaultdict
+import textwrap
+from collections.abc import Iterable
 
 import diffusers.models
 import torch
 from torch import nn
 
+from secateur.base.layer_names import counted, grouped
 from secateur.models.discovery.inputs import working
 from secateur.models.discovery.prove import Proven, prove
 from secateur.models.discovery.shrink import reduced
@@ -103,8 +105,11 @@ def small(name: str, **changes: object) -> nn.Module:
     parameters = list(inspect.signature(architecture.__init__).parameters.values())[1:]
     defaults = {each.name: each.default for each in parameters if each.default is not each.empty}
     config = reduced(defaults | BEFORE_THE_RULE.get(name, {}), DEPTH) | AFTER_THE_RULE.get(name, {}) | changes
-    with torch.device("meta"):
-        size = sum(parameter.numel() for parameter in architecture(**config).parameters())
+    try:
+        with torch.device("meta"):
+            size = sum(parameter.numel() for parameter in architecture(**config).parameters())
+    except Exception as error:
+        raise ValueError(f"cannot be built by its defaults, reduced by rule: {one_line(error)}") from error
     if size > LARGEST:
         raise ValueError(f"no small config of it is known: the rule leaves {size / 1e6:.0f} M parameters")
     torch.manual_seed(0)
@@ -118,33 +123,21 @@ def proven(name: str) -> tuple[nn.Module, Proven]:
     return model, prove(model, inputs)
 
 
-def generalized(names: dict[str, str]) -> dict[str, list[str]]:
-    """Reasons, each with the names it holds for; stars replace the numbers of layers."""
-    found: dict[str, list[str]] = defaultdict(list)
-    for name, reason in names.items():
-        star = re.sub(r"\.\d+\b", ".*", name)
-        key = re.sub(r"(?<![\w.])\d+\b", "#", re.sub(r"\.\d+\b", ".*", reason))
-        if star not in found[key]:
-            found[key].append(star)
-    return found
-
-
 def row(name: str, model: nn.Module, result: Proven) -> str:
     """A row of the table."""
-    dims = Counter(re.sub(r"\.\d+\b", ".*", dim) for dim in result.structure.dims)
-    lists = Counter(re.sub(r"\.\d+\b", ".*", block) for block in result.structure.blocks)
-    widths = ", ".join(f"`{dim}` ({count})" for dim, count in dims.items()) or "none"
-    blocks = ", ".join(f"`{block}` ({count})" for block, count in lists.items()) or "none"
-    why = "; ".join(
-        f"{', '.join(f'`{each}`' for each in names)}: {reason}"
-        for reason, names in generalized(result.left_out).items()
-    )
-    return f"| {name} | {widths} | {blocks} | {why.replace('|', '/')} |"
+    widths, blocks = quoted(counted(result.structure.dims)), quoted(counted(result.structure.blocks))
+    why = "; ".join(f"{quoted(names)}: {reason}" for names, reason in grouped(result.left_out))
+    return f"| {name} | {widths or 'none'} | {blocks or 'none'} | {why.replace('|', '/')} |"
+
+
+def quoted(names: Iterable[str]) -> str:
+    """Names in the font of code, their counts outside of it."""
+    return ", ".join(re.sub(r"^[^ ]+", r"`\g<0>`", name) for name in names)
 
 
 def one_line(error: BaseException) -> str:
     """The message of an error as the cell of a table."""
-    return (str(error).strip() or repr(error)).splitlines()[0].replace("|", "/")[:160]
+    return textwrap.shorten((str(error).strip() or repr(error)).splitlines()[0].replace("|", "/"), 240)
 
 
 def page(rows: list[str], works: int) -> str:
@@ -167,19 +160,11 @@ Some of these classes are declared by hand ([adding an architecture](adding-an-a
 can be removed; this table has only what discovery finds. `*` stands for the number of a layer; numbers in brackets
 count layers.
 
-| released model | parameters | discovery with proof, once | from the cache | plan of a cut |
-|---|---|---|---|---|
-| Flux.2 klein 4B | 3.88 B | 3.5 s | 0.02 s | 0.3 s |
-| Flux.2 dev | 32.2 B | 4.4 s | 0.03 s | 0.6 s |
-| Z-Image | 6.15 B | 3.9 s | 0.02 s | 0.4 s |
-| Qwen-Image | 20.4 B | 6.4 s | 0.07 s | 1.5 s |
-| Wan 2.1 1.3B | 1.42 B | 2.6 s | 0.04 s | 1.0 s |
-| Wan 2.1 14B, and each of the two models of Wan 2.2 | 14.3 B | 3.4 s | 0.05 s | 0.9 s |
-| Chroma1-HD, declared by hand | 8.9 B | 0.01 s | 0.01 s | 2.1 s |
-| Lumina-Image 2.0 | 2.61 B | 4.0 s | 0.02 s | 0.4 s |
+Nothing is cut that was not proven. *Without it, outputs are not those of its mask* means that the model does something
+else at this place, such as a modulation or an embedding of its own; *without it, the model fails* that a size which it
+needs does not follow.
 
-Seconds on one CPU core, without the weights, in 0.6 GB of memory: nothing of the size of the model is allocated. Plans
-are for images of 1024 pixels, and for Wan's clips of 81 frames of 480 x 832.
+How long it takes for models of released sizes is in [Benchmarks: speed and size](benchmarks/speed.md#full-size-models).
 
 | class | widths | blocks | what is not cut, and why |
 |---|---|---|---|

@@ -14,6 +14,9 @@ from .options import Weights
 def inspect(on: Weights, *, dims: bool = False) -> None:
     """Print a model's size, what can and what cannot be removed, the smallest reachable size, and its manifest.
 
+    Names are printed once for all layers that differ in their number only; these are patterns for --cut.include and
+    --cut.exclude.
+
     Args:
         on: the model.
         dims: list every dim.

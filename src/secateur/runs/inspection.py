@@ -12,6 +12,7 @@ from typing_extensions import Unpack
 from ..base.console import progress as progress_bar
 from ..base.console import shown
 from ..base.errors import ModelError, SecateurError, first_line
+from ..base.layer_names import counted, grouped
 from ..base.rules import Count, Seed, at_least, checked
 from ..base.units import format_count
 from ..io.manifest import manifest_of
@@ -57,10 +58,12 @@ class Inspection:
             "attention products",
             f"removable   {len(structure.dims)} widths, {len(structure.blocks)} blocks",
         ]
+        lines += [f"width       {name}" for name in counted(structure.dims)]
+        lines += [f"block       {name}" for name in counted(structure.blocks)]
         for granularity, least in self.smallest.items():
             sizes = f"{format_count(least.macs)} MACs, {format_count(least.parameters)} parameters"
             lines.append(f"smallest    {sizes} by {granularity}, {100 * least.macs / dense.macs:.1f}% of the MACs")
-        lines += [f"not cut     {name}: {reason}" for name, reason in self.left_out.items()]
+        lines += [f"not cut     {', '.join(names)}: {reason}" for names, reason in grouped(self.left_out)]
         lines += [
             f"history     {step['kind']} {step.get('target', step.get('objective', ''))}" for step in self.history
         ]

@@ -52,11 +52,11 @@ def blocks_of(model: nn.Module, elements: Mapping[str, nn.Module], run: Any) -> 
         streams = _streams([calls[name] for name in names])
         for name in names:
             if next(elements[name].children(), None) is None:
-                left_out[name] = "a single layer"
+                left_out[name] = "a single layer, no block"
             elif len(calls[name]) != 1:
                 left_out[name] = f"called {len(calls[name])} times in a pass"
             elif (returns := _returns(calls[name][0], streams)) is None:
-                left_out[name] = "does not return what it takes"
+                left_out[name] = "does not return what it takes, so it cannot be skipped"
             else:
                 blocks[name] = Block(name, listed=True, returns=returns)
     return blocks, left_out

@@ -31,7 +31,7 @@ from .inputs import candidates, working
 from .prove import Proven, prove
 from .shrink import reduced
 
-VERSION = 1  # of the cached results
+VERSION = 2  # of the cached results
 SMALL = 2_000_000  # models up to this many parameters are proven on themselves
 LARGEST = 50_000_000  # parameters of a small copy, at most
 SHALLOW = 3  # blocks per list

@@ -17,6 +17,7 @@ from .influence import influences
 from .widths import following, widths_of
 
 REPEATS, RANDOM_CUTS = 2, 3
+DIFFERS = "first differs after"  # in the hint of a check
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,12 @@ def _proven(check: Check) -> bool:
 
 
 def _reason(check: Check) -> str:
-    return check.hint.partition(";")[0] or f"masks and removal differ by {check.error:.1e}"
+    hint = check.hint.partition(";")[0]
+    if check.ok:
+        return "no output depends on it"
+    if hint.startswith(DIFFERS):
+        return f"without it, outputs are not those of its mask, first after {hint.removeprefix(DIFFERS).strip()}"
+    return f"without it, the model {hint}" if hint else f"its mask and its removal differ by {check.error:.1e}"
 
 
 def _without(structure: Structure, names: Mapping[str, str]) -> Structure:
