@@ -8,6 +8,7 @@ from diffusers import DiTTransformer2DModel, UNet2DModel
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 import secateur
@@ -234,6 +235,16 @@ def test_the_skeleton_shares_no_memory():
     hollow = skeleton(model)
     assert all(parameter.is_meta for parameter in hollow.parameters())
     assert not any(parameter.is_meta for parameter in model.parameters())
+
+
+def test_the_skeleton_shares_tables_that_are_no_buffers():
+    """As Qwen-Image and Z-Image keep rotary frequencies; a copy inside of a fake mode would fail."""
+    model = dit()
+    model.tables = {"rows": [torch.arange(3.0)], "columns": torch.arange(4.0)}
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        hollow = skeleton(model, "cpu")
+    assert hollow.tables["rows"][0] is model.tables["rows"][0]
+    assert hollow.tables is not model.tables
 
 
 def test_unsupported_blocks_and_architectures_are_named():

@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -114,7 +114,7 @@ class Passes:
             config, subject = chosen.configured(config), self._subject
             self._rankings[key] = None
             if chosen.memory is not None:
-                with suppress(Exception):  # as in `_or_unknown`
+                with suppress(Exception), _unlogged():  # as in `_or_unknown`
                     self._rankings[key] = chosen.memory(subject.model, subject.process, config, config.options)
         return self._rankings[key]
 
@@ -122,12 +122,20 @@ class Passes:
 def _or_unknown(count: Callable[..., float], *arguments: Any) -> float:
     """What `count` returns; nan for a network that needs values, such as lengths of texts, which the meta device
     lacks."""
-    log = logging.getLogger("torch._subclasses.fake_tensor")
-    heard, log.disabled = log.disabled, True  # it logs the error that is caught here
     try:
-        return count(*arguments)
+        with _unlogged():
+            return count(*arguments)
     except Exception:  # of any type, from inside the network
         return math.nan
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """torch logs errors of tensors without data, also those that are caught."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    heard, log.disabled = log.disabled, True
+    try:
+        yield
     finally:
         log.disabled = heard
 

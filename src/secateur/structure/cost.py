@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from .dims import Structure
@@ -91,6 +91,9 @@ def skeleton(model: nn.Module, device: str = "meta") -> nn.Module:
     for _, tensor in tensors:
         empty = torch.empty_like(tensor, device=device)
         memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+    for module in model.modules():  # tables that are no buffers, such as rotary frequencies, are shared
+        tables = (value for value in tree_leaves(vars(module)) if isinstance(value, Tensor))
+        memo = {id(table): table for table in tables} | memo
     return copy.deepcopy(model, memo)
 
 
@@ -116,7 +119,7 @@ def cost_model(model: nn.Module, structure: Structure, inputs: Mapping[str, Any]
     """
     batch_size = len(next(iter(inputs.values())))
     hollow = skeleton(model)
-    meta_inputs = tree_map_only(torch.Tensor, lambda value: remember(value.to("meta"), value), dict(inputs))
+    meta_inputs = tree_map_only(Tensor, lambda value: remember(value.to("meta"), value), dict(inputs))
     try:
         with without_memory():
             macs = {name: flops // 2 for name, flops in count_flops(hollow, meta_inputs).items()}

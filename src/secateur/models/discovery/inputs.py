@@ -86,5 +86,6 @@ def working(model: nn.Module, batch: int = 2) -> tuple[dict[str, Any], int]:
                 model(**inputs)
             return inputs, index
         except Exception as error:
-            reasons.append(str(error).strip().splitlines()[0] if str(error).strip() else repr(error))
+            lines = (str(error).strip() or repr(error)).splitlines()
+            reasons.append(lines[0] if lines[0][-1] != "(" else lines[-1].lstrip(") "))  # after a printed module
     raise ModelError(f"no example inputs of {type(model).__name__} are known to work: {reasons[0]}")
