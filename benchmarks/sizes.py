@@ -4,9 +4,9 @@
     python benchmarks/sizes.py --prune sdxl --dtype bfloat16
 
 The first command builds every model on the meta device, inspects it twice, counts its costs and plans a cut to half of
-its MACs; a structure that nobody declared is discovered and proven the first time, on a small copy. The second fills one
-model with random weights, makes that cut, and saves the result to a temporary folder. Configurations are those of the
-published checkpoints.
+its MACs; a structure that nobody declared is discovered and proven the first time, on a small copy. The second fills
+one model with random weights, makes that cut, and saves the result to a temporary folder. Configurations are those of
+the published checkpoints.
 """
 
 from __future__ import annotations
@@ -269,8 +269,8 @@ def write(results: dict[str, Any]) -> None:
     lines = [
         f"Planned to {results['target']} without weights, {results['threads']} thread(s), torch {results['torch']}.",
         "",
-        "| model | class | parameters | MACs | attention products | widths | blocks | MACs kept | first (s) | again (s) "
-        "| plan (s) |",
+        "| model | class | parameters | MACs | attention products | widths | blocks | MACs kept | first (s) "
+        "| again (s) | plan (s) |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     lines += [
