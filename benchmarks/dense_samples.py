@@ -16,7 +16,7 @@ import secateur
 import train_dense
 
 IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
-COLUMNS, STEPS, SCALE = 10, 50, 4
+COLUMNS, STEPS, TILE = 10, 50, 72
 MARGIN, TEXT = 130, 20  # pixels, of a picture that a page shows at about two thirds of its width
 # Real images are shown of scikit-learn's digits only: no image of Fashion-MNIST is redistributed in docs/.
 GROUPS = {"digits": (("digits-unet", "digits-sit"), True), "fashion": (("fashion-unet", "fashion-sit"), False)}
@@ -27,7 +27,8 @@ def grid(rows: dict[str, Tensor]) -> Image.Image:
     padded = torch.nn.functional.pad(torch.stack(list(rows.values())), (1, 1, 1, 1), value=1.0)  # (R, N, 1, H, W)
     pixels = ((padded[:, :, 0] + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 1, 3)
     small = Image.fromarray(pixels.reshape(pixels.shape[0] * pixels.shape[1], -1).numpy())
-    tiles = small.resize((small.width * SCALE, small.height * SCALE), Image.Resampling.NEAREST)
+    scale = TILE // padded.shape[-1]
+    tiles = small.resize((small.width * scale, small.height * scale), Image.Resampling.NEAREST)
     picture = Image.new("L", (MARGIN + tiles.width, tiles.height), 255)
     picture.paste(tiles, (MARGIN, 0))
     pen, font = ImageDraw.Draw(picture), ImageFont.load_default(TEXT)

@@ -132,9 +132,8 @@ def test_trackers_get_losses_and_images(
     if name == "tensorboard":
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-        events = max((tmp_path / "run").rglob("events.out.tfevents*"), key=lambda path: path.stat().st_size)
-        found = EventAccumulator(str(events)).Reload().Tags()  # the other file has the settings
-        assert "loss" in found["scalars"]
-        assert found["images"]
+        events = list((tmp_path / "run").rglob("events.out.tfevents*"))  # one of them has the settings
+        found = [EventAccumulator(str(each)).Reload().Tags() for each in events]
+        assert any("loss" in tags["scalars"] and tags["images"] for tags in found)
     else:
         assert list(tmp_path.rglob("offline-run-*/files/media/images/validation*.png"))
