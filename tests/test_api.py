@@ -452,3 +452,12 @@ def test_a_plain_loop_prunes_while_it_trains(own, unknown):
     moments = [state["exp_avg"].shape for state in optimizer.state.values()]
     assert moments == [parameter.shape for parameter in model.parameters()]
     assert not any(name.startswith("_secateur") for name in vars(model))
+
+
+def test_what_a_cell_returns_is_shown_as_it_prints() -> None:
+    for shown in (
+        secateur.inspect(unet()),
+        secateur.plan_prune(unet(), target="macs=60%", process="ddpm", criterion="magnitude"),
+    ):
+        assert repr(shown) == str(shown)
+        assert len(repr(shown)) < 1500

@@ -28,7 +28,11 @@ def run(name: str, folder: Path) -> Any:
     (parameters,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ()))
     parameters.source = SMALL[name]
     client = nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}})
-    return client.execute()
+    done = client.execute()
+    assert "FutureWarning" not in printed(done)
+    for output in (output for cell in done.cells for output in cell.get("outputs", ())):
+        assert len(output.get("data", {}).get("text/plain", "")) < 2000, "a result is displayed by its fields"
+    return done
 
 
 @pytest.mark.slow
@@ -40,7 +44,9 @@ def test_the_loop_cuts_its_model_to_half(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_quickstart_measures_what_it_made(tmp_path: Path) -> None:
-    assert "SSIM" in printed(run("quickstart", tmp_path))
+    text = printed(run("quickstart", tmp_path))
+    assert "SSIM" in text
+    assert "TqdmWarning" not in text
 
 
 @pytest.mark.torture

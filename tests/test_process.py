@@ -1,6 +1,7 @@
 """Processes against their formulas, and the deterministic sampler."""
 
 import logging
+import warnings
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from secateur.process.diffusion import DiffusionProcess
 from secateur.process.flow import EVEN_LEVELS, FlowProcess
 from secateur.process.from_config import process_from_config
 from secateur.process.grid import STEPS
-from secateur.process.named import config_of, over
+from secateur.process.named import config_of, is_process, over
 from secateur.process.sampling import generate, initial_noise
 
 X0 = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -27,6 +28,13 @@ def alphas(timesteps):
     """sqrt(alpha_bar) and sqrt(1 - alpha_bar) of the linear schedule, from its definition."""
     bar = torch.cumprod(1 - torch.linspace(1e-4, 2e-2, 1000, dtype=torch.float64), 0)[timesteps]
     return (value.sqrt().float().reshape(-1, 1, 1, 1) for value in (bar, 1 - bar))
+
+
+def test_a_scheduler_is_no_process_and_warns_of_nothing_when_asked():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not is_process(DDPMScheduler())
+    assert is_process(DiffusionProcess())
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])

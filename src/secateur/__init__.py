@@ -176,6 +176,7 @@ def __getattr__(name: str) -> Any:
             raise AttributeError(f"module 'secateur' has no attribute {name!r}")
         # Classes of pruned models, which diffusers asks for by the names that a pipeline's index gives.
         return importlib.import_module(".io.pruned", __name__).for_diffusers(name)
+    importlib.import_module(".base.console", __name__)  # before diffusers, whose bars would warn in a notebook
     value = getattr(importlib.import_module(f".{_PLACE_OF[name]}", __name__), name)
     globals()[name] = value
     return value

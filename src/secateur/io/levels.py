@@ -15,7 +15,7 @@ from ..process.base import Process
 from ..process.flow import EVEN_LEVELS, TOKENS
 from ..process.from_config import process_from_config
 from ..process.grid import STEPS
-from ..process.named import ProcessLike, config_of
+from ..process.named import ProcessLike, config_of, is_process
 
 UNCLIPPED = {"clip_sample": False, "thresholding": False}  # samplers clip to [-1, 1], which latents exceed
 
@@ -27,7 +27,7 @@ def process_of(process: ProcessLike, model: nn.Module, latent: bool) -> Process:
     Raises:
         ModelError: as `process_from_config` and `levels_of`.
     """
-    if isinstance(process, Process):
+    if is_process(process):
         return process
     return process_from_config(levels_of(config_of(process) or {}, model) | (UNCLIPPED if latent else {}))
 

@@ -21,7 +21,7 @@ from ..process.base import Process
 from ..process.flow import Expert, FlowProcess
 from ..process.from_config import process_from_config
 from ..process.grid import STEPS
-from ..process.named import ProcessLike, config_of, over
+from ..process.named import ProcessLike, config_of, is_process, over
 from ..process.reconstruction import reconstruction_by
 from .checkpoint import CONFIG, SCHEDULER, check_saved, described, load_model, save_pretrained
 from .files import check_file, copy_folder
@@ -104,7 +104,7 @@ def load(
     if Path(path_or_id).is_file():
         single: Any = _moved(load_single_file(Path(path_or_id), torch_dtype), None, device)
         found = over(given, lambda: scheduler_of(single))
-        return Loaded(single, process_of(process if isinstance(process, Process) else found, single, True), found)
+        return Loaded(single, process_of(process if is_process(process) else found, single, True), found)
     place = locate(path_or_id, component, subfolder=subfolder, variant=variant, whole=True, **hub)
     name, _ = described(place)
     if name == AutoencoderKL.__name__:
@@ -115,7 +115,7 @@ def load(
         return Loaded(decoder, reconstruction_by(autoencoder), {}, place.pipeline, place.component)
     scheduler = over(given, lambda: _scheduler_config(place))
     latent = place.pipeline is not None and autoencoder_of(place.pipeline) is not None
-    if not isinstance(process, Process):
+    if not is_process(process):
         process_from_config(scheduler)  # fails before the weights are read
         process = scheduler | _few_steps(place.pipeline, scheduler)
     model = _moved(load_model(place, variant), torch_dtype, device)
@@ -148,7 +148,7 @@ def loaded_from_pipeline(
     if given is None and beside is None:
         raise ModelError(f"the {type(pipeline).__name__} has no scheduler that says what its model was trained on")
     scheduler = over(given, lambda: beside or {})
-    if not isinstance(process, Process):
+    if not is_process(process):
         process = scheduler | _few_steps(pipeline, scheduler)
     settled = process_of(process, model, _autoencoder_in(pipeline) is not None)
     return Loaded(model, as_expert(settled, pipeline, found[0]), scheduler, pipeline, found[0])

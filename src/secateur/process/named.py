@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 from diffusers import SchedulerMixin
+from typing_extensions import TypeIs
 
 from ..base.errors import SecateurError, require, require_known
 from .base import Process
@@ -23,6 +24,11 @@ PROCESSES: dict[str, dict[str, Any] | None] = {
     "flow": _FLOW,
     "flow-sit": _FLOW | {CONVENTION: "sit"},
 }
+
+
+def is_process(process: object) -> TypeIs[Process]:
+    """Whether it is a `Process`; a scheduler is none, and warns when it is asked for attributes of its config."""
+    return not isinstance(process, SchedulerMixin) and isinstance(process, Process)
 
 
 def config_of(process: ProcessLike) -> dict[str, Any] | None:

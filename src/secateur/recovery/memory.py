@@ -66,6 +66,8 @@ class RecoveryMemory:
         parts = {name: value for name, value in vars(self).items() if value}
         return f"{format_count(self.total)}B: " + ", ".join(f"{name} {format_count(v)}B" for name, v in parts.items())
 
+    __repr__ = __str__
+
 
 def recovery_memory(
     model: nn.Module,

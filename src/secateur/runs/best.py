@@ -59,6 +59,8 @@ class SearchPlan:
             ]
         )
 
+    __repr__ = __str__
+
 
 @recorded
 @checked

@@ -41,6 +41,8 @@ class Comparison:
     def __str__(self) -> str:
         return "\n".join([*self.trials.sentences(), self.table])
 
+    __repr__ = __str__
+
 
 def read_comparison(folder: Path, subject: Subject) -> Comparison:
     """Read a finished sweep or search of the subject's model into memory."""

@@ -69,6 +69,8 @@ class Inspection:
         ]
         return "\n".join(lines)
 
+    __repr__ = __str__
+
 
 @checked
 def inspect(model: Any, **arguments: Unpack[WeightsArguments]) -> Inspection:

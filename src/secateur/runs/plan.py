@@ -100,6 +100,8 @@ class Plan:
             lines.append(f"{'book':10} {tuples:,} tuples, {format_count(held)}B in memory or on disk")
         return "\n".join(lines)
 
+    __repr__ = __str__
+
     def _memory(self) -> Iterator[str]:
         if self.peak:
             most = max(self.peak, key=lambda stage: self.peak[stage])

@@ -27,7 +27,7 @@ from ..models.families.autoencoder_kl import AutoencoderKLDecoder
 from ..models.network import as_network, device_of
 from ..models.registry import describe, network_of
 from ..process.base import Process
-from ..process.named import ProcessLike, config_of, is_partial, named, over
+from ..process.named import ProcessLike, config_of, is_partial, is_process, named, over
 from ..process.reconstruction import Reconstruction, reconstruction_by
 from ..results import Ranking
 from ..schedules import CutConfig
@@ -179,7 +179,7 @@ def _loaded(model: Any, process: ProcessLike, component: Component | None) -> Lo
         if config is None or isinstance(model.process, Reconstruction):
             return model
         config = over(config, lambda: model.scheduler_config)
-        settled = process_of(process if isinstance(process, Process) else config, model.model, model.vae is not None)
+        settled = process_of(process if is_process(process) else config, model.model, model.vae is not None)
         settled = as_expert(settled, model.pipeline, model.component)
         return replace(model, process=settled, scheduler_config=config)
     if isinstance(model, DiffusionPipeline):

@@ -70,6 +70,8 @@ class SweepPlan:
         runnable = [trial for trial in self.trials if isinstance(self.seconds[trial.name], float)]
         return "\n".join([*lines, f"memory: about {format_count(most_bytes(self.bench, runnable))}B at most"])
 
+    __repr__ = __str__
+
 
 @recorded
 @checked
