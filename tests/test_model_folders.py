@@ -10,6 +10,7 @@ import os
 import pickle
 import resource
 import runpy
+import shutil
 import sys
 import time
 from functools import partial
@@ -27,6 +28,7 @@ from secateur.base.errors import ModelError
 from secateur.base.files import read_json, write_json
 from secateur.io.checkpoint import CONFIG, from_pretrained, save_pretrained
 from secateur.io.files import check_file
+from secateur.io.locate import ASSETS
 from secateur.io.manifest import MANIFEST, POINTER_KEY, Manifest, apply_cut, manifest_of
 from secateur.io.pipeline import load
 from secateur.io.weights import WEIGHTS, WEIGHTS_INDEX
@@ -525,3 +527,23 @@ def test_the_current_folder_is_not_where_modules_are_looked_for(tmp_path, monkey
     runpy.run_module("secateur", run_name="__main__")
     assert str(tmp_path) not in sys.path
     assert "" not in sys.path
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda folder: secateur.inspect(folder),
+        lambda folder: secateur.plan(folder, target="macs=50%", data="digits"),
+        lambda folder: secateur.rank(folder, data="digits"),
+        lambda folder: secateur.sample(folder, num_images=1, num_inference_steps=1),
+        lambda folder: secateur.finetune(folder, data="digits", steps=2),
+        lambda folder: secateur.evaluate("digits-unet", reference=folder, data="digits", metrics=("output-error",)),
+    ],
+)
+def test_a_config_that_fails_in_the_first_call_names_its_folder(tmp_path, use):
+    folder = tmp_path / "shifted"
+    shutil.copytree(ASSETS / "digits-unet", folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"freq_shift": [0, 1]}))
+    with pytest.raises(ModelError, match=f"^{folder} fails when it is called: TypeError: .*list"):
+        use(folder)

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..models.network import example_inputs, inference
+from ..models.predict import calling
 from ..results.measured import Layer
 from ..structure.cost import count_flops
 
@@ -19,7 +20,7 @@ def count_parameters(model: nn.Module) -> int:
 
 def count_macs(model: nn.Module, inputs: Mapping[str, Tensor]) -> int:
     """Multiply-accumulates of `model(**inputs)`: convolutions, matrix products and attention, at 2 FLOPs each."""
-    with inference(model):
+    with inference(model), calling(model):
         return count_flops(model, inputs)[""] // 2
 
 
@@ -34,7 +35,7 @@ def count_layers(model: nn.Module, inputs: Mapping[str, Tensor]) -> list[Layer]:
 
     In the order of the model's definition. MACs and parameters add up to those of the model.
     """
-    with inference(model):
+    with inference(model), calling(model):
         flops = count_flops(model, inputs)
 
     def total(module: nn.Module, place: str) -> int:

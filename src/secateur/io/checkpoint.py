@@ -136,6 +136,7 @@ def load_any(place: Place, architecture: type[Any], variant: str | None = None) 
         ModelError: the folder is damaged or hostile.
     """
     _, config = described(place)
+    model: Any
     with loading(place.folder):
         manifest = _manifest(place, config)
         entries = headers(place.folder, place.root, variant)
@@ -155,6 +156,7 @@ def load_any(place: Place, architecture: type[Any], variant: str | None = None) 
         if (dtype := common_dtype(entries)) is not None:
             nn.Module.to(model, dtype)  # buffers that are not saved
         _follow_frequencies(model)
+        model.name_or_path = str(place.folder)  # for error messages
         return model.eval()
 
 

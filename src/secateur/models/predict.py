@@ -6,11 +6,13 @@ Outside a call, a sample is always an image or its latents (B, C, H, W), and tim
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
+from ..base.errors import ModelError, SecateurError, first_line, is_lost_peer, is_out_of_memory
 from .conditions import UNCONDITIONAL, Conditions, arguments
 from .precision import dtype_of
 from .registry import family_of, network_of
@@ -23,7 +25,7 @@ def predict(model: nn.Module, x_BCHW: Tensor, timesteps_B: Tensor, conditions: C
     network; then the wrapper is called.
 
     Raises:
-        ModelError: as the family's `arguments` and `prediction`.
+        ModelError: as the family's `arguments` and `prediction`, and as `output_of`.
     """
     family, network = family_of(model), network_of(model)
     if family.call is not None:
@@ -35,8 +37,33 @@ def predict(model: nn.Module, x_BCHW: Tensor, timesteps_B: Tensor, conditions: C
 
 
 def output_of(model: nn.Module, kwargs: Mapping[str, Any]) -> Tensor:
-    """The output of `model` for keyword arguments: a bare tensor, or the first returned value."""
+    """The output of `model` for keyword arguments: a bare tensor, or the first returned value.
+
+    Raises:
+        ModelError: as `calling`.
+    """
     parameters = inspect.signature(network_of(model).forward).parameters.values()
     as_tuple = any(each.name == "return_dict" or each.kind is each.VAR_KEYWORD for each in parameters)
-    output = model(**kwargs, return_dict=False) if as_tuple else model(**kwargs)
+    with calling(model):
+        output = model(**kwargs, return_dict=False) if as_tuple else model(**kwargs)
     return output if isinstance(output, Tensor) else output[0]
+
+
+@contextmanager
+def calling(model: nn.Module) -> Iterator[None]:
+    """Turn an error of a call of `model` inside the block into one line that names the model and its folder.
+
+    Raises:
+        ModelError: the model raised anything but an out-of-memory error or that of a lost process, as it does where
+            values of its config do not fit each other.
+    """
+    try:
+        yield
+    except (SecateurError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, RuntimeError) and (is_out_of_memory(error) or is_lost_peer(error)):
+            raise
+        network = network_of(model)
+        name = getattr(network, "name_or_path", type(network).__name__)
+        raise ModelError(f"{name} fails when it is called: {type(error).__name__}: {first_line(error)}") from error

@@ -22,6 +22,10 @@ from .dims import Structure
 from .known_values import remember, without_memory
 
 
+class UncountableError(ValueError):
+    """A pass of a model depends on values that it computes, such as which expert a token goes to."""
+
+
 @dataclass(frozen=True)
 class Cost:
     """Size of a model: multiply-accumulates for one sample, the attention products among them, and parameters."""
@@ -115,7 +119,7 @@ def cost_model(model: nn.Module, structure: Structure, inputs: Mapping[str, Any]
     """Count one forward pass of `model` on `inputs` (keyword arguments), per sample, on the meta device.
 
     Raises:
-        ValueError: the pass depends on values that it computes, such as which expert a token goes to.
+        UncountableError: the pass depends on values that it computes.
     """
     batch_size = len(next(iter(inputs.values())))
     hollow = skeleton(model)
@@ -125,7 +129,7 @@ def cost_model(model: nn.Module, structure: Structure, inputs: Mapping[str, Any]
             macs = {name: flops // 2 for name, flops in count_flops(hollow, meta_inputs).items()}
     except RuntimeError as error:  # NotImplementedError too
         reason = str(error).partition("\n")[0]
-        raise ValueError(
+        raise UncountableError(
             f"the MACs of {type(model).__name__} cannot be counted without running it: {reason}"
         ) from error
     shapes = {name: parameter.shape for name, parameter in hollow.named_parameters()}
