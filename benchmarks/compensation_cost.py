@@ -3,9 +3,9 @@
     OMP_NUM_THREADS=2 python benchmarks/compensation_cost.py
     OMP_NUM_THREADS=2 python benchmarks/compensation_cost.py --models unet-64
 
-Models are cut to 60 % of their MACs and refitted on 96 tuples, with at most 24,576 rows per layer. Time is that of the
-whole call of `compensate`. Memory is the peak of the process minus its memory before the call, so measure one model at
-a time.
+Models are cut to 60 % of their MACs and refitted on 96 tuples (SD 1.5's U-Net on 8), with at most 24,576 rows per layer.
+Time is that of the whole call of `compensate`. Memory is the peak of the process minus its memory before the call, so
+measure one model at a time.
 """
 
 from __future__ import annotations
@@ -19,13 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DModel
+from diffusers import UNet2DConditionModel, UNet2DModel
+from torch import Tensor
 
 import secateur
 from bench import RESULTS, Results, write_text
+from sizes import sd15
 from speedup import cifar10_unet, dit_s
 
 CONFIG = secateur.CompensationConfig(num_tuples=96, batch_size=16)
+FEW = secateur.CompensationConfig(num_tuples=8, batch_size=4)
 
 
 def unet_64() -> UNet2DModel:
@@ -45,24 +48,23 @@ MODELS: dict[str, Callable[[], Any]] = {
     "unet-cifar10": cifar10_unet,
     "unet-64": unet_64,
     "dit-s-2": dit_s,
+    "sd-1.5": sd15,
 }
 
 
 def measure(name: str) -> dict[str, Any]:
     """Time and memory of one compensation, predicted and measured."""
-    dense = MODELS[name]().eval()
+    dense, config = MODELS[name]().eval(), FEW if name == "sd-1.5" else CONFIG
     target, process = "macs=60%", "ddpm"
-    recipe = secateur.Recipe(compensates=True, compensation=CONFIG)
+    recipe = secateur.Recipe(compensates=True, compensation=config)
     planned = secateur.plan(dense, target=target, process=process, recipe=recipe)
     assert planned.compensation is not None
     pruned = secateur.prune(dense, target=target, process=process, criterion="magnitude")
-    channels, size = int(dense.config["in_channels"]), int(dense.config["sample_size"])
-    images = torch.randn(CONFIG.num_tuples, channels, size, size, generator=torch.Generator().manual_seed(0))
-    data = [{"images": images, "labels": torch.arange(len(images)) % 10}]
+    data = [batch_for(dense, config.num_tuples)]
     held = _most_bytes()
     begun, worked = time.monotonic(), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
-        options: dict[str, Any] = {"data": data, "process": process, "compensation": CONFIG, "out": folder}
+        options: dict[str, Any] = {"data": data, "process": process, "compensation": config, "out": folder}
         secateur.compensate(pruned, dense, **options)
         found = secateur.read_result(secateur.Compensation, Path(folder) / "compensation.json")
     return {
@@ -77,6 +79,16 @@ def measure(name: str) -> dict[str, Any]:
         "error": [found.before, found.after],
         "threads": torch.get_num_threads(),
     }
+
+
+def batch_for(dense: Any, count: int) -> dict[str, Tensor]:
+    """As many samples, with labels or the states of a text encoder."""
+    generator, size = torch.Generator().manual_seed(0), int(dense.config["sample_size"])
+    images = torch.randn(count, int(dense.config["in_channels"]), size, size, generator=generator)
+    if isinstance(dense, UNet2DConditionModel):
+        states = torch.randn(count, 77, int(dense.config["cross_attention_dim"]), generator=generator)
+        return {"latents": images, "encoder_hidden_states": states}
+    return {"images": images, "labels": torch.arange(count) % 10}
 
 
 def _most_bytes() -> int:
