@@ -1,12 +1,12 @@
 """Recipes at equal time and at equal steps: the share of the gap between plain fine-tuning and dense that they close.
 
-    python benchmarks/recipes.py --model digits-unet --methods plain default
+    python benchmarks/recipes.py --model digits-unet --methods plain distilled "refitted, features"
     python benchmarks/recipes.py --table
 
-A method is a recipe with the batch, learning rate and schedule that suit small models. Time is that of the CPU in one
-thread, since the machine may be shared, from the ranking to the recovered model: all methods get what Diff-Pruning's
-cut and `--steps` steps of distillation with a fresh teacher take. Short pilots tell a method's seconds apart from its
-steps' own. Results survive a stop; what is there is not measured again.
+The cut is Diff-Pruning's, the same for all. Time is counted in steps of distillation with a fresh teacher: a method
+gets what `--steps` of these take, refitting and the teacher's book counted in. What a method takes is measured in short
+turns with that of all others, by seconds of CPU in one thread, since the machine may be shared. Results survive a stop;
+what is there is not measured again.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import math
 import statistics
 import time
 from collections import defaultdict
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from itertools import product
 from typing import Any
 
@@ -27,7 +28,6 @@ from torch import nn
 import secateur
 from bench import (
     RECOVERY,
-    SCORING,
     Bench,
     collect,
     command_line,
@@ -39,109 +39,129 @@ from bench import (
     targets_of,
 )
 from drawing import SPARE_COLOURS, WARM, dense_line, dots, name_rows, styled
-from secateur import Recipe, RecoveryConfig
-
-# What is the same for all: not how a recipe trains, but how long and how fast.
-SHARED = ("batch_size", "learning_rate", "lr_schedule", "warmup_steps", "checkpoint_every", "log_every")
+from secateur import RecoveryConfig
 
 
-def small(recipe: Recipe, **recovery: Any) -> Recipe:
-    """`recipe` at the size of the benchmarks' models, with fields of its recovery replaced."""
-    scoring = replace(SCORING, options=recipe.scoring.options)
-    shared = {name: getattr(RECOVERY, name) for name in SHARED}
-    return replace(recipe, scoring=scoring, recovery=replace(recipe.recovery, **shared, **recovery))
+@dataclass(frozen=True)
+class Method:
+    """How a cut model is recovered: whether it is refitted first, by a book or by a fresh teacher, and how it trains."""
+
+    recovery: RecoveryConfig = RECOVERY
+    refits: bool = True
+    records: bool = False
 
 
-def named(name: str, **recovery: Any) -> Recipe:
-    return small(secateur.recipe_named(name), **recovery)
-
-
-def soft(name: str) -> Recipe:
-    """A progressive recipe with shorter stages."""
-    recipe = named(name)
-    return replace(recipe, progressive=replace(recipe.progressive, stage_steps=STAGE_STEPS))
-
-
-DISTILLED: dict[str, Any] = {"objective": "distillation", "weights": {"denoising": 0.0}}
-PLAIN = Recipe(recovery=RecoveryConfig(dropout=0.1))
-FRESH = Recipe(compensates=True, recovery=RecoveryConfig(**DISTILLED))
-BOOK = replace(FRESH, records=True)
+ALONE = replace(RECOVERY, objective="distillation", weights={"denoising": 0.0})
 BALANCED = secateur.recipe_named("2ndmatch-balanced").recovery
-NAMED = ("2ndmatch", "2ndmatch-balanced", "taylor", "magnitude")
-SOFT = ("progressive", "gradient-flow")
-STAGES, STAGE_STEPS = 14, 10  # shorter stages than the recipes have, whose own 20 steps would fill the time
-METHODS: dict[str, Recipe] = {
-    "plain": small(PLAIN),
-    "plain, Muon": small(PLAIN, optimizer="muon"),
-    "distilled": small(replace(FRESH, compensates=False)),
-    "refitted, plain": small(replace(PLAIN, compensates=True)),
-    "refitted, distilled": small(FRESH),
-    "refitted, distilled, Muon": small(FRESH, optimizer="muon"),
-    "refitted, with denoising": small(FRESH, weights={}),
-    "refitted, features": small(FRESH, objective="features"),
-    "refitted, 2ndMatch": small(
-        FRESH, objective="2ndmatch", weights=BALANCED.weights | {"denoising": 0.0}, jacobian=BALANCED.jacobian
-    ),
-    "refitted, book": small(BOOK),
-    "refitted, book, Muon": small(BOOK, optimizer="muon"),
-    **{name: named(name) for name in NAMED},
-    **{name: soft(name) for name in SOFT},
+SECOND_MATCH: dict[str, Any] = {"objective": "2ndmatch", "jacobian": BALANCED.jacobian}
+METHODS = {
+    "plain": Method(refits=False),
+    "plain, Muon": Method(replace(RECOVERY, optimizer="muon"), refits=False),
+    "2ndmatch": Method(replace(RECOVERY, objective="2ndmatch"), refits=False),
+    "2ndmatch-balanced": Method(replace(RECOVERY, **SECOND_MATCH, weights=BALANCED.weights), refits=False),
+    "distilled": Method(ALONE, refits=False),
+    "refitted, plain": Method(),
+    "refitted, distilled": Method(ALONE),
+    "refitted, distilled, Muon": Method(replace(ALONE, optimizer="muon")),
+    "refitted, with denoising": Method(replace(ALONE, weights={})),
+    "refitted, features": Method(replace(ALONE, objective="features")),
+    "refitted, features, Muon": Method(replace(ALONE, objective="features", optimizer="muon")),
+    "refitted, 2ndMatch": Method(replace(ALONE, **SECOND_MATCH, weights=BALANCED.weights | {"denoising": 0.0})),
+    "refitted, book": Method(ALONE, records=True),
+    "refitted, book, Muon": Method(replace(ALONE, optimizer="muon"), records=True),
 }
-REFERENCE = "distilled"  # which says how much time there is
+REFERENCE = "distilled"  # whose steps are the unit of time
 BUDGETS = {"time": 1.0, "steps": 1.0, "4 x time": 4.0}
-PILOTS, ROUNDS = (5, 45), 2  # steps of runs that tell what a step takes
-# A run must measure something: what is measured of its model comes after, and is not timed.
-UNMEASURED = secateur.EvaluationConfig(
-    metrics=("ftle",), num_inference_steps=2, ftle=secateur.FtleOptions(images=2, iterations=1)
-)
+ROUNDS, PILOTS = 4, (2, 12)  # turns, and steps of the two runs of a turn, whose difference is the price of steps
 
 
-def compressed(bench: Bench, target: str, recipe: Recipe, steps: int, seed: int) -> tuple[nn.Module, float]:
-    """The recovered model, and the seconds of CPU that all its stages took."""
-    recovery = replace(recipe.recovery, steps=steps, warmup_steps=min(recipe.recovery.warmup_steps, steps - 1))
-    chosen = replace(recipe, recovery=recovery, evaluation=UNMEASURED)
+def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    """What `work` returns, and the seconds of CPU that it took."""
     begun = time.process_time()
-    run = secateur.compress(bench.loaded, target=target, data=bench.data, recipe=chosen, seed=seed)
-    return run.model, time.process_time() - begun
+    returned = work()
+    return returned, time.process_time() - begun
 
 
-def prices(bench: Bench, target: str, recipes: dict[str, Recipe]) -> dict[str, dict[str, float]]:
-    """What each recipe takes beside its steps, and for a step, in steps of the reference: lines through two short runs,
-    the least of rounds that take turns."""
+class Cut:
+    """A cut of a model of the benchmarks, and how it is recovered."""
+
+    def __init__(self, bench: Bench, target: str) -> None:
+        self.bench, self.target = bench, target
+        self.about: dict[str, Any] = {"data": bench.data, "process": bench.process}
+
+    @cached_property
+    def pruned(self) -> nn.Module:
+        return self.bench.pruned(self.bench.rank("diff-pruning"), self.target)
+
+    @cached_property
+    def refitted(self) -> nn.Module:
+        return self.refit()
+
+    def refit(self) -> nn.Module:
+        return secateur.compensate(self.pruned, self.bench.dense, **self.about)
+
+    def book(self, recovery: RecoveryConfig) -> secateur.Book:
+        config = secateur.BookConfig(seed=recovery.seed)
+        return secateur.record(self.bench.dense, recovery=recovery, book=config, **self.about)
+
+    def recovered(self, method: Method, steps: int, seed: int, book: secateur.Book | None = None) -> nn.Module:
+        """A model trained by the answers of `book`, or by the dense model's."""
+        warmup = min(method.recovery.warmup_steps, steps - 1)
+        recovery = replace(method.recovery, steps=steps, seed=seed, warmup_steps=warmup)
+        start = self.refitted if method.refits else self.pruned
+        if method.records and book is None:
+            book = self.book(recovery)
+        teacher = self.bench.dense if book is None else book
+        return secateur.finetune(start, teacher=teacher, recovery=recovery, **self.about)
+
+
+def prices(cut: Cut, methods: list[str], steps: int) -> dict[str, dict[str, float]]:
+    """What each method takes before its first step, and for a step, in steps of the reference."""
     took: dict[tuple[str, int], list[float]] = defaultdict(list)
-    least = {name: STAGES * STAGE_STEPS if recipe.schedule == "progressive" else 0 for name, recipe in recipes.items()}
-    for _, pilot, (name, recipe) in product(range(ROUNDS), PILOTS, recipes.items()):
-        took[name, pilot].append(compressed(bench, target, recipe, least[name] + pilot, seed=0)[1])
+    refits, books = [], []
+    read = cut.book(replace(ALONE, steps=PILOTS[1]))
+    assert cut.refitted is not None  # not in anybody's time
+    for _ in range(ROUNDS):
+        refits.append(timed(cut.refit)[1])
+        books.append(timed(partial(cut.book, replace(ALONE, steps=steps)))[1] / steps)
+        for name, pilot in product(methods, PILOTS):
+            method = METHODS[name]
+            book = read if method.records else None
+            took[name, pilot].append(timed(partial(cut.recovered, method, pilot, 0, book))[1])
     short, long = PILOTS
-    step = {name: (min(took[name, long]) - min(took[name, short])) / (long - short) for name in recipes}
-    once = {name: max(0.0, min(took[name, short]) - (least[name] + short) * step[name]) for name in recipes}
-    unit = step[REFERENCE]
+    step = {name: statistics.median(took[name, long]) - statistics.median(took[name, short]) for name in methods}
+    unit = step[REFERENCE] / (long - short)
+    refit, book_step = statistics.median(refits) / unit, statistics.median(books) / unit
     return {
-        name: {"once": once[name] / unit, "step": step[name] / unit, "all": once[REFERENCE] / unit, "seconds": unit}
-        for name in recipes
+        name: {
+            "once": refit if METHODS[name].refits else 0.0,
+            "step": step[name] / step[REFERENCE] + (book_step if METHODS[name].records else 0.0),
+            "seconds": unit,
+        }
+        for name in methods
     }
 
 
-def train(bench: Bench, target: str, recipe: Recipe, steps: int, seed: int) -> dict[str, float]:
-    model, seconds = compressed(bench, target, recipe, steps, seed)
-    return {"steps": steps, "seconds": round(seconds, 1), **bench.measure(model, with_ftle=False)}
+def train(cut: Cut, name: str, steps: int, seed: int) -> dict[str, float]:
+    model, seconds = timed(partial(cut.recovered, METHODS[name], steps, seed))
+    return {"steps": steps, "seconds": round(seconds, 1), **cut.bench.measure(model, with_ftle=False)}
 
 
 def run(bench: Bench, targets: list[str], seeds: list[int], steps: int, methods: list[str], budgets: list[str]) -> None:
     results = results_of("recipes", bench)
-    for target in targets:
-        priced = [f"{target}/price/{method}" for method in methods]
-        missing = [method for method, key in zip(methods, priced, strict=True) if key not in results.records]
+    cuts = {target: Cut(bench, target) for target in targets}
+    for target, cut in cuts.items():
+        missing = [method for method in methods if f"{target}/price/{method}" not in results.records]
         if missing:
-            found = prices(bench, target, {name: METHODS[name] for name in dict.fromkeys((REFERENCE, *missing))})
+            found = prices(cut, list(dict.fromkeys((REFERENCE, *missing))), steps)
             for method in missing:
                 results.once(f"{target}/price/{method}", partial(found.__getitem__, method))
-    for target, seed, budget, method in product(targets, seeds, budgets, methods):
-        price = results.records[f"{target}/price/{method}"]
-        given = price["all"] + BUDGETS[budget] * steps
+        results.once(f"{target}/cut", partial(bench.measure, cut.pruned, with_ftle=False))
+        results.once(f"{target}/refitted", partial(bench.measure, cut.refitted, with_ftle=False))
+    for seed, (target, cut), budget, method in product(seeds, cuts.items(), budgets, methods):
+        price, given = results.records[f"{target}/price/{method}"], BUDGETS[budget] * steps
         count = steps if budget == "steps" else max(2, round((given - price["once"]) / price["step"]))
-        key = f"{target}/{budget}/{method}/{seed}"
-        results.once(key, partial(train, bench, target, METHODS[method], count, seed))
+        results.once(f"{target}/{budget}/{method}/{seed}", partial(train, cut, method, count, seed))
 
 
 # ------------------------------------------------------------------------------------------- tables and plot
@@ -161,6 +181,13 @@ def table(records: dict[str, Any]) -> str:
         "|---|---|---|--:|--:|--:|--:|--:|--:|",
         f"| 100% | | dense | | | {dense['fd']:.2f} | | 1 | {dense['loss']:.4f} |",
     ]
+    for target in targets_of(records):
+        for start in ("cut", "refitted"):
+            one = records[f"{target}/{start}"]
+            lines.append(
+                f"| {target.partition('=')[2]} | | {start}, not trained | 0 | | {one['fd']:.2f} | "
+                f"| {one['ssim']:.3f} | {one['loss']:.4f} |"
+            )
     for target, budget, method in product(targets_of(records), BUDGETS, METHODS):
         prefix = f"{target}/{budget}/{method}/"
         found = {key: collect(records, prefix, key) for key in ("steps", "seconds", "fd", "ssim", "loss")}
