@@ -44,7 +44,7 @@ from secateur import RecoveryConfig
 
 @dataclass(frozen=True)
 class Method:
-    """How a cut model is recovered: whether it is refitted first, by a book or by a fresh teacher, and how it trains."""
+    """How a cut model is recovered: refitted first or not, by a book or by a fresh teacher, and how it trains."""
 
     recovery: RecoveryConfig = RECOVERY
     refits: bool = True
