@@ -72,7 +72,7 @@ METHODS = {
 }
 REFERENCE = "distilled"  # whose steps are the unit of time
 BUDGETS = {"time": 1.0, "steps": 1.0, "4 x time": 4.0}
-ROUNDS, PILOTS = 4, (2, 12)  # turns, and steps of the two runs of a turn, whose difference is the price of steps
+ROUNDS, PILOTS = 4, (5, 15)  # turns, and steps of the two runs of a turn, whose difference is the price of steps
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, float]:
