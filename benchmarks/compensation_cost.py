@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=2 python benchmarks/compensation_cost.py
     OMP_NUM_THREADS=2 python benchmarks/compensation_cost.py --models unet-64
 
-Models are cut to 60 % of their MACs and refitted on 96 tuples (SD 1.5's U-Net on 8), with at most 24,576 rows per layer.
+Models are cut to 60 % of their MACs and refitted on 96 tuples, SD 1.5's U-Net on 8, with at most 24,576 rows per layer.
 Time is that of the whole call of `compensate`. Memory is the peak of the process minus its memory before the call, so
 measure one model at a time.
 """
