@@ -29,7 +29,7 @@ from secateur.results import (
     write_result,
 )
 from secateur.results.cut import goal_in_words
-from secateur.results.numbers import format_change, format_measured, format_seconds, format_value
+from secateur.results.numbers import format_change, format_measured, format_seconds, format_series, format_value
 from secateur.results.trials import Round, Score, Search, TrialResult
 from synthetic_runs import HOSTILE, evaluation
 
@@ -207,3 +207,18 @@ def test_a_note_on_several_models_is_said_once() -> None:
     models = {name: replace(model, notes=("too large",)) for name, model in found.models.items()}
     notes = replace(found, models=models, notes=()).all_notes()
     assert notes == ("dense, pruned, recovered: too large",)
+
+
+@pytest.mark.parametrize(
+    ("values", "texts"),
+    [
+        ((7.773, 248.1, 9.58, 7.786), ["7.773", "248", "9.580", "7.786"]),
+        ((0.8507, 0.831), ["0.8507", "0.8310"]),
+        ((0.07073, 0.2066), ["0.07073", "0.2066"]),
+        ((2857.3, 16.84), ["2,860", "16.8"]),
+        ((0.31, 0.7, 0.0), ["0.31", "0.70", "0"]),
+        ((2.5e7, float("nan"), 1e-6), ["25.0M", "–", "1e-6"]),
+    ],
+)
+def test_numbers_beside_each_other_keep_their_zeros(values: tuple[float, ...], texts: list[str]) -> None:
+    assert format_series(values) == texts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .numbers import format_change, format_number
+from .numbers import format_change, format_series
 
 if TYPE_CHECKING:
     from .evaluation import Evaluation
@@ -48,8 +48,9 @@ def quality_sentences(evaluation: Evaluation) -> list[str]:
 
 def _chain(evaluation: Evaluation, key: str) -> str:
     """The values of all models: "3.14 dense → 41.2 pruned → 5.17 recovered"."""
-    measured = [(name, model.value(key)) for name, model in evaluation.models.items()]
-    return " → ".join(f"{format_number(value)} {name}" for name, value in measured if value is not None)
+    measured = {name: model.value(key) for name, model in evaluation.models.items()}
+    known = {name: value for name, value in measured.items() if value is not None}
+    return " → ".join(f"{text} {name}" for name, text in zip(known, format_series(list(known.values())), strict=True))
 
 
 def _judged(evaluation: Evaluation, metric: str) -> str:

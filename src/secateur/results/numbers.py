@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Sequence
 
 from ..base.units import format_count
 
@@ -24,16 +26,36 @@ def format_number(value: float) -> str:
     """Four digits below 10, three above, no trailing zeros: 1.005, 0.3245, 16.8, 2,860, 1.2e-5."""
     if not math.isfinite(value):
         return "–" if math.isnan(value) else "∞" if value > 0 else "−∞"
-    digits = 4 if abs(value) < 10 else 3
-    rounded = float(f"{value:.{digits}g}")
+    rounded, decimals = _rounded(value)
     if abs(rounded) >= 1e6:
         return format_count(value)
     if rounded == 0 or abs(rounded) >= 1e-4:
-        decimals = 0 if rounded == 0 else max(0, digits - 1 - math.floor(math.log10(abs(rounded))))
         text = f"{rounded:,.{decimals}f}"
         return text.rstrip("0").rstrip(".") if "." in text else text
-    mantissa, exponent = f"{rounded:.{digits - 1}e}".split("e")
+    mantissa, exponent = f"{rounded:.3e}".split("e")
     return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+
+
+def format_series(values: Sequence[float]) -> list[str]:
+    """Numbers beside each other, as `format_number`; a zero at the end stays if another has a digit in that place."""
+    texts = [format_number(value) for value in values]
+    plain = {text for text in texts if re.fullmatch(r"-?[\d,.]+", text)}
+    most = max((len(text.partition(".")[2]) for text in plain), default=0)
+
+    def padded(value: float, text: str) -> str:
+        if text not in plain:
+            return text
+        rounded, decimals = _rounded(value)
+        return f"{rounded:,.{min(most, decimals)}f}"
+
+    return [padded(value, text) for value, text in zip(values, texts, strict=True)]
+
+
+def _rounded(value: float) -> tuple[float, int]:
+    """The value to four digits below 10, three above, and how many of them are decimals."""
+    digits = 4 if abs(value) < 10 else 3
+    rounded = float(f"{value:.{digits}g}")
+    return rounded, max(0, digits - 1 - math.floor(math.log10(abs(rounded)))) if rounded else 0
 
 
 def format_measured(value: float, std: float | None) -> str:
