@@ -11,6 +11,7 @@ import secateur
 
 from ..base.console import say
 from ..base.files import read_json
+from ..results.exported import SlicedLora
 from ..runs.arguments import WeightsArguments
 from .options import NamedWeights
 
@@ -32,10 +33,9 @@ def slice_lora(
     """
     arguments: WeightsArguments = {**pruned.arguments, "device": "cpu"}
     written = secateur.slice_lora(lora, model=pruned.model, out=out, **arguments)
-    about = read_json(out / "slicing.json")
-    for name, unit in (("tensors", ""), ("parameters", ",")):
-        counts = about[name]
-        say(f"{name:11} {counts['in']:{unit}} to {counts['out']:{unit}}")
+    about: SlicedLora = read_json(out / "slicing.json")
+    for name, counts in (("tensors", about["tensors"]), ("parameters", about["parameters"])):
+        say(f"{name:11} {counts['in']:,} to {counts['out']:,}")
     if about["warning"] is not None:
         say(f"warning     {about['warning']}")
     say(f"lora        {written}")

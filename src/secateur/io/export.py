@@ -26,6 +26,7 @@ from ..base.files import atomic_folder, write_json
 from ..models.network import as_network, example_inputs, inference
 from ..models.precision import BYTES, check_precision
 from ..models.precision import cast as cast_weights
+from ..results.exported import Described, Exported
 from .checkpoint import from_pretrained, save_pretrained
 from .manifest import library_versions, manifest_of
 from .pruned import class_name
@@ -79,7 +80,7 @@ def export(
     size: tuple[int, int] | None = None,
     text_tokens: int | None = None,
     dtype: DtypeName = "float32",
-) -> dict[str, Any]:
+) -> Exported:
     """Write `model` to the folder `out`, with a `model.json` that describes the file; return its content.
 
     Traced shapes are fixed: `batch_size`, `size`, the height and width of the sample, by default the config's, and
@@ -129,7 +130,7 @@ def export(
                 f"differs by {difference:.1e} in outputs of up to {largest:.1e}; nothing was written"
             )
         manifest = manifest_of(model)
-        about = {
+        about: Exported = {
             "format": format,
             "file": chosen.file,
             "class": class_name(model),
@@ -296,7 +297,7 @@ def _bytes(path: Path) -> int:
     return sum(each.stat().st_size for each in (path.rglob("*") if path.is_dir() else [path]) if each.is_file())
 
 
-def _described(value: Any) -> dict[str, Any]:
+def _described(value: Any) -> Described:
     """The description of an input; its value if it is fixed, such as sizes (Qwen-Image)."""
     if not isinstance(value, Tensor):
         return {"value": value}

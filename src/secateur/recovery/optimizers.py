@@ -150,8 +150,7 @@ def orthogonalized(matrices_NOR: Tensor, dtype: torch.dtype | None = None) -> Te
     """Each matrix with its singular values brought near to 1, by five steps of a quintic Newton-Schulz iteration.
 
     X <- a X + (b A + c A A) X with A = X X', starting from X divided by its Frobenius norm. By default in bfloat16 if
-    the device multiplies it in hardware, which takes a third of the time and trains to the same losses
-    (benchmarks/muon.py).
+    the device multiplies it in hardware, else in float32.
     """
     if dtype is None:
         dtype = torch.bfloat16 if multiplies_bfloat16(matrices_NOR.device) else torch.float32

@@ -99,7 +99,7 @@ def check_evaluating(
     """Check that an evaluation can run; returns the models to compare, the reference first, copies in others last.
 
     Raises:
-        SecateurError: as `check_evaluation`; or the reference does not fit this model.
+        SecateurError: as `plan_evaluation`; or the reference does not fit this model.
     """
     models = {stage_of(subject.model): subject.model}
     if reference is not None:

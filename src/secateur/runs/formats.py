@@ -22,6 +22,7 @@ from ..io.lora_files import LORA_WEIGHTS, peft_metadata, read_lora
 from ..io.manifest import library_versions, manifest_of
 from ..io.original_dit import Kind
 from ..io.original_dit import convert as write_conversion
+from ..results.exported import ExportedFile, SlicedLora
 from .arguments import WeightsArguments
 from .folder import refuse_run
 from .subject import open_weights
@@ -70,7 +71,7 @@ def export(
     dtype: DtypeName = "float32",
     progress: bool = False,
     **arguments: Unpack[WeightsArguments],
-) -> dict[str, Any]:
+) -> ExportedFile:
     """Write a model for another runtime, and check the written file against the model.
 
     A file whose outputs differ is not kept.
@@ -139,15 +140,13 @@ def slice_lora(
         return after
     manifest = manifest_of(pruned)
     assert manifest is not None
-    parameters = {
-        name: sum(value.numel() for value in each.values()) for name, each in (("in", before), ("out", after))
-    }
-    about = {
+    sizes = [sum(value.numel() for value in each.values()) for each in (before, after)]
+    about: SlicedLora = {
         "lora": "in memory" if isinstance(lora, Mapping) else str(lora),
         "model": model if isinstance(model, str) else type(pruned).__name__,
         "manifest_sha256": manifest.digest,
         "tensors": {"in": len(before), "out": len(after)},
-        "parameters": parameters,
+        "parameters": {"in": sizes[0], "out": sizes[1]},
         "warning": refit_warning(manifest),
         "versions": library_versions(),
     }
