@@ -26,7 +26,6 @@ from models import half, output, randomize, sd3, unet
 from secateur.base.errors import ModelError, SecateurError
 from secateur.base.files import write_json
 from secateur.io.export import Call, export
-from secateur.io.layouts import LAYOUTS
 from secateur.io.manifest import apply_cut
 from secateur.io.pipeline import load
 from secateur.io.pruned import dense_class
@@ -39,6 +38,7 @@ from secateur.io.single_file import (
     write_single_file,
 )
 from secateur.models.network import example_inputs
+from secateur.models.registry import families
 from secateur.structure import Cut
 
 WIDE = {"num_attention_heads": 24, "attention_head_dim": 128}  # as diffusers' conversion of Flux has them built in
@@ -73,7 +73,8 @@ def released(architecture, **config):
 )
 def test_diffusers_converts_a_layout_back(architecture, config):
     state = released(architecture, **config)
-    original = LAYOUTS[architecture.__name__].original(state)
+    (family,) = (each for each in families() if each.architecture is architecture)
+    original = family.layout.original(state)
     convert = SINGLE_FILE_LOADABLE_CLASSES[architecture.__name__]["checkpoint_mapping_fn"]
     back = convert(checkpoint=dict(original), config=config)
     assert back.keys() == state.keys()

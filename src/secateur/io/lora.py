@@ -20,11 +20,10 @@ from diffusers import UNet2DConditionModel, UNet2DModel
 from torch import Tensor, nn
 
 from ..base.errors import ModelError
-from ..models.registry import describe
+from ..models.registry import describe, family_of
 from ..structure import Cut, kept_entries, name_after, remove, rescaling
 from .foreign import quiet
 from .manifest import Manifest, dense_skeleton, manifest_of
-from .pruned import dense_class
 
 Part = Literal["down", "up", "alpha"]
 
@@ -41,18 +40,6 @@ ENDINGS: dict[str, Part] = {  # of peft, of kohya, and of diffusers before it us
     "_lora.down.weight": "down",
     "_lora.up.weight": "up",
     ".alpha": "alpha",
-}
-PIPELINES = {  # whose loaders know the spelling of the architecture's LoRAs
-    "UNet2DConditionModel": "StableDiffusionXLPipeline",
-    "SD3Transformer2DModel": "StableDiffusion3Pipeline",
-    "FluxTransformer2DModel": "FluxPipeline",
-    "ChromaTransformer2DModel": "ChromaPipeline",
-    "QwenImageTransformer2DModel": "QwenImagePipeline",
-    "WanTransformer3DModel": "WanPipeline",
-    "SanaTransformer2DModel": "SanaPipeline",
-    "Flux2Transformer2DModel": "Flux2Pipeline",
-    "ZImageTransformer2DModel": "ZImagePipeline",
-    "Lumina2Transformer2DModel": "Lumina2Pipeline",
 }
 TEXT_ENCODERS = ("text_encoder", "lora_te")
 KOHYA = re.compile(r"lora_(unet|transformer)_")
@@ -138,7 +125,7 @@ def _by_diffusers(lora: Mapping[str, Tensor], dense: nn.Module, unknown: ModelEr
     Raises:
         ModelError: `unknown`, if diffusers does not know them either.
     """
-    name = PIPELINES.get(dense_class(dense).__name__)
+    name = family_of(dense).lora_pipeline
     if name is None:
         raise unknown
     options = {"unet_config": dense.config} if "StableDiffusion" in name and "3" not in name else {}

@@ -22,9 +22,8 @@ from torch import nn
 from ..base.errors import ModelError
 from ..base.files import atomic_file, write_json
 from ..base.records import record_of
-from ..models.registry import architecture_named, is_known, unsupported
+from ..models.registry import architecture_named, families, family_of, is_known, unsupported
 from .foreign import hollow, loading, quiet
-from .layouts import LAYOUTS
 from .manifest import manifest_of
 from .pruned import dense_class
 from .weights import DTYPES
@@ -73,7 +72,7 @@ def write_single_file(model: nn.Module, path: Path, linear: torch.dtype | None =
     """Write `model` with the names of its original authors, and its diffusers config in the metadata.
 
     Args:
-        model: of an architecture in `LAYOUTS`, as wide as the released one.
+        model: of an architecture whose family has a layout, as wide as the released one.
         path: the file to write.
         linear: dtype of the weights of linear layers, by default the model's own.
 
@@ -81,9 +80,10 @@ def write_single_file(model: nn.Module, path: Path, linear: torch.dtype | None =
         ModelError: its architecture is not read from such files, or it is narrower than the released one.
         SecateurError: the disk is full.
     """
-    name, manifest = dense_class(model).__name__, manifest_of(model)
-    if name not in LAYOUTS:
-        raise ModelError(f"a {name} is not written as a single file; supported: {', '.join(LAYOUTS)}")
+    name, manifest, layout = dense_class(model).__name__, manifest_of(model), family_of(model).layout
+    if layout is None:
+        supported = ", ".join(family.architecture.__name__ for family in families() if family.layout is not None)
+        raise ModelError(f"a {name} is not written as a single file; supported: {supported}")
     if manifest is not None and manifest.narrows:
         raise ModelError(
             f"this {name} lost channels or heads, and the programs that read single files build it at its full width: "
@@ -96,7 +96,7 @@ def write_single_file(model: nn.Module, path: Path, linear: torch.dtype | None =
         )
     config: Mapping[str, Any] = model.config  # type: ignore[assignment]
     plain = {key: value for key, value in config.items() if not key.startswith("_")} | {"_class_name": name}
-    original = LAYOUTS[name].original(model.state_dict())
+    original = layout.original(model.state_dict())
     with atomic_file(path) as temporary:
         tensors = {
             key: (

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..base.errors import ModelError
 from ..structure import Structure
 from .conditions import UNCONDITIONAL, Conditions
+from .layout import Layout
 
 Shape = tuple[int, ...]  # (C, H, W) of one sample, (C, T, H, W) of a clip
 Size = tuple[int, int]  # height and width
@@ -208,6 +209,8 @@ class Family:
         shift_by_steps: whether its pipeline shifts noise levels by the number of tokens and of steps (Flux.2).
         counts_by_place: whether blocks depend on their position among all, so that its class cannot build a model
             without some, and programs that read single files do not run one (Chroma).
+        layout: the tensor names of its authors, in which single files are written; None: it is not written as one.
+        lora_pipeline: the diffusers pipeline whose loader knows the names of the architecture's LoRAs.
         used_outside: patterns over names of modules that are called from outside the block that holds them; sharding
             (FSDP) must wrap them separately.
     """
@@ -232,6 +235,8 @@ class Family:
     shift_by_steps: bool = False
     sampled_in: int | None = None
     counts_by_place: bool = False
+    layout: Layout | None = None
+    lora_pipeline: str | None = None
     used_outside: tuple[str, ...] = ()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Family:

@@ -11,7 +11,9 @@ from ...structure import Structure, StructureBuilder, Table
 from ..conditions import Conditions
 from ..family import Draw, Family, Size, config_of, counted
 from ..layers.flux_blocks import declare_double_stream, declare_single_stream
+from ..layout import Layout
 from ..packing import PATCH, pack, packed_shape, positions, size_of, unpacked_prediction
+from .flux import BLOCK_NAMES, FUSED_LAYERS
 
 TEXT_TOKENS = 512
 SINGLE, DOUBLE = 3, 6  # modulations of a block, of a double-stream one for each of its streams
@@ -68,6 +70,17 @@ def _encode(pipeline: Any, prompts: list[str], size: Size, without: bool) -> dic
     return {"encoder_hidden_states": states, "attention_mask": mask}
 
 
+LAYOUT = Layout(
+    {
+        "distilled_guidance_layer.layers.{}.linear_1.*": "distilled_guidance_layer.layers.{}.in_layer.*",
+        "distilled_guidance_layer.layers.{}.linear_2.*": "distilled_guidance_layer.layers.{}.out_layer.*",
+        "distilled_guidance_layer.norms.{}.weight": "distilled_guidance_layer.norms.{}.scale",
+        "distilled_guidance_layer.*": "distilled_guidance_layer.*",
+        **BLOCK_NAMES,
+    },
+    FUSED_LAYERS,
+)
+
 CHROMA = Family(
     ChromaTransformer2DModel,
     describe_chroma,
@@ -80,4 +93,6 @@ CHROMA = Family(
     patch_size=lambda model: PATCH,
     even_levels=True,
     counts_by_place=True,
+    layout=LAYOUT,
+    lora_pipeline="ChromaPipeline",
 )

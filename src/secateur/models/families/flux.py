@@ -11,6 +11,7 @@ from ...structure import Structure, StructureBuilder
 from ..conditions import Conditions
 from ..family import Draw, Family, Size, counted
 from ..layers.flux_blocks import STREAMS, declare_double_stream, declare_single_stream
+from ..layout import Layout, projections
 from ..packing import PATCH, pack, packed_shape, positions, size_of, unpacked_prediction
 
 GUIDANCE = 3.5  # guidance input of a guidance-distilled Flux: the default of diffusers' pipeline
@@ -59,6 +60,50 @@ def _encode(pipeline: Any, prompts: list[str], size: Size, without: bool) -> dic
     return {"encoder_hidden_states": states, "pooled_projections": pooled}
 
 
+BLOCK_NAMES = {
+    "transformer_blocks.{}.attn.norm_q.weight": "double_blocks.{}.img_attn.norm.query_norm.scale",
+    "transformer_blocks.{}.attn.norm_k.weight": "double_blocks.{}.img_attn.norm.key_norm.scale",
+    "transformer_blocks.{}.attn.norm_added_q.weight": "double_blocks.{}.txt_attn.norm.query_norm.scale",
+    "transformer_blocks.{}.attn.norm_added_k.weight": "double_blocks.{}.txt_attn.norm.key_norm.scale",
+    "transformer_blocks.{}.attn.to_out.0.*": "double_blocks.{}.img_attn.proj.*",
+    "transformer_blocks.{}.attn.to_add_out.*": "double_blocks.{}.txt_attn.proj.*",
+    "transformer_blocks.{}.norm1.linear.*": "double_blocks.{}.img_mod.lin.*",
+    "transformer_blocks.{}.norm1_context.linear.*": "double_blocks.{}.txt_mod.lin.*",
+    "transformer_blocks.{}.ff.net.0.proj.*": "double_blocks.{}.img_mlp.0.*",
+    "transformer_blocks.{}.ff.net.2.*": "double_blocks.{}.img_mlp.2.*",
+    "transformer_blocks.{}.ff_context.net.0.proj.*": "double_blocks.{}.txt_mlp.0.*",
+    "transformer_blocks.{}.ff_context.net.2.*": "double_blocks.{}.txt_mlp.2.*",
+    "single_transformer_blocks.{}.attn.norm_q.weight": "single_blocks.{}.norm.query_norm.scale",
+    "single_transformer_blocks.{}.attn.norm_k.weight": "single_blocks.{}.norm.key_norm.scale",
+    "single_transformer_blocks.{}.proj_out.*": "single_blocks.{}.linear2.*",
+    "single_transformer_blocks.{}.norm.linear.*": "single_blocks.{}.modulation.lin.*",
+    "context_embedder.*": "txt_in.*",
+    "x_embedder.*": "img_in.*",
+    "proj_out.*": "final_layer.linear.*",
+    "norm_out.linear.*": "final_layer.adaLN_modulation.1.*",
+}
+FUSED_LAYERS = {
+    "double_blocks.{}.img_attn.qkv": projections("transformer_blocks.{}.attn.to_?"),
+    "double_blocks.{}.txt_attn.qkv": projections("transformer_blocks.{}.attn.add_?_proj"),
+    "single_blocks.{}.linear1": (
+        *projections("single_transformer_blocks.{}.attn.to_?"),
+        "single_transformer_blocks.{}.proj_mlp",
+    ),
+}
+LAYOUT = Layout(
+    {
+        "time_text_embed.timestep_embedder.linear_1.*": "time_in.in_layer.*",
+        "time_text_embed.timestep_embedder.linear_2.*": "time_in.out_layer.*",
+        "time_text_embed.text_embedder.linear_1.*": "vector_in.in_layer.*",
+        "time_text_embed.text_embedder.linear_2.*": "vector_in.out_layer.*",
+        "time_text_embed.guidance_embedder.linear_1.*": "guidance_in.in_layer.*",
+        "time_text_embed.guidance_embedder.linear_2.*": "guidance_in.out_layer.*",
+        **BLOCK_NAMES,
+    },
+    FUSED_LAYERS,
+    ("norm_out.linear",),
+)
+
 FLUX = Family(
     FluxTransformer2DModel,
     describe_flux,
@@ -71,4 +116,6 @@ FLUX = Family(
     patch_size=lambda model: PATCH,
     even_levels=True,
     sampled_in=28,
+    layout=LAYOUT,
+    lora_pipeline="FluxPipeline",
 )

@@ -13,7 +13,9 @@ from torch import Tensor
 from .. import discovery
 from ..conditions import Conditions
 from ..family import Draw, Family, Shape, Size, config_of, counted, denoised_channels, sides
+from ..layout import Layout
 from ..packing import size_of
+from .flux import BLOCK_NAMES, FUSED_LAYERS
 
 GUIDANCE = 4.0  # guidance input of a guidance-distilled model (dev): the default of diffusers' pipeline
 SAMPLE_SIZE = 64  # latents of 1024 pixels, if the config does not say
@@ -62,6 +64,27 @@ def _encode(pipeline: Any, prompts: list[str], size: Size, without: bool) -> dic
     return {"encoder_hidden_states": states}
 
 
+LAYOUT = Layout(
+    {
+        "time_guidance_embed.timestep_embedder.linear_1.*": "time_in.in_layer.*",
+        "time_guidance_embed.timestep_embedder.linear_2.*": "time_in.out_layer.*",
+        "time_guidance_embed.guidance_embedder.linear_1.*": "guidance_in.in_layer.*",
+        "time_guidance_embed.guidance_embedder.linear_2.*": "guidance_in.out_layer.*",
+        "double_stream_modulation_img.linear.*": "double_stream_modulation_img.lin.*",
+        "double_stream_modulation_txt.linear.*": "double_stream_modulation_txt.lin.*",
+        "single_stream_modulation.linear.*": "single_stream_modulation.lin.*",
+        "transformer_blocks.{}.ff.linear_in.*": "double_blocks.{}.img_mlp.0.*",
+        "transformer_blocks.{}.ff.linear_out.*": "double_blocks.{}.img_mlp.2.*",
+        "transformer_blocks.{}.ff_context.linear_in.*": "double_blocks.{}.txt_mlp.0.*",
+        "transformer_blocks.{}.ff_context.linear_out.*": "double_blocks.{}.txt_mlp.2.*",
+        "single_transformer_blocks.{}.attn.to_qkv_mlp_proj.*": "single_blocks.{}.linear1.*",
+        "single_transformer_blocks.{}.attn.to_out.*": "single_blocks.{}.linear2.*",
+        **BLOCK_NAMES,
+    },
+    {theirs: ours for theirs, ours in FUSED_LAYERS.items() if theirs.startswith("double")},
+    ("norm_out.linear",),
+)
+
 FLUX2 = Family(
     Flux2Transformer2DModel,
     discovery.describe,
@@ -75,4 +98,6 @@ FLUX2 = Family(
     even_levels=True,
     shift_by_steps=True,
     sampled_in=50,
+    layout=LAYOUT,
+    lora_pipeline="Flux2Pipeline",
 )

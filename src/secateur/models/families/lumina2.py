@@ -60,4 +60,5 @@ LUMINA2 = Family(
     prompts={"Lumina2Pipeline": _encode},
     rescaled=_rescaled,
     even_levels=True,
+    lora_pipeline="Lumina2Pipeline",
 )

@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 from .. import discovery
 from ..conditions import Conditions
 from ..family import Draw, Family, Size, config_of, counted, text_mask
+from ..layout import Layout
 from ..packing import PATCH, as_long_as, pack, packed_shape, size_of, unpacked_prediction
 
 TEXT_TOKENS = 512
@@ -48,6 +49,8 @@ def _encode(pipeline: Any, prompts: list[str], size: Size, without: bool) -> dic
     }
 
 
+LAYOUT = Layout({"*": "*"})  # diffusers' names are the authors'
+
 QWEN_IMAGE = Family(
     QwenImageTransformer2DModel,
     discovery.describe,
@@ -60,4 +63,6 @@ QWEN_IMAGE = Family(
     rescaled=as_long_as,
     patch_size=lambda model: PATCH,
     even_levels=True,
+    layout=LAYOUT,
+    lora_pipeline="QwenImagePipeline",
 )

@@ -86,4 +86,5 @@ SANA = Family(
     conditions=_conditions,
     depth_entries=counted(transformer_blocks="num_layers"),
     prompts={"SanaPipeline": _encode},
+    lora_pipeline="SanaPipeline",
 )

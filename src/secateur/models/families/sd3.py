@@ -10,6 +10,7 @@ from ..conditions import Conditions
 from ..family import Draw, Family, Size
 from ..layers.attention import declare_attention
 from ..layers.feedforward import declare_feed_forward
+from ..layout import Layout, projections
 
 TEXT_TOKENS = 77 + 256  # CLIP's and T5's
 STREAMS = ("encoder_hidden_states", "hidden_states")
@@ -56,10 +57,47 @@ def _encode(pipeline: Any, prompts: list[str], size: Size, without: bool) -> dic
     }
 
 
+LAYOUT = Layout(
+    {
+        "pos_embed.pos_embed": "pos_embed",
+        "pos_embed.proj.*": "x_embedder.proj.*",
+        "time_text_embed.timestep_embedder.linear_1.*": "t_embedder.mlp.0.*",
+        "time_text_embed.timestep_embedder.linear_2.*": "t_embedder.mlp.2.*",
+        "time_text_embed.text_embedder.linear_1.*": "y_embedder.mlp.0.*",
+        "time_text_embed.text_embedder.linear_2.*": "y_embedder.mlp.2.*",
+        "context_embedder.*": "context_embedder.*",
+        "transformer_blocks.{}.attn.norm_added_q.*": "joint_blocks.{}.context_block.attn.ln_q.*",
+        "transformer_blocks.{}.attn.norm_added_k.*": "joint_blocks.{}.context_block.attn.ln_k.*",
+        "transformer_blocks.{}.attn.norm_q.*": "joint_blocks.{}.x_block.attn.ln_q.*",
+        "transformer_blocks.{}.attn.norm_k.*": "joint_blocks.{}.x_block.attn.ln_k.*",
+        "transformer_blocks.{}.attn2.norm_q.*": "joint_blocks.{}.x_block.attn2.ln_q.*",
+        "transformer_blocks.{}.attn2.norm_k.*": "joint_blocks.{}.x_block.attn2.ln_k.*",
+        "transformer_blocks.{}.attn.to_out.0.*": "joint_blocks.{}.x_block.attn.proj.*",
+        "transformer_blocks.{}.attn2.to_out.0.*": "joint_blocks.{}.x_block.attn2.proj.*",
+        "transformer_blocks.{}.attn.to_add_out.*": "joint_blocks.{}.context_block.attn.proj.*",
+        "transformer_blocks.{}.norm1.linear.*": "joint_blocks.{}.x_block.adaLN_modulation.1.*",
+        "transformer_blocks.{}.norm1_context.linear.*": "joint_blocks.{}.context_block.adaLN_modulation.1.*",
+        "transformer_blocks.{}.ff.net.0.proj.*": "joint_blocks.{}.x_block.mlp.fc1.*",
+        "transformer_blocks.{}.ff.net.2.*": "joint_blocks.{}.x_block.mlp.fc2.*",
+        "transformer_blocks.{}.ff_context.net.0.proj.*": "joint_blocks.{}.context_block.mlp.fc1.*",
+        "transformer_blocks.{}.ff_context.net.2.*": "joint_blocks.{}.context_block.mlp.fc2.*",
+        "proj_out.*": "final_layer.linear.*",
+        "norm_out.linear.*": "final_layer.adaLN_modulation.1.*",
+    },
+    {
+        "joint_blocks.{}.x_block.attn.qkv": projections("transformer_blocks.{}.attn.to_?"),
+        "joint_blocks.{}.x_block.attn2.qkv": projections("transformer_blocks.{}.attn2.to_?"),
+        "joint_blocks.{}.context_block.attn.qkv": projections("transformer_blocks.{}.attn.add_?_proj"),
+    },
+    ("norm_out.linear", "transformer_blocks.{}.norm1_context.linear"),
+)
+
 SD3 = Family(
     SD3Transformer2DModel,
     describe_sd3,
     conditions=_conditions,
     depth_entries=_depth_entries,
     prompts={"StableDiffusion3Pipeline": _encode},
+    layout=LAYOUT,
+    lora_pipeline="StableDiffusion3Pipeline",
 )

@@ -82,4 +82,5 @@ UNET2D_CONDITION = Family(
     conditions=_conditions,
     depth_entries=no_depth,
     prompts={"StableDiffusionPipeline": _encode, "StableDiffusionXLPipeline": _encode_xl},
+    lora_pipeline="StableDiffusionXLPipeline",
 )

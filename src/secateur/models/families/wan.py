@@ -8,6 +8,7 @@ from torch import Tensor
 from .. import discovery
 from ..conditions import Conditions
 from ..family import Draw, Family, Shape, Size, config_of, counted
+from ..layout import Layout
 
 SAMPLE_SIZE = (
     21,
@@ -34,6 +35,36 @@ def _encode(pipeline: Any, prompts: list[str], size: Size, without: bool) -> dic
     return {"encoder_hidden_states": states}
 
 
+LAYOUT = Layout(
+    {
+        "condition_embedder.time_embedder.linear_1.*": "time_embedding.0.*",
+        "condition_embedder.time_embedder.linear_2.*": "time_embedding.2.*",
+        "condition_embedder.text_embedder.linear_1.*": "text_embedding.0.*",
+        "condition_embedder.text_embedder.linear_2.*": "text_embedding.2.*",
+        "condition_embedder.time_proj.*": "time_projection.1.*",
+        "condition_embedder.image_embedder.norm1.*": "img_emb.proj.0.*",
+        "condition_embedder.image_embedder.ff.net.0.proj.*": "img_emb.proj.1.*",
+        "condition_embedder.image_embedder.ff.net.2.*": "img_emb.proj.3.*",
+        "condition_embedder.image_embedder.norm2.*": "img_emb.proj.4.*",
+        "blocks.{}.attn1.to_out.0.*": "blocks.{}.self_attn.o.*",
+        "blocks.{}.attn2.to_out.0.*": "blocks.{}.cross_attn.o.*",
+        "blocks.{}.attn1.to_*": "blocks.{}.self_attn.*",
+        "blocks.{}.attn2.to_*": "blocks.{}.cross_attn.*",
+        "blocks.{}.attn2.add_k_proj.*": "blocks.{}.cross_attn.k_img.*",
+        "blocks.{}.attn2.add_v_proj.*": "blocks.{}.cross_attn.v_img.*",
+        "blocks.{}.attn2.norm_added_k.*": "blocks.{}.cross_attn.norm_k_img.*",
+        "blocks.{}.attn1.norm_*": "blocks.{}.self_attn.norm_*",
+        "blocks.{}.attn2.norm_*": "blocks.{}.cross_attn.norm_*",
+        "blocks.{}.ffn.net.0.proj.*": "blocks.{}.ffn.0.*",
+        "blocks.{}.ffn.net.2.*": "blocks.{}.ffn.2.*",
+        "blocks.{}.norm2.*": "blocks.{}.norm3.*",
+        "blocks.{}.scale_shift_table": "blocks.{}.modulation",
+        "scale_shift_table": "head.modulation",
+        "proj_out.*": "head.head.*",
+        "patch_embedding.*": "patch_embedding.*",
+    }
+)
+
 WAN = Family(
     WanTransformer3DModel,
     discovery.describe,
@@ -42,4 +73,6 @@ WAN = Family(
     depth_entries=counted(blocks="num_layers"),
     prompts={"WanPipeline": _encode},
     patch_size=lambda model: config_of(model)["patch_size"][-1],
+    layout=LAYOUT,
+    lora_pipeline="WanPipeline",
 )

@@ -15,6 +15,7 @@ from torch.nn.functional import pad
 from .. import discovery
 from ..conditions import Conditions
 from ..family import Draw, Family, Shape, Size, config_of, sides, text_mask
+from ..layout import Layout, projections
 
 SAMPLE_SIZE = 128  # latents of 1024 pixels, if the config does not say
 TEXT_TOKENS = 512
@@ -60,6 +61,19 @@ def _encode(pipeline: Any, prompts: list[str], size: Size, without: bool) -> dic
     }
 
 
+LISTS = ("layers", "noise_refiner", "context_refiner")
+LAYOUT = Layout(
+    {
+        "all_x_embedder.2-1.*": "x_embedder.*",
+        "all_final_layer.2-1.*": "final_layer.*",
+        **{f"{name}.{{}}.attention.to_out.0.*": f"{name}.{{}}.attention.out.*" for name in LISTS},
+        **{f"{name}.{{}}.attention.norm_q.*": f"{name}.{{}}.attention.q_norm.*" for name in LISTS},
+        **{f"{name}.{{}}.attention.norm_k.*": f"{name}.{{}}.attention.k_norm.*" for name in LISTS},
+        "*": "*",
+    },
+    {f"{name}.{{}}.attention.qkv": projections(f"{name}.{{}}.attention.to_?") for name in LISTS},
+)
+
 Z_IMAGE = Family(
     ZImageTransformer2DModel,
     discovery.describe,
@@ -71,4 +85,6 @@ Z_IMAGE = Family(
     unguided=0.0,
     patch_size=lambda model: 2,
     even_levels=True,
+    layout=LAYOUT,
+    lora_pipeline="ZImagePipeline",
 )
