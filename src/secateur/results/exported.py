@@ -34,6 +34,7 @@ Exported = TypedDict(
         "milliseconds_before": float,  # of a call of the model
         "largest_difference": float,  # between the outputs of file and model
         "largest_output": float,
+        "warning": str,
         "manifest_sha256": str | None,
         "versions": Mapping[str, str],
     },
