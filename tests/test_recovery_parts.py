@@ -18,10 +18,10 @@ from secateur.process.base import denoising_error
 from secateur.process.diffusion import DiffusionProcess
 from secateur.process.flow import FlowProcess
 from secateur.recovery import OBJECTIVES, Ema, JacobianConfig, Objective, RecoveryConfig, WarmupConfig, draws
-from secateur.recovery.config import learning_rate_at
 from secateur.recovery.draws import batch_indices, draw_step, uniform_times
 from secateur.recovery.ema import warm_decay
 from secateur.recovery.objectives.build import build_objective
+from secateur.recovery.optimizers import learning_rate_at
 from secateur.schedules import CutConfig
 
 

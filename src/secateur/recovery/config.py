@@ -1,7 +1,6 @@
 """Settings of a recovery run."""
 
 from dataclasses import dataclass, field
-from math import cos, pi
 from typing import Annotated, Literal
 
 from ..base.errors import require
@@ -139,19 +138,3 @@ class WarmupConfig:
 
     def __post_init__(self) -> None:
         check_fields("warmup", self)
-
-
-def learning_rate_at(config: RecoveryConfig, step: int, highest: float | None = None) -> float:
-    """Learning rate of optimizer step `step` (0, 1, ...): linear warm-up, then constant or down to zero.
-
-    `highest` is the rate reached after the warm-up, by default AdamW's.
-    """
-    highest = config.learning_rate if highest is None else highest
-    if step < config.warmup_steps:
-        return highest * (step + 1) / config.warmup_steps
-    done = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
-    if config.lr_schedule == "cosine":
-        return highest * (1 + cos(pi * done)) / 2
-    if config.lr_schedule == "linear":
-        return highest * (1 - done)
-    return highest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from math import cos, pi
 from typing import Any
 
 import torch
@@ -39,6 +40,22 @@ def build_optimizer(config: RecoveryConfig, model: nn.Module) -> Optimizer:
     matrices = [parameter for name, parameter in named.items() if is_matrix(name, parameter)]
     rest = [parameter for name, parameter in named.items() if not is_matrix(name, parameter)]
     return Muon(matrices, rest, config.muon_learning_rate, config.learning_rate, config.betas, config.weight_decay)
+
+
+def learning_rate_at(config: RecoveryConfig, step: int, highest: float | None = None) -> float:
+    """Learning rate of optimizer step `step` (0, 1, ...): linear warm-up, then constant or down to zero.
+
+    `highest` is the rate reached after the warm-up, by default AdamW's.
+    """
+    highest = config.learning_rate if highest is None else highest
+    if step < config.warmup_steps:
+        return highest * (step + 1) / config.warmup_steps
+    done = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
+    if config.lr_schedule == "cosine":
+        return highest * (1 + cos(pi * done)) / 2
+    if config.lr_schedule == "linear":
+        return highest * (1 - done)
+    return highest
 
 
 def set_learning_rate(optimizer: Optimizer, rate_at: Callable[[float], float]) -> None:

@@ -19,10 +19,10 @@ from ..models.jacobian import exact
 from ..process.base import Process
 from ..teacher import Draw
 from .checkpoints import TrainingState, newest_checkpoint
-from .config import RecoveryConfig, learning_rate_at
+from .config import RecoveryConfig
 from .objectives import Objective, Terms
 from .objectives.objective import JACOBIAN_TERM
-from .optimizers import set_learning_rate
+from .optimizers import learning_rate_at, set_learning_rate
 from .parallel import Parallel
 
 BALANCED_STEPS = 10  # steps with a Jacobian term over which its automatic weight is found
