@@ -13,7 +13,7 @@ from torch import Tensor, uint8
 from .errors import DataError, first_line
 from .files import atomic_file, require_regular
 
-CHECKSUM = "crc32"  # in the metadata of a file; older files have none
+CHECKSUM = "crc32"  # in the metadata of a file
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -33,7 +33,7 @@ def check_tensors(path: Path) -> None:
         require_regular(path)
         with safe_open(path, "pt") as file:
             expected = (file.metadata() or {}).get(CHECKSUM)
-        if expected is not None and _checksum(load_file(path)) != expected:
+        if _checksum(load_file(path)) != expected:
             raise ValueError("it is not what was written")
     except (OSError, SafetensorError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {first_line(error)}; remove it, and it is made again") from error
