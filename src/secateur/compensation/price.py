@@ -17,6 +17,7 @@ from ..models.network import example_inputs
 from ..models.registry import describe
 from ..structure import Cut, remove
 from ..structure.cost import skeleton
+from ..structure.known_values import remember, without_memory
 from .compensate import MEASURED
 from .config import CompensationConfig
 from .counterparts import Projection, counterparts, projection
@@ -99,8 +100,9 @@ def price(
     parts = counterparts(hollow, dense, cuts)
     layers, left = layers_to_refit(hollow, parts)
     target = chosen_target(hollow, config)
-    kwargs = tree_map_only(Tensor, lambda value: value.to("meta"), dict(inputs or example_inputs(dense, 1)))
-    with torch.no_grad():
+    given = dict(inputs or example_inputs(dense, 1))
+    kwargs = tree_map_only(Tensor, lambda value: remember(value.to("meta"), value), given)
+    with torch.no_grad(), without_memory():
         flops = [_flops(model, kwargs) for model in (hollow, hollow_dense)]
         positions, waiting = _walk(hollow, list(layers), kwargs)
         waiting += _walk(hollow_dense, [layer.dense for layer in layers.values()], kwargs)[1]

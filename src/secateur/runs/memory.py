@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ..compensation import Price
 from ..criteria import criterion_named
 from ..criteria.criterion import Memory
 from ..criteria.memory import without_data, without_values
@@ -33,7 +34,9 @@ OPTIMIZER, AVERAGE = 2, 1  # copies of the weights
 SAVING = ("optimizer", "weight_precision", "offload", "freeze", "lora", "parallel")  # options of recovery
 
 
-def peak_bytes(subject: Subject, work: Work, passes: Passes | None = None) -> dict[str, float]:
+def peak_bytes(
+    subject: Subject, work: Work, passes: Passes | None = None, refit: Price | None = None
+) -> dict[str, float]:
     """Peak bytes of each stage on the model's device, for a run in a folder (one in memory keeps more models).
 
     Passes are counted for the dense model; those of a pruned one are its share by MACs. Inputs, libraries and memory
@@ -48,7 +51,7 @@ def peak_bytes(subject: Subject, work: Work, passes: Passes | None = None) -> di
     if work.ranking is not None:
         ranked = passes.ranking(work)
         stages["rank"] = dense + passes.forward(work.ranking[1].batch_size) if ranked is None else float(ranked.peak)
-    if (refit := price_of_compensation(subject, work)) is not None:
+    if (refit := refit or price_of_compensation(subject, work)) is not None:
         stages["compensate"] = dense + cut + refit.bytes
     if work.book is not None:
         stages["record"] = dense + passes.forward(work.book[0].batch_size)

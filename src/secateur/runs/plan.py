@@ -135,7 +135,8 @@ def plan_of(subject: Subject, work: Work, target: Target | None = None, cut: Cut
     """The plan of `work` on the subject, timed by a few measured steps of its model, unless that is on the meta
     device."""
     second = 0.0 if subject.device.type == "meta" else seconds_per_pair(subject)
-    seconds = predict_seconds(subject, work, second) if second else {}
+    refit = price_of_compensation(subject, work)
+    seconds = predict_seconds(subject, work, second, refit) if second else {}
     calls = {} if work.evaluation is None else forward_passes(work.evaluation, subject.process)
     metrics = {name: count * FORWARD_SHARE * second for name, count in calls.items() if second}
     removable = len(subject.structure.dims), len(subject.structure.blocks)
@@ -151,10 +152,10 @@ def plan_of(subject: Subject, work: Work, target: Target | None = None, cut: Cut
         allocation,
         passes.ranking(work),
         metrics,
-        price_of_compensation(subject, work),
+        refit,
         _book(subject, work),
-        predict_flops(subject, work),
-        peak_bytes(subject, work, passes),
+        predict_flops(subject, work, refit),
+        peak_bytes(subject, work, passes, refit),
         dict(list(savings(work, seconds).items())[:SHOWN_SAVINGS]) if seconds else {},
     )
 

@@ -17,7 +17,8 @@ from ..criteria.criterion import FORWARD_SHARE
 from ..evaluation import EvaluationConfig
 from ..evaluation.costs import count_macs
 from ..evaluation.metrics.latency import synchronize
-from ..models.network import example_batch, example_inputs, input_shape
+from ..models.network import device_of, example_batch, example_inputs, input_shape
+from ..models.pricing import priced
 from ..process.base import denoising_error
 from ..recipes import Recipe
 from ..recovery import RecoveryConfig, WarmupConfig
@@ -26,7 +27,7 @@ from ..recovery.objectives.objective import recording_passes
 from ..recovery.reading import contents_of, tuples_for
 from ..results import CutResult
 from ..schedules.proxies import JUDGED_PASSES
-from ..structure import Cut
+from ..structure import Cut, Structure
 from ..teacher import BookConfig
 from .subject import Subject
 
@@ -136,20 +137,20 @@ def predict_passes(subject: Subject, work: Work) -> dict[str, float]:
     return stages
 
 
-def predict_seconds(subject: Subject, work: Work, second: float) -> dict[str, float]:
-    """Seconds of each stage; `second` is that of one image's forward and backward pass (`seconds_per_pair`)."""
+def predict_seconds(subject: Subject, work: Work, second: float, refit: Price | None) -> dict[str, float]:
+    """Seconds of each stage; `second` is that of one image's forward and backward pass (`seconds_per_pair`), `refit`
+    the price of the compensation."""
     seconds = {stage: passes * second for stage, passes in predict_passes(subject, work).items()}
-    refit = price_of_compensation(subject, work)
     if refit is not None:
         seconds[REFIT] = _cuts(work) * refit.seconds(measure_speed(subject.device))
     return _in_order(seconds)
 
 
-def predict_flops(subject: Subject, work: Work) -> dict[str, float]:
+def predict_flops(subject: Subject, work: Work, refit: Price | None) -> dict[str, float]:
     """FLOPs of each stage, 2 for a multiply-accumulate."""
-    one = 2 * _macs(subject.model) / FORWARD_SHARE
+    macs = _macs(subject.model) if work.plan is None else work.plan.before.macs
+    one = 2 * macs / FORWARD_SHARE
     flops = {stage: passes * one for stage, passes in predict_passes(subject, work).items()}
-    refit = price_of_compensation(subject, work)
     if refit is not None:
         flops[REFIT] = _cuts(work) * refit.flops
     return _in_order(flops)
@@ -233,7 +234,10 @@ def _seconds_of_pass(subject: Subject, batch_size: int) -> float:
     return min(seconds)
 
 
-def _macs(model: nn.Module) -> int:
+def _macs(model: nn.Module) -> float:
+    """Of one sample; counted in a pass, unless there are no weights."""
+    if device_of(model).type == "meta":
+        return priced(model, Structure({}, {}))({}).macs
     return count_macs(model, example_inputs(model, 1))
 
 

@@ -32,7 +32,7 @@ from .plan import plan_cut
 from .stages import warmup_stage
 from .subject import Subject
 from .tidy import tidy
-from .timing import Work, predict_seconds, work_of
+from .timing import Work, predict_seconds, price_of_compensation, work_of
 
 # Left out of `all`: a demonstration with its own budget, a recipe for VAEs, and variants of others.
 NOT_IN_ALL = (
@@ -140,7 +140,7 @@ def warm_up_seconds(bench: Bench, shared: TrialConfig, second: float) -> float:
     if bench.warmup is None:
         return 0.0
     work = Work(recovery=_warmup_recovery(shared), warmup=bench.warmup)
-    return predict_seconds(bench.subject, work, second)["warm up"]
+    return predict_seconds(bench.subject, work, second, None)["warm up"]
 
 
 def _warmup_recovery(shared: TrialConfig) -> RecoveryConfig:
@@ -228,7 +228,8 @@ def plan_trial(bench: Bench, trial: Trial, second: float) -> dict[str, float]:
     """
     subject = bench.subject.selected(trial.settings.cut)
     plan = check_compression(subject, bench.dataset, trial.goal, trial.settings)
-    return predict_seconds(bench.subject, work_of(trial.settings, plan), second)
+    work = work_of(trial.settings, plan)
+    return predict_seconds(bench.subject, work, second, price_of_compensation(bench.subject, work))
 
 
 def most_bytes(bench: Bench, trials: Iterable[Trial]) -> float:

@@ -56,8 +56,8 @@ def candidates(model: nn.Module, batch: int = 2, sides: tuple[int, int, int] = (
     Raises:
         ModelError: `forward` takes an unknown argument.
     """
-    frames, height, width = sides
-    of = Request(model, config_of(model), batch, frames, height, width)
+    config, (frames, height, width) = config_of(model), sides
+    of = Request(model, config, batch, config.get("video_length", frames), height, width)  # of Latte, which is fixed
     if (particular := PARTICULAR.get(architecture_of(model).__name__)) is not None:
         yield particular(of)
         return
