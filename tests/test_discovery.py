@@ -382,3 +382,13 @@ def test_diffusers_finds_a_narrower_model_of_a_class_that_nobody_declared(tmp_pa
     assert all(map(torch.equal, loaded.state_dict().values(), model.state_dict().values()))
     with pytest.raises(AttributeError):
         _ = secateur.PrunedNonsense
+
+
+@pytest.mark.slow
+def test_a_plan_of_a_network_that_reads_lengths_needs_no_values():
+    """Lumina 2 reads the lengths of captions from their mask; also where a compensation is priced."""
+    with torch.device("meta"):
+        model = architectures.small("Lumina2Transformer2DModel")
+    planned = secateur.plan(model, target="macs=80%", process="flow", cut=secateur.CutConfig(round_to=1))
+    assert planned.compensation is not None
+    assert planned.flops["compensate"] > 0

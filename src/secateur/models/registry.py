@@ -143,7 +143,11 @@ def _discovered(model: nn.Module) -> Structure:
     try:
         return discovery.discover(model).structure
     except ValueError as error:
-        raise ValueError(f"{unsupported(type(model).__name__)}. None was discovered either: {error}") from error
+        name = type(model).__name__
+        raise ValueError(
+            f"{name} is not declared, and its structure could not be discovered: {error}. "
+            "docs/adding-an-architecture.md shows how to declare one"
+        ) from error
 
 
 def _with_all_parameters(model: nn.Module, structure: Structure) -> Structure:

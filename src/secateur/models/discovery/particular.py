@@ -141,7 +141,6 @@ def _lumina_next(of: Request) -> dict[str, Any]:
         "encoder_hidden_states": text(of),
         "encoder_mask": torch.ones(of.batch, TEXT_TOKENS, dtype=torch.int64),
         "image_rotary_emb": torch.polar(torch.ones(64, 64, head // 2), torch.zeros(64, 64, head // 2)),
-        "cross_attention_kwargs": {},
     }
 
 
