@@ -485,8 +485,8 @@ TEXT = ("encoder_hidden_states", "encoder_attention_mask")
 def sample_for(model: nn.Module, batch_size: int = 2, seed: int = 0) -> tuple[torch.Tensor, Conditions]:
     """A random sample (B, C, 8, 8) for a model built here, and its conditions: a short text, if any."""
     if not isinstance(model, DiTTransformer2DModel | UNet2DModel):
-        sample, told = example_batch(model, batch_size, (8, 8))
-        return sample, {name: value[:, :16] if name in TEXT else value for name, value in told.items()}
+        sample, conditions = example_batch(model, batch_size, (8, 8))
+        return sample, {name: value[:, :16] if name in TEXT else value for name, value in conditions.items()}
     inputs = inputs_for(model, batch_size, seed)
     return next(iter(inputs.values())), {name: inputs[name] for name in ("class_labels",) if name in inputs}
 

@@ -23,7 +23,7 @@ from secateur.criteria import CRITERIA, CedOptions, ScoringConfig, score
 from secateur.criteria.blocks.drops import _masked, is_chain, outputs_without_each_block, passes_of
 from secateur.criteria.blocks.effects import spearman
 from secateur.criteria.blocks.entropy import deviations, log_sd_changes
-from secateur.criteria.blocks.measure import block_scores, draw_tuples, leaving_order, measure_blocks
+from secateur.criteria.blocks.measure import block_scores, draw_tuples, measure_blocks, removal_order
 from secateur.criteria.uniform import stride_order
 from secateur.data import Batch
 from secateur.models.network import inference
@@ -287,7 +287,7 @@ def test_ties_are_decided_by_the_smaller_error_then_by_the_later_block():
     assert [effect.rank for effect in found] == [4, 2, 3, 1, 5]
     by_score = sorted(ranking.scores, key=lambda name: ranking.scores[name].item())
     assert by_score == [f"blocks.{i}" for i in (3, 1, 2, 0, 4)]
-    assert leaving_order(np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])).tolist() == [[2, 1, 0], [2, 0, 1]]
+    assert removal_order(np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])).tolist() == [[2, 1, 0], [2, 0, 1]]
     assert block_scores("ab", np.array([1.0, 1.0]))["b"].item() == 1.0
 
 

@@ -33,16 +33,16 @@ def test_latents_are_packed_as_the_pipeline_of_flux_packs_them():
 @pytest.mark.parametrize("distilled", [False, True])
 def test_flux_gets_time_in_its_own_unit_and_positions_of_tokens(distilled):
     model = flux(guidance_embeds=distilled)
-    sample, told = sample_for(model)
+    sample, conditions = sample_for(model)
     timesteps = torch.tensor([30.0, 900.0])
-    found = predict(model, sample, timesteps, told)
+    found = predict(model, sample, timesteps, conditions)
     guidance = {"guidance": torch.full((2,), GUIDANCE)} if distilled else {}
     ids = FluxPipeline._prepare_latent_image_ids(2, 4, 4, "cpu", torch.float32)
-    text_ids = torch.zeros(told["encoder_hidden_states"].shape[1], 3)
+    text_ids = torch.zeros(conditions["encoder_hidden_states"].shape[1], 3)
     packed = FluxPipeline._pack_latents(sample, 2, 4, 8, 8)
-    expected = model(packed, timestep=timesteps / 1000, img_ids=ids, txt_ids=text_ids, **guidance, **told).sample
+    expected = model(packed, timestep=timesteps / 1000, img_ids=ids, txt_ids=text_ids, **guidance, **conditions).sample
     assert torch.equal(found, FluxPipeline._unpack_latents(expected, 64, 64, 8))
-    assert not torch.allclose(found, predict(model, sample, timesteps.flip(0), told))
+    assert not torch.allclose(found, predict(model, sample, timesteps.flip(0), conditions))
 
 
 class Wrapped(nn.parallel.DistributedDataParallel):
@@ -61,9 +61,9 @@ class Wrapped(nn.parallel.DistributedDataParallel):
 def test_a_wrapper_is_called_and_what_is_in_it_decides_how(make):
     model = make()
     wrapper = Wrapped(model)
-    sample, told = sample_for(model)
+    sample, conditions = sample_for(model)
     timesteps = torch.tensor([30.0, 900.0])
-    assert torch.equal(predict(wrapper, sample, timesteps, told), predict(model, sample, timesteps, told))
+    assert torch.equal(predict(wrapper, sample, timesteps, conditions), predict(model, sample, timesteps, conditions))
     assert wrapper.calls == 1
 
 
@@ -72,7 +72,9 @@ def test_a_user_s_class_is_called_as_it_was_registered():
         def forward(self, t, image):
             return image + t.view(-1, 1, 1, 1)
 
-    register_family(Family(Mine, describe, arguments=lambda model, x, timesteps, told: {"t": timesteps, "image": x}))
+    register_family(
+        Family(Mine, describe, arguments=lambda model, x, timesteps, conditions: {"t": timesteps, "image": x})
+    )
     assert torch.equal(predict(Mine(), LATENTS, torch.ones(2)), LATENTS + 1)
 
 
@@ -89,18 +91,18 @@ def test_the_size_of_flux_is_the_config_s_or_that_of_1024_pixels():
 
 def test_time_of_sana_is_scaled_and_sprint_is_refused():
     model = sana(timestep_scale=0.5)
-    sample, told = sample_for(model)
-    expected = model(sample, timestep=torch.tensor([20.0, 300.0]), **told).sample
-    torch.testing.assert_close(predict(model, sample, torch.tensor([40.0, 600.0]), told), expected)
+    sample, conditions = sample_for(model)
+    expected = model(sample, timestep=torch.tensor([20.0, 300.0]), **conditions).sample
+    torch.testing.assert_close(predict(model, sample, torch.tensor([40.0, 600.0]), conditions), expected)
     with pytest.raises(ModelError, match="Sprint"):
-        predict(sana(guidance_embeds=True), sample, torch.ones(2), told)
+        predict(sana(guidance_embeds=True), sample, torch.ones(2), conditions)
 
 
 def test_what_flux_predicts_must_have_the_shape_of_what_it_takes():
     model = flux(out_channels=12)
-    sample, told = sample_for(model)
+    sample, conditions = sample_for(model)
     with pytest.raises(ModelError, match="takes 4 channels and predicts 3"):
-        predict(model, sample, torch.ones(2), told)
+        predict(model, sample, torch.ones(2), conditions)
 
 
 @torch.no_grad()
@@ -108,36 +110,38 @@ def test_a_masked_flux_predicts_what_the_cut_one_does():
     model = flux()
     structure = describe(model)
     cut = half(model)
-    sample, told = sample_for(model)
+    sample, conditions = sample_for(model)
     timesteps = torch.tensor([30.0, 900.0])
     with masked(model, structure, masks_of(cut, structure)):
-        expected = predict(model, sample, timesteps, told)
-    found = predict(remove(model, structure, cut), sample, timesteps, told)
+        expected = predict(model, sample, timesteps, conditions)
+    found = predict(remove(model, structure, cut), sample, timesteps, conditions)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
 def test_the_jacobian_of_flux_is_that_of_its_latents():
     model = flux()
-    sample, told = sample_for(model)
+    sample, conditions = sample_for(model)
     (v,) = unit_directions([torch.randn(sample.shape, generator=torch.Generator().manual_seed(0))])
     timesteps = FlowProcess().timesteps(torch.tensor([0.2, 0.7]))
     with higher_order([model], "jvp"):
-        _, (forward,) = project(model, sample, timesteps, told, [v], "jvp")
-        _, (backward,) = project(model, sample, timesteps, told, [v], "vjp")
+        _, (forward,) = project(model, sample, timesteps, conditions, [v], "jvp")
+        _, (backward,) = project(model, sample, timesteps, conditions, [v], "vjp")
     step = 0.05
     with torch.no_grad():
-        ahead, behind = (predict(model, sample + sign * step * v, timesteps, told) for sign in (1, -1))
+        ahead, behind = (predict(model, sample + sign * step * v, timesteps, conditions) for sign in (1, -1))
     torch.testing.assert_close(forward, (ahead - behind) / (2 * step), rtol=0.01, atol=1e-4)
     torch.testing.assert_close((v * forward).flatten(1).sum(1), (v * backward).flatten(1).sum(1), rtol=1e-3, atol=1e-5)
 
 
 def test_a_network_without_a_config_is_called_by_its_family():
     model = uvit()
-    sample, told = example_batch(model, 2)
+    sample, conditions = example_batch(model, 2)
     assert sample.shape == (2, 3, 8, 8)
     assert (class_count(model), null_class(model)) == (3, None)
     timesteps = torch.tensor([30.0, 900.0])
-    assert torch.equal(predict(model, sample, timesteps, told), model(sample, timesteps, told["class_labels"]))
+    assert torch.equal(
+        predict(model, sample, timesteps, conditions), model(sample, timesteps, conditions["class_labels"])
+    )
 
 
 def test_a_network_without_a_config_needs_no_sizes_to_be_described_and_called():

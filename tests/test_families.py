@@ -110,9 +110,9 @@ def test_the_memory_of_its_passes_is_counted_without_data(model):
 
 
 def test_its_prediction_has_the_shape_of_a_sample(model):
-    sample, told = example_batch(model, 2, (8, 8))
+    sample, conditions = example_batch(model, 2, (8, 8))
     with torch.no_grad():
-        found = predict(model, sample.double(), torch.tensor([30.0, 900.0]), told)
+        found = predict(model, sample.double(), torch.tensor([30.0, 900.0]), conditions)
     assert found.shape == (2, *input_shape(model)[:-2], 8, 8)
     assert found.dtype == torch.float64
 

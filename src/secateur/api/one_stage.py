@@ -28,7 +28,7 @@ from ..runs.checks import check_evaluating, check_finetuning, check_pruning, che
 from ..runs.data import drawn_by, encode_data, inputs_of, name_of, no_data, unless_generated
 from ..runs.folder import folder_or_memory
 from ..runs.opening import beside, opened, required
-from ..runs.quality import sought
+from ..runs.quality import search_quality
 from ..runs.recording import opened_book
 from ..runs.stages import (
     compensate_stage,
@@ -141,7 +141,7 @@ def prune(
             scores = scores_of(ranking)
             if goal.is_quality:
                 samples = encode_data(required(dataset), subject)
-                goal, _ = sought(folder, subject, samples, goal, scores, cut, compensation, EvaluationConfig())
+                goal, _ = search_quality(folder, subject, samples, goal, scores, cut, compensation, EvaluationConfig())
             inplace = inplace and compensation is None
             pruned, _ = cut_stage(folder, subject, goal, scores, cut, details, inplace)
             if compensation is not None:

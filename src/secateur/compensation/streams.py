@@ -25,7 +25,7 @@ from ..base.devices import in_float64, where_float64
 from ..base.distributed import same_in_all_processes, sum_over_processes
 from ..models.registry import describe
 from ..results.compensation import Reader
-from ..structure import Block, Structure, handed_on, pick, streams_of
+from ..structure import Block, Structure, pick, returned_tensors, streams_of
 from .config import CompensationConfig
 from .counterparts import Counterparts, Layer, Projection, projection
 from .fitting import Fitting
@@ -119,7 +119,7 @@ def _goal(
         with _observed(watched) as seen:
             output = call()
         outputs |= {name: found for name, (_, found) in seen.items()}
-        goal = joined(handed_on(blocks[call.name], output))
+        goal = joined(returned_tensors(blocks[call.name], output))
         teacher.resume(output)
     assert goal is not None
     return goal, outputs
@@ -198,7 +198,7 @@ class _BlockRefit:
         xs, errors, size = [], [], 0.0
         for gate, (call, goal, _, tuples) in zip(gates, self._micro_batches(), strict=True):
             with _observed({name: module}) as seen:
-                output = joined(handed_on(self.block, call()))
+                output = joined(returned_tensors(self.block, call()))
             wanted = gate.positions(goal)
             at = choose_positions(tuples.numbers, wanted.shape[1], index, self.config)
             x = input_rows(module, seen[name][0], at)
@@ -220,13 +220,13 @@ class _BlockRefit:
         """The gate of each layer's output: the block's result for ones minus that for zeros."""
         empty = _without_streams(call, self.block, self.module)
 
-        def handed_on_for(ones: str | None) -> list[Tensor]:
+        def returned_for(ones: str | None) -> list[Tensor]:
             with _replaced(self.modules, lambda name, output: torch.full_like(output, float(name == ones))):
-                return [each for each in handed_on(self.block, empty()) if each is not None]
+                return [each for each in returned_tensors(self.block, empty()) if each is not None]
 
-        nothing = handed_on_for(None)
+        nothing = returned_for(None)
         return {
-            name: Gate.of([one - none for one, none in zip(handed_on_for(name), nothing, strict=True)])
+            name: Gate.of([one - none for one, none in zip(returned_for(name), nothing, strict=True)])
             for name in self.modules
         }
 
@@ -234,14 +234,14 @@ class _BlockRefit:
         """Whether the stream is s + g p in the layer's output p, tested on the first micro-batch."""
         first = self.students[0]
         with at_hand(self.parking, first), _observed(self.modules) as seen:
-            whole = joined(handed_on(self.block, _call_of(first)()))
+            whole = joined(returned_tensors(self.block, _call_of(first)()))
 
         def put(layer: str, _: Tensor) -> Tensor:
             held = seen[layer][1]
             return torch.zeros_like(held) if layer == name else held
 
         with at_hand(self.parking, first), _replaced(self.modules, put):
-            without = joined(handed_on(self.block, _call_of(first)()))
+            without = joined(returned_tensors(self.block, _call_of(first)()))
         output = by_position(seen[name][1], isinstance(self.modules[name], nn.Conv2d))
         change = gate.positions(whole - without)
         fits = change.shape == output.shape

@@ -23,7 +23,7 @@ def module_of(average: Ema | AveragedModel | nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def begin_anew(average: Average, model: nn.Module) -> None:
+def restart_average(average: Average, model: nn.Module) -> None:
     """Restart the average from the weights of `model`."""
     if not isinstance(average, EMAModel):
         module_of(average).load_state_dict(model.state_dict())

@@ -15,7 +15,7 @@ from ..io.manifest import MANIFEST_KEY, dense_skeleton, manifest_of
 from ..models.predict import network_of
 from ..models.registry import describe
 from ..structure import Cut, Structure, kept_entries, remove
-from ..structure.streams import handed_on, streams_of
+from ..structure.streams import returned_tensors, streams_of
 from ..teacher.hidden import Call, Lineage, lineage_of
 
 
@@ -29,7 +29,7 @@ def called_with(model: nn.Module, name: str, call: Call, taken: Tensor) -> Tenso
         args[stream.position] = taken
     else:
         kwargs[stream.name] = taken
-    return handed_on(block, module(*args, **kwargs))[block.image]
+    return returned_tensors(block, module(*args, **kwargs))[block.image]
 
 
 @dataclass(frozen=True)

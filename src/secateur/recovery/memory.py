@@ -212,8 +212,8 @@ def _draw(process: Process, sample: Tensor, conditions: Mapping[str, Tensor], co
 
     images = hollow(sample)
     times = hollow(process.timesteps(torch.zeros(len(sample))))
-    told = tree_map_only(Tensor, hollow, dict(conditions))
-    return Draw(images, torch.empty_like(images), times, told, partial(_like, images))
+    hollow_conditions = tree_map_only(Tensor, hollow, dict(conditions))
+    return Draw(images, torch.empty_like(images), times, hollow_conditions, partial(_like, images))
 
 
 def _like(images: Tensor, k: int) -> Tensor:

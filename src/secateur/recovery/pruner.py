@@ -22,7 +22,7 @@ from ..models.predict import network_of
 from ..models.registry import describe
 from ..structure import Cut
 from ..structure.masks import masked
-from .averages import Average, averaged, begin_anew, module_of
+from .averages import Average, averaged, module_of, restart_average
 from .surgery import cut_in_training
 
 
@@ -216,7 +216,7 @@ class AttachedPruner:
         with in_full_precision(self.model):
             noted = refit(self.model, [_cut_of(saved) for saved in self.cuts])
         if self.average is not None:
-            begin_anew(self.average, self.model)
+            restart_average(self.average, self.model)
         self._note_refit(noted)
         return {name: noted[name] for name in ("before", "after")}
 

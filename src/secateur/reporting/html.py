@@ -122,8 +122,8 @@ def _validation(run: Run) -> list[Strip]:
     places = sorted({round(place * (len(steps) - 1) / (MOST_VALIDATED - 1)) for place in range(MOST_VALIDATED)})
     shown = [steps[place] for place in places] if steps else []
     recovery = run.config.get("recovery")
-    told = recovery if isinstance(recovery, dict) else {}
-    captions = [str(one) for one in told.get("validation_prompts") or told.get("validation_classes") or ()]
+    trained = recovery if isinstance(recovery, dict) else {}
+    captions = [str(one) for one in trained.get("validation_prompts") or trained.get("validation_classes") or ()]
     return [
         strip_of(f"step {step:,}", run.validation[step], captions, len(run.validation[step]), key=f"validation-{step}")
         for step in shown

@@ -38,7 +38,7 @@ from ..results import (
 from ..schedules import Compensating, Goal, ProgressiveConfig, Scores, Target, build_pruner
 from ..teacher import Book
 from .checks import check_new_labels
-from .quality import sought
+from .quality import search_quality
 from .stages import (
     Planned,
     book_place,
@@ -141,7 +141,9 @@ def compress_stages(
         scores, size, quality = scores_of(ranking), goal, None
         if goal.is_quality:
             refit = settings.compensation if settings.compensates else None
-            size, quality = sought(folder, subject, dataset, goal, scores, settings.cut, refit, settings.evaluation)
+            size, quality = search_quality(
+                folder, subject, dataset, goal, scores, settings.cut, refit, settings.evaluation
+            )
         if not one_shot:
             planned = kept(
                 folder, "goal.json", Planned, lambda: solve_cut(folder, subject, goal, scores, settings.cut)

@@ -51,7 +51,7 @@ def check_quality(subject: Subject, goal: Target, one_shot: bool = True) -> None
     require(not own, f"{goal} is measured on samples, which forward= and loss= lack; ask for a size")
 
 
-def sought(
+def search_quality(
     folder: Path | None,
     subject: Subject,
     dataset: ImageDataset,

@@ -102,11 +102,15 @@ def _link_steps(
         if allocation == "local":
             return 1 - (level + before) / 2 / levels[-1]
         if allocation == "global":
-            return torch.cat([_leaving(dim, normalized(scores[dim.name]), level, before) for dim in dims]).mean().item()
+            return (
+                torch.cat([_lost_scores(dim, normalized(scores[dim.name]), level, before) for dim in dims])
+                .mean()
+                .item()
+            )
         assert cost is not None
         saved = cost({dim.name: dim.kept_at(before) for dim in dims}).macs
         saved -= cost({dim.name: dim.kept_at(level) for dim in dims}).macs
-        return sum(_leaving(dim, scores[dim.name], level, before).sum().item() for dim in dims) / max(saved, 1.0)
+        return sum(_lost_scores(dim, scores[dim.name], level, before).sum().item() for dim in dims) / max(saved, 1.0)
 
     steps, floor = [], float("-inf")
     for level, before in zip(levels[-2::-1], levels[:0:-1], strict=True):
@@ -138,7 +142,7 @@ def normalized(scores: Tensor) -> Tensor:
     return scores / scores.abs().mean().clamp_min(torch.finfo(scores.dtype).tiny)
 
 
-def _leaving(dim: Dim, scores: Tensor, level: int, before: int) -> Tensor:
+def _lost_scores(dim: Dim, scores: Tensor, level: int, before: int) -> Tensor:
     """Scores of the units that each cell loses between two levels."""
     parts = []
     for cell in dim.cell_ranges():

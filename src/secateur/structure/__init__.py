@@ -14,7 +14,7 @@ from .removal import (
     without_blocks,
 )
 from .select import Selection, select
-from .streams import Skip, handed_on, pick, streams_of
+from .streams import Skip, pick, returned_tensors, streams_of
 
 __all__ = [
     "Block",
@@ -34,7 +34,6 @@ __all__ = [
     "check_structure",
     "count_checks",
     "forget_removals",
-    "handed_on",
     "kept_entries",
     "masked",
     "masks_of",
@@ -43,6 +42,7 @@ __all__ = [
     "removals_of",
     "remove",
     "rescaling",
+    "returned_tensors",
     "select",
     "streams_of",
     "without_blocks",

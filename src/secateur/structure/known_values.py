@@ -35,8 +35,8 @@ class KnownValues(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        told = (args, dict(kwargs or {}))
-        tensors = [leaf for leaf in tree_leaves(told) if isinstance(leaf, Tensor)]
+        arguments = (args, dict(kwargs or {}))
+        tensors = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
         if not tensors or not all(hasattr(tensor, VALUE) for tensor in tensors):
             return _sized(func, list(args), dict(kwargs or {}))
         by_value = {id(getattr(tensor, VALUE)): tensor for tensor in tensors}
@@ -47,7 +47,7 @@ class KnownValues(TorchFunctionMode):
                 return by_value[id(value)]
             return remember(torch.empty_like(value, device=device), value)
 
-        on_cpu = tree_map_only(torch.device, lambda _: torch.device("cpu"), told)
+        on_cpu = tree_map_only(torch.device, lambda _: torch.device("cpu"), arguments)
         values, options = tree_map_only(Tensor, lambda tensor: getattr(tensor, VALUE), on_cpu)
         with _disable_current_modes():  # these operations are not counted
             result = func(*values, **options)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .attributes import CONVOLUTIONS
 from .dims import Block, Cut, Structure
-from .streams import handed_on, pick, streams_of
+from .streams import pick, returned_tensors, streams_of
 
 Masks = Mapping[str, Tensor]  # dim name -> (units,), block name -> (1,), values in [0, 1]; names left out count as 1
 Pieces = list[tuple[str, int, int]]  # dim name, offset, width
@@ -139,7 +139,7 @@ def _skip(block: Block, module: nn.Module, mask: Tensor) -> Callable[..., Any]:
     streams = streams_of(block, module)
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        pairs = zip(pick(streams, args, kwargs), handed_on(block, output), strict=True)
+        pairs = zip(pick(streams, args, kwargs), returned_tensors(block, output), strict=True)
         blended = tuple(x + mask.to(y) * (y - x) for x, y in pairs)
         return blended if block.returns else blended[0]
 

@@ -29,7 +29,7 @@ def pick(streams: Sequence[Stream], args: Sequence[Any], kwargs: Mapping[str, An
     return tuple(args[each.position] if each.position < len(args) else kwargs[each.name] for each in streams)
 
 
-def handed_on(block: Block, output: Any) -> tuple[Tensor, ...]:
+def returned_tensors(block: Block, output: Any) -> tuple[Tensor, ...]:
     """The tensors among the values that a block returned."""
     return output if block.returns else (output,)
 

@@ -13,7 +13,7 @@ from ..io.manifest import manifest_of
 from ..models.predict import network_of
 from ..models.registry import describe
 from ..structure import Cut
-from ..structure.streams import handed_on, pick, streams_of
+from ..structure.streams import pick, returned_tensors, streams_of
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def hidden_states(model: nn.Module, blocks: Collection[str]) -> Iterator[dict[st
             block: Any = block,
             streams: Any = streams,
         ) -> None:
-            taken, returned = pick(streams, args, kwargs)[block.image], handed_on(block, output)[block.image]
+            taken, returned = pick(streams, args, kwargs)[block.image], returned_tensors(block, output)[block.image]
             calls[name].append(Call(args, kwargs, taken, returned))
 
         handles.append(module.register_forward_hook(hook, with_kwargs=True))

@@ -18,7 +18,7 @@ from ..criterion import ScoringConfig
 from ..ranking import Ranking
 from ..uniform import stride_scores
 from .entropy import deviations, entropy_changes, log_sd_changes
-from .measure import Array, BlockSums, block_scores, leaving_order
+from .measure import Array, BlockSums, block_scores, removal_order
 
 RESAMPLES = 1000
 INTERVAL = (0.05, 0.95)
@@ -37,7 +37,7 @@ def described(
     removed first."""
     scores, changes = scores_of(sums), sums.change.sum((1, 2))
     signed, pooled = log_sd_changes(sums.total, sums.square, sums.entries)
-    ranks = leaving_order(scores, changes).argsort() + 1
+    ranks = removal_order(scores, changes).argsort() + 1
     low, high = rank_intervals(sums, config.seed, scores_of)
     errors, losses, distances = sums.output_error(), sums.loss_change(), deviations(sums)
     blocks = {
@@ -98,7 +98,7 @@ def rank_intervals(sums: BlockSums, seed: int, scores_of: Callable[[BlockSums], 
     ranks = []
     for _ in range(RESAMPLES):
         resample = sums.of_images(generator.integers(images, size=(images,)))
-        ranks.append(leaving_order(scores_of(resample), resample.change.sum((1, 2))).argsort() + 1)
+        ranks.append(removal_order(scores_of(resample), resample.change.sum((1, 2))).argsort() + 1)
     low, high = np.quantile(ranks, INTERVAL, axis=0, method="nearest")
     return low, high
 

@@ -29,7 +29,7 @@ from ...models.network import inference
 from ...models.predict import predict
 from ...models.registry import describe
 from ...process.base import Process, timesteps_at
-from ...structure import Block, Structure, handed_on, pick, streams_of
+from ...structure import Block, Structure, pick, returned_tensors, streams_of
 from ..criterion import FORWARD_SHARE, Options, Price, ScoringConfig
 from .drops import outputs_without_each_block, passes_of
 
@@ -191,7 +191,7 @@ def watched(model: nn.Module, structure: Structure) -> Iterator[dict[str, Tensor
         streams = streams_of(block, module)
 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            x, y = pick(streams, args, kwargs)[block.image], handed_on(block, output)[block.image]
+            x, y = pick(streams, args, kwargs)[block.image], returned_tensors(block, output)[block.image]
             similarity = F.cosine_similarity(x.float(), y.float(), dim=1 if x.ndim == 4 else -1)
             seen[block.name] = 1 - similarity.flatten(1).cpu().double().mean(1)
 
@@ -204,7 +204,7 @@ def watched(model: nn.Module, structure: Structure) -> Iterator[dict[str, Tensor
         yield seen
 
 
-def leaving_order(scores: Array, errors: Array | None = None) -> NDArray[np.intp]:
+def removal_order(scores: Array, errors: Array | None = None) -> NDArray[np.intp]:
     """Indices of blocks in the order of removal, along the last axis of `scores` (..., L).
 
     The lowest score comes first; of equal ones the smaller of `errors` (..., L), then the later block.
@@ -216,9 +216,9 @@ def leaving_order(scores: Array, errors: Array | None = None) -> NDArray[np.intp
 
 def block_scores(names: Sequence[str], scores: Array, errors: Array | None = None) -> dict[str, Tensor]:
     """Scores (L,) by block; equal ones are separated by the smallest float difference, so that they sort in
-    `leaving_order`."""
+    `removal_order`."""
     apart = scores.copy()
-    order = leaving_order(scores, errors)
+    order = removal_order(scores, errors)
     for before, after in pairwise(order):
         apart[after] = max(apart[after], np.nextafter(apart[before], np.inf))
     return {name: torch.tensor([score], dtype=torch.float64) for name, score in zip(names, apart.tolist(), strict=True)}
