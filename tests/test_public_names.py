@@ -1,6 +1,7 @@
 """What is public: everything that benchmarks, examples and the documentation's snippets import is in `__all__`."""
 
 import ast
+import json
 import re
 from pathlib import Path
 
@@ -10,8 +11,6 @@ import secateur
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted([*ROOT.glob("benchmarks/*.py"), *ROOT.glob("examples/*.py")])
-
-
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
 
 
@@ -36,6 +35,14 @@ def _public(name: str) -> bool:
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_scripts_use_public_names_only(path):
     assert foreign_names(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("examples/*.ipynb")), ids=lambda path: path.stem)
+def test_notebooks_use_public_names_only(path):
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    assert "secateur" in code
+    assert foreign_names(code) == []
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
