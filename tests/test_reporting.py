@@ -55,6 +55,7 @@ from secateur.results import (
     write_result,
 )
 from secateur.results.cut import cut_table
+from secateur.results.settings import RunSettings
 from synthetic_runs import (
     HOSTILE,
     METRICS,
@@ -500,7 +501,7 @@ def test_a_page_that_cannot_be_written_says_where(run: Path, tmp_path: Path) -> 
 def test_titles_say_what_was_done_to_what(config: dict[str, Any], title: str) -> None:
     size = Size(10.0, 0.0, 10)
     cut = CutResult("macs=50%", "macs", 5.0, 5.0, 10.0, size, size)
-    assert title_of(Run(Path("runs/one"), {"model": "org/unet", **config}, cut=cut)) == title
+    assert title_of(Run(Path("runs/one"), RunSettings({"model": "org/unet", **config}), cut=cut)) == title
 
 
 def test_the_verdict_of_runs_that_lack_something(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def write_card(run: Run, product: Product) -> Path | None:
     card = model_card(
         vars(manifest), f"{run.folder.resolve().name}/{folder.name}", pipeline=product.pipeline,
         licence=product.licence, cut=run.cut, compensation=run.compensation, evaluation=run.evaluation,
-        command=str(run.config.get("command_line") or ""), picture=picture,
+        command=run.config.command_line, picture=picture,
     )  # fmt: skip
     return write_text(folder / "README.md", card)
 

@@ -84,7 +84,7 @@ def write_report(run: str | Path) -> Path:
     ]
     page = render(
         "report.html",
-        kind=found.config.get("command") or "report",
+        kind=found.config.command or "report",
         title=title_of(found),
         summary=summary,
         sections=[(key, name) for key, name in SECTIONS.items() if _has(found, key, figures, product)],
@@ -101,8 +101,8 @@ def write_report(run: str | Path) -> Path:
         cut=found.cut,
         product=product,
         facts=_facts(found.config),
-        versions=found.config.get("versions") or {},
-        command=found.config.get("command_line") or found.config.get("command"),
+        versions=found.config.versions,
+        command=found.config.begun_by,
         settings=_settings(found),
     )
     return write_text(found.folder / "report.html", page)
@@ -121,9 +121,7 @@ def _validation(run: Run) -> list[Strip]:
     steps = list(run.validation)
     places = sorted({round(place * (len(steps) - 1) / (MOST_VALIDATED - 1)) for place in range(MOST_VALIDATED)})
     shown = [steps[place] for place in places] if steps else []
-    recovery = run.config.get("recovery")
-    trained = recovery if isinstance(recovery, dict) else {}
-    captions = [str(one) for one in trained.get("validation_prompts") or trained.get("validation_classes") or ()]
+    captions = run.config.validation_captions
     return [
         strip_of(f"step {step:,}", run.validation[step], captions, len(run.validation[step]), key=f"validation-{step}")
         for step in shown

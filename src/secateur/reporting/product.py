@@ -63,7 +63,7 @@ def product_of(run: Run) -> Product | None:
     if folder is None:
         return None
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    base = str(run.config.get("model") or "")
+    base = run.config.model
     licence = licence_of(folder) or licence_of_base(base)
     return Product(str(folder), (folder / "model_index.json").is_file(), size, base, licence)
 

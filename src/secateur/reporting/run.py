@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..base.errors import SecateurError, first_line
-from ..base.records import record_of
 from ..results import (
     MODEL_ORDER,
     Compensation,
@@ -30,18 +29,9 @@ from ..results import (
     read_recovery,
     read_result,
 )
+from ..results.settings import RunSettings, read_settings
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Circumstances:
-    """What `config.json` holds beside the settings, which differ from command to command."""
-
-    command: str = ""
-    command_line: str = ""
-    device: str | None = None
-    versions: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,7 +51,7 @@ class Run:
     """
 
     folder: Path
-    config: Mapping[str, Any] = field(default_factory=dict)
+    config: RunSettings = field(default_factory=RunSettings)
     ranking: Ranking | None = None
     cut: CutResult | None = None
     compensation: Compensation | None = None
@@ -83,7 +73,7 @@ def read_run(folder: str | Path) -> Run:
         SecateurError: there is no run, or one of its files is damaged; the message names file and field.
     """
     folder = Path(folder)
-    config = read_config(folder)
+    config = read_settings(folder)
     ranking = _if_there(folder / "ranking.json", lambda path: read_result(Ranking, path))
     cut = _if_there(folder / "cut.json", lambda path: read_result(CutResult, path))
     quality = _if_there(folder / "quality.json", lambda path: read_result(QualitySearch, path))
@@ -102,18 +92,6 @@ def read_run(folder: str | Path) -> Run:
         folder, config, ranking, cut, compensation, decisions or Decisions(), recovery or Recovery(), evaluation,
         images, real, labels, quality, recorded, _read_validation(folder / "recovery" / "validation"),
     )  # fmt: skip
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The command and the settings of the run in `folder`; empty without `config.json`.
-
-    Raises:
-        SecateurError: `config.json` is damaged.
-    """
-    path = folder / "config.json"
-    found = _if_there(path, lambda path: read_result(dict[str, Any], path)) or {}
-    record_of(Circumstances, found, path)
-    return found
 
 
 def _if_there(path: Path, read: Callable[[Path], T]) -> T | None:

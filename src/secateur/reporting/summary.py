@@ -63,7 +63,7 @@ def summarize(run: Run) -> Summary:
     notes = run.evaluation.all_notes() if run.evaluation else ()
     verdict = verdict_of(run)
     numbers = {
-        "command": run.config.get("command_line") or run.config.get("command"),
+        "command": run.config.begun_by,
         "verdict": verdict,
         "sentences": sentences,
         "not_measured": missing,

@@ -13,15 +13,14 @@ PARTS = ("model", "pruned", "pipeline", "relabelled")  # folders inside a run
 def title_of(run: Run) -> str:
     """What was done to which model."""
     config = run.config
-    model = name_of(config.get("model"), run.folder.resolve().name)
-    target = run.cut.target if run.cut is not None else str(config.get("target") or "")
+    model = name_of(config.model, run.folder.resolve().name)
+    target = run.cut.target if run.cut is not None else config.target
     goal = goal_in_words(target)
-    command = config.get("command")
+    command = config.command
     if command == "finetune":
         return f"{model}, fine-tuned{_by(run)}"
     if command == "evaluate":
-        reference = config.get("reference")
-        return f"{model} beside {name_of(reference, '')}" if reference else f"{model}, evaluated"
+        return f"{model} beside {name_of(config.reference, '')}" if config.reference else f"{model}, evaluated"
     if command == "prune":
         return f"{model}, pruned to {goal}"
     if command in ("compress", "quickstart"):
@@ -40,6 +39,4 @@ def name_of(place: object, otherwise: str) -> str:
 
 
 def _by(run: Run) -> str:
-    recovery = run.config.get("recovery")
-    objective = recovery.get("objective") if isinstance(recovery, dict) else None
-    return f" by {objective}" if objective else ""
+    return f" by {run.config.objective}" if run.config.objective else ""

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ...base.errors import SecateurError
 from ...results import ModelResult, TrialResult, Trials, read_result
-from ..run import Run, read_config, read_run
+from ...results.settings import read_settings
+from ..run import Run, read_run
 
 TRIALS = "trials.json"  # in the folder of a sweep or a search: its trials and their states
 UNREADABLE = "unreadable"
@@ -56,8 +57,8 @@ def read_entries(folders: Sequence[str | Path]) -> list[Entry]:
     entries: list[Entry] = []
     for folder in dict.fromkeys(Path(folder) for folder in folders):
         if (folder / TRIALS).is_file():
-            config = read_config(folder)
-            shared: dict[str, str] = {name: str(config[name]) for name in ("model", "data") if name in config}
+            config = read_settings(folder)
+            shared = {name: value for name, value in (("model", config.model), ("data", config.data)) if value}
             entries += [_trial(folder, shared, trial) for trial in read_result(Trials, folder / TRIALS).trials]
         else:
             entries.append(_run(folder))
@@ -86,18 +87,16 @@ def _trial(folder: Path, shared: Mapping[str, str], trial: TrialResult) -> Entry
 
 def _run(folder: Path) -> Entry:
     run = read_run(folder)
-    config = run.config
-    found = config.get("recovery")
-    recovery = found if isinstance(found, Mapping) else {}
+    config, recovery = run.config, run.config.recovery
     chosen = {
-        "model": config.get("model"),
-        "data": config.get("data"),
-        "recipe": config.get("recipe"),
-        "criterion": config.get("criterion"),
-        "schedule": config.get("schedule"),
-        "objective": recovery.get("objective"),
+        "model": config.model,
+        "data": config.data,
+        "recipe": config.recipe,
+        "criterion": config.criterion,
+        "schedule": config.schedule,
+        "objective": config.objective,
         "steps": recovery.get("steps"),
         "target": run.cut.target if run.cut else None,
     }
-    facets = {name: str(value) for name, value in chosen.items() if value is not None}
+    facets = {name: str(value) for name, value in chosen.items() if value not in (None, "")}
     return Entry(folder.resolve().name, folder, facets, str(recovery.get("seed", "")), run=run)

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from ...base.files import atomic_file, write_json, write_text
 from ...results import CutResult, Losses, Trials, read_result
+from ...results.settings import RunSettings, read_settings
 from ...results.trials import search_table
 from ..files import write_figures, write_tables
 from ..grids import comparison_grid
 from ..pages import MOST_SAMPLES, as_svgs, captions_of, class_names, link_to, render, strip_of, strips_by_class
 from ..plots.comparison import Look, Point, looks, plot_front, plot_lines, plot_widths
 from ..plots.curves import series
-from ..run import read_config
 from ..summary import finite
 from .entries import TRIALS, Entry, read_entries
 from .groups import Group, amount_of, group_entries
@@ -90,7 +90,7 @@ def write_comparison(out: str | Path, runs: Sequence[str | Path] | None = None) 
     if images:
         with atomic_file(out / "plots" / "samples.png") as temporary:
             comparison_grid({name: batch[:MOST_SAMPLES] for name, batch in images.items()}).save(temporary, "PNG")
-    config = read_config(out)
+    config = read_settings(out)
     trials = read_result(Trials, out / TRIALS) if (out / TRIALS).is_file() else None
     sentences = search_sentences(trials) or sentences_of(found)
     write_json(out / "report.json", finite(_numbers(found, config, sentences)))
@@ -125,21 +125,21 @@ def write_comparison(out: str | Path, runs: Sequence[str | Path] | None = None) 
         runs=[_described(entry, out) for entry in found.entries],
         cautions=cautions(found),
         metrics=found.metrics,
-        command=config.get("command_line"),
+        command=config.command_line,
         settings=json.dumps({key: value for key, value in config.items() if key not in NOT_SETTINGS}, indent=2,
                             ensure_ascii=False),
         facts={key: config[key] for key in ("model", "data", "device") if config.get(key)},
-        versions=config.get("versions") or _shared_versions(found),
+        versions=config.versions or _shared_versions(found),
         differing=_differing(found),
         hidden=len([group for group in found.groups if group.done]) - len(chosen),
     )  # fmt: skip
     return write_text(out / "report.html", page)
 
 
-def _title(found: Comparison, config: Mapping[str, Any]) -> str:
+def _title(found: Comparison, config: RunSettings) -> str:
     models = {Path(entry.facets.get("model", "")).name for entry in found.entries} - {""}
     name = models.pop() if len(models) == 1 else ""
-    kind = {"sweep": "a sweep", "best": "the search for a recipe"}.get(config.get("command", ""), "a comparison")
+    kind = {"sweep": "a sweep", "best": "the search for a recipe"}.get(config.command, "a comparison")
     return f"{name}: {kind}" if name else kind.capitalize()
 
 
@@ -278,7 +278,7 @@ def _described(entry: Entry, out: Path) -> dict[str, Any]:
     """What the page says of one run; its own report is linked if it lies in a folder below this page."""
     page = entry.folder / "report.html"
     link = link_to(page.relative_to(out).as_posix()) if page.is_file() and page.is_relative_to(out) else None
-    command = entry.run.config.get("command_line", "") if entry.run else ""
+    command = entry.run.config.command_line if entry.run else ""
     return {
         "name": entry.name, "status": entry.status, "reason": entry.reason, "folder": str(entry.folder), "link": link,
         "command": command, "reproduce": _reproduce(entry),
@@ -294,8 +294,8 @@ def _reproduce(entry: Entry) -> str:
 
 def _shared_versions(found: Comparison) -> dict[str, str]:
     for entry in found.entries:
-        if entry.run is not None and entry.run.config.get("versions"):
-            return entry.run.config["versions"]
+        if entry.run is not None and entry.run.config.versions:
+            return entry.run.config.versions
     return {}
 
 
@@ -319,7 +319,7 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return found
 
 
-def _numbers(found: Comparison, config: Mapping[str, Any], sentences: Sequence[str]) -> dict[str, Any]:
+def _numbers(found: Comparison, config: RunSettings, sentences: Sequence[str]) -> dict[str, Any]:
     """The comparison as JSON."""
 
     def entry_numbers(entry: Entry) -> dict[str, Any]:
@@ -349,7 +349,7 @@ def _numbers(found: Comparison, config: Mapping[str, Any], sentences: Sequence[s
         }
 
     return {
-        "command": config.get("command_line"),
+        "command": config.command_line or None,
         "sentences": list(sentences),
         "judged_by": found.judged_by,
         "metrics": {key: vars(metric) for key, metric in found.metrics.items()},

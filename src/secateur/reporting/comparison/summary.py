@@ -215,8 +215,8 @@ def cautions(found: Comparison) -> list[str]:
         "the number of samples": [one.fidelity.samples for one in evaluations if one.fidelity],
         "the features of the Fréchet distance": [one.fidelity.metric for one in evaluations if one.fidelity],
         "the sampler's steps": [one.config.get("num_inference_steps") for one in evaluations],
-        "the data": [run.config.get("data") for run in runs],
-        "the dense model": [run.config.get("model") for run in runs],
+        "the data": [run.config.data or None for run in runs],
+        "the dense model": [run.config.model or None for run in runs],
     }
     found_differences = [
         f"{name} ({', '.join(dict.fromkeys(map(str, values)))})"
