@@ -55,7 +55,7 @@ from secateur.results import (
     write_result,
 )
 from secateur.results.cut import cut_table
-from secateur.results.settings import RunSettings
+from secateur.results.run_settings import RunSettings
 from synthetic_runs import (
     HOSTILE,
     METRICS,

@@ -29,7 +29,7 @@ from ..results import (
     read_recovery,
     read_result,
 )
-from ..results.settings import RunSettings, read_settings
+from ..results.run_settings import RunSettings, read_settings
 
 T = TypeVar("T")
 

@@ -11,8 +11,8 @@ from ...models.jacobian import exact, squared_lengths
 from ...process.base import Process
 from ...teacher import Draw, Teacher
 from .distillation import distillation_terms
-from .jacobian import Asked, jacobian_terms
 from .objective import JACOBIAN_TERM, MATCHED, JacobianConfig, Objective, Terms
+from .projections import Asked, jacobian_terms
 
 
 def first_order_terms(

@@ -16,8 +16,8 @@ from ...models.jacobian import squared_lengths
 from ...process.base import Process
 from ...teacher import Draw, Teacher
 from .distillation import distillation_terms
-from .jacobian import Asked, jacobian_terms
 from .objective import JACOBIAN_TERM, MATCHED, JacobianConfig, Objective, Terms
+from .projections import Asked, jacobian_terms
 
 FLOOR = 1e-3  # smallest growth that `relative` divides by
 

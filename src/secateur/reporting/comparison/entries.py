@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...base.errors import SecateurError
 from ...results import ModelResult, TrialResult, Trials, read_result
-from ...results.settings import read_settings
+from ...results.run_settings import read_settings
 from ..run import Run, read_run
 
 TRIALS = "trials.json"  # in the folder of a sweep or a search: its trials and their states

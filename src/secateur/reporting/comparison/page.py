@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...base.files import atomic_file, write_json, write_text
 from ...results import CutResult, Losses, Trials, read_result
-from ...results.settings import RunSettings, read_settings
+from ...results.run_settings import RunSettings, read_settings
 from ...results.trials import search_table
 from ..files import write_figures, write_tables
 from ..grids import comparison_grid
