@@ -3,10 +3,10 @@
     python benchmarks/recipes.py --model digits-unet --methods plain distilled "refitted, features"
     python benchmarks/recipes.py --table
 
-The cut is Diff-Pruning's, the same for all. Time is counted in steps of distillation with a fresh teacher: a method
-gets what `--steps` of these take, refitting and the teacher's book counted in. What a method takes is measured in short
-turns with that of all others, by seconds of CPU in one thread, since the machine may be shared. Results survive a stop;
-what is there is not measured again.
+All methods start from the same cut, by Diff-Pruning. Time is counted in steps of distillation with a live teacher:
+every method gets the time that `--steps` of these take, including its refit and the teacher's book. The methods' times
+are measured in short turns, in CPU seconds of one thread, since the machine may be shared. Results that exist are not
+measured again.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from secateur import RecoveryConfig
 
 @dataclass(frozen=True)
 class Method:
-    """How a cut model is recovered: refitted first or not, by a book or by a fresh teacher, and how it trains."""
+    """How a cut model is recovered: with or without a refit, from a book or a live teacher, and by which settings."""
 
     recovery: RecoveryConfig = RECOVERY
     refits: bool = True
@@ -76,7 +76,7 @@ ROUNDS, PILOTS = 4, (5, 15)  # turns, and steps of the two runs of a turn, whose
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, float]:
-    """What `work` returns, and the seconds of CPU that it took."""
+    """The value that `work` returns, and the CPU seconds it took."""
     begun = time.process_time()
     returned = work()
     return returned, time.process_time() - begun
@@ -105,7 +105,7 @@ class Cut:
         return secateur.record(self.bench.dense, recovery=recovery, book=config, **self.about)
 
     def recovered(self, method: Method, steps: int, seed: int, book: secateur.Book | None = None) -> nn.Module:
-        """A model trained by the answers of `book`, or by the dense model's."""
+        """A model trained on the answers of `book`, or of the dense model."""
         warmup = min(method.recovery.warmup_steps, steps - 1)
         recovery = replace(method.recovery, steps=steps, seed=seed, warmup_steps=warmup)
         start = self.refitted if method.refits else self.pruned
@@ -116,7 +116,7 @@ class Cut:
 
 
 def prices(cut: Cut, methods: list[str], steps: int) -> dict[str, dict[str, float]]:
-    """What each method takes before its first step, and for a step, in steps of the reference."""
+    """The time of each method before its first step, and of a step, in steps of the reference."""
     took: dict[tuple[str, int], list[float]] = defaultdict(list)
     refits, books = [], []
     read = cut.book(replace(ALONE, steps=PILOTS[1]))
@@ -168,7 +168,7 @@ def run(bench: Bench, targets: list[str], seeds: list[int], steps: int, methods:
 
 
 def shares(records: dict[str, Any], target: str, budget: str, method: str) -> list[float]:
-    """Of every seed, the share of the FD between plain fine-tuning (the mean of its seeds) and dense that is closed."""
+    """For every seed, the closed share of the FD gap between plain fine-tuning (mean over seeds) and dense."""
     plain, dense = statistics.mean(collect(records, f"{target}/{budget}/plain/", "fd")), records["dense"]["fd"]
     return [(plain - found) / (plain - dense) for found in collect(records, f"{target}/{budget}/{method}/", "fd")]
 
