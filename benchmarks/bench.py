@@ -221,6 +221,7 @@ def draw_methods(
         for place, method in enumerate(methods):
             dots(axes, collect(records, f"{target}/{method}/", key), place, colour(method))
         axes.set_xlabel(label)
+        axes.locator_params(axis="x", nbins=5)
     name_rows(panels[0], methods)
 
 

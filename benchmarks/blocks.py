@@ -176,7 +176,9 @@ def plot(found: dict[str, dict[str, Any]]) -> Figure:
         for axes, key in zip(panels, labels, strict=True):
             dense_line(axes, found[name]["dense"][key])
         panels[0].set_title(f"{name}, {target.partition('=')[2]} blocks")
-    colour_key(figure, {"one shot": WARM, "in stages": SPARE_COLOURS[1]})
+    kinds = {"one shot": WARM, "in stages": SPARE_COLOURS[1]}
+    drawn = {colour_of(method) for methods in shown for method in methods}
+    colour_key(figure, {kind: colour for kind, colour in kinds.items() if colour in drawn})
     return figure
 
 
