@@ -212,6 +212,12 @@ def test_a_folder_that_is_not_there_is_answered_with_those_that_are(tmp_path, mo
             load(name)
 
 
+def test_a_manifest_names_the_model_as_it_was_asked_for():
+    model = from_pretrained("digits-unet")
+    pruned = secateur.prune(model, target="macs=60%", process="ddpm", criterion="magnitude")
+    assert manifest_of(pruned).base["id"] == "digits-unet"
+
+
 def test_unknown_places_and_architectures(tmp_path):
     with pytest.raises(ModelError, match="neither a folder nor a hub id"):
         load(tmp_path / "nothing")

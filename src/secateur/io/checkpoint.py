@@ -106,13 +106,16 @@ def from_pretrained(
     Raises:
         ModelError: there is no model, the folder is damaged or hostile, or its architecture has no declared structure.
     """
+    model: Any
     if Path(path_or_id).is_file():
         model = load_single_file(Path(path_or_id), torch_dtype)
     else:
         model = load_model(locate(path_or_id, component, subfolder=subfolder, variant=variant, **hub), variant)
+        model.name_or_path = str(path_or_id)  # a manifest of its cut names it so, not by the folder of a cache
     if torch_dtype is not None:
         nn.Module.to(model, torch_dtype)  # avoids diffusers' warning
-    return model if device is None else model.to(device)
+    placed: nn.Module = model if device is None else model.to(device)
+    return placed
 
 
 def load_model(place: Place, variant: str | None = None) -> nn.Module:
