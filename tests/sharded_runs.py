@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from adaptive_runs import adaptive, sit
 from models import dit, unet
 from progressive_runs import BOTH, SCORING, pruner_for
 from secateur.base.distributed import is_main_process, process_group
@@ -22,13 +23,15 @@ from secateur.models.registry import describe
 from secateur.process.diffusion import DiffusionProcess
 from secateur.process.flow import FlowProcess
 from secateur.recovery import FeaturesConfig, JacobianConfig, LoraConfig, RecoveryConfig, recover
+from secateur.recovery.checkpoints import newest_checkpoint
 from secateur.recovery.shards import mesh_over, reshard, sharded
 from training_runs import Failing, images, smaller
 
 CONFIG = RecoveryConfig(steps=10, batch_size=8, learning_rate=1e-3, log_every=1, label_dropout=0.0, grad_norms_every=5)
 RUNS = {
     "denoising": {"accumulation": 2},
-    "stopped": {"objective": "denoising", "checkpoint_every": 4},
+    "stopped": {"objective": "denoising", "checkpoint_every": 4},  # by an error, when it is begun in shards
+    "whole": {"objective": "denoising", "checkpoint_every": 4},
     "distillation": {"gradient_checkpointing": True},
     "features": {"features": FeaturesConfig(teacher_inputs=True)},
     "first-order": {"jacobian": JacobianConfig(every_n_samples=2)},
@@ -36,7 +39,7 @@ RUNS = {
     "jvp": {"objective": "2ndmatch", "jacobian": JacobianConfig("jvp")},
     "muon": {"objective": "denoising", "optimizer": "muon"},
 }
-NAMES = [f"{name}{dtype}" for name in RUNS for dtype in ("-float64", "") if name != "stopped"]
+NAMES = [f"{name}{dtype}" for name in RUNS for dtype in ("-float64", "") if name not in ("stopped", "whole")]
 SAVING = {
     "offload": {"objective": "distillation", "offload": ("ema", "teacher")},
     "lora": {"objective": "distillation", "lora": LoraConfig(2, keep=True)},
@@ -63,6 +66,13 @@ def prune(folder: Path, parallel: str) -> None:
     pruner = pruner_for(unet(), DiffusionProcess(), "macs=60%", "random", BOTH)
     config = replace(CONFIG, parallel=parallel, steps=8)
     keep(recover(unet(), DiffusionProcess(), images(), config, folder, None, pruner), folder)
+
+
+def adapt(folder: Path, parallel: str) -> None:
+    """A run in which blocks leave on the way, as many at a time as a judgement of the smaller model allows."""
+    model = sit(4).double()
+    config = replace(CONFIG, parallel=parallel, steps=8)
+    keep(recover(model, FlowProcess(), images(), config, folder, None, adaptive(sit(4), "blocks=2")), folder)
 
 
 def rank(folder: Path, parallel: str) -> None:
@@ -98,9 +108,11 @@ def run(folder: Path, parallel: str, names: list[str]) -> None:
     for name in names:
         if name == "prune":
             prune(folder / name, parallel)
+        elif name == "adapt-float64":
+            adapt(folder / name, parallel)
         elif name == "rank":
             rank(folder / name, parallel)
-        elif name.startswith("stopped") and parallel == "fsdp":
+        elif name.startswith("stopped") and parallel == "fsdp" and newest_checkpoint(folder / name) is None:
             with suppress(OSError):
                 train(folder, name, parallel, fails=True)
         else:

@@ -29,6 +29,7 @@ CASES = {
     "growth": ["--models digits-unet --images 4 --bins 2"],
     "long_blocks": ["--model digits-sit --targets blocks=8 --steps 2 --methods", "one shot, cosine"],
     "long_recovery": ["--steps 2 --methods denoising"],
+    "memory_table": ["--models", "DiT-XL/2, 256 px"],
     "precisions": ["--models digits-sit --steps 2 --rounds 1 --precisions bfloat16"],
     "recovery": ["--model digits-unet --targets macs=50% --steps 2 --methods denoising --budgets steps"],
     "recovery_cost": ["--rounds 1 --settings denoising --models", "DiT-S/2, 32x32x4"],

@@ -1,7 +1,10 @@
 """secateur best: the search spends its budget, judges by equal draws, resumes, and finishes the winner."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from secateur.cli import main
 from secateur.results import Trials, read_result
 from secateur.runs import stages, trials
 from secateur.runs.search import search_of
+from training_runs import TWO
 
 QUICK = [
     *("--shared.batch-size", "8", "--shared.num-timesteps", "4", "--shared.num-images", "8", "--evaluation.num-images"),
@@ -244,3 +248,24 @@ def test_statistics_are_for_the_winner_where_another_metric_judges(model: Path, 
     arguments = ("--recipes", "magnitude", "random", "--budget-steps", "60", "--dry-run", *files)
     for score in ("loss", "frechet"):
         best(model, tmp_path / "out", "--score", score, *arguments)
+
+
+@pytest.mark.torture
+def test_two_processes_search_as_one(model: Path, tmp_path: Path) -> None:
+    """The same trials, each of the same scores; a search that was stopped goes on in another number of processes."""
+    arguments = ["--recipes", "magnitude", "random", "taylor", "--budget-steps", "60", *LOSS]
+    best(model, tmp_path / "one", *arguments)
+    command = ["best", str(model), "--data", "digits", "--out", str(tmp_path / "two"), *QUICK, *arguments]
+    launched = [sys.executable, *TWO, "-m", "secateur", *command]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(launched, env=environment, capture_output=True, text=True, timeout=500)
+    assert run.returncode == 0, run.stderr[-2000:]
+    one, two = found(tmp_path / "one"), found(tmp_path / "two")
+    assert two["search"]["winner"] == one["search"]["winner"]
+    scores = [{each["name"]: each["score"] for each in those["trials"]} for those in (one, two)]
+    assert scores[1].keys() == scores[0].keys()
+    for name, score in scores[0].items():
+        assert (score is None and scores[1][name] is None) or scores[1][name]["value"] == pytest.approx(
+            score["value"], rel=1e-5
+        )
+    assert (tmp_path / "two" / "winner" / "model").is_dir()

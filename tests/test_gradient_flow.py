@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models import dit, unet
 from secateur.base.errors import SecateurError, TrainingError
-from secateur.criteria import GradientFlowOptions, ScoringConfig, score
+from secateur.criteria import GradientFlowOptions, ScoringConfig, ranking_memory, score
 from secateur.criteria.gradient_flow import (
     energy,
     gradient_flow_statistics,
@@ -23,10 +23,13 @@ from secateur.criteria.gradient_flow import (
     timestep_weight,
 )
 from secateur.data import Batch
+from secateur.models.network import input_shape
 from secateur.models.registry import describe
 from secateur.process.diffusion import DiffusionProcess
 from secateur.process.flow import FlowProcess
 from secateur.structure import Cut, check_cut, masked, masks_of, remove
+from secateur.structure.cost import skeleton
+from secateur.structure.memory import LiveBytes
 
 METHODS = ["exact", "finite-difference"]
 UNIFORM = GradientFlowOptions(timestep_weights="uniform")
@@ -105,7 +108,7 @@ def test_the_score_is_the_first_order_change_of_the_squared_gradient_norm(
 ):
     matrix, linear, theta = (torch.tensor(values, dtype=torch.float64) for values in (matrix, linear, theta))
     geometry = local_geometry([partial(quadratic, matrix, linear)], {"theta": theta}, method)
-    assert geometry.loss == pytest.approx(quadratic(matrix, linear, {"theta": theta}).item())
+    assert geometry.loss.item() == pytest.approx(quadratic(matrix, linear, {"theta": theta}).item())
     torch.testing.assert_close(geometry.gradient["theta"], vector(*gradient))
     torch.testing.assert_close(geometry.product["theta"], vector(*product), rtol=1e-7, atol=1e-7)
     changes = -theta * geometry.product["theta"]
@@ -163,10 +166,10 @@ def test_several_terms_are_one_loss(method):
     parameters = {"theta": torch.randn(3, generator=generator, dtype=torch.float64)}
     whole = local_geometry([lambda values: sum(term(values) for term in terms)], parameters, method)
     parts = local_geometry(terms, parameters, method)
-    assert parts.loss == pytest.approx(whole.loss)
+    torch.testing.assert_close(parts.loss, whole.loss)
     assert_same(parts.gradient, whole.gradient)
     assert_same(parts.product, whole.product, rtol=1e-6)
-    assert loss_and_gradient(terms, parameters)[0] == pytest.approx(whole.loss)
+    torch.testing.assert_close(loss_and_gradient(terms, parameters)[0], whole.loss)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -448,3 +451,18 @@ def test_a_timestep_without_gradient_weighs_something_finite():
     assert timestep_weight(0.5, "uniform") == 1
     assert energy([2.0, 1.0], "uniform") == -2.5
     assert energy([0.0], "inverse-gradient") < float("inf")
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("batch_size", [4, 8])
+def test_the_memory_of_the_curvature_is_counted_before(method, batch_size):
+    model, process = unet(), DiffusionProcess()
+    options = GradientFlowOptions(hessian_product=method)
+    config = replace(THREE, num_images=8, batch_size=batch_size, options=options)
+    batch = Batch(torch.randn(8, *input_shape(model)))
+    with LiveBytes([*model.parameters(), *model.buffers(), batch.sample]) as live:
+        gradient_flow_statistics(copy.deepcopy(model), process, batch, config, options)
+    counted = ranking_memory(model, process, "gradient-flow", config)
+    assert counted.peak == pytest.approx(live.peak, rel=0.01)
+    hollow = ranking_memory(skeleton(model), process, "gradient-flow", config)
+    assert hollow == counted

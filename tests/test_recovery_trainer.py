@@ -21,6 +21,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from models import dit, unet
+from progressive_runs import BOTH, QUICK, pruner_for
 from secateur.base.errors import SecateurError, TrainingError
 from secateur.base.interrupts import Terminated, sigterm_raises
 from secateur.data import ArrayDataset
@@ -30,6 +31,7 @@ from secateur.recovery import JacobianConfig, RecoveryConfig, recover
 from secateur.recovery.accelerator import check_accelerator
 from secateur.recovery.agreement import check_step
 from secateur.recovery.checkpoints import newest_checkpoint
+from secateur.recovery.layout import lay_out, wants_channels_last
 from secateur.recovery.log import cut_log
 from training_runs import TWO, Failing, assert_logs_agree, assert_same, images, log, options_of, smaller, start
 
@@ -177,6 +179,67 @@ def test_activations_that_are_computed_again_change_nothing(objective, tmp_path)
     assert len(calls) >= 2 * config.steps  # forward and again backward
     assert not student.is_gradient_checkpointing
     assert not again.is_gradient_checkpointing
+
+
+@pytest.mark.slow
+def test_channels_last_changes_the_layout_while_training_and_no_result(monkeypatch, tmp_path):
+    """As on a GPU, with a cut on the way, a stop, and a teacher."""
+    config = replace(CONFIG, objective="distillation", dropout=0.0)  # masks would follow the layout
+    pruner = pruner_for(unet(), DiffusionProcess(), "macs=60%", "random", BOTH, QUICK)
+    expected = recover(unet(), DiffusionProcess(), images(), config, tmp_path / "plain", unet(), pruner)
+    monkeypatch.setattr("secateur.recovery.parallel.wants_channels_last", lambda model, device: True)
+    student, teacher = unet(), unet()
+    found = recover(student, DiffusionProcess(), images(), config, tmp_path / "last", teacher, pruner)
+    assert_logs_agree(tmp_path / "plain", tmp_path / "last")
+    for name, value in expected.state_dict().items():
+        torch.testing.assert_close(found.state_dict()[name], value, rtol=1e-3, atol=1e-4)
+    for model in (found, student, teacher):
+        assert all(parameter.is_contiguous() for parameter in model.parameters())
+    with pytest.raises(OSError, match=r"^$"):
+        recover(unet(), DiffusionProcess(), Failing(5, OSError), config, tmp_path / "cut", unet(), pruner)
+    assert_same(found, recover(unet(), DiffusionProcess(), images(), config, tmp_path / "cut", unet(), pruner))
+
+
+@pytest.mark.slow
+def test_compiled_networks_learn_the_same(monkeypatch, tmp_path):
+    """Without a code generator: what compilers are given is what counts here."""
+    config = replace(CONFIG, objective="distillation", dropout=None, accumulation=2, grad_norms_every=2)
+    expected = recover(dit(), FlowProcess(), images(), config, tmp_path / "eager", smaller())
+    compiled, graphs = torch.compile, []
+
+    def compile_(model):
+        graphs.append(model)
+        return compiled(model, backend="aot_eager")
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    student, teacher = dit(), smaller()
+    config = replace(config, compile=True)
+    found = recover(student, FlowProcess(), images(), config, tmp_path / "compiled", teacher)
+    assert graphs == [teacher, student]
+    for name, value in expected.state_dict().items():
+        torch.testing.assert_close(found.state_dict()[name], value, rtol=1e-4, atol=1e-6)
+    assert_logs_agree(tmp_path / "eager", tmp_path / "compiled")
+    assert type(found) is type(expected)
+    with pytest.raises(TrainingError, match="compile is for objectives denoising and distillation with parallel ddp"):
+        recover(dit(), FlowProcess(), images(), replace(config, objective="2ndmatch"), tmp_path / "no", smaller())
+    pruner = pruner_for(dit(), FlowProcess(), "macs=70%", "random", BOTH, QUICK)
+    with pytest.raises(TrainingError, match="networks that do not change on the way"):
+        recover(dit(), FlowProcess(), images(), config, tmp_path / "no", smaller(), pruner)
+
+
+def test_kernels_of_unets_on_gpus_are_laid_out_channels_last():
+    gpu = torch.device("cuda")
+    assert wants_channels_last(unet(), gpu)
+    assert not wants_channels_last(unet(), torch.device("cpu"))
+    assert not wants_channels_last(dit(), gpu)
+    model = unet()
+    optimizer = torch.optim.AdamW(model.parameters())
+    model.conv_in.weight.square().sum().backward()
+    optimizer.step()
+    lay_out([model], torch.channels_last, optimizer)
+    for value in (model.conv_in.weight, optimizer.state[model.conv_in.weight]["exp_avg"]):
+        assert value.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(unet().conv_out.weight, model.conv_out.weight)
 
 
 def test_a_model_without_gradient_checkpointing_is_refused(tmp_path):

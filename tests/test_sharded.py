@@ -1,6 +1,7 @@
 """Weights in shards (FSDP2): the same losses as in one process, the same cuts, checkpoints for any number of them."""
 
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,9 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
+import secateur
 from models import dit
-from secateur.base.errors import TrainingError, is_lost_peer
+from secateur.base.errors import SecateurError, TrainingError, is_lost_peer
+from secateur.process.flow import FlowProcess
 from secateur.recovery.accelerator import check_accelerator
 from secateur.recovery.checkpoints import newest_checkpoint
 from sharded_runs import CONFIG, NAMES, run
@@ -53,7 +58,7 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 @pytest.mark.slow
 def test_two_shards_train_and_cut_as_one_process_which_resumes_their_checkpoint(tmp_path):
-    names = ["denoising", "2ndmatch-float64", "features-float64", "muon-float64", "prune"]
+    names = ["denoising", "2ndmatch-float64", "features-float64", "muon-float64", "prune", "adapt-float64"]
     stopped = "stopped-float64"
     run(tmp_path / "one", "ddp", [*names, stopped, "rank"])
     launched(tmp_path / "two", "fsdp", [*names, stopped, "rank"])
@@ -63,9 +68,38 @@ def test_two_shards_train_and_cut_as_one_process_which_resumes_their_checkpoint(
             torch.testing.assert_close(values, expected[name], rtol=1e-7, atol=1e-12)
     for name in names:
         assert_same_run(tmp_path / "one" / name, tmp_path / "two" / name)
-    assert newest_checkpoint(tmp_path / "two" / stopped).name == "step-00000004"
+    checkpoint = newest_checkpoint(tmp_path / "two" / stopped)
+    assert checkpoint.name == "step-00000004"
+    assert sorted(path.name for path in checkpoint.iterdir()) == ["shards", "state.json"]
+    sizes = [path.stat().st_size for path in (checkpoint / "shards").iterdir()]
+    assert len(sizes) == 2
+    assert max(sizes) < 1.2 * min(sizes)
     run(tmp_path / "two", "ddp", [stopped])
     assert_same_run(tmp_path / "one" / stopped, tmp_path / "two" / stopped)
+
+
+@pytest.mark.torture
+def test_a_run_in_shards_resumes_to_the_bit_and_in_another_number_of_processes(tmp_path):
+    run(tmp_path / "one", "ddp", ["whole-float64"])
+    launched(tmp_path / "two", "fsdp", ["whole-float64", "stopped-float64"])
+    shutil.copytree(tmp_path / "two" / "stopped-float64", tmp_path / "four" / "stopped-float64")
+    launched(tmp_path / "two", "fsdp", ["stopped-float64"])
+    averages = [
+        load_file(tmp_path / "two" / f"{name}-float64" / "average.safetensors") for name in ("whole", "stopped")
+    ]
+    assert all(torch.equal(value, averages[0][name]) for name, value in averages[1].items())
+    launched(tmp_path / "four", "fsdp", ["stopped-float64"], processes=4)
+    for name in ("two", "four"):
+        assert_same_run(tmp_path / "one" / "whole-float64", tmp_path / name / "stopped-float64")
+
+
+@pytest.mark.torture
+def test_a_damaged_shard_is_said_in_one_line(tmp_path):
+    launched(tmp_path / "two", "fsdp", ["stopped"])
+    shard = next(iter((newest_checkpoint(tmp_path / "two" / "stopped") / "shards").iterdir()))
+    shard.write_bytes(shard.read_bytes()[:-1000])
+    with pytest.raises(TrainingError, match="is damaged or does not fit this model"):
+        run(tmp_path / "two", "ddp", ["stopped"])
 
 
 @pytest.mark.torture
@@ -73,7 +107,7 @@ def test_two_shards_train_and_cut_as_one_process_which_resumes_their_checkpoint(
     ("parallel", "processes", "nodes"), [("ddp", 2, 1), ("ddp", 4, 1), ("fsdp", 2, 1), ("fsdp", 4, 1), ("hsdp", 4, 2)]
 )
 def test_every_objective_in_several_processes_equals_one(parallel, processes, nodes, tmp_path):
-    names = [*NAMES, "prune"]
+    names = [*NAMES, "prune", "adapt-float64"]
     run(tmp_path / "one", "ddp", names)
     launched(tmp_path / "several", parallel, names, processes, nodes)
     for name in names:
@@ -116,6 +150,32 @@ def test_what_cannot_be_sharded_is_refused(parallel, precision, world, local, me
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setenv("WORLD_SIZE", "8")
     check_accelerator(replace(config, mixed_precision="no"), torch.device("cpu"))
+
+
+def test_weights_that_somebody_has_sharded_are_ranked_and_otherwise_refused(tmp_path):
+    """In one line, before anything is written."""
+    data = [{"images": image, "label": number % 2} for number, image in enumerate(torch.rand(8, 1, 8, 8))]
+    about = {"data": data, "process": FlowProcess()}
+    ranked = {"criterion": "taylor", "scoring": secateur.ScoringConfig(num_timesteps=2, num_images=4)}
+    expected = secateur.rank(dit(), **about, **ranked)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        model = dit()
+        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+        found = secateur.rank(model, **about, **ranked)
+        for name, values in expected.dims.items():
+            assert found.dims[name] == pytest.approx(values, rel=1e-4, abs=1e-9)
+        for work in (
+            lambda: secateur.prune(model, target="macs=60%", ranking=found, **about),
+            lambda: secateur.compensate(model, dense=dit(), **about),
+            lambda: secateur.finetune(model, **about),
+            lambda: secateur.save_pretrained(model, tmp_path / "model"),
+        ):
+            with pytest.raises(SecateurError, match="needs whole weights, and those of this FSDPDiTTransformer2DModel"):
+                work()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,10 @@
 """secateur sweep: trials that run, are skipped or fail, and what they share."""
 
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,7 @@ from secateur.recipes import RECIPES
 from secateur.runs import stages, trials
 from secateur.runs.trials import NOT_IN_ALL, TrialConfig, all_trials, recipe_names
 from secateur.schedules import parse_target
+from training_runs import TWO
 
 QUICK = [
     *("--shared.batch-size", "8", "--shared.num-timesteps", "4", "--shared.num-images", "8", "--evaluation.num-images"),
@@ -192,3 +197,25 @@ def test_blocks_of_a_transformer_are_swept(tmp_path: Path) -> None:
     )  # fmt: skip
     [trial] = standing(out).values()
     assert (trial["status"], trial["criterion"], trial["target"]) == ("done", "uniform", "blocks=1")
+
+
+@pytest.mark.slow
+def test_two_processes_take_a_trial_each_and_then_the_next(model: Path, tmp_path: Path) -> None:
+    """Each on a device of its own; the main one writes what all have done."""
+    out = tmp_path / "sweep"
+    arguments = ["sweep", str(model), "--data", "digits", "--out", str(out), "--steps", "3", *QUICK]
+    arguments += ["--recipes", "magnitude", "random", "--targets", "macs=70%", "--seeds", "0", "1"]
+    run = subprocess.run(
+        [sys.executable, *TWO, "-m", "secateur", *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert [trial["status"] for trial in standing(out).values()] == ["done"] * 4
+    taken = re.findall(r"^trial (\d) of 4: ", run.stdout, re.MULTILINE)
+    assert 0 < len(taken) < 4  # the other process prints nothing
+    assert len(list(out.glob("trials/*/report.html"))) == 4
+    assert (out / "report.html").is_file()
+    assert "report  " in run.stdout

@@ -14,6 +14,7 @@ from ..base.distributed import is_main_process, one_process, wait_for_everyone
 from ..base.fingerprint import fingerprint
 from ..base.origin import recorded
 from ..base.rules import Count, checked
+from ..base.shards import require_whole
 from ..compensation import CompensationConfig
 from ..criteria import ScoringConfig, criterion_named
 from ..data.conditions import check_conditions
@@ -40,6 +41,7 @@ from ..runs.stages import (
     recover_stage,
     scores_of,
 )
+from ..runs.subject import Subject
 from ..runs.tidy import tidy
 from ..schedules import CutConfig, parse_target
 from ..teacher import Book
@@ -71,7 +73,8 @@ def rank(
     Raises:
         SecateurError: bad input.
     """
-    one_process("rank")
+    if out is not None:
+        one_process("rank with a folder")
     scoring = criterion_named(criterion).configured(scoring or ScoringConfig())
     with shown(progress), opened(model, data, **arguments) as (subject, dataset):
         check_ranking(subject, dataset, criterion)
@@ -125,6 +128,7 @@ def prune(
     criterion = criterion if ranking is None else ranking.criterion
     scoring = criterion_named(criterion).configured(scoring or ScoringConfig())
     with shown(progress), opened(model, data, **arguments) as (subject, dataset):
+        require_whole(subject.model, "pruning")
         subject = subject.selected(cut)
         check_pruning(subject, dataset, goal, criterion, cut, ranking)
         details = {"criterion": criterion, "scoring": to_json(scoring) if ranking is None else dict(ranking.options)}
@@ -183,6 +187,7 @@ def compensate(
     """
     config = compensation or CompensationConfig()
     with shown(progress), opened(pruned, unless_generated(data), **arguments) as (subject, given_data):
+        require_whole(subject.model, "the refit")
         reference = beside(subject, dense, **arguments)
         dataset = required(given_data or drawn_by(reference, data))
         check_conditions(subject.model, dataset)
@@ -238,6 +243,7 @@ def finetune(
     """
     settings = finetuning_config(recovery, teacher is not None or book is not None, steps, objective)
     with shown(progress), opened(model, unless_generated(data), **arguments) as (subject, given_data):
+        require_whole(subject.model, "recovery")
         if isinstance(teacher, Book):
             teacher, book = None, teacher
         dense = None if teacher is None else beside(subject, teacher, **arguments)
@@ -252,7 +258,8 @@ def finetune(
             samples = encode_data(dataset, subject)
             answers = None if book is None else opened_book(book, subject, samples)
             taught_by = answers or (None if dense is None else dense.model)
-            tuned, _, _ = recover_stage(folder, subject.model, subject, samples, settings, taught_by, inplace=inplace)
+            ours = inplace or isinstance(model, str | Path | Subject)  # then a copy would only take memory
+            tuned, _, _ = recover_stage(folder, subject.model, subject, samples, settings, taught_by, inplace=ours)
             if folder is not None:
                 pipeline_stage(folder, subject, tuned)
                 if is_main_process():

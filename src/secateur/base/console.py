@@ -40,6 +40,21 @@ def shown(visible: bool) -> Iterator[None]:
         _visible.reset(before)
 
 
+@contextmanager
+def quiet(hides: bool) -> Iterator[None]:
+    """Print and log nothing inside the block, if it `hides`."""
+    if not hides:
+        yield
+        return
+    before, disabled = _visible.set(False), logger.disabled
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        _visible.reset(before)
+        logger.disabled = disabled
+
+
 def say(line: str) -> None:
     """Print a line for the user, from the main process only."""
     if not is_main_process():

@@ -9,7 +9,7 @@ from typing import Any
 # Settings of memory, speed and output. Accumulation changes dropout masks, if there are any; so does the number of
 # processes, which is not a setting.
 FREE_IN_RECOVERY = frozenset(
-    {"accumulation", "parallel", "gradient_checkpointing", "offload", "memory"}
+    {"accumulation", "parallel", "gradient_checkpointing", "compile", "offload", "memory"}
     | {"checkpoint_every", "log_every", "grad_norms_every", "report_to"}
     | {"validation_every", "validation_prompts", "validation_classes"}
 )

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+
+from .errors import SecateurError
 
 
 def whole(value: Tensor) -> Tensor:
@@ -16,3 +18,16 @@ def whole(value: Tensor) -> Tensor:
     place = torch.device(value.device_mesh.device_type)  # shards may lie on the CPU
     shard = value if value.device.type == place.type else value.to(place)
     return cast(DTensor, shard).full_tensor()
+
+
+def require_whole(model: nn.Module, work: str) -> None:
+    """Refuse a model that is sharded already for `work` that needs all of its weights.
+
+    Raises:
+        SecateurError: it is.
+    """
+    if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        raise SecateurError(
+            f"{work} needs whole weights, and those of this {type(model).__name__} are sharded: do it before "
+            "`fully_shard`; recovery shards a whole model by itself (recovery.parallel fsdp)"
+        )

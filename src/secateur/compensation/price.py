@@ -21,7 +21,7 @@ from ..structure.known_values import remember, without_memory
 from .compensate import MEASURED
 from .config import CompensationConfig
 from .counterparts import Projection, counterparts, projection
-from .gated import conjugate_flops, exact_flops, exact_is_better
+from .gated import AT_ONCE_BYTES, conjugate_flops, exact_flops, exact_is_better
 from .passes import Pass, stops
 from .streams import owner, stream_blocks
 from .targets import chosen_target, layers_to_refit
@@ -142,17 +142,20 @@ def _output_price(layer: Projection, rows: int, config: CompensationConfig) -> L
     columns, outputs = _columns(layer), len(layer.weight)
     gathered = rows * columns * (columns + 4 * outputs)
     solved = columns**2 * (columns / 3 + 2 * outputs)
-    held = 8 * columns * (2 * columns + 2 * outputs)
+    at_once = rows * min(config.batch_size, config.num_tuples) // config.num_tuples
+    held = 8 * columns * (2 * columns + 2 * outputs) + 4 * at_once * (2 * columns + 3 * outputs)
     return LayerPrice(rows, columns, outputs, held, gathered + FLOAT64 * solved)
 
 
 def _stream_price(layer: Projection, rows: int, config: CompensationConfig) -> LayerPrice:
     columns, outputs, tuples = _columns(layer), len(layer.weight), config.num_tuples
-    held = 4 * rows * (columns + 3 * outputs)
+    held = (
+        4 * rows * (2 * columns + 5 * outputs)
+    )  # parts and whole; errors, the dense stream, and the layer's own output
     flops = 2.0 * rows * columns**2
     if exact_is_better(tuples, rows, columns, outputs):
         flops += exact_flops(tuples, columns, outputs)
-        held += 4 * tuples * columns**2
+        held += (4 * tuples + 12 * min(outputs, max(1, AT_ONCE_BYTES // (8 * columns**2)))) * columns**2
     else:
         flops += conjugate_flops(rows, columns, outputs) + FLOAT64 * columns**3 / 3
         held += 8 * columns * (2 * columns + 6 * outputs)

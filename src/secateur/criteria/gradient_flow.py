@@ -35,13 +35,14 @@ from ..base.errors import TrainingError
 from ..base.shards import whole
 from ..data import Batch
 from ..models.conditions import Conditions, rows
-from ..models.network import inference
+from ..models.network import example_batch, inference
 from ..process.base import Process, denoising_error
 from ..results import LossCurve
 from ..structure import Structure
 from ..structure.precision import full_precision
-from .criterion import Criterion, Options, Price, ScoringConfig
+from .criterion import Criterion, Memory, Options, Price, ScoringConfig
 from .gradients import calibration_passes, calibration_timesteps, differentiable, reshard, stream_gradients
+from .memory import without_data, without_values
 from .ranking import Ranking, parameters_of
 from .reductions import unit_scores
 
@@ -69,7 +70,7 @@ class GradientFlowOptions(Options):
             Wan et al., much worse in docs/benchmarks.md).
         timestep_weights: timestep t weighs 1 / ||g_t||^2 (inverse-gradient) or 1 (uniform).
         hessian_product: compute H g by double backward (exact), or from two more gradients (finite-difference), which
-            takes less memory and works with any attention kernel.
+            works with any attention kernel, keeps smaller graphs and more copies of the weights.
     """
 
     mode: Mode = "preserve"
@@ -79,9 +80,9 @@ class GradientFlowOptions(Options):
 
 @dataclass(frozen=True)
 class LocalGeometry:
-    """A loss L, its gradient g, and its Hessian times that gradient, H g, by parameter name."""
+    """A loss L, (), its gradient g, and its Hessian times that gradient, H g, by parameter name."""
 
-    loss: float
+    loss: Tensor
     gradient: Parameters
     product: Parameters
 
@@ -157,11 +158,7 @@ def gradient_flow_statistics(
     noise = torch.randn(batch.sample.shape, generator=torch.Generator().manual_seed(config.seed))
     noise = noise.to(batch.sample)
     timesteps = calibration_timesteps(process, config.timesteps_of(process)).to(batch.sample.device)
-    # Half precision is too coarse for second derivatives.
-    parameters = {
-        name: parameter.detach().to(torch.promote_types(parameter.dtype, torch.float32))
-        for name, parameter in model.named_parameters()
-    }
+    parameters = _in_range(model)
     in_shards = any(isinstance(parameter, DTensor) for parameter in parameters.values())
     if in_shards:
         check_shards(model, options)
@@ -175,14 +172,16 @@ def gradient_flow_statistics(
             else:
                 terms = loss_terms(model, process, batch, noise, timestep, config.batch_size)
                 geometry = local_geometry(terms, parameters, options.hessian_product)
-            if not math.isfinite(geometry.loss):
+            losses.append(geometry.loss.item())
+            if not math.isfinite(losses[-1]):
                 raise TrainingError(
                     "a calibration loss is not finite: check that the model's weights and its scheduler fit together"
                 )
-            losses.append(geometry.loss)
-            norms.append(_norm(geometry.gradient))
+            norms.append(_norm(geometry.gradient).item())
             used.append(timestep_weight(norms[-1], options.timestep_weights))
-            total = {name: total[name] + used[-1] * product for name, product in geometry.product.items()}
+            for name, term in geometry.product.items():
+                total[name].add_(term, alpha=used[-1])
+            del geometry, term  # before the next ones are computed
             advance(1, "")
     canonical = {id(parameter): name for name, parameter in model.named_parameters()}
     product = {name: total[canonical[id(parameter)]] for name, parameter in parameters_of(model).items()}
@@ -199,6 +198,26 @@ def gradient_norm_changes(model: nn.Module, structure: Structure, product: Param
 def price_of_products(model: nn.Module, process: Process, config: ScoringConfig, options: GradientFlowOptions) -> Price:
     """Price of a Hessian product at every timestep."""
     return Price(config.timesteps_of(process) * config.num_images * HESSIAN_PRODUCT)
+
+
+def memory_of_products(
+    model: nn.Module, process: Process, config: ScoringConfig, options: GradientFlowOptions
+) -> Memory:
+    """Memory of one timestep's Hessian product beside the sum over timesteps, counted on a copy without data."""
+    images = min(config.num_images, 2 * config.batch_size)  # more passes take no more than two
+    sample, conditions = example_batch(model, images)
+    with without_data(model) as (hollow, memory):
+        parameters = _in_range(hollow)
+        total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+        exact = next(iter(parameters.values())).dtype
+        given = without_values({"sample": sample, "conditions": dict(conditions)}, exact)
+        batch, noise = Batch(given["sample"], given["conditions"]), torch.empty_like(given["sample"])
+        timestep = process.timesteps(torch.zeros(1))[0]
+        terms = loss_terms(hollow, process, batch, noise, timestep, config.batch_size)
+        geometry = local_geometry(terms, parameters, options.hessian_product)
+        for name, product in geometry.product.items():
+            total[name].add_(product)
+        return Memory(memory.peak)
 
 
 def energy(gradient_norms: Sequence[float], kind: TimestepWeights) -> float:
@@ -246,17 +265,17 @@ def local_geometry(terms: Sequence[Loss], parameters: Parameters, method: Hessia
     return _double_backward(terms, parameters) if method == "exact" else _central_difference(terms, parameters)
 
 
-def loss_and_gradient(terms: Sequence[Loss], parameters: Parameters) -> tuple[float, Parameters]:
+def loss_and_gradient(terms: Sequence[Loss], parameters: Parameters) -> tuple[Tensor, dict[str, Tensor]]:
     """Value and gradient of the sum of `terms`, one backward pass each."""
-    total = 0.0
-    gradient: Parameters = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+    losses: list[Tensor] = []
+    gradient: dict[str, Tensor] = {}
     for term in terms:
         leaves = _leaves(parameters)
         with torch.enable_grad():
             loss = term(leaves)
-        total += loss.item()
-        gradient = _add(gradient, _gradient(loss, leaves))
-    return total, gradient
+        _add(gradient, _gradient(loss, leaves))
+        losses.append(loss.detach())
+    return torch.stack(losses).sum(), gradient
 
 
 def _double_backward(terms: Sequence[Loss], parameters: Parameters) -> LocalGeometry:
@@ -266,8 +285,10 @@ def _double_backward(terms: Sequence[Loss], parameters: Parameters) -> LocalGeom
             return _along(terms[0], parameters)
         # Every term is multiplied by the gradient of the whole loss, which therefore comes first.
         loss, gradient = loss_and_gradient(terms, parameters)
-        products = (_along(term, parameters, gradient).product for term in terms)
-        return LocalGeometry(loss, gradient, functools.reduce(_add, products))
+        product: dict[str, Tensor] = {}
+        for term in terms:
+            _add(product, _along(term, parameters, gradient).product)
+        return LocalGeometry(loss, gradient, product)
 
 
 @torch.enable_grad()
@@ -279,7 +300,8 @@ def _along(term: Loss, parameters: Parameters, direction: Parameters | None = No
     gradient = {name: values.detach() for name, values in graph.items()}
     along = gradient if direction is None else direction
     slope = torch.stack([(graph[name] * along[name]).sum() for name in leaves]).sum()
-    return LocalGeometry(loss.item(), gradient, _gradient(slope, leaves))
+    del graph
+    return LocalGeometry(loss.detach(), gradient, _gradient(slope, leaves))
 
 
 def _central_difference(terms: Sequence[Loss], parameters: Parameters) -> LocalGeometry:
@@ -290,7 +312,7 @@ def _central_difference(terms: Sequence[Loss], parameters: Parameters) -> LocalG
         loss_and_gradient(terms, {name: values + signed * gradient[name] for name, values in parameters.items()})[1]
         for signed in (-step, step)
     )
-    return LocalGeometry(loss, gradient, {name: (after[name] - before[name]) / (2 * step) for name in parameters})
+    return LocalGeometry(loss, gradient, _slopes(before, after, step))
 
 
 def check_shards(model: nn.Module, options: GradientFlowOptions) -> None:
@@ -310,13 +332,13 @@ def sharded_geometry(model: nn.Module, losses: Sequence[Callable[[], Tensor]]) -
     weights = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     names = {parameter: name for name, parameter in parameters.items()}
 
-    def value_and_gradient(step: float = 0.0, along: Parameters = weights) -> tuple[float, Parameters]:
-        values: list[float] = []
+    def value_and_gradient(step: float = 0.0, along: Parameters = weights) -> tuple[Tensor, dict[str, Tensor]]:
+        values: list[Tensor] = []
         gradient = {name: torch.zeros_like(value) for name, value in weights.items()}
 
         def recorded(loss: Callable[[], Tensor]) -> Tensor:
             value = loss()
-            values.append(value.item())
+            values.append(value.detach())
             return value
 
         def take(parameter: nn.Parameter, found: Tensor) -> None:
@@ -328,23 +350,36 @@ def sharded_geometry(model: nn.Module, losses: Sequence[Callable[[], Tensor]]) -
         with differentiable(model):
             stream_gradients(model, [functools.partial(recorded, loss) for loss in losses], take)
         reshard(model)
-        return sum(values), gradient
+        return torch.stack(values).sum(), gradient
 
     try:
         loss, gradient = value_and_gradient()
-        step = _step(weights, gradient)
+        step = _step(weights, gradient).item()  # shards do not multiply by a tensor
         before, after = (value_and_gradient(signed, gradient)[1] for signed in (-step, step))
     finally:
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(weights[name])
-    return LocalGeometry(loss, gradient, {name: (after[name] - before[name]) / (2 * step) for name in weights})
+    return LocalGeometry(loss, gradient, _slopes(before, after, step))
 
 
-def _step(parameters: Parameters, gradient: Parameters) -> float:
-    """How far to move along the gradient, in its lengths."""
-    precision = torch.finfo(next(iter(parameters.values())).dtype).eps
-    return RELATIVE_STEP * precision ** (1 / 3) * _norm(parameters) / (_norm(gradient) or 1.0)
+def _step(parameters: Parameters, gradient: Parameters) -> Tensor:
+    """How far to move along the gradient, in its lengths, ()."""
+    precision, length = torch.finfo(next(iter(parameters.values())).dtype).eps, _norm(gradient)
+    return RELATIVE_STEP * precision ** (1 / 3) * _norm(parameters) / torch.where(length > 0, length, 1.0)
+
+
+def _slopes(before: dict[str, Tensor], after: dict[str, Tensor], step: Tensor | float) -> Parameters:
+    """The change of gradients from a step before to a step after, by their distance; frees both as it goes."""
+    return {name: (after.pop(name) - before.pop(name)) / (2 * step) for name in list(after)}
+
+
+def _in_range(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters in at least float32; half precision is too coarse for second derivatives."""
+    return {
+        name: parameter.detach().to(torch.promote_types(parameter.dtype, torch.float32))
+        for name, parameter in model.named_parameters()
+    }
 
 
 def _leaves(parameters: Parameters) -> dict[str, Tensor]:
@@ -352,17 +387,21 @@ def _leaves(parameters: Parameters) -> dict[str, Tensor]:
     return {name: parameter.detach().requires_grad_() for name, parameter in parameters.items()}
 
 
-def _gradient(value: Tensor, leaves: Parameters, create_graph: bool = False) -> Parameters:
+def _gradient(value: Tensor, leaves: Parameters, create_graph: bool = False) -> dict[str, Tensor]:
     found = torch.autograd.grad(value, list(leaves.values()), create_graph=create_graph, materialize_grads=True)
     return dict(zip(leaves, found, strict=True))
 
 
-def _add(left: Parameters, right: Parameters) -> Parameters:
-    return {name: values + right[name] for name, values in left.items()}
+def _add(total: dict[str, Tensor], more: Parameters) -> None:
+    """Add `more` to `total`, of which no second copy is made."""
+    for name, values in more.items():
+        total[name] = total[name] + values if name in total else values
 
 
-def _norm(values: Parameters) -> float:
-    return torch.stack([whole(value.square().sum()) for value in values.values()]).sum().sqrt().item()
+def _norm(values: Parameters) -> Tensor:
+    return torch.stack([whole(value.square().sum()) for value in values.values()]).sum().sqrt()
 
 
-GRADIENT_FLOW = Criterion("gradient-flow", GradientFlowOptions, gradient_flow, price_of_products, timesteps=32)
+GRADIENT_FLOW = Criterion(
+    "gradient-flow", GradientFlowOptions, gradient_flow, price_of_products, timesteps=32, memory=memory_of_products
+)

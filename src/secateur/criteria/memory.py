@@ -21,7 +21,7 @@ def without_values(inputs: Mapping[str, Any], dtype: torch.dtype) -> dict[str, A
 
     def empty(value: Tensor) -> Tensor:
         kind = dtype if value.is_floating_point() else value.dtype
-        return remember(torch.empty_like(value, device="cpu", dtype=kind), value)
+        return remember(torch.empty(value.shape, device="cpu", dtype=kind), value)
 
     return tree_map_only(Tensor, empty, dict(inputs))
 

@@ -23,6 +23,7 @@ from typing_extensions import Unpack
 from ..base.errors import ModelError, SecateurError
 from ..base.files import atomic_folder, read_json, write_json
 from ..base.records import record_of
+from ..base.shards import require_whole
 from ..models.registry import architecture_named, is_known, unsupported
 from ..structure import removals_of
 from .files import check_file
@@ -69,6 +70,7 @@ def save_pretrained(model: nn.Module, folder: str | Path, scheduler_config: Mapp
             and the cuts made by secateur.
     """
     folder = Path(folder)
+    require_whole(model, "saving")
     check_saved(model)
     with atomic_folder(folder) as temporary:
         model.save_pretrained(temporary, safe_serialization=True)  # type: ignore[operator]

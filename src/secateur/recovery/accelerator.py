@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.tracking import get_available_trackers
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor
 
 from ..base.console import note
@@ -131,6 +132,9 @@ def make_accelerator(config: RecoveryConfig, folder: Path, device: torch.device)
                 mixed_precision=precision,
                 log_with=list(config.report_to) or None,
                 project_dir=folder,
+                kwargs_handlers=[
+                    DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+                ],  # else it keeps two copies
             )
         except ValueError as error:
             raise TrainingError(f"mixed precision {precision} does not work here: {error}") from error

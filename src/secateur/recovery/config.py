@@ -42,6 +42,8 @@ class RecoveryConfig:
         accumulation: micro-batches per optimizer step.
         gradient_checkpointing: compute activations again in the backward pass instead of keeping them, which takes
             longer and less memory.
+        compile: compile teacher and student with torch.compile, which takes minutes at the start; after a one-shot cut,
+            for objectives denoising and distillation, with parallel ddp.
         weight_precision: dtype of the trained weights: float32, or bf16 with stochastic rounding (adamw and adamw8bit),
             which halves weights and gradients.
         offload: what is kept on the CPU: ema, the moving average, which is updated there; teacher, whose blocks are
@@ -89,6 +91,7 @@ class RecoveryConfig:
     ema_decay: Annotated[float, from_to_below(0, 1)] = 0.9999
     accumulation: Count = 1
     gradient_checkpointing: bool = False
+    compile: bool = False
     weight_precision: WeightPrecision = "float32"
     offload: tuple[Offloaded, ...] = ()
     freeze: tuple[str, ...] = ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..models.jacobian import exact
 from .rounding import local
@@ -52,11 +52,15 @@ class Ema:
         If `step` counts from the last cut, the average forgets the weights before it, which were those of another
         network.
         """
-        pairs = zip(self.model.parameters(), model.parameters(), strict=True)
-        trained = [(local(ours), local(theirs)) for ours, theirs in pairs if ours is not theirs]
-        ours: list[Tensor] = [mine for mine, _ in trained]
-        theirs: list[Tensor] = [other.to(mine.device, mine.dtype) for mine, other in trained]
-        torch._foreach_lerp_(ours, theirs, 1 - warm_decay(self.decay, step))
+        weight, alike = 1 - warm_decay(self.decay, step), []
+        for ours, theirs in zip(self.model.parameters(), model.parameters(), strict=True):
+            mine, other = local(ours), local(theirs)
+            if mine.dtype != other.dtype or mine.device != other.device:
+                mine.lerp_(other.to(mine.device, mine.dtype), weight)  # converts one at a time
+            elif ours is not theirs:
+                alike.append((mine, other))
+        if alike:
+            torch._foreach_lerp_([mine for mine, _ in alike], [other for _, other in alike], weight)
         for mine, other in zip(self.model.buffers(), model.buffers(), strict=True):
             mine.copy_(other)
 

@@ -7,24 +7,28 @@ micro-batch of the objective, including second derivatives and the teacher's pas
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves
 
 from ..base.console import note
 from ..base.devices import device_memory
 from ..base.distributed import process_count
 from ..base.errors import TrainingError
 from ..base.units import format_count
-from ..models.network import device_of, example_batch
+from ..criteria.memory import without_values
+from ..models.conditions import Conditions
+from ..models.network import device_of, example_batch, example_inputs
+from ..models.precision import dtype_of
 from ..process.base import Process
-from ..process.own import OwnObjective
+from ..process.own import OwnObjective, taken_apart
 from ..structure.cost import skeleton
+from ..structure.known_values import without_memory
 from ..structure.memory import LiveBytes
 from ..teacher import Draw, Teacher
 from .accelerator import precision_on
@@ -81,39 +85,46 @@ def recovery_memory(
 
     Args:
         model: the student, or the dense model as an upper bound.
-        teacher: the dense model, if the objective needs it.
-        process: how the model was trained; passes of a user's own functions cannot be counted.
+        teacher: the dense model, if the objective needs it; a book takes no memory on the device.
+        process: how the model was trained; a user's own loss is counted as the mean square of the network's outputs.
         config: settings of the recovery.
         device: the device to count for, by default the model's: mixed precision depends on it.
         processes: number of processes, by default the launcher's.
     """
     device, processes = device or device_of(model), process_count() if processes is None else processes
     objective = build_objective(config, teacher)
-    dense = teacher if objective.needs_teacher and isinstance(teacher, nn.Module) else None
+    dense = teacher if isinstance(teacher, nn.Module) else model  # a book's answers are like those of a network
     micro = max(1, config.batch_size // (config.accumulation * processes))
-    shards = config.parallel != "ddp" and processes > 1
-    sample, conditions = example_batch(model, micro) if device_of(model).type != "meta" else _examples(model, micro)
+    if isinstance(process, OwnObjective):
+        process, sample, conditions = _mean_square(model, micro)
+    else:
+        sample, conditions = example_batch(model, micro)
     ready, dtype = skeleton(model), trained_dtype(model, config)
     replace_parameters(ready, lambda name, parameter: torch.empty_like(parameter, dtype=dtype))
     make_ready(ready, config, torch.device("meta"))
     silence_dropout(ready, config)
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with FakeTensorMode(allow_non_fake_inputs=True), without_memory():
         student = skeleton(ready, "cpu")
-        taught_by = None if dense is None else skeleton(dense, "cpu").eval()
+        taught_by = skeleton(dense, "cpu").eval() if objective.needs_teacher else None
         if config.gradient_checkpointing:
             student.enable_gradient_checkpointing()  # type: ignore[operator]
-        draw = _draw(process, sample, conditions, config)
+        draw = _draw(process, sample, conditions)
         trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
-        frees = [parameter.register_post_accumulate_grad_hook(_free) for parameter in trained] if shards else []
-        autocast = torch.autocast("cpu", torch.bfloat16) if precision_on(config, device) == "bf16" else nullcontext()
+        shards = processes if config.parallel != "ddp" else 1
+        # Several processes sum gradients in buffers of their own.
+        frees = [each.register_post_accumulate_grad_hook(_free) for each in trained] if processes > 1 else []
         networks = [each for each in (student, taught_by) if each is not None]
-        held = [tensor for network in networks for tensor in (*network.parameters(), *network.buffers())]
-        with LiveBytes(held) as live, autocast:
+        if precision_on(config, device) != "no":
+            for network in networks:
+                vars(network)["forward"] = torch.autocast("cpu", torch.bfloat16)(network.forward)
+        with LiveBytes([tensor for network in networks for tensor in _tensors(network)]) as live:
             for _ in range(min(config.accumulation, 2)):
                 _pass(objective, student, taught_by, process, draw)
         for handle in frees:
             handle.remove()
-        return _together(student, taught_by, objective, config, live.peak, processes if shards else 1)
+        held = taught_by if isinstance(teacher, nn.Module) else None
+        summed = _bytes(trained) // shards if processes > 1 else 0
+        return _together(student, held, objective, config, live.peak + summed, shards)
 
 
 def _together(
@@ -125,18 +136,16 @@ def _together(
     shards: int,
 ) -> RecoveryMemory:
     trained = {name: parameter for name, parameter in student.named_parameters() if parameter.requires_grad}
-    weights, gradients = _bytes(student.parameters()), _bytes(trained.values())
-    average = sum(4 * parameter.numel() for parameter in trained.values())
-    dense = 0 if teacher is None else _bytes(teacher.parameters())
-    visiting = 0 if teacher is None else _largest_block(teacher)
+    weights = _bytes(_tensors(student))
+    average = _bytes(student.buffers()) + sum(_averaged(parameter) for parameter in student.parameters())
+    dense = 0 if teacher is None else _bytes(_tensors(teacher))
+    visiting = 0 if teacher is None else _gathered(teacher)
     if "teacher" in config.offload:
         dense = visiting
     elif shards > 1:
         dense = dense // shards + (dense if objective.differentiates_twice else visiting)
     if shards > 1:
-        passes += gradients // shards
-        gathered = weights if objective.differentiates_twice else 2 * _largest_block(student)
-        weights = weights // shards + gathered
+        weights = weights // shards + (weights if objective.differentiates_twice else _gathered(student))
     return RecoveryMemory(
         weights=weights,
         average=0 if "ema" in config.offload else average // shards,
@@ -159,7 +168,7 @@ def affordable(
     Raises:
         TrainingError: it does not fit even so; the message says what would help.
     """
-    if config.memory == "given" or isinstance(process, OwnObjective):
+    if config.memory == "given":
         return config
     available = int(SHARE * device_memory(device))
     for chosen in _cheaper(model, teacher, config, device):
@@ -203,37 +212,55 @@ def _free(parameter: Tensor) -> None:
     parameter.grad = None
 
 
-def _draw(process: Process, sample: Tensor, conditions: Mapping[str, Tensor], config: RecoveryConfig) -> Draw:
+def _draw(process: Process, sample: Tensor, conditions: Mapping[str, Tensor]) -> Draw:
     """A micro-batch without data, inside a fake tensor mode."""
-
-    def hollow(value: Tensor) -> Tensor:
-        dtype = torch.promote_types(value.dtype, torch.float32) if value.is_floating_point() else value.dtype
-        return torch.empty_like(value, device="cpu", dtype=dtype)
-
-    images = hollow(sample)
-    times = hollow(process.timesteps(torch.zeros(len(sample))))
-    hollow_conditions = tree_map_only(Tensor, hollow, dict(conditions))
-    return Draw(images, torch.empty_like(images), times, hollow_conditions, partial(_like, images))
+    images = without_values({"sample": sample}, torch.promote_types(sample.dtype, torch.float32))["sample"]
+    times = torch.empty_like(process.timesteps(torch.zeros(len(sample))))
+    told = without_values(conditions, images.dtype)
+    return Draw(images, torch.empty_like(images), times, told, partial(_like, images))
 
 
 def _like(images: Tensor, k: int) -> Tensor:
     return torch.empty_like(images)
 
 
-def _examples(model: nn.Module, count: int) -> tuple[Tensor, Mapping[str, Tensor]]:
-    """As `example_batch`, for a model on the meta device."""
-    with torch.device("meta"):
-        return example_batch(model, count)
+def _mean_square(model: nn.Module, count: int) -> tuple[Process, Tensor, Conditions]:
+    """A process whose loss is the mean square of the outputs for example inputs, and a batch for it."""
+    inputs = example_inputs(model, count)
+
+    def output(network: nn.Module, batch: Tensor) -> Tensor:
+        found = tree_leaves(network(**without_values(inputs, dtype_of(network))))
+        return torch.cat([each.flatten() for each in found if isinstance(each, Tensor)])
+
+    def loss(network: nn.Module, batch: Tensor) -> Tensor:
+        return output(network, batch).float().square().mean()
+
+    conditions, layout = taken_apart(torch.zeros(count))
+    return cast(Process, OwnObjective(output, loss, layout)), torch.zeros(count, 1), conditions
+
+
+def _tensors(model: nn.Module) -> Iterator[Tensor]:
+    yield from model.parameters()
+    yield from model.buffers()
 
 
 def _bytes(parameters: Iterable[Tensor]) -> int:
     return sum(each.numel() * each.element_size() for each in parameters)
 
 
-def _largest_block(model: nn.Module) -> int:
-    """Bytes of the largest block; of the whole model if there are no blocks."""
+def _averaged(parameter: Tensor) -> int:
+    """Bytes of the average of a weight, in at least float32; one that is not trained is shared if it has that."""
+    is_shared = not parameter.requires_grad and parameter.itemsize >= 4
+    return 0 if is_shared else parameter.numel() * max(4, parameter.itemsize)
+
+
+def _gathered(model: nn.Module) -> int:
+    """Bytes of the weights that a pass holds at once: those outside of blocks, a block, and the next one on its way."""
     names = block_names(model)
-    return max((_bytes(model.get_submodule(name).parameters()) for name in names), default=_bytes(model.parameters()))
+    blocks = [_bytes(model.get_submodule(name).parameters()) for name in names]
+    inside = {id(each) for name in names for each in model.get_submodule(name).parameters()}
+    outside = _bytes(each for each in model.parameters() if id(each) not in inside)
+    return outside + 2 * max(blocks, default=0)
 
 
 def _remembered(config: RecoveryConfig, name: str, parameter: Tensor) -> int:

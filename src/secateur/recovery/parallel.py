@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, Protocol, cast
 
 import torch
@@ -23,6 +24,7 @@ from .balance import norm, summed_gradient
 from .checkpoints import TrainingState
 from .config import RecoveryConfig
 from .ema import Ema
+from .layout import lay_out, wants_channels_last
 from .offload import visiting
 from .shards import block_names, empty, exchange, fill, mesh_over, reshard, shard_like, sharded
 
@@ -35,8 +37,10 @@ class Parallel(Protocol):
         teacher: the teacher to ask.
         optimizer: the optimizer to step.
         average: the moving average of the student's weights.
+        in_shards: whether each process holds, and writes, a part of the weights.
     """
 
+    in_shards: bool
     student: nn.Module
     teacher: nn.Module | Teacher | None
     optimizer: Any
@@ -50,8 +54,12 @@ class Parallel(Protocol):
         """Gather model, average and optimizer of the state, in every process."""
         ...
 
+    def trained(self) -> TrainingState:
+        """The state over the weights that are trained, which are shards where there are any."""
+        ...
+
     def whole(self, keep: bool) -> AbstractContextManager[None]:
-        """The same for reading, inside the block, in the processes that `keep` it."""
+        """Model and average of the state, for reading inside the block, in the processes that `keep` them."""
         ...
 
     def accumulating(self) -> AbstractContextManager[None]:
@@ -74,6 +82,8 @@ class Parallel(Protocol):
 class Replicated:
     """A replica in every process; or one process."""
 
+    in_shards = False
+
     def __init__(
         self,
         accelerator: Accelerator,
@@ -87,12 +97,17 @@ class Replicated:
         self.student: nn.Module = state.model
         self.optimizer: Any = state.optimizer
         self.average = state.ema
+        self.compiles = config.compile
+        self.channels_last = wants_channels_last(state.model, accelerator.device)
         if isinstance(teacher, nn.Module):
+            if self.channels_last:
+                lay_out([teacher], torch.channels_last)
             away = "teacher" in config.offload
             if away:
                 blocks = [teacher.get_submodule(name) for name in block_names(teacher)]
                 self.visits = visiting(teacher, blocks, accelerator.device)
-            self.teacher = accelerator.prepare_model(teacher, device_placement=not away, evaluation_mode=True)
+            prepared = accelerator.prepare_model(teacher, device_placement=not away, evaluation_mode=True)
+            self.teacher = cast(nn.Module, torch.compile(prepared)) if self.compiles and not away else prepared
 
     def spread(self, changed: bool = True) -> None:
         if self.moves_average:
@@ -100,13 +115,19 @@ class Replicated:
         if not changed:
             return
         state, accelerator = self.state, self.accelerator
+        if self.channels_last:
+            lay_out([state.model, state.ema.model], torch.channels_last, state.optimizer)
         accelerator.unwrap_model(self.student, keep_fp32_wrapper=False)
         accelerator.free_memory()  # the old wrapper would keep removed weights alive
         self.optimizer = accelerator.prepare_optimizer(state.optimizer, device_placement=False)
-        self.student = accelerator.prepare_model(state.model)
+        student = accelerator.prepare_model(state.model)
+        self.student = cast(nn.Module, torch.compile(student)) if self.compiles else student
 
     def gather(self) -> None:
         self.state.ema.model.to(self.accelerator.device)
+
+    def trained(self) -> TrainingState:
+        return self.state
 
     def whole(self, keep: bool) -> AbstractContextManager[None]:
         return nullcontext()
@@ -128,14 +149,20 @@ class Replicated:
             visit.remove()
         for wrapped in (self.student, self.teacher):
             if isinstance(wrapped, nn.Module):  # take the mixed precision off again
-                self.accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False).to(self.accelerator.device)
+                network = self.accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False).to(self.accelerator.device)
+                if self.channels_last:
+                    lay_out([network], torch.contiguous_format)
+        if self.channels_last:
+            lay_out([self.state.ema.model], torch.contiguous_format)
 
 
 class Sharded:
     """A shard of every weight, of its average and of its optimizer state.
 
-    Weights are gathered block by block during a pass, and all together while the model is cut or written.
+    Weights are gathered block by block during a pass, and all together while the model is cut.
     """
+
+    in_shards = True
 
     def __init__(
         self,
@@ -178,7 +205,10 @@ class Sharded:
 
     def gather(self) -> None:
         state = self.state
-        self._fill(keep=True)
+        fill(state.model, self.student)
+        fill(state.ema.model, self.average.model)
+        successors: dict[Tensor, Tensor] = dict(zip(self.student.parameters(), state.model.parameters(), strict=True))
+        exchange(state.optimizer, successors, lambda value, successor: whole(value).cpu())
         refits = state.pruning is not None and state.pruning.pruner.refit is not None
         works = refits or self.accelerator.is_main_process  # one process decides; the others keep theirs on the CPU
         for module in (state.model, state.ema.model):
@@ -187,18 +217,17 @@ class Sharded:
         self.student, self.average = state.model, state.ema
         self.accelerator.free_memory()
 
+    def trained(self) -> TrainingState:
+        reshard(self.student)
+        return replace(self.state, model=self.student, ema=self.average)
+
     @contextmanager
     def whole(self, keep: bool) -> Iterator[None]:
-        shards = {parameter: dict(remembered) for parameter, remembered in self.state.optimizer.state.items()}
-        groups = [list(group["params"]) for group in self.state.optimizer.param_groups]
-        self._fill(keep)
+        fill(self.state.model, self.student, keep)
+        fill(self.state.ema.model, self.average.model, keep)
         yield
         empty(self.state.model)
         empty(self.state.ema.model)
-        self.state.optimizer.state.clear()
-        self.state.optimizer.state.update(shards)
-        for group, parameters in zip(self.state.optimizer.param_groups, groups, strict=True):
-            group["params"] = parameters
 
     def accumulating(self) -> AbstractContextManager[None]:
         return nullcontext()  # gradients are accumulated in shards, which takes less memory
@@ -226,18 +255,6 @@ class Sharded:
     def _for_passes(self, model: nn.Module, frozen: bool = False, offload: bool = False) -> nn.Module:
         shards = sharded(model, self.mesh, self.precision, self.twice, frozen, offload)
         return self.accelerator.prepare_model(shards, device_placement=False, evaluation_mode=True)
-
-    def _fill(self, keep: bool) -> None:
-        state = self.state
-        fill(state.model, self.student, keep)
-        fill(state.ema.model, self.average.model, keep)
-        successors: dict[Tensor, Tensor] = dict(zip(self.student.parameters(), state.model.parameters(), strict=True))
-
-        def gathered(value: Tensor, successor: Tensor) -> Tensor:
-            found = whole(value)
-            return found.cpu() if keep else value
-
-        exchange(state.optimizer, successors, gathered)
 
     def _run_masks(self, network: nn.Module) -> None:
         if self.state.pruning is not None:

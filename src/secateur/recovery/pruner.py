@@ -10,12 +10,12 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from diffusers.training_utils import EMAModel
 from torch import nn
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from ..base.distributed import from_main
 from ..base.errors import TrainingError
 from ..base.settings import as_json, differing, say_differing
+from ..base.shards import require_whole
 from ..io.manifest import note_step
 from ..models.network import device_of
 from ..models.predict import network_of
@@ -101,8 +101,7 @@ class AttachedPruner:
     ) -> None:
         self.pruner, self.optimizer, self.average = pruner, optimizer, average
         self.model = network_of(model)
-        if any(isinstance(parameter, DTensor) for parameter in self.model.parameters()):
-            raise TrainingError("units cannot be removed from a sharded model; prune it before it is sharded")
+        require_whole(self.model, "pruning")
         self.runs = self.model
         self.steps = 0
         self.cuts: list[dict[str, Any]] = []

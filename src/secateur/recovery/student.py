@@ -15,6 +15,8 @@ from .config import RecoveryConfig
 from .lora import add_lora, check_lora, merge_lora
 from .objectives import objective_named
 
+COMPILED = ("denoising", "distillation")  # objectives
+CHANGES = "recovery.compile is for networks that do not change on the way; prune in one shot before"
 MATCHED_BY_SHAPE = ("adafactor", "adamw8bit")  # their state does not have the shape of shards
 
 
@@ -32,6 +34,11 @@ def check_student(model: nn.Module, config: RecoveryConfig) -> None:
         )
     if config.weight_precision == "bf16" and config.mixed_precision == "fp16":
         raise TrainingError("weights in bf16 do not go with passes in fp16; leave recovery.mixed_precision auto")
+    if config.compile and (config.objective not in COMPILED or config.parallel != "ddp"):
+        raise TrainingError(
+            f"recovery.compile is for objectives {' and '.join(COMPILED)} with parallel ddp: compiled networks have no "
+            "second derivatives, and cannot be watched inside; leave it out"
+        )
     if config.parallel != "ddp" and config.optimizer in MATCHED_BY_SHAPE:
         raise TrainingError(f"optimizer {config.optimizer} does not work on shards; use adamw or muon with them")
     if config.lora.rank:

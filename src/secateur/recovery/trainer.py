@@ -24,7 +24,7 @@ from ..process.base import Process
 from ..teacher import Book, Draw, Teacher
 from .accelerator import log_images, make_accelerator, own_accelerate
 from .agreement import check_folder, check_step
-from .checkpoints import TrainingState, restore_checkpoint, save_checkpoint
+from .checkpoints import TrainingState, restore_checkpoint, restore_shards, save_checkpoint
 from .config import RecoveryConfig
 from .draws import draw_step
 from .ema import Ema
@@ -40,7 +40,7 @@ from .pruner import AttachedPruner, Pruner
 from .reading import errors_due, errors_of, note_overfitting, read_step
 from .recomputing import recomputing
 from .step import NORM, Stepper, StepResult
-from .student import make_ready, merge, silence_dropout
+from .student import CHANGES, make_ready, merge, silence_dropout
 
 READ, HELD_OUT = "error_read", "error_held_out"  # in the log: on tuples of the book
 PEAK = "peak_gib"  # in the log: the most memory so far, of the device or of the process
@@ -85,6 +85,8 @@ def recover(
         raise TrainingError(
             "units cannot be removed from weights that LoRA wraps; prune in one shot before, or train the weights"
         )
+    if config.compile and pruner is not None:
+        raise TrainingError(CHANGES)
     taught_by = teacher if objective.needs_teacher else None
     check_conditions(model, dataset)
     try:
@@ -163,11 +165,14 @@ class _Run:
         """Run the steps that remain after the newest checkpoint, if any, and return the moving average."""
         try:
             check_folder(self.accelerator, self.folder)
-            restore_checkpoint(self.folder, self.state, self.settings)
+            shards = restore_checkpoint(self.folder, self.state, self.settings, self.parallel.in_shards)
             check_step(self.accelerator, self.folder, self.state.step)
             with recomputing(self.state.model, self.config.gradient_checkpointing):
                 self.parallel.spread()  # after the restoration, which may have cut the model
+                if shards is not None:
+                    restore_shards(shards, self.parallel.trained())
                 self._train()
+                self.state.optimizer.state.clear()  # not needed any more, and twice as large as the model
                 self.parallel.gather()
             for tracker in self.accelerator.trackers:  # end_training would end the process group too
                 tracker.finish()
@@ -306,10 +311,8 @@ class _Run:
         return decided or step % self.config.checkpoint_every == 0 or step == self.config.steps
 
     def _checkpoint(self) -> None:
-        main = self.accelerator.is_main_process
-        with self.parallel.whole(keep=main):
-            if main:
-                save_checkpoint(self.folder, self.state, self.settings)
+        if self.parallel.in_shards or self.accelerator.is_main_process:
+            save_checkpoint(self.folder, self.parallel.trained(), self.settings, self.parallel.in_shards)
 
 
 def _shared_dtype(model: nn.Module) -> torch.dtype:

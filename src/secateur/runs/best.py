@@ -11,10 +11,11 @@ from typing import Annotated, Any
 from typing_extensions import Unpack
 
 from ..base.console import shown
-from ..base.distributed import one_process
+from ..base.distributed import is_main_process, one_process
 from ..base.errors import require, require_one_of
 from ..base.origin import recorded
 from ..base.rules import Count, Seed, above, checked
+from ..base.sharing import after_main, announced
 from ..base.units import format_count
 from ..evaluation import EvaluationConfig
 from ..recovery import WarmupConfig
@@ -27,7 +28,7 @@ from .folder import run_folder
 from .search import ScoreName, Searcher, search_of
 from .subject import open_subject
 from .timing import format_duration
-from .trials import CACHE, Bench, TrialConfig, most_bytes, open_bench, recipe_names, warm_up
+from .trials import CACHE, Bench, TrialConfig, most_bytes, open_bench, prepare, recipe_names
 
 
 @dataclass(frozen=True)
@@ -88,15 +89,16 @@ def best(
     ones, until one remains. The rest of the budget is spent on a whole compression by that one; with `out` it is in
     OUT/winner, its model in OUT/winner/model, or OUT/winner/pipeline when a pipeline was given. Every trial starts from
     the dense model, so it equals a run of that many steps. Progressive recipes whose stages would not fit into half of
-    a trial get shorter stages. The same call resumes a search that was stopped.
+    a trial get shorter stages. The same call resumes a search that was stopped. In several processes, each takes one
+    trial after the other on its own device, and the first one compresses by the winner.
 
     Args:
         model, data: as for `compress`.
         target: the size to reach: macs=50%, macs=3.4G, params=20M, blocks=6 (six stay) or latency=20ms (one call at
             batch size 1).
         budget_steps: recovery steps of all trials and the winner together.
-        budget_minutes: time of everything together; trials get the steps that are predicted to fit, the winner the
-            rest.
+        budget_minutes: time of everything together, on all devices; trials get the steps that are predicted to fit,
+            the winner the rest.
         recipes: named recipes to choose from, or all.
         score: how trials are compared: loss, the mean denoising loss on the data, or frechet, the Fréchet distance of
             samples. Among recipes within two standard errors of the difference, the fastest is preferred.
@@ -115,6 +117,8 @@ def best(
     Raises:
         SecateurError: bad input, a budget too small for a search, or no recipe that can run.
     """
+    if out is None:
+        one_process("best without a folder")
     with shown(progress), folder_or_temporary(out) as place:
         labels = (warmup or WarmupConfig()) if new_labels else None
         bench = open_bench(open_subject(model, **arguments), data, labels)
@@ -129,12 +133,18 @@ def best(
         settings = {"seed": seed, **bench.subject.settings, **chosen, "warmup": labels}
         settings |= {"shared": shared, "evaluation": evaluation}
         with run_folder(place, {**places, **settings}, bench.inputs) as run:
-            if begun is not None and not path.is_file():
+            if begun is not None and is_main_process() and not path.is_file():
                 write_result(path, begun)  # before the first trial, so that a resumed search keeps its steps
-            search = replace(search, bench=warm_up(bench, run, shared))
-            search.finish(run, search.find(run, read_result(Trials, path)))
-            shutil.rmtree(run / CACHE, ignore_errors=True)
-            write_comparison(run)
+            search = replace(search, bench=after_main(lambda: prepare(bench, run, shared)))
+            found = search.find(run, read_result(Trials, path))
+
+            def finish() -> str:
+                search.finish(run, found)
+                shutil.rmtree(run / CACHE, ignore_errors=True)
+                write_comparison(run)
+                return ""
+
+            announced(finish)
             return run if out is not None else read_comparison(run, search.bench.subject)
 
 
@@ -182,7 +192,6 @@ def open_search(
     Raises:
         SecateurError: no budget, or two; an unknown recipe; or a target that cannot be read.
     """
-    one_process("best")
     require(
         (budget_steps is None) != (budget_minutes is None),
         "give the budget in recovery steps, --budget-steps, or in minutes, --budget-minutes",

@@ -21,7 +21,7 @@ from ..recovery import RecoveryConfig
 from ..recovery.accelerator import check_accelerator
 from ..recovery.objectives.build import build_objective
 from ..recovery.recomputing import check_recomputing
-from ..recovery.student import check_student
+from ..recovery.student import CHANGES, check_student
 from ..results import CutResult, Ranking
 from ..schedules import (
     AdaptiveConfig,
@@ -196,8 +196,10 @@ def check_schedule(recipe: Recipe, granularity: Granularity) -> None:
     """Check, before long work starts, that pruning ends before recovery does.
 
     Raises:
-        SecateurError: the stages take all steps or more; or they remove blocks, and the cut narrows widths.
+        SecateurError: recovery is to be compiled; or the stages take all steps or more, or remove blocks where the cut
+            narrows widths.
     """
     schedules: dict[str, ProgressiveConfig | AdaptiveConfig]
     schedules = {"progressive": recipe.progressive, "adaptive": recipe.adaptive}
+    require(recipe.schedule == "one-shot" or not recipe.recovery.compile, CHANGES)
     check_fits(schedules.get(recipe.schedule), recipe.recovery.steps, granularity == "depth")

@@ -11,8 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 from ..compensation import Price
 from ..criteria import criterion_named
@@ -20,18 +19,13 @@ from ..criteria.criterion import Memory
 from ..criteria.memory import without_data, without_values
 from ..evaluation import EvaluationConfig
 from ..models.network import example_inputs
-from ..process.own import OwnObjective
+from ..models.registry import describe
 from ..recovery import RecoveryConfig
 from ..recovery.memory import recovery_memory
-from ..recovery.objectives.build import build_objective
-from ..recovery.objectives.objective import PROJECTING, TRAINING
-from ..recovery.recomputing import recomputing
+from ..structure import remove
+from ..structure.cost import skeleton
 from .subject import Subject
-from .timing import Work, price_of_compensation
-
-FLOAT = 4  # bytes; students, their gradients, the averages and AdamW's two moments are in float32
-OPTIMIZER, AVERAGE = 2, 1  # copies of the weights
-SAVING = ("optimizer", "weight_precision", "offload", "freeze", "lora", "parallel")  # options of recovery
+from .timing import Work, planned_cut, price_of_compensation
 
 
 def peak_bytes(
@@ -39,58 +33,32 @@ def peak_bytes(
 ) -> dict[str, float]:
     """Peak bytes of each stage on the model's device, for a run in a folder (one in memory keeps more models).
 
-    Passes are counted for the dense model; those of a pruned one are its share by MACs. Inputs, libraries and memory
-    that the allocator reserves are not included. A stage whose passes cannot be counted on the meta device is left out.
+    Inputs, libraries and memory that the allocator reserves are not included. A stage whose passes cannot be counted
+    on the meta device is left out.
     """
     passes = passes or Passes(subject)
-    dense, plan = _bytes_of(subject.model), work.plan
-    weights, activations = 1.0, 1.0
-    if plan is not None:
-        weights, activations = plan.after.parameters / plan.before.parameters, plan.after.macs / plan.before.macs
-    cut, stages = dense * weights, {}
+    dense, pruned, stages = _bytes_of(subject.model), _pruned(subject, work), {}
+    cut = _bytes_of(pruned)
     if work.ranking is not None:
         ranked = passes.ranking(work)
         stages["rank"] = dense + passes.forward(work.ranking[1].batch_size) if ranked is None else float(ranked.peak)
     if (refit := refit or price_of_compensation(subject, work)) is not None:
-        stages["compensate"] = dense + cut + refit.bytes
+        at_once = 0 if work.compensation is None else work.compensation.batch_size
+        stages["compensate"] = dense + cut + max(float(refit.bytes), passes.forward(at_once))
     if work.book is not None:
         stages["record"] = dense + passes.forward(work.book[0].batch_size)
     if work.recovery is not None:
-        if work.pruned_late is not None:
-            weights = activations = 1.0
-        stages["recover"] = _recovery(subject, work, work.recovery, passes, weights, activations)
+        stages["recover"] = passes.recovery(work, work.recovery, pruned)
     if work.evaluation is not None:
-        models = 1 if plan is None else 2 if work.pruned_late else 3 if work.compensation is None else 4
+        models = 1 if work.plan is None else 2 if work.pruned_late else 3 if work.compensation is None else 4
         stages["evaluate"] = dense + (models - 1) * cut + passes.forward(_sampled_at_once(work.evaluation))
     return {stage: each for stage, each in stages.items() if not math.isnan(each)}
 
 
-def _recovery(
-    subject: Subject, work: Work, config: RecoveryConfig, passes: Passes, weights: float, activations: float
-) -> float:
-    """A student with its gradients, optimizer and average; and the teacher, if the objective needs one.
-
-    With options that save memory, `recovery_memory` counts it, for the size of the loaded model.
-    """
-    saves = any(getattr(config, name) != getattr(RecoveryConfig(), name) for name in SAVING)
-    asked = None if work.reads or work.book is not None else work.teacher or subject.model
-    if saves and not isinstance(subject.process, OwnObjective):
-        counted = replace(config, objective="denoising", weights={}) if asked is None else config
-        return float(recovery_memory(subject.model, asked, subject.process, counted, subject.device).total)
-    objective = build_objective(config, work.teacher or subject.model)
-    parameters = FLOAT * sum(parameter.numel() for parameter in subject.model.parameters())
-    micro_batch = config.batch_size // config.accumulation
-    recomputes = config.gradient_checkpointing and not objective.differentiates_twice  # what is recomputed is then kept
-    passed = passes.training(micro_batch, recomputes)
-    graph = 1.0  # of the passes that the backward pass needs, as shares of a plain one
-    if objective.differentiates_twice:
-        projected = objective.jacobian.directions * PROJECTING[objective.jacobian.projection][0]
-        graph += projected / TRAINING / objective.jacobian.every_n_samples
-    held = parameters * weights * (2 + OPTIMIZER + AVERAGE)  # itself and its gradients
-    peak = held + activations * passed * graph
-    if objective.needs_teacher and not work.reads and work.book is None:
-        peak += _bytes_of(work.teacher or subject.model) + passes.forward(micro_batch)
-    return peak
+def _pruned(subject: Subject, work: Work) -> nn.Module:
+    """The model after the planned cut, without values; the dense one, if nothing is cut or that is not known."""
+    hollow = skeleton(subject.model)
+    return hollow if work.plan is None else remove(hollow, describe(hollow), planned_cut(subject, work.plan))
 
 
 def _sampled_at_once(config: EvaluationConfig) -> int:
@@ -103,8 +71,21 @@ class Passes:
     def __init__(self, subject: Subject) -> None:
         self._subject = subject
         self._rankings: dict[str, Memory | None] = {}
+        self._recoveries: dict[str, float] = {}
         self.forward = functools.cache(functools.partial(_or_unknown, _forward, subject.model))
-        self.training = functools.cache(functools.partial(_or_unknown, _training, subject.model))
+
+    def recovery(self, work: Work, config: RecoveryConfig, pruned: nn.Module) -> float:
+        """Peak bytes of the recovery of the pruned model, or of a copy of the dense one if that is pruned on the way.
+
+        A book replaces the teacher; a schedule needs the dense model in any case.
+        """
+        late, reads = work.pruned_late is not None, work.reads or work.book is not None
+        student = self._subject.model if late else pruned
+        shapes = [tuple(parameter.shape) for parameter in student.parameters()]
+        key = repr((shapes, late, reads, replace(config, seed=0)))
+        if key not in self._recoveries:
+            self._recoveries[key] = _or_unknown(_recovery, self._subject, work.teacher, student, config, late, reads)
+        return self._recoveries[key]
 
     def ranking(self, work: Work) -> Memory | None:
         """Memory of a ranking by gradients, if it is far more than the model's own."""
@@ -120,6 +101,14 @@ class Passes:
                 with suppress(Exception), _unlogged():  # as in `_or_unknown`
                     self._rankings[key] = chosen.memory(subject.model, subject.process, config, config.options)
         return self._rankings[key]
+
+
+def _recovery(
+    subject: Subject, teacher: nn.Module | None, student: nn.Module, config: RecoveryConfig, late: bool, reads: bool
+) -> float:
+    taken = recovery_memory(student, teacher or subject.model, subject.process, config, subject.device)
+    asks = taken.teacher > 0 and not reads
+    return float(taken.total - taken.teacher + (taken.teacher if asks else _bytes_of(subject.model) if late else 0))
 
 
 def _or_unknown(count: Callable[..., float], *arguments: Any) -> float:
@@ -149,23 +138,6 @@ def _forward(model: nn.Module, batch_size: int) -> float:
         held = memory.peak
         hollow(**without_values(example_inputs(model, batch_size), _dtype(hollow)))
         return float(memory.peak - held)
-
-
-def _training(model: nn.Module, batch_size: int, recomputes: bool) -> float:
-    """Bytes that a forward and a backward pass allocate beside weights and gradients, in the model's own dtype."""
-    with without_data(model) as (hollow, memory), recomputing(hollow, recomputes):
-        hollow.requires_grad_(True)
-        held = memory.peak
-        outputs = tree_leaves(hollow(**without_values(example_inputs(model, batch_size), _dtype(hollow))))
-        losses = [each.float().square().mean() for each in outputs if isinstance(each, Tensor) and each.requires_grad]
-        for parameter in hollow.parameters():  # which would keep its gradient
-            parameter.register_post_accumulate_grad_hook(_forget)
-        torch.stack(losses).sum().backward()
-        return float(memory.peak - held)
-
-
-def _forget(parameter: Tensor) -> None:
-    parameter.grad = None
 
 
 def _dtype(model: nn.Module) -> torch.dtype:

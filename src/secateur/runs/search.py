@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Sequence
@@ -10,13 +11,15 @@ from pathlib import Path
 from typing import Literal
 
 from ..base.console import say
+from ..base.distributed import is_main_process
 from ..base.errors import SecateurError, require
 from ..base.seeds import Purpose, torch_seed
+from ..base.sharing import announced, share_out
 from ..criteria import ScoringConfig
 from ..evaluation import EvaluationConfig, FrechetOptions, plan_evaluation
 from ..evaluation.metrics.loss import denoising_loss_per_timestep
 from ..reporting import TRIALS, read_run
-from ..results import Evaluation, Score, Search, TrialResult, Trials, read_result, write_result
+from ..results import Evaluation, Score, Search, TrialResult, Trials, from_json, read_result, to_json, write_result
 from ..schedules import Target
 from .halving import check_rounds, order, rounds_of, score_of, tied
 from .stages import calibration, pipeline_stage, reopened
@@ -140,10 +143,7 @@ class Searcher:
         search = search_of(found)
         candidates = list(search.recipes)
         for rung, one in enumerate(search.rounds):
-            for place, recipe in enumerate(candidates, start=1):
-                number = f"round {rung + 1} of {len(search.rounds)}, {place} of {len(candidates)}"
-                say(f"{number}: {recipe}, {one.steps} steps")
-                found = self._try(run, found, rung, self.trial(recipe, one.steps))
+            found = self._round(run, found, rung, [self.trial(recipe, one.steps) for recipe in candidates])
             scores = scores_of_round(found, rung)
             if not scores:
                 raise SecateurError(f"every trial of round {rung + 1} failed; see {run / TRIALS}")
@@ -151,15 +151,33 @@ class Searcher:
             left = search.rounds[rung + 1].candidates if rung + 1 < len(search.rounds) else 1
             found = replace(found, trials=tuple(_judged(each, rung, ranked, left, scores) for each in found.trials))
             candidates = ranked[:left]
-            write_result(run / TRIALS, found)
+            if is_main_process():
+                write_result(run / TRIALS, found)
         return replace(found, search=replace(search, winner=candidates[0]))
 
-    def _try(self, run: Path, found: Trials, rung: int, trial: Trial) -> Trials:
-        """Run and score one trial, unless that was done already."""
-        name = f"round-{rung + 1}_{trial.name}"
-        before = next((each for each in found.trials if each.name == name), None)
-        if before is not None and before.status == "done":
-            return found
+    def _round(self, run: Path, found: Trials, rung: int, trials: Sequence[Trial]) -> Trials:
+        """Run and score the trials of a round, but for those that are done already."""
+        outcomes = {"found": found}
+
+        def work(trial: Trial) -> str:
+            place = f"round {rung + 1} of {len(search_of(found).rounds)}, {trials.index(trial) + 1} of {len(trials)}"
+            say(f"{place}: {trial.recipe}, {trial.settings.recovery.steps} steps")
+            return json.dumps(to_json(self._try(run, rung, trial)))
+
+        def collect(said: str) -> None:
+            outcome = from_json(TrialResult, json.loads(said), "a trial")
+            if outcome.status == "failed":
+                say(f"{outcome.name} failed: {outcome.reason}")
+            outcomes["found"] = _noted(run, outcomes["found"], outcome)
+
+        done = {each.name for each in found.trials if each.status == "done"}
+        share_out([trial for trial in trials if _named(rung, trial) not in done], work, collect)
+        told = announced(lambda: json.dumps(to_json(outcomes["found"])))
+        return from_json(Trials, json.loads(told), run / TRIALS)
+
+    def _try(self, run: Path, rung: int, trial: Trial) -> TrialResult:
+        """Run and score one trial."""
+        name = _named(rung, trial)
         folder = run / "trials" / name
         others = sorted(other for other in (run / "trials").glob("*") if other != folder)
         outcome = attempt(self.bench, trial, folder, others, run / CACHE, report=False)
@@ -171,9 +189,7 @@ class Searcher:
             else:
                 outcome = replace(outcome, status="failed", reason="its score is not finite")
             shutil.rmtree(folder / "recovery" / "checkpoints", ignore_errors=True)  # a trial is never continued
-        if outcome.status == "failed":
-            say(f"{name} failed: {outcome.reason}")
-        return _noted(run, found, outcome)
+        return outcome
 
     def _measure(self, folder: Path) -> Score:
         """The score of a trial's final model."""
@@ -246,6 +262,10 @@ def search_of(found: Trials) -> Search:
     if wrong := [name for name, there in damage.items() if there]:
         raise SecateurError(f"{TRIALS} is damaged: it has {' and '.join(wrong)}; choose another --out")
     return search
+
+
+def _named(rung: int, trial: Trial) -> str:
+    return f"round-{rung + 1}_{trial.name}"
 
 
 def scores_of_round(found: Trials, rung: int) -> dict[str, Score]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,15 +12,16 @@ from typing import Any
 from typing_extensions import Unpack
 
 from ..base.console import say, shown
-from ..base.distributed import one_process
+from ..base.distributed import is_main_process, one_process
 from ..base.errors import SecateurError, require
 from ..base.origin import recorded
 from ..base.rules import Count, Seed, checked
+from ..base.sharing import after_main, announced, share_out
 from ..base.units import format_count
 from ..evaluation import EvaluationConfig
 from ..recovery import WarmupConfig
 from ..reporting import TRIALS, write_comparison
-from ..results import Trials, read_result, write_result
+from ..results import TrialResult, Trials, from_json, read_result, to_json, write_result
 from ..schedules import parse_target
 from .arguments import ModelArguments
 from .comparing import Comparison, folder_or_temporary, read_comparison
@@ -37,8 +39,8 @@ from .trials import (
     most_bytes,
     open_bench,
     plan_trial,
+    prepare,
     recipe_names,
-    warm_up,
     warm_up_seconds,
 )
 
@@ -97,7 +99,7 @@ def sweep(
 
     With `out`, each trial is a run of `compress` in OUT/trials, with its own report, and OUT/report.html compares them.
     The same call resumes a sweep that was stopped; with more recipes, targets or seeds it extends the sweep. A trial
-    that fails does not stop the others.
+    that fails does not stop the others. In several processes, each takes one trial after the other on its own device.
 
     Args:
         model, data: as for `compress`.
@@ -124,16 +126,20 @@ def sweep(
     """
     shared, evaluation = shared or TrialConfig(), evaluation or EvaluationConfig()
     labels = (warmup or WarmupConfig()) if new_labels else None
+    if out is None:
+        one_process("sweep without a folder")
     with shown(progress), folder_or_temporary(out) as place:
         bench = open_bench(open_subject(model, **arguments), data, labels)
         plan = planned_trials(bench, targets, recipes, criteria, objectives, seeds, steps, shared, evaluation)
         places = {"command": "sweep", "model": bench.subject.name, "data": bench.data, **bench.subject.settings}
         settings = {"steps": steps, "warmup": labels, "shared": shared, "evaluation": evaluation}
         with run_folder(place, {**places, **settings}, bench.inputs) as run:
-            bench = warm_up(bench, run, shared)
+            bench = after_main(lambda: prepare(bench, run, shared))
             _run_all(run, bench, plan)
-            shutil.rmtree(run / CACHE, ignore_errors=True)
-            write_comparison(run)
+            if is_main_process():
+                shutil.rmtree(run / CACHE, ignore_errors=True)
+                write_comparison(run)
+            announced(str)  # the others return when the report is there
             _require_done(run, plan.trials)
             return run if out is not None else read_comparison(run, bench.subject)
 
@@ -192,7 +198,6 @@ def planned_trials(
     Raises:
         SecateurError: there is no trial, or none can run.
     """
-    one_process("sweep")
     require(len(targets) > 0, "no target was given; give for example --targets macs=50% macs=30%")
     require(len(seeds) > 0, "no seed was given; give for example --seeds 0 1 2")
     goals = [parse_target(target) for target in dict.fromkeys(targets)]
@@ -216,25 +221,43 @@ def planned_trials(
 
 def _run_all(run: Path, bench: Bench, plan: SweepPlan) -> None:
     """Run the trials that are not done yet; `trials.json` is updated after each."""
-    trials, path = plan.trials, run / TRIALS
+    outcomes: dict[str, TrialResult] = {}
+
+    def begin() -> str:
+        outcomes.update(_standing(run, plan))
+        write_result(run / TRIALS, Trials(tuple(outcomes.values())))
+        return json.dumps([name for name, outcome in outcomes.items() if outcome.status == "waiting"])
+
+    names = json.loads(announced(begin))
+    waiting = [trial for trial in plan.trials if trial.name in names]
+
+    def work(trial: Trial) -> str:
+        say(f"trial {waiting.index(trial) + 1} of {len(waiting)}: {trial.name}")
+        folders = sorted((run / "trials").glob("*"))
+        return json.dumps(to_json(attempt(bench, trial, run / "trials" / trial.name, folders, run / CACHE)))
+
+    def collect(said: str) -> None:
+        outcome = from_json(TrialResult, json.loads(said), "a trial")
+        outcomes[outcome.name] = outcome
+        if outcome.status == "failed":
+            say(f"{outcome.name} failed: {outcome.reason}")
+        write_result(run / TRIALS, Trials(tuple(outcomes.values())))
+
+    share_out(waiting, work, collect)
+
+
+def _standing(run: Path, plan: SweepPlan) -> dict[str, TrialResult]:
+    """What is known of every trial before any is run, those of earlier calls included."""
+    path = run / TRIALS
     found = read_result(Trials, path).trials if path.is_file() else ()
     outcomes = {outcome.name: outcome for outcome in found}
-    for trial in trials:
+    for trial in plan.trials:
         seconds = plan.seconds[trial.name]
-        if isinstance(seconds, str):
-            say(f"{trial.name}: skipped: {seconds}")
         before, outcome = outcomes.get(trial.name), trial.waiting
         if isinstance(seconds, str):
+            say(f"{trial.name}: skipped: {seconds}")
             outcome = replace(outcome, status="skipped", reason=seconds)
         elif is_done(run / "trials" / trial.name):
             outcome = replace(outcome, status="done", seconds=before.seconds if before is not None else None)
         outcomes[trial.name] = outcome
-    waiting = [trial for trial in trials if outcomes[trial.name].status == "waiting"]
-    for number, trial in enumerate(waiting, start=1):
-        write_result(path, Trials(tuple(outcomes.values())))
-        say(f"trial {number} of {len(waiting)}: {trial.name}")
-        folders = sorted((run / "trials").glob("*"))
-        outcomes[trial.name] = attempt(bench, trial, run / "trials" / trial.name, folders, run / CACHE)
-        if outcomes[trial.name].status == "failed":
-            say(f"{trial.name} failed: {outcomes[trial.name].reason}")
-    write_result(path, Trials(tuple(outcomes.values())))
+    return outcomes

@@ -195,11 +195,16 @@ def price_of_compensation(subject: Subject, work: Work) -> Price | None:
     """The price of refitting the planned cut; it depends only on how many units of each dim are kept."""
     if work.compensation is None or work.plan is None:
         return None
+    return price(subject.model, [planned_cut(subject, work.plan)], work.compensation)
+
+
+def planned_cut(subject: Subject, plan: CutResult) -> Cut:
+    """A cut to the planned sizes; which units it keeps is not known yet."""
     kept = {}
-    for name, found in work.plan.dims.items():
+    for name, found in plan.dims.items():
         cells = subject.structure.dims[name].cell_ranges()
         kept[name] = tuple(unit for cell in cells for unit in cell[: len(cell) * found.kept // found.units])
-    return price(subject.model, [Cut(kept, work.plan.removed_blocks)], work.compensation)
+    return Cut(kept, plan.removed_blocks)
 
 
 def _passes(subject: Subject, criterion: str, config: ScoringConfig) -> float:

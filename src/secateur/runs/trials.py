@@ -126,17 +126,17 @@ def open_bench(subject: Subject, data: Any, warmup: WarmupConfig | None = None) 
     return Bench(subject, name_of(data, dataset), dataset, warmup, inputs)
 
 
-def warm_up(bench: Bench, run: Path, shared: TrialConfig) -> Bench:
-    """The bench after training its new labels, once for all trials, in the folder `run`."""
+def prepare(bench: Bench, run: Path, shared: TrialConfig) -> Bench:
+    """The bench after encoding its data and training its new labels, once for all trials, in the folder `run`."""
+    dataset = encode_data(bench.dataset, bench.subject)
     if bench.warmup is None:
         return bench
-    dataset = encode_data(bench.dataset, bench.subject)
     recovery = _warmup_recovery(shared)
     return replace(bench, subject=warmup_stage(run, bench.subject, dataset, bench.warmup, recovery))
 
 
 def warm_up_seconds(bench: Bench, shared: TrialConfig, second: float) -> float:
-    """Predicted seconds of `warm_up`; `second` is that of one image (`timing.seconds_per_pair`)."""
+    """Predicted seconds of the warm-up; `second` is that of one image (`timing.seconds_per_pair`)."""
     if bench.warmup is None:
         return 0.0
     work = Work(recovery=_warmup_recovery(shared), warmup=bench.warmup)

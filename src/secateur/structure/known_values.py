@@ -22,10 +22,12 @@ VALUE = "_secateur_value"  # of a tensor without memory
 
 
 def remember(hollow: Tensor, tensor: Tensor) -> Tensor:
-    """`hollow`, a tensor without memory in place of `tensor`, with its values attached if they are integers."""
-    if not tensor.is_meta and not tensor.is_floating_point():
+    """`hollow`, a tensor without memory in place of `tensor`, with its values attached if they are integers and
+    known."""
+    known = getattr(tensor, VALUE, None if tensor.is_meta else tensor)
+    if known is not None and not tensor.is_floating_point():
         with _disable_current_modes():  # inside a fake mode it would lose its values
-            setattr(hollow, VALUE, tensor.cpu())
+            setattr(hollow, VALUE, known.cpu())
     return hollow
 
 

@@ -1,0 +1,259 @@
+"""Predicted peak memory and time of every stage for large models, and what makes it fit on common devices.
+
+    python benchmarks/memory_table.py                    # all models
+    python benchmarks/memory_table.py --models "SDXL, 1024 px"
+    python benchmarks/memory_table.py --table            # the tables again, from the results kept
+
+Nothing here is measured: models have the released configurations and no weights (the meta device), in bfloat16, one
+image to a pass. Bytes are those of weights, optimizer, average, teacher and of the tensors that a pass makes, counted
+by running it on tensors without data; a kernel's own workspace and what an allocator wastes are not in them, so 5 % of
+a device stay free.
+
+Time is the counted operations over the speed below: a share of the bfloat16 peak that the maker states. Copies between
+CPU and device, reading of data and exchange between devices are not in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import diffusers
+import torch
+from torch import nn
+
+import secateur
+from bench import RESULTS, read_json, write_json, write_text
+
+SDXL = {
+    "sample_size": 128,
+    "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (5, 10, 20),
+    "cross_attention_dim": 2048,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+    "use_linear_projection": True,
+}
+SD35 = {
+    "sample_size": 128,
+    "num_layers": 38,
+    "num_attention_heads": 38,
+    "attention_head_dim": 64,
+    "joint_attention_dim": 4096,
+    "caption_projection_dim": 2432,
+    "pos_embed_max_size": 192,
+    "qk_norm": "rms_norm",
+}
+DIT = {
+    "num_attention_heads": 16,
+    "attention_head_dim": 72,
+    "in_channels": 4,
+    "num_layers": 28,
+    "out_channels": 8,
+    "sample_size": 32,
+}
+LARGE: dict[str, tuple[Callable[[], nn.Module], Any]] = {
+    "DiT-XL/2, 256 px": (lambda: diffusers.DiTTransformer2DModel(**DIT), secateur.DiffusionProcess()),
+    "SD 1.5, 512 px": (
+        lambda: diffusers.UNet2DConditionModel(sample_size=64, cross_attention_dim=768),
+        secateur.DiffusionProcess(),
+    ),
+    "SDXL, 1024 px": (lambda: diffusers.UNet2DConditionModel(**SDXL), secateur.DiffusionProcess()),
+    "SD 3.5 L, 1024 px": (lambda: diffusers.SD3Transformer2DModel(**SD35), secateur.FlowProcess()),
+    "Flux, 1024 px": (lambda: diffusers.FluxTransformer2DModel(guidance_embeds=True), secateur.FlowProcess()),
+}
+
+
+@dataclass(frozen=True)
+class Device:
+    """Bytes of each device, how many there are, and operations a second of each at its bfloat16 peak."""
+
+    bytes: float
+    count: int
+    peak: float
+
+
+DEVICES = {
+    "24 GB": Device(24e9, 1, 165e12),  # GeForce RTX 4090
+    "80 GB": Device(80e9, 1, 312e12),  # A100
+    "8 x 80 GB": Device(80e9, 8, 312e12),
+}
+ALLOCATED = 0.95  # share of a device's memory
+USED, USED_BY_REFIT = 0.4, 0.05  # share of the peak of passes, and of float32 sums with float64 solves
+TARGET = "macs=70%"
+STEPS, BATCH = 1000, 64  # of the recovery whose time is given
+
+PLAIN = secateur.RecoveryConfig(batch_size=1, objective="distillation", mixed_precision="bf16")
+BITS8, LORA = "8-bit", "LoRA 16"
+OPTIMIZERS = {
+    "AdamW": PLAIN,
+    BITS8: replace(PLAIN, optimizer="adamw8bit"),
+    LORA: replace(PLAIN, lora=secateur.LoraConfig(16)),
+}
+WAYS: dict[str, dict[str, Any]] = {  # in order of growing time and change of the result
+    "fits": {},
+    "checkpointing": {"gradient_checkpointing": True},
+    "checkpointing, offload": {"gradient_checkpointing": True, "offload": ("ema", "teacher")},
+    "checkpointing, offload, bf16 weights": {
+        "gradient_checkpointing": True,
+        "offload": ("ema", "teacher"),
+        "weight_precision": "bf16",
+    },
+}
+SHARDED: dict[str, dict[str, Any]] = {
+    "fsdp": {"parallel": "fsdp", "batch_size": 8},
+    "fsdp, checkpointing": {"parallel": "fsdp", "batch_size": 8, "gradient_checkpointing": True},
+}
+RECOMPUTING = "DiT-XL/2, 256 px"  # the model of the second table
+RECOMPUTED = 4 / 3  # passes with checkpointing over those without
+ONE = secateur.ScoringConfig(num_images=1, batch_size=1)
+RANKINGS: dict[str, tuple[str, dict[str, secateur.ScoringConfig]]] = {
+    "rank by taylor": (
+        "taylor",
+        {
+            "fits": ONE,
+            "abs-then-sum": replace(ONE, options=secateur.TaylorOptions("abs-then-sum")),
+        },
+    ),
+    "rank by gradient flow": (
+        "gradient-flow",
+        {
+            "fits": ONE,
+            "finite differences": replace(
+                ONE, options=secateur.GradientFlowOptions(hessian_product="finite-difference")
+            ),
+        },
+    ),
+}
+RECOVERY_BY_BOOK = "recover by book, AdamW"
+
+
+def counted(name: str) -> dict[str, Any]:
+    """Bytes of each stage by its ways, and operations of each stage, of the model `name`."""
+    build, process = LARGE[name]
+    begun = time.perf_counter()
+    with torch.device("meta"):
+        model = build().to(torch.bfloat16)
+    weights = 2.0 * sum(parameter.numel() for parameter in model.parameters())
+    stages: dict[str, dict[str, float]] = {}
+    for stage, (criterion, ways) in RANKINGS.items():
+        stages[stage] = {}
+        for way, scoring in ways.items():
+            memory = secateur.ranking_memory(model, process, criterion, scoring)
+            assert memory is not None
+            stages[stage][way] = float(memory.peak)
+        print(name, stage, stages[stage], f"{time.perf_counter() - begun:.0f} s", flush=True)
+    for optimizer, config in OPTIMIZERS.items():
+        given = stages[f"recover, {optimizer}"] = {}
+        sharded = {} if optimizer == BITS8 else SHARDED
+        for way, changes in (WAYS | sharded).items():
+            asked, processes = replace(config, **changes), 8 if way in SHARDED else 1
+            taken = secateur.recovery_memory(model, model, process, asked, torch.device("cpu"), processes)
+            given[way] = float(taken.total)
+            if optimizer == "AdamW":
+                without = taken.total - taken.teacher
+                stages.setdefault(RECOVERY_BY_BOOK, {})[way] = float(without)
+        print(name, optimizer, given, f"{time.perf_counter() - begun:.0f} s", flush=True)
+    training = replace(PLAIN, steps=STEPS, batch_size=BATCH, accumulation=BATCH)
+    given = {"target": TARGET, "process": process, "recovery": training, "compensates": False}
+    fresh = secateur.plan(model, **given, criterion="gradient-flow")
+    given |= {"compensates": True, "compensation": secateur.CompensationConfig(batch_size=1), "records": True}
+    by_book = secateur.plan(model, **given, criterion="taylor", book=secateur.BookConfig(batch_size=1))
+    print(name, by_book, f"{time.perf_counter() - begun:.0f} s", flush=True)
+    assert by_book.compensation is not None
+    whole = by_book.peak["compensate"]
+    stages["compensate"] = {"fits": whole, "offload": whole - by_book.compensation.waiting_bytes}
+    stages["record the book"] = {"fits": by_book.peak["record"]}
+    flops = {
+        "rank by taylor": by_book.flops["rank"],
+        "rank by gradient flow": fresh.flops["rank"],
+        "compensate": by_book.flops["compensate"],
+        "record the book": by_book.flops["record"],
+        **{f"recover, {optimizer}": fresh.flops["recover"] for optimizer in OPTIMIZERS},
+        RECOVERY_BY_BOOK: by_book.flops["recover"],
+    }
+    return {"weights": weights, "stages": stages, "flops": flops}
+
+
+def cell(stage: str, ways: dict[str, float], flops: float, device: Device) -> str:
+    """The first way that fits on the device, with its peak and time; or what is missing."""
+    parallel = device.count > 1 and any(way in SHARDED for way in ways)
+    names = [way for way in ways if (way in SHARDED) == parallel]
+    name = next((way for way in names if ways[way] <= ALLOCATED * device.bytes), None)
+    if name is None:
+        return f"needs {min(ways[way] for way in names) / 1e9:.0f} GB"
+    shared = device.count if parallel or stage == "record the book" else 1
+    slower = RECOMPUTED if "checkpointing" in name else 1.0
+    used = USED_BY_REFIT if stage == "compensate" else USED
+    hours = slower * flops / (used * device.peak * shared) / 3600
+    return f"{name}: {ways[name] / 1e9:.1f} GB, {duration(hours)}"
+
+
+def duration(hours: float) -> str:
+    return f"{hours:.1f} h" if hours >= 1.5 else f"{60 * hours:.0f} min" if hours >= 1 / 40 else f"{3600 * hours:.0f} s"
+
+
+def table(found: dict[str, dict[str, Any]]) -> str:
+    """For each model a table: rows of stages, columns of devices."""
+    lines = ["Predicted, not measured: `python benchmarks/memory_table.py`."]
+    for name, entry in found.items():
+        lines += ["", f"**{name}**, {entry['weights'] / 2e9:.2f}B parameters", ""]
+        lines += ["| stage | plain, GB | " + " | ".join(DEVICES) + " |", "|---|--:|" + "---|" * len(DEVICES)]
+        for stage, work in entry["flops"].items():
+            ways = entry["stages"][stage]
+            cells = [cell(stage, ways, work, device) for device in DEVICES.values()]
+            lines.append(f"| {stage} | {ways['fits'] / 1e9:.1f} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def checkpointing() -> dict[str, tuple[float, float]]:
+    """GB of gradients and passes of a micro-batch of four of DiT-XL/2, without and with checkpointing, by objective."""
+    build, process = LARGE[RECOMPUTING]
+    with torch.device("meta"):
+        model = build()
+    found = {}
+    for objective in ("denoising", "distillation", "features", "first-order", "2ndmatch"):
+        kept, saved = (
+            secateur.recovery_memory(
+                model, model, process, replace(PLAIN, batch_size=4, objective=objective, gradient_checkpointing=saves)
+            ).passes
+            for saves in (False, True)
+        )
+        found[objective] = (kept / 1e9, saved / 1e9)
+        print("checkpointing", objective, found[objective], flush=True)
+    return found
+
+
+def checkpointing_table(found: dict[str, tuple[float, float]]) -> str:
+    lines = ["| gradients and passes of DiT-XL/2, batch 4, GB | kept | recomputed |", "|---|--:|--:|"]
+    return "\n".join([*lines, *(f"| {name} | {kept:.1f} | {saved:.1f} |" for name, (kept, saved) in found.items())])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="*", default=list(LARGE), choices=list(LARGE))
+    parser.add_argument("--table", action="store_true", help="write the tables again, from the results kept")
+    asked = parser.parse_args()
+    path = RESULTS / "memory_table.json"
+    kept: dict[str, Any] = read_json(path) if path.exists() else {"models": {}, "checkpointing": {}}
+    for name in [] if asked.table else asked.models:
+        kept["models"][name] = counted(name)
+        write_json(path, kept)
+    if not asked.table and RECOMPUTING in asked.models:
+        kept["checkpointing"] = checkpointing()
+        write_json(path, kept)
+    text = table({name: kept["models"][name] for name in LARGE if name in kept["models"]})
+    text += f"\n{checkpointing_table(kept['checkpointing'])}\n"
+    write_text(RESULTS / "memory_table.md", text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""What `--dry-run` predicts of memory, stage by stage, against the tensors that are made while the stage runs."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import secateur
+from memory_runs import CONFIG, network
+from models import dit, unet
+from secateur.process.diffusion import DiffusionProcess
+from secateur.process.flow import FlowProcess
+from secateur.recovery.memory import recovery_memory
+from secateur.structure.memory import LiveBytes
+
+IMAGES = torch.rand(64, 1, 8, 8) * 2 - 1
+DATA = [{"images": image, "label": number % 2} for number, image in enumerate(IMAGES)]
+SCORING = secateur.ScoringConfig(num_images=16, batch_size=8, num_timesteps=2)
+RECOVERY = secateur.RecoveryConfig(steps=2, batch_size=64, objective="distillation", grad_norms_every=0)
+EVALUATION = secateur.EvaluationConfig(
+    num_images=64, batch_size=32, num_inference_steps=2, num_real_images=64, metrics=("loss", "consistency")
+)
+COMPENSATION = secateur.CompensationConfig(num_tuples=64, batch_size=32)
+BOOK = secateur.BookConfig(num_tuples=128, batch_size=64, held_out=32)
+
+
+def bytes_of(*models: nn.Module) -> int:
+    return sum(tensor.nbytes for model in models for tensor in (*model.parameters(), *model.buffers()))
+
+
+def measured(call: Callable[[], Any], *models: nn.Module) -> int:
+    """Bytes of the models and, at most, of all tensors that `call` makes."""
+    known = [tensor for model in models for tensor in (*model.parameters(), *model.buffers())]
+    with LiveBytes([*known, IMAGES]) as live:
+        call()
+    return bytes_of(*models) + live.peak
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("make", "process", "criterion", "target"),
+    [
+        (unet, DiffusionProcess(), "taylor", "macs=60%"),
+        (unet, DiffusionProcess(), "gradient-flow", "macs=60%"),
+        (dit, FlowProcess(), "ced", "blocks=1"),
+    ],
+)
+def test_every_stage_of_a_run_takes_what_was_predicted(make, process, criterion, target, tmp_path):
+    dense, about = make(), {"process": process, "data": DATA}
+    cut = secateur.CutConfig(granularity="depth") if target == "blocks=1" else secateur.CutConfig()
+    ranked = {"criterion": criterion, "scoring": SCORING}
+    pruned = secateur.prune(dense, target=target, cut=cut, **about, **ranked)
+    given = {"target": target, "cut": cut, **about, **ranked, "recovery": RECOVERY, "evaluation": EVALUATION}
+    taught = secateur.plan(dense, **given, compensates=False)
+    by_book = secateur.plan(dense, **given, compensates=True, compensation=COMPENSATION, records=True, book=BOOK)
+    refit = {"dense": dense, "compensation": COMPENSATION, "inplace": True}
+    training = {"teacher": dense, "recovery": RECOVERY, "out": tmp_path / "tuned", "inplace": True}
+    found = {
+        "rank": measured(lambda: secateur.rank(dense, **about, **ranked), dense),
+        "record": measured(
+            lambda: secateur.record(dense, **about, book=BOOK, recovery=RECOVERY, out=tmp_path / "book"), dense
+        ),
+        "compensate": measured(lambda: secateur.compensate(pruned, **about, **refit), dense, pruned),
+        "recover": measured(lambda: secateur.finetune(pruned, **about, **training), dense, pruned),
+        "evaluate": bytes_of(pruned)  # before recovery
+        + measured(lambda: secateur.evaluate(pruned, reference=dense, **about, evaluation=EVALUATION), dense, pruned),
+    }
+    predicted = taught.peak | {stage: by_book.peak[stage] for stage in ("record", "compensate")}
+    for stage, most in found.items():
+        print(criterion, stage, predicted[stage] / most)
+    for stage, most in found.items():
+        assert predicted[stage] == pytest.approx(most, rel=0.1), stage
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("objective", ["distillation", "2ndmatch"])
+@pytest.mark.parametrize(("parallel", "processes"), [("ddp", 1), ("ddp", 2), ("fsdp", 2)])
+def test_every_process_takes_what_was_predicted(parallel, processes, objective, tmp_path):
+    """Of resident memory, which has the buffers in which processes exchange weights and gradients, too."""
+    changes = {"parallel": parallel, "objective": objective}
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes))
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    environment = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    arguments = [str(Path(__file__).with_name("memory_runs.py")), str(tmp_path), json.dumps(changes)]
+    command = [sys.executable, *(launcher if processes > 1 else ()), *arguments]
+    assert subprocess.run(command, env={**os.environ, **environment}, timeout=500).returncode == 0
+    with torch.device("meta"):
+        model = network()
+    counted = recovery_memory(model, model, FlowProcess(), replace(CONFIG, **changes), torch.device("cpu"), processes)
+    # A teacher that is sharded stays whole on the CPU, which is the device here.
+    apart = bytes_of(model) if parallel == "fsdp" else 0
+    for rank in range(processes):
+        taken = json.loads((tmp_path / f"{rank}.json").read_text())["steps"]
+        assert counted.total == pytest.approx(taken - apart, rel=0.05)
