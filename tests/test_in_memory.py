@@ -9,10 +9,9 @@ import torch
 
 import secateur
 from models import unet
-from secateur import EvaluationConfig
+from secateur import EvaluationConfig, SecateurError
 from secateur.commands import COMMANDS
 
-LATENCY = secateur.LatencyOptions(2, (1,))
 OF_THE_SHELL = {"completion", "recipes"}  # a script for the shell; a list of names and a file: `secateur.RECIPES`
 OF_THE_COMMAND = {"on", "dry_run"}  # the model, and the plan of the same arguments
 ELSEWHERE = {  # options of commands under another name
@@ -92,7 +91,7 @@ def test_what_many_runs_take_is_predicted(data):
 
 
 @pytest.mark.slow
-def test_a_sweep_and_a_search_in_memory(data):
+def test_a_sweep_and_a_search_in_memory(data, tmp_path):
     model = unet()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     swept = secateur.sweep(model, data=data, targets=("macs=70%",), steps=2, **SHORT)
@@ -100,6 +99,12 @@ def test_a_sweep_and_a_search_in_memory(data):
     assert all(run.cut.after.macs <= 0.7 * run.cut.before.macs for run in swept.runs.values())
     assert "| magnitude |" in str(swept)
     assert swept.winner is None
+    one, other = swept.runs.values()
+    page = secateur.report([one, other], out=tmp_path / "page")
+    assert 'href="./run-2/report.html"' in page.read_text(encoding="utf-8")
+    assert secateur.report(one, out=tmp_path / "one").parent == tmp_path / "one"
+    with pytest.raises(SecateurError, match="a run in memory has no folder for its page; give out="):
+        secateur.report(one)
     search = secateur.best(model, data=data, target="macs=70%", budget_steps=24, **SHORT)
     assert search.trials.search.winner in ("magnitude", "random")
     assert list(search.runs) == ["winner"]

@@ -68,15 +68,16 @@ def folder_or_temporary(out: str | Path | None) -> Iterator[Path]:
         yield Path(folder) / "run"
 
 
-def report(runs: str | Path | Sequence[str | Path], *, out: str | Path | None = None) -> Path:
+def report(runs: str | Path | Run | Sequence[str | Path | Run], *, out: str | Path | None = None) -> Path:
     """Write the report of a run from the contents of its folder, or one page that compares several runs.
 
     The page is self-contained: it needs no network and no other file. Beside it are report.json, plots/ and tables/.
 
     Args:
-        runs: a folder of a rank, prune, finetune, evaluate, compress or quickstart run, or of a sweep or a search; or
-            several to compare.
-        out: folder to write to; by default the run's own. Required for several runs.
+        runs: a folder of a rank, prune, finetune, evaluate, compress or quickstart run, or of a sweep or a search; what
+            `compress` returned; or several of these to compare.
+        out: folder to write to; by default the run's own. Required for several runs, and for a run in memory, which is
+            saved there.
 
     Returns:
         The path of the page.
@@ -84,7 +85,14 @@ def report(runs: str | Path | Sequence[str | Path], *, out: str | Path | None = 
     Raises:
         SecateurError: a folder is not a run, or `out` is one of them.
     """
-    folders = [Path(runs)] if isinstance(runs, str | Path) else [Path(run) for run in runs]
+    given = [runs] if isinstance(runs, str | Path | Run) else list(runs)
+    if any(isinstance(run, Run) and run.folder is None for run in given):
+        if out is None:
+            raise SecateurError("a run in memory has no folder for its page; give out=")
+        refuse_run(out)
+    if len(given) == 1 and isinstance(given[0], Run):
+        return given[0].report(out)
+    folders = [_folder_of(run, out, number) for number, run in enumerate(given, start=1)]
     require(len(folders) > 0, "no run was given; give one or more folders of runs")
     for folder in folders:
         if not (folder / "config.json").is_file():
@@ -98,3 +106,10 @@ def report(runs: str | Path | Sequence[str | Path], *, out: str | Path | None = 
         require(Path(out).resolve() != folder.resolve(), f"{out} is one of the runs; choose another --out")
     refuse_run(out)
     return write_comparison(Path(out), folders)
+
+
+def _folder_of(run: str | Path | Run, out: str | Path | None, number: int) -> Path:
+    """The folder of a run; one in memory is saved as run `number` below `out`."""
+    if not isinstance(run, Run):
+        return Path(run)
+    return run.folder or run.save(Path(str(out)) / f"run-{number}")
