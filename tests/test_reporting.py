@@ -527,6 +527,8 @@ def test_photographs_have_prompts_a_difference_and_four_models(tmp_path: Path) -
     assert "8.31 compensated" in page.text
     assert "Recovered for 39 steps." in page.text
     assert "DiffusionPipeline.from_pretrained" in page.text
+    assert "import secateur" not in page.text, "nothing was cut from this pipeline"
+    assert "no longer fit" not in page.text
     assert "apache-2.0, that of the base model" in page.text
     assert markup.count('class="tile"') == 6 * 2  # four models, the difference, real images
     assert "image-rendering" in markup

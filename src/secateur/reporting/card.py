@@ -16,11 +16,11 @@ from ..results import Compensation, CutResult, Evaluation, read_result
 from ..results.cut import goal_in_words
 from .grids import comparison_grid
 from .pages import shown_count
-from .product import Product, load_snippet
+from .product import MANIFEST, Product, load_snippet
 from .run import Run
 from .titles import PARTS, name_of
 
-MANIFEST, PICTURE, WIDEST_PICTURE = "pruning.json", "samples.png", 1600
+PICTURE, WIDEST_PICTURE = "samples.png", 1600
 NO_LONGER_FITS = (
     "ControlNets, IP-Adapters and textual inversions of the base model no longer fit, nor do LoRAs unless "
     "`secateur slice-lora` cuts them too."

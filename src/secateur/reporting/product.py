@@ -13,6 +13,7 @@ from ..base.errors import SecateurError
 from .run import Run
 
 FOLDERS = ("pipeline", "model", "compensated", "pruned")  # best first: the run's model is in the first that exists
+MANIFEST = "pruning.json"
 MEGABYTE = 10**6
 FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---", re.DOTALL)
 
@@ -27,6 +28,7 @@ class Product:
         bytes: its size on disk.
         base: the model that it was pruned from.
         licence: that of the base, if its model card states it.
+        pruned: whether something was cut from it.
     """
 
     path: str
@@ -34,6 +36,7 @@ class Product:
     bytes: int
     base: str
     licence: str | None
+    pruned: bool
 
     @property
     def size(self) -> str:
@@ -43,16 +46,15 @@ class Product:
     @property
     def snippet(self) -> str:
         """Python code that loads it."""
-        return load_snippet(self.path, self.pipeline)
+        return load_snippet(self.path, self.pipeline, self.pruned)
 
 
-def load_snippet(place: str, pipeline: bool) -> str:
+def load_snippet(place: str, pipeline: bool, pruned: bool = True) -> str:
     """Python code that loads the folder or hub id `place`."""
     if pipeline:
+        first = "import secateur  # diffusers can then load what was cut\n" if pruned else ""
         return (
-            "import secateur  # diffusers can then load what was cut\n"
-            "from diffusers import DiffusionPipeline\n\n"
-            f"pipeline = DiffusionPipeline.from_pretrained({place!r})"
+            f"{first}from diffusers import DiffusionPipeline\n\npipeline = DiffusionPipeline.from_pretrained({place!r})"
         )
     return f"import secateur\n\nmodel = secateur.from_pretrained({place!r})"
 
@@ -65,7 +67,9 @@ def product_of(run: Run) -> Product | None:
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     base = run.config.model
     licence = licence_of(folder) or licence_of_base(base)
-    return Product(str(folder), (folder / "model_index.json").is_file(), size, base, licence)
+    return Product(
+        str(folder), (folder / "model_index.json").is_file(), size, base, licence, any(folder.rglob(MANIFEST))
+    )
 
 
 def licence_of_base(base: str) -> str | None:
