@@ -32,6 +32,7 @@ CASES = {
     "memory_table": ["--models", "DiT-XL/2, 256 px"],
     "precisions": ["--models digits-sit --steps 2 --rounds 1 --precisions bfloat16"],
     "recovery": ["--model digits-unet --targets macs=50% --steps 2 --methods denoising --budgets steps"],
+    "recipes": ["--model digits-unet --targets macs=50% --steps 60 --methods", "plain", "refitted, book, Muon"],
     "recovery_cost": ["--rounds 1 --settings denoising --models", "DiT-S/2, 32x32x4"],
     "scale": ["--steps 2 --rounds 1 --batch-size 4"],
     "scoring": ["--model digits-sit --largest 8 32"],
@@ -40,8 +41,26 @@ CASES = {
     "speedup": ["--rounds 1 --models dit-s-2 --round-to 8 --batches 1"],
     "variants": ["--only square"],
 }
-WITH_SEEDS = ("blocks", "gradient_flow", "long_blocks", "long_recovery", "recovery", "second_match", "variants")
-WITH_TABLES = ("blocks", "gradient_flow", "recovery", "long_blocks", "long_recovery", "compensation", "second_match")
+WITH_SEEDS = (
+    "blocks",
+    "gradient_flow",
+    "long_blocks",
+    "long_recovery",
+    "recipes",
+    "recovery",
+    "second_match",
+    "variants",
+)
+WITH_TABLES = (
+    "blocks",
+    "gradient_flow",
+    "recovery",
+    "long_blocks",
+    "long_recovery",
+    "compensation",
+    "recipes",
+    "second_match",
+)
 
 
 @pytest.mark.parametrize("name", CASES)

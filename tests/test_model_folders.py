@@ -541,9 +541,25 @@ def test_the_current_folder_is_not_where_modules_are_looked_for(tmp_path, monkey
     ],
 )
 def test_a_config_that_fails_in_the_first_call_names_its_folder(tmp_path, use):
-    folder = tmp_path / "shifted"
-    shutil.copytree(ASSETS / "digits-unet", folder)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"freq_shift": [0, 1]}))
+    folder = embedded(tmp_path, freq_shift=[0, 1])
     with pytest.raises(ModelError, match=f"^{folder} fails when it is called: TypeError: .*list"):
         use(folder)
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [({"norm_num_groups": 4.0}, "cannot be described: TypeError"), ({"in_channels": True}, "its in_channels is True")],
+)
+def test_values_of_another_type_are_refused_before_a_call(tmp_path, values, reason):
+    folder = embedded(tmp_path, **values)
+    with pytest.raises(ModelError, match=f"^{folder}.*{reason}"):
+        secateur.inspect(str(folder))
+
+
+def embedded(tmp_path, **values):
+    """A copy of an embedded model, with other values in its config."""
+    folder = tmp_path / "changed"
+    shutil.copytree(ASSETS / "digits-unet", folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | values))
+    return folder

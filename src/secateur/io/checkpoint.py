@@ -161,7 +161,7 @@ def load_any(place: Place, architecture: type[Any], variant: str | None = None) 
         if (dtype := common_dtype(entries)) is not None:
             nn.Module.to(model, dtype)  # buffers that are not saved
         _follow_frequencies(model)
-        model.name_or_path = str(place.folder)  # for error messages
+        model.loaded_from = str(place.folder)  # for error messages
         return model.eval()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,8 +84,12 @@ def hollow(architecture: type[Any], config: Mapping[str, Any], tensors: int) -> 
     """A model of `config` on the meta device, buffers included.
 
     Raises:
-        ValueError: as `at_most`; or an implausible sample size.
+        ValueError: as `at_most`; or an implausible sample size, or true or false for a number.
     """
+    for name, parameter in inspect.signature(architecture.__init__).parameters.items():
+        is_number = isinstance(parameter.default, int | float) and not isinstance(parameter.default, bool)
+        if is_number and isinstance(config.get(name), bool):
+            raise ValueError(f"its {name} is {config[name]}; give a number")
     size = config.get("sample_size")
     for side in size if isinstance(size, list | tuple) else [size]:
         if side is not None and not (isinstance(side, int) and 0 < side <= LARGEST_SIDE):

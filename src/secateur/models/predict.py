@@ -65,5 +65,5 @@ def calling(model: nn.Module) -> Iterator[None]:
         if isinstance(error, RuntimeError) and (is_out_of_memory(error) or is_lost_peer(error)):
             raise
         network = network_of(model)
-        name = getattr(network, "name_or_path", type(network).__name__)
+        name = getattr(network, "loaded_from", type(network).__name__)
         raise ModelError(f"{name} fails when it is called: {type(error).__name__}: {first_line(error)}") from error

@@ -15,7 +15,7 @@ from torch import nn
 from typing_extensions import Unpack
 
 from ..base.devices import choose_device
-from ..base.errors import ModelError, SecateurError, require
+from ..base.errors import ModelError, SecateurError, first_line, require
 from ..criteria import criterion_named
 from ..data.autoencoder import Autoencoder, open_autoencoder
 from ..io.checkpoint import from_pretrained
@@ -208,12 +208,14 @@ def described(name: str, network: nn.Module) -> Structure:
     """The structure of `network`; errors call it `name`.
 
     Raises:
-        ModelError: it is not declared, or a part of it is not.
+        ModelError: it is not declared, or a part of it is not, or values of its config do not fit it.
     """
     try:
         return describe(network)
     except ValueError as error:
         raise ModelError(f"{name}: {error}") from error
+    except (TypeError, LookupError, ArithmeticError, AttributeError) as error:
+        raise ModelError(f"{name} cannot be described: {type(error).__name__}: {first_line(error)}") from error
 
 
 def check_ranked(subject: Subject, ranking: Ranking, criterion: str, otherwise: str) -> None:
