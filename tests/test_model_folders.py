@@ -548,7 +548,11 @@ def test_a_config_that_fails_in_the_first_call_names_its_folder(tmp_path, use):
 
 @pytest.mark.parametrize(
     ("values", "reason"),
-    [({"norm_num_groups": 4.0}, "cannot be described: TypeError"), ({"in_channels": True}, "its in_channels is True")],
+    [
+        ({"norm_num_groups": 4.0}, "cannot be described: TypeError"),
+        ({"in_channels": True}, "its in_channels is True"),
+        ({"sample_size": [8]}, "its sample_size is"),
+    ],
 )
 def test_values_of_another_type_are_refused_before_a_call(tmp_path, values, reason):
     folder = embedded(tmp_path, **values)

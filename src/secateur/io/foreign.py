@@ -91,9 +91,10 @@ def hollow(architecture: type[Any], config: Mapping[str, Any], tensors: int) -> 
         if is_number and isinstance(config.get(name), bool):
             raise ValueError(f"its {name} is {config[name]}; give a number")
     size = config.get("sample_size")
-    for side in size if isinstance(size, list | tuple) else [size]:
-        if side is not None and not (isinstance(side, int) and 0 < side <= LARGEST_SIDE):
-            raise ValueError(f"its sample_size is {size}; give sides from 1 to {LARGEST_SIDE}")
+    sides = size if isinstance(size, list | tuple) else [size, size]
+    plausible = all(isinstance(side, int) and 0 < side <= LARGEST_SIDE for side in sides) and len(sides) > 1
+    if size is not None and not plausible:
+        raise ValueError(f"its sample_size is {size}; give sides from 1 to {LARGEST_SIDE}")
     with at_most(tensors), torch.device("meta"), quiet():
         return architecture.from_config(explicit(config))
 
