@@ -560,10 +560,16 @@ def test_values_of_another_type_are_refused_before_a_call(tmp_path, values, reas
         secateur.inspect(str(folder))
 
 
-def embedded(tmp_path, **values):
+def test_a_sample_size_that_does_not_fit_the_patches_is_refused(tmp_path):
+    folder = embedded(tmp_path, "digits-sit", sample_size=9)
+    with pytest.raises(ModelError, match="takes samples of 9x9 and predicts 8x8"):
+        secateur.sample(folder, num_images=1, num_inference_steps=1)
+
+
+def embedded(tmp_path, name="digits-unet", **values):
     """A copy of an embedded model, with other values in its config."""
     folder = tmp_path / "changed"
-    shutil.copytree(ASSETS / "digits-unet", folder)
+    shutil.copytree(ASSETS / name, folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | values))
     return folder

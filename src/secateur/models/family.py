@@ -89,11 +89,16 @@ def denoised_channels(output_BCHW: Tensor, x_BCHW: Tensor) -> Tensor:
     """The output without the half of its channels that predicts the variance, if it has one.
 
     Raises:
-        ModelError: the network does not predict as many channels as it takes, or twice as many.
+        ModelError: the network does not predict as many channels as it takes, or twice as many, or another size.
     """
     taken, predicted = x_BCHW.shape[1], output_BCHW.shape[1]
     if predicted not in (taken, 2 * taken):
         raise ModelError(f"the model takes {taken} channels and predicts {predicted}; this is not supported")
+    size, found = ("x".join(map(str, each.shape[2:])) for each in (x_BCHW, output_BCHW))
+    if found != size:
+        raise ModelError(
+            f"the model takes samples of {size} and predicts {found}; does its sample_size fit its patches?"
+        )
     return output_BCHW[:, :taken]
 
 
