@@ -222,7 +222,6 @@ def plot(found: dict[str, dict[str, Any]]) -> Figure:
                 dots(axes, values, place, WARM if "refitted" in method else SPARE_COLOURS[0])
         dense_line(axes, found[name]["dense"]["fd"])
         axes.set_title(f"{name}, {target.partition('=')[2]} of the MACs")
-        axes.set_xscale("log")
         name_rows(axes, shown)
         axes.set_xlabel("FD to the data at equal time (dashed: dense)")
     for axes in grid.flat[len(panels) :]:
