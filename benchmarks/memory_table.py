@@ -1,6 +1,6 @@
 """Predicted peak memory and time of every stage for large models, and what makes it fit on common devices.
 
-    python benchmarks/memory_table.py                    # all models
+    python benchmarks/memory_table.py                    # all models, in minutes each; goes on where it was stopped
     python benchmarks/memory_table.py --models "SDXL, 1024 px"
     python benchmarks/memory_table.py --table            # the tables again, from the results kept
 
@@ -135,51 +135,60 @@ RANKINGS: dict[str, tuple[str, dict[str, secateur.ScoringConfig]]] = {
 RECOVERY_BY_BOOK = "recover by book, AdamW"
 
 
-def counted(name: str) -> dict[str, Any]:
-    """Bytes of each stage by its ways, and operations of each stage, of the model `name`."""
+def count(name: str, entry: dict[str, Any], keep: Callable[[], None]) -> None:
+    """Fill `entry` with bytes of each stage by its ways, and operations of each stage, of the model `name`.
+
+    What is there already is not counted again; `keep` is called after each part.
+    """
     build, process = LARGE[name]
-    begun = time.perf_counter()
     with torch.device("meta"):
         model = build().to(torch.bfloat16)
-    weights = 2.0 * sum(parameter.numel() for parameter in model.parameters())
-    stages: dict[str, dict[str, float]] = {}
-    for stage, (criterion, ways) in RANKINGS.items():
-        stages[stage] = {}
-        for way, scoring in ways.items():
-            memory = secateur.ranking_memory(model, process, criterion, scoring)
-            assert memory is not None
-            stages[stage][way] = float(memory.peak)
-        print(name, stage, stages[stage], f"{time.perf_counter() - begun:.0f} s", flush=True)
+    entry["weights"] = 2.0 * sum(parameter.numel() for parameter in model.parameters())
+    stages: dict[str, dict[str, float]] = entry.setdefault("stages", {})
+
+    def part(stage: str, ways: Callable[[], dict[str, float]]) -> None:
+        if stage not in stages:
+            begun = time.perf_counter()
+            stages[stage] = ways()
+            keep()
+            print(name, stage, stages[stage], f"{time.perf_counter() - begun:.0f} s", flush=True)
+
+    def ranked(criterion: str, scoring: secateur.ScoringConfig) -> float:
+        memory = secateur.ranking_memory(model, process, criterion, scoring)
+        assert memory is not None
+        return float(memory.peak)
+
+    def recovered(config: secateur.RecoveryConfig, changes: dict[str, Any], by_book: bool) -> float:
+        processes = 8 if "parallel" in changes else 1
+        asked, device = replace(config, **changes), torch.device("cpu")
+        taken = secateur.recovery_memory(model, model, process, asked, device, processes)
+        return float(taken.total - (taken.teacher if by_book else 0))
+
+    for stage, (criterion, scorings) in RANKINGS.items():
+        part(stage, lambda: {way: ranked(criterion, scoring) for way, scoring in scorings.items()})  # noqa: B023
     for optimizer, config in OPTIMIZERS.items():
-        given = stages[f"recover, {optimizer}"] = {}
-        sharded = {} if optimizer == BITS8 else SHARDED
-        for way, changes in (WAYS | sharded).items():
-            asked, processes = replace(config, **changes), 8 if way in SHARDED else 1
-            taken = secateur.recovery_memory(model, model, process, asked, torch.device("cpu"), processes)
-            given[way] = float(taken.total)
-            if optimizer == "AdamW":
-                without = taken.total - taken.teacher
-                stages.setdefault(RECOVERY_BY_BOOK, {})[way] = float(without)
-        print(name, optimizer, given, f"{time.perf_counter() - begun:.0f} s", flush=True)
-    training = replace(PLAIN, steps=STEPS, batch_size=BATCH, accumulation=BATCH)
-    given = {"target": TARGET, "process": process, "recovery": training, "compensates": False}
-    fresh = secateur.plan(model, **given, criterion="gradient-flow")
-    given |= {"compensates": True, "compensation": secateur.CompensationConfig(batch_size=1), "records": True}
-    by_book = secateur.plan(model, **given, criterion="taylor", book=secateur.BookConfig(batch_size=1))
-    print(name, by_book, f"{time.perf_counter() - begun:.0f} s", flush=True)
-    assert by_book.compensation is not None
-    whole = by_book.peak["compensate"]
-    stages["compensate"] = {"fits": whole, "offload": whole - by_book.compensation.waiting_bytes}
-    stages["record the book"] = {"fits": by_book.peak["record"]}
-    flops = {
-        "rank by taylor": by_book.flops["rank"],
-        "rank by gradient flow": fresh.flops["rank"],
-        "compensate": by_book.flops["compensate"],
-        "record the book": by_book.flops["record"],
-        **{f"recover, {optimizer}": fresh.flops["recover"] for optimizer in OPTIMIZERS},
-        RECOVERY_BY_BOOK: by_book.flops["recover"],
-    }
-    return {"weights": weights, "stages": stages, "flops": flops}
+        asked = WAYS if optimizer == BITS8 else WAYS | SHARDED
+        part(f"recover, {optimizer}", lambda: {way: recovered(config, asked[way], False) for way in asked})  # noqa: B023
+    part(RECOVERY_BY_BOOK, lambda: {way: recovered(PLAIN, changes, True) for way, changes in (WAYS | SHARDED).items()})
+    if "flops" not in entry:
+        training = replace(PLAIN, steps=STEPS, batch_size=BATCH, accumulation=BATCH)
+        given = {"target": TARGET, "process": process, "recovery": training, "compensates": False}
+        fresh = secateur.plan(model, **given, criterion="gradient-flow")
+        given |= {"compensates": True, "compensation": secateur.CompensationConfig(batch_size=1), "records": True}
+        by_book = secateur.plan(model, **given, criterion="taylor", book=secateur.BookConfig(batch_size=1))
+        assert by_book.compensation is not None
+        whole = by_book.peak["compensate"]
+        stages["compensate"] = {"fits": whole, "offload": whole - by_book.compensation.waiting_bytes}
+        stages["record the book"] = {"fits": by_book.peak["record"]}
+        entry["flops"] = {
+            "rank by taylor": by_book.flops["rank"],
+            "rank by gradient flow": fresh.flops["rank"],
+            "compensate": by_book.flops["compensate"],
+            "record the book": by_book.flops["record"],
+            **{f"recover, {optimizer}": fresh.flops["recover"] for optimizer in OPTIMIZERS},
+            RECOVERY_BY_BOOK: by_book.flops["recover"],
+        }
+        keep()
 
 
 def cell(stage: str, ways: dict[str, float], flops: float, device: Device) -> str:
@@ -244,12 +253,12 @@ def main() -> None:
     path = RESULTS / "memory_table.json"
     kept: dict[str, Any] = read_json(path) if path.exists() else {"models": {}, "checkpointing": {}}
     for name in [] if asked.table else asked.models:
-        kept["models"][name] = counted(name)
-        write_json(path, kept)
+        count(name, kept["models"].setdefault(name, {}), lambda: write_json(path, kept))
     if not asked.table and RECOMPUTING in asked.models:
         kept["checkpointing"] = checkpointing()
         write_json(path, kept)
-    text = table({name: kept["models"][name] for name in LARGE if name in kept["models"]})
+    whole = {name: entry for name, entry in kept["models"].items() if "flops" in entry}
+    text = table({name: whole[name] for name in LARGE if name in whole})
     text += f"\n{checkpointing_table(kept['checkpointing'])}\n"
     write_text(RESULTS / "memory_table.md", text)
     print(text)

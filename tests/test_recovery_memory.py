@@ -19,7 +19,7 @@ from secateur.process.flow import FlowProcess
 from secateur.recovery import JacobianConfig, RecoveryConfig, recover
 from secateur.recovery import memory as counting
 from secateur.recovery.ema import Ema
-from secateur.recovery.lora import LoraConfig
+from secateur.recovery.lora import LoraConfig, add_lora
 from secateur.recovery.memory import affordable, recovery_memory
 from secateur.recovery.offload import visiting
 from secateur.recovery.rounding import RoundedAdamW, stochastically_rounded
@@ -208,6 +208,18 @@ def test_low_rank_factors_are_trained_merged_and_kept(tmp_path):
     longer = replace(config, steps=60, learning_rate=1e-2, dropout=0.0, log_every=20, weights={"denoising": 0.0})
     recover(dit(), FlowProcess(), images(), longer, tmp_path / "longer", smaller())
     assert log(tmp_path / "longer")[-1]["distillation"] < 0.8 * log(tmp_path / "longer")[0]["distillation"]
+
+
+@pytest.mark.skipif(find_spec("peft") is None, reason="needs peft")
+@pytest.mark.parametrize("make", [unet, dit])
+def test_networks_with_factors_have_the_blocks_of_those_without(make):
+    """By which their weights are sharded, and copied to the device."""
+    model = make()
+    expected = block_names(model)
+    assert expected
+    add_lora(model, LoraConfig(2))
+    assert block_names(model) == expected
+    assert "peft_config" in vars(model)
 
 
 @pytest.mark.parametrize(

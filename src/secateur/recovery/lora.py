@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..base.errors import TrainingError
 from ..base.files import atomic_file
 from ..base.rules import above, at_least, check_fields
+from ..structure.cost import skeleton
 
 ADAPTER = "recovery"
 
@@ -67,9 +68,26 @@ def merge_lora(model: nn.Module) -> None:
     """Add the products of the factors to the weights, and remove the factors."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
+    for layer in [module for module in model.modules() if isinstance(module, BaseTunerLayer)]:
+        layer.merge()
+    _unwrap(model)
+
+
+def without_factors(model: nn.Module) -> nn.Module:
+    """A copy of `model` without memory and without factors, whose layers are those that families know; or `model`
+    itself, if it has none."""
+    if "peft_config" not in vars(model):
+        return model
+    hollow = skeleton(model)
+    _unwrap(hollow)
+    return hollow
+
+
+def _unwrap(model: nn.Module) -> None:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     layers = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
     for name, layer in layers.items():
-        layer.merge()
         holder, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(holder), attribute, layer.get_base_layer())
     vars(model).pop("peft_config", None)

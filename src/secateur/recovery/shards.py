@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 from ..base.distributed import process_count
 from ..base.shards import whole
 from ..models.registry import family_of
+from .lora import without_factors
 
 
 def mesh_over(device: torch.device, hybrid: bool) -> DeviceMesh:
@@ -145,7 +146,8 @@ def block_names(model: nn.Module) -> list[str]:
     removable or not, or of a class that diffusers does not split between devices. There are none if parameters are
     tied.
     """
-    inner = {type(model.get_submodule(name)).__name__ for name in family_of(model).describe(model).blocks}
+    bare = without_factors(model)
+    inner = {type(bare.get_submodule(name)).__name__ for name in family_of(bare).describe(bare).blocks}
     classes = inner.union(getattr(model, "_no_split_modules", None) or ())
     outside = family_of(model).used_outside
     names = [
