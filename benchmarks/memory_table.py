@@ -191,13 +191,15 @@ def count(name: str, entry: dict[str, Any], keep: Callable[[], None]) -> None:
         keep()
 
 
-def cell(stage: str, ways: dict[str, float], flops: float, device: Device) -> str:
-    """The first way that fits on the device, with its peak and time; or what is missing."""
+def cell(stage: str, ways: dict[str, float], flops: float | None, device: Device) -> str:
+    """The first way that fits on the device, with its peak and time, where that was counted; or what is missing."""
     parallel = device.count > 1 and any(way in SHARDED for way in ways)
     names = [way for way in ways if (way in SHARDED) == parallel]
     name = next((way for way in names if ways[way] <= ALLOCATED * device.bytes), None)
     if name is None:
         return f"needs {min(ways[way] for way in names) / 1e9:.0f} GB"
+    if flops is None:
+        return f"{name}: {ways[name] / 1e9:.1f} GB"
     shared = device.count if parallel or stage == "record the book" else 1
     slower = RECOMPUTED if "checkpointing" in name else 1.0
     used = USED_BY_REFIT if stage == "compensate" else USED
@@ -213,11 +215,10 @@ def table(found: dict[str, dict[str, Any]]) -> str:
     """For each model a table: rows of stages, columns of devices."""
     lines = ["Predicted, not measured: `python benchmarks/memory_table.py`."]
     for name, entry in found.items():
-        lines += ["", f"**{name}**, {entry['weights'] / 2e9:.2f}B parameters", ""]
+        lines += ["", f"**{name}**", ""]
         lines += ["| stage | plain, GB | " + " | ".join(DEVICES) + " |", "|---|--:|" + "---|" * len(DEVICES)]
-        for stage, work in entry["flops"].items():
-            ways = entry["stages"][stage]
-            cells = [cell(stage, ways, work, device) for device in DEVICES.values()]
+        for stage, ways in entry["stages"].items():
+            cells = [cell(stage, ways, entry.get("flops", {}).get(stage), device) for device in DEVICES.values()]
             lines.append(f"| {stage} | {ways['fits'] / 1e9:.1f} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -257,9 +258,9 @@ def main() -> None:
     if not asked.table and RECOMPUTING in asked.models:
         kept["checkpointing"] = checkpointing()
         write_json(path, kept)
-    whole = {name: entry for name, entry in kept["models"].items() if "flops" in entry}
-    text = table({name: whole[name] for name in LARGE if name in whole})
-    text += f"\n{checkpointing_table(kept['checkpointing'])}\n"
+    text = table({name: kept["models"][name] for name in LARGE if name in kept["models"]})
+    if kept["checkpointing"]:
+        text += f"\n{checkpointing_table(kept['checkpointing'])}\n"
     write_text(RESULTS / "memory_table.md", text)
     print(text)
 
