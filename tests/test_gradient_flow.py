@@ -18,10 +18,9 @@ from secateur.criteria.gradient_flow import (
     energy,
     gradient_flow_statistics,
     gradient_norm_changes,
-    local_geometry,
-    loss_and_gradient,
     timestep_weight,
 )
+from secateur.criteria.hessian_products import local_geometry, loss_and_gradient
 from secateur.data import Batch
 from secateur.models.network import input_shape
 from secateur.models.registry import describe

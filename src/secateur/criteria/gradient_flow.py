@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
@@ -28,37 +28,34 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..base.console import progress
 from ..base.errors import TrainingError
-from ..base.shards import whole
 from ..data import Batch
 from ..models.conditions import Conditions, rows
 from ..models.network import example_batch, inference
 from ..process.base import Process, denoising_error
 from ..results import LossCurve
 from ..structure import Structure
-from ..structure.precision import full_precision
 from .criterion import Criterion, Memory, Options, Price, ScoringConfig
-from .gradients import calibration_passes, calibration_timesteps, differentiable, reshard, stream_gradients
+from .gradients import calibration_passes, calibration_timesteps, reshard
+from .hessian_products import (
+    HessianProduct,
+    Loss,
+    Parameters,
+    local_geometry,
+    norm_of,
+    sharded_geometry,
+)
 from .memory import without_data, without_values
 from .ranking import Ranking, parameters_of
 from .reductions import unit_scores
 
-Parameters = Mapping[str, Tensor]
-Loss = Callable[[Parameters], Tensor]
-
 EPSILON = 1e-12  # keeps the weight of a timestep without gradient finite
-# The step of the finite difference, as a share of the norm of the weights, before the factor of the cube root of the
-# precision, which balances rounding against the third derivative. It is small, since networks are nonlinear on a far
-# smaller scale than the norm of their weights.
-RELATIVE_STEP = 0.01
 HESSIAN_PRODUCT = 3.0  # passes, by double backward or by differences
 
 Mode = Literal["increase", "preserve"]
 TimestepWeights = Literal["inverse-gradient", "uniform"]
-HessianProduct = Literal["exact", "finite-difference"]
 
 
 @dataclass(frozen=True)
@@ -76,15 +73,6 @@ class GradientFlowOptions(Options):
     mode: Mode = "preserve"
     timestep_weights: TimestepWeights = "inverse-gradient"
     hessian_product: HessianProduct = "exact"
-
-
-@dataclass(frozen=True)
-class LocalGeometry:
-    """A loss L, (), its gradient g, and its Hessian times that gradient, H g, by parameter name."""
-
-    loss: Tensor
-    gradient: Parameters
-    product: Parameters
 
 
 @dataclass(frozen=True)
@@ -177,7 +165,7 @@ def gradient_flow_statistics(
                 raise TrainingError(
                     "a calibration loss is not finite: check that the model's weights and its scheduler fit together"
                 )
-            norms.append(_norm(geometry.gradient).item())
+            norms.append(norm_of(geometry.gradient).item())
             used.append(timestep_weight(norms[-1], options.timestep_weights))
             for name, term in geometry.product.items():
                 total[name].add_(term, alpha=used[-1])
@@ -259,62 +247,6 @@ class _Errors(nn.Module):
         return denoising_error(self.model, self.process, sample, noise, timesteps, conditions)
 
 
-@full_precision()  # TF32 rounds factors by more than a step of the finite difference moves the gradients
-def local_geometry(terms: Sequence[Loss], parameters: Parameters, method: HessianProduct = "exact") -> LocalGeometry:
-    """Value, gradient g and H g of the sum of `terms` at `parameters`; only one term's graph is in memory at a time."""
-    return _double_backward(terms, parameters) if method == "exact" else _central_difference(terms, parameters)
-
-
-def loss_and_gradient(terms: Sequence[Loss], parameters: Parameters) -> tuple[Tensor, dict[str, Tensor]]:
-    """Value and gradient of the sum of `terms`, one backward pass each."""
-    losses: list[Tensor] = []
-    gradient: dict[str, Tensor] = {}
-    for term in terms:
-        leaves = _leaves(parameters)
-        with torch.enable_grad():
-            loss = term(leaves)
-        _add(gradient, _gradient(loss, leaves))
-        losses.append(loss.detach())
-    return torch.stack(losses).sum(), gradient
-
-
-def _double_backward(terms: Sequence[Loss], parameters: Parameters) -> LocalGeometry:
-    """H g as the gradient of <g, stop(g)>; fused attention kernels have no second derivative."""
-    with sdpa_kernel(SDPBackend.MATH):
-        if len(terms) == 1:
-            return _along(terms[0], parameters)
-        # Every term is multiplied by the gradient of the whole loss, which therefore comes first.
-        loss, gradient = loss_and_gradient(terms, parameters)
-        product: dict[str, Tensor] = {}
-        for term in terms:
-            _add(product, _along(term, parameters, gradient).product)
-        return LocalGeometry(loss, gradient, product)
-
-
-@torch.enable_grad()
-def _along(term: Loss, parameters: Parameters, direction: Parameters | None = None) -> LocalGeometry:
-    """Value and gradient of one term, and its Hessian times `direction`, by default its own gradient."""
-    leaves = _leaves(parameters)
-    loss = term(leaves)
-    graph = _gradient(loss, leaves, create_graph=True)
-    gradient = {name: values.detach() for name, values in graph.items()}
-    along = gradient if direction is None else direction
-    slope = torch.stack([(graph[name] * along[name]).sum() for name in leaves]).sum()
-    del graph
-    return LocalGeometry(loss.detach(), gradient, _gradient(slope, leaves))
-
-
-def _central_difference(terms: Sequence[Loss], parameters: Parameters) -> LocalGeometry:
-    """H g from the gradients a step before and after along g."""
-    loss, gradient = loss_and_gradient(terms, parameters)
-    step = _step(parameters, gradient)
-    before, after = (
-        loss_and_gradient(terms, {name: values + signed * gradient[name] for name, values in parameters.items()})[1]
-        for signed in (-step, step)
-    )
-    return LocalGeometry(loss, gradient, _slopes(before, after, step))
-
-
 def check_shards(model: nn.Module, options: GradientFlowOptions) -> None:
     """Refuse what cannot be computed from shards: gathered weights have no second derivative by the shards."""
     if options.hessian_product == "exact":
@@ -325,81 +257,12 @@ def check_shards(model: nn.Module, options: GradientFlowOptions) -> None:
         raise TrainingError("gradient-flow moves the weights by less than half precision resolves; shard float32 ones")
 
 
-@full_precision()
-def sharded_geometry(model: nn.Module, losses: Sequence[Callable[[], Tensor]]) -> LocalGeometry:
-    """As `local_geometry` by finite differences, for a sharded model; its weights move in place, and are restored."""
-    parameters = dict(model.named_parameters())
-    weights = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-    names = {parameter: name for name, parameter in parameters.items()}
-
-    def value_and_gradient(step: float = 0.0, along: Parameters = weights) -> tuple[Tensor, dict[str, Tensor]]:
-        values: list[Tensor] = []
-        gradient = {name: torch.zeros_like(value) for name, value in weights.items()}
-
-        def recorded(loss: Callable[[], Tensor]) -> Tensor:
-            value = loss()
-            values.append(value.detach())
-            return value
-
-        def take(parameter: nn.Parameter, found: Tensor) -> None:
-            gradient[names[parameter]] = found
-
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(weights[name] + step * along[name])
-        with differentiable(model):
-            stream_gradients(model, [functools.partial(recorded, loss) for loss in losses], take)
-        reshard(model)
-        return torch.stack(values).sum(), gradient
-
-    try:
-        loss, gradient = value_and_gradient()
-        step = _step(weights, gradient).item()  # shards do not multiply by a tensor
-        before, after = (value_and_gradient(signed, gradient)[1] for signed in (-step, step))
-    finally:
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(weights[name])
-    return LocalGeometry(loss, gradient, _slopes(before, after, step))
-
-
-def _step(parameters: Parameters, gradient: Parameters) -> Tensor:
-    """How far to move along the gradient, in its lengths, ()."""
-    precision, length = torch.finfo(next(iter(parameters.values())).dtype).eps, _norm(gradient)
-    return RELATIVE_STEP * precision ** (1 / 3) * _norm(parameters) / torch.where(length > 0, length, 1.0)
-
-
-def _slopes(before: dict[str, Tensor], after: dict[str, Tensor], step: Tensor | float) -> Parameters:
-    """The change of gradients from a step before to a step after, by their distance; frees both as it goes."""
-    return {name: (after.pop(name) - before.pop(name)) / (2 * step) for name in list(after)}
-
-
 def _in_range(model: nn.Module) -> dict[str, Tensor]:
     """The parameters in at least float32; half precision is too coarse for second derivatives."""
     return {
         name: parameter.detach().to(torch.promote_types(parameter.dtype, torch.float32))
         for name, parameter in model.named_parameters()
     }
-
-
-def _leaves(parameters: Parameters) -> dict[str, Tensor]:
-    """Copies of the parameters to differentiate by, frozen ones included; they share memory."""
-    return {name: parameter.detach().requires_grad_() for name, parameter in parameters.items()}
-
-
-def _gradient(value: Tensor, leaves: Parameters, create_graph: bool = False) -> dict[str, Tensor]:
-    found = torch.autograd.grad(value, list(leaves.values()), create_graph=create_graph, materialize_grads=True)
-    return dict(zip(leaves, found, strict=True))
-
-
-def _add(total: dict[str, Tensor], more: Parameters) -> None:
-    """Add `more` to `total`, of which no second copy is made."""
-    for name, values in more.items():
-        total[name] = total[name] + values if name in total else values
-
-
-def _norm(values: Parameters) -> Tensor:
-    return torch.stack([whole(value.square().sum()) for value in values.values()]).sum().sqrt()
 
 
 GRADIENT_FLOW = Criterion(
