@@ -10,6 +10,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteSchedu
 from models import dit, unet
 from sampled import generate_images
 from secateur.base.errors import ModelError, SecateurError
+from secateur.base.rules import check
 from secateur.data.conditions import label_conditions, null_conditions
 from secateur.models.predict import predict
 from secateur.process.base import denoising_error
@@ -17,7 +18,7 @@ from secateur.process.diffusion import DiffusionProcess
 from secateur.process.flow import EVEN_LEVELS, FlowProcess
 from secateur.process.from_config import process_from_config
 from secateur.process.grid import STEPS
-from secateur.process.named import config_of, is_process, over
+from secateur.process.named import ProcessLike, config_of, is_process, over
 from secateur.process.sampling import generate, initial_noise
 
 X0 = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -34,6 +35,7 @@ def test_a_scheduler_is_no_process_and_warns_of_nothing_when_asked():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert not is_process(DDPMScheduler())
+        check("process", DDPMScheduler(), ProcessLike)
     assert is_process(DiffusionProcess())
 
 

@@ -163,9 +163,11 @@ NAMES = {bool: "True or False", str: "a text", types.NoneType: "none"}
 
 
 def _advice_of_union(value: Any, kinds: tuple[Any, ...]) -> str | None:
-    found = [_advice(value, kind) for kind in kinds]
-    if None in found:
-        return None
+    found = []
+    for kind in kinds:  # no further than the first that fits: a protocol asks for attributes, and some of those warn
+        if (advice := _advice(value, kind)) is None:
+            return None
+        found.append(advice)
     others = [advice for advice, kind in zip(found, kinds, strict=True) if kind is not types.NoneType]
     return f"{others[0]}, or none" if types.NoneType in kinds else others[0]
 
