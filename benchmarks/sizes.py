@@ -31,7 +31,6 @@ from diffusers import (
     Flux2Transformer2DModel,
     FluxTransformer2DModel,
     HunyuanVideoTransformer3DModel,
-    LTXVideoTransformer3DModel,
     Lumina2Transformer2DModel,
     PixArtTransformer2DModel,
     QwenImageTransformer2DModel,
@@ -143,11 +142,6 @@ def wan_14b() -> WanTransformer3DModel:
     return WanTransformer3DModel()
 
 
-def ltx_video() -> LTXVideoTransformer3DModel:
-    """Lightricks/LTX-Video."""
-    return LTXVideoTransformer3DModel()
-
-
 def hunyuan_video() -> HunyuanVideoTransformer3DModel:
     """hunyuanvideo-community/HunyuanVideo."""
     return HunyuanVideoTransformer3DModel()
@@ -181,7 +175,6 @@ MODELS: dict[str, Callable[[], Any]] = {
     "lumina-2": lumina_2,
     "wan-1.3b": wan_small,
     "wan-14b": wan_14b,
-    "ltx-video": ltx_video,
     "hunyuan-video": hunyuan_video,
     "sd-vae": sd_vae,
 }
@@ -301,12 +294,14 @@ def main() -> None:
         key = (row["model"], row["dtype"])
         results["pruned"] = [old for old in results["pruned"] if (old["model"], old["dtype"]) != key] + [row]
         print(row, flush=True)
+        write(results)
     else:
-        results["plans"] = []
         for name in arguments.models:
-            results["plans"].append(plan(name, arguments.target))
-            print(results["plans"][-1], flush=True)
-    write(results)
+            row = plan(name, arguments.target)
+            results["plans"] = [old for old in results["plans"] if old["model"] != name] + [row]
+            results["plans"].sort(key=lambda each: list(MODELS).index(each["model"]))
+            print(row, flush=True)
+            write(results)
 
 
 if __name__ == "__main__":
