@@ -175,6 +175,24 @@ def test_stable_diffusion_is_known_by_its_tensors(width):
     assert {name: tensor.shape for name, tensor in back.items()} == {n: t.shape for n, t in expected.items()}
 
 
+@pytest.mark.parametrize("width", ["768", "2048"])
+def test_a_file_of_stable_diffusion_is_loaded(width, tmp_path, monkeypatch):
+    """Narrow, but with the levels and the names of the released one."""
+    channels = [32, 32, 64, 64] if width == "768" else [32, 32, 64]
+    narrow = {"block_out_channels": channels, "sample_size": 8, "attention_head_dim": 8}
+    if width == "2048":
+        narrow |= {"transformer_layers_per_block": [1, 2, 2], "projection_class_embeddings_input_dim": 1280 + 6 * 256}
+    monkeypatch.setitem(STABLE_DIFFUSION, width, STABLE_DIFFUSION[width] | narrow)
+    model = randomize(UNet2DConditionModel(**STABLE_DIFFUSION[width]))
+    names = {name: f"model.diffusion_model.{ldm_name(name, width)}" for name in model.state_dict()}
+    tensors = {names[name]: tensor for name, tensor in model.state_dict().items()}
+    save_file(tensors | {"first_stage_model.step": torch.tensor(3)}, tmp_path / "released.safetensors")
+    loaded = load(tmp_path / "released.safetensors")
+    assert all(map(torch.equal, loaded.model.state_dict().values(), model.state_dict().values()))
+    assert torch.equal(output(loaded.model), output(model))
+    assert loaded.process.prediction_type == "epsilon"
+
+
 LDM_RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",

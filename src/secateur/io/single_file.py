@@ -23,7 +23,7 @@ from ..base.errors import ModelError
 from ..base.files import atomic_file, write_json
 from ..base.records import record_of
 from ..models.registry import architecture_named, families, family_of, is_known, unsupported
-from .foreign import hollow, loading, quiet
+from .foreign import explicit, hollow, loading, quiet
 from .manifest import manifest_of
 from .pruned import dense_class
 from .weights import DTYPES
@@ -144,11 +144,13 @@ def load_single_file(path: Path, torch_dtype: torch.dtype | None = None) -> nn.M
         if not is_known(name):
             raise ModelError(f"{path} cannot be used: {unsupported(name)}")
         architecture: Any = architecture_named(name)
-        hollow(architecture, config, 2 * len(shapes) + 200)
+        # With its defaults, which diffusers' conversion of Stable Diffusion reads.
+        whole_config = explicit(hollow(architecture, config, 2 * len(shapes) + 200).config)  # type: ignore[arg-type]
         whole = {DTYPES[each] for each in dtypes if each in DTYPES}  # float8 is read in the dtype of the other tensors
         chosen = torch_dtype or (whole.pop() if len(whole) == 1 else torch.float32)
         with tempfile.TemporaryDirectory() as folder, quiet():
-            write_json(Path(folder, "config.json"), config)
+            whole_config["_class_name"] = name
+            write_json(Path(folder, "config.json"), whole_config)
             model = architecture.from_single_file(
                 str(path), config=folder, local_files_only=True, torch_dtype=chosen, disable_mmap=False
             )
