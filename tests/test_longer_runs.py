@@ -61,6 +61,15 @@ def test_a_run_whose_learning_rate_decayed_says_why_it_cannot_continue(tmp_path:
     assert (tmp_path / "kept" / "recovery" / "checkpoints").is_dir()
 
 
+def test_damaged_settings_of_a_run_name_file_and_field(tmp_path: Path) -> None:
+    tuned(tmp_path / "run")
+    settings = json.loads((tmp_path / "run" / "config.json").read_text())
+    del settings["recovery"]["steps"]
+    (tmp_path / "run" / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(SecateurError, match=r"run/config.json is damaged: recovery: .*`steps`"):
+        tuned(tmp_path / "run")
+
+
 @pytest.mark.slow
 def test_a_longer_compression_continues_too_and_keeps_nothing_twice(tmp_path: Path) -> None:
     DDPMPipeline(unet(), DDPMScheduler()).save_pretrained(tmp_path / "dense")

@@ -10,15 +10,31 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from ..base.console import note
 from ..base.errors import SecateurError
 from ..base.files import atomic_file
+from ..base.records import record_of
 from ..recovery import RecoveryConfig
 
 STEPS = "recovery.steps"
 OF_LENGTH = {STEPS, "recovery.warmup_steps"}  # settings that differ between a run and a longer one
 BETWEEN = ("pruned", "compensated")  # models before recovery
 OF_MORE_STEPS = ("evaluation", "pipeline", "model")  # results that more steps change, in the order of removal
+
+
+class Length(msgspec.Struct):
+    """What the settings of a run say of how long it trains."""
+
+    steps: int
+    warmup_steps: int
+
+
+class Trained(msgspec.Struct):
+    """The part of a run's `config.json` that a longer run reads."""
+
+    recovery: Length
 
 
 def tidy(folder: Path, recovery: RecoveryConfig, one_shot: bool = True) -> None:
@@ -45,10 +61,11 @@ def make_longer(folder: Path, before: Mapping[str, Any], asked: Mapping[str, Any
     """Prepare the finished run in `folder` for more steps, with all other settings the same.
 
     Raises:
-        SecateurError: fewer steps are asked for; or a longer run would have begun with other steps.
+        SecateurError: fewer steps are asked for; or a longer run would have begun with other steps; or the settings in
+            the folder are damaged.
     """
-    done, wanted = before["recovery"]["steps"], asked["recovery"]["steps"]
-    rise, longer_rise = before["recovery"].get("warmup_steps"), asked["recovery"]["warmup_steps"]
+    length, wanted = record_of(Trained, before, folder / "config.json").recovery, asked["recovery"]["steps"]
+    done, rise, longer_rise = length.steps, length.warmup_steps, asked["recovery"]["warmup_steps"]
     if wanted < done:
         raise SecateurError(f"{folder} has {done} steps, and {wanted} are asked for; choose another --out")
     schedule, when = asked["recovery"]["lr_schedule"], asked.get("schedule", "one-shot")
