@@ -211,18 +211,19 @@ def table(records: dict[str, Any]) -> str:
 def plot(found: dict[str, dict[str, Any]]) -> Figure:
     """FD of every seed, one panel per model and target."""
     panels = panels_of(found)
-    shown = [method for method in METHODS if any(_fds(found[name], target, method) for name, target in panels)]
+    shown = [[method for method in METHODS if _fds(found[name], target, method)] for name, target in panels]
     columns = 2
     rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(8.2, (0.18 * len(shown) + 0.8) * rows), facecolor="white", layout="constrained")
+    most = max(map(len, shown))
+    figure = Figure(figsize=(8.2, (0.18 * most + 0.8) * rows), facecolor="white", layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
-    for axes, (name, target) in zip(grid.flat, panels, strict=False):
-        for place, method in enumerate(shown):
-            if values := _fds(found[name], target, method):
-                dots(axes, values, place, WARM if "refitted" in method else SPARE_COLOURS[0])
+    for axes, (name, target), methods in zip(grid.flat, panels, shown, strict=False):
+        for place, method in enumerate(methods):
+            values = _fds(found[name], target, method)
+            dots(axes, values, place, WARM if "refitted" in method else SPARE_COLOURS[0])
         dense_line(axes, found[name]["dense"]["fd"])
         axes.set_title(f"{name}, {target.partition('=')[2]} of the MACs")
-        name_rows(axes, shown)
+        name_rows(axes, methods)
         axes.set_xlabel("FD to the data at equal time (dashed: dense)")
     for axes in grid.flat[len(panels) :]:
         axes.remove()
