@@ -298,7 +298,9 @@ def main() -> None:
     else:
         for name in arguments.models:
             row = plan(name, arguments.target)
-            results["plans"] = [old for old in results["plans"] if old["model"] != name] + [row]
+            results["plans"] = [old for old in results["plans"] if old["model"] != name and "first_seconds" in old] + [
+                row
+            ]
             results["plans"].sort(key=lambda each: list(MODELS).index(each["model"]))
             print(row, flush=True)
             write(results)

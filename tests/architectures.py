@@ -164,7 +164,7 @@ Nothing is cut that was not proven. *Without it, outputs are not those of its ma
 else at this place, such as a modulation or an embedding of its own; *without it, the model fails* that a size which it
 needs does not follow.
 
-How long it takes for models of released sizes is in [Benchmarks: speed and size](benchmarks/speed.md#full-size-models).
+How long it takes for models of released sizes is what `python benchmarks/sizes.py` measures.
 
 | class | widths | blocks | what is not cut, and why |
 |---|---|---|---|
