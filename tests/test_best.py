@@ -104,6 +104,7 @@ def test_search_spends_the_budget_and_resumes(
     [
         ({"search": None}, "has no search"),
         ({"search": {"rounds": [{"candidates": 0, "steps": 1}]}}, r"rounds\[0\].candidates"),
+        ({"search": {"rounds": 2 * [{"candidates": 2, "steps": 2}]}}, "other rounds than its budget gives"),
         ({"search": {"predicted_trial_seconds": {"a": 1.0}}}, "recipes without a predicted time"),
         ({"search": {"recipes": []}}, "recipes without a predicted time"),
         ({"trials": [{"name": "x", "status": "done", "recipe": "c", "score": {"value": 1.0}}]}, "scores of no recipe"),
@@ -115,7 +116,7 @@ def test_search_spends_the_budget_and_resumes(
 )
 def test_a_damaged_list_of_trials_is_one_line(tmp_path: Path, change: dict[str, Any], said: str) -> None:
     search = {"recipes": ["a", "b"], "score": "loss", "judged_by": "", "ties": "", "budget_steps": 9}
-    search |= {"rounds": [{"candidates": 2, "steps": 1}], "predicted_trial_seconds": {"a": 1.0, "b": 2.0}}
+    search |= {"rounds": [{"candidates": 2, "steps": 2}], "predicted_trial_seconds": {"a": 1.0, "b": 2.0}}
     whole = {"trials": [], "search": search}
     path = tmp_path / "trials.json"
     path.write_text(json.dumps(whole))

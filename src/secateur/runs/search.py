@@ -255,6 +255,8 @@ def search_of(found: Trials) -> Search:
     scored = [(each.recipe, each.score) for each in found.trials if each.score is not None]
     batches = {len(score.parts) for _, score in scored}
     damage = {
+        "other rounds than its budget gives": list(search.rounds)
+        != rounds_of(len(search.recipes), search.budget_steps),
         "recipes without a predicted time": not search.recipes or len(known) < len(search.recipes),
         "scores of no recipe": any(recipe not in known for recipe, _ in scored),
         "scores of other batches": len(batches) > 1 or batches == {1},
