@@ -15,7 +15,7 @@ from torch import nn
 from typing_extensions import Unpack
 
 from ..base.devices import choose_device
-from ..base.errors import ModelError, SecateurError, first_line, require
+from ..base.errors import ModelError, SecateurError, first_line, is_out_of_memory, require
 from ..criteria import criterion_named
 from ..data.autoencoder import Autoencoder, open_autoencoder
 from ..io.checkpoint import from_pretrained
@@ -214,7 +214,9 @@ def described(name: str, network: nn.Module) -> Structure:
         return describe(network)
     except ValueError as error:
         raise ModelError(f"{name}: {error}") from error
-    except (TypeError, LookupError, ArithmeticError, AttributeError) as error:
+    except (TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and is_out_of_memory(error):
+            raise
         raise ModelError(f"{name} cannot be described: {type(error).__name__}: {first_line(error)}") from error
 
 
