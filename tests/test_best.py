@@ -48,7 +48,7 @@ def found(out: Path) -> dict[str, Any]:
     ("recipes", "budget", "steps"),
     [
         (["magnitude", "random"], 24, [[6, 6]]),
-        pytest.param(["magnitude", "random", "taylor"], 60, [[5, 5, 5], [7, 7]], marks=pytest.mark.slow),
+        pytest.param(["magnitude", "random", "taylor"], 60, [[5, 5, 5], [7, 7]], marks=pytest.mark.torture),
     ],
 )
 def test_search_spends_the_budget_and_resumes(

@@ -384,7 +384,7 @@ def test_diffusers_finds_a_narrower_model_of_a_class_that_nobody_declared(tmp_pa
         _ = secateur.PrunedNonsense
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_a_plan_of_a_network_that_reads_lengths_needs_no_values():
     """Lumina 2 reads the lengths of captions from their mask; also where a compensation is priced."""
     with torch.device("meta"):

@@ -153,7 +153,7 @@ def test_a_batch_that_does_not_fit_is_a_note(dit: DiTTransformer2DModel) -> None
         assert list(cost.latency) == list(cost.peak_activation_bytes) == ["1", "4"]
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_compilation_works(dit: DiTTransformer2DModel) -> None:
     found = time_models({"dit": dit}, LatencyOptions(2, (1, 2), compile=True))["dit"]

@@ -269,7 +269,7 @@ def test_the_command_line_encodes_ahead_and_refuses_in_one_line(tmp_path, capsys
     assert "has no use for a prompt" in refused("sample", folder, "--out", "x.png", "--prompt", "a cat")
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_two_processes_encode_a_part_each(tmp_path, pipeline, monkeypatch):
     data = image_folder(tmp_path / "images", classes=True)
     command = ["-m", "secateur", "encode", str(tmp_path / "pipeline"), "--data", str(data), "--device", "cpu"]

@@ -456,10 +456,8 @@ def assert_same_checkpoints(one, other):
     assert stage_log(one) == stage_log(other)
 
 
-@pytest.mark.parametrize(
-    "kills",
-    [pytest.param((60, 110), marks=pytest.mark.slow), pytest.param((5, 60, 110, 150), marks=pytest.mark.torture)],
-)
+@pytest.mark.torture
+@pytest.mark.parametrize("kills", [(60, 110), (5, 60, 110, 150)])
 def test_a_killed_run_resumes_to_the_bit(kills, tmp_path):
     assert train(tmp_path / "whole", 200, 25).wait() == 0
     for lines in kills:  # units are removed before step 100
@@ -475,7 +473,7 @@ def test_a_killed_run_resumes_to_the_bit(kills, tmp_path):
     assert [record["step"] for record in log(tmp_path / "cut")] == list(range(1, 201))
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_two_processes_equal_one_and_resume_to_the_bit(tmp_path):
     assert train(tmp_path / "one", 8, 1).wait() == 0
     assert train(tmp_path / "two", 8, 1, launcher=TWO).wait() == 0

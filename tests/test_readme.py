@@ -40,7 +40,7 @@ def test_the_lines_of_python_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("secateur.api.one_stage.EvaluationConfig", lambda: EVALUATION)
     monkeypatch.setattr("secateur.api.one_stage.RecoveryConfig", lambda: RECOVERY)
-    monkeypatch.setattr("secateur.runs.compression.recipe_named", short)
+    monkeypatch.setattr("secateur.recipes.recipe_named", short)
     monkeypatch.setattr("secateur.io.hub.HfApi", lambda token: SimpleNamespace(create_repo=made, upload_folder=made))
     images = torch.rand(12, 1, 8, 8) * 2 - 1
     pipe = DDPMPipeline(unet(), DDPMScheduler())

@@ -482,7 +482,7 @@ def test_a_killed_run_resumes_to_the_bit(kills, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", ["denoising", "2ndmatch"])
+@pytest.mark.parametrize("objective", ["denoising", pytest.param("2ndmatch", marks=pytest.mark.torture)])
 def test_two_processes_equal_one(objective, tmp_path):
     assert train(tmp_path / "one", 5, objective).wait() == 0
     assert train(tmp_path / "two", 5, objective, launcher=TWO).wait() == 0

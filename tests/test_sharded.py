@@ -56,7 +56,7 @@ def assert_same_run(one: Path, other: Path) -> None:
         assert stage_log(one) == stage_log(other)
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_two_shards_train_and_cut_as_one_process_which_resumes_their_checkpoint(tmp_path):
     names = ["denoising", "2ndmatch-float64", "features-float64", "muon-float64", "prune", "adapt-float64"]
     stopped = "stopped-float64"

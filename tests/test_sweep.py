@@ -199,7 +199,7 @@ def test_blocks_of_a_transformer_are_swept(tmp_path: Path) -> None:
     assert (trial["status"], trial["criterion"], trial["target"]) == ("done", "uniform", "blocks=1")
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_two_processes_take_a_trial_each_and_then_the_next(model: Path, tmp_path: Path) -> None:
     """Each on a device of its own; the main one writes what all have done."""
     out = tmp_path / "sweep"

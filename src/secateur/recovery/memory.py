@@ -23,7 +23,7 @@ from ..base.errors import TrainingError
 from ..base.units import format_count
 from ..criteria.memory import without_values
 from ..models.conditions import Conditions
-from ..models.network import device_of, example_batch, example_inputs
+from ..models.network import device_of, example_batch, example_inputs, input_shape
 from ..models.precision import dtype_of
 from ..process.base import Process
 from ..process.own import OwnObjective, taken_apart
@@ -98,7 +98,8 @@ def recovery_memory(
     if isinstance(process, OwnObjective):
         process, sample, conditions = _mean_square(model, micro)
     else:
-        sample, conditions = example_batch(model, micro)
+        taken, conditions = example_batch(model, micro)
+        sample = taken.new_empty(micro, *input_shape(model))  # of a decoder: images, where it takes latents
     ready, dtype = skeleton(model), trained_dtype(model, config)
     replace_parameters(ready, lambda name, parameter: torch.empty_like(parameter, dtype=dtype))
     make_ready(ready, config, torch.device("meta"))
