@@ -114,6 +114,13 @@ def timed(call: Callable[[], Any]) -> tuple[Any, float]:
     return returned, time.perf_counter() - begun
 
 
+def cpu_timed(call: Callable[[], Any]) -> tuple[Any, float]:
+    """What a call returns, and the seconds of CPU that it took."""
+    begun = time.process_time()
+    returned = call()
+    return returned, time.process_time() - begun
+
+
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import copy
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
@@ -25,7 +24,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 import secateur
-from bench import FIGURES, RESULTS, Results, prediction, read_json, spread, write_text
+from bench import FIGURES, RESULTS, Results, cpu_timed, prediction, read_json, spread, write_text
 from drawing import WARM, save_figure, styled
 
 NAMES = ("digits-unet", "digits-sit")
@@ -52,13 +51,6 @@ CACHE = Path(tempfile.gettempdir()) / "secateur-benchmark-book"  # samples of th
 PILOT = 20  # steps that are timed
 SIZES = (512, 1024, 2048, 4096, 8192)  # of books that are trained on for equal steps
 BATCHES = 64  # batches for the variance of the gradient
-
-
-def timed(work: Callable[[], Any]) -> tuple[Any, float]:
-    """The value that `work` returns, and the CPU seconds it took."""
-    begun = time.process_time()
-    found = work()
-    return found, time.process_time() - begun
 
 
 class Bench:
@@ -91,12 +83,14 @@ class Bench:
 
     def trained(self, method: str, config: secateur.RecoveryConfig, taught_by: Any) -> tuple[nn.Module, float]:
         """The recovered model, and seconds of CPU."""
-        return timed(lambda: secateur.finetune(self.start(method), teacher=taught_by, recovery=config, **self.about))
+        return cpu_timed(
+            lambda: secateur.finetune(self.start(method), teacher=taught_by, recovery=config, **self.about)
+        )
 
     def book(self, config: secateur.RecoveryConfig, count: int | None = None) -> tuple[secateur.Book, float]:
         """The dense model's book, and seconds of CPU."""
         size = secateur.BookConfig(num_tuples=count, seed=config.seed)
-        return timed(lambda: secateur.record(self.loaded.model, recovery=config, book=size, **self.about))
+        return cpu_timed(lambda: secateur.record(self.loaded.model, recovery=config, book=size, **self.about))
 
     def step_seconds(self, method: str) -> float:
         """CPU seconds of a training step, without the fixed cost of a run."""

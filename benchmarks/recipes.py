@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import product
@@ -31,6 +29,7 @@ from bench import (
     Bench,
     collect,
     command_line,
+    cpu_timed,
     evaluation_of,
     panels_of,
     report,
@@ -76,13 +75,6 @@ SMALLEST_GAP = 1.2  # of plain's FD over the dense model's; below, SSIM and loss
 ROUNDS, PILOTS = 4, (5, 15)  # turns, and steps of the two runs of a turn, whose difference is the price of steps
 
 
-def timed(work: Callable[[], Any]) -> tuple[Any, float]:
-    """The value that `work` returns, and the CPU seconds it took."""
-    begun = time.process_time()
-    returned = work()
-    return returned, time.process_time() - begun
-
-
 class Cut:
     """A cut of a model of the benchmarks, and how it is recovered."""
 
@@ -123,12 +115,12 @@ def prices(cut: Cut, methods: list[str], steps: int) -> dict[str, dict[str, floa
     read = cut.book(replace(ALONE, steps=PILOTS[1]))
     assert cut.refitted is not None  # not in anybody's time
     for _ in range(ROUNDS):
-        refits.append(timed(cut.refit)[1])
-        books.append(timed(partial(cut.book, replace(ALONE, steps=steps)))[1] / steps)
+        refits.append(cpu_timed(cut.refit)[1])
+        books.append(cpu_timed(partial(cut.book, replace(ALONE, steps=steps)))[1] / steps)
         for name, pilot in product(methods, PILOTS):
             method = METHODS[name]
             book = read if method.records else None
-            took[name, pilot].append(timed(partial(cut.recovered, method, pilot, 0, book))[1])
+            took[name, pilot].append(cpu_timed(partial(cut.recovered, method, pilot, 0, book))[1])
     short, long = PILOTS
     step = {name: statistics.median(took[name, long]) - statistics.median(took[name, short]) for name in methods}
     unit = step[REFERENCE] / (long - short)
@@ -144,7 +136,7 @@ def prices(cut: Cut, methods: list[str], steps: int) -> dict[str, dict[str, floa
 
 
 def train(cut: Cut, name: str, steps: int, seed: int) -> dict[str, float]:
-    model, seconds = timed(partial(cut.recovered, METHODS[name], steps, seed))
+    model, seconds = cpu_timed(partial(cut.recovered, METHODS[name], steps, seed))
     return {"steps": steps, "seconds": round(seconds, 1), **cut.bench.measure(model, with_ftle=False)}
 
 
