@@ -26,11 +26,12 @@ from secateur.models.discovery.blocks import blocks_of, listed_modules
 from secateur.models.discovery.influence import influences
 from secateur.models.discovery.inputs import working
 from secateur.models.discovery.prove import prove
+from secateur.models.discovery.reach import reached
 from secateur.models.discovery.widths import widths_of
 from secateur.models.network import example_inputs
 from secateur.models.registry import describe, left_out
 from secateur.structure import Cut, Structure, check_random_cuts, check_structure, remove
-from secateur.structure.cost import cost_model, count_flops
+from secateur.structure.cost import cost_model, count_flops, skeleton
 
 TABLE = Path(__file__).parent.parent / "docs" / "architectures.md"
 
@@ -72,7 +73,7 @@ def test_what_is_found_is_what_was_declared_by_hand(make):
 @pytest.mark.parametrize(
     ("name", "heads", "inner", "blocks"),
     [
-        ("ZImageTransformer2DModel", 7, 7, 7),
+        ("ZImageTransformer2DModel", 5, 5, 5),
         ("Flux2Transformer2DModel", 6, 9, 6),
         ("WanTransformer3DModel", 6, 3, 3),
         ("StableAudioDiTModel", 6, 3, 3),
@@ -171,6 +172,33 @@ class Mine(ModelMixin, ConfigMixin):
         return (self.proj_out(x),)
 
 
+class Modulated(Layer):
+    def __init__(self, heads):
+        super().__init__(heads)
+        self.modulation = nn.Sequential(nn.Linear(DIM, 24), nn.SiLU(), nn.Linear(24, DIM))
+
+    def forward(self, x, encoder_hidden_states):
+        return super().forward(x + self.modulation(encoder_hidden_states).mean(1, keepdim=True))
+
+
+class Refined(Mine):
+    """A network whose text is refined by blocks like its own, and modulates them."""
+
+    @register_to_config
+    def __init__(self, in_channels: int = 8, hidden_size: int = DIM, num_heads: int = 4, num_layers: int = 2):
+        super().__init__()
+        self.layers = nn.ModuleList(Modulated(num_heads) for _ in range(num_layers))
+        self.helpers = nn.ModuleList(Layer(num_heads) for _ in range(2))
+
+    def forward(self, hidden_states, timestep, encoder_hidden_states, return_dict=True):
+        for helper in self.helpers:
+            encoder_hidden_states = helper(encoder_hidden_states)
+        x = self.proj_in(hidden_states) * (1 + timestep.view(-1, 1, 1) / 1000)
+        for layer in self.layers:
+            x = layer(x, encoder_hidden_states)
+        return (self.proj_out(x),)
+
+
 def test_heads_whose_number_would_not_follow_are_not_cut_and_the_reason_is_given():
     model = Mine()
     assert not [name for name in describe(model).dims if name.endswith("heads")]
@@ -247,7 +275,7 @@ KLEIN_4B = {
         # MACs at 64 x 64 latents and at what captions take in examples
         ("Flux2Transformer2DModel", KLEIN_4B, 3.88e9, klein_4b(64 * 64, 512), 25),
         ("QwenImageTransformer2DModel", {}, 20.4e9, qwen_image(32 * 32, 512), 60),
-        ("ZImageTransformer2DModel", {}, 6.15e9, z_image(32 * 32, 384), 34),
+        ("ZImageTransformer2DModel", {}, 6.15e9, z_image(32 * 32, 384), 32),
     ],
 )
 def test_released_models_are_planned_without_memory(name, config, parameters, macs, blocks):
@@ -306,22 +334,91 @@ def test_masks_equal_removal_in_random_configurations(name, data, monkeypatch):
     assert (predicted.parameters, predicted.macs) == (counted.parameters, pytest.approx(counted.macs, rel=1e-9))
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of what diffusers asks autocast for on a CPU
 @pytest.mark.parametrize(
     "name",
     [
         "ErnieImageTransformer2DModel",  # asks for a precision by device
         "GlmImageTransformer2DModel",  # takes what a mask says
+        "HiDreamImageTransformer2DModel",  # sends tokens to experts
+        "HunyuanVideo15Transformer3DModel",  # asks whether an image is given
         "MochiTransformer3DModel",
         "QwenImage21Transformer2DModel",  # repeats text as often as the input says
     ],
 )
-def test_macs_without_memory_are_those_of_a_run(name):
+def test_macs_without_memory_are_those_of_a_run(name, monkeypatch):
     model = architectures.small(name)
-    inputs, _ = working(model)
-    priced = cost_model(model, Structure({}, {}), inputs)({}).macs
-    assert priced == pytest.approx(count_flops(model, inputs)[""] / 2 / len(next(iter(inputs.values()))), rel=1e-9)
+    inputs, index = working(model)
+    found = count_flops(model, inputs)[""] / 2 / len(next(iter(inputs.values())))
+    monkeypatch.setattr(proofs, "_discovery", lambda model: proofs.Discovery(None, index))
+    hollow = skeleton(model)
+    for each in (inputs, discovery.example_inputs(hollow, 2, (4, 6))):  # values stay known on the meta device
+        assert cost_model(hollow, Structure({}, {}), each)({}).macs == pytest.approx(found, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "CogVideoXTransformer3DModel",  # a fixed length of texts
+        "HiDreamImageTransformer2DModel",  # an entry for each block
+        "Ideogram4Transformer2DModel",  # frequencies that are a part of the head
+        "Krea2Transformer2DModel",  # other heads over text
+        "LTX2VideoTransformer3DModel",  # and over sound
+        "PRXTransformer2DModel",  # the size of a head in the code
+    ],
+)
+def test_a_small_copy_of_the_config_that_a_class_has_by_default_can_be_called(name):
+    given = RELEASED if name.startswith("HiDream") else {}
+    with torch.device("meta"):
+        model = getattr(diffusers, name)(**given)
+    shallow, deep, inputs, _ = proofs._running_copy(model, proofs._initial(model))
+    assert sum(each.numel() for each in shallow.parameters()) < 10_000_000
+    assert len(inputs) > 2
+    with torch.device("meta"):
+        counts = [len(each) for each in proofs.lists_of(type(model)(**deep)).values()]
+    assert counts == [len(each) for each in proofs.lists_of(model).values()]
+
+
+# HiDream-ai/HiDream-I1-Full; the class has no working defaults.
+RELEASED = {
+    "patch_size": 2,
+    "in_channels": 16,
+    "out_channels": 16,
+    "caption_channels": [4096, 4096],
+    "llama_layers": [*range(32), *[31] * 16],
+    "axes_dims_rope": (64, 32, 32),
+}
+
+
+def test_the_code_of_cosmos_that_needs_torchvision_is_not_needed_to_discover_it(monkeypatch):
+    """With a stand-in for the one function that it takes from there."""
+
+    class Transforms:
+        class InterpolationMode:
+            NEAREST = "nearest"
+
+        class functional:
+            @staticmethod
+            def resize(mask, size, interpolation):
+                return F.interpolate(mask, size=size, mode=interpolation)
+
+    monkeypatch.setattr("diffusers.models.transformers.transformer_cosmos.transforms", Transforms, raising=False)
+    with torch.device("meta"):
+        model = diffusers.CosmosTransformer3DModel()
+    *_, inputs, _ = proofs._running_copy(model, proofs._initial(model))
+    assert inputs["padding_mask"].shape == (1, 1, 4, 6)
+
+
+def test_layers_that_the_sample_does_not_pass_through_stay_whole():
+    """Token refiners and modulations, by what they are called with and not by their names."""
+    found = reached(model := Refined(), working(model)[0])
+    assert "layers.0" in found
+    assert not {"helpers.0", "helpers.1", "layers.0.modulation.0"} & found
+    structure, reasons = describe(model), left_out(model)
+    assert not [name for name in (*structure.dims, *structure.blocks) if name.startswith("helpers")]
+    assert "token refiner" in reasons["helpers.0"]
+    assert [name for name in structure.dims if name.startswith("layers.0") and "norm" not in name]
+    assert "modulation" in reasons["layers.0.modulation.inner"]
 
 
 @pytest.mark.torture

@@ -11,14 +11,19 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import ZImageTransformer2DModel
 from torch import nn
 
 import secateur
 from memory_runs import CONFIG, network
-from models import dit, unet
+from models import dit, randomize, unet
+from secateur.criteria import criterion_named
+from secateur.data import Batch
+from secateur.models.network import example_batch
 from secateur.process.diffusion import DiffusionProcess
 from secateur.process.flow import FlowProcess
 from secateur.recovery.memory import recovery_memory
+from secateur.structure import Structure
 from secateur.structure.memory import LiveBytes
 
 IMAGES = torch.rand(64, 1, 8, 8) * 2 - 1
@@ -78,6 +83,22 @@ def test_every_stage_of_a_run_takes_what_was_predicted(make, process, criterion,
         print(criterion, stage, predicted[stage] / most)
     for stage, most in found.items():
         assert predicted[stage] == pytest.approx(most, rel=0.1), stage
+
+
+def test_a_ranking_of_a_network_of_lists_takes_what_was_predicted(monkeypatch):
+    """Z-Image takes and returns a list of images."""
+    config = {"in_channels": 2, "dim": 32, "n_layers": 3, "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2}
+    model = randomize(ZImageTransformer2DModel(**config, cap_feat_dim=8, axes_dims=[4, 6, 6], axes_lens=[1024, 64, 64]))
+    model.register_to_config(sample_size=16)
+    structure, process = Structure({}, {}), FlowProcess()
+    monkeypatch.setattr("secateur.criteria.taylor.describe", lambda model: structure)
+    chosen = criterion_named("taylor")
+    scoring = chosen.configured(secateur.ScoringConfig(num_images=2, batch_size=4, num_timesteps=2))
+    predicted = chosen.memory(model, process, scoring, scoring.options).peak
+    batch = Batch(*example_batch(model, 2))
+    with LiveBytes([*model.parameters(), *model.buffers(), *batch.conditions.values()]) as live:
+        chosen.score(model, process, batch, structure, scoring, scoring.options)
+    assert predicted == pytest.approx(bytes_of(model) + live.peak, rel=0.1)
 
 
 @pytest.mark.torture

@@ -18,7 +18,7 @@ from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ..models.network import forward_replaced
+from ..structure.streams import forward_replaced
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..models.network import example_inputs
 from ..models.registry import describe
-from ..structure import Cut, remove
-from ..structure.cost import skeleton
+from ..structure import Cut, Structure, remove
+from ..structure.cost import count_repeated_flops, skeleton
 from ..structure.known_values import remember, without_memory
+from ..structure.repeats import Repeats, left_out, once
 from .compensate import MEASURED
 from .config import CompensationConfig
 from .counterparts import Projection, counterparts, projection
@@ -97,18 +97,19 @@ def price(
     hollow_dense, hollow = skeleton(dense).eval(), skeleton(dense).eval()
     for cut in cuts:
         remove(hollow, describe(hollow), cut)
+    structure, whole = describe(hollow), describe(hollow_dense)
     parts = counterparts(hollow, dense, cuts)
     layers, left = layers_to_refit(hollow, parts)
     target = chosen_target(hollow, config)
     given = dict(inputs or example_inputs(dense, 1))
     kwargs = tree_map_only(Tensor, lambda value: remember(value.to("meta"), value), given)
     with torch.no_grad(), without_memory():
-        flops = [_flops(model, kwargs) for model in (hollow, hollow_dense)]
-        positions, waiting = _walk(hollow, list(layers), kwargs)
-        waiting += _walk(hollow_dense, [layer.dense for layer in layers.values()], kwargs)[1]
+        flops = [count_repeated_flops(*each, kwargs)[""] for each in ((hollow, structure), (hollow_dense, whole))]
+        positions, waiting = _walk(hollow, structure, list(layers), kwargs)
+        waiting += _walk(hollow_dense, whole, [layer.dense for layer in layers.values()], kwargs)[1]
     fit = _stream_price if target == "stream" else _output_price
     prices = {name: fit(projection(hollow, name), _rows(positions[name], config), config) for name in positions}
-    passes = _passes(hollow, list(layers), config) if target == "stream" else 1.0
+    passes = _passes(hollow, structure, list(layers), config) if target == "stream" else 1.0
     passes += min(MEASURED / config.num_tuples, 1.0)
     return Price(
         target,
@@ -166,23 +167,30 @@ def _columns(layer: Projection) -> int:
     return layer.weight[0].numel() + (layer.bias is not None)
 
 
-def _passes(model: nn.Module, layers: Sequence[str], config: CompensationConfig) -> float:
+def _passes(model: nn.Module, structure: Structure, layers: Sequence[str], config: CompensationConfig) -> float:
     """Every tuple runs through a block once more than there are gates, once per layer in every round, and once to
     continue."""
-    blocks = stream_blocks(model, describe(model))
+    blocks = stream_blocks(model, structure)
     held = [owner(blocks, name) for name in layers]
     mean = len(held) / max(len(set(held)), 1)
     return (mean + 1) + config.rounds * mean + 1
 
 
-def _flops(model: nn.Module, kwargs: Mapping[str, Any]) -> float:
-    with FlopCounterMode(display=False) as counter:
-        model(**kwargs)
-    return counter.get_total_flops()
+def _walk(
+    model: nn.Module, structure: Structure, names: Sequence[str], kwargs: Mapping[str, Any]
+) -> tuple[dict[str, int], int]:
+    """Number of positions of a tuple at each layer that is called, and the most bytes that wait with it."""
+
+    def walk(found: Repeats) -> tuple[dict[str, int], int]:
+        like = {name: found.like(name) for name in names}
+        with left_out(model, structure, found):
+            positions, most = _walked(model, set(like.values()), kwargs)
+        return {name: positions[each] for name, each in like.items() if each in positions}, most
+
+    return once(model, structure, walk)
 
 
-def _walk(model: nn.Module, names: Sequence[str], kwargs: Mapping[str, Any]) -> tuple[dict[str, int], int]:
-    """Number of positions of a tuple at each layer, in the order of the pass, and the most bytes that wait with it."""
+def _walked(model: nn.Module, names: Collection[str], kwargs: Mapping[str, Any]) -> tuple[dict[str, int], int]:
     positions: dict[str, int] = {}
     most = 0
     with stops({name: model.get_submodule(name) for name in names}):

@@ -6,11 +6,14 @@ Molchanov et al. (CVPR 2019, arXiv 1906.10771, eq. 8) on the coupled groups of D
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from ..base.console import progress
 from ..data import Batch
@@ -20,6 +23,7 @@ from ..models.registry import describe
 from ..process.base import Process
 from ..results import LossCurve
 from ..structure import Structure
+from ..structure.repeats import Repeats, left_out, once
 from .criterion import FORWARD_SHARE, Criterion, Memory, Options, Price, ScoringConfig
 from .gradients import (
     calibration_passes,
@@ -166,19 +170,34 @@ def memory_of_gradients(model: nn.Module, process: Process, config: ScoringConfi
     images = min(config.num_images, config.batch_size)
     at_once = min(timesteps, config.batch_size // images)
     is_one_pass = config.num_images == images and timesteps == at_once
-    with without_data(model) as (hollow, memory), differentiable(hollow), in_range(hollow):
-        inputs = without_values(example_inputs(model, images * at_once), next(hollow.parameters()).dtype)
-
-        def loss() -> Tensor:
-            return output_of(hollow, inputs).float().square().mean()
-
-        taken = TermSums(hollow, describe(model), options.reduction)
-        stream_gradients(hollow, [loss] if is_one_pass else [loss, loss], taken)
+    structure, inputs = describe(model), example_inputs(model, images * at_once)
+    peak = once(model, structure, partial(_peak, model, structure, inputs, is_one_pass, options.reduction))
     if is_one_pass:
-        return Memory(memory.peak)
+        return Memory(peak)
     sums = sum(parameter.numel() * max(parameter.element_size(), 4) for parameter in model.parameters())
     hint = "--scoring.options.timestep-reduction abs-then-sum, with no more images than --scoring.batch-size"
-    return Memory(memory.peak, sums, hint)
+    return Memory(peak, sums, hint)
+
+
+def _peak(
+    model: nn.Module,
+    structure: Structure,
+    inputs: Mapping[str, Any],
+    is_one_pass: bool,
+    reduction: Reduction,
+    found: Repeats,
+) -> int:
+    with without_data(model) as (hollow, memory), differentiable(hollow), in_range(hollow):
+        given = without_values(inputs, next(hollow.parameters()).dtype)
+
+        def loss() -> Tensor:
+            outputs = tree_leaves(output_of(hollow, given))  # one for each sample of a model of lists (Z-Image)
+            return torch.stack([each.float().square().mean() for each in outputs]).sum()
+
+        with left_out(hollow, structure, found, memory):
+            taken = TermSums(hollow, structure, reduction)
+            stream_gradients(hollow, [loss] if is_one_pass else [loss, loss], taken)
+        return memory.peak
 
 
 TAYLOR = Criterion("taylor", TaylorOptions, taylor, price_of_gradients, memory=memory_of_gradients, timesteps=TIMESTEPS)

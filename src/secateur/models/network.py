@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map_only
 
 from ..base.errors import ModelError
-from ..structure.known_values import KnownValues, remember
+from ..structure.known_values import KnownValues, placed_like
 from .conditions import LABELS, Conditions, arguments
 from .family import Shape, Size
 from .precision import dtype_of
@@ -69,20 +69,23 @@ def example_batch(model: nn.Module, batch_size: int, size: Size | None = None) -
     """
     family = family_of(model)
     generator = torch.Generator().manual_seed(0)
+    like = torch.empty(0, dtype=dtype_of(model), device=device_of(model))
+
+    def draw(*sizes: int) -> Tensor:
+        if like.is_meta:
+            return like.new_empty(batch_size, *sizes)
+        return torch.randn(batch_size, *sizes, generator=generator)
+
     if family.taken_shape is not None:
         height, width = size or family.input_shape(model)[-2:]
         shape = family.taken_shape(model, (height, width))
     else:
         own_shape = family.input_shape(model)
         shape = own_shape if size is None else (*own_shape[: -len(size)], *size)
-    sample = torch.randn(batch_size, *shape, generator=generator)
-    conditions = family.conditions(
-        model, batch_size, lambda *sizes: torch.randn(batch_size, *sizes, generator=generator)
-    )
+    sample, conditions = draw(*shape), family.conditions(model, batch_size, draw)
     if not conditions and (classes := class_count(model)) is not None:
         conditions = {LABELS: torch.arange(batch_size) % classes}
-    like = torch.empty(0, dtype=dtype_of(model), device=device_of(model))
-    return tree_map_only(Tensor, partial(_like, like), (sample, conditions))
+    return tree_map_only(Tensor, partial(placed_like, like), (sample, conditions))
 
 
 def example_inputs(
@@ -114,7 +117,7 @@ def _example_inputs(model: nn.Module, batch_size: int, size: Size | None, text_t
     timesteps = torch.ones(batch_size, dtype=torch.int64, device=sample.device)
     with KnownValues():
         inputs = family.arguments(model, sample, timesteps, arguments(conditions, sample.dtype))
-    return tree_map_only(Tensor, partial(_like, sample), inputs)
+    return tree_map_only(Tensor, partial(placed_like, sample), inputs)
 
 
 def _of_length(value: Tensor, tokens: int) -> Tensor:
@@ -122,12 +125,6 @@ def _of_length(value: Tensor, tokens: int) -> Tensor:
     times = [1] * value.ndim
     times[1] = -(-tokens // value.shape[1])
     return value.repeat(times)[:, :tokens]
-
-
-def _like(other: Tensor, value: Tensor) -> Tensor:
-    """`value` on the device of `other` and, if floating-point, in its dtype; integers stay known on the meta device."""
-    there = value.to(other.device, other.dtype if value.is_floating_point() else value.dtype)
-    return remember(there, value) if there.is_meta else there
 
 
 def takes_text(model: nn.Module) -> bool:
@@ -145,16 +142,3 @@ def inference(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         model.train(was_training)
-
-
-@contextmanager
-def forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Replace the forward function of `module` inside the block; its submodules stay accessible."""
-    before = vars(module).get("forward")  # wrappers such as accelerate's set one on the instance
-    vars(module)["forward"] = forward
-    try:
-        yield
-    finally:
-        del vars(module)["forward"]
-        if before is not None:
-            vars(module)["forward"] = before

@@ -6,7 +6,8 @@ micro-batch of the objective, including second derivatives and the teacher's pas
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import cast
@@ -25,11 +26,14 @@ from ..criteria.memory import without_values
 from ..models.conditions import Conditions
 from ..models.network import device_of, example_batch, example_inputs, input_shape
 from ..models.precision import dtype_of
+from ..models.registry import describe
 from ..process.base import Process
 from ..process.own import OwnObjective, taken_apart
+from ..structure import Structure
 from ..structure.cost import skeleton
 from ..structure.known_values import without_memory
 from ..structure.memory import LiveBytes
+from ..structure.repeats import Repeats, left_out, once
 from ..teacher import Draw, Teacher
 from .accelerator import precision_on
 from .config import RecoveryConfig
@@ -104,6 +108,8 @@ def recovery_memory(
     replace_parameters(ready, lambda name, parameter: torch.empty_like(parameter, dtype=dtype))
     make_ready(ready, config, torch.device("meta"))
     silence_dropout(ready, config)
+    each_block = objective.differentiates_twice or objective.compares_blocks
+    structures = [Structure({}, {}) if each_block else describe(network) for network in (model, dense)]
     with FakeTensorMode(allow_non_fake_inputs=True), without_memory():
         student = skeleton(ready, "cpu")
         taught_by = skeleton(dense, "cpu").eval() if objective.needs_teacher else None
@@ -118,14 +124,15 @@ def recovery_memory(
         if precision_on(config, device) != "no":
             for network in networks:
                 vars(network)["forward"] = torch.autocast("cpu", torch.bfloat16)(network.forward)
-        with LiveBytes([tensor for network in networks for tensor in _tensors(network)]) as live:
-            for _ in range(min(config.accumulation, 2)):
-                _pass(objective, student, taught_by, process, draw)
+        peak = _peak(
+            dict(zip(networks, structures, strict=False)),
+            partial(_passes, config, objective, student, taught_by, process, draw),
+        )
         for handle in frees:
             handle.remove()
         held = taught_by if isinstance(teacher, nn.Module) else None
         summed = _bytes(trained) // shards if processes > 1 else 0
-        return _together(student, held, objective, config, live.peak + summed, shards)
+        return _together(student, held, objective, config, peak + summed, shards)
 
 
 def _together(
@@ -204,9 +211,31 @@ def _cheaper(
             yield replace(config, accumulation=accumulation)
 
 
-def _pass(objective: Objective, student: nn.Module, teacher: nn.Module | None, process: Process, draw: Draw) -> None:
-    with objective.context(student, teacher):
-        objective.loss(objective.terms(student, teacher, process, draw, objective.jacobian)).backward()
+def _peak(structures: Mapping[nn.Module, Structure], passes: Callable[[], object], *found: Repeats) -> int:
+    """Peak bytes of `passes`, beside the weights of the networks; of equal blocks, few are run."""
+    networks = list(structures)
+    if len(found) < len(networks):
+        network = networks[len(found)]
+        return once(network, structures[network], lambda each: _peak(structures, passes, *found, each))
+    with LiveBytes([tensor for network in networks for tensor in _tensors(network)]) as live, ExitStack() as stack:
+        for network, each in zip(networks, found, strict=True):
+            stack.enter_context(left_out(network, structures[network], each, live))
+        passes()
+    return live.peak
+
+
+def _passes(
+    config: RecoveryConfig,
+    objective: Objective,
+    student: nn.Module,
+    teacher: nn.Module | None,
+    process: Process,
+    draw: Draw,
+) -> None:
+    student.zero_grad(set_to_none=True)
+    for _ in range(min(config.accumulation, 2)):
+        with objective.context(student, teacher):
+            objective.loss(objective.terms(student, teacher, process, draw, objective.jacobian)).backward()
 
 
 def _free(parameter: Tensor) -> None:

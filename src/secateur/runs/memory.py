@@ -24,6 +24,7 @@ from ..recovery import RecoveryConfig
 from ..recovery.memory import recovery_memory
 from ..structure import remove
 from ..structure.cost import skeleton
+from ..structure.repeats import Repeats, left_out, once
 from .subject import Subject
 from .timing import Work, planned_cut, price_of_compensation
 
@@ -69,10 +70,10 @@ class Passes:
     """Memory that passes of a subject's model allocate; each is counted once."""
 
     def __init__(self, subject: Subject) -> None:
-        self._subject = subject
+        self._subject, self._hollow = subject, skeleton(subject.model)
         self._rankings: dict[str, Memory | None] = {}
         self._recoveries: dict[str, float] = {}
-        self.forward = functools.cache(functools.partial(_or_unknown, _forward, subject.model))
+        self.forward = functools.cache(functools.partial(_or_unknown, _forward, self._hollow))
 
     def recovery(self, work: Work, config: RecoveryConfig, pruned: nn.Module) -> float:
         """Peak bytes of the recovery of the pruned model, or of a copy of the dense one if that is pruned on the way.
@@ -80,11 +81,12 @@ class Passes:
         A book replaces the teacher; a schedule needs the dense model in any case.
         """
         late, reads = work.pruned_late is not None, work.reads or work.book is not None
-        student = self._subject.model if late else pruned
+        student = self._hollow if late else pruned
         shapes = [tuple(parameter.shape) for parameter in student.parameters()]
         key = repr((shapes, late, reads, replace(config, seed=0)))
         if key not in self._recoveries:
-            self._recoveries[key] = _or_unknown(_recovery, self._subject, work.teacher, student, config, late, reads)
+            teacher = work.teacher or self._hollow
+            self._recoveries[key] = _or_unknown(_recovery, self._subject, teacher, student, config, late, reads)
         return self._recoveries[key]
 
     def ranking(self, work: Work) -> Memory | None:
@@ -99,14 +101,14 @@ class Passes:
             self._rankings[key] = None
             if chosen.memory is not None:
                 with suppress(Exception), _unlogged():  # as in `_or_unknown`
-                    self._rankings[key] = chosen.memory(subject.model, subject.process, config, config.options)
+                    self._rankings[key] = chosen.memory(self._hollow, subject.process, config, config.options)
         return self._rankings[key]
 
 
 def _recovery(
-    subject: Subject, teacher: nn.Module | None, student: nn.Module, config: RecoveryConfig, late: bool, reads: bool
+    subject: Subject, teacher: nn.Module, student: nn.Module, config: RecoveryConfig, late: bool, reads: bool
 ) -> float:
-    taken = recovery_memory(student, teacher or subject.model, subject.process, config, subject.device)
+    taken = recovery_memory(student, teacher, subject.process, config, subject.device)
     asks = taken.teacher > 0 and not reads
     return float(taken.total - taken.teacher + (taken.teacher if asks else _bytes_of(subject.model) if late else 0))
 
@@ -134,10 +136,15 @@ def _unlogged() -> Iterator[None]:
 
 def _forward(model: nn.Module, batch_size: int) -> float:
     """Bytes that a forward pass allocates beside the weights."""
-    with without_data(model) as (hollow, memory), torch.no_grad():
-        held = memory.peak
-        hollow(**without_values(example_inputs(model, batch_size), _dtype(hollow)))
-        return float(memory.peak - held)
+    structure, inputs = describe(model), example_inputs(model, batch_size)
+
+    def count(found: Repeats) -> float:
+        with without_data(model) as (hollow, memory), torch.no_grad(), left_out(hollow, structure, found, memory):
+            held = memory.peak
+            hollow(**without_values(inputs, _dtype(hollow)))
+            return float(memory.peak - held)
+
+    return once(model, structure, count)
 
 
 def _dtype(model: nn.Module) -> torch.dtype:

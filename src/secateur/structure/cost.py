@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .dims import Structure
 from .known_values import remember, without_memory
+from .repeats import Repeats, left_out, once
 
 
 class UncountableError(ValueError):
@@ -115,6 +116,17 @@ def count_flops(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, int]:
     return {name.removeprefix(root).removeprefix("."): flops for name, flops in counts.items()} | {"": whole}
 
 
+def count_repeated_flops(hollow: nn.Module, structure: Structure, inputs: Mapping[str, Any]) -> dict[str, int]:
+    """`count_flops` of a model on the meta device; of equal blocks, few are run."""
+
+    def count(found: Repeats) -> dict[str, int]:
+        with left_out(hollow, structure, found):
+            return found.spread(count_flops(hollow, inputs))
+
+    with without_memory():
+        return once(hollow, structure, count)
+
+
 def cost_model(model: nn.Module, structure: Structure, inputs: Mapping[str, Any]) -> CostModel:
     """Count one forward pass of `model` on `inputs` (keyword arguments), per sample, on the meta device.
 
@@ -125,8 +137,7 @@ def cost_model(model: nn.Module, structure: Structure, inputs: Mapping[str, Any]
     hollow = skeleton(model)
     meta_inputs = tree_map_only(Tensor, lambda value: remember(value.to("meta"), value), dict(inputs))
     try:
-        with without_memory():
-            macs = {name: flops // 2 for name, flops in count_flops(hollow, meta_inputs).items()}
+        macs = {name: flops // 2 for name, flops in count_repeated_flops(hollow, structure, meta_inputs).items()}
     except RuntimeError as error:  # NotImplementedError too
         reason = str(error).partition("\n")[0]
         raise UncountableError(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -44,3 +45,16 @@ class Skip(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, ...]:
         taken = pick(self.streams, args, kwargs)
         return taken if self.as_tuple else taken[0]
+
+
+@contextmanager
+def forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Replace the forward function of `module` inside the block; its submodules stay accessible."""
+    before = vars(module).get("forward")  # wrappers such as accelerate's set one on the instance
+    vars(module)["forward"] = forward
+    try:
+        yield
+    finally:
+        del vars(module)["forward"]
+        if before is not None:
+            vars(module)["forward"] = before

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...models.network import forward_replaced
 from ...structure import Skip, Structure, masked
+from ...structure.streams import forward_replaced
 
 
 def outputs_without_each_block(model: nn.Module, structure: Structure, call: Callable[[], Tensor]) -> Iterator[Tensor]:

@@ -7,18 +7,19 @@ trying. Special arguments of classes are in `PARTICULAR`.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from ...base.errors import ModelError
-from ..family import architecture_of, config_of
+from ..family import Size, architecture_of, config_of
 from .particular import PARTICULAR
 from .request import KNOWN, Request
 
 Layout = Callable[[Request], Any]
+SMALL = (4, 6)  # latents
 
 LAYOUTS: dict[str, Layout] = {
     "image": lambda of: of.draw(of.channels, of.height, of.width),
@@ -47,16 +48,20 @@ ALWAYS = (
     "img_shapes",
     "global_hidden_states",
     "class_labels",
+    "padding_mask",
 )
 
 
-def candidates(model: nn.Module, batch: int = 2, sides: tuple[int, int, int] = (3, 4, 6)) -> Iterator[dict[str, Any]]:
+def candidates(model: nn.Module, batch: int = 2, frames: int = 3, size: Size | None = None) -> Iterator[dict[str, Any]]:
     """Keyword arguments that `model` may take, for each layout of the sample; first without optional arguments.
+
+    `size` is the height and width of latents; by default the config's, if the class fixes them, or small ones.
 
     Raises:
         ModelError: `forward` takes an unknown argument.
     """
-    config, (frames, height, width) = config_of(model), sides
+    config = config_of(model)
+    height, width = size or fixed_size(config) or SMALL
     of = Request(model, config, batch, config.get("video_length", frames), height, width)  # of Latte, which is fixed
     if (particular := PARTICULAR.get(architecture_of(model).__name__)) is not None:
         yield particular(of)
@@ -71,6 +76,12 @@ def candidates(model: nn.Module, batch: int = 2, sides: tuple[int, int, int] = (
         given = {name: value for name, value in given.items() if value is not None}
         for layout in LAYOUTS.values():
             yield {sample.name: layout(of), **given}
+
+
+def fixed_size(config: Mapping[str, Any]) -> Size | None:
+    """Height and width of the latents of a class that has an entry for each, as its position embeddings may demand."""
+    height, width = config.get("sample_height"), config.get("sample_width")
+    return (height, width) if height and width else None
 
 
 def working(model: nn.Module, batch: int = 2) -> tuple[dict[str, Any], int]:

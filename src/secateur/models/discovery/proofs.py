@@ -25,13 +25,14 @@ from ...base.cache import cache_folder
 from ...base.errors import ModelError, SecateurError, first_line
 from ...base.files import write_json
 from ...structure import Structure, check_random_cuts
+from ...structure.known_values import placed_like
 from ..family import Size, architecture_of, config_of
 from .fit import Template, counts_of, fit, lists_of
-from .inputs import candidates, working
+from .inputs import candidates, fixed_size, working
 from .prove import Proven, prove
-from .shrink import reduced
+from .shrink import reductions
 
-VERSION = 2  # of the cached results
+VERSION = 3  # of the cached results
 SMALL = 2_000_000  # models up to this many parameters are proven on themselves
 LARGEST = 50_000_000  # parameters of a small copy, at most
 SHALLOW = 3  # blocks per list
@@ -74,14 +75,11 @@ def example_inputs(model: nn.Module, batch_size: int, size: Size | None = None) 
         ModelError: discovery fails for its class.
     """
     index = _discovery(model).inputs
-    own = config_of(model).get("sample_size")
-    height, width = size or ((own, own) if isinstance(own, int) else (SIDE, SIDE))
-    inputs = next(each for i, each in enumerate(candidates(model, batch_size, (FRAMES, height, width))) if i == index)
-    return tree_map_only(Tensor, partial(_like, next(model.parameters())), inputs)
-
-
-def _like(other: Tensor, value: Tensor) -> Tensor:
-    return value.to(other.device, other.dtype if value.is_floating_point() else value.dtype)
+    config = config_of(model)
+    own = config.get("sample_size")
+    size = size or ((own, own) if isinstance(own, int) else fixed_size(config) or (SIDE, SIDE))
+    inputs = next(each for i, each in enumerate(candidates(model, batch_size, FRAMES, size)) if i == index)
+    return tree_map_only(Tensor, partial(placed_like, next(model.parameters())), inputs)
 
 
 def _discovery(model: nn.Module) -> Discovery:
@@ -112,8 +110,7 @@ def _initial(model: nn.Module) -> dict[str, Any]:
 
 
 def _prove(model: nn.Module, config: Mapping[str, Any]) -> Discovery:
-    shallow = _copy(model, config, SHALLOW)
-    inputs, index = working(shallow)
+    shallow, deep, inputs, index = _running_copy(model, config)
     proven = prove(shallow, inputs)
     shapes = {name: tuple(parameter.shape) for name, parameter in shallow.named_parameters(remove_duplicate=False)}
     counts = {name: counts_of(shallow, dim, proven.structure) for name, dim in proven.structure.dims.items()}
@@ -121,22 +118,40 @@ def _prove(model: nn.Module, config: Mapping[str, Any]) -> Discovery:
     if {name: len(elements) for name, elements in lists_of(model).items()} != {
         name: len(elements) for name, elements in lists_of(shallow).items()
     }:
-        template = _proven_deep(template, _copy(model, config, None), index)
+        template = _proven_deep(template, _built(architecture_of(model), deep), index)
     return Discovery(template, index)
 
 
-def _copy(model: nn.Module, config: Mapping[str, Any], depth: int | None) -> nn.Module:
-    """A small model of the same class; a copy of the model if it is small."""
+def _running_copy(
+    model: nn.Module, config: Mapping[str, Any]
+) -> tuple[nn.Module, Mapping[str, Any], dict[str, Any], int]:
+    """A small and shallow model of the same class, or a copy of the model if it is small; the config of one as deep as
+    the model, and inputs with their index.
+
+    Raises:
+        ModelError: none can be built and called; the message says why the first one cannot.
+    """
     if sum(parameter.numel() for parameter in model.parameters()) <= SMALL and not _is_meta(model):
-        return copy.deepcopy(model).eval().float().cpu()
-    architecture, small = architecture_of(model), reduced(config, depth)
+        itself = copy.deepcopy(model).eval().float().cpu()
+        return itself, config, *working(itself)
+    reasons = []
+    for shallow, deep in zip(reductions(config, SHALLOW), reductions(config), strict=True):
+        try:
+            small = _built(architecture_of(model), shallow)
+            return small, deep, *working(small)
+        except ModelError as reason:
+            reasons.append(reason)
+    raise reasons[0]
+
+
+def _built(architecture: type[nn.Module], config: Mapping[str, Any]) -> nn.Module:
     name = architecture.__name__
     try:
         with torch.device("meta"):
-            size = sum(parameter.numel() for parameter in architecture(**small).parameters())
+            size = sum(parameter.numel() for parameter in architecture(**config).parameters())
         if size > LARGEST:
             raise ModelError(f"a small copy of {name} would have {size / 1e6:.0f} M parameters still")
-        return architecture(**small).eval()
+        return architecture(**config).eval()
     except ModelError:
         raise
     except Exception as error:

@@ -14,9 +14,11 @@ from ...structure import Check, Dim, Structure, check_structure
 from ...structure.cost import own_products
 from .blocks import blocks_of, listed_modules
 from .influence import influences
+from .reach import reached
 from .widths import following, widths_of
 
 REPEATS, RANDOM_CUTS = 2, 3
+CONDITIONS_ALONE = "the sample does not pass through it: a token refiner or a modulation, which stay whole"
 DIFFERS = "first differs after"  # in the hint of a check
 
 
@@ -34,22 +36,10 @@ def prove(model: nn.Module, inputs: Mapping[str, Any]) -> Proven:
     `model` does not change: copies with random weights are used.
     """
     model = copy.deepcopy(model).eval().requires_grad_()
-
-    def run() -> None:
-        model(**inputs)
-
-    elements = listed_modules(model)
-    with torch.no_grad():
-        blocks, left_out = blocks_of(model, elements, run)
-    dims: dict[str, Dim] = {}
-    for _, influence in influences(model, elements, run):
-        widths = widths_of(influence, model)
-        dims |= {dim.name: dim for dim in widths.dims}
-        left_out |= widths.left_out
-    structure = Structure(dims, blocks, _attention(model, dims, inputs))
+    structure, left_out = _found(model, inputs)
     attributes: dict[str, str] = {}
     for check in check_structure(model, structure, inputs, random_cuts=0):
-        if check.name in dims and not check.ok:
+        if check.name in structure.dims and not check.ok:
             check, follow = _with_numbers(model, structure, check, inputs)
             attributes |= dict.fromkeys(follow, check.name)
         if not _proven(check):
@@ -64,6 +54,35 @@ def prove(model: nn.Module, inputs: Mapping[str, Any]) -> Proven:
         left_out |= wrong
         structure = _without(structure, wrong)
     return Proven(structure, left_out)
+
+
+def _found(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Structure, dict[str, str]]:
+    """What may be removable among the layers that the sample passes through, and why the others are not."""
+
+    def run() -> None:
+        model(**inputs)
+
+    elements = listed_modules(model)
+    with torch.no_grad():
+        blocks, left_out = blocks_of(model, elements, run)
+    passed = reached(model, inputs)
+    beside = elements.keys() - passed
+    left_out = dict.fromkeys(sorted(beside), CONDITIONS_ALONE) | left_out
+    elements = {name: element for name, element in elements.items() if name not in beside}
+    blocks = {name: block for name, block in blocks.items() if name in elements}
+    dims: dict[str, Dim] = {}
+    for _, influence in influences(model, elements, run):
+        widths = widths_of(influence, model)
+        dims |= {dim.name: dim for dim in widths.dims}
+        left_out |= widths.left_out
+    aside = [name for name, dim in dims.items() if passed.isdisjoint(_readers(dim))]
+    left_out |= dict.fromkeys(aside, CONDITIONS_ALONE)
+    dims = {name: dim for name, dim in dims.items() if name not in aside}
+    return Structure(dims, blocks, _attention(model, dims, inputs)), left_out
+
+
+def _readers(dim: Dim) -> set[str]:
+    return {piece.module for piece in dim.slices if piece.role == "in"}
 
 
 def _attention(model: nn.Module, dims: Mapping[str, Dim], inputs: Mapping[str, Any]) -> dict[str, str]:

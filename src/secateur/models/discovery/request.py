@@ -71,6 +71,11 @@ class Request:
         return (self.height // self.patch) * (self.width // self.patch)
 
     @property
+    def text_tokens(self) -> int:
+        """Length of texts; some classes fix it."""
+        return self.first("max_text_seq_length", otherwise=TEXT_TOKENS)
+
+    @property
     def axes(self) -> int:
         """Number of axes of positions."""
         names = ("axes_dims_rope", "rope_axes_dim", "axes_dims", "axes_dim_rope")
@@ -83,7 +88,7 @@ def positions(of: Request) -> Tensor:
 
 
 def text(of: Request) -> Tensor:
-    return of.draw(TEXT_TOKENS, of.first(*TEXT_WIDTHS))
+    return of.draw(of.text_tokens, of.first(*TEXT_WIDTHS))
 
 
 # The meaning of names in almost all of diffusers.
@@ -93,9 +98,9 @@ KNOWN: dict[str, Callable[[Request], Any]] = {
     "pooled_projections": lambda of: of.draw(of.first("pooled_projection_dim", "in_text_dim2")),
     "guidance": lambda of: torch.full((of.batch,), 3.5) if of.config.get("guidance_embeds") else None,
     "img_ids": positions,
-    "txt_ids": lambda of: torch.zeros(TEXT_TOKENS, of.axes),
-    "encoder_attention_mask": lambda of: torch.ones(of.batch, TEXT_TOKENS, dtype=torch.int64),
-    "encoder_hidden_states_mask": lambda of: torch.ones(of.batch, TEXT_TOKENS, dtype=torch.int64),
+    "txt_ids": lambda of: torch.zeros(of.text_tokens, of.axes),
+    "encoder_attention_mask": lambda of: torch.ones(of.batch, of.text_tokens, dtype=torch.int64),
+    "encoder_hidden_states_mask": lambda of: torch.ones(of.batch, of.text_tokens, dtype=torch.int64),
     "num_frames": lambda of: of.frames,
     "height": lambda of: of.height,
     "width": lambda of: of.width,
@@ -108,9 +113,10 @@ KNOWN: dict[str, Callable[[Request], Any]] = {
     "class_labels": lambda of: torch.arange(of.batch) if of.config.get("num_embeds_ada_norm") else None,
     "global_hidden_states": lambda of: of.draw(1, of.first("global_states_input_dim")),
     "proj_embedding": lambda of: of.draw(of.first("embedding_proj_dim", "embedding_dim")),
-    "position_ids": lambda of: torch.zeros(TEXT_TOKENS + of.height * of.width, 3),
+    "padding_mask": lambda of: torch.zeros(1, 1, of.height, of.width) if of.config.get("concat_padding_mask") else None,
+    "position_ids": lambda of: torch.zeros(of.text_tokens + of.height * of.width, 3),
     "text_bth": text,
-    "text_lens": lambda of: torch.tensor([TEXT_TOKENS] * of.batch),
+    "text_lens": lambda of: torch.tensor([of.text_tokens] * of.batch),
     "prior_token_id": lambda of: torch.arange(of.batch * of.tokens).view(of.batch, of.tokens),
     "prior_token_drop": lambda of: torch.zeros(of.batch, of.tokens, dtype=torch.bool),
 }
