@@ -351,6 +351,7 @@ def test_macs_without_memory_are_those_of_a_run(name, monkeypatch):
     inputs, index = working(model)
     found = count_flops(model, inputs)[""] / 2 / len(next(iter(inputs.values())))
     monkeypatch.setattr(proofs, "_discovery", lambda model: proofs.Discovery(None, index))
+    monkeypatch.setattr(proofs, "FRAMES", 3)
     hollow = skeleton(model)
     for each in (inputs, discovery.example_inputs(hollow, 2, (4, 6))):  # values stay known on the meta device
         assert cost_model(hollow, Structure({}, {}), each)({}).macs == pytest.approx(found, rel=1e-9)

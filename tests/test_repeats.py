@@ -22,9 +22,9 @@ from secateur.structure.known_values import without_memory
 from secateur.structure.repeats import NONE, repeats
 
 MAKE = {
-    "dit": partial(models.dit, num_layers=7),
-    "pixart": partial(models.pixart, num_layers=6),
-    "flux": partial(models.flux, num_layers=5, num_single_layers=6),
+    "dit": partial(models.dit, num_layers=6),
+    "pixart": partial(models.pixart, num_layers=5),
+    "flux": partial(models.flux, num_layers=4, num_single_layers=5),
 }
 
 
@@ -41,7 +41,7 @@ def both(monkeypatch):
     return run
 
 
-@pytest.fixture(params=MAKE, scope="module")
+@pytest.fixture(params=["dit", *(pytest.param(name, marks=pytest.mark.slow) for name in ("pixart", "flux"))])
 def model(request):
     return skeleton(MAKE[request.param]())
 
@@ -51,6 +51,7 @@ def test_the_second_of_equal_blocks_stands_for_all_but_the_first_and_the_last():
     found = repeats(model, describe(model))
     assert found.times == {"transformer_blocks.1": 5}
     assert found.others == {f"transformer_blocks.{i}": "transformer_blocks.1" for i in (2, 3, 4, 5)}
+    assert found.like("transformer_blocks.4.ff") == "transformer_blocks.1.ff"
     remove(model, describe(model), Cut({"transformer_blocks.3.attn1.heads": (0,), "transformer_blocks.4.ff": (1, 2)}))
     assert repeats(model, describe(model)).times == {"transformer_blocks.1": 3}
     assert repeats(models.dit(num_layers=3), describe(models.dit(num_layers=3))) == NONE
@@ -78,15 +79,26 @@ def test_memory_of_rankings(model, both, options):
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [{}, {"accumulation": 2}, {"gradient_checkpointing": True}, {"batch_size": 256}, {"freeze": ("*.attn*",)}],
+    ("changes", "processes"),
+    [
+        ({"accumulation": 2}, 1),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in (
+                ({}, 1),
+                ({}, 2),
+                ({"gradient_checkpointing": True}, 1),
+                ({"batch_size": 256}, 1),
+                ({"freeze": ("*.attn*",)}, 1),
+            )
+        ),
+    ],
 )
-def test_memory_of_recoveries(model, both, changes):
+def test_memory_of_recoveries(model, both, changes, processes):
     config = RecoveryConfig(**{"batch_size": 4, "objective": "distillation", **changes})
     pruned = remove(copy.deepcopy(model), describe(model), models.half(model))
-    for processes in (1, 2):
-        once, all_run = both(partial(recovery_memory, pruned, model, FlowProcess(), config, processes=processes))
-        assert once == all_run
+    once, all_run = both(lambda: recovery_memory(pruned, model, FlowProcess(), config, processes=processes))
+    assert once == all_run
 
 
 class Halving(nn.Module):
