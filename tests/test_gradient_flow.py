@@ -18,6 +18,7 @@ from secateur.criteria.gradient_flow import (
     energy,
     gradient_flow_statistics,
     gradient_norm_changes,
+    streamed_changes,
     timestep_weight,
 )
 from secateur.criteria.hessian_products import local_geometry, loss_and_gradient
@@ -395,7 +396,25 @@ def test_scores_under_masks_equal_scores_after_removal(model, process):
     assert any(len(values) < len(soft[name]) for name, values in hard.items())
 
 
-@pytest.mark.parametrize("method", METHODS)
+@over_both
+@pytest.mark.parametrize("batch_size", [4, 2])
+def test_scores_of_streamed_gradients_are_those_of_whole_products(model, process, batch_size):
+    """With all images in a pass, and with two passes; without TF32, also in the blocks that are computed again."""
+    model, structure, seen = copy.deepcopy(model), describe(model), set()
+    expected = signed_scores(model, process)
+    model.register_forward_hook(lambda *_: seen.add(torch.backends.cuda.matmul.fp32_precision))
+    options = replace(UNIFORM, hessian_product="streamed")
+    config = replace(THREE, batch_size=batch_size)
+    flow, changes = streamed_changes(model, process, batch_of(model), structure, config, options)
+    assert_same(changes, expected, rtol=1e-5, atol=1e-8)
+    statistics = gradient_flow_statistics(model, process, batch_of(model), THREE, UNIFORM)
+    assert flow.losses == pytest.approx(statistics.losses)
+    assert flow.gradient_norms == pytest.approx(statistics.gradient_norms)
+    assert flow.energy == pytest.approx(statistics.energy)
+    assert "ieee" in seen
+
+
+@pytest.mark.parametrize("method", [*METHODS, "streamed"])
 def test_the_model_is_restored(method):
     model, process = copy.deepcopy(BOTH[0][0]), BOTH[0][1]
     model.train()
@@ -428,6 +447,19 @@ def test_half_precision_weights_are_differentiated_in_single_precision():
     half = gradient_flow_statistics(model, DiffusionProcess(), batch, THREE, UNIFORM)
     single = gradient_flow_statistics(copy.deepcopy(model).float(), DiffusionProcess(), batch, THREE, UNIFORM)
     assert_same(half.product, single.product)
+
+
+def test_half_precision_weights_move_in_single_precision_and_return():
+    model, process = unet(sample_size=4).bfloat16(), DiffusionProcess()
+    batch, before = Batch(batch_of(model).sample.float()), copy.deepcopy(model.state_dict())
+    wide, options = copy.deepcopy(model).float(), replace(UNIFORM, hessian_product="streamed")
+    found, expected = (
+        streamed_changes(each, process, batch, describe(each), THREE, options)[1] for each in (model, wide)
+    )
+    assert_same(found, expected)
+    for name, value in model.state_dict().items():
+        assert value.dtype == before[name].dtype
+        assert torch.equal(value, before[name]), name
 
 
 def test_a_loss_that_is_not_finite_is_an_error():
@@ -465,3 +497,19 @@ def test_the_memory_of_the_curvature_is_counted_before(method, batch_size):
     assert counted.peak == pytest.approx(live.peak, rel=0.01)
     hollow = ranking_memory(skeleton(model), process, "gradient-flow", config)
     assert hollow == counted
+
+
+@pytest.mark.parametrize("batch_size", [4, 8])
+def test_the_memory_of_streamed_gradients_is_counted_before(batch_size):
+    """Without two copies of the weights that are on the CPU, where everything is here."""
+    model, process = unet(), DiffusionProcess()
+    options = replace(UNIFORM, hessian_product="streamed")
+    config = replace(THREE, num_images=8, batch_size=batch_size, options=options)
+    batch = Batch(torch.randn(8, *input_shape(model)))
+    with LiveBytes([*model.parameters(), *model.buffers(), batch.sample]) as live:
+        score(copy.deepcopy(model), process, batch, describe(model), "gradient-flow", config)
+    aside = 2 * sum(parameter.nbytes for parameter in model.parameters())
+    counted = ranking_memory(model, process, "gradient-flow", config).peak
+    assert counted == pytest.approx(live.peak - aside, rel=0.02)
+    products = replace(config, options=replace(options, hessian_product="finite-difference"))
+    assert counted < ranking_memory(model, process, "gradient-flow", products).peak / 2

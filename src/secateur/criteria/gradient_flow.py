@@ -17,10 +17,10 @@ timestep counts equally.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
 from typing import Literal
 
@@ -34,25 +34,32 @@ from ..base.errors import TrainingError
 from ..data import Batch
 from ..models.conditions import Conditions, rows
 from ..models.network import example_batch, inference
+from ..models.recomputing import can_recompute, recomputing
+from ..models.registry import describe
 from ..process.base import Process, denoising_error
 from ..results import LossCurve
 from ..structure import Structure
 from .criterion import Criterion, Memory, Options, Price, ScoringConfig
-from .gradients import calibration_passes, calibration_timesteps, reshard
+from .gradients import calibration_passes, calibration_timesteps, differentiable, reshard, stream_gradients
 from .hessian_products import (
     HessianProduct,
     Loss,
     Parameters,
+    Weights,
+    kept_gradient,
     local_geometry,
+    movable,
     norm_of,
     sharded_geometry,
+    stream_products,
 )
 from .memory import without_data, without_values
 from .ranking import Ranking, parameters_of
-from .reductions import unit_scores
+from .reductions import StreamedSums, scores_of, unit_scores
 
 EPSILON = 1e-12  # keeps the weight of a timestep without gradient finite
 HESSIAN_PRODUCT = 3.0  # passes, by double backward or by differences
+RECOMPUTED = 4 / 3  # passes that compute activations again, over those that keep them
 
 Mode = Literal["increase", "preserve"]
 TimestepWeights = Literal["inverse-gradient", "uniform"]
@@ -66,8 +73,10 @@ class GradientFlowOptions(Options):
         mode: preserve removes first what changes the gradient norm least; increase, what raises it most (the rule of
             Wan et al., much worse in docs/benchmarks.md).
         timestep_weights: timestep t weighs 1 / ||g_t||^2 (inverse-gradient) or 1 (uniform).
-        hessian_product: compute H g by double backward (exact), or from two more gradients (finite-difference), which
-            works with any attention kernel, keeps smaller graphs and more copies of the weights.
+        hessian_product: compute H g by double backward (exact); or from two more gradients (finite-difference), which
+            works with any attention kernel, keeps smaller graphs and more copies of the weights; or so with each
+            gradient reduced to scores as it arrives and activations computed again (streamed), which for large models
+            takes by far the least memory: the device holds the weights in float32, the CPU a copy and a gradient.
     """
 
     mode: Mode = "preserve"
@@ -76,13 +85,12 @@ class GradientFlowOptions(Options):
 
 
 @dataclass(frozen=True)
-class GradientFlowStatistics:
-    """The quantities that the score is computed from.
+class Flow:
+    """Losses and gradients at the calibration timesteps.
 
     Attributes:
         timesteps, losses, gradient_norms, weights: t, L_t, ||g_t|| and w_t, from the clean end on.
-        energy: E, whose gradient the product gives.
-        product: sum_t w_t H_t g_t, by parameter name (tied parameters under each of their names).
+        energy: E, of which the scores are derivatives.
     """
 
     timesteps: tuple[float, ...]
@@ -90,6 +98,13 @@ class GradientFlowStatistics:
     gradient_norms: tuple[float, ...]
     weights: tuple[float, ...]
     energy: float
+
+
+@dataclass(frozen=True)
+class GradientFlowStatistics(Flow):
+    """The quantities that the score is computed from; `product` is sum_t w_t H_t g_t, by parameter name (tied
+    parameters under each of their names)."""
+
     product: Parameters
 
 
@@ -106,14 +121,18 @@ def gradient_flow(
     Raises:
         TrainingError: a calibration loss is not finite.
     """
-    statistics = gradient_flow_statistics(model, process, batch, config, options)
-    changes = gradient_norm_changes(model, structure, statistics.product)
+    flow: Flow
+    if options.hessian_product == "streamed" and not _in_shards(model):
+        flow, changes = streamed_changes(model, process, batch, structure, config, options)
+    else:
+        flow = statistics = gradient_flow_statistics(model, process, batch, config, options)
+        changes = gradient_norm_changes(model, structure, statistics.product)
     scores = {name: -values if options.mode == "increase" else values.abs() for name, values in changes.items()}
-    mean_square = fmean(norm**2 for norm in statistics.gradient_norms)
+    mean_square = fmean(norm**2 for norm in flow.gradient_norms)
     return Ranking(
         scores,
-        LossCurve(statistics.timesteps, statistics.losses, len(statistics.losses)),
-        facts={"energy": statistics.energy, "gradient_norm": math.sqrt(mean_square)},
+        LossCurve(flow.timesteps, flow.losses, len(flow.losses)),
+        facts={"energy": flow.energy, "gradient_norm": math.sqrt(mean_square)},
     )
 
 
@@ -143,11 +162,8 @@ def gradient_flow_statistics(
             differentiated twice.
     """
     reshard(model)
-    noise = torch.randn(batch.sample.shape, generator=torch.Generator().manual_seed(config.seed))
-    noise = noise.to(batch.sample)
-    timesteps = calibration_timesteps(process, config.timesteps_of(process)).to(batch.sample.device)
-    parameters = _in_range(model)
-    in_shards = any(isinstance(parameter, DTensor) for parameter in parameters.values())
+    noise, timesteps = _noise(batch, config), _timesteps(process, batch, config)
+    parameters, in_shards = _in_range(model), _in_shards(model)
     if in_shards:
         check_shards(model, options)
     losses, norms, used = [], [], []
@@ -160,11 +176,7 @@ def gradient_flow_statistics(
             else:
                 terms = loss_terms(model, process, batch, noise, timestep, config.batch_size)
                 geometry = local_geometry(terms, parameters, options.hessian_product)
-            losses.append(geometry.loss.item())
-            if not math.isfinite(losses[-1]):
-                raise TrainingError(
-                    "a calibration loss is not finite: check that the model's weights and its scheduler fit together"
-                )
+            losses.append(_finite(geometry.loss))
             norms.append(norm_of(geometry.gradient).item())
             used.append(timestep_weight(norms[-1], options.timestep_weights))
             for name, term in geometry.product.items():
@@ -177,6 +189,48 @@ def gradient_flow_statistics(
     return GradientFlowStatistics(tuple(timesteps.tolist()), tuple(losses), tuple(norms), tuple(used), level, product)
 
 
+def streamed_changes(
+    model: nn.Module,
+    process: Process,
+    batch: Batch,
+    structure: Structure,
+    config: ScoringConfig,
+    options: GradientFlowOptions,
+) -> tuple[Flow, dict[str, Tensor]]:
+    """As `gradient_flow_statistics` by finite differences with `gradient_norm_changes`, of which no product is kept.
+
+    Raises:
+        TrainingError: a calibration loss is not finite.
+    """
+    noise, timesteps, sums = _noise(batch, config), _timesteps(process, batch, config), StreamedSums(model, structure)
+    losses, norms, used = [], [], []
+    watched = progress("calibration curvature", len(timesteps))
+    with inference(model), recomputing(model, can_recompute(model)), movable(model) as weights, watched as advance:
+        for timestep in timesteps:
+            passes = calibration_passes(model, process, batch, noise, timestep[None], config.batch_size)
+            with differentiable(model):
+                loss, gradient = kept_gradient(model, passes)
+                losses.append(_finite(loss))
+                norms.append(norm_of(gradient).item())
+                used.append(timestep_weight(norms[-1], options.timestep_weights))
+                stream_products(model, passes, weights, gradient, partial(_add_changes, sums, weights, used[-1]))
+                with torch.no_grad():
+                    for parameter, value in weights.items():
+                        parameter.copy_(value)
+            advance(1, "")
+    level = energy(norms, options.timestep_weights)
+    flow = Flow(tuple(timesteps.tolist()), tuple(losses), tuple(norms), tuple(used), level)
+    return flow, scores_of(structure, sums.in_order(), "abs")
+
+
+def _add_changes(
+    sums: StreamedSums, weights: Weights, timestep_weight: float, parameter: nn.Parameter, product: Tensor
+) -> None:
+    change = product.mul_(weights[parameter].to(product)).mul_(-timestep_weight)
+    for name in sums.names[parameter]:
+        sums.add(name, change)
+
+
 def gradient_norm_changes(model: nn.Module, structure: Structure, product: Parameters) -> dict[str, Tensor]:
     """S_g of every unit (units,) and block (1,); `product` is sum_t w_t H_t g_t by parameter name."""
     changes = {name: -parameter.detach() * product[name] for name, parameter in parameters_of(model).items()}
@@ -185,22 +239,32 @@ def gradient_norm_changes(model: nn.Module, structure: Structure, product: Param
 
 def price_of_products(model: nn.Module, process: Process, config: ScoringConfig, options: GradientFlowOptions) -> Price:
     """Price of a Hessian product at every timestep."""
-    return Price(config.timesteps_of(process) * config.num_images * HESSIAN_PRODUCT)
+    again = RECOMPUTED if options.hessian_product == "streamed" and can_recompute(model) else 1.0
+    return Price(config.timesteps_of(process) * config.num_images * HESSIAN_PRODUCT * again)
 
 
 def memory_of_products(
     model: nn.Module, process: Process, config: ScoringConfig, options: GradientFlowOptions
 ) -> Memory:
-    """Memory of one timestep's Hessian product beside the sum over timesteps, counted on a copy without data."""
+    """Memory of one timestep's Hessian product beside the sum over timesteps, counted on a copy without data; of
+    "streamed", of one of its passes, without what is on the CPU."""
     images = min(config.num_images, 2 * config.batch_size)  # more passes take no more than two
     sample, conditions = example_batch(model, images)
     with without_data(model) as (hollow, memory):
-        parameters = _in_range(hollow)
-        total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
-        exact = next(iter(parameters.values())).dtype
+        exact = torch.promote_types(next(hollow.parameters()).dtype, torch.float32)
         given = without_values({"sample": sample, "conditions": dict(conditions)}, exact)
         batch, noise = Batch(given["sample"], given["conditions"]), torch.empty_like(given["sample"])
         timestep = process.timesteps(torch.zeros(1))[0]
+        if options.hessian_product == "streamed":
+            for parameter in hollow.parameters():
+                parameter.data = parameter.data.to(exact)
+            sums, weights = StreamedSums(hollow, describe(model)), {each: each.detach() for each in hollow.parameters()}
+            passes = calibration_passes(hollow, process, batch, noise, timestep[None], config.batch_size)
+            with differentiable(hollow), recomputing(hollow, can_recompute(hollow)):
+                stream_gradients(hollow, passes, partial(_add_changes, sums, weights, 1.0))
+            return Memory(memory.peak)
+        parameters = _in_range(hollow)
+        total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
         terms = loss_terms(hollow, process, batch, noise, timestep, config.batch_size)
         geometry = local_geometry(terms, parameters, options.hessian_product)
         for name, product in geometry.product.items():
@@ -232,7 +296,7 @@ def loss_terms(
         return functional_call(errors, named, arguments).sum() / images
 
     indices = torch.arange(images, device=batch.sample.device)
-    return [functools.partial(term, part) for part in indices.split(batch_size)]
+    return [partial(term, part) for part in indices.split(batch_size)]
 
 
 class _Errors(nn.Module):
@@ -255,6 +319,34 @@ def check_shards(model: nn.Module, options: GradientFlowOptions) -> None:
         )
     if any(parameter.itemsize < 4 for parameter in model.parameters()):
         raise TrainingError("gradient-flow moves the weights by less than half precision resolves; shard float32 ones")
+
+
+def _noise(batch: Batch, config: ScoringConfig) -> Tensor:
+    """The noise of all timesteps."""
+    noise = torch.randn(batch.sample.shape, generator=torch.Generator().manual_seed(config.seed))
+    return noise.to(batch.sample)
+
+
+def _timesteps(process: Process, batch: Batch, config: ScoringConfig) -> Tensor:
+    return calibration_timesteps(process, config.timesteps_of(process)).to(batch.sample.device)
+
+
+def _finite(loss: Tensor) -> float:
+    """The value of a loss.
+
+    Raises:
+        TrainingError: it is not finite.
+    """
+    value = loss.item()
+    if not math.isfinite(value):
+        raise TrainingError(
+            "a calibration loss is not finite: check that the model's weights and its scheduler fit together"
+        )
+    return value
+
+
+def _in_shards(model: nn.Module) -> bool:
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
 def _in_range(model: nn.Module) -> dict[str, Tensor]:

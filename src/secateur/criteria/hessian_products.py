@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +18,14 @@ from .gradients import differentiable, reshard, stream_gradients
 
 Parameters = Mapping[str, Tensor]
 Loss = Callable[[Parameters], Tensor]
+Weights = Mapping[nn.Parameter, Tensor]
 
 # The step of the finite difference, as a share of the norm of the weights, before the factor of the cube root of the
 # precision, which balances rounding against the third derivative. It is small, since networks are nonlinear on a far
 # smaller scale than the norm of their weights.
 RELATIVE_STEP = 0.01
 
-HessianProduct = Literal["exact", "finite-difference"]
+HessianProduct = Literal["exact", "finite-difference", "streamed"]
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,69 @@ def sharded_geometry(model: nn.Module, losses: Sequence[Callable[[], Tensor]]) -
     return LocalGeometry(loss, gradient, _slopes(before, after, step))
 
 
-def _step(parameters: Parameters, gradient: Parameters) -> Tensor:
+@contextmanager
+def movable(model: nn.Module) -> Iterator[Weights]:
+    """Let weights be moved inside the block, where they have at least float32; yields their values, on the CPU, to
+    which they return."""
+    weights = {parameter: parameter.detach().to("cpu", copy=True) for parameter in model.parameters()}
+    for parameter in weights:
+        parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
+    try:
+        yield weights
+    finally:
+        for parameter, value in weights.items():
+            moved = parameter.data
+            parameter.data = moved.copy_(value) if moved.dtype == value.dtype else value.to(moved.device)
+
+
+@full_precision()
+def kept_gradient(model: nn.Module, losses: Sequence[Callable[[], Tensor]]) -> tuple[Tensor, Weights]:
+    """Value () of the sum of `losses`, and its gradient, on the CPU, of the parameters that have one; `model` is inside
+    `differentiable`."""
+    values: list[Tensor] = []
+    gradient: dict[nn.Parameter, Tensor] = {}
+
+    def recorded(loss: Callable[[], Tensor]) -> Tensor:
+        value = loss()
+        values.append(value.detach())
+        return value
+
+    def keep(parameter: nn.Parameter, found: Tensor) -> None:
+        gradient[parameter] = found.cpu()
+
+    stream_gradients(model, [functools.partial(recorded, loss) for loss in losses], keep)
+    return torch.stack(values).sum(), gradient
+
+
+@full_precision()
+def stream_products(
+    model: nn.Module,
+    losses: Sequence[Callable[[], Tensor]],
+    weights: Weights,
+    gradient: Weights,
+    take: Callable[[nn.Parameter, Tensor], None],
+) -> None:
+    """Call `take` twice with each parameter, with parts of its H g that add up to it: its gradients a step before and
+    after along `gradient`, by the distance.
+
+    Args:
+        model: inside `movable` and `differentiable`; its weights are moved.
+        losses: functions that run `model` and return a scalar; their sum is differentiated.
+        weights: from `movable`.
+        gradient: from `kept_gradient`.
+        take: called with each part as soon as it is known; none of them is kept.
+    """
+    step = _step({name: parameter.detach() for name, parameter in model.named_parameters()}, gradient).item()
+    for signed in (-step, step):
+        with torch.no_grad():
+            for parameter, value in weights.items():
+                parameter.copy_(value)
+                if parameter in gradient:
+                    parameter.add_(gradient[parameter].to(parameter.device), alpha=signed)
+        stream_gradients(model, losses, lambda parameter, found: take(parameter, found.div_(2 * signed)))  # noqa: B023
+
+
+def _step(parameters: Parameters, gradient: Mapping[Any, Tensor]) -> Tensor:
     """How far to move along the gradient, in its lengths, ()."""
     precision, length = torch.finfo(next(iter(parameters.values())).dtype).eps, norm_of(gradient)
     return RELATIVE_STEP * precision ** (1 / 3) * norm_of(parameters) / torch.where(length > 0, length, 1.0)
@@ -156,6 +220,6 @@ def _add(total: dict[str, Tensor], more: Parameters) -> None:
         total[name] = total[name] + values if name in total else values
 
 
-def norm_of(values: Parameters) -> Tensor:
+def norm_of(values: Mapping[Any, Tensor]) -> Tensor:
     """The norm of all values together, whole if they are shards."""
     return torch.stack([whole(value.square().sum()) for value in values.values()]).sum().sqrt()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..base.devices import in_float64
 from ..base.shards import whole
 from ..structure import Structure
+from .ranking import parameters_of
 
 # Which entries of a coupled group count, and how. abs and square sum |x| or x^2 over all of a unit's entries; the
 # others are the rules of Diff-Pruning's released code, named after the script or folder they come from:
@@ -60,6 +61,28 @@ def entry_sums(name: str, importance: Tensor, axes: Iterable[int | None]) -> Sum
         (name, axis): (wide.sum() if axis is None else wide.movedim(axis, 0).reshape(wide.shape[axis], -1).sum(1)).cpu()
         for axis in axes
     }
+
+
+class StreamedSums:
+    """Adds up the importance of parameters as it arrives, one after the other; tied ones count under each name."""
+
+    def __init__(self, model: nn.Module, structure: Structure) -> None:
+        parameters = parameters_of(model)
+        self.axes = summed_axes(structure, parameters)
+        self.names: dict[nn.Parameter, list[str]] = defaultdict(list)
+        for name, parameter in parameters.items():
+            self.names[parameter].append(name)
+        self._sums: Sums = {}
+
+    def add(self, name: str, importance: Tensor) -> None:
+        """Add the `importance` of every entry of the parameter `name`."""
+        for key, value in entry_sums(name, importance, self.axes[name]).items():
+            self._sums[key] = self._sums[key] + value if key in self._sums else value
+
+    def in_order(self) -> Sums:
+        """The sums in the order of the model's parameters, in which scores add them."""
+        keys = ((name, axis) for name, axes in self.axes.items() for axis in axes)
+        return {key: self._sums[key] for key in keys if key in self._sums}
 
 
 def unit_scores(structure: Structure, importance: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -36,8 +36,8 @@ from .gradients import (
     used_timesteps,
 )
 from .memory import without_data, without_values
-from .ranking import Ranking, parameters_of
-from .reductions import Reduction, Sums, entry_sums, reduced, scores_of, summed_axes
+from .ranking import Ranking
+from .reductions import Reduction, StreamedSums, Sums, reduced, scores_of
 
 # The default. The source uses all 1000, which select no better units (docs/benchmarks.md).
 TIMESTEPS = 32
@@ -129,29 +129,18 @@ def taylor_sums(
     return taken.in_order()
 
 
-class TermSums:
-    """Adds up the importance w g (`reduced`) as gradients arrive, one parameter after the other."""
+class TermSums(StreamedSums):
+    """Adds up the importance w g (`reduced`) as gradients arrive."""
 
     def __init__(self, model: nn.Module, structure: Structure, reduction: Reduction) -> None:
+        super().__init__(model, structure)
         self.model, self.reduction = model, reduction
-        parameters = parameters_of(model)
-        self.axes = summed_axes(structure, parameters)
-        self.names: dict[nn.Parameter, list[str]] = {}
-        for name, parameter in parameters.items():
-            self.names.setdefault(parameter, []).append(name)
-        self.sums: Sums = {}
 
     def __call__(self, parameter: nn.Parameter, gradient: Tensor) -> None:
         for name in self.names[parameter]:
             importance = reduced(parameter.detach() * gradient, self.model, name, self.reduction)
             if importance is not None:
-                for key, value in entry_sums(name, importance, self.axes[name]).items():
-                    self.sums[key] = self.sums[key] + value if key in self.sums else value
-
-    def in_order(self) -> Sums:
-        """The sums in the order of the model's parameters, in which scores add them."""
-        keys = ((name, axis) for name, axes in self.axes.items() for axis in axes)
-        return {key: self.sums[key] for key in keys if key in self.sums}
+                self.add(name, importance)
 
 
 def price_of_gradients(model: nn.Module, process: Process, config: ScoringConfig, options: TaylorOptions) -> Price:

@@ -11,6 +11,7 @@ from torch import nn
 
 from ..base.errors import TrainingError
 from ..data.conditions import disable_label_dropout
+from ..models.recomputing import can_recompute
 from .config import RecoveryConfig
 from .lora import add_lora, check_lora, merge_lora
 from .objectives import objective_named
@@ -49,6 +50,19 @@ def check_student(model: nn.Module, config: RecoveryConfig) -> None:
             )
     elif not (set(dict(model.named_parameters())) - frozen_by(model, config.freeze)):
         raise TrainingError(f"freeze {', '.join(config.freeze)} leaves nothing to train")
+
+
+def check_recomputing(model: nn.Module) -> None:
+    """Check that `model` can recompute its activations, before long work starts.
+
+    Raises:
+        TrainingError: it cannot.
+    """
+    if not can_recompute(model):
+        raise TrainingError(
+            f"{type(model).__name__} has no gradient checkpointing; turn recovery.gradient_checkpointing off, "
+            "or raise the accumulation to save memory"
+        )
 
 
 def frozen_by(model: nn.Module, patterns: tuple[str, ...]) -> set[str]:
