@@ -1,26 +1,32 @@
 """Launchers other than torchrun: their variables are used, or ignored."""
 
 import os
+import subprocess
+import sys
+from datetime import timedelta
 
 import pytest
 import torch
 
-from secateur.base.distributed import adopt_launcher, process_count, process_group, process_index
-from secateur.base.errors import SecateurError
-from secateur.recovery.accelerator import own_accelerate
+from secateur.base import distributed
+from secateur.base.distributed import adopt_launcher, patient_group, process_count, process_group, process_index
+from secateur.base.errors import SecateurError, TrainingError
+from secateur.recovery import RecoveryConfig
+from secateur.recovery.accelerator import check_accelerator, own_accelerate
 from secateur.structure.precision import full_precision
 
 SLURM = {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "12345"}
 MPI = {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}
 PMI = {"PMI_RANK": "2", "PMI_SIZE": "4", "MPI_LOCALRANKID": "0"}
 OURS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+ALL_OURS = (*OURS, "LOCAL_WORLD_SIZE")
 
 
 @pytest.fixture
 def environment(monkeypatch):
-    before = {name: os.environ.pop(name) for name in OURS if name in os.environ}
+    before = {name: os.environ.pop(name) for name in ALL_OURS if name in os.environ}
     yield monkeypatch
-    for name in OURS:
+    for name in ALL_OURS:
         os.environ.pop(name, None)
     os.environ.update(before)
 
@@ -42,6 +48,29 @@ def test_variables_of_other_launchers_are_adopted(variables, expected, environme
     adopt_launcher()
     assert tuple(os.environ[name] for name in OURS) == expected
     assert (process_index(), process_count()) == (int(expected[0]), int(expected[1]))
+
+
+@pytest.mark.parametrize(
+    ("variables", "local"),
+    [
+        (SLURM | {"SLURM_STEP_NUM_TASKS": "16", "SLURM_STEP_TASKS_PER_NODE": "8(x2)"}, "8"),
+        (SLURM | {"SLURM_STEP_NUM_TASKS": "7", "SLURM_STEP_TASKS_PER_NODE": "4,3"}, "4"),
+        (MPI | {"OMPI_COMM_WORLD_SIZE": "8", "OMPI_COMM_WORLD_LOCAL_SIZE": "4"}, "4"),
+        (PMI | {"MPI_LOCALNRANKS": "2"}, "2"),
+    ],
+)
+def test_nodes_of_other_launchers_are_told_apart(variables, local, environment):
+    """So that hsdp shards within a node; where nodes have different numbers of tasks it is refused."""
+    for name, value in variables.items():
+        environment.setenv(name, value)
+    adopt_launcher()
+    assert os.environ["LOCAL_WORLD_SIZE"] == local
+    hybrid = RecoveryConfig(batch_size=16 * 7, parallel="hsdp")
+    if process_count() % int(local):
+        with pytest.raises(TrainingError, match="there are 4 of 7 processes on a node"):
+            check_accelerator(hybrid, torch.device("cpu"))
+    else:
+        check_accelerator(hybrid, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
@@ -81,6 +110,34 @@ def test_processes_that_cannot_meet_say_so(environment):
         environment.setenv(name, value)
     with own_accelerate(), pytest.raises(SecateurError, match=r"the processes cannot meet: .*MASTER_ADDR"):
         process_group(on_cpu=True)
+
+
+def test_a_lost_peer_is_waited_for_in_minutes_and_one_that_works_alone_for_hours(monkeypatch):
+    asked = []
+    monkeypatch.setattr(distributed, "PartialState", lambda cpu, timeout: asked.append(timeout))
+    process_group(on_cpu=True)
+    monkeypatch.setattr(torch.distributed, "new_group", lambda backend, timeout: asked.append((backend, timeout)))
+    patient_group()
+    distributed._patient.clear()
+    assert asked == [timedelta(minutes=15), ("gloo", timedelta(days=1))]
+
+
+@pytest.mark.slow
+def test_full_precision_goes_with_the_older_switches():
+    """In a process of its own: both kinds are mixed there."""
+    script = """
+import torch
+from secateur.structure.precision import full_precision
+old, new = torch.backends.cuda.matmul, torch.backends.cudnn
+for switch in (lambda: setattr(old, "allow_tf32", True), lambda: torch.set_float32_matmul_precision("medium")):
+    switch()
+    new.allow_tf32 = True
+    before = old.allow_tf32, new.allow_tf32, torch.get_float32_matmul_precision()
+    with full_precision():
+        assert old.fp32_precision == new.conv.fp32_precision == "ieee"
+    assert (old.allow_tf32, new.allow_tf32, torch.get_float32_matmul_precision()) == before
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_full_precision_goes_with_the_new_switches_and_puts_them_back():

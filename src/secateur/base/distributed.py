@@ -29,6 +29,13 @@ LAUNCHERS = (
     ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK"),
     ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
 )
+# Tasks on a node; Slurm's is a list such as 8(x2).
+ON_A_NODE = (
+    "SLURM_STEP_TASKS_PER_NODE",
+    "OMPI_COMM_WORLD_LOCAL_SIZE",
+    "MV2_COMM_WORLD_LOCAL_SIZE",
+    "MPI_LOCALNRANKS",
+)
 TIMEOUT = timedelta(minutes=15)  # for collective operations; a process that is missing after that has died
 PATIENCE = timedelta(days=1)  # for waits on one process that samples, encodes or decides alone
 
@@ -55,6 +62,9 @@ def adopt_launcher() -> None:
         )
     rank, world, local = (os.environ[name] for name in names)
     os.environ |= {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": local}
+    on_a_node = os.environ.get(ON_A_NODE[LAUNCHERS.index(names)])
+    if on_a_node is not None and (count := re.match(r"\d+", on_a_node)):
+        os.environ.setdefault("LOCAL_WORLD_SIZE", count[0])
     first = re.match(r"([^,\[]+)(?:\[(\d+))?", os.environ.get("SLURM_STEP_NODELIST", ""))
     os.environ.setdefault("MASTER_ADDR", "".join(part or "" for part in first.groups()) if first else "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", str(29500 + int(os.environ.get("SLURM_JOB_ID", "0")) % 10000))
@@ -96,7 +106,7 @@ def wait_for_everyone(on_cpu: bool) -> None:
     """Return when every process has called this; at once if there is one."""
     if process_count() > 1:
         process_group(on_cpu)
-        torch.distributed.barrier(group=_patient_group())
+        torch.distributed.barrier(group=patient_group())
 
 
 def from_main(decide: Callable[[], Result]) -> Result:
@@ -104,7 +114,7 @@ def from_main(decide: Callable[[], Result]) -> Result:
     if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
         return decide()
     decided: list[Any] = [decide() if torch.distributed.get_rank() == 0 else None]
-    torch.distributed.broadcast_object_list(decided, group=_patient_group())
+    torch.distributed.broadcast_object_list(decided, group=patient_group())
     return decided[0]
 
 
@@ -119,7 +129,7 @@ def blind_processes(folder: Path, on_cpu: bool) -> list[int]:
         write_text(mark, token)
     wait_for_everyone(on_cpu)
     seen: list[Any] = [None] * process_count()
-    torch.distributed.all_gather_object(seen, _reads(mark, token), group=_patient_group())
+    torch.distributed.all_gather_object(seen, _reads(mark, token), group=patient_group())
     if is_main_process():
         mark.unlink()
     return [rank for rank, sees in enumerate(seen) if not sees]
@@ -137,8 +147,9 @@ def _reads(path: Path, text: str) -> bool:
 _patient: dict[Any, Any] = {}  # by the group that it belongs to
 
 
-def _patient_group() -> Any:
-    """A CPU group over all processes for waits of hours; every process must create it in the same call."""
+def patient_group() -> Any:
+    """A CPU group over all processes for waits of hours, such as those on a disk; every process must create it in the
+    same call."""
     world = torch.distributed.group.WORLD
     if world not in _patient:
         _patient.clear()

@@ -17,11 +17,12 @@ from torch.distributed import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from .console import quiet
-from .distributed import LAUNCHERS, PATIENCE, adopt_launcher, is_main_process, process_count, process_index
+from .distributed import LAUNCHERS, ON_A_NODE, PATIENCE, adopt_launcher, is_main_process, process_count, process_index
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
-LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", *(name for names in LAUNCHERS for name in names))
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+LAUNCHED = (*TORCHRUN, *ON_A_NODE, *(name for names in LAUNCHERS for name in names))
 _meetings = count()  # every process counts alike
 
 
