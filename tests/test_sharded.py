@@ -15,13 +15,15 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 import secateur
-from models import dit
+from models import dit, half
 from secateur.base.errors import SecateurError, TrainingError, is_lost_peer
+from secateur.io.manifest import apply_cut
 from secateur.process.flow import FlowProcess
+from secateur.recovery import shard_files
 from secateur.recovery.accelerator import check_accelerator
 from secateur.recovery.checkpoints import newest_checkpoint
 from sharded_runs import CONFIG, NAMES, run
-from training_runs import log, stage_log
+from training_runs import assert_same, log, stage_log
 
 
 def launched(folder: Path, parallel: str, names: list[str], processes: int = 2, nodes: int = 1) -> None:
@@ -152,30 +154,64 @@ def test_what_cannot_be_sharded_is_refused(parallel, precision, world, local, me
     check_accelerator(replace(config, mixed_precision="no"), torch.device("cpu"))
 
 
-def test_weights_that_somebody_has_sharded_are_ranked_and_otherwise_refused(tmp_path):
-    """In one line, before anything is written."""
+def test_weights_that_somebody_has_sharded_are_ranked_saved_and_recovered_and_not_cut(tmp_path):
+    """What cuts or refits them refuses them in one line, before anything is written."""
     data = [{"images": image, "label": number % 2} for number, image in enumerate(torch.rand(8, 1, 8, 8))]
     about = {"data": data, "process": FlowProcess()}
     ranked = {"criterion": "taylor", "scoring": secateur.ScoringConfig(num_timesteps=2, num_images=4)}
     expected = secateur.rank(dit(), **about, **ranked)
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
-        model = dit()
-        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+        model, cut, other = dit(), apply_cut(dit(), half(dit())), torch.nn.Linear(8, 8)
+        for each in (model, cut, other):
+            fully_shard(each, mesh=init_device_mesh("cpu", (1,)))
         found = secateur.rank(model, **about, **ranked)
         for name, values in expected.dims.items():
             assert found.dims[name] == pytest.approx(values, rel=1e-4, abs=1e-9)
         for work in (
             lambda: secateur.prune(model, target="macs=60%", ranking=found, **about),
             lambda: secateur.compensate(model, dense=dit(), **about),
-            lambda: secateur.finetune(model, **about),
-            lambda: secateur.save_pretrained(model, tmp_path / "model"),
+            lambda: secateur.save_pretrained(other, tmp_path / "other"),
         ):
-            with pytest.raises(SecateurError, match="needs whole weights, and those of this FSDPDiTTransformer2DModel"):
+            with pytest.raises(SecateurError, match="needs whole weights, and those of this FSDP"):
                 work()
+        assert not any(tmp_path.iterdir())
+        for name, built in {"dense": model, "pruned": cut}.items():
+            secateur.save_pretrained(built, tmp_path / name)
+        recovery = replace(CONFIG, steps=2)
+        tuned = secateur.finetune(model, **about, recovery=recovery)
+        with pytest.raises(SecateurError, match="leave inplace out"):
+            secateur.finetune(model, **about, recovery=recovery, inplace=True)
     finally:
         torch.distributed.destroy_process_group()
-    assert not any(tmp_path.iterdir())
+    assert_same(tuned, secateur.finetune(dit(), **about, recovery=recovery))
+    for name, built in {"dense": dit(), "pruned": apply_cut(dit(), half(dit()))}.items():
+        found = secateur.from_pretrained(tmp_path / name)
+        assert type(found) is type(built)
+        assert_same(found, built)
+    assert not (tmp_path / "dense" / "pruning.json").exists()
+
+
+def test_shards_are_joined_on_disk_and_mapped(tmp_path):
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        model = dit()
+        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+        (tmp_path / "average").mkdir()
+        (tmp_path / "average" / "left").write_text("of a killed run")
+        shard_files.join_shards(
+            {name: value.detach().half() for name, value in model.named_parameters()}, tmp_path / "average"
+        )
+    finally:
+        torch.distributed.destroy_process_group()
+    found = shard_files.joined(tmp_path / "average")
+    assert found.keys() == dict(dit().named_parameters()).keys()
+    for name, value in dit().named_parameters():
+        assert torch.equal(found[name], value.half())
+    first = next(iter(found))
+    found[first].zero_()  # as training further would: the file does not change
+    assert shard_files.joined(tmp_path / "average")[first].any()
+    assert len(list((tmp_path / "average").iterdir())) == 2  # the file and its index
 
 
 @pytest.mark.parametrize(

@@ -20,13 +20,18 @@ def whole(value: Tensor) -> Tensor:
     return cast(DTensor, shard).full_tensor()
 
 
+def is_sharded(model: nn.Module) -> bool:
+    """Whether the parameters of `model` are sharded (FSDP2)."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
 def require_whole(model: nn.Module, work: str) -> None:
     """Refuse a model that is sharded already for `work` that needs all of its weights.
 
     Raises:
         SecateurError: it is.
     """
-    if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+    if is_sharded(model):
         raise SecateurError(
             f"{work} needs whole weights, and those of this {type(model).__name__} are sharded: do it before "
             "`fully_shard`; recovery shards a whole model by itself (recovery.parallel fsdp)"

@@ -20,10 +20,12 @@ from diffusers.models.embeddings import Timesteps
 from torch import nn
 from typing_extensions import Unpack
 
+from ..base.distributed import is_main_process, wait_for_everyone
 from ..base.errors import ModelError, SecateurError
 from ..base.files import atomic_folder, read_json, write_json
 from ..base.records import record_of
-from ..base.shards import require_whole
+from ..base.shards import is_sharded
+from ..models.network import device_of
 from ..models.registry import architecture_named, is_known, unsupported
 from ..structure import removals_of
 from .files import check_file
@@ -42,6 +44,7 @@ from .manifest import (
     shapes,
 )
 from .pruned import PREFIX, REFUSAL, dense_class, dense_name, saved_module
+from .sharded import whole_model
 from .single_file import load_single_file
 from .weights import COUNTERS, DTYPES, Entry, common_dtype, headers, is_weights, read
 
@@ -65,12 +68,24 @@ class Pointer(msgspec.Struct):
 def save_pretrained(model: nn.Module, folder: str | Path, scheduler_config: Mapping[str, Any] | None = None) -> Path:
     """Write `model` to `folder`: safetensors and JSON only. Unrelated files in the folder stay.
 
+    Every process must call this for a model that is sharded over them (FSDP2); the main one gathers and writes it.
+
     Raises:
         SecateurError: the disk is full, the folder cannot be written, or the model's tensors do not match its config
             and the cuts made by secateur.
     """
     folder = Path(folder)
-    require_whole(model, "saving")
+    if not is_sharded(model):
+        _save(model, folder, scheduler_config)
+        return folder
+    gathered = whole_model(model, "saving", keep=is_main_process())
+    if is_main_process():
+        _save(gathered, folder, scheduler_config)
+    wait_for_everyone(on_cpu=device_of(model).type == "cpu")
+    return folder
+
+
+def _save(model: nn.Module, folder: Path, scheduler_config: Mapping[str, Any] | None) -> None:
     check_saved(model)
     with atomic_folder(folder) as temporary:
         model.save_pretrained(temporary, safe_serialization=True)  # type: ignore[operator]
@@ -80,7 +95,6 @@ def save_pretrained(model: nn.Module, folder: str | Path, scheduler_config: Mapp
     for path in folder.iterdir():  # leftovers of a model that was saved here before
         if path.name not in written and (path.name == MANIFEST or is_weights(path.name)):
             path.unlink()
-    return folder
 
 
 def from_pretrained(

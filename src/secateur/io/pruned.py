@@ -15,6 +15,7 @@ from typing import Any
 import diffusers
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from ..base.errors import ModelError
 from ..base.files import write_json
@@ -77,8 +78,8 @@ class Pruned:
 
 
 def dense_class(model: nn.Module) -> type[Any]:
-    """The class of the dense model, without `Pruned`; for a decoder, that of the whole autoencoder."""
-    classes = type(saved_module(model)).__mro__
+    """The class of the dense model, without `Pruned` and shards; for a decoder, that of the whole autoencoder."""
+    classes = [each for each in type(saved_module(model)).__mro__ if not issubclass(each, FSDPModule)]
     return classes[classes.index(Pruned) + 1 if Pruned in classes else 0]
 
 
