@@ -128,6 +128,20 @@ def test_draws_are_pure_and_shares_join_to_the_whole(digits):
     assert not torch.equal(whole.normal(1), whole.noise)
 
 
+def test_everything_drawn_is_pinned_and_copied_without_waiting(digits, monkeypatch):
+    """With a stand-in for the GPU's part of both."""
+    (draw,) = draw_step(digits, DiffusionProcess(), RecoveryConfig(batch_size=4), 0)
+    pinned, copied = [], []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda value: pinned.append(value) or value)
+    ready = draw.pinned()
+    assert [id(value) for value in pinned] == [id(value) for value in (draw.sample, draw.noise, draw.timesteps)]
+    ready.normal(1)
+    assert len(pinned) == 4  # further noise too, when it is asked for
+    monkeypatch.setattr(torch.Tensor, "to", lambda value, *where, non_blocking: copied.append(non_blocking) or value)
+    ready.to(torch.device("cuda"))
+    assert copied == [True] * 3
+
+
 def test_antithetic_times_come_in_pairs():
     config = RecoveryConfig(batch_size=7, timestep_sampling="antithetic")
     u = uniform_times(config, step=3)

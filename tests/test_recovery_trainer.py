@@ -27,8 +27,8 @@ from secateur.base.interrupts import Terminated, sigterm_raises
 from secateur.data import ArrayDataset
 from secateur.process.diffusion import DiffusionProcess
 from secateur.process.flow import FlowProcess
-from secateur.recovery import JacobianConfig, RecoveryConfig, recover
-from secateur.recovery.accelerator import check_accelerator
+from secateur.recovery import JacobianConfig, RecoveryConfig, accelerator, recover
+from secateur.recovery.accelerator import check_accelerator, own_accelerate
 from secateur.recovery.agreement import check_step
 from secateur.recovery.checkpoints import newest_checkpoint
 from secateur.recovery.layout import lay_out, wants_channels_last
@@ -501,6 +501,14 @@ def test_settings_of_other_programs_are_not_ours(monkeypatch, tmp_path):
     assert_same(expected, recover(unet(), DiffusionProcess(), images(), replace(CONFIG, steps=2), tmp_path / "with"))
     assert log(tmp_path / "with")[0]["grad_norm"] == log(tmp_path / "without")[0]["grad_norm"]
     assert all(os.environ[f"ACCELERATE_{name}"] == value for name, value in others.items())
+
+
+def test_a_precision_that_the_device_chooses_is_said(monkeypatch, caplog, tmp_path):
+    monkeypatch.setattr(accelerator, "precision_on", lambda config, device: "bf16")
+    with own_accelerate():
+        made = accelerator.make_accelerator(CONFIG, tmp_path, torch.device("cpu"))
+        assert made.mixed_precision == "bf16"
+    assert "passes run in bf16, which this device has; --recovery.mixed-precision no turns it off" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM"])

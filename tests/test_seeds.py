@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 
 from secateur.base import seeds
-from secateur.base.seeds import Purpose, normal, permutation, torch_seed, uniform
+from secateur.base.seeds import Purpose, normal, permutation, stream, torch_seed, uniform
 
 SHAPE = (2, 3, 4)
 
@@ -25,6 +25,12 @@ def test_a_row_does_not_depend_on_the_rows_drawn_with_it(monkeypatch):
     assert torch.equal(drawn(indices=range(8)), together)
 
 
+def test_rows_are_those_of_their_streams():
+    for index, row in zip([7, 0, 7], drawn(3, indices=[7, 0, 7], step=5, part=2), strict=True):
+        alone = stream(3, Purpose.SAMPLE, step=5, index=index, part=2).standard_normal(SHAPE, dtype="float32")
+        assert torch.equal(row, torch.from_numpy(alone))
+
+
 def test_longer_rows_begin_as_shorter_ones():
     assert torch.equal(normal((10,), [5], 0, Purpose.NOISE)[:, :4], normal((4,), [5], 0, Purpose.NOISE))
 
@@ -32,7 +38,7 @@ def test_longer_rows_begin_as_shorter_ones():
 def test_streams_share_no_number():
     streams = [drawn(seed) for seed in range(3)] + [drawn(0, purpose) for purpose in list(Purpose)[1:]]
     streams += [drawn(step=1), drawn(step=2), drawn(part=1)]
-    rows = [row.flatten().tolist() for stream in streams for row in stream]
+    rows = [row.flatten().tolist() for each in streams for row in each]
     assert len({number for row in rows for number in row}) > 0.999 * sum(map(len, rows))
     assert len({tuple(row) for row in rows}) == len(rows)
 

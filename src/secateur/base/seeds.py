@@ -45,7 +45,11 @@ class Purpose(IntEnum):
 
 def stream(seed: int, purpose: Purpose, *, step: int = 0, index: int = 0, part: int = 0) -> Generator:
     """The generator of one stream; `part` tells streams of one step and index apart."""
-    return Generator(Philox(key=[seed, VERSION << 32 | purpose], counter=[0, index, step, part]))
+    return Generator(Philox(key=_key(seed, purpose), counter=[0, index, step, part]))
+
+
+def _key(seed: int, purpose: Purpose) -> list[int]:
+    return [seed, VERSION << 32 | purpose]
 
 
 def normal(
@@ -54,16 +58,20 @@ def normal(
     """Standard normal numbers (len(indices), *shape) in float32, each row by its index."""
     rows = np.empty((len(indices), *shape), np.float32)
 
-    def fill(place: int) -> None:
-        generator = stream(seed, purpose, step=step, index=indices[place], part=part)
-        generator.standard_normal(dtype=np.float32, out=rows[place, ...])
+    def fill(places: range) -> None:
+        bits = Philox(key=_key(seed, purpose))
+        generator, state = Generator(bits), bits.state
+        for place in places:  # making a generator takes longer than moving one
+            state["state"]["counter"][:] = (0, indices[place], step, part)
+            bits.state = state
+            generator.standard_normal(dtype=np.float32, out=rows[place, ...])
 
     if rows.size < ENTRIES_FOR_THREADS:
-        for place in range(len(rows)):
-            fill(place)
+        fill(range(len(rows)))
     else:
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            list(pool.map(fill, range(len(rows))))
+        threads = torch.get_num_threads()
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(fill, [range(start, len(rows), threads) for start in range(threads)]))
     return torch.from_numpy(rows)
 
 

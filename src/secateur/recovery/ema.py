@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..models.jacobian import exact
 from .rounding import local
 from .shards import replace_parameters
+
+Pair = tuple[Tensor, Tensor]
 
 
 def warm_decay(decay: float, step: int) -> float:
@@ -19,6 +22,17 @@ def warm_decay(decay: float, step: int) -> float:
     the last 100.
     """
     return min(decay, 1 - (1 + step) ** -0.75)
+
+
+@dataclass(frozen=True)
+class Followed:
+    """Tensors of an average with those of the `model` it follows: parameters of `alike` dtype and device, others, and
+    buffers."""
+
+    model: nn.Module
+    alike: list[Pair]
+    unlike: list[Pair]
+    buffers: list[Pair]
 
 
 class Ema:
@@ -33,6 +47,7 @@ class Ema:
         shared = {id(each): each for each in frozen if device in (None, each.device)}
         self.model = copy.deepcopy(model, shared).eval()
         self.decay = decay
+        self._followed: Followed | None = None
         for own in self.model.parameters():
             own.data = exact(own.data).to(device or own.device)
         for buffer in self.model.buffers():
@@ -42,8 +57,13 @@ class Ema:
     def of(cls, average: nn.Module, decay: float) -> Ema:
         """Wrap a module whose weights are already the average."""
         ema = cls.__new__(cls)
-        ema.model, ema.decay = average, decay
+        ema.model, ema.decay, ema._followed = average, decay, None
         return ema
+
+    def follow(self, model: nn.Module | None) -> None:
+        """List the tensors of `model` for all updates by it, as long as none of them is replaced by another; None:
+        list those of each update again, which takes longer."""
+        self._followed = None if model is None else self._listed(model)
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
@@ -52,17 +72,27 @@ class Ema:
         If `step` counts from the last cut, the average forgets the weights before it, which were those of another
         network.
         """
-        weight, alike = 1 - warm_decay(self.decay, step), []
-        for ours, theirs in zip(self.model.parameters(), model.parameters(), strict=True):
-            mine, other = local(ours), local(theirs)
-            if mine.dtype != other.dtype or mine.device != other.device:
-                mine.lerp_(other.to(mine.device, mine.dtype), weight)  # converts one at a time
-            elif ours is not theirs:
-                alike.append((mine, other))
-        if alike:
-            torch._foreach_lerp_([mine for mine, _ in alike], [other for _, other in alike], weight)
-        for mine, other in zip(self.model.buffers(), model.buffers(), strict=True):
+        weight = 1 - warm_decay(self.decay, step)
+        found = self._followed
+        if found is None or found.model is not model:
+            found = self._listed(model)
+        for mine, other in found.unlike:
+            mine.lerp_(other.to(mine.device, mine.dtype), weight)  # converts one at a time
+        if found.alike:
+            mine_, others = zip(*found.alike, strict=True)
+            torch._foreach_lerp_(mine_, others, weight)
+        for mine, other in found.buffers:
             mine.copy_(other)
+
+    def _listed(self, model: nn.Module) -> Followed:
+        found = Followed(model, [], [], list(zip(self.model.buffers(), model.buffers(), strict=True)))
+        for ours, theirs in zip(self.model.parameters(), model.parameters(), strict=True):
+            mine, other = local(ours).detach(), local(theirs).detach()
+            if mine.dtype != other.dtype or mine.device != other.device:
+                found.unlike.append((mine, other))
+            elif ours is not theirs:
+                found.alike.append((mine, other))
+        return found
 
     def apart(self) -> None:
         """Copy the weights that the average shares with the model."""

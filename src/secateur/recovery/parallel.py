@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
@@ -26,7 +27,10 @@ from .config import RecoveryConfig
 from .ema import Ema
 from .layout import lay_out, wants_channels_last
 from .offload import visiting
-from .shards import block_names, empty, exchange, fill, mesh_over, reshard, shard_like, sharded
+from .shard_files import join_shards, joined
+from .shards import block_names, empty, exchange, fill, mesh_over, replace_parameters, reshard, shard_like, sharded
+
+AVERAGE = "average"  # folder of the averaged weights of a sharded run, until they are saved as a model
 
 
 class Parallel(Protocol):
@@ -35,6 +39,7 @@ class Parallel(Protocol):
     Attributes:
         student: the network to run passes through.
         teacher: the teacher to ask.
+        trained_parameters: those of the student.
         optimizer: the optimizer to step.
         average: the moving average of the student's weights.
         in_shards: whether each process holds, and writes, a part of the weights.
@@ -42,6 +47,7 @@ class Parallel(Protocol):
 
     in_shards: bool
     student: nn.Module
+    trained_parameters: list[nn.Parameter]
     teacher: nn.Module | Teacher | None
     optimizer: Any
     average: Ema
@@ -52,6 +58,11 @@ class Parallel(Protocol):
 
     def gather(self) -> None:
         """Gather model, average and optimizer of the state, in every process."""
+        ...
+
+    def conclude(self, folder: Path, dtype: torch.dtype | None) -> None:
+        """Make the average of the state whole after the last step, in every process; its `dtype` may be that of the
+        result already. Its weights may be in files in `folder`."""
         ...
 
     def trained(self) -> TrainingState:
@@ -95,6 +106,7 @@ class Replicated:
         self.moves_average = "ema" in config.offload
         self.visits: list[RemovableHandle] = []
         self.student: nn.Module = state.model
+        self.trained_parameters: list[nn.Parameter] = []
         self.optimizer: Any = state.optimizer
         self.average = state.ema
         self.compiles = config.compile
@@ -112,8 +124,12 @@ class Replicated:
     def spread(self, changed: bool = True) -> None:
         if self.moves_average:
             self.state.ema.model.cpu()
-        if not changed:
-            return
+        if changed:
+            self._wrap()
+        self.average.follow(self.student)
+        self.trained_parameters = list(self.student.parameters())
+
+    def _wrap(self) -> None:
         state, accelerator = self.state, self.accelerator
         if self.channels_last:
             lay_out([state.model, state.ema.model], torch.channels_last, state.optimizer)
@@ -124,7 +140,13 @@ class Replicated:
         self.student = cast(nn.Module, torch.compile(student)) if self.compiles else student
 
     def gather(self) -> None:
+        self.average.follow(None)
+        self.trained_parameters = []
         self.state.ema.model.to(self.accelerator.device)
+
+    def conclude(self, folder: Path, dtype: torch.dtype | None) -> None:
+        self.gather()
+        self.state.ema.apart()
 
     def trained(self) -> TrainingState:
         return self.state
@@ -178,6 +200,7 @@ class Sharded:
         self.precision = torch.bfloat16 if accelerator.mixed_precision == "bf16" else None
         self.twice = differentiates_twice
         self.student: nn.Module = state.model
+        self.trained_parameters: list[nn.Parameter] = []
         self.optimizer: Any = accelerator.prepare_optimizer(state.optimizer, device_placement=False)
         self.average = state.ema
         self.dense = teacher.to("cpu") if isinstance(teacher, nn.Module) else None
@@ -201,6 +224,8 @@ class Sharded:
         exchange(state.optimizer, successors, share)
         empty(state.model)
         empty(state.ema.model)
+        self.average.follow(self.student)
+        self.trained_parameters = list(self.student.parameters())
         self._run_masks(self.student)
 
     def gather(self) -> None:
@@ -214,8 +239,24 @@ class Sharded:
         for module in (state.model, state.ema.model):
             module.to(self.accelerator.device if works else "cpu")
         self._run_masks(state.model)
-        self.student, self.average = state.model, state.ema
+        self.student, self.average, self.trained_parameters = state.model, state.ema, []
         self.accelerator.free_memory()
+
+    def conclude(self, folder: Path, dtype: torch.dtype | None) -> None:
+        """No process holds more than its shards, and what it reads of the files: the model gets the averaged weights
+        too, since its own are not gathered."""
+        state, average, place = self.state, self.average.model, folder / AVERAGE
+        reshard(average)
+        for group in state.optimizer.param_groups:
+            group["params"] = []
+        self.student, self.average, self.trained_parameters = state.model, state.ema, []
+        self.accelerator.free_memory()
+        join_shards(
+            {name: value.detach().to(dtype or value.dtype) for name, value in average.named_parameters()}, place
+        )
+        for network in (state.model, state.ema.model):
+            found = joined(place)
+            replace_parameters(network, lambda name, parameter: found[name])  # noqa: B023
 
     def trained(self) -> TrainingState:
         reshard(self.student)

@@ -109,7 +109,7 @@ class Stepper:
         stopped = torch.tensor(float(interrupted), device=accelerator.device)
         *terms, stopped = accelerator.reduce(torch.stack([*sums.values(), stopped]), "mean").unbind()
         limit = math.inf if self.config.clip is None else self.config.clip
-        grad_norm = whole(accelerator.clip_grad_norm_(self.parallel.student.parameters(), limit))
+        grad_norm = whole(accelerator.clip_grad_norm_(self.parallel.trained_parameters, limit))
         values = torch.stack([*terms, exact(grad_norm), stopped])
         copied = None
         if accelerator.device.type == "cuda":

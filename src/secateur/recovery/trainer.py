@@ -20,6 +20,7 @@ from ..base.seeds import Purpose, torch_seed
 from ..data import ImageDataset
 from ..data.conditions import accepts, check_conditions, null_conditions
 from ..models.network import device_of
+from ..models.recomputing import recomputing
 from ..process.base import Process
 from ..teacher import Book, Draw, Teacher
 from .accelerator import log_images, make_accelerator, own_accelerate
@@ -38,9 +39,8 @@ from .parallel import Parallel, Replicated, Sharded
 from .prefetch import prefetched
 from .pruner import AttachedPruner, Pruner
 from .reading import errors_due, errors_of, note_overfitting, read_step
-from .recomputing import recomputing
 from .step import NORM, Stepper, StepResult
-from .student import CHANGES, make_ready, merge, silence_dropout
+from .student import CHANGES, check_recomputing, make_ready, merge, silence_dropout
 
 READ, HELD_OUT = "error_read", "error_held_out"  # in the log: on tuples of the book
 PEAK = "peak_gib"  # in the log: the most memory so far, of the device or of the process
@@ -67,7 +67,9 @@ def recover(
     ends with the same weights as one that was never interrupted.
 
     `model` is trained in float32 on its device, which becomes the current one (a launcher of several processes gives
-    each its own), and its own label dropout stays off afterwards. The average has the dtype that `model` came with.
+    each its own), and its own label dropout stays off afterwards. The average has the dtype that `model` came with. In
+    shards (`parallel` fsdp or hsdp) `model` ends with the averaged weights too, and both are on the CPU, mapped from
+    files in `folder`.
     `teacher` does not change, but is moved to that device if the objective needs it. Instead of a network it may be
     its book, whose tuples are then trained on, or anything else that answers as a teacher (`teacher.Teacher`).
     The number of micro-batches and of processes changes the loss by rounding, and by the masks of dropout layers.
@@ -87,6 +89,8 @@ def recover(
         )
     if config.compile and pruner is not None:
         raise TrainingError(CHANGES)
+    if config.gradient_checkpointing:
+        check_recomputing(model)
     taught_by = teacher if objective.needs_teacher else None
     check_conditions(model, dataset)
     try:
@@ -173,7 +177,7 @@ class _Run:
                     restore_shards(shards, self.parallel.trained())
                 self._train()
                 self.state.optimizer.state.clear()  # not needed any more, and twice as large as the model
-                self.parallel.gather()
+                self.parallel.conclude(self.folder, None if self.config.lora.rank else self.dtype)
             for tracker in self.accelerator.trackers:  # end_training would end the process group too
                 tracker.finish()
             self._merge_average()
@@ -185,13 +189,10 @@ class _Run:
                 merge(self.state.model, self.trained)
             if isinstance(self.teacher, nn.Module):
                 self.teacher.train(self.teacher_mode)
-        for module in (self.state.model, self.state.ema.model):
-            nn.Module.to(module, self.accelerator.device)
         return nn.Module.to(self.state.ema.model, self.dtype)
 
     def _merge_average(self) -> None:
         average = self.state.ema
-        average.apart()
         if not self.config.lora.rank:
             return
         if self.config.lora.keep and self.accelerator.is_main_process:

@@ -29,6 +29,7 @@ from ..models.labels import train_only_labels
 from ..models.network import as_network, example_inputs
 from ..recovery import Pruner, RecoveryConfig, WarmupConfig, recover
 from ..recovery.accelerator import precision_on
+from ..recovery.parallel import AVERAGE
 from ..recovery.reading import contents_of, tuples_for
 from ..reporting import write_cut, write_ranking
 from ..results import (
@@ -104,6 +105,7 @@ def warmup_stage(
         if is_main_process():
             save_pretrained(warm, folder / "relabelled", subject.loaded.scheduler_config)
         wait_for_everyone(subject.on_cpu)
+        _forget_average(folder / "warmup")
     return subject.with_model(reopened(folder / "relabelled", subject))
 
 
@@ -343,6 +345,8 @@ def recover_stage(
         log = read_recovery(place / "log.jsonl") if (place / "log.jsonl").is_file() else Recovery()
         stages = read_decisions(place / "stages.jsonl") if (place / "stages.jsonl").is_file() else Decisions()
     wait_for_everyone(subject.on_cpu)
+    if folder is not None:
+        _forget_average(folder / "recovery")
     return recovered if folder is None else reopened(folder / "model", subject), log, stages
 
 
@@ -383,6 +387,12 @@ def evaluate_stage(
     if cache is None and is_main_process():
         shutil.rmtree(rows, ignore_errors=True)
     return read_result(Evaluation, path), images
+
+
+def _forget_average(place: Path) -> None:
+    """Remove the averaged weights of a sharded run, which are saved as a model now."""
+    if is_main_process():
+        shutil.rmtree(place / AVERAGE, ignore_errors=True)
 
 
 @contextmanager
