@@ -80,14 +80,15 @@ def compress(
         subject = with_labels_of(dataset, subject, new_labels, settings.recovery.seed)
         labels = (warmup or WarmupConfig()) if new_labels else None
         subject = subject.selected(settings.cut)
-        check_compression(subject, dataset, goal, settings)
+        cut = check_compression(subject, dataset, goal, settings)
         about = run_settings(subject, goal, name_of(data, dataset), settings, labels)
         wait_for_everyone(subject.on_cpu)  # nobody writes where the settings are refused
         with folder_or_memory(out, about, inputs) as folder:
             dataset = encode_data(dataset, subject)
             if labels is not None:
                 subject = warmup_stage(folder, subject, dataset, labels, settings.recovery)
-            stages = compress_stages(folder, subject, dataset, goal, settings, None if cache is None else Path(cache))
+            kept = None if cache is None else Path(cache)
+            stages = compress_stages(folder, subject, dataset, goal, settings, cut, kept)
             if folder is not None:
                 pipeline_stage(folder, subject, stages.model)
                 if is_main_process():

@@ -11,14 +11,16 @@ from typing_extensions import Unpack
 
 from ..base.console import shown
 from ..base.distributed import is_main_process, one_process, wait_for_everyone
+from ..base.errors import require
 from ..base.fingerprint import fingerprint
 from ..base.origin import recorded
 from ..base.rules import Count, checked
-from ..base.shards import require_whole
+from ..base.shards import is_sharded, require_whole
 from ..compensation import CompensationConfig
 from ..criteria import ScoringConfig, criterion_named
 from ..data.conditions import check_conditions
 from ..evaluation import EvaluationConfig
+from ..io.sharded import whole_model
 from ..models.precision import PrecisionName
 from ..recipes import finetuning_config
 from ..recovery import RecoveryConfig
@@ -42,6 +44,7 @@ from ..runs.stages import (
     scores_of,
 )
 from ..runs.subject import Subject
+from ..runs.teaching import taught
 from ..runs.tidy import tidy
 from ..schedules import CutConfig, parse_target
 from ..teacher import Book
@@ -222,7 +225,8 @@ def finetune(
     """Recover a pruned model, or train any model further; returns the network with its averaged weights, in eval mode.
 
     Args:
-        model: folder, hub id, module, pipeline, or what `load` returned.
+        model: folder, hub id, module, pipeline, or what `load` returned. One that is sharded (FSDP2) is gathered in
+            every process first, does not change, and a whole one is returned.
         data: training samples.
         teacher: the dense model, for objectives that match it: anything that `model` may be, or its book.
         book: the teacher's answers that `record` returned or wrote, in place of the teacher; if both are given, the
@@ -243,7 +247,10 @@ def finetune(
     """
     settings = finetuning_config(recovery, teacher is not None or book is not None, steps, objective)
     with shown(progress), opened(model, unless_generated(data), **arguments) as (subject, given_data):
-        require_whole(subject.model, "recovery")
+        if is_sharded(subject.model):
+            require(not inplace, "a sharded model is recovered as a whole one; leave inplace out")
+            subject = subject.with_model(whole_model(subject.model, "recovery").to(subject.device))
+            inplace = True
         if isinstance(teacher, Book):
             teacher, book = None, teacher
         dense = None if teacher is None else beside(subject, teacher, **arguments)
@@ -257,9 +264,9 @@ def finetune(
         with folder_or_memory(out, about, lambda: inputs_of(dataset, model=subject, teacher=dense) | made_of) as folder:
             samples = encode_data(dataset, subject)
             answers = None if book is None else opened_book(book, subject, samples)
-            taught_by = answers or (None if dense is None else dense.model)
             ours = inplace or isinstance(model, str | Path | Subject)  # then a copy would only take memory
-            tuned, _, _ = recover_stage(folder, subject.model, subject, samples, settings, taught_by, inplace=ours)
+            with taught(subject, dense, answers, samples, settings, folder) as teacher:
+                tuned, _, _ = recover_stage(folder, subject.model, subject, samples, settings, teacher, inplace=ours)
             if folder is not None:
                 pipeline_stage(folder, subject, tuned)
                 if is_main_process():

@@ -5,6 +5,8 @@ Each takes the arguments of its function, without those that say where to write 
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from typing_extensions import Unpack
@@ -23,6 +25,7 @@ from ..runs.data import drawn_by, no_data, unless_generated
 from ..runs.opening import beside, opened, required
 from ..runs.plan import Plan, plan_of
 from ..runs.recording import opened_book
+from ..runs.teaching import why_recipe_records, why_record
 from ..runs.timing import Work, work_of
 from ..schedules import CutConfig, parse_target
 from ..teacher import Book, BookConfig
@@ -54,7 +57,9 @@ def plan(
         subject = subject.selected(settings.cut)
         cut = check_compression(subject, given_data, goal, settings)
         labels = (warmup or WarmupConfig()) if new_labels else None
-        return plan_of(subject, work_of(settings, cut, labels), goal, settings.cut)
+        reason = why_recipe_records(settings, subject, cut, Path())
+        settings = replace(settings, records=settings.records or reason is not None)
+        return plan_of(subject, work_of(settings, cut, labels), goal, settings.cut, reason)
 
 
 @checked
@@ -147,8 +152,12 @@ def plan_finetune(
         dataset = required(given_data or drawn_by(dense, data))
         answers = None if book is None else opened_book(book, subject, dataset, dense)
         check_finetuning(subject, dataset, settings, dense, answers)
-        taught_by = None if dense is None else dense.model
-        return plan_of(subject, Work(recovery=settings, teacher=taught_by, reads=answers is not None))
+        taught_by, reason = None if dense is None else dense.model, None
+        if dense is not None and answers is None:
+            reason = why_record(subject.model, dense, settings, BookConfig(), Path())
+        written = None if reason is None else (BookConfig(), settings)
+        work = Work(recovery=settings, teacher=taught_by, reads=answers is not None, book=written)
+        return plan_of(subject, work, why_book=reason)
 
 
 @checked

@@ -58,6 +58,11 @@ def device_memory(device: torch.device) -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
+def has_own_memory(device: torch.device) -> bool:
+    """Whether tensors on `device` do not take memory of the CPU."""
+    return device.type == "cuda"
+
+
 def watch_peak_memory(device: torch.device) -> None:
     """Reset the count of `peak_memory`, if the device supports it."""
     if device.type == "cuda":

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
-from ..base.console import note
-from ..base.devices import device_memory
+from ..base.console import note, quiet
+from ..base.devices import device_memory, has_own_memory
 from ..base.distributed import process_count
 from ..base.errors import TrainingError
 from ..base.units import format_count
@@ -26,6 +26,7 @@ from ..criteria.memory import without_values
 from ..models.conditions import Conditions
 from ..models.network import device_of, example_batch, example_inputs, input_shape
 from ..models.precision import dtype_of
+from ..models.recomputing import can_recompute
 from ..models.registry import describe
 from ..process.base import Process
 from ..process.own import OwnObjective, taken_apart
@@ -84,6 +85,7 @@ def recovery_memory(
     config: RecoveryConfig,
     device: torch.device | None = None,
     processes: int | None = None,
+    by_book: bool = False,
 ) -> RecoveryMemory:
     """Count the memory of `recover` on each device; models may be on the meta device.
 
@@ -94,6 +96,7 @@ def recovery_memory(
         config: settings of the recovery.
         device: the device to count for, by default the model's: mixed precision depends on it.
         processes: number of processes, by default the launcher's.
+        by_book: the teacher is only the origin of a book, and not on the device.
     """
     device, processes = device or device_of(model), process_count() if processes is None else processes
     objective = build_objective(config, teacher)
@@ -130,9 +133,10 @@ def recovery_memory(
         )
         for handle in frees:
             handle.remove()
-        held = taught_by if isinstance(teacher, nn.Module) else None
+        held = taught_by if isinstance(teacher, nn.Module) and not by_book else None
         summed = _bytes(trained) // shards if processes > 1 else 0
-        return _together(student, held, objective, config, peak + summed, shards)
+        halves = precision_on(config, device) != "no"
+        return _together(student, held, objective, config, peak + summed, shards, halves)
 
 
 def _together(
@@ -142,18 +146,20 @@ def _together(
     config: RecoveryConfig,
     passes: int,
     shards: int,
+    halves: bool,
 ) -> RecoveryMemory:
+    """`halves`: shards are gathered in half precision."""
     trained = {name: parameter for name, parameter in student.named_parameters() if parameter.requires_grad}
     weights = _bytes(_tensors(student))
     average = _bytes(student.buffers()) + sum(_averaged(parameter) for parameter in student.parameters())
     dense = 0 if teacher is None else _bytes(_tensors(teacher))
-    visiting = 0 if teacher is None else _gathered(teacher)
-    if "teacher" in config.offload:
-        dense = visiting
-    elif shards > 1:
-        dense = dense // shards + (dense if objective.differentiates_twice else visiting)
+    twice = objective.differentiates_twice
+    if teacher is not None and "teacher" in config.offload:
+        dense = _visiting(teacher)
+    elif teacher is not None and shards > 1:
+        dense = dense // shards + _gathered(teacher, twice, halves)
     if shards > 1:
-        weights = weights // shards + (weights if objective.differentiates_twice else _gathered(student))
+        weights = weights // shards + _gathered(student, twice, halves)
     return RecoveryMemory(
         weights=weights,
         average=0 if "ema" in config.offload else average // shards,
@@ -169,6 +175,7 @@ def affordable(
     process: Process,
     config: RecoveryConfig,
     device: torch.device,
+    by_book: bool = False,
 ) -> RecoveryConfig:
     """`config` with changes that make it fit on `device` without changing the result: offload, checkpointing,
     accumulation.
@@ -178,9 +185,9 @@ def affordable(
     """
     if config.memory == "given":
         return config
-    available = int(SHARE * device_memory(device))
+    available = _available(device)
     for chosen in _cheaper(model, teacher, config, device):
-        taken = recovery_memory(model, teacher, process, chosen, device)
+        taken = recovery_memory(model, teacher, process, chosen, device, by_book=by_book)
         if taken.total <= available:
             changes = {name: getattr(chosen, name) for name in TRIES if getattr(chosen, name) != getattr(config, name)}
             said = ", ".join(f"{name} {value}" for name, value in changes.items()) or "nothing"
@@ -193,16 +200,45 @@ def affordable(
     )
 
 
+def reason_for_book(
+    model: nn.Module, teacher: nn.Module, process: Process, config: RecoveryConfig, device: torch.device
+) -> str | None:
+    """Why the teacher's answers should be recorded before the recovery: beside the network itself it would not fit on
+    `device`.
+
+    None if it fits, or if the recovery would not fit without the network either, unless memory is auto.
+
+    Raises:
+        TrainingError: memory is auto, and nothing that it changes makes the recovery fit.
+    """
+    asks = build_objective(config, teacher).needs_teacher and not isinstance(process, OwnObjective)
+    small = _bytes(_tensors(teacher)) <= (1 - SHARE) * device_memory(device)  # less than the count leaves free
+    if not (has_own_memory(device) and asks) or small or "teacher" in config.offload:
+        return None
+    taken, available = recovery_memory(model, teacher, process, config, device), _available(device)
+    if taken.total <= available:
+        return None
+    if config.memory == "given" and taken.total - taken.teacher > available:
+        return None
+    with quiet(True):
+        affordable(model, teacher, process, config, device, by_book=True)
+    return f"with the teacher, recovery takes {taken}, and {device} has {format_count(available)}B for it"
+
+
+def _available(device: torch.device) -> int:
+    return int(SHARE * device_memory(device))
+
+
 def _cheaper(
     model: nn.Module, teacher: nn.Module | Teacher | None, config: RecoveryConfig, device: torch.device
 ) -> Iterator[RecoveryConfig]:
     """Configs in order of falling memory and rising time."""
     yield config
-    if device.type != "cpu":
+    if has_own_memory(device):
         for offload in (("ema",), ("ema", "teacher")):
             config = replace(config, offload=tuple({*config.offload, *offload}))
             yield config
-    if getattr(model, "_supports_gradient_checkpointing", False):
+    if can_recompute(model):
         config = replace(config, gradient_checkpointing=True)
         yield config
     share = config.batch_size // process_count()
@@ -284,13 +320,31 @@ def _averaged(parameter: Tensor) -> int:
     return 0 if is_shared else parameter.numel() * max(4, parameter.itemsize)
 
 
-def _gathered(model: nn.Module) -> int:
-    """Bytes of the weights that a pass holds at once: those outside of blocks, a block, and the next one on its way."""
+def _visiting(model: nn.Module) -> int:
+    """Bytes of weights on the device while blocks visit it: those outside of blocks, a block, and the next one."""
     names = block_names(model)
     blocks = [_bytes(model.get_submodule(name).parameters()) for name in names]
     inside = {id(each) for name in names for each in model.get_submodule(name).parameters()}
     outside = _bytes(each for each in model.parameters() if id(each) not in inside)
     return outside + 2 * max(blocks, default=0)
+
+
+def _gathered(model: nn.Module, everything: bool, halves: bool) -> int:
+    """Bytes of whole weights while a pass runs over shards: `everything`; or what is outside of blocks, a block with
+    what is around it, and the next one on its way."""
+
+    def size(parameters: Iterable[Tensor]) -> int:
+        return sum(each.numel() * (min(2, each.itemsize) if halves else each.itemsize) for each in parameters)
+
+    if everything:
+        return size(model.parameters())
+    own: dict[str, int] = {}  # without those of inner blocks, which come first
+    left = {id(each): each for each in model.parameters()}
+    for name in block_names(model):
+        inside = [left.pop(id(each)) for each in model.get_submodule(name).parameters() if id(each) in left]
+        own[name] = size(inside)
+    around = [sum(held for other, held in own.items() if f"{name}.".startswith(f"{other}.")) for name in own]
+    return size(left.values()) + max(around, default=0) + max(own.values(), default=0)
 
 
 def _remembered(config: RecoveryConfig, name: str, parameter: Tensor) -> int:

@@ -20,8 +20,7 @@ from ..recipes import Recipe
 from ..recovery import RecoveryConfig
 from ..recovery.accelerator import check_accelerator
 from ..recovery.objectives.build import build_objective
-from ..recovery.recomputing import check_recomputing
-from ..recovery.student import CHANGES, check_student
+from ..recovery.student import CHANGES, check_recomputing, check_student
 from ..results import CutResult, Ranking
 from ..schedules import (
     AdaptiveConfig,

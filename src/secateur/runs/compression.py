@@ -5,9 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +56,7 @@ from .stages import (
     solve_cut,
 )
 from .subject import Subject
+from .teaching import agreed, off_the_device, why_recipe_records
 
 
 @dataclass(frozen=True)
@@ -122,17 +121,21 @@ def compress_stages(
     dataset: ImageDataset,
     goal: Target,
     settings: Recipe,
+    planned: CutResult | None = None,
     cache: Path | None = None,
 ) -> Compressed:
     """Rank, cut, recover and evaluate; results that `folder` already holds are not computed again.
 
-    With several processes, one ranks and cuts, all recover, and all draw samples.
+    `planned` is the cut by `check_compression`. With several processes, one ranks and cuts, all recover, and all draw
+    samples.
 
     Runs with the same `cache` share the samples of equal models: see `evaluate_models`.
     """
     wait_for_everyone(subject.on_cpu)  # the main process may have removed results for a longer run
     if folder is not None and is_finished(folder):
         return read_compressed(folder, subject)
+    reason = agreed(why_recipe_records(settings, subject, planned, folder), subject.on_cpu)
+    settings = replace(settings, records=settings.records or reason is not None)
     scoring, one_shot = settings.scoring, settings.schedule == "one-shot"
     place = book_place(folder, cache, subject, dataset, settings.book, settings.recovery)
 
@@ -167,7 +170,7 @@ def compress_stages(
         teacher = record_stage(place, subject, dataset, settings.book, settings.recovery)
         recorded = recorded_in(folder, teacher, begun)
     asked = teaches and teacher is subject.model
-    with _off_the_device(subject.model, when=not asked and one_shot):
+    with off_the_device(subject.model, when=not asked and one_shot):
         model, recovery, decisions = recover_stage(
             folder,
             start,
@@ -248,15 +251,3 @@ def _compensating(subject: Subject, dataset: ImageDataset, config: CompensationC
     """The refit of a model that is cut during recovery."""
     batch = calibration(subject, dataset, ScoringConfig(num_images=config.num_tuples, seed=config.seed))
     return Compensating(subject.model, batch, config, null_conditions(subject.model, dataset))
-
-
-@contextmanager
-def _off_the_device(model: nn.Module, when: bool) -> Iterator[None]:
-    """Move `model` off the device inside the block, where it is not used, if `when` holds."""
-    device = next(model.parameters()).device
-    if when:
-        model.to("cpu")
-    try:
-        yield
-    finally:
-        model.to(device)

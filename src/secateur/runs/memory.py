@@ -22,6 +22,7 @@ from ..models.network import example_inputs
 from ..models.registry import describe
 from ..recovery import RecoveryConfig
 from ..recovery.memory import recovery_memory
+from ..results import CutResult
 from ..structure import remove
 from ..structure.cost import skeleton
 from ..structure.repeats import Repeats, left_out, once
@@ -38,7 +39,7 @@ def peak_bytes(
     on the meta device is left out.
     """
     passes = passes or Passes(subject)
-    dense, pruned, stages = _bytes_of(subject.model), _pruned(subject, work), {}
+    dense, pruned, stages = _bytes_of(subject.model), pruned_to(subject, work.plan), {}
     cut = _bytes_of(pruned)
     if work.ranking is not None:
         ranked = passes.ranking(work)
@@ -56,10 +57,10 @@ def peak_bytes(
     return {stage: each for stage, each in stages.items() if not math.isnan(each)}
 
 
-def _pruned(subject: Subject, work: Work) -> nn.Module:
+def pruned_to(subject: Subject, plan: CutResult | None) -> nn.Module:
     """The model after the planned cut, without values; the dense one, if nothing is cut or that is not known."""
     hollow = skeleton(subject.model)
-    return hollow if work.plan is None else remove(hollow, describe(hollow), planned_cut(subject, work.plan))
+    return hollow if plan is None else remove(hollow, describe(hollow), planned_cut(subject, plan))
 
 
 def _sampled_at_once(config: EvaluationConfig) -> int:
@@ -108,9 +109,8 @@ class Passes:
 def _recovery(
     subject: Subject, teacher: nn.Module, student: nn.Module, config: RecoveryConfig, late: bool, reads: bool
 ) -> float:
-    taken = recovery_memory(student, teacher, subject.process, config, subject.device)
-    asks = taken.teacher > 0 and not reads
-    return float(taken.total - taken.teacher + (taken.teacher if asks else _bytes_of(subject.model) if late else 0))
+    taken = recovery_memory(student, teacher, subject.process, config, subject.device, by_book=reads)
+    return float(taken.total + (_bytes_of(subject.model) if late and not taken.teacher else 0))
 
 
 def _or_unknown(count: Callable[..., float], *arguments: Any) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
+from ..base.distributed import process_count
 from ..base.units import format_count
 from ..compensation import Price
 from ..criteria.criterion import FORWARD_SHARE, Memory
@@ -61,6 +62,8 @@ class Plan:
         compensation: time and memory of the refit.
         book: number of tuples in the teacher's book, held-out ones included, and their bytes.
         savings: the options that save most time, and the seconds that each saves.
+        why_book: why there is a book although nobody asked for one.
+        processes: how many share the work, each on its own device.
     """
 
     device: str
@@ -76,6 +79,8 @@ class Plan:
     flops: Mapping[str, float] = field(default_factory=dict)
     peak: Mapping[str, float] = field(default_factory=dict)
     savings: Mapping[str, float] = field(default_factory=dict)
+    why_book: str | None = None
+    processes: int = 1
 
     def __str__(self) -> str:
         lines = [] if self.target is None else [f"target     {self.target}", *self._size()]
@@ -98,6 +103,8 @@ class Plan:
         if self.book is not None:
             tuples, held = self.book
             lines.append(f"{'book':10} {tuples:,} tuples, {format_count(held)}B in memory or on disk")
+        if self.why_book is not None:
+            lines.append(f"{'':10} recorded {self.why_book}")
         return "\n".join(lines)
 
     __repr__ = __str__
@@ -107,7 +114,8 @@ class Plan:
             most = max(self.peak, key=lambda stage: self.peak[stage])
             others = [f"{stage} {format_count(each)}B" for stage, each in self.peak.items() if stage != most]
             also = f" ({', '.join(others)})" if others else ""
-            yield f"{'memory':10} about {format_count(self.peak[most])}B at most, to {most}{also}"
+            where = f" on each of {self.processes} devices" if self.processes > 1 else ""
+            yield f"{'memory':10} about {format_count(self.peak[most])}B at most{where}, to {most}{also}"
         if self.memory is not None and self.memory.sums > self.memory.peak / 4:
             yield (
                 f"{'':10} {format_count(self.memory.sums)}B of it for sums of gradients to rank; none with "
@@ -131,7 +139,13 @@ class Plan:
             yield f"           ({self.allocation} allocation: the ranking will change these numbers)"
 
 
-def plan_of(subject: Subject, work: Work, target: Target | None = None, cut: CutConfig | None = None) -> Plan:
+def plan_of(
+    subject: Subject,
+    work: Work,
+    target: Target | None = None,
+    cut: CutConfig | None = None,
+    why_book: str | None = None,
+) -> Plan:
     """The plan of `work` on the subject, timed by a few measured steps of its model, unless that is on the meta
     device."""
     second = 0.0 if subject.device.type == "meta" else seconds_per_pair(subject)
@@ -157,6 +171,8 @@ def plan_of(subject: Subject, work: Work, target: Target | None = None, cut: Cut
         predict_flops(subject, work, refit),
         peak_bytes(subject, work, passes, refit),
         dict(list(savings(work, seconds).items())[:SHOWN_SAVINGS]) if seconds else {},
+        why_book,
+        process_count(),
     )
 
 

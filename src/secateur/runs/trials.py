@@ -251,12 +251,12 @@ def run_trial(bench: Bench, trial: Trial, run: Path, others: Iterable[Path], cac
         SecateurError: as `compress`.
     """
     subject = bench.subject.selected(trial.settings.cut)
-    check_compression(subject, bench.dataset, trial.goal, trial.settings)
+    cut = check_compression(subject, bench.dataset, trial.goal, trial.settings)
     described = run_settings(bench.subject, trial.goal, bench.data, trial.settings, bench.warmup)
     with run_folder(run, described, bench.inputs):
         _take_ranking(run, others, described)
         dataset = encode_data(bench.dataset, bench.subject)
-        compress_stages(run, subject, dataset, trial.goal, trial.settings, cache)
+        compress_stages(run, subject, dataset, trial.goal, trial.settings, cut, cache)
         if report:
             write_report(run)
             tidy(run, trial.settings.recovery, trial.settings.schedule == "one-shot")

@@ -1,0 +1,126 @@
+"""Whether a recovery asks the teacher's network, or reads answers that are recorded before it begins.
+
+Answers are recorded if the recipe or the user says so, and by themselves where recovery would not fit on the device
+beside the teacher.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..base.console import note
+from ..base.devices import device_memory
+from ..base.distributed import from_main, is_main_process, wait_for_everyone
+from ..base.files import read_json
+from ..data import ImageDataset
+from ..recipes import Recipe
+from ..recovery import RecoveryConfig
+from ..recovery.checkpoints import newest_checkpoint
+from ..recovery.memory import reason_for_book
+from ..recovery.reading import contents_of, tuples_for
+from ..results import CutResult
+from ..teacher import Book, BookConfig
+from ..teacher.book import tuple_bytes
+from .memory import pruned_to
+from .stages import record_stage, recorded_in
+from .subject import Subject
+
+RESUMED = "as when the run was begun"
+
+
+def why_recipe_records(settings: Recipe, subject: Subject, cut: CutResult | None, folder: Path | None) -> str | None:
+    """Why a compression records the teacher's answers although its recipe does not say so; None if it does not.
+
+    Args:
+        settings: the recipe. Only what is pruned in one shot is recovered without the dense model.
+        subject: the dense model.
+        cut: the planned cut; None if it is not known yet.
+        folder: of the run, or where it may be begun; None for a run in memory.
+
+    Raises:
+        TrainingError: recovery.memory is auto, and nothing makes the recovery fit.
+    """
+    if settings.records or settings.schedule != "one-shot":
+        return None
+    return why_record(pruned_to(subject, cut), subject, settings.recovery, settings.book, folder)
+
+
+def why_record(
+    student: nn.Module, teacher: Subject, recovery: RecoveryConfig, book: BookConfig, folder: Path | None
+) -> str | None:
+    """Why the answers of `teacher` must be recorded for the recovery of `student`; None if they need not.
+
+    A run that is resumed goes on as it was begun. Answers that are too large to be kept are not recorded.
+    """
+    checkpoint = None if folder is None else newest_checkpoint(folder / "recovery")
+    if checkpoint is not None:
+        return None if read_json(checkpoint / "state.json")["settings"]["book"] is None else RESUMED
+    reason = reason_for_book(student, teacher.model, teacher.process, recovery, teacher.device)
+    if reason is None:
+        return None
+    size = tuple_bytes(teacher.model, contents_of(recovery, {}), book) * (tuples_for(recovery, book) + book.held_out)
+    return reason if 2 * size < _room(folder) else None
+
+
+def agreed(reason: str | None, on_cpu: bool) -> str | None:
+    """The main process's reason, in all processes: their devices may differ. It is printed."""
+    wait_for_everyone(on_cpu)
+    reason = from_main(lambda: reason)
+    if reason is not None:
+        note(f"recovery: the teacher's answers are recorded before it: {reason}")
+    return reason
+
+
+@contextmanager
+def taught(
+    subject: Subject,
+    dense: Subject | None,
+    book: Book | None,
+    dataset: ImageDataset,
+    recovery: RecoveryConfig,
+    folder: Path | None,
+) -> Iterator[nn.Module | Book | None]:
+    """The teacher of a recovery of `subject`: its `book`, if one was given; else the network of `dense`, or a book of
+    its answers, recorded now, for whose use the network leaves the device."""
+    is_finished = folder is not None and (folder / "model").is_dir()
+    if book is not None or dense is None or is_finished:
+        yield book or (None if dense is None else dense.model)
+        return
+    reason = why_record(subject.model, dense, recovery, BookConfig(), folder)
+    if agreed(reason, subject.on_cpu) is None:
+        yield dense.model
+        return
+    begun, place = time.perf_counter(), None if folder is None else folder / "book"
+    found = record_stage(place, dense, dataset, BookConfig(), recovery)
+    recorded_in(folder, found, begun)
+    with off_the_device(dense.model, when=True):
+        yield found
+    if place is not None and is_main_process():
+        shutil.rmtree(place, ignore_errors=True)
+
+
+@contextmanager
+def off_the_device(model: nn.Module, when: bool) -> Iterator[None]:
+    """Move `model` off the device inside the block, where it is not used, if `when` holds."""
+    device = next(model.parameters()).device
+    if when:
+        model.to("cpu")
+    try:
+        yield
+    finally:
+        model.to(device)
+
+
+def _room(folder: Path | None) -> int:
+    """Bytes that a book may take: of the disk of `folder`, or of the machine's memory."""
+    if folder is None:
+        return device_memory(torch.device("cpu"))
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    return shutil.disk_usage(there).free
