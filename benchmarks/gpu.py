@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,16 +106,18 @@ def images_for(model: nn.Module, count: int) -> dict[str, Tensor]:
     return {"images": sample, **labels}
 
 
+def samples_for(model: nn.Module, count: int) -> list[dict[str, Any]]:
+    """As `images_for`, a sample each."""
+    data = images_for(model, count)
+    labels = [{"label": int(label)} for label in data["labels"]] if "labels" in data else [{}] * count
+    return [{"images": image, **label} for image, label in zip(data["images"], labels, strict=True)]
+
+
 def train(model: nn.Module, config: secateur.RecoveryConfig, teacher: nn.Module | None, folder: Path) -> dict[str, Any]:
     """Milliseconds of a step, the first and last loss, and the peak memory in the log."""
-    data = images_for(model, 4 * config.batch_size)
-    pairs: Any = [
-        {"images": image, **({"label": int(data["labels"][place])} if "labels" in data else {})}
-        for place, image in enumerate(data["images"])
-    ]
     secateur.finetune(
         copy.deepcopy(model),
-        data=pairs,
+        data=samples_for(model, 4 * config.batch_size),
         teacher=teacher,
         recovery=config,
         process=secateur.DiffusionProcess(),
@@ -183,7 +186,11 @@ def bare_loop(bench: Bench) -> dict[str, float]:
     )
     with tempfile.TemporaryDirectory() as place:
         ours = train(model, config, None, Path(place, "run"))["ms"]
-    return {"bare_ms": round(bare, 2), "trainer_ms": ours, "ratio": round(ours / bare, 3)}
+        found = {"bare_ms": round(bare, 2), "trainer_ms": ours, "ratio": round(ours / bare, 3)}
+        if not bench.tiny:
+            compiled = replace(config, compile=True)
+            found["compiled_ms"] = train(model, compiled, None, Path(place, "compiled"))["ms"]
+    return found
 
 
 def speed(bench: Bench) -> dict[str, Any]:
@@ -258,6 +265,39 @@ def memory(bench: Bench) -> dict[str, Any]:
     return found
 
 
+def stages(bench: Bench) -> dict[str, Any]:
+    """Rankings of DiT-XL/2 in bfloat16: memory counted and measured, and operations a second by the count of a plan.
+
+    docs/gpu-and-clusters.md predicts times by such counts, and an assumed share of the peak that the maker states.
+    """
+    model = bench.shapes()["DiT-XL/2"].to(torch.bfloat16)
+    count = 2 if bench.tiny else 8
+    about: dict[str, Any] = {"data": samples_for(model, count), "process": secateur.DiffusionProcess()}
+    ways: dict[str, tuple[str, Any]] = {
+        "taylor": ("taylor", secateur.TaylorOptions("abs-then-sum")),
+        "gradient flow": ("gradient-flow", secateur.GradientFlowOptions()),
+        "gradient flow, streamed": ("gradient-flow", secateur.GradientFlowOptions(hessian_product="streamed")),
+    }
+    found: dict[str, Any] = {}
+    for name, (criterion, options) in ways.items():
+        scoring = secateur.ScoringConfig(num_timesteps=count, num_images=count, batch_size=count, options=options)
+        asked: dict[str, Any] = {"criterion": criterion, "scoring": scoring}
+        counted = secateur.ranking_memory(model, about["process"], criterion, scoring)
+        flops = secateur.plan_rank(copy.deepcopy(model).to("meta"), **about, **asked).flops["rank"]
+        bench.peak()
+        begun = time.perf_counter()
+        secateur.rank(model, **about, **asked)
+        synchronize(bench.device)
+        seconds = time.perf_counter() - begun
+        found[name] = {
+            "counted_gb": round((counted.peak if counted else 0) / 1e9, 2),
+            "measured_gb": bench.peak(),
+            "seconds": round(seconds, 2),
+            "tflops": round(flops / seconds / 1e12, 1),
+        }
+    return found
+
+
 def suite(bench: Bench) -> str:
     """The last line of the tests that need a GPU."""
     selected = ["-q", "-m", "not torture", "-k", "device or cuda or gpu", "tests"]
@@ -279,6 +319,7 @@ def report(found: dict[str, Any]) -> str:
         "objectives": ("ms", "first", "last", "peak_gib"),
         "speed": ("dense_ms", "half_ms", "speed_up", "peak_gb"),
         "memory": ("counted_gb", "measured_gb"),
+        "stages": ("counted_gb", "measured_gb", "seconds", "tflops"),
     }
     for part, columns in tables.items():
         if part in found:
@@ -300,9 +341,10 @@ def main() -> int:
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
     bench = Bench(torch.device(asked.device), asked.tiny, asked.seconds, asked.out / "gpu.json")
-    bench.part("loop", 0 if asked.tiny else 30, bare_loop)
+    bench.part("loop", 0 if asked.tiny else 60, bare_loop)
     bench.part("objectives", 0 if asked.tiny else 100, objectives)
     bench.part("memory", 0 if asked.tiny else 60, memory)
+    bench.part("stages", 0 if asked.tiny else 40, stages)
     bench.part("speed", 0 if asked.tiny else 90, speed)
     if not asked.tiny:
         bench.part("suite", 40, suite)

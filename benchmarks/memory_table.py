@@ -9,16 +9,18 @@ image to a pass. Bytes are those of weights, optimizer, average, teacher and of 
 by running it on tensors without data; a kernel's own workspace and what an allocator wastes are not in them, so 5 % of
 a device stay free.
 
-Time is the counted operations over the speed below: a share of the bfloat16 peak that the maker states. Copies between
-CPU and device, reading of data and exchange between devices are not in it.
+Time is the counted operations over the speed below: a share of the peak that the maker states, of bfloat16 or, for
+gradient flow, of float32. Copies between CPU and device, reading of data and exchange between devices are not in it.
+`benchmarks/gpu.py` measures that share on a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import diffusers
@@ -73,20 +75,23 @@ LARGE: dict[str, tuple[Callable[[], nn.Module], Any]] = {
 
 @dataclass(frozen=True)
 class Device:
-    """Bytes of each device, how many there are, and operations a second of each at its bfloat16 peak."""
+    """Bytes of each device, how many there are, and operations a second of each at its peaks of bfloat16 and of float32
+    without TF32."""
 
     bytes: float
     count: int
     peak: float
+    single: float
 
 
 DEVICES = {
-    "24 GB": Device(24e9, 1, 165e12),  # GeForce RTX 4090
-    "80 GB": Device(80e9, 1, 312e12),  # A100
-    "8 x 80 GB": Device(80e9, 8, 312e12),
+    "24 GB": Device(24e9, 1, 165e12, 82.6e12),  # GeForce RTX 4090
+    "80 GB": Device(80e9, 1, 312e12, 19.5e12),  # A100
+    "8 x 80 GB": Device(80e9, 8, 312e12, 19.5e12),
 }
 ALLOCATED = 0.95  # share of a device's memory
-USED, USED_BY_REFIT = 0.4, 0.05  # share of the peak of passes, and of float32 sums with float64 solves
+USED, USED_BY_REFIT = 0.4, 0.05  # share of a peak that passes reach; of bfloat16, float32 sums with float64 solves
+IN_SINGLE = "rank by gradient flow"  # the stage whose passes are in float32
 TARGET = "macs=70%"
 STEPS, BATCH = 1000, 64  # of the recovery whose time is given
 
@@ -122,13 +127,14 @@ RANKINGS: dict[str, tuple[str, dict[str, secateur.ScoringConfig]]] = {
             "abs-then-sum": replace(ONE, options=secateur.TaylorOptions("abs-then-sum")),
         },
     ),
-    "rank by gradient flow": (
+    IN_SINGLE: (
         "gradient-flow",
         {
             "fits": ONE,
             "finite differences": replace(
                 ONE, options=secateur.GradientFlowOptions(hessian_product="finite-difference")
             ),
+            "streamed": replace(ONE, options=secateur.GradientFlowOptions(hessian_product="streamed")),
         },
     ),
 }
@@ -146,30 +152,29 @@ def count(name: str, entry: dict[str, Any], keep: Callable[[], None]) -> None:
     entry["weights"] = 2.0 * sum(parameter.numel() for parameter in model.parameters())
     stages: dict[str, dict[str, float]] = entry.setdefault("stages", {})
 
-    def part(stage: str, ways: Callable[[], dict[str, float]]) -> None:
-        if stage not in stages:
+    def part(stage: str, ways: Mapping[str, Any], bytes_of: Callable[[Any], float]) -> None:
+        counted = stages.setdefault(stage, {})
+        for way in [each for each in ways if each not in counted]:
             begun = time.perf_counter()
-            stages[stage] = ways()
+            counted[way] = bytes_of(ways[way])
             keep()
-            print(name, stage, stages[stage], f"{time.perf_counter() - begun:.0f} s", flush=True)
+            print(name, stage, way, f"{counted[way] / 1e9:.1f} GB, {time.perf_counter() - begun:.0f} s", flush=True)
 
     def ranked(criterion: str, scoring: secateur.ScoringConfig) -> float:
         memory = secateur.ranking_memory(model, process, criterion, scoring)
         assert memory is not None
         return float(memory.peak)
 
-    def recovered(config: secateur.RecoveryConfig, changes: dict[str, Any], by_book: bool) -> float:
+    def recovered(config: secateur.RecoveryConfig, by_book: bool, changes: dict[str, Any]) -> float:
         processes = 8 if "parallel" in changes else 1
         asked, device = replace(config, **changes), torch.device("cpu")
-        taken = secateur.recovery_memory(model, model, process, asked, device, processes)
-        return float(taken.total - (taken.teacher if by_book else 0))
+        return float(secateur.recovery_memory(model, model, process, asked, device, processes, by_book).total)
 
     for stage, (criterion, scorings) in RANKINGS.items():
-        part(stage, lambda: {way: ranked(criterion, scoring) for way, scoring in scorings.items()})  # noqa: B023
+        part(stage, scorings, partial(ranked, criterion))
     for optimizer, config in OPTIMIZERS.items():
-        asked = WAYS if optimizer == BITS8 else WAYS | SHARDED
-        part(f"recover, {optimizer}", lambda: {way: recovered(config, asked[way], False) for way in asked})  # noqa: B023
-    part(RECOVERY_BY_BOOK, lambda: {way: recovered(PLAIN, changes, True) for way, changes in (WAYS | SHARDED).items()})
+        part(f"recover, {optimizer}", WAYS if optimizer == BITS8 else WAYS | SHARDED, partial(recovered, config, False))
+    part(RECOVERY_BY_BOOK, WAYS | SHARDED, partial(recovered, PLAIN, True))
     if "flops" not in entry:
         training = replace(PLAIN, steps=STEPS, batch_size=BATCH, accumulation=BATCH)
         given = {"target": TARGET, "process": process, "recovery": training, "compensates": False}
@@ -201,9 +206,10 @@ def cell(stage: str, ways: dict[str, float], flops: float | None, device: Device
     if flops is None:
         return f"{name}: {ways[name] / 1e9:.1f} GB"
     shared = device.count if parallel or stage == "record the book" else 1
-    slower = RECOMPUTED if "checkpointing" in name else 1.0
+    slower = RECOMPUTED if "checkpointing" in name or name == "streamed" else 1.0
     used = USED_BY_REFIT if stage == "compensate" else USED
-    hours = slower * flops / (used * device.peak * shared) / 3600
+    peak = device.single if stage == IN_SINGLE else device.peak
+    hours = slower * flops / (used * peak * shared) / 3600
     return f"{name}: {ways[name] / 1e9:.1f} GB, {duration(hours)}"
 
 
@@ -255,7 +261,7 @@ def main() -> None:
     kept: dict[str, Any] = read_json(path) if path.exists() else {"models": {}, "checkpointing": {}}
     for name in [] if asked.table else asked.models:
         count(name, kept["models"].setdefault(name, {}), lambda: write_json(path, kept))
-    if not asked.table and RECOMPUTING in asked.models:
+    if not asked.table and RECOMPUTING in asked.models and not kept["checkpointing"]:
         kept["checkpointing"] = checkpointing()
         write_json(path, kept)
     text = table({name: kept["models"][name] for name in LARGE if name in kept["models"]})

@@ -16,6 +16,6 @@ def test_every_part_of_the_gpu_script_runs(tmp_path):
     assert subprocess.run(command, timeout=300).returncode == 0
     found = json.loads((tmp_path / "gpu.json").read_text())
     assert not found["failed"]
-    assert {"loop", "objectives", "memory", "speed"} <= set(found)
+    assert {"loop", "objectives", "memory", "stages", "speed"} <= set(found)
     assert len(found["objectives"]) == 10
     assert "| memory | counted_gb | measured_gb |" in (tmp_path / "gpu.md").read_text()
