@@ -217,6 +217,7 @@ def streamed_changes(
                 with torch.no_grad():
                     for parameter, value in weights.items():
                         parameter.copy_(value)
+            del gradient  # before the next one is computed
             advance(1, "")
     level = energy(norms, options.timestep_weights)
     flow = Flow(tuple(timesteps.tolist()), tuple(losses), tuple(norms), tuple(used), level)
@@ -261,7 +262,8 @@ def memory_of_products(
             sums, weights = StreamedSums(hollow, describe(model)), {each: each.detach() for each in hollow.parameters()}
             passes = calibration_passes(hollow, process, batch, noise, timestep[None], config.batch_size)
             with differentiable(hollow), recomputing(hollow, can_recompute(hollow)):
-                stream_gradients(hollow, passes, partial(_add_changes, sums, weights, 1.0))
+                for _ in range(2):  # a step before and after; the sums are there at the second
+                    stream_gradients(hollow, passes, partial(_add_changes, sums, weights, 1.0))
             return Memory(memory.peak)
         parameters = _in_range(hollow)
         total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
