@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import secateur
-from models import unet
+from models import autoencoder, unet
 from secateur.io.pipeline import Loaded
 from secateur.process.diffusion import DiffusionProcess
 from secateur.runs import timing
@@ -49,6 +49,14 @@ def test_a_model_without_data_is_planned_in_operations():
     larger = secateur.plan(model, target="macs=60%", process="ddpm", compensates=False, recovery=more)
     assert larger.peak["recover"] > 2 * plan.peak["recover"]
     assert larger.peak["rank"] == plan.peak["rank"]
+
+
+def test_a_decoder_without_data_is_planned():
+    with torch.device("meta"):
+        model = autoencoder()
+    plan = secateur.plan_prune(model, target="macs=60%", criterion="magnitude")
+    assert plan.cut.after.macs <= 0.6 * plan.cut.before.macs
+    assert "rank" in plan.peak
 
 
 def test_what_cannot_be_counted_without_data_is_left_out(monkeypatch):

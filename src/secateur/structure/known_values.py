@@ -8,6 +8,7 @@ as many.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -30,6 +31,7 @@ READERS = (
 )
 MAKERS = (torch.zeros, torch.ones, torch.full, torch.arange, torch.tensor)
 COMPARISONS = {"eq", "ne", "lt", "le", "gt", "ge"}
+REPEATS = {"repeat", "expand", "repeat_interleave", "tile", "one_hot"}
 SHAPED = (Tensor.__getitem__, Tensor.reshape, Tensor.view, Tensor.repeat, Tensor.expand)  # by numbers
 VALUE = "_secateur_value"  # of a tensor without memory
 SMALL = 2**20  # entries of an input that can be compared
@@ -64,7 +66,7 @@ class KnownValues(TorchFunctionMode):
             made = func(*args, **arguments[1])
             return _known(made, func, arguments) if _is_integer(made) else made
         is_known = tensors and all(_is_known(tensor, func) for tensor in tensors)
-        if not is_known or (func not in READERS and _is_large(func, arguments)):
+        if not is_known or (func not in READERS and _is_large(func, arguments, tensors)):
             return _sized(func, list(args), dict(kwargs or {}))
         by_value = {id(getattr(tensor, VALUE)): tensor for tensor in tensors}
         device = tensors[0].device
@@ -93,7 +95,9 @@ def _is_known(tensor: Tensor, func: Any) -> bool:
     return hasattr(tensor, VALUE) and (_is_integer(tensor) or getattr(func, "__name__", "").strip("_") in COMPARISONS)
 
 
-def _is_large(func: Any, arguments: Any) -> bool:
+def _is_large(func: Any, arguments: Any, tensors: list[Tensor]) -> bool:
+    if getattr(func, "__name__", "") not in REPEATS and math.prod(tensor.numel() for tensor in tensors) <= LARGE:
+        return False  # what is broadcast has at most as many entries
     with _disable_current_modes():
         try:
             result = func(*arguments[0], **arguments[1])
