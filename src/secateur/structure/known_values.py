@@ -16,6 +16,7 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -64,7 +65,8 @@ class KnownValues(TorchFunctionMode):
         tensors = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
         if not tensors and func in MAKERS:
             made = func(*args, **arguments[1])
-            return _known(made, func, arguments) if _is_integer(made) else made
+            is_hollow = made.is_meta or isinstance(made, FakeTensor)
+            return remember(made, _by_value(func, arguments)) if is_hollow and _is_integer(made) else made
         is_known = tensors and all(_is_known(tensor, func) for tensor in tensors)
         if not is_known or (func not in READERS and _is_large(func, arguments, tensors)):
             return _sized(func, list(args), dict(kwargs or {}))
@@ -112,10 +114,6 @@ def _by_value(func: Any, arguments: Any) -> Any:
     values, options = tree_map_only(Tensor, lambda tensor: getattr(tensor, VALUE), on_cpu)
     with _disable_current_modes():
         return func(*values, **options)
-
-
-def _known(made: Tensor, func: Any, arguments: Any) -> Tensor:
-    return remember(made, _by_value(func, arguments))
 
 
 def _sized(func: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:

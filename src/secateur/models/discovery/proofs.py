@@ -181,8 +181,15 @@ def _left_whole(proven: Proven, kept: Structure, names: Iterable[str], reason: s
 
 
 def _only_random(model: nn.Module, structure: Structure, inputs: Mapping[str, Any]) -> str:
-    """What is wrong with a random cut of `structure`; empty if nothing is."""
+    """What is wrong with a random cut of `structure`; empty if nothing is.
+
+    Raises:
+        ModelError: `model` does not run.
+    """
     if not structure.dims and not structure.blocks:
         return ""
-    checks = check_random_cuts(model, structure, inputs, DEEP_CUTS)
+    try:
+        checks = list(check_random_cuts(model, structure, inputs, DEEP_CUTS))
+    except Exception as error:  # of any type, from inside the model
+        raise ModelError(f"a small copy of full depth does not run: {first_line(error)}") from error
     return next((check.hint or f"error {check.error:.1e}" for check in checks if not check.ok), "")

@@ -38,6 +38,8 @@ KEPT = (
     "rate",
     "patch",
     "image_s",
+    "window",
+    "experts",
 )
 SAMPLE = {"sample_height": 4, "sample_width": 6, "sample_frames": 9, "max_text_seq_length": TEXT_TOKENS}
 HEAD_SIZE, OTHER_WIDTH, LARGE = 16, 24, 48
@@ -69,8 +71,12 @@ def reduced(config: Mapping[str, Any], depth: int | None = None, keep_heads: boo
         found |= {key: min(config[key], depth) for key in counts}
     before, after = (sum(each[key] for key in counts) for each in (config, found))
     for key, value in config.items():
-        if _is_axes(value) and len(value) == before and key not in AXES:  # an entry for each block
+        if not _is_axes(value) or key in AXES:
+            continue
+        if len(value) == before:  # an entry for each block
             found[key] = value[:after]
+        elif key.endswith("layers"):  # places of blocks
+            found[key] = [place for place in value if place < after]
     return {key: found[key] for key in config}
 
 
