@@ -112,6 +112,7 @@ def _by_value(func: Any, arguments: Any) -> Any:
     """The result of `func` for the values of its arguments, which is not counted."""
     on_cpu = tree_map_only(torch.device, lambda _: torch.device("cpu"), arguments)
     values, options = tree_map_only(Tensor, lambda tensor: getattr(tensor, VALUE), on_cpu)
+    options |= {"device": "cpu"} if "device" in options else {}
     with _disable_current_modes():
         return func(*values, **options)
 
