@@ -116,6 +116,9 @@ SHARDED: dict[str, dict[str, Any]] = {
     "fsdp": {"parallel": "fsdp", "batch_size": 8},
     "fsdp, checkpointing": {"parallel": "fsdp", "batch_size": 8, "gradient_checkpointing": True},
 }
+RECORD, SAMPLE = "record the book", "draw 1000 samples, 50 steps"  # both are forward passes, shared out
+TUPLES = STEPS * BATCH // 4 + 128  # of the book of that recovery (docs/teachers-book.md)
+CALLS = 1000 * 50  # of the dense model for the samples
 RECOMPUTING = "DiT-XL/2, 256 px"  # the model of the second table
 RECOMPUTED = 4 / 3  # passes with checkpointing over those without
 ONE = secateur.ScoringConfig(num_images=1, batch_size=1)
@@ -184,12 +187,12 @@ def count(name: str, entry: dict[str, Any], keep: Callable[[], None]) -> None:
         assert by_book.compensation is not None
         whole = by_book.peak["compensate"]
         stages["compensate"] = {"fits": whole, "offload": whole - by_book.compensation.waiting_bytes}
-        stages["record the book"] = {"fits": by_book.peak["record"]}
+        stages[RECORD] = {"fits": by_book.peak["record"]}
         entry["flops"] = {
             "rank by taylor": by_book.flops["rank"],
             "rank by gradient flow": fresh.flops["rank"],
             "compensate": by_book.flops["compensate"],
-            "record the book": by_book.flops["record"],
+            RECORD: by_book.flops["record"],
             **{f"recover, {optimizer}": fresh.flops["recover"] for optimizer in OPTIMIZERS},
             RECOVERY_BY_BOOK: by_book.flops["recover"],
         }
@@ -205,7 +208,7 @@ def cell(stage: str, ways: dict[str, float], flops: float | None, device: Device
         return f"needs {min(ways[way] for way in names) / 1e9:.0f} GB"
     if flops is None:
         return f"{name}: {ways[name] / 1e9:.1f} GB"
-    shared = device.count if parallel or stage == "record the book" else 1
+    shared = device.count if parallel or stage in (RECORD, SAMPLE) else 1
     slower = RECOMPUTED if "checkpointing" in name or name == "streamed" else 1.0
     used = USED_BY_REFIT if stage == "compensate" else USED
     peak = device.single if stage == IN_SINGLE else device.peak
@@ -223,8 +226,11 @@ def table(found: dict[str, dict[str, Any]]) -> str:
     for name, entry in found.items():
         lines += ["", f"**{name}**", ""]
         lines += ["| stage | plain, GB | " + " | ".join(DEVICES) + " |", "|---|--:|" + "---|" * len(DEVICES)]
-        for stage, ways in entry["stages"].items():
-            cells = [cell(stage, ways, entry.get("flops", {}).get(stage), device) for device in DEVICES.values()]
+        stages, flops = dict(entry["stages"]), dict(entry.get("flops", {}))
+        if RECORD in stages:
+            stages[SAMPLE], flops[SAMPLE] = stages[RECORD], flops[RECORD] * CALLS / TUPLES
+        for stage, ways in stages.items():
+            cells = [cell(stage, ways, flops.get(stage), device) for device in DEVICES.values()]
             lines.append(f"| {stage} | {ways['fits'] / 1e9:.1f} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
