@@ -32,7 +32,8 @@ def device_of(monkeypatch):
 
     def having(available: int) -> None:
         monkeypatch.setattr(counting, "device_memory", lambda device: int(available / counting.SHARE) + 1)
-        monkeypatch.setattr(counting, "has_own_memory", lambda device: True)
+        for module in (counting, teaching):
+            monkeypatch.setattr(module, "has_own_memory", lambda device: True)
 
     return having
 
@@ -69,15 +70,16 @@ def test_answers_are_recorded_where_that_makes_the_recovery_fit(device_of, monke
     device_of(by_book // 2)
     with pytest.raises(TrainingError, match=r"recovery takes .* give recovery\.weight_precision bf16"):
         reason(AUTO)
-    monkeypatch.setattr(counting, "has_own_memory", lambda device: False)
-    assert reason(AUTO) is None  # a book does not make room where both are in one memory
 
 
-def test_a_resumed_run_goes_on_as_it_was_begun(device_of, tmp_path):
+def test_a_resumed_run_goes_on_as_it_was_begun(device_of, monkeypatch, tmp_path):
     teacher, checkpoint = open_subject(dit(), "flow", device="cpu"), tmp_path / "recovery" / "checkpoints" / "step-1"
-    asked = (dit(), teacher, CONFIG, BookConfig(num_tuples=8), tmp_path)
+    asked = (dit, teacher, CONFIG, BookConfig(num_tuples=8), tmp_path)
     device_of(taken() - 1)
     assert why_record(*asked).startswith("with the teacher")
+    with monkeypatch.context() as shared:
+        shared.setattr(teaching, "has_own_memory", lambda device: False)
+        assert why_record(*asked) is None  # a book does not make room where both are in one memory
     checkpoint.mkdir(parents=True)
     (checkpoint / "state.json").write_text(json.dumps({"settings": {"book": None}}))
     assert why_record(*asked) is None
@@ -89,7 +91,7 @@ def test_a_resumed_run_goes_on_as_it_was_begun(device_of, tmp_path):
 def test_a_book_too_large_for_the_disk_is_not_chosen(device_of, tmp_path):
     teacher = open_subject(dit(), "flow", device="cpu")
     device_of(taken() - 1)
-    assert why_record(dit(), teacher, CONFIG, BookConfig(num_tuples=10**12), tmp_path / "new" / "run") is None
+    assert why_record(dit, teacher, CONFIG, BookConfig(num_tuples=10**12), tmp_path / "new" / "run") is None
 
 
 @pytest.mark.slow

@@ -154,7 +154,7 @@ def plan_finetune(
         check_finetuning(subject, dataset, settings, dense, answers)
         taught_by, reason = None if dense is None else dense.model, None
         if dense is not None and answers is None:
-            reason = why_record(subject.model, dense, settings, BookConfig(), Path())
+            reason = why_record(lambda: subject.model, dense, settings, BookConfig(), Path())
         written = None if reason is None else (BookConfig(), settings)
         work = Work(recovery=settings, teacher=taught_by, reads=answers is not None, book=written)
         return plan_of(subject, work, why_book=reason)

@@ -213,7 +213,7 @@ def reason_for_book(
     """
     asks = build_objective(config, teacher).needs_teacher and not isinstance(process, OwnObjective)
     small = _bytes(_tensors(teacher)) <= (1 - SHARE) * device_memory(device)  # less than the count leaves free
-    if not (has_own_memory(device) and asks) or small or "teacher" in config.offload:
+    if not asks or small or "teacher" in config.offload:
         return None
     taken, available = recovery_memory(model, teacher, process, config, device), _available(device)
     if taken.total <= available:

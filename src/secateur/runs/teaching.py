@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from ..base.console import note
-from ..base.devices import device_memory
+from ..base.devices import device_memory, has_own_memory
 from ..base.distributed import from_main, is_main_process, wait_for_everyone
 from ..base.files import read_json
 from ..data import ImageDataset
@@ -49,20 +50,26 @@ def why_recipe_records(settings: Recipe, subject: Subject, cut: CutResult | None
     """
     if settings.records or settings.schedule != "one-shot":
         return None
-    return why_record(pruned_to(subject, cut), subject, settings.recovery, settings.book, folder)
+    return why_record(partial(pruned_to, subject, cut), subject, settings.recovery, settings.book, folder)
 
 
 def why_record(
-    student: nn.Module, teacher: Subject, recovery: RecoveryConfig, book: BookConfig, folder: Path | None
+    student: Callable[[], nn.Module],
+    teacher: Subject,
+    recovery: RecoveryConfig,
+    book: BookConfig,
+    folder: Path | None,
 ) -> str | None:
-    """Why the answers of `teacher` must be recorded for the recovery of `student`; None if they need not.
+    """Why the answers of `teacher` must be recorded for the recovery of what `student` returns; None if they need not.
 
     A run that is resumed goes on as it was begun. Answers that are too large to be kept are not recorded.
     """
     checkpoint = None if folder is None else newest_checkpoint(folder / "recovery")
     if checkpoint is not None:
         return None if read_json(checkpoint / "state.json")["settings"]["book"] is None else RESUMED
-    reason = reason_for_book(student, teacher.model, teacher.process, recovery, teacher.device)
+    if not has_own_memory(teacher.device):  # a book makes no room where both are in one memory
+        return None
+    reason = reason_for_book(student(), teacher.model, teacher.process, recovery, teacher.device)
     if reason is None:
         return None
     size = tuple_bytes(teacher.model, contents_of(recovery, {}), book) * (tuples_for(recovery, book) + book.held_out)
@@ -93,7 +100,7 @@ def taught(
     if book is not None or dense is None or is_finished:
         yield book or (None if dense is None else dense.model)
         return
-    reason = why_record(subject.model, dense, recovery, BookConfig(), folder)
+    reason = why_record(lambda: subject.model, dense, recovery, BookConfig(), folder)
     if agreed(reason, subject.on_cpu) is None:
         yield dense.model
         return
