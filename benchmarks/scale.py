@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -80,11 +81,11 @@ def our_trainer(folder: Path, out: Path, steps: int, batch_size: int) -> tuple[f
     return seconds / steps, (taken[1] - taken[0]) / steps, lines[-1]["peak_gib"]
 
 
-def overhead(rounds: int, steps: int, batch_size: int) -> dict[str, dict[str, float]]:
+def overhead(models: list[str], rounds: int, steps: int, batch_size: int) -> dict[str, dict[str, float]]:
     """Our trainer beside the bare loop, for each embedded model."""
     found = {}
     with tempfile.TemporaryDirectory() as place:
-        for name in ("digits-unet", "digits-sit"):
+        for name in models:
             work = Path(place, name)
             secateur.prune(name, target="macs=50%", criterion="magnitude", out=work)
             pruned = work / "pruned"
@@ -93,11 +94,13 @@ def overhead(rounds: int, steps: int, batch_size: int) -> dict[str, dict[str, fl
                 bare.append(bare_loop(pruned, steps, batch_size))
                 *seconds, peak = our_trainer(pruned, work / str(number), steps, batch_size)
                 ours.append(seconds)
+            paired = statistics.median(one[0] / other[0] for one, other in zip(ours, bare, strict=True))
             (loop, loop_cpu), (trainer, trainer_cpu) = (map(min, zip(*each, strict=True)) for each in (bare, ours))
             found[name] = {
                 "bare_ms": round(1000 * loop, 2),
                 "trainer_ms": round(1000 * trainer, 2),
                 "ratio": round(trainer / loop, 3),
+                "paired": round(paired, 3),
                 "bare_cpu_ms": round(1000 * loop_cpu, 2),
                 "trainer_cpu_ms": round(1000 * trainer_cpu, 2),
                 "cpu_ratio": round(trainer_cpu / loop_cpu, 3),
@@ -127,8 +130,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--models", nargs="*", default=["digits-unet", "digits-sit"])
     asked = parser.parse_args()
-    result = {"loop": overhead(asked.rounds, asked.steps, asked.batch_size), "seconds": import_seconds()}
+    result = {"loop": overhead(asked.models, asked.rounds, asked.steps, asked.batch_size), "seconds": import_seconds()}
     print(result["seconds"])
     write_json(RESULTS / "scale.json", result)
 
