@@ -123,7 +123,8 @@ def export(
             raise
         except Exception as error:  # tracers and runtimes may raise anything
             name = class_name(model)
-            raise SecateurError(f"{name} cannot be written as {format} in {dtype}: {first_line(error)}") from error
+            reason = first_line(_first_cause(error))
+            raise SecateurError(f"{name} cannot be written as {format} in {dtype}: {reason}") from error
         if not difference <= TOLERANCES[dtype] * largest:  # also if it is NaN
             raise SecateurError(
                 f"the {format} file of {class_name(model)} in {dtype} does not compute what the model does: it "
@@ -151,6 +152,13 @@ def export(
         }
         write_json(temporary / "model.json", about)
     return about
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """What an exporter that reports its own stages failed at."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _inputs(model: nn.Module, batch_size: int, size: tuple[int, int] | None, text_tokens: int | None) -> Inputs:
