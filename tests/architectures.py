@@ -142,12 +142,12 @@ A plan counts MACs without running the network. Where a network sends tokens to 
 Only what the sample passes through is cut. Layers that work on conditions alone stay whole: token refiners, which are
 blocks over text, and modulations. What they are called with decides, not their names.
 
-The configurations are those that the classes have by default, reduced by the rule that is used for models of released
-sizes too. Where the defaults of a class build nothing, or stay large under the rule, the test gives a few numbers.
-Fifty of the classes with widths have defaults that build something. Of these, 48 are discovered, and their MACs counted,
-at the defaults in full size. The others are `PixArtTransformer2DModel`, which is declared by hand and takes more inputs
-at 1024 pixels, and `CosmosTransformer3DModel`, whose code needs torchvision unless `concat_padding_mask` is off, as it is
-here.
+The configurations are those that the classes have by default, reduced by the rule that is used for models of
+released sizes too. Where the defaults of a class build nothing, or stay large under the rule, the test gives a few
+numbers. Fifty of the classes with widths have defaults that build something. Of these, 48 are discovered, and their
+MACs counted, at the defaults in full size. The others are `PixArtTransformer2DModel`, which is declared by hand and
+takes more inputs at 1024 pixels, and `CosmosTransformer3DModel`, whose code needs torchvision unless
+`concat_padding_mask` is off, as it is here.
 
 Some of these classes are declared by hand ([adding an architecture](adding-an-architecture.md)), and then more of them
 can be removed; this table has only what discovery finds. `*` stands for the number of a layer; numbers in brackets
