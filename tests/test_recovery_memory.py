@@ -283,6 +283,18 @@ def test_the_memory_of_a_recovery_is_counted_before(changes, tmp_path):
     assert counted.total == pytest.approx(before + kept + live.peak - away, rel=0.01)
 
 
+@pytest.mark.parametrize("recomputes", [False, True])
+def test_the_memory_of_many_equal_blocks_is_counted_before(recomputes, tmp_path):
+    """Activations of all of them are kept; of those that are computed again, one block's at a time."""
+    config = replace(CONFIG, steps=2, batch_size=64, grad_norms_every=0, checkpoint_every=100, dropout=None)
+    config = replace(config, gradient_checkpointing=recomputes)
+    model = dit(num_layers=6)
+    counted = recovery_memory(model, None, FlowProcess(), config)
+    with LiveBytes([*model.parameters(), *model.buffers()]) as live:
+        recover(model, FlowProcess(), images(), config, tmp_path)
+    assert counted.total == pytest.approx(bytes_of(model) + live.peak, rel=0.02)
+
+
 def bytes_of(model: torch.nn.Module) -> int:
     return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
 

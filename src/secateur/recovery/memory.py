@@ -111,7 +111,8 @@ def recovery_memory(
     replace_parameters(ready, lambda name, parameter: torch.empty_like(parameter, dtype=dtype))
     make_ready(ready, config, torch.device("meta"))
     silence_dropout(ready, config)
-    each_block = objective.differentiates_twice or objective.compares_blocks
+    # Of blocks that are computed again there is one at a time, so that none stands for the others.
+    each_block = objective.differentiates_twice or objective.compares_blocks or config.gradient_checkpointing
     structures = [Structure({}, {}) if each_block else describe(network) for network in (model, dense)]
     with FakeTensorMode(allow_non_fake_inputs=True), without_memory():
         student = skeleton(ready, "cpu")
