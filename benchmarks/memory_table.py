@@ -241,7 +241,7 @@ def checkpointing() -> dict[str, tuple[float, float]]:
     with torch.device("meta"):
         model = build()
     found = {}
-    for objective in ("denoising", "distillation", "features", "first-order", "2ndmatch"):
+    for objective in ("denoising", "features", "first-order", "2ndmatch"):
         kept, saved = (
             secateur.recovery_memory(
                 model, model, process, replace(PLAIN, batch_size=4, objective=objective, gradient_checkpointing=saves)
