@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import secateur
 from models import dit, flux, sample_for, unet
 from secateur.data import Batch
 from secateur.models.conditions import rows
@@ -144,3 +145,13 @@ def test_batches_without_labels_are_judged_too():
     assert math.isfinite(found.log_condition)
     assert math.isfinite(found.zico)
     assert found.loss > 0
+
+
+def test_the_public_proxies_are_those_of_the_calibration_images():
+    model, data, process = dit().train(), images(), DiffusionProcess()
+    found = secateur.zero_cost_proxies(model, data=data, process=process, seed=3)
+    batch = data.batch(torch.randperm(len(data), generator=torch.Generator().manual_seed(3)).tolist())
+    assert found == judge(process, batch, 3)(copy.deepcopy(model).eval())
+    assert model.training
+    with pytest.raises(secateur.SecateurError, match="give data="):
+        secateur.zero_cost_proxies(model, data=None, process=process)

@@ -59,6 +59,7 @@ _PLACES = {
     "runs.inspection": ("check_structure", "inspect"),
     "runs.loops": ("Pruning",),
     "runs.plan": ("Plan",),
+    "runs.proxies": ("zero_cost_proxies",),
     "runs.publishing": ("push_to_hub", "save_pretrained"),
     "runs.run": ("Run",),
     "runs.sampling": ("sample",),
@@ -68,6 +69,7 @@ _PLACES = {
     "structure": ("Block", "Cut", "Dim", "Structure", "StructureBuilder"),
     "teacher": ("Book", "BookConfig"),
     "schedules": ("AdaptiveConfig", "CutConfig", "ProgressiveConfig"),
+    "schedules.proxies": ("Judgement",),
 }
 _PLACE_OF = {name: place for place, names in _PLACES.items() for name in names}
 
@@ -150,6 +152,7 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from .runs.inspection import inspect as inspect
     from .runs.loops import Pruning as Pruning
     from .runs.plan import Plan as Plan
+    from .runs.proxies import zero_cost_proxies as zero_cost_proxies
     from .runs.publishing import push_to_hub as push_to_hub
     from .runs.publishing import save_pretrained as save_pretrained
     from .runs.recording import record as record
@@ -161,6 +164,7 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from .schedules import AdaptiveConfig as AdaptiveConfig
     from .schedules import CutConfig as CutConfig
     from .schedules import ProgressiveConfig as ProgressiveConfig
+    from .schedules.proxies import Judgement as Judgement
     from .structure import Block as Block
     from .structure import Cut as Cut
     from .structure import Dim as Dim
