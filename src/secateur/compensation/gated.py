@@ -68,17 +68,20 @@ def exact_change(
     images, _, columns = x_IRK.shape
     grams = (x_IRK.mT @ x_IRK).reshape(images, -1)
     cross = total(in_float64(_cross(x_IRK, gate_IM, error_IRM)))
-    changes = []
-    for chosen in torch.arange(gate_IM.shape[1]).split(max(1, AT_ONCE_BYTES // (8 * columns**2))):
-        systems = total(in_float64(gate_IM[:, chosen].square().T @ grams).reshape(-1, columns, columns))
+
+    def solved(channels: Tensor) -> Tensor:
+        squares = gate_IM[:, channels].square()
+        systems = total(in_float64(squares.T @ grams).reshape(-1, columns, columns))
         pull = ridge * mean_square(systems.diagonal(dim1=1, dim2=2), bias)
         systems.diagonal(dim1=1, dim2=2)[:, : columns - bias] += pull[:, None]
-        solved = [
+        changes = [
             solve(A, b[:, None])[:, 0] if A.any() else torch.zeros_like(b)
-            for A, b in zip(systems, cross[:, chosen].T, strict=True)
+            for A, b in zip(systems, cross[:, channels].T, strict=True)
         ]
-        changes += solved
-    return torch.stack(changes, dim=1)
+        return torch.stack(changes, dim=1)
+
+    at_once = max(1, AT_ONCE_BYTES // (8 * columns**2))
+    return torch.cat([solved(channels) for channels in torch.arange(gate_IM.shape[1]).split(at_once)], dim=1)
 
 
 def conjugate_change(

@@ -27,6 +27,7 @@ from .streams import owner, stream_blocks
 from .targets import chosen_target, layers_to_refit
 
 FLOAT64 = 2.0  # cost of float64 operations relative to float32
+SMALL = 3.0  # cost of operations in many small systems relative to those of one large product
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ def _stream_price(layer: Projection, rows: int, config: CompensationConfig) -> L
     )  # parts and whole; errors, the dense stream, and the layer's own output
     flops = 2.0 * rows * columns**2
     if exact_is_better(tuples, rows, columns, outputs):
-        flops += exact_flops(tuples, columns, outputs)
+        flops += SMALL * exact_flops(tuples, columns, outputs)
         held += (4 * tuples + 12 * min(outputs, max(1, AT_ONCE_BYTES // (8 * columns**2)))) * columns**2
     else:
         flops += conjugate_flops(rows, columns, outputs) + FLOAT64 * columns**3 / 3
