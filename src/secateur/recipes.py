@@ -228,6 +228,7 @@ def quickstart() -> Recipe:
     return Recipe(
         scoring=ScoringConfig(num_timesteps=16, num_images=64),
         compensates=True,
+        records=True,
         recovery=RecoveryConfig(
             steps=150,
             batch_size=64,
