@@ -10,7 +10,7 @@ from torch import nn
 import secateur
 from models import unet
 from secateur.runs import stages
-from secateur.runs.compression import _off_the_device
+from secateur.runs.teaching import off_the_device
 
 IMAGES = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
@@ -53,7 +53,7 @@ def test_a_recovery_begins_with_the_student_and_the_teacher_that_is_asked(tmp_pa
     assert ((False, ("cpu",)) in moved) is not teaches
 
 
-def test_what_was_moved_off_the_device_returns():
+def test_what_was_movedoff_the_device_returns():
     places = []
 
     class Recorded(nn.Linear):
@@ -61,6 +61,6 @@ def test_what_was_moved_off_the_device_returns():
             places.append(str(place))
             return self
 
-    with pytest.raises(RuntimeError), _off_the_device(Recorded(1, 1), when=True):
+    with pytest.raises(RuntimeError), off_the_device(Recorded(1, 1), when=True):
         raise RuntimeError
     assert places == ["cpu", "cpu"]  # away, and back to where it was
