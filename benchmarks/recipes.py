@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import product
@@ -25,17 +26,21 @@ from torch import nn
 
 import secateur
 from bench import (
+    NAMES,
     RECOVERY,
+    RESULTS,
     Bench,
     collect,
     command_line,
     cpu_timed,
     evaluation_of,
     panels_of,
+    read_json,
     report,
     results_of,
     spread,
     targets_of,
+    write_text,
 )
 from drawing import SPARE_COLOURS, WARM, dense_line, dots, name_rows, styled
 from secateur import RecoveryConfig
@@ -199,6 +204,29 @@ def table(records: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def summary(found: Mapping[str, dict[str, Any]]) -> str:
+    """Markdown: at equal time, one row per method, one column per model and target: share of the gap, and SSIM."""
+    panels = panels_of(found)
+    heads = [f"{name}, {target.partition('=')[2]}" for name, target in panels]
+    lines = [f"| method | {' | '.join(heads)} |", f"|---|{'--:|' * len(panels)}"]
+    for method in METHODS:
+        cells = [_share_and_ssim(found[name], target, method) for name, target in panels]
+        if any(cells):
+            lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _share_and_ssim(records: dict[str, Any], target: str, method: str) -> str:
+    ssims = collect(records, f"{target}/time/{method}/", "ssim")
+    if not ssims:
+        return ""
+    similar, plain = f"SSIM {statistics.mean(ssims):.3f}", _fds(records, target, "plain")
+    has_gap = plain and statistics.mean(plain) > SMALLEST_GAP * records["dense"]["fd"]
+    if method == "plain" or not has_gap:
+        return similar
+    return f"{spread(shares(records, target, 'time', method), 2)}, {similar}"
+
+
 @styled
 def plot(found: dict[str, dict[str, Any]]) -> Figure:
     """FD of every seed, one panel per model and target."""
@@ -234,6 +262,8 @@ def main() -> None:
     torch.set_num_threads(1)
     if arguments.table:
         report("recipes", table, plot)
+        found = {name: read_json(path) for name in NAMES if (path := RESULTS / f"recipes-{name}.json").is_file()}
+        write_text(RESULTS / "recipes.md", summary(found))
     else:
         bench = Bench(arguments.model, evaluation_of(arguments))
         run(bench, arguments.targets, arguments.seeds, arguments.steps, arguments.methods, arguments.budgets)
