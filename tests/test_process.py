@@ -2,6 +2,8 @@
 
 import logging
 import warnings
+from contextlib import suppress
+from itertools import product
 
 import pytest
 import torch
@@ -175,6 +177,22 @@ def test_the_error_is_the_mean_over_pixels_of_each_sample():
 def test_unknown_processes_are_refused(config):
     with pytest.raises(ModelError):
         process_from_config(config)
+
+
+ODD_VALUES = [None, True, -1, 0, 2**70, 1.5, float("nan"), float("inf"), "x", [], [1], {}, {"x": 1}]
+
+
+@pytest.mark.parametrize("kind", [DDPMScheduler, DDIMScheduler, FlowMatchEulerDiscreteScheduler])
+@pytest.mark.filterwarnings("ignore")
+def test_any_value_of_a_scheduler_config_gives_a_process_or_a_line(kind):
+    config = {**kind().config, "_class_name": kind.__name__}
+    refused = []
+    for key, value in product(config, ODD_VALUES):
+        with suppress(ModelError):
+            process_from_config(config | {key: value})
+            continue
+        refused.append((key, value))
+    assert ("num_train_timesteps", 0) in refused
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..base.errors import ModelError, first_line
+from ..base.errors import ModelError, SecateurError, first_line
 from .base import Process
 from .diffusion import DiffusionProcess
 from .flow import CONVENTION, FlowProcess, _flow_config
@@ -28,7 +28,9 @@ def process_from_config(config: dict[str, Any]) -> Process:
             return _tried(FlowProcess(_flow_config(config)))
         if "beta_schedule" in config or "beta_start" in config or name in ("DDPMScheduler", "DDIMScheduler"):
             return _tried(DiffusionProcess(config))
-    except (NotImplementedError, TypeError, ValueError, RuntimeError, IndexError) as error:
+    except SecateurError:
+        raise
+    except Exception as error:  # whatever diffusers raises for values that make no sense
         raise ModelError(f"the scheduler config cannot be used: {first_line(error)}") from error
     raise ModelError(
         f"scheduler {name} is not supported; use one with a beta schedule (DDPM, DDIM ...), a FlowMatch one, or one "
