@@ -186,6 +186,7 @@ ODD_VALUES = [None, True, -1, 0, 2**70, 1.5, float("nan"), float("inf"), "x", []
 @pytest.mark.filterwarnings("ignore")
 def test_any_value_of_a_scheduler_config_gives_a_process_or_a_line(kind):
     config = {**kind().config, "_class_name": kind.__name__}
+    del config["_use_default_values"]  # diffusers would take the defaults of its keys
     refused = []
     for key, value in product(config, ODD_VALUES):
         with suppress(ModelError):
