@@ -244,7 +244,7 @@ def plot(found: dict[str, dict[str, Any]]) -> Figure:
         dense_line(axes, found[name]["dense"]["fd"])
         axes.set_title(f"{name}, {target.partition('=')[2]} of the MACs")
         name_rows(axes, methods)
-        axes.set_xlabel("FD to the data at equal time (dashed: dense)")
+        axes.set_xlabel("FD at equal time (dashed: dense)")
     for axes in grid.flat[len(panels) :]:
         axes.remove()
     return figure
