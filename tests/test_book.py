@@ -20,7 +20,7 @@ from secateur.process.flow import FlowProcess
 from secateur.recovery import JacobianConfig, RecoveryConfig, recover
 from secateur.recovery.objectives.build import build_objective
 from secateur.recovery.reading import check_contents, contents_of, errors_of, read_step, tuples_for
-from secateur.runs.stages import book_place
+from secateur.runs.recording import book_place
 from secateur.runs.subject import open_subject
 from secateur.schedules import CutConfig
 from secateur.teacher import BookConfig, Contents, LiveTeacher, open_book, write_book

@@ -37,9 +37,9 @@ from ..schedules import Compensating, Goal, ProgressiveConfig, Scores, Target, b
 from ..teacher import Book
 from .checks import check_new_labels
 from .quality import search_quality
+from .recording import book_place, record_stage, recorded_in
 from .stages import (
     Planned,
-    book_place,
     calibration,
     compensate_stage,
     cut_stage,
@@ -47,8 +47,6 @@ from .stages import (
     kept,
     latency_of,
     rank_stage,
-    record_stage,
-    recorded_in,
     recover_stage,
     reopened,
     scores_of,

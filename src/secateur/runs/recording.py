@@ -3,30 +3,38 @@ train."""
 
 from __future__ import annotations
 
+import time
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from typing_extensions import Unpack
 
 from ..base.console import say, shown
-from ..base.distributed import is_main_process
+from ..base.distributed import is_main_process, wait_for_everyone
 from ..base.errors import require
 from ..base.files import check_folder, is_left_behind, remove_left_behind
+from ..base.fingerprint import fingerprint
 from ..base.lock import LOCK, owned
 from ..base.origin import recorded
 from ..base.rules import Count, checked
 from ..data import ImageDataset
-from ..data.conditions import check_conditions
+from ..data.conditions import check_conditions, null_conditions
 from ..recipes import finetuning_config
 from ..recovery import RecoveryConfig
-from ..teacher import Book, BookConfig, open_book
+from ..recovery.accelerator import precision_on
+from ..recovery.reading import contents_of, tuples_for
+from ..results import Recorded, read_result, write_result
+from ..teacher import Book, BookConfig, open_book, write_book
 from ..teacher.book import ABOUT
 from .arguments import ModelArguments
 from .data import encode_data
 from .opening import opened, required
-from .stages import record_stage
 from .subject import Subject
+
+PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @recorded
@@ -100,3 +108,49 @@ def _owned(out: str | Path | None) -> AbstractContextManager[None]:
     folder.mkdir(parents=True, exist_ok=True)
     remove_left_behind(folder)
     return owned(folder)
+
+
+def record_stage(
+    folder: str | Path | None, subject: Subject, dataset: ImageDataset, config: BookConfig, recovery: RecoveryConfig
+) -> Book:
+    """The book for a recovery; what is missing in `folder` is recorded, by each process a part."""
+    contents = contents_of(recovery, null_conditions(subject.model, dataset))
+    lower = PRECISIONS[precision_on(recovery, subject.device)]
+    count = tuples_for(recovery, config)
+    book = write_book(subject.model, subject.process, dataset, contents, config, count, folder, lower)
+    wait_for_everyone(subject.on_cpu)
+    return book
+
+
+def recorded_in(folder: Path | None, book: Book | None = None, begun: float = 0.0) -> Recorded | None:
+    """The content of `recorded.json` about the book of a run; written once, for a `book` begun at time `begun`."""
+    path = None if folder is None else folder / "recorded.json"
+    if path is not None and path.is_file():
+        return read_result(Recorded, path)
+    if book is None:
+        return None
+    found = Recorded(book.num_tuples, book.held_out_rows.count, book.bytes, round(time.perf_counter() - begun, 2))
+    if path is not None and is_main_process():
+        write_result(path, found)
+    return found
+
+
+def book_place(
+    folder: Path | None,
+    cache: Path | None,
+    subject: Subject,
+    dataset: ImageDataset,
+    config: BookConfig,
+    recovery: RecoveryConfig,
+) -> Path | None:
+    """The folder of a run's book; None, for a book in memory, without a run folder.
+
+    In a shared `cache`, runs whose recoveries ask the same of the same teacher share one.
+    """
+    if folder is None:
+        return None
+    if cache is None:
+        return folder / "book"
+    contents = contents_of(recovery, null_conditions(subject.model, dataset))
+    same = replace(config, num_tuples=None, batch_size=1)
+    return cache / "books" / fingerprint([repr(contents), repr(same), precision_on(recovery, subject.device)])

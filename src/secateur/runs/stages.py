@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from ..base.distributed import is_main_process, wait_for_everyone
-from ..base.fingerprint import fingerprint
 from ..compensation import CompensationConfig, compensate
 from ..criteria import ScoringConfig, score
 from ..data import Batch, ImageDataset, calibration_batch
@@ -28,9 +27,7 @@ from ..io.pipeline import save_pipeline
 from ..models.labels import train_only_labels
 from ..models.network import as_network, example_inputs
 from ..recovery import Pruner, RecoveryConfig, WarmupConfig, recover
-from ..recovery.accelerator import precision_on
 from ..recovery.parallel import AVERAGE
-from ..recovery.reading import contents_of, tuples_for
 from ..reporting import write_cut, write_ranking
 from ..results import (
     Compensation,
@@ -38,7 +35,6 @@ from ..results import (
     Decisions,
     Evaluation,
     Ranking,
-    Recorded,
     Recovery,
     read_decisions,
     read_recovery,
@@ -47,13 +43,12 @@ from ..results import (
 )
 from ..schedules import CutConfig, Target, one_shot, settled
 from ..structure import Cut, Structure, remove
-from ..teacher import Book, BookConfig, write_book
+from ..teacher import Book
 from .data import decoder
 from .subject import Subject, check_ranked
 from .validation import validation_of
 
 LATENCY_ROUNDS = 20
-PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 Result = TypeVar("Result")
 
@@ -244,52 +239,6 @@ def compensate_stage(
             shutil.rmtree(folder / "compensation", ignore_errors=True)
         wait_for_everyone(subject.on_cpu)
     return reopened(place, subject), read_result(Compensation, _of(folder) / "compensation.json")
-
-
-def record_stage(
-    folder: str | Path | None, subject: Subject, dataset: ImageDataset, config: BookConfig, recovery: RecoveryConfig
-) -> Book:
-    """The book for a recovery; what is missing in `folder` is recorded, by each process a part."""
-    contents = contents_of(recovery, null_conditions(subject.model, dataset))
-    lower = PRECISIONS[precision_on(recovery, subject.device)]
-    count = tuples_for(recovery, config)
-    book = write_book(subject.model, subject.process, dataset, contents, config, count, folder, lower)
-    wait_for_everyone(subject.on_cpu)
-    return book
-
-
-def recorded_in(folder: Path | None, book: Book | None = None, begun: float = 0.0) -> Recorded | None:
-    """The content of `recorded.json` about the book of a run; written once, for a `book` begun at time `begun`."""
-    path = None if folder is None else folder / "recorded.json"
-    if path is not None and path.is_file():
-        return read_result(Recorded, path)
-    if book is None:
-        return None
-    found = Recorded(book.num_tuples, book.held_out_rows.count, book.bytes, round(time.perf_counter() - begun, 2))
-    if path is not None and is_main_process():
-        write_result(path, found)
-    return found
-
-
-def book_place(
-    folder: Path | None,
-    cache: Path | None,
-    subject: Subject,
-    dataset: ImageDataset,
-    config: BookConfig,
-    recovery: RecoveryConfig,
-) -> Path | None:
-    """The folder of a run's book; None, for a book in memory, without a run folder.
-
-    In a shared `cache`, runs whose recoveries ask the same of the same teacher share one.
-    """
-    if folder is None:
-        return None
-    if cache is None:
-        return folder / "book"
-    contents = contents_of(recovery, null_conditions(subject.model, dataset))
-    same = replace(config, num_tuples=None, batch_size=1)
-    return cache / "books" / fingerprint([repr(contents), repr(same), precision_on(recovery, subject.device)])
 
 
 def settle_stage(

@@ -30,7 +30,7 @@ from ..results import CutResult
 from ..teacher import Book, BookConfig
 from ..teacher.book import tuple_bytes
 from .memory import pruned_to
-from .stages import record_stage, recorded_in
+from .recording import record_stage, recorded_in
 from .subject import Subject
 
 RESUMED = "as when the run was begun"
