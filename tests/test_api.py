@@ -4,6 +4,7 @@ import copy
 import inspect
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -304,6 +305,21 @@ def test_an_unknown_network_is_scored_cut_recovered_and_measured(own):
     result = secateur.evaluate(tuned, reference=model, **functions)
     assert result.macs.ratio < 1
     assert result["denoising_loss"].value == pytest.approx(loss(tuned, whole).item(), rel=0.2)
+
+
+def test_an_unknown_network_is_compressed_by_default_without_a_book(own):
+    model, data = own
+    functions = {"data": data, "forward": forward, "loss": loss, "target": "params=70%"}
+    recovery = replace(secateur.recipe_named("default").recovery, steps=2, batch_size=8, warmup_steps=1)
+    options = {"scoring": SCORING, "recovery": recovery, "evaluation": secateur.EvaluationConfig(metrics=("loss",))}
+    with pytest.raises(secateur.SecateurError, match="give compensates=False"):
+        secateur.compress(model, **functions, **options)
+    options["compensates"] = False
+    run = secateur.compress(model, **functions, **options)
+    assert run.model.first.out_features < 16
+    assert run.recorded is None
+    with pytest.raises(secateur.SecateurError, match="a book is of noisy samples"):
+        secateur.compress(model, records=True, **functions, **options)
 
 
 def test_what_a_users_functions_do_not_say_is_left_out_with_a_note(own):

@@ -74,7 +74,13 @@ def of_another_model(arguments: NetworkArguments) -> ModelArguments:
 
 
 def divided(arguments: CompressionArguments) -> tuple[RecipeArguments, NetworkArguments]:
-    """The arguments split into those about the recipe and those about the model."""
+    """The arguments split into those about the recipe and those about the model.
+
+    A network with the user's `forward` or `loss` has no noisy samples, and so no book: unless asked for one, its recipe
+    goes without.
+    """
     parts = {name: value for name, value in arguments.items() if name in RecipeArguments.__annotations__}
     about_model = {name: value for name, value in arguments.items() if name not in parts}
+    if any(about_model.get(own) is not None for own in ("forward", "loss")) and parts.get("records") is None:
+        parts["records"] = False
     return cast(RecipeArguments, parts), cast(NetworkArguments, about_model)

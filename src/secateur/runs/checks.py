@@ -13,6 +13,7 @@ from ..data import ImageDataset, LatentDataset
 from ..data.conditions import GIVE_LABELS, check_conditions
 from ..evaluation import EvaluationConfig, plan_evaluation
 from ..io.manifest import beside, stage_of
+from ..io.pruned import saved_module
 from ..models.network import class_count, device_of, input_shape
 from ..models.precision import PrecisionName, in_precisions
 from ..process.own import OwnObjective
@@ -122,6 +123,11 @@ def check_compression(
     check_quality(subject, goal, settings.schedule == "one-shot")
     granularity = granularity_for(goal, settings.cut)
     check_schedule(settings, granularity)
+    if settings.compensates and not hasattr(saved_module(subject.model), "register_to_config"):
+        raise SecateurError(
+            f"{type(subject.model).__name__} is no diffusers model and keeps no record of its cuts, which the refit "
+            "needs; give compensates=False"
+        )
     if settings.schedule == "adaptive" and subject.excluded:
         raise SecateurError("the adaptive schedule decides over all blocks: leave cut.include and cut.exclude out")
     if dataset is not None:
