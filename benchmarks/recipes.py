@@ -220,11 +220,10 @@ def _share_and_ssim(records: dict[str, Any], target: str, method: str) -> str:
     ssims = collect(records, f"{target}/time/{method}/", "ssim")
     if not ssims:
         return ""
-    similar, plain = f"SSIM {statistics.mean(ssims):.3f}", _fds(records, target, "plain")
+    plain = _fds(records, target, "plain")
     has_gap = plain and statistics.mean(plain) > SMALLEST_GAP * records["dense"]["fd"]
-    if method == "plain" or not has_gap:
-        return similar
-    return f"{spread(shares(records, target, 'time', method), 2)}, {similar}"
+    share = spread(shares(records, target, "time", method), 2) if has_gap and method != "plain" else "–"
+    return f"{share} / {statistics.mean(ssims):.3f}"
 
 
 @styled
