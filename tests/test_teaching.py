@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import secateur
-from models import dit
+from models import dit, unet
 from secateur.base.errors import TrainingError
 from secateur.evaluation import EvaluationConfig
 from secateur.process.flow import FlowProcess
@@ -122,3 +122,14 @@ def test_finetune_and_its_dry_run_choose_the_book_by_themselves(device_of, tmp_p
     assert not (tmp_path / "book").exists()
     assert json.loads((tmp_path / "recorded.json").read_text())["tuples"] == 4
     assert "The dense model answered 4 tuples" in (tmp_path / "report.html").read_text()
+
+
+def test_a_book_that_is_too_large_is_not_recorded(monkeypatch, caplog):
+    given = {"target": "macs=60%", "process": "ddpm"}
+    whole = secateur.plan(unet(), **given)
+    assert whole.book is not None
+    monkeypatch.setattr(teaching, "LARGEST_BOOK", whole.book[1] - 1)
+    with caplog.at_level(logging.INFO, logger="secateur"):
+        assert secateur.plan(unet(), **given).book is None
+    assert "so the teacher is asked live" in caplog.text
+    assert secateur.plan(unet(), book=BookConfig(num_tuples=64), **given).book is not None

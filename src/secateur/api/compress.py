@@ -26,6 +26,7 @@ from ..runs.stages import (
     pipeline_stage,
     warmup_stage,
 )
+from ..runs.teaching import without_large_book
 from ..runs.tidy import tidy
 from ..schedules import parse_target
 
@@ -80,6 +81,7 @@ def compress(
         subject = with_labels_of(dataset, subject, new_labels, settings.recovery.seed)
         labels = (warmup or WarmupConfig()) if new_labels else None
         subject = subject.selected(settings.cut)
+        settings = without_large_book(settings, subject)
         cut = check_compression(subject, dataset, goal, settings)
         about = run_settings(subject, goal, name_of(data, dataset), settings, labels)
         wait_for_everyone(subject.on_cpu)  # nobody writes where the settings are refused

@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from ..base.console import note
 from ..base.devices import device_memory, has_own_memory
 from ..base.distributed import from_main, is_main_process, wait_for_everyone
 from ..base.files import read_json
+from ..base.units import format_count
 from ..data import ImageDataset
 from ..recipes import Recipe
 from ..recovery import RecoveryConfig
@@ -33,7 +35,27 @@ from .memory import pruned_to
 from .recording import record_stage, recorded_in
 from .subject import Subject
 
+LARGEST_BOOK = 50e9
+
 RESUMED = "as when the run was begun"
+
+
+def without_large_book(settings: Recipe, subject: Subject) -> Recipe:
+    """`settings`, without a book that would take more than `LARGEST_BOOK` bytes: then the dense model is asked live.
+
+    The size alone decides, and not the free disk, so that a run is resumed as it was begun.
+    """
+    if not settings.records:
+        return settings
+    tuples = tuples_for(settings.recovery, settings.book) + settings.book.held_out
+    size = tuples * tuple_bytes(subject.model, contents_of(settings.recovery, {}), settings.book)
+    if size <= LARGEST_BOOK:
+        return settings
+    note(
+        f"recovery: a book of the teacher's answers would take {format_count(size)}B, so the teacher is asked live; "
+        "fewer book.num_tuples make one that is recorded"
+    )
+    return replace(settings, records=False)
 
 
 def why_recipe_records(settings: Recipe, subject: Subject, cut: CutResult | None, folder: Path | None) -> str | None:

@@ -37,6 +37,7 @@ from ..models.registry import describe
 from ..process.base import Process
 from ..process.own import OwnObjective
 from ..structure import Cut
+from ..structure.known_values import without_memory
 from .config import BookConfig, Contents, stored_dtype
 from .draw import Draw, directions_of
 from .hidden import Call, Lineage, hidden_states, lineage_of
@@ -228,12 +229,12 @@ def open_book(folder: str | Path, process: Process, dataset: ImageDataset, model
 
 
 def tuple_bytes(model: nn.Module, contents: Contents, config: BookConfig) -> int:
-    """Bytes of a tuple, in memory or on disk; found by one pass of the model."""
+    """Bytes of a tuple, in memory or on disk; found by one pass of the model, which may be on the meta device."""
     itemsize = stored_dtype(config, next(model.parameters()).dtype).itemsize
     sample, conditions = example_batch(model, 1)
-    at = torch.ones(1, dtype=torch.int64, device=sample.device)
     blocks = _chosen(contents, tuple(describe(model).blocks))
-    with inference(model), hidden_states(model, blocks) as states:
+    with inference(model), without_memory(), hidden_states(model, blocks) as states:
+        at = torch.ones(1, dtype=torch.int64, device=sample.device)
         output = predict(model, sample, at, conditions)
     held = output.numel()
     for call, *_ in states.values():
