@@ -7,6 +7,7 @@ import torch
 
 import secateur
 from models import autoencoder, unet
+from pipelines import vae
 from secateur.io.pipeline import Loaded
 from secateur.process.diffusion import DiffusionProcess
 from secateur.runs import timing
@@ -68,4 +69,9 @@ def test_what_cannot_be_counted_without_data_is_left_out(monkeypatch):
     plan = secateur.plan(unet(sample_size=8), target="macs=60%", process="ddpm", compensates=False, records=False)
     assert plan.peak == {}
     assert "memory" not in str(plan)
+    assert plan.seconds["recover"] > 0
+
+
+def test_a_decoder_is_timed_on_images():
+    plan = secateur.plan(vae(sample_size=16), target="macs=60%", recipe="decoder")
     assert plan.seconds["recover"] > 0

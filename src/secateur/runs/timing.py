@@ -225,7 +225,8 @@ def seconds_per_pair(subject: Subject) -> float:
 
 
 def _seconds_of_pass(subject: Subject, batch_size: int) -> float:
-    sample, conditions = example_batch(subject.model, batch_size)
+    taken, conditions = example_batch(subject.model, batch_size)
+    sample = torch.randn(batch_size, *input_shape(subject.model)).to(taken)  # of a decoder: images
     timesteps = subject.process.timesteps(torch.linspace(0.1, 0.9, batch_size)).to(sample.device)
     seconds = []
     for _ in range(TIMED_STEPS):
