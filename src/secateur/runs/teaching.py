@@ -30,7 +30,7 @@ from ..recovery.memory import reason_for_book
 from ..recovery.reading import contents_of, tuples_for
 from ..results import CutResult
 from ..teacher import Book, BookConfig
-from ..teacher.book import tuple_bytes
+from ..teacher.book import require_noisy_samples, tuple_bytes
 from .memory import pruned_to
 from .recording import record_stage, recorded_in
 from .subject import Subject
@@ -44,9 +44,13 @@ def without_large_book(settings: Recipe, subject: Subject) -> Recipe:
     """`settings`, without a book that would take more than `LARGEST_BOOK` bytes: then the dense model is asked live.
 
     The size alone decides, and not the free disk, so that a run is resumed as it was begun.
+
+    Raises:
+        SecateurError: the network is called by functions of its user, and has no noisy samples.
     """
     if not settings.records:
         return settings
+    require_noisy_samples(subject.process)
     tuples = tuples_for(settings.recovery, settings.book) + settings.book.held_out
     size = tuples * tuple_bytes(subject.model, contents_of(settings.recovery, {}), settings.book)
     if size <= LARGEST_BOOK:

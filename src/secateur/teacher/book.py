@@ -180,7 +180,7 @@ def write_book(
         SecateurError: `folder` holds another book; or there are no noisy samples (forward= and loss=).
         TrainingError: an answer is not finite.
     """
-    require(not isinstance(process, OwnObjective), "a book is of noisy samples, and forward= and loss= have none")
+    require_noisy_samples(process)
     lineage, weights = lineage_of(model), next(model.parameters()).dtype
     dtype = stored_dtype(config, autocast or weights)
     about = About(
@@ -207,6 +207,15 @@ def write_book(
         ):
             rows.fill(partial(_answers, LiveTeacher(model), tuples, dtype), name, config.batch_size)
     return book
+
+
+def require_noisy_samples(process: Process) -> None:
+    """Refuse a process whose network is called by functions of its user.
+
+    Raises:
+        SecateurError: it is one.
+    """
+    require(not isinstance(process, OwnObjective), "a book is of noisy samples, and forward= and loss= have none")
 
 
 def open_book(folder: str | Path, process: Process, dataset: ImageDataset, model: nn.Module) -> Book:
