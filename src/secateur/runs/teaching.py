@@ -35,8 +35,7 @@ from .memory import pruned_to
 from .recording import record_stage, recorded_in
 from .subject import Subject
 
-LARGEST_BOOK = 50e9
-
+LARGEST_BOOK = 50e9  # bytes; latents of images stay below, those of clips do not
 RESUMED = "as when the run was begun"
 
 
@@ -51,8 +50,7 @@ def without_large_book(settings: Recipe, subject: Subject) -> Recipe:
     if not settings.records:
         return settings
     require_noisy_samples(subject.process)
-    tuples = tuples_for(settings.recovery, settings.book) + settings.book.held_out
-    size = tuples * tuple_bytes(subject.model, contents_of(settings.recovery, {}), settings.book)
+    size = _bytes_of_book(subject, settings.recovery, settings.book)
     if size <= LARGEST_BOOK:
         return settings
     note(
@@ -98,8 +96,7 @@ def why_record(
     reason = reason_for_book(student(), teacher.model, teacher.process, recovery, teacher.device)
     if reason is None:
         return None
-    size = tuple_bytes(teacher.model, contents_of(recovery, {}), book) * (tuples_for(recovery, book) + book.held_out)
-    return reason if 2 * size < _room(folder) else None
+    return reason if 2 * _bytes_of_book(teacher, recovery, book) < _room(folder) else None
 
 
 def agreed(reason: str | None, on_cpu: bool) -> str | None:
@@ -149,6 +146,11 @@ def off_the_device(model: nn.Module, when: bool) -> Iterator[None]:
         yield
     finally:
         model.to(device)
+
+
+def _bytes_of_book(teacher: Subject, recovery: RecoveryConfig, book: BookConfig) -> int:
+    tuples = tuples_for(recovery, book) + book.held_out
+    return tuples * tuple_bytes(teacher.model, contents_of(recovery, {}), book)
 
 
 def _room(folder: Path | None) -> int:
