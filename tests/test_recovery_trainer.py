@@ -511,6 +511,67 @@ def test_a_precision_that_the_device_chooses_is_said(monkeypatch, caplog, tmp_pa
     assert "passes run in bf16, which this device has; --recovery.mixed-precision no turns it off" in caplog.text
 
 
+@pytest.fixture
+def matmul():
+    """torch's switch for matrix products, which is put back."""
+    switch = torch.backends.cuda.matmul
+    before = switch.fp32_precision
+    yield switch
+    switch.fp32_precision = before
+
+
+LITERAL, BY_DEFAULT, IN_TF32 = ("ieee", "ieee"), ("none", "tf32"), ("tf32", "tf32")  # products and convolutions
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype", "switched", "expected"),
+    [
+        ("no", torch.float32, None, IN_TF32),
+        ("float32", torch.float32, None, LITERAL),
+        ("bf16", torch.float32, None, BY_DEFAULT),
+        ("no", torch.float64, None, BY_DEFAULT),
+        ("no", torch.float32, "ieee", ("ieee", "tf32")),  # by the user
+    ],
+)
+def test_float32_is_trained_in_tf32_where_the_device_has_it(
+    precision, dtype, switched, expected, matmul, monkeypatch, caplog, tmp_path
+):
+    """The CPU passes for such a device, whose switches are there on all machines."""
+    monkeypatch.setattr(accelerator, "has_tf32", lambda device: True)
+    conv = torch.backends.cudnn.conv
+    steps, around = set(), set()
+
+    def note_switches(*_):
+        steps.add((matmul.fp32_precision, conv.fp32_precision))
+
+    def validate(average, step):
+        around.add((matmul.fp32_precision, conv.fp32_precision))
+        return torch.zeros(1, 1, 8, 8)
+
+    model, teacher = dit().to(dtype), smaller().to(dtype)
+    teacher.register_forward_hook(note_switches)
+    model.proj_out_1.weight.register_hook(note_switches)
+    config = replace(CONFIG, steps=1, mixed_precision=precision, objective="distillation", validation_every=1)
+    if switched:
+        matmul.fp32_precision = switched
+    recover(model, FlowProcess(), images(), config, tmp_path, teacher, validate=validate)
+    assert steps == {expected}
+    assert around == {(matmul.fp32_precision, conv.fp32_precision)} == {(switched or "none", "tf32")}
+    said = "passes run in TF32, which this device has; --recovery.mixed-precision float32 turns it off"
+    assert (said in caplog.text) == (expected == IN_TF32)
+
+
+def test_a_device_without_tf32_has_none(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_tf32_supported", lambda: False)
+    config = replace(CONFIG, mixed_precision="no")
+    for device in ("cpu", "cuda"):
+        with accelerator.products_on(config, torch.device(device), torch.float32)():
+            assert torch.backends.cuda.matmul.fp32_precision == "none"
+    monkeypatch.setattr(torch.cuda, "is_tf32_supported", lambda: True)
+    with accelerator.products_on(config, torch.device("cuda"), torch.float32)():
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
 @pytest.mark.parametrize("name", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM"])
 def test_an_environment_that_shards_the_model_is_refused(name, monkeypatch, tmp_path):
     monkeypatch.setenv(name, "true")

@@ -16,8 +16,9 @@ from models import dit, unet
 from secateur.base.errors import SecateurError
 from secateur.cli import main
 from secateur.evaluation import EvaluationConfig
-from secateur.recipes import RECIPES
-from secateur.runs import stages, trials
+from secateur.recipes import RECIPES, Recipe
+from secateur.runs import stages, teaching, trials
+from secateur.runs.subject import open_subject
 from secateur.runs.trials import NOT_IN_ALL, TrialConfig, all_trials, recipe_names
 from secateur.schedules import parse_target
 from training_runs import TWO
@@ -219,3 +220,21 @@ def test_two_processes_take_a_trial_each_and_then_the_next(model: Path, tmp_path
     assert len(list(out.glob("trials/*/report.html"))) == 4
     assert (out / "report.html").is_file()
     assert "report  " in run.stdout
+
+
+@pytest.mark.parametrize("over", [False, True])
+def test_trials_go_without_a_book_that_is_too_large(
+    over: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a compression does; it is said when the trial is planned, and when it runs."""
+    bench = trials.open_bench(open_subject(unet(), "ddpm", device="cpu"), "digits")
+    (trial,) = all_trials(["default"], [], [], [parse_target("macs=60%")], [0], TrialConfig(), 3, EvaluationConfig())
+    ran: list[Recipe] = []
+    monkeypatch.setattr(trials, "compress_stages", lambda *given: ran.append(given[4]))
+    if over:
+        monkeypatch.setattr(teaching, "LARGEST_BOOK", 1)
+    assert ("record" in trials.plan_trial(bench, trial, 1e-3)) is not over
+    trials.run_trial(bench, trial, tmp_path / "run", [], tmp_path, report=False)
+    assert ran[0].records is not over
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["records"] is not over
+    assert caplog.text.count(f"{trial.name}: a book of the teacher's answers would take") == 2 * over

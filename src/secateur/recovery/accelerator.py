@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -21,6 +21,7 @@ from torch import Tensor
 from ..base.console import note
 from ..base.distributed import process_count, process_group
 from ..base.errors import TrainingError, first_line
+from ..structure.precision import full_precision, is_product_precision_chosen, rounded_products
 from .config import RecoveryConfig
 
 SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM")
@@ -30,7 +31,26 @@ def precision_on(config: RecoveryConfig, device: torch.device) -> Literal["no", 
     """The mixed precision of `config` on `device`; auto means bf16 on GPUs that compute in it."""
     if config.mixed_precision == "auto":
         return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "no"
-    return config.mixed_precision
+    return "no" if config.mixed_precision == "float32" else config.mixed_precision
+
+
+def has_tf32(device: torch.device) -> bool:
+    """Whether `device` multiplies float32 in TF32, as NVIDIA's do from compute capability 8.0."""
+    return device.type == "cuda" and torch.cuda.is_tf32_supported()
+
+
+def products_on(
+    config: RecoveryConfig, device: torch.device, dtype: torch.dtype
+) -> Callable[[], AbstractContextManager[None]]:
+    """The context of every step that trains weights of `dtype`: how their products are taken. TF32 is said."""
+    if dtype != torch.float32 or precision_on(config, device) != "no" or not has_tf32(device):
+        return nullcontext
+    if config.mixed_precision == "float32":
+        return full_precision
+    if is_product_precision_chosen():
+        return nullcontext
+    note("recovery: passes run in TF32, which this device has; --recovery.mixed-precision float32 turns it off")
+    return rounded_products
 
 
 def check_accelerator(config: RecoveryConfig, device: torch.device) -> None:

@@ -14,7 +14,7 @@ WeightPrecision = Literal["float32", "bf16"]
 Memory = Literal["given", "auto"]
 Offloaded = Literal["ema", "teacher"]
 LearningRateSchedule = Literal["constant", "cosine", "linear"]
-Precision = Literal["auto", "no", "bf16", "fp16"]
+Precision = Literal["auto", "no", "bf16", "fp16", "float32"]
 Parallelism = Literal["ddp", "fsdp", "hsdp"]
 TimestepSampling = Literal["uniform", "antithetic"]
 WarmupPart = Literal["labels", "all"]
@@ -55,7 +55,9 @@ class RecoveryConfig:
         parallel: how weights are distributed over the processes of a launcher: ddp keeps all of them in each process;
             fsdp a shard of each weight, of its average and of its moments (torch's fully_shard); hsdp shards within
             every node.
-        mixed_precision: no, bf16 or fp16; auto is bf16 on GPUs that compute in it, else no.
+        mixed_precision: bf16 or fp16; no for passes in the weights' own precision, where GPUs that have TF32 round
+            factors of float32 to it, unless you set torch's switches yourself; float32 is no without TF32; auto is bf16
+            on GPUs that compute in it, else no.
         dropout: probability of every dropout layer; None keeps the model's own.
         label_dropout: how often a class label or a caption is replaced by the null condition, if the model has one.
         horizontal_flip: mirror half of the images.

@@ -18,6 +18,7 @@ from ..base.shards import whole
 from ..models.jacobian import exact
 from ..process.base import Process
 from ..teacher import Draw
+from .accelerator import products_on
 from .checkpoints import TrainingState, newest_checkpoint
 from .config import RecoveryConfig
 from .objectives import Objective, Terms
@@ -77,6 +78,7 @@ class Stepper:
 
     Attributes:
         lags: whether the numbers of a step are read, and checked, while the next one already runs.
+        products: the context of a step, of how factors of products are rounded.
     """
 
     def __init__(
@@ -91,7 +93,8 @@ class Stepper:
     ) -> None:
         self.accelerator, self.parallel, self.state = accelerator, parallel, state
         self.process, self.objective, self.config, self.folder = process, objective, config, folder
-        self.exact = exact(next(state.model.parameters())).dtype
+        first = next(state.model.parameters())
+        self.exact, self.products = exact(first).dtype, products_on(config, accelerator.device, first.dtype)
         self.lags = runs_asynchronously(accelerator.device)
 
     def step(self, draws: list[Draw], interrupted: bool) -> StepResult:

@@ -136,8 +136,9 @@ class _Run:
         self.validate = validate
         self.accelerator, self.process, self.dataset = accelerator, process, dataset
         self.config, self.folder, self.objective = config, folder, objective
+        chosen = config.mixed_precision
         self.settings = asdict(config) | {
-            "mixed_precision": accelerator.mixed_precision,
+            "mixed_precision": accelerator.mixed_precision if chosen == "auto" else chosen,
             "data": f"{dataset.name}, {len(dataset)} images {tuple(dataset.shape)}",
             "pruner": pruner and pruner.settings(),
             "book": teacher.fingerprint if isinstance(teacher, Book) else None,
@@ -213,7 +214,8 @@ class _Run:
             self.clock = time.perf_counter()
             for draws in batches:
                 decided = self.state.pruning is not None and self._prune(self.state.pruning)
-                result = self.stepper.step(draws, interrupted())
+                with self.stepper.products():
+                    result = self.stepper.step(draws, interrupted())
                 if isinstance(self.teacher, Book):
                     result.record.update(self._book_errors(self.teacher))
                 unread.append(result)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from ..base.console import say
+from ..base.console import quiet, say
 from ..base.distributed import is_main_process
 from ..base.errors import SecateurError, require
 from ..base.seeds import Purpose, torch_seed
@@ -131,7 +131,8 @@ class Searcher:
         for name in names:
             trial = self.trial(name, steps)
             try:
-                times[name] = plan_trial(self.bench, trial, second)
+                with quiet(True):  # it has other steps than the trials, and thus a book of another size
+                    times[name] = plan_trial(self.bench, trial, second)
             except SecateurError as error:
                 skipped.append(replace(trial.waiting, rung=0, status="skipped", reason=str(error)))
         if not times:

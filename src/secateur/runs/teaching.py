@@ -39,10 +39,11 @@ LARGEST_BOOK = 50e9  # bytes; latents of images stay below, those of clips do no
 RESUMED = "as when the run was begun"
 
 
-def without_large_book(settings: Recipe, subject: Subject) -> Recipe:
+def without_large_book(settings: Recipe, subject: Subject, name: str = "recovery") -> Recipe:
     """`settings`, without a book that would take more than `LARGEST_BOOK` bytes: then the dense model is asked live.
 
-    The size alone decides, and not the free disk, so that a run is resumed as it was begun.
+    The size alone decides, and not the free disk, so that a run is resumed as it was begun. `name` is for the note that
+    says so.
 
     Raises:
         SecateurError: the network is called by functions of its user, and has no noisy samples.
@@ -54,7 +55,7 @@ def without_large_book(settings: Recipe, subject: Subject) -> Recipe:
     if size <= LARGEST_BOOK:
         return settings
     note(
-        f"recovery: a book of the teacher's answers would take {format_count(size)}B, so the teacher is asked live; "
+        f"{name}: a book of the teacher's answers would take {format_count(size)}B, so the teacher is asked live; "
         "fewer book.num_tuples make one that is recorded"
     )
     return replace(settings, records=False)

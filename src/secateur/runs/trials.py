@@ -11,6 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
+from ..base.console import quiet
 from ..base.errors import SecateurError, first_line, require
 from ..base.files import read_json, write_text
 from ..base.rules import Count, above, at_least, check_fields
@@ -31,6 +32,7 @@ from .memory import Passes, peak_bytes
 from .plan import plan_cut
 from .stages import warmup_stage
 from .subject import Subject
+from .teaching import without_large_book
 from .tidy import tidy
 from .timing import Work, predict_seconds, price_of_compensation, work_of
 
@@ -220,15 +222,22 @@ def _effective(settings: Recipe) -> dict[str, Any]:
     )
 
 
+def settled(bench: Bench, trial: Trial) -> tuple[Subject, Recipe]:
+    """The dense model with the parts that a trial may cut, and the trial's settings, without a book that is too
+    large."""
+    subject = bench.subject.selected(trial.settings.cut)
+    return subject, without_large_book(trial.settings, subject, trial.name)
+
+
 def plan_trial(bench: Bench, trial: Trial, second: float) -> dict[str, float]:
     """Predicted seconds of each stage; `second` is that of one image (`timing.seconds_per_pair`).
 
     Raises:
         SecateurError: the trial cannot run on this model and data.
     """
-    subject = bench.subject.selected(trial.settings.cut)
-    plan = check_compression(subject, bench.dataset, trial.goal, trial.settings)
-    work = work_of(trial.settings, plan)
+    subject, settings = settled(bench, trial)
+    plan = check_compression(subject, bench.dataset, trial.goal, settings)
+    work = work_of(settings, plan)
     return predict_seconds(bench.subject, work, second, price_of_compensation(bench.subject, work))
 
 
@@ -236,9 +245,10 @@ def most_bytes(bench: Bench, trials: Iterable[Trial]) -> float:
     """The largest peak bytes of any stage of any trial, as counted by `peak_bytes`."""
     passes, peaks = Passes(bench.subject), [0.0]
     for trial in trials:
-        subject = bench.subject.selected(trial.settings.cut)
-        plan = plan_cut(subject, trial.goal, trial.settings.cut)
-        peaks += peak_bytes(subject, work_of(trial.settings, plan), passes).values()
+        with quiet(True):  # it was said when the trial was planned
+            subject, settings = settled(bench, trial)
+        plan = plan_cut(subject, trial.goal, settings.cut)
+        peaks += peak_bytes(subject, work_of(settings, plan), passes).values()
     return max(peaks)
 
 
@@ -250,16 +260,16 @@ def run_trial(bench: Bench, trial: Trial, run: Path, others: Iterable[Path], cac
     Raises:
         SecateurError: as `compress`.
     """
-    subject = bench.subject.selected(trial.settings.cut)
-    cut = check_compression(subject, bench.dataset, trial.goal, trial.settings)
-    described = run_settings(bench.subject, trial.goal, bench.data, trial.settings, bench.warmup)
+    subject, settings = settled(bench, trial)
+    cut = check_compression(subject, bench.dataset, trial.goal, settings)
+    described = run_settings(bench.subject, trial.goal, bench.data, settings, bench.warmup)
     with run_folder(run, described, bench.inputs):
         _take_ranking(run, others, described)
         dataset = encode_data(bench.dataset, bench.subject)
-        compress_stages(run, subject, dataset, trial.goal, trial.settings, cut, cache)
+        compress_stages(run, subject, dataset, trial.goal, settings, cut, cache)
         if report:
             write_report(run)
-            tidy(run, trial.settings.recovery, trial.settings.schedule == "one-shot")
+            tidy(run, settings.recovery, settings.schedule == "one-shot")
 
 
 def _take_ranking(run: Path, others: Iterable[Path], described: dict[str, Any]) -> None:
