@@ -10,12 +10,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 
+import secateur
 from adaptive_runs import adaptive, sit
-from models import dit, unet
+from models import dit, half, unet
 from progressive_runs import BOTH, SCORING, pruner_for
-from secateur.base.distributed import is_main_process, process_group
-from secateur.base.errors import TrainingError
+from secateur.base.distributed import is_main_process, process_group, same_in_all_processes
+from secateur.base.errors import SecateurError, TrainingError
 from secateur.base.shards import whole
 from secateur.criteria import CRITERIA, score
 from secateur.data import Batch
@@ -43,6 +45,7 @@ NAMES = [f"{name}{dtype}" for name in RUNS for dtype in ("-float64", "") if name
 SAVING = {
     "offload": {"objective": "distillation", "offload": ("ema", "teacher")},
     "lora": {"objective": "distillation", "lora": LoraConfig(2, keep=True)},
+    "lora-replicas": {"objective": "distillation", "lora": LoraConfig(2), "parallel": "ddp"},
     "freeze": {"objective": "distillation", "freeze": ("transformer_blocks.0.*",)},
     "half": {"objective": "distillation", "weight_precision": "bf16"},
     "half-lora": {"objective": "distillation", "weight_precision": "bf16", "lora": LoraConfig(2)},
@@ -56,9 +59,38 @@ def train(folder: Path, asked: str, parallel: str, fails: bool = False) -> None:
     dtype = torch.float64 if double else torch.float32
     config = replace(CONFIG, **{"objective": name, "parallel": parallel, **(RUNS | SAVING)[name]})
     data = Failing(8, OSError) if fails else images()
-    average = recover(dit().to(dtype), FlowProcess(), data, config, folder / asked, smaller().to(dtype))
+    model = dit().to(dtype)
+    average = recover(model, FlowProcess(), data, config, folder / asked, smaller().to(dtype))
     assert json.loads(average.to_json_string())["_class_name"] == type(average).__name__ == "DiTTransformer2DModel"
     keep(average, folder / asked)
+    if config.lora.rank:
+        keep(model, folder / asked, "merged")
+
+
+def given(folder: Path, parallel: str) -> None:
+    """What users do with models that they have sharded themselves, or with whole ones, in float64."""
+    dense, pruned = dit().double(), secateur.apply_cut(dit().double(), half(dit()))
+    data = [{"images": image, "label": number % 2} for number, image in enumerate(images().batch(range(8)).sample)]
+    about = {"data": data, "process": FlowProcess(), "device": "cpu"}
+    if parallel == "fsdp":
+        process_group(on_cpu=True)
+        for model in (dense, pruned):
+            fully_shard(model, mesh=mesh_over(torch.device("cpu"), hybrid=False))
+        for said, work in {
+            "prune runs in one process": lambda: secateur.prune(dense, target="macs=60%", **about),
+            "the refit needs whole weights": lambda: secateur.compensate(pruned, dense, **about),
+            "a cut needs whole weights": lambda: secateur.apply_cut(dense, half(dit())),
+            "leave inplace out": lambda: secateur.finetune(pruned, inplace=True, **about),
+        }.items():
+            with pytest.raises(SecateurError, match=said):
+                work()
+        assert not folder.exists()
+    for name, model in {"dense": dense, "pruned": pruned}.items():
+        secateur.save_pretrained(model, folder / name)
+    config = replace(CONFIG, steps=2, objective="distillation")
+    keep(secateur.finetune(pruned, teacher=dense, recovery=config, out=folder / "run", **about), folder)
+    evaluation = secateur.EvaluationConfig(metrics=("loss",), num_images=8)
+    secateur.evaluate(pruned, reference=dense, evaluation=evaluation, out=folder / "measured", **about)
 
 
 def prune(folder: Path, parallel: str) -> None:
@@ -99,9 +131,12 @@ def rank(folder: Path, parallel: str) -> None:
             save_file(dict(found), folder / f"{name}.safetensors")
 
 
-def keep(average: nn.Module, folder: Path) -> None:
+def keep(model: nn.Module, folder: Path, name: str = "average") -> None:
+    """Write the weights of `model`, which must be those of all processes."""
+    for key, value in model.state_dict().items():
+        assert torch.equal(same_in_all_processes(value.clone()), value), key
     if is_main_process():
-        save_file(average.state_dict(), folder / "average.safetensors")
+        save_file(model.state_dict(), folder / f"{name}.safetensors")
 
 
 def run(folder: Path, parallel: str, names: list[str]) -> None:
@@ -110,8 +145,8 @@ def run(folder: Path, parallel: str, names: list[str]) -> None:
             prune(folder / name, parallel)
         elif name == "adapt-float64":
             adapt(folder / name, parallel)
-        elif name == "rank":
-            rank(folder / name, parallel)
+        elif name in ("rank", "given"):
+            {"rank": rank, "given": given}[name](folder / name, parallel)
         elif name.startswith("stopped") and parallel == "fsdp" and newest_checkpoint(folder / name) is None:
             with suppress(OSError):
                 train(folder, name, parallel, fails=True)

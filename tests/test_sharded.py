@@ -51,11 +51,17 @@ def assert_same_run(one: Path, other: Path) -> None:
             rel = 1e-10 if exact else 1e-5 if name == "loss" else 1e-4
             assert joined[name] == pytest.approx(single[name], rel=rel), (single["step"], name)
     if exact:
-        expected = load_file(one / "average.safetensors")
-        for name, value in load_file(other / "average.safetensors").items():
-            torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-10)
+        assert_close(one / "average.safetensors", other / "average.safetensors")
     if (one / "stages.jsonl").exists():
         assert stage_log(one) == stage_log(other)
+
+
+def assert_close(one: Path, other: Path) -> None:
+    """Weights in two files, in float64."""
+    expected, found = load_file(one), load_file(other)
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-10)
 
 
 @pytest.mark.torture
@@ -133,6 +139,33 @@ def test_what_saves_memory_gives_the_same_on_shards(tmp_path):
         moved = sum((alone[key] - value).square().sum() for key, value in begun.items())
         apart = sum((alone[key] - value).square().sum() for key, value in joined.items())
         assert 0 < apart < moved / 4, name
+
+
+@pytest.mark.slow
+def test_two_processes_do_the_same_with_shards_of_their_user_and_with_factors(tmp_path):
+    """Factors are merged by each process, whose weights are compared there."""
+    lora = ["lora-float64", "lora-replicas-float64"] if find_spec("peft") else []
+    run(tmp_path / "one", "ddp", ["given", *lora])
+    launched(tmp_path / "two", "fsdp", ["given", *lora])
+    one, two = tmp_path / "one" / "given", tmp_path / "two" / "given"
+    for name in ("dense", "pruned"):
+        assert_same(secateur.from_pretrained(one / name), secateur.from_pretrained(two / name))
+    assert_close(one / "average.safetensors", two / "average.safetensors")
+    losses = [
+        secateur.read_result(secateur.Evaluation, each / "measured" / "evaluation" / "evaluation.json")
+        for each in (one, two)
+    ]
+    assert losses[0].final.estimates["denoising_loss"].value == pytest.approx(
+        losses[1].final.estimates["denoising_loss"].value, rel=1e-6
+    )
+    for name in lora:
+        assert_same_run(tmp_path / "one" / name, tmp_path / "two" / name)
+    if lora:
+        merged = [tmp_path / count / lora[1] / "merged.safetensors" for count in ("one", "two")]
+        assert_close(*merged)
+        assert_close(
+            tmp_path / "two" / lora[0] / "average.safetensors", tmp_path / "two" / lora[0] / "merged.safetensors"
+        )
 
 
 @pytest.mark.parametrize(

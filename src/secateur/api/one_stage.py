@@ -79,7 +79,7 @@ def rank(
     if out is not None:
         one_process("rank with a folder")
     scoring = criterion_named(criterion).configured(scoring or ScoringConfig())
-    with shown(progress), opened(model, data, **arguments) as (subject, dataset):
+    with shown(progress), opened(model, data, keeps_shards=True, **arguments) as (subject, dataset):
         check_ranking(subject, dataset, criterion)
         settings = {"criterion": criterion, "scoring": scoring, **subject.settings}
         about = {"command": "rank", "model": subject.name, "data": name_of(data, dataset), **settings}
@@ -130,7 +130,7 @@ def prune(
     goal, cut = parse_target(target), cut or CutConfig()
     criterion = criterion if ranking is None else ranking.criterion
     scoring = criterion_named(criterion).configured(scoring or ScoringConfig())
-    with shown(progress), opened(model, data, **arguments) as (subject, dataset):
+    with shown(progress), opened(model, data, keeps_shards=True, **arguments) as (subject, dataset):
         require_whole(subject.model, "pruning")
         subject = subject.selected(cut)
         check_pruning(subject, dataset, goal, criterion, cut, ranking)
@@ -189,7 +189,8 @@ def compensate(
         SecateurError: bad input, or a model that was not cut from `dense`.
     """
     config = compensation or CompensationConfig()
-    with shown(progress), opened(pruned, unless_generated(data), **arguments) as (subject, given_data):
+    given = opened(pruned, unless_generated(data), keeps_shards=True, **arguments)
+    with shown(progress), given as (subject, given_data):
         require_whole(subject.model, "the refit")
         reference = beside(subject, dense, **arguments)
         dataset = required(given_data or drawn_by(reference, data))
@@ -246,7 +247,8 @@ def finetune(
         SecateurError: bad input, or a loss that is not finite.
     """
     settings = finetuning_config(recovery, teacher is not None or book is not None, steps, objective)
-    with shown(progress), opened(model, unless_generated(data), **arguments) as (subject, given_data):
+    given = opened(model, unless_generated(data), keeps_shards=True, **arguments)
+    with shown(progress), given as (subject, given_data):
         if is_sharded(subject.model):
             require(not inplace, "a sharded model is recovered as a whole one; leave inplace out")
             subject = subject.with_model(whole_model(subject.model, "recovery").to(subject.device))

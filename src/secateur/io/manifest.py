@@ -18,6 +18,7 @@ from torch import nn
 
 from ..base.errors import SecateurError
 from ..base.records import record_of
+from ..base.shards import require_whole
 from ..models.registry import architecture_named, describe, family_of, is_known
 from ..structure import Cut, Removal, forget_removals, removals_of, remove
 from .foreign import explicit, hollow, quiet
@@ -146,7 +147,11 @@ def apply_cut(model: nn.Module, cut: Cut, details: Mapping[str, Any] | None = No
     """Remove `cut` from `model` in place, write it into the model's manifest with `details`, and return the model.
 
     A network without a diffusers config has no place for it, and cannot be saved either.
+
+    Raises:
+        SecateurError: the weights are sharded (FSDP2).
     """
+    require_whole(model, "a cut")
     if not hasattr(model, "register_to_config"):
         return remove(model, describe(model), cut)
     manifest = manifest_of(model) or _begun(model, base_id)

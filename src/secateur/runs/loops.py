@@ -80,7 +80,8 @@ class Pruning(PruningOfObjects):
             SecateurError: bad input, an unreachable target, or a schedule that does not fit into `steps`.
         """
         self._opening = ExitStack()
-        subject, dataset = self._opening.enter_context(opened(model, data, process=process, forward=forward, loss=loss))
+        given = opened(model, data, keeps_shards=True, process=process, forward=forward, loss=loss)
+        subject, dataset = self._opening.enter_context(given)
         super().__init__(
             subject.model,
             target=target,

@@ -15,6 +15,7 @@ from typing_extensions import Unpack
 
 from ..base.devices import choose_device
 from ..base.errors import DataError, SecateurError, require
+from ..base.shards import require_whole
 from ..data import Batch, ImageDataset
 from ..data.objects import ObjectDataset, open_objects
 from ..io.pipeline import Loaded
@@ -34,21 +35,25 @@ SHAPE = (1, 1, 1)  # of the sample, which such a network does not use
 
 @contextmanager
 def opened(
-    model: Any, data: Any, new_labels: bool = False, **arguments: Unpack[NetworkArguments]
+    model: Any, data: Any, new_labels: bool = False, keeps_shards: bool = False, **arguments: Unpack[NetworkArguments]
 ) -> Iterator[tuple[Subject, ImageDataset | None]]:
     """Open a model and its data for the block; the data set is None without data.
+
+    A sharded model is gathered, as by `open_subject`; a network with functions of its user's own is refused then.
 
     Raises:
         SecateurError: as `open_subject` and `open_data`; or the user's functions do not fit the model or the data.
     """
     forward, loss = arguments.pop("forward", None), arguments.pop("loss", None)
     if forward is None and loss is None:
-        subject = open_subject(model, **cast(ModelArguments, arguments))
+        subject = open_subject(model, keeps_shards=keeps_shards, **cast(ModelArguments, arguments))
         yield subject, None if data is None else open_data(data, subject, new_labels)
         return
     if not isinstance(model, nn.Module):
         raise SecateurError("forward= and loss= are for a module; give the network itself")
     require(data is not None, "forward= and loss= need batches; give data")
+    if not keeps_shards:
+        require_whole(network_of(model), "what you ask for")
     if (device := arguments.get("device")) is not None:
         model.to(choose_device(str(device)))
     subject, dataset = _open_own(model, data, forward, loss)
@@ -149,6 +154,7 @@ def beside(subject: Subject, model: Any, **arguments: Unpack[NetworkArguments]) 
         if not isinstance(model, nn.Module):
             raise SecateurError("with forward= and loss=, a teacher or a reference must be a module too")
         network = network_of(model)
+        require_whole(network, "a teacher or a reference")
         family = family_of(subject.model)
         attach_family(network, Family(**{**vars(family), "architecture": type(network)}))
         name = type(network).__name__

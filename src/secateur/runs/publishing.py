@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from ..base.distributed import from_main, is_main_process
 from ..base.files import write_text
+from ..base.shards import is_sharded
 from ..io import checkpoint, hub
 from ..io.manifest import manifest_of
 from ..io.pipeline import save_pipeline
@@ -68,7 +71,8 @@ def push_to_hub(
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"
         _save(model, folder, repo_id, scheduler_config, evaluation, images, licence)
-        return hub.upload(folder, repo_id, private, token)
+        upload = partial(hub.upload, folder, repo_id, private, token)
+        return from_main(upload) if isinstance(model, nn.Module) and is_sharded(model) else upload()
 
 
 def _save(
@@ -88,7 +92,7 @@ def _save(
     else:
         scheduler = run.subject.loaded.scheduler_config if run is not None else None
         checkpoint.save_pretrained(network, folder, scheduler_config or scheduler)
-    if (manifest := manifest_of(network)) is None:
+    if (manifest := manifest_of(network)) is None or (is_sharded(network) and not is_main_process()):
         return folder
     own = images if images is not None or run is None else run.images
     card = model_card(

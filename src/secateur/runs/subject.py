@@ -16,6 +16,7 @@ from typing_extensions import Unpack
 
 from ..base.devices import choose_device
 from ..base.errors import ModelError, SecateurError, first_line, is_out_of_memory, require
+from ..base.shards import is_sharded
 from ..criteria import criterion_named
 from ..data.autoencoder import Autoencoder, open_autoencoder
 from ..io.checkpoint import from_pretrained
@@ -23,6 +24,7 @@ from ..io.levels import process_of
 from ..io.locate import Component
 from ..io.pipeline import Loaded, as_expert, load, loaded_from_pipeline, open_pipeline
 from ..io.pruned import class_name, saved_module
+from ..io.sharded import whole_model
 from ..models.families.autoencoder_kl import AutoencoderKLDecoder
 from ..models.network import as_network, device_of
 from ..models.registry import describe, network_of
@@ -111,13 +113,16 @@ class Subject:
         return pipeline
 
 
-def open_subject(model: Any, process: ProcessLike = None, **arguments: Unpack[WeightsArguments]) -> Subject:
+def open_subject(
+    model: Any, process: ProcessLike = None, keeps_shards: bool = False, **arguments: Unpack[WeightsArguments]
+) -> Subject:
     """Open `model`, in whatever form it is given.
 
     Args:
         model: a folder, a hub id or an embedded model; a module or a pipeline, which do not change; or what
             `secateur.load` returned.
         process: how the model was trained; overrides its folder or pipeline.
+        keeps_shards: take a sharded model (FSDP2) as it is; by default its weights are gathered, in every process.
         arguments: those of `ModelArguments`.
 
     Raises:
@@ -131,6 +136,8 @@ def open_subject(model: Any, process: ProcessLike = None, **arguments: Unpack[We
         name = str(model)
     else:
         loaded = _loaded(model, process, component)
+        if not keeps_shards:
+            loaded = replace(loaded, model=_gathered(loaded.model))
         name = _name_of(loaded)
         _settle(loaded.model, arguments)
     settings = {"component": component, "process": named(process)}
@@ -150,9 +157,14 @@ def open_weights(model: Any, default_device: str = "auto", **arguments: Unpack[W
         model = model.model
     if not isinstance(model, nn.Module):
         raise SecateurError(f"a model is {ACCEPTED}; this is a {type(model).__name__}")
-    network = as_network(network_of(model))
+    network = as_network(_gathered(network_of(model)))
     _settle(network, arguments)
     return network
+
+
+def _gathered(model: nn.Module) -> nn.Module:
+    """`model`, or another with all of its weights if it is sharded."""
+    return whole_model(model, "what you ask for").to(device_of(model)) if is_sharded(model) else model
 
 
 def _to_load(arguments: WeightsArguments, default_device: str = "auto") -> WeightsArguments:
