@@ -386,6 +386,11 @@ def test_trials_share_a_book(tmp_path):
     assert place(DISTILLING) != place(replace(DISTILLING, objective="2ndmatch"))
     assert place(DISTILLING) != place(replace(DISTILLING, label_dropout=0.0))
     assert place(DISTILLING).is_relative_to(cache)
+    others = [images(), replace(images(), images=1 - images().images)]
+    other = open_subject(smaller(), "flow", device="cpu")
+    pairs = [(teacher, data) for teacher in (subject, other) for data in others]
+    elsewhere = {book_place(tmp_path, cache, *pair, config, DISTILLING) for pair in pairs}
+    assert len(elsewhere) == 4  # as many as pairs of a teacher and its data
 
 
 def test_the_command_records_resumes_and_predicts_its_cost(tmp_path, capsys):

@@ -1,7 +1,7 @@
 """What a finished run keeps, how a longer run continues from it, and the images drawn during training."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 
 import secateur
 from models import dit, unet
-from secateur import EvaluationConfig, RecoveryConfig, ScoringConfig
+from secateur import BookConfig, EvaluationConfig, RecoveryConfig, ScoringConfig
 from secateur.base.errors import SecateurError
 from secateur.reporting import read_run, write_report
+from secateur.runs.tidy import make_longer
 
 PIXELS = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
 RECOVERY = RecoveryConfig(steps=2, batch_size=4, log_every=1)
@@ -93,6 +94,30 @@ def test_a_longer_compression_continues_too_and_keeps_nothing_twice(tmp_path: Pa
         assert torch.equal(mine, theirs)
     assert (tmp_path / "whole" / "pruned").is_dir()
     assert not (tmp_path / "whole" / "model" / WEIGHTS).samefile(tmp_path / "whole" / "pipeline" / "unet" / WEIGHTS)
+
+
+def test_a_run_whose_book_would_be_longer_says_why_it_cannot_continue(tmp_path: Path) -> None:
+    def settings(steps: int, tuples: int | None) -> dict[str, Any]:
+        return {"recovery": asdict(replace(RECOVERY, steps=steps)), "book": {"num_tuples": tuples}}
+
+    (tmp_path / "recorded.json").touch()
+    (tmp_path / "model").mkdir()
+    with pytest.raises(SecateurError, match="from 2 to 4 steps: it trained on a book of 8 tuples, and would on 16;"):
+        make_longer(tmp_path, settings(2, None), settings(4, None))
+    assert (tmp_path / "model").is_dir()
+    make_longer(tmp_path, settings(2, 8), settings(4, 8))
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.slow
+def test_a_run_on_a_book_of_given_length_continues(tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"recipe": "diff-pruning-compensated", "criterion": "magnitude", "compensates": False}
+    asked |= {**SMALL, "scoring": ScoringConfig(), "book": BookConfig(8, held_out=2), "out": tmp_path}
+    asked["evaluation"] = EvaluationConfig(metrics=("loss",), num_images=4, num_inference_steps=1)
+    learning = replace(RECOVERY, objective="distillation", weights={"denoising": 0.0})
+    for steps in (2, 4):
+        run = secateur.compress(unet(), recovery=replace(learning, steps=steps), **asked)
+        assert run.recovery.steps == steps
 
 
 def test_images_are_drawn_while_it_trains_and_change_nothing(tmp_path: Path) -> None:

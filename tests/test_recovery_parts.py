@@ -11,8 +11,9 @@ from torch import nn
 from models import dit, unet
 from secateur.base.errors import DataError, SecateurError, TrainingError
 from secateur.criteria import TaylorOptions
-from secateur.data import ArrayDataset, load_data
+from secateur.data import ArrayDataset, Batch, load_data
 from secateur.data.conditions import check_conditions, disable_label_dropout
+from secateur.models.conditions import without_labels
 from secateur.models.network import class_count, null_class
 from secateur.process.base import denoising_error
 from secateur.process.diffusion import DiffusionProcess
@@ -23,6 +24,8 @@ from secateur.recovery.ema import warm_decay
 from secateur.recovery.objectives.build import build_objective
 from secateur.recovery.optimizers import learning_rate_at
 from secateur.schedules import CutConfig
+from secateur.teacher import Contents
+from secateur.teacher.tuples import Tuples
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +129,34 @@ def test_draws_are_pure_and_shares_join_to_the_whole(digits):
     assert torch.equal(torch.cat([share.normal(2) for share in ordered]), whole.normal(2))
     assert not torch.equal(whole.normal(1), whole.normal(2))
     assert not torch.equal(whole.normal(1), whole.noise)
+
+
+class Clips:
+    """Eight clips of five channels and two frames."""
+
+    shape = (5, 2, 4, 4)
+    clips = torch.rand(8, *shape, generator=torch.Generator().manual_seed(0))
+    class_names, captions, null, fingerprint = (), (), {}, "clips"
+
+    def __len__(self):
+        return len(self.clips)
+
+    def batch(self, indices):
+        return Batch(self.clips[list(indices)])
+
+
+def test_whole_clips_are_mirrored_one_by_one():
+    data = Clips()
+    for flip in (False, True):
+        config = RecoveryConfig(batch_size=8, horizontal_flip=flip)
+        (draw,) = draw_step(data, FlowProcess(), config, 0)
+        tuples = Tuples(data, FlowProcess(), Contents(horizontal_flip=flip), without_labels, {}, seed=0)
+        for sample in (draw.sample, tuples.draw(range(8)).sample):
+            kept = [any(torch.equal(clip, each) for each in data.clips) for clip in sample]
+            turned = [any(torch.equal(clip.flip(-1), each) for each in data.clips) for clip in sample]
+            assert all(a != b for a, b in zip(kept, turned, strict=True))
+            assert any(turned) == flip
+            assert any(kept)
 
 
 def test_everything_drawn_is_pinned_and_copied_without_waiting(digits, monkeypatch):

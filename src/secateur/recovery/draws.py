@@ -18,7 +18,7 @@ from ..base.seeds import Purpose, normal, permutation, uniform
 from ..data import ImageDataset
 from ..models.conditions import UNCONDITIONAL, Conditions, dropped, without_labels
 from ..process.base import Process
-from ..teacher.draw import Draw
+from ..teacher.draw import Draw, mirrored
 from .config import RecoveryConfig
 
 TIMES, FLIPS, DROPPED = range(3)  # parts of a step's stream
@@ -84,7 +84,7 @@ def draw_step(
         batch = dataset.batch(indices[share].tolist())
         draws.append(
             Draw(
-                sample=torch.where(flipped[share, None, None, None], batch.sample.flip(-1), batch.sample),
+                sample=mirrored(batch.sample, flipped[share]),
                 noise=noise(places, 0),
                 timesteps=timesteps[share],
                 conditions=dropped(accepts(batch.conditions), unconditional[share], null),

@@ -28,7 +28,7 @@ from ..recovery.accelerator import precision_on
 from ..recovery.reading import contents_of, tuples_for
 from ..results import Recorded, read_result, write_result
 from ..teacher import Book, BookConfig, open_book, write_book
-from ..teacher.book import ABOUT
+from ..teacher.book import ABOUT, made_from
 from .arguments import ModelArguments
 from .data import encode_data
 from .opening import opened, required
@@ -145,7 +145,7 @@ def book_place(
 ) -> Path | None:
     """The folder of a run's book; None, for a book in memory, without a run folder.
 
-    In a shared `cache`, runs whose recoveries ask the same of the same teacher share one.
+    In a shared `cache`, runs whose recoveries ask the same of the same teacher, on the same data, share one.
     """
     if folder is None:
         return None
@@ -153,4 +153,5 @@ def book_place(
         return folder / "book"
     contents = contents_of(recovery, null_conditions(subject.model, dataset))
     same = replace(config, num_tuples=None, batch_size=1)
-    return cache / "books" / fingerprint([repr(contents), repr(same), precision_on(recovery, subject.device)])
+    of = made_from(subject.process, dataset, subject.model)
+    return cache / "books" / fingerprint([of, repr(contents), repr(same), precision_on(recovery, subject.device)])

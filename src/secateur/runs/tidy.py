@@ -17,6 +17,8 @@ from ..base.errors import SecateurError
 from ..base.files import atomic_file
 from ..base.records import record_of
 from ..recovery import RecoveryConfig
+from ..recovery.reading import tuples_for
+from ..teacher import BookConfig
 
 STEPS = "recovery.steps"
 OF_LENGTH = {STEPS, "recovery.warmup_steps"}  # settings that differ between a run and a longer one
@@ -29,12 +31,21 @@ class Length(msgspec.Struct):
 
     steps: int
     warmup_steps: int
+    batch_size: int
 
 
 class Trained(msgspec.Struct):
-    """The part of a run's `config.json` that a longer run reads."""
+    """The part of a run's `config.json` that a longer run reads; `book` holds options, or the book given to finetune."""
 
     recovery: Length
+    schedule: str = "one-shot"
+    book: dict[str, Any] | str | None = None
+
+    @property
+    def tuples(self) -> int:
+        """The number of tuples in a book that the run records."""
+        drawn = RecoveryConfig(steps=self.recovery.steps, batch_size=self.recovery.batch_size)
+        return tuples_for(drawn, BookConfig(self.book["num_tuples"] if isinstance(self.book, dict) else None))
 
 
 def tidy(folder: Path, recovery: RecoveryConfig, one_shot: bool = True) -> None:
@@ -64,18 +75,21 @@ def make_longer(folder: Path, before: Mapping[str, Any], asked: Mapping[str, Any
         SecateurError: fewer steps are asked for; or a longer run would have begun with other steps; or the settings in
             the folder are damaged.
     """
-    length, wanted = record_of(Trained, before, folder / "config.json").recovery, asked["recovery"]["steps"]
-    done, rise, longer_rise = length.steps, length.warmup_steps, asked["recovery"]["warmup_steps"]
+    run, longer = record_of(Trained, before, folder / "config.json"), msgspec.convert(asked, Trained)
+    done, wanted = run.recovery.steps, longer.recovery.steps
+    rise, longer_rise = run.recovery.warmup_steps, longer.recovery.warmup_steps
     if wanted < done:
         raise SecateurError(f"{folder} has {done} steps, and {wanted} are asked for; choose another --out")
-    schedule, when = asked["recovery"]["lr_schedule"], asked.get("schedule", "one-shot")
+    schedule, records = asked["recovery"]["lr_schedule"], (folder / "recorded.json").is_file()
     why = ""
     if schedule != "constant":
         why = f"its learning rate goes down to zero at step {done} ({schedule})"
-    elif when != "one-shot":
-        why = f"its schedule is planned for {done} steps ({when})"
+    elif longer.schedule != "one-shot":
+        why = f"its schedule is planned for {done} steps ({longer.schedule})"
     elif rise != longer_rise:
         why = f"its learning rate rises for {rise} steps, and would for {longer_rise}"
+    elif records and run.tuples != longer.tuples:
+        why = f"it trained on a book of {run.tuples:,} tuples, and would on {longer.tuples:,}"
     if why:
         raise SecateurError(
             f"{folder} cannot go on from {done} to {wanted} steps: {why}; choose another --out, or train its result "
@@ -83,7 +97,6 @@ def make_longer(folder: Path, before: Mapping[str, Any], asked: Mapping[str, Any
         )
     for name in OF_MORE_STEPS:
         shutil.rmtree(folder / name, ignore_errors=True)
-    (folder / "recorded.json").unlink(missing_ok=True)  # about a book, which more steps may lengthen
     note(f"{folder} has {done} steps; it is continued to {wanted} steps and measured again")
 
 

@@ -148,7 +148,7 @@ class Book:
         Raises:
             SecateurError: it does not.
         """
-        _require_same(self.folder, self.made_from, _made_from(process, dataset, teacher))
+        _require_same(self.folder, self.made_from, made_from(process, dataset, teacher))
 
 
 def write_book(
@@ -188,7 +188,7 @@ def write_book(
         num_tuples,
         config.held_out,
         min(CHUNK, chunk_size_of(tuple_bytes(model, contents, config))),
-        {**_made_from(process, dataset, model), "precision": f"{autocast or weights}"},
+        {**made_from(process, dataset, model), "precision": f"{autocast or weights}"},
         config.seed,
         str(dtype).removeprefix("torch."),
         contents,
@@ -325,7 +325,8 @@ def _begin(folder: Path, about: About) -> None:
     write_json(path, msgspec.to_builtins(about))
 
 
-def _made_from(process: Process, dataset: ImageDataset, teacher: nn.Module | None) -> dict[str, str]:
+def made_from(process: Process, dataset: ImageDataset, teacher: nn.Module | None) -> dict[str, str]:
+    """Fingerprints of what a book's answers depend on, beside its options; without a teacher, of all but that."""
     found = {"draws": str(VERSION), "process": fingerprint(repr(process)), "data": dataset.fingerprint}
     if teacher is None:
         return found

@@ -54,6 +54,11 @@ class Draw:
         )
 
 
+def mirrored(sample: Tensor, which: Tensor) -> Tensor:
+    """`sample` (B, ..., W), with the rows that `which` (B,) selects mirrored left to right."""
+    return torch.where(which.reshape(-1, *[1] * (sample.ndim - 1)), sample.flip(-1), sample)
+
+
 def directions_of(draw: Draw, like: Tensor, count: int, share: Tensor | None = None) -> list[Tensor]:
     """`count` random directions of length 1 for each sample of `share`, None for all, shaped as `like` (of those)."""
     normals = (draw.normal(k) for k in range(1, count + 1))

@@ -19,7 +19,7 @@ from ..data import ImageDataset
 from ..models.conditions import Conditions, dropped
 from ..process.base import Process, timesteps_at
 from .config import Contents
-from .draw import Draw
+from .draw import Draw, mirrored
 
 GOLDEN = (5**0.5 - 1) / 2
 NOISE = 0  # parts of a tuple's stream; 1, 2, ... are directions
@@ -60,7 +60,7 @@ class Tuples:
             return normal(self.dataset.shape, numbers, self.seed, self.noise, part=part)
 
         return Draw(
-            sample=torch.where(flipped[:, None, None, None], batch.sample.flip(-1), batch.sample),
+            sample=mirrored(batch.sample, flipped),
             noise=noise(NOISE),
             timesteps=timesteps_at(self.process, self.times(numbers)),
             conditions=dropped(self.accepts(batch.conditions), unconditional, self.null),
