@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import secateur
 from models import dit, output, unet
 from secateur.evaluation import LatencyOptions
+from secateur.reporting import read_run
 
 SCORING = secateur.ScoringConfig(num_timesteps=2, num_images=8)
 RECOVERY = secateur.RecoveryConfig(steps=2, batch_size=4, log_every=1, grad_norms_every=0)
@@ -242,6 +243,7 @@ def test_a_run_in_memory_is_saved_and_loads(tmp_path_factory):
     )
     page = run.report(folder / "run")
     assert page.stat().st_size > 10_000
+    assert read_run(folder / "run").recovery == run.recovery
     assert torch.equal(output(secateur.from_pretrained(folder / "run" / "model")), output(run.model))
 
 

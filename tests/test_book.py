@@ -19,11 +19,12 @@ from secateur.process.diffusion import DiffusionProcess
 from secateur.process.flow import FlowProcess
 from secateur.recovery import JacobianConfig, RecoveryConfig, recover
 from secateur.recovery.objectives.build import build_objective
-from secateur.recovery.reading import check_contents, contents_of, errors_of, read_step, tuples_for
+from secateur.recovery.reading import book_size, check_contents, contents_of, errors_of, read_step, tuples_for
 from secateur.runs.recording import book_place
 from secateur.runs.subject import open_subject
 from secateur.schedules import CutConfig
 from secateur.teacher import BookConfig, Contents, LiveTeacher, open_book, write_book
+from secateur.teacher import book as books
 from secateur.teacher.draw import directions_of
 from training_runs import assert_same, images, log, smaller
 
@@ -281,6 +282,24 @@ def test_a_book_is_read_back_extended_and_resumed_after_a_stop(tmp_path):
     assert sum(asked) == 700 - 512
     assert written(model, count=100, folder=folder).num_tuples == 100
     assert open_book(folder, FlowProcess(), images(), model).num_tuples == 700
+
+
+def test_no_process_writes_into_a_book_before_the_main_one_has_taken_it(tmp_path, monkeypatch):
+    def refused(on_cpu):
+        raise RuntimeError("the main process refused it")
+
+    monkeypatch.setattr(books, "is_main_process", lambda: False)
+    monkeypatch.setattr(books, "wait_for_everyone", refused)
+    with pytest.raises(RuntimeError, match="refused"):
+        written(dit(), folder=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_book_of_passes_in_half_precision_is_half_as_large():
+    cpu = torch.device("cpu")
+    tuples, whole = book_size(dit(), CONFIG, SMALL, cpu)
+    assert whole == tuples * 64 * 4
+    assert book_size(dit(), replace(CONFIG, mixed_precision="bf16"), SMALL, cpu) == (tuples, whole // 2)
 
 
 def test_another_teacher_process_or_data_is_refused(tmp_path):

@@ -126,6 +126,12 @@ def test_trials_that_are_not_done_have_their_reason(tmp_path: Path) -> None:
     assert "not readable JSON" in entries[2].reason
 
 
+def test_a_run_on_disk_is_reported_where_it_is_asked_for(runs: list[Path], tmp_path: Path) -> None:
+    stages: Any = None
+    run = secateur.Run(stages, stages, {}, runs[0])
+    assert secateur.report(run, out=tmp_path / "page") == tmp_path / "page" / "report.html"
+
+
 def test_runs_without_an_evaluation_can_be_compared(tmp_path: Path) -> None:
     folders = []
     for name in ("a", "b"):

@@ -270,6 +270,12 @@ def test_layers_that_share_weights_are_not_refitted_and_reported():
     assert "same weights" in result.left["transformer_blocks.0.ff.net.2"]
 
 
+@pytest.mark.parametrize("wrong", [{"num_tuples": 1.5}, {"ridge": float("inf")}, {"seed": -1}, {"target": "input"}])
+def test_options_that_make_no_sense_are_refused(wrong):
+    with pytest.raises(SecateurError, match=rf"^compensation {next(iter(wrong))} is .*; .*give "):
+        CompensationConfig(**wrong)
+
+
 def test_refusals():
     dense = BUILDERS["unet"]()
     with pytest.raises(ModelError, match="was not cut"):

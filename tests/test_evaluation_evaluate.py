@@ -20,7 +20,6 @@ from secateur.evaluation import (
     SmallFeatures,
     evaluate_models,
     forward_passes,
-    quality_of,
     write_evaluation,
 )
 from secateur.evaluation.metrics.loss import denoising_loss_per_timestep
@@ -210,19 +209,6 @@ def test_options_that_make_no_sense_are_refused(options: type, name: str, value:
         options(**{name: value})
 
 
-def test_quality_for_targets_is_that_of_an_evaluation() -> None:
-    dense, small, process, dataset = dit(num_layers=2), dit(num_layers=1), FlowProcess(), DIGITS
-    config = replace(CONFIG, metrics=("consistency",), num_images=6, batch_size=4)
-    measure = quality_of(dense, process, dataset, config)
-    same, found = measure(dense), measure(small)
-    assert same.ssim == pytest.approx(1)
-    assert measure(small) == found
-    result, _ = evaluate_models({"dense": dense, "small": small}, process, dataset, config)
-    assert found.ssim == pytest.approx(result["ssim"].value, rel=1e-6)
-    assert found.ssim < 0.999
-    assert found.loss != same.loss
-
-
 class Unsampled:
     """A process without a sampler, such as that of a user's own loss."""
 
@@ -239,8 +225,6 @@ def test_a_network_that_draws_no_samples_gets_costs_loss_and_output_error() -> N
     assert set(images) == {"real", "class_labels"}
     with pytest.raises(SecateurError, match="consistency compares samples, and DiTTransformer2DModel draws none here"):
         evaluate_models(models, Unsampled(), DIGITS, replace(CONFIG, metrics=("consistency",)))
-    with pytest.raises(SecateurError, match="draws no samples here"):
-        quality_of(models["dense"], Unsampled(), DIGITS)
 
 
 def test_output_errors_by_hand() -> None:

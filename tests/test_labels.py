@@ -11,7 +11,7 @@ import folders
 import secateur
 from models import dit, output, unet
 from pipelines import dit_pipeline, image_folder
-from secateur import CutConfig, EvaluationConfig, RecoveryConfig, ScoringConfig, TrialConfig, WarmupConfig
+from secateur import CutConfig, EvaluationConfig, LoraConfig, RecoveryConfig, ScoringConfig, TrialConfig, WarmupConfig
 from secateur.base.errors import DataError, ModelError, SecateurError
 from secateur.base.files import read_json
 from secateur.cli import main
@@ -76,10 +76,10 @@ def test_the_warm_up_trains_only_the_labels_unless_all_and_resumes(tmp_path):
     dense = dit()
     save_pretrained(dense, tmp_path / "dense")
 
-    def warmed(name, **changes):
+    def warmed(name, recovery=RECOVERY, **changes):
         subject = open_subject(tmp_path / "dense", {"_class_name": "DDPMScheduler"})
         relabel(subject.model, 10)
-        return warmup_stage(tmp_path / name, subject, data, WarmupConfig(steps=3, **changes), RECOVERY).model
+        return warmup_stage(tmp_path / name, subject, data, WarmupConfig(steps=3, **changes), recovery).model
 
     labels = warmed("labels")
     fresh = relabel(dit(), 10)
@@ -89,6 +89,8 @@ def test_the_warm_up_trains_only_the_labels_unless_all_and_resumes(tmp_path):
         if not torch.equal(value, fresh.state_dict()[name].to(value.dtype))
     }
     assert changed == {f"transformer_blocks.{i}.norm1.emb.class_embedder.embedding_table.weight" for i in range(4)}
+    factors = replace(RECOVERY, lora=LoraConfig(rank=2))  # of the recovery after it
+    assert torch.equal(output(warmed("lora", factors)), output(labels))
     everything = warmed("all", train="all")
     assert not torch.equal(everything.proj_out_2.weight, fresh.proj_out_2.weight)
     assert all(parameter.requires_grad for parameter in labels.parameters())

@@ -135,6 +135,16 @@ def test_a_gate_of_one_is_the_plain_refit(solver):
     torch.testing.assert_close(change, expected, atol=1e-10, rtol=0)
 
 
+def test_inputs_that_depend_on_each_other_need_no_ridge():
+    x, gate, error = gated_case()
+    x[..., 1] = 2 * x[..., 0]
+    left = [
+        (error - gate[:, None] * (x @ solver(x, gate, error, 0.0, True))).square().sum()
+        for solver in (exact_change, conjugate_change)
+    ]
+    torch.testing.assert_close(*left)
+
+
 def test_the_solvers_share_sums_with_other_processes():
     """`total` adds the sums of other processes, so doubled sums give the same refit."""
     x, gate, error = gated_case()

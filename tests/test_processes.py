@@ -12,6 +12,7 @@ import pytest
 
 import secateur
 from models import unet
+from secateur.base.errors import SecateurError
 from test_recovery_trainer import CONFIG
 from training_runs import TWO, log, start
 
@@ -71,6 +72,16 @@ def test_a_process_that_fails_ends_the_run(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["compress", "finetune", "evaluate", "record", "sweep", "best", "sample"])
+def test_several_processes_need_a_folder(name, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    given = {"sweep": {"targets": ("macs=50%",)}, "sample": {"prompt": ()}}.get(name, {})
+    given |= {"target": "macs=50%"} if name in ("compress", "best") else {}
+    given |= {} if name == "sample" else {"data": "digits"}
+    with pytest.raises(SecateurError, match=f"^{name} in several processes needs a folder that all of them see"):
+        getattr(secateur, name)("nowhere", **given)
+
+
 def test_processes_that_see_different_folders_say_so(tmp_path):
     run = start(tmp_path / "own.py", EACH_ITS_OWN, tmp_path / "run", launcher=TWO, stderr=subprocess.PIPE)
     assert b"process 1 does not see " in run.communicate(timeout=300)[1]

@@ -15,10 +15,14 @@ from disks import files_up_to
 from models import dit, unet
 from secateur.base.errors import SecateurError
 from secateur.cli import main
+from secateur.data import load_data
 from secateur.evaluation import EvaluationConfig
 from secateur.recipes import RECIPES, Recipe
+from secateur.results import TrialResult
+from secateur.results.trials import trial_table
 from secateur.runs import stages, teaching, trials
 from secateur.runs.subject import open_subject
+from secateur.runs.sweep import planned_trials
 from secateur.runs.trials import NOT_IN_ALL, TrialConfig, all_trials, recipe_names
 from secateur.schedules import parse_target
 from training_runs import TWO
@@ -179,6 +183,28 @@ def test_combinations_that_come_to_the_same_are_one_trial() -> None:
     assert {trial.settings.evaluation.seed for trial in made} == {0}
     [blocks] = all_trials(["diff-pruning"], ["ced"], [], arguments[0], [0], *arguments[2:])
     assert (blocks.settings.cut.granularity, blocks.settings.scoring.num_timesteps) == ("depth", 8)
+
+
+def test_a_ranking_and_a_book_that_trials_share_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("secateur.runs.sweep.seconds_per_pair", lambda _: 1.0)
+    stages = {"rank": 1.0, "record": 10.0, "recover": 100.0}
+    monkeypatch.setattr("secateur.runs.sweep.plan_trial", lambda *_: stages)
+    bench = trials.open_bench(open_subject(unet(), "ddpm"), load_data("digits"))
+    settings = (TrialConfig(), EvaluationConfig())
+    plan = planned_trials(bench, ["macs=50%", "macs=60%"], ["default"], [], [], [0], None, *settings)
+    assert list(plan.seconds.values()) == [111.0, 100.0]
+
+
+def test_what_is_zero_is_shown() -> None:
+    table = trial_table((TrialResult("one", "done", seed=0, seconds=0.0),))
+    assert dict(zip(table.columns, table.rows[0], strict=True)) == {
+        "trial": "one", "status": "done", "seed": 0, "seconds": 0.0,
+    }  # fmt: skip
+
+
+def test_a_single_target_is_no_list() -> None:
+    with pytest.raises(SecateurError, match=r'^targets is .macs=50%.; give a list, such as \["macs=50%"\]$'):
+        secateur.sweep("nowhere", data="digits", targets="macs=50%")
 
 
 def test_all_is_every_recipe_but_the_quickstart() -> None:

@@ -11,6 +11,7 @@ from pipelines import vae
 from secateur.io.pipeline import Loaded
 from secateur.process.diffusion import DiffusionProcess
 from secateur.runs import timing
+from secateur.runs.subject import open_subject
 
 
 @pytest.mark.parametrize(
@@ -42,7 +43,7 @@ def test_a_model_without_data_is_planned_in_operations():
         model = unet(sample_size=8)
     plan = secateur.plan(model, target="macs=60%", process="ddpm", compensates=False, records=False)
     assert plan.seconds == {}
-    assert {"rank", "recover", "sample"} <= plan.flops.keys()
+    assert {"rank", "recover", "evaluate"} <= plan.flops.keys()
     assert plan.cut.after.macs <= 0.6 * plan.cut.before.macs
     assert "FLOPs" in str(plan)
     assert re.search(r"^memory +about [0-9.]+[KM]?B at most, to \w+ \(", str(plan), re.MULTILINE)
@@ -50,6 +51,16 @@ def test_a_model_without_data_is_planned_in_operations():
     larger = secateur.plan(model, target="macs=60%", process="ddpm", compensates=False, recovery=more)
     assert larger.peak["recover"] > 2 * plan.peak["recover"]
     assert larger.peak["rank"] == plan.peak["rank"]
+
+
+def test_every_model_that_is_evaluated_counts():
+    subject, evaluated = open_subject(unet(sample_size=8), "ddpm"), {"evaluation": secateur.EvaluationConfig()}
+    recovered = evaluated | {"recovery": secateur.RecoveryConfig()}
+    works = [evaluated, recovered, recovered | {"compensation": secateur.CompensationConfig()}]
+    alone, *others = (timing.predict_passes(subject, timing.Work(**work))["evaluate"] for work in works)
+    assert [other / alone for other in others] == [3, 4]  # dense, pruned, compensated, recovered
+    by_loss = timing.Work(evaluation=secateur.EvaluationConfig(metrics=("loss",)))  # draws no samples
+    assert timing.predict_passes(subject, by_loss)["evaluate"] < alone / 10
 
 
 def test_a_decoder_without_data_is_planned():

@@ -9,7 +9,7 @@ from typing import Any
 from typing_extensions import Unpack
 
 from ..base.console import shown
-from ..base.distributed import is_main_process, wait_for_everyone
+from ..base.distributed import is_main_process, require_folder, wait_for_everyone
 from ..base.origin import recorded
 from ..base.rules import Seed, checked
 from ..recipes import Recipe, resolve
@@ -73,6 +73,7 @@ def compress(
     Raises:
         SecateurError: bad input, an unreachable target, a run that cannot be resumed.
     """
+    require_folder("compress", out)
     parts, about_model = divided(arguments)
     settings, goal = resolve(recipe, **parts), parse_target(target)
     with shown(progress), opened(model, data, new_labels, **about_model) as (subject, given_data):

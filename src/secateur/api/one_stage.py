@@ -10,7 +10,7 @@ from torch import nn
 from typing_extensions import Unpack
 
 from ..base.console import shown
-from ..base.distributed import is_main_process, one_process, wait_for_everyone
+from ..base.distributed import is_main_process, one_process, require_folder, wait_for_everyone
 from ..base.errors import require
 from ..base.fingerprint import fingerprint
 from ..base.origin import recorded
@@ -246,6 +246,7 @@ def finetune(
     Raises:
         SecateurError: bad input, or a loss that is not finite.
     """
+    require_folder("finetune", out)
     settings = finetuning_config(recovery, teacher is not None or book is not None, steps, objective)
     given = opened(model, unless_generated(data), keeps_shards=True, **arguments)
     with shown(progress), given as (subject, given_data):
@@ -314,6 +315,7 @@ def evaluate(
     Raises:
         SecateurError: bad input, or a metric that cannot be had here; always one clear line.
     """
+    require_folder("evaluate", out)
     settings = evaluation or EvaluationConfig()
     settings = replace(settings, metrics=metrics or settings.metrics)
     with shown(progress), opened(model, unless_generated(data), **arguments) as (subject, given_data):

@@ -198,6 +198,16 @@ def _end_process_group() -> None:
         torch.distributed.destroy_process_group()
 
 
+def require_folder(command: str, out: object) -> None:
+    """Refuse to run `command` in several processes without a folder, through which they share their work.
+
+    Raises:
+        SecateurError: a launcher started more than one, and `out` is None.
+    """
+    if out is None and process_count() > 1:
+        raise SecateurError(f"{command} in several processes needs a folder that all of them see; give out=")
+
+
 def one_process(command: str) -> None:
     """Refuse to run `command` in several processes: they would write the same files.
 

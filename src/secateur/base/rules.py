@@ -10,7 +10,7 @@ import inspect
 import os
 import sys
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -135,6 +135,8 @@ def _advice(value: Any, hint: Any) -> str | None:
         return _advice_of_union(value, inner)
     if kind is Literal:
         return None if value in inner else _advice_of_names(value, inner)
+    if kind is Sequence and isinstance(value, str):
+        return f'give a list, such as ["{value}"]'
     if kind is tuple:
         return _advice_of_tuple(value, inner)
     if kind is dict:

@@ -1,9 +1,9 @@
 """The options of compensation."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from ..base.errors import require, require_one_of
+from ..base.rules import Count, Seed, at_least, check_fields, within
 
 CompensationTarget = Literal["auto", "output", "stream"]
 
@@ -29,22 +29,14 @@ class CompensationConfig:
     """
 
     target: CompensationTarget = "auto"
-    num_tuples: int = 512
-    ridge: float = 0.01
-    rows: int = 24_576
-    rounds: int = 2
-    condition_dropout: float = 0.0
-    batch_size: int = 32
+    num_tuples: Count = 512
+    ridge: Annotated[float, at_least(0)] = 0.01
+    rows: Count = 24_576
+    rounds: Count = 2
+    condition_dropout: Annotated[float, within(0, 1)] = 0.0
+    batch_size: Count = 32
     offload: bool = False
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        require_one_of("compensation target", self.target, CompensationTarget)
-        require(self.num_tuples >= 1, f"compensation num_tuples is {self.num_tuples}; give at least 1")
-        require(self.ridge >= 0, f"compensation ridge is {self.ridge}; give 0 or more")
-        require(self.rows >= 1, f"compensation rows is {self.rows}; give at least 1")
-        require(self.rounds >= 1, f"compensation rounds is {self.rounds}; give at least 1")
-        require(
-            0 <= self.condition_dropout <= 1, f"compensation condition_dropout is {self.condition_dropout}; give 0 to 1"
-        )
-        require(self.batch_size >= 1, f"compensation batch_size is {self.batch_size}; give at least 1")
+        check_fields("compensation", self)

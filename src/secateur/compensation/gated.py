@@ -25,6 +25,7 @@ AT_ONCE_BYTES = 2**28  # of the A_c in memory at once
 TOLERANCE = 1e-4  # of conjugate gradients, |residual| / |B|: the error then equals the exact one's to six digits
 STEPS = 200  # most steps of conjugate gradients
 EXPECTED_STEPS = 30
+LEAST_RIDGE = 1e-8  # of the preconditioner, which must be positive definite also where inputs depend on each other
 
 Total = Callable[[Tensor], Tensor]  # the sum of a tensor over all processes
 
@@ -101,7 +102,7 @@ def conjugate_change(
     pull = ridge * mean_square(diagonals, bias)
     pulled = torch.ones(columns, 1, dtype=x_IRK.dtype, device=x_IRK.device)
     pulled[columns - bias :] = 0
-    shared.diagonal()[: columns - bias] += ridge * mean_square(shared.diagonal(), bias)
+    shared.diagonal()[: columns - bias] += max(ridge, LEAST_RIDGE) * mean_square(shared.diagonal(), bias)
     factor = torch.linalg.cholesky(shared)
     scale = mean_square(diagonals, bias) / mean_square(shared.diagonal(), bias).to(diagonals)
 

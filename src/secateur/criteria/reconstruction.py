@@ -22,14 +22,15 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
 from ..base.console import progress
 from ..base.devices import in_float64, where_float64
-from ..base.errors import TrainingError, require
+from ..base.errors import TrainingError
+from ..base.rules import Count, at_least
 from ..base.shards import whole
 from ..compensation.config import CompensationConfig
 from ..compensation.least_squares import mean_square, with_ones
@@ -57,13 +58,8 @@ class ReconstructionOptions(Options):
         rows: largest number of positions (pixels, tokens) used for one layer, drawn at random from all tuples.
     """
 
-    ridge: float = 0.01
-    rows: int = 24_576
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.ridge >= 0, f"scoring option ridge is {self.ridge}; give 0 or more")
-        require(self.rows >= 1, f"scoring option rows is {self.rows}; give at least 1")
+    ridge: Annotated[float, at_least(0)] = 0.01
+    rows: Count = 24_576
 
 
 @dataclass

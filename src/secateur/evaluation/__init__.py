@@ -10,7 +10,6 @@ from .metrics.ftle import FtleOptions, finite_time_lyapunov_exponents
 from .metrics.latency import LatencyOptions, measure_latency
 from .networks import FeatureNetwork, NetworkFeatures, SmallFeatures
 from .plan import Plan, forward_passes, plan_evaluation
-from .quality import Quality, quality_of
 from .statistics import read_statistics, write_statistics
 from .write import write_evaluation
 
@@ -24,7 +23,6 @@ __all__ = [
     "LatencyOptions",
     "NetworkFeatures",
     "Plan",
-    "Quality",
     "SmallFeatures",
     "evaluate_models",
     "finite_time_lyapunov_exponents",
@@ -32,7 +30,6 @@ __all__ = [
     "independent_difference",
     "measure_latency",
     "plan_evaluation",
-    "quality_of",
     "read_statistics",
     "verdict",
     "write_evaluation",

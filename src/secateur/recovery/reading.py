@@ -15,6 +15,8 @@ from ..models.conditions import Conditions
 from ..models.network import device_of, inference
 from ..models.predict import network_of, predict
 from ..teacher import Book, BookConfig, Contents, Draw, at
+from ..teacher.book import tuple_bytes
+from .accelerator import precision_on
 from .config import RecoveryConfig
 from .draws import batch_indices
 from .objectives import objective_named
@@ -47,6 +49,17 @@ def tuples_for(config: RecoveryConfig, book: BookConfig) -> int:
     """
     drawn = config.steps * config.batch_size
     return book.num_tuples or max(min(drawn, FEWEST), math.ceil(drawn / READINGS))
+
+
+def book_size(teacher: nn.Module, config: RecoveryConfig, book: BookConfig, device: torch.device) -> tuple[int, int]:
+    """Number of tuples, held-out ones included, and bytes of the book for a recovery on `device`."""
+    tuples = tuples_for(config, book) + book.held_out
+    return tuples, tuples * tuple_bytes(teacher, contents_of(config, {}), book, autocast_on(config, device))
+
+
+def autocast_on(config: RecoveryConfig, device: torch.device) -> torch.dtype | None:
+    """The lower precision of the teacher's passes for a recovery on `device`; None for that of its weights."""
+    return {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision_on(config, device)]
 
 
 def check_contents(book: Book, config: RecoveryConfig) -> None:

@@ -4,7 +4,7 @@ A result is a frozen dataclass without models or tensors. It prints as a table, 
 converted to JSON and back by `to_json` and `from_json`.
 """
 
-from .codec import from_json, read_lines, read_result, to_json, write_result
+from .codec import from_json, read_lines, read_result, to_json, write_lines, write_result
 from .compensation import Compensation, Reader
 from .cut import CutResult, DimCut, Size
 from .decisions import BlockStage, Candidate, Decisions, SoftStage, read_decisions
@@ -66,5 +66,6 @@ __all__ = [
     "read_recovery",
     "read_result",
     "to_json",
+    "write_lines",
     "write_result",
 ]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
 from ..base.errors import SecateurError, first_line
-from ..base.files import read_json, write_json
+from ..base.files import read_json, write_json, write_text
 from ..base.records import located, record_of
 
 T = TypeVar("T")
@@ -47,6 +48,11 @@ def read_result(kind: type[T], path: str | Path) -> T:
 def write_result(path: str | Path, result: Any) -> Path:
     """Write a result as JSON to `path`; returns the path."""
     return write_json(path, to_json(result))
+
+
+def write_lines(path: str | Path, results: Iterable[Any]) -> Path:
+    """Write results as JSON to `path`, one a line; returns the path."""
+    return write_text(path, "".join(json.dumps(to_json(each)) + "\n" for each in results))
 
 
 def read_lines(path: str | Path) -> tuple[dict[str, Any], ...]:

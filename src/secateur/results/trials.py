@@ -121,7 +121,8 @@ class Trials(Displayed):
 def trial_table(trials: tuple[TrialResult, ...]) -> Table:
     """The choices and the state of each trial."""
     shown = ("name", "recipe", "criterion", "objective", "target", "steps", "seed", "status", "seconds", "reason")
-    rows = tuple(tuple(getattr(trial, key) or None for key in shown) for trial in trials)
+    values = ((getattr(trial, key) for key in shown) for trial in trials)
+    rows = tuple(tuple(None if value == "" else value for value in row) for row in values)
     return Table(("trial", *shown[1:]), rows).without_empty_columns()
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from typing_extensions import Unpack
 
 from ..base.console import shown
-from ..base.distributed import is_main_process, one_process
+from ..base.distributed import is_main_process, require_folder
 from ..base.errors import require, require_one_of
 from ..base.origin import recorded
 from ..base.rules import Count, Seed, above, checked
@@ -117,8 +117,7 @@ def best(
     Raises:
         SecateurError: bad input, a budget too small for a search, or no recipe that can run.
     """
-    if out is None:
-        one_process("best without a folder")
+    require_folder("best", out)
     with shown(progress), folder_or_temporary(out) as place:
         labels = (warmup or WarmupConfig()) if new_labels else None
         bench = open_bench(open_subject(model, **arguments), data, labels)

@@ -90,7 +90,7 @@ def report(runs: str | Path | Run | Sequence[str | Path | Run], *, out: str | Pa
         if out is None:
             raise SecateurError("a run in memory has no folder for its page; give out=")
         refuse_run(out)
-    if len(given) == 1 and isinstance(given[0], Run):
+    if len(given) == 1 and isinstance(given[0], Run) and given[0].folder is None:
         return given[0].report(out)
     folders = [_folder_of(run, out, number) for number, run in enumerate(given, start=1)]
     require(len(folders) > 0, "no run was given; give one or more folders of runs")

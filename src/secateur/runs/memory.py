@@ -52,8 +52,7 @@ def peak_bytes(
     if work.recovery is not None:
         stages["recover"] = passes.recovery(work, work.recovery, pruned)
     if work.evaluation is not None:
-        models = 1 if work.plan is None else 2 if work.pruned_late else 3 if work.compensation is None else 4
-        stages["evaluate"] = dense + (models - 1) * cut + passes.forward(_sampled_at_once(work.evaluation))
+        stages["evaluate"] = dense + work.cut_models * cut + passes.forward(_sampled_at_once(work.evaluation))
     return {stage: each for stage, each in stages.items() if not math.isnan(each)}
 
 

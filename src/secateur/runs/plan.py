@@ -10,10 +10,9 @@ from ..base.units import format_count
 from ..compensation import Price
 from ..criteria.criterion import FORWARD_SHARE, Memory
 from ..evaluation import forward_passes
-from ..recovery.reading import contents_of, tuples_for
+from ..recovery.reading import book_size
 from ..results import CutResult
 from ..schedules import CutConfig, Target, no_scores, one_shot
-from ..teacher.book import tuple_bytes
 from .memory import Passes, peak_bytes
 from .subject import Subject
 from .timing import (
@@ -170,7 +169,7 @@ def plan_of(
         _book(subject, work),
         predict_flops(subject, work, refit),
         peak_bytes(subject, work, passes, refit),
-        dict(list(savings(work, seconds).items())[:SHOWN_SAVINGS]) if seconds else {},
+        dict(list(savings(work, seconds, subject.process).items())[:SHOWN_SAVINGS]) if seconds else {},
         why_book,
         process_count(),
     )
@@ -181,5 +180,4 @@ def _book(subject: Subject, work: Work) -> tuple[int, int] | None:
     if work.book is None:
         return None
     config, recovery = work.book
-    tuples = tuples_for(recovery, config) + config.held_out
-    return tuples, tuples * tuple_bytes(subject.model, contents_of(recovery, {}), config)
+    return book_size(subject.model, recovery, config, subject.device)

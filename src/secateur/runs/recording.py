@@ -9,11 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from typing_extensions import Unpack
 
 from ..base.console import say, shown
-from ..base.distributed import is_main_process, wait_for_everyone
+from ..base.distributed import is_main_process, require_folder, wait_for_everyone
 from ..base.errors import require
 from ..base.files import check_folder, is_left_behind, remove_left_behind
 from ..base.fingerprint import fingerprint
@@ -25,7 +24,7 @@ from ..data.conditions import check_conditions, null_conditions
 from ..recipes import finetuning_config
 from ..recovery import RecoveryConfig
 from ..recovery.accelerator import precision_on
-from ..recovery.reading import contents_of, tuples_for
+from ..recovery.reading import autocast_on, contents_of, tuples_for
 from ..results import Recorded, read_result, write_result
 from ..teacher import Book, BookConfig, open_book, write_book
 from ..teacher.book import ABOUT, made_from
@@ -33,8 +32,6 @@ from .arguments import ModelArguments
 from .data import encode_data
 from .opening import opened, required
 from .subject import Subject
-
-PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @recorded
@@ -71,6 +68,7 @@ def record(
     Raises:
         SecateurError: bad input, or a folder that holds something else.
     """
+    require_folder("record", out)
     settings = finetuning_config(recovery, True, steps, objective)
     with shown(progress), opened(model, data, **arguments) as (subject, found):
         dataset = required(found)
@@ -115,7 +113,7 @@ def record_stage(
 ) -> Book:
     """The book for a recovery; what is missing in `folder` is recorded, by each process a part."""
     contents = contents_of(recovery, null_conditions(subject.model, dataset))
-    lower = PRECISIONS[precision_on(recovery, subject.device)]
+    lower = autocast_on(recovery, subject.device)
     count = tuples_for(recovery, config)
     book = write_book(subject.model, subject.process, dataset, contents, config, count, folder, lower)
     wait_for_everyone(subject.on_cpu)

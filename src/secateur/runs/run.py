@@ -26,6 +26,7 @@ from ..results import (
     Ranking,
     Recorded,
     Recovery,
+    write_lines,
     write_result,
 )
 from .compression import Compressed
@@ -111,6 +112,10 @@ class Run:
             write_result(folder / "recorded.json", self.recorded)
         if self.compensation is not None:
             write_result(folder / "compensation.json", self.compensation)
+        stages = () if self.decisions is None else (*self.decisions.soft, *self.decisions.blocks)
+        for name, lines in (("log.jsonl", self.recovery.records), ("stages.jsonl", stages)):
+            if lines:
+                write_lines(folder / "recovery" / name, lines)
         save_pretrained(self.model, folder / "model", self.subject.loaded.scheduler_config)
         pipeline_stage(folder, self.subject, self.model)
         if self.evaluation is not None:

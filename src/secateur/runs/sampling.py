@@ -18,7 +18,7 @@ from typing_extensions import Unpack
 
 from ..base.console import progress as progress_bar
 from ..base.console import shown
-from ..base.distributed import one_process, process_count, process_index, wait_for_everyone
+from ..base.distributed import process_count, process_index, require_folder, wait_for_everyone
 from ..base.errors import ModelError, SecateurError, require
 from ..base.files import atomic_file, check_folder
 from ..base.fingerprint import fingerprint
@@ -101,8 +101,7 @@ def sample(
     grid = place is not None and place.suffix.lower() in GRIDS
     if place is not None and not grid and place.suffix.lower() in Image.registered_extensions():
         raise SecateurError(f"{place} names a picture; pictures are written as {', '.join(GRIDS)}")
-    if place is None or grid:
-        one_process("sample without a folder")
+    require_folder("sample", None if grid else place)
     if place is not None and grid:
         require(not place.is_dir(), f"{place} is a folder; choose another name for the file")
         check_folder(place.parent)

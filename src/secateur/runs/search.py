@@ -238,7 +238,7 @@ class Searcher:
         last = [each for each in done if each.recipe == search.winner][-1]
         steps, took = last.steps or 0, read_run(run / "trials" / last.name).recovery.seconds or 0.0
         trial = make_trial(str(search.winner), self.goal, self.seed, self.shared, evaluation=self.evaluation)
-        measuring = plan_trial(self.bench, trial, seconds_per_pair(self.bench.subject))["sample"]
+        measuring = plan_trial(self.bench, trial, seconds_per_pair(self.bench.subject))["evaluate"]
         left = search.budget_seconds - sum(each.seconds or 0.0 for each in done) - measuring - search.warm_up_seconds
         return max(steps, int(left / took * steps))
 

@@ -26,7 +26,7 @@ from ..io.manifest import apply_cut, note_labels, note_step
 from ..io.pipeline import save_pipeline
 from ..models.labels import train_only_labels
 from ..models.network import as_network, example_inputs
-from ..recovery import Pruner, RecoveryConfig, WarmupConfig, recover
+from ..recovery import LoraConfig, Pruner, RecoveryConfig, WarmupConfig, recover
 from ..recovery.parallel import AVERAGE
 from ..reporting import write_cut, write_ranking
 from ..results import (
@@ -90,7 +90,12 @@ def warmup_stage(
         if warmup.train == "labels":
             train_only_labels(model)
         config = replace(
-            recovery, objective="denoising", weights={}, steps=warmup.steps, learning_rate=warmup.learning_rate
+            recovery,
+            objective="denoising",
+            weights={},
+            steps=warmup.steps,
+            learning_rate=warmup.learning_rate,
+            lora=LoraConfig(),  # which would freeze the labels
         )
         with _place(folder, "warmup") as place:
             warm = recover(model, subject.process, dataset, config, place)

@@ -12,7 +12,7 @@ from typing import Any
 from typing_extensions import Unpack
 
 from ..base.console import say, shown
-from ..base.distributed import is_main_process, one_process
+from ..base.distributed import is_main_process, require_folder
 from ..base.errors import SecateurError, require
 from ..base.origin import recorded
 from ..base.rules import Count, Seed, checked
@@ -20,6 +20,7 @@ from ..base.sharing import after_main, announced, share_out
 from ..base.units import format_count
 from ..evaluation import EvaluationConfig
 from ..recovery import WarmupConfig
+from ..recovery.reading import contents_of
 from ..reporting import TRIALS, write_comparison
 from ..results import TrialResult, Trials, from_json, read_result, to_json, write_result
 from ..schedules import parse_target
@@ -126,8 +127,7 @@ def sweep(
     """
     shared, evaluation = shared or TrialConfig(), evaluation or EvaluationConfig()
     labels = (warmup or WarmupConfig()) if new_labels else None
-    if out is None:
-        one_process("sweep without a folder")
+    require_folder("sweep", out)
     with shown(progress), folder_or_temporary(out) as place:
         bench = open_bench(open_subject(model, **arguments), data, labels)
         plan = planned_trials(bench, targets, recipes, criteria, objectives, seeds, steps, shared, evaluation)
@@ -193,7 +193,7 @@ def planned_trials(
     shared: TrialConfig,
     evaluation: EvaluationConfig,
 ) -> SweepPlan:
-    """The trials and their predicted times; a ranking that several share counts once.
+    """The trials and their predicted times; a ranking or a book that several share counts once.
 
     Raises:
         SecateurError: there is no trial, or none can run.
@@ -204,16 +204,19 @@ def planned_trials(
     trials = all_trials(recipe_names(recipes), criteria, objectives, goals, seeds, shared, steps, evaluation)
     second = seconds_per_pair(bench.subject)
     plans: dict[str, float | str] = {}
-    ranked = set()
+    counted: set[tuple[str, str]] = set()
     for trial in trials:
         try:
             stages = plan_trial(bench, trial, second)
         except SecateurError as error:
             plans[trial.name] = str(error)
             continue
-        ranking = (trial.settings.criterion, trial.settings.scoring)
-        plans[trial.name] = sum(stages.values()) - (stages["rank"] if ranking in ranked else 0)
-        ranked.add(ranking)
+        settings = trial.settings
+        book = (settings.book, contents_of(settings.recovery, {}))
+        shared_by = {"rank": repr((settings.criterion, settings.scoring)), "record": repr(book)}
+        made = {stage: (stage, shared_by.get(stage, trial.name)) for stage in stages}
+        plans[trial.name] = sum(seconds for stage, seconds in stages.items() if made[stage] not in counted)
+        counted.update(made.values())
     if not any(isinstance(plan, float) for plan in plans.values()):
         raise SecateurError(f"no trial can run: {next(iter(plans.values()))}")
     return SweepPlan(bench, tuple(trials), plans, warm_up_seconds(bench, shared, second))

@@ -27,10 +27,10 @@ from ..recipes import Recipe
 from ..recovery import RecoveryConfig
 from ..recovery.checkpoints import newest_checkpoint
 from ..recovery.memory import reason_for_book
-from ..recovery.reading import contents_of, tuples_for
+from ..recovery.reading import book_size
 from ..results import CutResult
 from ..teacher import Book, BookConfig
-from ..teacher.book import require_noisy_samples, tuple_bytes
+from ..teacher.book import require_noisy_samples
 from .memory import pruned_to
 from .recording import record_stage, recorded_in
 from .subject import Subject
@@ -51,7 +51,7 @@ def without_large_book(settings: Recipe, subject: Subject, name: str = "recovery
     if not settings.records:
         return settings
     require_noisy_samples(subject.process)
-    size = _bytes_of_book(subject, settings.recovery, settings.book)
+    _, size = book_size(subject.model, settings.recovery, settings.book, subject.device)
     if size <= LARGEST_BOOK:
         return settings
     note(
@@ -97,7 +97,8 @@ def why_record(
     reason = reason_for_book(student(), teacher.model, teacher.process, recovery, teacher.device)
     if reason is None:
         return None
-    return reason if 2 * _bytes_of_book(teacher, recovery, book) < _room(folder) else None
+    _, size = book_size(teacher.model, recovery, book, teacher.device)
+    return reason if 2 * size < _room(folder) else None
 
 
 def agreed(reason: str | None, on_cpu: bool) -> str | None:
@@ -147,11 +148,6 @@ def off_the_device(model: nn.Module, when: bool) -> Iterator[None]:
         yield
     finally:
         model.to(device)
-
-
-def _bytes_of_book(teacher: Subject, recovery: RecoveryConfig, book: BookConfig) -> int:
-    tuples = tuples_for(recovery, book) + book.held_out
-    return tuples * tuple_bytes(teacher.model, contents_of(recovery, {}), book)
 
 
 def _room(folder: Path | None) -> int:

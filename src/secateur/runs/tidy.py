@@ -35,7 +35,7 @@ class Length(msgspec.Struct):
 
 
 class Trained(msgspec.Struct):
-    """The part of a run's `config.json` that a longer run reads; `book` holds options, or the book given to finetune."""
+    """What a longer run reads of a run's `config.json`; `book` holds options, or the book given to finetune."""
 
     recovery: Length
     schedule: str = "one-shot"

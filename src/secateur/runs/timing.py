@@ -14,12 +14,12 @@ from typing_extensions import assert_never
 from ..compensation import CompensationConfig, Price, measure_speed, price
 from ..criteria import ScoringConfig, criterion_named
 from ..criteria.criterion import FORWARD_SHARE
-from ..evaluation import EvaluationConfig
+from ..evaluation import EvaluationConfig, forward_passes
 from ..evaluation.costs import count_macs
 from ..evaluation.metrics.latency import synchronize
 from ..models.network import device_of, example_batch, example_inputs, input_shape
 from ..models.pricing import priced
-from ..process.base import denoising_error
+from ..process.base import Process, denoising_error
 from ..recipes import Recipe
 from ..recovery import RecoveryConfig, WarmupConfig
 from ..recovery.objectives.build import build_objective
@@ -36,7 +36,7 @@ TIMED_IMAGES = 32  # at once; fewer if they are large, or if a pass is slow, whi
 TIMED_ENTRIES = 2**19
 TIMED_SECONDS = 1.0
 REFIT = "compensate"
-STAGES = ("warm up", "rank", "rank again", REFIT, "decide", "record", "recover", "sample")
+STAGES = ("warm up", "rank", "rank again", REFIT, "decide", "record", "recover", "evaluate")
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,13 @@ class Work:
     warmup: WarmupConfig | None = None
     book: tuple[BookConfig, RecoveryConfig] | None = None
     reads: bool = False
+
+    @property
+    def cut_models(self) -> int:
+        """How many cut models are evaluated beside the dense one: pruned, compensated, recovered."""
+        if self.recovery is None:
+            return 0
+        return 1 if self.pruned_late is not None else 2 if self.compensation is None else 3
 
 
 def work_of(recipe: Recipe, plan: CutResult | None, warmup: WarmupConfig | None = None) -> Work:
@@ -130,10 +137,8 @@ def predict_passes(subject: Subject, work: Work) -> dict[str, float]:
         passes = recovery.steps * (ratio * student + larger * taught) + dense_steps * (1 - ratio) * student
         stages["recover"] = passes * recovery.batch_size * FORWARD_SHARE
     if evaluation is not None:
-        cut_models = 1 if pruned_late else 2  # the recovered model, and the pruned one if there is one
-        models = 1.0 if plan is None else 1 + cut_models * ratio
-        calls = min(evaluation.num_inference_steps, subject.process.num_train_timesteps)  # of the network per image
-        stages["sample"] = evaluation.num_images * calls * FORWARD_SHARE * models
+        models = 1 + work.cut_models * ratio
+        stages["evaluate"] = sum(forward_passes(evaluation, subject.process).values()) * FORWARD_SHARE * models
     return stages
 
 
@@ -165,7 +170,7 @@ def _in_order(stages: dict[str, float]) -> dict[str, float]:
     return {stage: stages[stage] for stage in STAGES if stage in stages}
 
 
-def savings(work: Work, seconds: Mapping[str, float]) -> dict[str, float]:
+def savings(work: Work, seconds: Mapping[str, float], process: Process) -> dict[str, float]:
     """Options at half of their values, and the seconds that each would save; the largest saving first.
 
     The time of a stage is proportional to each of its options, except for the part of the refit that is not per sample.
@@ -179,8 +184,11 @@ def savings(work: Work, seconds: Mapping[str, float]) -> dict[str, float]:
         if criterion_named(work.ranking[0]).needs_data:
             found[f"--scoring.num-images {halved(scoring.num_images)}"] = seconds["rank"]
     if work.evaluation is not None:
-        found[f"--evaluation.num-images {halved(work.evaluation.num_images)}"] = seconds["sample"]
-        found[f"--evaluation.num-inference-steps {halved(work.evaluation.num_inference_steps)}"] = seconds["sample"]
+        passes = forward_passes(work.evaluation, process)
+        if "samples" in passes:
+            sampling = seconds["evaluate"] * passes["samples"] / sum(passes.values())
+            found[f"--evaluation.num-images {halved(work.evaluation.num_images)}"] = sampling
+            found[f"--evaluation.num-inference-steps {halved(work.evaluation.num_inference_steps)}"] = sampling
     if work.compensation is not None and "compensate" in seconds:
         found[f"--compensation.num-tuples {halved(work.compensation.num_tuples)}"] = seconds["compensate"]
     return {option: saved / 2 for option, saved in sorted(found.items(), key=lambda item: -item[1])}

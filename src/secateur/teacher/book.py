@@ -21,7 +21,7 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from ..base.distributed import is_main_process
+from ..base.distributed import is_main_process, wait_for_everyone
 from ..base.errors import DataError, SecateurError, TrainingError, require
 from ..base.files import read_json, write_json
 from ..base.fingerprint import fingerprint, tensors_fingerprint
@@ -198,6 +198,7 @@ def write_book(
     folder = None if folder is None else Path(folder)
     if folder is not None and is_main_process():
         _begin(folder, about)
+    wait_for_everyone(device_of(model).type == "cpu")  # nobody writes where the book is refused
     book = _book_of(about, process, dataset, model, folder)
     lower = nullcontext() if autocast is None else torch.autocast(device_of(model).type, autocast)
     with inference(model), lower:
@@ -237,9 +238,9 @@ def open_book(folder: str | Path, process: Process, dataset: ImageDataset, model
     return book
 
 
-def tuple_bytes(model: nn.Module, contents: Contents, config: BookConfig) -> int:
+def tuple_bytes(model: nn.Module, contents: Contents, config: BookConfig, autocast: torch.dtype | None = None) -> int:
     """Bytes of a tuple, in memory or on disk; found by one pass of the model, which may be on the meta device."""
-    itemsize = stored_dtype(config, next(model.parameters()).dtype).itemsize
+    itemsize = stored_dtype(config, autocast or next(model.parameters()).dtype).itemsize
     sample, conditions = example_batch(model, 1)
     blocks = _chosen(contents, tuple(describe(model).blocks))
     with inference(model), without_memory(), hidden_states(model, blocks) as states:
