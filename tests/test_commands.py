@@ -213,7 +213,7 @@ def test_dry_run_writes_nothing(models, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("command", "stage"), [("rank", "rank"), ("finetune", "recover"), ("evaluate", "sample")])
+@pytest.mark.parametrize(("command", "stage"), [("rank", "rank"), ("finetune", "recover"), ("evaluate", "evaluate")])
 def test_dry_runs_of_single_stages_predict_their_time(models, tmp_path, capsys, command, stage):
     main([command, str(models / "sit"), "--data", "digits", "--out", str(tmp_path / "run"), "--dry-run"])
     printed = capsys.readouterr().out
