@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import models
+import secateur
 from models import half, sample_for
 from secateur.base.errors import ModelError, SecateurError, TrainingError
 from secateur.cli import main
@@ -274,6 +275,14 @@ def test_layers_that_share_weights_are_not_refitted_and_reported():
 def test_options_that_make_no_sense_are_refused(wrong):
     with pytest.raises(SecateurError, match=rf"^compensation {next(iter(wrong))} is .*; .*give "):
         CompensationConfig(**wrong)
+
+
+def test_what_a_refit_needs_is_known_before_the_cut(tmp_path):
+    asked = {"target": "macs=60%", "criterion": "magnitude", "process": "ddpm", "compensation": CompensationConfig()}
+    for call in (secateur.plan_prune, partial(secateur.prune, out=tmp_path / "out")):
+        with pytest.raises(SecateurError, match=r"^the refit is made on data; give data"):
+            call(models.unet(), **asked)
+    assert not (tmp_path / "out").exists()
 
 
 def test_refusals():

@@ -104,7 +104,7 @@ def plan_prune(
     scoring = criterion_named(criterion).configured(scoring or ScoringConfig())
     with opened(model, data, **arguments) as (subject, dataset):
         subject = subject.selected(cut)
-        planned = check_pruning(subject, dataset, goal, criterion, cut)
+        planned = check_pruning(subject, dataset, goal, criterion, cut, compensates=compensation is not None)
         return plan_of(subject, Work(planned, (criterion, scoring), compensation), goal, cut)
 
 

@@ -57,20 +57,27 @@ def check_pruning(
     criterion: str,
     cut: CutConfig,
     ranking: Ranking | None = None,
+    compensates: bool = False,
 ) -> CutResult | None:
-    """Check that a one-shot cut can be made, by the given `ranking` or by a new one; returns the planned cut.
+    """Check that a one-shot cut can be made, by the given `ranking` or by a new one, and refitted if it
+    `compensates`; returns the planned cut.
 
     Raises:
         SecateurError: as `check_ranking`; the criterion does not rank what will be cut; the target is out of reach; the
-            ranking belongs to another model.
+            ranking belongs to another model; the refit needs data, or another model.
     """
     check_quality(subject, goal)
     require(dataset is not None or not goal.is_quality, f"{goal} is measured on data; give data")
+    if compensates:
+        require(dataset is not None, "the refit is made on data; give data, or leave it out")
+        _check_refit(subject.model)
     if ranking is None:
         _check_calibration(subject, dataset, criterion)
     else:
         of_another = f"the ranking is of a model with other widths and blocks than {subject.name}; rank this one"
         check_ranked(subject, ranking, criterion, of_another)
+        if dataset is not None:
+            check_conditions(subject.model, dataset)
     check_criterion(criterion, subject.structure, granularity_for(goal, cut))
     return plan_cut(subject, goal, cut)
 
@@ -123,11 +130,8 @@ def check_compression(
     check_quality(subject, goal, settings.schedule == "one-shot")
     granularity = granularity_for(goal, settings.cut)
     check_schedule(settings, granularity)
-    if settings.compensates and not hasattr(saved_module(subject.model), "register_to_config"):
-        raise SecateurError(
-            f"{type(subject.model).__name__} is no diffusers model and keeps no record of its cuts, which the refit "
-            "needs; give compensates=False"
-        )
+    if settings.compensates:
+        _check_refit(subject.model)
     if settings.schedule == "adaptive" and subject.excluded:
         raise SecateurError("the adaptive schedule decides over all blocks: leave cut.include and cut.exclude out")
     if dataset is not None:
@@ -135,6 +139,15 @@ def check_compression(
         say_notes(plan_evaluation(models, subject.process, dataset, settings.evaluation).notes)
     check_criterion(settings.criterion, subject.structure, granularity)
     return plan_cut(subject, goal, settings.cut)
+
+
+def _check_refit(model: nn.Module) -> None:
+    """Check that a cut of the model can be refitted: its manifest says what was cut."""
+    if not hasattr(saved_module(model), "register_to_config"):
+        raise SecateurError(
+            f"{type(model).__name__} is no diffusers model and keeps no record of its cuts, which the refit needs; "
+            "give compensates=False, or no compensation"
+        )
 
 
 def say_notes(notes: Sequence[str]) -> None:
