@@ -52,6 +52,13 @@ def test_every_option_of_a_command_is_an_argument_of_the_function_of_its_name(co
         assert {option for option in options - OF_THE_COMMAND - unplanned} <= arguments_of(plan) | {"compensates"}
 
 
+@pytest.mark.parametrize("name", ["rank", "prune", "finetune", "evaluate", "record", "compress", "sweep", "best"])
+def test_a_plan_takes_the_arguments_of_its_function(name):
+    plan = getattr(secateur, "plan" if name == "compress" else f"plan_{name}")
+    where = {"out", "cache", "keep", "inplace", "progress"} | ({"data"} if name == "record" else set())
+    assert arguments_of(plan) == arguments_of(getattr(secateur, name)) - where
+
+
 def on_meta(model):
     """The model without values: FLOPs are predicted instead of seconds."""
     return model.to("meta")

@@ -106,6 +106,14 @@ def test_the_warm_up_trains_only_the_labels_unless_all_and_resumes(tmp_path):
     assert next((tmp_path / "labels" / "warmup" / "checkpoints").iterdir()).stat().st_mtime_ns == stamp
 
 
+@pytest.mark.parametrize("name", ["compress", "plan", "sweep", "plan_sweep", "best", "plan_best"])
+def test_a_warm_up_of_no_new_labels_is_refused(name):
+    given = {"targets": ("macs=50%",)} if "sweep" in name else {"target": "macs=50%"}
+    given |= {"budget_steps": 9} if "best" in name else {}
+    with pytest.raises(SecateurError, match=r"^the warm-up trains new labels; give new_labels too"):
+        getattr(secateur, name)(unet(), data="digits", process="ddpm", warmup=WarmupConfig(), **given)
+
+
 def test_only_labels_have_gradients():
     model = dit()
     train_only_labels(model)

@@ -153,5 +153,8 @@ def test_the_public_proxies_are_those_of_the_calibration_images():
     batch = data.batch(torch.randperm(len(data), generator=torch.Generator().manual_seed(3)).tolist())
     assert found == judge(process, batch, 3)(copy.deepcopy(model).eval())
     assert model.training
+    model.requires_grad_(False)  # as in a pipeline that only draws
+    assert secateur.zero_cost_proxies(model, data=data, process=process, seed=3) == found
+    assert not any(parameter.requires_grad for parameter in model.parameters())
     with pytest.raises(secateur.SecateurError, match="give data="):
         secateur.zero_cost_proxies(model, data=None, process=process)

@@ -236,6 +236,11 @@ def test_incompatible_options_are_refused(changes, message):
         check_student(dit(), replace(CONFIG, **changes))
 
 
+def test_a_frozen_network_is_refused():
+    with pytest.raises(TrainingError, match=r"^no weight of DiTTransformer2DModel requires a gradient; call its"):
+        check_student(dit().requires_grad_(False), CONFIG)
+
+
 @pytest.mark.parametrize(
     ("module", "changes", "extra"),
     [("peft", {"lora": LoraConfig(4)}, "lora"), ("torchao", {"optimizer": "adamw8bit"}, "optimizers")],

@@ -16,7 +16,7 @@ from ..recipes import Recipe, resolve
 from ..recovery import WarmupConfig
 from ..reporting import write_report
 from ..runs.arguments import CompressionArguments, divided
-from ..runs.checks import check_compression
+from ..runs.checks import check_compression, warmup_of
 from ..runs.compression import compress_stages, run_settings, with_labels_of
 from ..runs.data import encode_data, inputs_of, name_of
 from ..runs.folder import circumstances, folder_or_memory
@@ -75,12 +75,11 @@ def compress(
     """
     require_folder("compress", out)
     parts, about_model = divided(arguments)
-    settings, goal = resolve(recipe, **parts), parse_target(target)
+    settings, goal, labels = resolve(recipe, **parts), parse_target(target), warmup_of(new_labels, warmup)
     with shown(progress), opened(model, data, new_labels, **about_model) as (subject, given_data):
         dataset = required(given_data)
         inputs = partial(inputs_of, dataset, model=subject)
         subject = with_labels_of(dataset, subject, new_labels, settings.recovery.seed)
-        labels = (warmup or WarmupConfig()) if new_labels else None
         subject = subject.selected(settings.cut)
         settings = without_large_book(settings, subject)
         cut = check_compression(subject, dataset, goal, settings)

@@ -18,8 +18,9 @@ from ..evaluation import EvaluationConfig
 from ..models.precision import PrecisionName
 from ..recipes import Recipe, finetuning_config, resolve
 from ..recovery import RecoveryConfig, WarmupConfig
+from ..results import Ranking
 from ..runs.arguments import CompressionArguments, ModelArguments, NetworkArguments, divided
-from ..runs.checks import check_compression, check_evaluating, check_finetuning, check_pruning, check_ranking
+from ..runs.checks import check_compression, check_evaluating, check_finetuning, check_pruning, check_ranking, warmup_of
 from ..runs.compression import with_labels_of
 from ..runs.data import drawn_by, no_data, unless_generated
 from ..runs.opening import beside, opened, required
@@ -50,14 +51,13 @@ def plan(
         SecateurError: as `compress` would, wherever that is known before it begins.
     """
     parts, about_model = divided(arguments)
-    settings, goal = resolve(recipe, **parts), parse_target(target)
+    settings, goal, labels = resolve(recipe, **parts), parse_target(target), warmup_of(new_labels, warmup)
     with opened(model, data, new_labels, **about_model) as (subject, given_data):
         if new_labels:
             subject = with_labels_of(required(given_data), subject, new_labels, settings.recovery.seed)
         subject = subject.selected(settings.cut)
         settings = without_large_book(settings, subject)
         cut = check_compression(subject, given_data, goal, settings)
-        labels = (warmup or WarmupConfig()) if new_labels else None
         reason = why_recipe_records(settings, subject, cut, Path())
         settings = replace(settings, records=settings.records or reason is not None)
         return plan_of(subject, work_of(settings, cut, labels), goal, settings.cut, reason)
@@ -91,6 +91,7 @@ def plan_prune(
     data: Any = None,
     criterion: str = "diff-pruning",
     scoring: ScoringConfig | None = None,
+    ranking: Ranking | None = None,
     cut: CutConfig | None = None,
     compensation: CompensationConfig | None = None,
     **arguments: Unpack[NetworkArguments],
@@ -101,11 +102,13 @@ def plan_prune(
         SecateurError: as `prune` would, wherever that is known before it begins.
     """
     goal, cut = parse_target(target), cut or CutConfig()
+    criterion = criterion if ranking is None else ranking.criterion
     scoring = criterion_named(criterion).configured(scoring or ScoringConfig())
     with opened(model, data, **arguments) as (subject, dataset):
         subject = subject.selected(cut)
-        planned = check_pruning(subject, dataset, goal, criterion, cut, compensates=compensation is not None)
-        return plan_of(subject, Work(planned, (criterion, scoring), compensation), goal, cut)
+        planned = check_pruning(subject, dataset, goal, criterion, cut, ranking, compensation is not None)
+        work = Work(planned, None if ranking is not None else (criterion, scoring), compensation)
+        return plan_of(subject, work, goal, cut)
 
 
 @checked
@@ -167,6 +170,7 @@ def plan_evaluate(
     *,
     data: Any = None,
     reference: Any = None,
+    metrics: tuple[str, ...] | None = None,
     evaluation: EvaluationConfig | None = None,
     precisions: tuple[PrecisionName, ...] = (),
     **arguments: Unpack[NetworkArguments],
@@ -177,6 +181,7 @@ def plan_evaluate(
         SecateurError: as `evaluate` would.
     """
     settings = evaluation or EvaluationConfig()
+    settings = replace(settings, metrics=metrics or settings.metrics)
     with opened(model, unless_generated(data), **arguments) as (subject, given_data):
         dense = None if reference is None else beside(subject, reference, **arguments)
         dataset = given_data or drawn_by(dense or subject, data)

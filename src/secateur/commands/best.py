@@ -14,7 +14,7 @@ from ..reporting import TRIALS, read_run, summarize
 from ..results import Trials, read_result
 from ..runs.search import ScoreName
 from ..runs.trials import TrialConfig
-from .options import Model
+from .options import Model, warmup_given
 
 
 def best(
@@ -65,7 +65,7 @@ def best(
     subject, budget = on.subject(), {"budget_steps": budget_steps, "budget_minutes": budget_minutes}
     settings: dict[str, Any] = {**budget, "target": target, "data": data, "recipes": recipes, "score": score}
     settings |= {"seed": seed, "shared": shared, "evaluation": evaluation}
-    settings |= {"new_labels": new_labels, "warmup": warmup if new_labels else None}
+    settings |= {"new_labels": new_labels, "warmup": warmup_given(new_labels, warmup)}
     if dry_run:
         say(str(secateur.plan_best(subject, **settings)))
         return

@@ -19,7 +19,7 @@ from ..recipes import resolve
 from ..recovery import RecoveryConfig, WarmupConfig
 from ..schedules import AdaptiveConfig, CutConfig, ProgressiveConfig, ScheduleName
 from ..teacher import BookConfig
-from .options import Compensates, CriterionName, Model, Records
+from .options import Compensates, CriterionName, Model, Records, warmup_given
 
 UNLESS_DRY = tyro.conf.arg(help_behavior_hint="(needed unless --dry-run)")
 
@@ -92,7 +92,7 @@ def compress(
     parts |= {"compensates": compensates, "compensation": compensation, "records": records, "book": book}
     settings = resolve(recipe, seed=seed, **parts)
     asked: dict[str, Any] = {"target": target, "data": data, "recipe": settings, "new_labels": new_labels}
-    asked |= {"warmup": warmup if new_labels else None}
+    asked |= {"warmup": warmup_given(new_labels, warmup)}
     if dry_run:
         say(str(secateur.plan(subject, **asked)))
         return

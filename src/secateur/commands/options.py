@@ -13,6 +13,7 @@ from torch import nn
 from ..criteria import CRITERIA
 from ..io.locate import Component
 from ..process.named import PROCESSES
+from ..recovery import WarmupConfig
 from ..runs.arguments import WeightsArguments, of_another_model
 from ..runs.subject import Subject, open_subject, open_weights
 
@@ -113,3 +114,8 @@ Records = Annotated[bool, tyro.conf.arg(name="book")]  # --book, --no-book
 Weights = Annotated[WeightsOptions, tyro.conf.arg(name="")]
 NamedWeights = Annotated[NamedWeightsOptions, tyro.conf.arg(name="")]
 Model = Annotated[ModelOptions, tyro.conf.arg(name="")]
+
+
+def warmup_given(new_labels: bool, warmup: WarmupConfig) -> WarmupConfig | None:
+    """The options of the warm-up if new labels are asked for, or if any of them was given; else None."""
+    return warmup if new_labels or warmup != WarmupConfig() else None

@@ -8,6 +8,7 @@ from typing import Any
 import secateur
 
 from ..base.console import say
+from ..base.errors import require
 from ..compensation import CompensationConfig
 from ..criteria import ScoringConfig
 from ..reporting import read_run, summarize
@@ -45,6 +46,8 @@ def prune(
         compensation: options of the refit.
         dry_run: print the plan, the predicted size, time and memory, and stop.
     """
+    given = compensates or compensation == CompensationConfig()
+    require(given, "options of the refit are given, and there is none; add --compensation")
     subject = on.subject()
     options: dict[str, Any] = {"target": target, "data": data, "criterion": criterion, "scoring": scoring, "cut": cut}
     options |= {"compensation": compensation if compensates else None}

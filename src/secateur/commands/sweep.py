@@ -11,7 +11,7 @@ from ..base.console import say
 from ..evaluation import EvaluationConfig
 from ..recovery import WarmupConfig
 from ..runs.trials import TrialConfig
-from .options import CriterionName, Model
+from .options import CriterionName, Model, warmup_given
 
 
 def sweep(
@@ -57,7 +57,11 @@ def sweep(
     """
     subject, trials = on.subject(), {"targets": targets, "recipes": recipes, "criteria": criteria, "seeds": seeds}
     settings: dict[str, Any] = {**trials, "data": data, "objectives": objectives, "steps": steps, "shared": shared}
-    settings |= {"evaluation": evaluation, "new_labels": new_labels, "warmup": warmup if new_labels else None}
+    settings |= {
+        "evaluation": evaluation,
+        "new_labels": new_labels,
+        "warmup": warmup_given(new_labels, warmup),
+    }
     if dry_run:
         say(str(secateur.plan_sweep(subject, **settings)))
         return

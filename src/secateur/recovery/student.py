@@ -25,7 +25,8 @@ def check_student(model: nn.Module, config: RecoveryConfig) -> None:
     """Check, before long work starts, that `model` can be trained with `config`.
 
     Raises:
-        TrainingError: a library is missing, a pattern matches nothing, or options do not go together.
+        TrainingError: a library is missing, a pattern matches nothing, nothing is to be trained, or options do not go
+            together.
     """
     if config.optimizer == "adamw8bit" and find_spec("torchao") is None:
         raise TrainingError("optimizer adamw8bit needs torchao; pip install 'secateur[optimizers]', or use adafactor")
@@ -48,7 +49,11 @@ def check_student(model: nn.Module, config: RecoveryConfig) -> None:
             raise TrainingError(
                 f"objective {config.objective} follows blocks by their weights, which LoRA wraps; use distillation"
             )
-    elif not (set(dict(model.named_parameters())) - frozen_by(model, config.freeze)):
+        return
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not trained:
+        raise TrainingError(f"no weight of {type(model).__name__} requires a gradient; call its requires_grad_()")
+    if not trained - frozen_by(model, config.freeze):
         raise TrainingError(f"freeze {', '.join(config.freeze)} leaves nothing to train")
 
 

@@ -23,6 +23,7 @@ from ..reporting import TRIALS, write_comparison
 from ..results import Trials, read_result, write_result
 from ..schedules import parse_target
 from .arguments import ModelArguments
+from .checks import warmup_of
 from .comparing import Comparison, folder_or_temporary, read_comparison
 from .folder import run_folder
 from .search import ScoreName, Searcher, search_of
@@ -119,7 +120,7 @@ def best(
     """
     require_folder("best", out)
     with shown(progress), folder_or_temporary(out) as place:
-        labels = (warmup or WarmupConfig()) if new_labels else None
+        labels = warmup_of(new_labels, warmup)
         bench = open_bench(open_subject(model, **arguments), data, labels)
         shared, evaluation = shared or TrialConfig(), evaluation or EvaluationConfig()
         names, search = open_search(
@@ -169,7 +170,7 @@ def plan_best(
     Raises:
         SecateurError: as `best` would, wherever that is known before it begins.
     """
-    bench = open_bench(open_subject(model, **arguments), data, (warmup or WarmupConfig()) if new_labels else None)
+    bench = open_bench(open_subject(model, **arguments), data, warmup_of(new_labels, warmup))
     shared, evaluation = shared or TrialConfig(), evaluation or EvaluationConfig()
     names, search = open_search(bench, target, recipes, score, seed, shared, evaluation, budget_steps, budget_minutes)
     return SearchPlan(search, search.begin(names, budget_steps, budget_minutes))

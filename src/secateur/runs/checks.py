@@ -18,7 +18,7 @@ from ..models.network import class_count, device_of, input_shape
 from ..models.precision import PrecisionName, in_precisions
 from ..process.own import OwnObjective
 from ..recipes import Recipe
-from ..recovery import RecoveryConfig
+from ..recovery import RecoveryConfig, WarmupConfig
 from ..recovery.accelerator import check_accelerator
 from ..recovery.objectives.build import build_objective
 from ..recovery.student import CHANGES, check_recomputing, check_student
@@ -198,6 +198,16 @@ def check_comparable(subject: Subject, dense: Subject) -> None:
     for what, found in different.items():
         if found:
             raise SecateurError(f"{subject.name} and {dense.name} {what}: they cannot be compared")
+
+
+def warmup_of(new_labels: bool, warmup: WarmupConfig | None) -> WarmupConfig | None:
+    """How new labels are trained; None if there are none.
+
+    Raises:
+        SecateurError: options of the warm-up are given, and no new labels are asked for.
+    """
+    require(new_labels or warmup is None, "the warm-up trains new labels; give new_labels too, or leave warmup out")
+    return (warmup or WarmupConfig()) if new_labels else None
 
 
 def check_new_labels(dataset: ImageDataset) -> None:

@@ -9,6 +9,7 @@ from typing_extensions import Unpack
 from ..base.console import shown
 from ..base.rules import Seed, checked
 from ..criteria import ScoringConfig
+from ..criteria.gradients import differentiable
 from ..models.network import inference
 from ..schedules.proxies import BATCH_SIZE, ZICO_BATCHES, Judgement, judge
 from .arguments import NetworkArguments
@@ -36,5 +37,5 @@ def zero_cost_proxies(
     with shown(progress), opened(model, data, **arguments) as (subject, dataset):
         scoring = ScoringConfig(num_images=BATCH_SIZE * ZICO_BATCHES, seed=seed)
         batch = calibration(subject, encode_data(required(dataset), subject), scoring)
-        with inference(subject.model):
+        with inference(subject.model), differentiable(subject.model):
             return judge(subject.process, batch, seed)(subject.model)

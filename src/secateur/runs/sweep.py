@@ -25,6 +25,7 @@ from ..reporting import TRIALS, write_comparison
 from ..results import TrialResult, Trials, from_json, read_result, to_json, write_result
 from ..schedules import parse_target
 from .arguments import ModelArguments
+from .checks import warmup_of
 from .comparing import Comparison, folder_or_temporary, read_comparison
 from .folder import run_folder
 from .subject import open_subject
@@ -126,7 +127,7 @@ def sweep(
         SecateurError: bad input, no trial can run, or, after all others are done, some trials failed.
     """
     shared, evaluation = shared or TrialConfig(), evaluation or EvaluationConfig()
-    labels = (warmup or WarmupConfig()) if new_labels else None
+    labels = warmup_of(new_labels, warmup)
     require_folder("sweep", out)
     with shown(progress), folder_or_temporary(out) as place:
         bench = open_bench(open_subject(model, **arguments), data, labels)
@@ -167,7 +168,7 @@ def plan_sweep(
         SecateurError: bad input, or no trial can run.
     """
     shared, evaluation = shared or TrialConfig(), evaluation or EvaluationConfig()
-    bench = open_bench(open_subject(model, **arguments), data, (warmup or WarmupConfig()) if new_labels else None)
+    bench = open_bench(open_subject(model, **arguments), data, warmup_of(new_labels, warmup))
     return planned_trials(bench, targets, recipes, criteria, objectives, seeds, steps, shared, evaluation)
 
 

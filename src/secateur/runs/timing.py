@@ -14,6 +14,7 @@ from typing_extensions import assert_never
 from ..compensation import CompensationConfig, Price, measure_speed, price
 from ..criteria import ScoringConfig, criterion_named
 from ..criteria.criterion import FORWARD_SHARE
+from ..criteria.gradients import differentiable
 from ..evaluation import EvaluationConfig, forward_passes
 from ..evaluation.costs import count_macs
 from ..evaluation.metrics.latency import synchronize
@@ -236,15 +237,16 @@ def _seconds_of_pass(subject: Subject, batch_size: int) -> float:
     taken, conditions = example_batch(subject.model, batch_size)
     sample = torch.randn(batch_size, *input_shape(subject.model)).to(taken)  # of a decoder: images
     timesteps = subject.process.timesteps(torch.linspace(0.1, 0.9, batch_size)).to(sample.device)
-    seconds = []
-    for _ in range(TIMED_STEPS):
-        synchronize()
-        begun = time.perf_counter()
-        loss = denoising_error(subject.model, subject.process, sample, torch.randn_like(sample), timesteps, conditions)
-        loss.mean().backward()
-        subject.model.zero_grad(set_to_none=True)
-        synchronize()
-        seconds.append(time.perf_counter() - begun)
+    seconds, noise = [], torch.randn_like(sample)
+    with differentiable(subject.model):
+        for _ in range(TIMED_STEPS):
+            synchronize()
+            begun = time.perf_counter()
+            loss = denoising_error(subject.model, subject.process, sample, noise, timesteps, conditions)
+            loss.mean().backward()
+            subject.model.zero_grad(set_to_none=True)
+            synchronize()
+            seconds.append(time.perf_counter() - begun)
     return min(seconds)
 
 
