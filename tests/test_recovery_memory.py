@@ -288,16 +288,23 @@ def test_the_memory_of_a_recovery_is_counted_before(changes, tmp_path):
     assert counted.total == pytest.approx(before + kept + live.peak - away, rel=0.01)
 
 
-@pytest.mark.parametrize("recomputes", [False, True])
-def test_the_memory_of_many_equal_blocks_is_counted_before(recomputes, tmp_path):
-    """Activations of all of them are kept; of those that are computed again, one block's at a time."""
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"gradient_checkpointing": True}, {"mixed_precision": "bf16", "objective": "distillation", "batch_size": 4}],
+)
+def test_the_memory_of_many_equal_blocks_is_counted_before(changes, tmp_path):
+    """Activations of all of them are kept; of those that are computed again, one block's at a time; and a teacher's
+    weights are rounded one at a time."""
     config = replace(CONFIG, steps=2, batch_size=64, grad_norms_every=0, checkpoint_every=100, dropout=None)
-    config = replace(config, gradient_checkpointing=recomputes)
-    model = dit(num_layers=6)
-    counted = recovery_memory(model, None, FlowProcess(), config)
-    with LiveBytes([*model.parameters(), *model.buffers()]) as live:
-        recover(model, FlowProcess(), images(), config, tmp_path)
-    assert counted.total == pytest.approx(bytes_of(model) + live.peak, rel=0.02)
+    config = replace(config, **changes)
+    model, teacher = dit(num_layers=12), dit(num_layers=12)
+    counted = recovery_memory(model, teacher, FlowProcess(), config)
+    known = [tensor for network in (model, teacher) for tensor in (*network.parameters(), *network.buffers())]
+    with LiveBytes(known) as live:
+        recover(model, FlowProcess(), images(), config, tmp_path, teacher)
+    kept = bytes_of(teacher) if counted.teacher else 0
+    assert counted.total == pytest.approx(bytes_of(model) + kept + live.peak, rel=0.01)
+    assert all(parameter.requires_grad for parameter in teacher.parameters())
 
 
 def bytes_of(model: torch.nn.Module) -> int:

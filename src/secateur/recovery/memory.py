@@ -116,7 +116,7 @@ def recovery_memory(
     structures = [Structure({}, {}) if each_block else describe(network) for network in (model, dense)]
     with FakeTensorMode(allow_non_fake_inputs=True), without_memory():
         student = skeleton(ready, "cpu")
-        taught_by = skeleton(dense, "cpu").eval() if objective.needs_teacher else None
+        taught_by = skeleton(dense, "cpu").eval().requires_grad_(False) if objective.needs_teacher else None
         if config.gradient_checkpointing:
             student.enable_gradient_checkpointing()  # type: ignore[operator]
         draw = _draw(process, sample, conditions)

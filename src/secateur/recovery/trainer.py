@@ -19,6 +19,7 @@ from ..base.interrupts import deferred_interrupt
 from ..base.seeds import Purpose, torch_seed
 from ..data import ImageDataset
 from ..data.conditions import accepts, check_conditions, null_conditions
+from ..models.jacobian import frozen
 from ..models.network import device_of
 from ..models.recomputing import recomputing
 from ..process.base import Process
@@ -99,7 +100,9 @@ def recover(
             config = affordable(model, taught_by, process, config, accelerator.device)
             watch_peak_memory(accelerator.device)
             devices = [accelerator.device] if accelerator.device.type == "cuda" else []
-            with torch.random.fork_rng(devices):
+            # Autocast would keep copies of a teacher's weights that need gradients.
+            still = frozen(taught_by) if isinstance(taught_by, nn.Module) else nullcontext()
+            with torch.random.fork_rng(devices), still:
                 return _Run(
                     accelerator, model, process, dataset, config, folder, objective, taught_by, pruner, validate
                 ).finish()
