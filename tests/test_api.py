@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import secateur
 from models import dit, output, unet
 from secateur.evaluation import LatencyOptions
+from secateur.models.network import input_shape
 from secateur.reporting import read_run
 
 SCORING = secateur.ScoringConfig(num_timesteps=2, num_images=8)
@@ -307,6 +308,27 @@ def test_an_unknown_network_is_scored_cut_recovered_and_measured(own):
     result = secateur.evaluate(tuned, reference=model, **functions)
     assert result.macs.ratio < 1
     assert result["denoising_loss"].value == pytest.approx(loss(tuned, whole).item(), rel=0.2)
+
+
+def test_the_users_functions_hold_for_one_call_alone():
+    """A network that the library knows keeps its own family after it, and so do copies, teachers and failures."""
+    model, teacher, images = unet(), unet(), torch.randn(8, 1, 8, 8)
+    functions = {
+        "data": DataLoader([{"images": image} for image in images], batch_size=4),
+        "forward": lambda network, batch: network(batch["images"], 0).sample,
+        "loss": lambda network, batch: network(batch["images"], 0).sample.square().mean(),
+    }
+    inner = {**functions, "evaluation": secateur.EvaluationConfig(metrics=("loss",))}
+    pruned = secateur.prune(model, target="macs=80%", criterion="magnitude", **functions)
+    secateur.evaluate(pruned, reference=teacher, **inner)
+    pruning = secateur.Pruning(model, target="macs=80%", criterion="magnitude", steps=400, **functions)
+    own = input_shape(model)
+    secateur.evaluate(model, **inner)
+    assert input_shape(model) == own
+    pruning.close()
+    with pytest.raises(secateur.SecateurError, match="out of reach"):
+        secateur.Pruning(teacher, target="macs=1%", criterion="magnitude", steps=400, **functions)
+    assert {input_shape(each) for each in (model, teacher, pruned)} == {(1, 8, 8)} != {own}
 
 
 def test_an_unknown_network_is_compressed_by_default_without_a_book(own):

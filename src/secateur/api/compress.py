@@ -60,7 +60,7 @@ def compress(
         warmup: how the new labels are trained.
         cache: folder through which several runs share the samples of equal models, and the teacher's book.
         out: run folder. A run that was stopped there is resumed; a finished one is continued to more steps, if its
-            schedule is one-shot and its learning rate constant.
+            schedule is one-shot, its learning rate constant, and the length of a book that it records was given.
         keep: keep everything in the folder. By default the models before recovery are removed at the end, weights that
             are there twice become one file, and the last checkpoint is removed unless a longer run could continue from
             it.

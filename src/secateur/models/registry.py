@@ -62,21 +62,40 @@ def family_of(model: nn.Module) -> Family:
     its base class's family, or else one whose structure is discovered.
     """
     network = network_of(model)
-    if OWN in vars(network):
-        return vars(network)[OWN]
+    attached: _Attachment | None = vars(network).get(OWN)
+    if attached is not None and attached.family is not None:
+        return attached.family
     architecture = type(network)
     family = next((_FAMILIES[each] for each in architecture.__mro__ if each in _FAMILIES), None)
     return Family(architecture, _discovered, example_inputs=discovery.example_inputs) if family is None else family
 
 
-def attach_family(network: nn.Module, family: Family) -> None:
-    """Give `network` and its copies, but not its class, this `family`."""
-    vars(network)[OWN] = family
+class _Attachment:
+    """A family that is attached to a network, to its copies, and to networks `along` with it, until all lose it."""
+
+    def __init__(self, family: Family, before: _Attachment | None) -> None:
+        self.family: Family | None = family
+        self.before = before
+        self.along: list[_Attachment] = []
+
+    def __deepcopy__(self, memo: object) -> _Attachment:
+        return self
+
+
+def attach_family(network: nn.Module, family: Family, along: nn.Module | None = None) -> None:
+    """Give `network` and its copies, but not its class, this `family`, as long as `along` has its own."""
+    attachment = vars(network)[OWN] = _Attachment(family, vars(network).get(OWN))
+    if along is not None:
+        vars(along)[OWN].along.append(attachment)
 
 
 def detach_family(network: nn.Module) -> None:
-    """Undo `attach_family`."""
-    vars(network).pop(OWN, None)
+    """Undo the last `attach_family`, also for copies of the network that were made since."""
+    attachment: _Attachment = vars(network).pop(OWN)
+    if attachment.before is not None:
+        vars(network)[OWN] = attachment.before
+    for each in (attachment, *attachment.along):
+        each.family = None
 
 
 def network_of(model: nn.Module) -> nn.Module:

@@ -61,7 +61,7 @@ class RecoveryConfig:
         dropout: probability of every dropout layer; None keeps the model's own.
         label_dropout: how often a class label or a caption is replaced by the null condition, if the model has one.
         horizontal_flip: mirror half of the images.
-        timestep_sampling: uniform, or antithetic in pairs.
+        timestep_sampling: uniform, or antithetic in pairs; those of a teacher's book are spread evenly instead.
         objective: denoising, distillation, features, first-order or 2ndmatch.
         weights: weights of the objective's terms (denoising, distillation, features, jacobian); terms not named keep
             the objective's own. With a teacher, denoising 0 leaves out the noisy target.

@@ -79,25 +79,26 @@ class Pruning(PruningOfObjects):
         Raises:
             SecateurError: bad input, an unreachable target, or a schedule that does not fit into `steps`.
         """
-        self._opening = ExitStack()
         given = opened(model, data, keeps_shards=True, process=process, forward=forward, loss=loss)
-        subject, dataset = self._opening.enter_context(given)
-        super().__init__(
-            subject.model,
-            target=target,
-            data=calibration(subject, encode_data(required(dataset), subject), scoring),
-            process=subject.process,
-            schedule=schedule,
-            optimizer=optimizer,
-            ema=ema,
-            steps=steps,
-            criterion=criterion,
-            scoring=scoring,
-            cut=cut,
-            latency_of=latency_of,
-            base_id=subject.name,
-            compensation=compensation,
-        )
+        with ExitStack() as opening:
+            subject, dataset = opening.enter_context(given)
+            super().__init__(
+                subject.model,
+                target=target,
+                data=calibration(subject, encode_data(required(dataset), subject), scoring),
+                process=subject.process,
+                schedule=schedule,
+                optimizer=optimizer,
+                ema=ema,
+                steps=steps,
+                criterion=criterion,
+                scoring=scoring,
+                cut=cut,
+                latency_of=latency_of,
+                base_id=subject.name,
+                compensation=compensation,
+            )
+            self._opening = opening.pop_all()
 
     def close(self) -> None:
         """Detach `forward` and `loss` from the model."""

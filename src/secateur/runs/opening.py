@@ -156,7 +156,7 @@ def beside(subject: Subject, model: Any, **arguments: Unpack[NetworkArguments]) 
         network = network_of(model)
         require_whole(network, "a teacher or a reference")
         family = family_of(subject.model)
-        attach_family(network, Family(**{**vars(family), "architecture": type(network)}))
+        attach_family(network, Family(**{**vars(family), "architecture": type(network)}), along=subject.model)
         name = type(network).__name__
         return Subject(Loaded(network, subject.process), described(name, network), name)
     shared = of_another_model(arguments)
