@@ -6,23 +6,28 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from diffusers import ZImageTransformer2DModel
+from diffusers import Lumina2Transformer2DModel, ZImageTransformer2DModel
 from torch import nn
 
 import secateur
 from memory_runs import CONFIG, network
 from models import dit, randomize, unet
 from secateur.criteria import criterion_named
+from secateur.criteria.memory import peak_of_batch
+from secateur.criteria.taylor import TaylorOptions, memory_of_gradients
 from secateur.data import Batch
 from secateur.models.network import example_batch
 from secateur.process.diffusion import DiffusionProcess
 from secateur.process.flow import FlowProcess
 from secateur.recovery.memory import recovery_memory
+from secateur.runs.memory import _forward
 from secateur.structure import Structure
 from secateur.structure.memory import LiveBytes
 
@@ -35,6 +40,22 @@ EVALUATION = secateur.EvaluationConfig(
 )
 COMPENSATION = secateur.CompensationConfig(num_tuples=64, batch_size=32)
 BOOK = secateur.BookConfig(num_tuples=128, batch_size=64, held_out=32)
+
+
+def z_image() -> ZImageTransformer2DModel:
+    """Takes lists of latents and captions."""
+    sizes = {"dim": 32, "n_layers": 5, "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2, "cap_feat_dim": 8}
+    rotary = {"axes_dims": [4, 6, 6], "axes_lens": [1024, 64, 64]}
+    model = ZImageTransformer2DModel(in_channels=2, **sizes, **rotary)
+    model.register_to_config(sample_size=8)
+    return model
+
+
+def lumina_2() -> Lumina2Transformer2DModel:
+    """Reads the length of each caption."""
+    sizes = {"hidden_size": 32, "num_layers": 5, "num_refiner_layers": 1, "cap_feat_dim": 8, "multiple_of": 8}
+    heads = {"num_attention_heads": 4, "num_kv_heads": 2, "axes_dim_rope": (2, 2, 4), "axes_lens": (1024, 64, 64)}
+    return Lumina2Transformer2DModel(sample_size=8, in_channels=2, **sizes, **heads)
 
 
 def bytes_of(*models: nn.Module) -> int:
@@ -87,8 +108,7 @@ def test_every_stage_of_a_run_takes_what_was_predicted(make, process, criterion,
 
 def test_a_ranking_of_a_network_of_lists_takes_what_was_predicted(monkeypatch):
     """Z-Image takes and returns a list of images."""
-    config = {"in_channels": 2, "dim": 32, "n_layers": 3, "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2}
-    model = randomize(ZImageTransformer2DModel(**config, cap_feat_dim=8, axes_dims=[4, 6, 6], axes_lens=[1024, 64, 64]))
+    model = randomize(z_image())
     model.register_to_config(sample_size=16)
     structure, process = Structure({}, {}), FlowProcess()
     monkeypatch.setattr("secateur.criteria.taylor.describe", lambda model: structure)
@@ -99,6 +119,66 @@ def test_a_ranking_of_a_network_of_lists_takes_what_was_predicted(monkeypatch):
     with LiveBytes([*model.parameters(), *model.buffers(), *batch.conditions.values()]) as live:
         chosen.score(model, process, batch, structure, scoring, scoring.options)
     assert predicted == pytest.approx(bytes_of(model) + live.peak, rel=0.1)
+
+
+def forward(model: nn.Module, batch_size: int) -> float:
+    return peak_of_batch(model, partial(_forward, model), batch_size)
+
+
+def ranking(model: nn.Module, batch_size: int) -> float:
+    config = secateur.ScoringConfig(num_images=batch_size, batch_size=batch_size, num_timesteps=1)
+    return memory_of_gradients(model, FlowProcess(), config, TaylorOptions()).peak
+
+
+def recovery(model: nn.Module, batch_size: int) -> float:
+    return recovery_memory(model, model, FlowProcess(), replace(RECOVERY, batch_size=batch_size)).passes
+
+
+@pytest.mark.parametrize(
+    ("make", "peak"),
+    [
+        (z_image, forward),
+        pytest.param(z_image, recovery, marks=pytest.mark.slow),
+        pytest.param(lumina_2, ranking, marks=pytest.mark.slow),
+    ],
+)
+def test_a_large_batch_of_a_network_that_loops_over_samples_takes_what_small_ones_foretell(make, peak, monkeypatch):
+    with torch.device("meta"):
+        model = make()
+    monkeypatch.setattr("secateur.criteria.memory.NEAR", 10.0)
+    monkeypatch.setattr("secateur.criteria.memory.FEW", 2)
+    foretold = peak(model, 6)
+    monkeypatch.setattr("secateur.criteria.memory.family_of", lambda _: SimpleNamespace(loops_over_samples=False))
+    assert foretold == peak(model, 6)
+
+
+def test_small_batches_foretell_nothing_while_bytes_of_no_sample_prevail():
+    asked: list[int] = []
+
+    def count(samples: int) -> int:
+        asked.append(samples)
+        return max(100 + samples, 3 * samples)
+
+    assert peak_of_batch(z_image(), count, 1000) == 3000
+    assert asked == [4, 8, 16, 32, 64, 128]
+    assert peak_of_batch(z_image(), count, 10) == 110
+    assert peak_of_batch(dit(), count, 1000) == 3000
+    assert asked[-1] == 1000
+
+
+def test_a_plan_without_memory_has_that_of_every_stage_and_changes_nothing():
+    with torch.device("meta"):
+        model = z_image()
+    few = {
+        "scoring": secateur.ScoringConfig(num_images=2, batch_size=2, num_timesteps=1),
+        "recovery": replace(RECOVERY, batch_size=2),
+        "evaluation": replace(EVALUATION, num_images=2),
+        "compensation": replace(COMPENSATION, batch_size=2),
+        "book": replace(BOOK, batch_size=2),
+    }
+    plan = secateur.plan(model, target="macs=70%", process=FlowProcess(), **few)
+    assert plan.peak.keys() == {"rank", "compensate", "record", "recover", "evaluate"}
+    assert model.rope_embedder.freqs_cis is None
 
 
 def test_a_plan_is_for_as_many_processes_as_will_run(monkeypatch):

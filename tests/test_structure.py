@@ -1,6 +1,7 @@
 """Invariant 1, masked equals removed, on any valid cut of any supported architecture; and what removal refuses."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -240,10 +241,10 @@ def test_the_skeleton_shares_no_memory():
 def test_the_skeleton_shares_tables_that_are_no_buffers():
     """As Qwen-Image and Z-Image keep rotary frequencies; a copy inside of a fake mode would fail."""
     model = dit()
-    model.tables = {"rows": [torch.arange(3.0)], "columns": torch.arange(4.0)}
+    model.tables = SimpleNamespace(rows=[torch.arange(3.0)], columns=torch.arange(4.0))
     with FakeTensorMode(allow_non_fake_inputs=True):
         hollow = skeleton(model, "cpu")
-    assert hollow.tables["rows"][0] is model.tables["rows"][0]
+    assert hollow.tables.rows[0] is model.tables.rows[0]
     assert hollow.tables is not model.tables
 
 

@@ -6,10 +6,9 @@ Molchanov et al. (CVPR 2019, arXiv 1906.10771, eq. 8) on the coupled groups of D
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +34,7 @@ from .gradients import (
     timestep_losses,
     used_timesteps,
 )
-from .memory import without_data, without_values
+from .memory import peak_of_batch, without_data, without_values
 from .ranking import Ranking
 from .reductions import Reduction, StreamedSums, Sums, reduced, scores_of
 
@@ -159,8 +158,7 @@ def memory_of_gradients(model: nn.Module, process: Process, config: ScoringConfi
     images = min(config.num_images, config.batch_size)
     at_once = min(timesteps, config.batch_size // images)
     is_one_pass = config.num_images == images and timesteps == at_once
-    structure, inputs = describe(model), example_inputs(model, images * at_once)
-    peak = once(model, structure, partial(_peak, model, structure, inputs, is_one_pass, options.reduction))
+    peak = peak_of_batch(model, partial(_peak, model, is_one_pass, options.reduction), images * at_once)
     if is_one_pass:
         return Memory(peak)
     sums = sum(parameter.numel() * max(parameter.element_size(), 4) for parameter in model.parameters())
@@ -168,25 +166,23 @@ def memory_of_gradients(model: nn.Module, process: Process, config: ScoringConfi
     return Memory(peak, sums, hint)
 
 
-def _peak(
-    model: nn.Module,
-    structure: Structure,
-    inputs: Mapping[str, Any],
-    is_one_pass: bool,
-    reduction: Reduction,
-    found: Repeats,
-) -> int:
-    with without_data(model) as (hollow, memory), differentiable(hollow), in_range(hollow):
-        given = without_values(inputs, next(hollow.parameters()).dtype)
+def _peak(model: nn.Module, is_one_pass: bool, reduction: Reduction, batch_size: int) -> int:
+    structure, inputs = describe(model), example_inputs(model, batch_size)
 
-        def loss() -> Tensor:
-            outputs = tree_leaves(output_of(hollow, given))  # one for each sample of a model of lists (Z-Image)
-            return torch.stack([each.float().square().mean() for each in outputs]).sum()
+    def count(found: Repeats) -> int:
+        with without_data(model) as (hollow, memory), differentiable(hollow), in_range(hollow):
+            given = without_values(inputs, next(hollow.parameters()).dtype)
 
-        with left_out(hollow, structure, found, memory):
-            taken = TermSums(hollow, structure, reduction)
-            stream_gradients(hollow, [loss] if is_one_pass else [loss, loss], taken)
-        return memory.peak
+            def loss() -> Tensor:
+                outputs = tree_leaves(output_of(hollow, given))  # one for each sample of a model of lists (Z-Image)
+                return torch.stack([each.float().square().mean() for each in outputs]).sum()
+
+            with left_out(hollow, structure, found, memory):
+                taken = TermSums(hollow, structure, reduction)
+                stream_gradients(hollow, [loss] if is_one_pass else [loss, loss], taken)
+            return memory.peak
+
+    return once(model, structure, count)
 
 
 TAYLOR = Criterion("taylor", TaylorOptions, taylor, price_of_gradients, memory=memory_of_gradients, timesteps=TIMESTEPS)

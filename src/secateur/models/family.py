@@ -216,6 +216,8 @@ class Family:
             without some, and programs that read single files do not run one (Chroma).
         layout: the tensor names of its authors, in which single files are written; None: it is not written as one.
         lora_pipeline: the diffusers pipeline whose loader knows the names of the architecture's LoRAs.
+        loops_over_samples: whether a pass loops over the samples of a batch, as over a list or over captions of
+            different lengths; memory of large batches is then counted from small ones.
         used_outside: patterns over names of modules that are called from outside the block that holds them; sharding
             (FSDP) must wrap them separately.
     """
@@ -242,6 +244,7 @@ class Family:
     counts_by_place: bool = False
     layout: Layout | None = None
     lora_pipeline: str | None = None
+    loops_over_samples: bool = False
     used_outside: tuple[str, ...] = ()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Family:

@@ -22,7 +22,7 @@ from ..base.devices import device_memory, has_own_memory
 from ..base.distributed import process_count
 from ..base.errors import TrainingError
 from ..base.units import format_count
-from ..criteria.memory import without_values
+from ..criteria.memory import peak_of_batch, without_values
 from ..models.conditions import Conditions
 from ..models.network import device_of, example_batch, example_inputs, input_shape
 from ..models.precision import dtype_of
@@ -102,11 +102,6 @@ def recovery_memory(
     objective = build_objective(config, teacher)
     dense = teacher if isinstance(teacher, nn.Module) else model  # a book's answers are like those of a network
     micro = max(1, config.batch_size // (config.accumulation * processes))
-    if isinstance(process, OwnObjective):
-        process, sample, conditions = _mean_square(model, micro)
-    else:
-        taken, conditions = example_batch(model, micro)
-        sample = taken.new_empty(micro, *input_shape(model))  # of a decoder: images, where it takes latents
     ready, dtype = skeleton(model), trained_dtype(model, config)
     replace_parameters(ready, lambda name, parameter: torch.empty_like(parameter, dtype=dtype))
     make_ready(ready, config, torch.device("meta"))
@@ -114,30 +109,34 @@ def recovery_memory(
     # Of blocks that are computed again there is one at a time, so that none stands for the others.
     each_block = objective.differentiates_twice or objective.compares_blocks or config.gradient_checkpointing
     structures = [Structure({}, {}) if each_block else describe(network) for network in (model, dense)]
-    with FakeTensorMode(allow_non_fake_inputs=True), without_memory():
-        student = skeleton(ready, "cpu")
-        taught_by = skeleton(dense, "cpu").eval().requires_grad_(False) if objective.needs_teacher else None
-        if config.gradient_checkpointing:
-            student.enable_gradient_checkpointing()  # type: ignore[operator]
-        draw = _draw(process, sample, conditions)
-        trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
-        shards = processes if config.parallel != "ddp" else 1
-        # Several processes sum gradients in buffers of their own.
-        frees = [each.register_post_accumulate_grad_hook(_free) for each in trained] if processes > 1 else []
-        networks = [each for each in (student, taught_by) if each is not None]
-        if precision_on(config, device) != "no":
-            for network in networks:
-                vars(network)["forward"] = torch.autocast("cpu", torch.bfloat16)(network.forward)
-        peak = _peak(
-            dict(zip(networks, structures, strict=False)),
-            partial(_passes, config, objective, student, taught_by, process, draw),
-        )
-        for handle in frees:
-            handle.remove()
-        held = taught_by if isinstance(teacher, nn.Module) and not by_book else None
-        summed = _bytes(trained) // shards if processes > 1 else 0
-        halves = precision_on(config, device) != "no"
-        return _together(student, held, objective, config, peak + summed, shards, halves)
+    halves = precision_on(config, device) != "no"
+
+    def passes(samples: int) -> int:
+        """Peak bytes of passes of that many samples, beside the weights of both networks."""
+        noised, sample, conditions = _batch(model, process, samples)
+        with FakeTensorMode(allow_non_fake_inputs=True), without_memory():
+            student = skeleton(ready, "cpu")
+            taught_by = skeleton(dense, "cpu").eval().requires_grad_(False) if objective.needs_teacher else None
+            if config.gradient_checkpointing:
+                student.enable_gradient_checkpointing()  # type: ignore[operator]
+            draw = _draw(noised, sample, conditions)
+            for parameter in student.parameters():
+                if parameter.requires_grad and processes > 1:  # they sum gradients in buffers of their own
+                    parameter.register_post_accumulate_grad_hook(_free)
+            networks = [each for each in (student, taught_by) if each is not None]
+            if halves:
+                for network in networks:
+                    vars(network)["forward"] = torch.autocast("cpu", torch.bfloat16)(network.forward)
+            return _peak(
+                dict(zip(networks, structures, strict=False)),
+                partial(_passes, config, objective, student, taught_by, noised, draw),
+            )
+
+    peak = peak_of_batch(model, passes, micro)
+    shards = processes if config.parallel != "ddp" else 1
+    summed = _bytes(each for each in ready.parameters() if each.requires_grad) // shards if processes > 1 else 0
+    held = teacher if objective.needs_teacher and isinstance(teacher, nn.Module) and not by_book else None
+    return _together(ready, held, objective, config, peak + summed, shards, halves)
 
 
 def _together(
@@ -277,6 +276,14 @@ def _passes(
 
 def _free(parameter: Tensor) -> None:
     parameter.grad = None
+
+
+def _batch(model: nn.Module, process: Process, samples: int) -> tuple[Process, Tensor, Conditions]:
+    """A micro-batch, and the process that noises it."""
+    if isinstance(process, OwnObjective):
+        return _mean_square(model, samples)
+    taken, conditions = example_batch(model, samples)
+    return process, taken.new_empty(samples, *input_shape(model)), conditions  # of a decoder: images, not latents
 
 
 def _draw(process: Process, sample: Tensor, conditions: Mapping[str, Tensor]) -> Draw:

@@ -16,7 +16,7 @@ from torch import nn
 from ..compensation import Price
 from ..criteria import criterion_named
 from ..criteria.criterion import Memory
-from ..criteria.memory import without_data, without_values
+from ..criteria.memory import peak_of_batch, without_data, without_values
 from ..evaluation import EvaluationConfig
 from ..models.network import example_inputs
 from ..models.registry import describe
@@ -73,7 +73,8 @@ class Passes:
         self._subject, self._hollow = subject, skeleton(subject.model)
         self._rankings: dict[str, Memory | None] = {}
         self._recoveries: dict[str, float] = {}
-        self.forward = functools.cache(functools.partial(_or_unknown, _forward, self._hollow))
+        forward = functools.cache(functools.partial(_forward, self._hollow))
+        self.forward = functools.cache(functools.partial(_or_unknown, peak_of_batch, self._hollow, forward))
 
     def recovery(self, work: Work, config: RecoveryConfig, pruned: nn.Module) -> float:
         """Peak bytes of the recovery of the pruned model, or of a copy of the dense one if that is pruned on the way.
@@ -133,15 +134,15 @@ def _unlogged() -> Iterator[None]:
         log.disabled = heard
 
 
-def _forward(model: nn.Module, batch_size: int) -> float:
+def _forward(model: nn.Module, batch_size: int) -> int:
     """Bytes that a forward pass allocates beside the weights."""
     structure, inputs = describe(model), example_inputs(model, batch_size)
 
-    def count(found: Repeats) -> float:
+    def count(found: Repeats) -> int:
         with without_data(model) as (hollow, memory), torch.no_grad(), left_out(hollow, structure, found, memory):
             held = memory.peak
             hollow(**without_values(inputs, _dtype(hollow)))
-            return float(memory.peak - held)
+            return memory.peak - held
 
     return once(model, structure, count)
 

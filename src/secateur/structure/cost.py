@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from .dims import Structure
@@ -96,10 +97,17 @@ def skeleton(model: nn.Module, device: str = "meta") -> nn.Module:
     for _, tensor in tensors:
         empty = torch.empty_like(tensor, device=device)
         memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-    for module in model.modules():  # tables that are no buffers, such as rotary frequencies, are shared
-        tables = (value for value in tree_leaves(vars(module)) if isinstance(value, Tensor))
-        memo = {id(table): table for table in tables} | memo
-    return copy.deepcopy(model, memo)
+    with _Shared():
+        return copy.deepcopy(model, memo)
+
+
+class _Shared(TorchFunctionMode):
+    """Copies inside the block share tensors that are neither parameters nor buffers, such as rotary frequencies."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        return args[0] if func is Tensor.__deepcopy__ else func(*args, **(kwargs or {}))
 
 
 def count_flops(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, int]:

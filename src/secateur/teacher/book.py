@@ -37,6 +37,7 @@ from ..models.registry import describe
 from ..process.base import Process
 from ..process.own import OwnObjective
 from ..structure import Cut
+from ..structure.cost import skeleton
 from ..structure.known_values import without_memory
 from .config import BookConfig, Contents, stored_dtype
 from .draw import Draw, directions_of
@@ -241,6 +242,8 @@ def open_book(folder: str | Path, process: Process, dataset: ImageDataset, model
 def tuple_bytes(model: nn.Module, contents: Contents, config: BookConfig, autocast: torch.dtype | None = None) -> int:
     """Bytes of a tuple, in memory or on disk; found by one pass of the model, which may be on the meta device."""
     itemsize = stored_dtype(config, autocast or next(model.parameters()).dtype).itemsize
+    if device_of(model).type == "meta":
+        model = skeleton(model)  # in some networks a pass leaves tables behind
     sample, conditions = example_batch(model, 1)
     blocks = _chosen(contents, tuple(describe(model).blocks))
     with inference(model), without_memory(), hidden_states(model, blocks) as states:

@@ -61,4 +61,5 @@ LUMINA2 = Family(
     rescaled=_rescaled,
     even_levels=True,
     lora_pipeline="Lumina2Pipeline",
+    loops_over_samples=True,
 )

@@ -87,4 +87,5 @@ Z_IMAGE = Family(
     even_levels=True,
     layout=LAYOUT,
     lora_pipeline="ZImagePipeline",
+    loops_over_samples=True,
 )
