@@ -311,7 +311,6 @@ RANDOM = {
     "Lumina2Transformer2DModel": {
         "num_layers": st.integers(1, 4),
         "num_refiner_layers": st.integers(1, 2),
-        "axes_lens": st.just((600, 64, 64)),
     },
 }
 

@@ -45,7 +45,7 @@ BOOK = secateur.BookConfig(num_tuples=128, batch_size=64, held_out=32)
 def z_image() -> ZImageTransformer2DModel:
     """Takes lists of latents and captions."""
     sizes = {"dim": 32, "n_layers": 5, "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2, "cap_feat_dim": 8}
-    rotary = {"axes_dims": [4, 6, 6], "axes_lens": [1024, 64, 64]}
+    rotary = {"axes_dims": [4, 6, 6], "axes_lens": [64, 64, 64]}
     model = ZImageTransformer2DModel(in_channels=2, **sizes, **rotary)
     model.register_to_config(sample_size=8)
     return model
@@ -54,7 +54,7 @@ def z_image() -> ZImageTransformer2DModel:
 def lumina_2() -> Lumina2Transformer2DModel:
     """Reads the length of each caption."""
     sizes = {"hidden_size": 32, "num_layers": 5, "num_refiner_layers": 1, "cap_feat_dim": 8, "multiple_of": 8}
-    heads = {"num_attention_heads": 4, "num_kv_heads": 2, "axes_dim_rope": (2, 2, 4), "axes_lens": (1024, 64, 64)}
+    heads = {"num_attention_heads": 4, "num_kv_heads": 2, "axes_dim_rope": (2, 2, 4), "axes_lens": (30, 64, 64)}
     return Lumina2Transformer2DModel(sample_size=8, in_channels=2, **sizes, **heads)
 
 

@@ -34,9 +34,11 @@ def _rescaled(guided_BCHW: Tensor, conditioned_BCHW: Tensor) -> Tensor:
 
 
 def _conditions(model: Lumina2Transformer2DModel, batch_size: int, draw: Draw) -> Conditions:
+    config = config_of(model)
+    tokens = min(TEXT_TOKENS, config["axes_lens"][0] - 1)  # the image has a place after them
     return {
-        "encoder_hidden_states": draw(TEXT_TOKENS, config_of(model)["cap_feat_dim"]),
-        "encoder_attention_mask": text_mask(batch_size, TEXT_TOKENS),
+        "encoder_hidden_states": draw(tokens, config["cap_feat_dim"]),
+        "encoder_attention_mask": text_mask(batch_size, tokens),
     }
 
 

@@ -19,6 +19,7 @@ from ..layout import Layout, projections
 
 SAMPLE_SIZE = 128  # latents of 1024 pixels, if the config does not say
 TEXT_TOKENS = 512
+CAPTION_MULTIPLE = 32  # captions are padded to multiples of this
 
 
 def _input_shape(model: ZImageTransformer2DModel) -> Shape:
@@ -43,9 +44,11 @@ def _prediction(output: Any, x_BCHW: Tensor) -> Tensor:
 
 
 def _conditions(model: ZImageTransformer2DModel, batch_size: int, draw: Draw) -> Conditions:
+    config = config_of(model)
+    tokens = min(TEXT_TOKENS, (config["axes_lens"][0] - 2) // CAPTION_MULTIPLE * CAPTION_MULTIPLE)  # images come after
     return {
-        "encoder_hidden_states": draw(TEXT_TOKENS, config_of(model)["cap_feat_dim"]),
-        "encoder_attention_mask": text_mask(batch_size, TEXT_TOKENS),
+        "encoder_hidden_states": draw(tokens, config["cap_feat_dim"]),
+        "encoder_attention_mask": text_mask(batch_size, tokens),
     }
 
 
