@@ -134,7 +134,7 @@ def test_a_cache_is_shared_by_evaluations_of_the_same_dense_model_and_never_stal
     assert drawn == [*range(20)] * 2
 
 
-def test_kept_features_are_those_of_the_same_images(
+def test_kept_features_are_those_of_the_same_images_and_the_same_network(
     tmp_path: Path, features: str, models: dict[str, nn.Module]
 ) -> None:
     config, dataset = replace(CONFIG, metrics=("frechet",), features=features), load_data("digits")
@@ -144,6 +144,11 @@ def test_kept_features_are_those_of_the_same_images(
     second, _ = evaluate_models(models, PROCESS, replace(dataset, images=images), config, cache=tmp_path)
     whole, _ = evaluate_models(models, PROCESS, replace(dataset, images=images), config)
     assert first["fd"].value != second["fd"].value == whole["fd"].value
+    torch.manual_seed(1)
+    SmallFeatures(1, 10, width=8).save(features)  # trained again
+    third, _ = evaluate_models(models, PROCESS, dataset, config, cache=tmp_path)
+    afresh, _ = evaluate_models(models, PROCESS, dataset, config)
+    assert first["fd"].value != third["fd"].value == afresh["fd"].value
 
 
 def test_pairs_stop_where_asked(features: str, models: dict[str, nn.Module]) -> None:

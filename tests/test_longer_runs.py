@@ -96,7 +96,7 @@ def test_a_longer_compression_continues_too_and_keeps_nothing_twice(tmp_path: Pa
     assert not (tmp_path / "whole" / "model" / WEIGHTS).samefile(tmp_path / "whole" / "pipeline" / "unet" / WEIGHTS)
 
 
-def test_a_run_whose_book_would_be_longer_says_why_it_cannot_continue(tmp_path: Path) -> None:
+def test_a_run_whose_book_or_cut_would_be_another_says_why_it_cannot_continue(tmp_path: Path) -> None:
     def settings(steps: int, tuples: int | None) -> dict[str, Any]:
         return {"recovery": asdict(replace(RECOVERY, steps=steps)), "book": {"num_tuples": tuples}}
 
@@ -104,6 +104,10 @@ def test_a_run_whose_book_would_be_longer_says_why_it_cannot_continue(tmp_path: 
     (tmp_path / "model").mkdir()
     with pytest.raises(SecateurError, match="from 2 to 4 steps: it trained on a book of 8 tuples, and would on 16;"):
         make_longer(tmp_path, settings(2, None), settings(4, None))
+    assert (tmp_path / "model").is_dir()
+    timed = {"target": "latency=50%"}
+    with pytest.raises(SecateurError, match="its cut was found by measuring latencies"):
+        make_longer(tmp_path, settings(2, 8) | timed, settings(4, 8) | timed)
     assert (tmp_path / "model").is_dir()
     make_longer(tmp_path, settings(2, 8), settings(4, 8))
     assert not (tmp_path / "model").exists()

@@ -38,6 +38,7 @@ class Trained(msgspec.Struct):
     """What a longer run reads of a run's `config.json`; `book` holds options, or the book given to finetune."""
 
     recovery: Length
+    target: str = ""
     schedule: str = "one-shot"
     book: dict[str, Any] | str | None = None
 
@@ -86,6 +87,8 @@ def make_longer(folder: Path, before: Mapping[str, Any], asked: Mapping[str, Any
         why = f"its learning rate goes down to zero at step {done} ({schedule})"
     elif longer.schedule != "one-shot":
         why = f"its schedule is planned for {done} steps ({longer.schedule})"
+    elif longer.target.startswith("latency") and not (folder / "pruned").is_dir():
+        why = "its cut was found by measuring latencies, which differ from time to time, and only --keep keeps it"
     elif rise != longer_rise:
         why = f"its learning rate rises for {rise} steps, and would for {longer_rise}"
     elif records and run.tuples != longer.tuples:

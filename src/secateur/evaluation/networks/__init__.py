@@ -10,7 +10,7 @@ import torch
 
 from ...base.errors import ModelError
 from .inception import INCEPTION, InceptionFeatures, load_inception
-from .network import FeatureNetwork
+from .network import FeatureNetwork, network_fingerprint
 from .pretrained import NetworkFeatures, load_timm, load_transformers
 from .small import SmallFeatures, load_small_features
 
@@ -67,4 +67,5 @@ __all__ = [
     "load_inception",
     "load_small_features",
     "metric_name",
+    "network_fingerprint",
 ]

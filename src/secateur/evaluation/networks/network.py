@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
+
+from ...base.fingerprint import fingerprint, tensors_fingerprint
 
 
 class FeatureNetwork(Protocol):
@@ -21,3 +23,10 @@ class FeatureNetwork(Protocol):
         None: the network has no classes, so there is no Inception Score.
         """
         ...
+
+
+def network_fingerprint(network: FeatureNetwork) -> str:
+    """Changes with the name of a feature network, and with its weights or those of its attribute `network`."""
+    module = network if isinstance(network, nn.Module) else getattr(network, "network", None)
+    weights = tensors_fingerprint(module.state_dict()) if isinstance(module, nn.Module) else None
+    return fingerprint([network.name, weights])
