@@ -1,12 +1,14 @@
 """Rows of tensors: written once, each chunk whole, shared by processes, read by row."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from secateur.base import rows as rows_module
 from secateur.base.errors import DataError
-from secateur.base.rows import FileRows, chunk_size_of, rows_at
+from secateur.base.rows import FileRows, chunk_size_of, remove_rows, rows_at
 
 
 @pytest.fixture(params=["memory", "files"])
@@ -109,3 +111,14 @@ def test_chunks_have_a_moderate_size(monkeypatch):
     assert chunk_size_of(1) == rows_module.CHUNK_ROWS
     assert chunk_size_of(rows_module.CHUNK_BYTES // 10) == 10
     assert chunk_size_of(10 * rows_module.CHUNK_BYTES) == 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux lists the files that a process maps")
+def test_removed_rows_take_no_room_on_the_disk(tmp_path):
+    rows, mapped = rows_at(tmp_path / "rows", 10, 4), Path("/proc/self/maps")
+    rows.fill(numbered, "rows")
+    rows.read([0, 4])
+    assert str(tmp_path) in mapped.read_text()
+    remove_rows(tmp_path / "rows")
+    assert str(tmp_path) not in mapped.read_text()
+    assert not (tmp_path / "rows").exists()

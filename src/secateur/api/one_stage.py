@@ -202,7 +202,8 @@ def compensate(
             model, _ = compensate_stage(folder, subject.model, reference, samples, config, inplace)
             if folder is not None:
                 pipeline_stage(folder, subject, model)
-                write_report(folder)
+                if is_main_process():
+                    write_report(folder)
         return model
 
 

@@ -8,6 +8,7 @@ once, so that damage by a disk or a copy is noticed.
 
 from __future__ import annotations
 
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -151,6 +152,12 @@ class MemoryRows(Rows):
 def rows_at(folder: Path | None, count: int, chunk_size: int) -> Rows:
     """Rows in files of `folder`; without one, in memory."""
     return MemoryRows(count, chunk_size) if folder is None else FileRows(count, chunk_size, folder)
+
+
+def remove_rows(folder: Path) -> None:
+    """Remove the files of all rows below `folder`, and let go of them: until then they take room on the disk."""
+    shutil.rmtree(folder, ignore_errors=True)
+    _mapped.cache_clear()
 
 
 def joined(chunks: Iterator[Chunk] | Sequence[Chunk]) -> Chunk:

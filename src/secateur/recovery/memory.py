@@ -290,8 +290,8 @@ def _draw(process: Process, sample: Tensor, conditions: Mapping[str, Tensor]) ->
     """A micro-batch without data, inside a fake tensor mode."""
     images = without_values({"sample": sample}, torch.promote_types(sample.dtype, torch.float32))["sample"]
     times = torch.empty_like(process.timesteps(torch.zeros(len(sample))))
-    told = without_values(conditions, images.dtype)
-    return Draw(images, torch.empty_like(images), times, told, partial(_like, images))
+    empty = without_values(conditions, images.dtype)
+    return Draw(images, torch.empty_like(images), times, empty, partial(_like, images))
 
 
 def _like(images: Tensor, k: int) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from ..base.console import shown
 from ..base.distributed import is_main_process, require_folder
 from ..base.errors import require, require_one_of
 from ..base.origin import recorded
+from ..base.rows import remove_rows
 from ..base.rules import Count, Seed, above, checked
 from ..base.sharing import after_main, announced
 from ..base.units import format_count
@@ -140,7 +140,7 @@ def best(
 
             def finish() -> str:
                 search.finish(run, found)
-                shutil.rmtree(run / CACHE, ignore_errors=True)
+                remove_rows(run / CACHE)
                 write_comparison(run)
                 return ""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..base.distributed import is_main_process, main_first, wait_for_everyone
+from ..base.rows import remove_rows
 from ..compensation import CompensationConfig
 from ..criteria import ScoringConfig
 from ..data import ImageDataset
@@ -180,7 +180,7 @@ def compress_stages(
             inplace=folder is not None and one_shot,  # the model before recovery is read again for the evaluation
         )
     if cache is None and place is not None and is_main_process():
-        shutil.rmtree(place, ignore_errors=True)  # no other run reads it
+        remove_rows(place)  # no other run reads it
     cut = planning.cut
     if settings.schedule == "adaptive":
         cut = settle_stage(folder, subject, goal, settings.cut, cut, decisions)

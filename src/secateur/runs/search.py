@@ -173,8 +173,8 @@ class Searcher:
 
         done = {each.name for each in found.trials if each.status == "done"}
         share_out([trial for trial in trials if _named(rung, trial) not in done], work, collect)
-        told = announced(lambda: json.dumps(to_json(outcomes["found"])))
-        return from_json(Trials, json.loads(told), run / TRIALS)
+        collected = announced(lambda: json.dumps(to_json(outcomes["found"])))
+        return from_json(Trials, json.loads(collected), run / TRIALS)
 
     def _try(self, run: Path, rung: int, trial: Trial) -> TrialResult:
         """Run and score one trial."""

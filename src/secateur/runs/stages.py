@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base.distributed import is_main_process, wait_for_everyone
+from ..base.rows import remove_rows
 from ..compensation import CompensationConfig, compensate
 from ..criteria import ScoringConfig, score
 from ..data import Batch, ImageDataset, calibration_batch
@@ -339,7 +340,7 @@ def evaluate_stage(
             write_evaluation(result, place, images)
         wait_for_everyone(subject.on_cpu)  # the main process returns it; the others read what it wrote
     if cache is None and is_main_process():
-        shutil.rmtree(rows, ignore_errors=True)
+        remove_rows(rows)
     return read_result(Evaluation, path), images
 
 

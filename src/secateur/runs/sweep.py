@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from ..base.console import say, shown
 from ..base.distributed import is_main_process, require_folder
 from ..base.errors import SecateurError, require
 from ..base.origin import recorded
+from ..base.rows import remove_rows
 from ..base.rules import Count, Seed, checked
 from ..base.sharing import after_main, announced, share_out
 from ..base.units import format_count
@@ -138,7 +138,7 @@ def sweep(
             bench = after_main(lambda: prepare(bench, run, shared))
             _run_all(run, bench, plan)
             if is_main_process():
-                shutil.rmtree(run / CACHE, ignore_errors=True)
+                remove_rows(run / CACHE)
                 write_comparison(run)
             announced(str)  # the others return when the report is there
             _require_done(run, plan.trials)

@@ -21,6 +21,7 @@ from ..base.console import note
 from ..base.devices import device_memory, has_own_memory
 from ..base.distributed import from_main, is_main_process, wait_for_everyone
 from ..base.files import read_json
+from ..base.rows import remove_rows
 from ..base.units import format_count
 from ..data import ImageDataset
 from ..recipes import Recipe
@@ -135,7 +136,7 @@ def taught(
     with off_the_device(dense.model, when=True):
         yield found
     if place is not None and is_main_process():
-        shutil.rmtree(place, ignore_errors=True)
+        remove_rows(place)
 
 
 @contextmanager
