@@ -4,9 +4,10 @@ import copy
 import json
 from functools import partial
 
+import diffusers
 import pytest
 import torch
-from diffusers import FluxPipeline, WanPipeline
+from diffusers import FluxPipeline
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -22,7 +23,7 @@ from secateur.io.checkpoint import save_pretrained
 from secateur.io.lora import slice_lora
 from secateur.io.lora_files import LORA_WEIGHTS, METADATA_KEY, PEFT_CONFIG, PEFT_WEIGHTS, read_lora
 from secateur.io.manifest import apply_cut
-from secateur.models.registry import describe
+from secateur.models.registry import describe, family_of
 from secateur.structure import Cut
 
 PEFT = (".lora_A.weight", ".lora_B.weight")
@@ -77,7 +78,8 @@ def assert_same_function(model, cutting, **layout):
         wanted, pruned = apply_cut(wanted, cut(wanted)), apply_cut(pruned, cut(pruned))
     sliced = slice_lora(lora, pruned)
     expected = output(wanted)
-    torch.testing.assert_close(output(merged(pruned, sliced, **layout)), expected, atol=1e-5, rtol=1e-5)
+    written = layout if layout.get("endings") is KOHYA else layout | {"endings": PEFT}
+    torch.testing.assert_close(output(merged(pruned, sliced, **written)), expected, atol=1e-5, rtol=1e-5)
     assert (output(pruned) - expected).abs().max() > 1e-3
     return lora, sliced
 
@@ -178,10 +180,8 @@ def of_queries(model, change=lambda key, tensor: {key: tensor}):
     [
         (lambda model: of_queries(dit(attention_head_dim=4)), r"lora_A.weight has shape .* LoRA of another model"),
         (lambda model: {"transformer.x.lora_A.weight": torch.ones(1, 1)}, "a layer x, which the dense base"),
-        (
-            lambda model: {"transformer.transformer_blocks.0.attn1.to_q.lora_magnitude_vector": torch.ones(1)},
-            "no part of",
-        ),
+        (lambda model: {"transformer.transformer_blocks.0.attn1.to_q.hada_w1_a": torch.ones(1)}, "no part of"),
+        (lambda model: {"transformer.x.lora_magnitude_vector": torch.ones(1)}, "belongs to a DoRA"),
         (lambda model: of_queries(model, lambda k, v: {k: v} if "lora_A" in k else {}), "two matrices of one rank"),
         (lambda model: of_queries(model, lambda k, v: {k: v[:2] if "lora_A" in k else v}), "two matrices of one rank"),
     ],
@@ -309,6 +309,8 @@ def test_a_lora_by_the_names_of_the_authors_of_flux():
     apply_cut(expected, Cut({}, ("transformer_blocks.0", "single_transformer_blocks.1")))
     sliced = slice_lora(lora, pruned)
     torch.testing.assert_close(output(merged(pruned, sliced, "transformer.")), output(expected), atol=1e-5, rtol=1e-5)
+    with pytest.raises(ModelError, match="belongs to a DoRA"):  # diffusers would leave its norms out
+        slice_lora(lora | {"lora_unet_single_blocks_0_linear2.dora_scale": torch.ones(1)}, pruned)
     with pytest.raises(ModelError, match=r"transformer_blocks\.9"):
         slice_lora({key.replace("double_blocks_0", "double_blocks_9"): value for key, value in lora.items()}, pruned)
 
@@ -338,29 +340,73 @@ def wan_spelling(name):
     return name
 
 
+def with_underscores(name):
+    return name.replace(".", "_")
+
+
+def stacked(found):
+    """The output of a network of lists as one tensor."""
+    return torch.stack(found) if isinstance(found, list) else found
+
+
+def by_diffusers(model, lora):
+    """The LoRA as the loader of its pipeline reads it; some loaders scale in place."""
+    pipeline = getattr(diffusers, family_of(model).lora_pipeline)
+    found = pipeline.lora_state_dict({key: tensor.clone() for key, tensor in lora.items()})
+    found = found[0] if isinstance(found, tuple) else found
+    return {f"transformer.{key.removeprefix('transformer.')}": tensor for key, tensor in found.items()}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "size", "only", "layout"),
+    ("name", "layouts"),
     [
-        ("WanTransformer3DModel", (3, 8, 8), "blocks.", {"head": "diffusion_model.", "spell": wan_spelling}),
-        ("QwenImageTransformer2DModel", 8, "attn", {"head": "diffusion_model."}),
-        ("QwenImageTransformer2DModel", 8, "attn", {"head": "lora_unet_", "spell": lambda x: x.replace(".", "_")}),
-        ("Flux2Transformer2DModel", 8, "attn", {"head": "transformer."}),
+        (
+            "WanTransformer3DModel",
+            [
+                {"head": "diffusion_model.", "spell": wan_spelling},
+                {"head": "diffusion_model.", "spell": wan_spelling, "endings": KOHYA, "alpha": 2.0},
+                {"head": "lora_unet_", "spell": lambda x: with_underscores(wan_spelling(x)), "endings": KOHYA}
+                | {"alpha": 2.0},
+            ],
+        ),
+        (
+            "QwenImageTransformer2DModel",
+            [
+                {"head": ""},
+                {"head": "diffusion_model."},
+                {"head": "", "endings": KOHYA, "alpha": 2.0},
+                {"head": "lora_unet_", "spell": with_underscores, "endings": KOHYA, "alpha": 2.0},
+            ],
+        ),
+        ("Flux2Transformer2DModel", [{"head": "transformer."}]),
+        (
+            "ZImageTransformer2DModel",
+            [
+                {"head": "diffusion_model.", "endings": KOHYA, "alpha": 2.0},
+                {"head": "lora_unet_", "spell": with_underscores, "endings": KOHYA, "alpha": 2.0},
+            ],
+        ),
     ],
 )
-def test_styles_of_loras_of_models_whose_structure_is_found(name, size, only, layout, tmp_path, monkeypatch):
+def test_styles_of_loras_of_models_whose_structure_is_found(name, layouts, tmp_path, monkeypatch):
+    """After cuts of widths and depth, diffusers' own loader reads what is left, whatever the keys were."""
     monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path))
-    model = randomize(architectures.small(name))
-    model.register_to_config(sample_size=size)
-    endings = KOHYA if layout["head"] == "lora_unet_" else PEFT
-    lora = random_lora(model, endings=endings, only=only, alpha=2.0 if endings is KOHYA else None, **layout)
-    dense = {"head": "transformer.", "endings": PEFT} if name.startswith("Wan") else {"endings": endings, **layout}
-    known = WanPipeline.lora_state_dict(dict(lora)) if name.startswith("Wan") else lora
-    wanted, pruned = merged(model, known, **dense), copy.deepcopy(model)
-    block = next(iter(describe(model).blocks))
-    for cut in (half, without(block)):
-        wanted, pruned = apply_cut(wanted, cut(wanted)), apply_cut(pruned, cut(pruned))
-    sliced = slice_lora(lora, pruned)
-    written = dense if endings is KOHYA else {"head": "transformer.", "endings": PEFT}
-    torch.testing.assert_close(output(merged(pruned, sliced, **written)), output(wanted), atol=1e-5, rtol=1e-5)
-    assert (output(pruned) - output(wanted)).abs().max() > 1e-3
+    fitting = {"in_channels": 8, "out_channels": 2} if name.startswith("Qwen") else {}
+    model = randomize(architectures.small(name, **fitting))
+    model.register_to_config(sample_size=(3, 8, 8) if name.startswith("Wan") else 8)
+    blocks = without(next(iter(describe(model).blocks)))
+    pruned = copy.deepcopy(model)
+    for cut in (half, blocks):
+        apply_cut(pruned, cut(pruned))
+    for layout in layouts:
+        lora = random_lora(model, only="blocks." if name.startswith("Wan") else "att", **layout)
+        before = {key: tensor.clone() for key, tensor in lora.items()}
+        wanted = merged(model, by_diffusers(model, lora), "transformer.")
+        for cut in (half, blocks):
+            apply_cut(wanted, cut(wanted))
+        found = merged(pruned, by_diffusers(pruned, slice_lora(lora, pruned)), "transformer.")
+        expected = stacked(output(wanted))
+        torch.testing.assert_close(stacked(output(found)), expected, atol=1e-5, rtol=1e-5)
+        assert (stacked(output(pruned)) - expected).abs().max() > 1e-3
+        assert all(torch.equal(lora[key], tensor) for key, tensor in before.items())

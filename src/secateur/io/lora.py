@@ -27,10 +27,12 @@ from .manifest import Manifest, dense_skeleton, manifest_of
 
 Part = Literal["down", "up", "alpha"]
 
+PEFT: dict[Part, str] = {"down": ".lora_A.weight", "up": ".lora_B.weight", "alpha": ".alpha"}
+BIAS = ".lora_B.bias"
 ENDINGS: dict[str, Part] = {  # of peft, of kohya, and of diffusers before it used peft
     ".lora_A.weight": "down",
     ".lora_B.weight": "up",
-    ".lora_B.bias": "up",
+    BIAS: "up",
     ".lora_down.weight": "down",
     ".lora_up.weight": "up",
     ".lora.down.weight": "down",
@@ -41,6 +43,7 @@ ENDINGS: dict[str, Part] = {  # of peft, of kohya, and of diffusers before it us
     "_lora.up.weight": "up",
     ".alpha": "alpha",
 }
+DORA = ("dora_scale", "lora_magnitude_vector")  # of kohya, of peft; diffusers drops the former
 TEXT_ENCODERS = ("text_encoder", "lora_te")
 KOHYA = re.compile(r"lora_(unet|transformer)_")
 HEADS = re.compile(r"(base_model\.model\.|diffusion_model\.|unet\.|transformer\.)*")
@@ -52,16 +55,14 @@ class Piece:
 
     Attributes:
         key: its key in the file.
-        head: beginning of the key; kohya's spells the layer with underscores for dots.
-        layer: the layer as spelled in the key, but with dots.
-        module: the layer's module, which old keys spell differently.
+        head: beginning of the new key; kohya's spells the layer with underscores for dots.
+        module: the layer.
         ending: end of the key, one of `ENDINGS`.
         tensor: the values.
     """
 
     key: str
     head: str
-    layer: str
     module: str
     ending: str
     tensor: Tensor
@@ -77,19 +78,23 @@ class Piece:
 
     @property
     def new_key(self) -> str:
-        layer = self.layer.replace(".", "_") if KOHYA.match(self.head) else self.layer
-        return f"{self.head}{layer}{self.ending}"
+        """kohya's stay kohya's, all others become peft's."""
+        if KOHYA.match(self.head):
+            return f"{self.head}{self.module.replace('.', '_')}{self.ending}"
+        return f"{self.head}{self.module}{BIAS if self.ending == BIAS else PEFT[self.part]}"
 
 
 def slice_lora(lora: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """The LoRA of `model`, by name, from the LoRA of the dense model that it was pruned from.
 
-    Layers of removed blocks are dropped, those of later blocks are renamed, and those of text encoders stay. Keys
-    without a component's name, as written by peft, get one, so that diffusers loads the result.
+    Layers of removed blocks are dropped, those of later blocks are renamed, and those of text encoders stay. Keys of
+    kohya with underscores stay as they are spelled; all others get the names that diffusers writes.
 
     Raises:
         ModelError: `model` was not pruned, or a tensor does not belong to a LoRA of its dense base.
     """
+    if dora := next((key for key in lora if any(part in key for part in DORA)), None):
+        raise ModelError(f"{dora} belongs to a DoRA, whose norms depend on removed weights; it cannot be sliced")
     manifest = manifest_of(model)
     if manifest is None:
         raise ModelError(f"this {type(model).__name__} has no pruning.json: it is dense, and its LoRA fit as they are")
@@ -105,7 +110,7 @@ def slice_lora(lora: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor
     for cut in manifest.cuts:
         pieces = _follow(pieces, dense, cut)
         remove(dense, describe(dense), cut)
-    return text | {piece.new_key: piece.tensor.contiguous() for piece in pieces}
+    return text | _folded({piece.new_key: piece.tensor.contiguous() for piece in pieces})
 
 
 def _folded(lora: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -131,7 +136,8 @@ def _by_diffusers(lora: Mapping[str, Tensor], dense: nn.Module, unknown: ModelEr
     options = {"unet_config": dense.config} if "StableDiffusion" in name and "3" not in name else {}
     try:
         with quiet():
-            found = getattr(diffusers, name).lora_state_dict(dict(lora), **options)
+            copied = {key: tensor.clone() for key, tensor in lora.items()}  # some converters scale in place
+            found = getattr(diffusers, name).lora_state_dict(copied, **options)
     except Exception as error:  # its converters may raise anything
         raise unknown from error
     converted, alphas = found if isinstance(found, tuple) else (found, None)
@@ -170,14 +176,13 @@ def _piece(key: str, tensor: Tensor, modules: set[str], spelled: Mapping[str, st
         )
     if kohya := KOHYA.match(key):
         head, layer = kohya.group(), key[kohya.end() : -len(ending)]
-        layer = module = spelled.get(layer, layer)
+        module = spelled.get(layer, layer)
     else:
-        head, layer = component, HEADS.sub("", key[: -len(ending)], count=1)
-        bare = layer.replace(".processor.", ".")
+        head, bare = component, HEADS.sub("", key[: -len(ending)], count=1).replace(".processor.", ".")
         module = f"{bare}.0" if f"{bare}.0" in modules else bare  # old keys say to_out for to_out.0
     if module not in modules:
         raise ModelError(f"{key} is for a layer {module}, which the dense base of the model does not have")
-    return Piece(key, head, layer, module, ending, tensor)
+    return Piece(key, head, module, ending, tensor)
 
 
 def _check(pieces: Iterable[Piece], dense: nn.Module) -> None:
@@ -210,8 +215,8 @@ def _follow(pieces: Iterable[Piece], dense: nn.Module, cut: Cut) -> list[Piece]:
     keep, factors = kept_entries(structure, cut, shapes), rescaling(structure, cut)
     followed = []
     for piece in pieces:
-        module, layer = (name_after(structure, cut, name) for name in (piece.module, piece.layer))
-        if module is None or layer is None:
+        module = name_after(structure, cut, piece.module)
+        if module is None:
             continue
         tensor, axis = piece.tensor, 0 if piece.part == "up" else 1
         kept = keep.get(piece.weight, {}).get(axis)
@@ -219,5 +224,5 @@ def _follow(pieces: Iterable[Piece], dense: nn.Module, cut: Cut) -> list[Piece]:
             tensor = torch.index_select(tensor, axis, kept)
         if piece.part == "up" and piece.weight in factors:
             tensor = tensor * factors[piece.weight]
-        followed.append(replace(piece, module=module, layer=layer, tensor=tensor))
+        followed.append(replace(piece, module=module, tensor=tensor))
     return followed
