@@ -279,9 +279,12 @@ def test_options_that_make_no_sense_are_refused(wrong):
 
 def test_what_a_refit_needs_is_known_before_the_cut(tmp_path):
     asked = {"target": "macs=60%", "criterion": "magnitude", "process": "ddpm", "compensation": CompensationConfig()}
+    streamed = asked | {"compensation": CompensationConfig(target="stream")}
     for call in (secateur.plan_prune, partial(secateur.prune, out=tmp_path / "out")):
         with pytest.raises(SecateurError, match=r"^the refit is made on data; give data"):
             call(models.unet(), **asked)
+        with pytest.raises(SecateurError, match="the stream target needs blocks that add to a stream"):
+            call(models.unet(), data=torch.zeros(4, 1, 8, 8), **streamed)
     assert not (tmp_path / "out").exists()
 
 

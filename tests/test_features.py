@@ -5,7 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
+import secateur
 from models import dit, output, unet
 from progressive_runs import BOTH, pruner_for
 from secateur.base.errors import TrainingError
@@ -171,6 +173,29 @@ def test_what_cannot_be_compared_is_named():
         terms_of(dit(), teacher, FeaturesConfig(("nothing.*",)), labels=True)
     with pytest.raises(TrainingError, match="has other blocks than the teacher"):
         surviving_blocks(dit(num_layers=2), teacher)
+
+
+def test_what_cannot_be_compared_is_known_before_the_run():
+    asked = {"process": "flow", "objective": "features"}
+    nothing = RecoveryConfig(features=FeaturesConfig(("nothing.*",)))
+    with pytest.raises(TrainingError, match=r"match no block; there are transformer_blocks\.0"):
+        secateur.plan(dit(), target="macs=60%", recovery=nothing, **asked)
+    with pytest.raises(TrainingError, match="has other blocks than the teacher"):
+        secateur.plan_finetune(dit(num_layers=2), teacher=dit(), data=images(), **asked)
+
+
+def test_a_users_loss_takes_the_place_of_the_noisy_target(tmp_path):
+    samples, times, labels = torch.randn(4, 1, 8, 8), torch.full((4,), 500), torch.arange(4)
+    data = DataLoader(TensorDataset(samples, times, labels), batch_size=2)
+
+    def forward(model, batch):
+        return model(batch[0], timestep=batch[1], class_labels=batch[2]).sample
+
+    functions = {"data": data, "forward": forward, "loss": lambda model, batch: 0 * forward(model, batch).mean() + 7}
+    recovery = replace(CONFIG, steps=1, batch_size=2, grad_norms_every=0)
+    secateur.finetune(dit(), teacher=dit(), recovery=recovery, out=tmp_path, **functions)
+    (record,) = log(tmp_path / "recovery")
+    assert (record["denoising"], record["distillation"], record["features"]) == pytest.approx((7, 0, 0), abs=1e-9)
 
 
 # ----------------------------------------------------------------------------------- objectives without noise

@@ -29,6 +29,7 @@ from secateur.models.registry import describe
 from secateur.process.diffusion import DiffusionProcess
 from secateur.process.flow import FlowProcess
 from secateur.recipes import recipe_named
+from secateur.recovery import LoraConfig
 from secateur.runs.checks import check_schedule
 from secateur.schedules import CutConfig, Progressive, ProgressiveConfig, no_scores
 from secateur.schedules.progressive import caps, select, selected_count
@@ -271,6 +272,8 @@ def test_the_budget_must_reach_beyond_the_stages():
     with pytest.raises(SecateurError, match="pruning takes 280 steps, recovery has 280; give more --steps") as caught:
         check_schedule(replace(recipe, recovery=replace(recipe.recovery, steps=280)), "width")
     assert "\n" not in str(caught.value)
+    with pytest.raises(SecateurError, match="units cannot be removed from weights that LoRA wraps"):
+        check_schedule(replace(recipe, recovery=replace(recipe.recovery, lora=LoraConfig(rank=4))), "width")
 
 
 def test_dropped_blocks_are_measured_right_under_soft_masks():

@@ -133,7 +133,7 @@ def prune(
     with shown(progress), opened(model, data, keeps_shards=True, **arguments) as (subject, dataset):
         require_whole(subject.model, "pruning")
         subject = subject.selected(cut)
-        check_pruning(subject, dataset, goal, criterion, cut, ranking, compensation is not None)
+        check_pruning(subject, dataset, goal, criterion, cut, ranking, compensation)
         details = {"criterion": criterion, "scoring": to_json(scoring) if ranking is None else dict(ranking.options)}
         options = {"criterion": criterion, "scoring": scoring, "cut": cut, "compensation": compensation}
         options |= subject.settings

@@ -106,7 +106,7 @@ def plan_prune(
     scoring = criterion_named(criterion).configured(scoring or ScoringConfig())
     with opened(model, data, **arguments) as (subject, dataset):
         subject = subject.selected(cut)
-        planned = check_pruning(subject, dataset, goal, criterion, cut, ranking, compensation is not None)
+        planned = check_pruning(subject, dataset, goal, criterion, cut, ranking, compensation)
         work = Work(planned, None if ranking is not None else (criterion, scoring), compensation)
         return plan_of(subject, work, goal, cut)
 

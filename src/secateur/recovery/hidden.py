@@ -148,6 +148,8 @@ def chosen(pairs: Sequence[Pair], patterns: Sequence[str]) -> list[Pair]:
     Raises:
         TrainingError: there is none.
     """
+    if not pairs:
+        raise TrainingError("objective features compares blocks, and the network has none; use distillation")
     found = [pair for pair in pairs if any(fnmatchcase(pair.teacher, pattern) for pattern in patterns)]
     if not found:
         some = ", ".join(pair.teacher for pair in pairs[:3])

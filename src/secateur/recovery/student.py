@@ -17,6 +17,7 @@ from .lora import add_lora, check_lora, merge_lora
 from .objectives import objective_named
 
 COMPILED = ("denoising", "distillation")  # objectives
+WRAPPED = "units cannot be removed from weights that LoRA wraps; prune in one shot before, or train the weights"
 CHANGES = "recovery.compile is for networks that do not change on the way; prune in one shot before"
 MATCHED_BY_SHAPE = ("adafactor", "adamw8bit")  # their state does not have the shape of shards
 

@@ -41,7 +41,7 @@ from .prefetch import prefetched
 from .pruner import AttachedPruner, Pruner
 from .reading import errors_due, errors_of, note_overfitting, read_step
 from .step import NORM, Stepper, StepResult
-from .student import CHANGES, check_recomputing, make_ready, merge, silence_dropout
+from .student import CHANGES, WRAPPED, check_recomputing, make_ready, merge, silence_dropout
 
 READ, HELD_OUT = "error_read", "error_held_out"  # in the log: on tuples of the book
 PEAK = "peak_gib"  # in the log: the most memory so far, of the device or of the process
@@ -85,9 +85,7 @@ def recover(
     folder = Path(folder)
     objective = build_objective(config, teacher)
     if config.lora.rank and pruner is not None:
-        raise TrainingError(
-            "units cannot be removed from weights that LoRA wraps; prune in one shot before, or train the weights"
-        )
+        raise TrainingError(WRAPPED)
     if config.compile and pruner is not None:
         raise TrainingError(CHANGES)
     if config.gradient_checkpointing:

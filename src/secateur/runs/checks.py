@@ -8,6 +8,8 @@ from torch import nn
 
 from ..base.console import note
 from ..base.errors import DataError, SecateurError, require
+from ..compensation import CompensationConfig
+from ..compensation.targets import chosen_target
 from ..criteria import criterion_named
 from ..data import ImageDataset, LatentDataset
 from ..data.conditions import GIVE_LABELS, check_conditions
@@ -20,8 +22,9 @@ from ..process.own import OwnObjective
 from ..recipes import Recipe
 from ..recovery import RecoveryConfig, WarmupConfig
 from ..recovery.accelerator import check_accelerator
+from ..recovery.hidden import chosen, surviving_blocks
 from ..recovery.objectives.build import build_objective
-from ..recovery.student import CHANGES, check_recomputing, check_student
+from ..recovery.student import CHANGES, WRAPPED, check_recomputing, check_student
 from ..results import CutResult, Ranking
 from ..schedules import (
     AdaptiveConfig,
@@ -34,6 +37,7 @@ from ..schedules import (
     granularity_for,
 )
 from ..teacher import Book
+from .memory import pruned_to
 from .plan import plan_cut
 from .quality import check_quality
 from .subject import Subject, check_ranked
@@ -57,10 +61,10 @@ def check_pruning(
     criterion: str,
     cut: CutConfig,
     ranking: Ranking | None = None,
-    compensates: bool = False,
+    compensation: CompensationConfig | None = None,
 ) -> CutResult | None:
-    """Check that a one-shot cut can be made, by the given `ranking` or by a new one, and refitted if it
-    `compensates`; returns the planned cut.
+    """Check that a one-shot cut can be made, by the given `ranking` or by a new one, and refitted by `compensation`, if
+    given; returns the planned cut.
 
     Raises:
         SecateurError: as `check_ranking`; the criterion does not rank what will be cut; the target is out of reach; the
@@ -68,9 +72,7 @@ def check_pruning(
     """
     check_quality(subject, goal)
     require(dataset is not None or not goal.is_quality, f"{goal} is measured on data; give data")
-    if compensates:
-        require(dataset is not None, "the refit is made on data; give data, or leave it out")
-        _check_refit(subject.model)
+    require(dataset is not None or compensation is None, "the refit is made on data; give data, or leave it out")
     if ranking is None:
         _check_calibration(subject, dataset, criterion)
     else:
@@ -79,7 +81,10 @@ def check_pruning(
         if dataset is not None:
             check_conditions(subject.model, dataset)
     check_criterion(criterion, subject.structure, granularity_for(goal, cut))
-    return plan_cut(subject, goal, cut)
+    planned = plan_cut(subject, goal, cut)
+    if compensation is not None:
+        _check_refit(subject, planned, compensation)
+    return planned
 
 
 def check_finetuning(
@@ -89,11 +94,8 @@ def check_finetuning(
     if teacher is not None:
         check_comparable(subject, teacher)
     taught_by = book or (None if teacher is None else teacher.model)
-    own = isinstance(subject.process, OwnObjective)
-    if own and build_objective(recovery, taught_by).differentiates_twice:
-        raise SecateurError(f"objective {recovery.objective} perturbs noisy samples, which forward= and loss= lack")
     check_validation(subject, recovery)
-    check_recovery(subject.model, dataset, recovery, taught_by)
+    check_recovery(subject, dataset, recovery, taught_by)
 
 
 def check_evaluating(
@@ -126,23 +128,27 @@ def check_compression(
         SecateurError: the recipe does not fit the model, the data or the steps, or the target is out of reach.
     """
     check_validation(subject, settings.recovery)
-    check_recovery(subject.model, dataset, settings.recovery, subject.model)
+    check_recovery(subject, dataset, settings.recovery, subject.model)
     check_quality(subject, goal, settings.schedule == "one-shot")
     granularity = granularity_for(goal, settings.cut)
     check_schedule(settings, granularity)
-    if settings.compensates:
-        _check_refit(subject.model)
     if settings.schedule == "adaptive" and subject.excluded:
         raise SecateurError("the adaptive schedule decides over all blocks: leave cut.include and cut.exclude out")
     if dataset is not None:
         models = {"dense": subject.model, "recovered": subject.model}
         say_notes(plan_evaluation(models, subject.process, dataset, settings.evaluation).notes)
     check_criterion(settings.criterion, subject.structure, granularity)
-    return plan_cut(subject, goal, settings.cut)
+    planned = plan_cut(subject, goal, settings.cut)
+    if settings.compensates:
+        _check_refit(subject, planned, settings.compensation)
+    return planned
 
 
-def _check_refit(model: nn.Module) -> None:
-    """Check that a cut of the model can be refitted: its manifest says what was cut."""
+def _check_refit(subject: Subject, planned: CutResult | None, config: CompensationConfig) -> None:
+    """Check that the `planned` cut can be refitted: its manifest says what was cut, and the target suits what stays."""
+    model = subject.model
+    if config.target == "stream":
+        chosen_target(pruned_to(subject, planned), config)
     if not hasattr(saved_module(model), "register_to_config"):
         raise SecateurError(
             f"{type(model).__name__} is no diffusers model and keeps no record of its cuts, which the refit needs; "
@@ -164,15 +170,20 @@ def _check_calibration(subject: Subject, dataset: ImageDataset | None, criterion
 
 
 def check_recovery(
-    model: nn.Module, dataset: ImageDataset | None, recovery: RecoveryConfig, teacher: nn.Module | Book | None
+    subject: Subject, dataset: ImageDataset | None, recovery: RecoveryConfig, teacher: nn.Module | Book | None
 ) -> None:
     """Check that the recovery can run, before long work starts. Without data, checks that need it are left out.
 
     Raises:
-        SecateurError: an unknown objective, a missing teacher, flips of latents, labels that do not fit, or something
-            that the device, the processes, the installed trackers or the model cannot do.
+        SecateurError: an unknown objective, a missing teacher, flips of latents, labels that do not fit, no blocks to
+            compare, or something that the device, the processes, the installed trackers or the model cannot do.
     """
-    build_objective(recovery, teacher)
+    model, objective = subject.model, build_objective(recovery, teacher)
+    if objective.differentiates_twice and isinstance(subject.process, OwnObjective):
+        raise SecateurError(f"objective {recovery.objective} perturbs noisy samples, which forward= and loss= lack")
+    if objective.compares_blocks:
+        dense = teacher.lineage if isinstance(teacher, Book) else teacher or model
+        chosen(surviving_blocks(model, dense), recovery.features.blocks)
     check_accelerator(recovery, device_of(model))
     check_student(model, recovery)
     if recovery.gradient_checkpointing:
@@ -224,10 +235,11 @@ def check_schedule(recipe: Recipe, granularity: Granularity) -> None:
     """Check, before long work starts, that pruning ends before recovery does.
 
     Raises:
-        SecateurError: recovery is to be compiled; or the stages take all steps or more, or remove blocks where the cut
-            narrows widths.
+        SecateurError: recovery is to be compiled, or trains LoRA factors; or the stages take all steps or more, or
+            remove blocks where the cut narrows widths.
     """
     schedules: dict[str, ProgressiveConfig | AdaptiveConfig]
     schedules = {"progressive": recipe.progressive, "adaptive": recipe.adaptive}
     require(recipe.schedule == "one-shot" or not recipe.recovery.compile, CHANGES)
+    require(recipe.schedule == "one-shot" or not recipe.recovery.lora.rank, WRAPPED)
     check_fits(schedules.get(recipe.schedule), recipe.recovery.steps, granularity == "depth")

@@ -13,6 +13,7 @@ from ...base.rules import above, check_fields
 from ...models.jacobian import exact
 from ...models.predict import predict
 from ...process.base import Process
+from ...process.own import OwnObjective
 from ...teacher import Draw, Teacher, as_teacher, at
 from ...teacher.hidden import hidden_states
 from ..hidden import called_with, chosen, sliced, surviving_blocks
@@ -79,7 +80,10 @@ def features_terms(
         mismatches.append(
             feature_mismatch(found, sliced(goal.returned, pair.returned, channels_first), features.massive)
         )
-    errors = compared(prediction, taught, target_of(process, draw) if denoising else None)
+    own = isinstance(process, OwnObjective)
+    errors = compared(prediction, taught, target_of(process, draw) if denoising and not own else None)
+    if denoising and isinstance(process, OwnObjective):
+        errors["denoising"] = process.errors(student, draw.conditions).mean()
     return {**errors, "features": torch.stack(mismatches).mean()}
 
 
