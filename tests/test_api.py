@@ -245,6 +245,9 @@ def test_a_run_in_memory_is_saved_and_loads(tmp_path_factory):
     page = run.report(folder / "run")
     assert page.stat().st_size > 10_000
     assert read_run(folder / "run").recovery == run.recovery
+    assert run.report(folder / "run") == page
+    with pytest.raises(secateur.SecateurError, match="is the folder of a run, which would be overwritten"):
+        replace(run, settings={**run.settings, "recipe": "mine"}).save(folder / "run")
     assert torch.equal(output(secateur.from_pretrained(folder / "run" / "model")), output(run.model))
 
 

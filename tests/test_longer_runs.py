@@ -15,7 +15,10 @@ import secateur
 from models import dit, unet
 from secateur import BookConfig, EvaluationConfig, RecoveryConfig, ScoringConfig
 from secateur.base.errors import SecateurError
+from secateur.data import load_data
 from secateur.reporting import read_run, write_report
+from secateur.runs.stages import evaluate_stage
+from secateur.runs.subject import open_subject
 from secateur.runs.tidy import make_longer
 
 PIXELS = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -89,6 +92,7 @@ def test_a_longer_compression_continues_too_and_keeps_nothing_twice(tmp_path: Pa
     assert (run / "model" / WEIGHTS).stat().st_mtime_ns == before
     assert again.evaluation is not None
     assert list(again.evaluation.models) == ["dense", "pruned", "recovered"]
+    assert {"dense", "pruned", "recovered", "real"} <= again.images.keys()
     longer, whole = compressed("run", 4), compressed("whole", 4, keep=True)
     for mine, theirs in zip(longer.model.parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(mine, theirs)
@@ -122,6 +126,15 @@ def test_a_run_on_a_book_of_given_length_continues(tmp_path: Path) -> None:
     for steps in (2, 4):
         run = secateur.compress(unet(), recovery=replace(learning, steps=steps), **asked)
         assert run.recovery.steps == steps
+
+
+def test_images_of_an_evaluation_are_there_when_its_run_resumes(tmp_path: Path) -> None:
+    subject, data = open_subject(unet(), "ddpm"), load_data("digits")
+    config = EvaluationConfig(metrics=("frechet",), num_images=2, num_real_images=2, num_inference_steps=1)
+    first, again = (evaluate_stage(tmp_path, {"dense": subject.model}, subject, data, config) for _ in range(2))
+    assert first[0] == again[0]
+    assert first[1].keys() == again[1].keys() == {"dense", "real"}
+    assert torch.equal(first[1]["dense"], again[1]["dense"])
 
 
 def test_images_are_drawn_while_it_trains_and_change_nothing(tmp_path: Path) -> None:

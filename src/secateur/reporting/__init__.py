@@ -7,7 +7,7 @@ from .files import write_cut, write_ranking
 from .grids import comparison_grid, image_grid
 from .html import write_report
 from .plots import plot_cut, plot_denoising, plot_ranking, plot_speed, plot_stages, plot_training
-from .run import read_run
+from .run import read_run, read_samples
 from .style import save_figure
 from .summary import summarize
 
@@ -23,6 +23,7 @@ __all__ = [
     "plot_stages",
     "plot_training",
     "read_run",
+    "read_samples",
     "save_figure",
     "summarize",
     "write_comparison",

@@ -84,7 +84,7 @@ def read_run(folder: str | Path) -> Run:
     evaluation = _if_there(folder / "evaluation" / "evaluation.json", lambda path: read_result(Evaluation, path))
     if all(part is None for part in (ranking, cut, compensation, decisions, recovery, evaluation)):
         raise SecateurError(f"{folder} holds no run to report; give the output folder of a secateur command")
-    tensors = _read_samples(folder / "evaluation" / "samples.safetensors")
+    tensors = read_samples(folder / "evaluation" / "samples.safetensors")
     real, labels = tensors.pop("real", None), tensors.pop("class_labels", None)
     order = evaluation.names if evaluation is not None else MODEL_ORDER
     images = {name: tensors[name] for name in sorted(tensors, key=lambda name: _place(name, order))}
@@ -102,8 +102,8 @@ def _place(name: str, order: tuple[str, ...]) -> tuple[int, str]:
     return (order.index(name) if name in order else len(order)), name
 
 
-def _read_samples(path: Path) -> dict[str, Tensor]:
-    """Samples saved as safetensors.
+def read_samples(path: Path) -> dict[str, Tensor]:
+    """The images that an evaluation kept, as safetensors, and their classes; empty if there is no such file.
 
     Raises:
         SecateurError: the file is damaged, or holds tensors that are neither images nor labels.

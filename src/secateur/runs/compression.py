@@ -20,6 +20,7 @@ from ..models.labels import relabel
 from ..recipes import Recipe
 from ..recovery import Pruner, WarmupConfig
 from ..recovery.objectives.build import build_objective
+from ..reporting import read_samples
 from ..results import (
     Compensation,
     CutResult,
@@ -214,6 +215,7 @@ def read_compressed(folder: Path, subject: Subject) -> Compressed:
         read_decisions(stages) if stages.is_file() else Decisions(),
         read_result(QualitySearch, quality) if quality.is_file() else None,
         recorded_in(folder),
+        read_samples(folder / "evaluation" / "samples.safetensors"),
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from ..base.files import write_json
+from ..base.files import read_json, write_json
 from ..evaluation import write_evaluation
 from ..io.checkpoint import save_pretrained
 from ..reporting import read_run, summarize, write_cut, write_ranking, write_report
@@ -30,7 +30,7 @@ from ..results import (
     write_result,
 )
 from .compression import Compressed
-from .folder import plain
+from .folder import CONFIG, plain, refuse_run
 from .stages import pipeline_stage
 from .subject import Subject
 
@@ -99,9 +99,15 @@ class Run:
         return self.stages.images
 
     def save(self, folder: str | Path) -> Path:
-        """Write models, results and a report as the command would have; return the folder."""
-        folder = Path(folder)
-        write_json(folder / "config.json", plain(self.settings))
+        """Write models, results and a report as the command would have; return the folder.
+
+        Raises:
+            SecateurError: `folder` holds another run.
+        """
+        folder, settings = Path(folder), plain(self.settings)
+        if not (folder / CONFIG).is_file() or read_json(folder / CONFIG) != settings:
+            refuse_run(folder)
+        write_json(folder / CONFIG, settings)
         write_result(folder / "ranking.json", self.ranking)
         write_ranking(folder)
         write_result(folder / "cut.json", self.cut)

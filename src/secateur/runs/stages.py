@@ -29,7 +29,7 @@ from ..models.labels import train_only_labels
 from ..models.network import as_network, example_inputs
 from ..recovery import LoraConfig, Pruner, RecoveryConfig, WarmupConfig, recover
 from ..recovery.parallel import AVERAGE
-from ..reporting import write_cut, write_ranking
+from ..reporting import read_samples, write_cut, write_ranking
 from ..results import (
     Compensation,
     CutResult,
@@ -333,7 +333,6 @@ def evaluate_stage(
         return result, images
     place = folder / "evaluation"
     path, rows = place / "evaluation.json", cache or place / "rows"
-    images = {}
     if not path.is_file():
         result, images = evaluate_models(dict(models), subject.process, dataset, config, decoder(subject), cache=rows)
         if result is not None:
@@ -341,7 +340,7 @@ def evaluate_stage(
         wait_for_everyone(subject.on_cpu)  # the main process returns it; the others read what it wrote
     if cache is None and is_main_process():
         remove_rows(rows)
-    return read_result(Evaluation, path), images
+    return read_result(Evaluation, path), read_samples(place / "samples.safetensors")
 
 
 def _forget_average(place: Path) -> None:
