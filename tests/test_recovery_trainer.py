@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from accelerate.utils import LoggerType
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from models import dit, unet
 from progressive_runs import BOTH, QUICK, pruner_for
@@ -27,12 +29,13 @@ from secateur.base.interrupts import Terminated, sigterm_raises
 from secateur.data import ArrayDataset
 from secateur.process.diffusion import DiffusionProcess
 from secateur.process.flow import FlowProcess
-from secateur.recovery import JacobianConfig, RecoveryConfig, accelerator, recover
+from secateur.recovery import JacobianConfig, RecoveryConfig, accelerator, draws, recover
 from secateur.recovery.accelerator import check_accelerator, own_accelerate
 from secateur.recovery.agreement import check_step
 from secateur.recovery.checkpoints import newest_checkpoint
 from secateur.recovery.layout import lay_out, wants_channels_last
 from secateur.recovery.log import cut_log
+from secateur.recovery.step import Stepper
 from training_runs import TWO, Failing, assert_logs_agree, assert_same, images, log, options_of, smaller, start
 
 CONFIG = RecoveryConfig(
@@ -240,6 +243,36 @@ def test_kernels_of_unets_on_gpus_are_laid_out_channels_last():
     for value in (model.conv_in.weight, optimizer.state[model.conv_in.weight]["exp_avg"]):
         assert value.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(unet().conv_out.weight, model.conv_out.weight)
+
+
+@pytest.mark.parametrize("objective", ["distillation", "features", "2ndmatch"])
+def test_a_step_waits_for_nothing_from_a_device(objective, monkeypatch, tmp_path):
+    """Its numbers are read while the next one runs; constants are made on the device, since a copy to it would wait."""
+    aten, seen = torch.ops.aten, []
+    waits = (aten._local_scalar_dense.default, aten.lift_fresh.default, aten.nonzero.default)
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(func)
+            assert func not in waits
+            return func(*args, **(kwargs or {}))
+
+    whole, normal = Stepper.step, draws.normal
+
+    def drawn(*args, **kwargs):
+        with _disable_current_modes():  # on the CPU by intent, and copied without waiting
+            return normal(*args, **kwargs)
+
+    def watched(stepper, batches, interrupted):
+        with Watch() if stepper.state.step else nullcontext():  # in the first step, optimizers begin their state
+            return whole(stepper, batches, interrupted)
+
+    monkeypatch.setattr("secateur.recovery.step.runs_asynchronously", lambda device: True)
+    monkeypatch.setattr(draws, "normal", drawn)
+    monkeypatch.setattr(Stepper, "step", watched)
+    changes = {"objective": objective, "grad_norms_every": 0, "jacobian": JacobianConfig(every_n_samples=2)}
+    recover(dit(), FlowProcess(), images(), replace(CONFIG, steps=3, **changes), tmp_path, smaller())
+    assert aten.addmm.default in seen
 
 
 def test_a_model_without_gradient_checkpointing_is_refused(tmp_path):

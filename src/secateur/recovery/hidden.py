@@ -139,7 +139,9 @@ def _composed(before: Tensor | None, kept: Tensor | None) -> Tensor | None:
 
 def sliced(hidden: Tensor, kept: Tensor | None, channels_first: bool) -> Tensor:
     """The `kept` channels of a hidden state, (B, C, H, W) or (B, N, C)."""
-    return hidden if kept is None else hidden.index_select(1 if channels_first else -1, kept.to(hidden.device))
+    if kept is None:
+        return hidden
+    return hidden.index_select(1 if channels_first else -1, kept.to(hidden.device, non_blocking=True))
 
 
 def chosen(pairs: Sequence[Pair], patterns: Sequence[str]) -> list[Pair]:

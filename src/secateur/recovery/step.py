@@ -109,7 +109,7 @@ class Stepper:
         with objective.context(self.parallel.student, self.parallel.teacher):
             norms, objective = self._measure_norms(draws, objective)
             sums = self._accumulate(draws, objective)
-        stopped = torch.tensor(float(interrupted), device=accelerator.device)
+        stopped = torch.full((), float(interrupted), device=accelerator.device)  # a copy from the CPU would wait
         *terms, stopped = accelerator.reduce(torch.stack([*sums.values(), stopped]), "mean").unbind()
         limit = math.inf if self.config.clip is None else self.config.clip
         grad_norm = whole(accelerator.clip_grad_norm_(self.parallel.trained_parameters, limit))

@@ -64,10 +64,10 @@ def jacobian_terms(
 
 
 def _shares(count: int, every_n: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Indices of every n-th sample, and of the others."""
-    chosen = [place for place in range(count) if place % every_n == 0]
-    others = [place for place in range(count) if place % every_n]
-    return torch.tensor(chosen, device=device), torch.tensor(others, dtype=torch.int64, device=device)
+    """Indices of every n-th sample, and of the others; made on `device`, since a copy to it would wait."""
+    chosen = torch.arange(0, count, every_n, device=device)
+    others = torch.arange(count - len(chosen), device=device)
+    return chosen, others + others // max(every_n - 1, 1) + 1
 
 
 def _squared_error(output: Tensor, goal: Tensor) -> Tensor:
