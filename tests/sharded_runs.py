@@ -30,6 +30,7 @@ from secateur.recovery.shards import mesh_over, reshard, sharded
 from training_runs import Failing, images, smaller
 
 CONFIG = RecoveryConfig(steps=10, batch_size=8, learning_rate=1e-3, log_every=1, label_dropout=0.0, grad_norms_every=5)
+RECIPE = "recipe-"
 RUNS = {
     "denoising": {"accumulation": 2},
     "stopped": {"objective": "denoising", "checkpoint_every": 4},  # by an error, when it is begun in shards
@@ -93,6 +94,27 @@ def given(folder: Path, parallel: str) -> None:
     secateur.evaluate(pruned, reference=dense, evaluation=evaluation, out=folder / "measured", **about)
 
 
+def compress(folder: Path, name: str, parallel: str) -> None:
+    """A short compression by a recipe, in float64, without dropout, whose masks each process draws for itself."""
+    data = [{"images": image, "label": number % 2} for number, image in enumerate(images().batch(range(8)).sample)]
+    recipe = secateur.recipe_named(name)
+    depth = recipe.cut.granularity == "depth"
+    secateur.compress(
+        (sit(4) if depth else unet()).double(),
+        target="blocks=2" if depth else "macs=60%",
+        data=data,
+        process=FlowProcess() if depth else DiffusionProcess(),
+        device="cpu",
+        recipe=name,
+        scoring=replace(recipe.scoring, num_timesteps=2, num_images=4, batch_size=4),
+        recovery=replace(recipe.recovery, steps=16, batch_size=8, dropout=0.0, log_every=1, parallel=parallel),
+        progressive=replace(recipe.progressive, stages=2, decay_stages=2, stage_steps=2),
+        book=secateur.BookConfig(num_tuples=16, held_out=4),
+        evaluation=secateur.EvaluationConfig(metrics=("loss",), num_images=4),
+        out=folder,
+    )
+
+
 def prune(folder: Path, parallel: str) -> None:
     """A run that cuts widths and blocks during recovery."""
     pruner = pruner_for(unet(), DiffusionProcess(), "macs=60%", "random", BOTH)
@@ -147,6 +169,8 @@ def run(folder: Path, parallel: str, names: list[str]) -> None:
             adapt(folder / name, parallel)
         elif name in ("rank", "given"):
             {"rank": rank, "given": given}[name](folder / name, parallel)
+        elif name.startswith(RECIPE):
+            compress(folder / name, name.removeprefix(RECIPE), parallel)
         elif name.startswith("stopped") and parallel == "fsdp" and newest_checkpoint(folder / name) is None:
             with suppress(OSError):
                 train(folder, name, parallel, fails=True)

@@ -17,12 +17,13 @@ from torch.distributed.fsdp import fully_shard
 import secateur
 from models import dit, half
 from secateur.base.errors import SecateurError, TrainingError, is_lost_peer
-from secateur.io.manifest import apply_cut
+from secateur.io.manifest import apply_cut, manifest_of
 from secateur.process.flow import FlowProcess
+from secateur.recipes import RECIPES
 from secateur.recovery import shard_files
 from secateur.recovery.accelerator import check_accelerator
 from secateur.recovery.checkpoints import newest_checkpoint
-from sharded_runs import CONFIG, NAMES, run
+from sharded_runs import CONFIG, NAMES, RECIPE, run
 from training_runs import assert_same, log, stage_log
 
 
@@ -120,6 +121,27 @@ def test_every_objective_in_several_processes_equals_one(parallel, processes, no
     launched(tmp_path / "several", parallel, names, processes, nodes)
     for name in names:
         assert_same_run(tmp_path / "one" / name, tmp_path / "several" / name)
+
+
+DENOISERS = sorted(RECIPES.keys() - {"decoder"})
+OF_EACH_SCHEDULE = ["default", "gradient-flow-compensated", "entpruner"]
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize(
+    ("parallel", "processes", "recipes"),
+    [("ddp", 2, DENOISERS), ("fsdp", 2, DENOISERS), ("ddp", 4, OF_EACH_SCHEDULE), ("fsdp", 4, OF_EACH_SCHEDULE)],
+)
+def test_every_recipe_makes_the_same_cut_in_several_processes(parallel, processes, recipes, tmp_path):
+    names = [RECIPE + name for name in recipes]
+    run(tmp_path / "one", "ddp", names)
+    launched(tmp_path / "several", parallel, names, processes)
+    for name in names:
+        one, several = (secateur.from_pretrained(tmp_path / count / name / "model") for count in ("one", "several"))
+        assert manifest_of(one).cuts == manifest_of(several).cuts, name
+        assert manifest_of(one).cuts
+        for key, value in one.state_dict().items():
+            torch.testing.assert_close(several.state_dict()[key], value, rtol=0, atol=1e-8)
 
 
 @pytest.mark.torture
