@@ -11,7 +11,7 @@ from models import dit, unet
 from progressive_runs import BOTH, QUICK, pruner_for
 from secateur.process.diffusion import DiffusionProcess
 from secateur.process.flow import FlowProcess
-from secateur.recovery import RecoveryConfig, recover
+from secateur.recovery import RecoveryConfig, optimizers, recover
 from secateur.recovery.optimizers import Muon, build_optimizer, is_matrix, orthogonalized
 from training_runs import Failing, assert_same, images, log
 
@@ -107,6 +107,25 @@ def test_both_learning_rates_follow_the_schedule(monkeypatch, tmp_path):
     config = replace(CONFIG, steps=4, warmup_steps=2, lr_schedule="linear", learning_rate=1e-3, muon_learning_rate=3e-3)
     recover(unet(), DiffusionProcess(), images(), config, tmp_path)
     assert seen == [pytest.approx(rates) for rates in ([1.5e-3, 5e-4], [3e-3, 1e-3], [3e-3, 1e-3], [1.5e-3, 5e-4])]
+
+
+@pytest.mark.parametrize(("halves", "loss", "apart"), [(False, 1e-6, 1e-3), (True, 5e-4, 0.05)])
+def test_it_spreads_what_rounding_changes(halves, loss, apart, monkeypatch, tmp_path):
+    """It raises small singular values, rounding errors among them; more so where the device multiplies in bfloat16."""
+    monkeypatch.setattr(optimizers, "multiplies_bfloat16", lambda device: halves)
+    config = replace(CONFIG, steps=10, batch_size=8, dropout=0.0)
+    found = [
+        recover(dit(), FlowProcess(), images(), replace(config, accumulation=parts), tmp_path / str(parts))
+        for parts in (1, 2)
+    ]
+    for one, other in zip(log(tmp_path / "1"), log(tmp_path / "2"), strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], rel=loss)
+    assert 0 < distance(*found) < apart * distance(found[0], dit())
+
+
+def distance(one, other):
+    pairs = zip(one.parameters(), other.parameters(), strict=True)
+    return sum((mine - theirs).square().sum() for mine, theirs in pairs) ** 0.5
 
 
 def test_a_loop_of_others_may_use_it_and_be_pruned():
