@@ -109,7 +109,7 @@ def test_both_learning_rates_follow_the_schedule(monkeypatch, tmp_path):
     assert seen == [pytest.approx(rates) for rates in ([1.5e-3, 5e-4], [3e-3, 1e-3], [3e-3, 1e-3], [1.5e-3, 5e-4])]
 
 
-@pytest.mark.parametrize(("halves", "loss", "apart"), [(False, 1e-6, 1e-3), (True, 5e-4, 0.05)])
+@pytest.mark.parametrize(("halves", "loss", "apart"), [(False, 1e-6, 5e-3), (True, 5e-4, 0.05)])
 def test_it_spreads_what_rounding_changes(halves, loss, apart, monkeypatch, tmp_path):
     """It raises small singular values, rounding errors among them; more so where the device multiplies in bfloat16."""
     monkeypatch.setattr(optimizers, "multiplies_bfloat16", lambda device: halves)
@@ -123,6 +123,7 @@ def test_it_spreads_what_rounding_changes(halves, loss, apart, monkeypatch, tmp_
     assert 0 < distance(*found) < apart * distance(found[0], dit())
 
 
+@torch.no_grad()
 def distance(one, other):
     pairs = zip(one.parameters(), other.parameters(), strict=True)
     return sum((mine - theirs).square().sum() for mine, theirs in pairs) ** 0.5
