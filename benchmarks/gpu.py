@@ -3,8 +3,9 @@
     python benchmarks/gpu.py                        # on the GPU, into benchmarks/results/gpu.json and gpu.md
     python benchmarks/gpu.py --device cpu --tiny    # checks the script in under a minute
 
-Weights and images are random. The most important parts come first. A part is skipped if too little time is left for it;
-if one fails, its error is recorded and the next part begins. So results are never lost.
+Weights and images are random. The most important parts come first. A part is skipped if too little time is left for
+it, and ended when the time is over; if one fails, its error is recorded and the next part begins. So results are never
+lost.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,22 @@ import secateur
 
 RESULTS = Path(__file__).parent / "results"
 OBJECTIVES = ("denoising", "distillation", "features", "first-order", "2ndmatch")
+
+
+@contextmanager
+def ended_after(seconds: float) -> Iterator[None]:
+    """Raise an error inside the block after so many seconds."""
+
+    def end(*_: object) -> None:
+        raise RuntimeError("the time was over")
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.1))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 class Bench:
@@ -47,13 +66,14 @@ class Bench:
         return self.end - time.perf_counter()
 
     def part(self, name: str, seconds: float, measure: Callable[[Bench], Any]) -> None:
-        """Run a part that takes about `seconds`, if as many are left, and keep its result."""
+        """Run a part that takes about `seconds`, if as many are left, and keep its result; it ends with the time."""
         if self.left < seconds:
             self.found["failed"][name] = f"{self.left:.0f} s were left, it takes {seconds:.0f}"
             return
         begun = time.perf_counter()
         try:
-            self.found[name] = measure(self)
+            with ended_after(self.left):
+                self.found[name] = measure(self)
         except Exception as error:  # a part that fails must not stop the others
             self.found["failed"][name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         self.found.setdefault("seconds", {})[name] = round(time.perf_counter() - begun, 1)
