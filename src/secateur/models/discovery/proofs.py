@@ -1,19 +1,21 @@
 """The proven structure of a model of an undeclared class; each class and config is proven once.
 
 Widths are proven on a shallow copy with a small config. Blocks are proven on one that is as deep as the model, since a
-model may treat every n-th layer differently. The result is kept in the cache folder.
+model may treat every n-th layer differently. The result is kept in the cache folder, until a library or the code of the
+class changes.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import importlib.metadata
 import inspect
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from functools import partial
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -32,6 +34,7 @@ from .inputs import candidates, fixed_size, working
 from .prove import Proven, prove
 from .shrink import reductions
 
+LIBRARIES = ("secateur", "torch", "diffusers")
 VERSION = 3  # of the cached results
 SMALL = 2_000_000  # models up to this many parameters are proven on themselves
 LARGEST = 50_000_000  # parameters of a small copy, at most
@@ -79,7 +82,7 @@ def example_inputs(model: nn.Module, batch_size: int, size: Size | None = None) 
     own = config.get("sample_size")
     size = size or ((own, own) if isinstance(own, int) else fixed_size(config) or (SIDE, SIDE))
     inputs = next(each for i, each in enumerate(candidates(model, batch_size, FRAMES, size)) if i == index)
-    return tree_map_only(Tensor, partial(placed_like, next(model.parameters())), inputs)
+    return tree_map_only(Tensor, functools.partial(placed_like, next(model.parameters())), inputs)
 
 
 def _discovery(model: nn.Module) -> Discovery:
@@ -97,10 +100,24 @@ def _discovery(model: nn.Module) -> Discovery:
 
 
 def _key(model: nn.Module, config: Mapping[str, Any]) -> str:
-    """Identifies a proof: the class, its config, and the versions of the libraries."""
-    versions = {name: importlib.metadata.version(name) for name in ("secateur", "torch", "diffusers")}
-    facts = [VERSION, architecture_of(model).__module__, versions, config]
+    """Identifies a proof: the class, its config, the versions of the libraries, and the code of classes outside of
+    them."""
+    versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    classes = {each for module in model.modules() for each in type(module).__mro__}
+    own = sorted(_code(each) for each in classes if each.__module__.partition(".")[0] not in (*LIBRARIES, "builtins"))
+    facts = [VERSION, architecture_of(model).__module__, versions, config, own]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+@functools.cache
+def _code(each: type) -> str:
+    """A hash of the file of a class, or of its functions if it was not read from a file."""
+    try:
+        written = Path(inspect.getfile(each)).read_bytes()
+    except (OSError, TypeError):
+        codes = [value.__code__ for value in vars(each).values() if inspect.isfunction(value)]
+        written = repr([(code.co_code, code.co_names, code.co_consts) for code in codes]).encode()
+    return hashlib.sha256(written).hexdigest()
 
 
 def _initial(model: nn.Module) -> dict[str, Any]:
