@@ -202,7 +202,7 @@ def test_sweep_on_new_labels_warms_up_once(tmp_path, places, capsys, monkeypatch
     secateur.sweep(model, **arguments)
     assert torch.equal(output(secateur.from_pretrained(run / "relabelled")), output(relabelled))
     with pytest.raises(SecateurError, match="was begun with another warmup"):
-        secateur.sweep(model, **(arguments | {"new_labels": False}))
+        secateur.sweep(model, **(arguments | {"new_labels": False, "warmup": None}))
     with pytest.raises(ModelError, match="lists no unet"):
         secateur.sweep(model, **(arguments | {"component": "unet"}))
     bare = str(image_folder(tmp_path / "bare"))
