@@ -130,7 +130,10 @@ OF_EACH_SCHEDULE = ["default", "gradient-flow-compensated", "entpruner"]
 @pytest.mark.torture
 @pytest.mark.parametrize(
     ("parallel", "processes", "recipes"),
-    [("ddp", 2, DENOISERS), ("fsdp", 2, DENOISERS), ("ddp", 4, OF_EACH_SCHEDULE), ("fsdp", 4, OF_EACH_SCHEDULE)],
+    [
+        *((parallel, 2, DENOISERS[part::3]) for parallel in ("ddp", "fsdp") for part in range(3)),
+        *((parallel, 4, OF_EACH_SCHEDULE) for parallel in ("ddp", "fsdp")),
+    ],
 )
 def test_every_recipe_makes_the_same_cut_in_several_processes(parallel, processes, recipes, tmp_path):
     names = [RECIPE + name for name in recipes]
