@@ -480,6 +480,11 @@ def test_layers_that_the_sample_does_not_pass_through_stay_whole():
     assert "token refiner" in reasons["helpers.0"]
     assert [name for name in structure.dims if name.startswith("layers.0") and "norm" not in name]
     assert "modulation" in reasons["layers.0.modulation.inner"]
+    said = str(secateur.inspect(model)).splitlines()
+    assert "width       layers.*.inner (2)" in said
+    assert "block       layers.* (2)" in said
+    assert "not cut     layers.*.modulation.inner (2), helpers.* (2): the sample does not pass through it" in str(said)
+    assert any(line.startswith("not cut     layers.*.heads (2): without it, outputs are not those") for line in said)
 
 
 @pytest.mark.torture
