@@ -81,7 +81,7 @@ def given(folder: Path, parallel: str) -> None:
             "prune runs in one process": lambda: secateur.prune(dense, target="macs=60%", **about),
             "the refit needs whole weights": lambda: secateur.compensate(pruned, dense, **about),
             "a cut needs whole weights": lambda: secateur.apply_cut(dense, half(dit())),
-            "leave inplace out": lambda: secateur.finetune(pruned, inplace=True, **about),
+            "leave inplace out": lambda: secateur.finetune(pruned, inplace=True, out=folder, **about),
         }.items():
             with pytest.raises(SecateurError, match=said):
                 work()
