@@ -23,17 +23,18 @@ GROUPS = {"digits": (("digits-unet", "digits-sit"), True), "fashion": (("fashion
 
 
 def grid(rows: dict[str, Tensor]) -> Image.Image:
-    """One picture of rows of images (N, 1, H, W) in [-1, 1] with their names, a pixel of white between images."""
-    padded = torch.nn.functional.pad(torch.stack(list(rows.values())), (1, 1, 1, 1), value=1.0)  # (R, N, 1, H, W)
-    pixels = ((padded[:, :, 0] + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 1, 3)
-    small = Image.fromarray(pixels.reshape(pixels.shape[0] * pixels.shape[1], -1).numpy())
-    scale = TILE // padded.shape[-1]
+    """One picture of rows of images (N, C, H, W) in [-1, 1] with their names, a pixel of white between images."""
+    padded = torch.nn.functional.pad(torch.stack(list(rows.values())), (1, 1, 1, 1), value=1.0)  # (R, N, C, H, W)
+    pixels = ((padded + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 3, 1, 4, 2)  # (R, H, N, W, C)
+    number, height, columns, width, channels = pixels.shape
+    small = Image.fromarray(pixels.reshape(number * height, columns * width, channels).squeeze(-1).numpy())
+    scale = TILE // width
     tiles = small.resize((small.width * scale, small.height * scale), Image.Resampling.NEAREST)
-    picture = Image.new("L", (MARGIN + tiles.width, tiles.height), 255)
+    picture = Image.new(tiles.mode, (MARGIN + tiles.width, tiles.height), "white")
     picture.paste(tiles, (MARGIN, 0))
     pen, font = ImageDraw.Draw(picture), ImageFont.load_default(TEXT)
     for place, name in enumerate(rows):
-        pen.text((4, (place + 0.5) * tiles.height / len(rows)), name, fill=0, font=font, anchor="lm")
+        pen.text((4, (place + 0.5) * tiles.height / len(rows)), name, fill="black", font=font, anchor="lm")
     return picture
 
 

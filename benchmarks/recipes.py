@@ -1,12 +1,15 @@
 """Recipes at equal time and at equal steps: the share of the gap between plain fine-tuning and dense that they close.
 
     python benchmarks/recipes.py --model digits-unet --methods plain distilled "refitted, features"
+    python benchmarks/recipes.py --model digits-sit --targets blocks=6 --budgets "4 x time"
+    python benchmarks/recipes.py --model fashion-unet --targets macs=50% --pictures
     python benchmarks/recipes.py --table
 
-All methods start from the same cut, by Diff-Pruning. Time is counted in steps of distillation with a live teacher:
-every method gets the time that `--steps` of these take, including its refit and the teacher's book. The methods' times
-are measured in short turns, in CPU seconds of one thread, since the machine may be shared. Results that exist are not
-measured again.
+Widths are cut by Diff-Pruning and blocks by their deviation, unless a method names another criterion. Time is counted
+in steps of distillation with a live teacher: every method gets the time that `--steps` of these take, including its
+refit, the teacher's book, and what its own criterion takes beyond the usual one. The methods' times are measured in
+short turns, in CPU seconds of one thread, since the machine may be shared. Results that exist are not measured again;
+the models of the first seed are kept in runs/, for the pictures.
 """
 
 from __future__ import annotations
@@ -16,8 +19,9 @@ import statistics
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,9 +30,11 @@ from torch import nn
 
 import secateur
 from bench import (
+    FIGURES,
     NAMES,
     RECOVERY,
     RESULTS,
+    ROOT,
     Bench,
     collect,
     command_line,
@@ -42,22 +48,35 @@ from bench import (
     targets_of,
     write_text,
 )
+from dense_samples import grid
 from drawing import SPARE_COLOURS, WARM, dense_line, dots, name_rows, styled
-from secateur import RecoveryConfig
+from secateur import CutConfig, RecoveryConfig
 
 
 @dataclass(frozen=True)
 class Method:
-    """How a cut model is recovered: with or without a refit, from a book or a live teacher, and by which settings."""
+    """How a model is cut (None: by the usual criterion) and recovered: with or without a refit, from a book or a live
+    teacher, and by which settings."""
 
     recovery: RecoveryConfig = RECOVERY
     refits: bool = True
     records: bool = False
+    criterion: str | None = None
+
+
+def recipe_of_package(name: str) -> Method:
+    """A recipe as the package has it, but for the batch size, which all methods share."""
+    recipe = secateur.recipe_named(name)
+    warmup = RECOVERY.warmup_steps if recipe.recovery.warmup_steps else 0  # as much of so short a run
+    recovery = replace(recipe.recovery, batch_size=RECOVERY.batch_size, warmup_steps=warmup)
+    return Method(recovery, recipe.compensates, recipe.records)
 
 
 ALONE = replace(RECOVERY, objective="distillation", weights={"denoising": 0.0})
 BALANCED = secateur.recipe_named("2ndmatch-balanced").recovery
 SECOND_MATCH: dict[str, Any] = {"objective": "2ndmatch", "jacobian": BALANCED.jacobian}
+BEST = Method(replace(ALONE, optimizer="muon"), records=True)
+BEST_NAME, CRITERIA = "refitted, book, Muon", ("taylor", "magnitude", "reconstruction", "random")
 METHODS = {
     "plain": Method(refits=False),
     "plain, Muon": Method(replace(RECOVERY, optimizer="muon"), refits=False),
@@ -72,24 +91,38 @@ METHODS = {
     "refitted, features, Muon": Method(replace(ALONE, objective="features", optimizer="muon")),
     "refitted, 2ndMatch": Method(replace(ALONE, **SECOND_MATCH, weights=BALANCED.weights | {"denoising": 0.0})),
     "refitted, book": Method(ALONE, records=True),
-    "refitted, book, Muon": Method(replace(ALONE, optimizer="muon"), records=True),
+    BEST_NAME: BEST,
+    **{f"{BEST_NAME}, {name}": replace(BEST, criterion=name) for name in CRITERIA},
+    **{f"recipe {name}": recipe_of_package(name) for name in ("diff-pruning", "default")},
 }
+PICTURED = ("recipe diff-pruning", "recipe default")
 REFERENCE = "distilled"  # whose steps are the unit of time
 BUDGETS = {"time": 1.0, "steps": 1.0, "4 x time": 4.0}
 SMALLEST_GAP = 1.2  # of plain's FD over the dense model's; below, SSIM and loss tell more
 ROUNDS, PILOTS = 4, (5, 15)  # turns, and steps of the two runs of a turn, whose difference is the price of steps
+RECORDED = 50  # steps whose book is the price of recording
+COLUMNS, SAMPLER_STEPS = 10, 50  # of the pictures
+KEPT = ROOT.parent / "runs" / "recipes"  # models of the first seed
 
 
 class Cut:
-    """A cut of a model of the benchmarks, and how it is recovered."""
+    """A cut of a model of the benchmarks, by the usual criterion of its kind if none is given."""
 
-    def __init__(self, bench: Bench, target: str) -> None:
+    def __init__(self, bench: Bench, target: str, criterion: str | None) -> None:
         self.bench, self.target = bench, target
+        in_depth = target.startswith("blocks")
+        self.criterion = criterion or ("deviation" if in_depth else "diff-pruning")
+        self.config = CutConfig(granularity="depth") if in_depth else CutConfig()
         self.about: dict[str, Any] = {"data": bench.data, "process": bench.process}
 
     @cached_property
+    def ranked(self) -> tuple[secateur.Ranking, float]:
+        """The ranking, and its CPU seconds."""
+        return cpu_timed(partial(self.bench.rank, self.criterion))
+
+    @cached_property
     def pruned(self) -> nn.Module:
-        return self.bench.pruned(self.bench.rank("diff-pruning"), self.target)
+        return self.bench.pruned(self.ranked[0], self.target, self.config)
 
     @cached_property
     def refitted(self) -> nn.Module:
@@ -113,53 +146,79 @@ class Cut:
         return secateur.finetune(start, teacher=teacher, recovery=recovery, **self.about)
 
 
-def prices(cut: Cut, methods: list[str], steps: int) -> dict[str, dict[str, float]]:
+def prices(methods: Mapping[str, Cut], usual: Cut) -> dict[str, dict[str, float]]:
     """The time of each method before its first step, and of a step, in steps of the reference."""
     took: dict[tuple[str, int], list[float]] = defaultdict(list)
-    refits, books = [], []
-    read = cut.book(replace(ALONE, steps=PILOTS[1]))
-    assert cut.refitted is not None  # not in anybody's time
+    refits: dict[str, list[float]] = defaultdict(list)
+    books = []
+    read = usual.book(replace(ALONE, steps=PILOTS[1]))
+    for cut in {usual, *methods.values()}:
+        assert cut.refitted is not None  # not in anybody's time
     for _ in range(ROUNDS):
-        refits.append(cpu_timed(cut.refit)[1])
-        books.append(cpu_timed(partial(cut.book, replace(ALONE, steps=steps)))[1] / steps)
-        for name, pilot in product(methods, PILOTS):
-            method = METHODS[name]
-            book = read if method.records else None
-            took[name, pilot].append(cpu_timed(partial(cut.recovered, method, pilot, 0, book))[1])
+        books.append(cpu_timed(partial(usual.book, replace(ALONE, steps=RECORDED)))[1] / RECORDED)
+        for cut in {usual, *methods.values()}:
+            refits[cut.criterion].append(cpu_timed(cut.refit)[1])
+        for (name, cut), pilot in product({REFERENCE: usual, **methods}.items(), PILOTS):
+            book = read if METHODS[name].records else None
+            took[name, pilot].append(cpu_timed(partial(cut.recovered, METHODS[name], pilot, 0, book))[1])
     short, long = PILOTS
-    step = {name: statistics.median(took[name, long]) - statistics.median(took[name, short]) for name in methods}
+    step = {name: statistics.median(took[name, long]) - statistics.median(took[name, short]) for name, _ in took}
     unit = step[REFERENCE] / (long - short)
-    refit, book_step = statistics.median(refits) / unit, statistics.median(books) / unit
+
+    def before(name: str, cut: Cut) -> float:
+        refit = statistics.median(refits[cut.criterion]) if METHODS[name].refits else 0.0
+        return (refit + cut.ranked[1] - usual.ranked[1]) / unit
+
     return {
         name: {
-            "once": refit if METHODS[name].refits else 0.0,
-            "step": step[name] / step[REFERENCE] + (book_step if METHODS[name].records else 0.0),
+            "once": before(name, cut),
+            "step": step[name] / step[REFERENCE] + (statistics.median(books) / unit if METHODS[name].records else 0.0),
             "seconds": unit,
         }
-        for name in methods
+        for name, cut in methods.items()
     }
 
 
-def train(cut: Cut, name: str, steps: int, seed: int) -> dict[str, float]:
+def train(cut: Cut, name: str, steps: int, seed: int, keep: Path | None) -> dict[str, float]:
     model, seconds = cpu_timed(partial(cut.recovered, METHODS[name], steps, seed))
+    if keep:
+        secateur.save_pretrained(model, keep)
     return {"steps": steps, "seconds": round(seconds, 1), **cut.bench.measure(model, with_ftle=False)}
 
 
 def run(bench: Bench, targets: list[str], seeds: list[int], steps: int, methods: list[str], budgets: list[str]) -> None:
     results = results_of("recipes", bench)
-    cuts = {target: Cut(bench, target) for target in targets}
-    for target, cut in cuts.items():
+    cut_of = cache(partial(Cut, bench))
+    for target in targets:
+        usual = cut_of(target, None)
         missing = [method for method in methods if f"{target}/price/{method}" not in results.records]
         if missing:
-            found = prices(cut, list(dict.fromkeys((REFERENCE, *missing))), steps)
+            found = prices({name: cut_of(target, METHODS[name].criterion) for name in missing}, usual)
             for method in missing:
                 results.once(f"{target}/price/{method}", partial(found.__getitem__, method))
-        results.once(f"{target}/cut", partial(bench.measure, cut.pruned, with_ftle=False))
-        results.once(f"{target}/refitted", partial(bench.measure, cut.refitted, with_ftle=False))
-    for seed, (target, cut), budget, method in product(seeds, cuts.items(), budgets, methods):
+        results.once(f"{target}/cut", partial(bench.measure, usual.pruned, with_ftle=False))
+        results.once(f"{target}/refitted", partial(bench.measure, usual.refitted, with_ftle=False))
+    for seed, target, budget, method in product(seeds, targets, budgets, methods):
         price, given = results.records[f"{target}/price/{method}"], BUDGETS[budget] * steps
         count = steps if budget == "steps" else max(2, round((given - price["once"]) / price["step"]))
-        results.once(f"{target}/{budget}/{method}/{seed}", partial(train, cut, method, count, seed))
+        keep = kept(bench, target, method) if seed == seeds[0] and budget == "time" else None
+        cut = cut_of(target, METHODS[method].criterion)
+        results.once(f"{target}/{budget}/{method}/{seed}", partial(train, cut, method, count, seed, keep))
+
+
+def kept(bench: Bench, target: str, method: str) -> Path:
+    """Where the model of the first seed at equal time is kept."""
+    return KEPT / bench.name / target / method
+
+
+def draw(bench: Bench, target: str) -> None:
+    """A picture of samples from the same noise: dense, cut, refitted, and recovered by two recipes at equal time."""
+    cut = Cut(bench, target, None)
+    models = {"dense": bench.dense, "cut": cut.pruned, "refitted": cut.refitted}
+    models |= {name.removeprefix("recipe "): kept(bench, target, name) for name in PICTURED}
+    options: dict[str, Any] = {"process": bench.process, "num_images": COLUMNS, "num_inference_steps": SAMPLER_STEPS}
+    rows = {name: secateur.sample(model, **options) for name, model in models.items()}
+    grid(rows).save(FIGURES / f"recipes-{bench.name}-{target.replace('=', '').rstrip('%')}.png")
 
 
 # ------------------------------------------------------------------------------------------- tables and plot
@@ -257,14 +316,19 @@ def main() -> None:
     parser = command_line(__doc__, steps=250)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--budgets", nargs="+", choices=BUDGETS, default=["time"])
+    parser.add_argument("--pictures", action="store_true", help="only draw samples of models that were measured")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.table:
         report("recipes", table, plot)
         found = {name: read_json(path) for name in NAMES if (path := RESULTS / f"recipes-{name}.json").is_file()}
         write_text(RESULTS / "recipes.md", summary(found))
+        return
+    bench = Bench(arguments.model, evaluation_of(arguments))
+    if arguments.pictures:
+        for target in arguments.targets:
+            draw(bench, target)
     else:
-        bench = Bench(arguments.model, evaluation_of(arguments))
         run(bench, arguments.targets, arguments.seeds, arguments.steps, arguments.methods, arguments.budgets)
 
 
