@@ -75,12 +75,15 @@ class Bench:
         return secateur.compress(self.loaded, target=target, data=self.data, recipe=recipe, cache=CACHE)
 
     def measure(self, model: nn.Module, with_ftle: bool = True) -> dict[str, float]:
-        """FD to the data and coverage of it, SSIM to the dense model's images, denoising loss, FTLE."""
-        metrics = (*(self.evaluation.metrics or ()), *(("ftle",) if with_ftle else ()))
+        """FD to the data and coverage of it, FD and SSIM to the dense model's samples, denoising loss, FTLE."""
+        metrics = {*(self.evaluation.metrics or ()), "rfid", *(("ftle",) if with_ftle else ())}
         reference = None if model is self.dense else self.loaded
         if reference is None:
-            metrics = tuple(name for name in metrics if name != "consistency")
-        options: dict[str, Any] = {"evaluation": replace(self.evaluation, metrics=metrics), "cache": CACHE}
+            metrics -= {"consistency", "rfid"}
+        options: dict[str, Any] = {
+            "evaluation": replace(self.evaluation, metrics=tuple(sorted(metrics))),
+            "cache": CACHE,
+        }
         result = secateur.evaluate(model, reference=reference, data=self.data, process=self.process, **options)
         return numbers(result)
 
@@ -90,6 +93,7 @@ def numbers(result: secateur.Evaluation) -> dict[str, float]:
     final = result.final
     found = {"fd": final["fd"].value, "loss": final["denoising_loss"].value, "coverage": final["coverage"].value}
     found["ssim"] = final["ssim"].value if "ssim" in final.estimates else 1.0
+    found["rfd"] = final["rfd"].value if "rfd" in final.estimates else 0.0
     if final.per_class is not None:
         covered = [each.coverage for each in final.per_class.classes if each.coverage is not None]
         found["lowest_class_coverage"] = min(covered)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from itertools import product
@@ -234,21 +234,20 @@ def table(records: dict[str, Any]) -> str:
     """Markdown: one row per target, budget and method."""
     dense = records["dense"]
     lines = [
-        "| MACs | budget | method | steps | CPU s | FD | gap closed | SSIM | denoising loss |",
-        "|---|---|---|--:|--:|--:|--:|--:|--:|",
-        f"| 100% | | dense | | | {dense['fd']:.2f} | | 1 | {dense['loss']:.4f} |",
+        "| size | budget | method | steps | CPU s | FD | gap closed | FD to dense | SSIM | denoising loss |",
+        "|---|---|---|--:|--:|--:|--:|--:|--:|--:|",
+        f"| 100% | | dense | | | {dense['fd']:.2f} | | 0 | 1 | {dense['loss']:.4f} |",
     ]
     for target in targets_of(records):
         for start in ("cut", "refitted"):
             one = records[f"{target}/{start}"]
             lines.append(
-                f"| {target.partition('=')[2]} | | {start}, not trained | 0 | | {one['fd']:.2f} | "
+                f"| {size(target)} | | {start}, not trained | 0 | | {one['fd']:.2f} | | {_shown([one], 'rfd', 2)} "
                 f"| {one['ssim']:.3f} | {one['loss']:.4f} |"
             )
     for target, budget, method in product(targets_of(records), BUDGETS, METHODS):
-        prefix = f"{target}/{budget}/{method}/"
-        found = {key: collect(records, prefix, key) for key in ("steps", "seconds", "fd", "ssim", "loss")}
-        if not found["fd"]:
+        found = [one for key, one in records.items() if key.startswith(f"{target}/{budget}/{method}/")]
+        if not found:
             continue
         plain = collect(records, f"{target}/{budget}/plain/", "fd")
         closed = ""
@@ -256,17 +255,28 @@ def table(records: dict[str, Any]) -> str:
             has_gap = statistics.mean(plain) > SMALLEST_GAP * dense["fd"]
             closed = spread(shares(records, target, budget, method), 2) if has_gap else "no gap"
         lines.append(
-            f"| {target.partition('=')[2]} | {budget} | {method} | {found['steps'][0]:.0f} "
-            f"| {statistics.median(found['seconds']):.0f} | {spread(found['fd'], 2)} | {closed} "
-            f"| {spread(found['ssim'], 3)} | {spread(found['loss'], 4)} |"
+            f"| {size(target)} | {budget} | {method} | {found[0]['steps']:.0f} "
+            f"| {statistics.median(one['seconds'] for one in found):.0f} | {_shown(found, 'fd', 2)} | {closed} "
+            f"| {_shown(found, 'rfd', 2)} | {_shown(found, 'ssim', 3)} | {_shown(found, 'loss', 4)} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def size(target: str) -> str:
+    """What remains: a share of the MACs, or blocks."""
+    kind, _, amount = target.partition("=")
+    return f"{amount} blocks" if kind == "blocks" else amount
+
+
+def _shown(records: Sequence[Mapping[str, float]], key: str, digits: int) -> str:
+    """Mean and deviation; nothing if it was not measured in all of them."""
+    return spread([one[key] for one in records], digits) if all(key in one for one in records) else ""
 
 
 def summary(found: Mapping[str, dict[str, Any]]) -> str:
     """Markdown: at equal time, one row per method, one column per model and target: share of the gap, and SSIM."""
     panels = panels_of(found)
-    heads = [f"{name}, {target.partition('=')[2]}" for name, target in panels]
+    heads = [f"{name}, {size(target)}" for name, target in panels]
     lines = [f"| method | {' | '.join(heads)} |", f"|---|{'--:|' * len(panels)}"]
     for method in METHODS:
         cells = [_share_and_ssim(found[name], target, method) for name, target in panels]
@@ -300,7 +310,7 @@ def plot(found: dict[str, dict[str, Any]]) -> Figure:
             values = _fds(found[name], target, method)
             dots(axes, values, place, WARM if "refitted" in method else SPARE_COLOURS[0])
         dense_line(axes, found[name]["dense"]["fd"])
-        axes.set_title(f"{name}, {target.partition('=')[2]} of the MACs")
+        axes.set_title(f"{name}, {size(target)}{' of the MACs' if target.startswith('macs') else ''}")
         name_rows(axes, methods)
         axes.set_xlabel("FD at equal time (dashed: dense)")
     for axes in grid.flat[len(panels) :]:
