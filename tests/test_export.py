@@ -150,7 +150,8 @@ def weight_bytes(archive):
 
 
 def test_a_missing_library_is_one_line_before_anything_is_written(tmp_path, monkeypatch):
-    for format, dtype, library in (("onnx", "float32", "onnxruntime"), ("torch-export", "int8", "torchao.quantization")):
+    needed = (("onnx", "float32", "onnxruntime"), ("torch-export", "int8", "torchao.quantization"))
+    for format, dtype, library in needed:
         monkeypatch.setitem(sys.modules, library, None)
         with pytest.raises(SecateurError, match="pip install") as caught:
             export(dit(), tmp_path / "out", format, dtype=dtype)
