@@ -249,7 +249,8 @@ BOOK = ("--objective", "distillation", "--book", "--book.num-tuples", "24", "--b
     [
         (),
         pytest.param(
-            ("--recipe", "diff-pruning", "--target", "macs=60%", "--new-labels", *BOOK), marks=pytest.mark.torture
+            ("--recipe", "diff-pruning", "--target", "macs=60%", "--new-labels", "--warmup.steps", "3", *BOOK),
+            marks=pytest.mark.torture,
         ),
     ],
 )
@@ -264,8 +265,6 @@ def test_compress_in_two_processes_ends_as_in_one(more, dense, tmp_path):
         "8",
         "--recipe",
         "entpruner",
-        "--warmup.steps",
-        "3",
     ]
     # Well-conditioned systems, since the two are compared after a step of rounding.
     options += ["--compensation", "--compensation.num-tuples", "64", "--compensation.ridge", "0.1"]
