@@ -100,7 +100,7 @@ REFERENCE = "distilled"  # whose steps are the unit of time
 BUDGETS = {"time": 1.0, "steps": 1.0, "4 x time": 4.0}
 SMALLEST_GAP = 1.2  # of plain's FD over the dense model's; below, SSIM and loss tell more
 ROUNDS, PILOTS = 4, (5, 15)  # turns, and steps of the two runs of a turn, whose difference is the price of steps
-RECORDED = 50  # steps whose book is the price of recording
+BOOKS = (10, 50)  # steps of two books, whose difference is the price of recording a step; held-out tuples cost once
 COLUMNS, SAMPLER_STEPS = 10, 50  # of the pictures
 KEPT = ROOT.parent / "runs" / "recipes"  # models of the first seed
 
@@ -150,12 +150,13 @@ def prices(methods: Mapping[str, Cut], usual: Cut) -> dict[str, dict[str, float]
     """The time of each method before its first step, and of a step, in steps of the reference."""
     took: dict[tuple[str, int], list[float]] = defaultdict(list)
     refits: dict[str, list[float]] = defaultdict(list)
-    books = []
+    books: dict[int, list[float]] = defaultdict(list)
     read = usual.book(replace(ALONE, steps=PILOTS[1]))
     for cut in {usual, *methods.values()}:
         assert cut.refitted is not None  # not in anybody's time
     for _ in range(ROUNDS):
-        books.append(cpu_timed(partial(usual.book, replace(ALONE, steps=RECORDED)))[1] / RECORDED)
+        for recorded in BOOKS:
+            books[recorded].append(cpu_timed(partial(usual.book, replace(ALONE, steps=recorded)))[1])
         for cut in {usual, *methods.values()}:
             refits[cut.criterion].append(cpu_timed(cut.refit)[1])
         for (name, cut), pilot in product({REFERENCE: usual, **methods}.items(), PILOTS):
@@ -164,15 +165,18 @@ def prices(methods: Mapping[str, Cut], usual: Cut) -> dict[str, dict[str, float]
     short, long = PILOTS
     step = {name: statistics.median(took[name, long]) - statistics.median(took[name, short]) for name, _ in took}
     unit = step[REFERENCE] / (long - short)
+    few, many = (statistics.median(books[recorded]) for recorded in BOOKS)
+    of_step = (many - few) / (BOOKS[1] - BOOKS[0])
 
     def before(name: str, cut: Cut) -> float:
         refit = statistics.median(refits[cut.criterion]) if METHODS[name].refits else 0.0
-        return (refit + cut.ranked[1] - usual.ranked[1]) / unit
+        held_out = few - BOOKS[0] * of_step if METHODS[name].records else 0.0
+        return (refit + held_out + cut.ranked[1] - usual.ranked[1]) / unit
 
     return {
         name: {
             "once": before(name, cut),
-            "step": step[name] / step[REFERENCE] + (statistics.median(books) / unit if METHODS[name].records else 0.0),
+            "step": step[name] / step[REFERENCE] + (of_step / unit if METHODS[name].records else 0.0),
             "seconds": unit,
         }
         for name, cut in methods.items()
