@@ -312,7 +312,7 @@ def plot(found: dict[str, dict[str, Any]]) -> Figure:
     for axes, (name, target), methods in zip(grid.flat, panels, shown, strict=False):
         for place, method in enumerate(methods):
             values = _fds(found[name], target, method)
-            dots(axes, values, place, WARM if "refitted" in method else SPARE_COLOURS[0])
+            dots(axes, values, place, WARM if METHODS[method].refits else SPARE_COLOURS[0])
         dense_line(axes, found[name]["dense"]["fd"])
         axes.set_title(f"{name}, {size(target)}{' of the MACs' if target.startswith('macs') else ''}")
         name_rows(axes, methods)
