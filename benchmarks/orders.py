@@ -23,31 +23,33 @@ ORDERS = ("sum-then-abs", "abs-then-sum")
 PATH = RESULTS / "orders.json"
 
 
-def kept_units(bench: Bench, order: Any, seed: int) -> dict[str, Any]:
+def kept_units(bench: Bench, order: Any, seed: int) -> tuple[list[str], float]:
     """The units that are kept at half of the MACs, and the cut model's loss."""
     scoring = ScoringConfig(num_timesteps=32, num_images=64, options=TaylorOptions(timestep_reduction=order))
     pruned = bench.pruned(bench.rank("taylor", seed, scoring), "macs=50%")
     judged = secateur.EvaluationConfig(metrics=("loss",), seed=JUDGED)
     result = secateur.evaluate(pruned, data=bench.data, process=bench.process, evaluation=judged)
     units = [f"{dim}:{unit}" for dim, kept in kept_by(pruned).items() for unit in kept]
-    return {"kept": sorted(units), "loss": result["denoising_loss"].value}
+    return units, result["denoising_loss"].value
+
+
+def compare(name: str) -> dict[str, float]:
+    """What both orders keep, what two draws keep, and the loss after the cut by each order."""
+    bench = Bench(name)
+    (usual, loss), (other, other_loss) = (kept_units(bench, order, 0) for order in ORDERS)
+    drawn, _ = kept_units(bench, ORDERS[0], 1)
+    return {"orders": jaccard(usual, other), "draws": jaccard(usual, drawn), ORDERS[0]: loss, ORDERS[1]: other_loss}
 
 
 def table() -> str:
     """Markdown: one row per model."""
-    records = read_json(PATH)
     lines = [
         "| model | units that both orders keep | that two draws keep | loss, sum-then-abs | loss, abs-then-sum |",
         "|---|--:|--:|--:|--:|",
     ]
-    for name in dict.fromkeys(key.split("/")[0] for key in records):
-        usual, other, drawn = (
-            records[f"{name}/{case}"] for case in (f"{ORDERS[0]}/0", f"{ORDERS[1]}/0", f"{ORDERS[0]}/1")
-        )
-        lines.append(
-            f"| {name} | {jaccard(usual['kept'], other['kept']):.2f} | {jaccard(usual['kept'], drawn['kept']):.2f} "
-            f"| {usual['loss']:.4f} | {other['loss']:.4f} |"
-        )
+    for name, found in read_json(PATH).items():
+        losses = " | ".join(f"{found[order]:.4f}" for order in ORDERS)
+        lines.append(f"| {name} | {found['orders']:.2f} | {found['draws']:.2f} | {losses} |")
     return "\n".join(lines) + "\n"
 
 
@@ -59,9 +61,7 @@ def main() -> None:
     if not arguments.table:
         results = Results(PATH)
         for name in arguments.models:
-            bench = Bench(name)
-            for order, seed in ((ORDERS[0], 0), (ORDERS[1], 0), (ORDERS[0], 1)):
-                results.once(f"{name}/{order}/{seed}", partial(kept_units, bench, order, seed))
+            results.once(name, partial(compare, name))
     write_text(RESULTS / "orders.md", table())
     print(table())
 
