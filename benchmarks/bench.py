@@ -14,6 +14,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ RESULTS = Path(os.environ.get("BENCHMARK_RESULTS", ROOT / "results"))
 FIGURES = Path(os.environ.get("BENCHMARK_RESULTS", ROOT.parent / "docs" / "images"))
 CACHE = ROOT.parent / "runs" / "samples"  # mostly of the dense models
 NAMES = ("digits-unet", "digits-sit", "digits-dit", "fashion-unet", "fashion-sit")
+DTYPE = torch.float32  # models in the package are stored in half precision, in which a CPU is slow
 # As in the quickstart, which also trains for a few hundred steps.
 RECOVERY = secateur.RecoveryConfig(
     batch_size=32, learning_rate=1e-3, lr_schedule="cosine", warmup_steps=20, checkpoint_every=100_000, log_every=50
@@ -48,7 +50,7 @@ class Bench:
 
     def __init__(self, name: str, evaluation: secateur.EvaluationConfig = EVALUATION) -> None:
         self.name = name
-        self.loaded = secateur.load(DENSE[name].folder, device="cpu")
+        self.loaded = secateur.load(DENSE[name].folder, device="cpu", torch_dtype=DTYPE)
         self.process: Any = self.loaded.process
         self.data: Any = DENSE[name].data()
         by_class = ("per-class",) if getattr(self.dense.config, "num_embeds_ada_norm", None) else ()
@@ -163,7 +165,9 @@ def results_of(prefix: str, bench: Bench, with_ftle: bool = False) -> Results:
         SystemExit: the existing results were measured with other settings.
     """
     results = Results(RESULTS / f"{prefix}-{bench.name}.json")
-    measured = json.loads(json.dumps(asdict(bench.evaluation) | {"secateur": secateur.__version__}))
+    measured = json.loads(
+        json.dumps(asdict(bench.evaluation) | {"secateur": secateur.__version__, "dtype": str(DTYPE)})
+    )
     if results.once("measured by", lambda: measured) != measured:
         raise SystemExit(f"{results.path} was measured by other settings; move it away")
     results.once("dense", lambda: bench.measure(bench.dense, with_ftle))

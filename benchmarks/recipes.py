@@ -20,7 +20,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
-from itertools import product
+from itertools import count, product
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ from bench import (
 from dense_samples import grid
 from drawing import SPARE_COLOURS, WARM, dense_line, dots, name_rows, styled
 from secateur import CutConfig, RecoveryConfig
+from secateur.recovery.reading import tuples_for
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,11 @@ class Method:
     refits: bool = True
     records: bool = False
     criterion: str | None = None
+    tuples: int | None = None  # of the book; None: by the package's rule
+
+    @property
+    def book(self) -> secateur.BookConfig:
+        return secateur.BookConfig(num_tuples=self.tuples)
 
 
 def recipe_of_package(name: str) -> Method:
@@ -92,6 +98,7 @@ METHODS = {
     "refitted, 2ndMatch": Method(replace(ALONE, **SECOND_MATCH, weights=BALANCED.weights | {"denoising": 0.0})),
     "refitted, book": Method(ALONE, records=True),
     BEST_NAME: BEST,
+    f"{BEST_NAME}, 2,048 tuples": replace(BEST, tuples=2048),
     **{f"{BEST_NAME}, {name}": replace(BEST, criterion=name) for name in CRITERIA},
     **{f"recipe {name}": recipe_of_package(name) for name in ("diff-pruning", "default")},
 }
@@ -100,7 +107,7 @@ REFERENCE = "distilled"  # whose steps are the unit of time
 BUDGETS = {"time": 1.0, "steps": 1.0, "4 x time": 4.0}
 SMALLEST_GAP = 1.2  # of plain's FD over the dense model's; below, SSIM and loss tell more
 ROUNDS, PILOTS = 4, (5, 15)  # turns, and steps of the two runs of a turn, whose difference is the price of steps
-BOOKS = (10, 50)  # steps of two books, whose difference is the price of recording a step; held-out tuples cost once
+BOOKS = (10, 50)  # batches of two books, whose difference is the price of one; held-out tuples cost once
 COLUMNS, SAMPLER_STEPS = 10, 50  # of the pictures
 KEPT = ROOT.parent / "runs" / "recipes"  # models of the first seed
 
@@ -131,8 +138,8 @@ class Cut:
     def refit(self) -> nn.Module:
         return secateur.compensate(self.pruned, self.bench.dense, **self.about)
 
-    def book(self, recovery: RecoveryConfig) -> secateur.Book:
-        config = secateur.BookConfig(seed=recovery.seed)
+    def book(self, recovery: RecoveryConfig, config: secateur.BookConfig) -> secateur.Book:
+        config = replace(config, seed=recovery.seed)
         return secateur.record(self.bench.dense, recovery=recovery, book=config, **self.about)
 
     def recovered(self, method: Method, steps: int, seed: int, book: secateur.Book | None = None) -> nn.Module:
@@ -141,22 +148,23 @@ class Cut:
         recovery = replace(method.recovery, steps=steps, seed=seed, warmup_steps=warmup)
         start = self.refitted if method.refits else self.pruned
         if method.records and book is None:
-            book = self.book(recovery)
+            book = self.book(recovery, method.book)
         teacher = self.bench.dense if book is None else book
         return secateur.finetune(start, teacher=teacher, recovery=recovery, **self.about)
 
 
 def prices(methods: Mapping[str, Cut], usual: Cut) -> dict[str, dict[str, float]]:
-    """The time of each method before its first step, and of a step, in steps of the reference."""
+    """In steps of the reference: the time of each method before its first step, of a step, and of a recorded batch."""
     took: dict[tuple[str, int], list[float]] = defaultdict(list)
     refits: dict[str, list[float]] = defaultdict(list)
     books: dict[int, list[float]] = defaultdict(list)
-    read = usual.book(replace(ALONE, steps=PILOTS[1]))
+    config = secateur.BookConfig()
+    read = usual.book(replace(ALONE, steps=PILOTS[1]), config)
     for cut in {usual, *methods.values()}:
         assert cut.refitted is not None  # not in anybody's time
     for _ in range(ROUNDS):
         for recorded in BOOKS:
-            books[recorded].append(cpu_timed(partial(usual.book, replace(ALONE, steps=recorded)))[1])
+            books[recorded].append(cpu_timed(partial(usual.book, replace(ALONE, steps=recorded), config))[1])
         for cut in {usual, *methods.values()}:
             refits[cut.criterion].append(cpu_timed(cut.refit)[1])
         for (name, cut), pilot in product({REFERENCE: usual, **methods}.items(), PILOTS):
@@ -166,21 +174,32 @@ def prices(methods: Mapping[str, Cut], usual: Cut) -> dict[str, dict[str, float]
     step = {name: statistics.median(took[name, long]) - statistics.median(took[name, short]) for name, _ in took}
     unit = step[REFERENCE] / (long - short)
     few, many = (statistics.median(books[recorded]) for recorded in BOOKS)
-    of_step = (many - few) / (BOOKS[1] - BOOKS[0])
+    of_batch = (many - few) / (BOOKS[1] - BOOKS[0])
 
     def before(name: str, cut: Cut) -> float:
         refit = statistics.median(refits[cut.criterion]) if METHODS[name].refits else 0.0
-        held_out = few - BOOKS[0] * of_step if METHODS[name].records else 0.0
+        held_out = few - BOOKS[0] * of_batch if METHODS[name].records else 0.0
         return (refit + held_out + cut.ranked[1] - usual.ranked[1]) / unit
 
     return {
         name: {
             "once": before(name, cut),
-            "step": step[name] / step[REFERENCE] + (of_step / unit if METHODS[name].records else 0.0),
+            "step": step[name] / step[REFERENCE],
+            "recorded": of_batch / unit if METHODS[name].records else 0.0,
             "seconds": unit,
         }
         for name, cut in methods.items()
     }
+
+
+def affordable(price: Mapping[str, float], method: Method, given: float) -> int:
+    """The number of steps, at least 2, that `given` pays for. A long recovery reads its tuples more than once."""
+
+    def cost(steps: int) -> float:
+        recorded = tuples_for(replace(method.recovery, steps=steps), method.book) / method.recovery.batch_size
+        return price["once"] + steps * price["step"] + recorded * price["recorded"]
+
+    return next(steps for steps in count(2) if cost(steps + 1) > given)
 
 
 def train(cut: Cut, name: str, steps: int, seed: int, keep: Path | None) -> dict[str, float]:
@@ -204,10 +223,10 @@ def run(bench: Bench, targets: list[str], seeds: list[int], steps: int, methods:
         results.once(f"{target}/refitted", partial(bench.measure, usual.refitted, with_ftle=False))
     for seed, target, budget, method in product(seeds, targets, budgets, methods):
         price, given = results.records[f"{target}/price/{method}"], BUDGETS[budget] * steps
-        count = steps if budget == "steps" else max(2, round((given - price["once"]) / price["step"]))
+        trained = steps if budget == "steps" else affordable(price, METHODS[method], given)
         keep = kept(bench, target, method) if seed == seeds[0] and budget == "time" else None
         cut = cut_of(target, METHODS[method].criterion)
-        results.once(f"{target}/{budget}/{method}/{seed}", partial(train, cut, method, count, seed, keep))
+        results.once(f"{target}/{budget}/{method}/{seed}", partial(train, cut, method, trained, seed, keep))
 
 
 def kept(bench: Bench, target: str, method: str) -> Path:
