@@ -95,7 +95,7 @@ def given(folder: Path, parallel: str) -> None:
 
 
 def compress(folder: Path, name: str, parallel: str) -> None:
-    """A short compression by a recipe, in float64, without dropout, whose masks each process draws for itself."""
+    """A short compression by a recipe, in float64."""
     data = [{"images": image, "label": number % 2} for number, image in enumerate(images().batch(range(8)).sample)]
     recipe = secateur.recipe_named(name)
     depth = recipe.cut.granularity == "depth"
@@ -107,7 +107,7 @@ def compress(folder: Path, name: str, parallel: str) -> None:
         device="cpu",
         recipe=name,
         scoring=replace(recipe.scoring, num_timesteps=2, num_images=4, batch_size=4),
-        recovery=replace(recipe.recovery, steps=16, batch_size=8, dropout=0.0, log_every=1, parallel=parallel),
+        recovery=replace(recipe.recovery, steps=16, batch_size=8, log_every=1, parallel=parallel),
         progressive=replace(recipe.progressive, stages=2, decay_stages=2, stage_steps=2),
         book=secateur.BookConfig(num_tuples=16, held_out=4),
         evaluation=secateur.EvaluationConfig(metrics=("loss",), num_images=4),

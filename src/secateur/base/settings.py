@@ -6,8 +6,7 @@ import json
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-# Settings of memory, speed and output. Accumulation changes dropout masks, if there are any; so does the number of
-# processes, which is not a setting.
+# Settings of memory, speed and output. Compiled networks draw other dropout masks, if there are any.
 FREE_IN_RECOVERY = frozenset(
     {"accumulation", "parallel", "gradient_checkpointing", "compile", "offload", "memory"}
     | {"checkpoint_every", "log_every", "grad_norms_every", "report_to"}

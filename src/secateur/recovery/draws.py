@@ -1,9 +1,7 @@
 """All randomness of a training step, as a pure function of seed and step.
 
-Noise is drawn by an image's position in the batch, everything else for the whole batch. So images, timesteps, noise and
-labels do not depend on how many processes or micro-batches share a batch, and a resumed run needs no generator state.
-Dropout layers are the exception: each micro-batch of each process has its own masks, so only without dropout is
-training the same for every number of processes and micro-batches.
+Noise and dropout masks are drawn by an image's position in the batch, everything else for the whole batch. So a step
+does not depend on how many processes or micro-batches share its batch, and a resumed run needs no generator state.
 """
 
 from __future__ import annotations

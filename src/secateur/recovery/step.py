@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from ..teacher import Draw
 from .accelerator import products_on
 from .checkpoints import TrainingState, newest_checkpoint
 from .config import RecoveryConfig
+from .dropout import dropout_by_image
 from .objectives import Objective, Terms
 from .objectives.objective import JACOBIAN_TERM
 from .optimizers import learning_rate_at, set_learning_rate
@@ -96,6 +97,7 @@ class Stepper:
         first = next(state.model.parameters())
         self.exact, self.products = exact(first).dtype, products_on(config, accelerator.device, first.dtype)
         self.lags = runs_asynchronously(accelerator.device)
+        self.places = range(0)  # in the batch, of the images of the micro-batch that passes
 
     def step(self, draws: list[Draw], interrupted: bool) -> StepResult:
         """Take one optimizer step on micro-batches; `interrupted` tells the other processes that this one was.
@@ -106,7 +108,7 @@ class Stepper:
         state, accelerator = self.state, self.accelerator
         set_learning_rate(state.optimizer, partial(learning_rate_at, self.config, state.step))
         objective = self.objective.at(state.step).scaled(state.jacobian_scale)
-        with objective.context(self.parallel.student, self.parallel.teacher):
+        with objective.context(self.parallel.student, self.parallel.teacher), self._dropout():
             norms, objective = self._measure_norms(draws, objective)
             sums = self._accumulate(draws, objective)
         stopped = torch.full((), float(interrupted), device=accelerator.device)  # a copy from the CPU would wait
@@ -164,12 +166,19 @@ class Stepper:
 
     def _terms(self, objective: Objective, draw: Draw, number: int) -> Terms:
         """The terms over micro-batch `number`."""
-        # Dropout layers draw from the global generator; each micro-batch of each process has its own masks.
-        rank, step = self.accelerator.process_index, self.state.step
-        torch.manual_seed(torch_seed(self.config.seed, Purpose.DROPOUT, step=step, index=rank, part=number))
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        size = self.config.batch_size // (self.config.accumulation * processes)
+        start = (number * processes + rank) * size
+        self.places = range(start, start + size)
+        apart = {"index": rank, "part": number} if self.config.compile else {}
+        torch.manual_seed(torch_seed(self.config.seed, Purpose.DROPOUT, step=self.state.step, **apart))
         moved = draw.to(self.accelerator.device, self.exact)
         student, teacher = self.parallel.student, self.parallel.teacher
         return objective.terms(student, teacher, self.process, moved, objective.jacobian)
+
+    def _dropout(self) -> AbstractContextManager[None]:
+        """Masks by image, but in compiled networks, which draw their own."""
+        return nullcontext() if self.config.compile else dropout_by_image(self.parallel.student, lambda: self.places)
 
     def _measure_norms(self, draws: list[Draw], objective: Objective) -> tuple[dict[str, float], Objective]:
         """When they are due, gradient norms of the terms over the whole batch; and the balanced objective.
