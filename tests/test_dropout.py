@@ -46,6 +46,7 @@ def test_layers_are_left_as_they_were():
     passed(layer, x, range(2))
     assert "forward" not in vars(layer)
     assert torch.equal(passed(layer.eval(), x, range(2)), x)
+    assert torch.equal(passed(nn.Dropout(1.0), x, range(2)), torch.zeros_like(x))
 
 
 @pytest.mark.parametrize("objective", ["denoising", "2ndmatch"])

@@ -101,7 +101,7 @@ class RecoveryConfig:
     lora: LoraConfig = field(default_factory=LoraConfig)
     parallel: Parallelism = "ddp"
     mixed_precision: Precision = "auto"
-    dropout: Annotated[float, from_to_below(0, 1)] | None = None
+    dropout: Annotated[float, within(0, 1)] | None = None
     label_dropout: Annotated[float, within(0, 1)] = 0.1
     horizontal_flip: bool = False
     timestep_sampling: TimestepSampling = "uniform"

@@ -33,10 +33,10 @@ def dropout_by_image(network: nn.Module, places: Callable[[], range]) -> Iterato
 def _dropped(layer: nn.Dropout, places: Callable[[], range], x: Tensor) -> Tensor:
     if not layer.training or layer.p == 0:
         return x
-    seed = int(torch.randint(MOST // 2, ()))
+    seed = int(torch.randint(MOST // 2, (1,)).numpy()[0])
     generator = torch.Generator(x.device)
     kept = torch.empty(x.shape, dtype=torch.bool, device=x.device)
     images = places()
     for place, rows in zip(images, kept.chunk(len(images)), strict=False):  # fewer rows where a part of them passes
         rows.bernoulli_(1 - layer.p, generator=generator.manual_seed(seed + place))
-    return x * kept / (1 - layer.p)
+    return x * kept / ((1 - layer.p) or 1)
