@@ -81,6 +81,29 @@ def test_what_each_function_takes_is_predicted(data):
     assert set(measured.flops) == {"evaluate"}
 
 
+def test_what_needs_weights_says_that_there_are_none(data, tmp_path):
+    model, given = on_meta(unet()), {"process": "ddpm", "data": data}
+    small = {"target": "macs=50%", **given}
+    for work in (
+        lambda: secateur.rank(model, criterion="taylor", **given),
+        lambda: secateur.prune(model, **small),
+        lambda: secateur.compensate(model, unet(), **given),
+        lambda: secateur.compensate(unet(), model, **given),
+        lambda: secateur.finetune(model, **given),
+        lambda: secateur.finetune(unet(), teacher=model, objective="distillation", **given),
+        lambda: secateur.evaluate(model, **given),
+        lambda: secateur.record(model, **given),
+        lambda: secateur.compress(model, **small),
+        lambda: secateur.sample(model, process="ddpm"),
+        lambda: secateur.sweep(model, targets=["macs=50%"], **given),
+        lambda: secateur.best(model, **small),
+        lambda: secateur.export(model, out=tmp_path / "file", format="torch-export"),
+    ):
+        with pytest.raises(SecateurError, match="UNet2DModel is on the meta device, which holds no weights"):
+            work()
+    assert not list(tmp_path.iterdir())
+
+
 SHORT = {
     "process": "ddpm",
     "recipes": ("magnitude", "random"),

@@ -52,7 +52,7 @@ def plan(
     """
     parts, about_model = divided(arguments)
     settings, goal, labels = resolve(recipe, **parts), parse_target(target), warmup_of(new_labels, warmup)
-    with opened(model, data, new_labels, **about_model) as (subject, given_data):
+    with opened(model, data, new_labels, for_plan=True, **about_model) as (subject, given_data):
         if new_labels:
             subject = with_labels_of(required(given_data), subject, new_labels, settings.recovery.seed)
         subject = subject.selected(settings.cut)
@@ -78,7 +78,7 @@ def plan_rank(
         SecateurError: as `rank` would.
     """
     scoring = criterion_named(criterion).configured(scoring or ScoringConfig())
-    with opened(model, data, **arguments) as (subject, dataset):
+    with opened(model, data, for_plan=True, **arguments) as (subject, dataset):
         check_ranking(subject, dataset, criterion)
         return plan_of(subject, Work(ranking=(criterion, scoring)))
 
@@ -104,7 +104,7 @@ def plan_prune(
     goal, cut = parse_target(target), cut or CutConfig()
     criterion = criterion if ranking is None else ranking.criterion
     scoring = criterion_named(criterion).configured(scoring or ScoringConfig())
-    with opened(model, data, **arguments) as (subject, dataset):
+    with opened(model, data, for_plan=True, **arguments) as (subject, dataset):
         subject = subject.selected(cut)
         planned = check_pruning(subject, dataset, goal, criterion, cut, ranking, compensation)
         work = Work(planned, None if ranking is not None else (criterion, scoring), compensation)
@@ -127,7 +127,7 @@ def plan_record(
         SecateurError: as `record` would for the model and the options.
     """
     settings = finetuning_config(recovery, True, steps, objective)
-    with opened(model, None, **arguments) as (subject, _):
+    with opened(model, None, for_plan=True, **arguments) as (subject, _):
         return plan_of(subject, Work(book=(book or BookConfig(), settings)))
 
 
@@ -149,7 +149,7 @@ def plan_finetune(
         SecateurError: as `finetune` would, wherever that is known before it begins.
     """
     settings = finetuning_config(recovery, teacher is not None or book is not None, steps, objective)
-    with opened(model, unless_generated(data), **arguments) as (subject, given_data):
+    with opened(model, unless_generated(data), for_plan=True, **arguments) as (subject, given_data):
         if isinstance(teacher, Book):
             teacher, book = None, teacher
         dense = None if teacher is None else beside(subject, teacher, **arguments)
@@ -182,7 +182,7 @@ def plan_evaluate(
     """
     settings = evaluation or EvaluationConfig()
     settings = replace(settings, metrics=metrics or settings.metrics)
-    with opened(model, unless_generated(data), **arguments) as (subject, given_data):
+    with opened(model, unless_generated(data), for_plan=True, **arguments) as (subject, given_data):
         dense = None if reference is None else beside(subject, reference, **arguments)
         dataset = given_data or drawn_by(dense or subject, data)
         check_evaluating(subject, no_data(subject) if dataset is None else dataset, settings, dense, precisions)

@@ -170,7 +170,7 @@ def plan_best(
     Raises:
         SecateurError: as `best` would, wherever that is known before it begins.
     """
-    bench = open_bench(open_subject(model, **arguments), data, warmup_of(new_labels, warmup))
+    bench = open_bench(open_subject(model, for_plan=True, **arguments), data, warmup_of(new_labels, warmup))
     shared, evaluation = shared or TrialConfig(), evaluation or EvaluationConfig()
     names, search = open_search(bench, target, recipes, score, seed, shared, evaluation, budget_steps, budget_minutes)
     return SearchPlan(search, search.begin(names, budget_steps, budget_minutes))

@@ -25,7 +25,7 @@ from ..io.original_dit import convert as write_conversion
 from ..results.exported import ExportedFile, SlicedLora
 from .arguments import WeightsArguments
 from .folder import refuse_run
-from .subject import open_weights
+from .subject import open_weights, require_weights
 
 
 @checked
@@ -101,6 +101,7 @@ def export(
     refuse_run(out)
     with shown(progress):
         network = open_weights(model, "cpu", **arguments)
+        require_weights(network)
         sizes = None if size is None else (size, size)
         about = write_export(
             network, Path(out), format, batch_size=batch_size, size=sizes, text_tokens=text_tokens, dtype=dtype

@@ -35,18 +35,24 @@ SHAPE = (1, 1, 1)  # of the sample, which such a network does not use
 
 @contextmanager
 def opened(
-    model: Any, data: Any, new_labels: bool = False, keeps_shards: bool = False, **arguments: Unpack[NetworkArguments]
+    model: Any,
+    data: Any,
+    new_labels: bool = False,
+    keeps_shards: bool = False,
+    for_plan: bool = False,
+    **arguments: Unpack[NetworkArguments],
 ) -> Iterator[tuple[Subject, ImageDataset | None]]:
     """Open a model and its data for the block; the data set is None without data.
 
-    A sharded model is gathered, as by `open_subject`; a network with functions of its user's own is refused then.
+    A sharded model is gathered, and one without weights refused, as by `open_subject`; a sharded network with functions
+    of its user's own is refused.
 
     Raises:
         SecateurError: as `open_subject` and `open_data`; or the user's functions do not fit the model or the data.
     """
     forward, loss = arguments.pop("forward", None), arguments.pop("loss", None)
     if forward is None and loss is None:
-        subject = open_subject(model, keeps_shards=keeps_shards, **cast(ModelArguments, arguments))
+        subject = open_subject(model, keeps_shards=keeps_shards, for_plan=for_plan, **cast(ModelArguments, arguments))
         yield subject, None if data is None else open_data(data, subject, new_labels)
         return
     if not isinstance(model, nn.Module):
@@ -160,11 +166,12 @@ def beside(subject: Subject, model: Any, **arguments: Unpack[NetworkArguments]) 
         name = type(network).__name__
         return Subject(Loaded(network, subject.process), described(name, network), name)
     shared = of_another_model(arguments)
-    device = None if subject.device.type == "meta" else subject.device  # None: where it is
+    on_meta = subject.device.type == "meta"
+    device = None if on_meta else subject.device  # None: where it is
     shared["device"] = device
     if isinstance(model, nn.Module):
         gives_process = config_of(shared.get("process")) is not None
         shared = {"device": device, "process": shared["process"] if gives_process else subject.process}
-    other = open_subject(model, **shared)
+    other = open_subject(model, for_plan=on_meta, **shared)
     check_comparable(subject, other)
     return other

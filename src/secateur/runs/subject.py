@@ -114,7 +114,11 @@ class Subject:
 
 
 def open_subject(
-    model: Any, process: ProcessLike = None, keeps_shards: bool = False, **arguments: Unpack[WeightsArguments]
+    model: Any,
+    process: ProcessLike = None,
+    keeps_shards: bool = False,
+    for_plan: bool = False,
+    **arguments: Unpack[WeightsArguments],
 ) -> Subject:
     """Open `model`, in whatever form it is given.
 
@@ -123,6 +127,7 @@ def open_subject(
             `secateur.load` returned.
         process: how the model was trained; overrides its folder or pipeline.
         keeps_shards: take a sharded model (FSDP2) as it is; by default its weights are gathered, in every process.
+        for_plan: take a model on the meta device too, which has no weights.
         arguments: those of `ModelArguments`.
 
     Raises:
@@ -139,6 +144,8 @@ def open_subject(
         if not keeps_shards:
             loaded = replace(loaded, model=_gathered(loaded.model))
         name = _name_of(loaded)
+        if not for_plan:
+            require_weights(loaded.model)
         _settle(loaded.model, arguments)
     settings = {"component": component, "process": named(process)}
     return Subject(loaded, described(name, loaded.model), name, settings)
@@ -165,6 +172,19 @@ def open_weights(model: Any, default_device: str = "auto", **arguments: Unpack[W
 def _gathered(model: nn.Module) -> nn.Module:
     """`model`, or another with all of its weights if it is sharded."""
     return whole_model(model, "what you ask for").to(device_of(model)) if is_sharded(model) else model
+
+
+def require_weights(model: nn.Module) -> None:
+    """Refuse a model on the meta device.
+
+    Raises:
+        SecateurError: it is there.
+    """
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise SecateurError(
+            f"this {type(model).__name__} is on the meta device, which holds no weights: plans and `describe` take it; "
+            "for all else load its weights, or make them by `to_empty` and an initialization"
+        )
 
 
 def _to_load(arguments: WeightsArguments, default_device: str = "auto") -> WeightsArguments:

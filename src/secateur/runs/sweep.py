@@ -168,7 +168,7 @@ def plan_sweep(
         SecateurError: bad input, or no trial can run.
     """
     shared, evaluation = shared or TrialConfig(), evaluation or EvaluationConfig()
-    bench = open_bench(open_subject(model, **arguments), data, warmup_of(new_labels, warmup))
+    bench = open_bench(open_subject(model, for_plan=True, **arguments), data, warmup_of(new_labels, warmup))
     return planned_trials(bench, targets, recipes, criteria, objectives, seeds, steps, shared, evaluation)
 
 
