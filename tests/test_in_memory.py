@@ -98,6 +98,9 @@ def test_what_needs_weights_says_that_there_are_none(data, tmp_path):
         lambda: secateur.sweep(model, targets=["macs=50%"], **given),
         lambda: secateur.best(model, **small),
         lambda: secateur.export(model, out=tmp_path / "file", format="torch-export"),
+        lambda: secateur.save_pretrained(model, tmp_path / "model"),
+        lambda: secateur.check_structure(model),
+        lambda: secateur.rank(model, data=[{"x": data}], forward=lambda network, batch: network(batch["x"], 1).sample),
     ):
         with pytest.raises(SecateurError, match="UNet2DModel is on the meta device, which holds no weights"):
             work()

@@ -67,7 +67,7 @@ def rank(
     Args:
         model: folder, hub id, module, pipeline, or what `load` returned; it does not change.
         data: calibration samples; not needed by criteria that use weights alone.
-        criterion: its name; ced, deviation, uniform, cosine and loss-change rank blocks only.
+        criterion: its name; ced, ent-prog, deviation, uniform, cosine and loss-change rank blocks only.
         scoring: options of the criterion.
         out: folder for ranking.json, its tables and plots.
         progress: show progress bars and print notes.
@@ -113,7 +113,8 @@ def prune(
             batch size 1); or a quality to keep, for which the smallest model is searched: ssim=0.95 (to the dense
             model's samples) or loss=5% (the most that the loss may rise).
         data: calibration samples; not needed by criteria that use weights alone.
-        criterion: which criterion ranks the units; ced, deviation, uniform, cosine and loss-change rank blocks only.
+        criterion: which criterion ranks the units; ced, ent-prog, deviation, uniform, cosine and loss-change rank
+            blocks only.
         scoring: options of the criterion.
         ranking: what `rank` returned for this model, instead of a criterion: one ranking serves several targets.
         cut: which cuts are allowed.
@@ -298,7 +299,7 @@ def evaluate(
     """Measure a model; with a reference, also how far its images are from the reference's on the same noise.
 
     Args:
-        model: see above.
+        model: folder, hub id, module, pipeline, or what `load` returned; it does not change.
         data: real samples; what compares models with each other alone, such as SSIM, sizes and speed, needs none.
         reference: the dense model to compare with; whatever a model may be.
         metrics: instead of the evaluation options' own; docs/metrics.md says what each is.

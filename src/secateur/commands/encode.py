@@ -12,8 +12,8 @@ from .options import Model
 def encode(on: Model, *, data: str, dry_run: bool = False) -> None:
     """Encode images with a pipeline's VAE, and captions with its text encoders, once.
 
-    Every command does this itself when needed; before training in several processes it must have been done. The cache
-    is $SECATEUR_CACHE, or secateur in the user's cache folder. Run the same command again to resume.
+    Every command does this itself when needed. Under torchrun each process encodes a part. The cache is
+    $SECATEUR_CACHE, or secateur in the user's cache folder. Run the same command again to resume.
 
     Args:
         on: the pipeline.

@@ -26,7 +26,8 @@ class WeightsOptions:
     """Which network, and on which device.
 
     Attributes:
-        model: model folder, pipeline folder, hub id, or an embedded model (digits-unet, digits-sit).
+        model: model folder, pipeline folder, hub id, or an embedded model (fashion-unet, digits-unet,
+            digits-sit).
         component: which part of a pipeline: unet or transformer, by default the one that it has; transformer_2 is the
             second of two (Wan 2.2); vae means its decoder.
         device: auto, cpu, cuda, mps ...

@@ -110,8 +110,8 @@ def from_pretrained(
     """Load a dense or pruned model, in eval mode, from a folder, a pipeline folder, a hub id or a single file.
 
     Args:
-        path_or_id: its place, or an embedded model (digits-unet, digits-sit); a `.safetensors` file has the original
-            authors' layout (Stable Diffusion, Flux).
+        path_or_id: its place, or an embedded model (fashion-unet, digits-unet, digits-sit); a `.safetensors` file has
+            the original authors' layout (Stable Diffusion, Flux).
         component: part of a pipeline: unet, transformer or vae; by default the unet or transformer that it has.
         subfolder: folder of the model or pipeline inside it.
         variant: variant of the weights, such as "fp16"; by default the plain ones, or the only variant.

@@ -64,8 +64,8 @@ def recover(
     every `config.validation_every` steps with the average and the step, and returns images for the trackers.
 
     `folder` gets `log.jsonl`, `stages.jsonl` with the pruner's decisions, and the newest checkpoint. A run found there
-    is resumed if its config is the same (but for `settings.FREE_IN_RECOVERY`) and so is the number of processes; it
-    ends with the same weights as one that was never interrupted.
+    is resumed if its config is the same (but for `settings.FREE_IN_RECOVERY`), by any number of processes; it ends with
+    the same weights as one that was never interrupted, to rounding if that number differs.
 
     `model` is trained in float32 on its device, which becomes the current one (a launcher of several processes gives
     each its own), and its own label dropout stays off afterwards. The average has the dtype that `model` came with. In

@@ -26,7 +26,7 @@ from ..structure import Check, Structure, count_checks
 from ..structure import check_structure as checks_of
 from ..structure.cost import Cost
 from .arguments import WeightsArguments
-from .subject import described, open_weights
+from .subject import described, open_weights, require_weights
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,7 @@ def check_structure(
         SecateurError: bad input, or a model that does not run.
     """
     network = open_weights(model, **arguments)
+    require_weights(network)
     name = _name(model, network)
     structure = described(name, network)
     inputs = example_inputs(network, 2, None if size is None else (size, size))

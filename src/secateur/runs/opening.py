@@ -28,7 +28,7 @@ from ..process.own import Forward, Loss, OwnObjective, taken_apart
 from .arguments import ModelArguments, NetworkArguments, of_another_model
 from .checks import check_comparable
 from .data import open_data
-from .subject import Subject, described, open_subject
+from .subject import Subject, described, open_subject, require_weights
 
 SHAPE = (1, 1, 1)  # of the sample, which such a network does not use
 
@@ -60,6 +60,8 @@ def opened(
     require(data is not None, "forward= and loss= need batches; give data")
     if not keeps_shards:
         require_whole(network_of(model), "what you ask for")
+    if not for_plan:
+        require_weights(network_of(model))
     if (device := arguments.get("device")) is not None:
         model.to(choose_device(str(device)))
     subject, dataset = _open_own(model, data, forward, loss)

@@ -20,6 +20,7 @@ from ..reporting.card import model_card, write_picture
 from ..reporting.product import licence_of_base
 from ..results import Evaluation
 from .run import Run
+from .subject import require_weights
 
 
 def save_pretrained(
@@ -43,8 +44,8 @@ def save_pretrained(
             is on this disk.
 
     Raises:
-        SecateurError: the disk is full, the folder cannot be written, or the model's tensors do not match its config
-            and the cuts made by secateur.
+        SecateurError: the disk is full, the folder cannot be written, the model has no weights, or its tensors do not
+            match its config and the cuts made by secateur.
     """
     return _save(model, Path(folder), str(folder), scheduler_config, evaluation, images, licence)
 
@@ -87,6 +88,7 @@ def _save(
     run = model if isinstance(model, Run) else None
     network = run.model if run is not None else model
     assert isinstance(network, nn.Module)
+    require_weights(network)
     if run is not None and run.subject.in_pipeline:
         save_pipeline(run.subject.loaded, network, folder)
     else:

@@ -23,7 +23,8 @@ class BookConfig:
             by the rule in docs/teachers-book.md.
         held_out: number of further tuples that are never trained on (the first ones again, with other noise): a larger
             error on them shows overfitting.
-        dtype: dtype of the answers; auto: that of the teacher's weights.
+        dtype: dtype of the answers; auto: that of the teacher's passes, which is that of its weights, or bfloat16 where
+            recovery runs in it.
         batch_size: tuples per pass of the teacher; changes speed and memory only.
         seed: seed of images, timesteps, noise, flips and dropped conditions.
     """
