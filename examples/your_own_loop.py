@@ -52,7 +52,7 @@ def main() -> None:
         optimizer.step()
         optimizer.zero_grad()
         ema.step(model.parameters())
-        if pruning.step():  # under DDP, FSDP or torch.compile: wrap the model again here
+        if pruning.step():  # under DDP or torch.compile: wrap the model again here
             parameters = sum(parameter.numel() for parameter in model.parameters())
             print(f"step {step}: units were removed; {parameters:,} parameters are left")
         if step % 50 == 0:

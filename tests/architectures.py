@@ -137,15 +137,15 @@ width, each block and random cuts of many. Widths and blocks that are not listed
 page (`tests/test_discovery.py`).
 
 A plan counts MACs without running the network. Where a network sends tokens to experts by scores that it computes
-(`HiDreamImage`), every expert counts as many.
+(`HiDreamImage`), the count assumes that every expert gets equally many.
 
 Only what the sample passes through is cut. Layers that work on conditions alone stay whole: token refiners, which are
-blocks over text, and modulations. What they are called with decides, not their names.
+blocks over text, and modulations. They are told by the inputs that they are called with, not by their names.
 
-The configurations are those that the classes have by default, reduced by the rule that is used for models of
-released sizes too. Where the defaults of a class build nothing, or stay large under the rule, the test gives a few
-numbers. Fifty of the classes with widths have defaults that build something. Of these, 48 are discovered, and their
-MACs counted, at the defaults in full size. The others are `PixArtTransformer2DModel`, which is declared by hand and
+The configurations are the defaults of the classes, reduced by the rule that discovery uses for models of released
+sizes too. Where the defaults build nothing, or stay large under the rule, the test gives a few numbers. Fifty of the
+classes with widths have defaults that build something. Of these, 48 are discovered, and their MACs counted, at the
+defaults in full size. The other two are `PixArtTransformer2DModel`, which is declared by hand and
 takes more inputs at 1024 pixels, and `CosmosTransformer3DModel`, whose code needs torchvision unless
 `concat_padding_mask` is off, as it is here.
 

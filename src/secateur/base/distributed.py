@@ -215,4 +215,7 @@ def one_process(command: str) -> None:
         SecateurError: a launcher started more than one.
     """
     if process_count() > 1:
-        raise SecateurError(f"{command} runs in one process; compress, finetune, evaluate and sample run in several")
+        raise SecateurError(
+            f"{command} runs in one process; start it without a launcher (compress, compensate, record, finetune, "
+            "evaluate, sample, encode, sweep and best run in several)"
+        )

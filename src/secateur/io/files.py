@@ -47,7 +47,7 @@ def copy_folder(source: Path, target: Path, without: frozenset[str] = frozenset(
         place = path.relative_to(source)
         if place.parts[0] not in without and path.suffix.lower() not in LEFT_OUT:
             (target / place).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(path, target / place)  # with modification times, which caches use
+            shutil.copy2(path, target / place)
 
 
 def _walk(folder: Path, roots: tuple[Path, ...], within: tuple[Path, ...]) -> Iterator[Path]:

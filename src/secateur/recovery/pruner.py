@@ -128,7 +128,7 @@ class AttachedPruner:
     def step(self) -> bool:
         """Make and apply the decision that is due, if any; return whether tensors of the model changed.
 
-        If they did, wrap the model again where it was wrapped (DDP, FSDP, torch.compile); the optimizer already holds
+        If they did, wrap the model again where it was wrapped (DDP, torch.compile); the optimizer already holds
         the new parameters. Of several processes the first decides; all must call this at the same step.
         """
         cuts = len(self.cuts)

@@ -22,8 +22,8 @@ from .titles import PARTS, name_of
 
 PICTURE, WIDEST_PICTURE = "samples.png", 1600
 NO_LONGER_FITS = (
-    "ControlNets, IP-Adapters and textual inversions of the base model no longer fit, nor do LoRAs unless "
-    "`secateur slice-lora` cuts them too."
+    "ControlNets and IP-Adapters of the base model no longer fit, nor do LoRAs unless `secateur slice-lora` cuts them "
+    "too. Textual inversions load, but were trained through the base model."
 )
 
 

@@ -35,7 +35,7 @@ class Pruning(PruningOfObjects):
             optimizer.zero_grad()
             ema.update(...)
             if pruning.step():
-                ... # tensors changed: wrap the model again, if it is wrapped (DDP, FSDP, torch.compile)
+                ... # tensors changed: wrap the model again, if it is wrapped (DDP, torch.compile)
 
     `state_dict()` is JSON; `load_state_dict` repeats the cuts on the dense model, before its weights are loaded.
     """
