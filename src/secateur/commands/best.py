@@ -46,8 +46,8 @@ def best(
         on: the model.
         target: the size to reach: macs=50%, macs=3.4G, params=20M, blocks=6 (six stay) or latency=20ms (one call at
             batch size 1 on this device).
-        data: image folder (sub-folders are classes), parquet, datasets:NAME, .npz with images and labels, digits, or
-            generated (samples of the dense model).
+        data: image folder (sub-folders are classes), parquet, WebDataset shards, datasets:NAME, .npz with images and
+            labels, digits, fashion, or generated (samples of the dense model).
         out: folder of the search.
         budget_steps: recovery steps of all trials and the winner together.
         budget_minutes: time of everything together; trials get the steps that are predicted to fit, the winner the

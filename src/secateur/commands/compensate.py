@@ -21,8 +21,8 @@ def compensate(on: Model, *, reference: str, data: str, out: Path, compensation:
     Args:
         on: the pruned model.
         reference: the dense model that it was cut from.
-        data: calibration images: an image folder, parquet, datasets:NAME, an .npz with images, digits, or generated
-            (samples of the dense model).
+        data: calibration images: an image folder, parquet, WebDataset shards, datasets:NAME, an .npz with images,
+            digits, fashion, or generated (samples of the dense model).
         out: folder to write to.
         compensation: options of the refit.
     """

@@ -59,8 +59,8 @@ def compress(
         target: the size to reach: macs=56%, macs=3.4G, params=20M, blocks=6 (six stay) or latency=20ms (one call at
             batch size 1 on this device); or a quality to keep, for which the smallest model is searched: ssim=0.95 (to
             the dense model's samples) or loss=5% (the most that the loss may rise).
-        data: image folder (sub-folders are classes), parquet, datasets:NAME, .npz with images and labels, digits, or
-            generated (samples of the dense model).
+        data: image folder (sub-folders are classes), parquet, WebDataset shards, datasets:NAME, .npz with images and
+            labels, digits, fashion, or generated (samples of the dense model).
         out: run folder.
         recipe: a named recipe (default, diff-pruning, 2ndmatch, progressive, gradient-flow, entpruner, depth, taylor,
             magnitude, random, decoder, quickstart); the options below replace parts of it.

@@ -17,7 +17,8 @@ def encode(on: Model, *, data: str, dry_run: bool = False) -> None:
 
     Args:
         on: the pipeline.
-        data: image folder (with metadata.jsonl for captions), parquet, datasets:NAME, .npz with images, or digits.
+        data: image folder (with metadata.jsonl for captions), parquet, WebDataset shards, datasets:NAME, .npz with
+            images, digits, or fashion.
         dry_run: print what would be written, and stop.
     """
     subject = on.subject()

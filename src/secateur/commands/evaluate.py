@@ -32,8 +32,8 @@ def evaluate(
     Args:
         on: the model.
         out: folder to write to.
-        data: real images: an image folder, parquet, datasets:NAME, an .npz with images, or digits. Sizes, speed and
-            the distance of samples from a reference's need none.
+        data: real images: an image folder, parquet, WebDataset shards, datasets:NAME, an .npz with images, digits, or
+            fashion. Sizes, speed and the distance of samples from a reference's need none.
         reference: the dense model to compare with.
         evaluation: how to measure.
         precisions: measure the model in these precisions too: bfloat16, float16, int8 or float8 (weights of linear

@@ -31,8 +31,8 @@ def finetune(
 
     Args:
         on: the model.
-        data: training images: an image folder, parquet, datasets:NAME, an .npz with images, digits, or generated
-            (samples of the dense model).
+        data: training images: an image folder, parquet, WebDataset shards, datasets:NAME, an .npz with images, digits,
+            fashion, or generated (samples of the dense model).
         out: folder to write to.
         teacher: the dense model, for objectives that match it.
         book: folder of the teacher's answers from `secateur record`, in place of the teacher.

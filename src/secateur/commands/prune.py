@@ -37,8 +37,8 @@ def prune(
             batch size 1 on this device); or a quality to keep, for which the smallest model is searched: ssim=0.95 (to
             the dense model's samples) or loss=5% (the most that the loss may rise).
         out: folder to write to.
-        data: calibration images: an image folder, parquet, datasets:NAME, an .npz with images, digits, or generated
-            (samples of the model); not needed by criteria that use weights alone.
+        data: calibration images: an image folder, parquet, WebDataset shards, datasets:NAME, an .npz with images,
+            digits, fashion, or generated (samples of the model); not needed by criteria that use weights alone.
         criterion: which criterion ranks the units (`secateur.criteria.CRITERIA`); some rank blocks only.
         scoring: options of the criterion.
         cut: which cuts are allowed.

@@ -25,8 +25,8 @@ def rank(
     Args:
         on: the model.
         out: folder to write to.
-        data: calibration images: an image folder, parquet, datasets:NAME, an .npz with images, digits, or generated
-            (samples of the model); not needed by criteria that use weights alone.
+        data: calibration images: an image folder, parquet, WebDataset shards, datasets:NAME, an .npz with images,
+            digits, fashion, or generated (samples of the model); not needed by criteria that use weights alone.
         criterion: which criterion ranks the units (`secateur.criteria.CRITERIA`); some rank blocks only.
         scoring: options of the criterion.
         dry_run: print the predicted time and memory, and stop.

@@ -30,8 +30,8 @@ def record(
 
     Args:
         on: the dense model.
-        data: the training images: an image folder, parquet, datasets:NAME, an .npz with images, digits, or generated
-            (samples of the dense model).
+        data: the training images: an image folder, parquet, WebDataset shards, datasets:NAME, an .npz with images,
+            digits, fashion, or generated (samples of the dense model).
         out: folder of the book.
         book: how many answers, in which dtype.
         recovery: how the recovery will train. Its objective says what is recorded (distillation: outputs; 2ndmatch:

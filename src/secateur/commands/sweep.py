@@ -39,8 +39,8 @@ def sweep(
 
     Args:
         on: the model.
-        data: image folder (sub-folders are classes), parquet, datasets:NAME, .npz with images and labels, digits, or
-            generated (samples of the dense model).
+        data: image folder (sub-folders are classes), parquet, WebDataset shards, datasets:NAME, .npz with images and
+            labels, digits, fashion, or generated (samples of the dense model).
         out: folder of the sweep.
         targets: the sizes to reach: macs=50% macs=30% ..., params=20M, blocks=6 (six stay) or latency=20ms (one call at
             batch size 1 on this device).

@@ -85,8 +85,9 @@ def load(
     """Load a model and the process that its scheduler's config describes; for an `AutoencoderKL`, its decoder.
 
     Args:
-        path_or_id: a model folder, a pipeline folder, a hub id, digits-unet, digits-sit, or a `.safetensors` file of
-            the original authors, which is the network alone; a pipeline on the hub is downloaded completely.
+        path_or_id: a model folder, a pipeline folder, a hub id, an embedded model (fashion-unet, digits-unet,
+            digits-sit), or a `.safetensors` file of the original authors, which is the network alone; a pipeline on
+            the hub is downloaded completely.
         component: part of a pipeline: unet, transformer, transformer_2 or vae; by default the unet or transformer that
             it has.
         process: replaces the scheduler config beside the model: a name (ddpm, v-prediction, flow, flow-sit), a
