@@ -21,13 +21,14 @@ from torch import Tensor, nn
 
 import secateur
 from drawing import dots, name_rows, save_figure
-from train_dense import DENSE
+from train_dense import DENSE, MODELS
 
 ROOT = Path(__file__).resolve().parent
 RESULTS = Path(os.environ.get("BENCHMARK_RESULTS", ROOT / "results"))
 FIGURES = Path(os.environ.get("BENCHMARK_RESULTS", ROOT.parent / "docs" / "images"))
 CACHE = ROOT.parent / "runs" / "samples"  # mostly of the dense models
-NAMES = ("digits-unet", "digits-sit", "digits-dit", "fashion-unet", "fashion-sit")
+NAMES = ("digits-unet", "digits-sit", "digits-dit", "fashion-unet", "fashion-sit", "cifar-unet")
+FEATURES = {"cifar-unet": MODELS / "cifar-features"}  # of the models whose images have none in the package
 DTYPE = torch.float32  # models in the package are stored in half precision, in which a CPU is slow
 # As in the quickstart, which also trains for a few hundred steps.
 RECOVERY = secateur.RecoveryConfig(
@@ -54,7 +55,9 @@ class Bench:
         self.process: Any = self.loaded.process
         self.data: Any = DENSE[name].data()
         by_class = ("per-class",) if getattr(self.dense.config, "num_embeds_ada_norm", None) else ()
-        self.evaluation = replace(evaluation, metrics=("loss", "consistency", "frechet", "prdc", *by_class))
+        features = str(FEATURES[name]) if name in FEATURES else None
+        metrics = ("loss", "consistency", "frechet", "prdc", *by_class)
+        self.evaluation = replace(evaluation, metrics=metrics, features=features)
 
     @property
     def dense(self) -> Any:
@@ -165,9 +168,9 @@ def results_of(prefix: str, bench: Bench, with_ftle: bool = False) -> Results:
         SystemExit: the existing results were measured with other settings.
     """
     results = Results(RESULTS / f"{prefix}-{bench.name}.json")
-    measured = json.loads(
-        json.dumps(asdict(bench.evaluation) | {"secateur": secateur.__version__, "dtype": str(DTYPE)})
-    )
+    features = bench.evaluation.features and Path(bench.evaluation.features).name
+    settings = asdict(replace(bench.evaluation, features=features))
+    measured = json.loads(json.dumps(settings | {"secateur": secateur.__version__, "dtype": str(DTYPE)}))
     if results.once("measured by", lambda: measured) != measured:
         raise SystemExit(f"{results.path} was measured by other settings; move it away")
     results.once("dense", lambda: bench.measure(bench.dense, with_ftle))

@@ -18,8 +18,12 @@ import train_dense
 IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
 COLUMNS, STEPS, TILE = 10, 50, 72
 MARGIN, TEXT = 130, 20  # pixels, of a picture that a page shows at about two thirds of its width
-# Real images are shown of scikit-learn's digits only: no image of Fashion-MNIST is redistributed in docs/.
-GROUPS = {"digits": (("digits-unet", "digits-sit"), True), "fashion": (("fashion-unet", "fashion-sit"), False)}
+# Real images are shown of scikit-learn's digits only: no image of the others is redistributed in docs/.
+GROUPS = {
+    "digits": (("digits-unet", "digits-sit"), True),
+    "fashion": (("fashion-unet", "fashion-sit"), False),
+    "cifar": (("cifar-unet",), False),
+}
 
 
 def grid(rows: dict[str, Tensor]) -> Image.Image:
