@@ -297,25 +297,25 @@ def _shown(records: Sequence[Mapping[str, float]], key: str, digits: int) -> str
 
 
 def summary(found: Mapping[str, dict[str, Any]]) -> str:
-    """Markdown: at equal time, one row per method, one column per model and target: share of the gap, and SSIM."""
+    """Markdown: at equal time, one row per method, a column per model and target: share of the gap, and FD to dense."""
     panels = panels_of(found)
     heads = [f"{name}, {size(target)}" for name, target in panels]
     lines = [f"| method | {' | '.join(heads)} |", f"|---|{'--:|' * len(panels)}"]
     for method in METHODS:
-        cells = [_share_and_ssim(found[name], target, method) for name, target in panels]
+        cells = [_distances(found[name], target, method) for name, target in panels]
         if any(cells):
             lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def _share_and_ssim(records: dict[str, Any], target: str, method: str) -> str:
-    ssims = collect(records, f"{target}/time/{method}/", "ssim")
-    if not ssims:
+def _distances(records: dict[str, Any], target: str, method: str) -> str:
+    to_dense = collect(records, f"{target}/time/{method}/", "rfd")
+    if not to_dense:
         return ""
     plain = _fds(records, target, "plain")
     has_gap = plain and statistics.mean(plain) > SMALLEST_GAP * records["dense"]["fd"]
     share = spread(shares(records, target, "time", method), 2) if has_gap and method != "plain" else "–"
-    return f"{share} / {statistics.mean(ssims):.3f}"
+    return f"{share} / {statistics.mean(to_dense):.2f}"
 
 
 @styled
