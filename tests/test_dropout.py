@@ -49,7 +49,7 @@ def test_layers_are_left_as_they_were():
     assert torch.equal(passed(nn.Dropout(1.0), x, range(2)), torch.zeros_like(x))
 
 
-@pytest.mark.parametrize("objective", ["denoising", "2ndmatch"])
+@pytest.mark.parametrize("objective", ["denoising", pytest.param("2ndmatch", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("model", "process"), [(unet, DiffusionProcess()), (dit, FlowProcess())])
 def test_micro_batches_do_not_change_what_is_learned(model, process, objective, tmp_path):
     teacher = {"denoising": None, "2ndmatch": (smaller() if model is dit else unet()).double()}[objective]
