@@ -51,7 +51,6 @@ from bench import (
 from dense_samples import grid
 from drawing import SPARE_COLOURS, WARM, dense_line, dots, name_rows, styled
 from secateur import CutConfig, RecoveryConfig
-from secateur.recovery.reading import tuples_for
 
 
 @dataclass(frozen=True)
@@ -63,11 +62,12 @@ class Method:
     refits: bool = True
     records: bool = False
     criterion: str | None = None
-    tuples: int | None = None  # of the book; None: by the package's rule
+    fewest: int = 4096  # tuples of a book, if the recovery draws as many
 
-    @property
-    def book(self) -> secateur.BookConfig:
-        return secateur.BookConfig(num_tuples=self.tuples)
+    def tuples(self, steps: int) -> int:
+        """How many tuples a book has for `steps` steps, by the rule of the package (docs/teachers-book.md)."""
+        drawn = steps * self.recovery.batch_size
+        return max(min(drawn, self.fewest), math.ceil(drawn / READINGS))
 
 
 def recipe_of_package(name: str) -> Method:
@@ -98,7 +98,7 @@ METHODS = {
     "refitted, 2ndMatch": Method(replace(ALONE, **SECOND_MATCH, weights=BALANCED.weights | {"denoising": 0.0})),
     "refitted, book": Method(ALONE, records=True),
     BEST_NAME: BEST,
-    f"{BEST_NAME}, 2,048 tuples": replace(BEST, tuples=2048),
+    f"{BEST_NAME}, 2,048 tuples": replace(BEST, fewest=2048),
     **{f"{BEST_NAME}, {name}": replace(BEST, criterion=name) for name in CRITERIA},
     **{f"recipe {name}": recipe_of_package(name) for name in ("diff-pruning", "default")},
 }
@@ -109,6 +109,7 @@ SMALLEST_GAP = 1.2  # of plain's FD over the dense model's; below, SSIM and loss
 ROUNDS, PILOTS = 4, (5, 15)  # turns, and steps of the two runs of a turn, whose difference is the price of steps
 BOOKS = (10, 50)  # batches of two books, whose difference is the price of one; held-out tuples cost once
 COLUMNS, SAMPLER_STEPS = 10, 50  # of the pictures
+READINGS = 4  # of every tuple of a book, in longer recoveries
 KEPT = ROOT.parent / "runs" / "recipes"  # models of the first seed
 
 
@@ -138,8 +139,8 @@ class Cut:
     def refit(self) -> nn.Module:
         return secateur.compensate(self.pruned, self.bench.dense, **self.about)
 
-    def book(self, recovery: RecoveryConfig, config: secateur.BookConfig) -> secateur.Book:
-        config = replace(config, seed=recovery.seed)
+    def book(self, recovery: RecoveryConfig, tuples: int) -> secateur.Book:
+        config = secateur.BookConfig(num_tuples=tuples, seed=recovery.seed)
         return secateur.record(self.bench.dense, recovery=recovery, book=config, **self.about)
 
     def recovered(self, method: Method, steps: int, seed: int, book: secateur.Book | None = None) -> nn.Module:
@@ -148,7 +149,7 @@ class Cut:
         recovery = replace(method.recovery, steps=steps, seed=seed, warmup_steps=warmup)
         start = self.refitted if method.refits else self.pruned
         if method.records and book is None:
-            book = self.book(recovery, method.book)
+            book = self.book(recovery, method.tuples(steps))
         teacher = self.bench.dense if book is None else book
         return secateur.finetune(start, teacher=teacher, recovery=recovery, **self.about)
 
@@ -158,13 +159,12 @@ def prices(methods: Mapping[str, Cut], usual: Cut) -> dict[str, dict[str, float]
     took: dict[tuple[str, int], list[float]] = defaultdict(list)
     refits: dict[str, list[float]] = defaultdict(list)
     books: dict[int, list[float]] = defaultdict(list)
-    config = secateur.BookConfig()
-    read = usual.book(replace(ALONE, steps=PILOTS[1]), config)
+    read = usual.book(ALONE, PILOTS[1] * ALONE.batch_size)
     for cut in {usual, *methods.values()}:
         assert cut.refitted is not None  # not in anybody's time
     for _ in range(ROUNDS):
         for recorded in BOOKS:
-            books[recorded].append(cpu_timed(partial(usual.book, replace(ALONE, steps=recorded), config))[1])
+            books[recorded].append(cpu_timed(partial(usual.book, ALONE, recorded * ALONE.batch_size))[1])
         for cut in {usual, *methods.values()}:
             refits[cut.criterion].append(cpu_timed(cut.refit)[1])
         for (name, cut), pilot in product({REFERENCE: usual, **methods}.items(), PILOTS):
@@ -196,7 +196,7 @@ def affordable(price: Mapping[str, float], method: Method, given: float) -> int:
     """The number of steps, at least 2, that `given` pays for. A long recovery reads its tuples more than once."""
 
     def cost(steps: int) -> float:
-        recorded = tuples_for(replace(method.recovery, steps=steps), method.book) / method.recovery.batch_size
+        recorded = method.tuples(steps) / method.recovery.batch_size
         return price["once"] + steps * price["step"] + recorded * price["recorded"]
 
     return next(steps for steps in count(2) if cost(steps + 1) > given)
