@@ -106,6 +106,13 @@ def test_the_warm_up_trains_only_the_labels_unless_all_and_resumes(tmp_path):
     assert next((tmp_path / "labels" / "warmup" / "checkpoints").iterdir()).stat().st_mtime_ns == stamp
 
 
+def test_after_a_warm_up_in_memory_every_weight_is_trained_again():
+    subject = open_subject(relabel(dit(), 10), "flow")
+    assert warmup_stage(
+        None, subject, load_data("digits"), WarmupConfig(steps=1), RECOVERY
+    ).model.proj_out_2.weight.requires_grad
+
+
 @pytest.mark.parametrize("name", ["compress", "plan", "sweep", "plan_sweep", "best", "plan_best"])
 def test_a_warm_up_of_no_new_labels_is_refused(name):
     given = {"targets": ("macs=50%",)} if "sweep" in name else {"target": "macs=50%"}

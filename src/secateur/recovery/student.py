@@ -95,7 +95,7 @@ def make_ready(model: nn.Module, config: RecoveryConfig, device: torch.device) -
     if any((parameter.device, parameter.dtype) != (device, dtype) for parameter in model.parameters()):
         nn.Module.to(model, device, dtype)  # avoids diffusers' warning
     model.train()
-    trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    trained = trainable(model)
     for name in frozen_by(model, config.freeze):
         model.get_parameter(name).requires_grad_(False)
     if config.lora.rank:
@@ -118,8 +118,20 @@ def silence_dropout(model: nn.Module, config: RecoveryConfig) -> None:
                 module.p = config.dropout
 
 
-def merge(model: nn.Module, trained: Mapping[str, bool]) -> None:
-    """Merge LoRA factors into the weights; parameters are trainable as they were before."""
-    merge_lora(model)
+def make_as_before(model: nn.Module, config: RecoveryConfig, trained: Mapping[str, bool]) -> None:
+    """Merge LoRA factors into the weights, and let parameters be trainable as they were before."""
+    if config.lora.rank:
+        merge_lora(model)
+    if config.lora.rank or config.freeze:
+        make_trainable(model, trained)
+
+
+def trainable(model: nn.Module) -> dict[str, bool]:
+    """Which parameters need gradients, by name."""
+    return {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+
+
+def make_trainable(model: nn.Module, trained: Mapping[str, bool]) -> None:
+    """Let parameters need gradients as `trainable` found; others, of blocks renamed by a cut, stay as they are."""
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(trained[name])
+        parameter.requires_grad_(trained.get(name, parameter.requires_grad))

@@ -41,7 +41,7 @@ from .prefetch import prefetched
 from .pruner import AttachedPruner, Pruner
 from .reading import errors_due, errors_of, note_overfitting, read_step
 from .step import NORM, Stepper, StepResult
-from .student import CHANGES, WRAPPED, check_recomputing, make_ready, merge, silence_dropout
+from .student import CHANGES, WRAPPED, check_recomputing, make_as_before, make_ready, silence_dropout
 
 READ, HELD_OUT = "error_read", "error_held_out"  # in the log: on tuples of the book
 PEAK = "peak_gib"  # in the log: the most memory so far, of the device or of the process
@@ -182,24 +182,21 @@ class _Run:
                 self.parallel.conclude(self.folder, None if self.config.lora.rank else self.dtype)
             for tracker in self.accelerator.trackers:  # end_training would end the process group too
                 tracker.finish()
-            self._merge_average()
+            self._return_average()
         finally:
             if self.state.pruning is not None:
                 self.state.pruning.take_masks_off()
             self.parallel.end()
-            if self.config.lora.rank:
-                merge(self.state.model, self.trained)
+            make_as_before(self.state.model, self.config, self.trained)
             if isinstance(self.teacher, nn.Module):
                 self.teacher.train(self.teacher_mode)
         return nn.Module.to(self.state.ema.model, self.dtype)
 
-    def _merge_average(self) -> None:
-        average = self.state.ema
-        if not self.config.lora.rank:
-            return
-        if self.config.lora.keep and self.accelerator.is_main_process:
-            save_lora(average.model, self.folder / "lora.safetensors")
-        merge(average.model, self.trained)
+    def _return_average(self) -> None:
+        average, lora = self.state.ema.model, self.config.lora
+        if lora.rank and lora.keep and self.accelerator.is_main_process:
+            save_lora(average, self.folder / "lora.safetensors")
+        make_as_before(average, self.config, self.trained)
 
     def _train(self) -> None:
         main = self.accelerator.is_main_process

@@ -29,6 +29,7 @@ from ..models.labels import train_only_labels
 from ..models.network import as_network, example_inputs
 from ..recovery import LoraConfig, Pruner, RecoveryConfig, WarmupConfig, recover
 from ..recovery.parallel import AVERAGE
+from ..recovery.student import make_trainable, trainable
 from ..reporting import read_samples, write_cut, write_ranking
 from ..results import (
     Compensation,
@@ -88,6 +89,7 @@ def warmup_stage(
     if folder is None or not (folder / "relabelled").is_dir():
         model = copy.deepcopy(subject.model)
         note_labels(model, dataset.class_names, subject.name)
+        trained = trainable(model)
         if warmup.train == "labels":
             train_only_labels(model)
         config = replace(
@@ -100,6 +102,7 @@ def warmup_stage(
         )
         with _place(folder, "warmup") as place:
             warm = recover(model, subject.process, dataset, config, place)
+        make_trainable(warm, trained)
         note_step(warm, "warmup", asdict(warmup))
         if folder is None:
             return subject.with_model(warm)
