@@ -258,6 +258,32 @@ def test_a_layer_of_each_model_has_the_same_weights_before_the_refit():
             torch.testing.assert_close(layer.target(dense.get_submodule(layer.dense).bias, 0), bias)
 
 
+def test_a_gate_may_be_zero_for_all_images_of_a_micro_batch():
+    """Also of the first, in which no linearity can be seen."""
+    dense = models.dit()
+    cut = half(dense)
+
+    def closed(module, args, output):
+        x, gate, shift, scale, gate_mlp = output
+        open_ = (args[2] > 0).to(x)[:, None]
+        return x, gate * open_, shift, scale, gate_mlp * open_
+
+    def refitted(labels: list[int], **changes) -> tuple[nn.Module, float]:
+        pruned = remove(copy.deepcopy(dense), describe(dense), cut)
+        for model in (dense, pruned):
+            for block in model.transformer_blocks:
+                block.norm1.register_forward_hook(closed)
+        batch = Batch(batch_of(dense, 16).sample, {"class_labels": torch.tensor(labels)})
+        config = CompensationConfig(num_tuples=16, **changes)
+        return pruned, compensate(pruned, dense, FlowProcess(), batch, config, [cut]).after
+
+    labels = [0] * 4 + [1] * 12
+    whole, after = refitted(labels)
+    parts, same = refitted(labels, batch_size=4)
+    assert same == pytest.approx(after, rel=1e-3)
+    torch.testing.assert_close(whole.state_dict(), parts.state_dict(), rtol=1e-3, atol=1e-3)
+
+
 def test_layers_that_share_weights_are_not_refitted_and_reported():
     dense = BUILDERS["dit"]()
     for block in dense.transformer_blocks[1:]:

@@ -159,7 +159,7 @@ class _BlockRefit:
         for name in self.layers:
             if name not in seen:
                 self.fitting.leave(name, "a pass of the model does not call it")
-        gates = [self._gates(call) for call, *_ in self._micro_batches()]
+        gates = written_alike([self._gates(call) for call, *_ in self._micro_batches()])
         readers: dict[str, Reader] = {}
         for _ in range(self.config.rounds):
             for place, name in enumerate(seen):
@@ -171,7 +171,7 @@ class _BlockRefit:
     def _refit(self, name: str, index: int, gates: Sequence[Gate]) -> tuple[Tensor, Reader]:
         """The change (K, M) of the layer's weights, and its errors."""
         begun = time.monotonic()
-        if self._is_affine(name, gates[0]):
+        if self._is_affine(name, gates):
             return self._to_stream(name, index, gates, begun)
         return self._to_output(name, index, begun)
 
@@ -230,9 +230,10 @@ class _BlockRefit:
             for name in self.modules
         }
 
-    def _is_affine(self, name: str, gate: Gate) -> bool:
-        """Whether the stream is s + g p in the layer's output p, tested on the first micro-batch."""
-        first = self.students[0]
+    def _is_affine(self, name: str, gates: Sequence[Gate]) -> bool:
+        """Whether the stream is s + g p in the layer's output p, tested on the first micro-batch with a gate."""
+        tested = next((number for number, gate in enumerate(gates) if gate.values.any()), 0)
+        first, gate = self.students[tested], gates[tested]
         with at_hand(self.parking, first), _observed(self.modules) as seen:
             whole = joined(returned_tensors(self.block, _call_of(first)()))
 
@@ -254,27 +255,32 @@ class _BlockRefit:
 
 @dataclass(frozen=True)
 class Gate:
-    """A gate for each image and channel, (B, C), and the positions of the joined streams that it writes."""
+    """A gate for each image and channel, (B, C), and which positions (P,) of the joined streams it writes."""
 
     values: Tensor
-    written: tuple[tuple[int, int], ...]  # first and last position but one of each stream
+    written: Tensor
 
     @staticmethod
     def of(moved: Sequence[Tensor]) -> Gate:
         """The gate from the change of every stream, (B, P, C) each, for an output of ones."""
-        written, start, values = [], 0, None
-        for stream in map(tokens, moved):
-            if stream.any():
-                written.append((start, start + stream.shape[1]))
-                values = stream[:, 0] if values is None else values
-            start += stream.shape[1]
-        return Gate(tokens(moved[0])[:, 0] if values is None else values, tuple(written))
+        streams = [tokens(stream) for stream in moved]
+        changed = [bool(stream.any()) for stream in streams]
+        gated = streams[changed.index(True)] if any(changed) else streams[0]
+        sizes = torch.tensor([stream.shape[1] for stream in streams])
+        return Gate(gated[:, 0], torch.tensor(changed).repeat_interleave(sizes).to(gated.device))
 
     def positions(self, streams_BPC: Tensor) -> Tensor:
-        """The written positions of the joined streams; empty if the gate is zero everywhere."""
-        if not self.written:
-            return streams_BPC[:, :0]
-        return torch.cat([streams_BPC[:, start:end] for start, end in self.written], dim=1)
+        """The written positions of the joined streams; none if the gate is zero everywhere."""
+        return streams_BPC[:, self.written]
+
+
+def written_alike(gates: Sequence[Mapping[str, Gate]]) -> list[dict[str, Gate]]:
+    """The gates of every micro-batch, by layer, with the positions that any of them writes in any process: a gate may
+    be zero for all images of one."""
+    written = {
+        name: sum_over_processes(torch.stack([each[name].written for each in gates]).sum(0)) > 0 for name in gates[0]
+    }
+    return [{name: replace(gate, written=written[name]) for name, gate in each.items()} for each in gates]
 
 
 def _since(first: Reader, last: Reader) -> Reader:
