@@ -329,6 +329,32 @@ def test_what_is_returned_can_be_trained_further(tmp_path):
     assert ema.conv_out.weight.requires_grad
 
 
+def test_what_was_frozen_for_a_run_is_free_after_it(tmp_path):
+    model = unet()
+    model.conv_in.requires_grad_(False)
+    config = replace(CONFIG, steps=1, freeze=("*norm*",))
+    ema = recover(model, DiffusionProcess(), images(), config, tmp_path)
+    for network in (model, ema):
+        frozen = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
+        assert frozen == {"conv_in.weight", "conv_in.bias"}
+
+
+def test_tied_weights_resume_to_the_bit(tmp_path):
+    def tied() -> nn.Module:
+        first, second = (model := dit()).transformer_blocks[:2]
+        second.ff.net[2].weight = first.ff.net[2].weight
+        return model
+
+    config = replace(CONFIG, steps=3, checkpoint_every=1)
+    expected = recover(tied(), FlowProcess(), images(), config, tmp_path / "whole")
+    with pytest.raises(OSError, match=r"^$"):
+        recover(tied(), FlowProcess(), Failing(3, OSError), config, tmp_path / "cut")
+    actual = recover(tied(), FlowProcess(), images(), config, tmp_path / "cut")
+    assert_same(expected, actual)
+    first, second = actual.transformer_blocks[:2]
+    assert first.ff.net[2].weight is second.ff.net[2].weight
+
+
 def test_mixed_precision_is_taken_off_a_run_that_failed(tmp_path):
     model = dit()
     with pytest.raises(OSError, match=r"^$"):

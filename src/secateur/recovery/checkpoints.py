@@ -224,4 +224,11 @@ def _by_name(state: TrainingState) -> dict[str, Mapping[str, Tensor]]:
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+    """The tensors, contiguous and each in memory of its own, as safetensors wants them: tied weights are copied."""
+    apart: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in tensors.items():
+        place = tensor.untyped_storage().data_ptr()
+        apart[name] = tensor.clone(memory_format=torch.contiguous_format) if place in places else tensor.contiguous()
+        places.add(place)
+    return apart
