@@ -43,6 +43,7 @@ def test_candidates_of_the_specification():
     assert candidate_counts(5, 6, 3, 4) == [6]
     assert candidate_counts(0, 6, 0, 1) == [6]
     assert candidate_counts(0, 14, 0, 4) == [0, 2, 4, 5, 7]
+    assert candidate_counts(1, 8, 4, 6) == [4]  # the total was 7 at stage 3: the last stage must remove more
 
 
 @given(st.integers(0, 40), st.integers(1, 8), st.data())

@@ -84,7 +84,8 @@ def candidate_counts(removed: int, total: int, stage: int, stages: int) -> list[
     if later == 0:
         return [total]
     most = math.ceil(2 * total / stages)
-    low, high = max(removed, total - later * most), max(removed, min(total, removed + most))
+    high = max(removed, min(total, removed + most))
+    low = min(max(removed, total - later * most), high)  # new scores may have raised the total since the last stage
     count = min(MOST_CANDIDATES, high - low + 1)
     return [low + round(i * (high - low) / max(count - 1, 1)) for i in range(count)]
 
