@@ -22,7 +22,7 @@ from secateur.criteria import ScoringConfig
 from secateur.models.network import example_inputs
 from secateur.models.registry import describe
 from secateur.process.diffusion import DiffusionProcess
-from secateur.recovery import Ema, RecoveryConfig, recover
+from secateur.recovery import AttachedPruner, Decision, Ema, RecoveryConfig, recover
 from secateur.recovery.surgery import cut_in_training
 from secateur.schedules import AdaptiveConfig, CutConfig, ProgressiveConfig
 from secateur.schedules import Pruning as PruningOfObjects
@@ -217,6 +217,25 @@ def test_other_schedules_in_a_plain_loop(schedule):
     assert len(model.transformer_blocks) == 2
     assert len(optimizer.param_groups[0]["params"]) == len(list(model.parameters()))
     assert [len(cut["removed_blocks"]) for cut in pruning.cuts] == ([2] if schedule == "one-shot" else [1, 1])
+
+
+def test_decisions_are_made_on_an_average_without_dropout():
+    model = unet(dropout=0.5).train()
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5))
+    modes = []
+
+    class Watching:
+        base_id, refit = "", None
+        settings = staticmethod(dict)
+        due = staticmethod(lambda step: True)
+
+        def decide(self, model, average, pruning, step):
+            modes.append(average.training)
+            return Decision({}, {}, {})
+
+    AttachedPruner(Watching(), model, average=average).step()
+    assert modes == [False]
+    assert average.module.training
 
 
 def test_a_loop_of_accelerate_keeps_its_own_accelerator(tmp_path):

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 import secateur
 from models import unet
@@ -10,6 +11,7 @@ from secateur.base.errors import SecateurError, TargetError
 from secateur.cli import main
 from secateur.results import QualitySearch, QualityTry, read_result
 from secateur.runs import quality
+from secateur.runs.subject import open_subject
 from secateur.schedules import parse_target
 from training_runs import images
 
@@ -79,6 +81,17 @@ def test_a_stopped_search_resumes(tmp_path, monkeypatch):
     monkeypatch.setattr(quality, "_tried", lambda *arguments: tried.append(arguments[2]) or inner(*arguments))
     secateur.prune(unet(), **asked)
     assert len(tried) == len(set(tried)) == 4
+
+
+@pytest.mark.parametrize("goal", ["ssim=0.9", "loss=5%"])
+def test_a_model_that_diverges_does_not_hold_a_quality(goal):
+    subject, data = open_subject(unet(), "ddpm"), images()
+    evaluation = secateur.EvaluationConfig(num_inference_steps=2)
+    with quality._quality_of(subject, data, parse_target(goal), evaluation) as quality_of:
+        model = unet()
+        with torch.no_grad():
+            model.conv_out.bias.fill_(float("nan"))
+        assert quality_of(model) is None
 
 
 def test_a_search_says_what_it_found():

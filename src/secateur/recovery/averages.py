@@ -33,7 +33,7 @@ def restart_average(average: Average, model: nn.Module) -> None:
 
 
 def averaged(model: nn.Module, average: Average) -> nn.Module:
-    """A module with the averaged weights in eval mode; for diffusers', which keeps tensors only, a copy of `model`."""
+    """A module with the averaged weights; for diffusers', which keeps tensors only, a copy of `model` in eval mode."""
     if not isinstance(average, EMAModel):
         return module_of(average)
     module = copy.deepcopy(model).eval()

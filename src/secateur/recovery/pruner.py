@@ -184,18 +184,13 @@ class AttachedPruner:
     def _under_masks(self) -> Iterator[nn.Module]:
         """The average with the masks, in eval mode; the model itself if there is no average."""
         if self.average is None:
-            modes = {module: module.training for module in self.model.modules()}
-            self.model.eval()
-            try:
+            with in_eval_mode(self.model):
                 yield self.model
-            finally:
-                for module, mode in modes.items():
-                    module.training = mode
             return
         self.take_masks_off()  # a copy of the model would have them too
         average = averaged(self.model, self.average)
         self.put_masks_on()
-        with masked(average, describe(average), self.masks):
+        with in_eval_mode(average), masked(average, describe(average), self.masks):
             yield average
 
     def _follow(self, decision: Decision) -> None:
@@ -241,6 +236,18 @@ class AttachedPruner:
 
 def _cut_of(saved: Mapping[str, Any]) -> Cut:
     return Cut({name: tuple(units) for name, units in saved["kept"].items()}, tuple(saved["removed_blocks"]))
+
+
+@contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside the block; every module's mode is restored after it."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 @contextmanager

@@ -127,9 +127,10 @@ def _quality_of(
             found, _ = evaluate_models(models, subject.process, dataset, config, decoder(subject), cache=Path(cache))
             assert found is not None
             dense, tried = (found.models[each].estimates for each in models)
-            if goal.metric == "ssim":
-                return tried["ssim"].value if "ssim" in tried else None
-            return tried["denoising_loss"].value / dense["denoising_loss"].value - 1
+            key = "ssim" if goal.metric == "ssim" else "denoising_loss"
+            if key not in tried:
+                return None
+            return tried[key].value if key == "ssim" else tried[key].value / dense[key].value - 1
 
         yield measure
 
