@@ -332,6 +332,23 @@ def test_what_cannot_work_is_refused_before_anything_changes():
     assert_same(model, unet())
 
 
+def test_what_a_cut_excludes_stays_whole():
+    model = unet()
+    pruning = pruning_of(
+        model, schedule="one-shot", target="macs=80%", cut=CutConfig(round_to=2, exclude=("mid_block.*",))
+    )
+    pruning.step()
+    dense = {name: value.shape for name, value in unet().named_parameters()}
+    changed = {name for name, value in model.named_parameters() if value.shape != dense[name]}
+    assert changed
+    assert not [name for name in changed if name.startswith("mid_block.")]
+    with pytest.raises(SecateurError, match="'no_block' matches no width"):
+        pruning_of(unet(), cut=CutConfig(exclude=("no_block",)))
+    blocks = {"schedule": "adaptive", "target": "blocks=3", "cut": CutConfig("local", "depth", exclude=("*.0",))}
+    with pytest.raises(SecateurError, match="the adaptive schedule decides over all blocks"):
+        pruning_of(dit(), **blocks)
+
+
 def test_a_latency_is_measured_when_pruning_is_made(monkeypatch):
     model = unet()
     dense = macs(model)

@@ -32,6 +32,7 @@ from ..schedules import (
     Granularity,
     ProgressiveConfig,
     Target,
+    check_all_blocks,
     check_criterion,
     check_fits,
     granularity_for,
@@ -132,8 +133,7 @@ def check_compression(
     check_quality(subject, goal, settings.schedule == "one-shot")
     granularity = granularity_for(goal, settings.cut)
     check_schedule(settings, granularity)
-    if settings.schedule == "adaptive" and subject.excluded:
-        raise SecateurError("the adaptive schedule decides over all blocks: leave cut.include and cut.exclude out")
+    check_all_blocks(settings.adaptive if settings.schedule == "adaptive" else None, subject.excluded)
     if dataset is not None:
         models = {"dense": subject.model, "recovered": subject.model}
         say_notes(plan_evaluation(models, subject.process, dataset, settings.evaluation).notes)

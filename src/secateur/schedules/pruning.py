@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, TypeAlias
@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..base.errors import TargetError, require, require_one_of
+from ..base.errors import SecateurError, TargetError, require, require_one_of
 from ..compensation import CompensationConfig, compensate
 from ..criteria import ScoringConfig
 from ..data import Batch
@@ -24,7 +24,7 @@ from ..models.registry import describe
 from ..process.base import Process
 from ..recovery.averages import Average
 from ..recovery.pruner import AttachedPruner, Decision, Pruner, Refit
-from ..structure import Cut, Structure
+from ..structure import Cut, Structure, select
 from .adaptive import Adaptive, AdaptiveConfig
 from .block_cuts import LatencyOf, block_cuts
 from .one_shot import CutConfig, check_criterion, granularity_for, one_shot
@@ -205,7 +205,8 @@ class Pruning(AttachedPruner):
 
         Raises:
             TargetError: the target cannot be read or reached.
-            SecateurError: the schedule does not fit into `steps`, or does not go with `cut`.
+            SecateurError: the schedule does not fit into `steps`, or does not go with `cut`; or a pattern of `cut`
+                matches nothing.
             TrainingError: the model is sharded; a score is not finite.
         """
         network = network_of(model)
@@ -214,7 +215,7 @@ class Pruning(AttachedPruner):
             require_one_of("schedule", schedule, ScheduleName)
         chosen = fitted(schedule, steps)
         allowed = cut or CutConfig(granularity="depth" if isinstance(chosen, AdaptiveConfig) else "width")
-        structure, granularity = describe(network), granularity_for(goal_target, allowed)
+        structure, granularity = _selected(network, allowed, chosen), granularity_for(goal_target, allowed)
         check_criterion(criterion, structure, granularity)
         check_fits(chosen, steps, granularity == "depth")
         if goal_target.metric == "latency" and latency_of is None:
@@ -292,6 +293,28 @@ def check_fits(schedule: ProgressiveConfig | AdaptiveConfig | None, steps: int, 
             "the adaptive schedule drops blocks; add --cut.granularity depth, or give a number of blocks as the "
             "target, such as blocks=6",
         )
+
+
+def _selected(network: nn.Module, cut: CutConfig, schedule: ProgressiveConfig | AdaptiveConfig | None) -> Structure:
+    """The structure of `network`, reduced to what `cut` includes."""
+    try:
+        selection = select(describe(network), cut.include, cut.exclude)
+    except ValueError as error:
+        raise SecateurError(f"{type(network).__name__}: {error}") from error
+    check_all_blocks(schedule, selection.left_out)
+    return selection.structure
+
+
+def check_all_blocks(schedule: ProgressiveConfig | AdaptiveConfig | None, excluded: Collection[str]) -> None:
+    """Check that nothing is excluded from a schedule that decides over all blocks.
+
+    Raises:
+        SecateurError: something is.
+    """
+    require(
+        not (isinstance(schedule, AdaptiveConfig) and excluded),
+        "the adaptive schedule decides over all blocks: leave cut.include and cut.exclude out",
+    )
 
 
 def _no_latency(model: nn.Module, structure: Structure) -> Callable[[Cut], float]:
