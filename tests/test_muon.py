@@ -12,7 +12,7 @@ from progressive_runs import BOTH, QUICK, pruner_for
 from secateur.process.diffusion import DiffusionProcess
 from secateur.process.flow import FlowProcess
 from secateur.recovery import RecoveryConfig, optimizers, recover
-from secateur.recovery.optimizers import Muon, build_optimizer, is_matrix, orthogonalized
+from secateur.recovery.optimizers import Muon, build_optimizer, is_matrix, multiplies_bfloat16, orthogonalized
 from training_runs import Failing, assert_same, images, log
 
 CONFIG = RecoveryConfig(
@@ -30,7 +30,8 @@ def test_singular_values_come_near_to_one(shape):
     left, _, right = torch.linalg.svd(matrices, full_matrices=False)  # the nearest orthogonal matrix
     assert (found - left @ right).norm() < 0.35 * (left @ right).norm()
     torch.testing.assert_close(orthogonalized(1e3 * matrices, torch.float64), found, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(orthogonalized(matrices.float()), found.float(), rtol=1e-3, atol=1e-3)
+    for dtype, apart in ((torch.float32, 1e-3), (torch.bfloat16, 0.05)):
+        assert (orthogonalized(matrices.float(), dtype) - found).abs().max() < apart
 
 
 def test_a_step_is_the_published_rule():
@@ -107,6 +108,12 @@ def test_both_learning_rates_follow_the_schedule(monkeypatch, tmp_path):
     config = replace(CONFIG, steps=4, warmup_steps=2, lr_schedule="linear", learning_rate=1e-3, muon_learning_rate=3e-3)
     recover(unet(), DiffusionProcess(), images(), config, tmp_path)
     assert seen == [pytest.approx(rates) for rates in ([1.5e-3, 5e-4], [3e-3, 1e-3], [3e-3, 1e-3], [1.5e-3, 5e-4])]
+
+
+@pytest.mark.parametrize("feature", ["amx_bf16", "avx512_bf16", None])
+def test_processors_that_multiply_bfloat16_are_known(feature, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": False, feature: True}, raising=False)
+    assert multiplies_bfloat16.__wrapped__(torch.device("cpu")) is (feature is not None)
 
 
 @pytest.mark.parametrize(("halves", "loss", "apart"), [(False, 1e-6, 5e-3), (True, 5e-4, 0.05)])

@@ -159,7 +159,8 @@ class Muon(Optimizer):
 def multiplies_bfloat16(device: torch.device) -> bool:
     """Whether `device` multiplies bfloat16 matrices in hardware."""
     if device.type == "cpu":
-        return bool("get_capabilities" in dir(torch.cpu) and torch.cpu.get_capabilities().get("amx_bf16"))
+        found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+        return bool(found.get("amx_bf16") or found.get("avx512_bf16"))
     return device.type != "mps"
 
 
