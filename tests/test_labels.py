@@ -113,6 +113,25 @@ def test_after_a_warm_up_in_memory_every_weight_is_trained_again():
     ).model.proj_out_2.weight.requires_grad
 
 
+@pytest.mark.slow
+def test_what_is_excluded_stays_whole_after_a_warm_up():
+    run = secateur.compress(
+        dit(),
+        target="macs=80%",
+        data=load_data("digits"),
+        process="flow",
+        criterion="magnitude",
+        compensates=False,
+        new_labels=True,
+        warmup=WarmupConfig(steps=1),
+        steps=1,
+        cut=secateur.CutConfig(round_to=2, exclude=("transformer_blocks.0.*",)),
+        evaluation=secateur.EvaluationConfig(metrics=("loss",)),
+    )
+    assert run.model.transformer_blocks[0].ff.net[2].weight.shape == dit().transformer_blocks[0].ff.net[2].weight.shape
+    assert run.model.transformer_blocks[1].ff.net[2].weight.shape != dit().transformer_blocks[1].ff.net[2].weight.shape
+
+
 @pytest.mark.parametrize("name", ["compress", "plan", "sweep", "plan_sweep", "best", "plan_best"])
 def test_a_warm_up_of_no_new_labels_is_refused(name):
     given = {"targets": ("macs=50%",)} if "sweep" in name else {"target": "macs=50%"}

@@ -88,7 +88,7 @@ def compress(
         with folder_or_memory(out, about, inputs) as folder:
             dataset = encode_data(dataset, subject)
             if labels is not None:
-                subject = warmup_stage(folder, subject, dataset, labels, settings.recovery)
+                subject = warmup_stage(folder, subject, dataset, labels, settings.recovery).selected(settings.cut)
             kept = None if cache is None else Path(cache)
             stages = compress_stages(folder, subject, dataset, goal, settings, cut, kept)
             if folder is not None:
