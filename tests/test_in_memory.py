@@ -8,9 +8,11 @@ import pytest
 import torch
 
 import secateur
-from models import unet
+from models import dit, unet
 from secateur import EvaluationConfig, SecateurError
 from secateur.commands import COMMANDS
+from secateur.io.manifest import manifest_of
+from training_runs import images
 
 OF_THE_SHELL = {"completion", "recipes"}  # a script for the shell; a list of names and a file: `secateur.RECIPES`
 OF_THE_COMMAND = {"on", "dry_run"}  # the model, and the plan of the same arguments
@@ -144,3 +146,24 @@ def test_a_sweep_and_a_search_in_memory(data, tmp_path):
     x, t = torch.randn(2, 1, 8, 8), torch.tensor([3, 5])
     assert search.winner.model(x, t).sample.shape == (2, 1, 8, 8)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.slow
+def test_weights_that_a_user_froze_stay_as_they_are_with_a_folder_too(tmp_path):
+    def compressed(**given):
+        model = dit()
+        model.transformer_blocks[:3].requires_grad_(False)
+        asked = {"target": "blocks=3", "criterion": "uniform", "schedule": "one-shot", "steps": 1, "compensates": False}
+        evaluation = EvaluationConfig(metrics=("loss",))
+        secateur.compress(model, data=images(), process="flow", evaluation=evaluation, keep=True, **asked, **given)
+
+    compressed(out=tmp_path / "run")
+    model, dense = secateur.from_pretrained(tmp_path / "run" / "model"), dict(dit().named_parameters())
+    [removed] = manifest_of(model).cuts[0].removed_blocks
+    left = [name for name in (f"transformer_blocks.{place}" for place in range(4)) if name != removed]
+    trained = {
+        name
+        for name, block in zip(left, model.transformer_blocks, strict=True)
+        if not torch.equal(block.ff.net[2].weight, dense[f"{name}.ff.net.2.weight"])
+    }
+    assert trained == {"transformer_blocks.3"}

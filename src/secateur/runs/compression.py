@@ -53,6 +53,7 @@ from .stages import (
     scores_of,
     settle_stage,
     solve_cut,
+    train_like,
 )
 from .subject import Subject
 from .teaching import agreed, off_the_device, why_recipe_records
@@ -162,6 +163,8 @@ def compress_stages(
     if planning.pruned is not None and settings.compensates:
         start, refit = compensate_stage(folder, planning.pruned, subject, dataset, settings.compensation)
         models["compensated"] = start
+    if planning.pruned is not None:
+        train_like(start, subject.model)
     teaches = build_objective(settings.recovery, subject.model).needs_teacher
     teacher: nn.Module | Book = subject.model
     begun, recorded = time.perf_counter(), recorded_in(folder)

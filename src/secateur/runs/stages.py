@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..base.distributed import is_main_process, wait_for_everyone
 from ..base.rows import remove_rows
 from ..compensation import CompensationConfig, compensate
+from ..compensation.counterparts import counterparts, cuts_between
 from ..criteria import ScoringConfig, score
 from ..data import Batch, ImageDataset, calibration_batch
 from ..data.conditions import accepts, null_conditions
@@ -219,6 +220,17 @@ def cut_stage(
 
     model = kept_model(folder, "pruned", subject, make)
     return model, found[0] if found else read_result(CutResult, _of(folder) / "cut.json")
+
+
+def train_like(model: nn.Module, dense: nn.Module) -> None:
+    """Let the weights of `model`, cut from `dense`, need gradients where its do: the files of a stage do not say."""
+    frozen = {name for name, needs in trainable(dense).items() if not needs}
+    if not frozen:
+        return
+    names = counterparts(model, dense, cuts_between(model, dense)).dense_names
+    for name, parameter in model.named_parameters():
+        module, _, leaf = name.rpartition(".")
+        parameter.requires_grad_(".".join(filter(None, (names.get(module), leaf))) not in frozen)
 
 
 def compensate_stage(
