@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from secateur.compensation import gated
+from secateur.compensation import gated
 from secateur.compensation.gated import conjugate_change, exact_change, gated_change
 from secateur.compensation.least_squares import Sums, refit, with_ones
 
@@ -143,6 +144,18 @@ def test_inputs_that_depend_on_each_other_need_no_ridge():
         for solver in (exact_change, conjugate_change)
     ]
     torch.testing.assert_close(*left)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_fewer_rows_than_columns_need_no_ridge_in_float32_either(exact, monkeypatch):
+    monkeypatch.setattr(gated, "exact_is_better", lambda *sizes: exact)
+    x, gate, error = (values.float() for values in (normal(8, 1, 40), normal(8, 3, seed=1), normal(8, 1, 3, seed=2)))
+    change = gated_change(x, gate, error, 0.0, False)
+    assert change.abs().max() < 10
+    assert (error - gate[:, None] * (x @ change.float())).square().sum() < 1e-3 * error.square().sum()
+    plain, _ = refit(sums_of(x[:, 0], error[:, 0], error[:, 0]), 0.0, False)
+    assert plain.abs().max() < 10
+    assert (error[:, 0] - x[:, 0] @ plain.float()).square().sum() < 1e-3 * error.square().sum()
 
 
 def test_the_solvers_share_sums_with_other_processes():

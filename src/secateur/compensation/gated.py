@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..base.devices import in_float64
-from .least_squares import mean_square, solve
+from .least_squares import least_ridge, mean_square, solve
 
 EXACT_BYTES = 2**30  # of the products h h' of every image; above it, conjugate gradients are used
 AT_ONCE_BYTES = 2**28  # of the A_c in memory at once
@@ -41,6 +41,7 @@ def gated_change(
     """The change (K, M) of the weights: by exact solution if systems are small, else by conjugate gradients."""
     images, rows, columns = x_IRK.shape
     everywhere = int(total(x_IRK.new_tensor(float(images))))  # so that all processes choose alike
+    ridge = max(ridge, least_ridge(x_IRK.dtype, columns))
     is_exact = exact_is_better(everywhere, everywhere * rows, columns, gate_IM.shape[1])
     chosen = exact_change if is_exact else conjugate_change
     return chosen(x_IRK, gate_IM, error_IRM, ridge, bias, total)

@@ -33,6 +33,7 @@ class Sums:
         inputs: sum of x x', (K, K), its upper triangle.
         cross: sum of x e', (K, M), e the error y - y~.
         scalars: number of rows, sum of |e|^2, and sum of |y|^2.
+        dtype: of the products.
     """
 
     def __init__(self, columns: int, outputs: int, device: torch.device) -> None:
@@ -40,9 +41,11 @@ class Sums:
         self.inputs = torch.zeros(columns, columns, dtype=torch.float64, device=device)
         self.cross = torch.zeros(columns, outputs, dtype=torch.float64, device=device)
         self.scalars = torch.zeros(3, dtype=torch.float64, device=device)
+        self.dtype = torch.float64
 
     def add(self, x_NK: Tensor, error_NM: Tensor, target_NM: Tensor) -> None:
         """Add rows."""
+        self.dtype = x_NK.dtype
         for start in range(0, x_NK.shape[1], PANEL):
             panel = x_NK[:, start : start + PANEL]
             self.inputs[start : start + PANEL, start:] += (panel.T @ x_NK[:, start:]).to(self.inputs)
@@ -76,13 +79,19 @@ def refit(sums: Sums, ridge: float, bias: bool) -> tuple[Tensor, float]:
     Consumes `sums.inputs`, which may be the largest tensor of all.
     """
     features = len(sums.inputs) - bias
-    pull = ridge * mean_square(sums.inputs.diagonal(), bias)
+    pull = max(ridge, least_ridge(sums.dtype, features)) * mean_square(sums.inputs.diagonal(), bias)
     _mirror(sums.inputs)
     sums.inputs.diagonal()[:features] += pull
     change = solve(sums.inputs, sums.cross)
     # By the normal equations, tr(D'AD) is tr(D'B) less the ridge's part.
     left = sums.error - (change * sums.cross).sum() - pull * change[:features].square().sum()
     return change, max(float(left), 0.0)
+
+
+def least_ridge(dtype: torch.dtype, columns: int) -> float:
+    """The ridge that outweighs the rounding of sums of products in `dtype`, which would otherwise be fitted where there
+    are fewer rows than columns."""
+    return columns * torch.finfo(dtype).eps
 
 
 def mean_square(diagonal_K: Tensor, bias: bool) -> Tensor:
