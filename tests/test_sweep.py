@@ -61,6 +61,12 @@ def test_a_ranking_is_taken_whole_or_not_at_all(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "ranking.json").read_bytes() == (tmp_path / "other" / "ranking.json").read_bytes()
 
 
+def test_statistics_that_trials_would_overwrite_are_refused() -> None:
+    evaluation = EvaluationConfig(frechet=secateur.FrechetOptions(save_statistics="statistics"))
+    with pytest.raises(SecateurError, match="every trial would write its statistics over those of the others"):
+        secateur.plan_sweep(unet(), data="digits", process="ddpm", targets=("macs=50%",), evaluation=evaluation)
+
+
 @pytest.mark.slow
 def test_sweep_runs_skips_resumes_and_grows(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

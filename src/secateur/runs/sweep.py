@@ -202,6 +202,8 @@ def planned_trials(
     require(len(targets) > 0, "no target was given; give for example --targets macs=50% macs=30%")
     require(len(seeds) > 0, "no seed was given; give for example --seeds 0 1 2")
     goals = [parse_target(target) for target in dict.fromkeys(targets)]
+    saved = evaluation.frechet.save_statistics
+    require(saved is None, f"every trial would write its statistics over those of the others in {saved}; leave it out")
     trials = all_trials(recipe_names(recipes), criteria, objectives, goals, seeds, shared, steps, evaluation)
     second = seconds_per_pair(bench.subject)
     plans: dict[str, float | str] = {}
