@@ -12,7 +12,7 @@ import folders
 import secateur
 from models import dit, unet
 from secateur.base.errors import DataError, ModelError, SecateurError
-from secateur.data import Batch, load_data
+from secateur.data import ArrayDataset, Batch, load_data
 from secateur.evaluation import (
     EvaluationConfig,
     FtleOptions,
@@ -24,6 +24,7 @@ from secateur.evaluation import (
 )
 from secateur.evaluation.metrics.loss import denoising_loss_per_timestep
 from secateur.evaluation.metrics.output_error import output_errors
+from secateur.evaluation.plan import plan_evaluation
 from secateur.io.manifest import apply_cut
 from secateur.process.diffusion import DiffusionProcess
 from secateur.process.flow import FlowProcess
@@ -166,6 +167,13 @@ def test_labels_that_the_model_needs(tmp_path: Path, features: str) -> None:
         evaluate_models({"d": unet(num_class_embeds=10)}, DiffusionProcess(), unlabelled, config)
     with pytest.raises(DataError, match="has classes 0 to 9, the model knows 0 to 2"):
         evaluate_models({"d": unet(num_class_embeds=3)}, DiffusionProcess(), load_data("digits"), config)
+
+
+def test_neighbours_need_enough_images_of_the_data(features: str) -> None:
+    few = ArrayDataset("few", (1, 8, 8), (), torch.rand(4, 1, 8, 8), None)
+    config = EvaluationConfig(metrics=("prdc",), num_images=8, features=features)
+    with pytest.raises(SecateurError, match="prdc needs at least 6 images of the data, few has 4"):
+        plan_evaluation({"dense": unet()}, DiffusionProcess(), few, config)
 
 
 def test_questions_that_make_no_sense_are_refused_at_once() -> None:

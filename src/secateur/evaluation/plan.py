@@ -167,6 +167,10 @@ def _check_needs(metric: Measurement, subject: Subject, no_features: SecateurErr
     for need, reason in _missing(metric, subject).items():
         if need in metric.needs or (need == "data" and _looks_at_data(metric, subject)):
             raise SecateurError(f"{metric.name} {reason}")
+    count = len(subject.dataset)
+    if isinstance(metric, OfFeatures) and _looks_at_data(metric, subject) and count < metric.least_images:
+        least = f"{metric.name} needs at least {metric.least_images} images of the data"
+        raise SecateurError(f"{least}, {subject.dataset.name} has {count}; give more, or leave it out")
     if "features" in metric.needs and no_features is not None:
         raise no_features
 

@@ -68,11 +68,17 @@ def check_sampler(process: Process, name: str | None, num_inference_steps: int) 
         scheduler.set_timesteps(num_inference_steps)
         sample = torch.zeros(1, 1, 1, 1)
         for timestep in scheduler.timesteps:
-            sample = step(scheduler, torch.zeros_like(sample), timestep, sample, [torch.Generator()])
+            output = torch.zeros_like(scaled(scheduler, sample, timestep))
+            sample = step(scheduler, output, timestep, sample, [torch.Generator()])
     except Exception as error:  # schedulers may raise anything for unsupported settings
         raise SecateurError(
             f"{type(scheduler).__name__} cannot take {num_inference_steps} steps here: {first_line(error)}"
         ) from error
+
+
+def scaled(scheduler: Any, sample: Tensor, timestep: Tensor) -> Tensor:
+    """What the network takes in place of `sample`: flow schedulers do not scale it, and have no such function."""
+    return scheduler.scale_model_input(sample, timestep) if hasattr(scheduler, "scale_model_input") else sample
 
 
 def step(

@@ -12,7 +12,7 @@ from ..models.network import device_of, inference
 from ..models.predict import predict
 from ..models.registry import family_of
 from .base import Process
-from .samplers import sampler, step
+from .samplers import sampler, scaled, step
 
 
 def initial_noise(numbers: Sequence[int], shape: tuple[int, ...], seed: int = 0) -> Tensor:
@@ -59,14 +59,13 @@ def generate(
         raise SecateurError("the model has no null condition to guide away from; use guidance_scale 1")
     solver = sampler(process, scheduler)
     solver.set_timesteps(num_inference_steps, device=noise_BCHW.device)
-    # Flow schedulers start from unscaled noise and do not scale the network's input; they have neither attribute.
+    # Flow schedulers start from unscaled noise, and do not have this attribute.
     everywhere = torch.ones(len(noise_BCHW), dtype=torch.bool, device=noise_BCHW.device)
     unconditioned = dropped(conditions, everywhere, null) if is_guided else UNCONDITIONAL
     sample = noise_BCHW * getattr(solver, "init_noise_sigma", 1.0)
-    scaled = getattr(solver, "scale_model_input", lambda sample, timestep: sample)
     for timestep in solver.timesteps:
         t_B = process.sampler_to_model(timestep).expand(len(sample)).to(sample.device)
-        x_t = scaled(sample, timestep)
+        x_t = scaled(solver, sample, timestep)
         network = _network_at(model, process, float(timestep))
         output = predict(network, x_t, t_B, conditions)
         if is_guided:

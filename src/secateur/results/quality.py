@@ -45,13 +45,18 @@ class QualitySearch(Displayed):
         """The smallest model that keeps the quality."""
         return min((each for each in self.tries if each.holds), key=lambda each: each.macs or 1.0, default=None)
 
+    @property
+    def _measured(self) -> int:
+        """How many sizes a cut could reach."""
+        return sum(each.macs is not None for each in self.tries)
+
     def sentences(self) -> tuple[str, ...]:
         """What was asked, and the smallest model that meets it."""
         if self.found is None:
-            return (f"None of {len(self.tries)} smaller models that were tried holds {self.target}.",)
+            return (f"None of {self._measured} smaller models that were tried holds {self.target}.",)
         size, quality = percent(self.found.macs or 1.0, 1), format_number(self.found.quality or 0.0)
         return (
-            f"Of {len(self.tries)} models that were cut and measured for {self.target}, the smallest that holds it has "
+            f"Of {self._measured} models that were cut and measured for {self.target}, the smallest that holds it has "
             f"{size} of the MACs: {self.metric} {quality}.",
         )
 
