@@ -5,7 +5,6 @@ import torch
 from torch import Tensor
 
 from secateur.compensation import gated
-from secateur.compensation import gated
 from secateur.compensation.gated import conjugate_change, exact_change, gated_change
 from secateur.compensation.least_squares import Sums, refit, with_ones
 
