@@ -440,6 +440,21 @@ def test_a_collapsed_class_is_named_and_framed(run: Path, markup: str) -> None:
     assert [found.name for found in worst_first(many, most=3)] == ["1", "2", "3"]
 
 
+@pytest.mark.parametrize("diverged", ["dense", "recovered"])
+def test_nothing_is_said_of_the_classes_of_a_model_that_diverged(tmp_path: Path, diverged: str) -> None:
+    run = make_run(tmp_path / "run")
+
+    def without_classes(found: Evaluation) -> Evaluation:
+        left = {
+            name: replace(each, per_class=None) if name == diverged else each for name, each in found.models.items()
+        }
+        return replace(found, models=left)
+
+    assert "classes lost a quarter" in Page(write_report(run).read_text(encoding="utf-8")).text
+    change_evaluation(run, without_classes)
+    assert "classes lost a quarter" not in Page(write_report(run).read_text(encoding="utf-8")).text
+
+
 def scored(coverage: float) -> ClassScores:
     return ClassScores(0, "", 1, 1, coverage=coverage)
 

@@ -171,6 +171,8 @@ def _stages(run: Run) -> list[str]:
 
 
 def _classes(evaluation: Evaluation) -> list[str]:
+    if evaluation.dense.per_class is None or evaluation.final.per_class is None:  # some of its samples diverged
+        return []
     scores = class_scores(evaluation)
     lost = collapsed_classes(scores)
     if not lost:
