@@ -1,9 +1,13 @@
 """Recovery in less memory: offloading, smaller optimizers, bfloat16, LoRA, freezing, and their memory."""
 
 import json
+import sys
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +28,7 @@ from secateur.recovery.memory import affordable, recovery_memory
 from secateur.recovery.offload import visiting
 from secateur.recovery.rounding import RoundedAdamW, stochastically_rounded
 from secateur.recovery.shards import block_names
-from secateur.recovery.student import check_student
+from secateur.recovery.student import check_student, make_ready
 from secateur.recovery.surgery import cut_in_training
 from secateur.structure import Cut
 from secateur.structure.memory import LiveBytes
@@ -183,6 +187,20 @@ def test_frozen_weights_stay(tmp_path):
     for name, value in dit().named_parameters():
         frozen = name.startswith(("transformer_blocks.", "pos_embed."))
         assert torch.equal(found.get_parameter(name), value) == frozen, name
+
+
+def test_what_is_frozen_gets_no_factors(monkeypatch):
+    peft: Any = ModuleType("peft")
+    peft.__spec__, peft.LoraConfig = ModuleSpec("peft", None), lambda **options: options["target_modules"]
+    given: list[str] = []
+    peft.inject_adapter_in_model = lambda names, model, adapter: given.extend(names)
+    monkeypatch.setitem(sys.modules, "peft", peft)
+    config = replace(CONFIG, lora=LoraConfig(2), freeze=("*.attn1.*",))
+    make_ready(dit(), config, CPU)
+    assert "transformer_blocks.0.ff.net.2" in given
+    assert not [name for name in given if ".attn1." in name]
+    with pytest.raises(TrainingError, match="freeze leaves none of the layers that lora targets"):
+        check_student(dit(), replace(config, lora=LoraConfig(2, targets=("*.attn1.*",))))
 
 
 @pytest.mark.skipif(find_spec("peft") is None, reason="needs peft")

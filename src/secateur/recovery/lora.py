@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from importlib.util import find_spec
@@ -39,11 +40,11 @@ class LoraConfig:
         check_fields("lora", self)
 
 
-def check_lora(config: LoraConfig, model: nn.Module) -> list[str]:
-    """The layers of `model` that get factors.
+def check_lora(config: LoraConfig, model: nn.Module, frozen: Collection[str] = ()) -> list[str]:
+    """The layers of `model` that get factors: not those whose weights are among the `frozen` parameters.
 
     Raises:
-        TrainingError: peft is not installed, or no layer matches.
+        TrainingError: peft is not installed, no layer matches, or all that match are frozen.
     """
     if find_spec("peft") is None:
         raise TrainingError("LoRA recovery needs peft; pip install 'secateur[lora]'")
@@ -51,14 +52,17 @@ def check_lora(config: LoraConfig, model: nn.Module) -> list[str]:
     found = [name for name in layers if any(fnmatchcase(name, pattern) for pattern in config.targets)]
     if not found:
         raise TrainingError(f"lora targets {', '.join(config.targets)} match no layer; there is {layers[0]}")
-    return found
+    trained = [name for name in found if f"{name}.weight" not in frozen]
+    if not trained:
+        raise TrainingError(f"freeze leaves none of the layers that lora targets {', '.join(config.targets)} match")
+    return trained
 
 
-def add_lora(model: nn.Module, config: LoraConfig) -> None:
+def add_lora(model: nn.Module, config: LoraConfig, frozen: Collection[str] = ()) -> None:
     """Freeze `model` and add trainable factors to the layers that `config` names."""
     import peft
 
-    names = check_lora(config, model)
+    names = check_lora(config, model, frozen)
     model.requires_grad_(False)
     adapter = peft.LoraConfig(r=config.rank, lora_alpha=config.alpha or config.rank, target_modules=names)
     peft.inject_adapter_in_model(adapter, model, ADAPTER)

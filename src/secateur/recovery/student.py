@@ -45,7 +45,7 @@ def check_student(model: nn.Module, config: RecoveryConfig) -> None:
     if config.parallel != "ddp" and config.optimizer in MATCHED_BY_SHAPE:
         raise TrainingError(f"optimizer {config.optimizer} does not work on shards; use adamw or muon with them")
     if config.lora.rank:
-        check_lora(config.lora, model)
+        check_lora(config.lora, model, frozen_by(model, config.freeze))
         if objective_named(config.objective).compares_blocks:
             raise TrainingError(
                 f"objective {config.objective} follows blocks by their weights, which LoRA wraps; use distillation"
@@ -96,10 +96,11 @@ def make_ready(model: nn.Module, config: RecoveryConfig, device: torch.device) -
         nn.Module.to(model, device, dtype)  # avoids diffusers' warning
     model.train()
     trained = trainable(model)
-    for name in frozen_by(model, config.freeze):
+    frozen = frozen_by(model, config.freeze)
+    for name in frozen:
         model.get_parameter(name).requires_grad_(False)
     if config.lora.rank:
-        add_lora(model, config.lora)
+        add_lora(model, config.lora, frozen)
     return trained
 
 
