@@ -119,7 +119,7 @@ def test_processors_that_multiply_bfloat16_are_known(feature, monkeypatch):
 @pytest.mark.parametrize(("halves", "loss", "apart"), [(False, 1e-6, 5e-3), (True, 5e-4, 0.05)])
 def test_it_spreads_what_rounding_changes(halves, loss, apart, monkeypatch, tmp_path):
     """It raises small singular values, rounding errors among them; more so where the device multiplies in bfloat16."""
-    monkeypatch.setattr(optimizers, "multiplies_bfloat16", lambda device: halves)
+    monkeypatch.setattr(optimizers, "is_faster_in_bfloat16", lambda matrices: halves)
     config = replace(CONFIG, steps=10, batch_size=8, dropout=0.0)
     found = [
         recover(dit(), FlowProcess(), images(), replace(config, accumulation=parts), tmp_path / str(parts))

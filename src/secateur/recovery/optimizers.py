@@ -20,6 +20,7 @@ from .shards import shard_like
 HIGHEST = "highest_lr"  # a parameter group's peak learning rate
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024
 STEPS, EPS = 5, 1e-7
+ENOUGH = 4e7  # operations on a stack of matrices from which a CPU is faster in bfloat16
 
 
 def build_optimizer(config: RecoveryConfig, model: nn.Module) -> Optimizer:
@@ -164,14 +165,22 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     return device.type != "mps"
 
 
+def is_faster_in_bfloat16(matrices_NOR: Tensor) -> bool:
+    """Whether `orthogonalized` takes less time in bfloat16."""
+    count, *sides = matrices_NOR.shape
+    short, long = sorted(sides)
+    operations = STEPS * count * (4 * short**2 * long + 2 * short**3)
+    return multiplies_bfloat16(matrices_NOR.device) and (matrices_NOR.device.type != "cpu" or operations >= ENOUGH)
+
+
 def orthogonalized(matrices_NOR: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Each matrix with its singular values brought near to 1, by five steps of a quintic Newton-Schulz iteration.
 
     X <- a X + (b A + c A A) X with A = X X', starting from X divided by its Frobenius norm. By default in bfloat16 if
-    the device multiplies it in hardware, else in float32.
+    the device multiplies it in hardware, but for small matrices on a CPU; else in float32.
     """
     if dtype is None:
-        dtype = torch.bfloat16 if multiplies_bfloat16(matrices_NOR.device) else torch.float32
+        dtype = torch.bfloat16 if is_faster_in_bfloat16(matrices_NOR) else torch.float32
     a, b, c = COEFFICIENTS
     tall = matrices_NOR.shape[1] > matrices_NOR.shape[2]
     x = (matrices_NOR.mT if tall else matrices_NOR).to(dtype)
