@@ -146,7 +146,7 @@ DENSE = {
 FEATURES = {
     "digits-features": (digits, ASSETS / "digits-features", 3_000),
     "fashion-features": (fashion, ASSETS / "fashion-features", 4_000),
-    "cifar-features": (cifar, MODELS / "cifar-features", 3_000),
+    "cifar-features": (cifar, MODELS / "cifar-features", 2_000),
 }
 
 
