@@ -20,7 +20,7 @@ def dropout_by_image(network: nn.Module, places: Callable[[], range]) -> Iterato
     the CPU, which must be seeded alike in all processes; recomputed blocks get theirs again, since checkpointing
     restores that generator. An image may have several rows, as frames do.
     """
-    layers = [module for module in network.modules() if isinstance(module, nn.Dropout)]
+    layers = [module for module in network.modules() if isinstance(module, nn.Dropout) and module.p > 0]
     for layer in layers:
         layer.forward = partial(_dropped, layer, places)  # type: ignore[method-assign]
     try:
@@ -31,7 +31,7 @@ def dropout_by_image(network: nn.Module, places: Callable[[], range]) -> Iterato
 
 
 def _dropped(layer: nn.Dropout, places: Callable[[], range], x: Tensor) -> Tensor:
-    if not layer.training or layer.p == 0:
+    if not layer.training:
         return x
     seed = int(torch.randint(MOST // 2, (1,)).numpy()[0])
     generator = torch.Generator(x.device)
