@@ -94,6 +94,12 @@ METHODS = {
     "refitted, distilled, Muon": Method(replace(ALONE, optimizer="muon")),
     "refitted, with denoising": Method(replace(ALONE, weights={})),
     "refitted, features": Method(replace(ALONE, objective="features")),
+    "refitted, features, teacher's inputs": Method(
+        replace(ALONE, objective="features", features=secateur.FeaturesConfig(teacher_inputs=True))
+    ),
+    "refitted, features, massive ones too": Method(
+        replace(ALONE, objective="features", features=secateur.FeaturesConfig(massive=None))
+    ),
     "refitted, features, Muon": Method(replace(ALONE, objective="features", optimizer="muon")),
     "refitted, 2ndMatch": Method(replace(ALONE, **SECOND_MATCH, weights=BALANCED.weights | {"denoising": 0.0})),
     "refitted, book": Method(ALONE, records=True),
