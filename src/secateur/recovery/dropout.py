@@ -33,7 +33,7 @@ def dropout_by_image(network: nn.Module, places: Callable[[], range]) -> Iterato
 def _dropped(layer: nn.Dropout, places: Callable[[], range], x: Tensor) -> Tensor:
     if not layer.training:
         return x
-    seed = int(torch.randint(MOST // 2, (1,)).numpy()[0])
+    seed = int(torch.randint(MOST // 2, (1,)).numpy()[0])  # by numpy: no operator that may wait for a device
     generator = torch.Generator(x.device)
     kept = torch.empty(x.shape, dtype=torch.bool, device=x.device)
     images = places()

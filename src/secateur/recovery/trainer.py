@@ -73,7 +73,8 @@ def recover(
     files in `folder`.
     `teacher` does not change, but is moved to that device if the objective needs it. Instead of a network it may be
     its book, whose tuples are then trained on, or anything else that answers as a teacher (`teacher.Teacher`).
-    The number of micro-batches and of processes changes the loss by rounding alone.
+    The number of micro-batches and of processes changes the loss by rounding alone; and by the masks of dropout in
+    compiled networks, and where `every_n_samples` passes a batch in two parts.
 
     Raises:
         DataError: the labels do not fit the model.
