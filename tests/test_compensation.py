@@ -303,12 +303,21 @@ def test_options_that_make_no_sense_are_refused(wrong):
         CompensationConfig(**wrong)
 
 
+@pytest.mark.parametrize(("rows", "ridge", "noted"), [(4, 0.0, True), (4, 0.01, False), (1000, 0.0, False)])
+def test_fits_to_a_few_positions_without_a_ridge_are_noted(rows, ridge, noted, caplog):
+    compensated("dit", "width", replace(CONFIG, rows=rows, ridge=ridge))
+    assert ("layers have fewer positions than inputs" in caplog.text) == noted
+
+
 def test_what_a_refit_needs_is_known_before_the_cut(tmp_path):
     asked = {"target": "macs=60%", "criterion": "magnitude", "process": "ddpm", "compensation": CompensationConfig()}
     streamed = asked | {"compensation": CompensationConfig(target="stream")}
     for call in (secateur.plan_prune, partial(secateur.prune, out=tmp_path / "out")):
         with pytest.raises(SecateurError, match=r"^the refit is made on data; give data"):
             call(models.unet(), **asked)
+        dropping = asked | {"compensation": CompensationConfig(condition_dropout=0.1)}
+        with pytest.raises(SecateurError, match="this model has none"):
+            call(models.unet(), data=torch.zeros(4, 1, 8, 8), **dropping)
         with pytest.raises(SecateurError, match="the stream target needs blocks that add to a stream"):
             call(models.unet(), data=torch.zeros(4, 1, 8, 8), **streamed)
     assert not (tmp_path / "out").exists()
@@ -329,6 +338,8 @@ def test_refusals():
         compensate(pruned, models.unet(layers_per_block=2), DiffusionProcess(), batch_of(dense), CONFIG)
     with pytest.raises(SecateurError, match="use target output"):
         compensate(pruned, dense, DiffusionProcess(), batch_of(dense), replace(CONFIG, target="stream"))
+    with pytest.raises(SecateurError, match="this model has none"):
+        compensate(pruned, dense, DiffusionProcess(), batch_of(dense), replace(CONFIG, condition_dropout=0.1))
     with pytest.raises(SecateurError, match="num_tuples"):
         CompensationConfig(num_tuples=0)
     with torch.no_grad():

@@ -180,8 +180,8 @@ def test_combinations_that_come_to_the_same_are_one_trial() -> None:
     arguments = ([parse_target("macs=50%")], [0, 1], TrialConfig(batch_size=4, num_timesteps=7), 10, EvaluationConfig())
     made = all_trials(["diff-pruning", "taylor"], ["taylor"], [], *arguments)
     assert [trial.name for trial in made] == [
-        "diff-pruning_taylor_macs-50_seed-0",
-        "diff-pruning_taylor_macs-50_seed-1",
+        "diff-pruning_taylor_macs-50pct_seed-0",
+        "diff-pruning_taylor_macs-50pct_seed-1",
     ]
     assert {trial.settings.recovery.batch_size for trial in made} == {4}
     assert {trial.settings.scoring.num_timesteps for trial in made} == {7}

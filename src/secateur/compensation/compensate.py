@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ..base.console import progress
+from ..base.console import note, progress
 from ..base.devices import in_float64, where_float64
 from ..base.distributed import process_count, sum_over_processes
 from ..base.errors import TrainingError, require
@@ -19,7 +19,7 @@ from ..io.manifest import note_step
 from ..models.conditions import UNCONDITIONAL, Conditions
 from ..models.network import inference
 from ..process.base import Process
-from ..results.compensation import Compensation
+from ..results.compensation import Compensation, Reader
 from ..structure import Cut
 from .config import CompensationConfig
 from .counterparts import counterparts, cuts_between
@@ -58,13 +58,15 @@ def compensate(
 
     Raises:
         ModelError: `pruned` was not cut from `dense`.
-        SecateurError: a stream target for a model whose stream was cut, or a `folder` of another compensation.
+        SecateurError: a stream target for a model whose stream was cut, `config.condition_dropout` without a null
+            condition, or a `folder` of another compensation.
         TrainingError: an output is not finite.
     """
     config = config or CompensationConfig()
     begun = time.monotonic()
     enough = config.num_tuples >= process_count()
     require(enough, f"{config.num_tuples} calibration tuples are fewer than the {process_count()} processes; give more")
+    check_null_condition(config, null)
     parts = counterparts(pruned, dense, cuts_between(pruned, dense) if cuts is None else cuts)
     layers, left = layers_to_refit(pruned, parts)
     target = chosen_target(pruned, config)
@@ -82,6 +84,7 @@ def compensate(
             pairs = refit_to_outputs(pruned, dense, layers, tuples, config, fitting)
     expected = [there for _, there in pairs]
     before, after = (_error(found, expected, looked_at) for found in (outputs, [here for here, _ in pairs]))
+    _note_unsettled(fitting.readers, config.ridge)
     options = asdict(replace(config, target=target))
     result = Compensation(
         fitting.readers,
@@ -96,6 +99,29 @@ def compensate(
     if hasattr(pruned, "register_to_config"):
         note_step(pruned, "compensation", {**options, **errors})
     return result
+
+
+def check_null_condition(config: CompensationConfig, null: Conditions) -> None:
+    """Check that there is a null condition to replace others by, if some are to be replaced.
+
+    Raises:
+        SecateurError: there is none.
+    """
+    require(
+        not config.condition_dropout or bool(null),
+        "compensation.condition_dropout puts the null condition in place of others, and this model has none: leave it "
+        "out",
+    )
+
+
+def _note_unsettled(readers: Mapping[str, Reader], ridge: float) -> None:
+    """Say which layers were fitted to a few positions exactly, which is worse than leaving them as they were."""
+    few = [name for name, reader in readers.items() if reader.rows < reader.columns]
+    if few and not ridge:
+        note(
+            f"{len(few)} of {len(readers)} layers have fewer positions than inputs ({few[0]} first), and without a "
+            "ridge they are fitted to those alone: give more compensation.num_tuples, or a ridge"
+        )
 
 
 def _identity(pruned: nn.Module, config: CompensationConfig, names: Sequence[str]) -> dict[str, object]:

@@ -22,7 +22,8 @@ class CompensationConfig:
         rows: largest number of positions (pixels, tokens) used for one layer, drawn at random from all tuples.
         rounds: how often the layers of a block are refitted in turn to the stream, since each refit changes the error
             left to the others. No effect with target output.
-        condition_dropout: share of the tuples with the null condition, as in training for guidance.
+        condition_dropout: share of the tuples with the null condition, as in training for guidance; the model must have
+            one.
         batch_size: tuples per pass; changes speed and memory only.
         offload: keep waiting tuples in CPU memory while a layer is refitted; changes speed and memory only.
         seed: seed of images, timesteps, noise and positions.

@@ -9,10 +9,11 @@ from torch import nn
 from ..base.console import note
 from ..base.errors import DataError, SecateurError, require
 from ..compensation import CompensationConfig
+from ..compensation.compensate import check_null_condition
 from ..compensation.targets import chosen_target
 from ..criteria import criterion_named
 from ..data import ImageDataset, LatentDataset
-from ..data.conditions import GIVE_LABELS, check_conditions
+from ..data.conditions import GIVE_LABELS, check_conditions, null_conditions
 from ..evaluation import EvaluationConfig, plan_evaluation
 from ..io.manifest import beside, stage_of
 from ..io.pruned import saved_module
@@ -84,7 +85,7 @@ def check_pruning(
     check_criterion(criterion, subject.structure, granularity_for(goal, cut))
     planned = plan_cut(subject, goal, cut)
     if compensation is not None:
-        _check_refit(subject, planned, compensation)
+        _check_refit(subject, dataset, planned, compensation)
     return planned
 
 
@@ -140,13 +141,18 @@ def check_compression(
     check_criterion(settings.criterion, subject.structure, granularity)
     planned = plan_cut(subject, goal, settings.cut)
     if settings.compensates:
-        _check_refit(subject, planned, settings.compensation)
+        _check_refit(subject, dataset, planned, settings.compensation)
     return planned
 
 
-def _check_refit(subject: Subject, planned: CutResult | None, config: CompensationConfig) -> None:
-    """Check that the `planned` cut can be refitted: its manifest says what was cut, and the target suits what stays."""
+def _check_refit(
+    subject: Subject, dataset: ImageDataset | None, planned: CutResult | None, config: CompensationConfig
+) -> None:
+    """Check that the `planned` cut can be refitted: its manifest says what was cut, the target suits what stays, and
+    the data and the model have the conditions that tuples need."""
     model = subject.model
+    if dataset is not None:
+        check_null_condition(config, null_conditions(model, dataset))
     if config.target == "stream":
         chosen_target(pruned_to(subject, planned), config)
     if not hasattr(saved_module(model), "register_to_config"):

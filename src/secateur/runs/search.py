@@ -307,7 +307,8 @@ def _sentences(found: Trials, search: Search) -> list[str]:
     """Sentences: what was tried, what won, and by which rule."""
     scores = scores_of_round(found, len(search.rounds) - 1)
     if not scores:
-        return [f"{search.winner} was the only recipe that could run, so nothing was searched."]
+        could = " that could run" if any(each.status == "skipped" for each in found.trials) else ""
+        return [f"{search.winner} was the only recipe{could}, so nothing was searched."]
     winner = scores.pop(str(search.winner))
     spent = sum(each.steps or 0 for each in found.trials if each.status == "done")
     against = [

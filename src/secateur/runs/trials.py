@@ -81,7 +81,8 @@ class Trial:
     def name(self) -> str:
         """A folder name that tells the trial apart from the others."""
         parts = (self.recipe, self.criterion, self.objective, self.goal, f"seed={self.seed}")
-        return "_".join(re.sub(r"[^\w.-]+", "-", str(part)).strip("-") for part in parts if part is not None)
+        words = (str(part).replace("%", "pct") for part in parts if part is not None)
+        return "_".join(re.sub(r"[^\w.-]+", "-", word).strip("-") for word in words)
 
     @property
     def waiting(self) -> TrialResult:
