@@ -2,10 +2,13 @@
 
     python benchmarks/train_dense.py digits-unet digits-sit
     python benchmarks/train_dense.py all --threads 1
+    python benchmarks/train_dense.py cifar-unet --further --steps 4000
 
-Interrupted runs resume from their checkpoints, in `--runs`; models with a constant learning rate are trained in pieces,
-as `--steps` may be raised later. The digits come with scikit-learn; Fashion-MNIST and CIFAR-10 are read from
-`$SECATEUR_DATA/fashion_mnist_train.npz` and `cifar10_train_20k.npz`, which hold `images` and `labels`.
+Interrupted runs resume from their checkpoints, in `--runs`. Models with a constant learning rate are trained in pieces:
+`--steps` may be raised later, and where the checkpoints are gone, `--further` starts from the written model.
+
+The digits come with scikit-learn; Fashion-MNIST and CIFAR-10 are read from `$SECATEUR_DATA/fashion_mnist_train.npz` and
+`cifar10_train_20k.npz`, which hold `images` and `labels`.
 """
 
 import argparse
@@ -15,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -150,20 +154,27 @@ FEATURES = {
 }
 
 
-def train_dense(name: str, steps: int | None, runs: Path) -> Path:
-    """Train the model called `name` and write it as a diffusers folder with its scheduler and `training.json`."""
+def train_dense(name: str, steps: int | None, runs: Path, further: bool = False) -> Path:
+    """Train the model called `name` and write it as a diffusers folder with its scheduler and `training.json`.
+
+    With `further`, starts from the weights that are written there, with other batches and noise than before.
+    """
     dense = DENSE[name]
     config = replace(dense.config, steps=steps or dense.config.steps)
+    start, before = dense.build, None
+    if further:
+        before = json.loads((dense.folder / "training.json").read_text())
+        config = replace(config, seed=before["config"]["seed"] + 1)
+        start = partial(load_float32, dense.folder)
     torch.manual_seed(config.seed)
-    run = runs / name
+    run = runs / (f"{name}-{config.seed}" if further else name)
     options: dict[str, Any] = {"data": dense.data(), "process": dense.scheduler, "recovery": config, "out": run}
-    trained = secateur.finetune(dense.build(), progress=True, **options)
+    trained = secateur.finetune(start(), progress=True, **options)
     model: Any = dense.build()
     model.load_state_dict(trained.state_dict())  # without a manifest, as a dense model
     lines = (run / "recovery" / "log.jsonl").read_text().splitlines()
     losses = [line["loss"] for line in map(json.loads, lines[-20:])]
-    # The package stays small: its outputs move by less than 1e-3 (tests/test_embedded.py).
-    (model.half() if dense.folder.parent == ASSETS else model).save_pretrained(dense.folder)
+    model.half().save_pretrained(dense.folder)  # outputs move by less than 1e-3 (tests/test_embedded.py)
     dense.scheduler.save_config(dense.folder)
     about = {
         "steps": config.steps,
@@ -171,9 +182,14 @@ def train_dense(name: str, steps: int | None, runs: Path) -> Path:
         "threads": torch.get_num_threads(),
         "final_loss": sum(losses) / len(losses),
         "config": asdict(config),
+        **({"before": before} if before else {}),
     }
     (dense.folder / "training.json").write_text(json.dumps(about, indent=2) + "\n")
     return dense.folder
+
+
+def load_float32(folder: Path) -> nn.Module:
+    return secateur.load(folder, device="cpu", torch_dtype=torch.float32).model
 
 
 def train_features(name: str, steps: int | None) -> Path:
@@ -215,6 +231,7 @@ def augment(images_BCHW: torch.Tensor) -> torch.Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("names", nargs="+", choices=[*DENSE, *FEATURES, "all"])
+    parser.add_argument("--further", action="store_true", help="start from the model that was written")
     parser.add_argument("--steps", type=int, help="optimizer steps, instead of each model's own")
     parser.add_argument(
         "--threads", type=int, default=1, help="CPU threads; more stall when other work shares the cores"
@@ -225,7 +242,7 @@ def main() -> None:
     try:
         for name in [*FEATURES, *DENSE] if "all" in arguments.names else arguments.names:
             if name in DENSE:
-                print(train_dense(name, arguments.steps, arguments.runs))
+                print(train_dense(name, arguments.steps, arguments.runs, arguments.further))
             else:
                 print(train_features(name, arguments.steps))
     except SecateurError as error:
