@@ -70,7 +70,7 @@ class Bench:
     def pruned(self, ranking: secateur.Ranking, target: str, cut: secateur.CutConfig = CUT) -> nn.Module:
         return secateur.prune(self.loaded, target=target, ranking=ranking, cut=cut)
 
-    def recovered(self, pruned: nn.Module, recovery: secateur.RecoveryConfig) -> nn.Module:
+    def recovered(self, pruned: nn.Module | Path, recovery: secateur.RecoveryConfig) -> nn.Module:
         options: dict[str, Any] = {"data": self.data, "process": self.process}
         return secateur.finetune(pruned, teacher=self.dense, recovery=recovery, **options)
 
