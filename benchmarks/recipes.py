@@ -35,6 +35,7 @@ from bench import (
     RECOVERY,
     RESULTS,
     ROOT,
+    SCORING,
     Bench,
     collect,
     command_line,
@@ -50,18 +51,19 @@ from bench import (
 )
 from dense_samples import grid
 from drawing import SPARE_COLOURS, WARM, dense_line, dots, name_rows, styled
-from secateur import CutConfig, RecoveryConfig
+from secateur import CutConfig, RecoveryConfig, ScoringConfig
 
 
 @dataclass(frozen=True)
 class Method:
-    """How a model is cut (None: by the usual criterion) and recovered: with or without a refit, from a book or a live
-    teacher, and by which settings."""
+    """How a model is cut (criterion None: by the usual one) and recovered: with or without a refit, from a book or a
+    live teacher, and by which settings."""
 
     recovery: RecoveryConfig = RECOVERY
     refits: bool = True
     records: bool = False
     criterion: str | None = None
+    scoring: ScoringConfig = SCORING
     fewest: int = 4096  # tuples of a book, if the recovery draws as many
 
     def tuples(self, steps: int) -> int:
@@ -75,16 +77,18 @@ def recipe_of_package(name: str) -> Method:
     recipe = secateur.recipe_named(name)
     warmup = RECOVERY.warmup_steps if recipe.recovery.warmup_steps else 0  # as much of so short a run
     recovery = replace(recipe.recovery, batch_size=RECOVERY.batch_size, warmup_steps=warmup)
-    return Method(recovery, recipe.compensates, recipe.records)
+    return Method(recovery, recipe.compensates, recipe.records, scoring=recipe.scoring)
 
 
 ALONE = replace(RECOVERY, objective="distillation", weights={"denoising": 0.0})
 BALANCED = secateur.recipe_named("2ndmatch-balanced").recovery
 SECOND_MATCH: dict[str, Any] = {"objective": "2ndmatch", "jacobian": BALANCED.jacobian}
+FEW_PASSES = secateur.recipe_named("default").scoring
 BEST = Method(replace(ALONE, optimizer="muon"), records=True)
 BEST_NAME, CRITERIA = "refitted, book, Muon", ("taylor", "magnitude", "reconstruction", "random")
 METHODS = {
     "plain": Method(refits=False),
+    "plain, few passes": Method(refits=False, scoring=FEW_PASSES),
     "plain, Muon": Method(replace(RECOVERY, optimizer="muon"), refits=False),
     "2ndmatch": Method(replace(RECOVERY, objective="2ndmatch"), refits=False),
     "2ndmatch-balanced": Method(replace(RECOVERY, **SECOND_MATCH, weights=BALANCED.weights), refits=False),
@@ -122,8 +126,10 @@ KEPT = ROOT.parent / "runs" / "recipes"  # models of the first seed
 class Cut:
     """A cut of a model of the benchmarks, by the usual criterion of its kind if none is given."""
 
-    def __init__(self, bench: Bench, target: str, criterion: str | None) -> None:
-        self.bench, self.target = bench, target
+    def __init__(
+        self, bench: Bench, target: str, criterion: str | None = None, scoring: ScoringConfig = SCORING
+    ) -> None:
+        self.bench, self.target, self.scoring = bench, target, scoring
         in_depth = target.startswith("blocks")
         self.criterion = criterion or ("deviation" if in_depth else "diff-pruning")
         self.config = CutConfig(granularity="depth") if in_depth else CutConfig()
@@ -132,7 +138,7 @@ class Cut:
     @cached_property
     def ranked(self) -> tuple[secateur.Ranking, float]:
         """The ranking, and its CPU seconds."""
-        return cpu_timed(partial(self.bench.rank, self.criterion))
+        return cpu_timed(partial(self.bench.rank, self.criterion, scoring=self.scoring))
 
     @cached_property
     def pruned(self) -> nn.Module:
@@ -163,7 +169,7 @@ class Cut:
 def prices(methods: Mapping[str, Cut], usual: Cut) -> dict[str, dict[str, float]]:
     """In steps of the reference: the time of each method before its first step, of a step, and of a recorded batch."""
     took: dict[tuple[str, int], list[float]] = defaultdict(list)
-    refits: dict[str, list[float]] = defaultdict(list)
+    refits: dict[Cut, list[float]] = defaultdict(list)
     books: dict[int, list[float]] = defaultdict(list)
     read = usual.book(ALONE, PILOTS[1] * ALONE.batch_size)
     for cut in {usual, *methods.values()}:
@@ -172,7 +178,7 @@ def prices(methods: Mapping[str, Cut], usual: Cut) -> dict[str, dict[str, float]
         for recorded in BOOKS:
             books[recorded].append(cpu_timed(partial(usual.book, ALONE, recorded * ALONE.batch_size))[1])
         for cut in {usual, *methods.values()}:
-            refits[cut.criterion].append(cpu_timed(cut.refit)[1])
+            refits[cut].append(cpu_timed(cut.refit)[1])
         for (name, cut), pilot in product({REFERENCE: usual, **methods}.items(), PILOTS):
             book = read if METHODS[name].records else None
             took[name, pilot].append(cpu_timed(partial(cut.recovered, METHODS[name], pilot, 0, book))[1])
@@ -183,7 +189,7 @@ def prices(methods: Mapping[str, Cut], usual: Cut) -> dict[str, dict[str, float]
     of_batch = (many - few) / (BOOKS[1] - BOOKS[0])
 
     def before(name: str, cut: Cut) -> float:
-        refit = statistics.median(refits[cut.criterion]) if METHODS[name].refits else 0.0
+        refit = statistics.median(refits[cut]) if METHODS[name].refits else 0.0
         held_out = few - BOOKS[0] * of_batch if METHODS[name].records else 0.0
         return (refit + held_out + cut.ranked[1] - usual.ranked[1]) / unit
 
@@ -217,12 +223,16 @@ def train(cut: Cut, name: str, steps: int, seed: int, keep: Path | None) -> dict
 
 def run(bench: Bench, targets: list[str], seeds: list[int], steps: int, methods: list[str], budgets: list[str]) -> None:
     results = results_of("recipes", bench)
-    cut_of = cache(partial(Cut, bench))
+    cuts = cache(partial(Cut, bench))
+
+    def cut_of(target: str, method: str) -> Cut:
+        return cuts(target, METHODS[method].criterion, METHODS[method].scoring)
+
     for target in targets:
-        usual = cut_of(target, None)
+        usual = cut_of(target, REFERENCE)
         missing = [method for method in methods if f"{target}/price/{method}" not in results.records]
         if missing:
-            found = prices({name: cut_of(target, METHODS[name].criterion) for name in missing}, usual)
+            found = prices({name: cut_of(target, name) for name in missing}, usual)
             for method in missing:
                 results.once(f"{target}/price/{method}", partial(found.__getitem__, method))
         results.once(f"{target}/cut", partial(bench.measure, usual.pruned, with_ftle=False))
@@ -231,8 +241,8 @@ def run(bench: Bench, targets: list[str], seeds: list[int], steps: int, methods:
         price, given = results.records[f"{target}/price/{method}"], BUDGETS[budget] * steps
         trained = steps if budget == "steps" else affordable(price, METHODS[method], given)
         keep = kept(bench, target, method) if seed == seeds[0] and budget == "time" else None
-        cut = cut_of(target, METHODS[method].criterion)
-        results.once(f"{target}/{budget}/{method}/{seed}", partial(train, cut, method, trained, seed, keep))
+        train_it = partial(train, cut_of(target, method), method, trained, seed, keep)
+        results.once(f"{target}/{budget}/{method}/{seed}", train_it)
 
 
 def kept(bench: Bench, target: str, method: str) -> Path:
@@ -242,7 +252,7 @@ def kept(bench: Bench, target: str, method: str) -> Path:
 
 def draw(bench: Bench, target: str) -> None:
     """A picture of samples from the same noise: dense, cut, refitted, and recovered by two recipes at equal time."""
-    cut = Cut(bench, target, None)
+    cut = Cut(bench, target)
     models = {"dense": bench.dense, "cut": cut.pruned, "refitted": cut.refitted}
     models |= {name.removeprefix("recipe "): kept(bench, target, name) for name in PICTURED}
     options: dict[str, Any] = {"process": bench.process, "num_images": COLUMNS, "num_inference_steps": SAMPLER_STEPS}
