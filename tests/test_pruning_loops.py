@@ -37,9 +37,8 @@ DATA = images().images[:4] * 2 - 1
 
 def pruning_of(model, optimizer=None, ema=None, steps=6, **changes):
     options = {"target": "macs=60%", "schedule": QUICK, "cut": CutConfig(round_to=2), "scoring": SCORING}
-    return secateur.Pruning(
-        model, data=DATA, process=DDPMScheduler(), optimizer=optimizer, ema=ema, steps=steps, **options | changes
-    )
+    options |= {"data": DATA, "process": DDPMScheduler()}
+    return secateur.Pruning(model, optimizer=optimizer, ema=ema, steps=steps, **options | changes)
 
 
 def macs(model):
@@ -236,6 +235,28 @@ def test_decisions_are_made_on_an_average_without_dropout():
     AttachedPruner(Watching(), model, average=average).step()
     assert modes == [False]
     assert average.module.training
+
+
+def test_an_average_that_needs_no_gradients_decides_as_one_that_does():
+    decisions = []
+    for frozen in (False, True):
+        model = dit()
+        average = copy.deepcopy(model).requires_grad_(not frozen)
+        pruning = pruning_of(
+            model,
+            ema=average,
+            target="blocks=2",
+            schedule=AdaptiveConfig(stages=2),
+            data=[(DATA, torch.arange(4))],
+            process="flow",
+            criterion="magnitude",
+            cut=None,
+        )
+        pruning.step()
+        decisions.append(pruning.records)
+        assert all(parameter.requires_grad is not frozen for parameter in average.parameters())
+    assert decisions[0] == decisions[1]
+    assert decisions[0][0]["candidates"][0]["ntk"] is not None
 
 
 def test_a_loop_of_accelerate_keeps_its_own_accelerator(tmp_path):
