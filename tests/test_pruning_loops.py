@@ -389,10 +389,20 @@ def test_a_latency_is_measured_when_pruning_is_made(monkeypatch):
         )
 
 
+def test_a_state_that_was_taken_stays_as_it_was():
+    pruning = pruning_of(unet(), schedule="one-shot")
+    state = pruning.state_dict()
+    assert pruning.step()
+    assert (state["steps"], state["cuts"]) == (0, [])
+    pruning_of(unet(), schedule="one-shot").load_state_dict(state)
+
+
 def test_a_state_of_another_pruning_is_refused():
     state = pruning_of(unet()).state_dict()
     with pytest.raises(TrainingError, match=r"other settings \(stage_steps 1 there, 2 here\)"):
         pruning_of(unet(), schedule=ProgressiveConfig(2, 2, 2), steps=9).load_state_dict(state)
+    with pytest.raises(TrainingError, match=r"other settings \(cut.round_to 2 there, 8 here\)"):
+        pruning_of(unet(), cut=CutConfig()).load_state_dict(state)
     begun = pruning_of(unet())
     begun.step()
     with pytest.raises(TrainingError, match="has begun already"):

@@ -140,7 +140,8 @@ class AttachedPruner:
 
     def state_dict(self) -> dict[str, Any]:
         """The state that a resumed run needs, as JSON."""
-        return {"settings": self.pruner.settings(), "steps": self.steps, "cuts": self.cuts, "memory": self._memory}
+        settings = self.pruner.settings()
+        return as_json({"settings": settings, "steps": self.steps, "cuts": self.cuts, "memory": self._memory})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume from `state`, with model, optimizer and average as they were before any pruning.
