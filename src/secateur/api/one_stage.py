@@ -329,8 +329,8 @@ def evaluate(
         samples = no_data(subject) if dataset is None else dataset
         models = check_evaluating(subject, samples, settings, dense, precisions)
         places = {"model": subject.name, "reference": dense and dense.name, "data": name_of(data, dataset)}
-        others = {"precisions": precisions} if precisions else {}
-        about = {"command": "evaluate", **places, **subject.settings, **others, "evaluation": settings}
+        options = {"precisions": precisions, "evaluation": settings}
+        about = {"command": "evaluate", **places, **subject.settings, **options}
         with folder_or_memory(out, about, lambda: inputs_of(dataset, model=subject, reference=dense)) as folder:
             wait_for_everyone(subject.on_cpu)  # nobody writes where the folder is refused
             samples, kept = encode_data(samples, subject), None if cache is None else Path(cache)
