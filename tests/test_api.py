@@ -99,18 +99,15 @@ def test_a_module_is_pruned_tuned_and_measured_and_stays_as_it_was(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_inplace_cuts_the_model_itself():
-    model = dit()
-    pruned = secateur.prune(
-        model,
-        target="macs=70%",
-        data=DataLoader(TensorDataset(IMAGES, LABELS), batch_size=4),
-        process=FlowMatchEulerDiscreteScheduler(),
-        scoring=SCORING,
-        inplace=True,
-    )
+@pytest.mark.parametrize("compensation", [None, secateur.CompensationConfig(num_tuples=8)])
+def test_inplace_cuts_the_model_itself(compensation):
+    model, about = dit(), {"process": FlowMatchEulerDiscreteScheduler(), "scoring": SCORING}
+    about |= {"data": DataLoader(TensorDataset(IMAGES, LABELS), batch_size=4), "compensation": compensation}
+    copied = secateur.prune(model, target="macs=70%", **about)
+    pruned = secateur.prune(model, target="macs=70%", **about, inplace=True)
     assert pruned is model
     assert parameters(model) < parameters(dit())
+    assert all(torch.equal(value, copied.state_dict()[name]) for name, value in model.state_dict().items())
 
 
 def test_weights_alone_can_be_ranked_without_data():

@@ -20,6 +20,7 @@ from secateur.process.flow import FlowProcess
 from secateur.recovery import JacobianConfig, RecoveryConfig, recover
 from secateur.recovery.objectives.build import build_objective
 from secateur.recovery.reading import book_size, check_contents, contents_of, errors_of, read_step, tuples_for
+from secateur.results import read_recovery
 from secateur.runs.recording import book_place
 from secateur.runs.subject import open_subject
 from secateur.schedules import CutConfig
@@ -219,6 +220,13 @@ def test_a_run_resumes_to_the_bit_and_logs_the_error_on_held_out_tuples(tmp_path
         recover(
             dit(), FlowProcess(), images(), config, tmp_path / "cut", written(smaller(), book=replace(SMALL, seed=1))
         )
+
+
+def test_fewer_held_out_tuples_than_processes_leave_their_error_out_of_the_log(tmp_path, monkeypatch):
+    monkeypatch.setattr("secateur.recovery.reading.process_count", lambda: 8)
+    recover(dit(), FlowProcess(), images(), CONFIG, tmp_path, written(smaller()))
+    assert len(read_recovery(tmp_path / "log.jsonl").records) == 4
+    assert all("error_read" not in record for record in log(tmp_path))
 
 
 def test_micro_batches_and_processes_share_a_batch():

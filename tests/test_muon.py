@@ -67,6 +67,16 @@ def test_updates_of_tall_matrices_are_larger():
     assert moved[2] == pytest.approx(moved[1], rel=0.2)
 
 
+def test_steps_are_counted_where_the_weights_are():
+    """torch's fused kernel refuses a counter on the CPU beside weights on a GPU; so do shards that are put together."""
+    parameter = torch.nn.Parameter(torch.zeros(4, device="meta"))
+    parameter.grad = torch.zeros_like(parameter)
+    muon, adamw = Muon([], [parameter]), torch.optim.AdamW([parameter], fused=True)
+    muon.step()
+    assert muon.state[parameter]["step"].device == parameter.device
+    assert muon.defaults["fused"] == adamw.defaults["fused"]  # which says so where state is moved and read
+
+
 def test_vectors_and_embeddings_are_adamws():
     for build in (unet, dit):
         model = build()

@@ -114,6 +114,13 @@ def test_what_the_command_line_says_counts_more_than_the_file(chosen, tmp_path):
     assert chosen("--progressive.coarse", f"--config={file}").progressive.coarse
 
 
+def test_a_model_on_the_command_line_replaces_that_of_the_file(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("model: digits-unet\ntarget: macs=50%\n")
+    assert with_file(["--config", str(file)]) == ["digits-unet", "--target", "macs=50%"]
+    assert with_file(["digits-sit", "--config", str(file)]) == ["digits-sit", "--target", "macs=50%"]
+
+
 def test_options_that_a_recipe_brings_go_when_their_objective_does(chosen):
     assert chosen().recovery.weights == {"denoising": 0.0}
     plain = chosen("--objective", "denoising").recovery

@@ -52,6 +52,13 @@ def test_half_precision_stands_beside_the_model_in_one_table(tmp_path):
     assert next(model.parameters()).dtype == torch.float32
 
 
+def test_an_evaluation_in_other_precisions_is_another_one(tmp_path):
+    about = {"process": "ddpm", "evaluation": config(metrics=("latency",)), "out": tmp_path / "out"}
+    secateur.evaluate(dit(), **about, precisions=("bfloat16",))
+    with pytest.raises(SecateurError, match="was begun with another precisions"):
+        secateur.evaluate(dit(), **about)
+
+
 @pytest.mark.parametrize("name", ["int8", "float8"])
 def test_what_needs_torchao_says_so_before_anything_is_written(name, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torchao.quantization", None)

@@ -37,9 +37,8 @@ DATA = images().images[:4] * 2 - 1
 
 def pruning_of(model, optimizer=None, ema=None, steps=6, **changes):
     options = {"target": "macs=60%", "schedule": QUICK, "cut": CutConfig(round_to=2), "scoring": SCORING}
-    return secateur.Pruning(
-        model, data=DATA, process=DDPMScheduler(), optimizer=optimizer, ema=ema, steps=steps, **options | changes
-    )
+    options |= {"data": DATA, "process": DDPMScheduler()}
+    return secateur.Pruning(model, optimizer=optimizer, ema=ema, steps=steps, **options | changes)
 
 
 def macs(model):
@@ -238,6 +237,28 @@ def test_decisions_are_made_on_an_average_without_dropout():
     assert average.module.training
 
 
+def test_an_average_that_needs_no_gradients_decides_as_one_that_does():
+    decisions = []
+    for frozen in (False, True):
+        model = dit()
+        average = copy.deepcopy(model).requires_grad_(not frozen)
+        pruning = pruning_of(
+            model,
+            ema=average,
+            target="blocks=2",
+            schedule=AdaptiveConfig(stages=2),
+            data=[(DATA, torch.arange(4))],
+            process="flow",
+            criterion="magnitude",
+            cut=None,
+        )
+        pruning.step()
+        decisions.append(pruning.records)
+        assert all(parameter.requires_grad is not frozen for parameter in average.parameters())
+    assert decisions[0] == decisions[1]
+    assert decisions[0][0]["candidates"][0]["ntk"] is not None
+
+
 def test_a_loop_of_accelerate_keeps_its_own_accelerator(tmp_path):
     """A recovery in between uses another precision and does not change the caller's accelerator."""
     accelerator = Accelerator(cpu=True, mixed_precision="bf16", gradient_accumulation_steps=2)
@@ -368,10 +389,20 @@ def test_a_latency_is_measured_when_pruning_is_made(monkeypatch):
         )
 
 
+def test_a_state_that_was_taken_stays_as_it_was():
+    pruning = pruning_of(unet(), schedule="one-shot")
+    state = pruning.state_dict()
+    assert pruning.step()
+    assert (state["steps"], state["cuts"]) == (0, [])
+    pruning_of(unet(), schedule="one-shot").load_state_dict(state)
+
+
 def test_a_state_of_another_pruning_is_refused():
     state = pruning_of(unet()).state_dict()
     with pytest.raises(TrainingError, match=r"other settings \(stage_steps 1 there, 2 here\)"):
         pruning_of(unet(), schedule=ProgressiveConfig(2, 2, 2), steps=9).load_state_dict(state)
+    with pytest.raises(TrainingError, match=r"other settings \(cut.round_to 2 there, 8 here\)"):
+        pruning_of(unet(), cut=CutConfig()).load_state_dict(state)
     begun = pruning_of(unet())
     begun.step()
     with pytest.raises(TrainingError, match="has begun already"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,7 @@ def prune(
         cut: which cuts are allowed.
         compensation: options of a closed-form refit of what stays to the dense model; None: no refit.
         out: folder for the ranking, the cut and the model.
-        inplace: cut the model itself instead of a copy.
+        inplace: cut the model itself instead of a copy; with `out`, what is returned is read from there.
         progress: show progress bars and print notes.
         arguments: those of `NetworkArguments`.
 
@@ -150,11 +151,13 @@ def prune(
             if goal.is_quality:
                 samples = encode_data(required(dataset), subject)
                 goal, _ = search_quality(folder, subject, samples, goal, scores, cut, compensation, EvaluationConfig())
-            inplace = inplace and compensation is None
+            dense = subject
+            if inplace and compensation is not None:  # the refit compares with the model as it was
+                dense = subject.with_model(copy.deepcopy(subject.model))
             pruned, _ = cut_stage(folder, subject, goal, scores, cut, details, inplace)
             if compensation is not None:
                 samples = encode_data(required(dataset), subject)
-                pruned, _ = compensate_stage(folder, pruned, subject, samples, compensation, inplace=folder is None)
+                pruned, _ = compensate_stage(folder, pruned, dense, samples, compensation, inplace=folder is None)
             if folder is not None:
                 pipeline_stage(folder, subject, pruned)
                 write_report(folder)
@@ -182,7 +185,7 @@ def compensate(
         data: calibration samples.
         compensation: options of the refit.
         out: folder for the model, and for the error of every layer before and after.
-        inplace: refit the model itself instead of a copy.
+        inplace: refit the model itself instead of a copy; with `out`, what is returned is read from there.
         progress: show progress bars and print notes.
         arguments: those of `NetworkArguments`.
 
@@ -239,7 +242,7 @@ def finetune(
         recovery: how to train; by default as `compress` does, with objective denoising if there is no teacher.
         out: folder for the log, checkpoints and the model. A run that was stopped there is resumed; a finished one is
             continued to more steps, if its learning rate is constant.
-        inplace: train the model itself instead of a copy.
+        inplace: train the model itself instead of a copy; what is returned is another one, with averaged weights.
         keep: keep everything in the folder. By default weights that are in it twice become one file, and the last
             checkpoint is removed unless a longer run could continue from it.
         progress: show progress bars and print notes.
@@ -326,8 +329,8 @@ def evaluate(
         samples = no_data(subject) if dataset is None else dataset
         models = check_evaluating(subject, samples, settings, dense, precisions)
         places = {"model": subject.name, "reference": dense and dense.name, "data": name_of(data, dataset)}
-        others = {"precisions": precisions} if precisions else {}
-        about = {"command": "evaluate", **places, **subject.settings, **others, "evaluation": settings}
+        options = {"precisions": precisions, "evaluation": settings}
+        about = {"command": "evaluate", **places, **subject.settings, **options}
         with folder_or_memory(out, about, lambda: inputs_of(dataset, model=subject, reference=dense)) as folder:
             wait_for_everyone(subject.on_cpu)  # nobody writes where the folder is refused
             samples, kept = encode_data(samples, subject), None if cache is None else Path(cache)

@@ -26,7 +26,8 @@ def with_file(options: Sequence[str]) -> list[str]:
         return own
     said = {word.partition("=")[0] for word in own}
     found = _read(Path(path))
-    model = [str(found.pop("model"))] if "model" in found else []
+    named = found.pop("model", None)
+    model = [] if named is None or (own and not own[0].startswith("-")) else [str(named)]
     words = [
         word for name, value in found.items() if not said & {f"--{name}", _no(name)} for word in _words(name, value)
     ]

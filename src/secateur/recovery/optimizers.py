@@ -97,7 +97,7 @@ class Muon(Optimizer):
             {"params": list(rest), "rule": "adamw", "lr": rest_lr, HIGHEST: rest_lr, "betas": betas}
             | {"weight_decay": weight_decay},
         ]
-        super().__init__([group for group in groups if group["params"]], {})
+        super().__init__([group for group in groups if group["params"]], {"fused": True})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -133,7 +133,8 @@ class Muon(Optimizer):
         for parameter in gradients:
             if not self.state[parameter]:
                 self.state[parameter] |= {
-                    "step": torch.zeros((), dtype=torch.float32),
+                    # The fused kernel reads it where the weights are.
+                    "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
                     "exp_avg": torch.zeros_like(parameter),
                     "exp_avg_sq": torch.zeros_like(parameter),
                 }

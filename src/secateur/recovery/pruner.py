@@ -23,6 +23,7 @@ from ..models.registry import describe
 from ..structure import Cut
 from ..structure.masks import masked
 from .averages import Average, averaged, module_of, restart_average
+from .student import make_trainable, trainable
 from .surgery import cut_in_training
 
 
@@ -139,7 +140,8 @@ class AttachedPruner:
 
     def state_dict(self) -> dict[str, Any]:
         """The state that a resumed run needs, as JSON."""
-        return {"settings": self.pruner.settings(), "steps": self.steps, "cuts": self.cuts, "memory": self._memory}
+        settings = self.pruner.settings()
+        return as_json({"settings": settings, "steps": self.steps, "cuts": self.cuts, "memory": self._memory})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume from `state`, with model, optimizer and average as they were before any pruning.
@@ -190,7 +192,7 @@ class AttachedPruner:
         self.take_masks_off()  # a copy of the model would have them too
         average = averaged(self.model, self.average)
         self.put_masks_on()
-        with in_eval_mode(average), masked(average, describe(average), self.masks):
+        with in_eval_mode(average), trained_like(average, self.model), masked(average, describe(average), self.masks):
             yield average
 
     def _follow(self, decision: Decision) -> None:
@@ -248,6 +250,18 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+@contextmanager
+def trained_like(average: nn.Module, model: nn.Module) -> Iterator[None]:
+    """Inside the block the weights of `average` need gradients where those of `model` do: decisions are made by
+    gradients, which many averages do without."""
+    needed = trainable(average)
+    make_trainable(average, trainable(model))
+    try:
+        yield
+    finally:
+        make_trainable(average, needed)
 
 
 @contextmanager

@@ -98,8 +98,15 @@ def read_step(book: Book, config: RecoveryConfig, step: int, rank: int = 0, proc
 
 
 def errors_due(book: Book, step: int, steps: int) -> bool:
-    """Whether `errors_of` is due after `step` of `steps`: at every quarter, if tuples are held out."""
-    return book.held_out_rows.count > 0 and step in {math.ceil(steps * part / JUDGED) for part in range(1, JUDGED + 1)}
+    """Whether `errors_of` is due after `step` of `steps`: at every quarter, if every process has tuples to judge by."""
+    return judged(book) > 0 and step in {math.ceil(steps * part / JUDGED) for part in range(1, JUDGED + 1)}
+
+
+def judged(book: Book) -> int:
+    """The number of tuples of each kind that `errors_of` asks for, equally many of every process, since all take part
+    in passes of a sharded student."""
+    count = min(book.held_out_rows.count, book.num_tuples)
+    return count - count % process_count()
 
 
 def note_overfitting(read: float, held_out: float) -> None:
@@ -116,8 +123,7 @@ def errors_of(student: nn.Module, book: Book, batch_size: int) -> Tensor:
 
     This process's share: sums of squares and numbers of values, (2, 2) float64, held-out tuples last.
     """
-    device, count = device_of(network_of(student)), min(book.held_out_rows.count, book.num_tuples)
-    count -= count % process_count()  # all processes take part in passes of a sharded student
+    device, count = device_of(network_of(student)), judged(book)
     sums = torch.zeros(2, 2, dtype=torch.float64, device=where_float64(device))
     with inference(student):
         for numbers in torch.arange(process_index(), count, process_count()).split(batch_size):

@@ -122,12 +122,12 @@ def build_pruner(
     """
     if isinstance(schedule, ProgressiveConfig):
         scoring = schedule.scoring(scoring)
-    described = {"criterion": criterion, "scoring": asdict(scoring), "target": str(goal.target)}
+    described = {"cut": asdict(cut), "criterion": criterion, "scoring": asdict(scoring), "target": str(goal.target)}
     refit = None
     if compensation is not None:
         described["compensation"] = asdict(compensation.config)
         refit = partial(compensation.refit, process)
-    details = {**goal.recorded, "schedule": schedule_name(schedule), "cut": asdict(cut), **described}
+    details = {**goal.recorded, "schedule": schedule_name(schedule), **described}
     scorer = stage_scorer(process, batch, criterion, scoring)
     cost = priced(model, structure)
     if schedule is None:
