@@ -1,5 +1,6 @@
 """Another set of labels on a pretrained class-conditional model."""
 
+import json
 import os
 import re
 from dataclasses import replace
@@ -104,6 +105,14 @@ def test_the_warm_up_trains_only_the_labels_unless_all_and_resumes(tmp_path):
     stamp = next((tmp_path / "labels" / "warmup" / "checkpoints").iterdir()).stat().st_mtime_ns
     assert torch.equal(output(warmed("again")), output(labels))
     assert next((tmp_path / "labels" / "warmup" / "checkpoints").iterdir()).stat().st_mtime_ns == stamp
+
+
+def test_the_learning_rate_of_labels_rises_in_as_large_a_share_of_their_steps(tmp_path):
+    subject = open_subject(relabel(dit(), 10), "flow")
+    recovery = replace(RECOVERY, steps=12, warmup_steps=8, lr_schedule="constant")
+    warmup_stage(tmp_path, subject, load_data("digits"), WarmupConfig(steps=3, learning_rate=0.5), recovery)
+    log = (tmp_path / "warmup" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["lr"] for line in log] == [0.25, 0.5, 0.5]
 
 
 def test_after_a_warm_up_in_memory_every_weight_is_trained_again():

@@ -99,6 +99,7 @@ def warmup_stage(
             weights={},
             steps=warmup.steps,
             learning_rate=warmup.learning_rate,
+            warmup_steps=recovery.warmup_steps * warmup.steps // recovery.steps,  # as large a share of them
             lora=LoraConfig(),  # which would freeze the labels
         )
         with _place(folder, "warmup") as place:
