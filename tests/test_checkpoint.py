@@ -296,8 +296,11 @@ def test_what_a_save_does_not_write_is_not_believed(tmp_path):
     assert torch.equal(output(from_pretrained(folder)), output(unet()))
     dense = DDPMPipeline(unet(), DDPMScheduler())
     loaded = secateur.load(dense_at(tmp_path / "dense", dense))
+    other = save_pretrained(apply_cut(unet(), half(unet())), tmp_path / "out" / "other" / "unet")
+    before = output(from_pretrained(other))
     secateur.save_pipeline(loaded, apply_cut(unet(), half(unet())), tmp_path / "out")
     secateur.save_pipeline(loaded, unet(), tmp_path / "out")
+    assert torch.equal(output(from_pretrained(other)), before)
     assert torch.equal(output(secateur.load_pipeline(tmp_path / "out").unet), output(unet()))
 
 
