@@ -22,7 +22,7 @@ from secateur.io.pipeline import load
 from secateur.io.weights import WEIGHTS
 from secateur.models.predict import predict
 from secateur.models.registry import describe
-from secateur.structure import Cut
+from secateur.structure import Cut, remove
 
 DDPM = dict(DDPMScheduler().config) | {"_class_name": "DDPMScheduler"}
 
@@ -78,6 +78,15 @@ def test_a_dense_model_saves_and_loads(tmp_path):
     assert manifest_of(from_pretrained(tmp_path / "dense")) is None
     assert torch.equal(output(from_pretrained(tmp_path / "dense")), output(model))
     assert from_pretrained(tmp_path / "dense", torch_dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_a_cut_that_is_refused_forgets_no_earlier_one(tmp_path):
+    model = unet()
+    remove(model, describe(model), half(model))
+    with pytest.raises(ValueError, match="no dim or block named other"):
+        apply_cut(model, Cut({"other": (0,)}))
+    save_pretrained(model, tmp_path / "model")
+    assert torch.equal(output(from_pretrained(tmp_path / "model")), output(model))
 
 
 @pytest.mark.parametrize(
