@@ -32,7 +32,7 @@ from secateur.models.registry import describe
 from secateur.process.diffusion import DiffusionProcess
 from secateur.process.flow import FlowProcess
 from secateur.reporting import write_report
-from secateur.structure import Block, Cut, Structure, masked, remove
+from secateur.structure import Block, Cut, Structure, masked, remove, select
 
 FEW = ScoringConfig(num_timesteps=4, batch_size=16)
 CED = dataclasses.replace(FEW, options=CedOptions(output="prediction"))
@@ -322,7 +322,7 @@ def test_dropped_equals_masked_and_removed_and_the_model_is_restored(model):
     structure, before = describe(model), output(model)
     with torch.no_grad():
         dropped = list(outputs_without_each_block(model, structure, lambda: output(model)))
-        by_mask = list(_masked(model, structure, lambda: output(model)))
+        by_mask = list(_masked(model, structure, list(structure.blocks), lambda: output(model)))
     assert len(dropped) == len(structure.blocks)
     for name, found, expected in zip(structure.blocks, dropped, by_mask, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
@@ -330,6 +330,42 @@ def test_dropped_equals_masked_and_removed_and_the_model_is_restored(model):
             removed = remove(copy.deepcopy(model), structure, Cut(removed_blocks=(name,)))
             torch.testing.assert_close(found, output(removed), rtol=1e-5, atol=1e-6)
     assert torch.equal(output(model), before)
+
+
+class Between(Chain):
+    """Adds to its stream between two blocks."""
+
+    def forward(self, sample, timestep, return_dict=False):
+        for index, block in enumerate(self.blocks):
+            sample = block(sample, timestep) + (index == 1)
+        return (sample,)
+
+
+class Named(Chain):
+    """Calls its blocks by the names of their arguments."""
+
+    def forward(self, sample, timestep, return_dict=False):
+        for block in self.blocks:
+            sample = block(x=sample, timestep=timestep)
+        return (sample,)
+
+
+def test_blocks_that_are_no_chain_are_dropped_one_by_one():
+    model = dit(num_layers=6)
+    some = select(describe(model), exclude=("transformer_blocks.2",)).structure
+    functions = [lambda x, t, i=i: (1 + i) * x.roll(1, -1) for i in range(5)]
+    between, named = Between(*functions), Named(*functions)
+    own = Structure({}, {f"blocks.{i}": Block(f"blocks.{i}", listed=True) for i in range(5)})
+    x = torch.randn(2, 3, 4, 4)
+    for network, structure, call in (
+        (model, some, lambda: output(model)),
+        (between, own, lambda: between(x, torch.ones(2))[0]),
+        (named, own, lambda: named(x, torch.ones(2))[0]),
+    ):
+        with torch.no_grad():
+            dropped = list(outputs_without_each_block(network, structure, call))
+            by_mask = list(_masked(network, structure, list(structure.blocks), call))
+        torch.testing.assert_close(dropped, by_mask)
 
 
 def test_interrupted_drops_restore_the_model():

@@ -22,7 +22,7 @@ from secateur.io.pipeline import load
 from secateur.io.weights import WEIGHTS
 from secateur.models.predict import predict
 from secateur.models.registry import describe
-from secateur.structure import Cut
+from secateur.structure import Cut, remove
 
 DDPM = dict(DDPMScheduler().config) | {"_class_name": "DDPMScheduler"}
 
@@ -78,6 +78,15 @@ def test_a_dense_model_saves_and_loads(tmp_path):
     assert manifest_of(from_pretrained(tmp_path / "dense")) is None
     assert torch.equal(output(from_pretrained(tmp_path / "dense")), output(model))
     assert from_pretrained(tmp_path / "dense", torch_dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_a_cut_that_is_refused_forgets_no_earlier_one(tmp_path):
+    model = unet()
+    remove(model, describe(model), half(model))
+    with pytest.raises(ValueError, match="no dim or block named other"):
+        apply_cut(model, Cut({"other": (0,)}))
+    save_pretrained(model, tmp_path / "model")
+    assert torch.equal(output(from_pretrained(tmp_path / "model")), output(model))
 
 
 @pytest.mark.parametrize(
@@ -296,8 +305,11 @@ def test_what_a_save_does_not_write_is_not_believed(tmp_path):
     assert torch.equal(output(from_pretrained(folder)), output(unet()))
     dense = DDPMPipeline(unet(), DDPMScheduler())
     loaded = secateur.load(dense_at(tmp_path / "dense", dense))
+    other = save_pretrained(apply_cut(unet(), half(unet())), tmp_path / "out" / "other" / "unet")
+    before = output(from_pretrained(other))
     secateur.save_pipeline(loaded, apply_cut(unet(), half(unet())), tmp_path / "out")
     secateur.save_pipeline(loaded, unet(), tmp_path / "out")
+    assert torch.equal(output(from_pretrained(other)), before)
     assert torch.equal(output(secateur.load_pipeline(tmp_path / "out").unet), output(unet()))
 
 

@@ -31,7 +31,9 @@ from secateur.models.discovery.inputs import working
 from secateur.models.discovery.prove import prove
 from secateur.models.discovery.reach import reached
 from secateur.models.discovery.widths import widths_of
-from secateur.models.network import example_inputs
+from secateur.models.network import example_batch, example_inputs
+from secateur.models.precision import dtype_of
+from secateur.models.predict import predict
 from secateur.models.registry import describe, left_out
 from secateur.structure import Cut, Structure, check_random_cuts, check_structure, remove
 from secateur.structure.cost import cost_model, count_flops, skeleton
@@ -560,3 +562,16 @@ def test_released_models_are_planned_in_seconds_with_the_memory_of_every_stage(n
     assert planned.cut.after.macs == pytest.approx(0.5 * planned.cut.before.macs, rel=0.01)
     assert {"rank", "compensate", "recover", "evaluate"} <= planned.peak.keys()
     assert planned.flops["compensate"] > 0
+
+
+def test_weights_that_a_class_keeps_in_float32_do_not_say_in_what_it_computes():
+    model = architectures.small("WanTransformer3DModel")
+    for name, parameter in model.named_parameters():  # as diffusers loads it with torch_dtype
+        if not any(part in name for part in model._keep_in_fp32_modules):
+            parameter.data = parameter.data.bfloat16()
+    assert next(model.parameters()).dtype == torch.float32
+    sample, conditions = example_batch(model, 2, (2, 4, 4))
+    with torch.no_grad():
+        found = predict(model, sample.float(), torch.tensor([30.0, 900.0]), conditions)
+    assert (sample.dtype, found.dtype, bool(found.isfinite().all())) == (torch.bfloat16, torch.float32, True)
+    assert dtype_of(model.float()) == torch.float32

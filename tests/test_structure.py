@@ -297,6 +297,47 @@ def test_the_last_listed_block_is_not_removed():
         check_cut(structure, Cut({}, ("a", "b")))
 
 
+class Conditioned(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+
+    def forward(self, x, temb):
+        return x + self.inner(x + temb)
+
+
+class Conditioning(nn.Sequential):
+    """A list that also hands the time embedding to its blocks, as in the U-Nets of guided diffusion."""
+
+    def forward(self, x, temb):
+        for block in self:
+            x = block(x, temb)
+        return x
+
+
+def test_a_list_that_loses_blocks_keeps_its_class():
+    model, x, temb = Conditioning(*(Conditioned() for _ in range(3))), torch.randn(2, 4), torch.randn(2, 4)
+    network = nn.ModuleDict({"blocks": model})
+    structure = Structure({}, {f"blocks.{i}": Block(f"blocks.{i}", listed=True) for i in range(3)})
+    expected = model[2](model[0](x, temb), temb)
+    remove(network, structure, Cut({}, ("blocks.1",)))
+    torch.testing.assert_close(network["blocks"](x, temb), expected)
+
+
+def test_depthwise_convolutions_of_several_outputs_for_each_input_are_left_alone():
+    model = nn.Sequential(nn.Conv2d(4, 8, 1), nn.Conv2d(8, 4, 1), nn.Conv2d(4, 12, 3, groups=4))
+    x = torch.randn(1, 4, 5, 5)
+    builder = StructureBuilder()
+    hidden = builder.dim("hidden", 8)
+    builder.writes("0", hidden)
+    builder.reads("1", hidden)
+    structure, cut = builder.build(), Cut({"hidden": (0, 1, 5)})
+    with masked(model, structure, masks_of(cut, structure)):
+        expected = model(x)
+    torch.testing.assert_close(remove(model, structure, cut)(x), expected)
+    assert (model[2].groups, model[2].in_channels, model[2].out_channels) == (4, 4, 12)
+
+
 def test_dit_xl_has_the_published_sizes_at_every_depth():
     """DiT-XL/2 at 256 px (entry by entry: blocks, M parameters, GMACs); the authors' code has one embedding for all."""
     with torch.device("meta"):
@@ -344,6 +385,26 @@ def test_tied_weights_are_cut_once_and_remain_tied():
     torch.testing.assert_close(model(x), expected)
     assert model.second.up.weight is model.first.up.weight
     assert model.second.up.bias is not model.first.up.bias
+
+
+def test_the_cost_of_tied_weights_follows_every_layer_that_has_them():
+    model, cut, inputs = Tied(), Cut({"hidden": (0, 2, 5)}), {"x": torch.randn(1, 4)}
+    cost = cost_model(model, Tied.declare(model), inputs)
+    assert cost({}).macs == 2 * 2 * 4 * 6
+    assert cost({}).attention_macs == 0
+    remove(model, Tied.declare(model), cut)
+    assert cost({"hidden": 3}) == cost_model(model, Tied.declare(model), inputs)({})
+    assert cost({"hidden": 3}).parameters == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_weights_tied_over_blocks_stay_with_those_that_are_left():
+    model, inputs = nn.Sequential(Mlp(), Mlp(), Mlp()), {"input": torch.randn(1, 4)}
+    for block in model[1:]:
+        block.up.weight = model[0].up.weight
+    structure = Structure({}, {str(i): Block(str(i), listed=False) for i in range(3)})
+    cost = cost_model(model, structure, inputs)({}, ("0",))
+    assert cost.parameters == sum(parameter.numel() for parameter in model[1:].parameters())
+    assert cost.macs == 2 * 2 * 4 * 6
 
 
 def test_entries_to_keep_are_asked_for_under_one_name_each():

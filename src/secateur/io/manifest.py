@@ -155,9 +155,8 @@ def apply_cut(model: nn.Module, cut: Cut, details: Mapping[str, Any] | None = No
     if not hasattr(model, "register_to_config"):
         return remove(model, describe(model), cut)
     manifest = manifest_of(model) or _begun(model, base_id)
-    forget_removals(model)
     remove(model, describe(model), cut)
-    (removal,) = removals_of(model)
+    removal = removals_of(model)[-1]
     attach(model, replace(manifest, steps=(*manifest.steps, {**_step(removal), **(details or {})})))
     return model
 

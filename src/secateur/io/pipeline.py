@@ -223,7 +223,7 @@ def save_pipeline(loaded: Loaded, model: nn.Module, folder: str | Path) -> Path:
     """Write the pipeline that `loaded` came from to `folder`, with `model` in place of its component.
 
     Files of a pipeline folder are copied; a pipeline in memory is written by diffusers. A process that was given to
-    `load` replaces the pipeline's scheduler config.
+    `load` replaces the pipeline's scheduler config. Unrelated files in the folder stay.
 
     Raises:
         SecateurError: as `save_pretrained`; a file of the pipeline leads out of its folder.
@@ -242,7 +242,8 @@ def save_pipeline(loaded: Loaded, model: nn.Module, folder: str | Path) -> Path:
         if loaded.scheduler_config:
             _follow_process(temporary, loaded.scheduler_config)
         written = {path.relative_to(temporary) for path in temporary.rglob("*") if path.is_file()}
-    for path in [each for each in folder.rglob("*") if each.is_file()]:  # leftovers
+    parts = {folder / path.parent for path in written}  # not other models further down
+    for path in [each for part in parts for each in part.iterdir() if each.is_file()]:  # leftovers
         if path.relative_to(folder) not in written and _is_of_a_model(path):
             path.unlink()
     return folder

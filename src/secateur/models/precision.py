@@ -60,8 +60,13 @@ def cast(model: nn.Module, name: PrecisionName) -> None:
 
 
 def dtype_of(model: nn.Module, default: torch.dtype = torch.float32) -> torch.dtype:
-    """The dtype that `model` computes in: that of its first weight with at least two bytes, or `default`."""
-    return next((each.dtype for each in model.parameters() if each.itemsize > 1), default)
+    """The dtype that `model` computes in: that of its first weight with at least two bytes, or `default`.
+
+    Weights that diffusers keeps in float32 when it loads a model in half precision (Wan's) do not count.
+    """
+    kept = getattr(model, "_keep_in_fp32_modules", None) or ()
+    weights = (each for name, each in model.named_parameters() if not any(part in name for part in kept))
+    return next((each.dtype for each in weights if each.itemsize > 1), default)
 
 
 def precision_of(model: nn.Module) -> str:

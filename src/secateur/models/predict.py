@@ -30,7 +30,7 @@ def predict(model: nn.Module, x_BCHW: Tensor, timesteps_B: Tensor, conditions: C
     family, network = family_of(model), network_of(model)
     if family.call is not None:
         return family.call(model, conditions)
-    dtype = dtype_of(model, x_BCHW.dtype)
+    dtype = dtype_of(network, x_BCHW.dtype)
     x = x_BCHW.to(dtype)
     kwargs = family.arguments(network, x, timesteps_B, arguments(conditions, dtype))
     return family.prediction(output_of(model, kwargs), x).to(x_BCHW.dtype)

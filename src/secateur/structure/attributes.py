@@ -51,8 +51,8 @@ def follow_weights(model: nn.Module) -> None:
 
 
 def _follow_conv(module: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> None:
-    if module.groups > 1 and module.groups == module.in_channels:  # depthwise
-        module.groups = module.weight.shape[0]
+    if module.groups > 1 and module.groups == module.in_channels:  # depthwise, with one or more outputs per input
+        module.groups = module.weight.shape[0] // (module.out_channels // module.groups)
     module.out_channels = module.weight.shape[0]
     module.in_channels = module.weight.shape[1] * module.groups
 

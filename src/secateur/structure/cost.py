@@ -39,25 +39,35 @@ class Cost:
 
 @dataclass(frozen=True)
 class CostModel:
-    """Prices cuts of one model; build it with `cost_model`."""
+    """Prices cuts of one model; build it with `cost_model`.
+
+    Attributes:
+        structure: of the model.
+        shapes: of the parameters, by each of their names.
+        tied: for every name, the first name of the same parameter.
+        macs_per_weight: of layers, by the name of their weight.
+        attention_macs: of attention products, by module.
+        head_macs: of the head's call of the first remaining block's conditioning.
+    """
 
     structure: Structure
     shapes: Mapping[str, torch.Size]
+    tied: Mapping[str, str]
     macs_per_weight: Mapping[str, float]
     attention_macs: Mapping[str, float]
-    head_macs: float  # of the head's call of the first remaining block's conditioning
+    head_macs: float
 
     def __call__(self, kept: Mapping[str, int], removed_blocks: Collection[str] = ()) -> Cost:
         """Cost when each dim named in `kept` has that many units left and `removed_blocks` are gone."""
         lost = self._lost_entries(kept)
         rows = self._rows_left(removed_blocks)
         macs = self.head_macs
-        parameters = 0
+        parameters: dict[str, int] = {}
         for name, shape in self.shapes.items():
             if removed_blocks and self.structure.owner(name) in removed_blocks:
                 continue
             numel = math.prod(size - lost.get((name, axis), 0) for axis, size in enumerate(shape))
-            parameters += numel
+            parameters[self.tied[name]] = numel
             macs += numel * self.macs_per_weight.get(name, 0.0) * rows.get(name, 1.0)
         attention = 0.0
         for module, dense in self.attention_macs.items():
@@ -67,7 +77,7 @@ class CostModel:
                 dim = self.structure.dims[self.structure.attention[module]]
                 dense *= kept.get(dim.name, dim.size) / dim.size
             attention += dense
-        return Cost(macs + attention, attention, parameters)
+        return Cost(macs + attention, attention, sum(parameters.values()))
 
     def _rows_left(self, removed_blocks: Collection[str]) -> dict[str, float]:
         """The share of a table's rows that is left, by the parameters that are applied to each row."""
@@ -151,7 +161,10 @@ def cost_model(model: nn.Module, structure: Structure, inputs: Mapping[str, Any]
         raise UncountableError(
             f"the MACs of {type(model).__name__} cannot be counted without running it: {reason}"
         ) from error
-    shapes = {name: parameter.shape for name, parameter in hollow.named_parameters()}
+    named = dict(hollow.named_parameters(remove_duplicate=False))
+    shapes = {name: parameter.shape for name, parameter in named.items()}
+    first = {id(parameter): name for name, parameter in hollow.named_parameters()}
+    tied = {name: first[id(parameter)] for name, parameter in named.items()}
     weights = {name.removesuffix(".weight"): name for name in shapes if name.endswith(".weight")}
     per_weight = {
         name: macs[module] / shapes[name].numel() / batch_size for module, name in weights.items() if module in macs
@@ -165,12 +178,13 @@ def cost_model(model: nn.Module, structure: Structure, inputs: Mapping[str, Any]
         own[""] -= head_macs
         per_weight |= {name: each / 2 for name, each in per_weight.items() if name.startswith(shared + ".")}
     products = {module: count / batch_size for module, count in own.items() if count > 0}
-    return CostModel(structure, shapes, per_weight, products, head_macs / batch_size)
+    return CostModel(structure, shapes, tied, per_weight, products, head_macs / batch_size)
 
 
 def own_products(model: nn.Module, inputs: Mapping[str, Any]) -> list[str]:
     """The modules that multiply activations with each other: attention."""
-    weights = {name.removesuffix(".weight") for name, _ in model.named_parameters() if name.endswith(".weight")}
+    names = dict(model.named_parameters(remove_duplicate=False))
+    weights = {name.removesuffix(".weight") for name in names if name.endswith(".weight")}
     own = _own_macs(count_flops(model, inputs), weights)
     return [module for module, count in own.items() if module and count > 0]
 

@@ -158,10 +158,8 @@ def _remove_blocks(model: nn.Module, structure: Structure, removed: tuple[str, .
     for parent, indices in _left_lists(structure, removed).items():
         blocks = model.get_submodule(parent)
         assert isinstance(blocks, nn.ModuleList | nn.Sequential)
-        left = [block for i, block in enumerate(blocks) if i not in indices]
-        kept = nn.ModuleList(left) if isinstance(blocks, nn.ModuleList) else nn.Sequential(*left)
-        holder, _, attribute = parent.rpartition(".")
-        setattr(model.get_submodule(holder), attribute, kept)
+        for place in sorted(indices, reverse=True):
+            del blocks[place]  # in place: the list may be of a class of its own, with its own forward
 
 
 def _remove_rows(model: nn.Module, structure: Structure, removed: tuple[str, ...]) -> None:
