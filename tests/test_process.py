@@ -227,6 +227,9 @@ def test_times_of_a_model_of_few_steps_are_those_of_its_sampler(name):
     solver = process.scheduler()
     solver.set_timesteps(4)
     expected = sorted(process.sampler_to_model(solver.timesteps).tolist())
+    usual = process_from_config(config_of(name))
+    assert process == usual  # the same task
+    assert repr(process) != repr(usual)  # but other draws, which a fingerprint tells apart
     found = process.timesteps(torch.linspace(0, 0.999, 100, dtype=torch.float64))
     assert sorted(found.unique().tolist()) == expected
     sample = torch.ones(2, 1)
