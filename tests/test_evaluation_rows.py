@@ -265,7 +265,7 @@ def test_questions_that_make_no_sense_are_refused_before_anything_is_drawn(
         {"metrics": ()},
         {"num_images": 5, "metrics": ("prdc",)},
         {"bootstrap": 1},
-        {"num_pairs": 0},
+        {"num_pairs": 1},
         {"frechet": FrechetOptions("a.npz"), "metrics": ("kid",)},
         {"frechet": FrechetOptions(save_statistics="a"), "metrics": ("loss",)},
     ],
