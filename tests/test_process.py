@@ -7,7 +7,13 @@ from itertools import product
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    LCMScheduler,
+)
 
 from models import dit, unet
 from sampled import generate_images
@@ -215,6 +221,14 @@ def test_processes_are_equal_by_what_they_mean(one, other, equal):
     assert (repr(first) == repr(second)) is equal
     if bare:
         assert process_from_config(bare) == process_from_config(bare | {"_diffusers_version": "0.2.0"}) == first
+
+
+@pytest.mark.parametrize("kind", [DDPMScheduler, LCMScheduler, HeunDiscreteScheduler])
+def test_a_scheduler_in_memory_has_its_own_betas(kind):
+    scheduler = kind()
+    torch.testing.assert_close(
+        process_from_config(config_of(scheduler)).scheduler().alphas_cumprod, scheduler.alphas_cumprod
+    )
 
 
 def process_of(scheduler):
