@@ -8,6 +8,7 @@ from itertools import product
 import pytest
 import torch
 from diffusers import (
+    CogVideoXDDIMScheduler,
     DDIMScheduler,
     DDPMScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -229,6 +230,11 @@ def test_a_scheduler_in_memory_has_its_own_betas(kind):
     torch.testing.assert_close(
         process_from_config(config_of(scheduler)).scheduler().alphas_cumprod, scheduler.alphas_cumprod
     )
+
+
+def test_betas_that_are_not_the_noise_levels_are_refused():
+    with pytest.raises(ModelError, match="CogVideoXDDIMScheduler shifts the noise levels"):
+        process_from_config(config_of(CogVideoXDDIMScheduler()))
 
 
 def process_of(scheduler):
