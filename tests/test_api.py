@@ -22,7 +22,7 @@ from secateur.reporting import read_run
 SCORING = secateur.ScoringConfig(num_timesteps=2, num_images=8)
 RECOVERY = secateur.RecoveryConfig(steps=2, batch_size=4, log_every=1, grad_norms_every=0)
 EVALUATION = secateur.EvaluationConfig(
-    num_images=8, num_inference_steps=2, latency=secateur.LatencyOptions(rounds=1, batch_sizes=(1,))
+    num_images=8, num_inference_steps=2, latency=secateur.LatencyOptions(rounds=2, batch_sizes=(1,))
 )
 IMAGES = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
 LABELS = torch.arange(12) % 10
@@ -351,7 +351,7 @@ def test_what_a_users_functions_do_not_say_is_left_out_with_a_note(own):
     other = copy.deepcopy(model)
     with torch.no_grad():
         other.first.weight += 0.1
-    config = secateur.EvaluationConfig(latency=LatencyOptions(rounds=1, batch_sizes=(1,)))
+    config = secateur.EvaluationConfig(latency=LatencyOptions(rounds=2, batch_sizes=(1,)))
     outputs = secateur.evaluate(other, reference=model, data=data, forward=forward, evaluation=config)
     assert outputs.notes == ("no loss: loss needs loss=, a function (model, batch) -> scalar",)
     whole = next(iter(DataLoader(data.dataset, batch_size=32)))

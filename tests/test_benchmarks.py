@@ -30,7 +30,7 @@ CASES = {
     "long_blocks": ["--model digits-sit --targets blocks=8 --steps 2 --methods", "one shot, cosine"],
     "long_recovery": ["--steps 2 --methods denoising"],
     "memory_table": ["--models", "DiT-XL/2, 256 px"],
-    "precisions": ["--models digits-sit --steps 2 --rounds 1 --precisions bfloat16"],
+    "precisions": ["--models digits-sit --steps 2 --rounds 2 --precisions bfloat16"],
     "recovery": ["--model digits-unet --targets macs=50% --steps 2 --methods denoising --budgets steps"],
     "recipes": ["--model digits-unet --targets macs=50% --steps 60 --methods", "plain", "refitted, book, Muon"],
     "recovery_cost": ["--rounds 1 --settings denoising --models", "DiT-S/2, 32x32x4"],
@@ -38,7 +38,7 @@ CASES = {
     "scoring": ["--model digits-sit --largest 8 32"],
     "second_match": ["--steps 2 --settings", "denoising, dropout 0.1"],
     "sizes": ["--models ddpm-cifar10"],
-    "speedup": ["--rounds 1 --models dit-s-2 --round-to 8 --batches 1"],
+    "speedup": ["--rounds 2 --models dit-s-2 --round-to 8 --batches 1"],
     "variants": ["--only square"],
 }
 WITH_SEEDS = (

@@ -17,6 +17,7 @@ from secateur.io.manifest import apply_cut
 from secateur.models.jacobian import higher_order
 from secateur.process.diffusion import DiffusionProcess
 from secateur.process.flow import FlowProcess
+from secateur.process.grid import STEPS
 from secateur.recovery import JacobianConfig, RecoveryConfig, recover
 from secateur.recovery.objectives.build import build_objective
 from secateur.recovery.reading import book_size, check_contents, contents_of, errors_of, read_step, tuples_for
@@ -317,6 +318,7 @@ def test_another_teacher_process_or_data_is_refused(tmp_path):
     for changes, name in (
         ({"model": smaller()}, "teacher"),
         ({"process": DiffusionProcess()}, "process"),
+        ({"process": FlowProcess({STEPS: 4})}, "process"),  # answers at other times
         ({"data": other}, "data"),
     ):
         with pytest.raises(SecateurError, match=f"belongs to another .*{name}"):

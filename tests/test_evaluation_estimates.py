@@ -30,13 +30,24 @@ def test_counts_are_those_of_the_indices() -> None:
 
 
 def test_groups_are_resampled_within() -> None:
-    groups = torch.tensor([0, 1, 2] * 4)
-    indices = resample(12, 6, groups_N=groups)
-    assert torch.equal(groups[indices], groups.expand(6, 12))
+    groups = torch.tensor([0, 1, 2] * 10)
+    indices = resample(30, 6, groups_N=groups)
+    assert torch.equal(groups[indices], groups.expand(6, 30))
     assert len(indices.unique()) > 3
-    by_class = 100.0 * groups + values(12, 0)
-    mixed, within = (mean_estimate(by_class, resample_counts(12, 200, 0, g)).interval.std for g in (None, groups))
+    by_class = 100.0 * groups + values(30, 0)
+    mixed, within = (mean_estimate(by_class, resample_counts(30, 200, 0, g)).interval.std for g in (None, groups))
     assert within < mixed / 20
+
+
+@pytest.mark.parametrize(("classes", "count"), [(1000, 1000), (1000, 400), (300, 1000), (7, 60), (100, 12)])
+def test_classes_of_few_samples_are_resampled_together(classes, count):
+    labels = torch.arange(count) % classes
+    found = mean_estimate(values(count, 0), resample_counts(count, 500, 0, labels))
+    assert found.interval.std == pytest.approx(1 / math.sqrt(count), rel=0.25)
+    # Neighbours only: what differs between distant classes is no uncertainty.
+    drawn = labels[resample(count, 20, 0, labels)]
+    least = min(count, classes)
+    assert (drawn - labels).abs().max() < 2 * math.ceil(10 / (count // least))
 
 
 def test_the_deviation_of_a_mean_is_its_standard_error() -> None:

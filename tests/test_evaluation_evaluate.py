@@ -205,7 +205,7 @@ def test_settings_that_make_no_sense_are_refused(name: str, value: object) -> No
 @pytest.mark.parametrize(
     ("options", "name", "value"),
     [
-        (LatencyOptions, "rounds", 0),
+        (LatencyOptions, "rounds", 1),
         (LatencyOptions, "batch_sizes", ()),
         (LatencyOptions, "batch_sizes", (1, 0)),
         (FtleOptions, "images", 1),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from models import dit, unet
+from pipelines import image_folder
 from secateur.base.errors import SecateurError
 from secateur.base.fingerprint import model_fingerprint
 from secateur.cli import main
@@ -32,6 +33,7 @@ from secateur.evaluation.statistics import statistics
 from secateur.process.diffusion import DiffusionProcess
 from secateur.process.flow import FlowProcess
 from secateur.results.codec import to_json
+from secateur.results.evaluation import Evaluation
 from secateur.results.measured import Metric
 
 CONFIG = EvaluationConfig(
@@ -151,6 +153,18 @@ def test_kept_features_are_those_of_the_same_images_and_the_same_network(
     assert first["fd"].value != third["fd"].value == afresh["fd"].value
 
 
+def test_kept_features_are_those_of_the_same_size(tmp_path: Path, features: str) -> None:
+    config, images = replace(CONFIG, metrics=("frechet",), features=features), image_folder(tmp_path / "images")
+    model = unet()  # the same weights draw images of any size
+
+    def found(size: int, cache: Path | None) -> Evaluation:
+        model.register_to_config(sample_size=size)
+        return evaluate_models({"dense": model}, PROCESS, load_data(images, (1, size, size)), config, cache=cache)[0]
+
+    found(8, tmp_path / "cache")
+    assert found(16, tmp_path / "cache")["fd"] == found(16, None)["fd"]
+
+
 def test_pairs_stop_where_asked(features: str, models: dict[str, nn.Module]) -> None:
     dataset, config = load_data("digits"), replace(CONFIG, features=features)
     few, images = evaluate_models(models, PROCESS, dataset, config)
@@ -251,7 +265,7 @@ def test_questions_that_make_no_sense_are_refused_before_anything_is_drawn(
         {"metrics": ()},
         {"num_images": 5, "metrics": ("prdc",)},
         {"bootstrap": 1},
-        {"num_pairs": 0},
+        {"num_pairs": 1},
         {"frechet": FrechetOptions("a.npz"), "metrics": ("kid",)},
         {"frechet": FrechetOptions(save_statistics="a"), "metrics": ("loss",)},
     ],

@@ -13,6 +13,8 @@ from secateur.cli import main
 from secateur.data import generated
 from secateur.io.manifest import apply_cut
 from secateur.process.flow import FlowProcess
+from secateur.process.from_config import process_from_config
+from secateur.process.named import config_of
 from secateur.process.sampling import generate_batch
 from secateur.runs.data import encode_data, open_data
 from secateur.runs.subject import open_subject
@@ -45,6 +47,15 @@ def test_samples_are_the_models_own_from_known_noise_with_the_labels_they_were_d
     torch.testing.assert_close(batch.sample, expected, rtol=1e-4, atol=1e-5)
     assert dataset.noise([3]).shape == (1, 1, 8, 8)
     assert len(drawn("generated", dit()).rows.ranges()) == 16
+
+
+def test_a_model_of_few_steps_draws_in_these():
+    model = dit()
+    process = process_from_config(config_of("flow:2"))
+    labels = {"class_labels": torch.tensor([3])}
+    expected = generate_batch(model, process, [3], (1, 8, 8), labels, num_inference_steps=2)
+    found = drawn("generated:8", model, "flow:2").batch([3]).sample
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_what_was_drawn_is_drawn_once_and_by_whom_it_was(monkeypatch):

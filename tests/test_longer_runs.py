@@ -30,7 +30,7 @@ SMALL: dict[str, Any] = {
     "process": "ddpm",
     "scoring": ScoringConfig(num_timesteps=2, num_images=4),
     "evaluation": EvaluationConfig(
-        metrics=("loss", "consistency"), num_images=4, num_inference_steps=1, latency=secateur.LatencyOptions(rounds=1)
+        metrics=("loss", "consistency"), num_images=4, num_inference_steps=1, latency=secateur.LatencyOptions(rounds=2)
     ),
 }
 

@@ -7,7 +7,14 @@ from itertools import product
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    CogVideoXDDIMScheduler,
+    DDIMScheduler,
+    DDPMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    LCMScheduler,
+)
 
 from models import dit, unet
 from sampled import generate_images
@@ -217,6 +224,19 @@ def test_processes_are_equal_by_what_they_mean(one, other, equal):
         assert process_from_config(bare) == process_from_config(bare | {"_diffusers_version": "0.2.0"}) == first
 
 
+@pytest.mark.parametrize("kind", [DDPMScheduler, LCMScheduler, HeunDiscreteScheduler])
+def test_a_scheduler_in_memory_has_its_own_betas(kind):
+    scheduler = kind()
+    torch.testing.assert_close(
+        process_from_config(config_of(scheduler)).scheduler().alphas_cumprod, scheduler.alphas_cumprod
+    )
+
+
+def test_betas_that_are_not_the_noise_levels_are_refused():
+    with pytest.raises(ModelError, match="CogVideoXDDIMScheduler shifts the noise levels"):
+        process_from_config(config_of(CogVideoXDDIMScheduler()))
+
+
 def process_of(scheduler):
     return process_from_config({**scheduler.config, "_class_name": type(scheduler).__name__})
 
@@ -227,6 +247,9 @@ def test_times_of_a_model_of_few_steps_are_those_of_its_sampler(name):
     solver = process.scheduler()
     solver.set_timesteps(4)
     expected = sorted(process.sampler_to_model(solver.timesteps).tolist())
+    usual = process_from_config(config_of(name))
+    assert process == usual  # the same task
+    assert repr(process) != repr(usual)  # but other draws, which a fingerprint tells apart
     found = process.timesteps(torch.linspace(0, 0.999, 100, dtype=torch.float64))
     assert sorted(found.unique().tolist()) == expected
     sample = torch.ones(2, 1)

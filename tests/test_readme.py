@@ -17,7 +17,7 @@ from secateur.recipes import recipe_named
 README = Path(__file__).resolve().parent.parent / "README.md"
 RECOVERY = secateur.RecoveryConfig(steps=2, batch_size=4, grad_norms_every=0)
 EVALUATION = secateur.EvaluationConfig(
-    num_images=8, num_inference_steps=2, latency=secateur.LatencyOptions(rounds=1, batch_sizes=(1,))
+    num_images=8, num_inference_steps=2, latency=secateur.LatencyOptions(rounds=2, batch_sizes=(1,))
 )
 
 

@@ -239,6 +239,9 @@ def test_the_frames_in_the_middle_of_a_clip_are_read(tmp_path):
     assert sample.shape == (1, 3, 5, 8, 8)
     third = torch.from_numpy(np.array(Image.open(folder / "clip1" / "003.png"))).permute(2, 0, 1) / 127.5 - 1
     torch.testing.assert_close(sample[0, :, 2], third)
+    for frame in range(7):  # without zeros in front, 8.png to 14.png
+        (folder / "clip1" / f"{frame:03d}.png").rename(folder / "clip1" / f"{frame + 8}.png")
+    assert torch.equal(load_data(folder, (3, 5, 8, 8)).batch([1]).sample, sample)
     assert dataset.captions == ("a cat", "a cat")
     with pytest.raises(DataError, match="holds no clips"):
         load_data(image_folder(tmp_path / "images", count=2), (3, 5, 8, 8))

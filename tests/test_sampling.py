@@ -61,6 +61,7 @@ DIFFUSION = [
     "DEISMultistepScheduler",
     "PNDMScheduler",
 ]
+ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": "v_prediction"}
 FLOW = [None, "DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "FlowMatchHeunDiscreteScheduler"]
 
 
@@ -101,6 +102,14 @@ def test_stochastic_samplers_draw_from_the_seed_of_the_image(name: str) -> None:
         (DiffusionProcess(), "FlowMatchEulerDiscreteScheduler", 10, "does not sample a diffusion model; use DDIM"),
         (FlowProcess(), "DDIMScheduler", 10, "does not sample a flow model; use FlowMatch"),
         (DiffusionProcess(), "PNDMScheduler", 2, "PNDMScheduler cannot take 2 steps"),
+        (
+            DiffusionProcess(),
+            "UnCLIPScheduler",
+            10,
+            "UnCLIPScheduler does not fit the model's scheduler: .*only",
+        ),
+        (DiffusionProcess(), "CogVideoXDDIMScheduler", 10, "CogVideoXDDIMScheduler has other noise levels"),
+        (DiffusionProcess(ZERO_SNR), "HeunDiscreteScheduler", 10, "HeunDiscreteScheduler has other noise levels"),
         (DiffusionProcess(), None, 1001, "num_inference_steps is 1001; give 1 to 1000"),
     ],
 )
@@ -114,6 +123,8 @@ def test_a_scheduler_takes_over_what_the_process_says() -> None:
     process = DiffusionProcess({"beta_start": 0.001, "prediction_type": "v_prediction"})
     config = sampler(process, "UniPCMultistepScheduler").config
     assert (config.beta_start, config.prediction_type) == (0.001, "v_prediction")
+    for name in ("DDPMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"):
+        assert sampler(DiffusionProcess(ZERO_SNR), name).config.rescale_betas_zero_snr
 
 
 # ---------------------------------------------------------------------------------------------------- secateur sample

@@ -120,7 +120,9 @@ def test_columns_are_found_by_their_features_or_chosen(tmp_path: Path) -> None:
         load_data(f"datasets:{place},image=image,label=label")
     dataset = load_data(f"datasets:{place},image=image,label=coarse,caption=note")
     assert (dataset.class_names, set(dataset.captions)) == (("pet",), {"!"})
+    coarse = dataset.fingerprint
     dataset = load_data(f"datasets:{place},image=image,label=breed,caption=text")
+    assert dataset.fingerprint != coarse  # what was kept or recorded for other labels is not used
     assert dataset.class_names == tuple("0123456789")
     assert dataset.labels is not None
     assert dataset.labels.tolist() == [7, 9, 7, 9, 7, 7]

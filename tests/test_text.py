@@ -290,6 +290,10 @@ def test_a_pipeline_in_memory_encodes_prompts_as_its_folder(tmp_path, monkeypatc
     _, of_folder = opened(tmp_path / "pipeline", data)
     for name, value in dataset.batch(range(6)).conditions.items():
         torch.testing.assert_close(value, of_folder.batch(range(6)).conditions[name])
+    metadata = data / "metadata.jsonl"
+    metadata.write_text(metadata.read_text().replace("a cat", "a lion"))
+    lions = encode_data(open_data(str(data), loaded), loaded)
+    assert lions.fingerprint != dataset.fingerprint == replace(dataset, latents=lions.latents).fingerprint
 
 
 def test_what_was_encoded_serves_the_pipeline_that_was_pruned(tmp_path, data):

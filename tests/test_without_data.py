@@ -15,7 +15,7 @@ from secateur.io.manifest import apply_cut
 from secateur.io.pipeline import load
 
 EVALUATION = secateur.EvaluationConfig(
-    num_images=6, num_inference_steps=2, latency=secateur.LatencyOptions(rounds=1, batch_sizes=(1,))
+    num_images=6, num_inference_steps=2, latency=secateur.LatencyOptions(rounds=2, batch_sizes=(1,))
 )
 OPTIONS = {"process": DDPMScheduler(), "evaluation": EVALUATION, "device": "cpu"}
 

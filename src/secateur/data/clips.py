@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from .captions import read_captions
 from .dataset import Batch
 from .images import SUFFIXES, decode, fitted, in_threads
 
+NUMBERED = re.compile(r"(\D*)(\d*)")  # a text and the number behind it
 VIDEOS = (".mp4", ".webm", ".mkv", ".mov", ".avi")
 
 
@@ -84,7 +86,9 @@ def read_clip(path: Path, shape: Shape) -> Tensor:
 
 
 def _frames_of(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.name[0] != ".")
+    """The frames in the order of their names, numbers by value: 9.png comes before 10.png."""
+    frames = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.name[0] != ".")
+    return sorted(frames, key=lambda path: [(text, int(digits or 0)) for text, digits in NUMBERED.findall(path.name)])
 
 
 def _middle(path: Path, count: int, shape: Shape) -> range:

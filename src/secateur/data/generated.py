@@ -22,6 +22,7 @@ from ..models.conditions import UNCONDITIONAL
 from ..models.family import Shape
 from ..models.network import class_count, device_of, inference, input_shape, takes_text
 from ..process.base import Process
+from ..process.grid import usual_steps
 from ..process.reconstruction import Reconstruction
 from ..process.sampling import generate, initial_noise
 from .classes import numbered
@@ -30,7 +31,7 @@ from .latents import LATENTS, LatentDataset
 
 WORD = "generated"
 DEFAULT_COUNT = 1024
-STEPS = 50  # of the process's own deterministic sampler
+STEPS = 50  # of the process's own deterministic sampler, at most
 SEED = 0
 AT_ONCE = 64
 
@@ -164,7 +165,7 @@ def _drawn(
     device = device_of(model)
     labels = None if classes is None else torch.arange(numbers.start, numbers.stop) % classes
     conditions = labelled(labels, torch.arange(len(numbers))) if labels is not None else UNCONDITIONAL
-    steps = min(STEPS, process.num_train_timesteps)
+    steps = usual_steps(process, STEPS)
     with inference(model):
         noise = initial_noise(numbers, shape, SEED).to(device)
         on_device = {name: value.to(device) for name, value in conditions.items()}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..base.fingerprint import fingerprint
+from ..base.fingerprint import fingerprint, tensors_fingerprint
 from ..base.rows import Chunk, FileRows, MemoryRows, Rows
 from ..models.conditions import Conditions
 from ..models.family import Shape
@@ -59,8 +59,10 @@ class LatentDataset:
 
     @property
     def fingerprint(self) -> str:
-        """Changes with the images and their captions."""
-        return self.images.fingerprint
+        """Changes with the images, their captions, and the text encoders, for which the empty prompt stands."""
+        if self.text is None:
+            return self.images.fingerprint
+        return fingerprint([self.images.fingerprint, *self.captions, tensors_fingerprint(self.null)])
 
     def __len__(self) -> int:
         return len(self.images)

@@ -72,7 +72,8 @@ def open_table(named: str, shape: tuple[int, int, int] | None) -> TableDataset:
     for start in range(0, len(rows), AT_ONCE):
         headers += in_threads(read_header, _files(rows[start : start + AT_ONCE]))
     shape = shape_for(source.place, headers, lambda index: f"row {index}", shape)
-    return TableDataset(Path(source.place).stem, shape, names, rows, labels, _fingerprint(rows, image), captions)
+    made_of = _fingerprint(rows, (image, label, caption))
+    return TableDataset(Path(source.place).stem, shape, names, rows, labels, made_of, captions)
 
 
 def _kind(feature: Any) -> str:
@@ -148,8 +149,8 @@ def _file(value: Any) -> File:
     return Path(path.as_py()) if isinstance(path, StringScalar) and path.is_valid else BytesIO()
 
 
-def _fingerprint(rows: Any, column: str) -> str:
-    """Changes with the files that hold the rows, with the choice of rows among them, and with the column."""
+def _fingerprint(rows: Any, columns: Sequence[str | None]) -> str:
+    """Changes with the files that hold the rows, with the choice of rows among them, and with the columns."""
     paths = [Path(file["filename"]) for file in rows.cache_files]
     files = files_fingerprint(paths, paths[0].parent) if paths else ""
-    return fingerprint([files, rows._fingerprint, column])
+    return fingerprint([files, rows._fingerprint, *columns])

@@ -50,7 +50,7 @@ class EvaluationConfig:
 
     metrics: Annotated[tuple[str, ...], ONE_OR_MORE] | None = None
     num_images: Annotated[int, within(1, MOST_IMAGES)] = 1000
-    num_pairs: Count = 1000
+    num_pairs: Annotated[int, at_least(2)] = 1000  # one has no uncertainty
     num_real_images: Annotated[int, within(1, MOST_IMAGES)] = 50_000
     num_inference_steps: Count = 50
     guidance_scale: float = 1.0

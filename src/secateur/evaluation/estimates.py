@@ -20,6 +20,7 @@ from ..results.measured import Better, Estimate
 from ..results.verdicts import Kind
 
 NORMAL_95 = 1.96
+LEAST_OF_GROUP = 10  # the variance within groups of n comes out too small by 1 / n
 
 
 @dataclass(frozen=True)
@@ -63,17 +64,27 @@ def resample(count: int, resamples: int, seed: int = 0, groups_N: Tensor | None 
     """Indices (resamples, count) drawn with replacement: the same for the same arguments.
 
     With `groups_N` each item is replaced by one of its own group: samples drawn for fixed classes vary within classes
-    only, and resampling across classes would overestimate the variance.
+    only, and resampling across classes would overestimate the variance. Groups of fewer than ten are merged with their
+    neighbours, which overestimates it too: a class of one sample has no variance of its own.
     """
     generator = torch.Generator().manual_seed(seed)
     if groups_N is None:
         return torch.randint(count, (resamples, count), generator=generator)
     indices = torch.empty(resamples, count, dtype=torch.int64)
-    for group in groups_N.unique():
-        members = (groups_N == group).nonzero().flatten()
+    merged_N = _merged(groups_N)
+    for group in merged_N.unique():
+        members = (merged_N == group).nonzero().flatten()
         drawn = torch.randint(len(members), (resamples, len(members)), generator=generator)
         indices[:, members] = members[drawn]
     return indices
+
+
+def _merged(groups_N: Tensor) -> Tensor:
+    """Groups of neighbouring groups, as few of them as give each at least ten items (collapsed strata: Cochran 1977,
+    section 5A.12)."""
+    names, place_N, sizes = groups_N.unique(return_inverse=True, return_counts=True)
+    together = math.ceil(LEAST_OF_GROUP / int(sizes.min()))
+    return place_N * max(1, len(names) // together) // len(names)
 
 
 def resample_counts(count: int, resamples: int, seed: int = 0, groups_N: Tensor | None = None) -> Tensor:

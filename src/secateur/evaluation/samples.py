@@ -146,7 +146,7 @@ def _reconstructed(
 def _made_by(subject: Subject, instruments: Instruments) -> list[Any]:
     """Everything that the rows of every model depend on, as plain JSON values."""
     config, dataset = subject.config, subject.dataset
-    about: list[Any] = [VERSION, [getattr(config, name) for name in DRAWN_BY]]
+    about: list[Any] = [VERSION, dataset.shape, [getattr(config, name) for name in DRAWN_BY]]
     about.append(None if subject.network is None else network_fingerprint(subject.network))
     about += [sorted([*instruments.pairs, *instruments.captions]), config.clip.model if instruments.captions else None]
     if subject.decode is not None:
@@ -168,7 +168,7 @@ def real_rows(subject: Subject, folder: Path | None) -> Rows:
     dataset, config, network = pixels(subject.dataset), subject.config, subject.network
     assert network is not None
     order = calibration_order(dataset, config.seed)[: config.num_real_images]
-    about = [dataset.fingerprint, network_fingerprint(network)]
+    about = [dataset.fingerprint, dataset.shape, network_fingerprint(network)]
     key = fingerprint([*about, config.seed, config.num_real_images, config.batch_size])
     rows = rows_at(folder and folder / key, len(order), config.batch_size)
 

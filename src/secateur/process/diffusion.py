@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor
 
 from ..base.errors import ModelError
-from .grid import drawn_from, grid_of
+from .grid import drawn_from, grid_of, with_steps
 from .meaning import Meaning, as_meaning, digest_of, settings_of
 
 BETAS = ("beta_schedule", "beta_start", "beta_end", "trained_betas", "rescale_betas_zero_snr")
@@ -22,11 +22,13 @@ class DiffusionProcess:
     """Discrete variance-preserving diffusion (DDPM, Ho et al. 2020, eq. 4), sampled by DDIM with eta 0.
 
     Targets follow the scheduler's `prediction_type`: epsilon, sample, or v (Salimans & Ho 2022, appendix D). Two
-    processes are equal if noising, prediction and sampling are, even if their configs are written differently.
+    processes are equal if noising, prediction and sampling are, even if their configs are written differently. Their
+    text also has the number of steps of a distilled model, since its times are drawn accordingly.
     """
 
     config: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
-    meaning: Meaning = field(init=False)
+    task: Meaning = field(init=False, repr=False)  # without the number of steps
+    meaning: Meaning = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_scheduler", DDPMScheduler.from_config(self.config))
@@ -38,7 +40,8 @@ class DiffusionProcess:
             )
         sampler = self.scheduler()
         settings = settings_of(sampler, BETAS) | {"alphas_cumprod": digest_of(sampler.alphas_cumprod)}
-        object.__setattr__(self, "meaning", as_meaning(settings))
+        object.__setattr__(self, "task", as_meaning(settings))
+        object.__setattr__(self, "meaning", with_steps(self.task, self.config))
 
     @property
     def scheduler_config(self) -> dict[str, Any]:

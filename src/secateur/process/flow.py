@@ -13,7 +13,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
 from ..base.errors import ModelError
-from .grid import drawn_from, grid_of
+from .grid import drawn_from, grid_of, with_steps
 from .meaning import Meaning, as_meaning, settings_of
 
 SETTLED = (  # resolved when a model is loaded: a shift by the image size becomes `shift`
@@ -87,13 +87,15 @@ class FlowProcess:
     - "sit": time 1 - sigma in [0, 1], velocity x0 - noise (Ma et al. 2024, linear path).
 
     Two processes are equal if noising, prediction and sampling are, even if their configs are written differently.
-    `expert` is set if the network is one of two.
+    Their text also has the number of steps of a distilled model, since its times are drawn accordingly. `expert` is set
+    if the network is one of two.
     """
 
     config: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
     convention: Literal["diffusers", "sit"] = "diffusers"
     expert: Expert | None = None
-    meaning: Meaning = field(init=False)
+    task: Meaning = field(init=False, repr=False)  # without the number of steps
+    meaning: Meaning = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.convention not in ("diffusers", "sit"):
@@ -105,7 +107,8 @@ class FlowProcess:
             "sampler": type(sampler).__name__,
             "tokens": self.config.get(TOKENS),
         }
-        object.__setattr__(self, "meaning", as_meaning(settings))
+        object.__setattr__(self, "task", as_meaning(settings))
+        object.__setattr__(self, "meaning", with_steps(self.task, self.config))
 
     @property
     def scheduler_config(self) -> dict[str, Any]:

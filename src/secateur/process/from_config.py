@@ -18,9 +18,12 @@ def process_from_config(config: dict[str, Any]) -> Process:
     The key `_secateur_flow_convention`, which diffusers ignores, names the convention of a flow model.
 
     Raises:
-        ModelError: the scheduler is neither a diffusion nor a flow scheduler, or its class is not named.
+        ModelError: the scheduler is neither a diffusion nor a flow scheduler, or its class is not named; or its noise
+            levels are not those of its betas.
     """
     name = str(config.get("_class_name"))
+    if config.get("snr_shift_scale", 1.0) != 1.0:  # of CogVideoX; other schedulers would leave it out
+        raise ModelError(f"scheduler {name} shifts the noise levels by snr_shift_scale, which is not supported")
     try:
         if name.startswith("FlowMatch"):
             return _tried(FlowProcess(config, config.get(CONVENTION, "diffusers")))

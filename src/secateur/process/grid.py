@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from ..base.errors import ModelError
+from .meaning import Meaning
 
 STEPS = "_secateur_num_inference_steps"  # key in a scheduler's config, which diffusers ignores
 
@@ -38,6 +40,16 @@ def grid_of(process: _Sampled) -> Tensor | None:
     solver = process.scheduler()
     solver.set_timesteps(steps)
     return process.sampler_to_model(solver.timesteps).flip(0)
+
+
+def usual_steps(process: Any, most: int) -> int:
+    """The number of steps to draw samples in: that of a model of few steps, else `most`, if there are as many."""
+    return getattr(process, "config", {}).get(STEPS) or min(most, process.num_train_timesteps)
+
+
+def with_steps(meaning: Meaning, config: Mapping[str, Any]) -> Meaning:
+    """What a process means, and the number of its steps if only the times of these are drawn."""
+    return meaning if config.get(STEPS) is None else (*meaning, ("steps", config[STEPS]))
 
 
 def drawn_from(grid: Tensor, u: Tensor) -> Tensor:

@@ -13,9 +13,11 @@ from .base import Process
 from .diffusion import DiffusionProcess
 from .flow import CONVENTION, FlowProcess
 from .grid import STEPS
+from .samplers import OF_THE_PROCESS
 
 ProcessLike: TypeAlias = str | Mapping[str, Any] | SchedulerMixin | Process | None
 
+DEFAULTED = "_use_default_values"  # of a scheduler in memory: settings that were not given
 _FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000}
 PROCESSES: dict[str, dict[str, Any] | None] = {
     "auto": None,
@@ -48,7 +50,9 @@ def config_of(process: ProcessLike) -> dict[str, Any] | None:
         require(steps.isdecimal() or name == process, f"process is {process}; give {name}, or {name}:4 for four steps")
         return {**(PROCESSES[name] or {}), STEPS: int(steps)} if steps else PROCESSES[name]
     if isinstance(process, SchedulerMixin):
-        return {**process.config, "_class_name": type(process).__name__}
+        # Where a scheduler's own defaults were used, diffusers would take those of DDPM, whose betas may be others.
+        defaults = [name for name in process.config.get(DEFAULTED, ()) if name not in OF_THE_PROCESS]
+        return {**process.config, "_class_name": type(process).__name__, DEFAULTED: defaults}
     if isinstance(process, Mapping):
         return dict(process)
     if isinstance(process, DiffusionProcess | FlowProcess):

@@ -16,13 +16,14 @@ from .base import Process
 
 # Settings that define the process. They are passed explicitly, since another scheduler class may have other defaults.
 OF_THE_PROCESS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
+SAME_LEVELS = 1e-5  # difference of alphas_cumprod: some schedulers put 2^-24 for a signal of zero
 
 
 def sampler(process: Process, name: str | None = None) -> Any:
     """A new diffusers scheduler of class `name` for `process`; by default its own deterministic one.
 
     Raises:
-        SecateurError: diffusers has no such scheduler, or it is made for another kind of process.
+        SecateurError: diffusers has no such scheduler, or it is made for another kind of process or for other betas.
     """
     base = process.scheduler()
     if name is None:
@@ -43,7 +44,13 @@ def sampler(process: Process, name: str | None = None) -> Any:
     settings = {name: base.config[name] for name in OF_THE_PROCESS}
     if "variance_type" in options and str(base.config.get("variance_type")).startswith("learned"):
         settings["variance_type"] = "fixed_small"  # `predict` does not return the variance
-    return chosen.from_config(base.config, **settings)
+    try:
+        found = chosen.from_config(base.config, **settings)
+    except (NotImplementedError, ValueError) as error:  # betas that it does not know
+        raise SecateurError(f"{name} does not fit the model's scheduler: {first_line(error)}") from error
+    same = torch.allclose(found.alphas_cumprod, base.alphas_cumprod, atol=SAME_LEVELS)
+    require(same, f"{name} has other noise levels than the model's scheduler (zero SNR, a shift); use DDIMScheduler")
+    return found
 
 
 def _scheduler_class(name: str) -> Any:

@@ -15,6 +15,7 @@ from ..data.conditions import label_conditions, null_conditions, sample_conditio
 from ..data.text import open_text_encoder
 from ..models.conditions import Conditions
 from ..models.network import class_count, input_shape, takes_text
+from ..process.grid import usual_steps
 from ..process.sampling import generate_batch
 from ..recovery import RecoveryConfig
 from ..reporting.grids import to_image
@@ -63,7 +64,7 @@ def validation_of(
             input_shape(model),
             conditions,
             seed=recovery.seed,
-            num_inference_steps=min(SAMPLER_STEPS, subject.process.num_train_timesteps),
+            num_inference_steps=usual_steps(subject.process, SAMPLER_STEPS),
             guidance_scale=guidance,
             null=null,
             decode=decode,

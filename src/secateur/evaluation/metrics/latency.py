@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ...base.errors import is_out_of_memory
-from ...base.rules import ONE_OR_MORE, Count, check_fields
+from ...base.rules import ONE_OR_MORE, Count, at_least, check_fields
 from ...models.network import device_of, example_inputs, inference
 from ...models.precision import dtype_of, precision_of
 from ...results.measured import Latency, Metric
@@ -43,7 +43,7 @@ class LatencyOptions:
         compile: also time torch.compile.
     """
 
-    rounds: Count = 20
+    rounds: Annotated[int, at_least(2)] = 20  # one has no uncertainty
     batch_sizes: Annotated[tuple[Count, ...], ONE_OR_MORE] = (1, 32)
     dtype: DtypeName | None = None
     compile: bool = False
