@@ -323,9 +323,11 @@ def test_what_a_refit_needs_is_known_before_the_cut(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_options_of_a_refit_that_is_not_asked_for_are_refused(tmp_path, capsys):
+@pytest.mark.parametrize("command", [["prune"], ["compress", "--dry-run", "--recipe", "taylor"]])
+def test_options_of_a_refit_that_is_not_asked_for_are_refused(tmp_path, capsys, command):
+    name, *more = command
     with pytest.raises(SystemExit):
-        main(["prune", "digits-unet", "--target", "50%", "--out", str(tmp_path), "--compensation.ridge", "0.1"])
+        main([name, "digits-unet", "--target", "50%", "--out", str(tmp_path), "--compensation.ridge", "0.1", *more])
     assert "there is none; add --compensation" in capsys.readouterr().err
 
 

@@ -112,6 +112,9 @@ def test_what_the_command_line_says_counts_more_than_the_file(chosen, tmp_path):
     assert (asked.name, asked.recovery.steps, asked.progressive.coarse) == ("progressive", 500, False)
     assert asked.recovery.weights == {"denoising": 2.0}
     assert chosen("--progressive.coarse", f"--config={file}").progressive.coarse
+    assert chosen("--recovery.weights", "jacobian", "3", "--config", str(file)).recovery.weights == {"jacobian": 3.0}
+    file.write_text("recovery.batch-size: 8\n")
+    assert chosen("--recovery.batch_size", "16", "--config", str(file)).recovery.batch_size == 16
 
 
 def test_a_model_on_the_command_line_replaces_that_of_the_file(tmp_path):

@@ -528,6 +528,10 @@ def test_the_verdict_of_runs_that_lack_something(tmp_path: Path) -> None:
     alone = replace(found, models={"dense": found.dense}, comparisons=())
     said = "6.60M parameters, 24.0M MACs, FD[digits-features] 3.14; there was nothing to compare it with."
     assert verdict_of(Run(tmp_path, evaluation=alone)) == said
+    dense = replace(found.dense, latency={"1": Latency(2.0, 2.0, 2.0)})
+    final = replace(found.final, latency={"1": Latency(1.96, 1.96, 1.96)})
+    close = replace(found, models={**found.models, "dense": dense, found.final_name: final}, comparisons=())
+    assert "1.02× faster" in verdict_of(Run(tmp_path, evaluation=close))
     same = replace(found, comparisons=tuple(replace(pair, verdict="unclear") for pair in found.comparisons))
     assert verdict_of(Run(tmp_path, evaluation=same)).endswith("FD[digits-features] not distinguishable from dense.")
 

@@ -17,6 +17,7 @@ from secateur.results import (
     LossCurve,
     Ranking,
     Reader,
+    Recorded,
     Recovery,
     Size,
     SoftStage,
@@ -185,6 +186,12 @@ def test_a_target_in_blocks_is_answered_in_blocks() -> None:
     cut = CutResult("blocks=4", "blocks", 4, 4, 6, *SIZES, removed_blocks=("a", "b"))
     assert cut.sentences()[0] == "Asked for blocks=4; 4 of 6 blocks stay."
     assert from_json(CutResult, to_json(cut), "here") == cut
+
+
+def test_a_book_of_any_size_is_written_with_its_unit() -> None:
+    said = ("The dense model answered 64,000 tuples in 83.3 min (6.40GB).",)
+    assert Recorded(64_000, 512, 6_400_000_000, 5000.0).sentences() == said
+    assert Recorded(10, 2, 21_000, 0.0).sentences() == ("The dense model answered 10 tuples (21.0KB).",)
 
 
 def test_two_amounts_have_as_many_decimals_each() -> None:

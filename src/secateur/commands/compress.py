@@ -15,7 +15,7 @@ from ..base.errors import require
 from ..compensation import CompensationConfig
 from ..criteria import ScoringConfig
 from ..evaluation import EvaluationConfig
-from ..recipes import resolve
+from ..recipes import recipe_named, resolve
 from ..recovery import RecoveryConfig, WarmupConfig
 from ..schedules import AdaptiveConfig, CutConfig, ProgressiveConfig, ScheduleName
 from ..teacher import BookConfig
@@ -86,6 +86,8 @@ def compress(
     given = dry_run or data is not None
     require(given, "give --data, images of what the model draws, or generated; only --dry-run does without")
     require(dry_run or out is not None, "give --out, the folder of the run; only --dry-run does without")
+    refits = compensates or compensation == recipe_named(recipe).compensation
+    require(refits, "options of the refit are given, and there is none; add --compensation")
     begun, subject = time.perf_counter(), on.subject()
     parts: dict[str, Any] = {"scoring": scoring, "progressive": progressive, "adaptive": adaptive, "cut": cut}
     parts |= {"recovery": recovery, "evaluation": evaluation, "schedule": schedule, "criterion": criterion}

@@ -24,7 +24,7 @@ def with_file(options: Sequence[str]) -> list[str]:
     own, path = _without(list(options))
     if path is None:
         return own
-    said = {word.partition("=")[0] for word in own}
+    said = {word.partition("=")[0].replace("_", "-") for word in own}  # both spellings are taken
     found = _read(Path(path))
     named = found.pop("model", None)
     model = [] if named is None or (own and not own[0].startswith("-")) else [str(named)]

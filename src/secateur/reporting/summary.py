@@ -117,7 +117,9 @@ def _faster(evaluation: Evaluation) -> list[str]:
     ratio = 1 / evaluation.latency[batch].ratio
     if not evaluation.clear_time(batch):
         return ["no measurable change of speed"]
-    return [f"{ratio:.1f}× faster" if ratio > 1 else f"{1 / ratio:.1f}× slower"]
+    factor = max(ratio, 1 / ratio)
+    shown = f"{factor:.1f}" if factor >= 1.05 else f"{factor:.2f}"  # "1.0× faster" would contradict itself
+    return [f"{shown}× {'faster' if ratio > 1 else 'slower'}"]
 
 
 def _quality_verdict(evaluation: Evaluation) -> str:
