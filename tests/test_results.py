@@ -189,9 +189,9 @@ def test_a_target_in_blocks_is_answered_in_blocks() -> None:
 
 
 def test_a_book_of_any_size_is_written_with_its_unit() -> None:
-    said = ("The dense model answered 64,000 tuples in 83.3 min (6.40GB).",)
+    said = ("The dense model answered 64,000 tuples in 83.3 min (6,400.00 MB).",)
     assert Recorded(64_000, 512, 6_400_000_000, 5000.0).sentences() == said
-    assert Recorded(10, 2, 21_000, 0.0).sentences() == ("The dense model answered 10 tuples (21.0KB).",)
+    assert Recorded(10, 2, 21_000, 0.0).sentences() == ("The dense model answered 10 tuples (0.02 MB).",)
 
 
 def test_two_amounts_have_as_many_decimals_each() -> None:

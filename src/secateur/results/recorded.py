@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..base.units import format_count
 from .display import Displayed
 from .numbers import format_seconds
 from .table import Table
@@ -28,9 +27,8 @@ class Recorded(Displayed):
 
     def sentences(self) -> tuple[str, ...]:
         """Number, size and time of the answers."""
-        size = f"{format_count(self.bytes)}B"
         took = f" in {format_seconds(self.seconds)}" if self.seconds else ""
-        return (f"The dense model answered {self.tuples:,} tuples{took} ({size}).",)
+        return (f"The dense model answered {self.tuples:,} tuples{took} ({self.bytes / 1e6:,.2f} MB).",)
 
     def tables(self) -> dict[str, Table]:
         """Its numbers."""
