@@ -14,18 +14,21 @@ import torch
 from safetensors.torch import load_file
 
 from models import dit, output, unet
+from no_float64 import Elsewhere
 from progressive_runs import BOTH, QUICK, pruner_for
 from secateur.base.errors import TrainingError
 from secateur.models.jacobian import project, unit_directions
 from secateur.models.registry import describe
 from secateur.process.diffusion import DiffusionProcess
 from secateur.process.flow import FlowProcess
-from secateur.recovery import JacobianConfig, RecoveryConfig, recover
+from secateur.recovery import JacobianConfig, RecoveryConfig, checkpoints, recover
 from secateur.recovery import memory as counting
+from secateur.recovery.checkpoints import TrainingState, restore_checkpoint, save_checkpoint
 from secateur.recovery.ema import Ema
 from secateur.recovery.lora import LoraConfig, add_lora
 from secateur.recovery.memory import affordable, recovery_memory
 from secateur.recovery.offload import visiting
+from secateur.recovery.optimizers import build_optimizer
 from secateur.recovery.rounding import RoundedAdamW, stochastically_rounded
 from secateur.recovery.shards import block_names
 from secateur.recovery.student import check_student, make_ready
@@ -136,6 +139,25 @@ def test_training_in_bfloat16_learns_and_resumes_to_the_bit(tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------- optimizers
+
+
+@pytest.mark.parametrize(("changes", "place"), [({}, "meta"), ({"weight_precision": "bf16"}, "cpu")])
+def test_counters_of_steps_are_read_to_where_the_optimizer_counts(changes, place, monkeypatch, tmp_path):
+    """The fused kernel counts on the device; other rules would wait for it at every parameter."""
+    model, config = dit(), replace(CONFIG, **changes)
+    state = TrainingState(model, Ema(model), build_optimizer(config, model), None)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    state.optimizer.step()
+    save_checkpoint(tmp_path, state, {"steps": 1, "lr_schedule": "constant"})
+    load = checkpoints.load_file
+
+    def to_device(*args: object, **options: object) -> dict[str, torch.Tensor]:
+        return {name: Elsewhere(value) if value.ndim == 0 else value for name, value in load(*args, **options).items()}
+
+    monkeypatch.setattr(checkpoints, "load_file", to_device)
+    restore_checkpoint(tmp_path, state, {"steps": 1, "lr_schedule": "constant"})
+    assert {remembered["step"].device.type for remembered in state.optimizer.state.values()} == {place}
 
 
 @pytest.mark.slow

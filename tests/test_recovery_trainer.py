@@ -29,7 +29,7 @@ from secateur.base.interrupts import Terminated, sigterm_raises
 from secateur.data import ArrayDataset
 from secateur.process.diffusion import DiffusionProcess
 from secateur.process.flow import FlowProcess
-from secateur.recovery import JacobianConfig, RecoveryConfig, accelerator, draws, recover
+from secateur.recovery import FeaturesConfig, JacobianConfig, RecoveryConfig, accelerator, draws, recover
 from secateur.recovery.accelerator import check_accelerator, own_accelerate
 from secateur.recovery.agreement import check_step
 from secateur.recovery.checkpoints import newest_checkpoint
@@ -245,6 +245,32 @@ def test_kernels_of_unets_on_gpus_are_laid_out_channels_last():
     assert torch.equal(unet().conv_out.weight, model.conv_out.weight)
 
 
+class EightBits(torch.Tensor):
+    """As torchao's state of an optimizer, it has a scale for entries in a row, and no other layout."""
+
+    @staticmethod
+    def __new__(cls, codes):
+        return torch.Tensor._make_wrapper_subclass(cls, codes.shape, dtype=torch.float32)
+
+    def __init__(self, codes):
+        self.codes = codes
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        raise NotImplementedError(func)
+
+    def dequantize(self):
+        return self.codes.float()
+
+
+def test_moments_of_eight_bits_keep_their_layout():
+    model = unet()
+    optimizer, codes = torch.optim.SGD(model.parameters()), EightBits(torch.zeros_like(model.conv_in.weight))
+    optimizer.state[model.conv_in.weight]["exp_avg"] = codes
+    lay_out([model], torch.channels_last, optimizer)
+    assert optimizer.state[model.conv_in.weight]["exp_avg"] is codes
+
+
 @pytest.mark.parametrize("objective", ["distillation", "features", "2ndmatch"])
 def test_a_step_waits_for_nothing_from_a_device(objective, monkeypatch, tmp_path):
     """Its numbers are read while the next one runs; constants are made on the device, since a copy to it would wait."""
@@ -292,6 +318,15 @@ def test_mixed_precision_and_gradient_checkpointing(objective, tmp_path):
     x, t, labels = torch.randn(2, 1, 8, 8), torch.tensor([1, 2]), torch.tensor([0, 1])
     assert torch.equal(teacher(x, t, labels).sample, dit()(x, t, labels).sample)  # no autocast is left on it
     assert all(parameter.requires_grad for parameter in teacher.parameters())
+
+
+@pytest.mark.parametrize("build", [dit, unet])
+def test_blocks_that_take_the_teachers_states_run_in_mixed_precision(build, tmp_path):
+    """They are called outside the network's forward, which alone is wrapped in it."""
+    features = FeaturesConfig(teacher_inputs=True)
+    config = replace(CONFIG, objective="features", features=features, mixed_precision="bf16", steps=1)
+    recover(build(), FlowProcess(), images(), config, tmp_path, build())
+    assert log(tmp_path)[0]["features"] >= 0
 
 
 def test_jacobian_terms_in_half_precision_are_close(tmp_path):

@@ -164,8 +164,11 @@ def _load(path: Path, saved: dict[str, Any], state: TrainingState) -> None:
     state.ema.model.load_state_dict(load_file(path / "ema.safetensors"))
     moments = load_file(path / "optimizer.safetensors", device=str(device_of(state.model)))
     parameters = dict(state.model.named_parameters())
+    on_device = state.optimizer.defaults.get("fused")  # then the step counter is where the weights are
     for name, keys in saved["optimizer"].items():
         remembered = {key: of_pieces(f"{name}.{key}", moments, key not in SQUARES) for key in keys}
+        if "step" in remembered and not on_device:  # others read it on the CPU: from a GPU they would wait for it
+            remembered["step"] = remembered["step"].cpu()
         for value in remembered.values():
             if value.ndim and not follows(plain(value), parameters[name]):
                 raise ValueError(f"the optimizer's state of {name} has another shape")

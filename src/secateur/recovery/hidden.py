@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from weakref import WeakKeyDictionary
@@ -29,7 +30,10 @@ def called_with(model: nn.Module, name: str, call: Call, taken: Tensor) -> Tenso
         args[stream.position] = taken
     else:
         kwargs[stream.name] = taken
-    return returned_tensors(block, module(*args, **kwargs))[block.image]
+    # Only the network's own forward is wrapped in autocast, and the call's other arguments come from inside it.
+    lower = nullcontext() if call.autocast is None else torch.autocast(taken.device.type, call.autocast)
+    with lower:
+        return returned_tensors(block, module(*args, **kwargs))[block.image]
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .quantized import is_quantized
+
 
 def wants_channels_last(model: nn.Module, device: torch.device) -> bool:
     """Whether passes of `model` on `device` are faster in channels-last: those of U-Nets on GPUs.
@@ -28,5 +30,5 @@ def lay_out(
         convert(model, memory_format=memory_format)
     for remembered in [] if optimizer is None else optimizer.state.values():
         for key, value in remembered.items():
-            if isinstance(value, Tensor) and value.ndim == 4:
+            if isinstance(value, Tensor) and value.ndim == 4 and not is_quantized(value):  # codes have one layout
                 remembered[key] = value.contiguous(memory_format=memory_format)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..io.manifest import manifest_of
@@ -18,12 +19,14 @@ from ..structure.streams import pick, returned_tensors, streams_of
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a block: its arguments, and the image's stream before and after it."""
+    """One call of a block: its arguments, the image's stream before and after it, and autocast's dtype, if it was
+    on."""
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     taken: Tensor
     returned: Tensor
+    autocast: torch.dtype | None = None
 
 
 @contextmanager
@@ -47,7 +50,7 @@ def hidden_states(model: nn.Module, blocks: Collection[str]) -> Iterator[dict[st
             streams: Any = streams,
         ) -> None:
             taken, returned = pick(streams, args, kwargs)[block.image], returned_tensors(block, output)[block.image]
-            calls[name].append(Call(args, kwargs, taken, returned))
+            calls[name].append(Call(args, kwargs, taken, returned, _autocast_on(taken.device.type)))
 
         handles.append(module.register_forward_hook(hook, with_kwargs=True))
     try:
@@ -55,6 +58,11 @@ def hidden_states(model: nn.Module, blocks: Collection[str]) -> Iterator[dict[st
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _autocast_on(device_type: str) -> torch.dtype | None:
+    on = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    return torch.get_autocast_dtype(device_type) if on else None
 
 
 @dataclass(frozen=True, eq=False)
