@@ -130,6 +130,14 @@ def test_options_that_a_recipe_brings_go_when_their_objective_does(chosen):
     assert (plain.objective, plain.weights) == ("denoising", {})
 
 
+@pytest.mark.parametrize("option", ["--progressive.stages", "--adaptive.stages"])
+def test_options_of_another_schedule_are_refused(option, capsys):
+    with pytest.raises(SystemExit):
+        main(["compress", "digits-sit", "--target", "50%", option, "3", "--dry-run"])
+    name = option.strip("-").partition(".")[0]
+    assert f"and it is one-shot; add --schedule {name}" in capsys.readouterr().err
+
+
 def test_a_misspelt_objective_gets_the_nearest(tmp_path, capsys):
     words = ["finetune", "digits-unet", "--data", "digits", "--objective", "destillation", "--out", str(tmp_path / "x")]
     with pytest.raises(SystemExit):

@@ -86,8 +86,12 @@ def compress(
     given = dry_run or data is not None
     require(given, "give --data, images of what the model draws, or generated; only --dry-run does without")
     require(dry_run or out is not None, "give --out, the folder of the run; only --dry-run does without")
-    refits = compensates or compensation == recipe_named(recipe).compensation
+    own = recipe_named(recipe)
+    refits = compensates or compensation == own.compensation
     require(refits, "options of the refit are given, and there is none; add --compensation")
+    for name, options in (("progressive", progressive), ("adaptive", adaptive)):
+        used = schedule == name or options == getattr(own, name)
+        require(used, f"options of the {name} schedule are given, and it is {schedule}; add --schedule {name}")
     begun, subject = time.perf_counter(), on.subject()
     parts: dict[str, Any] = {"scoring": scoring, "progressive": progressive, "adaptive": adaptive, "cut": cut}
     parts |= {"recovery": recovery, "evaluation": evaluation, "schedule": schedule, "criterion": criterion}
