@@ -130,7 +130,7 @@ def test_a_sweep_and_a_search_in_memory(data, tmp_path):
     model = unet()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     swept = secateur.sweep(model, data=data, targets=("macs=70%",), steps=2, **SHORT)
-    assert set(swept.runs) == {"magnitude_macs-70_seed-0", "random_macs-70_seed-0"}
+    assert set(swept.runs) == {"magnitude_macs-70pct_seed-0", "random_macs-70pct_seed-0"}
     assert all(run.cut.after.macs <= 0.7 * run.cut.before.macs for run in swept.runs.values())
     assert "| magnitude |" in str(swept)
     assert swept.winner is None

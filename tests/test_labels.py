@@ -224,13 +224,13 @@ def test_sweep_on_new_labels_warms_up_once(tmp_path, places, capsys, monkeypatch
     relabelled = secateur.from_pretrained(run / "relabelled")
     assert (run / "warmup").is_dir()
     for trial in ("magnitude", "random"):
-        folder = run / "trials" / f"{trial}_macs-80_seed-0"
+        folder = run / "trials" / f"{trial}_macs-80pct_seed-0"
         history = [step["kind"] for step in manifest_of(secateur.from_pretrained(folder / "model")).steps]
         assert history == ["labels", "warmup", "cut", "recovery"]
         assert not (folder / "pipeline").exists()  # VAE and text encoders would be there once for every trial
         config = read_json(folder / "config.json")
         assert (config["component"], config["warmup"]["steps"]) == ("transformer", 2)
-    chosen = secateur.from_pretrained(run / "trials" / "random_macs-80_seed-0" / "model")
+    chosen = secateur.from_pretrained(run / "trials" / "random_macs-80pct_seed-0" / "model")
     secateur.save_pipeline(secateur.load(model), chosen, tmp_path / "chosen")
     assert secateur.load_pipeline(tmp_path / "chosen").labels == {"cat": 0, "dog": 1}
     monkeypatch.setattr(stages, "recover", None)  # taken up, nothing is trained again

@@ -91,8 +91,8 @@ def test_sweep_runs_skips_resumes_and_grows(
     assert [trial["status"] for trial in found.values()] == [
         "done", "skipped", "skipped", "skipped", "done", "skipped", "skipped", "skipped",
     ]  # fmt: skip
-    assert "progressive pruning takes" in found["progressive_magnitude_macs-60_seed-0"]["reason"]
-    assert "out of reach" in found["magnitude_ced_macs-60_seed-0"]["reason"]
+    assert "progressive pruning takes" in found["progressive_magnitude_macs-60pct_seed-0"]["reason"]
+    assert "out of reach" in found["magnitude_ced_macs-60pct_seed-0"]["reason"]
     # One ranking for both targets, and the dense model's samples once.
     assert calls == {"score": 1, "recover": 2}
     assert len(list((out / "trials").iterdir())) == 2
@@ -104,12 +104,12 @@ def test_sweep_runs_skips_resumes_and_grows(
     sweep(model, out, *chosen, "ced", "--targets", "macs=60%", "--seeds", "0", "1")
     assert calls == {"score": 2, "recover": 3}
     assert [name for name, trial in standing(out).items() if trial["status"] == "done"] == [
-        "magnitude_magnitude_macs-60_seed-0", "magnitude_magnitude_macs-55_seed-0",
-        "magnitude_magnitude_macs-60_seed-1",
+        "magnitude_magnitude_macs-60pct_seed-0", "magnitude_magnitude_macs-55pct_seed-0",
+        "magnitude_magnitude_macs-60pct_seed-1",
     ]  # fmt: skip
     assert all(trial["seconds"] > 0 for trial in standing(out).values() if trial["status"] == "done")
     page = (out / "report.html").read_text(encoding="utf-8")
-    assert 'href="./trials/magnitude_magnitude_macs-60_seed-1/report.html"' in page
+    assert 'href="./trials/magnitude_magnitude_macs-60pct_seed-1/report.html"' in page
     assert "over 2 seeds" in page
     with pytest.raises(SystemExit):
         sweep(model, out, *chosen, steps="4")
@@ -134,13 +134,13 @@ def test_a_trial_that_fails_does_not_stop_the_others(
         with pytest.raises(SystemExit) as stopped:
             sweep(model, out, *chosen)
     assert stopped.value.code == 1
-    assert "1 of 2 trials failed, random_macs-70_seed-0 first: ZeroDivisionError: of nothing" in capsys.readouterr().err
+    assert "1 of 2 trials failed, random_macs-70pct_seed-0 first: ZeroDivisionError: of nothing" in capsys.readouterr().err
     assert [trial["status"] for trial in standing(out).values()] == ["failed", "done"]
-    assert "by nothing" in (out / "trials" / "random_macs-70_seed-0" / "error.txt").read_text()
+    assert "by nothing" in (out / "trials" / "random_macs-70pct_seed-0" / "error.txt").read_text()
     assert "ZeroDivisionError: of nothing" in (out / "report.html").read_text(encoding="utf-8")
     sweep(model, out, *chosen)
     assert [trial["status"] for trial in standing(out).values()] == ["done", "done"]
-    assert not (out / "trials" / "random_macs-70_seed-0" / "error.txt").exists()
+    assert not (out / "trials" / "random_macs-70pct_seed-0" / "error.txt").exists()
 
 
 @pytest.mark.slow
@@ -151,7 +151,7 @@ def test_dry_run_lists_the_trials_and_writes_nothing(
     printed = capsys.readouterr().out
     assert not (tmp_path / "out").exists()
     assert all(name in printed for name in RECIPES if name not in NOT_IN_ALL)
-    assert "progressive_macs-70_seed-0" in printed
+    assert "progressive_macs-70pct_seed-0" in printed
     assert "skipped: progressive pruning takes" in printed
     assert "trials would run, about" in printed
     assert "memory: about " in printed
