@@ -74,7 +74,7 @@ class RecipeArguments(TypedDict, total=False):
 
 # Every stage scores again, so each scoring must be cheap.
 BETWEEN_STAGES = ScoringConfig(num_timesteps=32, num_images=64)
-# A quarter of the usual ones; cuts by more are not better after the refit (docs/benchmarks/criteria.md).
+# A quarter of the usual ones: in short runs the time that this saves is worth more (docs/benchmarks/objectives.md).
 FEW_PASSES = ScoringConfig(num_timesteps=16, num_images=32)
 # Keeps the quality of the term at every step, at half its price (docs/benchmarks.md).
 BALANCED: dict[str, Any] = {

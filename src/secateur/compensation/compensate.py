@@ -115,7 +115,7 @@ def check_null_condition(config: CompensationConfig, null: Conditions) -> None:
 
 
 def _note_unsettled(readers: Mapping[str, Reader], ridge: float) -> None:
-    """Say which layers were fitted to a few positions exactly, which is worse than leaving them as they were."""
+    """Say how many layers were fitted to few positions exactly, and so perhaps badly to all others."""
     few = [name for name, reader in readers.items() if reader.rows < reader.columns]
     if few and not ridge:
         note(
