@@ -134,7 +134,8 @@ def test_a_trial_that_fails_does_not_stop_the_others(
         with pytest.raises(SystemExit) as stopped:
             sweep(model, out, *chosen)
     assert stopped.value.code == 1
-    assert "1 of 2 trials failed, random_macs-70pct_seed-0 first: ZeroDivisionError: of nothing" in capsys.readouterr().err
+    said = "1 of 2 trials failed, random_macs-70pct_seed-0 first: ZeroDivisionError: of nothing"
+    assert said in capsys.readouterr().err
     assert [trial["status"] for trial in standing(out).values()] == ["failed", "done"]
     assert "by nothing" in (out / "trials" / "random_macs-70pct_seed-0" / "error.txt").read_text()
     assert "ZeroDivisionError: of nothing" in (out / "report.html").read_text(encoding="utf-8")
