@@ -20,6 +20,7 @@ from secateur.io.checkpoint import from_pretrained, save_pretrained
 from secateur.io.manifest import MANIFEST, apply_cut, manifest_of, note_step, removed_since
 from secateur.io.pipeline import load
 from secateur.io.weights import WEIGHTS
+from secateur.models.precision import cast_saved
 from secateur.models.predict import predict
 from secateur.models.registry import describe
 from secateur.structure import Cut, remove
@@ -343,7 +344,7 @@ def test_half_precision_comes_back_bit_for_bit(tmp_path, make, pruned):
     model = make()
     if pruned:
         apply_cut(model, half(model))
-    model.to(torch.bfloat16)
+    cast_saved(model, torch.bfloat16)
     save_pretrained(model, tmp_path / "model")
     loaded = from_pretrained(tmp_path / "model")
     assert loaded.dtype == torch.bfloat16
@@ -357,7 +358,7 @@ def test_half_precision_comes_back_bit_for_bit(tmp_path, make, pruned):
 @pytest.mark.parametrize("make", [unet_condition, pixart, sd3, flux, sana, autoencoder])
 def test_half_precision_of_any_architecture_comes_back_bit_for_bit(tmp_path, make):
     model = make()
-    apply_cut(model, half(model)).to(torch.bfloat16)
+    cast_saved(apply_cut(model, half(model)), torch.bfloat16)
     save_pretrained(model, tmp_path / "model")
     loaded = from_pretrained(tmp_path / "model")
     assert {tensor.dtype for tensor in loaded.state_dict().values()} == {torch.bfloat16}

@@ -2,11 +2,13 @@
 
 import copy
 
+import diffusers
 import pytest
 import torch
 
+import architectures
 import secateur
-from models import dit, flux, half
+from models import dit, flux, half, unet
 from secateur import EvaluationConfig
 from secateur.base.errors import SecateurError
 from secateur.cli import main
@@ -14,7 +16,7 @@ from secateur.evaluation.metrics.latency import LatencyOptions
 from secateur.io.checkpoint import save_pretrained
 from secateur.io.manifest import apply_cut
 from secateur.models.network import example_batch
-from secateur.models.precision import dtype_of, in_precisions, precision_of
+from secateur.models.precision import cast_saved, dtype_of, in_precisions, precision_of
 from secateur.models.predict import predict
 from secateur.results import Evaluation, read_result
 
@@ -94,3 +96,42 @@ def test_a_network_that_begins_with_a_linear_layer_takes_what_it_took(name):
     assert (dtype_of(narrow), precision_of(narrow), sample.dtype) == (torch.float32, name, torch.float32)
     expected, found = (predict(each, sample, torch.tensor([30.0, 900.0]), conditions) for each in (model, narrow))
     assert 0 < (found - expected).norm() / expected.norm() < 0.1
+
+
+def tensors(model):
+    return dict(model.named_parameters()) | dict(model.named_buffers())
+
+
+def assert_same_tensors(one, other):
+    first, second = tensors(one), tensors(other)
+    assert {name: value.dtype for name, value in first.items()} == {name: each.dtype for name, each in second.items()}
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # of Kandinsky itself
+@pytest.mark.parametrize(
+    "name", ["DiTTransformer2DModel", "WanTransformer3DModel", "Kandinsky5Transformer3DModel", "UNet2DModel"]
+)
+def test_a_model_in_half_precision_is_the_one_that_diffusers_loads(name, tmp_path):
+    """Tables of angles, which are not saved, and the parts that a class keeps in float32 included."""
+    dense = unet() if name == "UNet2DModel" else architectures.small(name)
+    dense.save_pretrained(tmp_path / "dense")
+    theirs = diffusers.AutoModel.from_pretrained(str(tmp_path / "dense"), torch_dtype=torch.bfloat16)
+    assert_same_tensors(secateur.from_pretrained(tmp_path / "dense", torch_dtype=torch.bfloat16), theirs)
+    pruned = secateur.prune(theirs, target="macs=80%", criterion="magnitude", process="flow")
+    secateur.save_pretrained(pruned, tmp_path / "pruned")
+    assert_same_tensors(secateur.from_pretrained(tmp_path / "pruned"), pruned)
+    again = diffusers.AutoModel.from_pretrained(str(tmp_path / "pruned"), torch_dtype=torch.bfloat16)
+    assert_same_tensors(again, pruned)
+
+
+@pytest.mark.parametrize("weights", ["float32", "bf16"])
+def test_a_model_in_half_precision_comes_back_from_training_with_its_own_tables(weights):
+    model = dit()
+    cast_saved(model, torch.bfloat16)
+    recovery = secateur.RecoveryConfig(
+        steps=1, batch_size=2, learning_rate=1e-2, warmup_steps=0, weight_precision=weights, objective="denoising"
+    )
+    trained = secateur.finetune(model, data="digits", process="ddpm", recovery=recovery)
+    assert {each.dtype for each in trained.parameters()} == {torch.bfloat16}
+    assert torch.equal(trained.pos_embed.pos_embed, dit().pos_embed.pos_embed)

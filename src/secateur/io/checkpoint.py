@@ -26,6 +26,7 @@ from ..base.files import atomic_folder, read_json, write_json
 from ..base.records import record_of
 from ..base.shards import is_sharded
 from ..models.network import device_of
+from ..models.precision import cast_saved
 from ..models.registry import architecture_named, is_known, unsupported
 from ..structure import removals_of
 from .files import check_file
@@ -129,7 +130,7 @@ def from_pretrained(
         model = load_model(locate(path_or_id, component, subfolder=subfolder, variant=variant, **hub), variant)
         model.name_or_path = str(path_or_id)  # a manifest of its cut names it so, not by the folder of a cache
     if torch_dtype is not None:
-        nn.Module.to(model, torch_dtype)  # avoids diffusers' warning
+        cast_saved(model, torch_dtype)
     placed: nn.Module = model if device is None else model.to(device)
     return placed
 
@@ -173,7 +174,7 @@ def load_any(place: Place, architecture: type[Any], variant: str | None = None) 
                 model = architecture.from_config(config)
         model.load_state_dict(read(renamed), strict=True, assign=True)
         if (dtype := common_dtype(entries)) is not None:
-            nn.Module.to(model, dtype)  # buffers that are not saved
+            cast_saved(model, dtype)
         _follow_frequencies(model)
         model.loaded_from = str(place.folder)  # for error messages
         return model.eval()

@@ -17,6 +17,7 @@ from typing_extensions import Unpack
 from ..base.errors import ModelError
 from ..base.files import atomic_folder, write_json
 from ..models.families.autoencoder_kl import AutoencoderKLDecoder
+from ..models.precision import cast_saved
 from ..process.base import Process
 from ..process.flow import Expert, FlowProcess
 from ..process.from_config import process_from_config
@@ -280,7 +281,7 @@ def settings_of(pipeline: Path | DiffusionPipeline) -> dict[str, Any]:
 
 def _moved(model: nn.Module, torch_dtype: torch.dtype | None, device: torch.device | str | None) -> nn.Module:
     if torch_dtype is not None:
-        nn.Module.to(model, torch_dtype)  # past diffusers' warning
+        cast_saved(model, torch_dtype)
     return model if device is None else model.to(device)
 
 

@@ -22,6 +22,7 @@ from torch import nn
 from ..base.errors import ModelError
 from ..base.files import atomic_file, write_json
 from ..base.records import record_of
+from ..models.precision import cast_saved
 from ..models.registry import architecture_named, families, family_of, is_known, unsupported
 from .foreign import explicit, hollow, loading, quiet
 from .manifest import manifest_of
@@ -162,7 +163,8 @@ def load_single_file(path: Path, torch_dtype: torch.dtype | None = None) -> nn.M
                 f"it holds {held:,} numbers, of which a {name} of that size uses {used:,} and needs {needed:,}: it is "
                 "scaled, quantized or of another model"
             )
-        return nn.Module.to(model, chosen).eval()
+        cast_saved(model, chosen)
+        return model.eval()
 
 
 def scheduler_of(model: nn.Module) -> dict[str, Any]:

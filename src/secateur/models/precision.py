@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..base.console import silenced_libraries
 from ..base.errors import SecateurError
@@ -49,7 +49,7 @@ def check_precision(name: str) -> None:
 def cast(model: nn.Module, name: PrecisionName) -> None:
     """Cast `model` in place."""
     if name not in BYTES:
-        nn.Module.to(model, getattr(torch, name))  # avoids diffusers' warning
+        cast_saved(model, getattr(torch, name))
         return
     with silenced_libraries():
         from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
@@ -59,13 +59,34 @@ def cast(model: nn.Module, name: PrecisionName) -> None:
         unwrap_tensor_subclass(model)  # plain tensors are written raw; torch would pickle torchao's
 
 
+def cast_saved(model: nn.Module, dtype: torch.dtype) -> None:
+    """Cast in place what is saved of `model`, as diffusers does when it loads with `torch_dtype`.
+
+    Parts that the class keeps in float32 end in it. Buffers that are not saved, such as tables of angles, stay as they
+    are: in half precision a large angle is off by radians.
+    """
+    for name, tensor in saved(model).items():
+        tensor.data = tensor.data.to(torch.float32 if stays_whole(model, name) else dtype)
+
+
+def saved(model: nn.Module) -> dict[str, Tensor]:
+    """The floating-point tensors of `model` that are saved, by name."""
+    tensors: dict[str, Tensor] = model.state_dict(keep_vars=True)
+    return {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+
+
+def stays_whole(model: nn.Module, name: str) -> bool:
+    """Whether diffusers keeps a weight in float32 when it loads `model` in half precision, as it does Wan's norms."""
+    kept = getattr(model, "_keep_in_fp32_modules", None) or ()
+    return not set(kept).isdisjoint(name.split("."))
+
+
 def dtype_of(model: nn.Module, default: torch.dtype = torch.float32) -> torch.dtype:
     """The dtype that `model` computes in: that of its first weight with at least two bytes, or `default`.
 
-    Weights that diffusers keeps in float32 when it loads a model in half precision (Wan's) do not count.
+    Weights that stay in float32 do not count.
     """
-    kept = getattr(model, "_keep_in_fp32_modules", None) or ()
-    weights = (each for name, each in model.named_parameters() if not any(part in name for part in kept))
+    weights = (each for name, each in model.named_parameters() if not stays_whole(model, name))
     return next((each.dtype for each in weights if each.itemsize > 1), default)
 
 

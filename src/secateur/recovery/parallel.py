@@ -20,6 +20,7 @@ from torch.nn.utils import get_total_norm
 from torch.utils.hooks import RemovableHandle
 
 from ..base.shards import whole
+from ..models.precision import stays_whole
 from ..teacher import Teacher
 from .balance import norm, summed_gradient
 from .checkpoints import TrainingState
@@ -251,9 +252,10 @@ class Sharded:
             group["params"] = []
         self.student, self.average, self.trained_parameters = state.model, state.ema, []
         self.accelerator.free_memory()
-        join_shards(
-            {name: value.detach().to(dtype or value.dtype) for name, value in average.named_parameters()}, place
-        )
+        own = {name: value.detach() for name, value in average.named_parameters()}
+        if dtype is not None:
+            own = {name: value if stays_whole(average, name) else value.to(dtype) for name, value in own.items()}
+        join_shards(own, place)
         for network in (state.model, state.ema.model):
             found = joined(place)
             replace_parameters(network, lambda name, parameter: found[name])  # noqa: B023

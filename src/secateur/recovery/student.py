@@ -11,6 +11,7 @@ from torch import nn
 
 from ..base.errors import TrainingError
 from ..data.conditions import disable_label_dropout
+from ..models.precision import saved
 from ..models.recomputing import can_recompute
 from .config import RecoveryConfig
 from .lora import add_lora, check_lora, merge_lora
@@ -92,8 +93,10 @@ def make_ready(model: nn.Module, config: RecoveryConfig, device: torch.device) -
     name."""
     check_student(model, config)
     dtype = trained_dtype(model, config)
-    if any((parameter.device, parameter.dtype) != (device, dtype) for parameter in model.parameters()):
-        nn.Module.to(model, device, dtype)  # avoids diffusers' warning
+    if any(parameter.device != device for parameter in model.parameters()):
+        nn.Module.to(model, device)
+    for tensor in saved(model).values():
+        tensor.data = tensor.data.to(dtype)
     model.train()
     trained = trainable(model)
     frozen = frozen_by(model, config.freeze)

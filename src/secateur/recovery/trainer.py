@@ -21,6 +21,7 @@ from ..data import ImageDataset
 from ..data.conditions import accepts, check_conditions, null_conditions
 from ..models.jacobian import frozen
 from ..models.network import device_of
+from ..models.precision import cast_saved, stays_whole
 from ..models.recomputing import recomputing
 from ..process.base import Process
 from ..teacher import Book, Draw, Teacher
@@ -191,7 +192,8 @@ class _Run:
             make_as_before(self.state.model, self.config, self.trained)
             if isinstance(self.teacher, nn.Module):
                 self.teacher.train(self.teacher_mode)
-        return nn.Module.to(self.state.ema.model, self.dtype)
+        cast_saved(self.state.ema.model, self.dtype)
+        return self.state.ema.model
 
     def _return_average(self) -> None:
         average, lora = self.state.ema.model, self.config.lora
@@ -318,8 +320,8 @@ class _Run:
 
 
 def _shared_dtype(model: nn.Module) -> torch.dtype:
-    """The dtype of all parameters; float32 where they differ."""
-    dtypes = {parameter.dtype for parameter in model.parameters()}
+    """The dtype of all parameters but those that stay in float32 anyway; float32 where they differ."""
+    dtypes = {parameter.dtype for name, parameter in model.named_parameters() if not stays_whole(model, name)}
     return dtypes.pop() if len(dtypes) == 1 else torch.float32
 
 
