@@ -167,6 +167,20 @@ def test_options_of_another_schedule_are_refused(option, capsys):
     assert f"and it is one-shot; add --schedule {name}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("others", "said"),
+    [
+        (["--no-book"], "add --book"),
+        (["--recipe", "diff-pruning"], "add --book"),
+        (["--objective", "denoising"], "objective denoising asks no teacher"),
+    ],
+)
+def test_options_of_a_book_that_is_not_recorded_are_refused(others, said, capsys):
+    with pytest.raises(SystemExit):
+        main(["compress", "digits-sit", "--target", "50%", *others, "--book.num-tuples", "64", "--dry-run"])
+    assert f"options of the book are given, and there is none; {said}" in capsys.readouterr().err
+
+
 def test_a_misspelt_objective_gets_the_nearest(tmp_path, capsys):
     words = ["finetune", "digits-unet", "--data", "digits", "--objective", "destillation", "--out", str(tmp_path / "x")]
     with pytest.raises(SystemExit):
