@@ -31,6 +31,7 @@ from secateur.results import (
 )
 from secateur.results.cut import goal_in_words
 from secateur.results.numbers import format_change, format_measured, format_seconds, format_series, format_value
+from secateur.results.table import Table
 from secateur.results.trials import Round, Score, Search, TrialResult
 from synthetic_runs import HOSTILE, evaluation
 
@@ -229,3 +230,17 @@ def test_a_note_on_several_models_is_said_once() -> None:
 )
 def test_numbers_beside_each_other_keep_their_zeros(values: tuple[float, ...], texts: list[str]) -> None:
     assert format_series(values) == texts
+
+
+def test_a_compensation_of_no_layer_has_no_table() -> None:
+    found = Compensation(left={"conv_out": "it is shared"})
+    assert found.tables() == {}
+    assert (
+        str(found)
+        == "0 layers were refitted to the dense model.\n\nconv_out keeps the weights of the cut: it is shared."
+    )
+
+
+def test_a_table_without_rows_keeps_its_columns() -> None:
+    empty = Table(("layer", "error"), ())
+    assert empty.without_empty_columns() == empty

@@ -64,8 +64,8 @@ class Compensation(Displayed):
         return (f"{layers}, which took the error of the whole model's output from {error}.", *kept)
 
     def tables(self) -> dict[str, Table]:
-        """Every reader."""
-        return {"compensation": compensation_table(self)}
+        """Every reader, if there is one."""
+        return {"compensation": compensation_table(self)} if self.readers else {}
 
 
 def _share(one: Reader) -> float | None:
