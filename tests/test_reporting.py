@@ -519,6 +519,11 @@ def test_titles_say_what_was_done_to_what(config: dict[str, Any], title: str) ->
     assert title_of(Run(Path("runs/one"), RunSettings({"model": "org/unet", **config}), cut=cut)) == title
 
 
+def test_a_title_names_the_quality_to_keep_until_something_is_cut() -> None:
+    config = RunSettings({"model": "org/unet", "command": "compress", "target": "loss=5%"})
+    assert title_of(Run(Path("runs/one"), config)) == "unet, compressed to a loss at most 5% higher"
+
+
 def test_the_verdict_of_runs_that_lack_something(tmp_path: Path) -> None:
     size, half = Size(10.0, 0.0, 10), Size(5.0, 0.0, 5)
     cut = CutResult("blocks=4", "blocks", 4.0, 4.0, 6.0, size, half)

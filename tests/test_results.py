@@ -177,6 +177,7 @@ def test_uncertain_numbers_have_the_digits_of_their_uncertainty(value: float, st
         ("macs=50%", "50% of the MACs"), ("params=20M", "20M parameters"), ("blocks=4", "4 blocks"),
         ("blocks=1", "1 block"),
         ("latency=20ms", "20 ms a call"), ("latency=50%", "50% of the latency"),
+        ("ssim=0.95", "an SSIM of 0.95"), ("loss=5%", "a loss at most 5% higher"),
     ],
 )  # fmt: skip
 def test_targets_in_words(target: str, words: str) -> None:

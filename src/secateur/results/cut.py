@@ -107,6 +107,10 @@ def goal_in_words(target: str) -> str:
         return target
     if metric == "latency":
         return f"{amount} of the latency" if amount.endswith("%") else f"{amount.removesuffix('ms')} ms a call"
+    if metric == "ssim":
+        return f"an SSIM of {amount}"
+    if metric == "loss":
+        return f"a loss at most {amount} higher"
     name = {"macs": "MACs", "params": "parameters", "blocks": "blocks"}.get(metric, metric)
     if amount.endswith("%"):
         return f"{amount} of the {name}"
