@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import diffusers
 import torch
@@ -24,7 +24,7 @@ from ..base.files import atomic_file, check_folder
 from ..base.fingerprint import fingerprint
 from ..base.origin import recorded
 from ..base.rows import FileRows, MemoryRows, Rows
-from ..base.rules import Count, Seed, checked
+from ..base.rules import Count, Seed, at_least, checked
 from ..base.seeds import VERSION
 from ..data.autoencoder import latent_space
 from ..data.clips import side_by_side
@@ -58,7 +58,7 @@ def sample(
     scheduler: str | None = None,
     class_label: int | None = None,
     prompt: Sequence[str] = (),
-    guidance_scale: float | None = None,
+    guidance_scale: Annotated[float, at_least(0)] | None = None,
     guidance_channels: Count | None = None,
     seed: Seed = 0,
     batch_size: Count = 128,
