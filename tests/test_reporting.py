@@ -589,7 +589,7 @@ def test_a_model_card_says_where_from_how_and_how_good() -> None:
     assert 'license: "mit"' in front
     assert 'base_model: "org/unet"' in front
     assert "# small-unet" in card
-    assert "1. Pruned to 50% of the MACs, ranked by taylor: 5 units of 1 widths and 1 block removed." in card
+    assert "1. Pruned to 50% of the MACs, ranked by taylor: 5 units of 1 width and 1 block removed." in card
     assert "3. Fine-tuned for 1,500 steps by distillation." in card
     assert "secateur.from_pretrained('me/small-unet')" in card
     assert "5.17 ± 0.20 (worse than dense, better than pruned)" in card

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from secateur.base.errors import SecateurError
+from secateur.base.units import number_of
 from secateur.results import (
     Compensation,
     CutResult,
@@ -245,3 +246,13 @@ def test_a_compensation_of_no_layer_has_no_table() -> None:
 def test_a_table_without_rows_keeps_its_columns() -> None:
     empty = Table(("layer", "error"), ())
     assert empty.without_empty_columns() == empty
+
+
+def test_a_count_of_one_is_singular() -> None:
+    assert [number_of(count, "block") for count in (0, 1, 2000)] == ["0 blocks", "1 block", "2,000 blocks"]
+    assert [number_of(count, "class") for count in (1, 2)] == ["1 class", "2 classes"]
+    size = Size(10.0, 0.0, 10)
+    cut = CutResult("blocks=1", "blocks", 1.0, 1.0, 6.0, size, size)
+    assert cut.sentences()[0] == "Asked for blocks=1; 1 of 6 blocks stays."
+    assert Recorded(1, 0, 10**6, 0.0).sentences() == ("The dense model answered 1 tuple (1.00 MB).",)
+    assert Recovery(({"step": 1.0},)).sentences() == ("Recovered for 1 step.",)

@@ -20,6 +20,7 @@ from ..base.fingerprint import fingerprint
 from ..base.lock import LOCK, owned
 from ..base.origin import recorded
 from ..base.rules import Count, checked
+from ..base.units import number_of
 from ..data import ImageDataset
 from ..data.conditions import check_conditions, null_conditions
 from ..recipes import finetuning_config
@@ -34,9 +35,9 @@ from .data import encode_data
 from .opening import opened, required
 from .subject import Subject
 
-
 RECORDED = "recorded.json"
 SO_FAR = "recording.json"  # the seconds of a recording that is not complete
+
 
 @recorded
 @checked
@@ -95,7 +96,7 @@ def opened_book(book: Any, subject: Subject, dataset: ImageDataset, teacher: Sub
 def say_book(book: Book) -> None:
     """Print the size and place of a book."""
     where = "in memory" if book.folder is None else f"in {book.folder}"
-    say(f"book     {book.num_tuples:,} tuples, {book.held_out_rows.count:,} held out, {where}")
+    say(f"book     {number_of(book.num_tuples, 'tuple')}, {book.held_out_rows.count:,} held out, {where}")
 
 
 def _owned(out: str | Path | None) -> AbstractContextManager[None]:

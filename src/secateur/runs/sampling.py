@@ -26,6 +26,7 @@ from ..base.origin import recorded
 from ..base.rows import FileRows, MemoryRows, Rows
 from ..base.rules import Count, Seed, at_least, checked
 from ..base.seeds import VERSION
+from ..base.units import number_of
 from ..data.autoencoder import latent_space
 from ..data.clips import side_by_side
 from ..data.conditions import label_conditions, null_conditions
@@ -256,7 +257,7 @@ def _check_room(place: Path | None, count: int, subject: Subject, grid: bool) ->
     disk, done = os.statvfs(there), sum(1 for _ in place.rglob("*.png"))
     room = disk.f_bavail * disk.f_frsize // disk.f_bsize  # a file takes at least one block
     room = min(room, disk.f_favail) if disk.f_files else room  # some file systems do not count files
-    require(count <= room + done, f"num_images is {count}; the disk of {place} has room for {room} files")
+    require(count <= room + done, f"num_images is {count}; the disk of {place} has room for {number_of(room, 'file')}")
 
 
 def _drawn(parts: Rows, draw: Callable[[Sequence[int]], Tensor]) -> Tensor:
