@@ -199,7 +199,7 @@ def test_minutes_become_steps(model: Path, tmp_path: Path, monkeypatch: pytest.M
         (("--budget-steps", "9", "--budget-minutes", "1"), "--budget-steps, or in minutes"),
         (("--budget-steps", "0"), "budget_steps is 0; give at least 1"),
         (("--budget-steps", "12", "--recipes", "random", "magnitude"), "give a budget of 20 or more"),
-        (("--budget-minutes", "0.0001"), "too few"),
+        (("--budget-minutes", "0.0001"), "is too small"),
         (("--budget-steps", "99", "--recipes", "progressive", "--target", "macs=1%"), "no recipe can run"),
     ],
 )

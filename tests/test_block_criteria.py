@@ -383,19 +383,31 @@ def test_interrupted_drops_restore_the_model():
     assert not any("forward" in vars(block) or block._forward_hooks for block in model.transformer_blocks[1:])
 
 
-def test_a_chain_costs_half_of_the_block_runs():
+@pytest.mark.parametrize(("included", "count"), [("*", 9), ("*.[012]", 8), ("*.[12]", 6), ("*.[23]", 6), ("*.1", 3)])
+def test_the_price_counts_the_runs_of_blocks(included, count):
     model = dit()
-    structure = describe(model)
+    present = list(describe(model).blocks)
+    structure = select(describe(model), [included]).structure
     runs = []
     for block in model.transformer_blocks:
         block.attn1.register_forward_hook(lambda *_: runs.append(1))
     with torch.no_grad():
         list(outputs_without_each_block(model, structure, lambda: output(model)))
-    blocks = len(structure.blocks)
     assert is_chain(structure)
-    assert len(runs) == (blocks - 1) * (blocks + 2) / 2
-    assert passes_of(structure) == 1 + len(runs) / blocks
-    assert not is_chain(describe(unet()))
+    assert len(runs) == count
+    assert passes_of(structure, present) == 1 + count / len(present)
+
+
+def test_blocks_that_are_not_next_to_each_other_cost_a_pass_each():
+    structure = describe(dit())
+    some = select(structure, exclude=["*.1"]).structure
+    assert passes_of(some, list(structure.blocks)) == 1 + len(some.blocks)
+
+
+def test_blocks_that_are_no_chain_cost_a_pass_each():
+    structure = describe(unet())
+    assert not is_chain(structure)
+    assert passes_of(structure, list(structure.blocks)) == 1 + len(structure.blocks)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import copy
 import json
 from dataclasses import asdict, replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from secateur.recovery import JacobianConfig, RecoveryConfig, recover
 from secateur.recovery.objectives.build import build_objective
 from secateur.recovery.reading import book_size, check_contents, contents_of, errors_of, read_step, tuples_for
 from secateur.results import read_recovery
-from secateur.runs.recording import book_place
+from secateur.runs.recording import book_place, record_for_run
 from secateur.runs.subject import open_subject
 from secateur.schedules import CutConfig
 from secateur.teacher import BookConfig, Contents, LiveTeacher, open_book, write_book
@@ -435,3 +436,26 @@ def test_the_command_records_resumes_and_predicts_its_cost(tmp_path, capsys):
     steps = ["--steps", "1", "--objective", "distillation", "--recovery.batch-size", "4", "--data", "digits"]
     main(["finetune", "digits-sit", *steps, "--book", out, "--out", str(tmp_path / "tuned"), "--device", "cpu"])
     assert (tmp_path / "tuned" / "model").is_dir()
+
+
+def test_the_seconds_of_a_stopped_recording_are_added(tmp_path, monkeypatch):
+    """Every pass takes ten seconds; the second of four is stopped."""
+    clock, passes, answers = [0.0], [], books._answers
+
+    def slow(*asked):
+        clock[0] += 10
+        passes.append(1)
+        if len(passes) == 2:
+            raise KeyboardInterrupt
+        return answers(*asked)
+
+    monkeypatch.setattr(books, "_answers", slow)
+    monkeypatch.setattr(books, "CHUNK", 4)
+    monkeypatch.setattr("secateur.runs.recording.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    asked = (tmp_path, tmp_path / "book", open_subject(dit(), FlowProcess()), images(), replace(SMALL, num_tuples=12))
+    with pytest.raises(KeyboardInterrupt):
+        record_for_run(*asked, CONFIG)
+    clock[0] = 1000.0
+    assert record_for_run(*asked, CONFIG)[1].seconds == 40
+    assert record_for_run(*asked, CONFIG)[1].seconds == 40
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["book", "recorded.json"]

@@ -303,6 +303,11 @@ BAD = {
     ],
     "no data": ["prune", "UNET", "--target", "60%", "--out", "OUT"],
     "too many steps": ["sample", "UNET", "--out", "OUT.png", "--num-inference-steps", "2000"],
+    "negative guidance": ["sample", "SIT", "--out", "OUT.png", "--guidance-scale", "-1"],
+    "endless guidance": ["sample", "SIT", "--out", "OUT.png", "--guidance-scale", "nan"],
+    "negative guidance of samples": [
+        *["evaluate", "SIT", "--data", "digits", "--out", "OUT", "--evaluation.guidance-scale", "-0.5"],
+    ],
     "no guidance": ["sample", "UNET", "--out", "OUT.png", "--guidance-scale", "5"],
     "small images": ["evaluate", "UNET", "--data", "digits", "--out", "OUT", "--metrics", "ms-ssim"],
     "no reference": ["evaluate", "UNET", "--data", "digits", "--out", "OUT", "--metrics", "rfid"],

@@ -331,10 +331,10 @@ BAD = {
     "no tensors": ({"epoch": 3}, "no dictionary of tensors"),
     "a module": (nn.Linear(2, 2), r"holds a torch.nn.modules.linear.Linear; only tensors"),
     "code": ({"a": Hostile()}, "holds a print; only tensors"),
-    "missing": (without("blocks.1.attn.qkv.bias"), "1 tensors are missing, the first blocks.1.attn.qkv.bias"),
+    "missing": (without("blocks.1.attn.qkv.bias"), "it lacks 1 tensor, the first blocks.1.attn.qkv.bias"),
     "block missing": (
         {name: value for name, value in Original().state_dict().items() if "blocks.1." not in name},
-        "10 tensors are missing, the first blocks.1.adaLN_modulation.1.bias",
+        "it lacks 10 tensors, the first blocks.1.adaLN_modulation.1.bias",
     ),
     "unexpected": (Original().state_dict() | {"blocks.0.attn.q_norm.weight": torch.ones(8)}, "first blocks.0.attn.q_n"),
     "shape": (with_changed("blocks.2.mlp.fc1.weight", lambda value: value[:64]), r"fc1.weight has shape \(64, 32\)"),

@@ -183,11 +183,12 @@ def test_weights_in_half_precision_have_the_scores_of_single_precision(dtype, ap
 
 def test_every_criterion_has_a_price():
     model, process = unet(), DiffusionProcess()
+    structure = describe(model)
     costs = {
-        name: criterion.price(model, process, FEW, criterion.options()).passes / FEW.num_images
+        name: criterion.price(model, process, structure, FEW, criterion.options()).passes / FEW.num_images
         for name, criterion in CRITERIA.items()
     }
-    blocks = len(describe(model).blocks)
+    blocks = len(structure.blocks)
     assert [costs[name] for name in ("random", "magnitude", "uniform")] == [0, 0, 0]
     assert costs["taylor"] == costs["diff-pruning"] == pytest.approx(8 * 4 / 3)
     assert costs["gradient-flow"] == 8 * 3

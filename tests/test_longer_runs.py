@@ -47,7 +47,7 @@ def test_more_steps_continue_to_the_weights_of_a_run_that_was_as_long_from_the_s
     whole = tuned(tmp_path / "whole", replace(RECOVERY, steps=4))
     assert all(torch.equal(value, whole[name]) for name, value in longer.items())
     assert json.loads((tmp_path / "run" / "config.json").read_text())["recovery"]["steps"] == 4
-    with pytest.raises(SecateurError, match="has 4 steps, and 3 are asked for"):
+    with pytest.raises(SecateurError, match="has 4 steps, and --steps asks for 3"):
         tuned(tmp_path / "run", replace(RECOVERY, steps=3))
     with pytest.raises(SecateurError, match="begun with another"):
         tuned(tmp_path / "run", replace(RECOVERY, steps=6, seed=1))

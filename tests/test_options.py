@@ -10,6 +10,7 @@ import secateur
 from secateur.base.console import shown
 from secateur.base.errors import SecateurError
 from secateur.cli import main
+from secateur.commands.options import Weights
 from secateur.commands.options_file import with_file
 from secateur.commands.renamed import RENAMED, with_present_names
 from secateur.recipes import RECIPES, resolve
@@ -117,11 +118,39 @@ def test_what_the_command_line_says_counts_more_than_the_file(chosen, tmp_path):
     assert chosen("--recovery.batch_size", "16", "--config", str(file)).recovery.batch_size == 16
 
 
-def test_a_model_on_the_command_line_replaces_that_of_the_file(tmp_path):
+@pytest.mark.parametrize(
+    ("words", "model"),
+    [
+        (["--seed", "1"], "digits-unet"),
+        (["digits-sit", "--seed", "1"], "digits-sit"),
+        (["--seed", "1", "digits-sit"], "digits-sit"),
+        (["--seed", "1", "digits-sit", "--size", "8"], "digits-sit"),
+    ],
+)
+def test_a_model_on_the_command_line_replaces_that_of_the_file(tmp_path, monkeypatch, words, model):
+    file, checked = tmp_path / "run.yaml", []
+    file.write_text("model: digits-unet\nrandom-cuts: 2\n")
+
+    def check_structure(on: Weights, *, size: int | None = None, random_cuts: int = 3, seed: int = 0) -> None:
+        """Nothing.
+
+        Args:
+            on: the model.
+        """
+        checked.append((on.model, random_cuts))
+
+    monkeypatch.setattr("secateur.commands.check_structure.check_structure", check_structure)
+    main(["check-structure", *words, "--config", str(file)])
+    main(["check-structure", "--config", str(file), *words])
+    assert checked == [(model, 2)] * 2
+
+
+def test_a_file_with_a_model_for_a_command_that_takes_none_is_refused(tmp_path, capsys):
     file = tmp_path / "run.yaml"
-    file.write_text("model: digits-unet\ntarget: macs=50%\n")
-    assert with_file(["--config", str(file)]) == ["digits-unet", "--target", "macs=50%"]
-    assert with_file(["digits-sit", "--config", str(file)]) == ["digits-sit", "--target", "macs=50%"]
+    file.write_text("model: digits-unet\n")
+    with pytest.raises(SystemExit):
+        main(["report", "run", "--config", str(file)])
+    assert "names a model, and secateur report takes none" in capsys.readouterr().err
 
 
 def test_options_that_a_recipe_brings_go_when_their_objective_does(chosen):
@@ -136,6 +165,20 @@ def test_options_of_another_schedule_are_refused(option, capsys):
         main(["compress", "digits-sit", "--target", "50%", option, "3", "--dry-run"])
     name = option.strip("-").partition(".")[0]
     assert f"and it is one-shot; add --schedule {name}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("others", "said"),
+    [
+        (["--no-book"], "add --book"),
+        (["--recipe", "diff-pruning"], "add --book"),
+        (["--objective", "denoising"], "objective denoising asks no teacher"),
+    ],
+)
+def test_options_of_a_book_that_is_not_recorded_are_refused(others, said, capsys):
+    with pytest.raises(SystemExit):
+        main(["compress", "digits-sit", "--target", "50%", *others, "--book.num-tuples", "64", "--dry-run"])
+    assert f"options of the book are given, and there is none; {said}" in capsys.readouterr().err
 
 
 def test_a_misspelt_objective_gets_the_nearest(tmp_path, capsys):

@@ -104,8 +104,7 @@ def test_a_search_says_what_it_found():
     )
     (sentence,) = QualitySearch("ssim=0.9", "SSIM", tries).sentences()
     assert sentence == (
-        "Of 2 models that were cut and measured for ssim=0.9, the smallest that holds it has "
-        "48% of the MACs: SSIM 0.93."
+        "Of 2 models cut and measured for ssim=0.9, the smallest that holds it has 48% of the MACs: SSIM 0.93."
     )
 
 

@@ -126,7 +126,7 @@ def test_neither_batches_nor_memory_change_the_scores(make, process, monkeypatch
     again = score(model, process, batch, structure, "reconstruction", dataclasses.replace(config, batch_size=3)).scores
     for name, values in scores.items():
         torch.testing.assert_close(again[name], values, rtol=1e-3, atol=1e-7)
-    price = criterion_named("reconstruction").price(model, process, config, config.options)
+    price = criterion_named("reconstruction").price(model, process, structure, config, config.options)
     assert price.passes > 2 * len(batch.sample) * len(module.unit_columns(model, structure)) / 3
 
 

@@ -519,6 +519,11 @@ def test_titles_say_what_was_done_to_what(config: dict[str, Any], title: str) ->
     assert title_of(Run(Path("runs/one"), RunSettings({"model": "org/unet", **config}), cut=cut)) == title
 
 
+def test_a_title_names_the_quality_to_keep_until_something_is_cut() -> None:
+    config = RunSettings({"model": "org/unet", "command": "compress", "target": "loss=5%"})
+    assert title_of(Run(Path("runs/one"), config)) == "unet, compressed to a loss at most 5% higher"
+
+
 def test_the_verdict_of_runs_that_lack_something(tmp_path: Path) -> None:
     size, half = Size(10.0, 0.0, 10), Size(5.0, 0.0, 5)
     cut = CutResult("blocks=4", "blocks", 4.0, 4.0, 6.0, size, half)
@@ -584,7 +589,7 @@ def test_a_model_card_says_where_from_how_and_how_good() -> None:
     assert 'license: "mit"' in front
     assert 'base_model: "org/unet"' in front
     assert "# small-unet" in card
-    assert "1. Pruned to 50% of the MACs, ranked by taylor: 5 units of 1 widths and 1 block removed." in card
+    assert "1. Pruned to 50% of the MACs, ranked by taylor: 5 units of 1 width and 1 block removed." in card
     assert "3. Fine-tuned for 1,500 steps by distillation." in card
     assert "secateur.from_pretrained('me/small-unet')" in card
     assert "5.17 ± 0.20 (worse than dense, better than pruned)" in card

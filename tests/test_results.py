@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from secateur.base.errors import SecateurError
+from secateur.base.units import number_of
 from secateur.results import (
     Compensation,
     CutResult,
@@ -31,6 +32,7 @@ from secateur.results import (
 )
 from secateur.results.cut import goal_in_words
 from secateur.results.numbers import format_change, format_measured, format_seconds, format_series, format_value
+from secateur.results.table import Table
 from secateur.results.trials import Round, Score, Search, TrialResult
 from synthetic_runs import HOSTILE, evaluation
 
@@ -176,6 +178,7 @@ def test_uncertain_numbers_have_the_digits_of_their_uncertainty(value: float, st
         ("macs=50%", "50% of the MACs"), ("params=20M", "20M parameters"), ("blocks=4", "4 blocks"),
         ("blocks=1", "1 block"),
         ("latency=20ms", "20 ms a call"), ("latency=50%", "50% of the latency"),
+        ("ssim=0.95", "an SSIM of 0.95"), ("loss=5%", "a loss at most 5% higher"),
     ],
 )  # fmt: skip
 def test_targets_in_words(target: str, words: str) -> None:
@@ -229,3 +232,27 @@ def test_a_note_on_several_models_is_said_once() -> None:
 )
 def test_numbers_beside_each_other_keep_their_zeros(values: tuple[float, ...], texts: list[str]) -> None:
     assert format_series(values) == texts
+
+
+def test_a_compensation_of_no_layer_has_no_table() -> None:
+    found = Compensation(left={"conv_out": "it is shared"})
+    assert found.tables() == {}
+    assert (
+        str(found)
+        == "0 layers were refitted to the dense model.\n\nconv_out keeps the weights of the cut: it is shared."
+    )
+
+
+def test_a_table_without_rows_keeps_its_columns() -> None:
+    empty = Table(("layer", "error"), ())
+    assert empty.without_empty_columns() == empty
+
+
+def test_a_count_of_one_is_singular() -> None:
+    assert [number_of(count, "block") for count in (0, 1, 2000)] == ["0 blocks", "1 block", "2,000 blocks"]
+    assert [number_of(count, "class") for count in (1, 2)] == ["1 class", "2 classes"]
+    size = Size(10.0, 0.0, 10)
+    cut = CutResult("blocks=1", "blocks", 1.0, 1.0, 6.0, size, size)
+    assert cut.sentences()[0] == "Asked for blocks=1; 1 of 6 blocks stays."
+    assert Recorded(1, 0, 10**6, 0.0).sentences() == ("The dense model answered 1 tuple (1.00 MB).",)
+    assert Recovery(({"step": 1.0},)).sentences() == ("Recovered for 1 step.",)

@@ -5,7 +5,17 @@ import torch
 
 from models import dit, inputs_for, sd3, unet
 from secateur.models.registry import describe
-from secateur.structure import Block, Cut, StructureBuilder, check_structure, masked, masks_of, remove, select
+from secateur.structure import (
+    Block,
+    Cut,
+    Structure,
+    StructureBuilder,
+    check_structure,
+    masked,
+    masks_of,
+    remove,
+    select,
+)
 from secateur.structure.cost import cost_model
 
 
@@ -92,6 +102,21 @@ def test_the_head_of_a_dit_reads_the_first_remaining_block(left_out):
         with masked(model, structure, masks_of(cut, structure)):
             expected = model(**inputs)[0]
         torch.testing.assert_close(remove(model, structure, cut)(**inputs)[0], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_all_included_blocks_may_leave_if_others_stay():
+    model = dit()
+    structure = select(select(describe(model), exclude=["transformer_blocks.0"]).structure, ["*.[12]"]).structure
+    both = ["transformer_blocks.1", "transformer_blocks.2"]
+    assert structure.removable(both) == both
+    smaller = remove(model, structure, Cut({}, tuple(both)))
+    assert list(describe(smaller).blocks) == ["transformer_blocks.0", "transformer_blocks.1"]
+    assert all(check.ok for check in check_structure(dit(), structure, inputs_for(model), random_cuts=1))
+
+
+def test_one_listed_block_stays_if_only_skipped_ones_are_left_out():
+    blocks = {name: Block(name, listed=name != "skipped") for name in ("a", "b", "skipped")}
+    assert select(Structure({}, blocks), exclude=["skipped"]).structure.removable(["a", "b"]) == ["a"]
 
 
 def test_a_selection_is_still_a_valid_structure():

@@ -8,10 +8,12 @@ import torch
 import secateur
 from models import autoencoder, unet
 from pipelines import vae
+from secateur.criteria import ScoringConfig
 from secateur.io.pipeline import Loaded
 from secateur.process.diffusion import DiffusionProcess
 from secateur.runs import timing
 from secateur.runs.subject import open_subject
+from secateur.schedules import CutConfig
 
 
 @pytest.mark.parametrize(
@@ -89,3 +91,13 @@ def test_what_cannot_be_counted_without_data_is_left_out(monkeypatch):
 def test_a_decoder_is_timed_on_images():
     plan = secateur.plan(vae(sample_size=16), target="macs=60%", recipe="decoder")
     assert plan.seconds["recover"] > 0
+
+
+def test_blocks_that_are_excluded_are_not_priced():
+    subject = open_subject(unet(), DiffusionProcess())
+    work = timing.Work(ranking=("ced", ScoringConfig()))
+    some = subject.selected(CutConfig(exclude=("down_blocks.*",)))
+    count, fewer = len(subject.structure.blocks), len(some.structure.blocks)
+    assert 0 < fewer < count
+    whole, less = (timing.predict_passes(each, work)["rank"] for each in (subject, some))
+    assert less / whole == pytest.approx((1 + fewer) / (1 + count))

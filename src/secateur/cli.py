@@ -122,8 +122,8 @@ def _run(arguments: Sequence[str]) -> None:
     name = arguments[0]
     module = importlib.import_module(f".commands.{name.replace('-', '_')}", __package__)
     with shown(True), begun_by(arguments):
-        options = with_file(with_present_names(arguments[1:]))
-        Grammar(getattr(module, name.replace("-", "_")), defaults_of(name, options)).run(name, options)
+        options, model = with_file(with_present_names(arguments[1:]))
+        Grammar(getattr(module, name.replace("-", "_")), defaults_of(name, options), model).run(name, options)
 
 
 def _fail(message: str, status: int = 1) -> NoReturn:

@@ -107,5 +107,5 @@ def test_a_parameter_that_the_config_does_not_name_is_not_dropped(tmp_path):
     weights = load_file(path)
     weights["down_blocks.1.attentions.0.fuser.linear.weight"] = weights["conv_in.weight"].clone()
     save_file(weights, path)
-    with pytest.raises(ModelError, match=r"no place for 1 tensors .*fuser\.linear\.weight"):
+    with pytest.raises(ModelError, match=r"no place for 1 tensor .*fuser\.linear\.weight"):
         secateur.from_pretrained(folder)

@@ -97,7 +97,7 @@ def test_ignored_files_are_counted_and_reported(tmp_path, capsys):
         (tmp_path / name).write_bytes(b"")
     with shown(True):
         load_data(tmp_path)
-    assert "4 files are left out, which have no known suffix of images (2 of .heic" in capsys.readouterr().err
+    assert "4 files without a known suffix of images left out (2 of .heic" in capsys.readouterr().err
 
 
 def test_two_captions_of_one_image_are_refused(tmp_path):

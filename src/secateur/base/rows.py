@@ -68,10 +68,17 @@ class Rows(ABC):
         """The rows of every chunk that is not written yet."""
         return [indices for indices in self.ranges() if not self.has(indices)]
 
-    def fill(self, measure: Callable[[range], Chunk], description: str, at_once: int | None = None) -> None:
+    def fill(
+        self,
+        measure: Callable[[range], Chunk],
+        description: str,
+        at_once: int | None = None,
+        written: Callable[[], None] = lambda: None,
+    ) -> None:
         """Write the missing chunks of this process's part, with a progress bar.
 
-        `measure` computes the tensors of some rows: of a chunk, or at most `at_once` rows.
+        `measure` computes the tensors of some rows: of a chunk, or at most `at_once` rows; `written` is called after
+        every chunk.
         """
         mine = self.ranges()[process_index() :: process_count()]
         missing = [indices for indices in mine if not self.has(indices)]
@@ -86,6 +93,7 @@ class Rows(ABC):
                     parts.append({name: tensor.cpu() for name, tensor in measure(part).items()})
                     advance(len(part), "")
                 self.write(indices, joined(parts))
+                written()
 
     def chunks(self) -> Iterator[Chunk]:
         """Every chunk, in order."""

@@ -10,6 +10,7 @@ from rich.table import Table
 import secateur
 
 from ..base.console import say
+from ..base.units import number_of
 from ..io.pruned import class_name
 from ..runs.inspection import require_right
 from ..runs.subject import described
@@ -37,5 +38,5 @@ def check_structure(on: Weights, *, size: int | None = None, random_cuts: int = 
     Console(width=max(160, Console().width)).print(table)
     require_right(checks, architecture)
     worst = max((check.error for check in checks), default=0.0)
-    parts = f"{len(structure.dims)} widths, {len(structure.blocks)} blocks"
+    parts = f"{number_of(len(structure.dims), 'width')}, {number_of(len(structure.blocks), 'block')}"
     say(f"{architecture}: masks equal removal in all {len(checks)} comparisons ({parts}); largest error {worst:.1e}")

@@ -92,11 +92,14 @@ def compress(
     for name, options in (("progressive", progressive), ("adaptive", adaptive)):
         used = schedule == name or options == getattr(own, name)
         require(used, f"options of the {name} schedule are given, and it is {schedule}; add --schedule {name}")
-    begun, subject = time.perf_counter(), on.subject()
+    begun = time.perf_counter()
     parts: dict[str, Any] = {"scoring": scoring, "progressive": progressive, "adaptive": adaptive, "cut": cut}
     parts |= {"recovery": recovery, "evaluation": evaluation, "schedule": schedule, "criterion": criterion}
     parts |= {"compensates": compensates, "compensation": compensation, "records": records, "book": book}
     settings = resolve(recipe, seed=seed, **parts)
+    advice = f"objective {recovery.objective} asks no teacher" if records else "add --book"
+    require(settings.records or book == own.book, f"options of the book are given, and there is none; {advice}")
+    subject = on.subject()
     asked: dict[str, Any] = {"target": target, "data": data, "recipe": settings, "new_labels": new_labels}
     asked |= {"warmup": warmup_given(new_labels, warmup)}
     if dry_run:

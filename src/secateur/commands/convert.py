@@ -10,6 +10,7 @@ import tyro
 import secateur
 
 from ..base.console import say
+from ..base.units import number_of
 from ..io.original_dit import Kind
 
 
@@ -32,7 +33,8 @@ def convert(
     """
     config = secateur.convert(checkpoint, out, kind=kind, num_heads=num_heads, vae=vae)
     heads, size = config["num_attention_heads"], config["sample_size"]
-    say(f"model     {config['num_layers']} blocks of width {heads * config['attention_head_dim']}, {heads} heads")
+    blocks, width = number_of(config["num_layers"], "block"), heads * config["attention_head_dim"]
+    say(f"model     {blocks} of width {width}, {number_of(heads, 'head')}")
     say(f"input     {config['in_channels']}x{size}x{size}, patches of {config['patch_size']}")
     say(f"classes   {config['num_embeds_ada_norm']}")
     say(f"pipeline  {out}")

@@ -13,6 +13,7 @@ import docstring_parser
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, StructConstructorSpec, StructFieldSpec
 
+from ..base.errors import require
 from ..evaluation import METRICS, EvaluationConfig
 from ..recovery import RecoveryConfig
 
@@ -36,13 +37,23 @@ METRICS_SHOWN = tyro.conf.arg(
 
 @dataclass(frozen=True)
 class Grammar:
-    """The options of `command`, a function, whose groups of options have the defaults `defaults`."""
+    """The options of `command`, a function, whose groups of options have the defaults `defaults`.
+
+    Without a `model`, the command line must name one.
+    """
 
     command: Callable[..., Any]
     defaults: Mapping[str, Any]
+    model: str | None = None
 
     def run(self, name: str, options: Sequence[str]) -> None:
-        """Parse `options`, and call the command with them; or print its help."""
+        """Parse `options`, and call the command with them; or print its help.
+
+        Raises:
+            SecateurError: there is a `model`, and the command takes none.
+        """
+        takes_model = any(getattr(kind, "__module__", "") == OPTIONS for kind in get_type_hints(self.command).values())
+        require(self.model is None or takes_model, f"the file of options names a model, and secateur {name} takes none")
         whole = WHOLE_HELP in options
         help_wanted = whole or any(option in HELP for option in options)
         arguments = ["--help"] if help_wanted else list(options)
@@ -68,7 +79,10 @@ class Grammar:
             if is_dataclass(info.type):
                 kind: Any = info.type
                 defaults = {one.name: _default(info.default, one) for one in fields(kind)}
-                options = _options(kind, defaults, short, in_group=kind.__module__ != OPTIONS)
+                in_group = kind.__module__ != OPTIONS
+                if self.model is not None and not in_group:
+                    defaults["model"] = self.model
+                options = _options(kind, defaults, short, in_group)
             elif info.type is self.command:
                 defaults = {name: value.default for name, value in inspect.signature(self.command).parameters.items()}
                 options = _options(self.command, defaults | dict(self.defaults), short)

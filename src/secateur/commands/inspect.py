@@ -8,6 +8,7 @@ from rich.table import Table
 import secateur
 
 from ..base.console import say
+from ..base.units import number_of
 from .options import Weights
 
 
@@ -29,5 +30,6 @@ def inspect(on: Weights, *, dims: bool = False) -> None:
     table = Table("dim", "units", "channels each", "levels", "moves with", box=None, pad_edge=False)
     for dim in structure.dims.values():
         linked = len(structure.links[dim.link]) - 1
-        table.add_row(dim.name, str(dim.size), str(dim.width), str(dim.levels), f"{linked} others" if linked else "")
+        others = number_of(linked, "other") if linked else ""
+        table.add_row(dim.name, str(dim.size), str(dim.width), str(dim.levels), others)
     Console(width=max(100, Console().width)).print(table)

@@ -13,25 +13,24 @@ from ..base.errors import SecateurError, first_line
 OPTION = "--config"
 
 
-def with_file(options: Sequence[str]) -> list[str]:
-    """The `options` of the command line, followed by those of the file that `--config` names, if any.
+def with_file(options: Sequence[str]) -> tuple[list[str], str | None]:
+    """The `options` of the command line, followed by those of the file that `--config` names, if any; and its `model`.
 
-    The command line overrides the file. The key `model` is the MODEL argument.
+    The command line overrides the file. Only the parser knows whether it has a MODEL, so the file's is its default.
 
     Raises:
         SecateurError: the file cannot be read, or does not hold options.
     """
     own, path = _without(list(options))
     if path is None:
-        return own
+        return own, None
     said = {word.partition("=")[0].replace("_", "-") for word in own}  # both spellings are taken
     found = _read(Path(path))
-    named = found.pop("model", None)
-    model = [] if named is None or (own and not own[0].startswith("-")) else [str(named)]
+    model = found.pop("model", None)
     words = [
         word for name, value in found.items() if not said & {f"--{name}", _no(name)} for word in _words(name, value)
     ]
-    return [*model, *own, *words]
+    return [*own, *words], None if model is None else str(model)
 
 
 def as_yaml(options: Mapping[str, Any]) -> str:

@@ -104,7 +104,7 @@ class Criterion(Generic[OptionsT]):
     name: str
     options: type[OptionsT]
     score: Callable[[nn.Module, Process, Batch, Structure, ScoringConfig, OptionsT], Ranking]
-    price: Callable[[nn.Module, Process, ScoringConfig, OptionsT], Price]
+    price: Callable[[nn.Module, Process, Structure, ScoringConfig, OptionsT], Price]
     ranks: Literal["widths", "blocks"] = "widths"
     needs_data: bool = True
     timesteps: int = 0
@@ -139,6 +139,6 @@ class Criterion(Generic[OptionsT]):
         return dataclasses.replace(config, options=self.options_of(config), num_timesteps=timesteps)
 
 
-def free(model: nn.Module, process: Process, config: ScoringConfig, options: Options) -> Price:
+def free(model: nn.Module, process: Process, structure: Structure, config: ScoringConfig, options: Options) -> Price:
     """The price of a criterion that runs no pass."""
     return Price()

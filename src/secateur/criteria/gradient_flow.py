@@ -238,7 +238,9 @@ def gradient_norm_changes(model: nn.Module, structure: Structure, product: Param
     return unit_scores(structure, changes)
 
 
-def price_of_products(model: nn.Module, process: Process, config: ScoringConfig, options: GradientFlowOptions) -> Price:
+def price_of_products(
+    model: nn.Module, process: Process, structure: Structure, config: ScoringConfig, options: GradientFlowOptions
+) -> Price:
     """Price of a Hessian product at every timestep."""
     again = RECOMPUTED if options.hessian_product == "streamed" and can_recompute(model) else 1.0
     return Price(config.timesteps_of(process) * config.num_images * HESSIAN_PRODUCT * again)

@@ -38,7 +38,6 @@ from ..compensation.positions import by_position, choose_positions, chosen, inpu
 from ..data import Batch
 from ..models.network import inference
 from ..models.predict import predict
-from ..models.registry import describe
 from ..process.base import Process
 from ..structure import Structure
 from .blocks.measure import BINS, draw_tuples, measure_blocks, price_of_drops, price_of_tuples
@@ -206,12 +205,14 @@ def groups_of(model: nn.Module, names: Mapping[str, Any]) -> Iterator[list[str]]
         yield group
 
 
-def price(model: nn.Module, process: Process, config: ScoringConfig, options: ReconstructionOptions) -> Price:
+def price(
+    model: nn.Module, process: Process, structure: Structure, config: ScoringConfig, options: ReconstructionOptions
+) -> Price:
     """Price of a forward pass for every tuple and group of layers, and of dropping each block."""
-    structure = describe(model)
+    asked = (model, process, structure, config, options)
     groups = len(list(groups_of(model, unit_columns(model, structure))))
-    reading = groups * price_of_tuples(model, process, config, options).passes
-    return Price(reading + (price_of_drops(model, process, config, options).passes if structure.blocks else 0.0))
+    dropping = price_of_drops(*asked).passes if structure.blocks else 0.0
+    return Price(groups * price_of_tuples(*asked).passes + dropping)
 
 
 def _layer(model: nn.Module, name: str) -> nn.Linear | nn.Conv2d:

@@ -142,7 +142,9 @@ class TermSums(StreamedSums):
                 self.add(name, importance)
 
 
-def price_of_gradients(model: nn.Module, process: Process, config: ScoringConfig, options: TaylorOptions) -> Price:
+def price_of_gradients(
+    model: nn.Module, process: Process, structure: Structure, config: ScoringConfig, options: TaylorOptions
+) -> Price:
     """Price of a loss and a gradient at every timestep."""
     return Price(config.timesteps_of(process) * config.num_images * (1 + FORWARD_SHARE))
 

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from ..base.errors import DataError
 from ..base.fingerprint import fingerprint, tensors_fingerprint
 from ..base.npz import read_arrays
+from ..base.units import number_of
 from ..models.conditions import UNCONDITIONAL
 from .classes import MOST_CLASSES, numbered
 from .dataset import Batch, labelled
@@ -83,7 +84,7 @@ def _fit(images_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
 def check_channels(where: str | Path, found: int, shape: tuple[int, int, int]) -> None:
     if found != shape[0] and {found, shape[0]} != {1, 3}:
         hint = "give other data, or the whole pipeline of a latent model"
-        raise DataError(f"{where} has {found}-channel images, the model takes {shape[0]} channels: {hint}")
+        raise DataError(f"{where} has {found}-channel images, the model takes {number_of(shape[0], 'channel')}: {hint}")
 
 
 def open_digits(shape: tuple[int, int, int] | None) -> ArrayDataset:
@@ -116,7 +117,7 @@ def open_npz(path: Path, shape: tuple[int, int, int] | None) -> ArrayDataset:
     classes = int(labels.max()) + 1
     names = tuple(map(str, arrays["names"].ravel())) if "names" in arrays else numbered(classes)
     if len(names) < classes:
-        raise DataError(f"{path} has {len(names)} `names` for {classes} classes; give one name per class")
+        raise DataError(f"{path} has {len(names)} `names` for {number_of(classes, 'class')}; give one name per class")
     return ArrayDataset(path.stem, shape, names, images, labels)
 
 

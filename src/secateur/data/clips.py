@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..base.errors import DataError, first_line
 from ..base.fingerprint import files_fingerprint
+from ..base.units import number_of
 from ..models.conditions import UNCONDITIONAL
 from ..models.family import Shape
 from .captions import read_captions
@@ -94,7 +95,8 @@ def _frames_of(folder: Path) -> list[Path]:
 def _middle(path: Path, count: int, shape: Shape) -> range:
     wanted = shape[1]
     if count < wanted:
-        raise DataError(f"{path} has {count} frames, the model takes {wanted}; give longer clips, or remove it")
+        frames = number_of(count, "frame")
+        raise DataError(f"{path} has {frames}, the model takes {wanted}; give longer clips, or remove it")
     start = (count - wanted) // 2
     return range(start, start + wanted)
 

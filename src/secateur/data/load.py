@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..base.console import note
 from ..base.errors import DataError
+from ..base.units import number_of
 from ..models.family import Shape
 from . import tars
 from .arrays import ArrayDataset, open_digits, open_fashion, open_npz
@@ -90,7 +91,7 @@ def _note_skipped(folder: Path, skipped: Sequence[Path]) -> None:
     if skipped:
         kinds = Counter(path.suffix.lower() or "no suffix" for path in skipped).most_common(MOST_KINDS)
         said = ", ".join(f"{count} of {suffix}" for suffix, count in kinds)
-        note(f"{folder}: {len(skipped)} files are left out, which have no known suffix of images ({said})")
+        note(f"{folder}: {number_of(len(skipped), 'file')} without a known suffix of images left out ({said})")
 
 
 def _meant(source: str) -> str:

@@ -24,6 +24,7 @@ from torch import Tensor
 from ..base.console import note
 from ..base.errors import DataError, first_line
 from ..base.fingerprint import files_fingerprint, fingerprint
+from ..base.units import number_of
 from ..models.conditions import UNCONDITIONAL
 from .classes import classes_of
 from .dataset import Batch, labelled
@@ -129,7 +130,8 @@ def open_tars(named: str, shape: tuple[int, int, int] | None) -> TarDataset:
     samples = [sample for path in paths for sample in _samples(path, skips) if sample.image is not None]
     headers = in_threads(_header, samples)
     if skips and (bad := [sample for sample, found in zip(samples, headers, strict=True) if isinstance(found, str)]):
-        note(f"{place}: {len(bad)} of {len(samples)} images cannot be read and are left out, {bad[0].key} first")
+        some = f"{len(bad)} of {number_of(len(samples), 'image')}"
+        note(f"{place}: {some} left out, which cannot be read, {bad[0].key} first")
         readable = [(one, found) for one, found in zip(samples, headers, strict=True) if not isinstance(found, str)]
         samples, headers = [one for one, _ in readable], [found for _, found in readable]
     if not samples:

@@ -53,7 +53,7 @@ class EvaluationConfig:
     num_pairs: Annotated[int, at_least(2)] = 1000  # one has no uncertainty
     num_real_images: Annotated[int, within(1, MOST_IMAGES)] = 50_000
     num_inference_steps: Count = 50
-    guidance_scale: float = 1.0
+    guidance_scale: Annotated[float, at_least(0)] = 1.0
     guidance_channels: Count | None = None
     scheduler: str | None = None
     batch_size: Count = 128

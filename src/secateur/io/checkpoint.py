@@ -25,6 +25,7 @@ from ..base.errors import ModelError, SecateurError
 from ..base.files import atomic_folder, read_json, write_json
 from ..base.records import record_of
 from ..base.shards import is_sharded
+from ..base.units import number_of
 from ..models.network import device_of
 from ..models.precision import cast_saved
 from ..models.registry import architecture_named, is_known, unsupported
@@ -276,9 +277,11 @@ def _check_fit(model: nn.Module, entries: Mapping[str, Entry]) -> None:
     """Refuse weights with missing, unexpected or misshapen tensors."""
     built = shapes(model)
     if missing := sorted(built.keys() - entries.keys()):
-        raise ValueError(f"its weights lack {len(missing)} tensors, the first {missing[0]}")
+        raise ValueError(f"its weights lack {number_of(len(missing), 'tensor')}, the first {missing[0]}")
     if homeless := sorted(entries.keys() - built.keys()):
-        raise ValueError(f"its config has no place for {len(homeless)} tensors of its weights, the first {homeless[0]}")
+        raise ValueError(
+            f"its config has no place for {number_of(len(homeless), 'tensor')} of its weights, the first {homeless[0]}"
+        )
     for name, shape in built.items():
         if entries[name].shape != shape:
             raise ValueError(f"{name} is {entries[name].shape} in its weights and {shape} by its config")

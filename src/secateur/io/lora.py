@@ -20,6 +20,7 @@ from diffusers import UNet2DConditionModel, UNet2DModel
 from torch import Tensor, nn
 
 from ..base.errors import ModelError
+from ..base.units import number_of
 from ..models.registry import describe, family_of
 from ..structure import Cut, kept_entries, name_after, remove, rescaling
 from .foreign import quiet
@@ -154,10 +155,11 @@ def refit_warning(manifest: Manifest) -> str | None:
     if not steps:
         return None
     layers, before, after = (steps[-1][key] for key in ("layers", "before", "after"))
+    was = "was" if layers == 1 else "were"
     return (
-        f"{layers} layers were refitted after the cut, so the LoRA adds to other weights than it was trained on. "
-        f"Without it, the output's squared distance to the dense one is {after:.3g} of its square ({before:.3g} before "
-        "the refit): compare images with the LoRA"
+        f"{number_of(layers, 'layer')} {was} refitted after the cut, so the LoRA adds to other weights than it was "
+        f"trained on. Without it, the output's squared distance to the dense one is {after:.3g} of its square "
+        f"({before:.3g} before the refit): compare images with the LoRA"
     )
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..base.errors import ModelError, SecateurError, first_line, require
 from ..base.files import atomic_folder, read_json, write_json
+from ..base.units import number_of
 from ..process.flow import EVEN_LEVELS
 from .checkpoint import SCHEDULER, save_pretrained
 from .manifest import FREQUENCIES_KEY
@@ -264,9 +265,9 @@ def _layout(
 def _check_names_and_shapes(state: Mapping[str, Tensor], layout: Mapping[str, tuple[int, ...]]) -> None:
     missing, unexpected = layout.keys() - state.keys(), state.keys() - layout.keys()
     if missing:
-        raise ModelError(f"{len(missing)} tensors are missing, the first {min(missing)}")
+        raise ModelError(f"it lacks {number_of(len(missing), 'tensor')}, the first {min(missing)}")
     if unexpected:
-        raise ModelError(f"{len(unexpected)} tensors are not of a DiT or SiT, the first {min(unexpected)}")
+        raise ModelError(f"it has {number_of(len(unexpected), 'tensor')} of no DiT or SiT, the first {min(unexpected)}")
     for name, shape in layout.items():
         if state[name].shape != shape:
             raise ModelError(f"{name} has shape {tuple(state[name].shape)} where {shape} is expected")

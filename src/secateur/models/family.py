@@ -16,6 +16,7 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from ..base.errors import ModelError
+from ..base.units import number_of
 from ..structure import Structure
 from .conditions import UNCONDITIONAL, Conditions
 from .layout import Layout
@@ -93,7 +94,9 @@ def denoised_channels(output_BCHW: Tensor, x_BCHW: Tensor) -> Tensor:
     """
     taken, predicted = x_BCHW.shape[1], output_BCHW.shape[1]
     if predicted not in (taken, 2 * taken):
-        raise ModelError(f"the model takes {taken} channels and predicts {predicted}; this is not supported")
+        raise ModelError(
+            f"the model takes {number_of(taken, 'channel')} and predicts {predicted}; this is not supported"
+        )
     size, found = ("x".join(map(str, each.shape[2:])) for each in (x_BCHW, output_BCHW))
     if found != size:
         raise ModelError(

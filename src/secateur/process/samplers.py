@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..base.errors import SecateurError, first_line, require
+from ..base.units import number_of
 from .base import Process
 
 # Settings that define the process. They are passed explicitly, since another scheduler class may have other defaults.
@@ -79,7 +80,7 @@ def check_sampler(process: Process, name: str | None, num_inference_steps: int) 
             sample = step(scheduler, output, timestep, sample, [torch.Generator()])
     except Exception as error:  # schedulers may raise anything for unsupported settings
         raise SecateurError(
-            f"{type(scheduler).__name__} cannot take {num_inference_steps} steps here: {first_line(error)}"
+            f"{type(scheduler).__name__} cannot take {number_of(num_inference_steps, 'step')} here: {first_line(error)}"
         ) from error
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from ..base.console import note
 from ..base.distributed import process_count, process_group
 from ..base.errors import TrainingError, first_line
+from ..base.units import number_of
 from ..structure.precision import full_precision, is_product_precision_chosen, rounded_products
 from .config import RecoveryConfig
 
@@ -95,7 +96,8 @@ def check_accelerator(config: RecoveryConfig, device: torch.device) -> None:
     share, every_n = config.batch_size // parts, config.jacobian.every_n_samples
     if parts > 1 and share % every_n:  # each part would start counting again
         raise TrainingError(
-            f"jacobian every_n_samples {every_n} does not divide micro-batches of {share} images; give one that does"
+            f"jacobian every_n_samples {every_n} does not divide micro-batches of "
+            f"{number_of(share, 'image')}; give one that does"
         )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..base.console import note
 from ..base.files import write_text
+from ..base.units import number_of
 
 Window = dict[str, tuple[float, int]]  # sum and number of the values since the last line
 
@@ -40,7 +41,7 @@ def cut_log(path: Path, step: int) -> None:
     lines = path.read_bytes().splitlines()
     steps = [_step_of(line) for line in lines]
     if damaged := steps[:-1].count(None):
-        note(f"{path}: {damaged} lines cannot be read and are left out")
+        note(f"{path}: {number_of(damaged, 'line')} left out, which cannot be read")
     kept = [line for line, at in zip(lines, steps, strict=True) if at is not None and at <= step]
     write_text(path, "".join(f"{line.decode('utf-8')}\n" for line in kept))
 

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ..base.files import atomic_file, write_text
+from ..base.units import number_of
 from ..results import Compensation, CutResult, Evaluation, read_result
 from ..results.cut import goal_in_words
 from .grids import comparison_grid
@@ -168,7 +169,7 @@ def _step(step: Mapping[str, Any]) -> str:
     if kind == "compensation":
         return "Compensated: the layers that read what was cut were refitted in closed form to the dense model."
     if kind == "recovery":
-        steps = f" for {step['steps']:,} steps" if isinstance(step.get("steps"), int) else ""
+        steps = f" for {number_of(step['steps'], 'step')}" if isinstance(step.get("steps"), int) else ""
         return f"Fine-tuned{steps} by {step.get('objective', 'denoising')}."
     if kind == "labels":
         return f"Given {step.get('classes')} classes of other data."
@@ -180,9 +181,9 @@ def _removed(step: Mapping[str, Any]) -> str:
     said = []
     if dims:
         units = sum(dim["size"] - len(dim["kept"]) for dim in dims.values())
-        said.append(f"{units:,} units of {len(dims)} widths")
+        said.append(f"{number_of(units, 'unit')} of {number_of(len(dims), 'width')}")
     if blocks:
-        said.append(f"{len(blocks)} block{'s' * (len(blocks) != 1)}")
+        said.append(number_of(len(blocks), "block"))
     return f"{' and '.join(said)} removed" if said else "nothing removed"
 
 
@@ -192,7 +193,7 @@ def _measured(evaluation: Evaluation | None) -> str:
     where = f"On {evaluation.device}. " if evaluation.device else ""
     sampled = ""
     if evaluation.fidelity is not None:
-        sampled = f"{evaluation.fidelity.samples:,} samples of each model. "
+        sampled = f"{number_of(evaluation.fidelity.samples, 'sample')} of each model. "
     table = evaluation.tables()["evaluation"].to_markdown()
     return (
         f"## What was measured\n\n{where}{sampled}± is one standard deviation of the measurement.\n\n{table.rstrip()}"

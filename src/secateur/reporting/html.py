@@ -134,7 +134,7 @@ def _has(run: Run, key: str, figures: Mapping[str, Figure], product: Product | N
         "samples": bool(run.images),
         "quality": run.evaluation is not None,
         "classes": "coverage" in figures,
-        "compensation": run.compensation is not None,
+        "compensation": run.compensation is not None and bool(run.compensation.readers),
         "recovery": "training" in figures or bool(run.validation),
         "costs": "macs" in figures,
         "diagnostics": bool(run.cut or run.ranking or run.decisions.soft or run.decisions.blocks),

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..base.units import format_count
+from ..base.units import format_count, number_of
 from ..results import Change, Evaluation, ModelResult, to_json
 from ..results.numbers import format_change, format_measured, format_number, format_seconds, percent
 from ..results.verdicts import Kind
@@ -84,7 +84,7 @@ def verdict_of(run: Run) -> str:
     evaluation = run.evaluation
     if evaluation is None:
         if not found and run.recovery.records:
-            return f"Trained for {run.recovery.steps:,} steps; speed and quality were not measured."
+            return f"Trained for {number_of(run.recovery.steps, 'step')}; speed and quality were not measured."
         if not found:
             return "Ranked; nothing was cut." if run.ranking is not None else "Nothing was measured yet."
         return f"{found[0]}; speed and quality were not measured."
@@ -152,7 +152,8 @@ def _ranked(run: Run) -> list[str]:
         return []
     took = "" if ranking.seconds is None else f" in {format_seconds(ranking.seconds)}"
     units = sum(map(len, ranking.dims.values()))
-    what = f"{units} units of {len(ranking.dims)} dims" if units else f"{len(ranking.blocks)} blocks"
+    of_dims = f"{number_of(units, 'unit')} of {number_of(len(ranking.dims), 'dim')}"
+    what = of_dims if units else number_of(len(ranking.blocks), "block")
     return [f"Ranked {what} by {ranking.criterion}{took}; nothing was cut."]
 
 
@@ -160,16 +161,17 @@ def _stages(run: Run) -> list[str]:
     decisions, trained = run.decisions, run.recovery.steps
     if decisions.blocks:
         seconds = format_seconds(sum(stage.seconds for stage in decisions.blocks))
-        removed, count = len(decisions.removed_blocks), len(decisions.blocks)
-        return [f"{count} decisions during recovery removed {removed} blocks; deciding took {seconds}."]
+        count, removed = len(decisions.blocks), number_of(len(decisions.removed_blocks), "block")
+        return [f"{number_of(count, 'decision')} during recovery removed {removed}; deciding took {seconds}."]
     if not decisions.soft:
         return []
-    stages, steps = len(decisions.soft), decisions.soft[-1].step
+    stages, step = number_of(len(decisions.soft), "stage"), decisions.soft[-1].step
+    steps = number_of(step, "step")
     if decisions.removal_step is None:
-        return [f"Pruning progressively: {stages} stages in {steps} steps so far, masked units are still there."]
+        return [f"Pruning progressively: {stages} in {steps} so far, masked units are still there."]
     seconds = format_seconds(sum(stage.seconds for stage in decisions.soft))
-    when = f"the first {steps} of {trained} steps" if trained > steps else f"{steps} steps"
-    return [f"Pruned progressively over {stages} stages in {when}; deciding what to remove took {seconds}."]
+    when = f"the first {step:,} of {number_of(trained, 'step')}" if trained > step else steps
+    return [f"Pruned progressively over {stages} in {when}; deciding what to remove took {seconds}."]
 
 
 def _classes(evaluation: Evaluation) -> list[str]:
@@ -181,7 +183,7 @@ def _classes(evaluation: Evaluation) -> list[str]:
         return []
     found, score = lost[0]
     before, after = found.value(evaluation.reference, score), found.value(found.final, score)
-    fall = f"{score} {before:.2f} → {after:.2f} with {found.models[found.final].samples} samples"
+    fall = f"{score} {before:.2f} → {after:.2f} with {number_of(found.models[found.final].samples, 'sample')}"
     return [
         f"{len(lost)} of {len(scores)} classes lost a quarter or more of {evaluation.reference}'s coverage or "
         f"diversity; most of all {found.name} ({fall})."

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..base.units import number_of
 from .display import Displayed
 from .numbers import format_seconds, percent
 from .table import Table
@@ -56,7 +57,7 @@ class Compensation(Displayed):
         """Number of refitted layers, time, and effect on the model's output."""
         took = "" if self.seconds is None else f" in {format_seconds(self.seconds)}"
         count = len(self.readers)
-        layers = f"{count} layer{'s were' if count != 1 else ' was'} refitted to the dense model{took}"
+        layers = f"{number_of(count, 'layer')} {'was' if count == 1 else 'were'} refitted to the dense model{took}"
         kept = tuple(f"{name} keeps the weights of the cut: {why}." for name, why in self.left.items())
         if self.before is None or self.after is None:
             return (f"{layers}.", *kept)
@@ -64,8 +65,8 @@ class Compensation(Displayed):
         return (f"{layers}, which took the error of the whole model's output from {error}.", *kept)
 
     def tables(self) -> dict[str, Table]:
-        """Every reader."""
-        return {"compensation": compensation_table(self)}
+        """Every reader, if there is one."""
+        return {"compensation": compensation_table(self)} if self.readers else {}
 
 
 def _share(one: Reader) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ..base.units import format_count
+from ..base.units import format_count, number_of
 from .display import Displayed
 from .numbers import percent
 from .table import Table
@@ -78,7 +78,9 @@ class CutResult(Displayed):
         """What was asked, what was reached, and the resulting sizes."""
         unit = UNITS.get(self.metric, "")
         if self.metric == "blocks":
-            amount = f"{self.reached:g} of {self.dense:g} blocks stay"
+            amount = (
+                f"{self.reached:g} of {number_of(int(self.dense), 'block')} {'stays' if self.reached == 1 else 'stay'}"
+            )
         else:
             of = f"{_amount(self.metric, self.reached)} of {_amount(self.metric, self.dense)}{unit}"
             amount = f"reached {percent(self.reached, self.dense)} ({of})"
@@ -92,7 +94,7 @@ class CutResult(Displayed):
             if key != self.metric and before
         ]
         count = len(self.removed_blocks)
-        gone = f"; {count} block{'s' * (count != 1)} removed" if count and self.metric != "blocks" else ""
+        gone = f"; {number_of(count, 'block')} removed" if count and self.metric != "blocks" else ""
         return f"Asked for {self.target}; {amount}{missed}.", f"It keeps {' and '.join(sizes)}{gone}."
 
     def tables(self) -> dict[str, Table]:
@@ -105,6 +107,10 @@ def goal_in_words(target: str) -> str:
     metric, equals, amount = target.partition("=")
     if not equals:
         return target
+    if metric == "ssim":
+        return f"an SSIM of {amount}"
+    if metric == "loss":
+        return f"a loss at most {amount} higher"
     if metric == "latency":
         return f"{amount} of the latency" if amount.endswith("%") else f"{amount.removesuffix('ms')} ms a call"
     name = {"macs": "MACs", "params": "parameters", "blocks": "blocks"}.get(metric, metric)

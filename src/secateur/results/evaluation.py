@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ..base.units import number_of
 from .display import Displayed
 from .evaluation_sentences import quality_sentences, speed_sentences
 from .evaluation_tables import comparison_table, evaluation_table
@@ -199,7 +200,7 @@ class Evaluation(Displayed):
         found = self.environment
         if found is None:
             return ""
-        threads = f", {found.threads} thread{'s' * (found.threads != 1)}" if found.device == "cpu" else ""
+        threads = f", {number_of(found.threads, 'thread')}" if found.device == "cpu" else ""
         return f"{found.device}{threads}"
 
     def all_notes(self) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..base.units import number_of
 from .numbers import format_change, format_series
 
 if TYPE_CHECKING:
@@ -31,8 +32,8 @@ def quality_sentences(evaluation: Evaluation) -> list[str]:
     sentences, fidelity = [], evaluation.fidelity
     if fidelity is not None and (chain := _chain(evaluation, "fd")):
         sentences.append(
-            f"Fréchet distance {fidelity.metric} of {fidelity.samples:,} samples to real images, lower is better: "
-            f"{chain}{_judged(evaluation, 'fd')}."
+            f"Fréchet distance {fidelity.metric} of {number_of(fidelity.samples, 'sample')} to real images, lower is "
+            f"better: {chain}{_judged(evaluation, 'fd')}."
         )
     if chain := _chain(evaluation, "ssim"):
         sentences.append(

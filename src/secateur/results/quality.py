@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..base.units import number_of
 from .display import Displayed
 from .numbers import format_number, percent
 from .table import Table
@@ -53,11 +54,11 @@ class QualitySearch(Displayed):
     def sentences(self) -> tuple[str, ...]:
         """What was asked, and the smallest model that meets it."""
         if self.found is None:
-            return (f"None of {self._measured} smaller models that were tried holds {self.target}.",)
+            return (f"None of {number_of(self._measured, 'smaller model')} that were tried holds {self.target}.",)
         size, quality = percent(self.found.macs or 1.0, 1), format_number(self.found.quality or 0.0)
         return (
-            f"Of {self._measured} models that were cut and measured for {self.target}, the smallest that holds it has "
-            f"{size} of the MACs: {self.metric} {quality}.",
+            f"Of {number_of(self._measured, 'model')} cut and measured for {self.target}, the smallest that holds it "
+            f"has {size} of the MACs: {self.metric} {quality}.",
         )
 
     def tables(self) -> dict[str, Table]:

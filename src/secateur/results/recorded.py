@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..base.units import number_of
 from .display import Displayed
 from .numbers import format_seconds
 from .table import Table
@@ -28,7 +29,7 @@ class Recorded(Displayed):
     def sentences(self) -> tuple[str, ...]:
         """Number, size and time of the answers."""
         took = f" in {format_seconds(self.seconds)}" if self.seconds else ""
-        return (f"The dense model answered {self.tuples:,} tuples{took} ({self.bytes / 1e6:,.2f} MB).",)
+        return (f"The dense model answered {number_of(self.tuples, 'tuple')}{took} ({self.bytes / 1e6:,.2f} MB).",)
 
     def tables(self) -> dict[str, Table]:
         """Its numbers."""

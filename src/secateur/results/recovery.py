@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..base.errors import require
+from ..base.units import number_of
 from .codec import from_json, read_lines
 from .display import Displayed
 from .numbers import format_number, format_seconds
@@ -38,7 +39,7 @@ class Recovery(Displayed):
         took = "" if self.seconds is None else f" in {format_seconds(self.seconds)}"
         peak = self.records[-1].get("peak_gib")
         memory = "" if peak is None else f", with at most {peak:.1f} GiB of memory"
-        return (f"Recovered for {self.steps:,} steps{took}{memory}.", *self._of_the_book())
+        return (f"Recovered for {number_of(self.steps, 'step')}{took}{memory}.", *self._of_the_book())
 
     def _of_the_book(self) -> tuple[str, ...]:
         """The errors on trained and held-out tuples of the teacher's book, if measured."""

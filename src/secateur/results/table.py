@@ -39,7 +39,9 @@ class Table:
         ]
 
     def without_empty_columns(self) -> Table:
-        """The table without columns that are empty in all rows; for tables without notes."""
+        """The table without columns that are empty in all rows, if there are rows; for tables without notes."""
+        if not self.rows:
+            return self
         kept = [place for place in range(len(self.columns)) if any(row[place] is not None for row in self.rows)]
         columns = tuple(self.columns[place] for place in kept)
         return Table(columns, tuple(tuple(row[place] for place in kept) for row in self.rows))

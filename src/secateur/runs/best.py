@@ -16,7 +16,7 @@ from ..base.origin import recorded
 from ..base.rows import remove_rows
 from ..base.rules import Count, Seed, above, checked
 from ..base.sharing import after_main, announced
-from ..base.units import format_count
+from ..base.units import format_count, number_of
 from ..evaluation import EvaluationConfig
 from ..recovery import WarmupConfig
 from ..reporting import TRIALS, write_comparison
@@ -52,10 +52,10 @@ class SearchPlan:
                 f"judged by  {search.judged_by}",
                 *(f"skipped    {trial.recipe}: {trial.reason}" for trial in self.trials.trials),
                 *(
-                    f"round {number}    {one.candidates} recipes, {one.steps} steps each"
+                    f"round {number}    {number_of(one.candidates, 'recipe')}, {number_of(one.steps, 'step')} each"
                     for number, one in enumerate(search.rounds, start=1)
                 ),
-                f"winner     {left} steps",
+                f"winner     {number_of(left, 'step')}",
                 f"time       about {format_duration(search.predicted_seconds)}",
                 f"memory     about {format_count(most_bytes(self.searcher.bench, short))}B at most",
             ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,7 @@ from ..schedules import Compensating, Goal, ProgressiveConfig, Scores, Target, b
 from ..teacher import Book
 from .checks import check_new_labels
 from .quality import search_quality
-from .recording import book_place, record_stage, recorded_in
+from .recording import book_place, record_for_run, recorded_in
 from .stages import (
     Planned,
     calibration,
@@ -167,10 +166,9 @@ def compress_stages(
         train_like(start, subject.model)
     teaches = build_objective(settings.recovery, subject.model).needs_teacher
     teacher: nn.Module | Book = subject.model
-    begun, recorded = time.perf_counter(), recorded_in(folder)
+    recorded = recorded_in(folder)
     if settings.records and not (folder is not None and (folder / "model").is_dir()):  # otherwise it is not needed
-        teacher = record_stage(place, subject, dataset, settings.book, settings.recovery)
-        recorded = recorded_in(folder, teacher, begun)
+        teacher, recorded = record_for_run(folder, place, subject, dataset, settings.book, settings.recovery)
     asked = teaches and teacher is subject.model
     with off_the_device(subject.model, when=not asked and one_shot):
         model, recovery, decisions = recover_stage(

@@ -26,6 +26,7 @@ from ..base.files import check_folder, is_left_behind, read_json, remove_left_be
 from ..base.lock import LOCK, owned
 from ..base.origin import origin
 from ..base.settings import FREE, differing
+from ..base.units import number_of
 from ..io.manifest import library_versions
 from .tidy import OF_LENGTH, STEPS, make_longer
 
@@ -129,7 +130,7 @@ def _config(out: Path) -> dict[str, Any]:
 def circumstances() -> dict[str, Any]:
     """The command line, versions and machine of a run."""
     threads = torch.get_num_threads()
-    device = f"{platform.machine()}, {threads} thread{'s' * (threads != 1)}"
+    device = f"{platform.machine()}, {number_of(threads, 'thread')}"
     if torch.accelerator.is_available():
         device = f"{torch.accelerator.current_accelerator()}, {device}"
     return {

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 
 from ..base.errors import SecateurError
+from ..base.units import number_of
 from ..results import Round, Score
 from ..results.means import TIED_WITHIN
 
@@ -70,6 +71,6 @@ def check_rounds(rounds: Sequence[Round], budget_steps: int) -> None:
         first = rounds[0]
         needed = math.ceil(FEWEST_STEPS * len(rounds) * first.candidates / SEARCH_SHARE)
         raise SecateurError(
-            f"a budget of {budget_steps} recovery steps gives {first.candidates} candidates {first.steps} each; give "
-            f"a budget of {needed} or more, or fewer --recipes"
+            f"a budget of {number_of(budget_steps, 'recovery step')} gives {first.candidates} candidates {first.steps} "
+            f"each; give a budget of {needed} or more, or fewer --recipes"
         )

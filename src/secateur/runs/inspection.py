@@ -14,7 +14,7 @@ from ..base.console import shown
 from ..base.errors import ModelError, SecateurError, first_line
 from ..base.layer_names import counted, grouped
 from ..base.rules import Count, Seed, at_least, checked
-from ..base.units import format_count
+from ..base.units import format_count, number_of
 from ..io.manifest import manifest_of
 from ..io.pruned import class_name
 from ..models.network import example_inputs, inference
@@ -56,7 +56,7 @@ class Inspection:
             f"parameters  {format_count(dense.parameters)}",
             f"MACs        {format_count(dense.macs)} for one sample, {format_count(dense.attention_macs)} of them "
             "attention products",
-            f"removable   {len(structure.dims)} widths, {len(structure.blocks)} blocks",
+            f"removable   {number_of(len(structure.dims), 'width')}, {number_of(len(structure.blocks), 'block')}",
         ]
         lines += [f"width       {name}" for name in counted(structure.dims)]
         lines += [f"block       {name}" for name in counted(structure.blocks)]

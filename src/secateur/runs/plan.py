@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from ..base.distributed import process_count
-from ..base.units import format_count
+from ..base.units import format_count, number_of
 from ..compensation import Price
 from ..criteria.criterion import FORWARD_SHARE, Memory
 from ..evaluation import forward_passes
@@ -97,11 +97,11 @@ class Plan:
         lines += self._memory()
         if self.compensation is not None:
             count, size = len(self.compensation.layers), format_count(self.compensation.bytes)
-            lines.append(f"{'refit':10} {count} layers, about {size}B of memory beside both models")
+            lines.append(f"{'refit':10} {number_of(count, 'layer')}, about {size}B of memory beside both models")
             lines += [f"{'':10} not {name}: {why}" for name, why in self.compensation.left.items()]
         if self.book is not None:
             tuples, held = self.book
-            lines.append(f"{'book':10} {tuples:,} tuples, {format_count(held)}B in memory or on disk")
+            lines.append(f"{'book':10} {number_of(tuples, 'tuple')}, {format_count(held)}B in memory or on disk")
         if self.why_book is not None:
             lines.append(f"{'':10} recorded {self.why_book}")
         return "\n".join(lines)
@@ -131,7 +131,8 @@ class Plan:
             yield f"{label:10} {format_count(before)} -> {format_count(after)} ({100 * after / before:.1f}%)"
         widths, blocks = self.removable
         narrowed = sum(dim.kept < dim.units for dim in cut.dims.values())
-        yield f"cut        {narrowed} of {widths} widths, {len(cut.removed_blocks)} of {blocks} blocks"
+        left = f"{len(cut.removed_blocks)} of {number_of(blocks, 'block')}"
+        yield f"cut        {narrowed} of {number_of(widths, 'width')}, {left}"
         if cut.excluded:
             yield f"not cut    {', '.join(cut.excluded)}"
         if self.allocation != "local":

@@ -4,6 +4,7 @@ train."""
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +15,12 @@ from typing_extensions import Unpack
 from ..base.console import say, shown
 from ..base.distributed import is_main_process, require_folder, wait_for_everyone
 from ..base.errors import require
-from ..base.files import check_folder, is_left_behind, remove_left_behind
+from ..base.files import check_folder, is_left_behind, read_json, remove_left_behind, write_json
 from ..base.fingerprint import fingerprint
 from ..base.lock import LOCK, owned
 from ..base.origin import recorded
 from ..base.rules import Count, checked
+from ..base.units import number_of
 from ..data import ImageDataset
 from ..data.conditions import check_conditions, null_conditions
 from ..recipes import finetuning_config
@@ -32,6 +34,9 @@ from .arguments import ModelArguments
 from .data import encode_data
 from .opening import opened, required
 from .subject import Subject
+
+RECORDED = "recorded.json"
+SO_FAR = "recording.json"  # the seconds of a recording that is not complete
 
 
 @recorded
@@ -91,7 +96,7 @@ def opened_book(book: Any, subject: Subject, dataset: ImageDataset, teacher: Sub
 def say_book(book: Book) -> None:
     """Print the size and place of a book."""
     where = "in memory" if book.folder is None else f"in {book.folder}"
-    say(f"book     {book.num_tuples:,} tuples, {book.held_out_rows.count:,} held out, {where}")
+    say(f"book     {number_of(book.num_tuples, 'tuple')}, {book.held_out_rows.count:,} held out, {where}")
 
 
 def _owned(out: str | Path | None) -> AbstractContextManager[None]:
@@ -109,28 +114,60 @@ def _owned(out: str | Path | None) -> AbstractContextManager[None]:
 
 
 def record_stage(
-    folder: str | Path | None, subject: Subject, dataset: ImageDataset, config: BookConfig, recovery: RecoveryConfig
+    folder: str | Path | None,
+    subject: Subject,
+    dataset: ImageDataset,
+    config: BookConfig,
+    recovery: RecoveryConfig,
+    written: Callable[[], None] = lambda: None,
 ) -> Book:
-    """The book for a recovery; what is missing in `folder` is recorded, by each process a part."""
+    """The book for a recovery; what is missing in `folder` is recorded, by each process a part.
+
+    `written` is called after every chunk.
+    """
     contents = contents_of(recovery, null_conditions(subject.model, dataset))
     lower = autocast_on(recovery, subject.device)
     count = tuples_for(recovery, config)
-    book = write_book(subject.model, subject.process, dataset, contents, config, count, folder, lower)
+    book = write_book(subject.model, subject.process, dataset, contents, config, count, folder, lower, written)
     wait_for_everyone(subject.on_cpu)
     return book
 
 
-def recorded_in(folder: Path | None, book: Book | None = None, begun: float = 0.0) -> Recorded | None:
-    """The content of `recorded.json` about the book of a run; written once, for a `book` begun at time `begun`."""
-    path = None if folder is None else folder / "recorded.json"
-    if path is not None and path.is_file():
-        return read_result(Recorded, path)
-    if book is None:
-        return None
-    found = Recorded(book.num_tuples, book.held_out_rows.count, book.bytes, round(time.perf_counter() - begun, 2))
-    if path is not None and is_main_process():
-        write_result(path, found)
-    return found
+def record_for_run(
+    folder: Path | None,
+    place: Path | None,
+    subject: Subject,
+    dataset: ImageDataset,
+    config: BookConfig,
+    recovery: RecoveryConfig,
+) -> tuple[Book, Recorded]:
+    """As `record_stage` in `place`, for the run in `folder`; and what its `recorded.json` says of the book.
+
+    A stopped run keeps the seconds of what it has recorded, to which it adds when it is resumed.
+    """
+    so_far = None if folder is None else folder / SO_FAR
+    before = 0.0 if so_far is None or not so_far.is_file() else float(read_json(so_far)["seconds"])
+    begun = time.perf_counter()
+
+    def seconds() -> float:
+        return round(before + time.perf_counter() - begun, 2)
+
+    def keep_seconds() -> None:
+        if so_far is not None and is_main_process():
+            write_json(so_far, {"seconds": seconds()})
+
+    book = record_stage(place, subject, dataset, config, recovery, keep_seconds)
+    found = recorded_in(folder) or Recorded(book.num_tuples, book.held_out_rows.count, book.bytes, seconds())
+    if folder is not None and is_main_process():
+        write_result(folder / RECORDED, found)
+        (folder / SO_FAR).unlink(missing_ok=True)
+    return book, found
+
+
+def recorded_in(folder: Path | None) -> Recorded | None:
+    """What the run in `folder` says of its book, if it has recorded one."""
+    path = None if folder is None else folder / RECORDED
+    return read_result(Recorded, path) if path is not None and path.is_file() else None
 
 
 def book_place(

@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import diffusers
 import torch
@@ -24,8 +24,9 @@ from ..base.files import atomic_file, check_folder
 from ..base.fingerprint import fingerprint
 from ..base.origin import recorded
 from ..base.rows import FileRows, MemoryRows, Rows
-from ..base.rules import Count, Seed, checked
+from ..base.rules import Count, Seed, at_least, checked
 from ..base.seeds import VERSION
+from ..base.units import number_of
 from ..data.autoencoder import latent_space
 from ..data.clips import side_by_side
 from ..data.conditions import label_conditions, null_conditions
@@ -58,7 +59,7 @@ def sample(
     scheduler: str | None = None,
     class_label: int | None = None,
     prompt: Sequence[str] = (),
-    guidance_scale: float | None = None,
+    guidance_scale: Annotated[float, at_least(0)] | None = None,
     guidance_channels: Count | None = None,
     seed: Seed = 0,
     batch_size: Count = 128,
@@ -256,7 +257,7 @@ def _check_room(place: Path | None, count: int, subject: Subject, grid: bool) ->
     disk, done = os.statvfs(there), sum(1 for _ in place.rglob("*.png"))
     room = disk.f_bavail * disk.f_frsize // disk.f_bsize  # a file takes at least one block
     room = min(room, disk.f_favail) if disk.f_files else room  # some file systems do not count files
-    require(count <= room + done, f"num_images is {count}; the disk of {place} has room for {room} files")
+    require(count <= room + done, f"num_images is {count}; the disk of {place} has room for {number_of(room, 'file')}")
 
 
 def _drawn(parts: Rows, draw: Callable[[Sequence[int]], Tensor]) -> Tensor:

@@ -15,6 +15,7 @@ from ..base.distributed import is_main_process
 from ..base.errors import SecateurError, require
 from ..base.seeds import Purpose, torch_seed
 from ..base.sharing import announced, share_out
+from ..base.units import number_of
 from ..criteria import ScoringConfig
 from ..evaluation import EvaluationConfig, FrechetOptions, plan_evaluation
 from ..evaluation.metrics.loss import denoising_loss_per_timestep
@@ -89,7 +90,7 @@ class Searcher:
             steps = int((60 * (budget_minutes or 0.0) - fixed) / a_step)
             require(
                 steps > 0,
-                f"{budget_minutes:g} minutes are too few: ranking and measuring alone take about "
+                f"a budget of {budget_minutes:g} min is too small: ranking and measuring alone take about "
                 f"{format_duration(fixed)}; give more, or fewer --shared.num-timesteps or --shared.num-images",
             )
         rounds = rounds_of(len(times), steps)
@@ -162,7 +163,7 @@ class Searcher:
 
         def work(trial: Trial) -> str:
             place = f"round {rung + 1} of {len(search_of(found).rounds)}, {trials.index(trial) + 1} of {len(trials)}"
-            say(f"{place}: {trial.recipe}, {trial.settings.recovery.steps} steps")
+            say(f"{place}: {trial.recipe}, {number_of(trial.settings.recovery.steps, 'step')}")
             return json.dumps(to_json(self._try(run, rung, trial)))
 
         def collect(said: str) -> None:
@@ -221,7 +222,7 @@ class Searcher:
         trial = _fit_stages(made)
         noted = any(each.name == WINNER and each.status == "done" for each in found.trials)
         if not (is_done(folder) and noted):  # it may have been killed between the two
-            say(f"winner: {recipe}, {steps} steps")
+            say(f"winner: {recipe}, {number_of(steps or 0, 'step')}")
             outcome = attempt(self.bench, trial, folder, sorted((run / "trials").glob("*")), run / CACHE)
             found = _noted(run, found, replace(outcome, name=WINNER, folder=WINNER))
             if outcome.status != "done":
@@ -316,10 +317,10 @@ def _sentences(found: Trials, search: Search) -> list[str]:
         for name, score in scores.items()
     ]
     beaten = f", against {', '.join(against)}" if against else ""
-    rounds = f"{len(search.rounds)} round{'s' * (len(search.rounds) > 1)}"
+    rounds = number_of(len(search.rounds), "round")
     return [
         f"{search.winner} won: {winner.value:.4g}{beaten}.",
-        f"{len(search.recipes)} recipes were tried in {rounds} with {spent} recovery steps; the "
+        f"{len(search.recipes)} recipes were tried in {rounds} with {number_of(spent, 'recovery step')}; the "
         f"winner had {search.winner_steps}.",
         f"They were judged by {search.judged_by}; {search.ties}.",
     ]

@@ -17,7 +17,7 @@ from ..base.origin import recorded
 from ..base.rows import remove_rows
 from ..base.rules import Count, Seed, checked
 from ..base.sharing import after_main, announced, share_out
-from ..base.units import format_count
+from ..base.units import format_count, number_of
 from ..evaluation import EvaluationConfig
 from ..recovery import WarmupConfig
 from ..recovery.reading import contents_of
@@ -70,7 +70,7 @@ class SweepPlan:
             )
         times = [seconds for seconds in self.seconds.values() if isinstance(seconds, float)]
         whole = format_duration(self.warm_up + sum(times))
-        lines.append(f"{len(times)} of {len(self.seconds)} trials would run, about {whole} in all")
+        lines.append(f"{len(times)} of {number_of(len(self.seconds), 'trial')} would run, about {whole} in all")
         runnable = [trial for trial in self.trials if isinstance(self.seconds[trial.name], float)]
         return "\n".join([*lines, f"memory: about {format_count(most_bytes(self.bench, runnable))}B at most"])
 
@@ -178,8 +178,8 @@ def _require_done(run: Path, trials: Sequence[Trial]) -> None:
     failed = [outcome for outcome in found if outcome.name in names and outcome.status == "failed"]
     if failed:
         raise SecateurError(
-            f"{len(failed)} of {len(trials)} trials failed, {failed[0].name} first: {failed[0].reason}; the others are "
-            "done, and the same command tries these again"
+            f"{len(failed)} of {number_of(len(trials), 'trial')} failed, {failed[0].name} first: {failed[0].reason}; "
+            "the others are done, and the same command tries these again"
         )
 
 

@@ -7,7 +7,6 @@ beside the teacher.
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -33,7 +32,7 @@ from ..results import CutResult
 from ..teacher import Book, BookConfig
 from ..teacher.book import require_noisy_samples
 from .memory import pruned_to
-from .recording import record_stage, recorded_in
+from .recording import record_for_run
 from .subject import Subject
 
 LARGEST_BOOK = 50e9  # bytes; latents of images stay below, those of clips do not
@@ -130,9 +129,8 @@ def taught(
     if agreed(reason, subject.on_cpu) is None:
         yield dense.model
         return
-    begun, place = time.perf_counter(), None if folder is None else folder / "book"
-    found = record_stage(place, dense, dataset, BookConfig(), recovery)
-    recorded_in(folder, found, begun)
+    place = None if folder is None else folder / "book"
+    found, _ = record_for_run(folder, place, dense, dataset, BookConfig(), recovery)
     with off_the_device(dense.model, when=True):
         yield found
     if place is not None and is_main_process():

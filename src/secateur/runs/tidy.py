@@ -16,6 +16,7 @@ from ..base.console import note
 from ..base.errors import SecateurError
 from ..base.files import atomic_file
 from ..base.records import record_of
+from ..base.units import number_of
 from ..recovery import RecoveryConfig
 from ..recovery.reading import tuples_for
 from ..teacher import BookConfig
@@ -80,27 +81,29 @@ def make_longer(folder: Path, before: Mapping[str, Any], asked: Mapping[str, Any
     done, wanted = run.recovery.steps, longer.recovery.steps
     rise, longer_rise = run.recovery.warmup_steps, longer.recovery.warmup_steps
     if wanted < done:
-        raise SecateurError(f"{folder} has {done} steps, and {wanted} are asked for; choose another --out")
+        raise SecateurError(
+            f"{folder} has {number_of(done, 'step')}, and --steps asks for {wanted}; choose another --out"
+        )
     schedule, records = asked["recovery"]["lr_schedule"], (folder / "recorded.json").is_file()
     why = ""
     if schedule != "constant":
         why = f"its learning rate goes down to zero at step {done} ({schedule})"
     elif longer.schedule != "one-shot":
-        why = f"its schedule is planned for {done} steps ({longer.schedule})"
+        why = f"its schedule is planned for {number_of(done, 'step')} ({longer.schedule})"
     elif longer.target.startswith("latency") and not (folder / "pruned").is_dir():
         why = "its cut was found by measuring latencies, which differ from time to time, and only --keep keeps it"
     elif rise != longer_rise:
-        why = f"its learning rate rises for {rise} steps, and would for {longer_rise}"
+        why = f"its learning rate rises for {number_of(rise, 'step')}, and would for {longer_rise}"
     elif records and run.tuples != longer.tuples:
-        why = f"it trained on a book of {run.tuples:,} tuples, and would on {longer.tuples:,}"
+        why = f"it trained on a book of {number_of(run.tuples, 'tuple')}, and would on {longer.tuples:,}"
     if why:
         raise SecateurError(
-            f"{folder} cannot go on from {done} to {wanted} steps: {why}; choose another --out, or train its result "
-            f"further with finetune {folder / 'model'}"
+            f"{folder} cannot go on from {done} to {number_of(wanted, 'step')}: {why}; choose another --out, or train "
+            f"its result further with finetune {folder / 'model'}"
         )
     for name in OF_MORE_STEPS:
         shutil.rmtree(folder / name, ignore_errors=True)
-    note(f"{folder} has {done} steps; it is continued to {wanted} steps and measured again")
+    note(f"{folder} has {number_of(done, 'step')}; it is continued to {number_of(wanted, 'step')} and measured again")
 
 
 def _link(source: Path, place: Path) -> None:

@@ -20,6 +20,7 @@ from ..evaluation.costs import count_macs
 from ..evaluation.metrics.latency import synchronize
 from ..models.network import device_of, example_batch, example_inputs, input_shape
 from ..models.pricing import priced
+from ..models.registry import describe
 from ..process.base import Process, denoising_error
 from ..recipes import Recipe
 from ..recovery import RecoveryConfig, WarmupConfig
@@ -121,9 +122,10 @@ def predict_passes(subject: Subject, work: Work) -> dict[str, float]:
         stages["warm up"] = float(work.warmup.steps * recovery.batch_size)
     if work.ranking is not None:
         name, config = work.ranking
-        stages["rank"] = _passes(subject, name, config)
+        stages["rank"] = _passes(subject, subject.structure, name, config)
         if pruned_late is not None and pruned_late.rankings:
-            stages["rank again"] = pruned_late.rankings * _passes(subject, name, pruned_late.scoring)
+            whole = describe(subject.model)  # a schedule ranks what is excluded too
+            stages["rank again"] = pruned_late.rankings * _passes(subject, whole, name, pruned_late.scoring)
     if pruned_late is not None and pruned_late.judgements:
         stages["decide"] = float(pruned_late.judgements * JUDGED_PASSES)
     if work.book is not None:
@@ -216,11 +218,11 @@ def planned_cut(subject: Subject, plan: CutResult) -> Cut:
     return Cut(kept, plan.removed_blocks)
 
 
-def _passes(subject: Subject, criterion: str, config: ScoringConfig) -> float:
-    """Passes of a ranking."""
+def _passes(subject: Subject, structure: Structure, criterion: str, config: ScoringConfig) -> float:
+    """Passes of a ranking of what is in `structure`."""
     chosen = criterion_named(criterion)
     config = chosen.configured(config)
-    return chosen.price(subject.model, subject.process, config, config.options).passes
+    return chosen.price(subject.model, subject.process, structure, config, config.options).passes
 
 
 def seconds_per_pair(subject: Subject) -> float:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..base.errors import SecateurError, TargetError, require, require_one_of
+from ..base.units import number_of
 from ..compensation import CompensationConfig, compensate
 from ..criteria import ScoringConfig
 from ..data import Batch
@@ -278,7 +279,7 @@ def check_fits(schedule: ProgressiveConfig | AdaptiveConfig | None, steps: int, 
         needed = schedule.pruning_steps
         require(
             needed < steps,
-            f"progressive pruning takes {needed} steps, recovery has {steps}; give more --steps, or "
+            f"progressive pruning takes {number_of(needed, 'step')}, recovery has {steps}; give more --steps, or "
             "fewer --progressive.stage-steps",
         )
     if isinstance(schedule, AdaptiveConfig):
@@ -286,7 +287,7 @@ def check_fits(schedule: ProgressiveConfig | AdaptiveConfig | None, steps: int, 
         require(
             len(set(boundaries)) == len(boundaries),
             f"{len(boundaries)} adaptive stages do not fit into the first {100 * schedule.until:g}% of "
-            f"{steps} steps; give more --steps, or fewer --adaptive.stages",
+            f"{number_of(steps, 'step')}; give more --steps, or fewer --adaptive.stages",
         )
         require(
             drops_blocks_only,

@@ -120,8 +120,7 @@ def _link_steps(
 
 
 def _block_steps(structure: Structure, scores: Scores, allocation: Allocation, cost: CostModel | None) -> list[Step]:
-    """One step per block; the last listed block stays. Local allocation spreads them over the path of the widths by
-    rank."""
+    """One step per removable block. Local allocation spreads them over the path of the widths by rank."""
     names = sorted(structure.blocks, key=lambda name: scores[name].item())
     mean = torch.cat([scores[name] for name in names]).abs().mean().item() if names else 1.0
     steps = []

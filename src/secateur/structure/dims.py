@@ -136,6 +136,7 @@ class Structure:
         head_conditioning: if the model's head also reads a submodule of the first block (DiT), that submodule of every
             listed block, by block: when the first block is removed, the head reads the next one's.
         tables: buffers with rows for each block (Chroma).
+        listed_outside: whether the model has listed blocks that are not among `blocks`, since `select` left them out.
     """
 
     dims: Mapping[str, Dim]
@@ -144,6 +145,7 @@ class Structure:
     attributes: Mapping[str, str] = field(default_factory=dict)
     head_conditioning: Mapping[str, str] = field(default_factory=dict)
     tables: tuple[Table, ...] = ()
+    listed_outside: bool = False
 
     @cached_property
     def links(self) -> dict[str, tuple[Dim, ...]]:
@@ -154,11 +156,13 @@ class Structure:
         return {name: tuple(dims) for name, dims in links.items()}
 
     def removable(self, order: Iterable[str]) -> list[str]:
-        """`order`, the order of removal, without the last listed block if it names all of them: one must stay."""
+        """`order`, the order of removal, without the last listed block if no other would stay."""
         leaving = list(order)
         listed = [name for name in leaving if self.blocks[name].listed]
         everything = {name for name, block in self.blocks.items() if block.listed} == set(listed)
-        return [name for name in leaving if name != listed[-1]] if listed and everything else leaving
+        if not listed or not everything or self.listed_outside:
+            return leaving
+        return [name for name in leaving if name != listed[-1]]
 
     def owner(self, name: str) -> str | None:
         """The block that is, or holds, the module or parameter `name`, if any."""

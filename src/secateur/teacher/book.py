@@ -10,7 +10,7 @@ what they were made from, and a book made from anything else is refused.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
@@ -161,6 +161,7 @@ def write_book(
     num_tuples: int,
     folder: str | Path | None = None,
     autocast: torch.dtype | None = None,
+    written: Callable[[], None] = lambda: None,
 ) -> Book:
     """Run `model` on all tuples, and return the book of its answers.
 
@@ -176,6 +177,7 @@ def write_book(
         num_tuples: number of tuples to train on.
         folder: folder of the book; None keeps it in memory.
         autocast: lower precision of the passes, if any.
+        written: called after every part of the book.
 
     Raises:
         SecateurError: `folder` holds another book; or there are no noisy samples (forward= and loss=).
@@ -207,7 +209,7 @@ def write_book(
             (book.tuples, book.rows, "teacher's book"),
             (book.held_out, book.held_out_rows, "held out tuples"),
         ):
-            rows.fill(partial(_answers, LiveTeacher(model), tuples, dtype), name, config.batch_size)
+            rows.fill(partial(_answers, LiveTeacher(model), tuples, dtype), name, config.batch_size, written)
     return book
 
 

@@ -31,10 +31,18 @@ def is_chain(structure: Structure) -> bool:
     return len(parents) == 1 and all(block.listed and not block.returns for block in structure.blocks.values())
 
 
-def passes_of(structure: Structure) -> float:
-    """Number of forward passes for one input: the full model and every drop."""
-    blocks = len(structure.blocks)
-    return 1 + ((blocks - 1) * (blocks + 2) / 2 / blocks if is_chain(structure) else blocks)
+def passes_of(structure: Structure, present: Sequence[str]) -> float:
+    """Number of forward passes for one input, of the full model and of every drop; `present` are all of its blocks."""
+    names = list(structure.blocks)
+    if not is_chain(structure) or not _are_neighbours(names, present):
+        return 1 + len(names)
+    runs = len(names) * len(present) - 1 - len(names) * (len(names) - 1) / 2  # of blocks
+    return 1 + runs / len(present)
+
+
+def _are_neighbours(names: list[str], present: Sequence[str]) -> bool:
+    first = present.index(names[0])
+    return list(present[first : first + len(names)]) == names
 
 
 def _masked(

@@ -119,14 +119,19 @@ def draw_tuples(process: Process, batch: Batch, config: ScoringConfig) -> Iterat
         )
 
 
-def price_of_tuples(model: nn.Module, process: Process, config: ScoringConfig, options: Options) -> Price:
+def price_of_tuples(
+    model: nn.Module, process: Process, structure: Structure, config: ScoringConfig, options: Options
+) -> Price:
     """Price of a forward pass for every tuple."""
     return Price(config.timesteps_of(process) * config.num_images * FORWARD_SHARE)
 
 
-def price_of_drops(model: nn.Module, process: Process, config: ScoringConfig, options: Options) -> Price:
-    """Price of a forward pass for every tuple, and again without each block."""
-    return Price(passes_of(describe(model)) * price_of_tuples(model, process, config, options).passes)
+def price_of_drops(
+    model: nn.Module, process: Process, structure: Structure, config: ScoringConfig, options: Options
+) -> Price:
+    """Price of a forward pass for every tuple, and again without each block of `structure`."""
+    passes = passes_of(structure, list(describe(model).blocks))
+    return Price(passes * price_of_tuples(model, process, structure, config, options).passes)
 
 
 def measure_blocks(

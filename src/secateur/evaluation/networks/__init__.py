@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from ...base.errors import ModelError
+from ...base.units import number_of
 from .inception import INCEPTION, InceptionFeatures, load_inception
 from .network import FeatureNetwork, network_fingerprint
 from .pretrained import NetworkFeatures, load_timm, load_transformers
@@ -44,8 +45,8 @@ def feature_network(
     packaged = name_or_path in EMBEDDED.values()
     folder = Path(str(files("secateur"))) / "assets" / name_or_path if packaged else Path(name_or_path)
     network = load_small_features(folder)
-    if network.config["in_channels"] != channels:
-        raise ModelError(f"{folder} takes {network.config['in_channels']} channels, the images have {channels}")
+    if (taken := network.config["in_channels"]) != channels:
+        raise ModelError(f"{folder} takes {number_of(taken, 'channel')}, the images have {channels}")
     return network.to(device)
 
 

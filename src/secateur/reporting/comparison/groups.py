@@ -71,6 +71,10 @@ def group_entries(entries: Sequence[Entry]) -> list[Group]:
     return groups
 
 
+def _steps(count: str) -> str:
+    return "1 step" if count == "1" else f"{count} steps"
+
+
 def _methods(entries: Sequence[Entry]) -> list[str]:
     """The shortest label that tells each run's method from the others'; the run's name if no choice does."""
     parts: list[list[str]] = [[] for _ in entries]
@@ -80,8 +84,8 @@ def _methods(entries: Sequence[Entry]) -> list[str]:
         for part, value in zip(parts, values, strict=True):
             kinds.setdefault(tuple(part), set()).add(value)
         if any(len(kind) > 1 for kind in kinds.values()):
-            parts = [[*part, f"{value} steps" if facet == "steps" and value else value or f"no {facet}"]
-                     for part, value in zip(parts, values, strict=True)]  # fmt: skip
+            named = [_steps(value) if facet == "steps" and value else value or f"no {facet}" for value in values]
+            parts = [[*part, name] for part, name in zip(parts, named, strict=True)]
     shared = [" · ".join(part) for part in parts]
     alike: dict[tuple[str, str], set[str]] = {}
     for entry, method in zip(entries, shared, strict=True):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ...base.units import number_of
 from ...results import Mean, Metric, Table
 from ...results.cut import goal_in_words
 from ...results.means import tied
@@ -66,7 +67,7 @@ def sentences_of(found: Comparison) -> list[str]:
     stand = ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status])
     models = sorted({entry.facets["model"] for entry in found.entries if entry.facets.get("model")})
     of = f" of {models[0]}" if len(models) == 1 else ""
-    sentences = [f"{len(found.entries)} run{'s' * (len(found.entries) != 1)}{of}: {stand}."]
+    sentences = [f"{number_of(len(found.entries), 'run')}{of}: {stand}."]
     dense = dense_mean(found)
     if dense is not None:
         sentences.append(f"{_judge(found)} of the dense model: {format_number(dense.value)}.")
