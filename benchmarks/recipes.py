@@ -56,14 +56,14 @@ from secateur import CutConfig, RecoveryConfig, ScoringConfig
 
 @dataclass(frozen=True)
 class Method:
-    """How a model is cut (criterion None: by the usual one) and recovered: with or without a refit, from a book or a
-    live teacher, and by which settings."""
+    """How a model is cut (without criterion or scoring: by the usual ones) and recovered: with or without a refit, from
+    a book or a live teacher, and by which settings."""
 
     recovery: RecoveryConfig = RECOVERY
     refits: bool = True
     records: bool = False
     criterion: str | None = None
-    scoring: ScoringConfig = SCORING
+    scoring: ScoringConfig | None = None
     fewest: int = 4096  # tuples of a book, if the recovery draws as many
 
     def tuples(self, steps: int) -> int:
@@ -127,11 +127,12 @@ class Cut:
     """A cut of a model of the benchmarks, by the usual criterion of its kind if none is given."""
 
     def __init__(
-        self, bench: Bench, target: str, criterion: str | None = None, scoring: ScoringConfig = SCORING
+        self, bench: Bench, target: str, criterion: str | None = None, scoring: ScoringConfig | None = None
     ) -> None:
-        self.bench, self.target, self.scoring = bench, target, scoring
+        self.bench, self.target = bench, target
         in_depth = target.startswith("blocks")
         self.criterion = criterion or ("deviation" if in_depth else "diff-pruning")
+        self.scoring = scoring or (FEW_PASSES if in_depth else SCORING)  # every block is left out in passes of its own
         self.config = CutConfig(granularity="depth") if in_depth else CutConfig()
         self.about: dict[str, Any] = {"data": bench.data, "process": bench.process}
 
