@@ -313,25 +313,24 @@ def _shown(records: Sequence[Mapping[str, float]], key: str, digits: int) -> str
     return spread([one[key] for one in records], digits) if all(key in one for one in records) else ""
 
 
-def summary(found: Mapping[str, dict[str, Any]]) -> str:
-    """Markdown: at equal time, one row per method, a column per model and target: share of the gap, and FD to dense."""
-    panels = panels_of(found)
+def summary(found: Mapping[str, dict[str, Any]], budget: str) -> str:
+    """Markdown: one row per method, a column per model and target: share of the gap, and FD to dense."""
+    panels = [(name, target) for name, target in panels_of(found) if _fds(found[name], target, budget, "plain")]
     heads = [f"{name}, {size(target)}" for name, target in panels]
     lines = [f"| method | {' | '.join(heads)} |", f"|---|{'--:|' * len(panels)}"]
     for method in METHODS:
-        cells = [_distances(found[name], target, method) for name, target in panels]
+        cells = [_distances(found[name], target, budget, method) for name, target in panels]
         if any(cells):
             lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def _distances(records: dict[str, Any], target: str, method: str) -> str:
-    to_dense = collect(records, f"{target}/time/{method}/", "rfd")
+def _distances(records: dict[str, Any], target: str, budget: str, method: str) -> str:
+    to_dense = collect(records, f"{target}/{budget}/{method}/", "rfd")
     if not to_dense:
         return ""
-    plain = _fds(records, target, "plain")
-    has_gap = plain and statistics.mean(plain) > SMALLEST_GAP * records["dense"]["fd"]
-    share = spread(shares(records, target, "time", method), 2) if has_gap and method != "plain" else "–"
+    has_gap = statistics.mean(_fds(records, target, budget, "plain")) > SMALLEST_GAP * records["dense"]["fd"]
+    share = spread(shares(records, target, budget, method), 2) if has_gap and method != "plain" else "–"
     return f"{share} / {statistics.mean(to_dense):.2f}"
 
 
@@ -339,7 +338,7 @@ def _distances(records: dict[str, Any], target: str, method: str) -> str:
 def plot(found: dict[str, dict[str, Any]]) -> Figure:
     """FD of every seed, one panel per model and target."""
     panels = panels_of(found)
-    shown = [[method for method in METHODS if _fds(found[name], target, method)] for name, target in panels]
+    shown = [[method for method in METHODS if _fds(found[name], target, "time", method)] for name, target in panels]
     columns = 2
     rows = math.ceil(len(panels) / columns)
     most = max(map(len, shown))
@@ -347,7 +346,7 @@ def plot(found: dict[str, dict[str, Any]]) -> Figure:
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes, (name, target), methods in zip(grid.flat, panels, shown, strict=False):
         for place, method in enumerate(methods):
-            values = _fds(found[name], target, method)
+            values = _fds(found[name], target, "time", method)
             dots(axes, values, place, WARM if METHODS[method].refits else SPARE_COLOURS[0])
         dense_line(axes, found[name]["dense"]["fd"])
         axes.set_title(f"{name}, {size(target)}{' of the MACs' if target.startswith('macs') else ''}")
@@ -358,8 +357,8 @@ def plot(found: dict[str, dict[str, Any]]) -> Figure:
     return figure
 
 
-def _fds(records: dict[str, Any], target: str, method: str) -> list[float]:
-    return collect(records, f"{target}/time/{method}/", "fd")
+def _fds(records: dict[str, Any], target: str, budget: str, method: str) -> list[float]:
+    return collect(records, f"{target}/{budget}/{method}/", "fd")
 
 
 def main() -> None:
@@ -372,7 +371,8 @@ def main() -> None:
     if arguments.table:
         report("recipes", table, plot)
         found = {name: read_json(path) for name in NAMES if (path := RESULTS / f"recipes-{name}.json").is_file()}
-        write_text(RESULTS / "recipes.md", summary(found))
+        for budget, name in {"time": "", "steps": "-steps", "4 x time": "-4x"}.items():
+            write_text(RESULTS / f"recipes{name}.md", summary(found, budget))
         return
     bench = Bench(arguments.model, evaluation_of(arguments))
     if arguments.pictures:
