@@ -1,5 +1,6 @@
 """Finite-time Lyapunov exponents: check U9 of 2ndMatch's specification, and the Jacobian of a whole sampler."""
 
+import itertools
 import math
 
 import pytest
@@ -12,7 +13,7 @@ from secateur.evaluation import EvaluationConfig, FtleOptions, evaluate_models, 
 from secateur.evaluation.metrics.ftle import sampler_steps
 from secateur.models.predict import predict
 from secateur.process.diffusion import DiffusionProcess
-from secateur.process.flow import FlowProcess
+from secateur.process.flow import Expert, FlowProcess
 from secateur.process.sampling import generate
 
 LINEAR = {"beta_start": 1e-4, "beta_end": 2e-2, "num_train_timesteps": 1000}
@@ -75,6 +76,33 @@ def test_exponent_is_the_largest_singular_value_of_the_sampler(build, process):
     found = finite_time_lyapunov_exponents(model, process, noise, labels, num_inference_steps=3, iterations=40)
     assert found.item() == pytest.approx(expected.item(), abs=1e-4)
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
+
+
+class Scaling(nn.Module):
+    """Predicts a multiple of the sample."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(factor, dtype=torch.float64))
+
+    def forward(self, x: Tensor, timestep: Tensor, return_dict: bool = False) -> tuple[Tensor]:
+        return (self.factor * x,)
+
+
+def test_of_two_experts_each_takes_its_own_steps():
+    noisy, clean = Scaling(0.5), Scaling(-0.25)
+    process = FlowProcess(expert=Expert(0.5, 1.0, lambda: clean))
+    sampler = process.scheduler()
+    sampler.set_timesteps(8)
+    factors = [
+        1 + (after - before) * (noisy if before >= 0.5 else clean).factor
+        for before, after in itertools.pairwise(sampler.sigmas)
+    ]
+    noise = torch.randn(2, 1, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = finite_time_lyapunov_exponents(noisy, process, noise, num_inference_steps=8, iterations=1)
+    expected = torch.stack(factors).log().mean().item()
+    assert found.tolist() == pytest.approx([expected] * 2, abs=1e-6)
+    assert clean.factor.requires_grad
 
 
 def convention(process: FlowProcess | DiffusionProcess) -> dict[str, str]:

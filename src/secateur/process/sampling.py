@@ -66,7 +66,7 @@ def generate(
     for timestep in solver.timesteps:
         t_B = process.sampler_to_model(timestep).expand(len(sample)).to(sample.device)
         x_t = scaled(solver, sample, timestep)
-        network = _network_at(model, process, float(timestep))
+        network = network_at(model, process, float(timestep))
         output = predict(network, x_t, t_B, conditions)
         if is_guided:
             unconditional = predict(network, x_t, t_B, unconditioned)
@@ -76,7 +76,7 @@ def generate(
     return sample
 
 
-def _network_at(model: nn.Module, process: Process, timestep: float) -> nn.Module:
+def network_at(model: nn.Module, process: Process, timestep: float) -> nn.Module:
     """`model`, or if it is one of two experts, the one for this timestep of the sampler."""
     expert = getattr(process, "expert", None)
     if expert is None or expert.covers(timestep / process.num_train_timesteps):

@@ -7,6 +7,7 @@ steps (2ndMatch, arXiv 2506.05398), by power iteration with products of one step
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,7 +26,7 @@ from ...models.network import device_of, inference, input_shape, takes_text
 from ...models.predict import predict
 from ...process.base import Process
 from ...process.samplers import check_sampler
-from ...process.sampling import initial_noise
+from ...process.sampling import initial_noise, network_at
 from ...results.measured import Metric
 from ..estimates import mean_estimate, resample_counts
 from ..measurement import Measured, OfModels, Subject
@@ -52,9 +53,10 @@ class FtleOptions:
 
 @dataclass(frozen=True)
 class SamplerStep:
-    """x' = scale * x + gain * f(x, timestep), f the network, timestep () in its unit."""
+    """x' = scale * x + gain * f(x, timestep), f the network, timestep () in its unit; `sampled_at` in the sampler's."""
 
     timestep: Tensor
+    sampled_at: float
     scale: float
     gain: float
 
@@ -69,8 +71,8 @@ def sampler_steps(process: Process, num_inference_steps: int) -> list[SamplerSte
         probe = torch.full((1,), sample, dtype=torch.float64)
         answer = process.model_to_sampler(torch.full((1,), output, dtype=torch.float64))
         columns.append([scheduler.step(answer, t, probe, return_dict=False)[0].item() for t in scheduler.timesteps])
-    timesteps = [process.sampler_to_model(t) for t in scheduler.timesteps]
-    return [SamplerStep(*step) for step in zip(timesteps, *columns, strict=True)]
+    timesteps = [(process.sampler_to_model(t), float(t)) for t in scheduler.timesteps]
+    return [SamplerStep(*times, *factors) for times, *factors in zip(timesteps, *columns, strict=True)]
 
 
 def finite_time_lyapunov_exponents(
@@ -89,17 +91,22 @@ def finite_time_lyapunov_exponents(
     """
     steps = sampler_steps(process, num_inference_steps)
     t_B = [step.timestep.expand(len(noise_BCHW)).to(noise_BCHW.device) for step in steps]
-    with inference(model), frozen(model), progress("Lyapunov exponents", 2 * iterations * len(steps)) as advance:
+    networks = [network_at(model, process, step.sampled_at) for step in steps]
+    with ExitStack() as entered:
+        for network in {id(each): each for each in (model, *networks)}.values():
+            entered.enter_context(inference(network))
+            entered.enter_context(frozen(network))
+        advance = entered.enter_context(progress("Lyapunov exponents", 2 * iterations * len(steps)))
         trajectory = [noise_BCHW]
-        for step, t in zip(steps, t_B, strict=True):
-            output = predict(model, trajectory[-1], t, conditions)
+        for network, step, t in zip(networks, steps, t_B, strict=True):
+            output = predict(network, trajectory[-1], t, conditions)
             trajectory.append(step.scale * trajectory[-1] + step.gain * output)
 
         def push(v: Tensor, index: int, transposed: bool) -> Tensor:
             """Multiply v by the Jacobian of one step, or by its transpose."""
             kind: Projection = "vjp" if transposed else "jvp"
             x, step = trajectory[index], steps[index]
-            _, (product,) = project(model, x, t_B[index], conditions, [v], kind, create_graph=False)
+            _, (product,) = project(networks[index], x, t_B[index], conditions, [v], kind, create_graph=False)
             advance(1, "")
             return step.scale * v + step.gain * product.detach()
 
