@@ -315,7 +315,11 @@ def _shown(records: Sequence[Mapping[str, float]], key: str, digits: int) -> str
 
 def summary(found: Mapping[str, dict[str, Any]], budget: str) -> str:
     """Markdown: one row per method, a column per model and target: share of the gap, and FD to dense."""
-    panels = [(name, target) for name, target in panels_of(found) if _fds(found[name], target, budget, "plain")]
+    panels = [
+        (name, target)
+        for name, target in panels_of(found)
+        if any(_fds(found[name], target, budget, method) for method in METHODS)
+    ]
     heads = [f"{name}, {size(target)}" for name, target in panels]
     lines = [f"| method | {' | '.join(heads)} |", f"|---|{'--:|' * len(panels)}"]
     for method in METHODS:
@@ -329,7 +333,8 @@ def _distances(records: dict[str, Any], target: str, budget: str, method: str) -
     to_dense = collect(records, f"{target}/{budget}/{method}/", "rfd")
     if not to_dense:
         return ""
-    has_gap = statistics.mean(_fds(records, target, budget, "plain")) > SMALLEST_GAP * records["dense"]["fd"]
+    plain = _fds(records, target, budget, "plain")
+    has_gap = plain and statistics.mean(plain) > SMALLEST_GAP * records["dense"]["fd"]
     share = spread(shares(records, target, budget, method), 2) if has_gap and method != "plain" else "–"
     return f"{share} / {statistics.mean(to_dense):.2f}"
 
