@@ -24,7 +24,7 @@ from ..base.console import progress, silenced_libraries
 from ..base.errors import SecateurError, first_line
 from ..base.files import atomic_folder, write_json
 from ..models.network import as_network, example_inputs, inference
-from ..models.precision import BYTES, cast_saved, check_precision
+from ..models.precision import BYTES, check_precision, saved
 from ..models.precision import cast as cast_weights
 from ..results.exported import Described, Exported
 from .checkpoint import from_pretrained, save_pretrained
@@ -252,7 +252,8 @@ def _cast(model: nn.Module, inputs: Inputs, dtype: DtypeName, format: FormatName
         cast_weights(model, dtype)
         return inputs
     to = torch.bfloat16 if dtype == "float8" else getattr(torch, dtype)
-    cast_saved(model, to)
+    for tensor in saved(model).values():  # all: readers of single files expect one dtype
+        tensor.data = tensor.data.to(to)
     if dtype == "float8":
         _round_linear_weights(model)
     cast = tree_map_only(Tensor, lambda value: value.to(to) if value.is_floating_point() else value, dict(inputs))
