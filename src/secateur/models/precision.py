@@ -62,11 +62,11 @@ def cast(model: nn.Module, name: PrecisionName) -> None:
 def cast_saved(model: nn.Module, dtype: torch.dtype) -> None:
     """Cast in place what is saved of `model`, as diffusers does when it loads with `torch_dtype`.
 
-    Parts that the class keeps in float32 end in it. Buffers that are not saved, such as tables of angles, stay as they
-    are: in half precision a large angle is off by radians.
+    Parts that the class keeps in float32 have at least that. Buffers that are not saved, such as tables of angles, stay
+    as they are: in half precision a large angle is off by radians.
     """
     for name, tensor in saved(model).items():
-        tensor.data = tensor.data.to(torch.float32 if stays_whole(model, name) else dtype)
+        tensor.data = tensor.data.to(torch.promote_types(dtype, torch.float32) if stays_whole(model, name) else dtype)
 
 
 def saved(model: nn.Module) -> dict[str, Tensor]:
