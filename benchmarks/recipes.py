@@ -83,7 +83,9 @@ def recipe_of_package(name: str) -> Method:
 ALONE = replace(RECOVERY, objective="distillation", weights={"denoising": 0.0})
 BALANCED = secateur.recipe_named("2ndmatch-balanced").recovery
 SECOND_MATCH: dict[str, Any] = {"objective": "2ndmatch", "jacobian": BALANCED.jacobian}
-FEW_PASSES = secateur.recipe_named("default").scoring
+DEFAULT = recipe_of_package("default")
+FEW_PASSES = DEFAULT.scoring
+SQUARED, EMA = replace(DEFAULT.recovery, objective="distillation"), {"ema_decay": RECOVERY.ema_decay}
 BEST = Method(replace(ALONE, optimizer="muon"), records=True)
 BEST_NAME, CRITERIA = "refitted, book, Muon", ("taylor", "magnitude", "reconstruction", "random")
 METHODS = {
@@ -110,7 +112,11 @@ METHODS = {
     BEST_NAME: BEST,
     f"{BEST_NAME}, 2,048 tuples": replace(BEST, fewest=2048),
     **{f"{BEST_NAME}, {name}": replace(BEST, criterion=name) for name in CRITERIA},
-    **{f"recipe {name}": recipe_of_package(name) for name in ("diff-pruning", "default")},
+    "recipe diff-pruning": recipe_of_package("diff-pruning"),
+    "recipe default, squared errors, EMA": replace(DEFAULT, recovery=replace(SQUARED, **EMA)),
+    "recipe default, squared errors": replace(DEFAULT, recovery=SQUARED),
+    "recipe default, EMA": replace(DEFAULT, recovery=replace(DEFAULT.recovery, **EMA)),
+    "recipe default": DEFAULT,
 }
 PICTURED = ("recipe diff-pruning", "recipe default")
 REFERENCE = "distilled"  # whose steps are the unit of time

@@ -181,7 +181,7 @@ def calls(name: str) -> dict[str, Callable[[], object]]:
     about: dict[str, Any] = {"data": "digits", "process": "ddpm", "device": DEVICE}
     convolves = name == "unet"
     criteria = FLAT if convolves else (*FLAT, "gradient-flow", "reconstruction", *OF_BLOCKS)
-    once = ("denoising", "distillation", "features")
+    once = ("denoising", "distillation", "rms-distillation", "features")
     objectives = once if convolves else (*once, "first-order", "2ndmatch")
     ways = [{"objective": objective, "optimizer": "muon"} for objective in objectives]
     ways += [{"optimizer": optimizer} for optimizer in OPTIMIZERS]

@@ -201,13 +201,13 @@ def test_a_users_loss_takes_the_place_of_the_noisy_target(tmp_path):
 # ----------------------------------------------------------------------------------- objectives without noise
 
 
-@pytest.mark.parametrize("objective", ["distillation", "features", "2ndmatch", "first-order"])
+@pytest.mark.parametrize("objective", ["distillation", "rms-distillation", "features", "2ndmatch", "first-order"])
 def test_a_denoising_weight_of_zero_does_not_compute_the_noisy_target(objective, monkeypatch):
     student, teacher = dit(), dit()
     with torch.no_grad():
         student.proj_out_2.weight.mul_(1.1)
     whole = terms_of(student, teacher, labels=True, objective=objective)
-    if objective in ("distillation", "features"):
+    if objective in ("distillation", "rms-distillation", "features"):
         monkeypatch.setattr(FlowProcess, "target", None)
     changes = {"objective": objective, "weights": {"denoising": 0.0}}
     without = terms_of(student, teacher, labels=True, **changes)

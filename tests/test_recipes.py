@@ -13,7 +13,7 @@ from secateur.recovery import JacobianConfig, RecoveryConfig
 
 
 @pytest.mark.parametrize("name", RECIPES)
-@pytest.mark.parametrize("objective", ["denoising", "distillation", "first-order", "2ndmatch"])
+@pytest.mark.parametrize("objective", ["denoising", "distillation", "rms-distillation", "first-order", "2ndmatch"])
 def test_another_objective_comes_with_its_own_weights(name: str, objective: str) -> None:
     own = recipe_named(name).recovery
     found = resolve(name, objective=objective).recovery

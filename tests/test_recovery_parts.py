@@ -22,6 +22,7 @@ from secateur.recovery import OBJECTIVES, Ema, JacobianConfig, Objective, Recove
 from secateur.recovery.draws import batch_indices, draw_step, uniform_times
 from secateur.recovery.ema import warm_decay
 from secateur.recovery.objectives.build import build_objective
+from secateur.recovery.objectives.rms_distillation import root_mean_square
 from secateur.recovery.optimizers import learning_rate_at
 from secateur.schedules import CutConfig
 from secateur.teacher import Contents
@@ -48,10 +49,11 @@ def test_denoising_is_the_mean_of_the_process_error(digits):
         assert torch.allclose(terms["denoising"], expected)
 
 
-def test_distillation_vanishes_for_equal_models_and_does_not_train_the_teacher(digits):
+@pytest.mark.parametrize("name", ["distillation", "rms-distillation"])
+def test_distillation_vanishes_for_equal_models_and_does_not_train_the_teacher(name, digits):
     process, student, teacher = FlowProcess(), unet(), unet()
     (draw,) = draw_step(digits, process, RecoveryConfig(batch_size=4), 0)
-    config = RecoveryConfig(objective="distillation", weights={"distillation": 3.0})
+    config = RecoveryConfig(objective=name, weights={"distillation": 3.0})
     objective = build_objective(config, teacher)
     terms = objective.terms(student, teacher, process, draw, config.jacobian)
     assert terms["distillation"] == 0
@@ -60,6 +62,22 @@ def test_distillation_vanishes_for_equal_models_and_does_not_train_the_teacher(d
     assert torch.allclose(objective.loss(terms), terms["denoising"] + 6)
     assert all(parameter.grad is None for parameter in teacher.parameters())
     assert any(parameter.grad is not None for parameter in student.parameters())
+
+
+def test_unsquared_errors_are_those_of_each_sample():
+    """They weigh samples alike: the gradient of one does not grow with its error."""
+    taught = torch.zeros(2, 3, 4, 4, dtype=torch.float64)
+    prediction = torch.stack([torch.full((3, 4, 4), 0.01), torch.full((3, 4, 4), 2.0)]).double().requires_grad_()
+    error = root_mean_square(prediction, taught)
+    assert error.item() == pytest.approx((0.01 + 2.0) / 2, rel=1e-5)
+    error.backward()
+    assert prediction.grad.flatten(1).norm(dim=1).tolist() == pytest.approx([0.5 / 48**0.5] * 2, rel=1e-4)
+    halves = [root_mean_square(prediction[[row]], taught[[row]]) for row in range(2)]
+    assert torch.stack(halves).mean().item() == pytest.approx(error.item(), rel=1e-12)
+    equal = taught.clone().requires_grad_()
+    root_mean_square(equal, taught).backward()
+    assert not equal.grad.any()
+    assert root_mean_square(equal.float(), taught.float()) == 0
 
 
 @pytest.mark.parametrize(

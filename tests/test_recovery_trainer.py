@@ -271,7 +271,7 @@ def test_moments_of_eight_bits_keep_their_layout():
     assert optimizer.state[model.conv_in.weight]["exp_avg"] is codes
 
 
-@pytest.mark.parametrize("objective", ["distillation", "features", "2ndmatch"])
+@pytest.mark.parametrize("objective", ["distillation", "rms-distillation", "features", "2ndmatch"])
 def test_a_step_waits_for_nothing_from_a_device(objective, monkeypatch, tmp_path):
     """Its numbers are read while the next one runs; constants are made on the device, since a copy to it would wait."""
     aten, seen = torch.ops.aten, []
@@ -308,7 +308,7 @@ def test_a_model_without_gradient_checkpointing_is_refused(tmp_path):
         recover(student, FlowProcess(), images(), replace(CONFIG, gradient_checkpointing=True), tmp_path)
 
 
-@pytest.mark.parametrize("objective", ["distillation", "2ndmatch", "first-order"])
+@pytest.mark.parametrize("objective", ["distillation", "rms-distillation", "2ndmatch", "first-order"])
 def test_mixed_precision_and_gradient_checkpointing(objective, tmp_path):
     student, teacher = dit(), dit()
     config = replace(CONFIG, objective=objective, mixed_precision="bf16", steps=2, gradient_checkpointing=True)

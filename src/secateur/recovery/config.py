@@ -43,7 +43,7 @@ class RecoveryConfig:
         gradient_checkpointing: compute activations again in the backward pass instead of keeping them, which takes
             longer and less memory.
         compile: compile teacher and student with torch.compile, which takes minutes at the start; after a one-shot cut,
-            for objectives denoising and distillation, with parallel ddp.
+            for objectives denoising, distillation and rms-distillation, with parallel ddp.
         weight_precision: dtype of the trained weights: float32, or bf16 with stochastic rounding (adamw and adamw8bit),
             which halves weights and gradients.
         offload: what is kept on the CPU: ema, the moving average, which is updated there; teacher, whose blocks are
@@ -62,7 +62,7 @@ class RecoveryConfig:
         label_dropout: how often a class label or a caption is replaced by the null condition, if the model has one.
         horizontal_flip: mirror half of the images.
         timestep_sampling: uniform, or antithetic in pairs; those of a teacher's book are spread evenly instead.
-        objective: denoising, distillation, features, first-order or 2ndmatch.
+        objective: denoising, distillation, rms-distillation, features, first-order or 2ndmatch.
         weights: weights of the objective's terms (denoising, distillation, features, jacobian); terms not named keep
             the objective's own. With a teacher, denoising 0 leaves out the noisy target.
         jacobian: options of first-order and 2ndmatch.

@@ -6,10 +6,12 @@ from .distillation import DISTILLATION
 from .features import FEATURES
 from .first_order import FIRST_ORDER
 from .objective import Objective, Terms
+from .rms_distillation import RMS_DISTILLATION
 from .second_match import SECOND_MATCH
 
 OBJECTIVES: dict[str, Objective] = {
-    objective.name: objective for objective in (DENOISING, DISTILLATION, FEATURES, FIRST_ORDER, SECOND_MATCH)
+    objective.name: objective
+    for objective in (DENOISING, DISTILLATION, RMS_DISTILLATION, FEATURES, FIRST_ORDER, SECOND_MATCH)
 }
 
 
