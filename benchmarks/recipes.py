@@ -351,10 +351,9 @@ def plot(found: dict[str, dict[str, Any]]) -> Figure:
     panels = panels_of(found)
     shown = [[method for method in METHODS if _fds(found[name], target, "time", method)] for name, target in panels]
     columns = 2
-    rows = math.ceil(len(panels) / columns)
-    most = max(map(len, shown))
-    figure = Figure(figsize=(8.2, (0.18 * most + 0.8) * rows), facecolor="white", layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
+    heights = [0.18 * max(map(len, shown[first : first + columns])) + 0.8 for first in range(0, len(panels), columns)]
+    figure = Figure(figsize=(11, sum(heights)), facecolor="white", layout="constrained")
+    grid = figure.subplots(len(heights), columns, squeeze=False, height_ratios=heights)
     for axes, (name, target), methods in zip(grid.flat, panels, shown, strict=False):
         for place, method in enumerate(methods):
             values = _fds(found[name], target, "time", method)
