@@ -223,7 +223,9 @@ def test_compiled_networks_learn_the_same(monkeypatch, tmp_path):
         torch.testing.assert_close(found.state_dict()[name], value, rtol=1e-4, atol=1e-6)
     assert_logs_agree(tmp_path / "eager", tmp_path / "compiled")
     assert type(found) is type(expected)
-    with pytest.raises(TrainingError, match="compile is for objectives denoising and distillation with parallel ddp"):
+    with pytest.raises(
+        TrainingError, match="compile is for objectives denoising, distillation, rms-distillation with parallel ddp"
+    ):
         recover(dit(), FlowProcess(), images(), replace(config, objective="2ndmatch"), tmp_path / "no", smaller())
     pruner = pruner_for(dit(), FlowProcess(), "macs=70%", "random", BOTH, QUICK)
     with pytest.raises(TrainingError, match="networks that do not change on the way"):
