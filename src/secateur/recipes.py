@@ -82,17 +82,22 @@ BALANCED: dict[str, Any] = {
     "jacobian": JacobianConfig(every_n=5, relative=True, auto_weight=True),
 }
 # The dense model's answer lacks the noise of the target, which dwarfs what a cut model still has to learn
-# (docs/benchmarks.md). Its error is not squared, else some timesteps outweigh all others.
-WITHOUT_NOISE: dict[str, Any] = {"objective": "rms-distillation", "weights": {"denoising": 0.0}}
-# The last steps are so small that a moving average only lags behind them.
-TO_ZERO: dict[str, Any] = {"lr_schedule": "cosine", "ema_decay": 0.0}
+# (docs/benchmarks.md).
+WITHOUT_NOISE = {"denoising": 0.0}
 
 
 def default() -> Recipe:
     """The recipe of `compress` by default: Diff-Pruning's cut, refitted in closed form, then distilled from the
     teacher's book by Muon, by unsquared errors; the best of docs/benchmarks/objectives.md."""
     recovery = RecoveryConfig(
-        steps=2000, batch_size=128, optimizer="muon", warmup_steps=100, **TO_ZERO, **WITHOUT_NOISE
+        steps=2000,
+        batch_size=128,
+        optimizer="muon",
+        lr_schedule="cosine",
+        warmup_steps=100,
+        ema_decay=0.0,  # the last steps are so small that an average would only lag behind them
+        objective="rms-distillation",
+        weights=WITHOUT_NOISE,
     )
     return Recipe(scoring=FEW_PASSES, compensates=True, records=True, recovery=recovery)
 
@@ -192,8 +197,8 @@ def compensated(recipe: Recipe) -> Recipe:
     """
     recovery = recipe.recovery
     objective = "distillation" if recovery.objective == "denoising" else recovery.objective
-    without_noise = replace(recovery, objective=objective, weights=recovery.weights | {"denoising": 0.0})
-    return replace(recipe, compensates=True, records=True, recovery=without_noise)
+    alone = replace(recovery, objective=objective, weights=recovery.weights | WITHOUT_NOISE)
+    return replace(recipe, compensates=True, records=True, recovery=alone)
 
 
 def diff_pruning_compensated() -> Recipe:
@@ -223,7 +228,7 @@ def decoder() -> Recipe:
     """
     return Recipe(
         scoring=ScoringConfig(batch_size=8),
-        recovery=RecoveryConfig(steps=2000, batch_size=8, objective="distillation", weights={"denoising": 0.0}),
+        recovery=RecoveryConfig(steps=2000, batch_size=8, objective="distillation", weights=WITHOUT_NOISE),
         evaluation=EvaluationConfig(batch_size=8, latency=LatencyOptions(batch_sizes=(1,))),
     )
 
@@ -243,7 +248,7 @@ def quickstart() -> Recipe:
             checkpoint_every=50,
             lr_schedule="cosine",
             objective="distillation",
-            weights={"denoising": 0.0},
+            weights=WITHOUT_NOISE,
         ),
         evaluation=EvaluationConfig(num_images=500, num_inference_steps=20),
     )
