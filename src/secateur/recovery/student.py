@@ -15,9 +15,8 @@ from ..models.precision import saved
 from ..models.recomputing import can_recompute
 from .config import RecoveryConfig
 from .lora import add_lora, check_lora, merge_lora
-from .objectives import objective_named
+from .objectives import OBJECTIVES, objective_named
 
-COMPILED = ("denoising", "distillation", "rms-distillation")  # objectives
 WRAPPED = "units cannot be removed from weights that LoRA wraps; prune in one shot before, or train the weights"
 CHANGES = "recovery.compile is for networks that do not change on the way; prune in one shot before"
 MATCHED_BY_SHAPE = ("adafactor", "adamw8bit")  # their state does not have the shape of shards
@@ -38,9 +37,10 @@ def check_student(model: nn.Module, config: RecoveryConfig) -> None:
         )
     if config.weight_precision == "bf16" and config.mixed_precision == "fp16":
         raise TrainingError("weights in bf16 do not go with passes in fp16; leave recovery.mixed_precision auto")
-    if config.compile and (config.objective not in COMPILED or config.parallel != "ddp"):
+    if config.compile and not (objective_named(config.objective).compiles and config.parallel == "ddp"):
+        compiled = ", ".join(name for name, objective in OBJECTIVES.items() if objective.compiles)
         raise TrainingError(
-            f"recovery.compile is for objectives {', '.join(COMPILED)} with parallel ddp: compiled networks have no "
+            f"recovery.compile is for objectives {compiled} with parallel ddp: compiled networks have no "
             "second derivatives, and cannot be watched inside; leave it out"
         )
     if config.parallel != "ddp" and config.optimizer in MATCHED_BY_SHAPE:

@@ -34,4 +34,4 @@ def target_of(process: Process, draw: Draw) -> Tensor:
     return process.target(draw.sample, draw.noise, draw.timesteps)
 
 
-DENOISING = Objective("denoising", denoising_terms, {"denoising": 1.0})
+DENOISING = Objective("denoising", denoising_terms, {"denoising": 1.0}, compiles=True)

@@ -51,4 +51,6 @@ def compared(prediction: Tensor, taught: Tensor, target: Tensor | None, error: E
     return {**terms, "distillation": error(prediction, taught.to(like.dtype))}
 
 
-DISTILLATION = Objective("distillation", distillation_terms, MATCHED, needs_teacher=True, denoising_optional=True)
+DISTILLATION = Objective(
+    "distillation", distillation_terms, MATCHED, needs_teacher=True, denoising_optional=True, compiles=True
+)

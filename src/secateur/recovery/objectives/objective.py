@@ -70,6 +70,8 @@ class Objective:
         denoising_optional: whether `terms` accepts `denoising=False`, which leaves out the term "denoising" (weight 0).
         teacher_jacobian: which of the teacher's Jacobian answers `terms` asks for, as a book records them.
         compares_blocks: whether `terms` compares hidden states of blocks, which a book then records.
+        compiles: whether `terms` needs only outputs and first derivatives of the student, as a compiled network has
+            them.
         options: fields of the recovery's config that `terms` takes by name.
     """
 
@@ -82,6 +84,7 @@ class Objective:
     denoising_optional: bool = False
     teacher_jacobian: JacobianAnswer = "none"
     compares_blocks: bool = False
+    compiles: bool = False
     options: tuple[str, ...] = ()
 
     @property

@@ -29,4 +29,5 @@ RMS_DISTILLATION = Objective(
     MATCHED,
     needs_teacher=True,
     denoising_optional=True,
+    compiles=True,
 )
