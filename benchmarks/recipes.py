@@ -51,7 +51,7 @@ from bench import (
 )
 from dense_samples import grid
 from drawing import SPARE_COLOURS, WARM, dense_line, dots, name_rows, styled
-from secateur import CutConfig, RecoveryConfig, ScoringConfig
+from secateur import CompensationConfig, CutConfig, RecoveryConfig, ScoringConfig
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ class Method:
     records: bool = False
     criterion: str | None = None
     scoring: ScoringConfig | None = None
+    compensation: CompensationConfig | None = None
     fewest: int = 4096  # tuples of a book, if the recovery draws as many
 
     def tuples(self, steps: int) -> int:
@@ -77,13 +78,14 @@ def recipe_of_package(name: str) -> Method:
     recipe = secateur.recipe_named(name)
     warmup = RECOVERY.warmup_steps if recipe.recovery.warmup_steps else 0  # as much of so short a run
     recovery = replace(recipe.recovery, batch_size=RECOVERY.batch_size, warmup_steps=warmup)
-    return Method(recovery, recipe.compensates, recipe.records, scoring=recipe.scoring)
+    return Method(recovery, recipe.compensates, recipe.records, None, recipe.scoring, recipe.compensation)
 
 
 ALONE = replace(RECOVERY, objective="distillation", weights={"denoising": 0.0})
 BALANCED = secateur.recipe_named("2ndmatch-balanced").recovery
 SECOND_MATCH: dict[str, Any] = {"objective": "2ndmatch", "jacobian": BALANCED.jacobian}
 DEFAULT = recipe_of_package("default")
+TWO_ROUNDS = replace(DEFAULT, compensation=None)  # U-Nets are refitted in one anyway
 FEW_PASSES = DEFAULT.scoring
 SQUARED, EMA = replace(DEFAULT.recovery, objective="distillation"), {"ema_decay": RECOVERY.ema_decay}
 BEST = Method(replace(ALONE, optimizer="muon"), records=True)
@@ -113,14 +115,22 @@ METHODS = {
     f"{BEST_NAME}, 2,048 tuples": replace(BEST, fewest=2048),
     **{f"{BEST_NAME}, {name}": replace(BEST, criterion=name) for name in CRITERIA},
     "recipe diff-pruning": recipe_of_package("diff-pruning"),
-    "recipe default, squared errors, EMA": replace(DEFAULT, recovery=replace(SQUARED, **EMA)),
-    "recipe default, squared errors": replace(DEFAULT, recovery=SQUARED),
-    "recipe default, EMA": replace(DEFAULT, recovery=replace(DEFAULT.recovery, **EMA)),
+    "recipe default, squared errors, EMA": replace(TWO_ROUNDS, recovery=replace(SQUARED, **EMA)),
+    "recipe default, squared errors": replace(TWO_ROUNDS, recovery=SQUARED),
+    "recipe default, EMA": replace(TWO_ROUNDS, recovery=replace(DEFAULT.recovery, **EMA)),
+    "recipe default, two rounds": TWO_ROUNDS,
+    "recipe default, magnitude": replace(DEFAULT, criterion="magnitude"),
     "recipe default": DEFAULT,
 }
 PICTURED = ("recipe diff-pruning", "recipe default")
 REFERENCE = "distilled"  # whose steps are the unit of time
 BUDGETS = {"time": 1.0, "steps": 1.0, "4 x time": 4.0}
+SUMMARIES = {
+    "recipes": ("macs", "time"),
+    "recipes-blocks": ("blocks", "time"),
+    "recipes-steps": ("macs", "steps"),
+    "recipes-4x": ("macs", "4 x time"),
+}
 SMALLEST_GAP = 1.2  # of plain's FD over the dense model's; below, SSIM and loss tell more
 ROUNDS, PILOTS = 4, (5, 15)  # turns, and steps of the two runs of a turn, whose difference is the price of steps
 BOOKS = (10, 50)  # batches of two books, whose difference is the price of one; held-out tuples cost once
@@ -133,19 +143,24 @@ class Cut:
     """A cut of a model of the benchmarks, by the usual criterion of its kind if none is given."""
 
     def __init__(
-        self, bench: Bench, target: str, criterion: str | None = None, scoring: ScoringConfig | None = None
+        self,
+        bench: Bench,
+        target: str,
+        criterion: str | None = None,
+        scoring: ScoringConfig | None = None,
+        compensation: CompensationConfig | None = None,
     ) -> None:
-        self.bench, self.target = bench, target
+        self.bench, self.target, self.compensation = bench, target, compensation
         in_depth = target.startswith("blocks")
         self.criterion = criterion or ("deviation" if in_depth else "diff-pruning")
         self.scoring = scoring or (FEW_PASSES if in_depth else SCORING)  # every block is left out in passes of its own
         self.config = CutConfig(granularity="depth") if in_depth else CutConfig()
         self.about: dict[str, Any] = {"data": bench.data, "process": bench.process}
 
-    @cached_property
+    @property
     def ranked(self) -> tuple[secateur.Ranking, float]:
         """The ranking, and its CPU seconds."""
-        return cpu_timed(partial(self.bench.rank, self.criterion, scoring=self.scoring))
+        return ranked(self.bench, self.criterion, self.scoring)
 
     @cached_property
     def pruned(self) -> nn.Module:
@@ -156,7 +171,7 @@ class Cut:
         return self.refit()
 
     def refit(self) -> nn.Module:
-        return secateur.compensate(self.pruned, self.bench.dense, **self.about)
+        return secateur.compensate(self.pruned, self.bench.dense, compensation=self.compensation, **self.about)
 
     def book(self, recovery: RecoveryConfig, tuples: int) -> secateur.Book:
         config = secateur.BookConfig(num_tuples=tuples, seed=recovery.seed)
@@ -171,6 +186,11 @@ class Cut:
             book = self.book(recovery, method.tuples(steps))
         teacher = self.bench.dense if book is None else book
         return secateur.finetune(start, teacher=teacher, recovery=recovery, **self.about)
+
+
+@cache
+def ranked(bench: Bench, criterion: str, scoring: ScoringConfig | None) -> tuple[secateur.Ranking, float]:
+    return cpu_timed(partial(bench.rank, criterion, scoring=scoring))
 
 
 def prices(methods: Mapping[str, Cut], usual: Cut) -> dict[str, dict[str, float]]:
@@ -233,7 +253,8 @@ def run(bench: Bench, targets: list[str], seeds: list[int], steps: int, methods:
     cuts = cache(partial(Cut, bench))
 
     def cut_of(target: str, method: str) -> Cut:
-        return cuts(target, METHODS[method].criterion, METHODS[method].scoring)
+        chosen = METHODS[method]
+        return cuts(target, chosen.criterion, chosen.scoring, chosen.compensation)
 
     for target in targets:
         usual = cut_of(target, REFERENCE)
@@ -319,12 +340,13 @@ def _shown(records: Sequence[Mapping[str, float]], key: str, digits: int) -> str
     return spread([one[key] for one in records], digits) if all(key in one for one in records) else ""
 
 
-def summary(found: Mapping[str, dict[str, Any]], budget: str) -> str:
-    """Markdown: one row per method, a column per model and target: share of the gap, and FD to dense."""
+def summary(found: Mapping[str, dict[str, Any]], kind: str, budget: str) -> str:
+    """Markdown: one row per method, a column per model and target of the `kind` macs or blocks: share of the gap, and
+    FD to dense."""
     panels = [
         (name, target)
         for name, target in panels_of(found)
-        if any(_fds(found[name], target, budget, method) for method in METHODS)
+        if target.startswith(kind) and any(_fds(found[name], target, budget, method) for method in METHODS)
     ]
     heads = [f"{name}, {size(target)}" for name, target in panels]
     lines = [f"| method | {' | '.join(heads)} |", f"|---|{'--:|' * len(panels)}"]
@@ -381,8 +403,8 @@ def main() -> None:
     if arguments.table:
         report("recipes", table, plot)
         found = {name: read_json(path) for name in NAMES if (path := RESULTS / f"recipes-{name}.json").is_file()}
-        for budget, name in {"time": "", "steps": "-steps", "4 x time": "-4x"}.items():
-            write_text(RESULTS / f"recipes{name}.md", summary(found, budget))
+        for name, (kind, budget) in SUMMARIES.items():
+            write_text(RESULTS / f"{name}.md", summary(found, kind, budget))
         return
     bench = Bench(arguments.model, evaluation_of(arguments))
     if arguments.pictures:

@@ -76,6 +76,8 @@ class RecipeArguments(TypedDict, total=False):
 BETWEEN_STAGES = ScoringConfig(num_timesteps=32, num_images=64)
 # A quarter of the usual ones: in short runs the time that this saves is worth more (docs/benchmarks/objectives.md).
 FEW_PASSES = ScoringConfig(num_timesteps=16, num_images=32)
+# Training makes up for what a second round would gain, in less time (docs/benchmarks/objectives.md).
+ONE_ROUND = CompensationConfig(rounds=1)
 # Keeps the quality of the term at every step, at half its price (docs/benchmarks.md).
 BALANCED: dict[str, Any] = {
     "weights": {"jacobian": 10 / 64},
@@ -99,7 +101,7 @@ def default() -> Recipe:
         objective="rms-distillation",
         weights=WITHOUT_NOISE,
     )
-    return Recipe(scoring=FEW_PASSES, compensates=True, records=True, recovery=recovery)
+    return Recipe(scoring=FEW_PASSES, compensates=True, compensation=ONE_ROUND, records=True, recovery=recovery)
 
 
 def diff_pruning() -> Recipe:
