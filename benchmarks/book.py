@@ -214,7 +214,6 @@ def figure_of(found: dict[str, dict[str, Any]]) -> Figure:
         values = [found[name][f"variance/{term}"]["ratio"] for name in names]
         axes.barh([place + shift for place in range(len(names))], values, 0.34, color=colour, label=term)
     axes.set_yticks(range(len(names)), names)
-    axes.set_xscale("log")
     axes.set_xlabel("variance of the gradient over its squared mean, batch 32")
     axes.legend(frameon=False)
     return figure
