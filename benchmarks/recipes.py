@@ -14,11 +14,10 @@ the models of the first seed are kept in runs/, for the pictures.
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache, cached_property, partial
 from itertools import count, product
 from pathlib import Path
@@ -32,7 +31,6 @@ import secateur
 from bench import (
     FIGURES,
     NAMES,
-    RECOVERY,
     RESULTS,
     ROOT,
     SCORING,
@@ -51,77 +49,9 @@ from bench import (
 )
 from dense_samples import grid
 from drawing import SPARE_COLOURS, WARM, dense_line, dots, name_rows, styled
+from recipe_methods import ALONE, FEW_PASSES, METHODS, Method
 from secateur import CompensationConfig, CutConfig, RecoveryConfig, ScoringConfig
 
-
-@dataclass(frozen=True)
-class Method:
-    """How a model is cut (without criterion or scoring: by the usual ones) and recovered: with or without a refit, from
-    a book or a live teacher, and by which settings."""
-
-    recovery: RecoveryConfig = RECOVERY
-    refits: bool = True
-    records: bool = False
-    criterion: str | None = None
-    scoring: ScoringConfig | None = None
-    compensation: CompensationConfig | None = None
-    fewest: int = 4096  # tuples of a book, if the recovery draws as many
-
-    def tuples(self, steps: int) -> int:
-        """How many tuples a book has for `steps` steps, by the rule of the package (docs/teachers-book.md)."""
-        drawn = steps * self.recovery.batch_size
-        return max(min(drawn, self.fewest), math.ceil(drawn / READINGS))
-
-
-def recipe_of_package(name: str) -> Method:
-    """A recipe as the package has it, but for the batch size, which all methods share."""
-    recipe = secateur.recipe_named(name)
-    warmup = RECOVERY.warmup_steps if recipe.recovery.warmup_steps else 0  # as much of so short a run
-    recovery = replace(recipe.recovery, batch_size=RECOVERY.batch_size, warmup_steps=warmup)
-    return Method(recovery, recipe.compensates, recipe.records, None, recipe.scoring, recipe.compensation)
-
-
-ALONE = replace(RECOVERY, objective="distillation", weights={"denoising": 0.0})
-BALANCED = secateur.recipe_named("2ndmatch-balanced").recovery
-SECOND_MATCH: dict[str, Any] = {"objective": "2ndmatch", "jacobian": BALANCED.jacobian}
-DEFAULT = recipe_of_package("default")
-TWO_ROUNDS = replace(DEFAULT, compensation=None)  # U-Nets are refitted in one anyway
-FEW_PASSES = DEFAULT.scoring
-SQUARED, EMA = replace(DEFAULT.recovery, objective="distillation"), {"ema_decay": RECOVERY.ema_decay}
-BEST = Method(replace(ALONE, optimizer="muon"), records=True)
-BEST_NAME, CRITERIA = "refitted, book, Muon", ("taylor", "magnitude", "reconstruction", "random")
-METHODS = {
-    "plain": Method(refits=False),
-    "plain, few passes": Method(refits=False, scoring=FEW_PASSES),
-    "plain, Muon": Method(replace(RECOVERY, optimizer="muon"), refits=False),
-    "2ndmatch": Method(replace(RECOVERY, objective="2ndmatch"), refits=False),
-    "2ndmatch-balanced": Method(replace(RECOVERY, **SECOND_MATCH, weights=BALANCED.weights), refits=False),
-    "distilled": Method(ALONE, refits=False),
-    "refitted, plain": Method(),
-    "refitted, distilled": Method(ALONE),
-    "refitted, distilled, Muon": Method(replace(ALONE, optimizer="muon")),
-    "refitted, with denoising": Method(replace(ALONE, weights={})),
-    "refitted, features": Method(replace(ALONE, objective="features")),
-    "refitted, features, teacher's inputs": Method(
-        replace(ALONE, objective="features", features=secateur.FeaturesConfig(teacher_inputs=True))
-    ),
-    "refitted, features, massive ones too": Method(
-        replace(ALONE, objective="features", features=secateur.FeaturesConfig(massive=None))
-    ),
-    "refitted, features, Muon": Method(replace(ALONE, objective="features", optimizer="muon")),
-    "refitted, 2ndMatch": Method(replace(ALONE, **SECOND_MATCH, weights=BALANCED.weights | {"denoising": 0.0})),
-    "refitted, book": Method(ALONE, records=True),
-    BEST_NAME: BEST,
-    f"{BEST_NAME}, 2,048 tuples": replace(BEST, fewest=2048),
-    **{f"{BEST_NAME}, {name}": replace(BEST, criterion=name) for name in CRITERIA},
-    "recipe diff-pruning": recipe_of_package("diff-pruning"),
-    "recipe default, squared errors, EMA": replace(TWO_ROUNDS, recovery=replace(SQUARED, **EMA)),
-    "recipe default, squared errors": replace(TWO_ROUNDS, recovery=SQUARED),
-    "recipe default, EMA": replace(TWO_ROUNDS, recovery=replace(DEFAULT.recovery, **EMA)),
-    "recipe default, two rounds": TWO_ROUNDS,
-    "recipe default, magnitude": replace(DEFAULT, criterion="magnitude"),
-    "recipe default": DEFAULT,
-}
 PICTURED = ("recipe diff-pruning", "recipe default")
 REFERENCE = "distilled"  # whose steps are the unit of time
 BUDGETS = {"time": 1.0, "steps": 1.0, "4 x time": 4.0}
@@ -135,7 +65,6 @@ SMALLEST_GAP = 1.2  # of plain's FD over the dense model's; below, SSIM and loss
 ROUNDS, PILOTS = 4, (5, 15)  # turns, and steps of the two runs of a turn, whose difference is the price of steps
 BOOKS = (10, 50)  # batches of two books, whose difference is the price of one; held-out tuples cost once
 COLUMNS, SAMPLER_STEPS = 10, 50  # of the pictures
-READINGS = 4  # of every tuple of a book, in longer recoveries
 KEPT = ROOT.parent / "runs" / "recipes"  # models of the first seed
 
 
