@@ -25,6 +25,7 @@ from secateur.criteria import (
     ScoringConfig,
     TaylorOptions,
     criterion_named,
+    ranking_memory,
     score,
 )
 from secateur.criteria.gradients import (
@@ -364,6 +365,26 @@ def test_magnitude_of_a_unit_is_the_sum_over_its_slices():
         block.ff.net[0].proj.weight.abs().sum(1) + block.ff.net[0].proj.bias.abs() + block.ff.net[2].weight.abs().sum(0)
     )
     torch.testing.assert_close(scores["transformer_blocks.2.ff"], expected.double(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("model", "process", "suited"), [(*BOTH[0], "magnitude"), (*BOTH[1], "diff-pruning")])
+def test_auto_is_the_criterion_that_suits_the_model(model, process, suited):
+    """With its scores, its price and its memory; Diff-Pruning's settings are those of auto."""
+    structure = describe(model)
+    found = score(model, process, batch_of(model), structure, "auto", FEW)
+    expected = score(model, process, batch_of(model), structure, suited, FEW)
+    assert (found.criterion, expected.criterion) == (suited, None)
+    assert found.curve == expected.curve
+    assert all(torch.equal(found.scores[name], values) for name, values in expected.scores.items())
+    named = [criterion_named(name) for name in ("auto", suited)]
+    costs = [each.price(model, process, structure, FEW, each.options()).passes for each in named]
+    assert costs[0] == costs[1]
+    assert ranking_memory(model, process, "auto", FEW) == ranking_memory(model, process, suited, FEW)
+
+
+def test_auto_has_no_options_of_its_own():
+    with pytest.raises(SecateurError, match="no option of auto called 'threshold'"):
+        criterion_named("auto").configured(ScoringConfig(options={"threshold": 0.1}))
 
 
 def test_a_loss_that_is_not_finite_is_an_error():

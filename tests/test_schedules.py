@@ -1,12 +1,14 @@
 """Targets, the solver and its paths."""
 
+import statistics
+
 import pytest
 import torch
 from diffusers import UNet2DModel
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from models import dit, inputs_for, unet
+from models import dit, flux, inputs_for, sana, sd3, unet
 from secateur.base.errors import TargetError
 from secateur.base.units import format_count
 from secateur.models.registry import describe
@@ -99,7 +101,7 @@ def test_counts_are_readable():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("allocation", ["local", "global", "global-macs"])
+@pytest.mark.parametrize("allocation", ["local", "spare-heads", "global", "global-macs"])
 @pytest.mark.parametrize(
     ("granularity", "target"),
     [
@@ -146,6 +148,39 @@ def test_scores_over_macs_take_first_what_saves_most_for_its_score():
     dearer = {name: values * (1e6 if name in dear else 1) for name, values in ones.items()}
     later = removal_steps(structure, dearer, allocation="global-macs", round_to=1, cost=cost)
     assert later[-1].name == first.name
+
+
+@pytest.mark.parametrize("build", [dit, flux, sd3, sana])
+def test_attention_heads_are_known_as_such(build):
+    structure = describe(build())
+    assert set(structure.attention.values()) == {name for name in structure.dims if name.endswith("heads")}
+
+
+@pytest.mark.parametrize("target", ["macs=80%", "macs=50%", "macs=30%"])
+def test_of_spared_heads_the_root_of_the_fraction_stays_that_stays_elsewhere(target):
+    model = dit(num_attention_heads=16, attention_head_dim=2)
+    structure = describe(model)
+    config = CutConfig("spare-heads", round_to=1)
+    _, cut = one_shot(model, structure, parse_target(target), no_scores(structure), config)
+    kept = {name: dim.kept / dim.units for name, dim in cut.dims.items()}
+    heads = [fraction for name, fraction in kept.items() if name.endswith("heads")]
+    others = [fraction for name, fraction in kept.items() if not name.endswith("heads")]
+    assert len(heads) == len(others) == 4
+    assert heads == pytest.approx([statistics.mean(others) ** 0.5] * 4, abs=1 / 16)
+    assert others == pytest.approx([statistics.mean(others)] * 4, abs=1 / 16)
+
+
+@pytest.mark.parametrize(("build", "suited"), [(unet, "local"), (dit, "spare-heads"), (flux, "spare-heads")])
+def test_auto_is_the_allocation_that_suits_the_model(build, suited):
+    model = build()
+    structure = describe(model)
+    cuts = [
+        one_shot(model, structure, parse_target("macs=60%"), no_scores(structure), CutConfig(allocation, round_to=2))
+        for allocation in ("auto", suited)
+    ]
+    assert cuts[0][0] == cuts[1][0]
+    assert cuts[0][1] == cuts[1][1]
+    assert cuts[0][1].allocation == suited
 
 
 def step_cost(structure, cost, step, attribute):

@@ -89,8 +89,8 @@ WITHOUT_NOISE = {"denoising": 0.0}
 
 
 def default() -> Recipe:
-    """The recipe of `compress` by default: Diff-Pruning's cut, refitted in closed form, then distilled from the
-    teacher's book by Muon, by unsquared errors; the best of docs/benchmarks/objectives.md."""
+    """The recipe of `compress` by default: a cut by the criterion that suits the model, refitted in closed form, then
+    distilled from the teacher's book by Muon, by unsquared errors; the best of docs/benchmarks/objectives.md."""
     recovery = RecoveryConfig(
         steps=2000,
         batch_size=128,
@@ -101,7 +101,15 @@ def default() -> Recipe:
         objective="rms-distillation",
         weights=WITHOUT_NOISE,
     )
-    return Recipe(scoring=FEW_PASSES, compensates=True, compensation=ONE_ROUND, records=True, recovery=recovery)
+    return Recipe(
+        criterion="auto",
+        scoring=FEW_PASSES,
+        cut=CutConfig(allocation="auto"),
+        compensates=True,
+        compensation=ONE_ROUND,
+        records=True,
+        recovery=recovery,
+    )
 
 
 def diff_pruning() -> Recipe:
@@ -236,7 +244,8 @@ def decoder() -> Recipe:
 
 
 def quickstart() -> Recipe:
-    """A small `default` by squared errors: compresses the embedded U-Net in under two minutes on two CPU cores."""
+    """A small `default`, by Diff-Pruning and squared errors: compresses the embedded U-Net in under two minutes on two
+    CPU cores."""
     return Recipe(
         scoring=ScoringConfig(num_timesteps=16, num_images=64),
         compensates=True,

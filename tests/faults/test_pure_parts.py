@@ -94,7 +94,7 @@ def cost_by(price, block_price):
     seed=st.integers(0, 2**31),
     asked=st.floats(0.01, 1.0),
     granularity=st.sampled_from(["width", "depth", "both"]),
-    allocation=st.sampled_from(["local", "global", "global-macs"]),
+    allocation=st.sampled_from(["local", "spare-heads", "global", "global-macs"]),
     round_to=st.sampled_from([1, 2, 8, 16]),
     price=st.floats(0.1, 10),
     block_price=st.floats(0.0, 10),

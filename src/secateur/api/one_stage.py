@@ -136,7 +136,7 @@ def prune(
         require_whole(subject.model, "pruning")
         subject = subject.selected(cut)
         check_pruning(subject, dataset, goal, criterion, cut, ranking, compensation)
-        details = {"criterion": criterion, "scoring": to_json(scoring) if ranking is None else dict(ranking.options)}
+        scored = to_json(scoring) if ranking is None else dict(ranking.options)
         options = {"criterion": criterion, "scoring": scoring, "cut": cut, "compensation": compensation}
         options |= subject.settings
         places = {"model": subject.name, "target": str(goal), "data": name_of(data, dataset)}
@@ -147,7 +147,7 @@ def prune(
                 ranking = rank_stage(folder, subject, encode_data(dataset, subject), criterion, scoring)
             else:
                 ranking = given_ranking(folder, ranking)
-            scores = scores_of(ranking)
+            details, scores = {"criterion": ranking.criterion, "scoring": scored}, scores_of(ranking)
             if goal.is_quality:
                 samples = encode_data(required(dataset), subject)
                 goal, _ = search_quality(folder, subject, samples, goal, scores, cut, compensation, EvaluationConfig())

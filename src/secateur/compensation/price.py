@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map_only
 
 from ..models.network import example_inputs
 from ..models.registry import describe
-from ..structure import Cut, Structure, remove
+from ..structure import Cut, Structure, owning_block, remove, stream_blocks
 from ..structure.cost import count_repeated_flops, skeleton
 from ..structure.known_values import remember, without_memory
 from ..structure.repeats import Repeats, left_out, once
@@ -23,7 +23,6 @@ from .config import CompensationConfig
 from .counterparts import Projection, counterparts, projection
 from .gated import AT_ONCE_BYTES, conjugate_flops, exact_flops, exact_is_better
 from .passes import Pass, stops
-from .streams import owner, stream_blocks
 from .targets import chosen_target, layers_to_refit
 
 FLOAT64 = 2.0  # cost of float64 operations relative to float32
@@ -172,7 +171,7 @@ def _passes(model: nn.Module, structure: Structure, layers: Sequence[str], confi
     """Every tuple runs through a block once more than there are gates, once per layer in every round, and once to
     continue."""
     blocks = stream_blocks(model, structure)
-    held = [owner(blocks, name) for name in layers]
+    held = [owning_block(blocks, name) for name in layers]
     mean = len(held) / max(len(set(held)), 1)
     return (mean + 1) + config.rounds * mean + 1
 

@@ -25,7 +25,7 @@ from ..base.devices import in_float64, where_float64
 from ..base.distributed import same_in_all_processes, sum_over_processes
 from ..models.registry import describe
 from ..results.compensation import Reader
-from ..structure import Block, Structure, pick, returned_tensors, streams_of
+from ..structure import Block, owning_block, pick, returned_tensors, stream_blocks, streams_of
 from .config import CompensationConfig
 from .counterparts import Counterparts, Layer, Projection, projection
 from .fitting import Fitting
@@ -38,33 +38,6 @@ from .tuples import Tuples
 
 AFFINE = 1e-3  # largest |output - (s + g p)| / |g p| that counts as rounding; more for half precision
 HALF_AFFINE = 5e-2
-
-
-def has_streams(model: nn.Module, structure: Structure) -> bool:
-    """Whether every reader of a dim is in a block and writes a width that is not cut."""
-    blocks = stream_blocks(model, structure)
-    pieces = [piece for dim in structure.dims.values() for piece in dim.slices]
-    readers = {piece.module for piece in pieces if piece.role == "in"}
-    writers = {piece.module for piece in pieces if piece.axis == 0 and piece.parameter.endswith(".weight")}
-    return bool(blocks) and all(owner(blocks, name) and name not in writers for name in readers)
-
-
-def stream_blocks(model: nn.Module, structure: Structure) -> dict[str, Block]:
-    """The blocks of `structure`, and the other members of their lists, which cannot be removed (SD3's last)."""
-    blocks = dict(structure.blocks)
-    for name, block in structure.blocks.items():
-        if block.listed:
-            parent = name.rpartition(".")[0]
-            for index, _ in model.get_submodule(parent).named_children():
-                blocks.setdefault(f"{parent}.{index}", Block(f"{parent}.{index}", True, block.returns))
-    return blocks
-
-
-def owner(blocks: Mapping[str, Block], name: str) -> str | None:
-    """The block that holds the module `name`."""
-    while name and name not in blocks:
-        name = name.rpartition(".")[0]
-    return name or None
 
 
 def refit_to_streams(
@@ -92,7 +65,7 @@ def refit_to_streams(
                 while teacher.call is not None and teacher.call.name not in begins:
                     teacher.resume()
         for index, name in enumerate(survivors):
-            own = {layer: layers[layer] for layer in layers if owner(here, layer) == name}
+            own = {layer: layers[layer] for layer in layers if owning_block(here, layer) == name}
             modules = {layer: projection(pruned, layer) for layer in own}
             watched = {layer.dense: projection(dense, layer.dense) for layer in own.values()}
             goals, targets = [], []

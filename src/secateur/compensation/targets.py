@@ -6,9 +6,9 @@ from torch import nn
 
 from ..base.errors import SecateurError
 from ..models.registry import describe
+from ..structure import has_streams
 from .config import CompensationConfig, CompensationTarget
 from .counterparts import Counterparts, Layer, shared_weights
-from .streams import has_streams
 
 
 def chosen_target(pruned: nn.Module, config: CompensationConfig) -> CompensationTarget:

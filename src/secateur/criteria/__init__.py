@@ -11,6 +11,7 @@ from ..models.registry import network_of
 from ..process.base import Process
 from ..results import BlockEffect, BlockReport, LossCurve
 from ..structure import Structure
+from .auto import AUTO
 from .ced import CED, CedOptions
 from .cosine import COSINE
 from .criterion import Criterion, Memory, Options, Price, ScoringConfig
@@ -30,6 +31,7 @@ from .uniform import UNIFORM
 CRITERIA: dict[str, Criterion[Any]] = {
     criterion.name: criterion
     for criterion in (
+        AUTO,
         RANDOM,
         MAGNITUDE,
         TAYLOR,

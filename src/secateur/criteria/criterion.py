@@ -98,7 +98,7 @@ class Criterion(Generic[OptionsT]):
         ranks: every width and block, or blocks only.
         needs_data: whether it uses images and the process.
         timesteps: default number of timesteps; 0: all.
-        memory: computes its memory, if it uses gradients and so takes far more than the model.
+        memory: computes its memory, if it uses gradients and so takes far more than the model; None if it does not.
     """
 
     name: str
@@ -108,7 +108,7 @@ class Criterion(Generic[OptionsT]):
     ranks: Literal["widths", "blocks"] = "widths"
     needs_data: bool = True
     timesteps: int = 0
-    memory: Callable[[nn.Module, Process, ScoringConfig, OptionsT], Memory] | None = None
+    memory: Callable[[nn.Module, Process, ScoringConfig, OptionsT], Memory | None] | None = None
 
     def options_of(self, config: ScoringConfig) -> OptionsT:
         """The options that `config` gives, or the defaults.

@@ -21,12 +21,14 @@ class Ranking:
         curve: calibration losses, if the criterion computes them.
         report: the block report, if the criterion drops blocks.
         facts: further numbers for the log of a run that scores between stages.
+        criterion: the name of the criterion, where it was chosen for the model.
     """
 
     scores: Mapping[str, Tensor]
     curve: LossCurve | None = None
     report: BlockReport | None = None
     facts: Mapping[str, float] = field(default_factory=dict)
+    criterion: str | None = None
 
 
 def check_finite(scores: Mapping[str, Tensor]) -> None:

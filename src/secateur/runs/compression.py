@@ -151,7 +151,7 @@ def compress_stages(
                 folder, "goal.json", Planned, lambda: solve_cut(folder, subject, goal, scores, settings.cut)
             )  # a latency is measured once
             return Planning(ranking, planned.result, _pruner(subject, dataset, goal, scores, settings, planned))
-        details = {"criterion": settings.criterion, "scoring": asdict(scoring)}
+        details = {"criterion": ranking.criterion, "scoring": asdict(scoring)}
         pruned, cut = cut_stage(folder, subject, size, scores, settings.cut, details)
         return Planning(ranking, cut, pruned=pruned, quality=quality)
 

@@ -135,7 +135,7 @@ class Plan:
         yield f"cut        {narrowed} of {number_of(widths, 'width')}, {left}"
         if cut.excluded:
             yield f"not cut    {', '.join(cut.excluded)}"
-        if self.allocation != "local":
+        if self.allocation.startswith("global"):
             yield f"           ({self.allocation} allocation: the ranking will change these numbers)"
 
 

@@ -127,7 +127,7 @@ def rank_stage(
         scores, structure = found.scores, subject.structure
         curve = found.curve if found.curve is not None and len(found.curve.losses) > 1 else None
         return Ranking(
-            criterion,
+            found.criterion or criterion,
             {name: tuple(scores[name].tolist()) for name in structure.dims if name in scores},
             {name: scores[name].item() for name in structure.blocks},
             curve,  # a decoder has one timestep, and so no curve

@@ -29,7 +29,7 @@ def block_cuts(
     """
 
     def goal(model: nn.Module, structure: Structure, scores: Scores) -> Cut:
-        steps = removal_steps(structure, scores, allocation=config.allocation, granularity="depth")
+        steps = removal_steps(structure, scores, granularity="depth")
         cost = priced(model, structure)
         latency = _once(latency_of(model, structure))
         present = measure_by(structure, target.metric, scores, cost, latency)(uncut(structure))

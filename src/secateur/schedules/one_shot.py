@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,9 @@ from ..base.rules import Count, check_fields
 from ..criteria import criterion_named
 from ..criteria.blocks.measure import block_names
 from ..models.pricing import priced
+from ..models.registry import describe
 from ..results import CutResult, DimCut, Size
-from ..structure import Cut, Structure
+from ..structure import Cut, Structure, has_streams
 from ..structure.cost import CostModel
 from .solver import Allocation, Granularity, Scores, Solution, removal_steps, solve
 from .target import Target
@@ -26,8 +27,11 @@ class CutConfig:
     """Which cuts are allowed.
 
     Attributes:
-        allocation: local removes the same fraction everywhere; global ranks all units of the model together;
-            global-macs does so by score per MAC saved, for scores that compare across layers (reconstruction).
+        allocation: local removes the same fraction everywhere; spare-heads keeps more attention heads, the square root
+            of the fraction kept elsewhere; global ranks all units of the model together; global-macs does so by score
+            per MAC saved, for scores that compare across layers (reconstruction). auto: spare-heads if the residual
+            width is not cut, as in transformers, else local, as in U-Nets; docs/benchmarks/objectives.md has the
+            measurements.
         granularity: width removes units of dims, depth removes blocks, both removes either.
         include: patterns over the names of dims, blocks and modules that may be cut, such as "*.heads".
         exclude: patterns over those that must not be cut, such as "mid_block.*"; widths tied to one of them are not cut
@@ -35,7 +39,7 @@ class CutConfig:
         round_to: keep multiples of this many channels wherever widths allow it; such widths run faster.
     """
 
-    allocation: Allocation = "local"
+    allocation: Allocation | Literal["auto"] = "local"
     granularity: Granularity = "width"
     round_to: Count = 8
     include: tuple[str, ...] = ("*",)
@@ -83,13 +87,20 @@ def one_shot(
         raise TargetError(
             f"{target} is a quality, which prune and compress find by trying; here ask for a size: macs=50%"
         )
-    granularity = granularity_for(target, config)
+    granularity, allocation = granularity_for(target, config), allocation_for(model, config)
     cost = priced(model, structure, inputs)
     steps = removal_steps(
-        structure, scores, allocation=config.allocation, granularity=granularity, round_to=config.round_to, cost=cost
+        structure, scores, allocation=allocation, granularity=granularity, round_to=config.round_to, cost=cost
     )
     solution = solve(structure, target, steps, scores, cost, measure_latency)
-    return solution, describe_cut(structure, solution, cost, config)
+    return solution, describe_cut(structure, solution, cost, replace(config, allocation=allocation))
+
+
+def allocation_for(model: nn.Module, config: CutConfig) -> Allocation:
+    """The allocation in `config`; for auto, the one that suits `model`."""
+    if config.allocation != "auto":
+        return config.allocation
+    return "spare-heads" if has_streams(model, describe(model)) else "local"
 
 
 def describe_cut(structure: Structure, solution: Solution, cost: CostModel, config: CutConfig) -> CutResult:

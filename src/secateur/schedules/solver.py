@@ -1,9 +1,9 @@
 """From a target to widths: which units and blocks to remove, respecting norm groups, head sizes and `round_to`.
 
 Removal follows a path: an ordered list of steps, each the smallest change that a dim (with the dims linked to it) or a
-block allows. Local allocation orders the steps by the fraction that stays, global allocation by their score, and
-global-macs by their score per MAC saved. The solver walks down the path until the target holds, then undoes steps that
-were not needed for it.
+block allows. Local allocation orders the steps by the fraction that stays, spare-heads by its square for attention
+heads, global allocation by their score, and global-macs by their score per MAC saved. The solver walks down the path
+until the target holds, then undoes steps that were not needed for it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..structure import Cut, Dim, Structure
 from ..structure.cost import CostModel
 from .target import Metric, Target, format_amount
 
-Allocation = Literal["local", "global", "global-macs"]
+Allocation = Literal["local", "spare-heads", "global", "global-macs"]
 Granularity = Literal["width", "depth", "both"]
 Scores = Mapping[str, Tensor]  # dim name -> (units,), block name -> (1,); lowest removed first; no dims for depth alone
 
@@ -81,26 +81,35 @@ def removal_steps(
 ) -> list[Step]:
     """Every removal step of the model in the order in which they are taken; global-macs needs the `cost` of widths."""
     steps: list[Step] = []
+    heads = set(structure.attention.values())
     if granularity in ("width", "both"):
         for link, dims in structure.links.items():
-            steps += _link_steps(link, dims, allowed_levels(dims, round_to), scores, allocation, cost)
+            power = 2 if allocation == "spare-heads" and heads.issuperset(dim.name for dim in dims) else 1
+            steps += _link_steps(link, dims, allowed_levels(dims, round_to), scores, allocation, cost, power)
     if granularity in ("depth", "both"):
         steps += _block_steps(structure, scores, allocation if granularity == "both" else "local", cost)
     return sorted(steps, key=lambda step: step.key)
 
 
 def _link_steps(
-    link: str, dims: Sequence[Dim], levels: list[int], scores: Scores, allocation: Allocation, cost: CostModel | None
+    link: str,
+    dims: Sequence[Dim],
+    levels: list[int],
+    scores: Scores,
+    allocation: Allocation,
+    cost: CostModel | None,
+    power: int = 1,
 ) -> list[Step]:
     """Steps of one link.
 
-    Global allocation keys them by the mean normalized score of the units removed, global-macs by the sum of their
-    scores per MAC that the step saves while everything else is dense.
+    Local allocation keys them by what is gone of the fraction that stays, to the `power`; global allocation by the mean
+    normalized score of the units removed, global-macs by the sum of their scores per MAC that the step saves while
+    everything else is dense.
     """
 
     def key(level: int, before: int) -> float:
-        if allocation == "local":
-            return 1 - (level + before) / 2 / levels[-1]
+        if allocation in ("local", "spare-heads"):
+            return 1 - ((level + before) / 2 / levels[-1]) ** power
         if allocation == "global":
             return (
                 torch.cat([_lost_scores(dim, normalized(scores[dim.name]), level, before) for dim in dims])
@@ -125,7 +134,7 @@ def _block_steps(structure: Structure, scores: Scores, allocation: Allocation, c
     mean = torch.cat([scores[name] for name in names]).abs().mean().item() if names else 1.0
     steps = []
     for rank, name in enumerate(structure.removable(names)):
-        if allocation == "local":
+        if allocation in ("local", "spare-heads"):
             key = (rank + 0.5) / len(names)
         elif allocation == "global":
             key = scores[name].item() / (mean or 1.0)

@@ -13,6 +13,7 @@ from .removal import (
     rescaling,
     without_blocks,
 )
+from .residual import has_streams, owning_block, stream_blocks
 from .select import Selection, select
 from .streams import Skip, pick, returned_tensors, streams_of
 
@@ -34,16 +35,19 @@ __all__ = [
     "check_structure",
     "count_checks",
     "forget_removals",
+    "has_streams",
     "kept_entries",
     "masked",
     "masks_of",
     "name_after",
+    "owning_block",
     "pick",
     "removals_of",
     "remove",
     "rescaling",
     "returned_tensors",
     "select",
+    "stream_blocks",
     "streams_of",
     "without_blocks",
 ]
