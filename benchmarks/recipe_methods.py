@@ -7,21 +7,22 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import secateur
-from bench import RECOVERY
-from secateur import CompensationConfig, RecoveryConfig, ScoringConfig
+from bench import CUT, RECOVERY
+from secateur import CompensationConfig, CutConfig, RecoveryConfig, ScoringConfig
 
 READINGS = 4  # of every tuple of a book, in longer recoveries
 
 
 @dataclass(frozen=True)
 class Method:
-    """How a model is cut (without criterion or scoring: by the usual ones) and recovered: with or without a refit, from
-    a book or a live teacher, and by which settings."""
+    """How a model is cut (without criterion or scoring: by the usual ones; blocks always by the usual criterion) and
+    recovered: with or without a refit, from a book or a live teacher, and by which settings."""
 
     recovery: RecoveryConfig = RECOVERY
     refits: bool = True
     records: bool = False
     criterion: str | None = None
+    cut: CutConfig = CUT
     scoring: ScoringConfig | None = None
     compensation: CompensationConfig | None = None
     fewest: int = 4096  # tuples of a book, if the recovery draws as many
@@ -37,14 +38,23 @@ def recipe_of_package(name: str) -> Method:
     recipe = secateur.recipe_named(name)
     warmup = RECOVERY.warmup_steps if recipe.recovery.warmup_steps else 0  # as much of so short a run
     recovery = replace(recipe.recovery, batch_size=RECOVERY.batch_size, warmup_steps=warmup)
-    return Method(recovery, recipe.compensates, recipe.records, None, recipe.scoring, recipe.compensation)
+    return Method(
+        recovery,
+        refits=recipe.compensates,
+        records=recipe.records,
+        criterion=recipe.criterion,
+        cut=recipe.cut,
+        scoring=recipe.scoring,
+        compensation=recipe.compensation,
+    )
 
 
 ALONE = replace(RECOVERY, objective="distillation", weights={"denoising": 0.0})
 BALANCED = secateur.recipe_named("2ndmatch-balanced").recovery
 SECOND_MATCH: dict[str, Any] = {"objective": "2ndmatch", "jacobian": BALANCED.jacobian}
 DEFAULT = recipe_of_package("default")
-TWO_ROUNDS = replace(DEFAULT, compensation=None)  # U-Nets are refitted in one anyway
+BY_DIFF_PRUNING = replace(DEFAULT, criterion="diff-pruning", cut=CUT)
+TWO_ROUNDS = replace(BY_DIFF_PRUNING, compensation=None)  # U-Nets are refitted in one anyway
 FEW_PASSES = DEFAULT.scoring
 SQUARED, EMA = replace(DEFAULT.recovery, objective="distillation"), {"ema_decay": RECOVERY.ema_decay}
 BEST = Method(replace(ALONE, optimizer="muon"), records=True)
@@ -78,6 +88,7 @@ METHODS = {
     "recipe default, squared errors": replace(TWO_ROUNDS, recovery=SQUARED),
     "recipe default, EMA": replace(TWO_ROUNDS, recovery=replace(DEFAULT.recovery, **EMA)),
     "recipe default, two rounds": TWO_ROUNDS,
-    "recipe default, magnitude": replace(DEFAULT, criterion="magnitude"),
+    "recipe default, diff-pruning, local": BY_DIFF_PRUNING,
+    "recipe default, magnitude, local": replace(DEFAULT, criterion="magnitude", cut=CUT),
     "recipe default": DEFAULT,
 }

@@ -5,7 +5,7 @@
     python benchmarks/recipes.py --model fashion-unet --targets macs=50% --pictures
     python benchmarks/recipes.py --table
 
-Widths are cut by Diff-Pruning and blocks by their deviation, unless a method names another criterion. Time is counted
+Widths are cut by Diff-Pruning, unless a method names another criterion, and blocks by their deviation. Time is counted
 in steps of distillation with a live teacher: every method gets the time that `--steps` of these take, including its
 refit, the teacher's book, and what its own criterion takes beyond the usual one. The methods' times are measured in
 short turns, in CPU seconds of one thread, since the machine may be shared. Results that exist are not measured again;
@@ -29,6 +29,7 @@ from torch import nn
 
 import secateur
 from bench import (
+    CUT,
     FIGURES,
     NAMES,
     RESULTS,
@@ -69,21 +70,23 @@ KEPT = ROOT.parent / "runs" / "recipes"  # models of the first seed
 
 
 class Cut:
-    """A cut of a model of the benchmarks, by the usual criterion of its kind if none is given."""
+    """A cut of a model of the benchmarks; `criterion` and `cut` are for widths, the usual criterion if none is
+    given."""
 
     def __init__(
         self,
         bench: Bench,
         target: str,
         criterion: str | None = None,
+        cut: CutConfig = CUT,
         scoring: ScoringConfig | None = None,
         compensation: CompensationConfig | None = None,
     ) -> None:
         self.bench, self.target, self.compensation = bench, target, compensation
         in_depth = target.startswith("blocks")
-        self.criterion = criterion or ("deviation" if in_depth else "diff-pruning")
+        self.criterion = "deviation" if in_depth else criterion or "diff-pruning"
         self.scoring = scoring or (FEW_PASSES if in_depth else SCORING)  # every block is left out in passes of its own
-        self.config = CutConfig(granularity="depth") if in_depth else CutConfig()
+        self.config = CutConfig(granularity="depth") if in_depth else cut
         self.about: dict[str, Any] = {"data": bench.data, "process": bench.process}
 
     @property
@@ -115,6 +118,14 @@ class Cut:
             book = self.book(recovery, method.tuples(steps))
         teacher = self.bench.dense if book is None else book
         return secateur.finetune(start, teacher=teacher, recovery=recovery, **self.about)
+
+
+def cut_by(method: Method, bench: Bench, target: str) -> Cut:
+    """The cut that `method` makes; the same object for methods that cut alike."""
+    return _cut(bench, target, method.criterion, method.cut, method.scoring, method.compensation)
+
+
+_cut = cache(Cut)
 
 
 @cache
@@ -179,11 +190,9 @@ def train(cut: Cut, name: str, steps: int, seed: int, keep: Path | None) -> dict
 
 def run(bench: Bench, targets: list[str], seeds: list[int], steps: int, methods: list[str], budgets: list[str]) -> None:
     results = results_of("recipes", bench)
-    cuts = cache(partial(Cut, bench))
 
     def cut_of(target: str, method: str) -> Cut:
-        chosen = METHODS[method]
-        return cuts(target, chosen.criterion, chosen.scoring, chosen.compensation)
+        return cut_by(METHODS[method], bench, target)
 
     for target in targets:
         usual = cut_of(target, REFERENCE)
@@ -208,8 +217,9 @@ def kept(bench: Bench, target: str, method: str) -> Path:
 
 
 def draw(bench: Bench, target: str) -> None:
-    """A picture of samples from the same noise: dense, cut, refitted, and recovered by two recipes at equal time."""
-    cut = Cut(bench, target)
+    """A picture of samples from the same noise: dense, cut and refitted by the recipe `default`, and recovered by two
+    recipes at equal time."""
+    cut = cut_by(METHODS["recipe default"], bench, target)
     models = {"dense": bench.dense, "cut": cut.pruned, "refitted": cut.refitted}
     models |= {name.removeprefix("recipe "): kept(bench, target, name) for name in PICTURED}
     options: dict[str, Any] = {"process": bench.process, "num_images": COLUMNS, "num_inference_steps": SAMPLER_STEPS}
