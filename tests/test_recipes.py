@@ -8,8 +8,9 @@ import tyro
 from secateur.base.errors import SecateurError
 from secateur.commands.grammar import Grammar
 from secateur.criteria import DiffPruningOptions, GradientFlowOptions, ScoringConfig, TaylorOptions
-from secateur.recipes import RECIPES, recipe_named, resolve
+from secateur.recipes import RECIPES, for_target, recipe_named, resolve
 from secateur.recovery import JacobianConfig, RecoveryConfig
+from secateur.schedules import CutConfig, parse_target
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -81,3 +82,15 @@ def test_a_shorter_run_has_a_shorter_warm_up() -> None:
     assert resolve("default", steps=own.steps // 50).recovery.warmup_steps == own.warmup_steps // 50 > 0
     assert resolve("default", steps=2 * own.steps).recovery.warmup_steps == own.warmup_steps
     assert resolve("default", recovery=RecoveryConfig(steps=10, warmup_steps=7)).recovery.warmup_steps == 7
+
+
+@pytest.mark.parametrize(
+    ("target", "granularity", "criterion"),
+    [("blocks=6", "width", "deviation"), ("macs=50%", "depth", "deviation"), ("macs=50%", "both", "auto")],
+)
+def test_left_to_choose_blocks_are_ranked_by_deviation(target: str, granularity: str, criterion: str) -> None:
+    cut = CutConfig("auto", granularity)
+    found = for_target(resolve("default", cut=cut), parse_target(target))
+    assert found == resolve("default", criterion=criterion, cut=cut)
+    named = resolve("diff-pruning", cut=cut)
+    assert for_target(named, parse_target(target)) == named

@@ -13,7 +13,7 @@ from .criteria import GradientFlowOptions, ScoringConfig, criterion_named
 from .evaluation import EvaluationConfig, LatencyOptions
 from .recovery import JacobianConfig, RecoveryConfig
 from .recovery.objectives.build import needs_teacher
-from .schedules import AdaptiveConfig, CutConfig, ProgressiveConfig, ScheduleName
+from .schedules import AdaptiveConfig, CutConfig, ProgressiveConfig, ScheduleName, Target, granularity_for
 from .teacher import BookConfig
 
 
@@ -338,6 +338,12 @@ def resolve(
         evaluation=replace(chosen.evaluation, **seeds),
         records=chosen.records and needs_teacher(recovery.objective),
     )
+
+
+def for_target(recipe: Recipe, target: Target) -> Recipe:
+    """The recipe with the criterion that suits blocks, where `auto` was left to choose and only blocks are removed."""
+    of_blocks = granularity_for(target, recipe.cut) == "depth"
+    return resolve(recipe, criterion="deviation") if recipe.criterion == "auto" and of_blocks else recipe
 
 
 def finetuning_config(

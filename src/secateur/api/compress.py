@@ -12,7 +12,7 @@ from ..base.console import shown
 from ..base.distributed import is_main_process, require_folder, wait_for_everyone
 from ..base.origin import recorded
 from ..base.rules import Seed, checked
-from ..recipes import Recipe, resolve
+from ..recipes import Recipe, for_target, resolve
 from ..recovery import WarmupConfig
 from ..reporting import write_report
 from ..runs.arguments import CompressionArguments, divided
@@ -75,7 +75,8 @@ def compress(
     """
     require_folder("compress", out)
     parts, about_model = divided(arguments)
-    settings, goal, labels = resolve(recipe, **parts), parse_target(target), warmup_of(new_labels, warmup)
+    goal, labels = parse_target(target), warmup_of(new_labels, warmup)
+    settings = for_target(resolve(recipe, **parts), goal)
     with shown(progress), opened(model, data, new_labels, **about_model) as (subject, given_data):
         dataset = required(given_data)
         inputs = partial(inputs_of, dataset, model=subject)

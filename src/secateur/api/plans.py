@@ -16,7 +16,7 @@ from ..compensation import CompensationConfig
 from ..criteria import ScoringConfig, criterion_named
 from ..evaluation import EvaluationConfig
 from ..models.precision import PrecisionName
-from ..recipes import Recipe, finetuning_config, resolve
+from ..recipes import Recipe, finetuning_config, for_target, resolve
 from ..recovery import RecoveryConfig, WarmupConfig
 from ..results import Ranking
 from ..runs.arguments import CompressionArguments, ModelArguments, NetworkArguments, divided
@@ -51,7 +51,8 @@ def plan(
         SecateurError: as `compress` would, wherever that is known before it begins.
     """
     parts, about_model = divided(arguments)
-    settings, goal, labels = resolve(recipe, **parts), parse_target(target), warmup_of(new_labels, warmup)
+    goal, labels = parse_target(target), warmup_of(new_labels, warmup)
+    settings = for_target(resolve(recipe, **parts), goal)
     with opened(model, data, new_labels, for_plan=True, **about_model) as (subject, given_data):
         if new_labels:
             subject = with_labels_of(required(given_data), subject, new_labels, settings.recovery.seed)

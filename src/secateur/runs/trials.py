@@ -18,7 +18,7 @@ from ..base.rules import Count, above, at_least, check_fields
 from ..criteria import criterion_named
 from ..data import ImageDataset
 from ..evaluation import EvaluationConfig
-from ..recipes import RECIPES, Recipe, ScheduleName, recipe_named, resolve, without_none
+from ..recipes import RECIPES, Recipe, ScheduleName, for_target, recipe_named, resolve, without_none
 from ..recovery import RecoveryConfig, WarmupConfig
 from ..reporting import write_report
 from ..results import TrialResult
@@ -179,7 +179,8 @@ def make_trial(
     A criterion that ranks blocks only removes blocks. `seed` is for scoring and recovery; the samples of all trials use
     the evaluation's own seed, so that they can be compared.
     """
-    chosen = resolve(recipe, criterion=criterion, objective=objective, steps=steps, evaluation=evaluation)
+    named = resolve(recipe, criterion=criterion, objective=objective, steps=steps, evaluation=evaluation)
+    chosen = for_target(named, goal)
     scoring = {"num_images": shared.num_images, "seed": seed}
     ranks_blocks = criterion_named(chosen.criterion).ranks == "blocks"
     if not ranks_blocks:
