@@ -405,7 +405,7 @@ def test_compress_writes_a_book_and_reads_it(tmp_path):
     plan = secateur.plan(dit(), **asked)
     assert plan.book == (10, 10 * 64 * 4)
     assert "10 tuples, 2.56KB" in str(plan)
-    assert plan.seconds["recover"] < secateur.plan(dit(), **asked | {"records": False}).seconds["recover"]
+    assert plan.flops["recover"] < secateur.plan(dit(), **asked | {"records": False}).flops["recover"]
 
 
 def test_trials_share_a_book(tmp_path):
