@@ -220,6 +220,7 @@ def test_a_pipeline_gives_a_run_with_a_pipeline(tmp_path):
     assert run.pipeline is not pipeline
     assert run.cut.after.macs <= 0.6 * run.cut.before.macs
     assert run.ranking.dims
+    assert (run.ranking.criterion, run.cut.allocation) == ("magnitude", "local")  # what auto chose for a U-Net
     assert list(run.evaluation.models) == ["dense", "pruned", "compensated", "recovered"]
     assert "Asked for macs=60%" in str(run)
     assert "<table" in run._repr_html_()

@@ -89,8 +89,9 @@ WITHOUT_NOISE = {"denoising": 0.0}
 
 
 def default() -> Recipe:
-    """The recipe of `compress` by default: a cut by the criterion that suits the model, refitted in closed form, then
-    distilled from the teacher's book by Muon, by unsquared errors; the best of docs/benchmarks/objectives.md."""
+    """The recipe of `compress` by default: a cut by the criterion and the allocation that suit the model, refitted in
+    closed form, then distilled from the teacher's book by Muon, by unsquared errors; the best of
+    docs/benchmarks/objectives.md."""
     recovery = RecoveryConfig(
         steps=2000,
         batch_size=128,
