@@ -58,6 +58,7 @@ TWO_ROUNDS = replace(BY_DIFF_PRUNING, compensation=None)  # U-Nets are refitted 
 FEW_PASSES = DEFAULT.scoring
 SQUARED, EMA = replace(DEFAULT.recovery, objective="distillation"), {"ema_decay": RECOVERY.ema_decay}
 BEST = Method(replace(ALONE, optimizer="muon"), records=True)
+RECIPES = ("diff-pruning", "diff-pruning-compensated", "2ndmatch", "2ndmatch-compensated")
 BEST_NAME, CRITERIA = "refitted, book, Muon", ("taylor", "magnitude", "reconstruction", "random")
 METHODS = {
     "plain": Method(refits=False),
@@ -83,7 +84,7 @@ METHODS = {
     BEST_NAME: BEST,
     f"{BEST_NAME}, 2,048 tuples": replace(BEST, fewest=2048),
     **{f"{BEST_NAME}, {name}": replace(BEST, criterion=name) for name in CRITERIA},
-    "recipe diff-pruning": recipe_of_package("diff-pruning"),
+    **{f"recipe {name}": recipe_of_package(name) for name in RECIPES},
     "recipe default, squared errors, EMA": replace(TWO_ROUNDS, recovery=replace(SQUARED, **EMA)),
     "recipe default, squared errors": replace(TWO_ROUNDS, recovery=SQUARED),
     "recipe default, EMA": replace(TWO_ROUNDS, recovery=replace(DEFAULT.recovery, **EMA)),

@@ -110,6 +110,14 @@ HOSTILE = {
 }  # fmt: skip
 
 
+def test_a_fingerprint_changes_with_the_size_that_images_are_read_in(tmp_path: Path) -> None:
+    png(tmp_path / "data" / "a.png", np.zeros((8, 8), np.uint8))
+    np.savez(tmp_path / "a.npz", images=np.zeros((2, 8, 8), np.uint8))
+    for place in (tmp_path / "data", tmp_path / "a.npz"):
+        as_they_are, same, small = (load_data(place, shape).fingerprint for shape in (None, (1, 8, 8), (1, 4, 4)))
+        assert as_they_are == same != small
+
+
 @pytest.mark.parametrize("case", HOSTILE)
 def test_bad_npz_is_one_line_that_names_the_file(tmp_path: Path, case: str) -> None:
     write, reason = HOSTILE[case]

@@ -67,6 +67,9 @@ def test_what_was_drawn_is_drawn_once_and_by_whom_it_was(monkeypatch):
     monkeypatch.undo()
     subject = open_subject(smaller(), "flow", device="cpu")
     assert open_data("generated:8", subject).fingerprint != first.fingerprint
+    small, large = drawn("generated:8", unet()), drawn("generated:8", unet(sample_size=16))
+    assert (small.shape, large.shape) == ((1, 8, 8), (1, 16, 16))
+    assert small.fingerprint != large.fingerprint
 
 
 def test_a_compression_needs_no_images():

@@ -243,6 +243,8 @@ def test_the_frames_in_the_middle_of_a_clip_are_read(tmp_path):
         (folder / "clip1" / f"{frame:03d}.png").rename(folder / "clip1" / f"{frame + 8}.png")
     assert torch.equal(load_data(folder, (3, 5, 8, 8)).batch([1]).sample, sample)
     assert dataset.captions == ("a cat", "a cat")
+    others = [load_data(folder, shape) for shape in ((3, 5, 8, 8), (3, 5, 4, 4), (3, 3, 8, 8))]
+    assert len({other.fingerprint for other in others}) == 3
     with pytest.raises(DataError, match="holds no clips"):
         load_data(image_folder(tmp_path / "images", count=2), (3, 5, 8, 8))
 

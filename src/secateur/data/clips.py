@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..base.errors import DataError, first_line
-from ..base.fingerprint import files_fingerprint
+from ..base.fingerprint import files_fingerprint, fingerprint
 from ..base.units import number_of
 from ..models.conditions import UNCONDITIONAL
 from ..models.family import Shape
@@ -67,7 +67,8 @@ def open_clips(folder: Path, shape: Shape) -> ClipDataset:
     for path in filter(Path.is_dir, paths):
         _middle(path, len(_frames_of(path)), shape)
     files = [file for path in paths for file in (_frames_of(path) if path.is_dir() else [path])]
-    return ClipDataset(folder.name, shape, paths, files_fingerprint(files, folder), read_captions(folder, paths))
+    about = fingerprint([files_fingerprint(files, folder), shape])
+    return ClipDataset(folder.name, shape, paths, about, read_captions(folder, paths))
 
 
 def read_clip(path: Path, shape: Shape) -> Tensor:

@@ -50,7 +50,7 @@ class ImageDataset(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Changes when the images do, or their conditions."""
+        """Changes when the images do, their shape, or their conditions."""
         ...
 
     @property

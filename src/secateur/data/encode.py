@@ -56,12 +56,11 @@ def open_encoded(source: str, loaded: Loaded) -> EncodedDataset:
             "this pipeline is not supported"
         )
     images = load_data(source, space.image_shape(shape))
-    data = {"files": images.fingerprint, "shape": list(images.shape)}
     about = {
         "format": FORMAT,
         "draws": VERSION,
         "vae": _fingerprint_of(loaded.vae),
-        "data": data,
+        "data": images.fingerprint,
         "latents": list(shape),
     }
     chunk_size = chunk_size_of(_latent_bytes(shape))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..base.errors import DataError
-from ..base.fingerprint import files_fingerprint
+from ..base.fingerprint import files_fingerprint, fingerprint
 from ..models.conditions import UNCONDITIONAL
 from .captions import read_captions
 from .classes import classes_of, numbered
@@ -50,8 +50,8 @@ def open_folder(folder: Path, paths: Sequence[Path], shape: tuple[int, int, int]
     names, labels = _classes([path.relative_to(folder).parts for path in paths])
     if names:
         _check_classes(folder, names)
-    captions = read_captions(folder, paths)
-    return FolderDataset(folder.name, shape, names, tuple(paths), labels, files_fingerprint(paths, folder), captions)
+    about = fingerprint([files_fingerprint(paths, folder), shape])
+    return FolderDataset(folder.name, shape, names, tuple(paths), labels, about, read_captions(folder, paths))
 
 
 def _classes(places: Sequence[tuple[str, ...]]) -> tuple[tuple[str, ...], Tensor | None]:

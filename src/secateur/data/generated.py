@@ -106,7 +106,7 @@ def open_generated(
     if takes_text(model):
         raise DataError("the model draws for texts, of which there are none; give images with captions")
     shape, classes = input_shape(model), class_count(model)
-    about = [VERSION, model_fingerprint(model, process), STEPS, SEED]
+    about = [VERSION, model_fingerprint(model, process), shape, STEPS, SEED]
     row = torch.float32.itemsize * shape[0] * shape[1] * shape[2]
     folder = cache_folder() / WORD / fingerprint(about)
     rows = FileRows(int(count or DEFAULT_COUNT), min(AT_ONCE, chunk_size_of(row)), folder)

@@ -72,7 +72,7 @@ def open_table(named: str, shape: tuple[int, int, int] | None) -> TableDataset:
     for start in range(0, len(rows), AT_ONCE):
         headers += in_threads(read_header, _files(rows[start : start + AT_ONCE]))
     shape = shape_for(source.place, headers, lambda index: f"row {index}", shape)
-    made_of = _fingerprint(rows, (image, label, caption))
+    made_of = fingerprint([_fingerprint(rows, (image, label, caption)), shape])
     return TableDataset(Path(source.place).stem, shape, names, rows, labels, made_of, captions)
 
 

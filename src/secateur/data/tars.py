@@ -141,7 +141,8 @@ def open_tars(named: str, shape: tuple[int, int, int] | None) -> TarDataset:
     names, numbers = classes_of(labels) if labels else ((), None)
     images = tuple(sample.image for sample in samples if sample.image is not None)
     root = Path(os.path.commonpath([path.parent for path in paths]))
-    about = fingerprint([files_fingerprint(paths, root), [(str(m.tar.relative_to(root)), m.offset) for m in images]])
+    places = [(str(image.tar.relative_to(root)), image.offset) for image in images]
+    about = fingerprint([files_fingerprint(paths, root), places, shape])
     keys, captions = tuple(sample.key for sample in samples), _captions(place, samples)
     return TarDataset(Path(place).stem, shape, names, images, keys, numbers, about, captions)
 

@@ -168,7 +168,7 @@ def real_rows(subject: Subject, folder: Path | None) -> Rows:
     dataset, config, network = pixels(subject.dataset), subject.config, subject.network
     assert network is not None
     order = calibration_order(dataset, config.seed)[: config.num_real_images]
-    about = [dataset.fingerprint, dataset.shape, network_fingerprint(network)]
+    about = [dataset.fingerprint, network_fingerprint(network)]
     key = fingerprint([*about, config.seed, config.num_real_images, config.batch_size])
     rows = rows_at(folder and folder / key, len(order), config.batch_size)
 
