@@ -13,7 +13,7 @@ from secateur.base.errors import TargetError
 from secateur.base.units import format_count
 from secateur.models.registry import describe
 from secateur.schedules import CutConfig, Target, no_scores, one_shot, parse_target, removal_steps
-from secateur.structure import check_cut
+from secateur.structure import check_cut, remove, select
 from secateur.structure.cost import cost_model
 
 CIFAR10 = {
@@ -231,6 +231,18 @@ def test_depth_removes_the_lowest_blocks():
     config = CutConfig(granularity="depth")
     solution, _ = one_shot(model, structure, parse_target("blocks=50%"), scores, config, inputs_for(model))
     assert solution.cut.removed_blocks == ("transformer_blocks.1", "transformer_blocks.2")
+
+
+def test_a_number_of_blocks_counts_those_that_must_stay():
+    model = dit()
+    structure = select(describe(model), exclude=["transformer_blocks.1"]).structure
+    scores, config, inputs = no_scores(structure), CutConfig(granularity="depth"), inputs_for(model)
+    for text, count in (("blocks=3", 3), ("blocks=50%", 2), ("blocks=1", 1)):
+        solution, _ = one_shot(model, structure, parse_target(text), scores, config, inputs)
+        assert (solution.dense, solution.reached) == (4, count)
+        assert len(describe(remove(dit(), structure, solution.cut)).blocks) == count
+    with pytest.raises(TargetError):
+        one_shot(model, structure, parse_target("blocks=0.1"), scores, config, inputs)
 
 
 def test_local_allocation_takes_the_lowest_units_of_every_cell():

@@ -225,7 +225,7 @@ def measure_by(
 
         return latency
     if metric == "blocks":
-        return lambda widths: float(len(structure.blocks) - len(widths.removed_blocks))
+        return lambda widths: float(len(structure.blocks) + len(structure.outside) - len(widths.removed_blocks))
     attribute = {"macs": "macs", "params": "parameters"}[metric]
     return lambda widths: getattr(cost(widths.kept(structure), widths.removed_blocks), attribute)
 

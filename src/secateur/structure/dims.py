@@ -136,7 +136,7 @@ class Structure:
         head_conditioning: if the model's head also reads a submodule of the first block (DiT), that submodule of every
             listed block, by block: when the first block is removed, the head reads the next one's.
         tables: buffers with rows for each block (Chroma).
-        listed_outside: whether the model has listed blocks that are not among `blocks`, since `select` left them out.
+        outside: blocks of the model that are not among `blocks`, since `select` left them out: they all stay.
     """
 
     dims: Mapping[str, Dim]
@@ -145,7 +145,7 @@ class Structure:
     attributes: Mapping[str, str] = field(default_factory=dict)
     head_conditioning: Mapping[str, str] = field(default_factory=dict)
     tables: tuple[Table, ...] = ()
-    listed_outside: bool = False
+    outside: tuple[Block, ...] = ()
 
     @cached_property
     def links(self) -> dict[str, tuple[Dim, ...]]:
@@ -160,7 +160,7 @@ class Structure:
         leaving = list(order)
         listed = [name for name in leaving if self.blocks[name].listed]
         everything = {name for name, block in self.blocks.items() if block.listed} == set(listed)
-        if not listed or not everything or self.listed_outside:
+        if not listed or not everything or any(block.listed for block in self.outside):
             return leaving
         return [name for name in leaving if name != listed[-1]]
 

@@ -46,11 +46,14 @@ def select(structure: Structure, include: Sequence[str] = ("*",), exclude: Seque
     blocks = {name: block for name, block in structure.blocks.items() if name not in left_out}
     attention = {module: dim for module, dim in structure.attention.items() if dim in dims_kept}
     attributes = {path: dim for path, dim in structure.attributes.items() if dim in dims_kept}
-    outside = structure.listed_outside or any(
-        block.listed for name, block in structure.blocks.items() if name in left_out
-    )
+    outside = tuple(block for name, block in structure.blocks.items() if name in left_out)
     kept = replace(
-        structure, dims=dims_kept, blocks=blocks, attention=attention, attributes=attributes, listed_outside=outside
+        structure,
+        dims=dims_kept,
+        blocks=blocks,
+        attention=attention,
+        attributes=attributes,
+        outside=structure.outside + outside,
     )
     return Selection(kept, left_out)
 
