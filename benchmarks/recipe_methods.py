@@ -93,3 +93,13 @@ METHODS = {
     "recipe default, magnitude, local": replace(DEFAULT, criterion="magnitude", cut=CUT),
     "recipe default": DEFAULT,
 }
+MAIN = (
+    "plain",
+    "plain, few passes",
+    "refitted, distilled",
+    "refitted, features",
+    BEST_NAME,
+    *(f"recipe {name}" for name in RECIPES),
+    "recipe default",
+)
+"""The methods of the first table; the others vary one part of one of these."""

@@ -50,17 +50,18 @@ from bench import (
 )
 from dense_samples import grid
 from drawing import SPARE_COLOURS, WARM, dense_line, dots, name_rows, styled
-from recipe_methods import ALONE, FEW_PASSES, METHODS, Method
+from recipe_methods import ALONE, FEW_PASSES, MAIN, METHODS, Method
 from secateur import CompensationConfig, CutConfig, RecoveryConfig, ScoringConfig
 
 PICTURED = ("recipe diff-pruning", "recipe default")
 REFERENCE = "distilled"  # whose steps are the unit of time
 BUDGETS = {"time": 1.0, "steps": 1.0, "4 x time": 4.0}
 SUMMARIES = {
-    "recipes": ("macs", "time"),
-    "recipes-blocks": ("blocks", "time"),
-    "recipes-steps": ("macs", "steps"),
-    "recipes-4x": ("macs", "4 x time"),
+    "recipes": ("macs", "time", MAIN),
+    "recipes-variants": ("macs", "time", tuple(name for name in METHODS if name not in MAIN)),
+    "recipes-blocks": ("blocks", "time", tuple(METHODS)),
+    "recipes-steps": ("macs", "steps", tuple(METHODS)),
+    "recipes-4x": ("macs", "4 x time", tuple(METHODS)),
 }
 SMALLEST_GAP = 1.2  # of plain's FD over the dense model's; below, SSIM and loss tell more
 ROUNDS, PILOTS = 4, (5, 15)  # turns, and steps of the two runs of a turn, whose difference is the price of steps
@@ -279,21 +280,28 @@ def _shown(records: Sequence[Mapping[str, float]], key: str, digits: int) -> str
     return spread([one[key] for one in records], digits) if all(key in one for one in records) else ""
 
 
-def summary(found: Mapping[str, dict[str, Any]], kind: str, budget: str) -> str:
+def summary(found: Mapping[str, dict[str, Any]], kind: str, budget: str, methods: Sequence[str]) -> str:
     """Markdown: one row per method, a column per model and target of the `kind` macs or blocks: share of the gap, and
-    FD to dense."""
+    FD to dense; before them the geometric mean, over the columns of a row, of FD to dense over plain's."""
     panels = [
         (name, target)
         for name, target in panels_of(found)
-        if target.startswith(kind) and any(_fds(found[name], target, budget, method) for method in METHODS)
+        if target.startswith(kind) and any(_fds(found[name], target, budget, method) for method in methods)
     ]
     heads = [f"{name}, {size(target)}" for name, target in panels]
-    lines = [f"| method | {' | '.join(heads)} |", f"|---|{'--:|' * len(panels)}"]
-    for method in METHODS:
+    lines = [f"| method | of plain's | {' | '.join(heads)} |", f"|---|--:|{'--:|' * len(panels)}"]
+    for method in methods:
         cells = [_distances(found[name], target, budget, method) for name, target in panels]
         if any(cells):
-            lines.append(f"| {method} | {' | '.join(cells)} |")
+            ratios = [ratio for name, target in panels for ratio in _of_plain(found[name], target, budget, method)]
+            lines.append(f"| {method} | {statistics.geometric_mean(ratios):.2f} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _of_plain(records: dict[str, Any], target: str, budget: str, method: str) -> list[float]:
+    """FD to dense over that of plain fine-tuning; nothing if one of them is missing."""
+    both = [collect(records, f"{target}/{budget}/{name}/", "rfd") for name in (method, "plain")]
+    return [statistics.mean(both[0]) / statistics.mean(both[1])] if all(both) else []
 
 
 def _distances(records: dict[str, Any], target: str, budget: str, method: str) -> str:
@@ -342,8 +350,8 @@ def main() -> None:
     if arguments.table:
         report("recipes", table, plot)
         found = {name: read_json(path) for name in NAMES if (path := RESULTS / f"recipes-{name}.json").is_file()}
-        for name, (kind, budget) in SUMMARIES.items():
-            write_text(RESULTS / f"{name}.md", summary(found, kind, budget))
+        for name, chosen in SUMMARIES.items():
+            write_text(RESULTS / f"{name}.md", summary(found, *chosen))
         return
     bench = Bench(arguments.model, evaluation_of(arguments))
     if arguments.pictures:
