@@ -17,24 +17,19 @@ import secateur
 from bench import RESULTS, write_json, write_text
 from sizes import MODELS, format_count
 
-# model, process, target, recipe, steps, batch size, evaluated samples, tuples of the refit
-RUNS: dict[str, tuple[str, str, str, str, int, int, int, int]] = {
-    "Stable Diffusion 1.5": ("sd-1.5", "ddpm", "macs=60%", "default", 4000, 16, 500, 96),
-    "DiT-XL/2": ("dit-xl-2", "ddpm", "blocks=20", "depth", 10000, 32, 2000, 512),
+# model, process, target, steps, batch size, evaluated samples, tuples of the refit
+RUNS: dict[str, tuple[str, str, str, int, int, int, int]] = {
+    "Stable Diffusion 1.5": ("sd-1.5", "ddpm", "macs=60%", 4000, 16, 500, 96),
+    "DiT-XL/2": ("dit-xl-2", "ddpm", "blocks=20", 10000, 32, 2000, 512),
 }
 SCORED = 8  # (image, timestep) pairs in one pass of the ranking
 
 
-def cost(
-    model: str, process: Any, target: str, recipe: str, steps: int, batch: int, images: int, tuples: int
-) -> dict[str, Any]:
+def cost(model: str, process: Any, target: str, steps: int, batch: int, images: int, tuples: int) -> dict[str, Any]:
     """FLOPs of every stage, the size of the cut model, and the cost of the refit."""
     with init_empty_weights(include_buffers=True):
         network = MODELS[model]()
-    settings = secateur.recipe_named(recipe)
-    if recipe != "default":  # both guides refit and distil without the target's noise, as `default` does
-        chosen = secateur.recipe_named("default")
-        settings = replace(settings, compensates=True, recovery=chosen.recovery)
+    settings = secateur.recipe_named("default")
     settings = replace(
         settings,
         scoring=replace(settings.scoring, batch_size=SCORED),
@@ -48,7 +43,6 @@ def cost(
     assert refit is not None
     return {
         "target": target,
-        "recipe": recipe,
         "settings": {
             "steps": steps,
             "batch_size": batch,
@@ -71,11 +65,12 @@ def cost(
 def main() -> None:
     rows = {name: cost(*settings) for name, settings in RUNS.items()}
     write_json(RESULTS / "guides.json", rows)
-    lines = ["| model | target | MACs | parameters | stage | TFLOP |", "|---|---|---|---|---|--:|"]
+    lines = ["| model | target | MACs | parameters | stage | TFLOP | GB |", "|---|---|---|---|---|--:|--:|"]
     for name, row in rows.items():
         sizes = [" -> ".join(map(format_count, row[what])) for what in ("macs", "parameters")]
         lines += [
-            f"| {name} | {row['target']} | {sizes[0]} | {sizes[1]} | {stage} | {flops / 1e12:,.0f} |"
+            f"| {name} | {row['target']} | {sizes[0]} | {sizes[1]} | {stage} | {flops / 1e12:,.0f} "
+            f"| {row['peak_bytes'][stage] / 1e9:.1f} |"
             for stage, flops in row["flops"].items()
         ]
     write_text(RESULTS / "guides.md", "\n".join(lines) + "\n")

@@ -19,7 +19,8 @@ def test_another_objective_comes_with_its_own_weights(name: str, objective: str)
     own = recipe_named(name).recovery
     found = resolve(name, objective=objective).recovery
     same = objective == own.objective
-    assert found.weights == (own.weights if same else {})
+    without_noise = own.weights.get("denoising") == 0 and objective != "denoising"
+    assert found.weights == (own.weights if same else {"denoising": 0.0} if without_noise else {})
     assert found.jacobian == (own.jacobian if same else JacobianConfig())
 
 
@@ -60,6 +61,8 @@ def test_given_weights_are_kept_with_another_objective() -> None:
     given = replace(recipe_named("2ndmatch").recovery, weights={"distillation": 2.0})
     found = resolve("2ndmatch", objective="distillation", recovery=given).recovery
     assert (found.weights, found.jacobian) == ({"distillation": 2.0}, JacobianConfig())
+    noisy = replace(recipe_named("default").recovery, weights={"denoising": 1.0})
+    assert resolve("default", objective="distillation", recovery=noisy).recovery.weights == {"denoising": 1.0}
 
 
 @pytest.mark.parametrize("recipe", ["diff-pruning", "2ndmatch", "decoder"])

@@ -12,7 +12,7 @@ from .compensation import CompensationConfig
 from .criteria import GradientFlowOptions, ScoringConfig, criterion_named
 from .evaluation import EvaluationConfig, LatencyOptions
 from .recovery import JacobianConfig, RecoveryConfig
-from .recovery.objectives.build import needs_teacher
+from .recovery.objectives.build import can_leave_out_noise, needs_teacher
 from .schedules import AdaptiveConfig, CutConfig, ProgressiveConfig, ScheduleName, Target, granularity_for
 from .teacher import BookConfig
 
@@ -311,7 +311,8 @@ def resolve(
     """The recipe with some parts replaced by those arguments that are not None; `parts` are fields of `Recipe`.
 
     Options, loss weights and Jacobian settings that the recipe chose for its own criterion or objective are not kept
-    for another one. With fewer steps than the recipe's, its warm-up keeps its share of them.
+    for another one, but a recipe without the noisy target has none with another objective either, if that can do
+    without. With fewer steps than the recipe's, its warm-up keeps its share of them.
 
     Raises:
         SecateurError: there is no such recipe or criterion, or the criterion has no such options.
@@ -328,9 +329,10 @@ def resolve(
         shorter = named.recovery.warmup_steps * recovery.steps // named.recovery.steps
         recovery = replace(recovery, warmup_steps=shorter)
     if recovery.objective != named.recovery.objective:
-        for part in ("weights", "jacobian"):
-            if getattr(recovery, part) == getattr(named.recovery, part):
-                recovery = replace(recovery, **{part: getattr(RecoveryConfig(), part)})
+        if recovery.weights == named.recovery.weights:
+            recovery = replace(recovery, weights=_kept_weights(named.recovery, recovery.objective))
+        if recovery.jacobian == named.recovery.jacobian:
+            recovery = replace(recovery, jacobian=JacobianConfig())
     seeds = without_none({"seed": seed})
     return replace(
         chosen,
@@ -339,6 +341,12 @@ def resolve(
         evaluation=replace(chosen.evaluation, **seeds),
         records=chosen.records and needs_teacher(recovery.objective),
     )
+
+
+def _kept_weights(recovery: RecoveryConfig, objective: str) -> dict[str, float]:
+    """The loss weights that remain when `objective` replaces that of `recovery`: those without the noisy target."""
+    without_noise = recovery.weights.items() >= WITHOUT_NOISE.items() and can_leave_out_noise(objective)
+    return WITHOUT_NOISE if without_noise else {}
 
 
 def for_target(recipe: Recipe, target: Target) -> Recipe:

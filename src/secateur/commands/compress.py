@@ -62,8 +62,8 @@ def compress(
         data: image folder (sub-folders are classes), parquet, WebDataset shards, datasets:NAME, .npz with images and
             labels, digits, fashion, or generated (samples of the dense model).
         out: run folder.
-        recipe: a named recipe (default, diff-pruning, 2ndmatch, progressive, gradient-flow, entpruner, depth, taylor,
-            magnitude, random, decoder, quickstart); the options below replace parts of it.
+        recipe: a named recipe (default, diff-pruning, 2ndmatch, progressive, gradient-flow, entpruner, depth and
+            others: `secateur recipes`); the options below replace parts of it.
         criterion: which criterion ranks the units (`secateur.criteria.CRITERIA`); some rank blocks only.
         schedule: one-shot cuts before recovery; progressive shrinks soft masks during recovery; adaptive decides during
             recovery how many blocks to remove.

@@ -46,8 +46,8 @@ def sweep(
             batch size 1 on this device).
         recipes: named recipes, or all.
         criteria: criteria that replace the recipes' own; those that rank blocks only remove blocks.
-        objectives: objectives that replace the recipes' own: denoising, distillation, features, first-order or
-            2ndmatch.
+        objectives: objectives that replace the recipes' own: denoising, distillation, rms-distillation, features,
+            first-order or 2ndmatch.
         seeds: seeds of scoring and recovery; the reported spread is over them.
         steps: recovery steps of every trial, which replace the recipes' own.
         shared: further settings of all trials, which replace the recipes' own.

@@ -20,6 +20,11 @@ def needs_teacher(name: str) -> bool:
     return name in OBJECTIVES and OBJECTIVES[name].needs_teacher
 
 
+def can_leave_out_noise(name: str) -> bool:
+    """Whether the objective `name` exists and can do without the noisy target."""
+    return name in OBJECTIVES and OBJECTIVES[name].denoising_optional
+
+
 def build_objective(config: RecoveryConfig, teacher: nn.Module | Teacher | None) -> Objective:
     """The objective that `config` names, with its weights and options.
 
