@@ -238,6 +238,17 @@ def test_dry_run_prints_the_rounds(model: Path, tmp_path: Path, capsys: pytest.C
 
 
 @pytest.mark.slow
+def test_minutes_and_the_steps_that_they_pay_for_are_predicted_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("secateur.runs.search.seconds_per_pair", lambda _: 0.001)
+    options: dict[str, Any] = {"target": "macs=70%", "data": "digits", "process": "ddpm", "device": "cpu"}
+    options |= {"recipes": ("default", "magnitude"), "score": "loss"}
+    in_minutes = search_of(secateur.plan_best(unet(), budget_minutes=20, **options).trials)
+    in_steps = search_of(secateur.plan_best(unet(), budget_steps=in_minutes.budget_steps, **options).trials)
+    assert in_minutes.predicted_seconds == pytest.approx(20 * 60, rel=0.01)
+    assert in_steps.predicted_seconds == pytest.approx(20 * 60, rel=0.05)
+
+
+@pytest.mark.slow
 def test_statistics_are_for_the_winner_where_another_metric_judges(model: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "statistics.npz", mu=np.zeros(64), sigma=np.eye(64))
     files = (

@@ -97,3 +97,5 @@ def test_left_to_choose_blocks_are_ranked_by_deviation(target: str, granularity:
     assert found == resolve("default", criterion=criterion, cut=cut)
     named = resolve("diff-pruning", cut=cut)
     assert for_target(named, parse_target(target)) == named
+    left = for_target(resolve("diff-pruning", criterion="auto", cut=cut), parse_target(target))
+    assert left.scoring.num_timesteps == (8 if criterion == "deviation" else 32)

@@ -13,6 +13,7 @@ from secateur.base.errors import TargetError
 from secateur.base.units import format_count
 from secateur.models.registry import describe
 from secateur.schedules import CutConfig, Target, no_scores, one_shot, parse_target, removal_steps
+from secateur.schedules.block_cuts import settled
 from secateur.structure import check_cut, remove, select
 from secateur.structure.cost import cost_model
 
@@ -231,6 +232,13 @@ def test_depth_removes_the_lowest_blocks():
     config = CutConfig(granularity="depth")
     solution, _ = one_shot(model, structure, parse_target("blocks=50%"), scores, config, inputs_for(model))
     assert solution.cut.removed_blocks == ("transformer_blocks.1", "transformer_blocks.2")
+
+
+def test_the_cut_of_all_stages_names_the_allocation_that_was_chosen():
+    model, config = dit(), CutConfig(allocation="auto", granularity="depth")
+    removed = ["transformer_blocks.1"]
+    found = settled(model, describe(model), parse_target("blocks=3"), removed, config, lambda *_: lambda cut: 0.0)
+    assert (found.allocation, found.reached, list(found.removed_blocks)) == ("spare-heads", 3, removed)
 
 
 def test_a_number_of_blocks_counts_those_that_must_stay():

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -18,7 +19,7 @@ from models import randomize
 from pipelines import image_folder
 from sampled import generate_images
 from secateur import CutConfig, EvaluationConfig, RecoveryConfig, ScoringConfig
-from secateur.base.errors import DataError, ModelError
+from secateur.base.errors import DataError, ModelError, TrainingError
 from secateur.base.files import read_json
 from secateur.cli import main
 from secateur.data import LatentDataset, load_data
@@ -221,6 +222,19 @@ def test_stable_diffusion_is_compressed_into_a_pipeline_ready_to_call(tmp_path, 
         teacher=str(tmp_path / "pipeline"),
     )  # fmt: skip
     assert secateur.load_pipeline(tuned / "pipeline").unet.num_parameters() == pipeline.unet.num_parameters()
+
+
+def test_what_asks_for_the_empty_prompt_is_allowed_before_captions_are_encoded(tmp_path, cache, data):
+    stable_diffusion(tmp_path / "pipeline")
+    about = {"data": str(data), "device": "cpu"}
+    model, refit = str(tmp_path / "pipeline"), secateur.CompensationConfig(condition_dropout=0.1)
+    secateur.plan(model, target="macs=70%", recipe="magnitude", compensates=True, compensation=refit, **about)
+    recovery = replace(RECOVERY, label_dropout=0.5)
+    secateur.record(model, recovery=recovery, out=tmp_path / "book", **about)
+    shutil.rmtree(cache)
+    with pytest.raises(TrainingError, match=r"recorded with label_dropout 0\.5; recover with the same"):
+        secateur.plan_finetune(model, book=str(tmp_path / "book"), recovery=RECOVERY, **about)
+    secateur.finetune(model, book=str(tmp_path / "book"), recovery=recovery, **about)
 
 
 def test_prompts_from_the_command_line(tmp_path, capsys):

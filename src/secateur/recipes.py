@@ -351,8 +351,11 @@ def _kept_weights(recovery: RecoveryConfig, objective: str) -> dict[str, float]:
 
 def for_target(recipe: Recipe, target: Target) -> Recipe:
     """The recipe with the criterion that suits blocks, where `auto` was left to choose and only blocks are removed."""
-    of_blocks = granularity_for(target, recipe.cut) == "depth"
-    return resolve(recipe, criterion="deviation") if recipe.criterion == "auto" and of_blocks else recipe
+    if recipe.criterion != "auto" or granularity_for(target, recipe.cut) != "depth":
+        return recipe
+    own = recipe.scoring.num_timesteps == criterion_named("auto").timesteps  # then `deviation` brings its own, too
+    scoring = replace(recipe.scoring, num_timesteps=None) if own else recipe.scoring
+    return resolve(recipe, criterion="deviation", scoring=scoring)
 
 
 def finetuning_config(

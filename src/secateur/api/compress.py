@@ -16,7 +16,7 @@ from ..recipes import Recipe, for_target, resolve
 from ..recovery import WarmupConfig
 from ..reporting import write_report
 from ..runs.arguments import CompressionArguments, divided
-from ..runs.checks import check_compression, warmup_of
+from ..runs.checks import check_compression, check_written, warmup_of
 from ..runs.compression import compress_stages, run_settings, with_labels_of
 from ..runs.data import encode_data, inputs_of, name_of
 from ..runs.folder import circumstances, folder_or_memory
@@ -79,6 +79,7 @@ def compress(
     settings = for_target(resolve(recipe, **parts), goal)
     with shown(progress), opened(model, data, new_labels, **about_model) as (subject, given_data):
         dataset = required(given_data)
+        check_written(subject, out)
         inputs = partial(inputs_of, dataset, model=subject)
         subject = with_labels_of(dataset, subject, new_labels, settings.recovery.seed)
         subject = subject.selected(settings.cut)

@@ -28,7 +28,7 @@ from ..recovery import RecoveryConfig
 from ..reporting import write_report
 from ..results import Evaluation, Ranking, to_json
 from ..runs.arguments import NetworkArguments
-from ..runs.checks import check_evaluating, check_finetuning, check_pruning, check_ranking
+from ..runs.checks import check_evaluating, check_finetuning, check_pruning, check_ranking, check_written
 from ..runs.data import drawn_by, encode_data, inputs_of, name_of, no_data, unless_generated
 from ..runs.folder import folder_or_memory
 from ..runs.opening import beside, opened, required
@@ -134,6 +134,7 @@ def prune(
     scoring = criterion_named(criterion).configured(scoring or ScoringConfig())
     with shown(progress), opened(model, data, keeps_shards=True, **arguments) as (subject, dataset):
         require_whole(subject.model, "pruning")
+        check_written(subject, out)
         subject = subject.selected(cut)
         check_pruning(subject, dataset, goal, criterion, cut, ranking, compensation)
         scored = to_json(scoring) if ranking is None else dict(ranking.options)
@@ -265,6 +266,7 @@ def finetune(
         dataset = required(given_data or drawn_by(dense, data))
         answers = None if book is None else opened_book(book, subject, dataset, dense)
         check_finetuning(subject, dataset, settings, dense, answers)
+        check_written(subject, out)
         places = {"model": subject.name, "teacher": dense and dense.name, "data": name_of(data, dataset)}
         about = {"command": "finetune", **places, **subject.settings, "recovery": settings}
         about |= {"book": str(book) if isinstance(book, str | Path) else answers and "in memory"}

@@ -66,7 +66,7 @@ def compensate(
     begun = time.monotonic()
     enough = config.num_tuples >= process_count()
     require(enough, f"{config.num_tuples} calibration tuples are fewer than the {process_count()} processes; give more")
-    check_null_condition(config, null)
+    check_null_condition(config, bool(null))
     parts = counterparts(pruned, dense, cuts_between(pruned, dense) if cuts is None else cuts)
     layers, left = layers_to_refit(pruned, parts)
     target = chosen_target(pruned, config)
@@ -101,14 +101,14 @@ def compensate(
     return result
 
 
-def check_null_condition(config: CompensationConfig, null: Conditions) -> None:
+def check_null_condition(config: CompensationConfig, has_null: bool) -> None:
     """Check that there is a null condition to replace others by, if some are to be replaced.
 
     Raises:
         SecateurError: there is none.
     """
     require(
-        not config.condition_dropout or bool(null),
+        not config.condition_dropout or has_null,
         "compensation.condition_dropout puts the null condition in place of others, and this model has none: leave it "
         "out",
     )

@@ -50,7 +50,8 @@ def price(model: nn.Module, process: Process, structure: Structure, config: Scor
 def memory(model: nn.Module, process: Process, config: ScoringConfig, options: Options) -> Memory | None:
     """Memory of the criterion that suits `model`."""
     chosen = suited(model)
-    return chosen.memory and chosen.memory(model, process, config, chosen.options())
+    found = chosen.memory and chosen.memory(model, process, config, chosen.options())
+    return found and replace(found, hint=found.hint and f"--criterion {chosen.name} {found.hint}")
 
 
 AUTO = Criterion("auto", Options, auto, price, memory=memory, timesteps=TIMESTEPS)

@@ -10,6 +10,7 @@ from ..base.errors import DataError
 from ..models.conditions import LABELS, UNCONDITIONAL, Conditions, without_labels
 from ..models.network import class_count, null_class
 from . import ImageDataset, calibration_order
+from .latents import will_have_text
 
 GIVE_LABELS = "put images in one folder per class, or name the column of a table, datasets:NAME,label=COLUMN"
 
@@ -31,6 +32,11 @@ def null_conditions(model: nn.Module, dataset: ImageDataset | None = None) -> Co
     null = null_class(model)
     labels = UNCONDITIONAL if null is None else {LABELS: torch.tensor(null)}
     return {**labels, **(UNCONDITIONAL if dataset is None else dataset.null)}
+
+
+def has_null_condition(model: nn.Module, dataset: ImageDataset) -> bool:
+    """Whether there is a null condition, or will be once the data's captions are encoded."""
+    return bool(null_conditions(model, dataset)) or will_have_text(dataset)
 
 
 def label_conditions(labels: list[int] | None) -> Conditions:

@@ -10,6 +10,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +117,9 @@ def encoded_when_read(images: Any, loaded: Loaded) -> LatentDataset:
     def rows(make: Callable[[range], dict[str, Tensor]]) -> RowsMadeWhenRead:
         return RowsMadeWhenRead(len(images), AT_ONCE, make=make)
 
+    made_by = partial(_fingerprint_of, loaded.vae)
     if not takes_text(loaded.model):
-        return LatentDataset(images, shape, rows(latents))
+        return LatentDataset(images, shape, rows(latents), made_by=made_by)
     if not images.captions:
         raise DataError("the data has no captions, which the model needs; give dictionaries with captions")
     encoder = open_text_encoder(loaded.pipeline, images.shape[-2:], device)
@@ -125,7 +127,7 @@ def encoded_when_read(images: Any, loaded: Loaded) -> LatentDataset:
     def conditions(indices: range) -> dict[str, Tensor]:
         return dict(encoder([images.captions[index] for index in indices]))
 
-    return LatentDataset(images, shape, rows(latents), rows(conditions), encoder.null())
+    return LatentDataset(images, shape, rows(latents), rows(conditions), encoder.null(), made_by)
 
 
 def whole(dataset: EncodedDataset) -> bool:

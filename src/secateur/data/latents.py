@@ -36,7 +36,8 @@ class RowsMadeWhenRead(MemoryRows):
 class LatentDataset:
     """Encoded `images`: their latents (N, *shape), and the text conditions of their captions if there are any.
 
-    `null` are the conditions of the empty prompt. `images` are kept for uses that need pixels.
+    `null` are the conditions of the empty prompt. `images` are kept for uses that need pixels. `made_by` gives a
+    fingerprint of the VAE in memory that encodes them.
     """
 
     images: PixelDataset
@@ -44,6 +45,7 @@ class LatentDataset:
     latents: Rows
     text: Rows | None = None
     null: Conditions = field(default_factory=dict)
+    made_by: Callable[[], str] | None = field(default=None, repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -59,10 +61,9 @@ class LatentDataset:
 
     @property
     def fingerprint(self) -> str:
-        """Changes with the images, their captions, and the text encoders, for which the empty prompt stands."""
-        if self.text is None:
-            return self.images.fingerprint
-        return fingerprint([self.images.fingerprint, *self.captions, tensors_fingerprint(self.null)])
+        """Changes with the images, the VAE, the captions, and the text encoders, for which the empty prompt stands."""
+        about = [self.images.fingerprint, self.made_by and self.made_by()]
+        return fingerprint(about if self.text is None else [*about, *self.captions, tensors_fingerprint(self.null)])
 
     def __len__(self) -> int:
         return len(self.images)
@@ -85,6 +86,11 @@ class EncodedDataset(LatentDataset):
         """Changes also with the encoders."""
         encoded = [rows.folder.name for rows in (self.latents, self.text) if rows is not None]
         return fingerprint([self.images.fingerprint, *encoded])
+
+
+def will_have_text(dataset: ImageDataset) -> bool:
+    """Whether the data's captions are conditions, encoded or not yet."""
+    return isinstance(dataset, LatentDataset) and dataset.text is not None
 
 
 def pixels(dataset: ImageDataset) -> ImageDataset:

@@ -28,6 +28,7 @@ from .dataset import Batch
 SAMPLES = ("images", "pixel_values", "latents", "sample", "hidden_states")  # keys of the samples in a dictionary
 LABEL_NAMES = ("labels", "label", LABELS)
 CAPTION_NAMES = ("captions", "caption", "text", "prompt")
+AT_ONCE = 256  # samples read together where only their labels are kept
 FINGERPRINTED = 64  # number of evenly spaced samples in the fingerprint
 ACCEPTED = (
     "a path, a tensor, a sequence or loader of tensors, of (images, labels) or of dictionaries, a datasets.Dataset, or "
@@ -63,8 +64,11 @@ class ObjectDataset:
 
     @cached_property
     def labels(self) -> Tensor | None:
-        """(N,) int64, or None; reads everything once."""
-        return self.batch(range(self.count)).class_labels
+        """(N,) int64, or None; reads everything once, a part at a time."""
+        if self.batch([0]).class_labels is None:
+            return None
+        parts = [self.batch(part.tolist()).class_labels for part in torch.arange(self.count).split(AT_ONCE)]
+        return torch.cat([labels for labels in parts if labels is not None])
 
     @cached_property
     def fingerprint(self) -> str:
@@ -77,21 +81,21 @@ class ObjectDataset:
         return digest.hexdigest()[:16]
 
 
-def open_objects(data: Any, of_batches: bool = False) -> tuple[Read, int]:
+def open_objects(data: Any, of_batches: bool = False, axes: int = 3) -> tuple[Read, int]:
     """A function that reads raw batches of `data`, and the number of samples.
 
-    A sequence may hold single images or batches, distinguished by their axes; `of_batches` says that it holds batches.
+    A sequence may hold single samples, which have `axes` axes, or batches; `of_batches` says that it holds batches.
 
     Raises:
         DataError: it cannot be read, or is empty.
     """
-    read, count = _reader(data, of_batches)
+    read, count = _reader(data, of_batches, axes)
     if count == 0:
         raise DataError("the data is empty; give at least one sample")
     return read, count
 
 
-def _reader(data: Any, of_batches: bool) -> tuple[Read, int]:
+def _reader(data: Any, of_batches: bool, axes: int) -> tuple[Read, int]:
     if isinstance(data, np.ndarray):
         data = torch.from_numpy(data)
     if isinstance(data, Tensor):
@@ -99,7 +103,7 @@ def _reader(data: Any, of_batches: bool) -> tuple[Read, int]:
     if isinstance(data, DataLoader):
         if isinstance(data.dataset, IterableDataset):
             return _in_memory(list(data))
-        collate = data.collate_fn if data.batch_size is not None else default_collate
+        collate = data.collate_fn if data.batch_sampler is not None else default_collate  # else for single samples
         return partial(_collated, data.dataset, collate), len(data.dataset)  # type: ignore[arg-type]
     if isinstance(data, TorchDataset) or (hasattr(data, "__getitem__") and hasattr(data, "features")):
         if not hasattr(data, "__len__"):
@@ -108,7 +112,7 @@ def _reader(data: Any, of_batches: bool) -> tuple[Read, int]:
     if isinstance(data, Sequence) and not isinstance(data, str | bytes):
         if not data:
             raise DataError("the data is empty; give at least one sample")
-        if of_batches or (_rows(data[0]) is not None and not _is_image(data[0])):
+        if of_batches or (_rows(data[0]) is not None and not _is_sample(data[0], axes)):
             return _in_memory(list(data))
         return partial(_collated, data, default_collate), len(data)
     raise DataError(f"data is a {type(data).__name__}; give {ACCEPTED}")
@@ -118,10 +122,11 @@ def _collated(items: Any, collate: Callable[[list[Any]], Any], indices: Sequence
     return collate([items[index] for index in indices])
 
 
-def _is_image(item: Any) -> bool:
-    """Whether one item of a sequence is a single image (C, H, W), alone, with its label or in a dictionary."""
+def _is_sample(item: Any, axes: int) -> bool:
+    """Whether one item of a sequence is a single image (C, H, W), or a clip, alone, with its label or in a
+    dictionary."""
     first = _sample_of(item)
-    return isinstance(first, Tensor) and first.ndim == 3
+    return isinstance(first, Tensor) and first.ndim == axes
 
 
 def _sample_of(item: Any) -> Any:
@@ -156,12 +161,25 @@ def _row(batch: Any, row: int) -> Any:
     return batch[row]
 
 
-def as_batch(raw: Any, parameters: frozenset[str]) -> Batch:
-    """Convert a raw batch to samples and conditions; `parameters` are the argument names of the network's `forward`.
+def as_batch(raw: Any, parameters: frozenset[str], classes: int | None = None) -> Batch:
+    """Convert a raw batch to samples and conditions; `parameters` are the argument names of the network's `forward`,
+    and `classes` is the number of its classes, if labels must be among them.
 
     Raises:
-        DataError: it contains no samples.
+        DataError: it contains no samples, or a label is out of range.
     """
+    batch = _as_batch(raw, parameters)
+    if classes is not None and batch.class_labels is not None:
+        low, high = batch.class_labels.min().item(), batch.class_labels.max().item()
+        if low < 0 or high >= classes:
+            wrong = low if low < 0 else high
+            raise DataError(
+                f"the data has the label {wrong}, the model knows 0 to {classes - 1}; give data of its classes"
+            )
+    return batch
+
+
+def _as_batch(raw: Any, parameters: frozenset[str]) -> Batch:
     if isinstance(raw, Tensor):
         return Batch(_pixels(raw))
     if isinstance(raw, Mapping):

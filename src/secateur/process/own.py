@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import CodeType
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ Forward = Callable[[nn.Module, Any], Any]
 Loss = Callable[[nn.Module, Any], Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class OwnObjective:
     """A `Process` of one timestep, by a user's functions.
 
@@ -37,6 +38,10 @@ class OwnObjective:
     layout: TreeSpec
 
     num_train_timesteps = 1
+
+    def __repr__(self) -> str:
+        """The same in every process, for fingerprints; it changes with the code of the functions."""
+        return f"OwnObjective({_text_of(self.forward)}, {_text_of(self.loss)}, {self.layout})"
 
     def timesteps(self, u: Tensor) -> Tensor:
         return torch.zeros_like(u, dtype=torch.long)
@@ -98,6 +103,25 @@ def taken_apart(batch: Any) -> tuple[dict[str, Tensor], TreeSpec]:
     if len(counts) > 1:
         raise DataError(f"the tensors of a batch have {', '.join(map(str, sorted(counts)))} rows; give one per sample")
     return {str(i): leaf for i, leaf in enumerate(leaves)}, layout
+
+
+def _text_of(function: Any) -> str:
+    """The name of a function with its code; of any other callable its type."""
+    code = getattr(function, "__code__", None)
+    if not isinstance(code, CodeType):
+        return f"{type(function).__module__}.{type(function).__qualname__}"
+    return f"{function.__module__}.{function.__qualname__} {_code(code)}"
+
+
+def _code(code: CodeType) -> list[Any]:
+    """Instructions, names and constants, without places in files; constants hold the code of inner functions."""
+    constants = [_code(each) if isinstance(each, CodeType) else _ordered(each) for each in code.co_consts]
+    return [code.co_code.hex(), code.co_names, constants]
+
+
+def _ordered(constant: Any) -> str:
+    """The text of a constant; of a set in a fixed order."""
+    return str(sorted(map(repr, constant))) if isinstance(constant, frozenset) else repr(constant)
 
 
 def _described(value: Any) -> str:

@@ -11,7 +11,7 @@ from ..base.console import note
 from ..base.devices import in_float64, where_float64
 from ..base.distributed import process_count, process_index
 from ..base.errors import TrainingError
-from ..models.conditions import Conditions
+from ..data.latents import will_have_text
 from ..models.network import device_of, inference
 from ..models.predict import network_of, predict
 from ..teacher import Book, BookConfig, Contents, Draw, at
@@ -27,12 +27,13 @@ JUDGED = 4  # times in a run that the error on held-out tuples is measured
 OVERFITTED = 2.0  # ratio of that error to the one on trained tuples at which quality begins to suffer
 
 
-def contents_of(config: RecoveryConfig, null: Conditions) -> Contents:
-    """The answers that the recovery's objective needs for every tuple; `null` is the null condition."""
+def contents_of(config: RecoveryConfig, has_null: bool = False) -> Contents:
+    """The answers that the recovery's objective needs for every tuple; `has_null` tells whether some may have the null
+    condition."""
     objective = objective_named(config.objective)
     jacobian, states = objective.teacher_jacobian, objective.compares_blocks
     return Contents(
-        label_dropout=config.label_dropout if null else 0.0,
+        label_dropout=config.label_dropout if has_null else 0.0,
         horizontal_flip=config.horizontal_flip,
         jacobian=jacobian,
         directions=0 if jacobian == "none" else config.jacobian.directions,
@@ -54,7 +55,7 @@ def tuples_for(config: RecoveryConfig, book: BookConfig) -> int:
 def book_size(teacher: nn.Module, config: RecoveryConfig, book: BookConfig, device: torch.device) -> tuple[int, int]:
     """Number of tuples, held-out ones included, and bytes of the book for a recovery on `device`."""
     tuples = tuples_for(config, book) + book.held_out
-    return tuples, tuples * tuple_bytes(teacher, contents_of(config, {}), book, autocast_on(config, device))
+    return tuples, tuples * tuple_bytes(teacher, contents_of(config), book, autocast_on(config, device))
 
 
 def autocast_on(config: RecoveryConfig, device: torch.device) -> torch.dtype | None:
@@ -68,7 +69,7 @@ def check_contents(book: Book, config: RecoveryConfig) -> None:
     Raises:
         TrainingError: it does not, or it was drawn with other flips or another label dropout.
     """
-    found, needed = book.contents, contents_of(config, book.tuples.null)
+    found, needed = book.contents, contents_of(config, bool(book.tuples.null) or will_have_text(book.tuples.dataset))
     lacking = {
         "label_dropout": found.label_dropout != needed.label_dropout,
         "horizontal_flip": found.horizontal_flip != needed.horizontal_flip,

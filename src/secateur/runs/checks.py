@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from torch import nn
 
@@ -13,7 +14,7 @@ from ..compensation.compensate import check_null_condition
 from ..compensation.targets import chosen_target
 from ..criteria import criterion_named
 from ..data import ImageDataset, LatentDataset
-from ..data.conditions import GIVE_LABELS, check_conditions, null_conditions
+from ..data.conditions import GIVE_LABELS, check_conditions, has_null_condition
 from ..evaluation import EvaluationConfig, plan_evaluation
 from ..io.manifest import beside, stage_of
 from ..io.pruned import saved_module
@@ -152,7 +153,7 @@ def _check_refit(
     the data and the model have the conditions that tuples need."""
     model = subject.model
     if dataset is not None:
-        check_null_condition(config, null_conditions(model, dataset))
+        check_null_condition(config, has_null_condition(model, dataset))
     if config.target == "stream":
         chosen_target(pruned_to(subject, planned), config)
     if not hasattr(saved_module(model), "register_to_config"):
@@ -198,6 +199,20 @@ def check_recovery(
     require(not mirrored, "mirrored latents are not the latents of mirrored images; turn recovery.horizontal_flip off")
     if dataset is not None:
         check_conditions(model, dataset)
+
+
+def check_written(subject: Subject, out: str | Path | None) -> None:
+    """Check that the model can be written to a folder, if one is given.
+
+    Raises:
+        SecateurError: diffusers does not know how to save it.
+    """
+    can_be_saved = hasattr(saved_module(subject.model), "save_pretrained")
+    require(
+        out is None or can_be_saved,
+        f"{subject.name} is no diffusers model, so it cannot be written to a folder: leave out= out, and save the "
+        "model that is returned",
+    )
 
 
 def check_comparable(subject: Subject, dense: Subject) -> None:

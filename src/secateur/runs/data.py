@@ -51,7 +51,7 @@ def open_data(data: Any, subject: Subject, new_labels: bool = False) -> ImageDat
     elif _is_dataset(data):
         dataset = data
     else:
-        dataset = _from_objects(data, subject)
+        dataset = _from_objects(data, subject, new_labels)
     if not new_labels:
         _say_classes(dataset, class_count(subject.model))
     return dataset
@@ -139,24 +139,24 @@ def _from_path(data: str, subject: Subject) -> ImageDataset:
     return load_data(data, shape)
 
 
-def _from_objects(data: Any, subject: Subject) -> ImageDataset:
+def _from_objects(data: Any, subject: Subject, new_labels: bool = False) -> ImageDataset:
     """A data set of objects: samples as the network takes them, or images for its pipeline to encode.
 
     Raises:
-        DataError: their shape is neither, or a label is out of range.
+        DataError: their shape is neither.
     """
-    read, count = open_objects(data)
+    wanted, classes = input_shape(subject.model), class_count(subject.model)
+    read, count = open_objects(data, axes=len(wanted))
     first = read([0])
     parameters = frozenset(inspect.signature(subject.model.forward).parameters)
-    convert = partial(as_batch, parameters=parameters)
+    convert = partial(as_batch, parameters=parameters, classes=None if new_labels else classes)
     batch = convert(first)
-    shape, wanted = tuple(batch.sample.shape[1:]), input_shape(subject.model)
+    shape = tuple(batch.sample.shape[1:])
     if len(shape) != len(wanted):
         axes = "(C, H, W)" if len(wanted) == 3 else "(C, T, H, W)"
         raise DataError(f"the data has samples of shape {shape}; give {axes}")
-    classes = class_count(subject.model)
-    labelled = batch.class_labels is not None
-    names = numbered(classes or _label_count(read, convert, count)) if labelled else ()
+    labelled, known = batch.class_labels is not None, None if new_labels else classes
+    names = numbered(known or _label_count(read, convert, count)) if labelled else ()
     captions = _captions(read, count, first)
     name = type(data).__name__
     if shape == wanted:

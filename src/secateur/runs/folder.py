@@ -102,7 +102,8 @@ def _begin(out: Path, settings: dict[str, Any], inputs: dict[str, str]) -> None:
         return
     before = _config(out)
     known = before.get("inputs")
-    known = known if isinstance(known, dict) else {}
+    if not isinstance(known, dict):
+        raise SecateurError(f"{out} was saved from memory, so it cannot be continued; choose another --out")
     others = [name for name in {**inputs, **known} if inputs.get(name) != known.get(name)]
     changed = differing({key: before.get(key) for key in settings}, settings, FREE)
     if STEPS in changed and set(changed) <= OF_LENGTH and not others:

@@ -22,7 +22,7 @@ from ..base.origin import recorded
 from ..base.rules import Count, checked
 from ..base.units import number_of
 from ..data import ImageDataset
-from ..data.conditions import check_conditions, null_conditions
+from ..data.conditions import check_conditions, has_null_condition
 from ..recipes import finetuning_config
 from ..recovery import RecoveryConfig
 from ..recovery.accelerator import precision_on
@@ -125,7 +125,7 @@ def record_stage(
 
     `written` is called after every chunk.
     """
-    contents = contents_of(recovery, null_conditions(subject.model, dataset))
+    contents = contents_of(recovery, has_null_condition(subject.model, dataset))
     lower = autocast_on(recovery, subject.device)
     count = tuples_for(recovery, config)
     book = write_book(subject.model, subject.process, dataset, contents, config, count, folder, lower, written)
@@ -186,7 +186,7 @@ def book_place(
         return None
     if cache is None:
         return folder / "book"
-    contents = contents_of(recovery, null_conditions(subject.model, dataset))
+    contents = contents_of(recovery, has_null_condition(subject.model, dataset))
     same = replace(config, num_tuples=None, batch_size=1)
     of = made_from(subject.process, dataset, subject.model)
     return cache / "books" / fingerprint([of, repr(contents), repr(same), precision_on(recovery, subject.device)])

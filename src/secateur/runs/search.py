@@ -81,10 +81,10 @@ class Searcher:
         second = seconds_per_pair(self.bench.subject)
         skipped: list[TrialResult] = []
         times = self._times(names, budget_steps or PROBE, second, skipped)
-        recovering = sum(stages["recover"] for stages in times.values()) / len(times)
-        a_step = recovering / (budget_steps or PROBE)
+        by_steps = {name: stages["recover"] + stages.get("record", 0.0) for name, stages in times.items()}
+        a_step = sum(by_steps.values()) / len(times) / (budget_steps or PROBE)
         warm_up = warm_up_seconds(self.bench, self.shared, second)
-        fixed = warm_up + sum(sum(stages.values()) - stages["recover"] for stages in times.values())
+        fixed = warm_up + sum(sum(stages.values()) - by_steps[name] for name, stages in times.items())
         steps = budget_steps
         if steps is None:
             steps = int((60 * (budget_minutes or 0.0) - fixed) / a_step)

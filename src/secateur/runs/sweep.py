@@ -215,7 +215,7 @@ def planned_trials(
             plans[trial.name] = str(error)
             continue
         settings = trial.settings
-        book = (settings.book, contents_of(settings.recovery, {}))
+        book = (settings.book, contents_of(settings.recovery))
         shared_by = {"rank": repr((settings.criterion, settings.scoring)), "record": repr(book)}
         made = {stage: (stage, shared_by.get(stage, trial.name)) for stage in stages}
         plans[trial.name] = sum(seconds for stage, seconds in stages.items() if made[stage] not in counted)

@@ -131,7 +131,7 @@ def predict_passes(subject: Subject, work: Work) -> dict[str, float]:
     if work.book is not None:
         book, reader = work.book
         tuples = tuples_for(reader, book) + book.held_out
-        stages["record"] = tuples * recording_passes(contents_of(reader, {})) * FORWARD_SHARE
+        stages["record"] = tuples * recording_passes(contents_of(reader)) * FORWARD_SHARE
     if recovery is not None:
         student, taught = build_objective(recovery, subject.model).passes()
         taught = 0.0 if work.reads or work.book is not None else taught

@@ -11,7 +11,7 @@ from torch import nn
 from ..models.pricing import priced
 from ..results import CutResult
 from ..structure import Cut, Structure
-from .one_shot import CutConfig, describe_cut, no_scores
+from .one_shot import CutConfig, allocation_for, describe_cut, no_scores
 from .solver import Scores, Solution, measure_by, removal_steps, solve, uncut
 from .target import Target
 
@@ -53,7 +53,8 @@ def settled(
     whole = uncut(structure)
     dense, reached = measure(whole), measure(replace(whole, removed_blocks=frozenset(removed)))
     cut = Cut({}, tuple(name for name in structure.blocks if name in removed))
-    return describe_cut(structure, Solution(cut, target, dense, target.amount(dense), reached), cost, config)
+    solution = Solution(cut, target, dense, target.amount(dense), reached)
+    return describe_cut(structure, solution, cost, replace(config, allocation=allocation_for(model, config)))
 
 
 def _once(measure: Callable[[Cut], float]) -> Callable[[Cut], float]:
