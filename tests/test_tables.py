@@ -82,12 +82,6 @@ def test_every_layout_holds_the_images_classes_and_captions_of_the_folder(tmp_pa
     assert torch.equal(smaller, load_data(tmp_path / "images", (1, 8, 12)).batch(range(6)).sample)
 
 
-def test_a_table_without_rows_is_refused(tmp_path: Path) -> None:
-    place = parquet(table(tmp_path / "images"), tmp_path / "images.parquet")
-    with pytest.raises(DataError, match=r"images\.parquet has no rows"):
-        load_data(f"datasets:{place}:train[:0]")
-
-
 def test_splits_are_named_and_sliced(tmp_path: Path) -> None:
     rows = table(tmp_path / "images")
     splits = saved(datasets.DatasetDict(train=rows, test=rows.select([1])), tmp_path / "splits")

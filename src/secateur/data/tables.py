@@ -52,13 +52,11 @@ def open_table(named: str, shape: tuple[int, int, int] | None) -> TableDataset:
     The columns of images and of labels are found by their features, that of captions by its name.
 
     Raises:
-        DataError: as `open_source`; there are no rows; it is not clear which column is meant; an image cannot be read;
-            a row lacks its label or caption.
+        DataError: as `open_source`; it is not clear which column is meant; an image cannot be read; a row lacks its
+            label or caption.
     """
     source = parse_source(named)
     table = open_source(source)
-    if len(table) == 0:
-        raise DataError(f"{source.place} has no rows; choose another split, or other rows")
     kinds = {name: _kind(feature) for name, feature in table.features.items()}
     image = _column(source, kinds, "image", [name for name, kind in kinds.items() if kind == "Image"])
     label = _column(source, kinds, "label", [name for name, kind in kinds.items() if kind == "ClassLabel"])
