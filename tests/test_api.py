@@ -249,6 +249,20 @@ def test_a_run_in_memory_is_saved_and_loads(tmp_path_factory):
     assert torch.equal(output(secateur.from_pretrained(folder / "run" / "model")), output(run.model))
 
 
+def test_a_run_saved_again_has_the_pipeline_of_the_newer_one(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "run"
+    run = secateur.compress(
+        DDPMPipeline(unet(), DDPMScheduler()), target="macs=70%", data=IMAGES, recipe="magnitude",
+        recovery=RECOVERY, evaluation=secateur.EvaluationConfig(metrics=("loss",)),
+    )  # fmt: skip
+    run.save(folder)
+    with torch.no_grad():
+        run.model.conv_out.bias += 1
+    run.save(folder)
+    for place in (folder / "model", folder / "pipeline" / "unet"):
+        assert torch.equal(secateur.from_pretrained(place).conv_out.bias, run.model.conv_out.bias)
+
+
 class Own(nn.Module):
     """An unknown network: two positional inputs, no config, its own type of output."""
 
@@ -362,6 +376,8 @@ def test_what_a_users_functions_do_not_say_is_left_out_with_a_note(own):
     losses = secateur.evaluate(other, reference=model, data=data, loss=loss, evaluation=config)
     assert losses.notes == ("no output-error: output-error needs forward=, a function (model, batch) -> output",)
     assert losses["denoising_loss"].value == pytest.approx(loss(other, whole).item(), rel=1e-5)
+    with pytest.raises(secateur.SecateurError, match="draw no samples; leave scheduler and ftle out"):
+        secateur.evaluate(model, data=data, loss=loss, evaluation=replace(config, scheduler="DDIMScheduler"))
 
 
 def test_wrong_types_are_one_line():

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from secateur.base.errors import ModelError
+from secateur.base.errors import ModelError, SecateurError
+from secateur.data import ArrayDataset
 from secateur.evaluation.metrics.clip import clip_score, load_clip
-from secateur.evaluation.metrics.lpips import ALEXNET_WEIGHTS, load_lpips
-from secateur.evaluation.networks import feature_network, load_inception, metric_name
+from secateur.evaluation.metrics.lpips import ALEXNET_WEIGHTS, LPIPS, load_lpips
+from secateur.evaluation.networks import feature_network, load_inception, metric_name, network_fingerprint
 from secateur.evaluation.networks.inception import INCEPTION_WEIGHTS
 from secateur.evaluation.networks.pretrained import IMAGENET_MEAN, IMAGENET_STD, NetworkFeatures
 
@@ -123,6 +124,25 @@ def test_a_hostile_file_of_weights_is_not_run(
 
 
 # ---------------------------------------------------------------------------------------------------- LPIPS and CLIP
+
+
+def test_lpips_refuses_small_images_and_latents_before_anything_is_drawn() -> None:
+    for shape, said in (((1, 16, 16), "31 pixels a side, these are 16x16"), ((4, 32, 32), "these have 4")):
+        data = ArrayDataset("some", shape, (), torch.zeros(4, *shape), None)
+        about = SimpleNamespace(dataset=data, device="cpu")
+        with pytest.raises(SecateurError, match=said):
+            LPIPS.check(about)
+
+
+def test_a_network_is_another_where_it_looks_at_images_otherwise() -> None:
+    network = nn.Linear(2, 2)
+    ours = [
+        NetworkFeatures(network, "mine", 2, (8, 8)),
+        NetworkFeatures(network, "mine", 2, (9, 9)),
+        NetworkFeatures(network, "mine", 2, (8, 8), mean=(0.1, 0.2, 0.3)),
+    ]
+    assert len({network_fingerprint(each) for each in ours}) == 3
+    assert network_fingerprint(ours[0]) == network_fingerprint(NetworkFeatures(network, "mine", 2, (8, 8)))
 
 
 def test_lpips_of_pairs_and_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

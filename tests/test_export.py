@@ -13,7 +13,7 @@ from diffusers import DDPMPipeline, DDPMScheduler
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
 import secateur
-from models import dit, flux, half, inputs_for, pixart, sana, sd3, sdxl, unet, unet_condition
+from models import dit, flux, half, inputs_for, output, pixart, sana, sd3, sdxl, unet, unet_condition
 from pipelines import dit_pipeline
 from secateur.base.errors import SecateurError
 from secateur.cli import main
@@ -157,6 +157,15 @@ def test_a_missing_library_is_one_line_before_anything_is_written(tmp_path, monk
             export(dit(), tmp_path / "out", format, dtype=dtype)
         assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_in_memory_keeps_its_precision(tmp_path):
+    model = dit()
+    before = output(model)
+    for dtype in ("float16", "bfloat16"):
+        secateur.export(model, format="diffusers", out=tmp_path / dtype, dtype=dtype)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert torch.equal(output(model), before)
 
 
 def test_what_cannot_work_is_refused_and_nothing_stays(tmp_path, monkeypatch):

@@ -72,6 +72,16 @@ def test_what_was_drawn_is_drawn_once_and_by_whom_it_was(monkeypatch):
     assert small.fingerprint != large.fingerprint
 
 
+def test_latents_without_their_autoencoder_have_no_range():
+    latents = dit(in_channels=4, out_channels=4)
+    assert drawn("generated:8", latents).batch(range(8)).sample.abs().max() > 1
+    images = dit(in_channels=3, out_channels=3)
+    assert drawn("generated:8", images).batch(range(8)).sample.abs().max() <= 1
+    evaluation = secateur.EvaluationConfig(num_images=4, num_inference_steps=2, metrics=("consistency", "frechet"))
+    with pytest.raises(SecateurError, match="take 1 or 3 channels, these have 4"):
+        secateur.evaluate(latents, reference=latents, data="generated:4", evaluation=evaluation, **FLOW)
+
+
 def test_a_compression_needs_no_images():
     run = secateur.compress(
         unet(),

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import secateur
-from models import dit, unet
+from models import autoencoder, dit, unet
 from secateur import BookConfig, EvaluationConfig, RecoveryConfig, ScoringConfig
 from secateur.base.errors import SecateurError
 from secateur.data import load_data
@@ -20,6 +20,7 @@ from secateur.reporting import read_run, write_report
 from secateur.runs.stages import evaluate_stage
 from secateur.runs.subject import open_subject
 from secateur.runs.tidy import make_longer
+from secateur.runs.validation import check_validation
 
 PIXELS = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
 RECOVERY = RecoveryConfig(steps=2, batch_size=4, log_every=1)
@@ -165,6 +166,8 @@ def test_classes_and_prompts_of_the_images_are_checked_before_anything_is_done(t
     ):
         with pytest.raises(SecateurError, match=said):
             ask(dit(), **wrong)
+    with pytest.raises(SecateurError, match="draws no images: leave validation_every at 0"):
+        check_validation(open_subject(autoencoder(), device="cpu"), replace(RECOVERY, validation_every=1))
     assert not (tmp_path / "run").exists()
     ask(dit(), validation_every=2, validation_classes=(3, 7))
     with Image.open(tmp_path / "run" / "recovery" / "validation" / "step-00000002" / "1.png") as image:

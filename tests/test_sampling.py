@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+import secateur
 import secateur.runs.sampling
 from models import dit, unet
 from pipelines import dit_pipeline
@@ -160,6 +161,17 @@ def test_a_folder_of_samples_resumes_where_it_stopped(sit: str, tmp_path: Path) 
     assert kept.read_bytes() == b"left alone" != before
     assert np.abs(pixels(gone.read_bytes(), tmp_path) - pixels(drawn, tmp_path)).max() <= 1  # batches round differently
     assert len(files(tmp_path / "images")) == 13
+
+
+def test_a_folder_of_samples_of_another_autoencoder_is_refused(tmp_path: Path) -> None:
+    pipeline = dit_pipeline(tmp_path / "pipeline")
+    options: dict[str, Any] = {"num_images": 2, "num_inference_steps": 2, "device": "cpu", "out": tmp_path / "images"}
+    secateur.sample(pipeline, **options)
+    secateur.sample(pipeline, **options)
+    with torch.no_grad():
+        pipeline.vae.decoder.conv_out.bias += 0.5
+    with pytest.raises(SecateurError, match="was begun with another vae"):
+        secateur.sample(pipeline, **options)
 
 
 def test_other_pictures_than_those_that_are_written_are_refused(sit: str, tmp_path: Path) -> None:

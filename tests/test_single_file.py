@@ -30,6 +30,7 @@ from secateur.io.manifest import apply_cut
 from secateur.io.pipeline import load
 from secateur.io.pruned import dense_class
 from secateur.io.single_file import (
+    SCHEDULERS,
     STABLE_DIFFUSION,
     _config_of,
     caution,
@@ -154,9 +155,18 @@ def test_what_those_programs_run_otherwise_is_said(tmp_path):
 def test_what_stable_diffusion_2_predicts_is_not_guessed():
     with torch.device("meta"):
         models = {width: UNet2DConditionModel(**STABLE_DIFFUSION[width]) for width in ("768", "1024")}
-    assert scheduler_of(models["768"])["beta_schedule"] == "scaled_linear"
+    configs = {width: {"_class_name": type(model).__name__, **model.config} for width, model in models.items()}
+    assert scheduler_of(configs["768"])["beta_schedule"] == "scaled_linear"
     with pytest.raises(ModelError, match=r"noise \(512 pixels\) or velocity"):
-        scheduler_of(models["1024"])
+        scheduler_of(configs["1024"])
+
+
+def test_what_does_not_say_how_it_is_sampled_is_refused_before_its_weights_are_read(tmp_path, monkeypatch):
+    write_single_file(wide_sd3(), tmp_path / "model.safetensors")
+    monkeypatch.delitem(SCHEDULERS, "SD3Transformer2DModel")
+    monkeypatch.setattr("secateur.io.pipeline.load_single_file", None)
+    with pytest.raises(ModelError, match="does not say how it is sampled"):
+        load(tmp_path / "model.safetensors")
 
 
 @pytest.mark.parametrize("width", STABLE_DIFFUSION)

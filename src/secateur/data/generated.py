@@ -20,7 +20,7 @@ from ..base.rows import Chunk, FileRows, chunk_size_of
 from ..base.seeds import VERSION
 from ..models.conditions import UNCONDITIONAL
 from ..models.family import Shape
-from ..models.network import class_count, device_of, inference, input_shape, takes_text
+from ..models.network import IMAGE_CHANNELS, class_count, device_of, inference, input_shape, takes_text
 from ..process.base import Process
 from ..process.grid import usual_steps
 from ..process.reconstruction import Reconstruction
@@ -111,7 +111,12 @@ def open_generated(
     folder = cache_folder() / WORD / fingerprint(about)
     rows = FileRows(int(count or DEFAULT_COUNT), min(AT_ONCE, chunk_size_of(row)), folder)
     names = () if classes is None else numbered(classes)
-    drawn = GeneratedDataset(shape, names, rows, partial(_drawn, model, process, shape, classes, decode is None))
+    drawn = GeneratedDataset(
+        shape,
+        names,
+        rows,
+        partial(_drawn, model, process, shape, classes, decode is None and shape[0] in IMAGE_CHANNELS),
+    )
     if decode is None:
         return drawn
     decoded = DecodedDataset(images, drawn, decode, device_of(model))

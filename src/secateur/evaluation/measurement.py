@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 Need = Literal["loss", "outputs", "samples", "reference", "features", "data", "labels", "captions"]
 PairDistance = Callable[[Tensor, Tensor], Tensor]  # (B, C, H, W) twice -> (B,)
 CaptionScore = Callable[[Tensor, Sequence[str]], Tensor]  # (B, C, H, W), B captions -> (B,)
+LOOKS_AT_IMAGES = "networks for images take 1 or 3 channels"
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ from ..base.errors import DataError, ModelError, SecateurError
 from ..data import ImageDataset, pixels
 from ..data.clips import shape_side_by_side
 from ..data.conditions import check_conditions, null_conditions
-from ..models.network import class_count, input_shape, null_class, takes_text
+from ..models.network import IMAGE_CHANNELS, class_count, input_shape, null_class, takes_text
 from ..process.base import Process
 from ..process.own import OwnObjective
 from ..process.reconstruction import Reconstruction
 from ..process.samplers import check_sampler
 from .config import EvaluationConfig
-from .measurement import Measurement, Need, OfFeatures, OfPairs, Subject
+from .measurement import LOOKS_AT_IMAGES, Measurement, Need, OfFeatures, OfPairs, Subject
 from .metrics import METRICS
 from .networks import FeatureNetwork, feature_network
 
@@ -155,6 +155,8 @@ def _with_network(subject: Subject) -> tuple[Subject, SecateurError | None]:
     if subject.network is not None or not wanted:
         return subject, None
     channels, height, width = shape_side_by_side(pixels(subject.dataset).shape)
+    if channels not in IMAGE_CHANNELS:
+        return subject, ModelError(f"{LOOKS_AT_IMAGES}, these have {channels}; give the whole pipeline")
     try:
         network = feature_network(config.features, channels, (height, width), subject.device)
     except SecateurError as error:

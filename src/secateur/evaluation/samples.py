@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..base.fingerprint import fingerprint, model_fingerprint
+from ..base.fingerprint import fingerprint, model_fingerprint, tensors_fingerprint
 from ..base.rows import Chunk, Rows, rows_at
 from ..base.seeds import VERSION, Purpose, normal
 from ..data import calibration_order, pixels
@@ -18,6 +18,7 @@ from ..data.clips import side_by_side
 from ..data.conditions import images_of, null_conditions, sample_captions, sample_conditions
 from ..models.network import device_of, inference, input_shape
 from ..models.predict import predict
+from ..process.flow import other_expert
 from ..process.reconstruction import AT_ONCE, Reconstruction
 from ..process.sampling import generate_batch
 from .measurement import CaptionScore, OfCaptions, OfPairs, PairDistance, Subject
@@ -152,6 +153,8 @@ def _made_by(subject: Subject, instruments: Instruments) -> list[Any]:
     if subject.decode is not None:
         zeros = torch.zeros(1, *input_shape(subject.dense), device=subject.device)
         about.append(subject.decode(zeros).cpu().double().sum().item())
+    if (expert := other_expert(subject.process)) is not None:
+        about.append(tensors_fingerprint(expert.state_dict()))
     if dataset.null or subject.reconstructs:  # otherwise samples do not depend on the data
         about.append(dataset.fingerprint)
     return about

@@ -32,7 +32,7 @@ from .levels import process_of
 from .locate import HubOptions, Place, locate
 from .manifest import MANIFEST, manifest_of
 from .pruned import saved_module
-from .single_file import load_single_file, scheduler_of
+from .single_file import config_in, load_single_file, scheduler_of
 from .weights import is_weights, stored_tensors
 
 PER_STORED = 4  # registrations of a parameter while a library builds, fills and ties it
@@ -104,8 +104,8 @@ def load(
     """
     given = config_of(process)
     if Path(path_or_id).is_file():
+        found = over(given, lambda: scheduler_of(config_in(Path(path_or_id))))  # fails before the weights are read
         single: Any = _moved(load_single_file(Path(path_or_id), torch_dtype), None, device)
-        found = over(given, lambda: scheduler_of(single))
         return Loaded(single, process_of(process if is_process(process) else found, single, True), found)
     place = locate(path_or_id, component, subfolder=subfolder, variant=variant, whole=True, **hub)
     name, _ = described(place)

@@ -136,14 +136,9 @@ def load_single_file(path: Path, torch_dtype: torch.dtype | None = None) -> nn.M
     Raises:
         ModelError: its architecture is not recognized, or it is damaged.
     """
-    if path.suffix != ".safetensors":
-        raise ModelError(f"{path} is no .safetensors file; other files may hold a pickle, which is never opened")
     with loading(path):
-        shapes, dtypes, metadata = _header(path)
-        config = _config_of(shapes, metadata)
+        shapes, dtypes, config = _contents(path)
         name = str(config["_class_name"])
-        if not is_known(name):
-            raise ModelError(f"{path} cannot be used: {unsupported(name)}")
         architecture: Any = architecture_named(name)
         # With its defaults, which diffusers' conversion of Stable Diffusion reads.
         whole_config = explicit(hollow(architecture, config, 2 * len(shapes) + 200).config)  # type: ignore[arg-type]
@@ -167,21 +162,43 @@ def load_single_file(path: Path, torch_dtype: torch.dtype | None = None) -> nn.M
         return model.eval()
 
 
-def scheduler_of(model: nn.Module) -> dict[str, Any]:
-    """The scheduler config of the released models of the class of `model`.
+def config_in(path: Path) -> dict[str, Any]:
+    """The config of the network in a file, of which only the header is read.
+
+    Raises:
+        ModelError: as `load_single_file`.
+    """
+    with loading(path):
+        return _contents(path)[2]
+
+
+def scheduler_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The scheduler config of the released models of the class of a network with this config.
 
     Raises:
         ModelError: there is none, or several; give `--process`, or a pipeline.
     """
-    name = dense_class(model).__name__
+    name = str(config["_class_name"])
     if name not in SCHEDULERS:
         raise ModelError(f"a single file of a {name} does not say how it is sampled; say --process ddpm or flow")
-    if model.config.get("cross_attention_dim") == SD2_TEXT:  # type: ignore[operator, union-attr]
+    if config.get("cross_attention_dim") == SD2_TEXT:
         raise ModelError(
             "a single file of Stable Diffusion 2 does not say whether it predicts noise (512 pixels) or velocity "
             "(768); use the folder of its pipeline"
         )
     return SCHEDULERS[name]
+
+
+def _contents(path: Path) -> tuple[dict[str, tuple[int, ...]], set[str], dict[str, Any]]:
+    """Shapes and dtypes of the network's tensors, and the config of the model that has them."""
+    if path.suffix != ".safetensors":
+        raise ModelError(f"{path} is no .safetensors file; other files may hold a pickle, which is never opened")
+    shapes, dtypes, metadata = _header(path)
+    config = _config_of(shapes, metadata)
+    name = str(config["_class_name"])
+    if not is_known(name):
+        raise ModelError(f"{path} cannot be used: {unsupported(name)}")
+    return shapes, dtypes, config
 
 
 def _header(path: Path) -> tuple[dict[str, tuple[int, ...]], set[str], dict[str, str]]:

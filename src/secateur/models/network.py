@@ -20,6 +20,7 @@ from .family import Shape, Size
 from .precision import dtype_of
 from .registry import family_of
 
+IMAGE_CHANNELS = (1, 3)  # of grey and RGB images; other samples are latents
 TEXTS = ("encoder_hidden_states", "encoder_attention_mask", "encoder_hidden_states_mask", "attention_mask")
 
 

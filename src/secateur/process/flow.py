@@ -78,6 +78,12 @@ class Expert:
         return self.low <= sigma < self.high or sigma == self.high == 1
 
 
+def other_expert(process: object) -> nn.Module | None:
+    """The other of two networks that take turns in sampling, if there are two."""
+    expert = getattr(process, "expert", None)
+    return None if expert is None else expert.other()
+
+
 @dataclass(frozen=True)
 class FlowProcess:
     """Rectified flow: x_sigma = (1 - sigma) x0 + sigma noise, sampled by Euler steps.

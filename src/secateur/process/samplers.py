@@ -70,6 +70,9 @@ def check_sampler(process: Process, name: str | None, num_inference_steps: int) 
         SecateurError: as `sampler`; or there are more steps than the process has, or the scheduler does not support
             them.
     """
+    require(
+        hasattr(process, "scheduler"), "networks with forward= or loss= draw no samples; leave scheduler and ftle out"
+    )
     scheduler, most = sampler(process, name), process.num_train_timesteps
     require(1 <= num_inference_steps <= most, f"num_inference_steps is {num_inference_steps}; give 1 to {most}")
     try:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..base.errors import SecateurError, require
 from ..base.seeds import Purpose, normal, torch_seed
 from ..models.conditions import UNCONDITIONAL, Conditions, dropped, moved
-from ..models.network import device_of, inference
+from ..models.network import IMAGE_CHANNELS, device_of, inference
 from ..models.predict import predict
 from ..models.registry import family_of
 from .base import Process
@@ -106,7 +106,7 @@ def generate_batch(
     scheduler: str | None = None,
     decode: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Images (len(numbers), C, H, W) in [-1, 1] on the model's device, drawn at once.
+    """Images (len(numbers), C, H, W) in [-1, 1], or latents, on the model's device, drawn at once.
 
     Each depends on `seed` and its number alone. `shape` is that of one sample, `conditions` have a row for each image;
     `decode` turns latents into images.
@@ -125,4 +125,6 @@ def generate_batch(
             scheduler=scheduler,
             generators=_generators(numbers, seed),
         )
-        return (sample if decode is None else decode(sample)).clamp(-1, 1)
+        if decode is not None:
+            return decode(sample).clamp(-1, 1)
+        return sample.clamp(-1, 1) if shape[0] in IMAGE_CHANNELS else sample  # latents have no range

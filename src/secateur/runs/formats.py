@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,8 @@ def export(
     with shown(progress):
         network = open_weights(model, "cpu", **arguments)
         require_weights(network)
+        if not isinstance(model, str | Path):  # what is in memory stays as it is
+            network = copy.deepcopy(network).cpu()
         sizes = None if size is None else (size, size)
         about = write_export(
             network, Path(out), format, batch_size=batch_size, size=sizes, text_tokens=text_tokens, dtype=dtype

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..base.files import read_json, write_json
 from ..evaluation import write_evaluation
 from ..io.checkpoint import save_pretrained
+from ..io.pipeline import save_pipeline
 from ..reporting import read_run, summarize, write_cut, write_ranking, write_report
 from ..reporting.notebook import pictured
 from ..results import (
@@ -31,7 +32,6 @@ from ..results import (
 )
 from .compression import Compressed
 from .folder import CONFIG, plain, refuse_run
-from .stages import pipeline_stage
 from .subject import Subject
 
 
@@ -123,7 +123,8 @@ class Run:
             if lines:
                 write_lines(folder / "recovery" / name, lines)
         save_pretrained(self.model, folder / "model", self.subject.loaded.scheduler_config)
-        pipeline_stage(folder, self.subject, self.model)
+        if self.subject.in_pipeline:
+            save_pipeline(self.subject.loaded, self.model, folder / "pipeline")
         if self.evaluation is not None:
             write_evaluation(self.evaluation, folder / "evaluation", self.images)
         write_report(folder)

@@ -21,7 +21,7 @@ from ..base.console import shown
 from ..base.distributed import process_count, process_index, require_folder, wait_for_everyone
 from ..base.errors import ModelError, SecateurError, require
 from ..base.files import atomic_file, check_folder
-from ..base.fingerprint import fingerprint
+from ..base.fingerprint import fingerprint, tensors_fingerprint
 from ..base.origin import recorded
 from ..base.rows import FileRows, MemoryRows, Rows
 from ..base.rules import Count, Seed, at_least, checked
@@ -34,8 +34,9 @@ from ..data.text import open_text_encoder
 from ..io.index import INDEX, read_object
 from ..models.conditions import Conditions, rows
 from ..models.family import Shape
-from ..models.network import class_count, input_shape, takes_text
+from ..models.network import IMAGE_CHANNELS, class_count, input_shape, takes_text
 from ..models.registry import family_of
+from ..process.flow import other_expert
 from ..process.samplers import check_sampler
 from ..process.sampling import generate_batch
 from ..reporting.grids import image_grid, to_deep_image, to_image
@@ -109,7 +110,7 @@ def sample(
     with shown(progress):
         subject = open_subject(model, **arguments)
         channels = input_shape(subject.model)[0]
-        if subject.loaded.vae is None and channels not in (1, 3):
+        if subject.loaded.vae is None and channels not in IMAGE_CHANNELS:
             raise ModelError(
                 f"the model makes {channels}-channel latents and no VAE is beside it; give its whole pipeline"
             )
@@ -163,7 +164,7 @@ def sample(
             "draws": VERSION,
             **subject.settings,
         }
-        inputs = inputs_of(model=subject)
+        inputs = inputs_of(model=subject) | _drawn_with(subject, {**conditions, **null}, decode)
         if grid:
             by_class = classes if class_label is None and classes and classes <= MOST_COLUMNS else None
             parts = place.with_name(f".{place.name}.parts")
@@ -177,6 +178,17 @@ def sample(
                 files = [_file(place, index, labels) for index in range(num_images)]
                 _write_files(files, batch_size, draw, to_image if bits == 8 else to_deep_image)
         return place
+
+
+def _drawn_with(subject: Subject, conditions: Conditions, decode: Callable[[Tensor], Tensor] | None) -> dict[str, str]:
+    """Fingerprints of what samples depend on beside the network: its other expert, the text encoders, the VAE."""
+    found = {"text encoder": tensors_fingerprint(conditions)} if takes_text(subject.model) else {}
+    if (expert := other_expert(subject.process)) is not None:
+        found["expert"] = tensors_fingerprint(expert.state_dict())
+    if decode is not None:
+        zeros = torch.zeros(1, *input_shape(subject.model), device=subject.device)
+        found["vae"] = fingerprint(decode(zeros).double().sum().item())
+    return found
 
 
 def default_guidance(subject: Subject) -> float:

@@ -16,6 +16,7 @@ from ..data.text import open_text_encoder
 from ..models.conditions import Conditions
 from ..models.network import class_count, input_shape, takes_text
 from ..process.grid import usual_steps
+from ..process.reconstruction import Reconstruction
 from ..process.sampling import generate_batch
 from ..recovery import RecoveryConfig
 from ..reporting.grids import to_image
@@ -37,7 +38,8 @@ def check_validation(subject: Subject, recovery: RecoveryConfig) -> None:
     if not recovery.validation_every:
         require(not prompts and not classes, "validation prompts and classes are given, and validation_every is 0")
         return
-    require(hasattr(subject.process, "scheduler"), f"{subject.name} draws no images: leave validation_every at 0")
+    draws = hasattr(subject.process, "scheduler") and not isinstance(subject.process, Reconstruction)
+    require(draws, f"{subject.name} draws no images: leave validation_every at 0")
     require(not prompts or takes_text(subject.model), f"{subject.name} takes no text: it has no use for a prompt")
     known = class_count(subject.model)
     if classes and (known is None or max(classes) >= known or min(classes) < 0):

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ..config import EvaluationConfig
 
 WARMUP_ROUNDS = 3
+MOST_COMPILED = 1024  # forms of one class of models, whose number torch limits to 8
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
 
@@ -184,7 +185,9 @@ def _latencies(
 
 def _compile(model: nn.Module, batch_sizes: Sequence[int]) -> Callable[..., object]:
     compiled = torch.compile(model, fullgraph=True, dynamic=False)  # fullgraph: no part runs silently in eager mode
-    with inference(model):
+    # Models of one class share what is compiled, up to a limit.
+    unlimited = torch._dynamo.config.patch(recompile_limit=MOST_COMPILED, accumulated_recompile_limit=MOST_COMPILED)
+    with unlimited, inference(model):
         for batch in batch_sizes:
             compiled(**example_inputs(model, batch))
     return compiled

@@ -7,11 +7,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ...base.errors import ModelError, first_line
+from ...base.errors import ModelError, first_line, require
+from ...data import pixels
+from ...data.clips import shape_side_by_side
+from ...models.network import IMAGE_CHANNELS
 from ...results.measured import Metric
-from ..measurement import OfPairs, PairDistance, Subject
+from ..measurement import LOOKS_AT_IMAGES, OfPairs, PairDistance, Subject
 
 ALEXNET_WEIGHTS = "alexnet-owt-7be5be79.pth"
+LEAST_PIXELS = 31  # of a side: what its poolings need
 
 
 def load_lpips(device: torch.device | str = "cpu") -> PairDistance:
@@ -39,7 +43,13 @@ def load_lpips(device: torch.device | str = "cpu") -> PairDistance:
 
 
 def check(subject: Subject) -> None:
-    """Load the network once, to check that it is available."""
+    """Refuse images that AlexNet cannot look at, and load it once, to check that it is available."""
+    channels, height, width = shape_side_by_side(pixels(subject.dataset).shape)
+    require(
+        min(height, width) >= LEAST_PIXELS,
+        f"lpips needs images of {LEAST_PIXELS} pixels a side, these are {height}x{width}; use consistency",
+    )
+    require(channels in IMAGE_CHANNELS, f"{LOOKS_AT_IMAGES}, these have {channels}; give the whole pipeline")
     load_lpips(subject.device)
 
 

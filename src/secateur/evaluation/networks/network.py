@@ -26,7 +26,9 @@ class FeatureNetwork(Protocol):
 
 
 def network_fingerprint(network: FeatureNetwork) -> str:
-    """Changes with the name of a feature network, and with its weights or those of its attribute `network`."""
+    """Changes with the name of a feature network, with its weights or those of its attribute `network`, and with the
+    size and normalization of the images that it looks at."""
     module = network if isinstance(network, nn.Module) else getattr(network, "network", None)
     weights = tensors_fingerprint(module.state_dict()) if isinstance(module, nn.Module) else None
-    return fingerprint([network.name, weights])
+    seen_as = [str(getattr(network, part, None)) for part in ("size", "mean", "std")]
+    return fingerprint([network.name, weights, *seen_as])
