@@ -1,3 +1,4 @@
+import functools
 import time
 from collections.abc import Callable
 
@@ -9,8 +10,9 @@ from torch import nn
 from secateur.base.errors import ModelError
 from secateur.evaluation import LatencyOptions
 from secateur.evaluation.costs import count_layers, count_macs, count_parameters, weights_bytes
+from secateur.evaluation.metrics import latency
 from secateur.evaluation.metrics.latency import measure_latency, peak_activation_bytes, time_models
-from secateur.models.network import class_count, example_inputs, input_shape, null_class
+from secateur.models.network import class_count, example_inputs, inference, input_shape, null_class
 
 
 @pytest.fixture(scope="module")
@@ -191,3 +193,24 @@ def test_timing_in_another_dtype_does_not_change_the_model(dit: DiTTransformer2D
     assert found.peak_activation_bytes["2"] < 0.7 * single
     assert found.latency["2"].throughput(2) == pytest.approx(2000 / found.latency["2"].median_ms)
     assert len(found.latency["2"].times_ms) == 3
+
+
+class Widened(nn.Module):
+    """One class of models of many widths."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x).relu()
+
+
+def test_more_models_of_a_class_are_compiled_than_torch_compiles_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "example_inputs", lambda model, batch: {"x": torch.ones(batch, 4)})
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    models = [Widened(width) for width in range(1, 7)]
+    compiled = [latency._compile(model, (1, 3)) for model in models]
+    for model, call in zip(models, compiled, strict=True):
+        with inference(model):
+            assert torch.equal(call(torch.ones(3, 4)), model(torch.ones(3, 4)))
