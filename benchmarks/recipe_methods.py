@@ -58,7 +58,7 @@ TWO_ROUNDS = replace(BY_DIFF_PRUNING, compensation=None)  # U-Nets are refitted 
 FEW_PASSES = DEFAULT.scoring
 SQUARED, EMA = replace(DEFAULT.recovery, objective="distillation"), {"ema_decay": RECOVERY.ema_decay}
 BEST = Method(replace(ALONE, optimizer="muon"), records=True)
-RECIPES = ("diff-pruning", "diff-pruning-compensated", "2ndmatch", "2ndmatch-compensated")
+RECIPES = ("diff-pruning", "diff-pruning-compensated", "2ndmatch")
 BEST_NAME, CRITERIA = "refitted, book, Muon", ("taylor", "magnitude", "reconstruction", "random")
 METHODS = {
     "plain": Method(refits=False),

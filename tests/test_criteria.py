@@ -498,3 +498,13 @@ def test_both_orders_of_reduction_keep_nearly_the_same_units(name):
         halves = {dim: scores[dim].argsort()[len(scores[dim]) // 2 :].tolist() for dim in subject.structure.dims}
         kept.append({(dim, unit) for dim, units in halves.items() for unit in units})
     assert len(kept[0] & kept[1]) / len(kept[0] | kept[1]) > 0.8
+
+
+def test_gradients_of_what_the_last_pass_does_not_reach_are_taken_too():
+    model = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
+    ones, taken = torch.ones(1, 2), {}
+    with differentiable(model):
+        passes = [lambda: (model["a"](ones) + model["b"](ones)).sum(), lambda: model["a"](ones).sum()]
+        stream_gradients(model, passes, taken.__setitem__)
+    assert taken.keys() == set(model.parameters())
+    assert torch.equal(taken[model["a"].weight], 2 * taken[model["b"].weight])

@@ -164,3 +164,14 @@ def test_the_solvers_share_sums_with_other_processes():
     torch.testing.assert_close(gated_change(x, gate, error, 0.01, True, lambda sums: 2 * sums), alone)
     iterated = conjugate_change(x, gate, error, 0.01, True, lambda sums: 2 * sums)
     torch.testing.assert_close(iterated, alone, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("solver", [exact_change, conjugate_change])
+def test_inputs_that_are_all_zero_change_nothing_but_the_bias(solver):
+    x_IRK = torch.zeros(2, 3, 5, dtype=torch.float64)
+    x_IRK[..., -1] = 1
+    gate_IM = torch.rand(2, 4, dtype=torch.float64) + 0.5
+    error_IRM = torch.randn(2, 3, 4, dtype=torch.float64)
+    change_KM = solver(x_IRK, gate_IM, error_IRM, 0.01, True)
+    assert change_KM[:-1].abs().max() < 1e-12
+    torch.testing.assert_close(change_KM, exact_change(x_IRK, gate_IM, error_IRM, 0.01, True))

@@ -3,6 +3,7 @@
 import copy
 import json
 import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,7 @@ from training_runs import assert_same, images
 SCORING = ScoringConfig(num_timesteps=2, num_images=4)
 QUICK = ProgressiveConfig(stages=2, decay_stages=2, stage_steps=1)  # units are removed at the fourth call
 DATA = images().images[:4] * 2 - 1
+LABELLED = [{"images": DATA, "labels": torch.arange(4)}]
 
 
 def pruning_of(model, optimizer=None, ema=None, steps=6, **changes):
@@ -417,3 +419,53 @@ def test_the_example_prunes_to_half_of_the_macs(tmp_path, monkeypatch, capsys):
     example["main"]()
     assert "units were removed" in capsys.readouterr().out
     assert secateur.inspect("pruned-digits").history[0]["target"] == "macs=50%"
+
+
+@pytest.mark.parametrize("schedule", [QUICK, AdaptiveConfig(stages=2, rerank="once")])
+def test_a_resumed_loop_keeps_its_goal_when_the_data_are_others(schedule):
+    """A random criterion finds another goal with every seed, as a latency or an augmented data set may."""
+    blocks = isinstance(schedule, AdaptiveConfig)
+    options = {"schedule": schedule, "target": "blocks=2" if blocks else "macs=60%", "criterion": "random", "steps": 8}
+    options |= {"cut": CutConfig(granularity="depth")} if blocks else {"cut": CutConfig(granularity="both", round_to=2)}
+
+    def begun(seed):
+        model = dit()
+        return model, pruning_of(model, **options, data=LABELLED, scoring=replace(SCORING, seed=seed))
+
+    whole, pruning = begun(0)
+    states = []
+    for _ in range(8):
+        pruning.step()
+        states.append(pruning.state_dict())
+    other, later = begun(1)
+    state = json.loads(json.dumps(states[0]))
+    state["settings"] = later.state_dict()["settings"]  # the seed alone differs there
+    later.load_state_dict(state)
+    for _ in range(7):
+        later.step()
+    assert {name: value.shape for name, value in other.named_parameters()} == {
+        name: value.shape for name, value in whole.named_parameters()
+    }
+
+
+def test_compiled_models_train_under_the_masks():
+    model = dit()
+    compiled = torch.compile(model, backend="eager")
+    schedule = ProgressiveConfig(stages=2, decay_stages=3, stage_steps=1)
+    pruning = pruning_of(compiled, steps=9, schedule=schedule, data=LABELLED)
+    inputs = example_inputs(model, 2)
+    for _ in range(3):
+        assert not pruning.step()
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(**inputs).sample, model(**inputs).sample)
+    assert min(min(values) for values in pruning.masks.values()) < 1
+
+
+def test_a_module_in_eval_mode_stays_there():
+    model = unet().train()
+    model.mid_block.eval()
+    pruning = pruning_of(model)
+    for _ in range(2):
+        pruning.step()
+    assert model.training
+    assert not any(module.training for module in model.mid_block.modules())

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
-from models import dit, output, unet
+from models import dit, flux, output, sana, unet
 from no_float64 import Elsewhere
 from progressive_runs import BOTH, QUICK, pruner_for
 from secateur.base.errors import TrainingError
@@ -25,7 +26,7 @@ from secateur.recovery import JacobianConfig, RecoveryConfig, checkpoints, recov
 from secateur.recovery import memory as counting
 from secateur.recovery.checkpoints import TrainingState, restore_checkpoint, save_checkpoint
 from secateur.recovery.ema import Ema
-from secateur.recovery.lora import LoraConfig, add_lora
+from secateur.recovery.lora import LoraConfig, add_lora, check_lora, merge_lora
 from secateur.recovery.memory import affordable, recovery_memory
 from secateur.recovery.offload import visiting
 from secateur.recovery.optimizers import build_optimizer
@@ -390,3 +391,21 @@ def test_offload_and_memory_may_change_when_a_run_resumes(tmp_path):
     assert_same(recover(dit(), FlowProcess(), images(), CONFIG, tmp_path / "whole"), found)
     saved = json.loads(next((tmp_path / "cut" / "checkpoints").glob("*/state.json")).read_text())
     assert saved["settings"]["offload"] == ["ema"]
+
+
+def test_only_the_layers_that_are_named_get_factors_and_no_convolutions_in_groups():
+    pytest.importorskip("peft")
+    model = flux()
+    add_lora(model, LoraConfig(2, targets=("proj_out",)))
+    assert [name for name, value in model.named_parameters() if value.requires_grad] == [
+        f"proj_out.lora_{part}.recovery.weight" for part in "AB"
+    ]
+    model = sana()
+    names = check_lora(LoraConfig(4), model)
+    grouped = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d) and module.groups > 1]
+    assert grouped
+    assert not set(grouped) & set(names)
+    with pytest.raises(TrainingError, match="match no layer"):
+        check_lora(LoraConfig(4, targets=("*.conv_depth",)), model)
+    add_lora(model, LoraConfig(4))
+    merge_lora(model)

@@ -11,15 +11,19 @@ from diffusers.training_utils import EMAModel
 import secateur
 from adaptive_runs import CONFIG as ADAPTIVE
 from adaptive_runs import adaptive, sit
-from models import output, unet
+from models import dit, output, unet
 from progressive_runs import CONFIG, calibration, pruner_for
-from secateur.compensation import CompensationConfig
-from secateur.io.manifest import manifest_of
+from secateur.base.errors import TrainingError
+from secateur.compensation import CompensationConfig, compensate
+from secateur.io.manifest import apply_cut, manifest_of
+from secateur.models.registry import describe
 from secateur.process.diffusion import DiffusionProcess
 from secateur.process.flow import FlowProcess
-from secateur.recovery import AttachedPruner, Ema, recover
+from secateur.recovery import AttachedPruner, Ema, RecoveryConfig, recover
 from secateur.results import read_decisions
 from secateur.schedules import Compensating
+from secateur.schedules.pruning import OneShot
+from secateur.structure import Cut
 from test_pruning_loops import pruning_of
 from training_runs import Failing, assert_same, images, stage_log
 
@@ -122,3 +126,29 @@ def test_compress_refits_at_the_cuts_of_every_schedule(schedule, tmp_path):
     assert run.decisions.sentences()
     assert "refitting took the error" in " ".join(run.sentences)
     assert "compensation" in kinds(run.model)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_refit_beside_a_live_teacher_is_exact_in_mixed_precision(precision, tmp_path):
+    dense, process = dit(), FlowProcess()
+    student, structure = copy.deepcopy(dense), describe(dense)
+    halves = {name: tuple(range(dim.size // 2)) for name, dim in structure.dims.items() if name.endswith(".ff")}
+    compensating = Compensating(dense, calibration(dense), REFIT, {})
+    pruner = OneShot(Cut(halves), {}, {}, "", partial(compensating.refit, process))
+    recovery = RecoveryConfig(
+        steps=1, batch_size=4, learning_rate=1e-9, objective="distillation", mixed_precision=precision
+    )
+    recover(student, process, images(), recovery, tmp_path, dense, pruner)
+    (record,) = (record for record in stage_log(tmp_path) if "refit" in record)
+    assert record["refit"]["after"] < 0.5 * record["refit"]["before"]
+    expected = compensate(apply_cut(copy.deepcopy(dense), Cut(halves)), dense, process, calibration(dense), REFIT)
+    assert record["refit"]["after"] == pytest.approx(expected.after, rel=1e-3)
+
+
+def test_a_refit_at_a_cut_needs_its_teacher_on_the_device(tmp_path):
+    dense, process = dit(), FlowProcess()
+    compensating = Compensating(dense, calibration(dense), REFIT, {})
+    pruner = OneShot(Cut({}), {}, {}, "", partial(compensating.refit, process))
+    recovery = RecoveryConfig(steps=1, batch_size=4, objective="distillation", offload=("teacher",))
+    with pytest.raises(TrainingError, match=r"leave teacher out of recovery\.offload"):
+        recover(copy.deepcopy(dense), process, images(), recovery, tmp_path, dense, pruner)

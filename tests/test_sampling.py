@@ -23,7 +23,7 @@ from secateur.data import load_data
 from secateur.models.conditions import LABELS
 from secateur.process.base import Process
 from secateur.process.diffusion import DiffusionProcess
-from secateur.process.flow import FlowProcess
+from secateur.process.flow import TOKENS, FlowProcess
 from secateur.process.samplers import check_sampler, sampler
 from secateur.process.sampling import generate, initial_noise
 from secateur.runs.sampling import default_guidance
@@ -111,6 +111,8 @@ def test_stochastic_samplers_draw_from_the_seed_of_the_image(name: str) -> None:
         ),
         (DiffusionProcess(), "CogVideoXDDIMScheduler", 10, "CogVideoXDDIMScheduler has other noise levels"),
         (DiffusionProcess(ZERO_SNR), "HeunDiscreteScheduler", 10, "HeunDiscreteScheduler has other noise levels"),
+        (FlowProcess({TOKENS: 4096}), "DPMSolverMultistepScheduler", 8, "does not take the model's own shift"),
+        (FlowProcess({"shift_terminal": 0.02}), "UniPCMultistepScheduler", 8, "does not take the model's own shift"),
         (DiffusionProcess(), None, 1001, "num_inference_steps is 1001; give 1 to 1000"),
     ],
 )
@@ -118,6 +120,14 @@ def test_samplers_that_do_not_fit_are_one_line(process: Process, name: str | Non
     with pytest.raises(SecateurError, match=said) as caught:
         check_sampler(process, name, steps)
     assert "\n" not in str(caught.value)
+
+
+def test_the_process_s_own_scheduler_may_be_named() -> None:
+    process = FlowProcess({TOKENS: 4096})
+    own, named = (sampler(process, name) for name in (None, "FlowMatchEulerDiscreteScheduler"))
+    for each in (own, named):
+        each.set_timesteps(8)
+    assert torch.equal(own.sigmas, named.sigmas)
 
 
 def test_a_scheduler_takes_over_what_the_process_says() -> None:

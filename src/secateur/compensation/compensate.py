@@ -17,7 +17,7 @@ from ..base.errors import TrainingError, require
 from ..data import Batch
 from ..io.manifest import note_step
 from ..models.conditions import UNCONDITIONAL, Conditions
-from ..models.network import inference
+from ..models.network import in_full_precision, inference
 from ..process.base import Process
 from ..results.compensation import Compensation, Reader
 from ..structure import Cut
@@ -73,7 +73,13 @@ def compensate(
     if folder is not None:
         open_folder(Path(folder), _identity(pruned, config, list(layers)))
     tuples = draw_tuples(process, batch, config, null)
-    with inference(pruned), inference(dense), progress("layers refitted", len(layers)) as advance:
+    with (
+        in_full_precision(pruned),  # passes are suspended halfway, and autocast would go on outside of them
+        in_full_precision(dense),
+        inference(pruned),
+        inference(dense),
+        progress("layers refitted", len(layers)) as advance,
+    ):
         fitting = Fitting(advance, None if folder is None else Path(folder))
         fitting.left.update(left)
         looked_at = [each for each in tuples if each.numbers[0] < MEASURED]

@@ -103,7 +103,8 @@ def conjugate_change(
     pull = ridge * mean_square(diagonals, bias)
     pulled = torch.ones(columns, 1, dtype=x_IRK.dtype, device=x_IRK.device)
     pulled[columns - bias :] = 0
-    shared.diagonal()[: columns - bias] += max(ridge, LEAST_RIDGE) * mean_square(shared.diagonal(), bias)
+    level = mean_square(shared.diagonal(), bias)
+    shared.diagonal()[: columns - bias] += max(ridge, LEAST_RIDGE) * level.where(level > 0, level.new_ones(()))
     factor = torch.linalg.cholesky(shared)
     scale = mean_square(diagonals, bias) / mean_square(shared.diagonal(), bias).to(diagonals)
 
@@ -113,7 +114,7 @@ def conjugate_change(
 
     def preconditioned(residual_KM: Tensor) -> Tensor:
         solved = torch.cholesky_solve(in_float64(residual_KM), factor).to(residual_KM)
-        return solved / scale.where(live, scale.new_ones(()))
+        return solved / scale.where(live & (scale > 0), scale.new_ones(()))
 
     cross = total(_cross(x_IRK, gate_IM, error_IRM)) * live
     return in_float64(conjugate_gradients(system, preconditioned, cross))

@@ -136,6 +136,8 @@ def stream_gradients(
         for place, loss in enumerate(losses, start=1):
             is_last = place == len(losses)
             loss().backward()
+        for parameter, gradient in sums.items():  # those that the last pass did not reach
+            take(parameter, gradient)
     finally:
         for handle in handles:
             handle.remove()

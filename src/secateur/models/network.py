@@ -134,12 +134,31 @@ def takes_text(model: nn.Module) -> bool:
 
 
 @contextmanager
-def inference(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients inside the block; the model's mode is restored after it."""
-    was_training = model.training
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside the block; every module's mode is restored after it."""
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with torch.no_grad():
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextmanager
+def inference(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients inside the block; every module's mode is restored after it."""
+    with in_eval_mode(model), torch.no_grad():
+        yield
+
+
+@contextmanager
+def in_full_precision(model: nn.Module) -> Iterator[None]:
+    """Disable autocast for passes of `model` inside the block, torch's and accelerate's."""
+    wrapped = vars(model).pop("forward") if "_original_forward" in vars(model) else None
+    try:
+        with torch.autocast(device_of(model).type, enabled=False):
             yield
     finally:
-        model.train(was_training)
+        if wrapped is not None:
+            model.forward = wrapped

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..base.errors import SecateurError, first_line, require
 from ..base.units import number_of
 from .base import Process
+from .flow import TOKENS
 
 # Settings that define the process. They are passed explicitly, since another scheduler class may have other defaults.
 OF_THE_PROCESS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
@@ -32,6 +33,10 @@ def sampler(process: Process, name: str | None = None) -> Any:
     chosen = _scheduler_class(name)
     flow = hasattr(base.config, "shift")  # as every FlowMatch scheduler has
     options = inspect.signature(chosen.__init__).parameters
+    if flow and issubclass(type(base), chosen):
+        return base
+    shifts = base.config.get("shift_terminal") or getattr(process, "config", {}).get(TOKENS) is not None
+    require(not (flow and shifts), f"{name} does not take the model's own shift of its times; leave the scheduler out")
     if flow and name.startswith("FlowMatch"):
         return chosen.from_config(base.config)
     if flow and "use_flow_sigmas" in options:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -48,7 +49,7 @@ def check_lora(config: LoraConfig, model: nn.Module, frozen: Collection[str] = (
     """
     if find_spec("peft") is None:
         raise TrainingError("LoRA recovery needs peft; pip install 'secateur[lora]'")
-    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    layers = [name for name, module in model.named_modules() if _takes_factors(module)]
     found = [name for name in layers if any(fnmatchcase(name, pattern) for pattern in config.targets)]
     if not found:
         raise TrainingError(f"lora targets {', '.join(config.targets)} match no layer; there is {layers[0]}")
@@ -58,13 +59,19 @@ def check_lora(config: LoraConfig, model: nn.Module, frozen: Collection[str] = (
     return trained
 
 
+def _takes_factors(module: nn.Module) -> bool:
+    """Whether peft can add factors to a layer and merge them: not to convolutions in groups."""
+    return isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
+
+
 def add_lora(model: nn.Module, config: LoraConfig, frozen: Collection[str] = ()) -> None:
     """Freeze `model` and add trainable factors to the layers that `config` names."""
     import peft
 
     names = check_lora(config, model, frozen)
     model.requires_grad_(False)
-    adapter = peft.LoraConfig(r=config.rank, lora_alpha=config.alpha or config.rank, target_modules=names)
+    exactly = "|".join(map(re.escape, names))  # peft takes the names of a list for endings
+    adapter = peft.LoraConfig(r=config.rank, lora_alpha=config.alpha or config.rank, target_modules=exactly)
     peft.inject_adapter_in_model(adapter, model, ADAPTER)
 
 

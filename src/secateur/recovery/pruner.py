@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from ..base.errors import TrainingError
 from ..base.settings import as_json, differing, say_differing
 from ..base.shards import require_whole
 from ..io.manifest import note_step
-from ..models.network import device_of
+from ..models.network import device_of, in_eval_mode, in_full_precision
 from ..models.predict import network_of
 from ..models.registry import describe
 from ..structure import Cut
@@ -156,7 +157,7 @@ class AttachedPruner:
         if self.steps:
             raise TrainingError("this pruning has begun already; load its state into one of the dense model")
         for saved in state["cuts"]:
-            self._cut(_cut_of(saved), saved["details"], saved["step"])
+            self._cut(cut_of(saved), saved["details"], saved["step"])
             if "refit" in saved:
                 self._note_refit(saved["refit"], self.model)
         self.steps, self._memory = state["steps"], dict(state["memory"])
@@ -167,6 +168,8 @@ class AttachedPruner:
         self.take_masks_off()
         if masks := self.masks:
             self._hooks.enter_context(masked(self.runs, describe(self.model), masks))
+            if "torch._dynamo" in sys.modules:  # what was compiled does not look for new hooks
+                torch.compiler.reset()
 
     def run_masks_on(self, network: nn.Module) -> None:
         """Apply the masks to `network`, which has the modules of the model, from now on."""
@@ -209,8 +212,7 @@ class AttachedPruner:
 
     def _refit(self, refit: Refit) -> dict[str, float]:
         """Refit the model, and restart its average from it; returns the output's error before and after."""
-        with in_full_precision(self.model):
-            noted = refit(self.model, [_cut_of(saved) for saved in self.cuts])
+        noted = refit(self.model, [cut_of(saved) for saved in self.cuts])
         if self.average is not None:
             restart_average(self.average, self.model)
         self._note_refit(noted)
@@ -236,20 +238,9 @@ class AttachedPruner:
         )
 
 
-def _cut_of(saved: Mapping[str, Any]) -> Cut:
+def cut_of(saved: Mapping[str, Any]) -> Cut:
+    """A cut from its JSON."""
     return Cut({name: tuple(units) for name, units in saved["kept"].items()}, tuple(saved["removed_blocks"]))
-
-
-@contextmanager
-def in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside the block; every module's mode is restored after it."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 @contextmanager
@@ -262,15 +253,3 @@ def trained_like(average: nn.Module, model: nn.Module) -> Iterator[None]:
         yield
     finally:
         make_trainable(average, needed)
-
-
-@contextmanager
-def in_full_precision(model: nn.Module) -> Iterator[None]:
-    """Disable autocast for passes of `model` inside the block, torch's and accelerate's."""
-    wrapped = vars(model).pop("forward") if "_original_forward" in vars(model) else None
-    try:
-        with torch.autocast(device_of(model).type, enabled=False):
-            yield
-    finally:
-        if wrapped is not None:
-            model.forward = wrapped

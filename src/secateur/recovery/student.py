@@ -19,6 +19,7 @@ from .objectives import OBJECTIVES, objective_named
 
 WRAPPED = "units cannot be removed from weights that LoRA wraps; prune in one shot before, or train the weights"
 CHANGES = "recovery.compile is for networks that do not change on the way; prune in one shot before"
+REFITS = "a refit at the cuts of a schedule needs the whole teacher; leave teacher out of recovery.offload"
 MATCHED_BY_SHAPE = ("adafactor", "adamw8bit")  # their state does not have the shape of shards
 
 

@@ -42,7 +42,7 @@ from .prefetch import prefetched
 from .pruner import AttachedPruner, Pruner
 from .reading import errors_due, errors_of, note_overfitting, read_step
 from .step import NORM, Stepper, StepResult
-from .student import CHANGES, WRAPPED, check_recomputing, make_as_before, make_ready, silence_dropout
+from .student import CHANGES, REFITS, WRAPPED, check_recomputing, make_as_before, make_ready, silence_dropout
 
 READ, HELD_OUT = "error_read", "error_held_out"  # in the log: on tuples of the book
 PEAK = "peak_gib"  # in the log: the most memory so far, of the device or of the process
@@ -98,6 +98,9 @@ def recover(
         with own_accelerate():
             accelerator = make_accelerator(config, folder, device_of(model))
             config = affordable(model, taught_by, process, config, accelerator.device)
+            away = isinstance(taught_by, nn.Module) and "teacher" in config.offload
+            if away and pruner is not None and pruner.refit is not None:
+                raise TrainingError(REFITS)
             watch_peak_memory(accelerator.device)
             devices = [accelerator.device] if accelerator.device.type == "cuda" else []
             # Autocast would keep copies of a teacher's weights that need gradients.

@@ -137,7 +137,7 @@ class Adaptive:
         config: its settings.
         boundaries: the steps before which it decides.
         goal: gives the cut of blocks that takes a model to the target, by the scores of its blocks.
-        scores: those of the dense model's blocks.
+        scores: those of the dense model's blocks. They are kept in the state, since a resumed run may find others.
         scorer: scores the blocks of a smaller model, if `config.rerank` asks for it.
         judge: measures a model.
         dense_macs: MACs of the model before any cut.
@@ -170,7 +170,8 @@ class Adaptive:
         # Blocks are renamed when others are removed; log and state use the dense model's names.
         dense_name = dict(zip(structure.blocks, pruning.get("blocks", structure.blocks), strict=True))
         gone = int(pruning.get("gone", 0))
-        scores = self._scores(average, structure, gone, dense_name, stage)
+        first = _scores_from(pruning["scores"]) if "scores" in pruning else self.scores
+        scores = self._scores(average, structure, gone, dense_name, stage, first)
         leaving = sorted(self.goal(average, structure, scores).removed_blocks, key=lambda name: scores[name].item())
         counts = self._counts(gone, gone + len(leaving), stage)
         cost = priced(average, structure)
@@ -202,7 +203,7 @@ class Adaptive:
             "blocks": len(kept),
             "macs": round((1 - saved[chosen]) * self.dense_macs),
         }
-        remembered = {"blocks": kept, "gone": counts[chosen]}
+        remembered = {"blocks": kept, "gone": counts[chosen], "scores": {name: first[name].tolist() for name in kept}}
         details = {**self.details, "stage": stage + 1, "step": step}
         return Decision(remembered, {}, record, Cut({}, left) if left else None, details)
 
@@ -212,19 +213,26 @@ class Adaptive:
         return candidate_counts(gone, total, stage, self.config.stages)
 
     def _scores(
-        self, average: nn.Module, structure: Structure, gone: int, dense_name: Mapping[str, str], stage: int
+        self,
+        average: nn.Module,
+        structure: Structure,
+        gone: int,
+        dense_name: Mapping[str, str],
+        stage: int,
+        first: Scores,
     ) -> Scores:
-        """Scores of the blocks: those of the dense model, new ones, or places in the order of one-by-one removal."""
+        """Scores of the blocks: those of the dense model, `first`, new ones, or places in the order of one-by-one
+        removal."""
         if stage == 0 or self.config.rerank == "once":
-            scores = {name: self.scores[dense_name[name]] for name in structure.blocks}
+            scores = {name: first[dense_name[name]] for name in structure.blocks}
         else:
             scores = {name: values for name, values in self.scorer(average).scores.items() if name in structure.blocks}
         if self.config.rerank != "removal":
             return scores
         total = len(self.goal(average, structure, scores).removed_blocks)
-        first = self._one_by_one(average, structure, scores, self._counts(gone, gone + total, stage)[-1] - gone)
-        rest = sorted(set(structure.blocks) - set(first), key=lambda name: scores[name].item())
-        return {name: torch.tensor([place]).double() for place, name in enumerate([*first, *rest])}
+        order = self._one_by_one(average, structure, scores, self._counts(gone, gone + total, stage)[-1] - gone)
+        rest = sorted(set(structure.blocks) - set(order), key=lambda name: scores[name].item())
+        return {name: torch.tensor([place]).double() for place, name in enumerate([*order, *rest])}
 
     def _one_by_one(self, average: nn.Module, structure: Structure, scores: Scores, count: int) -> list[str]:
         """The first `count` blocks to remove when the others are ranked again after each removal."""
@@ -240,6 +248,10 @@ class Adaptive:
                 fresh = self.scorer(smaller).scores
                 scores = {name: fresh[renamed] for name, renamed in zip(names, describe(smaller).blocks, strict=True)}
         return order
+
+
+def _scores_from(saved: Mapping[str, list[float]]) -> Scores:
+    return {name: torch.tensor(values).double() for name, values in saved.items()}
 
 
 def describe_candidates(candidates: Sequence[Candidate], loss: float, macs_weight: float) -> list[dict[str, Any]]:

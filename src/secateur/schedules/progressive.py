@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ..base.rules import Count, check_fields
 from ..criteria import ScoringConfig
 from ..models.registry import describe
-from ..recovery.pruner import Decision, Refit
+from ..recovery.pruner import Decision, Refit, cut_of
 from ..structure import Cut, Dim, Structure
 from ..structure.cost import CostModel
 from .rescore import Scored
@@ -125,7 +125,8 @@ class Progressive:
 
     Attributes:
         config: its settings.
-        target: the cut that one-shot pruning would make; the masks end at its widths and its blocks.
+        target: the cut that one-shot pruning would make; the masks end at its widths and its blocks. It is kept in the
+            state, since a resumed run may measure another one.
         scorer: scores the masked model.
         cost: prices cuts of the dense model.
         described: settings of criterion and target, which a resumed run must share.
@@ -151,19 +152,20 @@ class Progressive:
     def decide(self, model: nn.Module, average: nn.Module, pruning: Mapping[str, Any], step: int) -> Decision:
         """Move the masks, then select further units; at the last stage, cut."""
         config, structure = self.config, describe(model)
+        target = cut_of(pruning["target"]) if "target" in pruning else self.target
         stage = step // config.stage_steps + 1
         facts: dict[str, float] = {}
         scores = _tensors(pruning.get("scores", {}))
         if config.scores_at(stage):
             scored = self.scorer(model)
             scores, facts = dict(scored.scores), scored.facts
-        masks = pruning.get("masks") or _open_masks(self.target, structure)
+        masks = pruning.get("masks") or _open_masks(target, structure)
         selected = {name: set(units) for name, units in pruning.get("selected", {}).items()}
         masks = {name: euler_step(mask, selected.get(name, set()), config.decay_stages) for name, mask in masks.items()}
         if stage <= config.stages:
-            selected = self._select(structure, scores, selected, stage)
-        removed = frozenset(name for name in self.target.removed_blocks if selected[name])
-        kept = {name: structure.dims[name].size - len(selected[name]) for name in self.target.kept}
+            selected = self._select(target, structure, scores, selected, stage)
+        removed = frozenset(name for name in target.removed_blocks if selected[name])
+        kept = {name: structure.dims[name].size - len(selected[name]) for name in target.kept}
         record = {
             "stage": stage,
             "selected": sum(len(units) for units in selected.values()),
@@ -173,26 +175,27 @@ class Progressive:
             **facts,
         }
         remembered = {
+            "target": asdict(target),
             "selected": {name: sorted(units) for name, units in selected.items()},
             "scores": {name: values.tolist() for name, values in scores.items()} if config.coarse else {},
         }
         if stage < config.last_stage:
             return Decision(remembered, masks, record)
         record["removed"] = True
-        units = {name: tuple(i for i, value in enumerate(masks[name]) if value == 1) for name in self.target.kept}
-        return Decision({}, {}, record, Cut(units, self.target.removed_blocks), self.details)
+        units = {name: tuple(i for i, value in enumerate(masks[name]) if value == 1) for name in target.kept}
+        return Decision({}, {}, record, Cut(units, target.removed_blocks), self.details)
 
     def _select(
-        self, structure: Structure, scores: Scores, selected: dict[str, set[int]], stage: int
+        self, target: Cut, structure: Structure, scores: Scores, selected: dict[str, set[int]], stage: int
     ) -> dict[str, set[int]]:
         before = selected if self.config.sticky else {}
         chosen = {}
-        for name, units in self.target.kept.items():
+        for name, units in target.kept.items():
             dim = structure.dims[name]
             count = selected_count(dim.size - len(units), stage, self.config.stages)
             chosen[name] = select(dim, scores[name], before.get(name, set()), count, caps(dim, len(units)))
         # The blocks of the target, in the order of their present scores.
-        blocks = sorted(self.target.removed_blocks, key=lambda name: (not before.get(name), scores[name].item()))
+        blocks = sorted(target.removed_blocks, key=lambda name: (not before.get(name), scores[name].item()))
         leaving = blocks[: selected_count(len(blocks), stage, self.config.stages)]
         return chosen | {name: ({0} if name in leaving else set()) for name in blocks}
 

@@ -95,7 +95,10 @@ class Compensating:
 
     def refit(self, process: Process, model: nn.Module, cuts: Sequence[Cut]) -> dict[str, Any]:
         """Refit `model`, in place, after `cuts` of the dense model; return the entry for its manifest."""
+        place = device_of(self.dense)  # while weights are trained in shards, that is the CPU
+        self.dense.to(device_of(model))
         found = compensate(model, self.dense, process, self.batch, self.config, cuts, self.null)
+        self.dense.to(place)
         return {**found.options, "before": found.before, "after": found.after, "layers": len(found.readers)}
 
 
