@@ -216,7 +216,7 @@ def test_what_is_frozen_gets_no_factors(monkeypatch):
     peft: Any = ModuleType("peft")
     peft.__spec__, peft.LoraConfig = ModuleSpec("peft", None), lambda **options: options["target_modules"]
     given: list[str] = []
-    peft.inject_adapter_in_model = lambda names, model, adapter: given.extend(names)
+    peft.inject_adapter_in_model = lambda names, model, adapter: given.extend(names.replace("\\", "").split("|"))
     monkeypatch.setitem(sys.modules, "peft", peft)
     config = replace(CONFIG, lora=LoraConfig(2), freeze=("*.attn1.*",))
     make_ready(dit(), config, CPU)
