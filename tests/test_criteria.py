@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
