@@ -96,7 +96,7 @@ PANELS = (
     Panel(
         "4. What does recovery minimize? (250 steps)",
         "recovery",
-        ("digits-unet", "digits-sit", "fashion-unet", "fashion-sit"),
+        ("digits-unet", "digits-sit"),
         WIDTHS,
         {
             "steps/denoising": "denoising",
@@ -104,6 +104,19 @@ PANELS = (
             "steps/+ first-order": "first-order",
             "steps/+ 2ndMatch, balanced, 1 in 5": "2ndMatch, balanced",
             "steps/+ 2ndMatch, as published": "2ndMatch, as published",
+        },
+    ),
+    Panel(
+        "5. Which recipe? (equal time)",
+        "recipes",
+        tuple(COLOURS),
+        WIDTHS,
+        {
+            "time/plain": "plain fine-tuning",
+            "time/recipe diff-pruning": "diff-pruning",
+            "time/refitted, distilled": "refit, live teacher",
+            "time/refitted, features": "refit, features",
+            "time/recipe default": "default",
         },
     ),
 )
