@@ -180,7 +180,7 @@ def entpruner_deviation() -> Recipe:
 
 
 def depth() -> Recipe:
-    """Removes the blocks that change the prediction least, in one shot: the best ranking of blocks over all our
+    """Removes the blocks that change the prediction least, in one shot: the best ranking of blocks in the mean of our
     runs."""
     return replace(entpruner_deviation(), schedule="one-shot")
 
