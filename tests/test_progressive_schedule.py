@@ -274,6 +274,11 @@ def test_the_budget_must_reach_beyond_the_stages():
     assert "\n" not in str(caught.value)
     with pytest.raises(SecateurError, match="units cannot be removed from weights that LoRA wraps"):
         check_schedule(replace(recipe, recovery=replace(recipe.recovery, lora=LoraConfig(rank=4))), "width")
+    away = replace(recipe.recovery, objective="distillation", offload=("teacher",), steps=281)
+    check_schedule(replace(recipe, recovery=away), "width")
+    check_schedule(replace(recipe, recovery=away, compensates=True, records=True), "width")
+    with pytest.raises(SecateurError, match="a refit at the cuts of a schedule needs the whole teacher"):
+        check_schedule(replace(recipe, recovery=away, compensates=True), "width")
 
 
 def test_dropped_blocks_are_measured_right_under_soft_masks():

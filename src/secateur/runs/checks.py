@@ -25,8 +25,8 @@ from ..recipes import Recipe
 from ..recovery import RecoveryConfig, WarmupConfig
 from ..recovery.accelerator import check_accelerator
 from ..recovery.hidden import chosen, surviving_blocks
-from ..recovery.objectives.build import build_objective
-from ..recovery.student import CHANGES, WRAPPED, check_recomputing, check_student
+from ..recovery.objectives.build import build_objective, needs_teacher
+from ..recovery.student import CHANGES, REFITS, WRAPPED, check_recomputing, check_student
 from ..results import CutResult, Ranking
 from ..schedules import (
     AdaptiveConfig,
@@ -256,11 +256,14 @@ def check_schedule(recipe: Recipe, granularity: Granularity) -> None:
     """Check, before long work starts, that pruning ends before recovery does.
 
     Raises:
-        SecateurError: recovery is to be compiled, or trains LoRA factors; or the stages take all steps or more, or
-            remove blocks where the cut narrows widths.
+        SecateurError: recovery is to be compiled, or trains LoRA factors, or offloads a teacher that refits need; or
+            the stages take all steps or more, or remove blocks where the cut narrows widths.
     """
     schedules: dict[str, ProgressiveConfig | AdaptiveConfig]
     schedules = {"progressive": recipe.progressive, "adaptive": recipe.adaptive}
     require(recipe.schedule == "one-shot" or not recipe.recovery.compile, CHANGES)
     require(recipe.schedule == "one-shot" or not recipe.recovery.lora.rank, WRAPPED)
+    asks_live = needs_teacher(recipe.recovery.objective) and not recipe.records
+    visits = asks_live and "teacher" in recipe.recovery.offload
+    require(recipe.schedule == "one-shot" or not (recipe.compensates and visits), REFITS)
     check_fits(schedules.get(recipe.schedule), recipe.recovery.steps, granularity == "depth")
