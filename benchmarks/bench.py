@@ -111,9 +111,9 @@ def prediction(model: nn.Module, x_t: Tensor, timesteps: Tensor, conditions: Map
 
 
 def seconds_of(run: secateur.Run) -> float:
-    """Seconds of ranking, refitting and recovering; the decisions of a schedule are part of the recovery."""
-    refit = 0.0 if run.compensation is None else run.compensation.seconds or 0.0
-    return (run.ranking.seconds or 0.0) + refit + (run.recovery.seconds or 0.0)
+    """Seconds of ranking, refitting, recording and recovering; a schedule's decisions are part of the recovery."""
+    parts = (run.ranking, run.compensation, run.recorded, run.recovery)
+    return sum(part.seconds or 0.0 for part in parts if part is not None)
 
 
 def timed(call: Callable[[], Any]) -> tuple[Any, float]:

@@ -8,29 +8,63 @@ from typing import Any
 
 import secateur
 from bench import CUT, RECOVERY
-from secateur import CompensationConfig, CutConfig, RecoveryConfig, ScoringConfig
+from secateur import CompensationConfig, CutConfig, EvaluationConfig, Recipe, RecoveryConfig, ScoringConfig
 
 READINGS = 4  # of every tuple of a book, in longer recoveries
+SMALL = ScoringConfig(num_timesteps=8, num_images=8)  # ten full ones by second derivatives would take all the time
+HARDLY = EvaluationConfig(metrics=("loss",), num_images=2, num_real_images=2)  # the benchmark measures afterwards
 
 
 @dataclass(frozen=True)
 class Method:
-    """How a model is cut (without criterion or scoring: by the usual ones; blocks always by the usual criterion) and
+    """How a model is cut (widths by the usual criterion and scoring, if none are given; blocks by `blocks`) and
     recovered: with or without a refit, from a book or a live teacher, and by which settings."""
 
     recovery: RecoveryConfig = RECOVERY
     refits: bool = True
     records: bool = False
     criterion: str | None = None
+    blocks: str = "deviation"
     cut: CutConfig = CUT
     scoring: ScoringConfig | None = None
     compensation: CompensationConfig | None = None
     fewest: int = 4096  # tuples of a book, if the recovery draws as many
 
+    def suits(self, target: str) -> bool:
+        """Whether widths are not cut as by the same method with the usual criterion of blocks."""
+        return target.startswith("blocks") or self.blocks == Method.blocks
+
     def tuples(self, steps: int) -> int:
         """How many tuples a book has for `steps` steps, by the rule of the package (docs/teachers-book.md)."""
         drawn = steps * self.recovery.batch_size
         return max(min(drawn, self.fewest), math.ceil(drawn / READINGS))
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A recipe of the package that cuts while it trains; its time is measured in whole runs."""
+
+    recipe: Recipe
+
+    @property
+    def refits(self) -> bool:
+        return self.recipe.compensates
+
+    def suits(self, target: str) -> bool:
+        """Whether the recipe removes what `target` counts: blocks, or widths."""
+        return target.startswith("blocks") == (self.recipe.cut.granularity == "depth")
+
+    def at(self, steps: int, seed: int) -> Recipe:
+        """The recipe in a run of `steps` steps: as long a part of it is spent on the stages."""
+        recipe, recovery = self.recipe, self.recipe.recovery
+        apart = max(1, round(recipe.progressive.stage_steps * steps / recovery.steps))
+        return replace(
+            recipe,
+            scoring=replace(recipe.scoring, seed=seed),
+            progressive=replace(recipe.progressive, stage_steps=apart),
+            recovery=replace(recovery, steps=steps, seed=seed, batch_size=RECOVERY.batch_size),
+            evaluation=HARDLY,
+        )
 
 
 def recipe_of_package(name: str) -> Method:
@@ -49,6 +83,13 @@ def recipe_of_package(name: str) -> Method:
     )
 
 
+def staged_recipe(name: str) -> Staged:
+    """A recipe of the package that cuts while it trains; that of gradient flow with small rankings."""
+    recipe = secateur.recipe_named(name)
+    small = replace(recipe.scoring, num_timesteps=SMALL.num_timesteps, num_images=SMALL.num_images)
+    return Staged(replace(recipe, scoring=small) if recipe.schedule == "progressive" else recipe)
+
+
 ALONE = replace(RECOVERY, objective="distillation", weights={"denoising": 0.0})
 BALANCED = secateur.recipe_named("2ndmatch-balanced").recovery
 SECOND_MATCH: dict[str, Any] = {"objective": "2ndmatch", "jacobian": BALANCED.jacobian}
@@ -58,9 +99,10 @@ TWO_ROUNDS = replace(BY_DIFF_PRUNING, compensation=None)  # U-Nets are refitted 
 FEW_PASSES = DEFAULT.scoring
 SQUARED, EMA = replace(DEFAULT.recovery, objective="distillation"), {"ema_decay": RECOVERY.ema_decay}
 BEST = Method(replace(ALONE, optimizer="muon"), records=True)
-RECIPES = ("diff-pruning", "diff-pruning-compensated", "2ndmatch")
+RECIPES = ("diff-pruning", "diff-pruning-compensated", "2ndmatch", "2ndmatch-compensated")
+STAGED_RECIPES = ("gradient-flow", "gradient-flow-compensated", "entpruner", "entpruner-compensated")
 BEST_NAME, CRITERIA = "refitted, book, Muon", ("taylor", "magnitude", "reconstruction", "random")
-METHODS = {
+ONE_SHOT: dict[str, Method] = {
     "plain": Method(refits=False),
     "plain, few passes": Method(refits=False, scoring=FEW_PASSES),
     "plain, Muon": Method(replace(RECOVERY, optimizer="muon"), refits=False),
@@ -91,15 +133,18 @@ METHODS = {
     "recipe default, two rounds": TWO_ROUNDS,
     "recipe default, diff-pruning, local": BY_DIFF_PRUNING,
     "recipe default, magnitude, local": replace(DEFAULT, criterion="magnitude", cut=CUT),
+    **{f"recipe default, {name}": replace(DEFAULT, blocks=name) for name in ("ced", "cosine", "uniform")},
     "recipe default": DEFAULT,
 }
+STAGED = {f"recipe {name}": staged_recipe(name) for name in STAGED_RECIPES}
+METHODS: dict[str, Method | Staged] = ONE_SHOT | STAGED
 MAIN = (
     "plain",
     "plain, few passes",
     "refitted, distilled",
     "refitted, features",
     BEST_NAME,
-    *(f"recipe {name}" for name in RECIPES),
+    *(f"recipe {name}" for name in RECIPES + STAGED_RECIPES),
     "recipe default",
 )
 """The methods of the first table; the others vary one part of one of these."""

@@ -5,11 +5,12 @@
     python benchmarks/recipes.py --model fashion-unet --targets macs=50% --pictures
     python benchmarks/recipes.py --table
 
-Widths are cut by Diff-Pruning, unless a method names another criterion, and blocks by their deviation. Time is counted
+Widths are cut by Diff-Pruning, blocks by their deviation, unless a method names another criterion. Time is counted
 in steps of distillation with a live teacher: every method gets the time that `--steps` of these take, including its
 refit, the teacher's book, and what its own criterion takes beyond the usual one. The methods' times are measured in
-short turns, in CPU seconds of one thread, since the machine may be shared. Results that exist are not measured again;
-the models of the first seed are kept in runs/, for the pictures.
+short turns, in CPU seconds of one thread, since the machine may be shared; those of recipes that cut while they train
+in whole runs, by the clock. Results that exist are not measured again; the models of the first seed are kept in runs/,
+for the pictures.
 """
 
 from __future__ import annotations
@@ -44,13 +45,15 @@ from bench import (
     read_json,
     report,
     results_of,
+    seconds_of,
     spread,
     targets_of,
+    timed,
     write_text,
 )
 from dense_samples import grid
 from drawing import SPARE_COLOURS, WARM, dense_line, dots, name_rows, styled
-from recipe_methods import ALONE, FEW_PASSES, MAIN, METHODS, Method
+from recipe_methods import FEW_PASSES, MAIN, METHODS, ONE_SHOT, STAGED, Method, Staged
 from secateur import CompensationConfig, CutConfig, RecoveryConfig, ScoringConfig
 
 PICTURED = ("recipe diff-pruning", "recipe default")
@@ -65,27 +68,29 @@ SUMMARIES = {
 }
 SMALLEST_GAP = 1.2  # of plain's FD over the dense model's; below, SSIM and loss tell more
 ROUNDS, PILOTS = 4, (5, 15)  # turns, and steps of the two runs of a turn, whose difference is the price of steps
+STAGED_PILOTS = (60, 180)  # steps of the two whole runs
 BOOKS = (10, 50)  # batches of two books, whose difference is the price of one; held-out tuples cost once
 COLUMNS, SAMPLER_STEPS = 10, 50  # of the pictures
 KEPT = ROOT.parent / "runs" / "recipes"  # models of the first seed
 
 
 class Cut:
-    """A cut of a model of the benchmarks; `criterion` and `cut` are for widths, the usual criterion if none is
-    given."""
+    """A cut of a model of the benchmarks; `criterion` and `cut` are for widths, the usual criterion if none is given,
+    and `blocks` is the criterion of blocks."""
 
     def __init__(
         self,
         bench: Bench,
         target: str,
         criterion: str | None = None,
+        blocks: str = "deviation",
         cut: CutConfig = CUT,
         scoring: ScoringConfig | None = None,
         compensation: CompensationConfig | None = None,
     ) -> None:
         self.bench, self.target, self.compensation = bench, target, compensation
         in_depth = target.startswith("blocks")
-        self.criterion = "deviation" if in_depth else criterion or "diff-pruning"
+        self.criterion = blocks if in_depth else criterion or "diff-pruning"
         self.scoring = scoring or (FEW_PASSES if in_depth else SCORING)  # every block is left out in passes of its own
         self.config = CutConfig(granularity="depth") if in_depth else cut
         self.about: dict[str, Any] = {"data": bench.data, "process": bench.process}
@@ -123,7 +128,7 @@ class Cut:
 
 def cut_by(method: Method, bench: Bench, target: str) -> Cut:
     """The cut that `method` makes; the same object for methods that cut alike."""
-    return _cut(bench, target, method.criterion, method.cut, method.scoring, method.compensation)
+    return _cut(bench, target, method.criterion, method.blocks, method.cut, method.scoring, method.compensation)
 
 
 _cut = cache(Cut)
@@ -138,77 +143,107 @@ def prices(methods: Mapping[str, Cut], usual: Cut) -> dict[str, dict[str, float]
     """In steps of the reference: the time of each method before its first step, of a step, and of a recorded batch."""
     took: dict[tuple[str, int], list[float]] = defaultdict(list)
     refits: dict[Cut, list[float]] = defaultdict(list)
-    books: dict[int, list[float]] = defaultdict(list)
-    read = usual.book(ALONE, PILOTS[1] * ALONE.batch_size)
+    books: dict[tuple[str, int], list[float]] = defaultdict(list)
+    recoveries = [ONE_SHOT[name].recovery for name in methods if ONE_SHOT[name].records]
+    recorded = {recovery.objective: recovery for recovery in recoveries}
+    read = {name: usual.book(recovery, PILOTS[1] * recovery.batch_size) for name, recovery in recorded.items()}
     for cut in {usual, *methods.values()}:
         assert cut.refitted is not None  # not in anybody's time
     for _ in range(ROUNDS):
-        for recorded in BOOKS:
-            books[recorded].append(cpu_timed(partial(usual.book, ALONE, recorded * ALONE.batch_size))[1])
+        for (name, recovery), batches in product(recorded.items(), BOOKS):
+            books[name, batches].append(cpu_timed(partial(usual.book, recovery, batches * recovery.batch_size))[1])
         for cut in {usual, *methods.values()}:
             refits[cut].append(cpu_timed(cut.refit)[1])
         for (name, cut), pilot in product({REFERENCE: usual, **methods}.items(), PILOTS):
-            book = read if METHODS[name].records else None
-            took[name, pilot].append(cpu_timed(partial(cut.recovered, METHODS[name], pilot, 0, book))[1])
+            book = read[ONE_SHOT[name].recovery.objective] if ONE_SHOT[name].records else None
+            took[name, pilot].append(cpu_timed(partial(cut.recovered, ONE_SHOT[name], pilot, 0, book))[1])
     short, long = PILOTS
     step = {name: statistics.median(took[name, long]) - statistics.median(took[name, short]) for name, _ in took}
     unit = step[REFERENCE] / (long - short)
-    few, many = (statistics.median(books[recorded]) for recorded in BOOKS)
-    of_batch = (many - few) / (BOOKS[1] - BOOKS[0])
-
-    def before(name: str, cut: Cut) -> float:
-        refit = statistics.median(refits[cut]) if METHODS[name].refits else 0.0
-        held_out = few - BOOKS[0] * of_batch if METHODS[name].records else 0.0
-        return (refit + held_out + cut.ranked[1] - usual.ranked[1]) / unit
-
-    return {
-        name: {
-            "once": before(name, cut),
+    found = {}
+    for name, cut in methods.items():
+        method, held_out, of_batch = ONE_SHOT[name], 0.0, 0.0
+        if method.records:
+            few, many = (statistics.median(books[method.recovery.objective, batches]) for batches in BOOKS)
+            of_batch = (many - few) / (BOOKS[1] - BOOKS[0])
+            held_out = few - BOOKS[0] * of_batch
+        refit = statistics.median(refits[cut]) if method.refits else 0.0
+        found[name] = {
+            "once": (refit + held_out + cut.ranked[1] - usual.ranked[1]) / unit,
             "step": step[name] / step[REFERENCE],
-            "recorded": of_batch / unit if METHODS[name].records else 0.0,
+            "recorded": of_batch / unit,
             "seconds": unit,
         }
-        for name, cut in methods.items()
-    }
+    return found
 
 
-def affordable(price: Mapping[str, float], method: Method, given: float) -> int:
+def staged_prices(methods: Mapping[str, Staged], usual: Cut) -> dict[str, dict[str, float]]:
+    """As `prices`, from whole runs of two lengths: all that a longer run takes more is the time of steps."""
+    reference: dict[int, list[float]] = defaultdict(list)
+    took: dict[tuple[str, int], float] = {}
+    for pilot in STAGED_PILOTS:  # the runs are long, so the reference has its turns around each
+        for name, method in methods.items():
+            for steps in PILOTS:
+                pilots = partial(usual.recovered, ONE_SHOT[REFERENCE], steps, 0)
+                reference[steps].append(timed(pilots)[1])
+            took[name, pilot] = seconds_of(staged_run(usual.bench, usual.target, method, pilot, 0))
+    short, long = (statistics.median(reference[steps]) for steps in PILOTS)
+    unit = (long - short) / (PILOTS[1] - PILOTS[0])
+    few, many = STAGED_PILOTS
+    found = {}
+    for name in methods:
+        step = (took[name, many] - took[name, few]) / (many - few)
+        once = took[name, few] - few * step - usual.ranked[1]
+        found[name] = {"once": once / unit, "step": step / unit, "recorded": 0.0, "seconds": unit}
+    return found
+
+
+def staged_run(bench: Bench, target: str, method: Staged, steps: int, seed: int) -> secateur.Run:
+    return secateur.compress(bench.loaded, target=target, data=bench.data, recipe=method.at(steps, seed))
+
+
+def affordable(price: Mapping[str, float], method: Method | Staged, given: float) -> int:
     """The number of steps, at least 2, that `given` pays for. A long recovery reads its tuples more than once."""
 
     def cost(steps: int) -> float:
-        recorded = method.tuples(steps) / method.recovery.batch_size
+        recorded = method.tuples(steps) / method.recovery.batch_size if isinstance(method, Method) else 0.0
         return price["once"] + steps * price["step"] + recorded * price["recorded"]
 
     return next(steps for steps in count(2) if cost(steps + 1) > given)
 
 
-def train(cut: Cut, name: str, steps: int, seed: int, keep: Path | None) -> dict[str, float]:
-    model, seconds = cpu_timed(partial(cut.recovered, METHODS[name], steps, seed))
+def train(bench: Bench, target: str, name: str, steps: int, seed: int, keep: Path | None) -> dict[str, float]:
+    method = METHODS[name]
+    if isinstance(method, Staged):
+        run = staged_run(bench, target, method, steps, seed)
+        model, seconds = run.model, seconds_of(run)
+    else:
+        model, seconds = cpu_timed(partial(cut_by(method, bench, target).recovered, method, steps, seed))
     if keep:
         secateur.save_pretrained(model, keep)
-    return {"steps": steps, "seconds": round(seconds, 1), **cut.bench.measure(model, with_ftle=False)}
+    return {"steps": steps, "seconds": round(seconds, 1), **bench.measure(model, with_ftle=False)}
 
 
 def run(bench: Bench, targets: list[str], seeds: list[int], steps: int, methods: list[str], budgets: list[str]) -> None:
     results = results_of("recipes", bench)
-
-    def cut_of(target: str, method: str) -> Cut:
-        return cut_by(METHODS[method], bench, target)
-
+    suited = [(target, method) for target, method in product(targets, methods) if METHODS[method].suits(target)]
     for target in targets:
-        usual = cut_of(target, REFERENCE)
-        missing = [method for method in methods if f"{target}/price/{method}" not in results.records]
-        if missing:
-            found = prices({name: cut_of(target, name) for name in missing}, usual)
-            for method in missing:
-                results.once(f"{target}/price/{method}", partial(found.__getitem__, method))
+        usual = cut_by(ONE_SHOT[REFERENCE], bench, target)
+        missing = [
+            name for place, name in suited if place == target and f"{target}/price/{name}" not in results.records
+        ]
+        one_shot = {name: cut_by(ONE_SHOT[name], bench, target) for name in missing if name in ONE_SHOT}
+        staged = {name: STAGED[name] for name in missing if name in STAGED}
+        found = (prices(one_shot, usual) if one_shot else {}) | (staged_prices(staged, usual) if staged else {})
+        for method in missing:
+            results.once(f"{target}/price/{method}", partial(found.__getitem__, method))
         results.once(f"{target}/cut", partial(bench.measure, usual.pruned, with_ftle=False))
         results.once(f"{target}/refitted", partial(bench.measure, usual.refitted, with_ftle=False))
-    for seed, target, budget, method in product(seeds, targets, budgets, methods):
+    for seed, (target, method), budget in product(seeds, suited, budgets):
         price, given = results.records[f"{target}/price/{method}"], BUDGETS[budget] * steps
         trained = steps if budget == "steps" else affordable(price, METHODS[method], given)
         keep = kept(bench, target, method) if seed == seeds[0] and budget == "time" else None
-        train_it = partial(train, cut_of(target, method), method, trained, seed, keep)
+        train_it = partial(train, bench, target, method, trained, seed, keep)
         results.once(f"{target}/{budget}/{method}/{seed}", train_it)
 
 
@@ -220,7 +255,7 @@ def kept(bench: Bench, target: str, method: str) -> Path:
 def draw(bench: Bench, target: str) -> None:
     """A picture of samples from the same noise: dense, cut and refitted by the recipe `default`, and recovered by two
     recipes at equal time."""
-    cut = cut_by(METHODS["recipe default"], bench, target)
+    cut = cut_by(ONE_SHOT["recipe default"], bench, target)
     models = {"dense": bench.dense, "cut": cut.pruned, "refitted": cut.refitted}
     models |= {name.removeprefix("recipe "): kept(bench, target, name) for name in PICTURED}
     options: dict[str, Any] = {"process": bench.process, "num_images": COLUMNS, "num_inference_steps": SAMPLER_STEPS}
