@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import secateur
 from bench import CUT, RECOVERY
@@ -29,6 +29,7 @@ class Method:
     scoring: ScoringConfig | None = None
     compensation: CompensationConfig | None = None
     fewest: int = 4096  # tuples of a book, if the recovery draws as many
+    least_steps: ClassVar[int] = 2
 
     def suits(self, target: str) -> bool:
         """Whether widths are not cut as by the same method with the usual criterion of blocks."""
@@ -45,6 +46,7 @@ class Staged:
     """A recipe of the package that cuts while it trains; its time is measured in whole runs."""
 
     recipe: Recipe
+    least_steps: ClassVar[int] = 20  # for all stages
 
     @property
     def refits(self) -> bool:

@@ -203,13 +203,15 @@ def staged_run(bench: Bench, target: str, method: Staged, steps: int, seed: int)
 
 
 def affordable(price: Mapping[str, float], method: Method | Staged, given: float) -> int:
-    """The number of steps, at least 2, that `given` pays for. A long recovery reads its tuples more than once."""
+    """The number of steps that `given` pays for; 0 if it does not pay for the fewest that the method takes. A long
+    recovery reads its tuples more than once."""
 
     def cost(steps: int) -> float:
         recorded = method.tuples(steps) / method.recovery.batch_size if isinstance(method, Method) else 0.0
         return price["once"] + steps * price["step"] + recorded * price["recorded"]
 
-    return next(steps for steps in count(2) if cost(steps + 1) > given)
+    least = method.least_steps
+    return next(steps for steps in count(least) if cost(steps + 1) > given) if cost(least) <= given else 0
 
 
 def train(bench: Bench, target: str, name: str, steps: int, seed: int, keep: Path | None) -> dict[str, float]:
@@ -240,8 +242,13 @@ def run(bench: Bench, targets: list[str], seeds: list[int], steps: int, methods:
         results.once(f"{target}/cut", partial(bench.measure, usual.pruned, with_ftle=False))
         results.once(f"{target}/refitted", partial(bench.measure, usual.refitted, with_ftle=False))
     for seed, (target, method), budget in product(seeds, suited, budgets):
-        price, given = results.records[f"{target}/price/{method}"], BUDGETS[budget] * steps
-        trained = steps if budget == "steps" else affordable(price, METHODS[method], given)
+        trained = steps
+        if budget != "steps":
+            price = results.records[f"{target}/price/{method}"]
+            trained = affordable(price, METHODS[method], BUDGETS[budget] * steps)
+        if trained == 0:
+            print(f"{target}/{budget}/{method}: more than all the time passes before its first step", flush=True)
+            continue
         keep = kept(bench, target, method) if seed == seeds[0] and budget == "time" else None
         train_it = partial(train, bench, target, method, trained, seed, keep)
         results.once(f"{target}/{budget}/{method}/{seed}", train_it)
