@@ -25,6 +25,7 @@ _PLACES = {
         "GradientFlowOptions",
         "MagnitudeOptions",
         "ReconstructionOptions",
+        "ReplacementOptions",
         "ScoringConfig",
         "TaylorOptions",
         "ranking_memory",
@@ -96,6 +97,7 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from .criteria import GradientFlowOptions as GradientFlowOptions
     from .criteria import MagnitudeOptions as MagnitudeOptions
     from .criteria import ReconstructionOptions as ReconstructionOptions
+    from .criteria import ReplacementOptions as ReplacementOptions
     from .criteria import ScoringConfig as ScoringConfig
     from .criteria import TaylorOptions as TaylorOptions
     from .criteria import ranking_memory as ranking_memory

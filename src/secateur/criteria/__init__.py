@@ -25,6 +25,7 @@ from .random import RANDOM
 from .ranking import Ranking, check_finite
 from .reconstruction import RECONSTRUCTION, ReconstructionOptions
 from .reductions import Reduction, unit_scores
+from .replacement import REPLACEMENT, ReplacementOptions
 from .taylor import TAYLOR, TaylorOptions
 from .uniform import UNIFORM
 
@@ -41,6 +42,7 @@ CRITERIA: dict[str, Criterion[Any]] = {
         CED,
         ENT_PROG,
         DEVIATION,
+        REPLACEMENT,
         UNIFORM,
         COSINE,
         LOSS_CHANGE,
@@ -112,6 +114,7 @@ __all__ = [
     "Ranking",
     "ReconstructionOptions",
     "Reduction",
+    "ReplacementOptions",
     "ScoringConfig",
     "TaylorOptions",
     "criterion_named",

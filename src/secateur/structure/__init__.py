@@ -2,7 +2,7 @@
 
 from .check import Check, check_random_cuts, check_structure, count_checks
 from .dims import Block, Cut, Dim, Slice, Structure, StructureBuilder, Table, check_cut
-from .masks import Masks, masked, masks_of
+from .masks import Masks, head_redirected, masked, masks_of
 from .removal import (
     Removal,
     forget_removals,
@@ -36,6 +36,7 @@ __all__ = [
     "count_checks",
     "forget_removals",
     "has_streams",
+    "head_redirected",
     "kept_entries",
     "masked",
     "masks_of",

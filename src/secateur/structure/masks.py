@@ -45,8 +45,19 @@ def masked(model: nn.Module, structure: Structure, masks: Masks) -> Iterator[Non
         module = model.get_submodule(name)
         skip = _skip(structure.blocks[name], module, masks[name])
         handles.append(module.register_forward_hook(skip, with_kwargs=True))
-    if structure.head_conditioning and blocks:
-        handles += _redirect_head(model, structure, masks)
+    try:
+        with head_redirected(model, structure, {name: masks[name] for name in blocks}):
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def head_redirected(model: nn.Module, structure: Structure, masks: Masks) -> Iterator[None]:
+    """Inside the block, a head that reads the conditioning of the first block reads that of the first which remains
+    under these masks of blocks."""
+    handles = _redirect_head(model, structure, masks) if structure.head_conditioning and masks else []
     try:
         yield
     finally:

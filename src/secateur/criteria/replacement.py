@@ -1,0 +1,227 @@
+"""Replacement: the order in which blocks can leave so that affine maps of the residual stream stand in for them best.
+
+Ours. A refit lets the layers before a removed block take over its part (docs/compensation.md). How well they can is
+foretold by a simple stand-in: each missing block is replaced by x -> x + W x + b, with one W and b for all tokens,
+
+    min over W, b of  E|y - x - W x - b|^2 + ridge m |W|^2,    m the mean of E[x_k^2] over the features k,
+
+where x is the stream before the block in the model with stand-ins, and y the stream behind the block in the dense
+model: so each also corrects what went wrong before it. Linear stand-ins for blocks are those of ReplaceMe (Shopkhoev et
+al. 2025, arXiv 2505.02819); here they only rank, and are not part of the pruned model.
+
+A greedy search removes next the block whose removal, beside those that are gone, moves the prediction least: the
+geometric mean over tuples of the relative distance from the dense prediction, as of `deviation`. That is the block's
+score. Of the blocks that are left, only those with the lowest distances when last measured are measured again.
+
+B tuples of a micro-batch, R chosen positions of a stream, C channels, L blocks.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Annotated, Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..base.console import progress
+from ..base.devices import in_float64
+from ..base.errors import TrainingError
+from ..base.rules import Count, at_least
+from ..compensation.config import CompensationConfig
+from ..compensation.least_squares import Sums, refit, with_ones
+from ..compensation.passes import Pass, stops
+from ..compensation.positions import choose_positions, chosen
+from ..compensation.streams import tokens
+from ..data import Batch
+from ..models.network import in_full_precision, inference
+from ..models.predict import predict
+from ..process.base import Process
+from ..structure import Structure, head_redirected, pick, returned_tensors, streams_of
+from .blocks.measure import BINS, Tuples, block_names, block_scores, draw_tuples, price_of_tuples
+from .criterion import Criterion, Options, Price, ScoringConfig
+from .ranking import Ranking
+
+Affine: TypeAlias = Tensor  # (C + 1, C), the row of the bias last
+
+
+@dataclass(frozen=True)
+class ReplacementOptions(Options):
+    """Options of replacement.
+
+    Attributes:
+        candidates: how many blocks are measured at every step of the search, those that moved the prediction least when
+            last measured. Half of the blocks or more find what a search of all finds (docs/benchmarks/blocks.md).
+        ridge: strength of the pull of W towards 0, as a share of the mean square of an input.
+        rows: largest number of positions (pixels, tokens) used for one map, drawn at random from all tuples.
+    """
+
+    candidates: Count = 6
+    ridge: Annotated[float, at_least(0)] = 0.01
+    rows: Count = 8192
+
+
+def replacement(
+    model: nn.Module,
+    process: Process,
+    batch: Batch,
+    structure: Structure,
+    config: ScoringConfig,
+    options: ReplacementOptions,
+) -> Ranking:
+    """Scores from the tuples of `ced`: every image once in every bin of timesteps.
+
+    Raises:
+        SecateurError: the model has no blocks.
+        TrainingError: an output is not finite.
+    """
+    names = block_names(structure)
+    with inference(model), in_full_precision(model):
+        stand_ins = StandIns(model, structure, list(draw_tuples(process, batch, config)), config, options)
+        distances = removal_distances(names, stand_ins.distance, options.candidates)
+    return Ranking(block_scores(names, np.array([distances[name] for name in names])))
+
+
+def removal_distances(
+    names: Sequence[str], distance: Callable[[Sequence[str]], float], candidates: int
+) -> dict[str, float]:
+    """The distance of the model from the dense one at which each block leaves, from the first to the last; never less
+    than the one before."""
+    last = dict.fromkeys(names, 0.0)
+    found: dict[str, float] = {}
+    reached = 0.0
+    with progress("blocks removed", len(names)) as advance:
+        while last:
+            measured = sorted(last, key=lambda name: last[name])[: candidates if found else None]
+            for name in measured:
+                last[name] = distance([*found, name])
+            leaving = min(measured, key=lambda name: last[name])
+            reached = max(reached, last.pop(leaving))
+            found[leaving] = reached
+            advance(1, "")
+    return found
+
+
+@dataclass
+class StandIns:
+    """The model with affine maps in place of some blocks, fitted as the forward pass reaches them.
+
+    Attributes:
+        goals: for every block, micro-batch and stream, the dense stream behind the block at the chosen positions,
+            (B R, C).
+        dense: the dense predictions, (B, ...) float64 for each micro-batch.
+    """
+
+    model: nn.Module
+    structure: Structure
+    tuples: Sequence[Tuples]
+    config: ScoringConfig
+    options: ReplacementOptions
+    goals: Mapping[str, list[list[Tensor]]] = field(init=False)
+    dense: list[Tensor] = field(init=False)
+    _chosen: dict[tuple[str, int, int], Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        goals: dict[str, list[list[Tensor]]] = defaultdict(list)
+
+        def watch(name: str) -> Any:
+            def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+                streams = returned_tensors(self.structure.blocks[name], output)
+                goals[name].append([self._rows(name, len(goals[name]), stream) for stream in streams])
+
+            return hook
+
+        with ExitStack() as hooks:
+            for name in self.structure.blocks:
+                hooks.enter_context(self.model.get_submodule(name).register_forward_hook(watch(name)))
+            self.dense = [self._prediction(number) for number in range(len(self.tuples))]
+        self.goals = goals
+
+    def distance(self, removed: Sequence[str]) -> float:
+        """The geometric mean over tuples of |prediction without `removed` - prediction| / |prediction|.
+
+        Raises:
+            TrainingError: an output is not finite.
+        """
+        blocks = {name: self.model.get_submodule(name) for name in removed}
+        without = {name: torch.zeros(1) for name in removed}
+        with head_redirected(self.model, self.structure, without), stops(blocks):
+            passes = [Pass(lambda number=number: self._prediction(number)) for number in range(len(self.tuples))]  # type: ignore[misc]
+            while passes[0].call is not None:
+                self._stand_in(passes[0].call.name, passes)
+        logs = [_log_distance(each.result, dense) for each, dense in zip(passes, self.dense, strict=True)]
+        found = float(torch.cat(logs).mean().exp())
+        if not np.isfinite(found):
+            raise TrainingError(
+                f"the output without {removed[-1]} is not finite: check weights and scheduler, or score in float32"
+            )
+        return found
+
+    def _stand_in(self, name: str, passes: Sequence[Pass]) -> None:
+        """Fit the maps of the block before which all passes wait, and resume them with what the maps return."""
+        block = self.structure.blocks[name]
+        streams = streams_of(block, self.model.get_submodule(name))
+        taken = [pick(streams, each.call.args, each.call.kwargs) for each in passes if each.call is not None]
+        maps = [
+            self._fit(name, [each[place] for each in taken], [goal[place] for goal in self.goals[name]])
+            for place in range(len(streams))
+        ]
+        for each, given in zip(passes, taken, strict=True):
+            moved = tuple(_mapped(stream, affine) for stream, affine in zip(given, maps, strict=True))
+            each.resume(moved if block.returns else moved[0])
+
+    def _fit(self, name: str, streams: Sequence[Tensor], goals: Sequence[Tensor]) -> Affine:
+        """The map of one stream, from all micro-batches."""
+        channels = goals[0].shape[-1]
+        sums = Sums(channels + 1, channels, streams[0].device)
+        for number, (stream, goal) in enumerate(zip(streams, goals, strict=True)):
+            x = self._rows(name, number, stream)
+            sums.add(with_ones(x), goal - x, goal)
+        return refit(sums, self.options.ridge, bias=True)[0]
+
+    def _rows(self, name: str, number: int, stream: Tensor) -> Tensor:
+        """The chosen positions of a stream of micro-batch `number`, (B R, C)."""
+        values = tokens(stream)
+        key = name, number, values.shape[1]
+        if key not in self._chosen:
+            first, total = number * self.config.batch_size, sum(len(each.noisy) for each in self.tuples)
+            drawing = CompensationConfig(num_tuples=total, rows=self.options.rows, seed=self.config.seed)
+            numbers, place = tuple(range(first, first + len(values))), list(self.structure.blocks).index(name)
+            self._chosen[key] = choose_positions(numbers, values.shape[1], place, drawing)
+        return chosen(values, self._chosen[key]).flatten(0, 1)
+
+    def _prediction(self, number: int) -> Tensor:
+        each = self.tuples[number]
+        return in_float64(predict(self.model, each.noisy, each.timesteps, each.conditions))
+
+
+def _mapped(stream: Tensor, affine: Affine) -> Tensor:
+    """The stream plus the map of it, in its shape."""
+    values = tokens(stream)
+    wide = values if values.dtype == torch.float64 else values.float()
+    moved = wide + with_ones(wide) @ affine.to(wide)
+    shaped = moved.mT if stream.ndim == 4 else moved
+    return shaped.reshape(stream.shape).to(stream.dtype)
+
+
+def _log_distance(prediction: Tensor, dense: Tensor) -> Tensor:
+    """log (|prediction - dense| / |dense|) of each tuple, (B,) float64 on the CPU."""
+    tiny = torch.finfo(torch.float64).tiny
+    squares = [(values.flatten(1).square().sum(1)).clamp_min(tiny).log() for values in (prediction - dense, dense)]
+    return ((squares[0] - squares[1]) / 2).cpu()
+
+
+def price(
+    model: nn.Module, process: Process, structure: Structure, config: ScoringConfig, options: ReplacementOptions
+) -> Price:
+    """Price of a forward pass for every tuple, of the dense model and at every measurement of the search."""
+    blocks = len(structure.blocks)
+    measured = blocks + sum(min(options.candidates, left) for left in range(1, blocks))
+    return Price((1 + measured) * price_of_tuples(model, process, structure, config, options).passes)
+
+
+REPLACEMENT = Criterion("replacement", ReplacementOptions, replacement, price, ranks="blocks", timesteps=BINS)
