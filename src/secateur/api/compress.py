@@ -26,7 +26,7 @@ from ..runs.stages import (
     pipeline_stage,
     warmup_stage,
 )
-from ..runs.teaching import without_large_book
+from ..runs.teaching import as_recordable
 from ..runs.tidy import tidy
 from ..schedules import parse_target
 
@@ -83,7 +83,7 @@ def compress(
         inputs = partial(inputs_of, dataset, model=subject)
         subject = with_labels_of(dataset, subject, new_labels, settings.recovery.seed)
         subject = subject.selected(settings.cut)
-        settings = without_large_book(settings, subject)
+        settings = as_recordable(settings, subject, dataset)
         cut = check_compression(subject, dataset, goal, settings)
         about = run_settings(subject, goal, name_of(data, dataset), settings, labels)
         wait_for_everyone(subject.on_cpu)  # nobody writes where the settings are refused

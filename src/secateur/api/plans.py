@@ -26,7 +26,7 @@ from ..runs.data import drawn_by, no_data, unless_generated
 from ..runs.opening import beside, opened, required
 from ..runs.plan import Plan, plan_of
 from ..runs.recording import opened_book
-from ..runs.teaching import why_recipe_records, why_record, without_large_book
+from ..runs.teaching import as_recordable, why_recipe_records, why_record
 from ..runs.timing import Work, work_of
 from ..schedules import CutConfig, parse_target
 from ..teacher import Book, BookConfig
@@ -57,7 +57,7 @@ def plan(
         if new_labels:
             subject = with_labels_of(required(given_data), subject, new_labels, settings.recovery.seed)
         subject = subject.selected(settings.cut)
-        settings = without_large_book(settings, subject)
+        settings = as_recordable(settings, subject, given_data)
         cut = check_compression(subject, given_data, goal, settings)
         reason = why_recipe_records(settings, subject, cut, Path())
         settings = replace(settings, records=settings.records or reason is not None)

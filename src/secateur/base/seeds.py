@@ -8,8 +8,10 @@ that they are the same for every device, batch size and number of processes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from enum import IntEnum
 
 import numpy as np
@@ -88,3 +90,19 @@ def permutation(count: int, seed: int, purpose: Purpose, *, step: int = 0, part:
 def torch_seed(seed: int, purpose: Purpose, *, step: int = 0, index: int = 0, part: int = 0) -> int:
     """A 63-bit seed for code that draws from a torch generator: layers, diffusers' samplers."""
     return int(stream(seed, purpose, step=step, index=index, part=part).bit_generator.random_raw() >> 1)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed the generators of Python, numpy and torch's CPU inside the block, for code of users; afterwards they go on
+    as before."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the one that users draw from
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed)  # noqa: NPY002
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002

@@ -1,8 +1,8 @@
 """Data as objects in memory: tensors, sequences, data sets and loaders of torch, tables of `datasets`.
 
 Floating-point samples are passed to the network as they are; uint8 are pixels from 0 to 255, uint16 from 0 to 65535. Of
-a loader, the data set and the `collate_fn` are used, since the order of samples is drawn here; one without a length is
-read once, into memory.
+a loader, the data set, or the subset of it that a `SubsetRandomSampler` names, and the `collate_fn` are used, since the
+order of samples is drawn here; one without a length is read once, into memory.
 """
 
 from __future__ import annotations
@@ -16,14 +16,25 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, default_collate
+from torch.utils.data import (
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+    default_collate,
+)
 from torch.utils.data import Dataset as TorchDataset
 
 from ..base.console import say
 from ..base.errors import DataError
+from ..base.seeds import seeded
 from ..models.conditions import LABELS, UNCONDITIONAL
 from ..models.family import Shape
-from .dataset import Batch
+from .dataset import Batch, ImageDataset
 
 SAMPLES = ("images", "pixel_values", "latents", "sample", "hidden_states")  # keys of the samples in a dictionary
 LABEL_NAMES = ("labels", "label", LABELS)
@@ -72,13 +83,28 @@ class ObjectDataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Fingerprint of `FINGERPRINTED` evenly spaced samples and of their number."""
+        """Fingerprint of `FINGERPRINTED` evenly spaced samples and of their number, the same for every seed of the
+        random generators."""
+        return self._digest(seed=0)
+
+    @cached_property
+    def is_random(self) -> bool:
+        """Whether a sample may change from one read to the next, as under random augmentation."""
+        return self._digest(seed=1) != self.fingerprint
+
+    def _digest(self, seed: int) -> str:
         places = torch.linspace(0, self.count - 1, min(FINGERPRINTED, self.count)).long().unique().tolist()
-        batch = self.batch(places)
+        with seeded(seed):
+            batch = self.batch(places)
         digest = hashlib.sha256(str((self.count, self.shape)).encode())
         for tensor in (batch.sample, *batch.conditions.values()):
             digest.update(tensor.detach().cpu().double().numpy().tobytes())
         return digest.hexdigest()[:16]
+
+
+def is_random(dataset: ImageDataset | None) -> bool:
+    """Whether a sample of the data may change from one read to the next."""
+    return isinstance(dataset, ObjectDataset) and dataset.is_random
 
 
 def open_objects(data: Any, of_batches: bool = False, axes: int = 3) -> tuple[Read, int]:
@@ -100,11 +126,14 @@ def _reader(data: Any, of_batches: bool, axes: int) -> tuple[Read, int]:
         data = torch.from_numpy(data)
     if isinstance(data, Tensor):
         return lambda indices: data[torch.as_tensor(indices)], len(data)
+    if _is_pair(data, axes):
+        return _reader(TensorDataset(*map(torch.as_tensor, data)), of_batches, axes)
     if isinstance(data, DataLoader):
         if isinstance(data.dataset, IterableDataset):
             return _in_memory(list(data))
         collate = data.collate_fn if data.batch_sampler is not None else default_collate  # else for single samples
-        return partial(_collated, data.dataset, collate), len(data.dataset)  # type: ignore[arg-type]
+        samples = _sampled(data)
+        return partial(_collated, samples, collate), len(samples)
     if isinstance(data, TorchDataset) or (hasattr(data, "__getitem__") and hasattr(data, "features")):
         if not hasattr(data, "__len__"):
             raise DataError("a data set without a length cannot be read by index; wrap it in a DataLoader")
@@ -116,6 +145,33 @@ def _reader(data: Any, of_batches: bool, axes: int) -> tuple[Read, int]:
             return _in_memory(list(data))
         return partial(_collated, data, default_collate), len(data)
     raise DataError(f"data is a {type(data).__name__}; give {ACCEPTED}")
+
+
+def _is_pair(data: Any, axes: int) -> bool:
+    """Whether it is all samples and all labels, rather than a sequence of two batches."""
+    if not isinstance(data, tuple | list) or len(data) != 2:
+        return False
+    if not all(isinstance(part, np.ndarray | Tensor) for part in data):
+        return False
+    samples, labels = data
+    return samples.ndim == axes + 1 and labels.ndim == 1 and len(samples) == len(labels)
+
+
+def _sampled(loader: DataLoader[Any]) -> Any:
+    """The loader's data set, or the part of it from which its sampler draws.
+
+    Raises:
+        DataError: its sampler draws in another way than in order, shuffled, from a subset, or by processes.
+    """
+    sampler = loader.sampler
+    if isinstance(sampler, SubsetRandomSampler):
+        return Subset(loader.dataset, sorted(map(int, sampler.indices)))
+    if not isinstance(sampler, SequentialSampler | RandomSampler | DistributedSampler):
+        raise DataError(
+            f"the loader draws its samples by {type(sampler).__name__}, and here they are drawn anew, each as often: "
+            "give the data set, or a torch.utils.data.Subset of it"
+        )
+    return loader.dataset
 
 
 def _collated(items: Any, collate: Callable[[list[Any]], Any], indices: Sequence[int]) -> Any:
@@ -217,6 +273,15 @@ def _from_mapping(raw: Mapping[str, Any], parameters: frozenset[str]) -> Batch:
 
 
 def _pixels(samples: Tensor) -> Tensor:
-    """Convert levels of 8 or 16 bits to [-1, 1]; other numbers are unchanged."""
+    """Convert levels of 8 or 16 bits to [-1, 1]; floating-point numbers are unchanged.
+
+    Raises:
+        DataError: they are other integers.
+    """
     most = {torch.uint8: 255, torch.uint16: 65535}.get(samples.dtype)
+    if most is None and not samples.is_floating_point():
+        raise DataError(
+            f"samples are {str(samples.dtype).removeprefix('torch.')}; give uint8 (0 to 255), uint16, or floats in the "
+            "range that the network was trained on"
+        )
     return samples.float() if most is None else samples.float() / most * 2 - 1

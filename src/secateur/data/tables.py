@@ -104,6 +104,10 @@ def _labels(source: TableSource, table: Any, column: str | None) -> tuple[tuple[
     names = getattr(feature, "names", None)
     there = [isinstance(value, str) or (isinstance(value, int) and value >= 0) for value in values]
     if not any(there):
+        if "label" in source.chosen and names is None:
+            raise DataError(
+                f"{source.place} has no label in the column {column}, of {_kind(feature)}; give texts or integers"
+            )
         return (), None
     if names is None:
         _check_all(source, column, "label", there)

@@ -34,13 +34,14 @@ def moved(conditions: Conditions, device: torch.device | str) -> dict[str, Tenso
 
 
 def dropped(conditions: Conditions, where_B: Tensor, null: Conditions) -> dict[str, Tensor]:
-    """The conditions with the row of `null` where `where_B` holds; names that are not in `null` are unchanged."""
-    return {
-        name: torch.where(where_B.view(-1, *[1] * (value.ndim - 1)), null[name].to(value), value)
-        if name in null
-        else value
-        for name, value in conditions.items()
-    }
+    """The conditions with the row of `null` where `where_B` holds, in a dtype that holds both; names that are not in
+    `null` are unchanged."""
+
+    def replaced(value: Tensor, by: Tensor) -> Tensor:
+        dtype = torch.promote_types(value.dtype, by.dtype)  # bfloat16 has numbers that float16 has not
+        return torch.where(where_B.view(-1, *[1] * (value.ndim - 1)), by.to(value.device, dtype), value.to(dtype))
+
+    return {name: replaced(value, null[name]) if name in null else value for name, value in conditions.items()}
 
 
 def without_labels(conditions: Conditions) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from .samplers import OF_THE_PROCESS
 
 ProcessLike: TypeAlias = str | Mapping[str, Any] | SchedulerMixin | Process | None
 
+CLIPPING = ("clip_sample", "thresholding")  # a scheduler that has no such setting does not clip
 DEFAULTED = "_use_default_values"  # of a scheduler in memory: settings that were not given
 _FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000}
 PROCESSES: dict[str, dict[str, Any] | None] = {
@@ -52,7 +53,8 @@ def config_of(process: ProcessLike) -> dict[str, Any] | None:
     if isinstance(process, SchedulerMixin):
         # Where a scheduler's own defaults were used, diffusers would take those of DDPM, whose betas may be others.
         defaults = [name for name in process.config.get(DEFAULTED, ()) if name not in OF_THE_PROCESS]
-        return {**process.config, "_class_name": type(process).__name__, DEFAULTED: defaults}
+        clipping = {} if "beta_schedule" not in process.config else {name: False for name in CLIPPING}
+        return {**clipping, **process.config, "_class_name": type(process).__name__, DEFAULTED: defaults}
     if isinstance(process, Mapping):
         return dict(process)
     if isinstance(process, DiffusionProcess | FlowProcess):

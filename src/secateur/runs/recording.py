@@ -14,7 +14,7 @@ from typing_extensions import Unpack
 
 from ..base.console import say, shown
 from ..base.distributed import is_main_process, require_folder, wait_for_everyone
-from ..base.errors import require
+from ..base.errors import DataError, require
 from ..base.files import check_folder, is_left_behind, read_json, remove_left_behind, write_json
 from ..base.fingerprint import fingerprint
 from ..base.lock import LOCK, owned
@@ -23,6 +23,7 @@ from ..base.rules import Count, checked
 from ..base.units import number_of
 from ..data import ImageDataset
 from ..data.conditions import check_conditions, has_null_condition
+from ..data.objects import is_random
 from ..recipes import finetuning_config
 from ..recovery import RecoveryConfig
 from ..recovery.accelerator import precision_on
@@ -124,7 +125,15 @@ def record_stage(
     """The book for a recovery; what is missing in `folder` is recorded, by each process a part.
 
     `written` is called after every chunk.
+
+    Raises:
+        DataError: the data changes when it is read again, and the answers would be to other samples.
     """
+    if is_random(dataset):
+        raise DataError(
+            "the data changes from one read to the next, and a book of the teacher's answers needs the same samples "
+            "again: give data without random augmentation, and recovery.horizontal_flip for flips"
+        )
     contents = contents_of(recovery, has_null_condition(subject.model, dataset))
     lower = autocast_on(recovery, subject.device)
     count = tuples_for(recovery, config)

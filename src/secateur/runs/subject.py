@@ -26,7 +26,7 @@ from ..io.pipeline import Loaded, as_expert, load, loaded_from_pipeline, open_pi
 from ..io.pruned import class_name, saved_module
 from ..io.sharded import whole_model
 from ..models.families.autoencoder_kl import AutoencoderKLDecoder
-from ..models.network import as_network, device_of
+from ..models.network import IMAGE_CHANNELS, as_network, device_of, input_shape
 from ..models.registry import describe, network_of
 from ..process.base import Process
 from ..process.named import ProcessLike, config_of, is_partial, is_process, named, over
@@ -228,7 +228,14 @@ def _loaded(model: Any, process: ProcessLike, component: Component | None) -> Lo
             "a module does not say how it was trained: give process=, a diffusers scheduler, its config, a Process, or "
             "one of ddpm, v-prediction, flow, flow-sit"
         )
-    return Loaded(network, process_of(process, network, latent=False), config)
+    return Loaded(network, process_of(process, network, _takes_latents(network)), config)
+
+
+def _takes_latents(network: nn.Module) -> bool:
+    try:
+        return input_shape(network)[0] not in IMAGE_CHANNELS
+    except ModelError:
+        return False  # nothing is drawn from a network of unknown shape
 
 
 def _name_of(loaded: Loaded) -> str:

@@ -23,6 +23,7 @@ from ..base.files import read_json
 from ..base.rows import remove_rows
 from ..base.units import format_count
 from ..data import ImageDataset
+from ..data.objects import is_random
 from ..recipes import Recipe
 from ..recovery import RecoveryConfig
 from ..recovery.checkpoints import newest_checkpoint
@@ -39,8 +40,9 @@ LARGEST_BOOK = 50e9  # bytes; latents of images stay below, those of clips do no
 RESUMED = "as when the run was begun"
 
 
-def without_large_book(settings: Recipe, subject: Subject, name: str = "recovery") -> Recipe:
-    """`settings`, without a book that would take more than `LARGEST_BOOK` bytes: then the dense model is asked live.
+def as_recordable(settings: Recipe, subject: Subject, dataset: ImageDataset | None, name: str = "recovery") -> Recipe:
+    """`settings`, without a book that would take more than `LARGEST_BOOK` bytes, or of data that changes when it is
+    read again: then the dense model is asked live.
 
     The size alone decides, and not the free disk, so that a run is resumed as it was begun. `name` is for the note that
     says so.
@@ -51,6 +53,12 @@ def without_large_book(settings: Recipe, subject: Subject, name: str = "recovery
     if not settings.records:
         return settings
     require_noisy_samples(subject.process)
+    if is_random(dataset):
+        note(
+            f"{name}: the data changes from one read to the next, so the teacher is asked live; for a book of its "
+            "answers give data without random augmentation, and recovery.horizontal_flip"
+        )
+        return replace(settings, records=False)
     _, size = book_size(subject.model, settings.recovery, settings.book, subject.device)
     if size <= LARGEST_BOOK:
         return settings

@@ -32,7 +32,7 @@ from .memory import Passes, peak_bytes
 from .plan import plan_cut
 from .stages import warmup_stage
 from .subject import Subject
-from .teaching import without_large_book
+from .teaching import as_recordable
 from .tidy import tidy
 from .timing import Work, predict_seconds, price_of_compensation, work_of
 
@@ -228,7 +228,7 @@ def settled(bench: Bench, trial: Trial) -> tuple[Subject, Recipe]:
     """The dense model with the parts that a trial may cut, and the trial's settings, without a book that is too
     large."""
     subject = bench.subject.selected(trial.settings.cut)
-    return subject, without_large_book(trial.settings, subject, trial.name)
+    return subject, as_recordable(trial.settings, subject, bench.dataset, trial.name)
 
 
 def plan_trial(bench: Bench, trial: Trial, second: float) -> dict[str, float]:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import torch
 
+from ..base.errors import require
 from ..base.rules import Count, Seed, at_least, check_fields
 from ..models.jacobian import Projection
 
@@ -61,6 +62,10 @@ class Contents:
     projection: Projection = "vjp"
     blocks: tuple[str, ...] = ()
     inputs: bool = False
+
+    def __post_init__(self) -> None:
+        apart = self.jacobian == "none" or not self.blocks
+        require(apart, "a book holds hidden states or answers about the Jacobian, not both; record two")
 
 
 def stored_dtype(config: BookConfig, weights: torch.dtype) -> torch.dtype:
