@@ -88,3 +88,11 @@ def test_samples_of_a_model_with_classes_and_text_get_both():
     assert told[:2] == told[4:]  # the four images in turns
     assert sorted(told[:4]) == [0, 1, 2, 3]
     assert set(sample_conditions(text, data, range(6))) == {"encoder_hidden_states"}
+
+
+def test_a_null_condition_beyond_the_range_of_half_precision_stays_finite():
+    states, null = torch.ones(2, 3, 4, dtype=torch.float16), torch.full((1, 3, 4), 1e5, dtype=torch.bfloat16)
+    found = dropped({"encoder_hidden_states": states}, torch.tensor([True, False]), {"encoder_hidden_states": null})
+    assert found["encoder_hidden_states"].isfinite().all()
+    assert found["encoder_hidden_states"][0].unique() == null.float().unique()
+    assert (found["encoder_hidden_states"][1] == 1).all()

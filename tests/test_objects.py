@@ -1,19 +1,32 @@
 """Data and functions given as objects: what is read of them, which labels fit, and what counts as the same input."""
 
+import logging
+import random
 import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from torch import nn
-from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
 import secateur
-from models import dit
+from models import dit, unet
 from pipelines import dit_pipeline
 from secateur.base.errors import DataError, SecateurError
-from secateur.data.objects import AT_ONCE, open_objects
+from secateur.data.objects import AT_ONCE, is_random, open_objects
 from secateur.process.own import OwnObjective, taken_apart
 from secateur.recovery import RecoveryConfig
 from secateur.runs.data import open_data
@@ -119,6 +132,89 @@ def test_a_loader_s_collate_function_counts_with_its_own_batches_too():
         torch.testing.assert_close(read([3])["images"], 2 * images[3][None])
     single, _ = open_objects(DataLoader(images, batch_size=None))
     assert single([1, 2]).shape == (2, 1, 8, 8)
+
+
+@pytest.mark.parametrize("kind", [tuple, list])
+@pytest.mark.parametrize("whole", [torch.from_numpy, lambda array: array])
+def test_all_images_and_all_labels_are_a_pair(kind, whole):
+    images, labels = np.random.default_rng(0).random((6, 1, 8, 8), np.float32), np.arange(6)
+    read, count = open_objects(kind((whole(images), whole(labels))))
+    assert count == 6
+    found, classes = read([4, 1])
+    assert classes.tolist() == [4, 1]
+    torch.testing.assert_close(found, torch.from_numpy(images[[4, 1]]))
+    assert open_objects(kind(torch.rand(2, 6, 1, 8, 8).unbind()))[1] == 12  # two batches
+
+
+def test_a_loader_s_sampler_chooses_the_samples_or_is_refused():
+    images = list(torch.rand(6, 1, 8, 8))
+    read, count = open_objects(DataLoader(images, sampler=SubsetRandomSampler([5, 2, 3])))
+    assert count == 3
+    torch.testing.assert_close(read([0, 2]), torch.stack([images[2], images[5]]))
+    for sampler in (RandomSampler(images), DistributedSampler(images, num_replicas=2, rank=0)):
+        assert open_objects(DataLoader(images, sampler=sampler))[1] == 6
+    with pytest.raises(DataError, match=r"WeightedRandomSampler.*Subset of it"):
+        open_objects(DataLoader(images, sampler=WeightedRandomSampler([1.0] * 5 + [9.0], 6)))
+
+
+def test_whole_numbers_of_unknown_range_are_refused():
+    subject = open_subject(unet(), "ddpm", device="cpu")
+    with pytest.raises(DataError, match=r"samples are int64; give uint8"):
+        open_data(torch.randint(0, 256, (4, 1, 8, 8)), subject)
+    assert open_data(torch.full((4, 1, 8, 8), 255, dtype=torch.uint8), subject).batch([0]).sample.unique() == 1
+
+
+class Flipping(Reading):
+    """Images that are mirrored at random, by one of the generators that users draw from."""
+
+    def __init__(self, draw):
+        super().__init__(80, (1, 8, 8))
+        self.draw = draw
+
+    def __getitem__(self, index):
+        image = torch.arange(64.0).reshape(1, 8, 8) / 64
+        return image.flip(-1) if self.draw() < 0.5 else image
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.rand, lambda: torch.rand(()).item()])
+def test_data_that_changes_between_reads_is_the_same_input_and_is_not_recorded(draw):
+    model = unet()
+    subject = open_subject(model, "ddpm", device="cpu")
+    first, again = (open_data(Flipping(draw), subject) for _ in range(2))
+    before = random.getstate()
+    assert first.fingerprint == again.fingerprint
+    assert random.getstate() == before
+    assert is_random(first)
+    assert not is_random(open_data(Reading(80, (1, 8, 8)), subject))
+    with pytest.raises(DataError, match=r"changes from one read to the next"):
+        secateur.record(model, process="ddpm", data=Flipping(draw), recovery=RecoveryConfig(steps=2, batch_size=4))
+
+
+def test_a_compression_by_data_that_changes_between_reads_asks_the_teacher_live(caplog):
+    with caplog.at_level(logging.INFO, logger="secateur"):
+        run = secateur.compress(
+            unet(),
+            process="ddpm",
+            data=Flipping(random.random),
+            target="macs=60%",
+            compensates=False,
+            recovery=RecoveryConfig(steps=2, batch_size=4, objective="distillation", grad_norms_every=0),
+            evaluation=secateur.EvaluationConfig(metrics=("loss",), num_images=2, num_real_images=2),
+        )
+    assert run.recorded is None
+    assert "the teacher is asked live" in caplog.text
+
+
+@pytest.mark.parametrize("scheduler", [EulerDiscreteScheduler(), DPMSolverMultistepScheduler(), "ddpm", "v-prediction"])
+def test_latents_of_a_bare_network_are_not_clipped(scheduler):
+    process = open_subject(unet(in_channels=4, out_channels=4), scheduler, device="cpu").process
+    assert not process.scheduler().config.clip_sample
+
+
+def test_images_are_clipped_as_their_scheduler_says():
+    for scheduler, clips in ((EulerDiscreteScheduler(), False), (DDPMScheduler(), True), ("ddpm", True)):
+        process = open_subject(unet(), scheduler, device="cpu").process
+        assert process.scheduler().config.clip_sample is clips
 
 
 @pytest.mark.parametrize("labelled", [False, True])

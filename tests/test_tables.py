@@ -181,6 +181,11 @@ def test_bad_rows(tmp_path: Path) -> None:
     )
     with pytest.raises(DataError, match="no label in the column label of 2 of 6 rows, the first 2;"):
         load_data(f"datasets:{tmp_path / 'numbers.parquet'},image=image,label=label")
+    pq.write_table(
+        written.set_column(1, "label", pa.array([0.0, 1.0] * 3)).replace_schema_metadata(), tmp_path / "floats.parquet"
+    )
+    with pytest.raises(DataError, match=r"no label in the column label, of (float64|double); give texts or integers"):
+        load_data(f"datasets:{tmp_path / 'floats.parquet'},image=image,label=label")
     unlabelled = load_data(saved(table(tmp_path / "images", label=[-1] * 6), tmp_path / "unlabelled"))
     assert (unlabelled.labels, unlabelled.class_names) == (None, ())
     with pytest.raises(DataError, match=r"empty\.parquet cannot be read by datasets"):
