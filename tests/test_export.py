@@ -299,3 +299,21 @@ def sampled_pipeline(name, folder):
     if name in ("pixart", "sana"):
         options["use_resolution_binning"] = False
     return pipeline, lambda pipe: pipe("a cat", generator=torch.manual_seed(0), **options).images
+
+
+@pytest.mark.parametrize("given", ["folder", "loaded", "pipeline", "part of a pipeline"])
+def test_a_diffusers_folder_has_the_scheduler_beside_the_model(given, tmp_path):
+    pipeline = dit_pipeline(tmp_path / "pipeline")
+    expected = json.loads((tmp_path / "pipeline" / "scheduler" / "scheduler_config.json").read_text())
+    save_pretrained(dit(), tmp_path / "folder", expected)
+    models = {
+        "folder": str(tmp_path / "folder"),
+        "loaded": secateur.load(tmp_path / "folder"),
+        "pipeline": pipeline,
+        "part of a pipeline": str(tmp_path / "pipeline"),
+    }
+    secateur.export(models[given], format="diffusers", out=tmp_path / "out")
+    found = json.loads((tmp_path / "out" / "model" / "scheduler_config.json").read_text())
+    assert found["_class_name"] == expected["_class_name"]
+    assert found["num_train_timesteps"] == expected["num_train_timesteps"]
+    assert secateur.load(tmp_path / "out" / "model").process is not None

@@ -130,3 +130,21 @@ def test_json_is_read_from_regular_files_only(tmp_path):
     for name in ("pipe.json", "."):
         with pytest.raises(SecateurError, match="no regular file"):
             read_json(tmp_path / name)
+
+
+def test_a_folder_that_exists_is_written_from_within_and_may_be_the_present_one(tmp_path, monkeypatch):
+    """It may be a mount point, or a link to another disk, to which nothing beside it can be renamed."""
+    place = tmp_path / "out"
+    place.mkdir()
+    (place / "other").write_text("stays")
+    monkeypatch.chdir(place)
+    for path in (place, "."):
+        with atomic_folder(path) as temporary:
+            assert temporary.parent == place
+            (temporary / "inner").mkdir()
+            (temporary / "inner" / "file").write_text(str(path))
+        assert (place / "inner" / "file").read_text() == str(path)
+        assert {found.name for found in place.iterdir()} == {"inner", "other"}
+    with atomic_folder("new/er") as temporary:
+        (temporary / "file").write_text("")
+    assert (place / "new" / "er" / "file").is_file()

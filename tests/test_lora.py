@@ -410,3 +410,16 @@ def test_styles_of_loras_of_models_whose_structure_is_found(name, layouts, tmp_p
         torch.testing.assert_close(stacked(output(found)), expected, atol=1e-5, rtol=1e-5)
         assert (stacked(output(pruned)) - expected).abs().max() > 1e-3
         assert all(torch.equal(lora[key], tensor) for key, tensor in before.items())
+
+
+def test_the_lora_that_is_sliced_is_not_overwritten(tmp_path):
+    model = dit()
+    pruned = apply_cut(copy.deepcopy(model), half(model))
+    (tmp_path / "lora").mkdir()
+    place = tmp_path / "lora" / "pytorch_lora_weights.safetensors"
+    save_file(random_lora(model, "transformer."), place)
+    before = place.read_bytes()
+    for lora in (place, tmp_path / "lora"):
+        with pytest.raises(secateur.SecateurError, match="would be overwritten; choose another --out"):
+            secateur.slice_lora(lora, model=pruned, out=tmp_path / "lora")
+    assert place.read_bytes() == before

@@ -27,6 +27,7 @@ from models import dit, unet
 from pipelines import dit_pipeline
 from secateur.base.errors import DataError, SecateurError
 from secateur.data.objects import AT_ONCE, is_random, open_objects
+from secateur.process.diffusion import DiffusionProcess
 from secateur.process.own import OwnObjective, taken_apart
 from secateur.recovery import RecoveryConfig
 from secateur.runs.data import open_data
@@ -265,3 +266,27 @@ def test_a_run_saved_from_memory_says_why_it_cannot_be_continued(tmp_path):
     run.save(tmp_path / "run")
     with pytest.raises(SecateurError, match="saved from memory, so it cannot be continued"):
         secateur.compress(dit(), out=tmp_path / "run", **options)
+    run.model.save_pretrained(tmp_path / "model")
+    before = (tmp_path / "model" / "config.json").read_bytes()
+    with pytest.raises(SecateurError, match=r"holds the config\.json of a model, which would be overwritten"):
+        run.save(tmp_path / "model")
+    with pytest.raises(SecateurError, match="exists and is not a run of secateur"):
+        secateur.compress(dit(), out=tmp_path / "model", **options)
+    assert (tmp_path / "model" / "config.json").read_bytes() == before
+
+
+class Unknown(DiffusionProcess):
+    """A process of a user that prints as an address."""
+
+    __repr__ = object.__repr__
+
+
+def test_a_process_that_prints_as_an_address_is_refused_where_a_run_would_be_resumed(tmp_path):
+    given = {"process": Unknown(), "data": torch.rand(4, 1, 8, 8), "target": "macs=60%", "criterion": "magnitude"}
+    with pytest.raises(SecateurError, match=r"^Unknown prints as an address, .*: make it a dataclass$"):
+        secateur.prune(unet(), out=tmp_path / "run", **given)
+    assert secateur.prune(unet(), **given) is not None
+
+
+def test_a_loaded_model_is_called_by_its_place():
+    assert open_subject(secateur.load("digits-unet")).name == "digits-unet"

@@ -223,3 +223,9 @@ def test_the_shell_completes_commands_and_options(capsys, tmp_path):
         found = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True).stdout.split()
         assert expected <= set(found), typed
         assert all(word.startswith(words[-1]) for word in found)
+    (tmp_path / "my models").mkdir()
+    line = f"cd {tmp_path}; source {script}; COMP_WORDS=(secateur inspect my); COMP_CWORD=2; _secateur"
+    ends = "echo ${#COMPREPLY[@]} ${COMPREPLY[0]}"
+    found = subprocess.run(["bash", "-c", f"{line}; {ends}"], capture_output=True, text=True, check=True)
+    assert found.stdout == "1 my models\n"
+    assert found.stderr == ""

@@ -436,7 +436,7 @@ def test_a_collapsed_class_is_named_and_framed(run: Path, markup: str) -> None:
     framed = [(round(frame.get_x()), round(frame.get_y())) for frame in coverage.patches]  # type: ignore[attr-defined]
     assert framed == [(1, 0), (1, 1), (2, 1)]  # both classes of the pruned model, one of the recovered
     assert len(coverage.texts) == 6  # the class that was not measured has no number
-    many = [ClassScore(str(place), {"a": scored(1.0), "b": scored(place / 100)}) for place in range(60, 0, -1)]
+    many = [ClassScore(str(place), {"a": scored(1.0), "b": scored(place / 100)}, "b") for place in range(60, 0, -1)]
     assert [found.name for found in worst_first(many, most=3)] == ["1", "2", "3"]
 
 
@@ -617,3 +617,12 @@ def test_short_names_of_layers_still_tell_them_apart() -> None:
     assert max(map(len, short)) <= LONGEST_NAME
     assert shorten("down_blocks.0.resnets.1.conv1") == "down_….0.resne….1.conv1"
     assert shorten("x" * 30) == f"{'x' * 23}…"
+
+
+def test_copies_in_other_precisions_are_not_the_final_result() -> None:
+    found = evaluation()
+    copies = {**found.models, "bfloat16": found.models["recovered"], "int8": found.models["pruned"]}
+    assert replace(found, models=copies).final_name == "recovered"
+    alone = {name: copies[name] for name in ("dense", "bfloat16")}
+    assert replace(found, models=alone, comparisons=()).final_name == "bfloat16"
+    assert replace(found, models={"dense": copies["dense"]}, comparisons=()).final_name == "dense"

@@ -59,10 +59,12 @@ def _overview() -> str:
 
 def _guarded(arguments: Sequence[str]) -> None:
     """Run a command; an error becomes one line and exit status 1, Ctrl-C status 130, SIGTERM 143."""
-    from .base.distributed import adopt_launcher
-    from .base.errors import SecateurError, first_line, is_lost_peer, is_out_of_memory
-    from .base.interrupts import Terminated, sigterm_raises
-
+    try:
+        from .base.distributed import adopt_launcher
+        from .base.errors import SecateurError, first_line, is_lost_peer, is_out_of_memory
+        from .base.interrupts import Terminated, sigterm_raises
+    except KeyboardInterrupt:  # importing takes seconds
+        _fail("stopped before anything was done", status=130)
     try:
         adopt_launcher()
         with warnings.catch_warnings(), sigterm_raises():

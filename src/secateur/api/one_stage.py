@@ -15,6 +15,7 @@ from ..base.distributed import is_main_process, one_process, require_folder, wai
 from ..base.errors import require
 from ..base.fingerprint import fingerprint
 from ..base.origin import recorded
+from ..base.precisions import PrecisionName
 from ..base.rules import Count, checked
 from ..base.shards import is_sharded, require_whole
 from ..compensation import CompensationConfig
@@ -22,7 +23,6 @@ from ..criteria import ScoringConfig, criterion_named
 from ..data.conditions import check_conditions
 from ..evaluation import EvaluationConfig
 from ..io.sharded import whole_model
-from ..models.precision import PrecisionName
 from ..recipes import finetuning_config
 from ..recovery import RecoveryConfig
 from ..reporting import write_report

@@ -11,11 +11,11 @@ from typing import Any
 
 from typing_extensions import Unpack
 
+from ..base.precisions import PrecisionName
 from ..base.rules import Count, checked
 from ..compensation import CompensationConfig
 from ..criteria import ScoringConfig, criterion_named
 from ..evaluation import EvaluationConfig
-from ..models.precision import PrecisionName
 from ..recipes import Recipe, finetuning_config, for_target, resolve
 from ..recovery import RecoveryConfig, WarmupConfig
 from ..results import Ranking

@@ -35,7 +35,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     Raises:
         SecateurError: the disk is full, or the folder cannot be written; `path` is as it was before.
     """
-    path = Path(path)
+    path = Path(os.path.abspath(path))
     temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,18 +56,19 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; it becomes `path` when the block succeeds.
+    """Yield a temporary folder beside `path`, or in it if it exists; it becomes `path` when the block succeeds.
 
-    If `path` exists, its files are replaced by those of the same name, and others stay.
+    If `path` exists, its files are replaced by those of the same name, and others stay. It may be on another disk than
+    what is beside it.
 
     Raises:
         SecateurError: as `atomic_file`.
     """
-    path = Path(path)
-    temporary = _temporary(path)
+    path = Path(os.path.abspath(path))  # "." has no name
+    temporary = _temporary(path / path.name if path.is_dir() else path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(path.parent)
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(temporary.parent)
         temporary.mkdir()
         rights = _rights(temporary)
         yield temporary

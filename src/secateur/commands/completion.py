@@ -22,10 +22,11 @@ _secateur() {{
   [ "$COMP_CWORD" = 1 ] && words="{commands}"
   case $word in
     -*) COMPREPLY=( $(compgen -W "$words" -- "$word") ) ;;
-    *) [ "$COMP_CWORD" = 1 ] && COMPREPLY=( $(compgen -W "$words" -- "$word") ) || COMPREPLY=( $(compgen -f -- "$word") ) ;;
+    *) if [ "$COMP_CWORD" = 1 ]; then COMPREPLY=( $(compgen -W "$words" -- "$word") )
+       else local IFS=$'\\n'; COMPREPLY=( $(compgen -f -- "$word") ); compopt -o filenames 2> /dev/null; fi ;;
   esac
 }}
-complete -o filenames -F _secateur secateur"""  # noqa: E501
+complete -F _secateur secateur"""
 
 
 def completion(

@@ -8,8 +8,8 @@ from typing import Any
 import secateur
 
 from ..base.console import say
+from ..base.precisions import PrecisionName
 from ..evaluation import EvaluationConfig
-from ..models.precision import PrecisionName
 from ..runs.run import noted
 from .options import Model
 

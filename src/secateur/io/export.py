@@ -27,7 +27,7 @@ from ..models.network import as_network, example_inputs, inference
 from ..models.precision import BYTES, check_precision, saved
 from ..models.precision import cast as cast_weights
 from ..results.exported import Described, Exported
-from .checkpoint import from_pretrained, save_pretrained
+from .checkpoint import SCHEDULER, from_pretrained, save_pretrained
 from .manifest import library_versions, manifest_of
 from .pruned import class_name
 from .single_file import caution, load_single_file, write_single_file
@@ -80,12 +80,14 @@ def export(
     size: tuple[int, int] | None = None,
     text_tokens: int | None = None,
     dtype: DtypeName = "float32",
+    scheduler: Mapping[str, Any] | None = None,
 ) -> Exported:
     """Write `model` to the folder `out`, with a `model.json` that describes the file; return its content.
 
     Traced shapes are fixed: `batch_size`, `size`, the height and width of the sample, by default the config's, and
     `text_tokens`, by default those of diffusers' pipelines. Time is always a float32 input, since samplers use times
-    between the integers. Changes the dtype of `model` in place; int8 and float8 apply to the weights of linear layers.
+    between the integers. `scheduler` is the config of one, which a diffusers folder holds beside the model. Changes the
+    dtype of `model` in place; int8 and float8 apply to the weights of linear layers.
     In torch-export these have scales, by torchao, and the rest is float32.
 
     Raises:
@@ -114,6 +116,8 @@ def export(
             output = Call(model)(**inputs)
             advance(1, "eager")
             chosen.write(model, inputs, temporary / chosen.file, dtype)
+            if scheduler and format == "diffusers":
+                write_json(temporary / chosen.file / SCHEDULER, dict(scheduler))
             advance(1, "written")
             network = chosen.read(temporary / chosen.file)
             difference, largest = _difference(model, network, _others(inputs), exact_others)

@@ -31,7 +31,7 @@ def read_lora(path: str | Path) -> dict[str, Tensor]:
     Raises:
         ModelError: there is none, it is damaged, or it is a DoRA, whose norms depend on removed weights.
     """
-    file = _file(Path(path))
+    file = lora_file(Path(path))
     try:
         with safe_open(file, "pt") as opened:
             lora = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
@@ -68,7 +68,12 @@ def peft_metadata(lora: Mapping[str, Tensor]) -> dict[str, str]:
     return {"format": "pt"} | ({METADATA_KEY: json.dumps(described, sort_keys=True)} if described else {})
 
 
-def _file(path: Path) -> Path:
+def lora_file(path: Path) -> Path:
+    """The file at `path`, or the one that the folder `path` holds.
+
+    Raises:
+        ModelError: there is none, or several; or it may hold a pickle.
+    """
     if path.is_dir():
         found = [path / name for name in (LORA_WEIGHTS, PEFT_WEIGHTS) if (path / name).is_file()]
         found = found or sorted(path.glob("*.safetensors"))

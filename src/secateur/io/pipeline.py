@@ -120,7 +120,8 @@ def load(
     if not is_process(process):
         process_from_config(scheduler)  # fails before the weights are read
         process = scheduler | _few_steps(place.pipeline, scheduler)
-    model = _moved(load_model(place, variant), torch_dtype, device)
+    model: Any = _moved(load_model(place, variant), torch_dtype, device)
+    model.name_or_path = str(path_or_id)  # as `from_pretrained`
     settled = as_expert(process_of(process, model, latent), place.pipeline, place.component)
     return Loaded(model, settled, scheduler, place.pipeline, place.component)
 
@@ -288,6 +289,23 @@ def _moved(model: nn.Module, torch_dtype: torch.dtype | None, device: torch.devi
 def _autoencoder_in(pipeline: DiffusionPipeline) -> nn.Module | None:
     parts = pipeline.components
     return next((parts[name] for name in AUTOENCODERS if parts.get(name) is not None), None)
+
+
+def scheduler_beside(
+    path_or_id: str | Path,
+    component: str | None = None,
+    *,
+    subfolder: str | None = None,
+    variant: str | None = None,
+    **hub: Unpack[HubOptions],
+) -> dict[str, Any] | None:
+    """The scheduler's config beside a model, wherever `load` would find it; None if there is none."""
+    if Path(path_or_id).is_file():
+        return None
+    try:
+        return _scheduler_config(locate(path_or_id, component, subfolder=subfolder, variant=variant, whole=True, **hub))
+    except ModelError:
+        return None
 
 
 def _scheduler_config(place: Place) -> dict[str, Any]:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import copy
 import importlib
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..base.console import silenced_libraries
 from ..base.errors import SecateurError
+from ..base.precisions import PrecisionName
 
-PrecisionName = Literal["bfloat16", "float16", "int8", "float8"]
 BYTES: tuple[PrecisionName, ...] = ("int8", "float8")  # linear weights alone, a scale for each row
 
 

@@ -14,20 +14,16 @@ MOST_CLASSES = 40
 
 @dataclass(frozen=True)
 class ClassScore:
-    """The scores of one class for every model, the reference first."""
+    """The scores of one class for every model, the reference first; `final` is the name of the final result."""
 
     name: str
     models: Mapping[str, ClassScores]
+    final: str
 
     def value(self, model: str, score: str) -> float | None:
         """A score of a model; None where it was not measured."""
         found = self.models.get(model)
         return None if found is None else getattr(found, score)
-
-    @property
-    def final(self) -> str:
-        """The name of the last model."""
-        return list(self.models)[-1]
 
     def change(self, model: str, score: str) -> float | None:
         """Change of `score` as a share of the reference's; 0 for the reference itself."""
@@ -42,13 +38,15 @@ class ClassScore:
 
 def class_scores(evaluation: Evaluation | None) -> list[ClassScore]:
     """Every class of the data, in order; none where nothing was measured by class."""
+    if evaluation is None:
+        return []
     found: dict[int, dict[str, ClassScores]] = {}
     names = {}
-    for model, result in ({} if evaluation is None else evaluation.models).items():
+    for model, result in evaluation.models.items():
         for row in result.per_class.classes if result.per_class is not None else ():
             names[row.label] = row.name
             found.setdefault(row.label, {})[model] = row
-    return [ClassScore(names[label], rows) for label, rows in found.items()]
+    return [ClassScore(names[label], rows, evaluation.final_name) for label, rows in found.items()]
 
 
 def worst_first(scores: Sequence[ClassScore], most: int = MOST_CLASSES) -> list[ClassScore]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from ..base.precisions import PrecisionName
 from ..base.units import number_of
 from .display import Displayed
 from .evaluation_sentences import quality_sentences, speed_sentences
@@ -117,11 +118,14 @@ class Evaluation(Displayed):
 
     @property
     def final_name(self) -> str:
-        return self.names[-1]
+        """The last model beside the reference that is no copy of another in some precision; or the last copy of the
+        reference."""
+        others = [name for name in self.names if name != self.reference and name not in get_args(PrecisionName)]
+        return others[-1] if others else self.names[-1]
 
     @property
     def final(self) -> ModelResult:
-        """The last model: the final result."""
+        """The final result."""
         return self.models[self.final_name]
 
     @property

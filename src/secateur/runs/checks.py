@@ -9,6 +9,7 @@ from torch import nn
 
 from ..base.console import note
 from ..base.errors import DataError, SecateurError, require
+from ..base.precisions import PrecisionName
 from ..compensation import CompensationConfig
 from ..compensation.compensate import check_null_condition
 from ..compensation.targets import chosen_target
@@ -19,7 +20,7 @@ from ..evaluation import EvaluationConfig, plan_evaluation
 from ..io.manifest import beside, stage_of
 from ..io.pruned import saved_module
 from ..models.network import class_count, device_of, input_shape
-from ..models.precision import PrecisionName, in_precisions
+from ..models.precision import in_precisions
 from ..process.own import OwnObjective
 from ..recipes import Recipe
 from ..recovery import RecoveryConfig, WarmupConfig

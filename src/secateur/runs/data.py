@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..base.console import say
 from ..base.distributed import wait_for_everyone
-from ..base.errors import DataError, ModelError
+from ..base.errors import DataError, ModelError, require
 from ..base.fingerprint import model_fingerprint
 from ..data import EncodedDataset, ImageDataset, LatentDataset, NoData, load_data
 from ..data.autoencoder import latent_space
@@ -196,12 +196,19 @@ def _say_classes(dataset: ImageDataset, classes: int | None) -> None:
 
 
 def inputs_of(dataset: ImageDataset | None = None, **models: Subject | None) -> dict[str, str]:
-    """Fingerprints of a run's inputs, by the names of the settings that say where these are."""
-    inputs = {
-        name: model_fingerprint(subject.model, subject.process)
-        for name, subject in models.items()
-        if subject is not None
-    }
+    """Fingerprints of a run's inputs, by the names of the settings that say where these are.
+
+    Raises:
+        SecateurError: a process that another run of the program could not know again.
+    """
+    subjects = {name: subject for name, subject in models.items() if subject is not None}
+    for subject in subjects.values():
+        named = f" at {hex(id(subject.process))}" not in repr(subject.process)
+        kind = type(subject.process).__name__
+        require(
+            named, f"{kind} prints as an address, so a run in a folder would not know it again: make it a dataclass"
+        )
+    inputs = {name: model_fingerprint(subject.model, subject.process) for name, subject in subjects.items()}
     return inputs if dataset is None else {**inputs, "data": dataset.fingerprint}
 
 

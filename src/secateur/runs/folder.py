@@ -72,8 +72,17 @@ def refuse_run(out: str | Path) -> None:
         SecateurError: `out` is a run, or cannot be written.
     """
     check_folder(out)
-    if (Path(out) / CONFIG).is_file() and "command" in _config(Path(out)):
+    if is_run(Path(out)):
         raise SecateurError(f"{out} is the folder of a run, which would be overwritten; choose another --out")
+
+
+def is_run(folder: Path) -> bool:
+    """Whether `folder` holds the config of a run; that of a model has the same name.
+
+    Raises:
+        SecateurError: its config is no JSON object.
+    """
+    return (folder / CONFIG).is_file() and "command" in _config(folder)
 
 
 def plain(value: Any) -> Any:
@@ -89,7 +98,7 @@ def plain(value: Any) -> Any:
 
 def _check_free(out: Path) -> None:
     """Refuse a folder that is not a run; a run killed before it wrote anything counts as one."""
-    if not out.exists() or (out / CONFIG).is_file():
+    if not out.exists() or is_run(out):
         return
     if not out.is_dir() or any(path.name != LOCK and not is_left_behind(path, mine=True) for path in out.iterdir()):
         raise SecateurError(f"{out} exists and is not a run of secateur; choose another --out")

@@ -7,26 +7,32 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from diffusers import DiffusionPipeline
 from safetensors.torch import save_file
 from torch import Tensor
 from typing_extensions import Unpack
 
 from ..base.console import shown
 from ..base.distributed import one_process
+from ..base.errors import SecateurError
 from ..base.files import atomic_folder, write_json
 from ..base.rules import Count, checked
 from ..io.export import FORMATS, DtypeName, FormatName
 from ..io.export import export as write_export
 from ..io.lora import refit_warning
 from ..io.lora import slice_lora as sliced
-from ..io.lora_files import LORA_WEIGHTS, peft_metadata, read_lora
+from ..io.lora_files import LORA_WEIGHTS, lora_file, peft_metadata, read_lora
 from ..io.manifest import library_versions, manifest_of
 from ..io.original_dit import Kind
 from ..io.original_dit import convert as write_conversion
+from ..io.pipeline import Loaded, scheduler_beside
+from ..process.named import config_of
 from ..results.exported import ExportedFile, SlicedLora
 from .arguments import WeightsArguments
 from .folder import refuse_run
 from .subject import open_weights, require_weights
+
+PLACE = ("component", "subfolder", "variant", "revision", "token", "cache_dir")  # arguments that say which model
 
 
 @checked
@@ -107,7 +113,14 @@ def export(
             network = copy.deepcopy(network).cpu()
         sizes = None if size is None else (size, size)
         about = write_export(
-            network, Path(out), format, batch_size=batch_size, size=sizes, text_tokens=text_tokens, dtype=dtype
+            network,
+            Path(out),
+            format,
+            batch_size=batch_size,
+            size=sizes,
+            text_tokens=text_tokens,
+            dtype=dtype,
+            scheduler=_scheduler_of(model, arguments),
         )
     return {**about, "written": Path(out) / FORMATS[format].file}
 
@@ -133,10 +146,11 @@ def slice_lora(
         The tensors of the sliced LoRA, which `pipeline.load_lora_weights` takes; with `out`, the file.
 
     Raises:
-        SecateurError: a LoRA that cannot be read, or belongs to another model.
+        SecateurError: a LoRA that cannot be read, or belongs to another model, or would be overwritten.
     """
     if out is not None:
         refuse_run(out)
+        _check_apart(lora, Path(out) / LORA_WEIGHTS)
     before = dict(lora) if isinstance(lora, Mapping) else read_lora(lora)
     pruned = open_weights(model, "cpu", **arguments)
     after = sliced(before, pruned)
@@ -158,3 +172,21 @@ def slice_lora(
         save_file(after, temporary / LORA_WEIGHTS, peft_metadata(after))
         write_json(temporary / "slicing.json", about)
     return Path(out) / LORA_WEIGHTS
+
+
+def _scheduler_of(model: Any, arguments: WeightsArguments) -> Mapping[str, Any] | None:
+    """The config of the scheduler that a model comes with; None if there is none."""
+    if isinstance(model, str | Path):
+        place: dict[str, Any] = {name: value for name, value in arguments.items() if name in PLACE}
+        return scheduler_beside(model, **place)
+    if isinstance(model, DiffusionPipeline):
+        return config_of(model.components.get("scheduler"))
+    return model.scheduler_config if isinstance(model, Loaded) else None
+
+
+def _check_apart(lora: str | Path | Mapping[str, Tensor], written: Path) -> None:
+    """Refuse to write over the LoRA that is read."""
+    if not isinstance(lora, Mapping) and lora_file(Path(lora)).resolve() == written.resolve():
+        raise SecateurError(
+            f"{written} is the LoRA of the dense model, which would be overwritten; choose another --out"
+        )

@@ -12,6 +12,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
+from ..base.errors import require
 from ..base.files import read_json, write_json
 from ..evaluation import write_evaluation
 from ..io.checkpoint import save_pretrained
@@ -102,11 +103,13 @@ class Run:
         """Write models, results and a report as the command would have; return the folder.
 
         Raises:
-            SecateurError: `folder` holds another run.
+            SecateurError: `folder` holds another run, or a model.
         """
         folder, settings = Path(folder), plain(self.settings)
         if not (folder / CONFIG).is_file() or read_json(folder / CONFIG) != settings:
             refuse_run(folder)
+            free = not (folder / CONFIG).exists()
+            require(free, f"{folder} holds the {CONFIG} of a model, which would be overwritten; choose another folder")
         write_json(folder / CONFIG, settings)
         write_result(folder / "ranking.json", self.ranking)
         write_ranking(folder)

@@ -19,11 +19,12 @@ from ..base.units import number_of
 from ..criteria import ScoringConfig
 from ..evaluation import EvaluationConfig, FrechetOptions, plan_evaluation
 from ..evaluation.metrics.loss import denoising_loss_per_timestep
-from ..reporting import TRIALS, read_run
+from ..reporting import TRIALS, read_run, write_report
 from ..results import Evaluation, Score, Search, TrialResult, Trials, from_json, read_result, to_json, write_result
 from ..schedules import Target
 from .halving import check_rounds, order, rounds_of, score_of, tied
 from .stages import calibration, pipeline_stage, reopened
+from .tidy import tidy
 from .timing import format_duration, seconds_per_pair
 from .trials import CACHE, Bench, Trial, TrialConfig, attempt, is_done, make_trial, plan_trial, warm_up_seconds
 
@@ -223,11 +224,15 @@ class Searcher:
         noted = any(each.name == WINNER and each.status == "done" for each in found.trials)
         if not (is_done(folder) and noted):  # it may have been killed between the two
             say(f"winner: {recipe}, {number_of(steps or 0, 'step')}")
-            outcome = attempt(self.bench, trial, folder, sorted((run / "trials").glob("*")), run / CACHE)
+            others = sorted((run / "trials").glob("*"))
+            outcome = attempt(self.bench, trial, folder, others, run / CACHE, report=False)
+            if outcome.status == "done":
+                pipeline_stage(folder, self.bench.subject, reopened(folder / "model", self.bench.subject))
+                write_report(folder)
+                tidy(folder, trial.settings.recovery, trial.settings.schedule == "one-shot")
             found = _noted(run, found, replace(outcome, name=WINNER, folder=WINNER))
             if outcome.status != "done":
                 raise SecateurError(f"the winner, {recipe}, failed: {outcome.reason}; the same command tries again")
-        pipeline_stage(folder, self.bench.subject, reopened(folder / "model", self.bench.subject))
         return found
 
     def _steps_left(self, run: Path, found: Trials) -> int:
