@@ -136,7 +136,7 @@ ONE_SHOT: dict[str, Method] = {
     "recipe default, diff-pruning, local": BY_DIFF_PRUNING,
     "recipe default, magnitude, local": replace(DEFAULT, criterion="magnitude", cut=CUT),
     **{f"recipe default, {name}": replace(DEFAULT, blocks=name) for name in ("ced", "cosine", "uniform")},
-    "recipe default, replacement": replace(DEFAULT, blocks="replacement", scoring=ScoringConfig(num_images=8)),
+    "recipe default, replacement": replace(DEFAULT, blocks="replacement", scoring=ScoringConfig(num_images=16)),
     "recipe default": DEFAULT,
 }
 STAGED = {f"recipe {name}": staged_recipe(name) for name in STAGED_RECIPES}

@@ -1,19 +1,21 @@
 """Replacement: the order in which blocks can leave so that affine maps of the residual stream stand in for them best.
 
 Ours. A refit lets the layers before a removed block take over its part (docs/compensation.md). How well they can is
-foretold by a simple stand-in: each missing block is replaced by x -> x + W x + b, with one W and b for all tokens,
+foretold by a simple stand-in: each missing block is replaced by x -> x + W f(x, t), with one W for all tokens,
 
-    min over W, b of  E|y - x - W x - b|^2 + ridge m |W|^2,    m the mean of E[x_k^2] over the features k,
+    min over W of  E[|y - x - W f|^2 / |y - x|^2] + ridge m |W|^2,    f(x, t) = (x, t x, t, 1),
 
-where x is the stream before the block in the model with stand-ins, and y the stream behind the block in the dense
-model: so each also corrects what went wrong before it. Linear stand-ins for blocks are those of ReplaceMe (Shopkhoev et
-al. 2025, arXiv 2505.02819); here they only rank, and are not part of the pruned model.
+where x is the stream before the block in the model with stand-ins, y the stream behind the block in the dense model, so
+that each also corrects what went wrong before it, and t the timestep, in [-1/2, 1/2]; the fraction is of each tuple's
+sums, and the last column of W, the bias, is not pulled. The refitted layers are gated by the timestep, and without t
+blocks that matter at some timesteps only were kept (docs/benchmarks/blocks.md). Linear stand-ins for blocks are those
+of ReplaceMe (Shopkhoev et al. 2025, arXiv 2505.02819); here they only rank, and are not part of the pruned model.
 
 A greedy search removes next the block whose removal, beside those that are gone, moves the prediction least: the
 geometric mean over tuples of the relative distance from the dense prediction, as of `deviation`. That is the block's
 score. Of the blocks that are left, only those with the lowest distances when last measured are measured again.
 
-B tuples of a micro-batch, R chosen positions of a stream, C channels, L blocks.
+B tuples of a micro-batch, P positions of a stream and R chosen ones, C channels, K = 2 C + 2 features.
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ from .blocks.measure import BINS, Tuples, block_names, block_scores, draw_tuples
 from .criterion import Criterion, Options, Price, ScoringConfig
 from .ranking import Ranking
 
-Affine: TypeAlias = Tensor  # (C + 1, C), the row of the bias last
+Affine: TypeAlias = Tensor  # W', (K, C), the row of the bias last
+LEAST = 1e-6  # of the size of the stream, which a block that does nothing would otherwise be divided by
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,8 @@ class StandIns:
 
     Attributes:
         goals: for every block, micro-batch and stream, the dense stream behind the block at the chosen positions,
-            (B R, C).
+            (B, R, C).
+        times: t of every tuple, (B,) for each micro-batch.
         dense: the dense predictions, (B, ...) float64 for each micro-batch.
     """
 
@@ -123,6 +127,7 @@ class StandIns:
     options: ReplacementOptions
     goals: Mapping[str, list[list[Tensor]]] = field(init=False)
     dense: list[Tensor] = field(init=False)
+    times: list[Tensor] = field(init=False)
     _chosen: dict[tuple[str, int, int], Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -140,6 +145,10 @@ class StandIns:
                 hooks.enter_context(self.model.get_submodule(name).register_forward_hook(watch(name)))
             self.dense = [self._prediction(number) for number in range(len(self.tuples))]
         self.goals = goals
+        timesteps = torch.cat([each.timesteps for each in self.tuples]).double()
+        span = timesteps.max() - timesteps.min()
+        between = (timesteps - timesteps.min()) / span.where(span > 0, 1.0) - 0.5
+        self.times = list(between.split([len(each.timesteps) for each in self.tuples]))
 
     def distance(self, removed: Sequence[str]) -> float:
         """The geometric mean over tuples of |prediction without `removed` - prediction| / |prediction|.
@@ -170,21 +179,24 @@ class StandIns:
             self._fit(name, [each[place] for each in taken], [goal[place] for goal in self.goals[name]])
             for place in range(len(streams))
         ]
-        for each, given in zip(passes, taken, strict=True):
-            moved = tuple(_mapped(stream, affine) for stream, affine in zip(given, maps, strict=True))
+        for each, given, times in zip(passes, taken, self.times, strict=True):
+            moved = tuple(_mapped(stream, affine, times) for stream, affine in zip(given, maps, strict=True))
             each.resume(moved if block.returns else moved[0])
 
     def _fit(self, name: str, streams: Sequence[Tensor], goals: Sequence[Tensor]) -> Affine:
         """The map of one stream, from all micro-batches."""
         channels = goals[0].shape[-1]
-        sums = Sums(channels + 1, channels, streams[0].device)
+        sums = Sums(2 * channels + 2, channels, streams[0].device)
         for number, (stream, goal) in enumerate(zip(streams, goals, strict=True)):
             x = self._rows(name, number, stream)
-            sums.add(with_ones(x), goal - x, goal)
+            error = goal - x
+            weight = 1 / (_size(error) + LEAST * _size(goal)).clamp_min(torch.finfo(error.dtype).tiny)
+            rows = [(values * weight).flatten(0, 1) for values in (features(x, self.times[number]), error, goal)]
+            sums.add(*rows)
         return refit(sums, self.options.ridge, bias=True)[0]
 
     def _rows(self, name: str, number: int, stream: Tensor) -> Tensor:
-        """The chosen positions of a stream of micro-batch `number`, (B R, C)."""
+        """The chosen positions of a stream of micro-batch `number`, (B, R, C)."""
         values = tokens(stream)
         key = name, number, values.shape[1]
         if key not in self._chosen:
@@ -192,18 +204,29 @@ class StandIns:
             drawing = CompensationConfig(num_tuples=total, rows=self.options.rows, seed=self.config.seed)
             numbers, place = tuple(range(first, first + len(values))), list(self.structure.blocks).index(name)
             self._chosen[key] = choose_positions(numbers, values.shape[1], place, drawing)
-        return chosen(values, self._chosen[key]).flatten(0, 1)
+        return chosen(values, self._chosen[key])
 
     def _prediction(self, number: int) -> Tensor:
         each = self.tuples[number]
         return in_float64(predict(self.model, each.noisy, each.timesteps, each.conditions))
 
 
-def _mapped(stream: Tensor, affine: Affine) -> Tensor:
+def features(x_BPC: Tensor, times_B: Tensor) -> Tensor:
+    """x, t x, t and 1, (B, P, K)."""
+    times = times_B.to(x_BPC).view(-1, 1, 1)
+    return with_ones(torch.cat([x_BPC, times * x_BPC, times.expand(-1, x_BPC.shape[1], 1)], dim=-1))
+
+
+def _size(values_BPC: Tensor) -> Tensor:
+    """The root mean square of each tuple's values, (B, 1, 1)."""
+    return values_BPC.square().mean((1, 2), keepdim=True).sqrt()
+
+
+def _mapped(stream: Tensor, affine: Affine, times_B: Tensor) -> Tensor:
     """The stream plus the map of it, in its shape."""
     values = tokens(stream)
     wide = values if values.dtype == torch.float64 else values.float()
-    moved = wide + with_ones(wide) @ affine.to(wide)
+    moved = wide + features(wide, times_B) @ affine.to(wide)
     shaped = moved.mT if stream.ndim == 4 else moved
     return shaped.reshape(stream.shape).to(stream.dtype)
 
