@@ -123,7 +123,7 @@ def test_the_jacobian_of_flux_is_that_of_its_latents():
     sample, conditions = sample_for(model)
     (v,) = unit_directions([torch.randn(sample.shape, generator=torch.Generator().manual_seed(0))])
     timesteps = FlowProcess().timesteps(torch.tensor([0.2, 0.7]))
-    with higher_order([model], "jvp"):
+    with higher_order("jvp"):
         _, (forward,) = project(model, sample, timesteps, conditions, [v], "jvp")
         _, (backward,) = project(model, sample, timesteps, conditions, [v], "vjp")
     step = 0.05
