@@ -209,6 +209,17 @@ def test_attributes_follow_the_weights():
     assert attention.scale == 4**-0.5
 
 
+def test_a_norm_without_weights_elsewhere_is_left_alone():
+    model = nn.Sequential(nn.Conv2d(4, 8, 1), nn.Conv2d(8, 4, 1), nn.GroupNorm(2, 4, affine=False))
+    builder = StructureBuilder()
+    hidden = builder.dim("hidden", 8)
+    builder.writes("0", hidden)
+    builder.reads("1", hidden)
+    remove(model, builder.build(), Cut({"hidden": (0, 1, 5)}))
+    assert model(torch.randn(1, 4, 5, 5)).shape == (1, 4, 5, 5)
+    assert model[2].num_channels == 4
+
+
 def test_one_head_keeps_its_scale_by_rescaled_queries():
     model = unet(attention_head_dim=None)
     structure = describe(model)
