@@ -298,6 +298,35 @@ def test_a_user_declares_an_architecture_in_a_few_lines():
     torch.testing.assert_close(remove(model, structure, cut)(x), expected)
 
 
+class Gated(nn.Module):
+    """Queries of a convolution, which are normalized, and a reader, called by keyword if `named`."""
+
+    def __init__(self, named):
+        super().__init__()
+        self.query, self.key, self.norm = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 1), nn.GroupNorm(2, 8)
+        self.out, self.named = nn.Conv2d(8, 3, 1), named
+
+    def forward(self, x):
+        joined = self.query(x).exp() * self.key(x)
+        return self.out(input=self.norm(input=joined)) if self.named else self.out(self.norm(joined))
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_gate_masks_the_channels_of_a_convolution_and_layers_may_be_called_by_keyword(named):
+    model, x = Gated(named), torch.randn(2, 3, 5, 7)
+    builder = StructureBuilder()
+    hidden = builder.dim("hidden", 8)
+    builder.writes("query", hidden, gate=True)
+    builder.writes("key", hidden)
+    builder.normalizes("norm", hidden, 2)
+    builder.reads("out", hidden)
+    structure, cut = builder.build(), Cut({"hidden": (0, 2, 5, 7)})
+    with masked(model, structure, masks_of(cut, structure)):
+        expected = model(x)
+        assert (model.query(x) == 0).sum() == 2 * 4 * 5 * 7
+    torch.testing.assert_close(remove(model, structure, cut)(x), expected)
+
+
 def test_the_last_listed_block_is_not_removed():
     structure = Structure({}, {name: Block(name, listed=name != "skipped") for name in ("a", "b", "skipped")})
     assert structure.removable(["b", "skipped"]) == ["b", "skipped"]
