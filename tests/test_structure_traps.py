@@ -2,17 +2,22 @@
 
 import copy
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
 from torch import nn
+from torch.testing._internal.two_tensor import TwoTensor
 
 from models import autoencoder, dit, flux, half, inputs_for, output, pixart, sana, sd3, sdxl, unet_condition, uvit
+from secateur.base.errors import SecateurError
 from secateur.criteria.blocks.drops import outputs_without_each_block
 from secateur.criteria.blocks.measure import watched
 from secateur.models.network import inference
 from secateur.models.registry import describe
+from secateur.process.flow import FlowProcess
+from secateur.runs.subject import open_subject
 from secateur.structure import Cut, masked, masks_of, remove
 
 TEXT_MODELS = [unet_condition, sdxl, pixart, sd3, flux, sana]
@@ -175,6 +180,20 @@ def test_an_adapter_that_holds_weights_of_its_own_is_refused():
     processor = IPAdapterAttnProcessor2_0(hidden_size=16, cross_attention_dim=12)
     model.mid_block.attentions[0].transformer_blocks[0].attn2.set_processor(processor)
     with pytest.raises(ValueError, match=r"transformer_blocks\.0\.attn2 holds weights"):
+        describe(model)
+
+
+def test_quantized_weights_are_refused_before_work():
+    model = dit()
+    layer = model.transformer_blocks[1].ff.net[2]
+    whole, codes = layer.weight, layer.weight.detach().mul(100).to(torch.int8)
+    for weight in (codes, TwoTensor(codes.float(), codes.float())):
+        layer.weight = nn.Parameter(weight, requires_grad=False)
+        with pytest.raises(SecateurError, match=r"quantized \(transformer_blocks\.1\.ff\.net\.2\.weight holds codes\)"):
+            open_subject(model, FlowProcess())
+    layer.weight = whole
+    model.hf_quantizer = SimpleNamespace()
+    with pytest.raises(ValueError, match=r"DiTTransformer2DModel is quantized \(SimpleNamespace\), .* before that"):
         describe(model)
 
 

@@ -9,6 +9,8 @@ import diffusers
 from accelerate.utils import extract_model_from_parallel
 from diffusers import ConfigMixin, ModelMixin
 from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..structure import Structure
 from . import discovery
@@ -141,8 +143,9 @@ def describe(model: nn.Module) -> Structure:
     """The structure of `model`, read from its live modules, so that a pruned model can be described again.
 
     Raises:
-        ValueError: the architecture is not declared, or the model lacks a declared parameter.
+        ValueError: the architecture is not declared, the model lacks a declared parameter, or it is quantized.
     """
+    _refuse_quantized(model)
     return _with_all_parameters(model, family_of(model).describe(model))
 
 
@@ -167,6 +170,23 @@ def _discovered(model: nn.Module) -> Structure:
             f"{name} is not declared, and its structure could not be discovered: {error}. "
             "docs/adding-an-architecture.md shows how to declare one"
         ) from error
+
+
+def _refuse_quantized(model: nn.Module) -> None:
+    """Refuse weights that are codes: integers, or tensors of a class that decodes them, such as torchao's."""
+    quantizer = getattr(model, "hf_quantizer", None)  # of diffusers
+    coded = [name for name, parameter in model.named_parameters() if _is_coded(parameter)]
+    if quantizer is not None or coded:
+        by = f"{coded[0]} holds codes" if quantizer is None else type(quantizer).__name__
+        raise ValueError(
+            f"{type(model).__name__} is quantized ({by}), which cannot be pruned; give the model before that"
+        )
+
+
+def _is_coded(parameter: nn.Parameter) -> bool:
+    if isinstance(parameter, DTensor):
+        return False
+    return is_traceable_wrapper_subclass(parameter) or not (parameter.is_floating_point() or parameter.is_complex())
 
 
 def _with_all_parameters(model: nn.Module, structure: Structure) -> Structure:
