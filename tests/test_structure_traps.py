@@ -8,6 +8,8 @@ import pytest
 import torch
 from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
 from torch import nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import weight_norm
 from torch.testing._internal.two_tensor import TwoTensor
 
 from models import autoencoder, dit, flux, half, inputs_for, output, pixart, sana, sd3, sdxl, unet_condition, uvit
@@ -207,6 +209,20 @@ def test_a_wrapped_layer_is_refused():
     model.transformer_blocks[1].attn.to_q = Wrapped(model.transformer_blocks[1].attn.to_q)
     with pytest.raises(ValueError, match=r"no parameter transformer_blocks\.1\.attn\.to_q\.weight: merge or unload"):
         describe(model)
+
+
+def test_a_parametrized_layer_is_refused_until_it_is_plain_again():
+    model = sd3()
+    layer = model.transformer_blocks[1].attn.to_q
+    weight_norm(layer)
+    with pytest.raises(ValueError, match=r"1\.attn\.to_q\.weight is parametrized: call .*remove_parametrizations on"):
+        describe(model)
+    parametrize.remove_parametrizations(layer, "weight")
+    assert describe(model) == describe(sd3())
+
+
+def test_a_compiled_network_has_the_structure_of_what_is_compiled():
+    assert describe(torch.compile(dit(), backend="eager")) == describe(dit())
 
 
 def test_unknown_attention_inside_of_a_unet_is_named():

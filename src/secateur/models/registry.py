@@ -140,13 +140,15 @@ def architecture_named(name: str) -> type[Any]:
 
 
 def describe(model: nn.Module) -> Structure:
-    """The structure of `model`, read from its live modules, so that a pruned model can be described again.
+    """The structure of `model`, or of the network inside a wrapper, read from its live modules, so that a pruned model
+    can be described again.
 
     Raises:
         ValueError: the architecture is not declared, the model lacks a declared parameter, or it is quantized.
     """
-    _refuse_quantized(model)
-    return _with_all_parameters(model, family_of(model).describe(model))
+    network = network_of(model)
+    _refuse_quantized(network)
+    return _with_all_parameters(network, family_of(network).describe(network))
 
 
 def left_out(model: nn.Module) -> Mapping[str, str]:
@@ -195,6 +197,11 @@ def _with_all_parameters(model: nn.Module, structure: Structure) -> Structure:
     named = (piece.parameter for dim in structure.dims.values() for piece in dim.slices)
     lacking = next((name for name in named if name not in present), None)
     if lacking is not None:
+        layer, _, name = lacking.rpartition(".")
+        if f"{layer}.parametrizations.{name}" in dict(model.named_modules()):
+            raise ValueError(
+                f"{lacking} is parametrized: call torch.nn.utils.parametrize.remove_parametrizations on {layer}"
+            )
         raise ValueError(
             f"{type(model).__name__} has no parameter {lacking}: merge or unload adapters, or correct the declaration"
         )
