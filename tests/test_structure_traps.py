@@ -225,6 +225,15 @@ def test_a_compiled_network_has_the_structure_of_what_is_compiled():
     assert describe(torch.compile(dit(), backend="eager")) == describe(dit())
 
 
+def test_freeu_is_refused_until_it_is_off():
+    model = unet_condition()
+    model.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
+    with pytest.raises(ValueError, match=r"FreeU is on in this UNet2DConditionModel: call disable_freeu\(\) first"):
+        describe(model)
+    model.disable_freeu()
+    assert describe(model) == describe(unet_condition())
+
+
 def test_unknown_attention_inside_of_a_unet_is_named():
     model = unet_condition()
     model.mid_block.attentions[0] = torch.nn.Identity()
