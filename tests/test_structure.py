@@ -337,6 +337,14 @@ def test_the_last_listed_block_is_not_removed():
         check_cut(structure, Cut({}, ("a", "b")))
 
 
+def test_a_block_inside_another_is_refused():
+    builder = StructureBuilder()
+    for name in ("layers.1", "layers.10", "layers.10.mlp"):
+        builder.blocks[name] = Block(name, listed=name != "layers.10.mlp")
+    with pytest.raises(ValueError, match=r"block layers\.10\.mlp lies inside block layers\.10: declare one of them"):
+        builder.build()
+
+
 class Conditioned(nn.Module):
     def __init__(self):
         super().__init__()
