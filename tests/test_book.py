@@ -121,7 +121,7 @@ def test_growth_and_products_are_those_on_the_fly_to_the_bit(projection):
     draw, x_t, live = answered(growth, model, numbers)
     directions = directions_of(draw, x_t, 2)
     asked = (x_t, draw, everyone, directions, projection)
-    with higher_order([model], projection):
+    with higher_order(projection):
         (output, grown), (_, multiplied) = live.growth(*asked), live.projections(*asked)
     told = (x_t, growth.read(numbers), everyone, directions, projection)
     assert torch.equal(growth.growth(*told)[1], grown)
@@ -150,7 +150,7 @@ def test_a_student_equal_to_the_teacher_has_no_loss_and_no_gradient(build, proce
     teacher, student = build(), build()
     book = written(teacher, config, process=process)
     objective, draw = build_objective(config, book), book.read(range(4))
-    with objective.context(student, book):
+    with objective.context(book):
         terms = objective.terms(student, book, process, draw, objective.jacobian)
         live = objective.terms(student, LiveTeacher(teacher.eval()), process, draw, objective.jacobian)
         objective.loss(terms).backward()

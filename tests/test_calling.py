@@ -78,6 +78,28 @@ def test_a_user_s_class_is_called_as_it_was_registered():
     assert torch.equal(predict(Mine(), LATENTS, torch.ones(2)), LATENTS + 1)
 
 
+class Returning(nn.Module):
+    """Passes its keyword arguments on to `answer`."""
+
+    def __init__(self, answer):
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, sample, timestep, **options):
+        return self.answer(sample, **options)
+
+
+def test_options_are_passed_only_by_name_and_one_value_may_be_in_a_dict():
+    inner = dit()
+    sample, conditions = sample_for(inner)
+    timesteps = torch.tensor([30.0, 900.0])
+    assert torch.equal(predict(Returning(lambda x: {"sample": x + 1}), LATENTS, timesteps), LATENTS + 1)
+    passing = Returning(lambda x, **options: inner(x, timesteps, **options))  # answers in an output of diffusers
+    assert torch.equal(predict(passing, sample, timesteps, conditions), predict(inner, sample, timesteps, conditions))
+    with pytest.raises(ModelError, match="Returning returns loss, sample: return the prediction alone, or first"):
+        predict(Returning(lambda x: {"loss": x, "sample": x}), LATENTS, timesteps)
+
+
 def test_the_size_of_flux_is_the_config_s_or_that_of_1024_pixels():
     model = flux()
     assert input_shape(model) == (4, 8, 8)
@@ -123,7 +145,7 @@ def test_the_jacobian_of_flux_is_that_of_its_latents():
     sample, conditions = sample_for(model)
     (v,) = unit_directions([torch.randn(sample.shape, generator=torch.Generator().manual_seed(0))])
     timesteps = FlowProcess().timesteps(torch.tensor([0.2, 0.7]))
-    with higher_order([model], "jvp"):
+    with higher_order("jvp"):
         _, (forward,) = project(model, sample, timesteps, conditions, [v], "jvp")
         _, (backward,) = project(model, sample, timesteps, conditions, [v], "vjp")
     step = 0.05

@@ -248,7 +248,7 @@ def test_the_jacobian_of_image_by_latents_is_matched(objective, projection):
     with torch.no_grad():
         student.decoder.conv_in.weight.mul_(1.1)
     process, config = reconstruction_by(teacher.autoencoder), JacobianConfig(projection=projection)
-    with higher_order((student, teacher), projection):
+    with higher_order(projection):
         terms = OBJECTIVES[objective].terms(student, teacher, process, draw, config)
         terms["jacobian"].backward()
     assert student.decoder.conv_in.weight.grad.abs().sum() > 0

@@ -432,6 +432,19 @@ def test_the_model_is_restored(method):
         assert_same(score(frozen, process, batch_of(model), describe(model), "gradient-flow", config).scores, trained)
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@over_both
+def test_gradient_checkpointing_changes_nothing(model, process, dtype, method):
+    model, options = copy.deepcopy(model).to(dtype), replace(UNIFORM, hessian_product=method)
+    batch = batch_of(model)
+    batch = Batch(batch.sample.float(), batch.conditions)
+    expected = gradient_flow_statistics(model, process, batch, THREE, options)
+    model.enable_gradient_checkpointing()
+    assert_same(gradient_flow_statistics(model, process, batch, THREE, options).product, expected.product)
+    assert model.is_gradient_checkpointing
+
+
 def test_shared_parameters_count_under_each_name():
     model, process = copy.deepcopy(BOTH[1][0]), BOTH[1][1]
     model.transformer_blocks[1].ff = model.transformer_blocks[0].ff

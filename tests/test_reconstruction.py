@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from models import dit, sample_for, unet
-from secateur.base.errors import SecateurError, TrainingError
+from secateur.base.errors import ModelError, SecateurError, TrainingError
 from secateur.criteria import ReconstructionOptions, ScoringConfig, criterion_named, score
 from secateur.criteria import reconstruction as module
 from secateur.criteria.blocks.measure import draw_tuples
@@ -128,6 +128,48 @@ def test_neither_batches_nor_memory_change_the_scores(make, process, monkeypatch
         torch.testing.assert_close(again[name], values, rtol=1e-3, atol=1e-7)
     price = criterion_named("reconstruction").price(model, process, structure, config, config.options)
     assert price.passes > 2 * len(batch.sample) * len(module.unit_columns(model, structure)) / 3
+
+
+class Line(nn.Module):
+    """One width, read by the layers `reads` and by one that is not called; for any image of one channel."""
+
+    def __init__(self, *reads):
+        super().__init__()
+        self.write, self.idle, self.reads = nn.Linear(1, 4), nn.Linear(4, 1), nn.ModuleList(reads)
+
+    def forward(self, sample, timestep, return_dict=False):
+        hidden = self.write(sample.movedim(1, -1)).movedim(-1, 1)
+        return (sum((read(hidden) for read in self.reads), sample),)
+
+
+def score_of(model):
+    builder = StructureBuilder()
+    units = builder.dim("units", 4)
+    builder.writes("write", units)
+    for name in ("idle", *(f"reads.{place}" for place in range(len(model.reads)))):
+        builder.reads(name, units)
+    batch = Batch(torch.randn(4, 1, 4, 4, generator=torch.Generator().manual_seed(1)))
+    return score(model, FlowProcess(), batch, builder.build(), "reconstruction", CONFIG).scores["units"]
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        nn.Conv2d(4, 1, 3, padding="same"),
+        nn.Conv2d(4, 1, 3, padding=1, padding_mode="circular"),
+        nn.Conv1d(4, 1, 1),
+        nn.Conv3d(4, 1, 1),
+    ],
+)
+def test_a_width_whose_reader_cannot_be_refitted_is_refused(read):
+    with pytest.raises(ModelError, match=r"cannot score units: reads\.0, which reads it, is neither .*; exclude"):
+        score_of(Line(read))
+
+
+def test_a_reader_that_is_not_called_is_left_out_unless_it_is_the_only_one():
+    assert score_of(Line(nn.Conv2d(4, 1, 1))).min() > 0
+    with pytest.raises(ModelError, match="cannot score units: the model calls no layer that reads it; exclude"):
+        score_of(Line())
 
 
 def test_options_that_make_no_sense_are_refused():

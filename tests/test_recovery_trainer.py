@@ -27,6 +27,7 @@ from progressive_runs import BOTH, QUICK, pruner_for
 from secateur.base.errors import SecateurError, TrainingError
 from secateur.base.interrupts import Terminated, sigterm_raises
 from secateur.data import ArrayDataset
+from secateur.models.recomputing import recomputing
 from secateur.process.diffusion import DiffusionProcess
 from secateur.process.flow import FlowProcess
 from secateur.recovery import FeaturesConfig, JacobianConfig, RecoveryConfig, accelerator, draws, recover
@@ -182,6 +183,22 @@ def test_activations_that_are_computed_again_change_nothing(objective, tmp_path)
     assert len(calls) >= 2 * config.steps  # forward and again backward
     assert not student.is_gradient_checkpointing
     assert not again.is_gradient_checkpointing
+
+
+def test_activations_that_are_computed_again_already_are_so_in_the_way_of_the_user():
+    model, calls = dit().train(), []
+
+    def own(function, *arguments):
+        calls.append(function)
+        return function(*arguments)
+
+    model.enable_gradient_checkpointing(own)
+    for _ in range(2):
+        calls.clear()
+        with recomputing(model, asked=True):
+            model(torch.randn(1, 1, 8, 8), torch.zeros(1), torch.zeros(1, dtype=torch.long))
+        assert len(calls) == len(model.transformer_blocks)
+        assert model.is_gradient_checkpointing
 
 
 @pytest.mark.slow

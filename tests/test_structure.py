@@ -209,6 +209,17 @@ def test_attributes_follow_the_weights():
     assert attention.scale == 4**-0.5
 
 
+def test_a_norm_without_weights_elsewhere_is_left_alone():
+    model = nn.Sequential(nn.Conv2d(4, 8, 1), nn.Conv2d(8, 4, 1), nn.GroupNorm(2, 4, affine=False))
+    builder = StructureBuilder()
+    hidden = builder.dim("hidden", 8)
+    builder.writes("0", hidden)
+    builder.reads("1", hidden)
+    remove(model, builder.build(), Cut({"hidden": (0, 1, 5)}))
+    assert model(torch.randn(1, 4, 5, 5)).shape == (1, 4, 5, 5)
+    assert model[2].num_channels == 4
+
+
 def test_one_head_keeps_its_scale_by_rescaled_queries():
     model = unet(attention_head_dim=None)
     structure = describe(model)
@@ -287,6 +298,35 @@ def test_a_user_declares_an_architecture_in_a_few_lines():
     torch.testing.assert_close(remove(model, structure, cut)(x), expected)
 
 
+class Gated(nn.Module):
+    """Queries of a convolution, which are normalized, and a reader, called by keyword if `named`."""
+
+    def __init__(self, named):
+        super().__init__()
+        self.query, self.key, self.norm = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 1), nn.GroupNorm(2, 8)
+        self.out, self.named = nn.Conv2d(8, 3, 1), named
+
+    def forward(self, x):
+        joined = self.query(x).exp() * self.key(x)
+        return self.out(input=self.norm(input=joined)) if self.named else self.out(self.norm(joined))
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_gate_masks_the_channels_of_a_convolution_and_layers_may_be_called_by_keyword(named):
+    model, x = Gated(named), torch.randn(2, 3, 5, 7)
+    builder = StructureBuilder()
+    hidden = builder.dim("hidden", 8)
+    builder.writes("query", hidden, gate=True)
+    builder.writes("key", hidden)
+    builder.normalizes("norm", hidden, 2)
+    builder.reads("out", hidden)
+    structure, cut = builder.build(), Cut({"hidden": (0, 2, 5, 7)})
+    with masked(model, structure, masks_of(cut, structure)):
+        expected = model(x)
+        assert (model.query(x) == 0).sum() == 2 * 4 * 5 * 7
+    torch.testing.assert_close(remove(model, structure, cut)(x), expected)
+
+
 def test_the_last_listed_block_is_not_removed():
     structure = Structure({}, {name: Block(name, listed=name != "skipped") for name in ("a", "b", "skipped")})
     assert structure.removable(["b", "skipped"]) == ["b", "skipped"]
@@ -295,6 +335,14 @@ def test_the_last_listed_block_is_not_removed():
     assert Structure({}, {"a": Block("a", listed=False)}).removable(["a"]) == ["a"]
     with pytest.raises(ValueError, match="at least one block must stay"):
         check_cut(structure, Cut({}, ("a", "b")))
+
+
+def test_a_block_inside_another_is_refused():
+    builder = StructureBuilder()
+    for name in ("layers.1", "layers.10", "layers.10.mlp"):
+        builder.blocks[name] = Block(name, listed=name != "layers.10.mlp")
+    with pytest.raises(ValueError, match=r"block layers\.10\.mlp lies inside block layers\.10: declare one of them"):
+        builder.build()
 
 
 class Conditioned(nn.Module):

@@ -47,7 +47,7 @@ def test_the_jacobian_term_has_gradients(make, process):
     batch = batch_for(model)
     directions = unit_directions([torch.randn(batch.sample.shape, generator=torch.Generator().manual_seed(0))])
     timesteps = process.timesteps(torch.tensor([0.2, 0.7]))
-    with higher_order([model], "vjp"):
+    with higher_order("vjp"):
         _, products = project(model, batch.sample, timesteps, batch.conditions, directions)
         products[0].square().sum().backward()
     head = model.conv_out if hasattr(model, "conv_out") else model.proj_out

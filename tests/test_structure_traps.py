@@ -2,17 +2,24 @@
 
 import copy
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
 from torch import nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import weight_norm
+from torch.testing._internal.two_tensor import TwoTensor
 
 from models import autoencoder, dit, flux, half, inputs_for, output, pixart, sana, sd3, sdxl, unet_condition, uvit
+from secateur.base.errors import SecateurError
 from secateur.criteria.blocks.drops import outputs_without_each_block
 from secateur.criteria.blocks.measure import watched
 from secateur.models.network import inference
 from secateur.models.registry import describe
+from secateur.process.flow import FlowProcess
+from secateur.runs.subject import open_subject
 from secateur.structure import Cut, masked, masks_of, remove
 
 TEXT_MODELS = [unet_condition, sdxl, pixart, sd3, flux, sana]
@@ -178,6 +185,20 @@ def test_an_adapter_that_holds_weights_of_its_own_is_refused():
         describe(model)
 
 
+def test_quantized_weights_are_refused_before_work():
+    model = dit()
+    layer = model.transformer_blocks[1].ff.net[2]
+    whole, codes = layer.weight, layer.weight.detach().mul(100).to(torch.int8)
+    for weight in (codes, TwoTensor(codes.float(), codes.float())):
+        layer.weight = nn.Parameter(weight, requires_grad=False)
+        with pytest.raises(SecateurError, match=r"quantized \(transformer_blocks\.1\.ff\.net\.2\.weight holds codes\)"):
+            open_subject(model, FlowProcess())
+    layer.weight = whole
+    model.hf_quantizer = SimpleNamespace()
+    with pytest.raises(ValueError, match=r"DiTTransformer2DModel is quantized \(SimpleNamespace\), .* before that"):
+        describe(model)
+
+
 def test_a_wrapped_layer_is_refused():
     class Wrapped(nn.Module):
         def __init__(self, base_layer):
@@ -188,6 +209,29 @@ def test_a_wrapped_layer_is_refused():
     model.transformer_blocks[1].attn.to_q = Wrapped(model.transformer_blocks[1].attn.to_q)
     with pytest.raises(ValueError, match=r"no parameter transformer_blocks\.1\.attn\.to_q\.weight: merge or unload"):
         describe(model)
+
+
+def test_a_parametrized_layer_is_refused_until_it_is_plain_again():
+    model = sd3()
+    layer = model.transformer_blocks[1].attn.to_q
+    weight_norm(layer)
+    with pytest.raises(ValueError, match=r"1\.attn\.to_q\.weight is parametrized: call .*remove_parametrizations on"):
+        describe(model)
+    parametrize.remove_parametrizations(layer, "weight")
+    assert describe(model) == describe(sd3())
+
+
+def test_a_compiled_network_has_the_structure_of_what_is_compiled():
+    assert describe(torch.compile(dit(), backend="eager")) == describe(dit())
+
+
+def test_freeu_is_refused_until_it_is_off():
+    model = unet_condition()
+    model.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
+    with pytest.raises(ValueError, match=r"FreeU is on in this UNet2DConditionModel: call disable_freeu\(\) first"):
+        describe(model)
+    model.disable_freeu()
+    assert describe(model) == describe(unet_condition())
 
 
 def test_unknown_attention_inside_of_a_unet_is_named():

@@ -34,7 +34,7 @@ from ..base.errors import TrainingError
 from ..data import Batch
 from ..models.conditions import Conditions, rows
 from ..models.network import example_batch, inference
-from ..models.recomputing import can_recompute, recomputing
+from ..models.recomputing import can_recompute, keeping_activations, recomputing
 from ..models.registry import describe
 from ..process.base import Process, denoising_error
 from ..results import LossCurve
@@ -297,7 +297,8 @@ def loss_terms(
     def term(part: Tensor, parameters: Parameters) -> Tensor:
         named = {f"model.{name}": parameter for name, parameter in parameters.items()}
         arguments = (batch.sample[part], noise[part], timestep.expand(len(part)), rows(batch.conditions, part))
-        return functional_call(errors, named, arguments).sum() / images
+        with keeping_activations(model):  # the backward pass would recompute them with the model's own parameters
+            return functional_call(errors, named, arguments).sum() / images
 
     indices = torch.arange(images, device=batch.sample.device)
     return [partial(term, part) for part in indices.split(batch_size)]

@@ -22,14 +22,14 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from ..base.console import progress
 from ..base.devices import in_float64, where_float64
-from ..base.errors import TrainingError
+from ..base.errors import ModelError, TrainingError
 from ..base.rules import Count, at_least
 from ..base.shards import whole
 from ..compensation.config import CompensationConfig
@@ -45,6 +45,7 @@ from .criterion import Criterion, Options, Price, ScoringConfig
 from .gradients import reshard
 from .ranking import Ranking
 
+INSTEAD = "exclude that width from the cut, or rank by another criterion"
 MEMORY = 2**30  # bytes of E[x x'] held at a time; if there are more readers, further passes follow
 
 
@@ -113,18 +114,26 @@ def reconstruction(
     """Scores from the tuples of `ced`: every image once in every bin of timesteps.
 
     Raises:
+        ModelError: as `unit_columns`; or the model calls no layer that reads a dim.
         TrainingError: an output is not finite; or there is no ridge, and inputs are linearly dependent.
     """
     columns = unit_columns(model, structure)
     places = {name: place for place, name in enumerate(columns)}
     scores = {name: torch.zeros(dim.size, dtype=torch.float64) for name, dim in structure.dims.items()}
+    unread = set(scores)
     for names in groups_of(model, columns):
         readers = {name: Reader(_layer(model, name), places[name]) for name in names}
         read_inputs(model, process, batch, list(readers.values()), config, options.rows)
         reshard(model)  # then each layer is gathered in its turn
-        for name, reader in readers.items():
+        called = {name: reader for name, reader in readers.items() if reader.rows}
+        for name, reader in called.items():
             for dim, units in columns[name].items():
                 scores[dim] += reader.rises(units.to(reader.inputs.device), options.ridge).cpu()
+                unread.discard(dim)
+    if unread:
+        raise ModelError(
+            f"reconstruction cannot score {min(unread)}: the model calls no layer that reads it; {INSTEAD}"
+        )
     if structure.blocks:
         sums = measure_blocks(model, process, batch, structure, config, ced_output="prediction")
         errors = sums.output_error().mean(-1)
@@ -166,22 +175,32 @@ def read_inputs(
 
 
 def unit_columns(model: nn.Module, structure: Structure) -> dict[str, dict[str, Tensor]]:
-    """For each layer that reads a dim, by name, the columns of each of the dim's units, (units, u)."""
+    """For each layer that reads a dim, by name, the columns of each of the dim's units, (units, u).
+
+    Raises:
+        ModelError: such a layer is not `in_rows`.
+    """
     found: dict[str, dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
     for dim in structure.dims.values():
         for piece in dim.slices:
+            if piece.role != "in":
+                continue
             layer = model.get_submodule(piece.module)
-            if piece.role == "in" and isinstance(layer, nn.Linear | nn.Conv2d) and in_rows(layer):
-                channels = (piece.offset + torch.arange(dim.size * dim.width_of(piece))).reshape(dim.size, 1, -1)
-                pixels = torch.arange(math.prod(layer.weight.shape[2:])) * layer.weight.shape[1]  # as in `input_rows`
-                found[piece.module][dim.name].append((pixels[:, None] + channels).flatten(1))
+            if not in_rows(layer):
+                raise ModelError(
+                    f"reconstruction cannot score {dim.name}: {piece.module}, which reads it, is neither linear nor a "
+                    f"2D convolution of one group that pads with a number of zeros; {INSTEAD}"
+                )
+            channels = (piece.offset + torch.arange(dim.size * dim.width_of(piece))).reshape(dim.size, 1, -1)
+            pixels = torch.arange(math.prod(layer.weight.shape[2:])) * layer.weight.shape[1]  # as in `input_rows`
+            found[piece.module][dim.name].append((pixels[:, None] + channels).flatten(1))
     return {layer: {dim: torch.cat(parts, 1) for dim, parts in dims.items()} for layer, dims in found.items()}
 
 
-def in_rows(layer: nn.Linear | nn.Conv2d) -> bool:
-    """Whether `layer` is a matrix product on rows of its input."""
-    if isinstance(layer, nn.Linear):
-        return True
+def in_rows(layer: nn.Module) -> TypeGuard[nn.Linear | nn.Conv2d]:
+    """Whether `layer` is a matrix product on rows of its input, as `input_rows` reads them."""
+    if not isinstance(layer, nn.Conv2d):
+        return isinstance(layer, nn.Linear)
     return layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
 
 

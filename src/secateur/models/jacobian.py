@@ -12,6 +12,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .conditions import Conditions
@@ -24,6 +25,7 @@ ANY_ATTENTION = [
     SDPBackend.CUDNN_ATTENTION,
     SDPBackend.MATH,
 ]
+_LAYER_NORM = F.layer_norm
 
 
 def unit_directions(normals: Sequence[Tensor]) -> list[Tensor]:
@@ -95,29 +97,37 @@ def any_attention() -> Iterator[None]:
 
 
 @contextmanager
-def higher_order(models: Sequence[nn.Module], projection: Projection) -> Iterator[None]:
-    """Use layers with correct higher-order derivatives, for `project` and the backward pass through it.
+def higher_order(projection: Projection) -> Iterator[None]:
+    """Use operations with correct higher-order derivatives, for `project` and the backward pass through it.
 
     The block must include the last backward pass, in which gradient checkpointing runs the layers again. Attention uses
     plain matrix products, since fused kernels have no second derivative. With jvp, layer norms are composed of plain
     operations: the third derivative of torch's own treats mean and deviation as constants (measured on 2.13).
     """
-    norms = [module for model in models for module in model.modules() if isinstance(module, nn.LayerNorm)]
-    handles = [norm.register_forward_hook(_plain_layer_norm) for norm in norms] if projection == "jvp" else []
+    before = F.layer_norm
+    if projection == "jvp":
+        F.layer_norm = _plain_layer_norm
     try:
         with sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
-        for handle in handles:
-            handle.remove()
+        F.layer_norm = before
 
 
-def _plain_layer_norm(module: nn.LayerNorm, args: tuple[Tensor], output: Tensor) -> Tensor:
-    x, axes = exact(args[0]), tuple(range(-len(module.normalized_shape), 0))
+def _plain_layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    with torch.no_grad():
+        dtype = _LAYER_NORM(input, normalized_shape, weight, bias, eps).dtype  # by autocast too
+    x, axes = exact(input), tuple(range(-len(normalized_shape), 0))
     centred = x - x.mean(axes, keepdim=True)
-    normalized = centred * torch.rsqrt(centred.square().mean(axes, keepdim=True) + module.eps)
-    if module.weight is not None:
-        normalized = normalized * module.weight
-    if module.bias is not None:
-        normalized = normalized + module.bias
-    return normalized.to(output.dtype)
+    normalized = centred * torch.rsqrt(centred.square().mean(axes, keepdim=True) + eps)
+    if weight is not None:
+        normalized = normalized * weight
+    if bias is not None:
+        normalized = normalized + bias
+    return normalized.to(dtype)

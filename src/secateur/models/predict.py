@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 from ..base.errors import ModelError, SecateurError, first_line, is_lost_peer, is_out_of_memory
@@ -37,15 +38,19 @@ def predict(model: nn.Module, x_BCHW: Tensor, timesteps_B: Tensor, conditions: C
 
 
 def output_of(model: nn.Module, kwargs: Mapping[str, Any]) -> Tensor:
-    """The output of `model` for keyword arguments: a bare tensor, or the first returned value.
+    """The output of `model` for keyword arguments: a bare tensor, the first returned value, or the only one of a dict.
 
     Raises:
-        ModelError: as `calling`.
+        ModelError: as `calling`; or the model returns a dict of several values.
     """
-    parameters = inspect.signature(network_of(model).forward).parameters.values()
-    as_tuple = any(each.name == "return_dict" or each.kind is each.VAR_KEYWORD for each in parameters)
+    as_tuple = "return_dict" in inspect.signature(network_of(model).forward).parameters
     with calling(model):
         output = model(**kwargs, return_dict=False) if as_tuple else model(**kwargs)
+    if isinstance(output, Mapping) and not isinstance(output, BaseOutput):  # of diffusers, which is in order
+        if len(output) > 1:
+            name = type(network_of(model)).__name__
+            raise ModelError(f"{name} returns {', '.join(output)}: return the prediction alone, or first in a tuple")
+        (output,) = output.values()
     return output if isinstance(output, Tensor) else output[0]
 
 

@@ -9,6 +9,8 @@ import diffusers
 from accelerate.utils import extract_model_from_parallel
 from diffusers import ConfigMixin, ModelMixin
 from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..structure import Structure
 from . import discovery
@@ -138,12 +140,15 @@ def architecture_named(name: str) -> type[Any]:
 
 
 def describe(model: nn.Module) -> Structure:
-    """The structure of `model`, read from its live modules, so that a pruned model can be described again.
+    """The structure of `model`, or of the network inside a wrapper, read from its live modules, so that a pruned model
+    can be described again.
 
     Raises:
-        ValueError: the architecture is not declared, or the model lacks a declared parameter.
+        ValueError: the architecture is not declared, the model lacks a declared parameter, or it is quantized.
     """
-    return _with_all_parameters(model, family_of(model).describe(model))
+    network = network_of(model)
+    _refuse_quantized(network)
+    return _with_all_parameters(network, family_of(network).describe(network))
 
 
 def left_out(model: nn.Module) -> Mapping[str, str]:
@@ -169,12 +174,34 @@ def _discovered(model: nn.Module) -> Structure:
         ) from error
 
 
+def _refuse_quantized(model: nn.Module) -> None:
+    """Refuse weights that are codes: integers, or tensors of a class that decodes them, such as torchao's."""
+    quantizer = getattr(model, "hf_quantizer", None)  # of diffusers
+    coded = [name for name, parameter in model.named_parameters() if _is_coded(parameter)]
+    if quantizer is not None or coded:
+        by = f"{coded[0]} holds codes" if quantizer is None else type(quantizer).__name__
+        raise ValueError(
+            f"{type(model).__name__} is quantized ({by}), which cannot be pruned; give the model before that"
+        )
+
+
+def _is_coded(parameter: nn.Parameter) -> bool:
+    if isinstance(parameter, DTensor):
+        return False
+    return is_traceable_wrapper_subclass(parameter) or not (parameter.is_floating_point() or parameter.is_complex())
+
+
 def _with_all_parameters(model: nn.Module, structure: Structure) -> Structure:
     """Check that `model` has all parameters of `structure`: LoRA wraps layers, which renames their weights."""
     present = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     named = (piece.parameter for dim in structure.dims.values() for piece in dim.slices)
     lacking = next((name for name in named if name not in present), None)
     if lacking is not None:
+        layer, _, name = lacking.rpartition(".")
+        if f"{layer}.parametrizations.{name}" in dict(model.named_modules()):
+            raise ValueError(
+                f"{lacking} is parametrized: call torch.nn.utils.parametrize.remove_parametrizations on {layer}"
+            )
         raise ValueError(
             f"{type(model).__name__} has no parameter {lacking}: merge or unload adapters, or correct the declaration"
         )

@@ -24,7 +24,7 @@ def follow_weights(model: nn.Module) -> None:
             _follow_conv(module)
         elif isinstance(module, nn.Linear):
             module.out_features, module.in_features = module.weight.shape
-        elif isinstance(module, nn.GroupNorm):
+        elif isinstance(module, nn.GroupNorm) and module.affine:
             module.num_channels = module.weight.shape[0]
         elif isinstance(module, nn.Embedding):
             module.embedding_dim = module.weight.shape[1]

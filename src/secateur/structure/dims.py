@@ -283,7 +283,13 @@ class StructureBuilder:
         """Refine the norm groups into cells, link dims that share a norm, and return the structure.
 
         `head_conditioning` is the submodule of the first listed block that the model's head also reads.
+
+        Raises:
+            ValueError: a block lies inside another, so that the weights of one are part of the other's.
         """
+        for inner, outer in itertools.permutations(self.blocks, 2):
+            if inner.startswith(f"{outer}."):
+                raise ValueError(f"block {inner} lies inside block {outer}: declare one of them")
         borders = {name: {0, size} for name, (size, _) in self._units.items()}
         link = {name: name for name in self._units}
         for dims, num_groups in self._norms:

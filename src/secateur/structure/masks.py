@@ -34,12 +34,13 @@ def masked(model: nn.Module, structure: Structure, masks: Masks) -> Iterator[Non
     for (module_name, role), pieces in _pieces_by_module(structure, masks).items():
         module = model.get_submodule(module_name)
         if role == "in":
-            handles.append(module.register_forward_pre_hook(_scale_input(pieces, masks)))
-        elif role == "gate":
-            handles.append(module.register_forward_hook(_scale_output(pieces, masks)))
+            handles.append(module.register_forward_pre_hook(_scale_input(pieces, masks), with_kwargs=True))
+            continue
+        if role == "gate":
+            change = _scale_output
         else:
-            weigh = _weigh_groups if isinstance(module, nn.GroupNorm) else _weigh_mean_square
-            handles.append(module.register_forward_hook(weigh(pieces, masks)))
+            change = _weigh_groups if isinstance(module, nn.GroupNorm) else _weigh_mean_square
+        handles.append(module.register_forward_hook(change(pieces, masks), with_kwargs=True))
     blocks = [name for name in structure.blocks if name in masks]
     for name in blocks:
         module = model.get_submodule(name)
@@ -110,28 +111,32 @@ def _channel_mask(pieces: Pieces, masks: Masks, channels: int, like: Tensor) -> 
     return torch.cat([*parts, like.new_ones(channels - end)])
 
 
+def _mask_like(x: Tensor, module: nn.Module, pieces: Pieces, masks: Masks) -> Tensor:
+    """The masks of `pieces` along the channels of `x`, an input or output of a convolution or of another `module`."""
+    if isinstance(module, CONVOLUTIONS):  # (B, C, ...)
+        return _channel_mask(pieces, masks, x.shape[1], x).view(-1, *[1] * (x.ndim - 2))
+    return _channel_mask(pieces, masks, x.shape[-1], x)
+
+
 def _scale_input(pieces: Pieces, masks: Masks) -> Callable[..., Any]:
-    def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        x = args[0]
-        if isinstance(module, CONVOLUTIONS):  # (B, C, ...)
-            mask = _channel_mask(pieces, masks, x.shape[1], x).view(-1, *[1] * (x.ndim - 2))
-        else:
-            mask = _channel_mask(pieces, masks, x.shape[-1], x)
-        return (x * mask, *args[1:])
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:
+        x = _first(args, kwargs)
+        scaled = x * _mask_like(x, module, pieces, masks)
+        return ((scaled, *args[1:]), kwargs) if args else (args, kwargs | {next(iter(kwargs)): scaled})
 
     return hook
 
 
 def _scale_output(pieces: Pieces, masks: Masks) -> Callable[..., Any]:
-    def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        return output * _channel_mask(pieces, masks, output.shape[-1], output)
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+        return output * _mask_like(output, module, pieces, masks)
 
     return hook
 
 
 def _weigh_groups(pieces: Pieces, masks: Masks) -> Callable[..., Any]:
-    def hook(module: nn.GroupNorm, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        x = args[0]
+    def hook(module: nn.GroupNorm, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+        x = _first(args, kwargs)
         mask = _channel_mask(pieces, masks, x.shape[1], x)
         return masked_group_norm(x, mask, module.num_groups, module.weight, module.bias, module.eps)
 
@@ -139,11 +144,16 @@ def _weigh_groups(pieces: Pieces, masks: Masks) -> Callable[..., Any]:
 
 
 def _weigh_mean_square(pieces: Pieces, masks: Masks) -> Callable[..., Any]:
-    def hook(module: nn.RMSNorm | RMSNorm, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        x = args[0]
+    def hook(module: nn.RMSNorm | RMSNorm, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+        x = _first(args, kwargs)
         return masked_rms_norm(x, _channel_mask(pieces, masks, x.shape[-1], x), module.weight, module.eps)
 
     return hook
+
+
+def _first(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """The first argument of a call, a layer's input."""
+    return next(iter((*args, *kwargs.values())))
 
 
 def _skip(block: Block, module: nn.Module, mask: Tensor) -> Callable[..., Any]:

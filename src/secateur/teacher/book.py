@@ -268,7 +268,7 @@ def _answers(teacher: LiveTeacher, tuples: Tuples, dtype: torch.dtype, numbers: 
         target = tuples.process.target(draw.sample, draw.noise, draw.timesteps)
         directions = directions_of(draw, x_t if contents.projection == "jvp" else target, contents.directions)
         everyone = torch.arange(len(x_t), device=x_t.device)
-        with higher_order([teacher.network], contents.projection):
+        with higher_order(contents.projection):
             output, products = teacher.projections(x_t, draw, everyone, directions, contents.projection)
         if contents.jacobian == "growth":
             found[GROWTH] = torch.stack([squared_lengths([product]) for product in products], dim=1)

@@ -32,8 +32,13 @@ def describe_unet2d(model: UNet2DModel | UNet2DConditionModel) -> Structure:
     that adds to it; skip connections read it again later.
 
     Raises:
-        ValueError: a block type whose structure is not declared here.
+        ValueError: a block type whose structure is not declared here; or FreeU is on, which scales the first half of
+            the channels, whichever they are.
     """
+    if any(getattr(block, "s1", None) for block in model.up_blocks):
+        raise ValueError(
+            f"FreeU is on in this {type(model).__name__}: call disable_freeu() first, and enable it after the cut"
+        )
     for block in (*model.down_blocks, *model.up_blocks, model.mid_block):
         if block is not None and type(block).__name__ not in BLOCKS:
             raise ValueError(

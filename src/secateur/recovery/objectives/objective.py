@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ...base.rules import Count, check_fields
 from ...models.jacobian import Projection, higher_order
-from ...teacher import Contents, Teacher, as_teacher
+from ...teacher import Contents, Teacher
 from ...teacher.config import JacobianAnswer
 
 Terms = dict[str, Tensor]
@@ -91,12 +91,11 @@ class Objective:
     def differentiates_twice(self) -> bool:
         return self.terms_without_jacobian is not None
 
-    def context(self, student: nn.Module, teacher: nn.Module | Teacher | None) -> AbstractContextManager[None]:
+    def context(self, teacher: nn.Module | Teacher | None) -> AbstractContextManager[None]:
         """The context in which a step's forward and backward passes must run."""
         if not self.differentiates_twice or teacher is None:
             return nullcontext()
-        network = as_teacher(teacher).network
-        return higher_order([student] if network is None else [student, network], self.jacobian.projection)
+        return higher_order(self.jacobian.projection)
 
     def without_denoising(self) -> Objective:
         """The objective without the process's noisy target."""
