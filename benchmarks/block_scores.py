@@ -4,8 +4,8 @@
     python benchmarks/block_scores.py --table
 
 Random halves of the blocks are removed, the same for every score, and each smaller network is trained for as many
-steps. A score of blocks foretells by its sum over the removed blocks; the proxies judge each smaller network before it
-is trained. A correlation of 1 means that the order is foretold. Its dependence on timesteps is the mean correlation
+steps. A score of blocks foretells by its sum over the removed blocks, `replacement` by the distance without all of them; the
+proxies judge each smaller network before it is trained. A correlation of 1 means that the order is foretold. Its dependence on timesteps is the mean correlation
 between the block scores of one bin of timesteps and those of all others. The first block matters most by far, so the
 correlation among the networks that keep it is shown too.
 """
@@ -27,7 +27,11 @@ from scipy.stats import spearmanr
 import secateur
 from bench import RECOVERY, Bench, command_line, evaluation_of, report, results_of
 from drawing import FAINT, SPARE_COLOURS, WARM, name_rows, styled
-from secateur import CedOptions, Cut, ScoringConfig
+from secateur import CedOptions, Cut, ReplacementOptions, ScoringConfig
+from secateur.criteria.blocks.measure import BINS, draw_tuples
+from secateur.criteria.replacement import StandIns
+from secateur.data import calibration_batch
+from secateur.models.network import inference
 
 SCORING = ScoringConfig(num_images=64)
 SCORES = {
@@ -40,6 +44,7 @@ SCORES = {
     "magnitude": ("magnitude", SCORING),
     "uniform stride": ("uniform", SCORING),
 }
+REPLACEMENT = ScoringConfig(num_timesteps=BINS, num_images=16)
 # What each proxy foretells, so that more is worse, from the proxies of all networks.
 PROXIES: dict[str, Callable[[Sequence[Mapping[str, float]]], list[float]]] = {
     "NTK condition number": lambda found: [one["log_condition"] for one in found],
@@ -62,6 +67,16 @@ def score(bench: Bench, name: str) -> dict[str, Any]:
         effects = ranking.block_report.blocks.values()
         found["by timestep"] = [list(getattr(effect, BY_TIMESTEP[name])) for effect in effects]
     return found
+
+
+def replace_all(bench: Bench, halves: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """The distance of the model without each half, with affine maps in their place, and the seconds of a ranking."""
+    structure, batch = secateur.describe(bench.dense), calibration_batch(bench.data, REPLACEMENT.num_images, seed=0)
+    with inference(bench.dense):
+        tuples = list(draw_tuples(bench.process, batch, REPLACEMENT))
+        stand_ins = StandIns(bench.dense, structure, tuples, REPLACEMENT, ReplacementOptions())
+        distances = {" ".join(removed): stand_ins.distance(removed) for removed in halves}
+    return {"distances": distances, "seconds": bench.rank("replacement", scoring=REPLACEMENT).seconds}
 
 
 def remove(bench: Bench, removed: Sequence[str], seed: int, steps: int) -> dict[str, Any]:
@@ -93,6 +108,8 @@ def foretold(records: Mapping[str, Any], networks: Sequence[Mapping[str, Any]]) 
         name: [sum(blocks[block] for block in one["removed"]) for one in networks] for name, blocks in scores.items()
     }
     judged = [one["proxies"] for one in networks]
+    distances = records["score/replacement"]["distances"]
+    sums["replacement"] = [distances[" ".join(one["removed"])] for one in networks]
     return sums | {name: list(says(judged)) for name, says in PROXIES.items()}
 
 
@@ -136,7 +153,7 @@ def table(records: dict[str, Any]) -> str:
         f"| score | {' | '.join(columns)} | between timesteps | seconds |",
         f"|---|{'--:|' * (len(columns) + 2)}",
     ]
-    for name in (*SCORES, *PROXIES):
+    for name in (*SCORES, "replacement", *PROXIES):
         scored = records.get(f"score/{name}", {})
         stable = f"{agreement(scored['by timestep']):.2f}" if "by timestep" in scored else ""
         seconds = f"{scored['seconds']:.1f}" if scored else ""
@@ -161,7 +178,7 @@ def plot(found: dict[str, dict[str, Any]]) -> Figure:
         axes.set_xticks((-0.5, 0, 0.5))
         axes.set_title(name)
         axes.set_xlabel("rank correlation with FD after recovery")
-    name_rows(panels[0], [*SCORES, *PROXIES])
+    name_rows(panels[0], [*SCORES, "replacement", *PROXIES])
     return figure
 
 
@@ -191,7 +208,9 @@ def main() -> None:
     results = results_of("block-scores", bench)
     for name in SCORES:
         results.once(f"score/{name}", partial(score, bench, name))
-    for removed in halves(list(secateur.describe(bench.dense).blocks), arguments.networks):
+    chosen = halves(list(secateur.describe(bench.dense).blocks), arguments.networks)
+    results.once("score/replacement", partial(replace_all, bench, chosen))
+    for removed in chosen:
         key = "network/" + " ".join(name.rpartition(".")[2] for name in removed)
         results.once(key, partial(remove, bench, removed, arguments.seeds[0], arguments.steps))
 

@@ -69,6 +69,7 @@ RANKINGS: dict[str, Method] = {
     "one shot, ced": Method("ced"),
     "one shot, ced of predictions": Method("ced", scoring=PREDICTIONS),
     "one shot, deviation": Method("deviation"),
+    "one shot, replacement": Method("replacement", scoring=ScoringConfig(num_images=16)),
     "adaptive, ced": Method("ced", STAGES),
     "adaptive, deviation": Method("deviation", STAGES),
     "adaptive, cosine": Method("cosine", STAGES),

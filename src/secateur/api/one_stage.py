@@ -68,7 +68,7 @@ def rank(
     Args:
         model: folder, hub id, module, pipeline, or what `load` returned; it does not change.
         data: calibration samples; not needed by criteria that use weights alone.
-        criterion: its name; ced, ent-prog, deviation, uniform, cosine and loss-change rank blocks only.
+        criterion: its name; ced, ent-prog, deviation, replacement, uniform, cosine and loss-change rank blocks only.
         scoring: options of the criterion.
         out: folder for ranking.json, its tables and plots.
         progress: show progress bars and print notes.
@@ -114,8 +114,8 @@ def prune(
             batch size 1); or a quality to keep, for which the smallest model is searched: ssim=0.95 (to the dense
             model's samples) or loss=5% (the most that the loss may rise).
         data: calibration samples; not needed by criteria that use weights alone.
-        criterion: which criterion ranks the units; ced, ent-prog, deviation, uniform, cosine and loss-change rank
-            blocks only.
+        criterion: which criterion ranks the units; ced, ent-prog, deviation, replacement, uniform, cosine and
+            loss-change rank blocks only.
         scoring: options of the criterion.
         ranking: what `rank` returned for this model, instead of a criterion: one ranking serves several targets.
         cut: which cuts are allowed.
