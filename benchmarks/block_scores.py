@@ -4,10 +4,10 @@
     python benchmarks/block_scores.py --table
 
 Random halves of the blocks are removed, the same for every score, and each smaller network is trained for as many
-steps. A score of blocks foretells by its sum over the removed blocks, `replacement` by the distance without all of them; the
-proxies judge each smaller network before it is trained. A correlation of 1 means that the order is foretold. Its dependence on timesteps is the mean correlation
-between the block scores of one bin of timesteps and those of all others. The first block matters most by far, so the
-correlation among the networks that keep it is shown too.
+steps. A score of blocks foretells by its sum over the removed blocks, `replacement` by the distance without all of
+them; the proxies judge each smaller network before it is trained. A correlation of 1 means that the order is foretold.
+Its dependence on timesteps is the mean correlation between the block scores of one bin of timesteps and those of all
+others. The first block matters most by far, so the correlation among the networks that keep it is shown too.
 """
 
 from __future__ import annotations
