@@ -27,11 +27,7 @@ from scipy.stats import spearmanr
 import secateur
 from bench import RECOVERY, Bench, command_line, evaluation_of, report, results_of
 from drawing import FAINT, SPARE_COLOURS, WARM, name_rows, styled
-from secateur import CedOptions, Cut, ReplacementOptions, ScoringConfig
-from secateur.criteria.blocks.measure import BINS, draw_tuples
-from secateur.criteria.replacement import StandIns
-from secateur.data import calibration_batch
-from secateur.models.network import inference
+from secateur import CedOptions, Cut, ScoringConfig
 
 SCORING = ScoringConfig(num_images=64)
 SCORES = {
@@ -44,7 +40,7 @@ SCORES = {
     "magnitude": ("magnitude", SCORING),
     "uniform stride": ("uniform", SCORING),
 }
-REPLACEMENT = ScoringConfig(num_timesteps=BINS, num_images=16)
+REPLACEMENT = ScoringConfig(num_images=16)
 # What each proxy foretells, so that more is worse, from the proxies of all networks.
 PROXIES: dict[str, Callable[[Sequence[Mapping[str, float]]], list[float]]] = {
     "NTK condition number": lambda found: [one["log_condition"] for one in found],
@@ -71,11 +67,8 @@ def score(bench: Bench, name: str) -> dict[str, Any]:
 
 def replace_all(bench: Bench, halves: Sequence[Sequence[str]]) -> dict[str, Any]:
     """The distance of the model without each half, with affine maps in their place, and the seconds of a ranking."""
-    structure, batch = secateur.describe(bench.dense), calibration_batch(bench.data, REPLACEMENT.num_images, seed=0)
-    with inference(bench.dense):
-        tuples = list(draw_tuples(bench.process, batch, REPLACEMENT))
-        stand_ins = StandIns(bench.dense, structure, tuples, REPLACEMENT, ReplacementOptions())
-        distances = {" ".join(removed): stand_ins.distance(removed) for removed in halves}
+    about: dict[str, Any] = {"data": bench.data, "scoring": REPLACEMENT}
+    distances = {" ".join(removed): secateur.replacement_distance(bench.loaded, removed, **about) for removed in halves}
     return {"distances": distances, "seconds": bench.rank("replacement", scoring=REPLACEMENT).seconds}
 
 

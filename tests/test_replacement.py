@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+import secateur
 from models import dit, flux, output, randomize, sample_for, sd3, unet
 from secateur.base.errors import SecateurError, TrainingError
 from secateur.criteria import ReplacementOptions, ScoringConfig, score
@@ -210,3 +211,20 @@ def test_what_is_not_finite_is_named():
 def test_options_are_validated(options):
     with pytest.raises(SecateurError, match=next(iter(options))):
         ReplacementOptions(**options)
+
+
+def test_the_distance_of_chosen_blocks_is_that_of_the_criterion():
+    model = dit()
+    sample, conditions = sample_for(model, 6)
+    data = [
+        {"images": image, "class_labels": label}
+        for image, label in zip(sample, conditions["class_labels"], strict=True)
+    ]
+    given = {"data": data, "process": "flow", "device": "cpu", "scoring": CONFIG}
+    ranking = secateur.rank(model, criterion="replacement", **given)
+    order = sorted(ranking.blocks, key=lambda name: ranking.blocks[name])
+    for count in (1, 3):
+        found = secateur.replacement_distance(model, order[:count], **given)
+        assert found == pytest.approx(ranking.blocks[order[count - 1]], rel=1e-6)
+    with pytest.raises(SecateurError, match="there is no block"):
+        secateur.replacement_distance(model, ["transformer_blocks.9"], **given)

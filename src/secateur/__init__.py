@@ -60,7 +60,7 @@ _PLACES = {
     "runs.inspection": ("check_structure", "inspect"),
     "runs.loops": ("Pruning",),
     "runs.plan": ("Plan",),
-    "runs.proxies": ("zero_cost_proxies",),
+    "runs.proxies": ("replacement_distance", "zero_cost_proxies"),
     "runs.publishing": ("push_to_hub", "save_pretrained"),
     "runs.run": ("Run",),
     "runs.sampling": ("sample",),
@@ -154,6 +154,7 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from .runs.inspection import inspect as inspect
     from .runs.loops import Pruning as Pruning
     from .runs.plan import Plan as Plan
+    from .runs.proxies import replacement_distance as replacement_distance
     from .runs.proxies import zero_cost_proxies as zero_cost_proxies
     from .runs.publishing import push_to_hub as push_to_hub
     from .runs.publishing import save_pretrained as save_pretrained

@@ -21,8 +21,8 @@ B tuples of a micro-batch, P positions of a stream and R chosen ones, C channels
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeAlias
 
@@ -83,10 +83,19 @@ def replacement(
         TrainingError: an output is not finite.
     """
     names = block_names(structure)
-    with inference(model), in_full_precision(model):
-        stand_ins = StandIns(model, structure, list(draw_tuples(process, batch, config)), config, options)
-        distances = removal_distances(names, stand_ins.distance, options.candidates)
+    with stand_ins(model, process, batch, structure, config) as found:
+        distances = removal_distances(names, found.distance, options.candidates)
     return Ranking(block_scores(names, np.array([distances[name] for name in names])))
+
+
+@contextmanager
+def stand_ins(
+    model: nn.Module, process: Process, batch: Batch, structure: Structure, config: ScoringConfig
+) -> Iterator[StandIns]:
+    """Stand-ins for blocks of `model`, which may be asked for distances inside the block; `config` is complete."""
+    tuples = list(draw_tuples(process, batch, config))
+    with inference(model), in_full_precision(model):
+        yield StandIns(model, structure, tuples, config, REPLACEMENT.options_of(config))
 
 
 def removal_distances(

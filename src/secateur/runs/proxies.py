@@ -1,15 +1,19 @@
-"""How trainable a network is, judged by zero-cost proxies."""
+"""What a network without some blocks is worth, judged before it is trained."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from typing_extensions import Unpack
 
 from ..base.console import shown
+from ..base.errors import require_known
 from ..base.rules import Seed, checked
 from ..criteria import ScoringConfig
 from ..criteria.gradients import differentiable
+from ..criteria.replacement import REPLACEMENT, stand_ins
 from ..models.network import inference
 from ..schedules.proxies import BATCH_SIZE, ZICO_BATCHES, Judgement, judge
 from .arguments import NetworkArguments
@@ -39,3 +43,40 @@ def zero_cost_proxies(
         batch = calibration(subject, encode_data(required(dataset), subject), scoring)
         with inference(subject.model), differentiable(subject.model):
             return judge(subject.process, batch, seed)(subject.model)
+
+
+@checked
+def replacement_distance(
+    model: Any,
+    blocks: Sequence[str],
+    *,
+    data: Any,
+    scoring: ScoringConfig | None = None,
+    progress: bool = False,
+    **arguments: Unpack[NetworkArguments],
+) -> float:
+    """How far the prediction moves without `blocks` if affine maps of the stream stand in for them: what the criterion
+    `replacement` compares.
+
+    Args:
+        model: folder, hub id, module, pipeline, or what `load` returned; it does not change.
+        blocks: names of blocks, as `describe(model).blocks` has them.
+        data: samples, as for `rank`.
+        scoring: options of the criterion `replacement`.
+        progress: show progress bars and print notes.
+        arguments: those of `NetworkArguments`.
+
+    Returns:
+        The geometric mean over tuples of |prediction without the blocks - prediction| / |prediction|.
+
+    Raises:
+        SecateurError: bad input, or a block that the model does not have.
+        TrainingError: an output is not finite.
+    """
+    with shown(progress), opened(model, data, **arguments) as (subject, dataset):
+        for name in blocks:
+            require_known("block", name, subject.structure.blocks)
+        config = REPLACEMENT.configured(scoring or ScoringConfig())
+        batch = calibration(subject, encode_data(required(dataset), subject), replace(config, options=None))
+        with stand_ins(subject.model, subject.process, batch, subject.structure, config) as found:
+            return found.distance(blocks)
