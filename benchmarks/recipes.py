@@ -63,6 +63,7 @@ SUMMARIES = {
     "recipes": ("macs", "time", MAIN),
     "recipes-variants": ("macs", "time", tuple(name for name in METHODS if name not in MAIN)),
     "recipes-blocks": ("blocks", "time", tuple(METHODS)),
+    "recipes-blocks-steps": ("blocks", "steps", tuple(METHODS)),
     "recipes-steps": ("macs", "steps", tuple(METHODS)),
     "recipes-4x": ("macs", "4 x time", tuple(METHODS)),
 }
@@ -336,7 +337,8 @@ def summary(found: Mapping[str, dict[str, Any]], kind: str, budget: str, methods
         cells = [_distances(found[name], target, budget, method) for name, target in panels]
         if any(cells):
             ratios = [ratio for name, target in panels for ratio in _of_plain(found[name], target, budget, method)]
-            lines.append(f"| {method} | {statistics.geometric_mean(ratios):.2f} | {' | '.join(cells)} |")
+            mean = f"{statistics.geometric_mean(ratios):.2f}" if ratios else ""
+            lines.append(f"| {method} | {mean} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
