@@ -156,7 +156,7 @@ WAYS: tuple[dict[str, Any], ...] = (
     {"accumulation": 2},
 )
 FLAT = ("diff-pruning", "taylor", "magnitude", "random")
-OF_BLOCKS = ("deviation", "cosine", "loss-change", "ced", "ent-prog")
+OF_BLOCKS = ("deviation", "replacement", "cosine", "loss-change", "ced", "ent-prog")
 SCORING = secateur.ScoringConfig(num_timesteps=4, num_images=8)
 EVALUATION = secateur.EvaluationConfig(
     metrics=("loss", "consistency", "frechet", "prdc", "rfid"),

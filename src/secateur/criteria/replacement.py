@@ -124,7 +124,7 @@ class StandIns:
 
     Attributes:
         goals: for every block, micro-batch and stream, the dense stream behind the block at the chosen positions,
-            (B, R, C).
+            (B, R, C), on the CPU.
         times: t of every tuple, (B,) for each micro-batch.
         dense: the dense predictions, (B, ...) float64 for each micro-batch.
     """
@@ -145,7 +145,7 @@ class StandIns:
         def watch(name: str) -> Any:
             def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
                 streams = returned_tensors(self.structure.blocks[name], output)
-                goals[name].append([self._rows(name, len(goals[name]), stream) for stream in streams])
+                goals[name].append([self._rows(name, len(goals[name]), stream).cpu() for stream in streams])
 
             return hook
 
@@ -154,7 +154,7 @@ class StandIns:
                 hooks.enter_context(self.model.get_submodule(name).register_forward_hook(watch(name)))
             self.dense = [self._prediction(number) for number in range(len(self.tuples))]
         self.goals = goals
-        timesteps = torch.cat([each.timesteps for each in self.tuples]).double()
+        timesteps = torch.cat([each.timesteps for each in self.tuples]).cpu().double()
         span = timesteps.max() - timesteps.min()
         between = (timesteps - timesteps.min()) / span.where(span > 0, 1.0) - 0.5
         self.times = list(between.split([len(each.timesteps) for each in self.tuples]))
@@ -198,6 +198,7 @@ class StandIns:
         sums = Sums(2 * channels + 2, channels, streams[0].device)
         for number, (stream, goal) in enumerate(zip(streams, goals, strict=True)):
             x = self._rows(name, number, stream)
+            goal = goal.to(x.device)
             error = goal - x
             weight = 1 / (_size(error) + LEAST * _size(goal)).clamp_min(torch.finfo(error.dtype).tiny)
             rows = [(values * weight).flatten(0, 1) for values in (features(x, self.times[number]), error, goal)]
