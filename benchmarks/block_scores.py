@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import combinations
 from typing import Any
@@ -27,7 +28,7 @@ from scipy.stats import spearmanr
 import secateur
 from bench import RECOVERY, Bench, command_line, evaluation_of, report, results_of
 from drawing import FAINT, SPARE_COLOURS, WARM, name_rows, styled
-from secateur import CedOptions, Cut, ScoringConfig
+from secateur import CedOptions, Cut, ReplacementOptions, ScoringConfig
 
 SCORING = ScoringConfig(num_images=64)
 SCORES = {
@@ -41,6 +42,7 @@ SCORES = {
     "uniform stride": ("uniform", SCORING),
 }
 REPLACEMENT = ScoringConfig(num_images=16)
+SEARCHES = (3, 4, 6, 12)  # candidates; 12 are all blocks
 # What each proxy foretells, so that more is worse, from the proxies of all networks.
 PROXIES: dict[str, Callable[[Sequence[Mapping[str, float]]], list[float]]] = {
     "NTK condition number": lambda found: [one["log_condition"] for one in found],
@@ -70,6 +72,16 @@ def replace_all(bench: Bench, halves: Sequence[Sequence[str]]) -> dict[str, Any]
     about: dict[str, Any] = {"data": bench.data, "scoring": REPLACEMENT}
     distances = {" ".join(removed): secateur.replacement_distance(bench.loaded, removed, **about) for removed in halves}
     return {"distances": distances, "seconds": bench.rank("replacement", scoring=REPLACEMENT).seconds}
+
+
+def search(bench: Bench) -> dict[str, Any]:
+    """The order in which `replacement` removes blocks, by the number of candidates at every step of its search."""
+    found = {}
+    for candidates in SEARCHES:
+        options = ReplacementOptions(candidates=candidates)
+        blocks = bench.rank("replacement", scoring=replace(REPLACEMENT, options=options)).blocks
+        found[str(candidates)] = [name.rpartition(".")[2] for name in sorted(blocks, key=lambda name: blocks[name])]
+    return found
 
 
 def remove(bench: Bench, removed: Sequence[str], seed: int, steps: int) -> dict[str, Any]:
@@ -152,6 +164,9 @@ def table(records: dict[str, Any]) -> str:
         seconds = f"{scored['seconds']:.1f}" if scored else ""
         found = " | ".join(_shown(column[name]) for column in columns.values())
         lines.append(f"| {name} | {found} | {stable} | {seconds} |")
+    if "searches" in records:
+        lines += ["", "Blocks in the order in which `replacement` removes them, by candidates at every step:", ""]
+        lines += [f"- {candidates}: {', '.join(order)}" for candidates, order in records["searches"].items()]
     return "\n".join(lines) + "\n"
 
 
@@ -203,6 +218,7 @@ def main() -> None:
         results.once(f"score/{name}", partial(score, bench, name))
     chosen = halves(list(secateur.describe(bench.dense).blocks), arguments.networks)
     results.once("score/replacement", partial(replace_all, bench, chosen))
+    results.once("searches", partial(search, bench))
     for removed in chosen:
         key = "network/" + " ".join(name.rpartition(".")[2] for name in removed)
         results.once(key, partial(remove, bench, removed, arguments.seeds[0], arguments.steps))

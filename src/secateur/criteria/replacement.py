@@ -58,12 +58,12 @@ class ReplacementOptions(Options):
 
     Attributes:
         candidates: how many blocks are measured at every step of the search, those that moved the prediction least when
-            last measured. Half of the blocks or more find what a search of all finds (docs/benchmarks/blocks.md).
+            last measured. Of twelve blocks, four find what a search of all finds (docs/benchmarks/blocks.md).
         ridge: strength of the pull of W towards 0, as a share of the mean square of an input.
         rows: largest number of positions (pixels, tokens) used for one map, drawn at random from all tuples.
     """
 
-    candidates: Count = 6
+    candidates: Count = 4
     ridge: Annotated[float, at_least(0)] = 0.01
     rows: Count = 8192
 
