@@ -10,6 +10,7 @@ import secateur
 from bench import CUT, RECOVERY
 from secateur import CompensationConfig, CutConfig, EvaluationConfig, Recipe, RecoveryConfig, ScoringConfig
 
+TUPLES_OF_BLOCKS = {"replacement": ScoringConfig(num_images=16)}  # by criterion, as the package has it
 READINGS = 4  # of every tuple of a book, in longer recoveries
 SMALL = ScoringConfig(num_timesteps=8, num_images=8)  # ten full ones by second derivatives would take all the time
 HARDLY = EvaluationConfig(metrics=("loss",), num_images=2, num_real_images=2)  # the benchmark measures afterwards
@@ -28,12 +29,13 @@ class Method:
     cut: CutConfig = CUT
     scoring: ScoringConfig | None = None
     compensation: CompensationConfig | None = None
+    only_blocks: bool = False  # widths would be cut as by another method
     fewest: int = 4096  # tuples of a book, if the recovery draws as many
     least_steps: ClassVar[int] = 2
 
     def suits(self, target: str) -> bool:
-        """Whether widths are not cut as by the same method with the usual criterion of blocks."""
-        return target.startswith("blocks") or self.blocks == Method.blocks
+        """Whether `target` is for this method."""
+        return target.startswith("blocks") or not self.only_blocks
 
     def tuples(self, steps: int) -> int:
         """How many tuples a book has for `steps` steps, by the rule of the package (docs/teachers-book.md)."""
@@ -95,7 +97,8 @@ def staged_recipe(name: str) -> Staged:
 ALONE = replace(RECOVERY, objective="distillation", weights={"denoising": 0.0})
 BALANCED = secateur.recipe_named("2ndmatch-balanced").recovery
 SECOND_MATCH: dict[str, Any] = {"objective": "2ndmatch", "jacobian": BALANCED.jacobian}
-DEFAULT = recipe_of_package("default")
+DEFAULT = replace(recipe_of_package("default"), blocks="replacement")
+RANKINGS = ("deviation", "ced", "cosine", "uniform")  # of blocks
 BY_DIFF_PRUNING = replace(DEFAULT, criterion="diff-pruning", cut=CUT)
 TWO_ROUNDS = replace(BY_DIFF_PRUNING, compensation=None)  # U-Nets are refitted in one anyway
 FEW_PASSES = DEFAULT.scoring
@@ -135,8 +138,7 @@ ONE_SHOT: dict[str, Method] = {
     "recipe default, two rounds": TWO_ROUNDS,
     "recipe default, diff-pruning, local": BY_DIFF_PRUNING,
     "recipe default, magnitude, local": replace(DEFAULT, criterion="magnitude", cut=CUT),
-    **{f"recipe default, {name}": replace(DEFAULT, blocks=name) for name in ("ced", "cosine", "uniform")},
-    "recipe default, replacement": replace(DEFAULT, blocks="replacement", scoring=ScoringConfig(num_images=16)),
+    **{f"recipe default, {name}": replace(DEFAULT, blocks=name, only_blocks=True) for name in RANKINGS},
     "recipe default": DEFAULT,
 }
 STAGED = {f"recipe {name}": staged_recipe(name) for name in STAGED_RECIPES}

@@ -53,7 +53,7 @@ from bench import (
 )
 from dense_samples import grid
 from drawing import SPARE_COLOURS, WARM, dense_line, dots, name_rows, styled
-from recipe_methods import FEW_PASSES, MAIN, METHODS, ONE_SHOT, STAGED, Method, Staged
+from recipe_methods import FEW_PASSES, MAIN, METHODS, ONE_SHOT, STAGED, TUPLES_OF_BLOCKS, Method, Staged
 from secateur import CompensationConfig, CutConfig, RecoveryConfig, ScoringConfig
 
 PICTURED = ("recipe diff-pruning", "recipe default")
@@ -92,7 +92,8 @@ class Cut:
         self.bench, self.target, self.compensation = bench, target, compensation
         in_depth = target.startswith("blocks")
         self.criterion = blocks if in_depth else criterion or "diff-pruning"
-        self.scoring = scoring or (FEW_PASSES if in_depth else SCORING)  # every block is left out in passes of its own
+        of_blocks = TUPLES_OF_BLOCKS.get(blocks, FEW_PASSES)  # every block is left out in passes of its own
+        self.scoring = of_blocks if in_depth else scoring or SCORING
         self.config = CutConfig(granularity="depth") if in_depth else cut
         self.about: dict[str, Any] = {"data": bench.data, "process": bench.process}
 

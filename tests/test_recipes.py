@@ -89,13 +89,17 @@ def test_a_shorter_run_has_a_shorter_warm_up() -> None:
 
 @pytest.mark.parametrize(
     ("target", "granularity", "criterion"),
-    [("blocks=6", "width", "deviation"), ("macs=50%", "depth", "deviation"), ("macs=50%", "both", "auto")],
+    [("blocks=6", "width", "replacement"), ("macs=50%", "depth", "replacement"), ("macs=50%", "both", "auto")],
 )
-def test_left_to_choose_blocks_are_ranked_by_deviation(target: str, granularity: str, criterion: str) -> None:
+def test_left_to_choose_blocks_are_ranked_by_replacement(target: str, granularity: str, criterion: str) -> None:
     cut = CutConfig("auto", granularity)
     found = for_target(resolve("default", cut=cut), parse_target(target))
-    assert found == resolve("default", criterion=criterion, cut=cut)
+    few = ScoringConfig(num_timesteps=8, num_images=16) if criterion == "replacement" else None
+    assert found == resolve("default", criterion=criterion, cut=cut, scoring=few)
+    asked = ScoringConfig(num_timesteps=4, num_images=32)
+    chosen = for_target(resolve("default", cut=cut, scoring=asked), parse_target(target)).scoring
+    assert (chosen.num_timesteps, chosen.num_images) == (4, 32)
     named = resolve("diff-pruning", cut=cut)
     assert for_target(named, parse_target(target)) == named
     left = for_target(resolve("diff-pruning", criterion="auto", cut=cut), parse_target(target))
-    assert left.scoring.num_timesteps == (8 if criterion == "deviation" else 32)
+    assert left.scoring.num_timesteps == (8 if criterion == "replacement" else 32)

@@ -76,6 +76,8 @@ class RecipeArguments(TypedDict, total=False):
 BETWEEN_STAGES = ScoringConfig(num_timesteps=32, num_images=64)
 # A quarter of the usual ones: in short runs the time that this saves is worth more (docs/benchmarks/objectives.md).
 FEW_PASSES = ScoringConfig(num_timesteps=16, num_images=32)
+# Each of them is used in some fifty passes.
+FEW_TUPLES = ScoringConfig(num_timesteps=8, num_images=16)
 # Training makes up for what a second round would gain, in less time (docs/benchmarks/objectives.md).
 ONE_ROUND = CompensationConfig(rounds=1)
 # Keeps the quality of the term at every step, at half its price (docs/benchmarks.md).
@@ -353,9 +355,11 @@ def for_target(recipe: Recipe, target: Target) -> Recipe:
     """The recipe with the criterion that suits blocks, where `auto` was left to choose and only blocks are removed."""
     if recipe.criterion != "auto" or granularity_for(target, recipe.cut) != "depth":
         return recipe
-    own = recipe.scoring.num_timesteps == criterion_named("auto").timesteps  # then `deviation` brings its own, too
-    scoring = replace(recipe.scoring, num_timesteps=None) if own else recipe.scoring
-    return resolve(recipe, criterion="deviation", scoring=scoring)
+    scoring, usual = recipe.scoring, ScoringConfig(num_timesteps=criterion_named("auto").timesteps)
+    unasked = {(own.num_timesteps, own.num_images) for own in (FEW_PASSES, usual)}
+    if (scoring.num_timesteps, scoring.num_images) in unasked:
+        scoring = replace(scoring, num_timesteps=FEW_TUPLES.num_timesteps, num_images=FEW_TUPLES.num_images)
+    return resolve(recipe, criterion="replacement", scoring=scoring)
 
 
 def finetuning_config(

@@ -1,8 +1,8 @@
 """Auto: the criterion that suits the model, where a refit and training follow the cut.
 
 Magnitude where residual widths are cut, as in U-Nets; Diff-Pruning elsewhere, as in transformers. Where only blocks are
-removed, recipes take `deviation` in its place. By measurement: docs/benchmarks/objectives.md. To set options of one of
-them, name it instead.
+removed, recipes take `replacement` in its place. By measurement: docs/benchmarks/objectives.md. To set options of one
+of them, name it instead.
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@ foretold by a simple stand-in: each missing block is replaced by x -> x + W f(x,
 
 where x is the stream before the block in the model with stand-ins, y the stream behind the block in the dense model, so
 that each also corrects what went wrong before it, and t the timestep, in [-1/2, 1/2]; the fraction is of each tuple's
-sums, and the last column of W, the bias, is not pulled. The refitted layers are gated by the timestep, and without t
-blocks that matter at some timesteps only were kept (docs/benchmarks/blocks.md). Linear stand-ins for blocks are those
-of ReplaceMe (Shopkhoev et al. 2025, arXiv 2505.02819); here they only rank, and are not part of the pruned model.
+sums, and the last column of W, the bias, is not pulled. The refitted layers are gated by the timestep too; without t,
+blocks that matter at some timesteps only would be kept. Linear stand-ins for blocks are those of ReplaceMe (Shopkhoev
+et al. 2025, arXiv 2505.02819); here they only rank, and are not part of the pruned model.
 
 A greedy search removes next the block whose removal, beside those that are gone, moves the prediction least: the
 geometric mean over tuples of the relative distance from the dense prediction, as of `deviation`. That is the block's
