@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator
 from torch import nn
 
 import secateur
@@ -373,6 +374,10 @@ def plot(found: dict[str, dict[str, Any]]) -> Figure:
             values = _fds(found[name], target, "time", method)
             dots(axes, values, place, WARM if METHODS[method].refits else SPARE_COLOURS[0])
         dense_line(axes, found[name]["dense"]["fd"])
+        axes.set_xscale("log")
+        for ticks in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+            ticks(FuncFormatter(lambda value, place: f"{value:g}"))
+        axes.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
         axes.set_title(f"{name}, {size(target)}{' of the MACs' if target.startswith('macs') else ''}")
         name_rows(axes, methods)
         axes.set_xlabel("FD at equal time (dashed: dense)")
