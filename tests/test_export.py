@@ -317,3 +317,6 @@ def test_a_diffusers_folder_has_the_scheduler_beside_the_model(given, tmp_path):
     assert found["_class_name"] == expected["_class_name"]
     assert found["num_train_timesteps"] == expected["num_train_timesteps"]
     assert secateur.load(tmp_path / "out" / "model").process is not None
+    if isinstance(models[given], str):
+        main(["export", models[given], "--format", "diffusers", "--out", str(tmp_path / "by-command")])
+        assert json.loads((tmp_path / "by-command" / "model" / "scheduler_config.json").read_text()) == found

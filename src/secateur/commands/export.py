@@ -8,6 +8,7 @@ import secateur
 
 from ..base.console import say
 from ..io.export import DtypeName, FormatName
+from ..runs.arguments import WeightsArguments
 from .options import Weights
 
 
@@ -38,8 +39,16 @@ def export(
         dtype: dtype of weights, sample and output; onnx has no bfloat16. int8 (torch-export) and float8
             (torch-export, single-file) are for the weights of linear layers; in torch-export they need secateur[int8].
     """
+    where: WeightsArguments = {**on.arguments, "device": "cpu"}
     about = secateur.export(
-        on.weights(), format=format, out=out, batch_size=batch_size, size=size, text_tokens=text_tokens, dtype=dtype
+        on.model,
+        format=format,
+        out=out,
+        batch_size=batch_size,
+        size=size,
+        text_tokens=text_tokens,
+        dtype=dtype,
+        **where,
     )
     for name, value in about["inputs"].items():
         say(
