@@ -3,10 +3,12 @@
 import copy
 import json
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DModel
+from huggingface_hub.utils import filter_repo_objects
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -17,6 +19,7 @@ from models import STRATEGIES, autoencoder, cuts, dit, flux, half, output, pixar
 from secateur.base.errors import ModelError
 from secateur.cli import main
 from secateur.io.checkpoint import from_pretrained, save_pretrained
+from secateur.io.locate import locate
 from secateur.io.manifest import MANIFEST, apply_cut, manifest_of, note_step, removed_since
 from secateur.io.pipeline import load
 from secateur.io.weights import WEIGHTS
@@ -384,6 +387,39 @@ def test_a_hub_id_fetches_the_small_files_first_and_only_the_wanted_weights(tmp_
     with pytest.raises(ModelError, match=r"lists no transformer; it has scheduler, unet"):
         load("someone/model", component="transformer")
     assert len(asked) == 5
+
+
+def test_of_a_variant_only_its_weights_are_fetched_and_plain_ones_of_parts_without_it(tmp_path, monkeypatch):
+    hub, cache = tmp_path / "hub", tmp_path / "cache"
+    pipeline = DDPMPipeline(unet(), DDPMScheduler())
+    pipeline.save_pretrained(hub)
+    pipeline.save_pretrained(hub, variant="fp16")
+    autoencoder().save_pretrained(hub / "vae")
+    index = json.loads((hub / "model_index.json").read_text())
+    (hub / "model_index.json").write_text(json.dumps(index | {"vae": ["diffusers", "AutoencoderKL"]}))
+
+    def download(repo_id, allow_patterns, ignore_patterns=None):
+        for file in filter_repo_objects(
+            [path.relative_to(hub).as_posix() for path in hub.rglob("*") if path.is_file()],
+            allow_patterns=allow_patterns,
+            ignore_patterns=ignore_patterns,
+        ):
+            (cache / file).parent.mkdir(parents=True, exist_ok=True)
+            (cache / file).write_bytes((hub / file).read_bytes())
+        return str(cache)
+
+    monkeypatch.setattr("secateur.io.locate.snapshot_download", download)
+    from_pretrained("someone/model", variant="fp16")
+    assert weights_in(cache) == {"unet/diffusion_pytorch_model.fp16.safetensors"}
+    locate("someone/model", variant="fp16", whole=True)
+    assert weights_in(cache) == {
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+    }
+
+
+def weights_in(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*.safetensors")}
 
 
 def test_every_function_takes_the_hubs_arguments(tmp_path, monkeypatch):

@@ -50,9 +50,14 @@ def test_a_module_is_excluded_with_all_that_it_holds(structure):
 
 def test_one_layer_may_be_named(structure):
     selection = select(structure, ["transformer_blocks.[01].*"], ["*.net.2"])
-    assert chosen(selection) == {f"transformer_blocks.{i}{end}" for i in (0, 1) for end in ("", ".attn1.heads")}
+    assert chosen(selection) == {f"transformer_blocks.{i}.attn1.heads" for i in (0, 1)}
     assert selection.left_out["transformer_blocks.3.ff"] == "excluded by '*.net.2'"
-    assert selection.left_out["transformer_blocks.3"] == "not included"
+    assert selection.left_out["transformer_blocks.0"] == "excluded by '*.net.2'"
+
+
+def test_a_block_with_an_excluded_layer_stays(structure):
+    selection = select(structure, exclude=["transformer_blocks.1.attn1.to_q"])
+    assert set(selection.left_out) == {"transformer_blocks.1", "transformer_blocks.1.attn1.heads"}
 
 
 def test_an_excluded_part_of_a_stream_keeps_the_stream_whole():

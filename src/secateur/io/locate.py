@@ -130,13 +130,16 @@ def _fetcher(repository: str, hub: Mapping[str, Any]) -> Callable[..., Path]:
 
 
 def _fetched(fetch: Callable[..., Path], place: Place, inside: Path, variant: str | None, whole: bool) -> Place:
-    parts = ["*.safetensors"]
+    weights = "*.safetensors" if variant is None else f"*.{variant}*.safetensors"
+    parts = [weights]
     if place.pipeline is not None and place.folder != place.pipeline:
-        parts = ["*/*.safetensors", "tokenizer*/*", "processor*/*"] if whole else [f"{place.component}/*.safetensors"]
+        parts = [f"*/{weights}", "tokenizer*/*", "processor*/*"] if whole else [f"{place.component}/{weights}"]
     wanted = ["*.json", *((inside / part).as_posix() for part in parts)]
-    folder = place.folder.relative_to(place.pipeline or place.folder)
-    unwanted = [pattern for pattern in OTHER_VARIANTS if variant is None or f".{variant}*" not in pattern]
-    root = fetch(wanted, unwanted) / inside
-    if variant is None and not any((root / folder).glob("*.safetensors")):
-        root = fetch(wanted) / inside  # there is only a variant
-    return replace(place, folder=root / folder, pipeline=None if place.pipeline is None else root)
+    root = fetch(wanted, OTHER_VARIANTS if variant is None else None)
+    base, folder = root / inside, place.folder.relative_to(place.pipeline or place.folder)
+    models = {base / folder, *(file.parent for file in base.glob("*/config.json") if whole)}
+    # There is only a variant, or a part lacks the one that was asked for.
+    if without := [model for model in sorted(models) if not any(model.glob("*.safetensors"))]:
+        root = fetch(["*.json", *((model.relative_to(root) / "*.safetensors").as_posix() for model in without)])
+    base = root / inside
+    return replace(place, folder=base / folder, pipeline=None if place.pipeline is None else base)

@@ -21,9 +21,9 @@ def select(structure: Structure, include: Sequence[str] = ("*",), exclude: Seque
     """Leave out dims and blocks that `include` does not match, or `exclude` does.
 
     A pattern is a glob over names of dims, blocks and modules: `*.heads`, `transformer_blocks.1?`, `mid_block.*`. An
-    excluded module is not changed: a dim is left out if any of its slices is there. Only included modules may change: a
-    dim is kept if its name matches, or if all of its slices are in matching modules. Dims of one link are left out
-    together.
+    excluded module is not changed: a dim is left out if any of its slices is there, a block if any of its modules is.
+    Only included modules may change: a dim is kept if its name matches, or if all of its slices are in matching
+    modules. Dims of one link are left out together.
 
     Raises:
         ValueError: a pattern matches nothing.
@@ -39,8 +39,10 @@ def select(structure: Structure, include: Sequence[str] = ("*",), exclude: Seque
         first = next(iter(reasons))
         for dim in dims:
             left_out[dim.name] = reasons.get(dim.name, f"moves with {first}, which is {reasons[first]} (link {link})")
+    modules = {piece.module for dim in structure.dims.values() for piece in dim.slices}
     for name in structure.blocks:
-        if reason := _why_not_named([name], [name], include, exclude):
+        inside = [module for module in modules if module.startswith(f"{name}.")]
+        if reason := _why_not_named([name], [name, *inside], include, exclude):
             left_out[name] = reason
     dims_kept = {name: dim for name, dim in structure.dims.items() if name not in left_out}
     blocks = {name: block for name, block in structure.blocks.items() if name not in left_out}
