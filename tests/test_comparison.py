@@ -129,7 +129,11 @@ def test_trials_that_are_not_done_have_their_reason(tmp_path: Path) -> None:
 def test_a_run_on_disk_is_reported_where_it_is_asked_for(runs: list[Path], tmp_path: Path) -> None:
     stages: Any = None
     run = secateur.Run(stages, stages, {}, runs[0])
-    assert secateur.report(run, out=tmp_path / "page") == tmp_path / "page" / "report.html"
+    page = secateur.report(run, out=tmp_path / "page")
+    assert page == tmp_path / "page" / "report.html"
+    assert page.read_text(encoding="utf-8") == secateur.report(runs[0]).read_text(encoding="utf-8")
+    assert (tmp_path / "page" / "tables").is_dir()
+    assert (tmp_path / "page" / "plots").is_dir()
 
 
 def test_runs_without_an_evaluation_can_be_compared(tmp_path: Path) -> None:

@@ -111,9 +111,9 @@ def write_tables(folder: Path, tables: dict[str, Table]) -> None:
         write_text(folder / "tables" / f"{name}.csv", table.to_csv())
 
 
-def write_samples(run: Run) -> None:
-    """Write `plots/samples.png`, the first images of every model and of the data."""
+def write_samples(folder: Path, run: Run) -> None:
+    """Write `plots/samples.png` into the folder: the first images of every model and of the data."""
     rows = dict(run.images) if run.real is None else {**run.images, "real": run.real}
     if rows:
-        with atomic_file(run.folder / "plots" / "samples.png") as temporary:
+        with atomic_file(folder / "plots" / "samples.png") as temporary:
             comparison_grid({name: images[:MOST_SAMPLES] for name, images in rows.items()}).save(temporary, "PNG")

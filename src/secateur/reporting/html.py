@@ -59,19 +59,20 @@ MOST_VALIDATED = 8  # steps whose validation images are shown, a row each
 SETTINGS = ("command", "command_line", "model", "data", "device", "versions")
 
 
-def write_report(run: str | Path) -> Path:
-    """Write `report.html`, `report.json`, `plots/`, `tables/` and a model card into the folder `run`, from its results.
+def write_report(run: str | Path, out: str | Path | None = None) -> Path:
+    """Write `report.html`, `report.json`, `plots/` and `tables/` from the results in the folder `run`, into `out` or
+    the run itself, and a card into the folder of its model.
 
     Raises:
         SecateurError: the folder holds no run, or a damaged one.
     """
-    found = read_run(run)
+    found, place = read_run(run), Path(out or run)
     figures = figures_of(found)
-    write_figures(found.folder, figures)
-    write_tables(found.folder, tables_of(found))
-    write_samples(found)
+    write_figures(place, figures)
+    write_tables(place, tables_of(found))
+    write_samples(place, found)
     summary = summarize(found)
-    write_json(found.folder / "report.json", summary.numbers)
+    write_json(place / "report.json", summary.numbers)
     figures = _apart(found, figures)
     product = product_of(found)
     if product is not None:
@@ -105,7 +106,7 @@ def write_report(run: str | Path) -> Path:
         command=found.config.begun_by,
         settings=_settings(found),
     )
-    return write_text(found.folder / "report.html", page)
+    return write_text(place / "report.html", page)
 
 
 def _difference(run: Run) -> Strip | None:

@@ -97,14 +97,16 @@ def report(runs: str | Path | Run | Sequence[str | Path | Run], *, out: str | Pa
     for folder in folders:
         if not (folder / "config.json").is_file():
             raise SecateurError(f"{folder} is not a run of secateur: it has no config.json")
+    if out is not None:
+        for folder in folders:
+            require(Path(out).resolve() != folder.resolve(), f"{out} is one of the runs; choose another --out")
+        refuse_run(out)
+    if len(folders) == 1 and not (folders[0] / TRIALS).is_file():
+        return write_report(folders[0], out)
     if len(folders) == 1 and out is None:
-        [run] = folders
-        return write_comparison(run) if (run / TRIALS).is_file() else write_report(run)
+        return write_comparison(folders[0])
     if out is None:
         raise SecateurError("a page that compares several runs needs a folder of its own; give --out")
-    for folder in folders:
-        require(Path(out).resolve() != folder.resolve(), f"{out} is one of the runs; choose another --out")
-    refuse_run(out)
     return write_comparison(Path(out), folders)
 
 

@@ -35,7 +35,7 @@ class CutConfig:
         granularity: width removes units of dims, depth removes blocks, both removes either.
         include: patterns over the names of dims, blocks and modules that may be cut, such as "*.heads".
         exclude: patterns over those that must not be cut, such as "mid_block.*"; widths tied to one of them are not cut
-            either.
+            either, and blocks that hold one stay.
         round_to: keep multiples of this many channels wherever widths allow it; such widths run faster.
     """
 
