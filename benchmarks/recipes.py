@@ -9,7 +9,7 @@ Widths are cut by Diff-Pruning, blocks by their deviation, unless a method names
 in steps of distillation with a live teacher: every method gets the time that `--steps` of these take, including its
 refit, the teacher's book, and what its own criterion takes beyond the usual one. The methods' times are measured in
 short turns, in CPU seconds of one thread, since the machine may be shared; those of recipes that cut while they train
-in whole runs, by the clock. Results that exist are not measured again; the models of the first seed are kept in runs/,
+in whole runs. Results that exist are not measured again; the models of the first seed are kept in runs/,
 for the pictures.
 """
 
@@ -167,8 +167,10 @@ def staged_prices(methods: Mapping[str, Staged], usual: Cut) -> dict[str, dict[s
         for name, method in methods.items():
             for steps in PILOTS:
                 pilots = partial(usual.recovered, ONE_SHOT[REFERENCE], steps, 0)
-                reference[steps].append(timed(pilots)[1])
-            took[name, pilot] = seconds_of(staged_run(usual.bench, usual.target, method, pilot, 0))
+                reference[steps].append(cpu_timed(pilots)[1])
+            run = partial(staged_run, usual.bench, usual.target, method, pilot, 0)
+            (made, busy), seconds = timed(partial(cpu_timed, run))
+            took[name, pilot] = seconds_of(made) * busy / seconds  # of the clock's, what it had of a CPU
     short, long = (statistics.median(reference[steps]) for steps in PILOTS)
     unit = (long - short) / (PILOTS[1] - PILOTS[0])
     few, many = STAGED_PILOTS
