@@ -228,3 +228,16 @@ def test_the_distance_of_chosen_blocks_is_that_of_the_criterion():
         assert found == pytest.approx(ranking.blocks[order[count - 1]], rel=1e-6)
     with pytest.raises(SecateurError, match="there is no block"):
         secateur.replacement_distance(model, ["transformer_blocks.9"], **given)
+
+
+def test_blocks_at_one_distance_are_ranked_in_the_order_of_the_search(monkeypatch):
+    def one_distance(names, distance, candidates):
+        return dict.fromkeys(names, 0.5)  # the first name leaves first
+
+    monkeypatch.setattr("secateur.criteria.replacement.removal_distances", one_distance)
+    model = dit(num_layers=3)
+    sample, conditions = sample_for(model, 6)
+    ranking = score(model, PROCESS, Batch(sample, conditions), describe(model), "replacement", CONFIG)
+    scores = [ranking.scores[f"transformer_blocks.{i}"].item() for i in range(3)]
+    assert scores == sorted(scores)
+    assert len(set(scores)) == 3

@@ -85,7 +85,9 @@ def replacement(
     names = block_names(structure)
     with stand_ins(model, process, batch, structure, config) as found:
         distances = removal_distances(names, found.distance, options.candidates)
-    return Ranking(block_scores(names, np.array([distances[name] for name in names])))
+    places = {name: place for place, name in enumerate(distances)}  # the search orders those at one distance
+    found, order = ([kept[name] for name in names] for kept in (distances, places))
+    return Ranking(block_scores(names, np.array(found), np.array(order, dtype=np.float64)))
 
 
 @contextmanager
