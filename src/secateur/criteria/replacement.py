@@ -86,8 +86,9 @@ def replacement(
     with stand_ins(model, process, batch, structure, config) as found:
         distances = removal_distances(names, found.distance, options.candidates)
     places = {name: place for place, name in enumerate(distances)}  # the search orders those at one distance
-    found, order = ([kept[name] for name in names] for kept in (distances, places))
-    return Ranking(block_scores(names, np.array(found), np.array(order, dtype=np.float64)))
+    reached = np.array([distances[name] for name in names])
+    order = np.array([float(places[name]) for name in names])
+    return Ranking(block_scores(names, reached, order))
 
 
 @contextmanager
