@@ -2,6 +2,7 @@
 
 import copy
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -129,7 +130,8 @@ def test_the_evaluation_compares_with_the_dense_decoder_and_with_the_images(plac
 
 def test_reports_speak_of_reconstructions(run, tmp_path):
     said = (run / "tables" / "evaluation.md").read_text() + " ".join(summarize(read_run(run)).sentences)
-    page = secateur.report([run], out=tmp_path / "compared")
+    other = shutil.copytree(run, tmp_path / "other")
+    page = secateur.report([run, other], out=tmp_path / "compared")
     said += (page.parent / "tables" / "comparison.md").read_text() + page.read_text()
     assert "| mean reconstruction error |" in said
     assert "SSIM to dense, same latents" in said
