@@ -2,10 +2,12 @@
 
     python benchmarks/compensation.py --model digits-unet
     python benchmarks/compensation.py --model digits-sit --targets blocks=6 --settings "" rounds=1
+    python benchmarks/compensation.py --model digits-sit --targets blocks=6 --blocks replacement
     python benchmarks/compensation.py --table
 
-Width is cut by Diff-Pruning, depth by `deviation`. A setting is a list of fields of `CompensationConfig`, such as
-ridge=0.001,rounds=1; the empty one is the default. Results that exist are not measured again.
+Width is cut by Diff-Pruning, depth by `deviation` or another criterion of blocks. A setting is a list of fields of
+`CompensationConfig`, such as ridge=0.001,rounds=1; the empty one is the default. Results that exist are not measured
+again.
 """
 
 from __future__ import annotations
@@ -20,8 +22,11 @@ from typing import Any
 from torch import nn
 
 import secateur
-from bench import EVALUATION, NAMES, RESULTS, Bench, read_json, results_of, write_text
+from bench import EVALUATION, NAMES, RESULTS, SCORING, Bench, read_json, results_of, write_text
+from recipe_methods import TUPLES_OF_BLOCKS
 from secateur import CompensationConfig
+
+BLOCKS = "deviation"
 
 
 def config_of(setting: str) -> CompensationConfig:
@@ -46,16 +51,19 @@ def refitted(bench: Bench, pruned: nn.Module, setting: str) -> dict[str, Any]:
     return took | bench.measure(model, with_ftle=False)
 
 
-def run(bench: Bench, targets: list[str], settings: list[str]) -> None:
+def run(bench: Bench, targets: list[str], blocks: str, settings: list[str]) -> None:
     results = results_of("compensation", bench)
     for target in targets:
-        missing = [key for key in ("cut", *settings) if f"{target}/{key}" not in results.records]
-        if not missing:
+        in_depth = target.startswith("blocks")
+        key = f"{target} by {blocks}" if in_depth and blocks != BLOCKS else target
+        if all(f"{key}/{setting}" in results.records for setting in ("cut", *settings)):
             continue
-        pruned = bench.pruned(bench.rank("deviation" if target.startswith("blocks") else "diff-pruning"), target)
-        results.once(f"{target}/cut", partial(bench.measure, pruned, with_ftle=False))
+        criterion = blocks if in_depth else "diff-pruning"
+        ranking = bench.rank(criterion, scoring=TUPLES_OF_BLOCKS.get(criterion, SCORING))
+        pruned = bench.pruned(ranking, target)
+        results.once(f"{key}/cut", partial(bench.measure, pruned, with_ftle=False))
         for setting in settings:
-            results.once(f"{target}/{setting}", partial(refitted, bench, pruned, setting))
+            results.once(f"{key}/{setting}", partial(refitted, bench, pruned, setting))
 
 
 def table(name: str, records: dict[str, Any]) -> list[str]:
@@ -78,12 +86,13 @@ def main() -> None:
     what.add_argument("--model", choices=NAMES)
     what.add_argument("--table", action="store_true", help="only make the table of what is there")
     parser.add_argument("--targets", nargs="+", default=["macs=50%", "macs=30%"])
+    parser.add_argument("--blocks", default=BLOCKS, help="criterion by which blocks are removed")
     parser.add_argument("--settings", nargs="+", default=[""])
     parser.add_argument("--images", type=int, default=EVALUATION.num_images, help="samples that are measured")
     arguments = parser.parse_args()
     if arguments.model:
         bench = Bench(arguments.model, replace(EVALUATION, num_images=arguments.images))
-        run(bench, arguments.targets, arguments.settings)
+        run(bench, arguments.targets, arguments.blocks, arguments.settings)
     paths = {name: RESULTS / f"compensation-{name}.json" for name in NAMES}
     lines = ["| model | target | | FD | SSIM | loss | FD's excess | CPU s |", "|---|---|---|--:|--:|--:|--:|--:|"]
     for name, path in paths.items():
