@@ -178,7 +178,7 @@ def test_neighbours_need_enough_images_of_the_data(features: str) -> None:
 
 def test_questions_that_make_no_sense_are_refused_at_once() -> None:
     process = DiffusionProcess()
-    with pytest.raises(ModelError, match="no null class"):
+    with pytest.raises(ModelError, match="no null class or empty prompt"):
         evaluate_models({"d": unet()}, process, load_data("digits"), replace(CONFIG, guidance_scale=2.0))
     with pytest.raises(DataError, match=r"open it as load_data\(source, \(1, 8, 8\)\)"):
         evaluate_models({"d": unet()}, process, load_data("digits", (1, 16, 16)), CONFIG)

@@ -53,8 +53,15 @@ def sample_labels(model: nn.Module, samples: range) -> torch.Tensor | None:
 def sample_conditions(model: nn.Module, dataset: ImageDataset, samples: range, seed: int = 0) -> Conditions:
     """Conditions of `samples`: class labels in turn, and all other conditions of the data's images, shuffled."""
     labels = sample_labels(model, samples)
-    conditions = dataset.batch(images_of(dataset, samples, seed)).conditions if dataset.null else UNCONDITIONAL
-    return {**without_labels(conditions), **({} if labels is None else {LABELS: labels})}
+    conditions = UNCONDITIONAL
+    if has_conditions(dataset):
+        conditions = without_labels(dataset.batch(images_of(dataset, samples, seed)).conditions)
+    return {**conditions, **({} if labels is None else {LABELS: labels})}
+
+
+def has_conditions(dataset: ImageDataset) -> bool:
+    """Whether the data's images come with other conditions than labels, such as embeddings of text."""
+    return len(dataset) > 0 and bool(without_labels(dataset.batch([0]).conditions))
 
 
 def sample_captions(dataset: ImageDataset, samples: range, seed: int = 0) -> list[str]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..base.errors import DataError, ModelError, SecateurError
 from ..data import ImageDataset, pixels
 from ..data.clips import shape_side_by_side
-from ..data.conditions import check_conditions, null_conditions
+from ..data.conditions import check_conditions, has_null_condition
 from ..models.network import IMAGE_CHANNELS, class_count, input_shape, null_class, takes_text
 from ..process.base import Process
 from ..process.own import OwnObjective
@@ -144,8 +144,10 @@ def _check_subject(subject: Subject) -> None:
     check_conditions(model, dataset, needed=len(dataset) > 0 and null_class(model) is None)
     if 0 < len(dataset) < LEAST_IMAGES:
         raise DataError(f"{dataset.name} has 1 image, an evaluation needs at least 2; give more data")
-    if subject.config.guidance_scale != 1.0 and not (null_conditions(model, dataset) or takes_text(model)):
-        raise ModelError(f"{type(model).__name__} has no null class to guide away from; use guidance_scale 1")
+    if subject.config.guidance_scale != 1.0 and not has_null_condition(model, dataset):
+        raise ModelError(
+            f"there is no null class or empty prompt to guide {type(model).__name__} away from; use guidance_scale 1"
+        )
 
 
 def _with_network(subject: Subject) -> tuple[Subject, SecateurError | None]:

@@ -15,7 +15,7 @@ from ..base.rows import Chunk, Rows, rows_at
 from ..base.seeds import VERSION, Purpose, normal
 from ..data import calibration_order, pixels
 from ..data.clips import side_by_side
-from ..data.conditions import images_of, null_conditions, sample_captions, sample_conditions
+from ..data.conditions import has_conditions, images_of, null_conditions, sample_captions, sample_conditions
 from ..models.network import device_of, inference, input_shape
 from ..models.predict import predict
 from ..process.flow import other_expert
@@ -155,7 +155,7 @@ def _made_by(subject: Subject, instruments: Instruments) -> list[Any]:
         about.append(subject.decode(zeros).cpu().double().sum().item())
     if (expert := other_expert(subject.process)) is not None:
         about.append(tensors_fingerprint(expert.state_dict()))
-    if dataset.null or subject.reconstructs:  # otherwise samples do not depend on the data
+    if has_conditions(dataset) or subject.reconstructs:  # otherwise samples do not depend on the data
         about.append(dataset.fingerprint)
     return about
 
