@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import Lumina2Transformer2DModel, ZImageTransformer2DModel
 from torch import nn
 
 import secateur
 from memory_runs import CONFIG, network
 from models import dit, randomize, unet
+from recent_models import lumina_2, z_image
 from secateur.criteria import criterion_named
 from secateur.criteria.memory import peak_of_batch
 from secateur.criteria.taylor import TaylorOptions, memory_of_gradients
@@ -40,22 +40,6 @@ EVALUATION = secateur.EvaluationConfig(
 )
 COMPENSATION = secateur.CompensationConfig(num_tuples=64, batch_size=32)
 BOOK = secateur.BookConfig(num_tuples=128, batch_size=64, held_out=32)
-
-
-def z_image() -> ZImageTransformer2DModel:
-    """Takes lists of latents and captions."""
-    sizes = {"dim": 32, "n_layers": 5, "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2, "cap_feat_dim": 8}
-    rotary = {"axes_dims": [4, 6, 6], "axes_lens": [64, 64, 64]}
-    model = ZImageTransformer2DModel(in_channels=2, **sizes, **rotary)
-    model.register_to_config(sample_size=8)
-    return model
-
-
-def lumina_2() -> Lumina2Transformer2DModel:
-    """Reads the length of each caption."""
-    sizes = {"hidden_size": 32, "num_layers": 5, "num_refiner_layers": 1, "cap_feat_dim": 8, "multiple_of": 8}
-    heads = {"num_attention_heads": 4, "num_kv_heads": 2, "axes_dim_rope": (2, 2, 4), "axes_lens": (30, 64, 64)}
-    return Lumina2Transformer2DModel(sample_size=8, in_channels=2, **sizes, **heads)
 
 
 def bytes_of(*models: nn.Module) -> int:

@@ -1,13 +1,18 @@
 """Text models whose latents and conditions are tensors in memory."""
 
+from collections.abc import Mapping
+
 import pytest
 import torch
 from diffusers import DDPMScheduler
+from torch import nn
 
 import secateur
-from models import unet_condition
+from models import chroma, flux, pixart, randomize, sana, sd3, sdxl, unet_condition
+from recent_models import lumina_2, qwen_image, z_image
 from secateur import EvaluationConfig, Recipe, RecoveryConfig, ScoringConfig
-from secateur.base.errors import ModelError
+from secateur.base.errors import DataError, ModelError
+from secateur.models.network import TEXTS, example_batch
 
 SCHEDULER = DDPMScheduler(num_train_timesteps=20)
 EVALUATION = EvaluationConfig(
@@ -58,3 +63,54 @@ def test_guidance_needs_an_empty_prompt():
             process=SCHEDULER,
             evaluation=EvaluationConfig(num_images=4, guidance_scale=2.0),
         )
+
+
+SCORING = ScoringConfig(num_timesteps=1, num_images=4, batch_size=2)
+MODELS = (unet_condition, sdxl, sd3, pixart, flux, chroma, sana, z_image, lumina_2, qwen_image)
+
+
+def latents_for(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Four latents beside all conditions that the architecture takes; a mask is of texts of several lengths."""
+    sample, conditions = example_batch(model, 4, (8, 8))
+    texts = {name: value[:, :16] if name in TEXTS else value for name, value in conditions.items()}
+    mask = (torch.arange(16) < torch.tensor([[4], [7], [16], [2]])).long()
+    return {"latents": sample, **{name: mask if "mask" in name else value for name, value in texts.items()}}
+
+
+def scores(model: nn.Module, data: dict[str, torch.Tensor]) -> Mapping[str, float]:
+    about = {"criterion": "deviation", "scoring": SCORING, "process": SCHEDULER, "device": "cpu"}
+    return secateur.rank(model, data=rows_of(data), **about).blocks
+
+
+@pytest.mark.parametrize("make", MODELS)
+def test_any_architecture_takes_its_conditions_from_memory(make):
+    model = randomize(make())
+    data = latents_for(model)
+    others = data | {"encoder_hidden_states": data["encoder_hidden_states"].flip(0)}
+    assert scores(model, data) != scores(model, others)
+
+
+@pytest.mark.parametrize("make", MODELS)
+def test_a_missing_condition_is_named(make):
+    model = make()
+    data = latents_for(model)
+    for missing in (name for name in data if name != "latents" and "mask" not in name):
+        with pytest.raises(ModelError, match=f"the data has latents without {missing}; give images with captions"):
+            scores(model, {name: value for name, value in data.items() if name != missing})
+
+
+@pytest.mark.parametrize("make", [chroma, z_image])
+def test_all_tokens_count_without_a_mask(make):
+    model = randomize(make())
+    data = latents_for(model)
+    everything = {name: torch.ones_like(value) if "mask" in name else value for name, value in data.items()}
+    without = {name: value for name, value in data.items() if "mask" not in name}
+    assert scores(model, without) == scores(model, everything) != scores(model, data)
+
+
+def test_texts_of_different_lengths_are_refused_by_name():
+    rows = rows_of(text_data())
+    rows[3]["encoder_hidden_states"] = torch.randn(7, 12)
+    message = r"encoder_hidden_states has samples of shapes \(5, 12\) and \(7, 12\); give one shape"
+    with pytest.raises(DataError, match=message):
+        secateur.rank(unet_condition(), data=rows, criterion="taylor", scoring=SCORING, process=SCHEDULER, device="cpu")

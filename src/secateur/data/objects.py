@@ -175,7 +175,32 @@ def _sampled(loader: DataLoader[Any]) -> Any:
 
 
 def _collated(items: Any, collate: Callable[[list[Any]], Any], indices: Sequence[int]) -> Any:
-    return collate([items[index] for index in indices])
+    return _stacked([items[index] for index in indices], collate)
+
+
+def _stacked(samples: list[Any], collate: Callable[[list[Any]], Any] = default_collate) -> Any:
+    """One batch of the samples.
+
+    Raises:
+        DataError: a tensor has another shape in one than in another.
+    """
+    try:
+        return collate(samples)
+    except RuntimeError as error:
+        shapes = _unequal_shapes(samples)
+        if not shapes:
+            raise
+        raise DataError(f"{shapes}; give one shape, such as texts padded to one length beside their mask") from error
+
+
+def _unequal_shapes(samples: list[Any]) -> str:
+    """Which tensor of the samples differs in shape, and how; empty if none does."""
+    named = [each if isinstance(each, Mapping) else {"the data": _sample_of(each)} for each in samples]
+    for name in named[0]:
+        shapes = {tuple(np.shape(each[name])) for each in named}
+        if len(shapes) > 1:
+            return f"{name} has samples of shapes {' and '.join(map(str, sorted(shapes)[:2]))}"
+    return ""
 
 
 def _is_sample(item: Any, axes: int) -> bool:
@@ -204,7 +229,7 @@ def _in_memory(batches: list[Any]) -> tuple[Read, int]:
     places = [(number, row) for number, count in enumerate(counts) for row in range(count or 0)]
 
     def read(indices: Sequence[int]) -> Any:
-        return default_collate([_row(batches[places[index][0]], places[index][1]) for index in indices])
+        return _stacked([_row(batches[places[index][0]], places[index][1]) for index in indices])
 
     return read, len(places)
 
@@ -263,7 +288,7 @@ def _from_mapping(raw: Mapping[str, Any], parameters: frozenset[str]) -> Batch:
     for key, value in raw.items():
         if key == name or key in LABEL_NAMES or key in CAPTION_NAMES:
             continue
-        if key not in parameters or key == "timestep":
+        if key.partition(".")[0] not in parameters or key == "timestep":
             say(f"data       {key} is no argument of the network: it is not used")
         elif isinstance(value, Mapping):
             conditions |= {f"{key}.{inner}": torch.as_tensor(each) for inner, each in value.items()}

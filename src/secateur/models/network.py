@@ -133,6 +133,11 @@ def takes_text(model: nn.Module) -> bool:
     return "encoder_hidden_states" in inspect.signature(model.forward).parameters or bool(family_of(model).prompts)
 
 
+def condition_names(model: nn.Module) -> tuple[str, ...]:
+    """The conditions that the architecture takes, masks among them; labels only where they are not those of classes."""
+    return tuple(family_of(model).conditions(model, 1, lambda *sizes: torch.empty(1, *sizes, device="meta")))
+
+
 @contextmanager
 def in_eval_mode(model: nn.Module) -> Iterator[None]:
     """Eval mode inside the block; every module's mode is restored after it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence, Set
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +22,7 @@ from ..data.encode import encode, encoded_when_read, open_encoded, sizes, whole,
 from ..data.generated import DecodedDataset, GeneratedDataset, draw_samples, is_generated, open_generated
 from ..data.objects import ObjectDataset, as_batch, captions_of, open_objects
 from ..models.conditions import LABELS
-from ..models.network import class_count, input_shape, takes_text
+from ..models.network import class_count, condition_names, input_shape, takes_text
 from .subject import Subject
 
 Encodable = TypeVar("Encodable", ImageDataset, ImageDataset | None)
@@ -148,8 +148,9 @@ def _from_objects(data: Any, subject: Subject, new_labels: bool = False) -> Imag
     wanted, classes = input_shape(subject.model), class_count(subject.model)
     read, count = open_objects(data, axes=len(wanted))
     first = read([0])
-    parameters = frozenset(inspect.signature(subject.model.forward).parameters)
-    convert = partial(as_batch, parameters=parameters, classes=None if new_labels else classes)
+    named = condition_names(subject.model)
+    parameters = {*inspect.signature(subject.model.forward).parameters, *(name.partition(".")[0] for name in named)}
+    convert = partial(as_batch, parameters=frozenset(parameters), classes=None if new_labels else classes)
     batch = convert(first)
     shape = tuple(batch.sample.shape[1:])
     if len(shape) != len(wanted):
@@ -160,11 +161,7 @@ def _from_objects(data: Any, subject: Subject, new_labels: bool = False) -> Imag
     captions = _captions(read, count, first)
     name = type(data).__name__
     if shape == wanted:
-        if takes_text(subject.model) and not (set(batch.conditions) - {LABELS}):
-            raise ModelError(
-                "the data has latents without text conditions; give images with captions, or the network's "
-                "own arguments beside the latents"
-            )
+        _check_text(subject, named, set(batch.conditions) - {LABELS})
         return ObjectDataset(name, shape, names, count, read, convert)
     vae = subject.loaded.vae
     images = None if vae is None else latent_space(vae).image_shape(wanted)
@@ -172,6 +169,20 @@ def _from_objects(data: Any, subject: Subject, new_labels: bool = False) -> Imag
         return encoded_when_read(ObjectDataset(name, shape, names, count, read, convert, captions), subject.loaded)
     beside = f", or {images} images for its pipeline to encode" if images is not None else ""
     raise DataError(f"the data has samples of shape {shape}, the model takes {wanted}{beside}; resize the data")
+
+
+def _check_text(subject: Subject, named: Sequence[str], found: Set[str]) -> None:
+    """Refuse latents without a condition that the model attends to; without a mask, all tokens count.
+
+    Raises:
+        ModelError: one is missing.
+    """
+    missing = [name for name in named if name not in found and name != LABELS and "mask" not in name]
+    if missing or (takes_text(subject.model) and not found):
+        raise ModelError(
+            f"the data has latents without {' and '.join(missing) or 'text conditions'}; give images with captions, or "
+            "the network's own arguments beside the latents"
+        )
 
 
 def _label_count(read: Callable[[list[int]], Any], convert: Callable[[Any], Any], count: int) -> int:

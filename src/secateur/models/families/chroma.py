@@ -46,7 +46,8 @@ def _arguments(
     network: ChromaTransformer2DModel, x_BCHW: Tensor, timesteps_B: Tensor, kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Packed latents, positions of tokens, time in [0, 1], and the mask of text and image."""
-    hidden_BNC, mask_BN = pack(x_BCHW), kwargs["attention_mask"]
+    hidden_BNC, tokens = pack(x_BCHW), kwargs["encoder_hidden_states"].shape[:2]
+    mask_BN = kwargs.get("attention_mask", hidden_BNC.new_ones(tokens)).to(hidden_BNC.dtype)
     return {
         **kwargs,
         "hidden_states": hidden_BNC,

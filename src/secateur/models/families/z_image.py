@@ -31,11 +31,13 @@ def _arguments(
     network: ZImageTransformer2DModel, x_BCHW: Tensor, timesteps_B: Tensor, kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
     """For each sample a latent of one frame and the states of its own caption; time from noise to image."""
-    lengths = kwargs["encoder_attention_mask"].sum(1).tolist()
+    states_BNC = kwargs["encoder_hidden_states"]
+    mask_BN = kwargs.get("encoder_attention_mask", torch.ones(states_BNC.shape[:2]))
+    lengths = mask_BN.sum(1).long().tolist()
     return {
         "x": [*x_BCHW.unsqueeze(2)],
         "t": 1 - timesteps_B / 1000,
-        "cap_feats": [states[:length] for states, length in zip(kwargs["encoder_hidden_states"], lengths, strict=True)],
+        "cap_feats": [states[:length] for states, length in zip(states_BNC, lengths, strict=True)],
     }
 
 
