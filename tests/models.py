@@ -479,7 +479,7 @@ def inputs_for(model: nn.Module, batch_size: int = 2, seed: int = 0) -> dict[str
     return inputs if model.class_embedding is None else inputs | {"class_labels": labels}
 
 
-TEXT = ("encoder_hidden_states", "encoder_attention_mask")
+TEXT = ("encoder_hidden_states", "encoder_attention_mask", "encoder_hidden_states_mask")
 
 
 def sample_for(model: nn.Module, batch_size: int = 2, seed: int = 0) -> tuple[torch.Tensor, Conditions]:

@@ -5,8 +5,8 @@ from diffusers import Lumina2Transformer2DModel, QwenImageTransformer2DModel, ZI
 
 def z_image() -> ZImageTransformer2DModel:
     """Takes lists of latents and captions."""
-    sizes = {"dim": 32, "n_layers": 5, "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2, "cap_feat_dim": 8}
-    rotary = {"axes_dims": [4, 6, 6], "axes_lens": [64, 64, 64]}
+    sizes = {"dim": 48, "n_layers": 5, "n_refiner_layers": 1, "n_heads": 6, "n_kv_heads": 6, "cap_feat_dim": 8}
+    rotary = {"axes_dims": [2, 2, 4], "axes_lens": [64, 64, 64]}
     model = ZImageTransformer2DModel(in_channels=2, **sizes, **rotary)
     model.register_to_config(sample_size=8)
     return model

@@ -14,7 +14,8 @@ from torch import nn
 
 import models
 import secateur
-from models import half, sample_for
+from models import half, randomize, sample_for
+from recent_models import lumina_2, qwen_image, z_image
 from secateur.base.errors import ModelError, SecateurError, TrainingError
 from secateur.cli import main
 from secateur.compensation import CompensationConfig, compensate, price
@@ -45,10 +46,13 @@ BUILDERS = {
     "sd3": lambda: models.sd3(dual_attention_layers=(0,), qk_norm="rms_norm"),
     "flux": models.flux,
     "sana": models.sana,
+    "z-image": lambda: randomize(z_image()),
+    "lumina2": lambda: randomize(lumina_2()),
+    "qwen-image": lambda: randomize(qwen_image()),
     "uvit": lambda: models.uvit(num_heads=4, skip=True),
     "decoder": lambda: AutoencoderKLDecoder(models.autoencoder()),
 }
-STREAMS = {"dit", "pixart", "sd3", "flux", "sana", "uvit"}
+STREAMS = {"dit", "pixart", "sd3", "flux", "sana", "z-image", "lumina2", "qwen-image", "uvit"}
 
 
 def process_of(model: nn.Module):
@@ -63,7 +67,10 @@ def batch_of(model: nn.Module, count: int = 12) -> Batch:
     if isinstance(model, UViT):
         generator = torch.Generator().manual_seed(0)
         return Batch(torch.randn(count, 3, 8, 8, generator=generator), {"class_labels": torch.arange(count) % 3})
-    return Batch(*sample_for(model, count))
+    sample, conditions = sample_for(model, count)
+    lengths = 16 - torch.arange(count) % 13  # so that the longest text of a micro-batch differs
+    mask = (torch.arange(16) < lengths[:, None]).long()
+    return Batch(sample, {name: mask if "mask" in name else value for name, value in conditions.items()})
 
 
 def cut_of(model: nn.Module, kind: str) -> Cut:
@@ -364,8 +371,9 @@ def test_sums_can_be_kept_on_another_device(name, monkeypatch):
             tensor.data = tensor.data.double()
 
     monkeypatch.setattr(Parking, "park", park)
-    parked = compensated(name, "both", replace(CONFIG, offload=True))[2]
-    assert_same(compensated(name, "both")[2], parked)
+    parked = compensated(name, "both", replace(CONFIG, offload=True))[2].state_dict()
+    for key, value in compensated(name, "both")[2].state_dict().items():  # views come back dense, and round differently
+        torch.testing.assert_close(parked[key], value, atol=1e-4, rtol=1e-4)
     assert sum(moved) > 10_000
 
 

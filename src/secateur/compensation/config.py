@@ -41,3 +41,8 @@ class CompensationConfig:
 
     def __post_init__(self) -> None:
         check_fields("compensation", self)
+
+    @property
+    def rows_each(self) -> int:
+        """The largest number of positions used of one tuple."""
+        return max(1, self.rows // self.num_tuples)

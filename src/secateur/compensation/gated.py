@@ -40,9 +40,9 @@ def gated_change(
 ) -> Tensor:
     """The change (K, M) of the weights: by exact solution if systems are small, else by conjugate gradients."""
     images, rows, columns = x_IRK.shape
-    everywhere = int(total(x_IRK.new_tensor(float(images))))  # so that all processes choose alike
+    everywhere, rows_of_all = map(int, total(x_IRK.new_tensor([images, images * rows])))  # so that all choose alike
     ridge = max(ridge, least_ridge(x_IRK.dtype, columns))
-    is_exact = exact_is_better(everywhere, everywhere * rows, columns, gate_IM.shape[1])
+    is_exact = exact_is_better(everywhere, rows_of_all, columns, gate_IM.shape[1])
     chosen = exact_change if is_exact else conjugate_change
     return chosen(x_IRK, gate_IM, error_IRM, ridge, bias, total)
 

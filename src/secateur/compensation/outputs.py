@@ -84,7 +84,7 @@ class OutputFit:
         others, the output is computed at the chosen positions only.
         """
         target_BPM = by_position(self.layer.target(dense, 1 if self.is_image else dense.ndim - 1), self.is_image)
-        at = choose_positions(tuples.numbers, target_BPM.shape[1], self.index, self.config)
+        at = choose_positions(tuples.numbers, target_BPM.shape[1], self.config.rows_each, self.index, self.config.seed)
         rows = input_rows(self.module, x, at)
         rows = with_ones(rows) if self.bias else rows
         if self.layer.lost:

@@ -5,26 +5,26 @@ B tuples of a micro-batch, P positions of a tuple and R chosen ones, K columns, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..base.devices import in_float64
 from ..base.seeds import Purpose, stream
-from .config import CompensationConfig
 from .counterparts import Projection
 from .tuples import POSITIONS
 
 
-def choose_positions(numbers: tuple[int, ...], positions: int, layer: int, config: CompensationConfig) -> Tensor:
-    """The positions (B, R) to use of each tuple for the layer with this index; they depend on the tuple's number
-    alone."""
-    taken = max(1, config.rows // config.num_tuples)
+def choose_positions(numbers: Sequence[int], positions: int, taken: int, layer: int, seed: int) -> Tensor:
+    """The positions (B, R) to use of each tuple for the layer with this index, R at most `taken`; they depend on the
+    seed and the tuple's number alone."""
     if taken >= positions:
         return torch.arange(positions).expand(len(numbers), -1)
     drawn = []
     for number in numbers:
-        generator = stream(config.seed, Purpose.COMPENSATION, step=layer, index=number, part=POSITIONS)
+        generator = stream(seed, Purpose.COMPENSATION, step=layer, index=number, part=POSITIONS)
         drawn.append(torch.from_numpy(generator.permutation(positions)[:taken]))
     return torch.stack(drawn)
 

@@ -135,7 +135,7 @@ def measure_speed(device: torch.device | str = "cpu", size: int = 1024) -> float
 
 
 def _rows(positions: int, config: CompensationConfig) -> int:
-    return config.num_tuples * min(positions, max(1, config.rows // config.num_tuples))
+    return config.num_tuples * min(positions, config.rows_each)
 
 
 def _output_price(layer: Projection, rows: int, config: CompensationConfig) -> LayerPrice:

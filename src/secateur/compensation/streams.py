@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..base.devices import in_float64, where_float64
 from ..base.distributed import same_in_all_processes, sum_over_processes
@@ -173,17 +174,17 @@ class _BlockRefit:
             with _observed({name: module}) as seen:
                 output = joined(returned_tensors(self.block, call()))
             wanted = gate.positions(goal)
-            at = choose_positions(tuples.numbers, wanted.shape[1], index, self.config)
+            at = choose_positions(tuples.numbers, wanted.shape[1], self.config.rows_each, index, self.config.seed)
             x = input_rows(module, seen[name][0], at)
             xs.append(with_ones(x) if bias else x)
             errors.append(chosen(gate.positions(goal - output), at))
             size += float(in_float64(chosen(wanted, at)).square().sum())
-        x_IRK, error_IRM = torch.cat(xs), torch.cat(errors)
+        x_IRK, error_IRM = _padded(xs), _padded(errors)
         gate_IM = torch.cat([gate.values for gate in gates]).to(x_IRK)
         change = gated_change(x_IRK, gate_IM, error_IRM, self.config.ridge, bias, sum_over_processes)
         left = error_IRM - gate_IM[:, None] * (x_IRK @ change.to(x_IRK))
         squares = [float(in_float64(values).square().sum()) for values in (error_IRM, left)]
-        counts = torch.tensor([*squares, size, x_IRK[..., 0].numel()], dtype=torch.float64)
+        counts = torch.tensor([*squares, size, sum(x[..., 0].numel() for x in xs)], dtype=torch.float64)
         counts = counts.to(where_float64(x_IRK.device))
         before, after, wanted_square, rows = sum_over_processes(counts).tolist()
         share = relative(before, wanted_square), relative(after, wanted_square)
@@ -228,10 +229,14 @@ class _BlockRefit:
 
 @dataclass(frozen=True)
 class Gate:
-    """A gate for each image and channel, (B, C), and which positions (P,) of the joined streams it writes."""
+    """A gate for each image and channel, (B, C), which of the streams (S,) it writes, and how many positions each has.
+
+    Texts of different lengths give a stream another number of positions in each micro-batch.
+    """
 
     values: Tensor
     written: Tensor
+    sizes: Tensor
 
     @staticmethod
     def of(moved: Sequence[Tensor]) -> Gate:
@@ -239,21 +244,27 @@ class Gate:
         streams = [tokens(stream) for stream in moved]
         changed = [bool(stream.any()) for stream in streams]
         gated = streams[changed.index(True)] if any(changed) else streams[0]
-        sizes = torch.tensor([stream.shape[1] for stream in streams])
-        return Gate(gated[:, 0], torch.tensor(changed).repeat_interleave(sizes).to(gated.device))
+        sizes = torch.tensor([stream.shape[1] for stream in streams], device=gated.device)
+        return Gate(gated[:, 0], torch.tensor(changed, device=gated.device), sizes)
 
     def positions(self, streams_BPC: Tensor) -> Tensor:
         """The written positions of the joined streams; none if the gate is zero everywhere."""
-        return streams_BPC[:, self.written]
+        return streams_BPC[:, self.written.repeat_interleave(self.sizes)]
 
 
 def written_alike(gates: Sequence[Mapping[str, Gate]]) -> list[dict[str, Gate]]:
-    """The gates of every micro-batch, by layer, with the positions that any of them writes in any process: a gate may
-    be zero for all images of one."""
+    """The gates of every micro-batch, by layer, with the streams that any of them writes in any process: a gate may be
+    zero for all images of one."""
     written = {
         name: sum_over_processes(torch.stack([each[name].written for each in gates]).sum(0)) > 0 for name in gates[0]
     }
     return [{name: replace(gate, written=written[name]) for name, gate in each.items()} for each in gates]
+
+
+def _padded(rows: Sequence[Tensor]) -> Tensor:
+    """Rows (B, R, K) of all micro-batches, (I, R, K); zeros, which change no sum, stand for those that one lacks."""
+    most = max(each.shape[1] for each in rows)
+    return torch.cat([F.pad(each, (0, 0, 0, most - each.shape[1])) for each in rows])
 
 
 def _since(first: Reader, last: Reader) -> Reader:

@@ -32,7 +32,6 @@ from ..base.devices import in_float64, where_float64
 from ..base.errors import ModelError, TrainingError
 from ..base.rules import Count, at_least
 from ..base.shards import whole
-from ..compensation.config import CompensationConfig
 from ..compensation.least_squares import mean_square, with_ones
 from ..compensation.positions import by_position, choose_positions, chosen, input_rows, weights_by_row
 from ..data import Batch
@@ -151,7 +150,7 @@ def read_inputs(
 ) -> None:
     """Add the rows of all tuples to `readers`, at most `rows` for each."""
     total = config.timesteps_of(process) * len(batch.sample)
-    drawing = CompensationConfig(num_tuples=total, rows=rows, seed=config.seed)
+    rows_each = max(1, rows // total)
     numbers: tuple[int, ...] = ()
 
     def watch(reader: Reader) -> Any:
@@ -159,7 +158,7 @@ def read_inputs(
 
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             y_BPM = by_position(output, is_image)
-            at = choose_positions(numbers, y_BPM.shape[1], reader.place, drawing)
+            at = choose_positions(numbers, y_BPM.shape[1], rows_each, reader.place, config.seed)
             reader.add(input_rows(reader.layer, args[0], at).flatten(0, 1), chosen(y_BPM, at).flatten(0, 1))
 
         return hook

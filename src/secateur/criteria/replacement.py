@@ -34,7 +34,6 @@ from ..base.console import progress
 from ..base.devices import in_float64
 from ..base.errors import TrainingError
 from ..base.rules import Count, at_least
-from ..compensation.config import CompensationConfig
 from ..compensation.least_squares import Sums, refit, with_ones
 from ..compensation.passes import Pass, stops
 from ..compensation.positions import choose_positions, chosen
@@ -214,9 +213,9 @@ class StandIns:
         key = name, number, values.shape[1]
         if key not in self._chosen:
             first, total = number * self.config.batch_size, sum(len(each.noisy) for each in self.tuples)
-            drawing = CompensationConfig(num_tuples=total, rows=self.options.rows, seed=self.config.seed)
-            numbers, place = tuple(range(first, first + len(values))), list(self.structure.blocks).index(name)
-            self._chosen[key] = choose_positions(numbers, values.shape[1], place, drawing)
+            numbers, place = range(first, first + len(values)), list(self.structure.blocks).index(name)
+            taken = max(1, self.options.rows // total)
+            self._chosen[key] = choose_positions(numbers, values.shape[1], taken, place, self.config.seed)
         return chosen(values, self._chosen[key])
 
     def _prediction(self, number: int) -> Tensor:
