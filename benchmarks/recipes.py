@@ -163,9 +163,10 @@ def staged_prices(methods: Mapping[str, Staged], usual: Cut) -> dict[str, dict[s
     """As `prices`, from whole runs of two lengths: all that a longer run takes more is the time of steps."""
     reference: dict[int, list[float]] = defaultdict(list)
     took: dict[tuple[str, int], float] = {}
+    usual.recovered(ONE_SHOT[REFERENCE], PILOTS[0], 0)  # the first takes longer
     for pilot in STAGED_PILOTS:  # the runs are long, so the reference has its turns around each
         for name, method in methods.items():
-            for steps in PILOTS:
+            for _, steps in product(range(ROUNDS), PILOTS):
                 pilots = partial(usual.recovered, ONE_SHOT[REFERENCE], steps, 0)
                 reference[steps].append(cpu_timed(pilots)[1])
             run = partial(staged_run, usual.bench, usual.target, method, pilot, 0)

@@ -253,6 +253,18 @@ def test_a_number_of_blocks_counts_those_that_must_stay():
         one_shot(model, structure, parse_target("blocks=0.1"), scores, config, inputs)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_blocks_that_cannot_be_removed_count_too(count):
+    model = sd3(num_layers=3)  # the last drops the text stream
+    structure = describe(model)
+    config = CutConfig(granularity="depth")
+    solution, _ = one_shot(
+        model, structure, parse_target(f"blocks={count}"), no_scores(structure), config, inputs_for(model)
+    )
+    assert (solution.dense, solution.reached) == (3, count)
+    assert len(remove(model, structure, solution.cut).transformer_blocks) == count
+
+
 def test_local_allocation_takes_the_lowest_units_of_every_cell():
     model = unet()
     structure = describe(model)

@@ -136,7 +136,8 @@ class Structure:
         head_conditioning: if the model's head also reads a submodule of the first block (DiT), that submodule of every
             listed block, by block: when the first block is removed, the head reads the next one's.
         tables: buffers with rows for each block (Chroma).
-        outside: blocks of the model that are not among `blocks`, since `select` left them out: they all stay.
+        outside: blocks of the model that are not among `blocks`, since they cannot be removed or `select` left them
+            out: they all stay.
     """
 
     dims: Mapping[str, Dim]
@@ -229,6 +230,7 @@ class StructureBuilder:
         self.attention: dict[str, str] = {}
         self.attributes: dict[str, str] = {}
         self.tables: list[Table] = []
+        self.outside: list[Block] = []
 
     def dim(self, name: str, size: int, width: int = 1, rescaled: tuple[str, ...] = ()) -> list[str]:
         """Declare a dim and return it as a channel list."""
@@ -321,7 +323,8 @@ class StructureBuilder:
         }
         listed = [block.name for block in self.blocks.values() if block.listed and head_conditioning is not None]
         read_by_head = {name: f"{name}.{head_conditioning}" for name in listed}
-        return Structure(dims_built, self.blocks, self.attention, self.attributes, read_by_head, tuple(self.tables))
+        parts = self.attention, self.attributes, read_by_head, tuple(self.tables), tuple(self.outside)
+        return Structure(dims_built, self.blocks, *parts)
 
 
 def _differences(borders: set[int]) -> tuple[int, ...]:
