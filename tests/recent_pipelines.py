@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AuraFlowPipeline,
+    AuraFlowTransformer2DModel,
     AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
     AutoencoderKLWan,
@@ -232,6 +234,24 @@ def wan_2_2(folder: Path) -> WanPipeline:
     return wan(folder, transformer_2=wan_network(seed=1), boundary_ratio=0.875)
 
 
+def aura_flow(folder: Path) -> AuraFlowPipeline:
+    network = AuraFlowTransformer2DModel(
+        sample_size=8,
+        in_channels=2,
+        out_channels=2,
+        num_mmdit_layers=1,
+        num_single_dit_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        joint_attention_dim=WIDTH,
+        caption_projection_dim=32,
+        pos_embed_max_size=64,
+    )
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=1.73)
+    parts = t5_tokenizer(), umt5(), vae(**EIGHTFOLD)
+    return saved(AuraFlowPipeline(*parts, randomize(network), scheduler), folder)
+
+
 RECENT = {
     "flux2-klein": flux_2_klein,
     "flux2-dev": flux_2_dev,
@@ -241,4 +261,5 @@ RECENT = {
     "lumina2": lumina_2,
     "wan": wan,
     "wan2.2": wan_2_2,
+    "aura-flow": aura_flow,
 }

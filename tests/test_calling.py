@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from diffusers import FluxPipeline, FluxTransformer2DModel
+from diffusers import CogView3PlusTransformer2DModel, FluxPipeline, FluxTransformer2DModel
 from torch import nn
 
+import secateur
 from models import dit, flux, half, sample_for, sana, uvit
 from secateur import register_family, register_structure
 from secateur.base.errors import ModelError
@@ -153,6 +154,17 @@ def test_the_jacobian_of_flux_is_that_of_its_latents():
         ahead, behind = (predict(model, sample + sign * step * v, timesteps, conditions) for sign in (1, -1))
     torch.testing.assert_close(forward, (ahead - behind) / (2 * step), rtol=0.01, atol=1e-4)
     torch.testing.assert_close((v * forward).flatten(1).sum(1), (v * backward).flatten(1).sum(1), rtol=1e-3, atol=1e-5)
+
+
+def test_a_class_of_diffusers_that_is_not_declared_is_cut_but_not_called():
+    sizes = {"num_layers": 2, "attention_head_dim": 4, "num_attention_heads": 2, "text_embed_dim": 8, "sample_size": 8}
+    model = CogView3PlusTransformer2DModel(
+        in_channels=4, out_channels=4, time_embed_dim=8, pos_embed_max_size=8, **sizes
+    )
+    secateur.prune(model, target="macs=70%", criterion="magnitude", process="flow", device="cpu")
+    data = [{"latents": torch.randn(4, 8, 8), "encoder_hidden_states": torch.randn(4, 8)}]
+    with pytest.raises(ModelError, match="how CogView3PlusTransformer2DModel is called is not declared"):
+        secateur.rank(model, data=data, criterion="taylor", process="flow", device="cpu")
 
 
 def test_a_network_without_a_config_is_called_by_its_family():

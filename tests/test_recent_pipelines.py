@@ -42,6 +42,7 @@ CALLED = {  # how each pipeline is asked for no guidance
     "z-image": {"guidance_scale": 0.0},
     "chroma": UNGUIDED,
     "lumina2": UNGUIDED,
+    "aura-flow": UNGUIDED,
     "wan": {**UNGUIDED, "num_frames": 5},
     "wan2.2": {**UNGUIDED, "num_frames": 5},
 }

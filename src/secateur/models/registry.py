@@ -12,8 +12,10 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from ..base.errors import ModelError
 from ..structure import Structure
 from . import discovery
+from .families.aura_flow import AURA_FLOW
 from .families.autoencoder_kl import AUTOENCODER_KL, AUTOENCODER_KL_DECODER
 from .families.chroma import CHROMA
 from .families.dit import DIT
@@ -28,10 +30,10 @@ from .families.unet2d import UNET2D
 from .families.unet2d_condition import UNET2D_CONDITION
 from .families.wan import WAN
 from .families.z_image import Z_IMAGE
-from .family import Family
+from .family import Family, architecture_of, sample_and_timestep
 
 DECLARED = (UNET2D, UNET2D_CONDITION, DIT, PIXART, SD3, FLUX, CHROMA, SANA, AUTOENCODER_KL, AUTOENCODER_KL_DECODER)
-DISCOVERED = (FLUX2, QWEN_IMAGE, Z_IMAGE, LUMINA2, WAN)  # their calls are declared, their structure is discovered
+DISCOVERED = (FLUX2, QWEN_IMAGE, Z_IMAGE, LUMINA2, AURA_FLOW, WAN)  # only how they are called is declared
 BUILT_IN = (*DECLARED, *DISCOVERED)
 
 OWN = "_secateur_family"  # attribute of a network whose family differs from that of its class
@@ -61,7 +63,8 @@ def family_of(model: nn.Module) -> Family:
     """The family of `model`, or of the network inside a wrapper of accelerate or torch.compile.
 
     A network that is called by a user's own functions has its own family (`attach_family`). An unregistered class has
-    its base class's family, or else one whose structure is discovered.
+    its base class's family, or else one whose structure is discovered; of diffusers' own classes it is not known how
+    they are called.
     """
     network = network_of(model)
     attached: _Attachment | None = vars(network).get(OWN)
@@ -69,7 +72,22 @@ def family_of(model: nn.Module) -> Family:
         return attached.family
     architecture = type(network)
     family = next((_FAMILIES[each] for each in architecture.__mro__ if each in _FAMILIES), None)
-    return Family(architecture, _discovered, example_inputs=discovery.example_inputs) if family is None else family
+    if family is not None:
+        return family
+    called = _unknown if architecture_of(network).__module__.startswith("diffusers.") else sample_and_timestep
+    return Family(architecture, _discovered, arguments=called, example_inputs=discovery.example_inputs)
+
+
+def _unknown(network: nn.Module, *_: Any) -> dict[str, Any]:
+    """Refuse to call a class of diffusers that is not declared: several count time in [0, 1], or from noise to image.
+
+    Raises:
+        ModelError: always.
+    """
+    raise ModelError(
+        f"how {type(network).__name__} is called is not declared, so it can be inspected, planned and cut by magnitude "
+        "only: give forward= and loss=, or declare a Family (docs/adding-an-architecture.md)"
+    )
 
 
 class _Attachment:
