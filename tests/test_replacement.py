@@ -187,6 +187,24 @@ def test_without_the_first_block_the_head_reads_the_next_one_as_after_removal():
         assert found.distance([first]) == pytest.approx(math.exp(torch.cat(errors).log().mean()), rel=1e-3)
 
 
+@pytest.mark.parametrize("mask", [0.0, 0.3])
+def test_under_masks_a_stand_in_is_masked_as_its_block_is(mask):
+    model, structure = chain_of(bent, affine(0), torch.sin)
+    with masked(model, structure, {"blocks.1": torch.tensor([mask])}):
+        found = stand_ins(model, structure, images())
+        assert found.distance(["blocks.1"]) == pytest.approx(0, abs=1e-6)  # an affine block, and its affine stand-in
+
+
+def test_a_stream_of_zeros_tells_nothing():
+    def emptied(x):
+        return torch.where(torch.arange(len(x))[:, None, None, None] % 5 > 0, bent(x), 0.0)
+
+    model, structure = chain_of(emptied, lambda x: 3 * x, lambda x: x + 1)
+    found = stand_ins(model, structure, images())
+    assert found.distance([]) == 0
+    assert 0 <= found.distance(["blocks.1"]) < 1e-6
+
+
 def test_the_price_is_that_of_the_passes():
     model = dit()
     structure, calls = describe(model), []

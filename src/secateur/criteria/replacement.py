@@ -21,9 +21,9 @@ B tuples of a micro-batch, P positions of a stream and R chosen ones, C channels
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any, TypeAlias
 
 import numpy as np
@@ -120,7 +120,6 @@ def removal_distances(
     return found
 
 
-@dataclass
 class StandIns:
     """The model with affine maps in place of some blocks, fitted as the forward pass reaches them.
 
@@ -131,35 +130,35 @@ class StandIns:
         dense: the dense predictions, (B, ...) float64 for each micro-batch.
     """
 
-    model: nn.Module
-    structure: Structure
-    tuples: Sequence[Tuples]
-    config: ScoringConfig
-    options: ReplacementOptions
-    goals: Mapping[str, list[list[Tensor]]] = field(init=False)
-    dense: list[Tensor] = field(init=False)
-    times: list[Tensor] = field(init=False)
-    _chosen: dict[tuple[str, int, int], Tensor] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        goals: dict[str, list[list[Tensor]]] = defaultdict(list)
-
-        def watch(name: str) -> Any:
-            def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-                streams = returned_tensors(self.structure.blocks[name], output)
-                goals[name].append([self._rows(name, len(goals[name]), stream).cpu() for stream in streams])
-
-            return hook
-
+    def __init__(
+        self,
+        model: nn.Module,
+        structure: Structure,
+        tuples: Sequence[Tuples],
+        config: ScoringConfig,
+        options: ReplacementOptions,
+    ) -> None:
+        self.model, self.structure, self.tuples, self.config, self.options = model, structure, tuples, config, options
+        self._chosen: dict[tuple[str, int, int], Tensor] = {}
+        self.goals: dict[str, list[list[Tensor]]] = defaultdict(list)
         with ExitStack() as hooks:
-            for name in self.structure.blocks:
-                hooks.enter_context(self.model.get_submodule(name).register_forward_hook(watch(name)))
-            self.dense = [self._prediction(number) for number in range(len(self.tuples))]
-        self.goals = goals
-        timesteps = torch.cat([each.timesteps for each in self.tuples]).cpu().double()
+            for name in structure.blocks:
+                block = model.get_submodule(name)
+                hooks.enter_context(block.register_forward_hook(self._watching(name), prepend=True))  # before masks
+            self.dense = [self._prediction(number) for number in range(len(tuples))]
+        timesteps = torch.cat([each.timesteps for each in tuples]).cpu().double()
         span = timesteps.max() - timesteps.min()
         between = (timesteps - timesteps.min()) / span.where(span > 0, 1.0) - 0.5
-        self.times = list(between.split([len(each.timesteps) for each in self.tuples]))
+        self.times = between.split([len(each.timesteps) for each in tuples])
+
+    def _watching(self, name: str) -> Any:
+        """A hook that adds what the block returns to its goals."""
+
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            goals, streams = self.goals[name], returned_tensors(self.structure.blocks[name], output)
+            goals.append([self._rows(name, len(goals), stream).cpu() for stream in streams])
+
+        return hook
 
     def distance(self, removed: Sequence[str]) -> float:
         """The geometric mean over tuples of |prediction without `removed` - prediction| / |prediction|.
@@ -167,6 +166,8 @@ class StandIns:
         Raises:
             TrainingError: an output is not finite.
         """
+        if not removed:
+            return 0.0
         blocks = {name: self.model.get_submodule(name) for name in removed}
         without = {name: torch.zeros(1) for name in removed}
         with head_redirected(self.model, self.structure, without), stops(blocks):
@@ -202,7 +203,8 @@ class StandIns:
             x = self._rows(name, number, stream)
             goal = goal.to(x.device)
             error = goal - x
-            weight = 1 / (_size(error) + LEAST * _size(goal)).clamp_min(torch.finfo(error.dtype).tiny)
+            size = _size(error) + LEAST * _size(goal)
+            weight = torch.where(size > 0, 1 / size, 0.0)  # a stream of zeros tells nothing
             rows = [(values * weight).flatten(0, 1) for values in (features(x, self.times[number]), error, goal)]
             sums.add(*rows)
         return refit(sums, self.options.ridge, bias=True)[0]
