@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 import torch
-from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention import BasicTransformerBlock, FeedForward
 from safetensors.torch import load_file
 from torch import nn
 
@@ -147,6 +147,31 @@ def test_saved_equals_loaded_and_the_manifest_says_what_was_done(name, tmp_path)
     assert warning.startswith(f"{len(result.readers)} layers were refitted")
     assert f"{result.after:.3g} of its square" in warning
     assert refit_warning(replace(manifest_of(loaded), steps=manifest_of(loaded).steps[:-1])) is None
+
+
+@pytest.mark.parametrize("target", ["stream", "output"])
+def test_a_layer_may_be_called_by_keyword(target, monkeypatch):
+    config = replace(CONFIG, target=target)
+    expected = compensated("dit", "both", config)[2]
+
+    def by_keyword(self, hidden_states):
+        act, _, last = self.net
+        return last(input=act(hidden_states))
+
+    monkeypatch.setattr(FeedForward, "forward", by_keyword)
+    assert_same(compensated("dit", "both", config)[2], expected)
+
+
+def test_a_small_layer_is_refitted_to_the_stream_in_half_precision_too():
+    dense = models.dit().bfloat16()
+    with torch.no_grad():
+        dense.transformer_blocks[1].ff.net[2].weight.mul_(1e-3)
+        dense.transformer_blocks[1].ff.net[2].bias.mul_(1e-3)
+    cut = cut_of(dense, "width")
+    pruned = remove(copy.deepcopy(dense), describe(dense), cut)
+    batch = batch_of(dense)
+    result = compensate(pruned, dense, FlowProcess(), replace(batch, sample=batch.sample.bfloat16()), CONFIG, [cut])
+    assert {reader.target for reader in result.readers.values()} == {"stream"}
 
 
 @pytest.mark.parametrize("name", ["unet", "dit"])

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..base.distributed import same_in_all_processes, sum_over_processes
 from ..results.compensation import Reader
+from ..structure import first_argument
 from .config import CompensationConfig
 from .counterparts import Layer, Projection, projection
 from .fitting import Fitting
@@ -51,7 +52,7 @@ def refit_to_outputs(
                         assert student.call is not None
                         assert teacher.call is not None
                         output = teacher.call()
-                        fit.add(student.call.args[0], output, each, student.call)
+                        fit.add(first_argument(student.call.args, student.call.kwargs), output, each, student.call)
                         teacher.resume(output)
                 change, reader = fit.solve(begun)
                 change_weights(modules[name], same_in_all_processes(change))
@@ -101,7 +102,7 @@ class OutputFit:
             sum_over_processes(total)
         change, after = refit(sums, self.config.ridge, self.bias)
         before, left = relative(sums.error, sums.target), relative(after, sums.target)
-        return change, Reader(sums.rows, len(change), before, left, time.monotonic() - begun)
+        return change, Reader(sums.rows, len(change), before, left, time.monotonic() - begun, "output")
 
 
 def relative(error: float, size: float) -> float | None:

@@ -26,7 +26,7 @@ from ..base.devices import in_float64, where_float64
 from ..base.distributed import same_in_all_processes, sum_over_processes
 from ..models.registry import describe
 from ..results.compensation import Reader
-from ..structure import Block, owning_block, pick, returned_tensors, stream_blocks, streams_of
+from ..structure import Block, first_argument, owning_block, pick, returned_tensors, stream_blocks, streams_of
 from .config import CompensationConfig
 from .counterparts import Counterparts, Layer, Projection, projection
 from .fitting import Fitting
@@ -39,6 +39,7 @@ from .tuples import Tuples
 
 AFFINE = 1e-3  # largest |output - (s + g p)| / |g p| that counts as rounding; more for half precision
 HALF_AFFINE = 5e-2
+ROUNDED = 2  # units in the last place of the whole stream, by which a small layer's share of it may be off
 
 
 def refit_to_streams(
@@ -188,7 +189,7 @@ class _BlockRefit:
         counts = counts.to(where_float64(x_IRK.device))
         before, after, wanted_square, rows = sum_over_processes(counts).tolist()
         share = relative(before, wanted_square), relative(after, wanted_square)
-        return change, Reader(int(rows), x_IRK.shape[2], *share, time.monotonic() - begun)
+        return change, Reader(int(rows), x_IRK.shape[2], *share, time.monotonic() - begun, "stream")
 
     def _gates(self, call: Call) -> dict[str, Gate]:
         """The gate of each layer's output: the block's result for ones minus that for zeros."""
@@ -223,7 +224,8 @@ class _BlockRefit:
         if fits:
             expected = gate.values[:, None] * output
             rounding = AFFINE if whole.dtype in (torch.float32, torch.float64) else HALF_AFFINE
-            fits = bool((change - expected).norm() <= rounding * expected.norm() + 1e-6 * whole.norm())
+            rounded = ROUNDED * torch.finfo(whole.dtype).eps
+            fits = bool((change - expected).norm() <= rounding * expected.norm() + rounded * whole.norm())
         return bool(same_in_all_processes(torch.tensor(fits, dtype=torch.int64, device=whole.device)))
 
 
@@ -305,11 +307,11 @@ def _observed(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, tuple[Tens
     seen: dict[str, tuple[Tensor, Tensor]] = {}
 
     def watch(name: str) -> Callable[..., None]:
-        return lambda module, args, output: seen.__setitem__(name, (args[0], output))
+        return lambda module, args, kwargs, output: seen.__setitem__(name, (first_argument(args, kwargs), output))
 
     with ExitStack() as hooks:
         for name, module in modules.items():
-            hooks.enter_context(module.register_forward_hook(watch(name)))
+            hooks.enter_context(module.register_forward_hook(watch(name), with_kwargs=True))
         yield seen
 
 

@@ -38,7 +38,7 @@ from ..data import Batch
 from ..models.network import inference
 from ..models.predict import predict
 from ..process.base import Process
-from ..structure import Structure
+from ..structure import Structure, first_argument
 from .blocks.measure import BINS, draw_tuples, measure_blocks, price_of_drops, price_of_tuples
 from .criterion import Criterion, Options, Price, ScoringConfig
 from .gradients import reshard
@@ -156,16 +156,19 @@ def read_inputs(
     def watch(reader: Reader) -> Any:
         is_image = isinstance(reader.layer, nn.Conv2d)
 
-        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
             y_BPM = by_position(output, is_image)
             at = choose_positions(numbers, y_BPM.shape[1], rows_each, reader.place, config.seed)
-            reader.add(input_rows(reader.layer, args[0], at).flatten(0, 1), chosen(y_BPM, at).flatten(0, 1))
+            reader.add(
+                input_rows(reader.layer, first_argument(args, kwargs), at).flatten(0, 1),
+                chosen(y_BPM, at).flatten(0, 1),
+            )
 
         return hook
 
     with ExitStack() as hooks, inference(model), progress("inputs of layers", total) as advance:
         for reader in readers:
-            hooks.enter_context(reader.layer.register_forward_hook(watch(reader)))
+            hooks.enter_context(reader.layer.register_forward_hook(watch(reader), with_kwargs=True))
         for tuples in draw_tuples(process, batch, config):
             first = numbers[-1] + 1 if numbers else 0
             numbers = tuple(range(first, first + len(tuples.noisy)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from ..base.units import number_of
 from .display import Displayed
@@ -23,6 +23,7 @@ class Reader:
             The target is the layer's own dense output or, for a layer that adds to a residual stream, the stream behind
             its block.
         seconds: time of its refit.
+        target: which of the two it was.
     """
 
     rows: int
@@ -30,6 +31,7 @@ class Reader:
     before: float | None
     after: float | None
     seconds: float | None = None
+    target: Literal["output", "stream"] | None = None
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,8 @@ def _share(one: Reader) -> float | None:
 def compensation_table(found: Compensation) -> Table:
     """Every refitted layer: its rows and columns, and its error before and after."""
     rows = tuple(
-        (name, one.rows, one.columns, one.before, one.after, _share(one), one.seconds)
+        (name, one.target, one.rows, one.columns, one.before, one.after, _share(one), one.seconds)
         for name, one in found.readers.items()
     )  # fmt: skip
-    columns = ("layer", "rows", "columns", "error before", "error after", "after / before", "seconds")
+    columns = ("layer", "fitted to", "rows", "columns", "error before", "error after", "after / before", "seconds")
     return Table(columns, rows).without_empty_columns()

@@ -22,6 +22,7 @@ from ..data import Batch
 from ..models.conditions import Conditions, rows
 from ..models.predict import predict
 from ..process.base import Process, timesteps_at
+from ..structure import first_argument
 from ..structure.cost import skeleton
 
 NTK_DRAWS = 4
@@ -142,9 +143,9 @@ def _collected(layers: dict[str, Any], count: int, gram: Tensor) -> Iterator[Cal
         hookless = skeleton(layer)
         parameters = {key: parameter.detach() for key, parameter in layer.named_parameters()}
 
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
             calls[name] += 1
-            x = args[0].detach()
+            x = first_argument(args, kwargs).detach()
 
             def arrived(g: Tensor) -> None:
                 gradients = per_sample_gradients(hookless, parameters, x, g, count)
@@ -164,7 +165,7 @@ def _collected(layers: dict[str, Any], count: int, gram: Tensor) -> Iterator[Cal
 
     with ExitStack() as hooks:
         for name, layer in layers.items():
-            hooks.enter_context(layer.register_forward_hook(watch(name, layer)))
+            hooks.enter_context(layer.register_forward_hook(watch(name, layer), with_kwargs=True))
         yield flush
 
 

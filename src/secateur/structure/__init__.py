@@ -15,7 +15,7 @@ from .removal import (
 )
 from .residual import has_streams, owning_block, stream_blocks
 from .select import Selection, select
-from .streams import Skip, pick, returned_tensors, streams_of
+from .streams import Skip, first_argument, pick, returned_tensors, streams_of
 
 __all__ = [
     "Block",
@@ -34,6 +34,7 @@ __all__ = [
     "check_random_cuts",
     "check_structure",
     "count_checks",
+    "first_argument",
     "forget_removals",
     "has_streams",
     "head_redirected",

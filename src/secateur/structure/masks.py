@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .attributes import CONVOLUTIONS
 from .dims import Block, Cut, Structure
-from .streams import pick, returned_tensors, streams_of
+from .streams import first_argument, pick, returned_tensors, streams_of
 
 Masks = Mapping[str, Tensor]  # dim name -> (units,), block name -> (1,), values in [0, 1]; names left out count as 1
 Pieces = list[tuple[str, int, int]]  # dim name, offset, width
@@ -120,7 +120,7 @@ def _mask_like(x: Tensor, module: nn.Module, pieces: Pieces, masks: Masks) -> Te
 
 def _scale_input(pieces: Pieces, masks: Masks) -> Callable[..., Any]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:
-        x = _first(args, kwargs)
+        x = first_argument(args, kwargs)
         scaled = x * _mask_like(x, module, pieces, masks)
         return ((scaled, *args[1:]), kwargs) if args else (args, kwargs | {next(iter(kwargs)): scaled})
 
@@ -136,7 +136,7 @@ def _scale_output(pieces: Pieces, masks: Masks) -> Callable[..., Any]:
 
 def _weigh_groups(pieces: Pieces, masks: Masks) -> Callable[..., Any]:
     def hook(module: nn.GroupNorm, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
-        x = _first(args, kwargs)
+        x = first_argument(args, kwargs)
         mask = _channel_mask(pieces, masks, x.shape[1], x)
         return masked_group_norm(x, mask, module.num_groups, module.weight, module.bias, module.eps)
 
@@ -145,15 +145,10 @@ def _weigh_groups(pieces: Pieces, masks: Masks) -> Callable[..., Any]:
 
 def _weigh_mean_square(pieces: Pieces, masks: Masks) -> Callable[..., Any]:
     def hook(module: nn.RMSNorm | RMSNorm, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
-        x = _first(args, kwargs)
+        x = first_argument(args, kwargs)
         return masked_rms_norm(x, _channel_mask(pieces, masks, x.shape[-1], x), module.weight, module.eps)
 
     return hook
-
-
-def _first(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    """The first argument of a call, a layer's input."""
-    return next(iter((*args, *kwargs.values())))
 
 
 def _skip(block: Block, module: nn.Module, mask: Tensor) -> Callable[..., Any]:

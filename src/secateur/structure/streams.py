@@ -30,6 +30,11 @@ def pick(streams: Sequence[Stream], args: Sequence[Any], kwargs: Mapping[str, An
     return tuple(args[each.position] if each.position < len(args) else kwargs[each.name] for each in streams)
 
 
+def first_argument(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+    """The first argument of a call, by position or by name: a layer's input."""
+    return next(iter((*args, *kwargs.values())))
+
+
 def returned_tensors(block: Block, output: Any) -> tuple[Tensor, ...]:
     """The tensors among the values that a block returned."""
     return output if block.returns else (output,)

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ...structure.attributes import CONVOLUTIONS
 from ...structure.check import draw_weights
+from ...structure.streams import first_argument
 
 
 class Port(NamedTuple):
@@ -154,9 +155,10 @@ def _recording(
         calls.append(record)
         return tree_map_only(Tensor, Tensor.detach, output)
 
-    def read(module: nn.Module, args: tuple[Any, ...]) -> None:
-        if active and isinstance(args[0], Tensor) and args[0].requires_grad:
-            active[-1].readings.append((names[module], args[0]))
+    def read(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = first_argument(args, kwargs)
+        if active and isinstance(x, Tensor) and x.requires_grad:
+            active[-1].readings.append((names[module], x))
 
     def write(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
         if not active:
@@ -166,8 +168,8 @@ def _recording(
         active[-1].leaves.append((names[module], leaf))
         return leaf.clone()
 
-    def norm(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        x, weight = args[0], module.weight
+    def norm(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
+        x, weight = first_argument(args, kwargs), module.weight
         if not active or not isinstance(weight, Tensor):
             return None
         reaching = _reaching(x, [leaf for _, leaf in active[-1].leaves])
@@ -182,9 +184,9 @@ def _recording(
     ]
     for module in block.modules():
         if is_weighted(module):
-            handles += [module.register_forward_pre_hook(read), module.register_forward_hook(write)]
+            handles += [module.register_forward_pre_hook(read, with_kwargs=True), module.register_forward_hook(write)]
         elif is_rms_norm(module):
-            handles.append(module.register_forward_hook(norm))
+            handles.append(module.register_forward_hook(norm, with_kwargs=True))
     try:
         yield
     finally:
