@@ -103,6 +103,11 @@ def test_a_users_own_loop_keeps_the_dense_model_for_the_refit():
         other.load_state_dict(pruning.state_dict())
 
 
+def test_a_refit_that_drops_conditions_needs_a_null_class_before_the_loop_begins():
+    with pytest.raises(secateur.SecateurError, match="null condition in place of others, and this model has none"):
+        pruning_of(unet(), compensation=replace(REFIT, condition_dropout=0.1))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["progressive", "adaptive"])
 def test_compress_refits_at_the_cuts_of_every_schedule(schedule, tmp_path):

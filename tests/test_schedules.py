@@ -84,7 +84,23 @@ def test_targets_are_written_shortly_and_in_full():
 
 @pytest.mark.parametrize(
     "text",
-    ["", "macs", "macs=", "flops=3G", "0%", "0", "-3G", "120%", "latency=3G", "params=3ms", "blocks=3M", "3X", "nan"],
+    [
+        "",
+        "macs",
+        "macs=",
+        "flops=3G",
+        "0%",
+        "0",
+        "-3G",
+        "120%",
+        "latency=3G",
+        "params=3ms",
+        "blocks=3M",
+        "3X",
+        "nan",
+        "blocks=6.5",
+        "latency=0.5",
+    ],
 )
 def test_other_texts_are_refused_with_an_example(text):
     with pytest.raises(TargetError, match="target"):

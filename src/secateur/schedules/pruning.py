@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from ..base.errors import SecateurError, TargetError, require, require_one_of
 from ..base.units import number_of
 from ..compensation import CompensationConfig, compensate
+from ..compensation.compensate import check_null_condition
 from ..criteria import ScoringConfig
 from ..data import Batch
 from ..data.conditions import accepts, null_conditions
@@ -209,8 +210,8 @@ class Pruning(AttachedPruner):
 
         Raises:
             TargetError: the target cannot be read or reached.
-            SecateurError: the schedule does not fit into `steps`, or does not go with `cut`; or a pattern of `cut`
-                matches nothing.
+            SecateurError: the schedule does not fit into `steps`, or does not go with `cut`; a pattern of `cut` matches
+                nothing; or the refit is to drop conditions, and the model has no null class.
             TrainingError: the model is sharded; a score is not finite.
         """
         network = network_of(model)
@@ -222,6 +223,9 @@ class Pruning(AttachedPruner):
         structure, granularity = _selected(network, allowed, chosen), granularity_for(goal_target, allowed)
         check_criterion(criterion, structure, granularity)
         check_fits(chosen, steps, granularity == "depth")
+        null = null_conditions(network)
+        if compensation is not None:
+            check_null_condition(compensation, bool(null))
         if goal_target.metric == "latency" and latency_of is None:
             raise TargetError(f"{goal_target} needs latency_of, which measures cuts; or ask for macs, params or blocks")
         batch = (data if isinstance(data, Batch) else Batch(data)).to(device_of(network))
@@ -239,7 +243,7 @@ class Pruning(AttachedPruner):
         recorded = {key: getattr(described, key) for key in ("target", "metric", "asked", "reached", "dense")}
         refitting = None
         if compensation is not None:
-            refitting = Compensating(copy.deepcopy(network).eval(), batch, compensation, null_conditions(network))
+            refitting = Compensating(copy.deepcopy(network).eval(), batch, compensation, null)
         pruner = build_pruner(
             chosen,
             network,

@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import Literal, get_args
 
 from ..base.errors import TargetError
-from ..base.units import _SUFFIXES, format_count
+from ..base.units import SUFFIXES, format_count
 
 Metric = Literal["macs", "params", "latency", "blocks", "ssim", "loss"]
 QUALITIES = ("ssim", "loss")  # quality that the pruned model must keep; these do not fix its size
@@ -47,8 +47,8 @@ class Target:
         if self.metric == "blocks":
             return f"blocks={_digits(exact)}"
         # Without a suffix, 1 and less would be read as fractions.
-        suffix = "K" if exact <= 1 else [name for name, unit in _SUFFIXES.items() if unit <= exact][-1]
-        return f"{self.metric}={_digits(exact / _SUFFIXES[suffix])}{suffix}"
+        suffix = "K" if exact <= 1 else [name for name, unit in SUFFIXES.items() if unit <= exact][-1]
+        return f"{self.metric}={_digits(exact / SUFFIXES[suffix])}{suffix}"
 
 
 def parse_target(text: str) -> Target:
@@ -65,6 +65,8 @@ def parse_target(text: str) -> Target:
         raise TargetError(f"cannot read the target {text!r}; {_HELP}")
     number, unit = Decimal(match[1]), match[2]
     is_time = unit.lower() in ("ms", "s")
+    if name.strip() == "latency" and not unit:
+        raise TargetError(f"the target {text!r} has no unit; write latency={amount.strip()}ms, or a share in %")
     metric: Metric = name.strip() or ("latency" if is_time else "macs")  # type: ignore[assignment]
     if unit == "%" or (not unit and 0 < number < 1) or (not unit and number == 1 and metric != "blocks"):
         value = float(number / 100 if unit == "%" else number)
@@ -75,7 +77,9 @@ def parse_target(text: str) -> Target:
         raise TargetError(f"the target {text!r} must be above 0 and at most 1; {_HELP}")
     if is_time != (metric == "latency") or (metric == "blocks" and unit):
         raise TargetError(f"the target {text!r} has the wrong unit; {_HELP}")
-    value = float(number * ({"ms": 1, "s": 1000}[unit.lower()] if is_time else _SUFFIXES[unit.upper()]))
+    if metric == "blocks" and number % 1:
+        raise TargetError(f"the target {text!r} is no whole number of blocks; {_HELP}")
+    value = float(number * ({"ms": 1, "s": 1000}[unit.lower()] if is_time else SUFFIXES[unit.upper()]))
     if value <= 0:
         raise TargetError(f"the target {text!r} must be above 0")
     return Target(metric, value, False)
