@@ -343,6 +343,11 @@ def test_another_teacher_process_or_data_is_refused(tmp_path):
         open_book(folder, FlowProcess(), images(), model)
 
 
+def test_an_objective_without_a_teacher_reads_no_book():
+    with pytest.raises(TrainingError, match="objective denoising reads no book; leave the book out"):
+        build_objective(RecoveryConfig(steps=2, objective="denoising"), written(dit()))
+
+
 def test_what_a_book_lacks_is_named():
     plain, growing = written(dit()), written(dit(), SECOND)
     for config in (SECOND, FIRST, FEATURES):

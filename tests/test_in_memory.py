@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import typing
+from functools import partial
 
 import pytest
 import torch
@@ -57,7 +58,7 @@ def test_every_option_of_a_command_is_an_argument_of_the_function_of_its_name(co
 @pytest.mark.parametrize("name", ["rank", "prune", "finetune", "evaluate", "record", "compress", "sweep", "best"])
 def test_a_plan_takes_the_arguments_of_its_function(name):
     plan = getattr(secateur, "plan" if name == "compress" else f"plan_{name}")
-    where = {"out", "cache", "keep", "inplace", "progress"} | ({"data"} if name == "record" else set())
+    where = {"out", "cache", "keep", "inplace", "progress"}
     assert arguments_of(plan) == arguments_of(getattr(secateur, name)) - where
 
 
@@ -79,8 +80,15 @@ def test_what_each_function_takes_is_predicted(data):
     assert "tuples" in str(secateur.plan_record(model, **given))
     tuned = secateur.plan_finetune(model, data=data, teacher=on_meta(unet()), steps=5, **given)
     assert set(tuned.flops) == {"recover"}
-    measured = secateur.plan_evaluate(model, data=data, evaluation=EvaluationConfig(metrics=("loss",)), **given)
-    assert set(measured.flops) == {"evaluate"}
+    evaluated = partial(
+        secateur.plan_evaluate, model, data=data, evaluation=EvaluationConfig(metrics=("loss",)), **given
+    )
+    alone, beside = evaluated(), evaluated(reference=on_meta(unet()), precisions=("bfloat16",))
+    assert set(alone.flops) == {"evaluate"}
+    assert beside.flops["evaluate"] == 3 * alone.flops["evaluate"]
+    assert beside.peak["evaluate"] > alone.peak["evaluate"]
+    with pytest.raises(SecateurError, match="nowhere"):
+        secateur.plan_record(model, data="nowhere", **given)
 
 
 def test_what_needs_weights_says_that_there_are_none(data, tmp_path):

@@ -164,7 +164,10 @@ def test_dry_run_lists_the_trials_and_writes_nothing(
         (("--targets", "macs=70%", "--recipes", "no-such"), "there is no recipe called 'no-such'"),
         (("--targets", "half"), "cannot read the target 'half'"),
         (("--targets", "macs=70%", "--recipes", "progressive"), "no trial can run: progressive pruning takes"),
-        (("--targets", "macs=70%", "--recipes", "taylor", "--objectives", "no-such"), "no trial can run"),
+        (
+            ("--targets", "macs=70%", "--recipes", "taylor", "--objectives", "no-such"),
+            "there is no objective called 'no-such'",
+        ),
     ],
 )
 def test_bad_input_is_found_before_long_work(
@@ -207,6 +210,15 @@ def test_what_is_zero_is_shown() -> None:
     assert dict(zip(table.columns, table.rows[0], strict=True)) == {
         "trial": "one", "status": "done", "seed": 0, "seconds": 0.0,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("named", [{"objectives": ["denoisng"]}, {"criteria": ["tailor"]}])
+def test_a_misspelt_name_is_no_trial_that_is_skipped(named: dict[str, list[str]]) -> None:
+    given = {"recipes": ["taylor"], "process": "ddpm", "device": "cpu"} | named
+    with pytest.raises(
+        SecateurError, match=r"there is no (objective|criterion) called .*; did you mean (denoising|taylor)"
+    ):
+        secateur.plan_sweep(unet(), data="digits", targets=["macs=50%"], **given)
 
 
 def test_a_single_target_is_no_list() -> None:

@@ -15,6 +15,7 @@ from ..base.precisions import PrecisionName
 from ..base.rules import Count, checked
 from ..compensation import CompensationConfig
 from ..criteria import ScoringConfig, criterion_named
+from ..data.conditions import check_conditions
 from ..evaluation import EvaluationConfig
 from ..recipes import Recipe, finetuning_config, for_target, resolve
 from ..recovery import RecoveryConfig, WarmupConfig
@@ -116,19 +117,22 @@ def plan_prune(
 def plan_record(
     model: Any,
     *,
+    data: Any = None,
     objective: str | None = None,
     steps: Count | None = None,
     book: BookConfig | None = None,
     recovery: RecoveryConfig | None = None,
     **arguments: Unpack[ModelArguments],
 ) -> Plan:
-    """Predict time, memory and size of the book of `record` with the same arguments; no data is needed.
+    """Predict time, memory and size of the book of `record` with the same arguments; data is only checked.
 
     Raises:
-        SecateurError: as `record` would for the model and the options.
+        SecateurError: as `record` would, wherever that is known before it begins.
     """
     settings = finetuning_config(recovery, True, steps, objective)
-    with opened(model, None, for_plan=True, **arguments) as (subject, _):
+    with opened(model, data, for_plan=True, **arguments) as (subject, dataset):
+        if dataset is not None:
+            check_conditions(subject.model, dataset)
         return plan_of(subject, Work(book=(book or BookConfig(), settings)))
 
 
@@ -176,7 +180,7 @@ def plan_evaluate(
     precisions: tuple[PrecisionName, ...] = (),
     **arguments: Unpack[NetworkArguments],
 ) -> Plan:
-    """Predict time and memory of `evaluate` with the same arguments, for a model of this size.
+    """Predict time and memory of `evaluate` with the same arguments.
 
     Raises:
         SecateurError: as `evaluate` would.
@@ -187,4 +191,5 @@ def plan_evaluate(
         dense = None if reference is None else beside(subject, reference, **arguments)
         dataset = given_data or drawn_by(dense or subject, data)
         check_evaluating(subject, no_data(subject) if dataset is None else dataset, settings, dense, precisions)
-        return plan_of(subject, Work(evaluation=settings))
+        others = (() if dense is None else (dense.model,)) + (subject.model,) * len(precisions)
+        return plan_of(subject, Work(evaluation=settings, beside=others))

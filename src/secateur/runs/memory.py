@@ -52,7 +52,8 @@ def peak_bytes(
     if work.recovery is not None:
         stages["recover"] = passes.recovery(work, work.recovery, pruned)
     if work.evaluation is not None:
-        stages["evaluate"] = dense + work.cut_models * cut + passes.forward(_sampled_at_once(work.evaluation))
+        weights = dense + work.cut_models * cut + sum(map(_bytes_of, work.beside))
+        stages["evaluate"] = weights + passes.forward(_sampled_at_once(work.evaluation))
     return {stage: each for stage, each in stages.items() if not math.isnan(each)}
 
 

@@ -18,8 +18,10 @@ from ..base.rows import remove_rows
 from ..base.rules import Count, Seed, checked
 from ..base.sharing import after_main, announced, share_out
 from ..base.units import format_count, number_of
+from ..criteria import criterion_named
 from ..evaluation import EvaluationConfig
 from ..recovery import WarmupConfig
+from ..recovery.objectives import objective_named
 from ..recovery.reading import contents_of
 from ..reporting import TRIALS, write_comparison
 from ..results import TrialResult, Trials, from_json, read_result, to_json, write_result
@@ -197,10 +199,14 @@ def planned_trials(
     """The trials and their predicted times; a ranking or a book that several share counts once.
 
     Raises:
-        SecateurError: there is no trial, or none can run.
+        SecateurError: a name is unknown, there is no trial, or none can run.
     """
     require(len(targets) > 0, "no target was given; give for example --targets macs=50% macs=30%")
     require(len(seeds) > 0, "no seed was given; give for example --seeds 0 1 2")
+    for name in criteria:
+        criterion_named(name)
+    for name in objectives:
+        objective_named(name)
     goals = [parse_target(target) for target in dict.fromkeys(targets)]
     saved = evaluation.frechet.save_statistics
     require(saved is None, f"every trial would write its statistics over those of the others in {saved}; leave it out")

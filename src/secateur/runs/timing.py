@@ -68,6 +68,7 @@ class Work:
         warmup: how new labels are trained; its batches are as large as recovery's.
         book: how the teacher's answers are recorded, and for which recovery.
         reads: recovery reads a book that exists already.
+        beside: models that are evaluated beside the loaded one: a reference, and a copy for each precision.
     """
 
     plan: CutResult | None = None
@@ -80,6 +81,7 @@ class Work:
     warmup: WarmupConfig | None = None
     book: tuple[BookConfig, RecoveryConfig] | None = None
     reads: bool = False
+    beside: tuple[nn.Module, ...] = ()
 
     @property
     def cut_models(self) -> int:
@@ -140,7 +142,7 @@ def predict_passes(subject: Subject, work: Work) -> dict[str, float]:
         passes = recovery.steps * (ratio * student + larger * taught) + dense_steps * (1 - ratio) * student
         stages["recover"] = passes * recovery.batch_size * FORWARD_SHARE
     if evaluation is not None:
-        models = 1 + work.cut_models * ratio
+        models = 1 + work.cut_models * ratio + sum(_macs(each) for each in work.beside) / _macs(subject.model)
         stages["evaluate"] = sum(forward_passes(evaluation, subject.process).values()) * FORWARD_SHARE * models
     return stages
 
