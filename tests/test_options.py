@@ -114,8 +114,19 @@ def test_what_the_command_line_says_counts_more_than_the_file(chosen, tmp_path):
     assert asked.recovery.weights == {"denoising": 2.0}
     assert chosen("--progressive.coarse", f"--config={file}").progressive.coarse
     assert chosen("--recovery.weights", "jacobian", "3", "--config", str(file)).recovery.weights == {"jacobian": 3.0}
+    file.write_text("no-book: true\n")
+    assert not chosen("--config", str(file)).records
+    assert chosen("--book", "--config", str(file)).records
     file.write_text("recovery.batch-size: 8\n")
     assert chosen("--recovery.batch_size", "16", "--config", str(file)).recovery.batch_size == 16
+
+
+def test_a_file_may_nest_groups_and_use_names_of_version_0_1(chosen, tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("recovery:\n  steps: 30\n  batch_size: 8\n  weights: {denoising: 2}\n")
+    asked = chosen("--config", str(file)).recovery
+    assert (asked.steps, asked.batch_size, asked.weights) == (30, 8, {"denoising": 2.0})
+    assert chosen("--steps", "40", "--config", str(file)).recovery.steps == 40
 
 
 @pytest.mark.parametrize(
@@ -190,7 +201,8 @@ def test_a_misspelt_objective_gets_the_nearest(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("steps", "holds no options"), ("a: [", "is no YAML"), ("recovery.stepps: 3", "stepps")]
+    ("text", "said"),
+    [("steps", "holds no options"), ("a: 1\nb: [", "run.yaml, line 2 is no YAML: "), ("recovery.stepps: 3", "stepps")],
 )
 def test_a_file_that_holds_something_else_is_refused(tmp_path, capsys, text, said):
     file = tmp_path / "run.yaml"

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from ..base.errors import SecateurError, first_line
+from .renamed import with_present_names
 
 OPTION = "--config"
 
@@ -28,7 +29,7 @@ def with_file(options: Sequence[str]) -> tuple[list[str], str | None]:
     found = _read(Path(path))
     model = found.pop("model", None)
     words = [
-        word for name, value in found.items() if not said & {f"--{name}", _no(name)} for word in _words(name, value)
+        word for name, value in found.items() if not said & {f"--{name}", _not(name)} for word in _words(name, value)
     ]
     return [*own, *words], None if model is None else str(model)
 
@@ -58,16 +59,35 @@ def _read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise SecateurError(f"{path} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, ValueError) as error:
-        raise SecateurError(f"{path} is no YAML: {first_line(error)}") from error
+        mark = getattr(error, "problem_mark", None)
+        where = "" if mark is None else f", line {mark.line + 1}"
+        raise SecateurError(
+            f"{path}{where} is no YAML: {getattr(error, 'problem', None) or first_line(error)}"
+        ) from error
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
         raise SecateurError(f"{path} holds no options; give lines such as steps: 2000")
-    return {name.replace("_", "-"): value for name, value in found.items()}
+    return {_present(name): value for name, value in _flat(found)}
+
+
+def _flat(options: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The options, those of a nested group by their dotted names; a mapping under a dotted name is a value."""
+    for name, value in options.items():
+        if isinstance(value, Mapping) and "." not in name:
+            yield from ((f"{name}.{inner}", each) for inner, each in value.items())
+        else:
+            yield name, value
+
+
+def _present(name: str) -> str:
+    """The option's name as it is now, with hyphens."""
+    (word,) = with_present_names([f"--{name.replace('_', '-')}"])
+    return word.removeprefix("--")
 
 
 def _words(name: str, value: Any) -> Iterator[str]:
     """An option as words of the command line."""
     if isinstance(value, bool):
-        yield f"--{name}" if value else _no(name)
+        yield f"--{name}" if value else _not(name)
     elif value is not None or "." in name:
         yield f"--{name}"
         if isinstance(value, Mapping):
@@ -78,7 +98,8 @@ def _words(name: str, value: Any) -> Iterator[str]:
             yield str(value)
 
 
-def _no(name: str) -> str:
-    """The name of the option that turns `name` off."""
+def _not(name: str) -> str:
+    """The option that means the opposite of `name`."""
     group, dot, own = name.rpartition(".")
-    return f"--{group}{dot}no-{own}"
+    opposite = own.removeprefix("no-") if own.startswith("no-") else f"no-{own}"
+    return f"--{group}{dot}{opposite}"
