@@ -103,6 +103,28 @@ def test_page_json_plots_and_tables(runs: list[Path], tmp_path: Path) -> None:
     }
 
 
+def test_losses_of_another_kind_have_a_figure_of_their_own(runs: list[Path], tmp_path: Path) -> None:
+    taught = make(tmp_path / "taught", 5.0, 0, recipe="default")
+    config = json.loads((taught / "config.json").read_text())
+    write(taught / "config.json", config | {"recovery": {**config.get("recovery", {}), "objective": "distillation"}})
+    records = [{"step": step, "loss": 0.1 / step, "lr": 1e-3} for step in (1, 2, 3)]
+    (taught / "recovery" / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    page = write_comparison(tmp_path / "out", [runs[0], taught])
+    plots = {path.stem for path in (tmp_path / "out" / "plots").iterdir()}
+    assert {"training", "training-distillation"} <= plots
+    assert "Error against the teacher, distillation by step" in page.read_text(encoding="utf-8")
+
+
+def test_runs_that_were_not_evaluated_have_their_sizes(tmp_path: Path) -> None:
+    cut = make(tmp_path / "run", 5.0, 0, recipe="taylor")
+    (cut / "evaluation" / "evaluation.json").unlink()
+    entries = read_entries([cut, make(tmp_path / "other", 5.0, 0, recipe="random")])
+    rows = comparison_table(compare(entries, group_entries(entries)))
+    found = {row[0]: dict(zip(rows.columns, row, strict=True)) for row in rows.rows}
+    assert found["taylor"]["runs"] == found["random"]["runs"] == 1
+    assert found["taylor"]["MACs"] == read_entries([cut])[0].run.cut.after.macs
+
+
 def test_trials_that_are_not_done_have_their_reason(tmp_path: Path) -> None:
     make(tmp_path / "trials" / "good", 5.0, 0, recipe="taylor")
     (tmp_path / "trials" / "torn" / "evaluation").mkdir(parents=True)

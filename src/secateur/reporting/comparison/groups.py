@@ -26,8 +26,8 @@ class Group:
 
     @property
     def done(self) -> tuple[Entry, ...]:
-        """The runs that were evaluated."""
-        return tuple(entry for entry in self.entries if entry.final is not None)
+        """The runs that ended, evaluated or not."""
+        return tuple(entry for entry in self.entries if entry.run is not None)
 
     def metric(self, key: str) -> Mean | None:
         """An estimated metric of the final models."""
@@ -46,14 +46,17 @@ def amount_of(entry: Entry, key: str) -> float | None:
     latency_N is in percent of the dense model's latency, timed in the same rounds: milliseconds measured at different
     times would also reflect the load of the machine.
     """
-    model = entry.final
-    if key == "recovery_seconds" or model is None:
+    model, cut = entry.final, entry.run and entry.run.cut
+    if key == "recovery_seconds":
         return entry.recovery_seconds
-    if key.startswith("latency_"):
+    if key in ("macs", "parameters"):
+        sizes = model or (cut and cut.after)
+        return getattr(sizes, key) if sizes else None
+    if key.startswith("latency_") and model is not None:
         batch = key.removeprefix("latency_")
         timing, of = model.latency.get(batch), entry.dense and entry.dense.latency.get(batch)
         return 100 * timing.median_ms / of.median_ms if timing and of else None
-    return getattr(model, key)
+    return None
 
 
 def group_entries(entries: Sequence[Entry]) -> list[Group]:

@@ -37,6 +37,7 @@ from .summary import (
 
 MOST_ROWS = 24  # of images; also of columns of widths and of lines in a figure
 SAME_NOISE = 0.1  # mean difference of dense images, in [-1, 1], below which they come from the same noise
+TRAINING = "training"  # name of the figure of losses on the data; others are named after their objective
 NOT_SETTINGS = ("command", "command_line", "versions", "device")
 SECTIONS = {
     "search": "The search",
@@ -52,7 +53,7 @@ ALTERNATIVES = {
     "front": "Quality of every method against its MACs",
     "front_latency": "Quality of every method against its measured latency",
     "widths": "Share of every dim that each method keeps",
-    "training": "Recovery loss on the data, without its other terms, by step, for every method",
+    "training": "Recovery loss on the data, without its other terms, by step, for every method that has it",
     "denoising": "Denoising loss of every final model by timestep",
     "search": "Score of every candidate by the steps of its trial",
 }
@@ -97,18 +98,21 @@ def write_comparison(out: str | Path, runs: Sequence[str | Path] | None = None) 
     first = next((entry.run for entry in found.entries if entry.run is not None and entry.run.images), None)
     captions, caption_kind = ((), "") if first is None else captions_of(first)
     names = {} if first is None else class_names(first.evaluation)
+    trained = [name for name in figures if name.startswith(TRAINING)]
     there = {
         "search": "search" in tables,
         "front": "front" in figures,
         "samples": bool(images),
-        "curves": bool({"widths", "training", "denoising"} & figures.keys()),
+        "curves": bool({"widths", "denoising"} & figures.keys()) or bool(trained),
     }
+    told = {name: f"{_training_title(name)} by step, for every method that has it" for name in trained}
     page = render(
         "comparison.html",
         title=_title(found, config),
         sentences=sentences,
         verdict=next((sentence for sentence in sentences if " best of " in sentence), sentences[0]),
-        figures=as_svgs(figures, ALTERNATIVES),
+        figures=as_svgs(figures, told | ALTERNATIVES),
+        trained=trained,
         tables=tables,
         judged=found.metrics[found.judged_by] if found.judged_by else None,
         sections=[(key, name) for key, name in SECTIONS.items() if there.get(key, True)],
@@ -160,9 +164,8 @@ def _figures(found: Comparison, groups: Sequence[Group], looked: Mapping[str, Lo
     }
     if cuts:
         figures["widths"] = plot_widths(_shares(cuts))
-    curves = {label: curve for label, entry in shown.items() if (curve := _recovery(entry))[0]}
-    if curves:
-        figures["training"] = plot_lines(curves, looked, "Loss on the data while recovering (smoothed)", "step", True)
+    for name, curves in _recoveries(shown).items():
+        figures[name] = plot_lines(curves, looked, f"{_training_title(name)} (smoothed)", "step", True)
     losses = {
         label: _by_timestep(entry.final.denoising_loss)
         for label, entry in shown.items()
@@ -232,10 +235,25 @@ def _shares(cuts: Mapping[str, CutResult]) -> dict[str, dict[str, float | None]]
     return shares
 
 
-def _recovery(entry: Entry) -> tuple[list[float], list[float]]:
-    """Steps and values of the denoising term, or of the whole loss if it has no terms."""
-    records = entry.run.recovery.records if entry.run else ()
-    return series(records, "denoising" if any("denoising" in record for record in records) else "loss")
+def _recoveries(shown: Mapping[str, Entry]) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
+    """By figure, steps and losses of the runs that can be compared: those with a loss on the data, and apart from them
+    those of each objective that learns from the teacher alone."""
+    found: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
+    for label, entry in shown.items():
+        if entry.run is None:
+            continue
+        records, objective = entry.run.recovery.records, entry.run.config.objective
+        term = "denoising" if any("denoising" in record for record in records) else "loss"
+        on_data = term == "denoising" or objective in ("", "denoising")
+        curve = series(records, term)
+        if curve[0]:
+            found.setdefault(TRAINING if on_data else f"{TRAINING}-{objective}", {})[label] = curve
+    return dict(sorted(found.items()))
+
+
+def _training_title(name: str) -> str:
+    objective = name.removeprefix(TRAINING).removeprefix("-")
+    return f"Error against the teacher, {objective}" if objective else "Loss on the data while recovering"
 
 
 def _by_timestep(curve: Losses) -> tuple[Sequence[float], Sequence[float]]:

@@ -166,7 +166,7 @@ def plot_lines(
         ]
     scale_values(axes, [y for _, values in curves.values() for y in values if np.isfinite(y)])
     axes.grid(axis="y")
-    labelled(axes, title, label, "mean squared error")
+    labelled(axes, title, label, "loss" if smoothed else "mean squared error")
     _key(figure, handles)
     return figure
 
