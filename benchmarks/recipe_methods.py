@@ -138,6 +138,10 @@ ONE_SHOT: dict[str, Method] = {
     "recipe default, two rounds": TWO_ROUNDS,
     "recipe default, diff-pruning, local": BY_DIFF_PRUNING,
     "recipe default, magnitude, local": replace(DEFAULT, criterion="magnitude", cut=CUT),
+    "recipe default, Muon's rate doubled": replace(
+        DEFAULT, recovery=replace(DEFAULT.recovery, muon_learning_rate=6e-3)
+    ),
+    "recipe default, AdamW's rate doubled": replace(DEFAULT, recovery=replace(DEFAULT.recovery, learning_rate=4e-4)),
     **{f"recipe default, {name}": replace(DEFAULT, blocks=name, only_blocks=True) for name in RANKINGS},
     "recipe default": DEFAULT,
 }
