@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import diffusers
@@ -13,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..base.errors import ModelError
-from ..structure import Structure
+from ..structure import Block, Structure
 from . import discovery
 from .families.aura_flow import AURA_FLOW
 from .families.autoencoder_kl import AUTOENCODER_KL, AUTOENCODER_KL_DECODER
@@ -166,7 +167,7 @@ def describe(model: nn.Module) -> Structure:
     """
     network = network_of(model)
     _refuse_quantized(network)
-    return _with_all_parameters(network, family_of(network).describe(network))
+    return _with_all_elements(network, _with_all_parameters(network, family_of(network).describe(network)))
 
 
 def left_out(model: nn.Module) -> Mapping[str, str]:
@@ -207,6 +208,14 @@ def _is_coded(parameter: nn.Parameter) -> bool:
     if isinstance(parameter, DTensor):
         return False
     return is_traceable_wrapper_subclass(parameter) or not (parameter.is_floating_point() or parameter.is_complex())
+
+
+def _with_all_elements(model: nn.Module, structure: Structure) -> Structure:
+    """`structure` with the other elements of the lists that its blocks are in as `outside`: they cannot be removed."""
+    lists = dict.fromkeys(name.rpartition(".")[0] for name, block in structure.blocks.items() if block.listed)
+    elements = [f"{name}.{child}" for name in lists for child, _ in model.get_submodule(name).named_children()]
+    staying = tuple(Block(name, listed=True) for name in elements if name not in structure.blocks)
+    return replace(structure, outside=staying)
 
 
 def _with_all_parameters(model: nn.Module, structure: Structure) -> Structure:

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from ..compensation import CompensationConfig
 from ..criteria import ScoringConfig
+from ..data.conditions import null_conditions
 from ..process.named import ProcessLike
 from ..process.own import Forward, Loss
 from ..recovery.averages import Average
@@ -82,10 +83,11 @@ class Pruning(PruningOfObjects):
         given = opened(model, data, keeps_shards=True, process=process, forward=forward, loss=loss)
         with ExitStack() as opening:
             subject, dataset = opening.enter_context(given)
+            encoded = encode_data(required(dataset), subject)
             super().__init__(
                 subject.model,
                 target=target,
-                data=calibration(subject, encode_data(required(dataset), subject), scoring),
+                data=calibration(subject, encoded, scoring),
                 process=subject.process,
                 schedule=schedule,
                 optimizer=optimizer,
@@ -97,6 +99,7 @@ class Pruning(PruningOfObjects):
                 latency_of=latency_of,
                 base_id=subject.name,
                 compensation=compensation,
+                null=null_conditions(subject.model, encoded),
             )
             self._opening = opening.pop_all()
 

@@ -188,6 +188,7 @@ class Pruning(AttachedPruner):
         latency_of: LatencyOf | None = None,
         base_id: str = "",
         compensation: CompensationConfig | None = None,
+        null: Conditions | None = None,
     ) -> None:
         """Rank the units of `model` and find the cut for `target`; the model changes from the first `step()` on.
 
@@ -207,11 +208,12 @@ class Pruning(AttachedPruner):
             base_id: name of the dense model in the manifest.
             compensation: options of the refit to the dense model after every cut, which needs a copy of the dense
                 model; None: no refit.
+            null: the null condition, for `compensation.condition_dropout`; by default the model's null class.
 
         Raises:
             TargetError: the target cannot be read or reached.
             SecateurError: the schedule does not fit into `steps`, or does not go with `cut`; a pattern of `cut` matches
-                nothing; or the refit is to drop conditions, and the model has no null class.
+                nothing; or the refit is to drop conditions, and there is no null condition.
             TrainingError: the model is sharded; a score is not finite.
         """
         network = network_of(model)
@@ -223,7 +225,7 @@ class Pruning(AttachedPruner):
         structure, granularity = _selected(network, allowed, chosen), granularity_for(goal_target, allowed)
         check_criterion(criterion, structure, granularity)
         check_fits(chosen, steps, granularity == "depth")
-        null = null_conditions(network)
+        null = null_conditions(network) if null is None else null
         if compensation is not None:
             check_null_condition(compensation, bool(null))
         if goal_target.metric == "latency" and latency_of is None:

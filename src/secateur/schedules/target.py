@@ -72,6 +72,8 @@ def parse_target(text: str) -> Target:
         value = float(number / 100 if unit == "%" else number)
         if not 0 < value <= 1:
             raise TargetError(f"the target {text!r} must be above 0 and at most 100%")
+        if value == 1 and metric not in QUALITIES:
+            raise TargetError(f"the target {text!r} is the whole model, of which nothing would be cut; ask for less")
         return Target(metric, value, True)
     if metric in QUALITIES:
         raise TargetError(f"the target {text!r} must be above 0 and at most 1; {_HELP}")

@@ -230,7 +230,6 @@ class StructureBuilder:
         self.attention: dict[str, str] = {}
         self.attributes: dict[str, str] = {}
         self.tables: list[Table] = []
-        self.outside: list[Block] = []
 
     def dim(self, name: str, size: int, width: int = 1, rescaled: tuple[str, ...] = ()) -> list[str]:
         """Declare a dim and return it as a channel list."""
@@ -323,8 +322,7 @@ class StructureBuilder:
         }
         listed = [block.name for block in self.blocks.values() if block.listed and head_conditioning is not None]
         read_by_head = {name: f"{name}.{head_conditioning}" for name in listed}
-        parts = self.attention, self.attributes, read_by_head, tuple(self.tables), tuple(self.outside)
-        return Structure(dims_built, self.blocks, *parts)
+        return Structure(dims_built, self.blocks, self.attention, self.attributes, read_by_head, tuple(self.tables))
 
 
 def _differences(borders: set[int]) -> tuple[int, ...]:

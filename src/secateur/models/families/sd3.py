@@ -28,9 +28,7 @@ def describe_sd3(model: SD3Transformer2DModel) -> Structure:
         if block.attn2 is not None:
             declare_attention(builder, f"{name}.attn2", block.attn2)
         declare_feed_forward(builder, f"{name}.ff", block.ff)
-        if block.context_pre_only:
-            builder.outside.append(Block(name, listed=True))
-        else:
+        if not block.context_pre_only:
             declare_feed_forward(builder, f"{name}.ff_context", block.ff_context)
             builder.blocks[name] = Block(name, listed=True, returns=STREAMS)
     return builder.build()
