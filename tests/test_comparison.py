@@ -11,11 +11,12 @@ import secateur
 from secateur.base.errors import SecateurError
 from secateur.reporting import write_comparison
 from secateur.reporting.comparison.entries import read_entries
-from secateur.reporting.comparison.groups import group_entries
+from secateur.reporting.comparison.groups import distinct_ends, group_entries
+from secateur.reporting.comparison.page import TRAINING, _recovery
 from secateur.reporting.comparison.summary import cautions, compare, comparison_table, run_table, sentences_of
-from secateur.reporting.plots.comparison import front
+from secateur.reporting.plots.comparison import front, looks, plot_lines
 from secateur.results import Evaluation
-from synthetic_runs import HOSTILE, Page, change_evaluation, change_model, estimate, make_run, write
+from synthetic_runs import HOSTILE, Page, change_evaluation, change_model, estimate, make_run, write, write_lines
 
 
 def make(folder: Path, frechet: float, seed: int, std: float | None = 0.01, **chosen: Any) -> Path:
@@ -145,6 +146,55 @@ def test_runs_without_an_evaluation_can_be_compared(tmp_path: Path) -> None:
     text = Page(write_comparison(tmp_path / "out", folders).read_text(encoding="utf-8")).text
     assert "2 runs of folder/digits-unet: 2 done." in text
     assert "best" not in text
+    entries = read_entries(folders)
+    table = comparison_table(compare(entries, group_entries(entries)))
+    assert [dict(zip(table.columns, row, strict=True))["runs"] for row in table.rows] == [1, 1]
+    assert [dict(zip(table.columns, row, strict=True))["MACs"] for row in table.rows] == [11_930_000] * 2
+    assert {path.stem for path in (tmp_path / "out" / "plots").iterdir()} >= {"widths", "training"}
+
+
+def test_errors_against_a_teacher_and_losses_on_the_data_share_no_axis(tmp_path: Path) -> None:
+    terms = {"denoising": ["denoising"], "2ndmatch": ["denoising", "distillation"], "distillation": ["distillation"],
+             "rms-distillation": ["distillation"], "mine": ["feature"]}  # fmt: skip
+    folders = []
+    for objective, names in terms.items():
+        folders.append(make_run(tmp_path / objective, extra=1, recipe=objective))
+        config = json.loads((folders[-1] / "config.json").read_text())
+        write(folders[-1] / "config.json", config | {"recovery": {"objective": objective}})
+        records = [{"step": step, "loss": 9.0, **dict.fromkeys(names, 1.0)} for step in (1, 2)]
+        write_lines(folders[-1] / "recovery" / "log.jsonl", records)
+    entries = read_entries(folders)
+    drawn = {name: [entry.name for entry in entries if _recovery(entry, name)[0]] for name in TRAINING}
+    assert drawn == {
+        "training": ["denoising", "2ndmatch"],
+        "training_teacher": ["2ndmatch", "distillation"],
+        "training_teacher_rms": ["rms-distillation"],
+        "training_own": ["mine"],
+    }
+    write_comparison(tmp_path / "out", folders)
+    assert {path.stem for path in (tmp_path / "out" / "plots").iterdir()} >= set(TRAINING)
+
+
+def test_names_of_places_are_short_and_differ() -> None:
+    assert distinct_ends(["/a/long/way/to/model", "hub/other", "hub/other"]) == ["to/model", "other", "other"]
+    assert distinct_ends(["/a/x/sd", "/a/y/sd", "sd", ""]) == ["x/sd", "y/sd", "sd", ""]
+
+
+def test_long_names_are_whole_in_the_key() -> None:
+    names = [f"stable-diffusion-v1-5/{'a' * 40}-{number}" for number in range(2)]
+    figure = plot_lines(
+        {name: ([1.0, 2.0], [1.0, 2.0]) for name in names},
+        dict(zip(names, looks(names, ["", ""]), strict=True)),
+        "title", "step", "unit", False,
+    )  # fmt: skip
+    figure.draw_without_rendering()
+    (key,) = figure.legends
+    assert ["".join(text.get_text().split("\n")) for text in key.get_texts()] == names
+    box, whole = key.get_window_extent(), figure.bbox
+    assert whole.x0 <= box.x0
+    assert box.x1 <= whole.x1
+    assert box.y0 >= 0
+    assert box.y1 < figure.axes[0].get_tightbbox().y0
 
 
 def test_front_holds_what_nothing_beats() -> None:

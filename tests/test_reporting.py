@@ -320,6 +320,13 @@ def test_panels_of_stages_without_data_are_absent(scored: bool, trained: int, ex
     assert "dashed" in figure.axes[-1].get_xlabel()
 
 
+def test_a_loss_against_a_teacher_is_not_drawn_beside_the_calibration_loss() -> None:
+    figure = plot_stages(soft_stages(True), log_of(40, distillation=0.2))
+    (axes,) = [axes for axes in figure.axes if axes.get_title(loc="left") == "Loss on the data"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["calibration"]
+    assert "Training loss" in titles(plot_stages(soft_stages(False), log_of(40, distillation=0.2)))
+
+
 @pytest.mark.parametrize("decay", [1, 20])
 def test_masks_fill_the_panel_at_every_stage(decay: int) -> None:
     stages = soft_stages(decay=decay)
