@@ -164,7 +164,10 @@ def test_dry_run_lists_the_trials_and_writes_nothing(
         (("--targets", "macs=70%", "--recipes", "no-such"), "there is no recipe called 'no-such'"),
         (("--targets", "half"), "cannot read the target 'half'"),
         (("--targets", "macs=70%", "--recipes", "progressive"), "no trial can run: progressive pruning takes"),
-        (("--targets", "macs=70%", "--recipes", "taylor", "--objectives", "no-such"), "no trial can run"),
+        (
+            ("--targets", "macs=70%", "--recipes", "taylor", "--objectives", "distillation", "destillation"),
+            "there is no objective called 'destillation'; did you mean distillation?",
+        ),
     ],
 )
 def test_bad_input_is_found_before_long_work(

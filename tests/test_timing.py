@@ -68,6 +68,23 @@ def test_every_model_that_is_evaluated_counts():
     assert timing.predict_passes(subject, by_loss)["evaluate"] < alone / 10
 
 
+def test_a_reference_and_copies_in_other_precisions_count():
+    small, large = unet(sample_size=8), unet(sample_size=8, block_out_channels=(16, 32))
+    given = {"process": "ddpm", "metrics": ("consistency",)}
+    alone = secateur.plan_evaluate(small, **given | {"metrics": ("latency",)})
+    one, two = (
+        secateur.plan_evaluate(small, reference=large, precisions=precisions, **given)
+        for precisions in ((), ("bfloat16",))
+    )
+    assert alone.peak["evaluate"] < one.peak["evaluate"] < two.peak["evaluate"]
+    subject = open_subject(small, "ddpm")
+    evaluation = secateur.EvaluationConfig()
+    ratio = timing._macs(large) / timing._macs(small)
+    works = [{}, {"reference": large}, {"reference": large, "copies": (small,)}]
+    passes = [timing.predict_passes(subject, timing.Work(evaluation=evaluation, **work))["evaluate"] for work in works]
+    assert [each / passes[0] for each in passes] == pytest.approx([1, 1 + ratio, 2 + ratio])
+
+
 def test_a_decoder_without_data_is_planned():
     with torch.device("meta"):
         model = autoencoder()

@@ -25,7 +25,7 @@ from ..runs.compression import with_labels_of
 from ..runs.data import drawn_by, no_data, unless_generated
 from ..runs.opening import beside, opened, required
 from ..runs.plan import Plan, plan_of
-from ..runs.recording import opened_book
+from ..runs.recording import check_recording, opened_book
 from ..runs.teaching import as_recordable, why_recipe_records, why_record
 from ..runs.timing import Work, work_of
 from ..schedules import CutConfig, parse_target
@@ -116,19 +116,24 @@ def plan_prune(
 def plan_record(
     model: Any,
     *,
+    data: Any = None,
     objective: str | None = None,
     steps: Count | None = None,
     book: BookConfig | None = None,
     recovery: RecoveryConfig | None = None,
     **arguments: Unpack[ModelArguments],
 ) -> Plan:
-    """Predict time, memory and size of the book of `record` with the same arguments; no data is needed.
+    """Predict time, memory and size of the book of `record` with the same arguments.
+
+    If data is given, it is checked too.
 
     Raises:
-        SecateurError: as `record` would for the model and the options.
+        SecateurError: as `record` would, wherever that is known before it begins.
     """
     settings = finetuning_config(recovery, True, steps, objective)
-    with opened(model, None, for_plan=True, **arguments) as (subject, _):
+    with opened(model, data, for_plan=True, **arguments) as (subject, dataset):
+        if dataset is not None:
+            check_recording(subject, dataset)
         return plan_of(subject, Work(book=(book or BookConfig(), settings)))
 
 
@@ -176,7 +181,7 @@ def plan_evaluate(
     precisions: tuple[PrecisionName, ...] = (),
     **arguments: Unpack[NetworkArguments],
 ) -> Plan:
-    """Predict time and memory of `evaluate` with the same arguments, for a model of this size.
+    """Predict time and memory of `evaluate` with the same arguments.
 
     Raises:
         SecateurError: as `evaluate` would.
@@ -186,5 +191,8 @@ def plan_evaluate(
     with opened(model, unless_generated(data), for_plan=True, **arguments) as (subject, given_data):
         dense = None if reference is None else beside(subject, reference, **arguments)
         dataset = given_data or drawn_by(dense or subject, data)
-        check_evaluating(subject, no_data(subject) if dataset is None else dataset, settings, dense, precisions)
-        return plan_of(subject, Work(evaluation=settings))
+        samples = no_data(subject) if dataset is None else dataset
+        models = check_evaluating(subject, samples, settings, dense, precisions)
+        copies = tuple(models[name] for name in precisions)
+        reference = None if dense is None else dense.model
+        return plan_of(subject, Work(evaluation=settings, reference=reference, copies=copies))

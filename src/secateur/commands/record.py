@@ -42,6 +42,6 @@ def record(
     subject = on.subject()
     settings = resolve("default", recovery=recovery).recovery
     if dry_run:
-        say(str(secateur.plan_record(subject, book=book, recovery=settings)))
+        say(str(secateur.plan_record(subject, data=data, book=book, recovery=settings)))
         return
     say_book(secateur.record(subject, data=data, book=book, recovery=settings, out=out))

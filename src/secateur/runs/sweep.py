@@ -20,6 +20,7 @@ from ..base.sharing import after_main, announced, share_out
 from ..base.units import format_count, number_of
 from ..evaluation import EvaluationConfig
 from ..recovery import WarmupConfig
+from ..recovery.objectives import objective_named
 from ..recovery.reading import contents_of
 from ..reporting import TRIALS, write_comparison
 from ..results import TrialResult, Trials, from_json, read_result, to_json, write_result
@@ -197,13 +198,15 @@ def planned_trials(
     """The trials and their predicted times; a ranking or a book that several share counts once.
 
     Raises:
-        SecateurError: there is no trial, or none can run.
+        SecateurError: there is no trial, or none can run; or there is no recipe, criterion or objective of a name.
     """
     require(len(targets) > 0, "no target was given; give for example --targets macs=50% macs=30%")
     require(len(seeds) > 0, "no seed was given; give for example --seeds 0 1 2")
     goals = [parse_target(target) for target in dict.fromkeys(targets)]
     saved = evaluation.frechet.save_statistics
     require(saved is None, f"every trial would write its statistics over those of the others in {saved}; leave it out")
+    for objective in objectives:
+        objective_named(objective)
     trials = all_trials(recipe_names(recipes), criteria, objectives, goals, seeds, shared, steps, evaluation)
     second = seconds_per_pair(bench.subject)
     plans: dict[str, float | str] = {}

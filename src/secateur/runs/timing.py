@@ -68,6 +68,8 @@ class Work:
         warmup: how new labels are trained; its batches are as large as recovery's.
         book: how the teacher's answers are recorded, and for which recovery.
         reads: recovery reads a book that exists already.
+        reference: the model that is evaluated beside the loaded one.
+        copies: copies of the loaded model, in other precisions, that are evaluated too.
     """
 
     plan: CutResult | None = None
@@ -80,6 +82,8 @@ class Work:
     warmup: WarmupConfig | None = None
     book: tuple[BookConfig, RecoveryConfig] | None = None
     reads: bool = False
+    reference: nn.Module | None = None
+    copies: tuple[nn.Module, ...] = ()
 
     @property
     def cut_models(self) -> int:
@@ -140,7 +144,8 @@ def predict_passes(subject: Subject, work: Work) -> dict[str, float]:
         passes = recovery.steps * (ratio * student + larger * taught) + dense_steps * (1 - ratio) * student
         stages["recover"] = passes * recovery.batch_size * FORWARD_SHARE
     if evaluation is not None:
-        models = 1 + work.cut_models * ratio
+        beside = 0.0 if work.reference is None else _macs(work.reference) / _macs(subject.model)
+        models = 1 + work.cut_models * ratio + beside + len(work.copies)
         stages["evaluate"] = sum(forward_passes(evaluation, subject.process).values()) * FORWARD_SHARE * models
     return stages
 

@@ -30,8 +30,8 @@ def build_objective(config: RecoveryConfig, teacher: nn.Module | Teacher | None)
 
     Raises:
         SecateurError: there is no such objective.
-        TrainingError: it has no such term, it needs a teacher and there is none, or there are too few steps for its
-            Jacobian term to occur.
+        TrainingError: it has no such term, it needs a teacher and there is none, there is a book and it reads none, or
+            there are too few steps for its Jacobian term to occur.
     """
     name, objective = config.objective, objective_named(config.objective)
     if unknown := sorted(set(config.weights) - set(objective.weights)):
@@ -39,7 +39,9 @@ def build_objective(config: RecoveryConfig, teacher: nn.Module | Teacher | None)
         raise TrainingError(f"objective {name} has no term {', '.join(unknown)}; its terms are {known}")
     if objective.needs_teacher and teacher is None:
         raise TrainingError(f"objective {name} needs a teacher; pass the dense model, or use denoising")
-    if objective.needs_teacher and isinstance(teacher, Book):
+    if isinstance(teacher, Book):
+        if not objective.needs_teacher:
+            raise TrainingError(f"objective {name} reads no book; leave the book out, or use distillation")
         check_contents(teacher, config)
     if objective.differentiates_twice and config.steps < config.jacobian.every_n:
         every_n = f"the Jacobian term of {name} is in one step of {config.jacobian.every_n}"
