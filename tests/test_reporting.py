@@ -320,6 +320,14 @@ def test_panels_of_stages_without_data_are_absent(scored: bool, trained: int, ex
     assert "dashed" in figure.axes[-1].get_xlabel()
 
 
+def test_removed_blocks_are_in_the_picture_of_a_cut(tmp_path: Path) -> None:
+    cut = read_result(CutResult, make_run(tmp_path) / "cut.json")
+    (axes,) = plot_cut(cut).axes
+    assert cut.removed_blocks == ("mid_block",)
+    assert axes.get_yticklabels()[-1].get_text() == "mid_block"
+    assert axes.texts[-1].get_text() == "removed"
+
+
 def test_a_loss_against_a_teacher_is_not_drawn_beside_the_calibration_loss() -> None:
     figure = plot_stages(soft_stages(True), log_of(40, distillation=0.2))
     (axes,) = [axes for axes in figure.axes if axes.get_title(loc="left") == "Loss on the data"]
