@@ -60,6 +60,8 @@ def test_seeds_are_grouped_and_ties_are_named(runs: list[Path]) -> None:
     found = compare(entries, groups)
     assert found.judged_by == "fd"
     best = sentences_of(found)[-1]
+    by_loss = replace(found, judged_by="denoising_loss")
+    assert any(each.startswith("Mean denoising loss of the dense model") for each in sentences_of(by_loss))
     assert "the best of 3 by FD[digits-features] is taylor: 6 ± 1 over 3 seeds" in best
     assert best.endswith("tied with it, within the uncertainty: random.")
     table = comparison_table(found)

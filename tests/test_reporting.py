@@ -29,7 +29,7 @@ from secateur.reporting import (
 from secateur.reporting.classes import ClassScore, class_scores, collapsed_classes, worst_first
 from secateur.reporting.layers import layer_pairs, parts
 from secateur.reporting.pages import link_to
-from secateur.reporting.plots import plot_classes
+from secateur.reporting.plots import plot_classes, plot_cut
 from secateur.reporting.plots.curves import smooth
 from secateur.reporting.plots.ranking import score_strip
 from secateur.reporting.run import Run, read_run
@@ -321,7 +321,8 @@ def test_panels_of_stages_without_data_are_absent(scored: bool, trained: int, ex
 
 
 def test_removed_blocks_are_in_the_picture_of_a_cut(tmp_path: Path) -> None:
-    cut = read_result(CutResult, make_run(tmp_path) / "cut.json")
+    cut = read_run(make_run(tmp_path)).cut
+    assert cut is not None
     (axes,) = plot_cut(cut).axes
     assert cut.removed_blocks == ("mid_block",)
     assert axes.get_yticklabels()[-1].get_text() == "mid_block"

@@ -91,7 +91,7 @@ def _guarded(arguments: Sequence[str]) -> None:
 
 def _again(arguments: Sequence[str]) -> str:
     """What the same command will do after it was stopped."""
-    return GOES_ON if arguments[0] in RESUMING and "--dry-run" not in arguments else BEGINS_AGAIN
+    return GOES_ON if arguments[0] in RESUMING and not {"--dry-run", "--dry_run"} & set(arguments) else BEGINS_AGAIN
 
 
 def _fit_terminal() -> None:

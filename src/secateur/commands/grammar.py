@@ -30,10 +30,7 @@ MORE = {
     "--config FILE": "options from a YAML file, as `secateur recipes show` writes it; the command line overrides it",
     WHOLE_HELP: "every option",
 }
-METRICS_SHOWN = tyro.conf.arg(
-    metavar="{" + ",".join(METRICS) + "}",
-    help_behavior_hint="(default: latency, loss, consistency, frechet, as far as models and data allow)",
-)
+METRICS_SHOWN = tyro.conf.arg(metavar="{" + ",".join(METRICS) + "}", help_behavior_hint="")
 
 
 @dataclass(frozen=True)
