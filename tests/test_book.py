@@ -431,6 +431,9 @@ def test_trials_share_a_book(tmp_path):
 def test_the_command_records_resumes_and_predicts_its_cost(tmp_path, capsys):
     out = str(tmp_path / "book")
     options = ["--data", "digits", "--out", out, "--book.num-tuples", "64", "--book.held-out", "8", "--device", "cpu"]
+    with pytest.raises(SystemExit):
+        main(["record", "digits-sit", *options, "--data", str(tmp_path / "none"), "--dry-run"])
+    assert "none" in capsys.readouterr().err
     main(["record", "digits-sit", *options, "--dry-run"])
     said = capsys.readouterr().out
     assert "72 tuples, 18.4KB" in said
@@ -441,6 +444,11 @@ def test_the_command_records_resumes_and_predicts_its_cost(tmp_path, capsys):
     steps = ["--steps", "1", "--objective", "distillation", "--recovery.batch-size", "4", "--data", "digits"]
     main(["finetune", "digits-sit", *steps, "--book", out, "--out", str(tmp_path / "tuned"), "--device", "cpu"])
     assert (tmp_path / "tuned" / "model").is_dir()
+    steps[steps.index("distillation")] = "denoising"
+    with pytest.raises(SystemExit):
+        main(["finetune", "digits-sit", *steps, "--book", out, "--out", str(tmp_path / "other"), "--device", "cpu"])
+    assert "objective denoising reads no book; leave the book out, or use distillation" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
 
 
 def test_the_seconds_of_a_stopped_recording_are_added(tmp_path, monkeypatch):

@@ -11,11 +11,12 @@ import secateur
 from secateur.base.errors import SecateurError
 from secateur.reporting import write_comparison
 from secateur.reporting.comparison.entries import read_entries
-from secateur.reporting.comparison.groups import group_entries
+from secateur.reporting.comparison.groups import distinct_ends, group_entries
+from secateur.reporting.comparison.page import TRAINING, _recovery
 from secateur.reporting.comparison.summary import cautions, compare, comparison_table, run_table, sentences_of
-from secateur.reporting.plots.comparison import front
+from secateur.reporting.plots.comparison import front, looks, plot_lines
 from secateur.results import Evaluation
-from synthetic_runs import HOSTILE, Page, change_evaluation, change_model, estimate, make_run, write
+from synthetic_runs import HOSTILE, Page, change_evaluation, change_model, estimate, make_run, write, write_lines
 
 
 def make(folder: Path, frechet: float, seed: int, std: float | None = 0.01, **chosen: Any) -> Path:
@@ -59,6 +60,8 @@ def test_seeds_are_grouped_and_ties_are_named(runs: list[Path]) -> None:
     found = compare(entries, groups)
     assert found.judged_by == "fd"
     best = sentences_of(found)[-1]
+    by_loss = replace(found, judged_by="denoising_loss")
+    assert any(each.startswith("Mean denoising loss of the dense model") for each in sentences_of(by_loss))
     assert "the best of 3 by FD[digits-features] is taylor: 6 ± 1 over 3 seeds" in best
     assert best.endswith("tied with it, within the uncertainty: random.")
     table = comparison_table(found)
@@ -103,28 +106,6 @@ def test_page_json_plots_and_tables(runs: list[Path], tmp_path: Path) -> None:
     }
 
 
-def test_losses_of_another_kind_have_a_figure_of_their_own(runs: list[Path], tmp_path: Path) -> None:
-    taught = make(tmp_path / "taught", 5.0, 0, recipe="default")
-    config = json.loads((taught / "config.json").read_text())
-    write(taught / "config.json", config | {"recovery": {**config.get("recovery", {}), "objective": "distillation"}})
-    records = [{"step": step, "loss": 0.1 / step, "lr": 1e-3} for step in (1, 2, 3)]
-    (taught / "recovery" / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    page = write_comparison(tmp_path / "out", [runs[0], taught])
-    plots = {path.stem for path in (tmp_path / "out" / "plots").iterdir()}
-    assert {"training", "training-distillation"} <= plots
-    assert "Error against the teacher, distillation by step" in page.read_text(encoding="utf-8")
-
-
-def test_runs_that_were_not_evaluated_have_their_sizes(tmp_path: Path) -> None:
-    cut = make(tmp_path / "run", 5.0, 0, recipe="taylor")
-    (cut / "evaluation" / "evaluation.json").unlink()
-    entries = read_entries([cut, make(tmp_path / "other", 5.0, 0, recipe="random")])
-    rows = comparison_table(compare(entries, group_entries(entries)))
-    found = {row[0]: dict(zip(rows.columns, row, strict=True)) for row in rows.rows}
-    assert found["taylor"]["runs"] == found["random"]["runs"] == 1
-    assert found["taylor"]["MACs"] == read_entries([cut])[0].run.cut.after.macs
-
-
 def test_trials_that_are_not_done_have_their_reason(tmp_path: Path) -> None:
     make(tmp_path / "trials" / "good", 5.0, 0, recipe="taylor")
     (tmp_path / "trials" / "torn" / "evaluation").mkdir(parents=True)
@@ -167,6 +148,55 @@ def test_runs_without_an_evaluation_can_be_compared(tmp_path: Path) -> None:
     text = Page(write_comparison(tmp_path / "out", folders).read_text(encoding="utf-8")).text
     assert "2 runs of folder/digits-unet: 2 done." in text
     assert "best" not in text
+    entries = read_entries(folders)
+    table = comparison_table(compare(entries, group_entries(entries)))
+    assert [dict(zip(table.columns, row, strict=True))["runs"] for row in table.rows] == [1, 1]
+    assert [dict(zip(table.columns, row, strict=True))["MACs"] for row in table.rows] == [11_930_000] * 2
+    assert {path.stem for path in (tmp_path / "out" / "plots").iterdir()} >= {"widths", "training"}
+
+
+def test_errors_against_a_teacher_and_losses_on_the_data_share_no_axis(tmp_path: Path) -> None:
+    terms = {"denoising": ["denoising"], "2ndmatch": ["denoising", "distillation"], "distillation": ["distillation"],
+             "rms-distillation": ["distillation"], "mine": ["feature"]}  # fmt: skip
+    folders = []
+    for objective, names in terms.items():
+        folders.append(make_run(tmp_path / objective, extra=1, recipe=objective))
+        config = json.loads((folders[-1] / "config.json").read_text())
+        write(folders[-1] / "config.json", config | {"recovery": {"objective": objective}})
+        records = [{"step": step, "loss": 9.0, **dict.fromkeys(names, 1.0)} for step in (1, 2)]
+        write_lines(folders[-1] / "recovery" / "log.jsonl", records)
+    entries = read_entries(folders)
+    drawn = {name: [entry.name for entry in entries if _recovery(entry, name)[0]] for name in TRAINING}
+    assert drawn == {
+        "training": ["denoising", "2ndmatch"],
+        "training_teacher": ["2ndmatch", "distillation"],
+        "training_teacher_rms": ["rms-distillation"],
+        "training_own": ["mine"],
+    }
+    write_comparison(tmp_path / "out", folders)
+    assert {path.stem for path in (tmp_path / "out" / "plots").iterdir()} >= set(TRAINING)
+
+
+def test_names_of_places_are_short_and_differ() -> None:
+    assert distinct_ends(["/a/long/way/to/model", "hub/other", "hub/other"]) == ["to/model", "other", "other"]
+    assert distinct_ends(["/a/x/sd", "/a/y/sd", "sd", ""]) == ["x/sd", "y/sd", "sd", ""]
+
+
+def test_long_names_are_whole_in_the_key() -> None:
+    names = [f"stable-diffusion-v1-5/{'a' * 40}-{number}" for number in range(2)]
+    figure = plot_lines(
+        {name: ([1.0, 2.0], [1.0, 2.0]) for name in names},
+        dict(zip(names, looks(names, ["", ""]), strict=True)),
+        "title", "step", "unit", False,
+    )  # fmt: skip
+    figure.draw_without_rendering()
+    (key,) = figure.legends
+    assert ["".join(text.get_text().split("\n")) for text in key.get_texts()] == names
+    box, whole = key.get_window_extent(), figure.bbox
+    assert whole.x0 <= box.x0
+    assert box.x1 <= whole.x1
+    assert box.y0 >= 0
+    assert box.y1 < figure.axes[0].get_tightbbox().y0
 
 
 def test_front_holds_what_nothing_beats() -> None:

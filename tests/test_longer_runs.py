@@ -15,8 +15,10 @@ import secateur
 from models import autoencoder, dit, unet
 from secateur import BookConfig, EvaluationConfig, RecoveryConfig, ScoringConfig
 from secateur.base.errors import SecateurError
+from secateur.base.origin import begun_by
 from secateur.data import load_data
 from secateur.reporting import read_run, write_report
+from secateur.runs.folder import run_folder
 from secateur.runs.stages import evaluate_stage
 from secateur.runs.subject import open_subject
 from secateur.runs.tidy import make_longer
@@ -48,7 +50,7 @@ def test_more_steps_continue_to_the_weights_of_a_run_that_was_as_long_from_the_s
     whole = tuned(tmp_path / "whole", replace(RECOVERY, steps=4))
     assert all(torch.equal(value, whole[name]) for name, value in longer.items())
     assert json.loads((tmp_path / "run" / "config.json").read_text())["recovery"]["steps"] == 4
-    with pytest.raises(SecateurError, match="has 4 steps, and --steps asks for 3"):
+    with pytest.raises(SecateurError, match="was begun with 4 steps, and --steps asks for 3"):
         tuned(tmp_path / "run", replace(RECOVERY, steps=3))
     with pytest.raises(SecateurError, match="begun with another"):
         tuned(tmp_path / "run", replace(RECOVERY, steps=6, seed=1))
@@ -57,13 +59,26 @@ def test_more_steps_continue_to_the_weights_of_a_run_that_was_as_long_from_the_s
 def test_a_run_whose_learning_rate_decayed_says_why_it_cannot_continue(tmp_path: Path) -> None:
     cosine = replace(RECOVERY, lr_schedule="cosine")
     tuned(tmp_path / "run", cosine)
-    with pytest.raises(SecateurError, match=r"from 2 to 4 steps: its learning rate goes down to zero at step 2"):
+    with pytest.raises(
+        SecateurError, match=r"begun with 2 steps and .* to 4: its learning rate goes down to zero at step 2"
+    ):
         tuned(tmp_path / "run", replace(cosine, steps=4))
     with pytest.raises(SecateurError, match=r"goes down to zero .* train its result further with finetune .*run/model"):
         tuned(tmp_path / "run", replace(cosine, steps=4, warmup_steps=1))  # as recipes do for more steps
     assert not (tmp_path / "run" / "recovery" / "checkpoints").exists()
     tuned(tmp_path / "kept", cosine, keep=True)
     assert (tmp_path / "kept" / "recovery" / "checkpoints").is_dir()
+
+
+def test_a_longer_run_says_the_command_that_made_it_longer(tmp_path: Path) -> None:
+    def begin(steps: int) -> dict[str, Any]:
+        settings = {"command": "finetune", "recovery": asdict(replace(RECOVERY, steps=steps))}
+        with begun_by(["finetune", "--steps", str(steps)]), run_folder(tmp_path, settings, {}):
+            return json.loads((tmp_path / "config.json").read_text())
+
+    assert begin(2)["command_line"] == "secateur finetune --steps 2"
+    assert begin(4)["command_line"] == "secateur finetune --steps 4"
+    assert begin(4)["recovery"]["steps"] == 4
 
 
 def test_damaged_settings_of_a_run_name_file_and_field(tmp_path: Path) -> None:
@@ -107,7 +122,9 @@ def test_a_run_whose_book_or_cut_would_be_another_says_why_it_cannot_continue(tm
 
     (tmp_path / "recorded.json").touch()
     (tmp_path / "model").mkdir()
-    with pytest.raises(SecateurError, match="from 2 to 4 steps: it trained on a book of 8 tuples, and would on 16;"):
+    with pytest.raises(
+        SecateurError, match=r"with 2 steps and .* to 4: it trains on a book of 8 tuples, and would on 16;"
+    ):
         make_longer(tmp_path, settings(2, None), settings(4, None))
     assert (tmp_path / "model").is_dir()
     timed = {"target": "latency=50%"}

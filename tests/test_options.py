@@ -10,6 +10,7 @@ import secateur
 from secateur.base.console import shown
 from secateur.base.errors import SecateurError
 from secateur.cli import main
+from secateur.commands import COMMANDS
 from secateur.commands.options import Weights
 from secateur.commands.options_file import with_file
 from secateur.commands.renamed import RENAMED, with_present_names
@@ -114,19 +115,14 @@ def test_what_the_command_line_says_counts_more_than_the_file(chosen, tmp_path):
     assert asked.recovery.weights == {"denoising": 2.0}
     assert chosen("--progressive.coarse", f"--config={file}").progressive.coarse
     assert chosen("--recovery.weights", "jacobian", "3", "--config", str(file)).recovery.weights == {"jacobian": 3.0}
-    file.write_text("no-book: true\n")
-    assert not chosen("--config", str(file)).records
+    file.write_text("no-book: true\nprogressive.coarse: false\n")
     assert chosen("--book", "--config", str(file)).records
+    assert chosen("--progressive.no-coarse", "--config", str(file)).progressive.coarse is False
+    file.write_text("recovery.steps: 300\n")  # as version 0.1 called it
+    assert chosen("--config", str(file)).recovery.steps == 300
+    assert chosen("--steps", "500", "--config", str(file)).recovery.steps == 500
     file.write_text("recovery.batch-size: 8\n")
     assert chosen("--recovery.batch_size", "16", "--config", str(file)).recovery.batch_size == 16
-
-
-def test_a_file_may_nest_groups_and_use_names_of_version_0_1(chosen, tmp_path):
-    file = tmp_path / "run.yaml"
-    file.write_text("recovery:\n  steps: 30\n  batch_size: 8\n  weights: {denoising: 2}\n")
-    asked = chosen("--config", str(file)).recovery
-    assert (asked.steps, asked.batch_size, asked.weights) == (30, 8, {"denoising": 2.0})
-    assert chosen("--steps", "40", "--config", str(file)).recovery.steps == 40
 
 
 @pytest.mark.parametrize(
@@ -202,7 +198,17 @@ def test_a_misspelt_objective_gets_the_nearest(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("steps", "holds no options"), ("a: 1\nb: [", "run.yaml, line 2 is no YAML: "), ("recovery.stepps: 3", "stepps")],
+    [
+        ("steps", "holds no options"),
+        ("seed: 1\na: [1\nsteps: 3\n", "run.yaml, line 2, is no YAML: expected"),
+        ("recovery.stepps: 3", "stepps"),
+        ("steps: many", "some of the options are those of"),
+        ("steps: 0", "recovery steps is 0; give at least 1 (some of the options are those of"),
+        (
+            "recovery: {batch-size: 3}",
+            "has a group recovery; give each option of it a line of its own, such as recover",
+        ),
+    ],
 )
 def test_a_file_that_holds_something_else_is_refused(tmp_path, capsys, text, said):
     file = tmp_path / "run.yaml"
@@ -229,6 +235,7 @@ def test_the_shell_completes_commands_and_options(capsys, tmp_path):
         ("secateur compress --steps", {"--steps"}),
         ("secateur compress --compen", {"--compensation"}),
         ("secateur sample --pro", {"--prompt", "--process"}),
+        ("secateur slice-lora --mo", {"--model"}),
     ):
         words = typed.split()
         line = f"source {script}; COMP_WORDS=({typed}); COMP_CWORD={len(words) - 1}; _secateur; echo ${{COMPREPLY[@]}}"
@@ -241,3 +248,23 @@ def test_the_shell_completes_commands_and_options(capsys, tmp_path):
     found = subprocess.run(["bash", "-c", f"{line}; {ends}"], capture_output=True, text=True, check=True)
     assert found.stdout == "1 my models\n"
     assert found.stderr == ""
+
+
+@pytest.mark.parametrize(("command", "goes_on"), [(["inspect", "x"], False), (["rank", "x", "--out", "y"], True)])
+def test_a_stopped_command_speaks_of_resuming_only_if_it_can(monkeypatch, capsys, command, goes_on):
+    def stopped(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("secateur.cli._run", stopped)
+    for words, resumes in ((command, goes_on), ([*command, "--dry-run"], False)):
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        assert ended.value.code == 130
+        assert ("to resume" in capsys.readouterr().err) is resumes
+
+
+def test_every_command_but_two_is_a_function():
+    assert [name for name in COMMANDS if not callable(getattr(secateur, name.replace("-", "_"), None))] == [
+        "recipes",
+        "completion",
+    ]

@@ -29,7 +29,7 @@ from secateur.reporting import (
 from secateur.reporting.classes import ClassScore, class_scores, collapsed_classes, worst_first
 from secateur.reporting.layers import layer_pairs, parts
 from secateur.reporting.pages import link_to
-from secateur.reporting.plots import plot_classes
+from secateur.reporting.plots import plot_classes, plot_cut
 from secateur.reporting.plots.curves import smooth
 from secateur.reporting.plots.ranking import score_strip
 from secateur.reporting.run import Run, read_run
@@ -318,6 +318,22 @@ def test_panels_of_stages_without_data_are_absent(scored: bool, trained: int, ex
     assert [title.removesuffix(" (calibration)") for title in titles(figure)] == expected
     assert all(axes.get_xlim() == figure.axes[0].get_xlim() for axes in figure.axes)
     assert "dashed" in figure.axes[-1].get_xlabel()
+
+
+def test_removed_blocks_are_in_the_picture_of_a_cut(tmp_path: Path) -> None:
+    cut = read_run(make_run(tmp_path)).cut
+    assert cut is not None
+    (axes,) = plot_cut(cut).axes
+    assert cut.removed_blocks == ("mid_block",)
+    assert axes.get_yticklabels()[-1].get_text() == "mid_block"
+    assert axes.texts[-1].get_text() == "removed"
+
+
+def test_a_loss_against_a_teacher_is_not_drawn_beside_the_calibration_loss() -> None:
+    figure = plot_stages(soft_stages(True), log_of(40, distillation=0.2))
+    (axes,) = [axes for axes in figure.axes if axes.get_title(loc="left") == "Loss on the data"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["calibration"]
+    assert "Training loss" in titles(plot_stages(soft_stages(False), log_of(40, distillation=0.2)))
 
 
 @pytest.mark.parametrize("decay", [1, 20])

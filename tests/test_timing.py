@@ -1,6 +1,7 @@
 """How times are predicted."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from pipelines import vae
 from secateur.criteria import ScoringConfig
 from secateur.io.pipeline import Loaded
 from secateur.process.diffusion import DiffusionProcess
+from secateur.recipes import resolve
 from secateur.runs import timing
 from secateur.runs.subject import open_subject
 from secateur.schedules import CutConfig
@@ -66,6 +68,38 @@ def test_every_model_that_is_evaluated_counts():
     assert [other / alone for other in others] == [3, 4]  # dense, pruned, compensated, recovered
     by_loss = timing.Work(evaluation=secateur.EvaluationConfig(metrics=("loss",)))  # draws no samples
     assert timing.predict_passes(subject, by_loss)["evaluate"] < alone / 10
+
+
+def test_a_reference_and_copies_in_other_precisions_count():
+    small, large = unet(sample_size=8), unet(sample_size=8, block_out_channels=(16, 32))
+    given = {"process": "ddpm", "metrics": ("consistency",)}
+    alone = secateur.plan_evaluate(small, **given | {"metrics": ("latency",)})
+    one, two = (
+        secateur.plan_evaluate(small, reference=large, precisions=precisions, **given)
+        for precisions in ((), ("bfloat16",))
+    )
+    assert alone.peak["evaluate"] < one.peak["evaluate"] < two.peak["evaluate"]
+    subject = open_subject(small, "ddpm")
+    evaluation = secateur.EvaluationConfig()
+    ratio = timing._macs(large) / timing._macs(small)
+    works = [{}, {"reference": large}, {"reference": large, "copies": (small,)}]
+    passes = [timing.predict_passes(subject, timing.Work(evaluation=evaluation, **work))["evaluate"] for work in works]
+    assert [each / passes[0] for each in passes] == pytest.approx([1, 1 + ratio, 2 + ratio])
+
+
+def test_only_values_that_would_be_accepted_are_offered():
+    def offered(recovery, evaluation, late=None):
+        work = timing.Work(recovery=recovery, evaluation=evaluation, pruned_late=late)
+        return list(timing.savings(work, {"recover": 1.0, "evaluate": 1.0}, DiffusionProcess()))
+
+    large, samples = secateur.RecoveryConfig(steps=8, batch_size=8), ("frechet",)
+    half = ["--steps 4", "--recovery.batch-size 4", "--evaluation.num-images 2", "--evaluation.num-inference-steps 1"]
+    assert offered(large, secateur.EvaluationConfig(samples, num_images=4, num_inference_steps=2)) == half
+    least = secateur.EvaluationConfig(samples, num_images=2, num_inference_steps=1)
+    assert offered(secateur.RecoveryConfig(steps=1, batch_size=1), least) == []
+    assert offered(secateur.RecoveryConfig(steps=1, batch_size=4, accumulation=4), least) == []
+    late = timing.pruned_late(replace(resolve("progressive"), recovery=large))
+    assert offered(large, least, late) == ["--recovery.batch-size 4"]
 
 
 def test_a_decoder_without_data_is_planned():

@@ -15,13 +15,14 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from . import __version__
-from .commands import COMMANDS
+from .commands import COMMANDS, RESUMING
 
 USAGE = "usage: secateur COMMAND ..."
 DESCRIPTION = "Prune pretrained diffusion and flow models, and recover what pruning cost."
 START = """Start with `secateur quickstart`. `secateur COMMAND --help` shows the options of a command.
-Every command is a Python function of the same name and arguments."""
+Every command but recipes and completion is also a function, such as `secateur.compress(...)`."""
 GOES_ON = "everything written so far is kept; run the same command again to resume"
+BEGINS_AGAIN = "run the same command again to start over"
 LONGEST_LINE = 1000  # characters of an error: a damaged file may have chosen some
 FEWEST_COLUMNS = 40  # of help, which would not end in a narrower terminal
 
@@ -73,9 +74,9 @@ def _guarded(arguments: Sequence[str]) -> None:
     except SecateurError as error:
         _fail(str(error))
     except KeyboardInterrupt:
-        _fail(f"stopped; {GOES_ON}", status=130)
+        _fail(f"stopped; {_again(arguments)}", status=130)
     except Terminated:
-        _fail(f"stopped by SIGTERM; {GOES_ON}", status=143)
+        _fail(f"stopped by SIGTERM; {_again(arguments)}", status=143)
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -86,6 +87,11 @@ def _guarded(arguments: Sequence[str]) -> None:
         if isinstance(error, RuntimeError) and is_lost_peer(error):
             _fail(f"another process is gone or does not answer ({first_line(error)}); see its own error message")
         _fail(f"internal error: {type(error).__name__}: {first_line(error)}; {_write_traceback()}")
+
+
+def _again(arguments: Sequence[str]) -> str:
+    """What the same command will do after it was stopped."""
+    return GOES_ON if arguments[0] in RESUMING and not {"--dry-run", "--dry_run"} & set(arguments) else BEGINS_AGAIN
 
 
 def _fit_terminal() -> None:
@@ -117,15 +123,17 @@ def _run(arguments: Sequence[str]) -> None:
     from .base.origin import begun_by
     from .commands.defaults import defaults_of
     from .commands.grammar import Grammar
-    from .commands.options_file import with_file
-    from .commands.renamed import with_present_names
+    from .commands.options_file import named_in, with_file
 
     diffusers_logging.set_verbosity_error()
     name = arguments[0]
     module = importlib.import_module(f".commands.{name.replace('-', '_')}", __package__)
     with shown(True), begun_by(arguments):
-        options, model = with_file(with_present_names(arguments[1:]))
-        Grammar(getattr(module, name.replace("-", "_")), defaults_of(name, options), model).run(name, options)
+        given = with_file(arguments[1:])
+        with named_in(given.file):
+            defaults = defaults_of(name, given.words)
+            command = Grammar(getattr(module, name.replace("-", "_")), defaults, given.model).parse(name, given.words)
+        command()
 
 
 def _fail(message: str, status: int = 1) -> NoReturn:

@@ -15,7 +15,6 @@ from ..base.precisions import PrecisionName
 from ..base.rules import Count, checked
 from ..compensation import CompensationConfig
 from ..criteria import ScoringConfig, criterion_named
-from ..data.conditions import check_conditions
 from ..evaluation import EvaluationConfig
 from ..recipes import Recipe, finetuning_config, for_target, resolve
 from ..recovery import RecoveryConfig, WarmupConfig
@@ -26,7 +25,7 @@ from ..runs.compression import with_labels_of
 from ..runs.data import drawn_by, no_data, unless_generated
 from ..runs.opening import beside, opened, required
 from ..runs.plan import Plan, plan_of
-from ..runs.recording import opened_book
+from ..runs.recording import check_recording, opened_book
 from ..runs.teaching import as_recordable, why_recipe_records, why_record
 from ..runs.timing import Work, work_of
 from ..schedules import CutConfig, parse_target
@@ -124,7 +123,9 @@ def plan_record(
     recovery: RecoveryConfig | None = None,
     **arguments: Unpack[ModelArguments],
 ) -> Plan:
-    """Predict time, memory and size of the book of `record` with the same arguments; data is only checked.
+    """Predict time, memory and size of the book of `record` with the same arguments.
+
+    If data is given, it is checked too.
 
     Raises:
         SecateurError: as `record` would, wherever that is known before it begins.
@@ -132,7 +133,7 @@ def plan_record(
     settings = finetuning_config(recovery, True, steps, objective)
     with opened(model, data, for_plan=True, **arguments) as (subject, dataset):
         if dataset is not None:
-            check_conditions(subject.model, dataset)
+            check_recording(subject, dataset)
         return plan_of(subject, Work(book=(book or BookConfig(), settings)))
 
 
@@ -190,6 +191,8 @@ def plan_evaluate(
     with opened(model, unless_generated(data), for_plan=True, **arguments) as (subject, given_data):
         dense = None if reference is None else beside(subject, reference, **arguments)
         dataset = given_data or drawn_by(dense or subject, data)
-        check_evaluating(subject, no_data(subject) if dataset is None else dataset, settings, dense, precisions)
-        others = (() if dense is None else (dense.model,)) + (subject.model,) * len(precisions)
-        return plan_of(subject, Work(evaluation=settings, beside=others))
+        samples = no_data(subject) if dataset is None else dataset
+        models = check_evaluating(subject, samples, settings, dense, precisions)
+        copies = tuple(models[name] for name in precisions)
+        reference = None if dense is None else dense.model
+        return plan_of(subject, Work(evaluation=settings, reference=reference, copies=copies))

@@ -22,3 +22,21 @@ COMMANDS = {
     "completion": "print a script that lets the shell complete commands and options",
     "check-structure": "check the declared structure of a model against its outputs",
 }
+
+# Those that write into a folder, and go on from what is there.
+RESUMING = frozenset(
+    {
+        "quickstart",
+        "compress",
+        "best",
+        "sweep",
+        "rank",
+        "prune",
+        "compensate",
+        "record",
+        "finetune",
+        "evaluate",
+        "sample",
+    }
+    | {"encode"}
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import shutil
 import textwrap
@@ -29,10 +30,7 @@ MORE = {
     "--config FILE": "options from a YAML file, as `secateur recipes show` writes it; the command line overrides it",
     WHOLE_HELP: "every option",
 }
-METRICS_SHOWN = tyro.conf.arg(
-    metavar="{" + ",".join(METRICS) + "}",
-    help_behavior_hint="(default: latency, loss, consistency, frechet, as far as models and data allow)",
-)
+METRICS_SHOWN = tyro.conf.arg(metavar="{" + ",".join(METRICS) + "}", help_behavior_hint="")
 
 
 @dataclass(frozen=True)
@@ -46,11 +44,11 @@ class Grammar:
     defaults: Mapping[str, Any]
     model: str | None = None
 
-    def run(self, name: str, options: Sequence[str]) -> None:
-        """Parse `options`, and call the command with them; or print its help.
+    def parse(self, name: str, options: Sequence[str]) -> Callable[[], Any]:
+        """The command with `options`, ready to be called; or print its help and exit.
 
         Raises:
-            SecateurError: there is a `model`, and the command takes none.
+            SecateurError: there is a `model`, and the command takes none; or a value is out of range.
         """
         takes_model = any(getattr(kind, "__module__", "") == OPTIONS for kind in get_type_hints(self.command).values())
         require(self.model is None or takes_model, f"the file of options names a model, and secateur {name} takes none")
@@ -58,7 +56,7 @@ class Grammar:
         help_wanted = whole or any(option in HELP for option in options)
         arguments = ["--help"] if help_wanted else list(options)
         try:
-            tyro.cli(
+            call: Callable[[], Any] = tyro.cli(
                 self.command,
                 prog=f"secateur {name}",
                 args=arguments,
@@ -69,6 +67,7 @@ class Grammar:
             if help_wanted and not whole:
                 print("\n".join(_line(option, about) for option, about in {**self._groups(), **MORE}.items()))
             raise
+        return call
 
     def registry(self, short: bool = False) -> ConstructorRegistry:
         """How tyro builds the options; a `short` help leaves out groups and rare options."""
@@ -76,20 +75,19 @@ class Grammar:
 
         @registry.struct_rule
         def _(info: Any) -> StructConstructorSpec | None:
-            if is_dataclass(info.type):
-                kind: Any = info.type
+            kind: Any = info.type
+            if is_dataclass(kind):
                 defaults = {one.name: _default(info.default, one) for one in fields(kind)}
                 in_group = kind.__module__ != OPTIONS
                 if self.model is not None and not in_group:
                     defaults["model"] = self.model
-                options = _options(kind, defaults, short, in_group)
-            elif info.type is self.command:
+                make: Any = kind
+                return StructConstructorSpec(make, tuple(_options(make, defaults, short, in_group)))
+            if kind is self.command:
                 defaults = {name: value.default for name, value in inspect.signature(self.command).parameters.items()}
                 options = _options(self.command, defaults | dict(self.defaults), short)
-            else:
-                return None
-            make: Any = info.type
-            return StructConstructorSpec(instantiate=make, fields=tuple(options))
+                return StructConstructorSpec(functools.partial(functools.partial, self.command), tuple(options))
+            return None
 
         @registry.primitive_rule
         def _(info: Any) -> PrimitiveConstructorSpec | None:
@@ -106,7 +104,8 @@ class Grammar:
             if is_dataclass(default):
                 found += [f"--{each}" for each in option_names(default, f"{name.replace('_', '-')}.")]
             elif is_dataclass(kind):
-                found += [f"--{one.name.replace('_', '-')}" for one in fields(kind) if one.name != "model"]
+                inner = get_type_hints(kind, include_extras=True)
+                found += [f"--{each.replace('_', '-')}" for each, hint in inner.items() if not _by_place(hint)]
             elif parameter.kind is parameter.KEYWORD_ONLY:
                 named = next((mark.name for mark in marks if getattr(mark, "name", None)), name)
                 found.append(f"--{named.replace('_', '-')}")
@@ -133,6 +132,11 @@ def option_names(settings: Any, group: str = "") -> dict[str, Any]:
         else:
             found[name if one.name in PLAIN.get(type(settings), ()) else f"{group}{name}"] = value
     return found
+
+
+def _by_place(hint: Any) -> bool:
+    """Whether a value is given by its place on the command line, so that it has no option."""
+    return any(mark in getattr(hint, "__metadata__", ()) for mark in get_args(tyro.conf.Positional[str])[1:])
 
 
 def _options(

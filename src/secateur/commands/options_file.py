@@ -3,35 +3,67 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from ..base.console import note
 from ..base.errors import SecateurError, first_line
 from .renamed import with_present_names
 
 OPTION = "--config"
+NUMBERS_BY_NAME = "recovery.weights"  # the one option whose value is a mapping
 
 
-def with_file(options: Sequence[str]) -> tuple[list[str], str | None]:
-    """The `options` of the command line, followed by those of the file that `--config` names, if any; and its `model`.
+@dataclass(frozen=True)
+class Options:
+    """The words of a command line, followed by those of the file that it names, if any.
 
-    The command line overrides the file. Only the parser knows whether it has a MODEL, so the file's is its default.
+    Only the parser knows whether a command has a MODEL, so the file's `model` is its default.
+    """
+
+    words: list[str]
+    file: Path | None = None
+    model: str | None = None
+
+
+def with_file(options: Sequence[str]) -> Options:
+    """The `options` of the command line and of the file that `--config` names, by their present names.
+
+    The command line overrides the file.
 
     Raises:
         SecateurError: the file cannot be read, or does not hold options.
     """
     own, path = _without(list(options))
+    own = with_present_names(own)
     if path is None:
-        return own, None
-    said = {word.partition("=")[0].replace("_", "-") for word in own}  # both spellings are taken
+        return Options(own)
+    said = {_turned_on(word.partition("=")[0].replace("_", "-")) for word in own}  # both spellings are taken
     found = _read(Path(path))
     model = found.pop("model", None)
-    words = [
-        word for name, value in found.items() if not said & {f"--{name}", _not(name)} for word in _words(name, value)
-    ]
-    return [*own, *words], None if model is None else str(model)
+    words: list[str] = []
+    for name, value in found.items():
+        option = with_present_names(list(_words(name, value)))
+        words += option if option and _turned_on(option[0]) not in said else []
+    return Options([*own, *words], Path(path), None if model is None else str(model))
+
+
+@contextmanager
+def named_in(file: Path | None) -> Iterator[None]:
+    """Say of errors in the block, about options, that `file` gives some of them."""
+    also = f"some of the options are those of {file}"
+    try:
+        yield
+    except SecateurError as error:
+        raise error if file is None else SecateurError(f"{error} ({also})") from error
+    except SystemExit as ended:  # of the parser, which has printed the error, or the help
+        if file is not None and ended.code:
+            note(f"secateur: {also}")
+        raise
 
 
 def as_yaml(options: Mapping[str, Any]) -> str:
@@ -58,39 +90,29 @@ def _read(path: Path) -> dict[str, Any]:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SecateurError(f"{path} cannot be read: {error.strerror}") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.context_mark or error.problem_mark  # first of where the part begins that has no end
+        place = "" if mark is None else f", line {mark.line + 1},"
+        raise SecateurError(f"{path}{place} is no YAML: {error.problem or first_line(error)}") from error
     except (yaml.YAMLError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = "" if mark is None else f", line {mark.line + 1}"
-        raise SecateurError(
-            f"{path}{where} is no YAML: {getattr(error, 'problem', None) or first_line(error)}"
-        ) from error
+        raise SecateurError(f"{path} is no YAML: {first_line(error)}") from error
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
         raise SecateurError(f"{path} holds no options; give lines such as steps: 2000")
-    return {_present(name): value for name, value in _flat(found)}
-
-
-def _flat(options: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The options, those of a nested group by their dotted names; a mapping under a dotted name is a value."""
+    options = {name.replace("_", "-"): value for name, value in found.items()}
     for name, value in options.items():
-        if isinstance(value, Mapping) and "." not in name:
-            yield from ((f"{name}.{inner}", each) for inner, each in value.items())
-        else:
-            yield name, value
-
-
-def _present(name: str) -> str:
-    """The option's name as it is now, with hyphens."""
-    (word,) = with_present_names([f"--{name.replace('_', '-')}"])
-    return word.removeprefix("--")
+        if isinstance(value, Mapping) and name != NUMBERS_BY_NAME:
+            inner = next((f", such as {name}.{key}: {of}" for key, of in value.items()), "")
+            raise SecateurError(f"{path} has a group {name}; give each option of it a line of its own{inner}")
+    return options
 
 
 def _words(name: str, value: Any) -> Iterator[str]:
     """An option as words of the command line."""
     if isinstance(value, bool):
-        yield f"--{name}" if value else _not(name)
+        yield f"--{name}" if value else _no(name)
     elif value is not None or "." in name:
         yield f"--{name}"
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping):  # of NUMBERS_BY_NAME
             yield from (str(word) for pair in value.items() for word in pair)
         elif isinstance(value, list):
             yield from map(str, value)
@@ -98,8 +120,13 @@ def _words(name: str, value: Any) -> Iterator[str]:
             yield str(value)
 
 
-def _not(name: str) -> str:
-    """The option that means the opposite of `name`."""
+def _no(name: str) -> str:
+    """The option that turns `name` off."""
     group, dot, own = name.rpartition(".")
-    opposite = own.removeprefix("no-") if own.startswith("no-") else f"no-{own}"
-    return f"--{group}{dot}{opposite}"
+    return f"--{group}{dot}no-{own}"
+
+
+def _turned_on(option: str) -> str:
+    """The opposite of an option that turns something off; any other unchanged."""
+    group, dot, own = option.removeprefix("--").rpartition(".")
+    return f"--{group}{dot}{own.removeprefix('no-')}" if option.startswith("--") else option

@@ -27,8 +27,9 @@ class EvaluationConfig:
             from the reference's; consistency with the reference's samples (SSIM, PSNR, MSE), ms-ssim, lpips; frechet,
             the distance from the data (FID); rfid, that from the reference's samples; kid; inception-score; prdc
             (precision, recall, density, coverage); per-class, prdc and diversity of every class; clip, the CLIP score
-            of samples and their captions; ftle, the sampler's finite-time Lyapunov exponent. None: latency, loss,
-            consistency and frechet, as far as models and data allow. Sizes, MACs and layers are always measured.
+            of samples and their captions; ftle, the sampler's finite-time Lyapunov exponent. By default latency, loss,
+            consistency and frechet, as far as models and data allow; output-error in place of the last two where no
+            images can be drawn. Sizes, MACs and layers are always measured.
         num_images: samples of each model, drawn from the same noise.
         num_pairs: at most this many of them are compared with the reference's image by image.
         num_real_images: at most this many images of the data are compared with the samples.

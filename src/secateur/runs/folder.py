@@ -38,8 +38,8 @@ def run_folder(out: str | Path, settings: Mapping[str, Any], inputs: Mapping[str
     """Lock the run folder `out`: a new one, or that of a run with the same settings and inputs.
 
     `FREE` settings may differ, and so may the number of steps if the run can be continued (`tidy.make_longer`);
-    `config.json` then has the new ones. `inputs` are fingerprints, by the names of the settings that say where the
-    inputs are. Of several processes the main one holds the lock.
+    `config.json` then has the new ones, and with more steps the new command line. `inputs` are fingerprints, by the
+    names of the settings that say where the inputs are. Of several processes the main one holds the lock.
 
     Raises:
         SecateurError: another process holds the lock; or the folder holds something else, or a run with other settings
@@ -117,7 +117,7 @@ def _begin(out: Path, settings: dict[str, Any], inputs: dict[str, str]) -> None:
     changed = differing({key: before.get(key) for key in settings}, settings, FREE)
     if STEPS in changed and set(changed) <= OF_LENGTH and not others:
         make_longer(out, before, settings)
-        changed = {}
+        before, changed = before | circumstances(), {}
     if names := [name for name in changed if name not in inputs or name in others]:
         raise SecateurError(
             f"{out} was begun with another {', '.join(names)}; choose another --out, or the same settings"

@@ -52,8 +52,9 @@ def peak_bytes(
     if work.recovery is not None:
         stages["recover"] = passes.recovery(work, work.recovery, pruned)
     if work.evaluation is not None:
-        weights = dense + work.cut_models * cut + sum(map(_bytes_of, work.beside))
-        stages["evaluate"] = weights + passes.forward(_sampled_at_once(work.evaluation))
+        beside = sum(map(_bytes_of, work.copies)) + (0 if work.reference is None else _bytes_of(work.reference))
+        at_once = _sampled_at_once(work.evaluation)
+        stages["evaluate"] = dense + work.cut_models * cut + beside + passes.forward(at_once)
     return {stage: each for stage, each in stages.items() if not math.isnan(each)}
 
 

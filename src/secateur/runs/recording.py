@@ -78,9 +78,24 @@ def record(
     settings = finetuning_config(recovery, True, steps, objective)
     with shown(progress), opened(model, data, **arguments) as (subject, found):
         dataset = required(found)
-        check_conditions(subject.model, dataset)
+        check_recording(subject, dataset)
         with _owned(out):
             return record_stage(out, subject, encode_data(dataset, subject), book or BookConfig(), settings)
+
+
+def check_recording(subject: Subject, dataset: ImageDataset) -> None:
+    """Check that a teacher's answers to this data can be recorded, before long work starts.
+
+    Raises:
+        DataError: the labels do not fit the model; or the data changes when it is read again, and the answers would be
+            to other samples.
+    """
+    check_conditions(subject.model, dataset)
+    if is_random(dataset):
+        raise DataError(
+            "the data changes from one read to the next, and a book of the teacher's answers needs the same samples "
+            "again: give data without random augmentation, and recovery.horizontal_flip for flips"
+        )
 
 
 def opened_book(book: Any, subject: Subject, dataset: ImageDataset, teacher: Subject | None = None) -> Book:
@@ -127,13 +142,9 @@ def record_stage(
     `written` is called after every chunk.
 
     Raises:
-        DataError: the data changes when it is read again, and the answers would be to other samples.
+        DataError: as `check_recording`.
     """
-    if is_random(dataset):
-        raise DataError(
-            "the data changes from one read to the next, and a book of the teacher's answers needs the same samples "
-            "again: give data without random augmentation, and recovery.horizontal_flip for flips"
-        )
+    check_recording(subject, dataset)
     contents = contents_of(recovery, has_null_condition(subject.model, dataset))
     lower = autocast_on(recovery, subject.device)
     count = tuples_for(recovery, config)

@@ -1,4 +1,4 @@
-"""Tidying the folder of a finished run, and continuing a finished run to more steps."""
+"""Tidying the folder of a finished run, and continuing a run to more steps than it was begun with."""
 
 from __future__ import annotations
 
@@ -71,39 +71,39 @@ def goes_on(recovery: RecoveryConfig, one_shot: bool) -> bool:
 
 
 def make_longer(folder: Path, before: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    """Prepare the finished run in `folder` for more steps, with all other settings the same.
+    """Prepare the run in `folder` for more steps than it was begun with, with all other settings the same.
 
     Raises:
         SecateurError: fewer steps are asked for; or a longer run would have begun with other steps; or the settings in
             the folder are damaged.
     """
     run, longer = record_of(Trained, before, folder / "config.json"), msgspec.convert(asked, Trained)
-    done, wanted = run.recovery.steps, longer.recovery.steps
+    planned, wanted = run.recovery.steps, longer.recovery.steps
     rise, longer_rise = run.recovery.warmup_steps, longer.recovery.warmup_steps
-    if wanted < done:
+    if wanted < planned:
         raise SecateurError(
-            f"{folder} has {number_of(done, 'step')}, and --steps asks for {wanted}; choose another --out"
+            f"{folder} was begun with {number_of(planned, 'step')}, and --steps asks for {wanted}; choose another --out"
         )
     schedule, records = asked["recovery"]["lr_schedule"], (folder / "recorded.json").is_file()
     why = ""
     if schedule != "constant":
-        why = f"its learning rate goes down to zero at step {done} ({schedule})"
+        why = f"its learning rate goes down to zero at step {planned} ({schedule})"
     elif longer.schedule != "one-shot":
-        why = f"its schedule is planned for {number_of(done, 'step')} ({longer.schedule})"
+        why = f"its schedule is planned for {number_of(planned, 'step')} ({longer.schedule})"
     elif longer.target.startswith("latency") and not (folder / "pruned").is_dir():
         why = "its cut was found by measuring latencies, which differ from time to time, and only --keep keeps it"
     elif rise != longer_rise:
         why = f"its learning rate rises for {number_of(rise, 'step')}, and would for {longer_rise}"
     elif records and run.tuples != longer.tuples:
-        why = f"it trained on a book of {number_of(run.tuples, 'tuple')}, and would on {longer.tuples:,}"
+        why = f"it trains on a book of {number_of(run.tuples, 'tuple')}, and would on {longer.tuples:,}"
     if why:
         raise SecateurError(
-            f"{folder} cannot go on from {done} to {number_of(wanted, 'step')}: {why}; choose another --out, or train "
-            f"its result further with finetune {folder / 'model'}"
+            f"{folder} was begun with {number_of(planned, 'step')} and cannot be continued to {wanted}: {why}; choose "
+            f"another --out, or train its result further with finetune {folder / 'model'}"
         )
     for name in OF_MORE_STEPS:
         shutil.rmtree(folder / name, ignore_errors=True)
-    note(f"{folder} has {number_of(done, 'step')}; it is continued to {number_of(wanted, 'step')} and measured again")
+    note(f"{folder} was begun with {number_of(planned, 'step')}; it is continued to {wanted}, and measured again")
 
 
 def _link(source: Path, place: Path) -> None:

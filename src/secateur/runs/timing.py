@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
 from typing_extensions import assert_never
 
+from ..base.distributed import process_count
+from ..base.errors import SecateurError
 from ..compensation import CompensationConfig, Price, measure_speed, price
 from ..criteria import ScoringConfig, criterion_named
 from ..criteria.criterion import FORWARD_SHARE
@@ -28,7 +31,9 @@ from ..recovery.objectives.build import build_objective
 from ..recovery.objectives.objective import recording_passes
 from ..recovery.reading import contents_of, tuples_for
 from ..results import CutResult
+from ..schedules import AdaptiveConfig, ProgressiveConfig
 from ..schedules.proxies import JUDGED_PASSES
+from ..schedules.pruning import check_fits
 from ..structure import Cut, Structure
 from ..teacher import BookConfig
 from .subject import Subject
@@ -44,13 +49,14 @@ STAGES = ("warm up", "rank", "rank again", REFIT, "decide", "record", "recover",
 @dataclass(frozen=True)
 class PrunedLate:
     """Work that pruning during recovery adds: rankings, their options, networks judged, steps near the dense size,
-    cuts."""
+    cuts; and whether it would fit into half the steps."""
 
     rankings: int
     scoring: ScoringConfig
     judgements: int
     dense_steps: int
     cuts: int
+    fits_into_half: bool = True
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,8 @@ class Work:
         warmup: how new labels are trained; its batches are as large as recovery's.
         book: how the teacher's answers are recorded, and for which recovery.
         reads: recovery reads a book that exists already.
-        beside: models that are evaluated beside the loaded one: a reference, and a copy for each precision.
+        reference: the model that is evaluated beside the loaded one.
+        copies: copies of the loaded model, in other precisions, that are evaluated too.
     """
 
     plan: CutResult | None = None
@@ -81,7 +88,8 @@ class Work:
     warmup: WarmupConfig | None = None
     book: tuple[BookConfig, RecoveryConfig] | None = None
     reads: bool = False
-    beside: tuple[nn.Module, ...] = ()
+    reference: nn.Module | None = None
+    copies: tuple[nn.Module, ...] = ()
 
     @property
     def cut_models(self) -> int:
@@ -107,12 +115,22 @@ def pruned_late(recipe: Recipe) -> PrunedLate | None:
     if recipe.schedule == "progressive":
         config = recipe.progressive
         rankings = sum(config.scores_at(stage) for stage in range(1, config.last_stage))
-        return PrunedLate(rankings, config.scoring(recipe.scoring), 0, config.pruning_steps, 1)
+        fits = _fits(config, recipe.recovery.steps // 2)
+        return PrunedLate(rankings, config.scoring(recipe.scoring), 0, config.pruning_steps, 1, fits)
     if recipe.schedule == "adaptive":
         adaptive = recipe.adaptive
         last = adaptive.boundaries(recipe.recovery.steps)[-1]
-        return PrunedLate(adaptive.rankings, recipe.scoring, adaptive.judgements, last, adaptive.stages)
+        fits = _fits(adaptive, recipe.recovery.steps // 2)
+        return PrunedLate(adaptive.rankings, recipe.scoring, adaptive.judgements, last, adaptive.stages, fits)
     assert_never(recipe.schedule)
+
+
+def _fits(schedule: ProgressiveConfig | AdaptiveConfig, steps: int) -> bool:
+    try:
+        check_fits(schedule, steps, drops_blocks_only=True)
+    except SecateurError:
+        return False
+    return True
 
 
 def predict_passes(subject: Subject, work: Work) -> dict[str, float]:
@@ -142,7 +160,8 @@ def predict_passes(subject: Subject, work: Work) -> dict[str, float]:
         passes = recovery.steps * (ratio * student + larger * taught) + dense_steps * (1 - ratio) * student
         stages["recover"] = passes * recovery.batch_size * FORWARD_SHARE
     if evaluation is not None:
-        models = 1 + work.cut_models * ratio + sum(_macs(each) for each in work.beside) / _macs(subject.model)
+        beside = 0.0 if work.reference is None else _macs(work.reference) / _macs(subject.model)
+        models = 1 + work.cut_models * ratio + beside + len(work.copies)
         stages["evaluate"] = sum(forward_passes(evaluation, subject.process).values()) * FORWARD_SHARE * models
     return stages
 
@@ -178,30 +197,42 @@ def _in_order(stages: dict[str, float]) -> dict[str, float]:
 def savings(work: Work, seconds: Mapping[str, float], process: Process) -> dict[str, float]:
     """Options at half of their values, and the seconds that each would save; the largest saving first.
 
-    The time of a stage is proportional to each of its options, except for the part of the refit that is not per sample.
+    Half of a value is offered only if it would be accepted. The time of a stage is proportional to each of its options,
+    except for the part of the refit that is not per sample.
     """
     found: dict[str, float] = {}
     if work.recovery is not None:
-        found[f"--steps {halved(work.recovery.steps)}"] = seconds["recover"]
-        found[f"--recovery.batch-size {halved(work.recovery.batch_size)}"] = seconds["recover"]
+        config = work.recovery
+        fits = work.pruned_late is None or work.pruned_late.fits_into_half
+        if fits and (steps := _half(config, "steps")) >= config.jacobian.every_n:
+            found[f"--steps {steps}"] = seconds["recover"]
+        parts = process_count() * config.accumulation
+        if (size := _half(config, "batch_size")) and size % parts == 0:
+            found[f"--recovery.batch-size {size}"] = seconds["recover"]
     if work.ranking is not None:
         scoring = criterion_named(work.ranking[0]).configured(work.ranking[1])
-        if criterion_named(work.ranking[0]).needs_data:
-            found[f"--scoring.num-images {halved(scoring.num_images)}"] = seconds["rank"]
+        if criterion_named(work.ranking[0]).needs_data and (count := _half(scoring, "num_images")):
+            found[f"--scoring.num-images {count}"] = seconds["rank"]
     if work.evaluation is not None:
         passes = forward_passes(work.evaluation, process)
         if "samples" in passes:
             sampling = seconds["evaluate"] * passes["samples"] / sum(passes.values())
-            found[f"--evaluation.num-images {halved(work.evaluation.num_images)}"] = sampling
-            found[f"--evaluation.num-inference-steps {halved(work.evaluation.num_inference_steps)}"] = sampling
-    if work.compensation is not None and "compensate" in seconds:
-        found[f"--compensation.num-tuples {halved(work.compensation.num_tuples)}"] = seconds["compensate"]
+            for field, option in (("num_images", "num-images"), ("num_inference_steps", "num-inference-steps")):
+                if half := _half(work.evaluation, field):
+                    found[f"--evaluation.{option} {half}"] = sampling
+    if work.compensation is not None and REFIT in seconds and (tuples := _half(work.compensation, "num_tuples")):
+        found[f"--compensation.num-tuples {tuples}"] = seconds[REFIT]
     return {option: saved / 2 for option, saved in sorted(found.items(), key=lambda item: -item[1])}
 
 
-def halved(count: int) -> int:
-    """Half of `count`, at least 1."""
-    return max(1, count // 2)
+def _half(config: Any, name: str) -> int:
+    """Half of a field of `config`; 0 if the config would not accept it."""
+    half = int(getattr(config, name)) // 2
+    try:
+        replace(config, **{name: half})
+    except SecateurError:
+        return 0
+    return half
 
 
 def price_of_compensation(subject: Subject, work: Work) -> Price | None:

@@ -30,7 +30,7 @@ def build_objective(config: RecoveryConfig, teacher: nn.Module | Teacher | None)
 
     Raises:
         SecateurError: there is no such objective.
-        TrainingError: it has no such term, it needs a teacher and there is none, it is given a book and reads none, or
+        TrainingError: it has no such term, it needs a teacher and there is none, there is a book and it reads none, or
             there are too few steps for its Jacobian term to occur.
     """
     name, objective = config.objective, objective_named(config.objective)

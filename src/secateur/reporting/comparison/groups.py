@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ...results.means import Mean, combine
+from ..titles import name_of
 from .entries import Entry
 
 # Settings that tell where and when a run was made, not how.
 CIRCUMSTANCES = ("command", "command_line", "versions", "device", "seed")
 TELLING = ("model", "data", "recipe", "criterion", "schedule", "objective", "steps")
+PLACES = ("model", "data")  # paths or ids, of which the ends say enough
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,9 @@ class Group:
 
     @property
     def done(self) -> tuple[Entry, ...]:
-        """The runs that ended, evaluated or not."""
-        return tuple(entry for entry in self.entries if entry.run is not None)
+        """The runs that are finished, the evaluated ones first."""
+        finished = [entry for entry in self.entries if entry.run is not None]
+        return tuple(sorted(finished, key=lambda entry: entry.final is None))
 
     def metric(self, key: str) -> Mean | None:
         """An estimated metric of the final models."""
@@ -41,22 +45,21 @@ class Group:
 
 
 def amount_of(entry: Entry, key: str) -> float | None:
-    """One cost of a run's final model; None where it was not measured.
+    """One cost of a run's final model; None where it was not measured. The sizes of one without an evaluation are its
+    cut's.
 
     latency_N is in percent of the dense model's latency, timed in the same rounds: milliseconds measured at different
     times would also reflect the load of the machine.
     """
-    model, cut = entry.final, entry.run and entry.run.cut
     if key == "recovery_seconds":
         return entry.recovery_seconds
-    if key in ("macs", "parameters"):
-        sizes = model or (cut and cut.after)
-        return getattr(sizes, key) if sizes else None
-    if key.startswith("latency_") and model is not None:
+    model = entry.final
+    if key.startswith("latency_"):
         batch = key.removeprefix("latency_")
-        timing, of = model.latency.get(batch), entry.dense and entry.dense.latency.get(batch)
+        timing, of = model and model.latency.get(batch), entry.dense and entry.dense.latency.get(batch)
         return 100 * timing.median_ms / of.median_ms if timing and of else None
-    return None
+    size = model or (entry.run.cut.after if entry.run is not None and entry.run.cut is not None else None)
+    return None if size is None else getattr(size, key)
 
 
 def group_entries(entries: Sequence[Entry]) -> list[Group]:
@@ -83,6 +86,7 @@ def _methods(entries: Sequence[Entry]) -> list[str]:
     parts: list[list[str]] = [[] for _ in entries]
     for facet in TELLING:
         values = [entry.facets.get(facet, "") for entry in entries]
+        values = distinct_ends(values) if facet in PLACES else values
         kinds: dict[tuple[str, ...], set[str]] = {}
         for part, value in zip(parts, values, strict=True):
             kinds.setdefault(tuple(part), set()).add(value)
@@ -99,6 +103,18 @@ def _methods(entries: Sequence[Entry]) -> list[str]:
         " · ".join(filter(None, (method, entry.name))) if method in unclear else method or default or entry.name
         for entry, method in zip(entries, shared, strict=True)
     ]
+
+
+def distinct_ends(places: Sequence[str]) -> list[str]:
+    """The name of each path or id, with as many of the parts before it as tell it apart from all others."""
+    names = {place: name_of(place, "") for place in places if place}
+    for place in names:
+        parts = Path(place).parts
+        ends = ["/".join(parts[-count:]) for count in range(1, len(parts))]
+        others = [other for other in names if other != place]
+        clear = (end for end in (names[place], *ends) if not any(f"/{other}".endswith(f"/{end}") for other in others))
+        names[place] = next(clear, place)
+    return [names.get(place, "") for place in places]
 
 
 def _settings(entry: Entry) -> str:

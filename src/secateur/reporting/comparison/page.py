@@ -37,8 +37,14 @@ from .summary import (
 
 MOST_ROWS = 24  # of images; also of columns of widths and of lines in a figure
 SAME_NOISE = 0.1  # mean difference of dense images, in [-1, 1], below which they come from the same noise
-TRAINING = "training"  # name of the figure of losses on the data; others are named after their objective
 NOT_SETTINGS = ("command", "command_line", "versions", "device")
+SQUARED = "mean squared error"
+TRAINING = {  # what recoveries may measure, a figure each: its title, and what is on its axis
+    "training": ("Loss on the data", SQUARED),
+    "training_teacher": ("Error against the teacher", SQUARED),
+    "training_teacher_rms": ("RMS error against the teacher", "root mean squared error"),
+    "training_own": ("Recovery loss", "loss"),
+}
 SECTIONS = {
     "search": "The search",
     "comparison": "Methods",
@@ -53,7 +59,10 @@ ALTERNATIVES = {
     "front": "Quality of every method against its MACs",
     "front_latency": "Quality of every method against its measured latency",
     "widths": "Share of every dim that each method keeps",
-    "training": "Recovery loss on the data, without its other terms, by step, for every method that has it",
+    "training": "Loss on the data, without the other terms of the recovery's loss, by step, for every method",
+    "training_teacher": "Mean squared error against the teacher's output by step of recovery, by method",
+    "training_teacher_rms": "Root mean squared error against the teacher's output by step of recovery, by method",
+    "training_own": "Recovery loss by step, of an objective with terms of its own, for every method that has it",
     "denoising": "Denoising loss of every final model by timestep",
     "search": "Score of every candidate by the steps of its trial",
 }
@@ -98,22 +107,20 @@ def write_comparison(out: str | Path, runs: Sequence[str | Path] | None = None) 
     first = next((entry.run for entry in found.entries if entry.run is not None and entry.run.images), None)
     captions, caption_kind = ((), "") if first is None else captions_of(first)
     names = {} if first is None else class_names(first.evaluation)
-    trained = [name for name in figures if name.startswith(TRAINING)]
     there = {
         "search": "search" in tables,
         "front": "front" in figures,
         "samples": bool(images),
-        "curves": bool({"widths", "denoising"} & figures.keys()) or bool(trained),
+        "curves": bool({"widths", "denoising", *TRAINING} & figures.keys()),
     }
-    told = {name: f"{_training_title(name)} by step, for every method that has it" for name in trained}
     page = render(
         "comparison.html",
         title=_title(found, config),
         sentences=sentences,
         verdict=next((sentence for sentence in sentences if " best of " in sentence), sentences[0]),
-        figures=as_svgs(figures, told | ALTERNATIVES),
-        trained=trained,
+        figures=as_svgs(figures, ALTERNATIVES),
         tables=tables,
+        courses=[name for name in TRAINING if name in figures],
         judged=found.metrics[found.judged_by] if found.judged_by else None,
         sections=[(key, name) for key, name in SECTIONS.items() if there.get(key, True)],
         strips=[
@@ -164,8 +171,11 @@ def _figures(found: Comparison, groups: Sequence[Group], looked: Mapping[str, Lo
     }
     if cuts:
         figures["widths"] = plot_widths(_shares(cuts))
-    for name, curves in _recoveries(shown).items():
-        figures[name] = plot_lines(curves, looked, f"{_training_title(name)} (smoothed)", "step", True)
+    for name, (title, unit) in TRAINING.items():
+        curves = {label: curve for label, entry in shown.items() if (curve := _recovery(entry, name))[0]}
+        objectives = {entry.facets.get("objective") for label, entry in shown.items() if label in curves}
+        if curves and (name != "training_own" or len(objectives) == 1):  # losses of two objectives share no axis
+            figures[name] = plot_lines(curves, looked, f"{title} (smoothed)", "step", unit, True)
     losses = {
         label: _by_timestep(entry.final.denoising_loss)
         for label, entry in shown.items()
@@ -177,7 +187,7 @@ def _figures(found: Comparison, groups: Sequence[Group], looked: Mapping[str, Lo
         found_dense = [entry.dense.denoising_loss for entry in shown.values() if entry.dense is not None]
         dense = next((curve for curve in found_dense if curve is not None), None)
         figures["denoising"] = plot_lines(
-            losses, looked, "Denoising loss by timestep", "timestep", False,
+            losses, looked, "Denoising loss by timestep", "timestep", SQUARED, False,
             None if dense is None else _by_timestep(dense),
         )  # fmt: skip
     return figures
@@ -235,25 +245,17 @@ def _shares(cuts: Mapping[str, CutResult]) -> dict[str, dict[str, float | None]]
     return shares
 
 
-def _recoveries(shown: Mapping[str, Entry]) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
-    """By figure, steps and losses of the runs that can be compared: those with a loss on the data, and apart from them
-    those of each objective that learns from the teacher alone."""
-    found: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
-    for label, entry in shown.items():
-        if entry.run is None:
-            continue
-        records, objective = entry.run.recovery.records, entry.run.config.objective
-        term = "denoising" if any("denoising" in record for record in records) else "loss"
-        on_data = term == "denoising" or objective in ("", "denoising")
-        curve = series(records, term)
-        if curve[0]:
-            found.setdefault(TRAINING if on_data else f"{TRAINING}-{objective}", {})[label] = curve
-    return dict(sorted(found.items()))
-
-
-def _training_title(name: str) -> str:
-    objective = name.removeprefix(TRAINING).removeprefix("-")
-    return f"Error against the teacher, {objective}" if objective else "Loss on the data while recovering"
+def _recovery(entry: Entry, name: str) -> tuple[list[float], list[float]]:
+    """Steps and values of one of the quantities `TRAINING`; empty if the run's recovery did not measure it."""
+    if entry.run is None:
+        return [], []
+    records, terms = entry.run.recovery.records, ("denoising", "distillation")
+    if name == "training_own":
+        return series(records if not any(term in record for record in records for term in terms) else (), "loss")
+    if name == "training":
+        return series(records, "denoising")
+    unsquared = entry.run.config.objective == "rms-distillation"
+    return series(records if unsquared == (name == "training_teacher_rms") else (), "distillation")
 
 
 def _by_timestep(curve: Losses) -> tuple[Sequence[float], Sequence[float]]:

@@ -70,10 +70,15 @@ def sentences_of(found: Comparison) -> list[str]:
     sentences = [f"{number_of(len(found.entries), 'run')}{of}: {stand}."]
     dense = dense_mean(found)
     if dense is not None:
-        sentences.append(f"{_judge(found)} of the dense model: {format_number(dense.value)}.")
+        sentences.append(f"{sentence_case(_judge(found))} of the dense model: {format_number(dense.value)}.")
     for target in dict.fromkeys(group.target for group in found.measured):
         sentences.append(_best(found, target))
     return sentences
+
+
+def sentence_case(text: str) -> str:
+    """`text` with a capital at its beginning."""
+    return text[:1].upper() + text[1:]
 
 
 def _best(found: Comparison, target: str) -> str:
@@ -195,12 +200,11 @@ def run_table(found: Comparison) -> Table:
     )  # fmt: skip
     rows = []
     for entry in found.entries:
-        costs: list[Value] = [None, None, *[None] * len(batches)]
-        values: list[Value] = [None] * len(metrics)
-        if entry.final is not None:
-            costs = [amount_of(entry, key) for key in ("macs", "parameters", *(f"latency_{one}" for one in batches))]
-            estimates = entry.final.estimates
-            values = [estimates[key].value if key in estimates else None for key in metrics]
+        costs: list[Value] = [
+            amount_of(entry, key) for key in ("macs", "parameters", *(f"latency_{one}" for one in batches))
+        ]
+        estimates = {} if entry.final is None else entry.final.estimates
+        values: list[Value] = [estimates[key].value if key in estimates else None for key in metrics]
         chosen = [entry.facets.get(key, "") for key in facets]
         ends = (entry.recovery_seconds, entry.trial.seconds if entry.trial else None)
         rows.append((entry.name, *chosen, entry.seed, entry.status, entry.reason, *costs, *values, *ends))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +42,7 @@ RECIPES = (  # in the order of their colours
 )  # fmt: skip
 MARKERS = ("o", "s", "^", "D", "v", "P")
 STYLES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
+LONGEST_LINE = 36  # characters of a line of the key
 KEY_ROW = 0.18  # inches of a line of the key
 WIDEST_NUMBERED = 6  # columns of a map that are wide enough for a number each
 
@@ -149,10 +151,11 @@ def plot_lines(
     appearance: Mapping[str, Look],
     title: str,
     label: str,
+    unit: str,
     smoothed: bool,
     dense: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> Figure:
-    """One line for each of the named `curves`, pairs of x and y values; `dense` is drawn dashed and grey."""
+    """One line for each of the named `curves`, pairs of x and y values in `unit`; `dense` is drawn dashed and grey."""
     figure, (axes,) = panels([2.4], [MARGIN], _key_height([*curves, *["dense"] * (dense is not None)]))
     handles = {}
     if dense is not None:
@@ -166,7 +169,7 @@ def plot_lines(
         ]
     scale_values(axes, [y for _, values in curves.values() for y in values if np.isfinite(y)])
     axes.grid(axis="y")
-    labelled(axes, title, label, "loss" if smoothed else "mean squared error")
+    labelled(axes, title, label, unit)
     _key(figure, handles)
     return figure
 
@@ -176,8 +179,9 @@ def plot_widths(shares: Mapping[str, Mapping[str, float | None]]) -> Figure:
     """Share (%) of every dim that each run keeps: a row for each dim, a column for each run, numbered as in the key."""
     names = list(dict.fromkeys(name for run in shares.values() for name in run))
     values = np.array([[_number(run.get(name)) for run in shares.values()] for name in names])
+    numbered = [f"{number}  {name}" for number, name in enumerate(shares, start=1)]
     left = name_margin(names)
-    figure, (axes,) = panels([rows_height(len(names))], [left], KEY_ROW * len(shares) + 0.1)
+    figure, (axes,) = panels([rows_height(len(names))], [left], _key_height(numbered, columns=1))
     axes.imshow(values, SCORE_COLOURS, vmin=0, vmax=100, aspect="auto", interpolation="nearest")
     row_labels(axes, names)
     axes.set_ylim(len(names) - 0.5, -0.5)
@@ -192,7 +196,7 @@ def plot_widths(shares: Mapping[str, Mapping[str, float | None]]) -> Figure:
             axes.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=SMALL, color=colour)
     labelled(axes, "Kept of each dim (%)", "run, as numbered below", "dim")
     colour_key(axes, SCORE_COLOURS, "0", "100")
-    _key(figure, {f"{row}  {name}": Line2D([], [], linewidth=0) for row, name in enumerate(shares, start=1)}, columns=1)
+    _key(figure, {name: Line2D([], [], linewidth=0) for name in numbered}, columns=1)
     return figure
 
 
@@ -211,10 +215,15 @@ def _point_key(points: Sequence[Point]) -> dict[str, Line2D]:
     return methods | ({point.target: sign(FAINT, point.look.marker) for point in points} if several else {})
 
 
-def _key_height(names: Iterable[str]) -> float:
+def _key_height(names: Iterable[str], columns: int = 0) -> float:
     """Height of the key under a panel, in inches."""
-    names = list(names)
-    return KEY_ROW * -(-len(names) // _columns(names)) + 0.1
+    lines = [line for name in names for line in _wrapped(name)]
+    return KEY_ROW * -(-len(lines) // (columns or _columns(lines))) + 0.1
+
+
+def _wrapped(name: str) -> list[str]:
+    """The lines of a name in a key: a long one would be cut off at the figure's edge."""
+    return textwrap.wrap(name, LONGEST_LINE)
 
 
 def _columns(names: Sequence[str]) -> int:
@@ -225,7 +234,7 @@ def _columns(names: Sequence[str]) -> int:
 def _key(figure: Figure, handles: Mapping[str, Any], columns: int = 0) -> None:
     """The names of colours, markers and styles at the foot of the figure."""
     figure.legend(
-        list(handles.values()), [plain(name) for name in handles], loc="lower left",
+        list(handles.values()), ["\n".join(_wrapped(plain(name))) for name in handles], loc="lower left",
         bbox_to_anchor=(0.01 if columns else MARGIN / WIDTH - 0.03, 0.05 / figure.get_figheight()),
         ncols=columns or _columns(list(handles)), borderpad=0, borderaxespad=0, labelspacing=0.35,
         handlelength=0 if columns else 1.8, columnspacing=1.2, fontsize=SMALL,

@@ -178,13 +178,16 @@ def _loss_curve(axes: Axes, curve: LossCurve) -> None:
 
 @styled
 def plot_cut(cut: CutResult) -> Figure:
-    """Channels of every dim before and after, in network order."""
-    dims = cut.dims
-    figure, (axes,) = panels([rows_height(len(dims))], [name_margin(list(dims))])
-    before = [dim.units * dim.width for dim in dims.values()]
-    after = [dim.kept * dim.width for dim in dims.values()]
-    kept_bars(axes, list(dims), before, after)
-    labelled(axes, "Channels", "channels", "dim")
+    """Channels of every dim before and after, in network order; then the removed blocks."""
+    dims, removed = cut.dims, cut.removed_blocks
+    names = [*dims, *removed]
+    figure, (axes,) = panels([rows_height(len(names))], [name_margin(names)])
+    before = [dim.units * dim.width for dim in dims.values()] + [0] * len(removed)
+    after = [dim.kept * dim.width for dim in dims.values()] + [0] * len(removed)
+    kept_bars(axes, names, before, after)
+    for row in range(len(dims), len(names)):
+        axes.text(0.02 * max(before), row, "removed", va="center", fontsize=SMALL, color=WARM)
+    labelled(axes, "Channels", "channels", "dim or removed block" if removed else "dim")
     return figure
 
 

@@ -113,9 +113,11 @@ def _macs(axes: Axes, stages: Sequence[SoftStage], end: float) -> None:
 
 
 def _losses(axes: Axes, stages: Sequence[SoftStage], records: Sequence[Record]) -> None:
-    """Calibration loss beside the comparable term of the training loss, that on the data."""
-    name = "denoising" if any("denoising" in record for record in records) else "loss"
-    training, calibration = series(records, name), stage_series(stages, "loss")
+    """Calibration loss beside the comparable term of the training loss, that on the data; the whole training loss if
+    neither was measured."""
+    training, calibration = series(records, "denoising"), stage_series(stages, "loss")
+    on_data = bool(training[0] or calibration[0])
+    training = training if on_data else series(records, "loss")
     if training[0]:
         draw_smoothed(axes, *training, MODEL_COLOURS["dense"], "training")
     if calibration[0]:
@@ -123,8 +125,7 @@ def _losses(axes: Axes, stages: Sequence[SoftStage], records: Sequence[Record]) 
     scale_values(axes, [*training[1], *calibration[1]])
     title_legend(axes, *axes.get_legend_handles_labels(), handlelength=1.5)
     axes.grid(axis="y")
-    title = "Loss on the data" if name == "denoising" or calibration[0] else "Training loss"
-    labelled(axes, title, "", "mean squared error")
+    labelled(axes, *(("Loss on the data", "", "mean squared error") if on_data else ("Training loss", "", "loss")))
 
 
 def _energy(axes: Axes, stages: Sequence[SoftStage]) -> None:
