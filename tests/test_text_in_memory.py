@@ -66,7 +66,8 @@ def test_guidance_needs_an_empty_prompt():
 
 
 SCORING = ScoringConfig(num_timesteps=1, num_images=4, batch_size=2)
-MODELS = (unet_condition, sdxl, sd3, pixart, flux, chroma, sana, z_image, lumina_2, qwen_image)
+OTHERS = (unet_condition, sd3, pixart, flux, sana, lumina_2, qwen_image)
+MODELS = (sdxl, chroma, z_image, *(pytest.param(make, marks=pytest.mark.slow) for make in OTHERS))
 
 
 def latents_for(model: nn.Module) -> dict[str, torch.Tensor]:
