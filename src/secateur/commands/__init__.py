@@ -37,6 +37,6 @@ RESUMING = frozenset(
         "finetune",
         "evaluate",
         "sample",
+        "encode",
     }
-    | {"encode"}
 )
