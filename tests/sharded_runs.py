@@ -1,6 +1,8 @@
 """Recoveries in several processes, each with all weights or with shards of them; torchrun starts them."""
 
+import atexit
 import json
+import os
 import sys
 from contextlib import suppress
 from dataclasses import replace
@@ -178,6 +180,16 @@ def run(folder: Path, parallel: str, names: list[str]) -> None:
             train(folder, name, parallel)
 
 
+def no_group_is_left() -> None:
+    """Fail if threads of a process group run on: they abort the interpreter at times when it shuts down under them."""
+    running = {task.joinpath("comm").read_text().strip() for task in Path("/proc/self/task").iterdir()}
+    if left := [name for name in running if "gloo" in name]:
+        print(f"still running at exit: {left}", file=sys.stderr, flush=True)
+        os._exit(3)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    if sys.platform == "linux":
+        atexit.register(no_group_is_left)  # runs last: what is registered later is called before
     run(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])

@@ -17,6 +17,7 @@ import torch
 import torch.distributed
 from accelerate.state import PartialState
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from .errors import SecateurError, first_line
 from .files import write_text
@@ -189,13 +190,18 @@ def abandon_process_group() -> None:
 
 
 def _end_process_group() -> None:
-    """Destroy the group before the interpreter shuts down, after all model wrappers, unless the script failed.
+    """Destroy the groups before the interpreter shuts down, after all model wrappers, unless the script failed.
 
-    A wrapper that outlives its group holds Python's lock while it waits for threads that may need that lock.
+    A wrapper that outlives its group holds Python's lock while it waits for threads that may need that lock. A group
+    that is still held when the interpreter shuts down may abort the process: one of its threads may be about to free a
+    tensor, for which it needs that lock. The meshes of FSDP hold theirs, and caches of torch hold the meshes.
     """
     if torch.distributed.is_initialized() and not hasattr(sys, "last_value"):
+        _patient.clear()
         gc.collect()
         torch.distributed.destroy_process_group()
+        for mesh in (each for each in gc.get_objects() if type(each) is DeviceMesh):
+            mesh._pg_registry.clear()
 
 
 def require_folder(command: str, out: object) -> None:
