@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 import torch
 from diffusers.models.attention import BasicTransformerBlock, FeedForward
+from diffusers.models.normalization import RMSNorm
 from safetensors.torch import load_file
 from torch import nn
 
@@ -52,6 +53,8 @@ BUILDERS = {
     "uvit": lambda: models.uvit(num_heads=4, skip=True),
     "decoder": lambda: AutoencoderKLDecoder(models.autoencoder()),
 }
+NORMS = (RMSNorm, nn.RMSNorm)
+SANDWICHED = ["lumina2", "z-image"]
 STREAMS = {"dit", "pixart", "sd3", "flux", "sana", "z-image", "lumina2", "qwen-image", "uvit"}
 
 
@@ -108,7 +111,31 @@ def test_the_refit_lowers_the_error_of_every_architecture(name, kind):
     assert {key: value.shape for key, value in before.state_dict().items()} == {k: v.shape for k, v in now.items()}
     changed = {key for key, value in before.state_dict().items() if not torch.equal(value, now[key])}
     lossy = {name for name, reader in result.readers.items() if reader.before > 0}
-    assert {key.rpartition(".")[0] for key in changed} == lossy
+    norms = {f"{key}.weight" for key, module in pruned.named_modules() if isinstance(module, NORMS)}
+    assert {key.rpartition(".")[0] for key in changed - norms} == lossy
+    assert bool(changed & norms) == (name in SANDWICHED)
+
+
+@pytest.mark.parametrize("name", SANDWICHED)
+def test_blocks_with_norms_behind_their_layers_take_over_what_another_added(name):
+    """Every layer is fitted to the stream; the norms' weights are, too, since nothing else makes an addition longer."""
+    dense = BUILDERS[name]()
+    cut = Cut({}, ("layers.2",))
+    pruned = remove(copy.deepcopy(dense), describe(dense), cut)
+    batch = batch_of(dense)
+    result = compensate(pruned, dense, process_of(dense), batch, CONFIG, [cut])
+    assert {reader.target for reader in result.readers.values()} == {"stream"}
+    assert result.after < result.before / 2
+
+
+def test_blocks_of_another_stream_have_no_part_in_a_goal():
+    """The first block after those of the image alone, which is missing, reads image and text."""
+    dense = BUILDERS["z-image"]()
+    cut = Cut({}, ("layers.0",))
+    pruned = remove(copy.deepcopy(dense), describe(dense), cut)
+    result = compensate(pruned, dense, process_of(dense), batch_of(dense), CONFIG, [cut])
+    for name, reader in result.readers.items():
+        assert (reader.before == 0) == name.startswith("noise_refiner"), name
 
 
 @pytest.mark.parametrize("name", BUILDERS)
@@ -200,7 +227,9 @@ def test_if_nothing_was_removed_no_weight_changes(name):
     assert_same(same, dense)
 
 
-@pytest.mark.parametrize(("name", "target"), [("unet", "output"), ("dit", "output"), ("dit", "stream")])
+@pytest.mark.parametrize(
+    ("name", "target"), [("unet", "output"), ("dit", "output"), ("dit", "stream"), ("lumina2", "stream")]
+)
 def test_a_stopped_compensation_resumes_from_its_folder(name, target, tmp_path):
     config = replace(CONFIG, target=target)
     _, _, whole, expected = compensated(name, "both", config)
@@ -240,7 +269,7 @@ from dataclasses import replace
 from secateur.base.distributed import is_main_process
 from test_compensation import CONFIG, compensated
 torch.set_num_threads(1)
-for name in ("unet", "dit"):
+for name in ("unet", "dit", "lumina2"):
     _, _, pruned, result = compensated(name, "both", replace(CONFIG, batch_size=4), torch.float64)
     if is_main_process():
         save_file(pruned.state_dict(), f"{sys.argv[1]}/{name}.safetensors")
@@ -397,8 +426,9 @@ def test_sums_can_be_kept_on_another_device(name, monkeypatch):
 
     monkeypatch.setattr(Parking, "park", park)
     parked = compensated(name, "both", replace(CONFIG, offload=True))[2].state_dict()
-    for key, value in compensated(name, "both")[2].state_dict().items():  # views come back dense, and round differently
-        torch.testing.assert_close(parked[key], value, atol=1e-4, rtol=1e-4)
+    rounding = 1e-3 if name in SANDWICHED else 1e-4  # views come back dense, and round differently
+    for key, value in compensated(name, "both")[2].state_dict().items():
+        torch.testing.assert_close(parked[key], value, atol=rounding, rtol=rounding)
     assert sum(moved) > 10_000
 
 

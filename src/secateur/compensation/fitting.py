@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 from ..base.console import Advance
 from ..base.distributed import is_main_process, wait_for_everyone
@@ -18,7 +19,6 @@ from ..base.errors import SecateurError
 from ..base.files import atomic_file, read_json, write_json
 from ..base.fingerprint import fingerprint
 from ..results.compensation import Reader
-from .counterparts import Projection
 
 KEY = "compensation.json"  # identifies what the layers in a folder were fitted for
 
@@ -31,7 +31,7 @@ class Fitting:
         self.left: dict[str, str] = {}  # layers that were not refitted, and why
         self._advance, self._folder = advance, folder
 
-    def fitted_before(self, layers: Mapping[str, Projection]) -> bool:
+    def fitted_before(self, layers: Mapping[str, nn.Module]) -> bool:
         """Restore these layers if a stopped run had fitted all of them; return whether it had."""
         if self._folder is None or not all(_path(self._folder, name).is_file() for name in layers):
             return False
@@ -43,7 +43,7 @@ class Fitting:
         self._advance(len(layers), "")
         return True
 
-    def keep(self, layers: Mapping[str, Projection], readers: Mapping[str, Reader]) -> None:
+    def keep(self, layers: Mapping[str, nn.Module], readers: Mapping[str, Reader]) -> None:
         """Keep the new weights of layers, and note their errors."""
         self.readers.update(readers)
         if self._folder is not None and is_main_process():

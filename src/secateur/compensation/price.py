@@ -22,6 +22,7 @@ from .compensate import MEASURED
 from .config import CompensationConfig
 from .counterparts import Projection, counterparts, projection
 from .gated import AT_ONCE_BYTES, conjugate_flops, exact_flops, exact_is_better
+from .normed import STEPS, norms_behind
 from .passes import Pass, stops
 from .targets import chosen_target, layers_to_refit
 
@@ -105,10 +106,10 @@ def price(
     kwargs = tree_map_only(Tensor, lambda value: remember(value.to("meta"), value), given)
     with torch.no_grad(), without_memory():
         flops = [count_repeated_flops(*each, kwargs)[""] for each in ((hollow, structure), (hollow_dense, whole))]
-        positions, waiting = _walk(hollow, structure, list(layers), kwargs)
+        walked, waiting = _walk(hollow, structure, list(layers), kwargs)
         waiting += _walk(hollow_dense, whole, [layer.dense for layer in layers.values()], kwargs)[1]
     fit = _stream_price if target == "stream" else _output_price
-    prices = {name: fit(projection(hollow, name), _rows(positions[name], config), config) for name in positions}
+    prices = {name: fit(projection(hollow, name), at, config) for name, at in walked.items()}
     passes = _passes(hollow, structure, list(layers), config) if target == "stream" else 1.0
     passes += min(MEASURED / config.num_tuples, 1.0)
     return Price(
@@ -134,13 +135,20 @@ def measure_speed(device: torch.device | str = "cpu", size: int = 1024) -> float
     return 3 * 2 * size**3 / (time.perf_counter() - begun)
 
 
-def _rows(positions: int, config: CompensationConfig) -> int:
-    return config.num_tuples * min(positions, config.rows_each)
+@dataclass(frozen=True)
+class _Walked:
+    """A layer as a pass calls it: its positions for a tuple, and whether a norm follows it at once."""
+
+    positions: int
+    normed: bool
+
+    def rows(self, config: CompensationConfig) -> int:
+        return config.num_tuples * min(self.positions, config.rows_each)
 
 
-def _output_price(layer: Projection, rows: int, config: CompensationConfig) -> LayerPrice:
+def _output_price(layer: Projection, at: _Walked, config: CompensationConfig) -> LayerPrice:
     """Half of A's products are skipped, as A is symmetric; its factorization is in float64."""
-    columns, outputs = _columns(layer), len(layer.weight)
+    rows, columns, outputs = at.rows(config), _columns(layer), len(layer.weight)
     gathered = rows * columns * (columns + 4 * outputs)
     solved = columns**2 * (columns / 3 + 2 * outputs)
     at_once = rows * min(config.batch_size, config.num_tuples) // config.num_tuples
@@ -148,11 +156,11 @@ def _output_price(layer: Projection, rows: int, config: CompensationConfig) -> L
     return LayerPrice(rows, columns, outputs, held, gathered + FLOAT64 * solved)
 
 
-def _stream_price(layer: Projection, rows: int, config: CompensationConfig) -> LayerPrice:
-    columns, outputs, tuples = _columns(layer), len(layer.weight), config.num_tuples
-    held = (
-        4 * rows * (2 * columns + 5 * outputs)
-    )  # parts and whole; errors, the dense stream, and the layer's own output
+def _stream_price(layer: Projection, at: _Walked, config: CompensationConfig) -> LayerPrice:
+    rows, columns, outputs, tuples = at.rows(config), _columns(layer), len(layer.weight), config.num_tuples
+    held = 4 * rows * (2 * columns + 6 * outputs)  # parts and whole; the layer's output, errors and the dense stream
+    if at.normed:
+        held += 4 * rows * (columns + 8 * outputs)  # rows divided by the outputs' sizes; outputs that are tried
     flops = 2.0 * rows * columns**2
     if exact_is_better(tuples, rows, columns, outputs):
         flops += SMALL * exact_flops(tuples, columns, outputs)
@@ -160,7 +168,8 @@ def _stream_price(layer: Projection, rows: int, config: CompensationConfig) -> L
     else:
         flops += conjugate_flops(rows, columns, outputs) + FLOAT64 * columns**3 / 3
         held += 8 * columns * (2 * columns + 6 * outputs)
-    return LayerPrice(rows, columns, outputs, held, config.rounds * flops)
+    steps = 2 * STEPS if at.normed else 1  # in two orders
+    return LayerPrice(rows, columns, outputs, held, config.rounds * steps * flops)
 
 
 def _columns(layer: Projection) -> int:
@@ -178,28 +187,28 @@ def _passes(model: nn.Module, structure: Structure, layers: Sequence[str], confi
 
 def _walk(
     model: nn.Module, structure: Structure, names: Sequence[str], kwargs: Mapping[str, Any]
-) -> tuple[dict[str, int], int]:
-    """Number of positions of a tuple at each layer that is called, and the most bytes that wait with it."""
+) -> tuple[dict[str, _Walked], int]:
+    """Each layer that is called, and the most bytes that wait with it."""
 
-    def walk(found: Repeats) -> tuple[dict[str, int], int]:
+    def walk(found: Repeats) -> tuple[dict[str, _Walked], int]:
         like = {name: found.like(name) for name in names}
         with left_out(model, structure, found):
-            positions, most = _walked(model, set(like.values()), kwargs)
-        return {name: positions[each] for name, each in like.items() if each in positions}, most
+            layers, most = _walked(model, set(like.values()), kwargs)
+        return {name: layers[each] for name, each in like.items() if each in layers}, most
 
     return once(model, structure, walk)
 
 
-def _walked(model: nn.Module, names: Collection[str], kwargs: Mapping[str, Any]) -> tuple[dict[str, int], int]:
+def _walked(model: nn.Module, names: Collection[str], kwargs: Mapping[str, Any]) -> tuple[dict[str, _Walked], int]:
     positions: dict[str, int] = {}
     most = 0
-    with stops({name: model.get_submodule(name) for name in names}):
+    layers = {name: projection(model, name) for name in names}
+    with stops(layers), norms_behind(model, layers) as norms:
         reached = Pass(partial(model, **kwargs))
         while (call := reached.call) is not None:
             storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage() for tensor in reached.tensors()}
             most = max(most, sum(storage.nbytes() for storage in storages.values()))
             output = call()
-            channels = len(projection(model, call.name).weight)
-            positions.setdefault(call.name, output.numel() // channels)
+            positions.setdefault(call.name, output.numel() // len(layers[call.name].weight))
             reached.resume(output)
-    return positions, most
+    return {name: _Walked(count, name in norms) for name, count in positions.items()}, most

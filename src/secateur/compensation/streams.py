@@ -4,9 +4,9 @@ So each block corrects all errors before it, and the block before a removed one 
 block i whose next survivor is j, the goal is the dense model's stream before j; for the last survivor, the stream after
 the dense model's last block.
 
-As a function of the output p of one of its projections, with the others fixed, a block's result is s + g p: the stream,
-and a gate g for each image and channel. The gates are found by calling the block on streams of zeros with p set to ones
-and to zeros, so any block of this form can be refitted, however it computes its gates.
+As a function of the output p of one of its projections, with the others fixed, a block's result is s + g f(p), in one
+of the forms of `gates`. The gates are found by calling the block on streams of zeros with p set to ones and to zeros,
+so any block of these forms can be refitted, however it computes its gates.
 
 B tuples of a micro-batch, P positions of its streams (those of several streams one after another), C channels.
 """
@@ -30,16 +30,13 @@ from ..structure import Block, first_argument, owning_block, pick, returned_tens
 from .config import CompensationConfig
 from .counterparts import Counterparts, Layer, Projection, projection
 from .fitting import Fitting
-from .gated import gated_change
+from .gates import FORMS, Change, Form, Gate, joined, written_alike
 from .least_squares import with_ones
+from .normed import norms_behind, scales_only
 from .outputs import OutputFit, relative
 from .passes import Call, Parking, Pass, at_hand, begin, calls_of, lead_on, stops
 from .positions import by_position, change_weights, choose_positions, chosen, input_rows
 from .tuples import Tuples
-
-AFFINE = 1e-3  # largest |output - (s + g p)| / |g p| that counts as rounding; more for half precision
-HALF_AFFINE = 5e-2
-ROUNDED = 2  # units in the last place of the whole stream, by which a small layer's share of it may be off
 
 
 def refit_to_streams(
@@ -73,7 +70,7 @@ def refit_to_streams(
             goals, targets = [], []
             for teacher in teachers:
                 with at_hand(parking, teacher):
-                    goal, outputs = _goal(teacher, there, begins, watched)
+                    goal, outputs = _goal(teacher, there, outside, begins, watched)
                 goals.append(goal)
                 targets.append(outputs)
             if own:
@@ -84,20 +81,40 @@ def refit_to_streams(
 
 
 def _goal(
-    teacher: Pass, blocks: Mapping[str, Block], begins: set[str], watched: Mapping[str, nn.Module]
+    teacher: Pass,
+    blocks: Mapping[str, Block],
+    modules: Mapping[str, nn.Module],
+    begins: set[str],
+    watched: Mapping[str, nn.Module],
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The dense stream before the next survivor, (B, P, C), and the outputs of the `watched` layers until there."""
+    """The dense stream before the next survivor, (B, P, C), and the outputs of the `watched` layers until there.
+
+    Blocks of another stream may run in between, as those of a text do beside those of an image.
+    """
+    assert teacher.call is not None
+    begun = teacher.call.name
     goal: Tensor | None = None
     outputs: dict[str, Tensor] = {}
     while teacher.call is not None and (goal is None or teacher.call.name not in begins):
         call = teacher.call
+        block = blocks[call.name]
         with _observed(watched) as seen:
             output = call()
         outputs |= {name: found for name, (_, found) in seen.items()}
-        goal = joined(returned_tensors(blocks[call.name], output))
+        if goal is None or _same_list(begun, call.name) or torch.equal(_given(call, block, modules[call.name]), goal):
+            goal = joined(returned_tensors(block, output))
         teacher.resume(output)
     assert goal is not None
     return goal, outputs
+
+
+def _same_list(one: str, other: str) -> bool:
+    return one.rpartition(".")[0] == other.rpartition(".")[0]
+
+
+def _given(call: Call, block: Block, module: nn.Module) -> Tensor:
+    """The streams that the block is called with."""
+    return joined(pick(streams_of(block, module), call.args, call.kwargs))
 
 
 @dataclass(frozen=True)
@@ -127,28 +144,41 @@ class _BlockRefit:
 
     def __call__(self) -> None:
         """Refit the layers in the order in which the block calls them, in `config.rounds` rounds."""
-        if self.fitting.fitted_before(self.modules):
-            return
-        with at_hand(self.parking, self.students[0]), _observed(self.modules) as seen:
-            _call_of(self.students[0])()
+        first = self.students[0]
+        with (
+            at_hand(self.parking, first),
+            _observed(self.modules) as seen,
+            norms_behind(self.module, self.modules) as met,
+        ):
+            _call_of(first)()
+        norms = {name: norm for name, norm in met.items() if scales_only(norm, seen[name][1])}
         for name in self.layers:
             if name not in seen:
                 self.fitting.leave(name, "a pass of the model does not call it")
-        gates = written_alike([self._gates(call) for call, *_ in self._micro_batches()])
+        fitted = {name: nn.ModuleList([self.modules[name], *([norms[name]] if name in norms else [])]) for name in seen}
+        if self.fitting.fitted_before(fitted):
+            return
+        each = written_alike([self._gates(call) for call, *_ in self._micro_batches()])
+        gates = {name: [batch[name] for batch in each] for name in seen}
         readers: dict[str, Reader] = {}
         for _ in range(self.config.rounds):
             for place, name in enumerate(seen):
-                change, reader = self._refit(name, 64 * self.index + place, [each[name] for each in gates])
-                change_weights(self.modules[name], same_in_all_processes(change))
+                change, reader = self._refit(name, 64 * self.index + place, gates[name], norms.get(name))
+                change_weights(self.modules[name], same_in_all_processes(change.weights))
+                if name in norms:
+                    factors = same_in_all_processes(change.factors)
+                    _scale(norms[name], factors)
+                    gates[name] = [gate.times(factors) for gate in gates[name]]
                 readers[name] = _since(readers[name], reader) if name in readers else reader
-        self.fitting.keep(self.modules, readers)
+        self.fitting.keep(fitted, readers)
 
-    def _refit(self, name: str, index: int, gates: Sequence[Gate]) -> tuple[Tensor, Reader]:
-        """The change (K, M) of the layer's weights, and its errors."""
+    def _refit(self, name: str, index: int, gates: Sequence[Gate], norm: nn.Module | None) -> tuple[Change, Reader]:
+        """The change of the layer's weights, and its errors."""
         begun = time.monotonic()
-        if self._is_affine(name, gates):
-            return self._to_stream(name, index, gates, begun)
-        return self._to_output(name, index, begun)
+        form = self._form_of(name, gates)
+        if form is None:
+            return self._to_output(name, index, begun)
+        return self._to_stream(name, index, gates, form, norm is not None, begun)
 
     def _micro_batches(self) -> Iterator[tuple[Call, Tensor, Mapping[str, Tensor], Tuples]]:
         """The call of the block, its goal, the targets of its layers, and the tuples."""
@@ -156,8 +186,8 @@ class _BlockRefit:
             with at_hand(self.parking, student):
                 yield _call_of(student), goal, targets, tuples
 
-    def _to_output(self, name: str, index: int, begun: float) -> tuple[Tensor, Reader]:
-        """Refit the layer to its own dense output, if the stream is not linear in it."""
+    def _to_output(self, name: str, index: int, begun: float) -> tuple[Change, Reader]:
+        """Refit the layer to its own dense output, if the stream depends on it in another way."""
         layer, module = self.layers[name], self.modules[name]
         fit = OutputFit(layer, module, index, self.config)
         for call, _, outputs, tuples in self._micro_batches():
@@ -165,26 +195,31 @@ class _BlockRefit:
                 call()
             given, present = seen[name]
             fit.add(given, outputs[layer.dense], tuples, lambda present=present: present)  # type: ignore[misc]
-        return fit.solve(begun)
+        change, reader = fit.solve(begun)
+        return Change(change, change.new_ones(change.shape[1]), change.new_zeros(0)), reader
 
-    def _to_stream(self, name: str, index: int, gates: Sequence[Gate], begun: float) -> tuple[Tensor, Reader]:
+    def _to_stream(
+        self, name: str, index: int, gates: Sequence[Gate], form: Form, rescale: bool, begun: float
+    ) -> tuple[Change, Reader]:
         module = self.modules[name]
-        bias = module.bias is not None
-        xs, errors, size = [], [], 0.0
+        bias, is_image = module.bias is not None, isinstance(module, nn.Conv2d)
+        xs, outputs, errors, size = [], [], [], 0.0
         for gate, (call, goal, _, tuples) in zip(gates, self._micro_batches(), strict=True):
             with _observed({name: module}) as seen:
                 output = joined(returned_tensors(self.block, call()))
             wanted = gate.positions(goal)
             at = choose_positions(tuples.numbers, wanted.shape[1], self.config.rows_each, index, self.config.seed)
-            x = input_rows(module, seen[name][0], at)
+            given, present = seen[name]
+            x = input_rows(module, given, at)
             xs.append(with_ones(x) if bias else x)
+            outputs.append(chosen(by_position(present, is_image), at))
             errors.append(chosen(gate.positions(goal - output), at))
             size += float(in_float64(chosen(wanted, at)).square().sum())
-        x_IRK, error_IRM = _padded(xs), _padded(errors)
+        x_IRK, output_IRM, error_IRM = _padded(xs), _padded(outputs), _padded(errors)
         gate_IM = torch.cat([gate.values for gate in gates]).to(x_IRK)
-        change = gated_change(x_IRK, gate_IM, error_IRM, self.config.ridge, bias, sum_over_processes)
-        left = error_IRM - gate_IM[:, None] * (x_IRK @ change.to(x_IRK))
-        squares = [float(in_float64(values).square().sum()) for values in (error_IRM, left)]
+        ridge = self.config.ridge
+        change = Change(*form.change(x_IRK, output_IRM, gate_IM, error_IRM, ridge, bias, rescale, sum_over_processes))
+        squares = [float(in_float64(values).square().sum()) for values in (error_IRM, change.left)]
         counts = torch.tensor([*squares, size, sum(x[..., 0].numel() for x in xs)], dtype=torch.float64)
         counts = counts.to(where_float64(x_IRK.device))
         before, after, wanted_square, rows = sum_over_processes(counts).tolist()
@@ -205,8 +240,8 @@ class _BlockRefit:
             for name in self.modules
         }
 
-    def _is_affine(self, name: str, gates: Sequence[Gate]) -> bool:
-        """Whether the stream is s + g p in the layer's output p, tested on the first micro-batch with a gate."""
+    def _form_of(self, name: str, gates: Sequence[Gate]) -> Form | None:
+        """The form of the stream in the layer's output, tested on the first micro-batch with a gate."""
         tested = next((number for number, gate in enumerate(gates) if gate.values.any()), 0)
         first, gate = self.students[tested], gates[tested]
         with at_hand(self.parking, first), _observed(self.modules) as seen:
@@ -219,48 +254,9 @@ class _BlockRefit:
         with at_hand(self.parking, first), _replaced(self.modules, put):
             without = joined(returned_tensors(self.block, _call_of(first)()))
         output = by_position(seen[name][1], isinstance(self.modules[name], nn.Conv2d))
-        change = gate.positions(whole - without)
-        fits = change.shape == output.shape
-        if fits:
-            expected = gate.values[:, None] * output
-            rounding = AFFINE if whole.dtype in (torch.float32, torch.float64) else HALF_AFFINE
-            rounded = ROUNDED * torch.finfo(whole.dtype).eps
-            fits = bool((change - expected).norm() <= rounding * expected.norm() + rounded * whole.norm())
-        return bool(same_in_all_processes(torch.tensor(fits, dtype=torch.int64, device=whole.device)))
-
-
-@dataclass(frozen=True)
-class Gate:
-    """A gate for each image and channel, (B, C), which of the streams (S,) it writes, and how many positions each has.
-
-    Texts of different lengths give a stream another number of positions in each micro-batch.
-    """
-
-    values: Tensor
-    written: Tensor
-    sizes: Tensor
-
-    @staticmethod
-    def of(moved: Sequence[Tensor]) -> Gate:
-        """The gate from the change of every stream, (B, P, C) each, for an output of ones."""
-        streams = [tokens(stream) for stream in moved]
-        changed = [bool(stream.any()) for stream in streams]
-        gated = streams[changed.index(True)] if any(changed) else streams[0]
-        sizes = torch.tensor([stream.shape[1] for stream in streams], device=gated.device)
-        return Gate(gated[:, 0], torch.tensor(changed, device=gated.device), sizes)
-
-    def positions(self, streams_BPC: Tensor) -> Tensor:
-        """The written positions of the joined streams; none if the gate is zero everywhere."""
-        return streams_BPC[:, self.written.repeat_interleave(self.sizes)]
-
-
-def written_alike(gates: Sequence[Mapping[str, Gate]]) -> list[dict[str, Gate]]:
-    """The gates of every micro-batch, by layer, with the streams that any of them writes in any process: a gate may be
-    zero for all images of one."""
-    written = {
-        name: sum_over_processes(torch.stack([each[name].written for each in gates]).sum(0)) > 0 for name in gates[0]
-    }
-    return [{name: replace(gate, written=written[name]) for name, gate in each.items()} for each in gates]
+        holds = [gate.explains(whole, without, output, form) for form in FORMS]
+        agreed = same_in_all_processes(torch.tensor(holds, dtype=torch.int64, device=whole.device))
+        return next((form for form, held in zip(FORMS, agreed.tolist(), strict=True) if held), None)
 
 
 def _padded(rows: Sequence[Tensor]) -> Tensor:
@@ -277,16 +273,6 @@ def _since(first: Reader, last: Reader) -> Reader:
 def _call_of(student: Pass) -> Call:
     assert student.call is not None
     return student.call
-
-
-def tokens(stream: Tensor) -> Tensor:
-    """A stream as (B, P, C)."""
-    return by_position(stream, is_image=stream.ndim == 4)
-
-
-def joined(streams: Sequence[Tensor | None]) -> Tensor:
-    """The positions of all streams, one after another: (B, P, C)."""
-    return torch.cat([tokens(stream) for stream in streams if stream is not None], dim=1)
 
 
 def _without_streams(call: Call, block: Block, module: nn.Module) -> Call:
@@ -313,6 +299,12 @@ def _observed(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, tuple[Tens
         for name, module in modules.items():
             hooks.enter_context(module.register_forward_hook(watch(name), with_kwargs=True))
         yield seen
+
+
+def _scale(norm: nn.Module, factors_M: Tensor) -> None:
+    weight = norm.get_parameter("weight")
+    with torch.no_grad():
+        weight.copy_(weight * factors_M)
 
 
 @contextmanager

@@ -34,10 +34,10 @@ from ..base.console import progress
 from ..base.devices import in_float64
 from ..base.errors import TrainingError
 from ..base.rules import Count, at_least
+from ..compensation.gates import tokens
 from ..compensation.least_squares import Sums, refit, with_ones
 from ..compensation.passes import Pass, stops
 from ..compensation.positions import choose_positions, chosen
-from ..compensation.streams import tokens
 from ..data import Batch
 from ..models.network import in_full_precision, inference
 from ..models.predict import predict
