@@ -29,6 +29,8 @@ from training_runs import images
 QUICK = ProgressiveConfig(stages=2, decay_stages=2, stage_steps=1)  # units are removed before step 3
 SCORING = ScoringConfig(num_timesteps=2, num_images=4)
 CONFIG = RecoveryConfig(steps=6, batch_size=4, learning_rate=3e-3, checkpoint_every=2, log_every=1)
+APART = ProgressiveConfig(stages=2, decay_stages=2, stage_steps=2)  # units are removed before step 6
+LONGER = replace(CONFIG, steps=9)
 INNER = "down_blocks.0.resnets.0.inner"
 WIDTH, DEPTH, BOTH = (CutConfig(granularity=name, round_to=2) for name in ("width", "depth", "both"))
 
@@ -78,10 +80,6 @@ def toss(structure, seed=0):
         return Scored({name: torch.rand(shape, generator=generator).double() for name, shape in shapes.items()})
 
     return scorer, calls
-
-
-APART = ProgressiveConfig(stages=2, decay_stages=2, stage_steps=2)  # units are removed before step 6
-LONGER = replace(CONFIG, steps=9)
 
 
 def apart(**changes):
