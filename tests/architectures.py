@@ -4,6 +4,7 @@ import inspect
 import re
 import textwrap
 from collections.abc import Iterable
+from pathlib import Path
 
 import diffusers.models
 import torch
@@ -14,6 +15,7 @@ from secateur.models.discovery.inputs import working
 from secateur.models.discovery.prove import Proven, prove
 from secateur.models.discovery.shrink import reductions
 
+TABLE = Path(__file__).parent.parent / "docs" / "architectures.md"
 NAMES = sorted(name for name in dir(diffusers.models) if "Transformer" in name or "DiT" in name)
 DEPTH = 3  # blocks of a list
 LARGEST = 12_000_000  # parameters of a model that is worth the time

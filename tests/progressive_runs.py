@@ -5,11 +5,13 @@ from dataclasses import asdict, replace
 
 import torch
 
+from models import dit
 from secateur.criteria import ScoringConfig, score
 from secateur.data.conditions import accepts
 from secateur.models.network import example_inputs
 from secateur.models.registry import describe
-from secateur.recovery import RecoveryConfig
+from secateur.process.flow import FlowProcess
+from secateur.recovery import RecoveryConfig, recover
 from secateur.schedules import (
     CutConfig,
     Progressive,
@@ -27,6 +29,8 @@ from training_runs import images
 QUICK = ProgressiveConfig(stages=2, decay_stages=2, stage_steps=1)  # units are removed before step 3
 SCORING = ScoringConfig(num_timesteps=2, num_images=4)
 CONFIG = RecoveryConfig(steps=6, batch_size=4, learning_rate=3e-3, checkpoint_every=2, log_every=1)
+APART = ProgressiveConfig(stages=2, decay_stages=2, stage_steps=2)  # units are removed before step 6
+LONGER = replace(CONFIG, steps=9)
 INNER = "down_blocks.0.resnets.0.inner"
 WIDTH, DEPTH, BOTH = (CutConfig(granularity=name, round_to=2) for name in ("width", "depth", "both"))
 
@@ -76,3 +80,14 @@ def toss(structure, seed=0):
         return Scored({name: torch.rand(shape, generator=generator).double() for name, shape in shapes.items()})
 
     return scorer, calls
+
+
+def apart(**changes):
+    return pruner_for(dit(), FlowProcess(), "macs=45%", "taylor", BOTH, replace(APART, **changes))
+
+
+def run(folder, data=None, config=LONGER, pruner=None, teacher=None, build=dit, process=None):
+    """A progressive run that removes widths and blocks; returns the model and its average."""
+    model = build()
+    average = recover(model, process or FlowProcess(), data or images(), config, folder, teacher, pruner or apart())
+    return model, average

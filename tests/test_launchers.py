@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from secateur.base import distributed
+from secateur.base.devices import device_of_process
 from secateur.base.distributed import adopt_launcher, patient_group, process_count, process_group, process_index
 from secateur.base.errors import SecateurError, TrainingError
 from secateur.recovery import RecoveryConfig
@@ -150,3 +151,9 @@ def test_full_precision_goes_with_the_new_switches_and_puts_them_back():
         assert matmul.fp32_precision == "tf32"
     finally:
         matmul.fp32_precision = before
+
+
+@pytest.mark.parametrize(("name", "device"), [("cuda", "cuda:3"), ("cuda:1", "cuda:1"), ("cpu", "cpu"), ("mps", "mps")])
+def test_every_process_of_a_launcher_has_a_device_of_its_own(name, device, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert device_of_process(name) == torch.device(device)

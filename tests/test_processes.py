@@ -13,8 +13,7 @@ import pytest
 import secateur
 from models import unet
 from secateur.base.errors import SecateurError
-from test_recovery_trainer import CONFIG
-from training_runs import TWO, log, start
+from training_runs import CONFIG, TWO, log, start
 
 BEGIN = """
 import os
@@ -25,8 +24,7 @@ from models import dit
 from secateur.process.flow import FlowProcess
 from secateur.base.distributed import wait_for_everyone
 from secateur.recovery import recover
-from test_recovery_trainer import CONFIG
-from training_runs import Failing, images
+from training_runs import CONFIG, Failing, images
 torch.set_num_threads(1)
 """
 MANY = (

@@ -3,7 +3,6 @@
 import copy
 import json
 import runpy
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,34 +16,17 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import secateur
+from loop_runs import DATA, LABELLED, SCORING, macs, pruning_of
 from models import dit, output, unet
-from secateur.base.errors import SecateurError, TrainingError
-from secateur.criteria import ScoringConfig
+from secateur.base.errors import TrainingError
 from secateur.models.network import example_inputs
 from secateur.models.registry import describe
 from secateur.process.diffusion import DiffusionProcess
 from secateur.recovery import AttachedPruner, Decision, Ema, RecoveryConfig, recover
 from secateur.recovery.surgery import cut_in_training
 from secateur.schedules import AdaptiveConfig, CutConfig, ProgressiveConfig
-from secateur.schedules import Pruning as PruningOfObjects
 from secateur.structure import Cut, StructureBuilder, remove
-from secateur.structure.cost import cost_model
 from training_runs import assert_same, images
-
-SCORING = ScoringConfig(num_timesteps=2, num_images=4)
-QUICK = ProgressiveConfig(stages=2, decay_stages=2, stage_steps=1)  # units are removed at the fourth call
-DATA = images().images[:4] * 2 - 1
-LABELLED = [{"images": DATA, "labels": torch.arange(4)}]
-
-
-def pruning_of(model, optimizer=None, ema=None, steps=6, **changes):
-    options = {"target": "macs=60%", "schedule": QUICK, "cut": CutConfig(round_to=2), "scoring": SCORING}
-    options |= {"data": DATA, "process": DDPMScheduler()}
-    return secateur.Pruning(model, optimizer=optimizer, ema=ema, steps=steps, **options | changes)
-
-
-def macs(model):
-    return cost_model(model, describe(model), example_inputs(model, 1))({}).macs
 
 
 def test_a_plain_loop_of_thirty_lines():
@@ -339,76 +321,7 @@ def test_tied_weights_stay_tied():
     assert len(optimizer.param_groups[0]["params"]) == len(list(model.parameters())) == 3
 
 
-# --------------------------------------------------------------------------------------------------- refusals
-
-
-def test_what_cannot_work_is_refused_before_anything_changes():
-    model = unet()
-    for changes, message in [
-        ({"schedule": "progresive"}, "schedule is 'progresive'; give one-shot or progressive or adaptive"),
-        ({"schedule": QUICK, "steps": 3}, "progressive pruning takes 3 steps, recovery has 3"),
-        ({"schedule": AdaptiveConfig(stages=1), "cut": CutConfig()}, "the adaptive schedule drops blocks"),
-        ({"target": "macs=1%"}, "out of reach"),
-    ]:
-        with pytest.raises(SecateurError, match=message):
-            pruning_of(model, **changes)
-    assert_same(model, unet())
-
-
-def test_what_a_cut_excludes_stays_whole():
-    model = unet()
-    pruning = pruning_of(
-        model, schedule="one-shot", target="macs=80%", cut=CutConfig(round_to=2, exclude=("mid_block.*",))
-    )
-    pruning.step()
-    dense = {name: value.shape for name, value in unet().named_parameters()}
-    changed = {name for name, value in model.named_parameters() if value.shape != dense[name]}
-    assert changed
-    assert not [name for name in changed if name.startswith("mid_block.")]
-    with pytest.raises(SecateurError, match="'no_block' matches no width"):
-        pruning_of(unet(), cut=CutConfig(exclude=("no_block",)))
-    blocks = {"schedule": "adaptive", "target": "blocks=3", "cut": CutConfig("local", "depth", exclude=("*.0",))}
-    with pytest.raises(SecateurError, match="the adaptive schedule decides over all blocks"):
-        pruning_of(dit(), **blocks)
-
-
-def test_a_latency_is_measured_when_pruning_is_made(monkeypatch):
-    model = unet()
-    dense = macs(model)
-
-    def clock(model, structure):
-        """A latency in ms that equals the percentage of the MACs."""
-        cost = cost_model(model, structure, example_inputs(model, 1))
-        counts = lambda cut: {name: len(units) for name, units in cut.kept.items()}  # noqa: E731
-        return lambda cut: 100 * cost(counts(cut), cut.removed_blocks).macs / dense
-
-    monkeypatch.setattr("secateur.runs.loops.latency_of", clock)
-    assert pruning_of(model, target="latency=60ms", schedule="one-shot").step()
-    assert 0.5 * dense < macs(model) <= 0.6 * dense
-    with pytest.raises(SecateurError, match="latency=1ms needs latency_of"):
-        PruningOfObjects(
-            unet(), target="latency=1ms", data=DATA, process=DiffusionProcess(), steps=6, schedule="one-shot"
-        )
-
-
-def test_a_state_that_was_taken_stays_as_it_was():
-    pruning = pruning_of(unet(), schedule="one-shot")
-    state = pruning.state_dict()
-    assert pruning.step()
-    assert (state["steps"], state["cuts"]) == (0, [])
-    pruning_of(unet(), schedule="one-shot").load_state_dict(state)
-
-
-def test_a_state_of_another_pruning_is_refused():
-    state = pruning_of(unet()).state_dict()
-    with pytest.raises(TrainingError, match=r"other settings \(stage_steps 1 there, 2 here\)"):
-        pruning_of(unet(), schedule=ProgressiveConfig(2, 2, 2), steps=9).load_state_dict(state)
-    with pytest.raises(TrainingError, match=r"other settings \(cut.round_to 2 there, 8 here\)"):
-        pruning_of(unet(), cut=CutConfig()).load_state_dict(state)
-    begun = pruning_of(unet())
-    begun.step()
-    with pytest.raises(TrainingError, match="has begun already"):
-        begun.load_state_dict(state)
+# ----------------------------------------------------------------------------------------- examples, compilers
 
 
 @pytest.mark.slow
@@ -419,33 +332,6 @@ def test_the_example_prunes_to_half_of_the_macs(tmp_path, monkeypatch, capsys):
     example["main"]()
     assert "units were removed" in capsys.readouterr().out
     assert secateur.inspect("pruned-digits").history[0]["target"] == "macs=50%"
-
-
-@pytest.mark.parametrize("schedule", [QUICK, AdaptiveConfig(stages=2, rerank="once")])
-def test_a_resumed_loop_keeps_its_goal_when_the_data_are_others(schedule):
-    """A random criterion finds another goal with every seed, as a latency or an augmented data set may."""
-    blocks = isinstance(schedule, AdaptiveConfig)
-    options = {"schedule": schedule, "target": "blocks=2" if blocks else "macs=60%", "criterion": "random", "steps": 8}
-    options |= {"cut": CutConfig(granularity="depth")} if blocks else {"cut": CutConfig(granularity="both", round_to=2)}
-
-    def begun(seed):
-        model = dit()
-        return model, pruning_of(model, **options, data=LABELLED, scoring=replace(SCORING, seed=seed))
-
-    whole, pruning = begun(0)
-    states = []
-    for _ in range(8):
-        pruning.step()
-        states.append(pruning.state_dict())
-    other, later = begun(1)
-    state = json.loads(json.dumps(states[0]))
-    state["settings"] = later.state_dict()["settings"]  # the seed alone differs there
-    later.load_state_dict(state)
-    for _ in range(7):
-        later.step()
-    assert {name: value.shape for name, value in other.named_parameters()} == {
-        name: value.shape for name, value in whole.named_parameters()
-    }
 
 
 def test_compiled_models_train_under_the_masks():
@@ -459,13 +345,3 @@ def test_compiled_models_train_under_the_masks():
         with torch.no_grad():
             torch.testing.assert_close(compiled(**inputs).sample, model(**inputs).sample)
     assert min(min(values) for values in pruning.masks.values()) < 1
-
-
-def test_a_module_in_eval_mode_stays_there():
-    model = unet().train()
-    model.mid_block.eval()
-    pruning = pruning_of(model)
-    for _ in range(2):
-        pruning.step()
-    assert model.training
-    assert not any(module.training for module in model.mid_block.modules())

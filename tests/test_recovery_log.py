@@ -15,8 +15,7 @@ from secateur.recovery import OBJECTIVES, JacobianConfig, Objective, parallel, r
 from secateur.recovery.balance import norm
 from secateur.recovery.checkpoints import newest_checkpoint
 from secateur.recovery.objectives.denoising import denoising_terms
-from test_recovery_trainer import CONFIG
-from training_runs import BALANCED, Failing, assert_logs_agree, assert_same, images, log, smaller
+from training_runs import BALANCED, CONFIG, Failing, assert_logs_agree, assert_same, images, log, smaller
 
 
 def test_gradient_norms_of_the_terms_are_logged(caplog, tmp_path):

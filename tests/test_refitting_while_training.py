@@ -11,6 +11,7 @@ from diffusers.training_utils import EMAModel
 import secateur
 from adaptive_runs import CONFIG as ADAPTIVE
 from adaptive_runs import adaptive, sit
+from loop_runs import pruning_of
 from models import dit, output, unet
 from progressive_runs import CONFIG, calibration, pruner_for
 from secateur.base.errors import TrainingError
@@ -24,7 +25,6 @@ from secateur.results import read_decisions
 from secateur.schedules import Compensating
 from secateur.schedules.pruning import OneShot
 from secateur.structure import Cut
-from test_pruning_loops import pruning_of
 from training_runs import Failing, assert_same, images, stage_log
 
 REFIT = CompensationConfig(num_tuples=8, rows=500)

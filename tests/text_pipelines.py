@@ -37,7 +37,10 @@ from transformers import (
 )
 
 from models import randomize
-from pipelines import LINEAR, deep_compression, vae
+from pipelines import LINEAR, deep_compression, image_folder, vae
+from secateur.data import LatentDataset
+from secateur.runs.data import encode_data, open_data
+from secateur.runs.subject import open_subject
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 WIDTH = 8
@@ -225,3 +228,14 @@ PIPELINES = {
     "sana": sana,
 }
 NOISE = torch.randn(2, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def captioned(tmp_path):
+    return image_folder(tmp_path / "images", captions=True)
+
+
+def opened(folder, data):
+    loaded = open_subject(str(folder), device="cpu")
+    dataset = encode_data(open_data(str(data), loaded), loaded)
+    assert isinstance(dataset, LatentDataset)
+    return loaded, dataset

@@ -15,8 +15,11 @@ from torch import nn
 
 from models import dit
 from secateur.data import ArrayDataset, Batch
-from secateur.recovery import JacobianConfig
+from secateur.recovery import JacobianConfig, RecoveryConfig
 
+CONFIG = RecoveryConfig(
+    steps=6, batch_size=4, learning_rate=1e-3, checkpoint_every=2, log_every=1, dropout=0.1, label_dropout=0.5
+)
 # A Jacobian term that would outweigh the others without the automatic weight, and that weight at every step.
 BALANCED = {"weights": {"jacobian": 1e6}, "jacobian": JacobianConfig(auto_weight=True), "grad_norms_every": 1}
 TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")

@@ -23,11 +23,11 @@ from safetensors.torch import save_file
 from test_kills import COMMANDS, CPU_SECONDS, prepared
 
 from models import sd3
+from original_models import HEADS, Original
 from secateur.base.errors import SecateurError
 from secateur.data import load_data
 from secateur.evaluation.statistics import read_statistics
 from secateur.io.single_file import load_single_file, write_single_file
-from test_convert import HEADS, Original
 
 GIB = 1
 TRAPS = ("x.py", "a.py", "custom.py", "model/x.py", "pipeline/x.py", "pipeline/unet/x.py")  # names in damaged files
