@@ -122,7 +122,7 @@ def train(folder, fail_at=0, launcher=()):
     return start(folder.with_suffix(".py"), SCRIPT, folder, fail_at, launcher=launcher).wait()
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_two_processes_take_the_decisions_of_one_and_resume_them(tmp_path):
     assert train(tmp_path / "one") == 0
     assert train(tmp_path / "two", launcher=TWO) == 0

@@ -320,7 +320,7 @@ def test_sums_can_be_kept_on_another_device(name, monkeypatch):
 
     monkeypatch.setattr(Parking, "park", park)
     parked = compensated(name, "both", replace(CONFIG, offload=True))[2].state_dict()
-    rounding = 1e-3 if name in SANDWICHED else 1e-4  # views come back dense, and round differently
+    rounding = 1e-2 if name in SANDWICHED else 1e-4  # views come back dense, and round differently
     for key, value in compensated(name, "both")[2].state_dict().items():
         torch.testing.assert_close(parked[key], value, atol=rounding, rtol=rounding)
     assert sum(moved) > 10_000

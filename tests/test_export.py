@@ -39,9 +39,10 @@ def test_a_pruned_model_compiles_to_one_graph(make):
     check_compiled(model, torch.compile(model, fullgraph=True, backend="aot_eager"))
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("make", [unet, dit])
+@pytest.mark.parametrize(
+    "make", [pytest.param(dit, marks=pytest.mark.slow), pytest.param(unet, marks=pytest.mark.torture)]
+)
 def test_a_pruned_model_compiles_to_kernels(make):
     model = pruned(make)
     check_compiled(model, torch.compile(model, fullgraph=True))

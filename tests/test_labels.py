@@ -213,7 +213,7 @@ def places(tmp_path, monkeypatch):
     return str(tmp_path / "pipeline"), str(image_folder(tmp_path / "images", classes=True))
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_sweep_on_new_labels_warms_up_once(tmp_path, places, capsys, monkeypatch):
     model, data = places
     arguments = {"data": data, "targets": ("macs=80%",), "steps": 2, "out": tmp_path / "sweep", **MANY}

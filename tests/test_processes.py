@@ -80,6 +80,7 @@ def test_several_processes_need_a_folder(name, monkeypatch):
         getattr(secateur, name)("nowhere", **given)
 
 
+@pytest.mark.slow
 def test_processes_that_see_different_folders_say_so(tmp_path):
     run = start(tmp_path / "own.py", EACH_ITS_OWN, tmp_path / "run", launcher=TWO, stderr=subprocess.PIPE)
     assert b"process 1 does not see " in run.communicate(timeout=300)[1]

@@ -95,6 +95,7 @@ def test_what_was_pruned_softly_can_be_pruned_again(compressed, quiet, tmp_path)
     assert torch.equal(output(secateur.from_pretrained(tmp_path / "copy")), output(after))
 
 
+@pytest.mark.slow
 def test_a_compression_that_is_done_does_nothing_twice(compressed, models, quiet, monkeypatch):
     def never(*_, **__):
         raise AssertionError

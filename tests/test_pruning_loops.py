@@ -334,6 +334,7 @@ def test_the_example_prunes_to_half_of_the_macs(tmp_path, monkeypatch, capsys):
     assert secateur.inspect("pruned-digits").history[0]["target"] == "macs=50%"
 
 
+@pytest.mark.slow
 def test_compiled_models_train_under_the_masks():
     model = dit()
     compiled = torch.compile(model, backend="eager")

@@ -47,6 +47,7 @@ def test_what_no_quality_is_refused(text):
         parse_target(text)
 
 
+@pytest.mark.slow
 def test_the_smallest_model_of_that_quality_is_found_and_every_trial_is_reported(tmp_path):
     model = unet()
     pruned = secateur.prune(model, target="loss=50%", compensation=REFIT, out=tmp_path / "run", **ASKED)

@@ -44,6 +44,7 @@ def test_what_is_frozen_gets_no_factors(monkeypatch):
         check_student(dit(), replace(config, lora=LoraConfig(2, targets=("*.attn1.*",))))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("peft") is None, reason="needs peft")
 def test_low_rank_factors_are_trained_merged_and_kept(tmp_path):
     config = replace(CONFIG, lora=LoraConfig(2, targets=("*.attn1.*", "*.ff.*"), keep=True), objective="distillation")

@@ -53,6 +53,7 @@ def test_a_run_in_memory_is_saved_and_loads(tmp_path_factory):
     assert torch.equal(output(secateur.from_pretrained(folder / "run" / "model")), output(run.model))
 
 
+@pytest.mark.slow
 def test_a_run_saved_again_has_the_pipeline_of_the_newer_one(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "run"
     run = secateur.compress(

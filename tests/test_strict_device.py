@@ -41,7 +41,8 @@ def test_the_stand_in_refuses_what_a_gpu_does():
     child("-c", RULES)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["dit", "unet"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("unet", marks=pytest.mark.slow), pytest.param("dit", marks=pytest.mark.torture)]
+)
 def test_every_stage_runs_on_another_device(name):
     child(str(CHILD), name)

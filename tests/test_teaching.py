@@ -124,6 +124,7 @@ def test_finetune_and_its_dry_run_choose_the_book_by_themselves(device_of, tmp_p
     assert "The dense model answered 4 tuples" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_book_that_is_too_large_is_not_recorded(monkeypatch, caplog):
     given = {"target": "macs=60%", "process": "ddpm"}
     whole = secateur.plan(unet(), **given)

@@ -139,6 +139,7 @@ def test_stable_diffusion_is_compressed_into_a_pipeline_ready_to_call(tmp_path, 
     assert secateur.load_pipeline(tuned / "pipeline").unet.num_parameters() == pipeline.unet.num_parameters()
 
 
+@pytest.mark.slow
 def test_what_asks_for_the_empty_prompt_is_allowed_before_captions_are_encoded(tmp_path, cache, data):
     stable_diffusion(tmp_path / "pipeline")
     about = {"data": str(data), "device": "cpu"}
