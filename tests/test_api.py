@@ -185,6 +185,10 @@ def test_a_user_applies_a_cut_by_hand():
     assert secateur.apply_cut(model, secateur.Cut({dim.name: kept})) is model
     assert parameters(model) < before
     assert model(**secateur.example_inputs(model, 2)).sample.shape[0] == 2
+    with pytest.raises(secateur.SecateurError, match="the model has no dim or block named mid"):
+        secateur.apply_cut(model, secateur.Cut({"mid": (0,)}))
+    with pytest.raises(secateur.SecateurError, match="Linear"):
+        secateur.describe(torch.nn.Linear(2, 2))
 
 
 def test_wrong_types_are_one_line():

@@ -97,7 +97,12 @@ def test_models_have_fingerprints() -> None:
         swapped.proj_out_2.weight.copy_(swapped.proj_out_2.weight.flip(0))
     others = [model_fingerprint(other, PROCESS), model_fingerprint(swapped, PROCESS)]
     others += [model_fingerprint(dit(), FlowProcess()), model_fingerprint(dit().bfloat16(), PROCESS)]
-    assert len({found, *others}) == 5
+    configured, moved = dit(), dit()
+    configured.register_to_config(norm_eps=1e-3)
+    moved.register_to_config(_name_or_path="elsewhere")
+    others += [model_fingerprint(configured, PROCESS)]
+    assert len({found, *others}) == 6
+    assert model_fingerprint(moved, PROCESS) == found
 
 
 def test_a_stopped_evaluation_redraws_no_finished_image(

@@ -17,6 +17,10 @@ class ModelError(SecateurError):
     """A model folder that is missing, truncated, hostile, or of an unknown architecture."""
 
 
+class StructureError(SecateurError, ValueError):
+    """A model whose structure is not known, or a cut or a pattern that does not fit it."""
+
+
 class TargetError(SecateurError):
     """A size or a speed that cannot be parsed or reached."""
 

@@ -53,5 +53,8 @@ def tensors_fingerprint(tensors: Mapping[str, Tensor]) -> str:
 
 
 def model_fingerprint(model: nn.Module, process: object) -> str:
-    """Changes with the class of `model`, with the text of `process`, and with any tensor of the model."""
-    return fingerprint([type(model).__name__, repr(process), tensors_fingerprint(model.state_dict())])
+    """Changes with the class of `model`, with its config but for where it came from, with any tensor of it, and with
+    the text of `process`."""
+    config = getattr(model, "config", None)
+    public = {key: value for key, value in config.items() if key[0] != "_"} if isinstance(config, Mapping) else {}
+    return fingerprint([type(model).__name__, public, repr(process), tensors_fingerprint(model.state_dict())])

@@ -19,7 +19,7 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
-from ..base.errors import ModelError, SecateurError, is_out_of_memory
+from ..base.errors import ModelError, SecateurError, StructureError, is_out_of_memory
 
 MODULES_PER_TENSOR = 10  # few modules have no tensors of their own: lists, activations, dropout
 LARGEST_SIDE = 4096  # of a sample: memory depends on it, and the weights do not show it
@@ -37,6 +37,8 @@ def loading(place: str | Path, what: str = "cannot be loaded") -> Iterator[None]
         yield
     except ModelError:
         raise
+    except StructureError as error:
+        raise ModelError(f"{place} {what}: {error}") from error
     except SecateurError as error:
         raise ModelError(str(error)) from error
     except Exception as error:

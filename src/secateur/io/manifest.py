@@ -16,7 +16,7 @@ import msgspec
 from accelerate import init_empty_weights
 from torch import nn
 
-from ..base.errors import SecateurError
+from ..base.errors import SecateurError, StructureError
 from ..base.records import record_of
 from ..base.shards import require_whole
 from ..models.registry import architecture_named, describe, family_of, is_known
@@ -195,7 +195,7 @@ def pruned_skeleton(manifest: Manifest) -> nn.Module:
     """The pruned model that `manifest` describes, on the meta device: its cuts are replayed on the base.
 
     Raises:
-        ValueError: a cut does not fit.
+        StructureError: a cut does not fit.
     """
     model = dense_skeleton(manifest)
     for cut in composed(manifest):
@@ -210,7 +210,7 @@ def composed(manifest: Manifest) -> Iterator[Cut]:
     A dim that a cut names for the first time may exist only since the cut before, such as the channels of a last head.
 
     Raises:
-        ValueError: a cut does not fit the model after the one before it, or there are far too many.
+        StructureError: a cut does not fit the model after the one before it, or there are far too many.
     """
     kept: dict[str, tuple[int, ...]] = {}
     count = 0
@@ -222,13 +222,13 @@ def composed(manifest: Manifest) -> Iterator[Cut]:
         for name, dim in dims.items():
             before = kept.get(name)
             if before is not None and (len(before) != dim.size or not all(0 <= unit < dim.size for unit in dim.kept)):
-                raise ValueError(f"a cut of {name} is not of the {len(before)} units that were left")
+                raise StructureError(f"a cut of {name} is not of the {len(before)} units that were left")
             kept[name] = dim.kept if before is None else tuple(before[unit] for unit in dim.kept)
         if step.removed_blocks:
             yield Cut(kept, step.removed_blocks)
             kept, count = {}, count + 1
         if count > MOST_CUTS:
-            raise ValueError(f"it lists more than {MOST_CUTS:,} cuts, one after another")
+            raise StructureError(f"it lists more than {MOST_CUTS:,} cuts, one after another")
     if kept:
         yield Cut(kept)
 

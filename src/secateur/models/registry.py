@@ -13,7 +13,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from ..base.errors import ModelError
+from ..base.errors import ModelError, StructureError
 from ..structure import Block, Structure
 from . import discovery
 from .families.aura_flow import AURA_FLOW
@@ -163,7 +163,7 @@ def describe(model: nn.Module) -> Structure:
     can be described again.
 
     Raises:
-        ValueError: the architecture is not declared, the model lacks a declared parameter, or it is quantized.
+        StructureError: the architecture is not declared, the model lacks a declared parameter, or it is quantized.
     """
     network = network_of(model)
     _refuse_quantized(network)
@@ -174,7 +174,7 @@ def left_out(model: nn.Module) -> Mapping[str, str]:
     """What discovery does not cut, and why, by name; empty for a declared architecture.
 
     Raises:
-        ValueError: as `describe`.
+        StructureError: as `describe`.
     """
     is_declared = family_of(model).describe not in (_discovered, discovery.describe)
     return {} if is_declared else discovery.discover(network_of(model)).left_out
@@ -182,12 +182,12 @@ def left_out(model: nn.Module) -> Mapping[str, str]:
 
 def _discovered(model: nn.Module) -> Structure:
     if not isinstance(model, ConfigMixin):
-        raise ValueError(unsupported(type(model).__name__))
+        raise StructureError(unsupported(type(model).__name__))
     try:
         return discovery.discover(model).structure
     except ValueError as error:
         name = type(model).__name__
-        raise ValueError(
+        raise StructureError(
             f"{name} is not declared, and its structure could not be discovered: {error}. "
             "docs/adding-an-architecture.md shows how to declare one"
         ) from error
@@ -199,7 +199,7 @@ def _refuse_quantized(model: nn.Module) -> None:
     coded = [name for name, parameter in model.named_parameters() if _is_coded(parameter)]
     if quantizer is not None or coded:
         by = f"{coded[0]} holds codes" if quantizer is None else type(quantizer).__name__
-        raise ValueError(
+        raise StructureError(
             f"{type(model).__name__} is quantized ({by}), which cannot be pruned; give the model before that"
         )
 
@@ -226,10 +226,10 @@ def _with_all_parameters(model: nn.Module, structure: Structure) -> Structure:
     if lacking is not None:
         layer, _, name = lacking.rpartition(".")
         if f"{layer}.parametrizations.{name}" in dict(model.named_modules()):
-            raise ValueError(
+            raise StructureError(
                 f"{lacking} is parametrized: call torch.nn.utils.parametrize.remove_parametrizations on {layer}"
             )
-        raise ValueError(
+        raise StructureError(
             f"{type(model).__name__} has no parameter {lacking}: merge or unload adapters, or correct the declaration"
         )
     return structure

@@ -6,6 +6,7 @@ from diffusers import UNet2DConditionModel, UNet2DModel
 from diffusers.models.embeddings import TimestepEmbedding
 from torch import nn
 
+from ...base.errors import StructureError
 from ...structure import Structure, StructureBuilder
 from ..family import Family
 from ..layers.convolution import declare_attention_after, declare_embedding, declare_resample, declare_resnet
@@ -32,16 +33,16 @@ def describe_unet2d(model: UNet2DModel | UNet2DConditionModel) -> Structure:
     that adds to it; skip connections read it again later.
 
     Raises:
-        ValueError: a block type whose structure is not declared here; or FreeU is on, which scales the first half of
-            the channels, whichever they are.
+        StructureError: a block type whose structure is not declared here; or FreeU is on, which scales the first half
+            of the channels, whichever they are.
     """
     if any(getattr(block, "s1", None) for block in model.up_blocks):
-        raise ValueError(
+        raise StructureError(
             f"FreeU is on in this {type(model).__name__}: call disable_freeu() first, and enable it after the cut"
         )
     for block in (*model.down_blocks, *model.up_blocks, model.mid_block):
         if block is not None and type(block).__name__ not in BLOCKS:
-            raise ValueError(
+            raise StructureError(
                 f"{type(model).__name__} block {type(block).__name__} is not supported; supported: {', '.join(BLOCKS)}"
             )
     builder = StructureBuilder()

@@ -6,6 +6,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
+from ...base.errors import StructureError
 from ...structure import Structure
 from ..conditions import Conditions
 from ..family import Draw, Family, Size
@@ -23,15 +24,17 @@ def describe_unet2d_condition(model: UNet2DConditionModel) -> Structure:
     """Declare `model` like any U-Net of images, after checking that all of its inputs are supported.
 
     Raises:
-        ValueError: it takes other inputs than a text of one width: an image, or its own guidance (LCM).
+        StructureError: it takes other inputs than a text of one width: an image, or its own guidance (LCM).
     """
     config: Any = model.config
     widths = config.cross_attention_dim
     if not isinstance(widths, int) and len(set(widths)) > 1:
-        raise ValueError(f"a U-Net that reads texts of several widths (cross_attention_dim={widths}) is not supported")
+        raise StructureError(
+            f"a U-Net that reads texts of several widths (cross_attention_dim={widths}) is not supported"
+        )
     for entry, known in KNOWN.items():
         if config.get(entry) not in known:
-            raise ValueError(f"a U-Net with {entry}={config[entry]!r} is not supported: it takes more than a text")
+            raise StructureError(f"a U-Net with {entry}={config[entry]!r} is not supported: it takes more than a text")
     return describe_unet2d(model)
 
 

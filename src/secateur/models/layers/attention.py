@@ -6,6 +6,7 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.transformers.transformer_flux import FluxAttention
 from torch import nn
 
+from ...base.errors import StructureError
 from ...structure.dims import StructureBuilder
 
 
@@ -23,12 +24,13 @@ def declare_attention(
     head with a norm is not cut.
 
     Raises:
-        ValueError: its projections are fused, or its processor has weights, whose heads would be regrouped silently.
+        StructureError: its projections are fused, or its processor has weights, whose heads would be regrouped
+            silently.
     """
     if attention.fused_projections:
-        raise ValueError(f"the projections of {name} are fused: load the model again, prune it, and fuse them then")
+        raise StructureError(f"the projections of {name} are fused: load the model again, prune it, and fuse them then")
     if isinstance(attention.processor, nn.Module) and next(attention.processor.parameters(), None) is not None:
-        raise ValueError(f"the processor of {name} holds weights (an IP-Adapter): unload it, then prune")
+        raise StructureError(f"the processor of {name} holds weights (an IP-Adapter): unload it, then prune")
     stream = list(hidden)
     projections = {
         projection: module

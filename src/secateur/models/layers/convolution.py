@@ -8,6 +8,7 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
+from ...base.errors import StructureError
 from ...structure.dims import Block, StructureBuilder
 from ...structure.streams import Skip
 from .attention import declare_attention
@@ -71,7 +72,7 @@ def declare_attention_after(
     """Declare the attention or transformer over `hidden` that follows resnet `layer` of `block`, if there is one.
 
     Raises:
-        ValueError: a kind of attention whose structure is not declared here.
+        StructureError: a kind of attention whose structure is not declared here.
     """
     attentions = getattr(block, "attentions", None) or ()
     if layer >= len(attentions) or attentions[layer] is None or isinstance(attentions[layer], Skip):
@@ -83,7 +84,7 @@ def declare_attention_after(
     elif isinstance(attention, Transformer2DModel):
         _declare_transformer(builder, name, attention, hidden)
     else:
-        raise ValueError(f"{name} is a {type(attention).__name__}, which is not supported")
+        raise StructureError(f"{name} is a {type(attention).__name__}, which is not supported")
 
 
 def _declare_transformer(
