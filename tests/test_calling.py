@@ -167,6 +167,17 @@ def test_a_class_of_diffusers_that_is_not_declared_is_cut_but_not_called():
         secateur.rank(model, data=data, criterion="taylor", process="flow", device="cpu")
 
 
+@pytest.mark.parametrize("work", ["compress", "finetune"])
+def test_what_would_call_it_refuses_it_before_anything_is_written(work, tmp_path):
+    model = CogView3PlusTransformer2DModel(num_layers=2, attention_head_dim=4, num_attention_heads=2, sample_size=8)
+    data = [{"latents": torch.randn(16, 8, 8), "encoder_hidden_states": torch.randn(4, 4096)}]
+    about = {"data": data, "process": "flow", "device": "cpu", "out": tmp_path / "run"}
+    asked = {"target": "macs=70%", "criterion": "magnitude"} if work == "compress" else {}
+    with pytest.raises(ModelError, match=r"^how CogView3PlusTransformer2DModel is called is not declared"):
+        getattr(secateur, work)(model, **asked, **about)
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_network_without_a_config_is_called_by_its_family():
     model = uvit()
     sample, conditions = example_batch(model, 2)

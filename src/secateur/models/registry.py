@@ -91,6 +91,16 @@ def _unknown(network: nn.Module, *_: Any) -> dict[str, Any]:
     )
 
 
+def check_callable(network: nn.Module) -> None:
+    """Check that it is known how `network` is called, before long work starts.
+
+    Raises:
+        ModelError: it is not.
+    """
+    if family_of(network).arguments is _unknown:
+        _unknown(network_of(network))
+
+
 class _Attachment:
     """A family that is attached to a network, to its copies, and to networks `along` with it, until all lose it."""
 

@@ -21,6 +21,7 @@ from ..io.manifest import beside, stage_of
 from ..io.pruned import saved_module
 from ..models.network import class_count, device_of, input_shape
 from ..models.precision import in_precisions
+from ..models.registry import check_callable
 from ..process.own import OwnObjective
 from ..recipes import Recipe
 from ..recovery import RecoveryConfig, WarmupConfig
@@ -154,6 +155,7 @@ def _check_refit(
     the data and the model have the conditions that tuples need."""
     model = subject.model
     if dataset is not None:
+        check_callable(model)
         check_null_condition(config, has_null_condition(model, dataset))
     if config.target == "stream":
         chosen_target(pruned_to(subject, planned), config)
@@ -187,6 +189,8 @@ def check_recovery(
             compare, or something that the device, the processes, the installed trackers or the model cannot do.
     """
     model, objective = subject.model, build_objective(recovery, teacher)
+    if dataset is not None:
+        check_callable(model)
     if objective.differentiates_twice and isinstance(subject.process, OwnObjective):
         raise SecateurError(f"objective {recovery.objective} perturbs noisy samples, which forward= and loss= lack")
     if objective.compares_blocks:
