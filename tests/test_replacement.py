@@ -10,15 +10,16 @@ from torch import nn
 import secateur
 from models import dit, flux, output, randomize, sample_for, sd3, unet
 from secateur.base.errors import SecateurError, TrainingError
-from secateur.criteria import ReplacementOptions, ScoringConfig, score
+from secateur.criteria import ReplacementOptions, ScoringConfig, ranking_memory, score
 from secateur.criteria.blocks.measure import draw_tuples
 from secateur.criteria.replacement import REPLACEMENT, StandIns, removal_distances
 from secateur.data import Batch
-from secateur.models.network import inference
+from secateur.models.network import example_batch, inference
 from secateur.models.predict import predict
 from secateur.models.registry import describe
 from secateur.process.flow import FlowProcess
 from secateur.structure import Block, Structure, masked
+from secateur.structure.memory import LiveBytes
 
 CONFIG = ScoringConfig(num_timesteps=4, num_images=6, batch_size=10)
 EXACT = ReplacementOptions(ridge=0.0)
@@ -259,3 +260,15 @@ def test_blocks_at_one_distance_are_ranked_in_the_order_of_the_search(monkeypatc
     scores = [ranking.scores[f"transformer_blocks.{i}"].item() for i in range(3)]
     assert scores == sorted(scores)
     assert len(set(scores)) == 3
+
+
+@pytest.mark.parametrize("make", [dit, sd3])
+@pytest.mark.parametrize(("batch_size", "images"), [(4, 8), (8, 24)])
+def test_its_memory_is_counted_before(make, batch_size, images):
+    model = make()
+    config = ScoringConfig(num_images=images, batch_size=batch_size, num_timesteps=4)
+    predicted = ranking_memory(model, PROCESS, "replacement", config)
+    with LiveBytes() as found:
+        score(model, PROCESS, Batch(*example_batch(model, images)), describe(model), "replacement", config)
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    assert predicted.peak == pytest.approx(found.peak + weights, rel=0.25)

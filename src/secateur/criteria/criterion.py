@@ -98,7 +98,7 @@ class Criterion(Generic[OptionsT]):
         ranks: every width and block, or blocks only.
         needs_data: whether it uses images and the process.
         timesteps: default number of timesteps; 0: all.
-        memory: computes its memory, if it uses gradients and so takes far more than the model; None if it does not.
+        memory: computes its memory, if it takes far more than the model; None if it does not.
     """
 
     name: str

@@ -20,8 +20,9 @@ B tuples of a micro-batch, P positions of a stream and R chosen ones, C channels
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeAlias
@@ -39,12 +40,14 @@ from ..compensation.least_squares import Sums, refit, with_ones
 from ..compensation.passes import Pass, stops
 from ..compensation.positions import choose_positions, chosen
 from ..data import Batch
-from ..models.network import in_full_precision, inference
+from ..models.network import example_batch, in_full_precision, inference
 from ..models.predict import predict
+from ..models.registry import describe
 from ..process.base import Process
 from ..structure import Structure, head_redirected, pick, returned_tensors, streams_of
 from .blocks.measure import BINS, Tuples, block_names, block_scores, draw_tuples, price_of_tuples
-from .criterion import Criterion, Options, Price, ScoringConfig
+from .criterion import Criterion, Memory, Options, Price, ScoringConfig
+from .memory import without_data, without_values
 from .ranking import Ranking
 
 Affine: TypeAlias = Tensor  # W', (K, C), the row of the bias last
@@ -261,4 +264,51 @@ def price(
     return Price((1 + measured) * price_of_tuples(model, process, structure, config, options).passes)
 
 
-REPLACEMENT = Criterion("replacement", ReplacementOptions, replacement, price, ranks="blocks", timesteps=BINS)
+def memory(model: nn.Module, process: Process, config: ScoringConfig, options: ReplacementOptions) -> Memory:
+    """Memory while all tuples wait before a block, counted on a copy without data, with the dense streams behind every
+    block, the dense predictions, and the sums of a fit."""
+    tuples = config.num_images * config.timesteps_of(process)
+    sample, conditions = example_batch(model, min(config.batch_size, tuples))
+    chosen_rows = max(1, options.rows // tuples)
+    structure = describe(model)
+
+    def counted(micro_batches: int) -> tuple[int, int]:
+        """The most bytes at a time, and the numbers in the chosen positions of all streams of one tuple."""
+        behind: dict[str, int] = {}
+        with without_data(model) as (hollow, live):
+            blocks = {name: hollow.get_submodule(name) for name in structure.blocks}
+            with torch.no_grad(), stops(blocks):
+                passes = [_waiting(hollow, process, sample, conditions) for _ in range(micro_batches)]
+                while (call := passes[0].call) is not None:
+                    given = pick(streams_of(structure.blocks[call.name], blocks[call.name]), call.args, call.kwargs)
+                    shapes = [tokens(stream).shape for stream in given]
+                    behind[call.name] = sum(min(P, chosen_rows) * C for _, P, C in shapes)
+                    fit = max(_fit_bytes(C, len(sample) * min(P, chosen_rows)) for _, P, C in shapes)
+                    for each in passes:
+                        each.resume()
+            return live.peak + fit, sum(behind.values())
+
+    (one, behind), (two, _) = counted(1), counted(2)
+    waiting = one + (math.ceil(tuples / len(sample)) - 1) * (two - one)
+    predictions = 2 * sample[0].numel() * torch.float64.itemsize
+    return Memory(waiting + tuples * (behind * torch.float32.itemsize + predictions))
+
+
+def _waiting(hollow: nn.Module, process: Process, sample: Tensor, conditions: Mapping[str, Tensor]) -> Pass:
+    """A pass of a model without data, with inputs of its own."""
+    dtype = next(hollow.parameters()).dtype
+    given = without_values({"sample": sample, "conditions": dict(conditions)}, dtype)
+    timesteps = process.timesteps(torch.zeros(len(sample)))
+    return Pass(lambda: predict(hollow, given["sample"], timesteps, given["conditions"]))
+
+
+def _fit_bytes(channels: int, rows: int) -> int:
+    """Bytes of sums and their factor, and of the rows of a micro-batch."""
+    columns = 2 * channels + 2
+    sums = torch.float64.itemsize * (2 * columns**2 + 2 * columns * channels)
+    return sums + torch.float32.itemsize * rows * (2 * columns + 4 * channels)
+
+
+REPLACEMENT = Criterion(
+    "replacement", ReplacementOptions, replacement, price, ranks="blocks", timesteps=BINS, memory=memory
+)
