@@ -47,7 +47,7 @@ def objective_for(teacher: nn.Module, name: str = "2ndmatch", **options: object)
 
 
 def terms_of(objective, student, teacher, process, found: Draw) -> dict[str, Tensor]:
-    with objective.context(teacher):
+    with objective.context():
         terms = objective.terms(student, teacher, process, found, objective.jacobian)
         objective.loss(terms).backward()
     return terms

@@ -20,7 +20,7 @@ from models import dit, half, unet
 from progressive_runs import BOTH, SCORING, pruner_for
 from secateur.base.distributed import is_main_process, process_group, same_in_all_processes
 from secateur.base.errors import SecateurError, TrainingError
-from secateur.base.shards import whole
+from secateur.base.shards import reshard, whole
 from secateur.criteria import CRITERIA, score
 from secateur.data import Batch
 from secateur.models.registry import describe
@@ -28,7 +28,7 @@ from secateur.process.diffusion import DiffusionProcess
 from secateur.process.flow import FlowProcess
 from secateur.recovery import FeaturesConfig, JacobianConfig, LoraConfig, RecoveryConfig, recover
 from secateur.recovery.checkpoints import newest_checkpoint
-from secateur.recovery.shards import mesh_over, reshard, sharded
+from secateur.recovery.shards import mesh_over, sharded
 from training_runs import Failing, images, smaller
 
 CONFIG = RecoveryConfig(steps=10, batch_size=8, learning_rate=1e-3, log_every=1, label_dropout=0.0, grad_norms_every=5)

@@ -115,7 +115,7 @@ def test_a_student_equal_to_the_teacher_has_no_loss_and_no_gradient(build, proce
     teacher, student = build(), build()
     book = written(teacher, config, process=process)
     objective, draw = build_objective(config, book), book.read(range(4))
-    with objective.context(book):
+    with objective.context():
         terms = objective.terms(student, book, process, draw, objective.jacobian)
         live = objective.terms(student, LiveTeacher(teacher.eval()), process, draw, objective.jacobian)
         objective.loss(terms).backward()

@@ -100,7 +100,7 @@ def test_a_weight_buys_the_same_share_of_the_gradient_at_every_resolution(object
         gradients = partial(
             torch.autograd.grad, inputs=list(student.parameters()), retain_graph=True, allow_unused=True
         )
-        with built.context(teacher):
+        with built.context():
             terms = built.terms(student, teacher, process, found, built.jacobian)
             lengths = {
                 name: norm([part for part in gradients(built.loss({name: value})) if part is not None])

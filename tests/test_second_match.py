@@ -139,7 +139,7 @@ def test_nothing_of_the_teacher_outlives_its_pass(name, options):
             module.register_forward_hook(lambda module, args, output: held.append(weakref.ref(output)))
     student.register_forward_pre_hook(lambda *_: alive.append(sum(reference() is not None for reference in held)))
     objective = objective_for(teacher, **options)
-    with objective.context(teacher):
+    with objective.context():
         terms = objective.terms(student, teacher, process, draw(process, labels=name == "dit"), objective.jacobian)
     assert len(held) > 20
     assert alive

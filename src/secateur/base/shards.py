@@ -6,6 +6,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from .errors import SecateurError
@@ -23,6 +24,16 @@ def whole(value: Tensor) -> Tensor:
 def is_sharded(model: nn.Module) -> bool:
     """Whether the parameters of `model` are sharded (FSDP2)."""
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def reshard(model: nn.Module) -> None:
+    """Make the shards of a sharded model its parameters again, and free the gathered ones.
+
+    After a pass without gradients, its parameters are gathered tensors, which have no gradients.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def require_whole(model: nn.Module, work: str) -> None:

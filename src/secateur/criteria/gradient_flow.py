@@ -26,11 +26,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.func import functional_call
 
 from ..base.console import progress
 from ..base.errors import TrainingError
+from ..base.shards import is_sharded, reshard
 from ..data import Batch
 from ..models.conditions import Conditions, rows
 from ..models.network import example_batch, inference
@@ -40,7 +40,7 @@ from ..process.base import Process, denoising_error
 from ..results import LossCurve
 from ..structure import Structure
 from .criterion import Criterion, Memory, Options, Price, ScoringConfig
-from .gradients import calibration_passes, calibration_timesteps, differentiable, reshard, stream_gradients
+from .gradients import calibration_passes, calibration_timesteps, differentiable, stream_gradients
 from .hessian_products import (
     HessianProduct,
     Loss,
@@ -122,7 +122,7 @@ def gradient_flow(
         TrainingError: a calibration loss is not finite.
     """
     flow: Flow
-    if options.hessian_product == "streamed" and not _in_shards(model):
+    if options.hessian_product == "streamed" and not is_sharded(model):
         flow, changes = streamed_changes(model, process, batch, structure, config, options)
     else:
         flow = statistics = gradient_flow_statistics(model, process, batch, config, options)
@@ -163,7 +163,7 @@ def gradient_flow_statistics(
     """
     reshard(model)
     noise, timesteps = _noise(batch, config), _timesteps(process, batch, config)
-    parameters, in_shards = _in_range(model), _in_shards(model)
+    parameters, in_shards = _in_range(model), is_sharded(model)
     if in_shards:
         check_shards(model, options)
     losses, norms, used = [], [], []
@@ -348,10 +348,6 @@ def _finite(loss: Tensor) -> float:
             "a calibration loss is not finite: check that the model's weights and its scheduler fit together"
         )
     return value
-
-
-def _in_shards(model: nn.Module) -> bool:
-    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
 def _in_range(model: nn.Module) -> dict[str, Tensor]:

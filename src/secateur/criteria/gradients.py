@@ -14,10 +14,10 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 
 from ..base.console import Advance, progress
 from ..base.errors import TrainingError
+from ..base.shards import reshard
 from ..data import Batch
 from ..models.conditions import repeated, rows
 from ..process.base import Process, denoising_error, timesteps_at
@@ -166,16 +166,6 @@ def calibration_passes(
 
     chunks = timesteps.split(max(1, batch_size // images))
     return [functools.partial(loss, chunk, part) for chunk in chunks for part in _parts(images, batch_size)]
-
-
-def reshard(model: nn.Module) -> None:
-    """Make the shards of a sharded model its parameters again.
-
-    After a pass without gradients, its parameters are gathered tensors, which have no gradients.
-    """
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
 
 
 def _parts(images: int, batch_size: int) -> Iterator[slice]:

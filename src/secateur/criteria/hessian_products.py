@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..base.shards import whole
+from ..base.shards import reshard, whole
 from ..structure.precision import full_precision
-from .gradients import differentiable, reshard, stream_gradients
+from .gradients import differentiable, stream_gradients
 
 Parameters = Mapping[str, Tensor]
 Loss = Callable[[Parameters], Tensor]

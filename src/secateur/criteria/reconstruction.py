@@ -31,7 +31,7 @@ from ..base.console import progress
 from ..base.devices import in_float64, where_float64
 from ..base.errors import ModelError, TrainingError
 from ..base.rules import Count, at_least
-from ..base.shards import whole
+from ..base.shards import reshard, whole
 from ..compensation.least_squares import mean_square, with_ones
 from ..compensation.positions import by_position, choose_positions, chosen, input_rows, weights_by_row
 from ..data import Batch
@@ -41,7 +41,6 @@ from ..process.base import Process
 from ..structure import Structure, first_argument
 from .blocks.measure import BINS, draw_tuples, measure_blocks, price_of_drops, price_of_tuples
 from .criterion import Criterion, Options, Price, ScoringConfig
-from .gradients import reshard
 from .ranking import Ranking
 
 INSTEAD = "exclude that width from the cut, or rank by another criterion"

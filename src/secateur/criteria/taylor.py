@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ..base.console import progress
+from ..base.shards import reshard
 from ..data import Batch
 from ..models.network import example_inputs, inference
 from ..models.predict import output_of
@@ -29,7 +30,6 @@ from .gradients import (
     calibration_timesteps,
     differentiable,
     in_range,
-    reshard,
     stream_gradients,
     timestep_losses,
     used_timesteps,

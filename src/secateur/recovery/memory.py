@@ -270,7 +270,7 @@ def _passes(
 ) -> None:
     student.zero_grad(set_to_none=True)
     for _ in range(min(config.accumulation, 2)):
-        with objective.context(teacher):
+        with objective.context():
             objective.loss(objective.terms(student, teacher, process, draw, objective.jacobian)).backward()
 
 

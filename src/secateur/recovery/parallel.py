@@ -19,7 +19,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.utils import get_total_norm
 from torch.utils.hooks import RemovableHandle
 
-from ..base.shards import whole
+from ..base.shards import reshard, whole
 from ..models.precision import stays_whole
 from ..teacher import Teacher
 from .balance import norm, summed_gradient
@@ -29,7 +29,7 @@ from .ema import Ema
 from .layout import lay_out, wants_channels_last
 from .offload import visiting
 from .shard_files import join_shards, joined
-from .shards import block_names, empty, exchange, fill, mesh_over, replace_parameters, reshard, shard_like, sharded
+from .shards import block_names, empty, exchange, fill, mesh_over, replace_parameters, shard_like, sharded
 
 AVERAGE = "average"  # folder of the averaged weights of a sharded run, until they are saved as a model
 

@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor, Replicate
 from torch.optim import Optimizer
 
 from ..base.distributed import process_count
-from ..base.shards import whole
+from ..base.shards import reshard, whole
 from ..models.registry import family_of
 from .lora import without_factors
 
@@ -65,13 +65,6 @@ def sharded(
         assert isinstance(shards, FSDPModule)
         shards.set_reshard_after_backward(False)
     return shards
-
-
-def reshard(shards: nn.Module) -> None:
-    """Free the gathered weights that passes left in memory."""
-    for module in shards.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
 
 
 def empty(model: nn.Module) -> None:

@@ -108,7 +108,7 @@ class Stepper:
         state, accelerator = self.state, self.accelerator
         set_learning_rate(state.optimizer, partial(learning_rate_at, self.config, state.step))
         objective = self.objective.at(state.step).scaled(state.jacobian_scale)
-        with objective.context(self.parallel.teacher), self._dropout():
+        with objective.context(), self._dropout():
             norms, objective = self._measure_norms(draws, objective)
             sums = self._accumulate(draws, objective)
         stopped = torch.full((), float(interrupted), device=accelerator.device)  # a copy from the CPU would wait

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from typing_extensions import Unpack
@@ -77,6 +76,6 @@ def replacement_distance(
         for name in blocks:
             require_known("block", name, subject.structure.blocks)
         config = REPLACEMENT.configured(scoring or ScoringConfig())
-        batch = calibration(subject, encode_data(required(dataset), subject), replace(config, options=None))
+        batch = calibration(subject, encode_data(required(dataset), subject), config)
         with stand_ins(subject.model, subject.process, batch, subject.structure, config) as found:
             return found.distance(blocks)

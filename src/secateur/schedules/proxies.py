@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from ..criteria.reductions import LAYERS
 from ..data import Batch
 from ..models.conditions import Conditions, rows
 from ..models.predict import predict
@@ -29,7 +30,6 @@ NTK_DRAWS = 4
 ZICO_BATCHES = 8  # two are far too noisy
 BATCH_SIZE = 16
 JUDGED_PASSES = BATCH_SIZE * (ZICO_BATCHES + NTK_DRAWS)  # passes of one image, forward and backward
-LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...base.rules import Count, check_fields
 from ...models.jacobian import Projection, higher_order
-from ...teacher import Contents, Teacher
+from ...teacher import Contents
 from ...teacher.config import JacobianAnswer
 
 Terms = dict[str, Tensor]
@@ -91,11 +91,9 @@ class Objective:
     def differentiates_twice(self) -> bool:
         return self.terms_without_jacobian is not None
 
-    def context(self, teacher: nn.Module | Teacher | None) -> AbstractContextManager[None]:
+    def context(self) -> AbstractContextManager[None]:
         """The context in which a step's forward and backward passes must run."""
-        if not self.differentiates_twice or teacher is None:
-            return nullcontext()
-        return higher_order(self.jacobian.projection)
+        return higher_order(self.jacobian.projection) if self.differentiates_twice else nullcontext()
 
     def without_denoising(self) -> Objective:
         """The objective without the process's noisy target."""
