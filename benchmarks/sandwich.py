@@ -31,7 +31,7 @@ PROCESS = FlowMatchEulerDiscreteScheduler()
 
 
 def network() -> nn.Module:
-    """1.3M parameters."""
+    """1.8M parameters; 9 blocks."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 96, "num_layers": 8, "num_refiner_layers": 1, "multiple_of": 16, "cap_feat_dim": CLASSES}
     heads = {"num_attention_heads": 6, "num_kv_heads": 3, "axes_dim_rope": (4, 6, 6), "axes_lens": (30, 16, 16)}

@@ -212,6 +212,11 @@ def test_latents_of_a_bare_network_are_not_clipped(scheduler):
     assert not process.scheduler().config.clip_sample
 
 
+def test_a_flow_on_latents_is_opened_without_a_word(caplog):
+    open_subject(unet(in_channels=4, out_channels=4), "flow", device="cpu")
+    assert not caplog.records
+
+
 def test_images_are_clipped_as_their_scheduler_says():
     for scheduler, clips in ((EulerDiscreteScheduler(), False), (DDPMScheduler(), True), ("ddpm", True)):
         process = open_subject(unet(), scheduler, device="cpu").process

@@ -29,7 +29,9 @@ def process_of(process: ProcessLike, model: nn.Module, latent: bool) -> Process:
     """
     if is_process(process):
         return process
-    return process_from_config(levels_of(config_of(process) or {}, model) | (UNCLIPPED if latent else {}))
+    config = levels_of(config_of(process) or {}, model)
+    clips = not str(config.get("_class_name")).startswith("FlowMatch")  # which would warn of settings it does not know
+    return process_from_config(config | (UNCLIPPED if latent and clips else {}))
 
 
 def levels_of(config: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:

@@ -192,7 +192,7 @@ def _to_load(arguments: WeightsArguments, default_device: str = "auto") -> Weigh
 
 
 def _settle(model: nn.Module, arguments: WeightsArguments) -> None:
-    """Move a model in memory to the device asked for.
+    """Move a model in memory to the device asked for, unless it has no weights.
 
     Raises:
         SecateurError: there are arguments for loading it.
@@ -200,7 +200,8 @@ def _settle(model: nn.Module, arguments: WeightsArguments) -> None:
     asked = {name for name, value in arguments.items() if value is not None} - {"component", "device"}
     if asked:
         raise SecateurError(f"this model is in memory already: leave out {', '.join(sorted(asked))}")
-    if (device := arguments.get("device")) is not None:
+    has_weights = not any(parameter.is_meta for parameter in model.parameters())
+    if (device := arguments.get("device")) is not None and has_weights:
         model.to(choose_device(str(device)))
 
 
