@@ -12,7 +12,7 @@ from progressive_runs import BOTH, QUICK, pruner_for
 from secateur.process.diffusion import DiffusionProcess
 from secateur.process.flow import FlowProcess
 from secateur.recovery import RecoveryConfig, optimizers, recover
-from secateur.recovery.optimizers import Muon, build_optimizer, is_matrix, multiplies_bfloat16, orthogonalized
+from secateur.recovery.optimizers import Muon, build_optimizer, matrix_names, multiplies_bfloat16, orthogonalized
 from training_runs import Failing, assert_same, images, log
 
 CONFIG = RecoveryConfig(
@@ -84,8 +84,12 @@ def test_vectors_and_embeddings_are_adamws():
         assert [group["rule"] for group in optimizer.param_groups] == ["muon", "adamw"]
         matrices = {id(parameter) for parameter in optimizer.param_groups[0]["params"]}
         for name, parameter in model.named_parameters():
-            assert (id(parameter) in matrices) == is_matrix(name, parameter)
-            assert is_matrix(name, parameter) == (parameter.ndim > 1 and "embed" not in name), name
+            assert (id(parameter) in matrices) == (parameter.ndim > 1 and "embed" not in name), name
+
+
+def test_an_embedding_is_known_by_its_class_too():
+    model = torch.nn.ModuleDict({"labels": torch.nn.Embedding(3, 4), "head": torch.nn.Linear(4, 2)})
+    assert matrix_names(model) == {"head.weight"}
 
 
 @pytest.mark.parametrize("at", [2, 5])
@@ -149,8 +153,9 @@ def distance(one, other):
 def test_a_loop_of_others_may_use_it_and_be_pruned():
     model = unet().train()
     named = dict(model.named_parameters())
-    matrices = [parameter for name, parameter in named.items() if is_matrix(name, parameter)]
-    optimizer = Muon(matrices, [parameter for name, parameter in named.items() if not is_matrix(name, parameter)])
+    by_muon = matrix_names(model)
+    matrices = [parameter for name, parameter in named.items() if name in by_muon]
+    optimizer = Muon(matrices, [parameter for name, parameter in named.items() if name not in by_muon])
     pixels = images().images[:4] * 2 - 1
     pruning = secateur.Pruning(
         model, target="macs=60%", schedule="one-shot", optimizer=optimizer, data=pixels, process=DDPMScheduler(),

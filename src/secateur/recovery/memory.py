@@ -40,7 +40,7 @@ from .accelerator import precision_on
 from .config import RecoveryConfig
 from .objectives import Objective
 from .objectives.build import build_objective
-from .optimizers import is_matrix
+from .optimizers import matrix_names
 from .quantized import BLOCK, SMALLEST
 from .shards import block_names, replace_parameters
 from .student import make_ready, silence_dropout, trained_dtype
@@ -160,10 +160,11 @@ def _together(
         dense = dense // shards + _gathered(teacher, twice, halves)
     if shards > 1:
         weights = weights // shards + _gathered(student, twice, halves)
+    by_muon = matrix_names(student)
     return RecoveryMemory(
         weights=weights,
         average=0 if "ema" in config.offload else average // shards,
-        moments=sum(_remembered(config, name, parameter) for name, parameter in trained.items()) // shards,
+        moments=sum(_remembered(config, each, name in by_muon) for name, each in trained.items()) // shards,
         teacher=dense,
         passes=passes,
     )
@@ -355,13 +356,13 @@ def _gathered(model: nn.Module, everything: bool, halves: bool) -> int:
     return size(left.values()) + max(around, default=0) + max(own.values(), default=0)
 
 
-def _remembered(config: RecoveryConfig, name: str, parameter: Tensor) -> int:
+def _remembered(config: RecoveryConfig, parameter: Tensor, by_muon: bool) -> int:
     """Bytes of the optimizer's state for a parameter."""
     entries, itemsize = parameter.numel(), max(4, parameter.element_size())
     if config.optimizer == "adamw8bit" and entries >= SMALLEST and entries % BLOCK == 0:
         return 2 * (entries + 4 * entries // BLOCK)
     if config.optimizer == "adafactor" and parameter.ndim > 1:
         return itemsize * (entries // parameter.shape[-1] + entries // parameter.shape[-2])
-    if config.optimizer == "adafactor" or (config.optimizer == "muon" and is_matrix(name, parameter)):
+    if config.optimizer == "adafactor" or (config.optimizer == "muon" and by_muon):
         return itemsize * entries
     return 2 * itemsize * entries

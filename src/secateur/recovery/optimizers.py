@@ -38,8 +38,9 @@ def build_optimizer(config: RecoveryConfig, model: nn.Module) -> Optimizer:
         return AdamW8bit([group], rate, config.betas, weight_decay=decay, bf16_stochastic_round=rounds)
     if config.optimizer == "adafactor":
         return torch.optim.Adafactor([group], rate, weight_decay=decay)
-    matrices = [parameter for name, parameter in named.items() if is_matrix(name, parameter)]
-    rest = [parameter for name, parameter in named.items() if not is_matrix(name, parameter)]
+    by_muon = matrix_names(model)
+    matrices = [parameter for name, parameter in named.items() if name in by_muon]
+    rest = [parameter for name, parameter in named.items() if name not in by_muon]
     return Muon(matrices, rest, config.muon_learning_rate, config.learning_rate, config.betas, config.weight_decay)
 
 
@@ -69,9 +70,11 @@ def set_learning_rate(optimizer: Optimizer, rate_at: Callable[[float], float]) -
             group["lr"] = rate
 
 
-def is_matrix(name: str, parameter: Tensor) -> bool:
-    """Whether Muon updates the parameter: a matrix or a convolution that is not (part of) an embedding."""
-    return parameter.ndim >= 2 and "embed" not in name
+def matrix_names(model: nn.Module) -> set[str]:
+    """The parameters that Muon updates: matrices and convolutions that are not (part of) an embedding."""
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    named = model.named_parameters()
+    return {name for name, each in named if each.ndim >= 2 and "embed" not in name and id(each) not in tables}
 
 
 class Muon(Optimizer):
