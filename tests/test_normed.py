@@ -133,12 +133,14 @@ def test_the_norm_behind_a_layer_is_found():
         def __init__(self) -> None:
             super().__init__()
             self.one, self.other = nn.Linear(4, 4), nn.Linear(4, 4)
-            self.before, self.behind = nn.RMSNorm(4), nn.RMSNorm(4)
+            self.third = nn.Linear(4, 4)
+            self.before, self.behind, self.shared = nn.RMSNorm(4), nn.RMSNorm(4), nn.RMSNorm(4)
 
         def forward(self, x: Tensor) -> Tensor:
-            return x + self.behind(self.one(self.before(x))) + self.other(x)
+            added = self.behind(self.one(self.before(x))) + self.other(x)
+            return x + added + self.shared(self.third(x)) + self.shared(x)
 
     block = Block()
-    with norms_behind(block, {"one": block.one, "other": block.other}) as found:
+    with norms_behind(block, {name: getattr(block, name) for name in ("one", "other", "third")}) as found:
         block(torch.randn(2, 4))
     assert found == {"one": block.behind}

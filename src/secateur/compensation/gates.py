@@ -23,23 +23,9 @@ ROUNDED = 2  # units in the last place of the whole stream, by which a small lay
 
 
 @dataclass(frozen=True)
-class Change:
-    """What a refit changes.
-
-    Attributes:
-        weights: added to the layer's weights (K, M), the bias's row last.
-        factors: of the weights of the norm behind it, (M,).
-        left: the error of the stream that is left, (I, R, M).
-    """
-
-    weights: Tensor
-    factors: Tensor
-    left: Tensor
-
-
-@dataclass(frozen=True)
 class Form:
-    """A form of f, on the last axis, and the best change of a layer for it, with the arguments of `normed_change`."""
+    """A form of f, on the last axis, and the best change of a layer for it, which takes and returns what
+    `normed_change` does."""
 
     apply: Callable[[Tensor], Tensor]
     change: Callable[..., tuple[Tensor, Tensor, Tensor]]

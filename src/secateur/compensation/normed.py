@@ -14,6 +14,7 @@ I images of R rows each, K columns (the ones last where there is a bias), M outp
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -107,14 +108,17 @@ class _Search:
 
 @contextmanager
 def norms_behind(model: nn.Module, layers: Mapping[str, nn.Module]) -> Iterator[dict[str, nn.Module]]:
-    """Collect the norms that are given the output of one of `layers`, by its name, in calls inside the with-block."""
+    """Collect the norms that are given the output of one of `layers` and nothing else, by the layer's name, in calls
+    inside the with-block."""
     outputs: dict[str, Any] = {}
     norms: dict[str, nn.Module] = {}
+    calls: Counter[nn.Module] = Counter()
 
     def remember(name: str) -> Callable[..., None]:
         return lambda module, args, output: outputs.__setitem__(name, output)
 
     def compare(norm: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        calls[norm] += 1
         given = first_argument(args, kwargs)
         norms.update({name: norm for name, output in outputs.items() if output is given})
 
@@ -125,6 +129,8 @@ def norms_behind(model: nn.Module, layers: Mapping[str, nn.Module]) -> Iterator[
             if isinstance(weight := getattr(module, "weight", None), nn.Parameter) and weight.ndim == 1:
                 hooks.enter_context(module.register_forward_pre_hook(compare, with_kwargs=True))
         yield norms
+    for name in [name for name, norm in norms.items() if calls[norm] > 1]:
+        del norms[name]
 
 
 def scales_only(norm: nn.Module, like_M: Tensor) -> bool:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ from ..structure import Block, first_argument, owning_block, pick, returned_tens
 from .config import CompensationConfig
 from .counterparts import Counterparts, Layer, Projection, projection
 from .fitting import Fitting
-from .gates import FORMS, Change, Form, Gate, joined, written_alike
+from .gates import FORMS, Form, Gate, joined, written_alike
 from .least_squares import with_ones
 from .normed import norms_behind, scales_only
 from .outputs import OutputFit, relative
@@ -117,6 +118,13 @@ def _given(call: Call, block: Block, module: nn.Module) -> Tensor:
     return joined(pick(streams_of(block, module), call.args, call.kwargs))
 
 
+class Change(NamedTuple):
+    """What is added to a layer's weights (K, M), the bias's row last, and the factors (M,) of those of its norm."""
+
+    weights: Tensor
+    factors: Tensor
+
+
 @dataclass(frozen=True)
 class _BlockRefit:
     """The refit of one surviving block; `students` has one pass for each micro-batch.
@@ -196,7 +204,7 @@ class _BlockRefit:
             given, present = seen[name]
             fit.add(given, outputs[layer.dense], tuples, lambda present=present: present)  # type: ignore[misc]
         change, reader = fit.solve(begun)
-        return Change(change, change.new_ones(change.shape[1]), change.new_zeros(0)), reader
+        return Change(change, change.new_ones(change.shape[1])), reader
 
     def _to_stream(
         self, name: str, index: int, gates: Sequence[Gate], form: Form, rescale: bool, begun: float
@@ -218,13 +226,16 @@ class _BlockRefit:
         x_IRK, output_IRM, error_IRM = _padded(xs), _padded(outputs), _padded(errors)
         gate_IM = torch.cat([gate.values for gate in gates]).to(x_IRK)
         ridge = self.config.ridge
-        change = Change(*form.change(x_IRK, output_IRM, gate_IM, error_IRM, ridge, bias, rescale, sum_over_processes))
-        squares = [float(in_float64(values).square().sum()) for values in (error_IRM, change.left)]
+        change, factors, left = form.change(
+            x_IRK, output_IRM, gate_IM, error_IRM, ridge, bias, rescale, sum_over_processes
+        )
+        squares = [float(in_float64(values).square().sum()) for values in (error_IRM, left)]
         counts = torch.tensor([*squares, size, sum(x[..., 0].numel() for x in xs)], dtype=torch.float64)
         counts = counts.to(where_float64(x_IRK.device))
         before, after, wanted_square, rows = sum_over_processes(counts).tolist()
         share = relative(before, wanted_square), relative(after, wanted_square)
-        return change, Reader(int(rows), x_IRK.shape[2], *share, time.monotonic() - begun, "stream")
+        reader = Reader(int(rows), x_IRK.shape[2], *share, time.monotonic() - begun, "stream")
+        return Change(change, factors), reader
 
     def _gates(self, call: Call) -> dict[str, Gate]:
         """The gate of each layer's output: the block's result for ones minus that for zeros."""
