@@ -150,15 +150,24 @@ def apply_cut(model: nn.Module, cut: Cut, details: Mapping[str, Any] | None = No
 
     Raises:
         SecateurError: the weights are sharded (FSDP2).
+        StructureError: the cut does not fit, or the structure of the model is not known.
     """
     require_whole(model, "a cut")
     if not hasattr(model, "register_to_config"):
-        return remove(model, describe(model), cut)
+        return _remove(model, cut)
     manifest = manifest_of(model) or _begun(model, base_id)
-    remove(model, describe(model), cut)
+    _remove(model, cut)
     removal = removals_of(model)[-1]
     attach(model, replace(manifest, steps=(*manifest.steps, {**_step(removal), **(details or {})})))
     return model
+
+
+def _remove(model: nn.Module, cut: Cut) -> nn.Module:
+    """Remove `cut` from `model`, in place."""
+    try:
+        return remove(model, describe(model), cut)
+    except ValueError as error:  # `structure` knows no errors of ours
+        raise StructureError(str(error)) from error
 
 
 def attach(model: nn.Module, manifest: Manifest) -> None:
@@ -199,7 +208,7 @@ def pruned_skeleton(manifest: Manifest) -> nn.Module:
     """
     model = dense_skeleton(manifest)
     for cut in composed(manifest):
-        remove(model, describe(model), cut)
+        _remove(model, cut)
     attach(model, manifest)
     return model
 

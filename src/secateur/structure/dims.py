@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, TypeAlias
 
-from ..base.errors import StructureError
-
 Role = Literal["out", "in", "norm", "gate"]
 Channels: TypeAlias = "Sequence[str | int]"  # names of dims, and widths that stay
 
@@ -193,27 +191,27 @@ class Cut:
 
 
 def check_cut(structure: Structure, cut: Cut) -> None:
-    """Raise `StructureError` unless removal can apply `cut` without changing the function of what stays.
+    """Raise `ValueError` unless removal can apply `cut` without changing the function of what stays.
 
     Each cell of a dim must keep the same fraction, and so must the dims of one link; see `Dim`.
     """
     unknown = [*(set(cut.kept) - set(structure.dims)), *(set(cut.removed_blocks) - set(structure.blocks))]
     if unknown:
-        raise StructureError(f"the model has no dim or block named {unknown[0]}")
+        raise ValueError(f"the model has no dim or block named {unknown[0]}")
     if len(structure.removable(cut.removed_blocks)) < len(cut.removed_blocks):
-        raise StructureError("at least one block must stay")
+        raise ValueError("at least one block must stay")
     for link, dims in structure.links.items():
         levels = set()
         for dim in dims:
             kept = cut.kept.get(dim.name, tuple(range(dim.size)))
             if list(kept) != sorted(set(kept)) or not kept or kept[0] < 0 or kept[-1] >= dim.size:
-                raise StructureError(f"{dim.name}: kept units must be increasing indices below {dim.size}, not none")
+                raise ValueError(f"{dim.name}: kept units must be increasing indices below {dim.size}, not none")
             chosen = set(kept)
             counts = [sum(unit in chosen for unit in cell) for cell in dim.cell_ranges()]
             levels |= {count * dim.levels / cell for count, cell in zip(counts, dim.cells, strict=True)}
         if len(levels) != 1:
             names = ", ".join(dim.name for dim in dims[:3])
-            raise StructureError(f"units must leave {names} evenly from every norm group (link {link})")
+            raise ValueError(f"units must leave {names} evenly from every norm group (link {link})")
 
 
 class StructureBuilder:
@@ -269,7 +267,7 @@ class StructureBuilder:
     def normalizes(self, module: str, dims: list[str], num_groups: int) -> None:
         """A GroupNorm with affine parameters runs over `dims`, whose units are single channels."""
         if any(self._units[name][1] != 1 for name in dims):
-            raise StructureError(f"{module}: a group norm over units of several channels is not supported")
+            raise ValueError(f"{module}: a group norm over units of several channels is not supported")
         self.add(f"{module}.weight", 0, dims, "norm")
         self.add(f"{module}.bias", 0, dims, "out")
         self._norms.append((dims, num_groups))
@@ -288,11 +286,11 @@ class StructureBuilder:
         `head_conditioning` is the submodule of the first listed block that the model's head also reads.
 
         Raises:
-            StructureError: a block lies inside another, so that the weights of one are part of the other's.
+            ValueError: a block lies inside another, so that the weights of one are part of the other's.
         """
         for inner, outer in itertools.permutations(self.blocks, 2):
             if inner.startswith(f"{outer}."):
-                raise StructureError(f"block {inner} lies inside block {outer}: declare one of them")
+                raise ValueError(f"block {inner} lies inside block {outer}: declare one of them")
         borders = {name: {0, size} for name, (size, _) in self._units.items()}
         link = {name: name for name in self._units}
         for dims, num_groups in self._norms:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..base.errors import StructureError
 from .attributes import follow_weights
 from .dims import Cut, Structure, check_cut
 from .streams import Skip, streams_of
@@ -76,8 +75,8 @@ def remove(model: nn.Module, structure: Structure, cut: Cut) -> nn.Module:
     `requires_grad`, dtype, device, mode and ties between parameters are kept; works on the meta device too.
 
     Raises:
-        StructureError: the cut would change the function of what stays (see `check_cut`); the model lacks a parameter;
-            or a tied parameter would be cut under some of its names only.
+        ValueError: the cut would change the function of what stays (see `check_cut`); the model lacks a parameter; or a
+            tied parameter would be cut under some of its names only.
     """
     check_cut(structure, cut)
     with torch.no_grad():
@@ -128,7 +127,7 @@ def _tied_entries(model: nn.Module, structure: Structure, cut: Cut) -> list[tupl
     entries = kept_entries(structure, cut, {name: parameter.shape for name, parameter in parameters.items()})
     named = {piece.parameter for name in cut.kept for piece in structure.dims[name].slices}
     if lacking := sorted(named - set(parameters)):
-        raise StructureError(f"the model has no parameter {lacking[0]}")
+        raise ValueError(f"the model has no parameter {lacking[0]}")
     names: dict[int, list[str]] = {}
     for name, parameter in parameters.items():
         names.setdefault(id(parameter), []).append(name)
@@ -136,7 +135,7 @@ def _tied_entries(model: nn.Module, structure: Structure, cut: Cut) -> list[tupl
     for first, *others in tied:
         for other in others:
             if not _same_entries(entries.get(first, {}), entries.get(other, {})):
-                raise StructureError(f"{first} and {other} are one tensor, and would be cut differently")
+                raise ValueError(f"{first} and {other} are one tensor, and would be cut differently")
     return [(tuple(each), entries[name]) for name, each in zip(entries, tied, strict=True) if name == each[0]]
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
-from ..base.errors import StructureError
 from .dims import Dim, Structure
 
 
@@ -27,11 +26,11 @@ def select(structure: Structure, include: Sequence[str] = ("*",), exclude: Seque
     modules. Dims of one link are left out together.
 
     Raises:
-        StructureError: a pattern matches nothing.
+        ValueError: a pattern matches nothing.
     """
     for pattern in (*include, *exclude):
         if pattern != "*" and not _matches_anything(structure, pattern):
-            raise StructureError(f"pattern {pattern!r} matches no width, block or module that can be cut")
+            raise ValueError(f"pattern {pattern!r} matches no width, block or module that can be cut")
     left_out: dict[str, str] = {}
     for link, dims in structure.links.items():
         reasons = {dim.name: reason for dim in dims if (reason := _why_not_dim(dim, include, exclude))}
