@@ -98,7 +98,9 @@ def test_onnxruntime_computes_what_the_model_does(make, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", EVERY)
+@pytest.mark.parametrize(
+    "make", [pytest.param(make, marks=[pytest.mark.torture] if make is sdxl else []) for make in EVERY]
+)
 @pytest.mark.parametrize("format", ["onnx", "torch-export"])
 def test_every_architecture_is_written(make, format, tmp_path):
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")

@@ -68,7 +68,9 @@ PLANNED = {
         # Tongyi-MAI/Z-Image-Turbo; the last two are the defaults of diffusers. MACs at 64 x 64 latents and at what
         # captions take in examples
         ("Flux2Transformer2DModel", KLEIN_4B, 3.88e9, klein_4b(64 * 64, 512), 25),
-        ("QwenImageTransformer2DModel", {}, 20.4e9, qwen_image(32 * 32, 512), 60),
+        pytest.param(
+            *("QwenImageTransformer2DModel", {}, 20.4e9, qwen_image(32 * 32, 512), 60), marks=pytest.mark.torture
+        ),
         ("ZImageTransformer2DModel", {}, 6.15e9, z_image(32 * 32, 384), 32),
     ],
 )
